@@ -1,0 +1,1 @@
+"""One training run: `python -m trainer --config config.json`."""

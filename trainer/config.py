@@ -1,0 +1,239 @@
+"""The configuration of one run: schema, command line, resolution and fingerprint. Free of torch."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from models.config import GPTConfig, Size
+from trainer.errors import ConfigError, UserError
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# JSON and YAML know lists only
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What is read: one JSON object per line, the text under `text_key`."""
+
+    file_path: str = Field("", description="JSONL corpus, .jsonl or .jsonl.gz")
+    split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
+    test_size: Count = Field(10, description="last documents, held out for validation")
+    block_size: Size = Field(256, description="tokens of a training window")
+    text_key: str = Field("text", min_length=1, description="key of the text in each line")
+    tokenizer: str = Field("gpt2", min_length=1, description="name in the offline cache: gpt2, sample, or a hub id")
+
+
+class TrainerConfig(Section):
+    """How it is trained. Intervals are in optimiser steps; 0 switches the thing off."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: cuda, then mps, then cpu")
+    num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
+    max_iters: Size = Field(1000, description="optimiser steps")
+    batch_size: Size = Field(8, description="windows per step")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
+    betas: Betas = Field((0.9, 0.95), description="AdamW's betas")
+    weight_decay: NonNegative = Field(0.1, description="on matrix weights only")
+    grad_norm_clip: NonNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
+    warmup_steps: Count = Field(0, description="steps of linear warm-up from 0")
+    use_cosine: bool = Field(False, description="cosine decay after the warm-up, down to min_lr_ratio at max_iters")
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="the cosine's floor / learning_rate")
+    log_interval: Size = Field(10, description="steps between rows of loss.csv")
+    eval_interval: Count = Field(500, description="steps between evaluations of the held-out set (and at the end)")
+    eval_tokens: Size = Field(65536, description="held-out tokens evaluated, at most")
+    ckpt_interval: Count = Field(500, description="steps between checkpoints (and at the end)")
+    sample_interval: Count = Field(0, description="steps between samples of generated text")
+    sample_prompt: str = Field("The", description="what generated samples start with")
+    resume: str = Field("auto", min_length=1, description="auto: newest good checkpoint; none: start anew; or a file")
+
+
+class SystemConfig(Section):
+    """Where it runs, and the seed."""
+
+    work_dir: str = Field("out/run", min_length=1, description="run folder")
+    cache_dir: str = Field(
+        default_factory=lambda: os.environ.get("ABLATRIX_CACHE") or ".cache/ablatrix",
+        min_length=1,
+        description="offline cache of tokenizers and tokens (default: $ABLATRIX_CACHE, else .cache/ablatrix)",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(3407, description="seed of weights, batches and dropout")
+
+
+# Where a run lives and how it is restarted says nothing about its result.
+NOT_IDENTITY = {"system": {"work_dir", "cache_dir"}, "trainer": {"resume", "num_workers"}}
+
+
+class RunConfig(Section):
+    """The whole configuration of one run."""
+
+    data: DataConfig = DataConfig()
+    model: GPTConfig = GPTConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    system: SystemConfig = Field(default_factory=SystemConfig)
+
+    def resolved(self, vocab_size: int) -> RunConfig:
+        """Every size written out, so that the model can be rebuilt from config.json alone.
+
+        vocab_size: the tokenizer's number of tokens. Raises ConfigError where data and model contradict each other.
+        """
+        model = self.model.resolved(vocab_size, self.data.block_size)
+        assert model.vocab_size and model.block_size
+        problems = []
+        if not self.data.file_path:
+            problems.append("data.file_path: missing; give the path of a JSONL file")
+        if self.data.block_size > model.block_size:
+            problems.append(
+                f"data.block_size: {self.data.block_size} is over the model's block_size {model.block_size}; "
+                "lower data.block_size or raise model.block_size"
+            )
+        if model.vocab_size < vocab_size:
+            problems.append(
+                f"model.vocab_size: {model.vocab_size} is under the {vocab_size} tokens of "
+                f"tokenizer {self.data.tokenizer!r}; leave it out"
+            )
+        if self.trainer.warmup_steps > self.trainer.max_iters:
+            problems.append(
+                f"trainer.warmup_steps: {self.trainer.warmup_steps} is over trainer.max_iters "
+                f"{self.trainer.max_iters}; the learning rate would never be reached"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return self.model_copy(update={"model": model})
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: everything but places, threads and the way of restarting."""
+        return self.model_dump(mode="json", exclude=NOT_IDENTITY)
+
+    def fingerprint(self) -> str:
+        """First 8 hex digits of the SHA-256 of `identity()`."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_json(self) -> str:
+        """config.json's text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def keys() -> Iterator[tuple[str, Any]]:
+    """(dotted key, pydantic field) of every setting, in order."""
+    for section, field in RunConfig.model_fields.items():
+        annotation: Any = field.annotation
+        for name, inner in annotation.model_fields.items():
+            yield f"{section}.{name}", inner
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """' (did you mean ...?)' for a mistyped key, '' where nothing is near."""
+    tail = {name.rpartition(".")[2]: name for name in known}
+    found = difflib.get_close_matches(key, known, 1, 0.6) or [
+        tail[t] for t in difflib.get_close_matches(key.rpartition(".")[2], list(tail), 1, 0.6)
+    ]
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def validate(tree: dict[str, Any], strict: bool = True) -> RunConfig:
+    """A nested dict as RunConfig. Raises ConfigError with one `key: fault` line per problem.
+
+    strict: a number in quotes is a wrong type (files); else it is converted (command lines).
+    """
+    try:
+        return RunConfig.model_validate(tree, strict=strict)
+    except ValidationError as error:
+        raise ConfigError([_explain(e) for e in error.errors()]) from None
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key, kind = ".".join(location[:2]), error["type"]
+    if kind == "extra_forbidden":
+        known = [k for k, _ in keys()]
+        return f"{key}: unknown key{nearest(key, known if len(location) > 1 else list(RunConfig.model_fields))}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key}: must be a section of settings, got {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower() + message[1:]}, got {error['input']!r}"
+
+
+def load(path: str | Path) -> RunConfig:
+    """Read a config.json. Raises UserError (unreadable, not JSON) or ConfigError (wrong keys or types)."""
+    return validate(_read_tree(Path(path)))
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a run's configuration: the top level must be an object")
+    return tree
+
+
+def from_flags(argv: Sequence[str]) -> RunConfig:
+    """Parse `--a.b=c`, `--a.b c` and `--config FILE` (flags win over the file, later flags over earlier ones).
+
+    Raises ConfigError naming every flag that is unknown or has a value of the wrong type.
+    """
+    flags = list(_split_flags(argv))
+    tree: dict[str, Any] = {}
+    for key, value in flags:
+        if key == "config":
+            tree = validate(_read_tree(Path(value))).model_dump()
+    known = dict(keys())
+    problems = []
+    for key, value in flags:
+        if key == "config":
+            continue
+        if key not in known:
+            problems.append(f"--{key}: unknown flag{nearest(key, list(known))}")
+            continue
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = parse_value(value, known[key].annotation)
+    if problems:
+        raise ConfigError(problems)
+    return validate(tree, strict=False)
+
+
+def _split_flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise ConfigError([f"{word!r}: not a flag; flags look like --section.name=value"])
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError([f"--{key}: value missing; write --{key}=value"])
+            value = words.pop(0)
+        yield key, value
+
+
+def parse_value(text: str, annotation: Any) -> Any:
+    """A flag's text for pydantic: None and tuples are read here, the rest is pydantic's."""
+    if text.lower() in ("none", "null") and type(None) in getattr(annotation, "__args__", ()):
+        return None
+    if "tuple" in str(annotation):
+        try:
+            return ast.literal_eval(text if text[:1] in "([" else f"({text})")
+        except (ValueError, SyntaxError):
+            return text
+    return text

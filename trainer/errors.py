@@ -1,0 +1,33 @@
+"""The one exception tree. A user sees one line per problem, never a traceback."""
+
+
+class AblatrixError(Exception):
+    """Root of every error that Ablatrix raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(AblatrixError):
+    """The user asked for something that cannot be: says what to do instead (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """One or more faults in a configuration; all of them, one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(UserError):
+    """The data file cannot be used as it is."""
+
+
+class OfflineCacheError(UserError):
+    """Something is missing from the offline cache; the message names the command that mends it."""
+
+
+class RunError(AblatrixError):
+    """A run or a cluster command failed (exit code 1)."""
