@@ -1,0 +1,1 @@
+"""From one YAML file to runs, to jobs, to a verdict."""

@@ -1,0 +1,245 @@
+"""The experiment file: schema, inheritance, variables, and errors that say where and what instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator import inheritance
+from orchestrator.inheritance import Overrides
+from orchestrator.yamlfile import KeyPath, Tree
+from trainer.config import keys, nearest
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature switched on: a plain feature has one level, one with `levels:` has several, of which one is on."""
+
+    label: str  # `rope`, or `lr.high` for a level
+    path: KeyPath  # where it stands in the file
+    overrides: Any
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+DESIGNS = ("baseline", "one_at_a_time", "all_on", "leave_one_out", "factorial")
+
+
+def safe_name(name: str) -> str:
+    """The allow-list for whatever becomes a folder or a word of a job script. Raises ValueError."""
+    if not NAME.fullmatch(name):
+        raise ValueError("a name has letters, digits and . _ + - only, starts with a letter or digit, at most 80 long")
+    return name
+
+
+def safe_value(value: str) -> str:
+    """An sbatch value: one printable line without quotes, blanks or shell characters. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9._+:,=@%/&|*\[\]()-]{1,200}", value) or value.startswith("-"):
+        raise ValueError("has characters that an sbatch option cannot hold safely (blanks, quotes, $, ; ...)")
+    return value
+
+
+def minutes(time: str) -> int:
+    """Slurm's time formats (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) as whole minutes, rounded up. Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if not match:
+        raise ValueError("not a Slurm time; write HH:MM:SS or D-HH:MM:SS, in quotes")
+    days, first, second, third = match.groups()
+    numbers = [int(n) for n in (first, second, third) if n is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # M or M:S
+    hours, mins, secs = [*numbers, 0, 0][:3]
+    total = ((int(days or 0) * 24 + hours) * 60 + mins) * 60 + secs
+    if total <= 0:
+        raise ValueError("the time limit must be more than 0")
+    return -(-total // 60)
+
+
+def _checked_time(time: str) -> str:
+    minutes(time)
+    return time
+
+
+SafeName = Annotated[str, AfterValidator(safe_name)]
+SafeValue = Annotated[str, AfterValidator(safe_value)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SlurmSettings(Strict):
+    """Resources of one job. What is left out is left to the cluster's defaults."""
+
+    partition: SafeValue | None = None
+    account: SafeValue | None = None
+    qos: SafeValue | None = None
+    constraint: SafeValue | None = None
+    exclude: SafeValue | None = None
+    gpus_per_node: int = Field(0, ge=0)
+    cpus_per_task: int = Field(1, ge=1)
+    mem: Annotated[str, Field(pattern=r"^\d+[KMGTkmgt]?$")] | None = None
+    time: Annotated[str, AfterValidator(_checked_time)] = "01:00:00"
+    max_parallel: int | None = Field(None, ge=1, description="tasks of the array that run at once")
+    signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
+    setup: list[str] = Field([], description="shell lines run before the trainer, such as `module load cuda`")
+    extra: dict[SafeName, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")
+
+
+class Experiment(Strict):
+    """An experiment file, resolved: variables filled in, dotted keys, every name checked."""
+
+    name: SafeName
+    base: Any = {}  # checked key by key, for better messages: Overrides
+    features: dict[SafeName, Any] = {}
+    design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
+    cells: dict[SafeName, list[str]] = {}
+    exclude: list[list[str]] = Field([], description="feature combinations that are left out")
+    seeds: int | list[Annotated[int, Field(ge=0)]] = Field([1], description="a list, or n for 1..n")
+    launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
+    slurm: SlurmSettings = SlurmSettings()
+    output: str = Field("out", min_length=1)
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+
+    def levels(self) -> list[list[Level]]:
+        """For each feature its levels, in the file's order."""
+        return _levels(self.features)
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.output) / self.name
+
+
+def _levels(features: dict[str, Any]) -> list[list[Level]]:
+    groups = []
+    for name, body in features.items():
+        root: KeyPath = ("features", name)
+        if isinstance(body, dict) and set(body) == {"levels"} and isinstance(body["levels"], dict):
+            pairs = [((*root, "levels", key), f"{name}.{key}", inner) for key, inner in body["levels"].items()]
+        else:
+            pairs = [(root, name, body)]
+        groups.append([Level(label, path, overrides) for path, label, overrides in pairs])
+    return groups
+
+
+TOP_LEVEL = ("extends", "vars", *Experiment.model_fields)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment, where each of its keys stands, and the overrides given on the command line."""
+
+    experiment: Experiment
+    tree: Tree
+    file: Path
+    forced: Overrides = field(default_factory=dict)
+
+    def at(self, *path: str) -> str:
+        """`file:line: ` of a key, for the front of a message."""
+        position = self.tree.position(path)
+        return f"{position}: " if position else f"{self.file}: "
+
+
+def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
+    """Read an experiment file with what it extends, fill in its variables, check all names and types.
+
+    sets: `a.b=value` from the command line; they win over everything. Raises ConfigError with every problem found.
+    """
+    tree = inheritance.read(path)
+    forced = inheritance.apply_sets(tree, sets, TOP_LEVEL)
+    problems: list[str] = []
+    data = inheritance.fill(tree, problems)
+    data.pop("extends", None)
+    data.pop("vars", None)
+    problems += _check_trainer_keys(data, tree)
+    try:
+        loaded = Loaded(Experiment.model_validate(data), tree, path, forced)
+        problems += _check_design(loaded)
+    except ValidationError as error:
+        problems += [_explain(e, tree, path) for e in error.errors()]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return loaded
+
+
+# ---- checks
+
+
+def _explain(error: Any, tree: Tree, file: Path) -> str:
+    path = tuple(str(part) for part in error["loc"] if part != "[key]")
+    position, key = tree.position(path) or str(file), ".".join(path)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        known = list(SlurmSettings.model_fields) if path[0] == "slurm" else list(TOP_LEVEL)
+        return f"{position}: {key}: unknown key{nearest(path[-1], known)}"
+    if kind == "missing":
+        return f"{file}: {key}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{position}: {key}: {message[0].lower() + message[1:]}, got {error['input']!r}"
+
+
+def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
+    """Unknown trainer keys in base and features, each with the nearest name, and features that override nothing."""
+    known = [key for key, _ in keys()]
+    fixed = {"system.seed": "give `seeds:` at the top level", "system.work_dir": "give `output:` at the top level"}
+    blocks: list[tuple[KeyPath, Any]] = [(("base",), data.get("base", {}))]
+    if isinstance(data.get("features"), dict):
+        blocks += [(level.path, level.overrides) for group in _levels(data["features"]) for level in group]
+    problems = []
+    for path, overrides in blocks:
+        name = ".".join(path)
+        if not isinstance(overrides, dict):
+            problems.append(f"{tree.position(path)}: {name}: must be settings such as `model.swiglu: true`")
+        elif path[0] == "features" and not overrides:
+            problems.append(f"{tree.position(path)}: {name}: overrides nothing; name what the feature switches on")
+        else:
+            for key in overrides:
+                where = f"{tree.position((*path, key))}: {name}.{key}: "
+                if key in fixed:
+                    problems.append(f"{where}set per run; {fixed[key]}")
+                elif key not in known:
+                    problems.append(f"{where}unknown key{nearest(key, known)}")
+    return problems
+
+
+def _check_design(loaded: Loaded) -> list[str]:
+    """Words of `design`, names used in `cells` and `exclude`, level names, seeds."""
+    experiment, problems = loaded.experiment, []
+    levels = [level for group in experiment.levels() for level in group]
+    known = [level.label for level in levels]
+    for item in experiment.design:
+        word = next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
+        if word not in DESIGNS or (isinstance(item, dict) and (word != "factorial" or not _is_order(item[word]))):
+            hint = nearest(str(word), DESIGNS)
+            problems.append(f"{loaded.at('design')}design: {item!r} is not one of {', '.join(DESIGNS)}{hint}")
+    groups: list[tuple[KeyPath, list[str]]] = [(("cells", name), m) for name, m in experiment.cells.items()]
+    groups += [(("exclude",), members) for members in experiment.exclude]
+    for path, members in groups:
+        for member in members:
+            if member not in known:
+                problems.append(
+                    f"{loaded.at(*path)}{'.'.join(path)}: no feature {member!r}{nearest(member, known)}; "
+                    f"features: {', '.join(known) or 'none'}"
+                )
+    for level in levels:
+        if not NAME.fullmatch(level.path[-1]):
+            problems.append(f"{loaded.at(*level.path)}{'.'.join(level.path)}: {level.path[-1]!r} is not a safe name")
+    if len(set(known)) < len(known):
+        problems.append(f"{loaded.at('features')}features: a level and a feature have the same name")
+    seeds = experiment.seed_list
+    if not seeds or len(set(seeds)) != len(seeds):
+        problems.append(f"{loaded.at('seeds')}seeds: give at least one seed, each once, got {experiment.seeds!r}")
+    return problems
+
+
+def _is_order(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,177 @@
+"""Experiment -> cells -> runs. Pure: no file, no clock, no environment."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.experiment import Experiment, Loaded
+from orchestrator.inheritance import Overrides
+from trainer.config import RunConfig, validate
+from trainer.errors import ConfigError
+
+LONGEST_NAME = 80
+
+Labels = tuple[str, ...]  # what is switched on: ("swiglu",) or ("lr.high", "rope"), in the file's order
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set of features that are on."""
+
+    name: str
+    features: Labels
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a cell and a seed, with the whole resolved configuration."""
+
+    cell: str
+    seed: int
+    features: Labels
+    overrides: Overrides  # what the features changed against the base
+    config: RunConfig
+
+    @property
+    def id(self) -> str:
+        """Name of the run's folder."""
+        return f"{self.cell}-seed{self.seed}-{self.config.fingerprint()}"
+
+
+def cells(experiment: Experiment) -> list[Cell]:
+    """The design's cells in order; a feature set that two designs share comes once, under its first name."""
+    labels = [[level.label for level in group] for group in experiment.levels()]
+    flat = [label for group in labels for label in group]
+    all_on = tuple(group[0] for group in labels)
+    chosen: dict[frozenset[str], Cell] = {}
+
+    def add(name: str, features: Sequence[str]) -> None:
+        key = frozenset(features)
+        excluded = any(set(combination) <= key for combination in experiment.exclude)
+        if key not in chosen and not excluded:
+            chosen[key] = Cell(name, tuple(label for label in flat if label in key))
+
+    for item in experiment.design:
+        word, order = next(iter(item.items())) if isinstance(item, dict) else (item, len(labels))
+        if word == "baseline":
+            add("baseline", ())
+        elif word == "one_at_a_time":
+            for label in flat:
+                add(label, (label,))
+        elif word == "all_on":
+            add("all_on", all_on)
+        elif word == "leave_one_out":
+            add("all_on", all_on)
+            for left_out in all_on:
+                add(f"without-{left_out}", [label for label in all_on if label != left_out])
+        elif word == "factorial":
+            for features in _factorial(labels, order):
+                add(_combined_name(features), features)
+    for name, members in experiment.cells.items():
+        add(name, members)
+    return list(chosen.values())
+
+
+def _factorial(labels: Sequence[Sequence[str]], order: int) -> Iterator[Labels]:
+    """Every combination of at most `order` features, each at each of its levels; small sets first."""
+    for size in range(min(order, len(labels)) + 1):
+        for groups in itertools.combinations(labels, size):
+            yield from itertools.product(*groups)
+
+
+def _combined_name(features: Labels) -> str:
+    name = "+".join(features) or "baseline"
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{len(features)}-features-{digest}"
+    return name
+
+
+def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
+    """What the features switch on, later features winning."""
+    merged: Overrides = {}
+    for level in itertools.chain.from_iterable(experiment.levels()):
+        if level.label in features:
+            merged.update(level.overrides)
+    return merged
+
+
+def runs(loaded: Loaded, vocab_size: int) -> list[Run]:
+    """Every cell times every seed, fully resolved.
+
+    vocab_size: the tokenizer's number of tokens. Raises ConfigError with each problem of each cell, with file and line.
+    """
+    experiment = loaded.experiment
+    planned: list[tuple[Cell, Overrides, RunConfig]] = []
+    faults: dict[str, str] = {}  # a fault of the base, or of one feature, is told once and not for each cell
+    bare = Cell("", ())
+    for cell in [bare, *cells(experiment)]:
+        overrides = overrides_of(experiment, cell.features)
+        try:
+            config = validate(nested({**experiment.base, **overrides, **loaded.forced})).resolved(vocab_size)
+            planned.append((cell, overrides, config))
+        except ConfigError as error:
+            for fault in error.problems:
+                faults.setdefault(fault, _placed(fault, loaded, cell))
+    problems = list(faults.values()) + _same_cells(loaded, planned)
+    runs = planned[1:]
+    if not runs and not problems:
+        problems.append(f"{loaded.at('design')}design: gives no run; add baseline, one_at_a_time or features")
+    if problems:
+        raise ConfigError(problems)
+    return [
+        Run(cell.name, seed, cell.features, overrides, _seeded(config, seed))
+        for cell, overrides, config in runs
+        for seed in experiment.seed_list
+    ]
+
+
+def _seeded(config: RunConfig, seed: int) -> RunConfig:
+    return config.model_copy(update={"system": config.system.model_copy(update={"seed": seed})})
+
+
+def nested(flat: Overrides) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        if name:
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
+    """A trainer's `key: fault` with the file and line that is to blame."""
+    key = problem.partition(":")[0]
+    path: tuple[str, ...] = ("base", key)
+    culprit = ""
+    if cell and cell.features:
+        on = [level for group in loaded.experiment.levels() for level in group if level.label in cell.features]
+        level = next((level for level in reversed(on) if key in level.overrides), on[-1])
+        path, culprit = (*level.path, key), f"cell {cell.name}: "
+    return f"{loaded.at(*path)}{culprit}{problem}"
+
+
+def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, RunConfig]]) -> list[str]:
+    """Cells with the same configuration, above all features that change nothing: they would be compared in vain."""
+    first: dict[str, Cell] = {}
+    blamed: set[str] = set()
+    problems = []
+    for cell, overrides, config in planned:
+        other = first.setdefault(config.fingerprint(), cell)
+        if other is cell or not (cell.features or other.features) or blamed.intersection(cell.features):
+            continue
+        blamed.update(cell.features)
+        where = loaded.at("features", cell.features[0] if cell.features else "")
+        settings = ", ".join(f"{key}: {value!r}" for key, value in overrides.items())
+        if other.features:
+            problems.append(f"{where}cell {cell.name}: is the same configuration as cell {other.name} ({settings})")
+        else:
+            problems.append(f"{where}cell {cell.name}: changes nothing: base, defaults or --set already say {settings}")
+    return problems

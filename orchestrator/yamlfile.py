@@ -1,0 +1,164 @@
+"""YAML with positions: every key knows its file and line, so that an error can say where it is.
+
+Scalars follow YAML 1.2's core schema (`5e-4` is a float, `on` and `no` are words), duplicate keys are errors, and
+documents that would unfold beyond reason (alias bombs, endless nesting) are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import ConfigError, UserError
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+MAX_DEPTH = 50
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass
+class Tree:
+    """A YAML document as plain Python values, and for each key path the `file:line` it stands at."""
+
+    data: dict[str, Any]
+    where: dict[KeyPath, str] = field(default_factory=dict)
+
+    def position(self, path: KeyPath) -> str:
+        """`file:line` of a key, or of its nearest parent that has one."""
+        while path and path not in self.where:
+            path = path[:-1]
+        return self.where.get(path, "")
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's implicit types in place of 1.1's."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def load(path: Path) -> Tree:
+    """Read a YAML mapping. Raises UserError (no such file, not UTF-8, not YAML) or ConfigError (duplicate keys)."""
+    text = _read(path)
+    try:
+        node = yaml.compose(text, Loader=_CoreLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem or error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be an experiment") from None
+    if node is None:
+        raise UserError(f"{path}: the file is empty; an experiment needs at least name, base and features")
+    builder = _Builder(str(path))
+    data = builder.build(node, ())
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: the top level must be keys and values, such as `name: my-study`")
+    return Tree(data, builder.where)
+
+
+def parse_scalar(text: str) -> Any:
+    """A value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raises UserError when not YAML."""
+    try:
+        node = yaml.compose(text, Loader=_CoreLoader)
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(f"{text!r}: not a YAML value") from None
+    return None if node is None else _Builder("value").build(node, ())
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the experiment's YAML file")
+        raw = path.read_bytes()[: MAX_BYTES + 1]
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []
+        hint = f"; {path.parent} has: {', '.join(near)}" if near else ""
+        raise UserError(f"{path}: no such experiment file{hint}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{path}: larger than 1 MiB; this is not an experiment file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+class _Builder:
+    """Turns composed nodes into Python values, noting positions and duplicate keys."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.where: dict[KeyPath, str] = {}
+        self.problems: list[str] = []
+        self.nodes = 0
+        self.constructor = _CoreLoader("")
+
+    def build(self, node: yaml.Node, path: KeyPath, depth: int = 0) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise UserError(f"{self.name}: unfolds to an unreasonable size; check its aliases (*name) and nesting")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(child, (*path, str(i)), depth + 1) for i, child in enumerate(node.value)]
+        line = node.start_mark.line + 1
+        try:
+            return _scalar(node) if isinstance(node, yaml.ScalarNode) else None
+        except (ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{self.name}:{line}: {error}") from None
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{self.name}:{line}: a key must be a word, not a list or mapping")
+            key = key_node.value
+            if key in mapping:
+                first = self.where[(*path, key)]
+                self.problems.append(f"{self.name}:{line}: {'.'.join((*path, key))}: duplicate key (first at {first})")
+            self.where[(*path, key)] = f"{self.name}:{line}"
+            mapping[key] = self.build(value_node, (*path, key), depth + 1)
+        return mapping
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    text = node.value
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind == "null":
+        return None
+    if kind == "int":
+        digits = text.lstrip("+-")
+        return int(text, 0 if digits[:2] in ("0o", "0x") else 10)
+    if kind == "float":
+        return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan"))
+    if kind == "str":
+        return text
+    raise ValueError(f"tag {node.tag!r} is not supported in an experiment file")
