@@ -1,0 +1,159 @@
+"""A GPT-2 shaped language model (Radford et al. 2019), each ablation one component of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import CausalSelfAttention
+from models.config import GPTConfig
+from models.feedforward import build_feedforward
+from models.head import head_loss
+from models.norms import build_norm
+from models.positions import Rotary
+
+INIT_STD = 0.02
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. (B, T, C) -> (B, T, C)"""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = build_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = build_norm(config)
+        self.mlp = build_feedforward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Token indices to the features that the head reads. (B, T) -> (B, T, C)"""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        assert config.vocab_size and config.block_size and config.n_embd and config.n_layer
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = None if config.rope else nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = build_norm(config)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe.weight[: idx.shape[1]]
+        x = self.drop(x)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+
+class GPT(nn.Module):
+    """The language model of a resolved GPTConfig.
+
+    seed: of the initial weights, which are drawn parameter by parameter from (seed, name), so that two models that
+    differ in one component start equal in all the others. None: on the meta device, without weights, for loading and
+    counting. Raises ValueError where the config is not resolved.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        if None in (config.n_layer, config.n_head, config.n_embd, config.vocab_size, config.block_size):
+            raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
+        assert config.vocab_size and config.n_embd
+        self.config = config
+        with torch.device("meta"):  # torch's own initialisation would be thrown away: do not pay for it
+            self.transformer = Transformer(config)
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if seed is not None:
+            self.to_empty(device="cpu")
+            self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
+
+        Drawn on the CPU in any case, so that every device starts from the same weights.
+        """
+        assert self.config.n_layer
+        for module in self.modules():
+            if isinstance(module, Rotary):
+                module.fill()
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            residual = name.endswith("c_proj.weight")
+            std = INIT_STD / math.sqrt(2 * self.config.n_layer) if residual else INIT_STD
+            draw = torch.empty(parameter.shape).normal_(0.0, std, generator=_generator(seed, name))
+            parameter.copy_(draw)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """idx (B, T) -> logits (B, T, V) and, with targets (B, T; -1 is not scored), the mean NLL in nats.
+
+        Raises ValueError where T is over the block size. Training uses `loss`, which never holds all logits.
+        """
+        x = self._features(idx)
+        loss = None if targets is None else head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        return self.lm_head(x), loss
+
+    def loss(self, idx: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Negative log-likelihood in nats of targets (B, T; -1 is not scored): the `mean` per token, or the `sum`."""
+        x = self._features(idx)
+        return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), reduction)
+
+    def _features(self, idx: Tensor) -> Tensor:
+        assert self.config.block_size
+        if idx.shape[1] > self.config.block_size:
+            raise ValueError(f"{idx.shape[1]} tokens are over the model's block_size {self.config.block_size}")
+        return self.transformer(idx)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        do_sample: bool = False,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue idx (B, T), T >= 1, to (B, T + max_new_tokens); the context is cropped to the block size.
+
+        do_sample: draw from the softmax at `temperature` (of the `top_k` likeliest tokens, if given) instead of taking
+        the likeliest; `generator` makes the draw repeatable and leaves the default generator alone. Dropout is off
+        meanwhile. Raises ValueError where the temperature or top_k is not positive.
+        """
+        if temperature <= 0 or (top_k is not None and top_k < 1):
+            raise ValueError("temperature and top_k must be positive; for the likeliest token leave do_sample out")
+        assert self.config.block_size
+        was_training = self.training
+        self.eval()
+        try:
+            for _ in range(max_new_tokens):
+                x = self._features(idx[:, -self.config.block_size :])[:, -1]  # (B, C)
+                logits = self.lm_head(x).float() / temperature  # (B, V)
+                if top_k is not None and top_k < logits.shape[-1]:
+                    least = logits.topk(top_k).values[:, -1:]
+                    logits = logits.masked_fill(logits < least, -math.inf)
+                if do_sample:
+                    token = torch.multinomial(F.softmax(logits, dim=-1), 1, generator=generator)
+                else:
+                    token = logits.argmax(dim=-1, keepdim=True)
+                idx = torch.cat((idx, token), dim=1)
+        finally:
+            self.train(was_training)
+        return idx
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,37 @@
+"""Normalisation layers: LayerNorm as in GPT-2, RMSNorm as its ablation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.config import GPTConfig
+
+EPS = 1e-5
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm without bias: x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, eq. 4).
+
+    (..., C) -> (..., C)
+    """
+
+    def __init__(self, n_embd: int, eps: float = EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # bf16 squares lose too much: the mean is always taken in float32
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return y.type_as(x) * self.weight
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def build_norm(config: GPTConfig) -> nn.Module:
+    """The norm that `config` asks for, (..., C) -> (..., C)."""
+    assert config.n_embd
+    return RMSNorm(config.n_embd) if config.rmsnorm else nn.LayerNorm(config.n_embd, eps=EPS)

@@ -1,0 +1,217 @@
+"""The training loop: no files, no signals, no command line. Hooks by name do the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.gpt import GPT
+from trainer.config import RunConfig
+from trainer.optimizer import AdamW
+from trainer.schedules import learning_rate
+
+EVENTS = ("on_train_start", "on_batch_end", "on_row", "on_checkpoint", "on_train_end")
+Array = np.ndarray[Any, Any]
+
+
+class Source(Protocol):
+    """What the loop trains on: the numpy batches (x, y), (B, T) each, from number `start` up to `stop`, in order."""
+
+    def __call__(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]: ...
+
+
+class Trainer:
+    """Trains one model; everything that decides the result is in `config`, the batches and `state()`.
+
+    `iter` is the number of optimiser steps completed. Callbacks (`add_callback`) are called with the trainer:
+    `on_train_start`, `on_batch_end` (after every step), `on_row` (`trainer.row` is a new row of loss.csv),
+    `on_checkpoint` (`state()` is due to be saved), `on_train_end`. Any of them may set `stop_requested`: the loop then
+    asks for a checkpoint and ends.
+    """
+
+    def __init__(
+        self, config: RunConfig, source: Source, heldout: tuple[Array, Array], device: torch.device | str = "cpu"
+    ) -> None:
+        self.config = config
+        self.source = source
+        self.heldout = heldout
+        self.device = torch.device(device)
+        self.model = GPT(config.model, seed=config.system.seed).to(self.device).train()
+        settings = config.trainer
+        self.optimizer = AdamW(self.model, settings.betas, settings.weight_decay, settings.grad_norm_clip)
+        self.callbacks: dict[str, list[Callable[[Trainer], None]]] = defaultdict(list)
+        self.stop_requested = False
+        self.diverged = False
+        self.row: dict[str, Any] = {}
+
+        self.iter = 0
+        self.seconds = 0.0  # of training: evaluations, checkpoints and start-up are not in it
+        self.initial_loss = math.nan
+        self.final_loss = math.nan
+        self.val_loss: float | None = None  # after `iter` steps; None: not evaluated there
+        # Since the last row. Kept on the device: reading a number back makes the host wait for it.
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        self._sums = torch.zeros(2, dtype=wide, device=self.device)  # loss, grad_norm
+        self._row_iter, self._row_seconds = 0, 0.0
+        self._since = 0.0
+
+    def add_callback(self, event: str, callback: Callable[[Trainer], None]) -> None:
+        """Call `callback(trainer)` at `event`, after those added before. Raises ValueError on an unknown event."""
+        if event not in EVENTS:
+            raise ValueError(f"unknown event {event!r}; known: {', '.join(EVENTS)}")
+        self.callbacks[event].append(callback)
+
+    def trigger_callbacks(self, event: str) -> None:
+        for callback in self.callbacks[event]:
+            callback(self)
+
+    @property
+    def finished(self) -> bool:
+        return self.diverged or self.iter >= self.config.trainer.max_iters
+
+    @property
+    def tokens(self) -> int:
+        """Trained on so far."""
+        return self.iter * self.config.trainer.batch_size * self.config.data.block_size
+
+    def run(self) -> None:
+        """Train until max_iters, divergence, or a stop; `finished` tells which."""
+        self.trigger_callbacks("on_train_start")
+        self._since = time.perf_counter()
+        if not (self.finished or self.stop_requested):
+            with contextlib.closing(self.source(self.iter, self.config.trainer.max_iters)) as batches:  # type: ignore[type-var]
+                for x, y in batches:
+                    self._step(x, y)
+                    self.trigger_callbacks("on_batch_end")
+                    self._boundary()
+                    if self.stop_requested or self.finished:
+                        break
+        self.trigger_callbacks("on_train_end")
+
+    def _step(self, x: Array, y: Array) -> None:
+        """One optimiser step on batch number `iter`."""
+        settings = self.config.trainer
+        # Dropout of a step depends on (seed, step) alone: a resumed run needs no generator state
+        torch.manual_seed(step_seed(self.config.system.seed, self.iter))
+        loss = self.model.loss(self._to_device(x), self._to_device(y))
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = self.optimizer.step(learning_rate(self.iter + 1, settings))
+        self._sums += torch.stack((loss.detach(), norm))
+        self.iter += 1
+        self.val_loss = None
+
+    def _to_device(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _boundary(self) -> None:
+        """What is due after this step: a row, an evaluation, a checkpoint."""
+        settings = self.config.trainer
+        if self._row_due():
+            with self.paused():
+                self._end_row()
+        due = settings.ckpt_interval and self.iter % settings.ckpt_interval == 0
+        if not self.diverged and (due or self.stop_requested or self.finished):
+            with self.paused():
+                self.trigger_callbacks("on_checkpoint")
+
+    def _row_due(self) -> bool:
+        s, i = self.config.trainer, self.iter
+        return i in (1, s.max_iters) or i % s.log_interval == 0 or self._eval_due()
+
+    def _eval_due(self) -> bool:
+        s, i = self.config.trainer, self.iter
+        return i == s.max_iters or (s.eval_interval > 0 and i % s.eval_interval == 0)
+
+    def _end_row(self) -> None:
+        steps = self.iter - self._row_iter
+        loss, norm = (self._sums / steps).tolist()
+        self.diverged = not math.isfinite(loss)
+        self.final_loss = math.nan if self.diverged else loss
+        if self.iter == 1:
+            self.initial_loss = self.final_loss
+        if self._eval_due() and not self.diverged:
+            self.val_loss = self.evaluate()
+        self.row = {
+            "iter": self.iter,
+            "loss": self.final_loss,
+            "dt": round((self.seconds - self._row_seconds) / steps, 6),
+            "val_loss": self.val_loss,
+            "lr": learning_rate(self.iter, self.config.trainer),
+            "grad_norm": norm if math.isfinite(norm) else math.nan,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 6),
+        }
+        self._sums.zero_()
+        self._row_iter, self._row_seconds = self.iter, self.seconds
+        self.trigger_callbacks("on_row")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is not counted as training."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - self._since
+        yield
+        self._since = time.perf_counter()
+
+    @torch.no_grad()
+    def evaluate(self) -> float | None:
+        """NLL of the held-out windows, nats per scored token; None where nothing is held out. Draws no randomness."""
+        x, y = self.heldout
+        scored = int((y != -1).sum())
+        if not scored:
+            return None
+        self.model.eval()
+        total = 0.0
+        # at most about 4096 tokens at a time: the result must not depend on how much memory there is
+        size = max(1, 4096 // x.shape[1])
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            total += float(self.model.loss(self._to_device(x[part]), self._to_device(y[part]), reduction="sum"))
+        self.model.train()
+        return total / scored
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on as if nothing had happened. Tensors are not copied."""
+        progress = {
+            "seconds": self.seconds,
+            "initial_loss": self.initial_loss,
+            "final_loss": self.final_loss,
+            "sums": self._sums,
+            "row_iter": self._row_iter,
+            "row_seconds": self._row_seconds,
+        }
+        return {
+            "fingerprint": self.config.fingerprint(),
+            "step": self.iter,
+            "tokens": self.tokens,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": progress,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        progress = state["progress"]
+        self.iter, self.seconds = state["step"], progress["seconds"]
+        self.initial_loss, self.final_loss = progress["initial_loss"], progress["final_loss"]
+        self._sums.copy_(progress["sums"])
+        self._row_iter, self._row_seconds = progress["row_iter"], progress["row_seconds"]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the default generator for the step that follows `step` completed ones."""
+    digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

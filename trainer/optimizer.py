@@ -1,0 +1,107 @@
+"""AdamW on flat lists of parameters, with clipping by the global norm.
+
+Not torch.optim.AdamW: creating one imports torch._dynamo, which alone takes as long as the rest of a short job's start.
+The update is the same fused kernel; a test holds it to torch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-8
+
+
+def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """(name, parameter, whether weight decay applies) of every trainable parameter.
+
+    minGPT's rule: matrices of linear maps decay; biases, norms and embeddings do not. Decided by shape and by the kind
+    of the owning module, so that a new norm needs no entry anywhere.
+    """
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                full = f"{prefix}.{name}" if prefix else name
+                yield full, parameter, parameter.ndim >= 2 and not isinstance(module, nn.Embedding)
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) with decay on matrix weights only.
+
+    betas: of the running means of the gradient and of its square. grad_norm_clip: largest global L2 norm of the
+    gradient; 0: not clipped.
+    """
+
+    def __init__(
+        self, model: nn.Module, betas: tuple[float, float], weight_decay: float, grad_norm_clip: float = 0.0
+    ) -> None:
+        self.betas = betas
+        self.grad_norm_clip = grad_norm_clip
+        self.named: dict[str, nn.Parameter] = {}
+        self.groups: list[tuple[list[str], float]] = [([], weight_decay), ([], 0.0)]
+        for name, parameter, decays in decaying(model):
+            self.named[name] = parameter
+            self.groups[0 if decays else 1][0].append(name)
+        self.exp_avg = {name: torch.zeros_like(p) for name, p in self.named.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.named.items()}
+        device = next(iter(self.named.values())).device
+        self.steps = torch.zeros((), dtype=torch.float32, device=device)
+        self.fused = hasattr(torch, "_fused_adamw_") and device.type in ("cpu", "cuda", "mps")
+
+    def zero_grad(self) -> None:
+        """Set the gradients to zero, keeping their memory."""
+        grads = [p.grad for p in self.named.values() if p.grad is not None]
+        if grads:
+            torch._foreach_zero_(grads)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> Tensor:
+        """Clip, update every parameter, and return the gradient's norm before clipping (a scalar on the device)."""
+        grads = [p.grad for p in self.named.values() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        if self.grad_norm_clip:
+            torch._foreach_mul_(grads, (self.grad_norm_clip / (norm + 1e-6)).clamp(max=1.0))
+        self.steps += 1
+        for names, weight_decay in self.groups:
+            names = [name for name in names if self.named[name].grad is not None]
+            if names:
+                self._update(names, learning_rate, weight_decay)
+        return norm
+
+    def _update(self, names: list[str], learning_rate: float, weight_decay: float) -> None:
+        params: list[Any] = [self.named[name] for name in names]
+        grads: list[Any] = [p.grad for p in params]
+        means, squares = [self.exp_avg[n] for n in names], [self.exp_avg_sq[n] for n in names]
+        beta1, beta2 = self.betas
+        if self.fused:
+            torch._fused_adamw_(
+                params, grads, means, squares, [], [self.steps] * len(params),
+                lr=learning_rate, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=EPS,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return
+        step = float(self.steps)
+        torch._foreach_mul_(params, 1 - learning_rate * weight_decay)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - beta2**step))
+        torch._foreach_add_(roots, EPS)
+        torch._foreach_addcdiv_(params, means, roots, -learning_rate / (1 - beta1**step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on besides parameters and gradients; tensors are not copied."""
+        return {"steps": self.steps, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a `state_dict()` in. Raises KeyError or RuntimeError where it is another model's."""
+        self.steps.copy_(state["steps"])
+        for name in self.named:
+            self.exp_avg[name].copy_(state["exp_avg"][name])
+            self.exp_avg_sq[name].copy_(state["exp_avg_sq"][name])

@@ -1,0 +1,214 @@
+"""One run in its folder: claim it, resume, train, and leave a result."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shlex
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from models.config import count_parameters, flops_per_token
+from trainer import callbacks, checkpoint, data, runlog, tokenizer
+from trainer.config import RunConfig, load
+from trainer.device import describe, pick_device
+from trainer.errors import AblatrixError, UserError
+from trainer.loop import Trainer
+from trainer.signals import Interrupted, StopSignals
+
+
+def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
+    """Do the run that `config` describes and return its exit code. Raises AblatrixError and what else goes wrong.
+
+    argv: the flags as they were given, for args.txt.
+    """
+    run_dir, cache_dir = Path(config.system.work_dir), Path(config.system.cache_dir)
+    # A folder prepared for this very run hears of every failure; another run's folder is not written to
+    there = _existing(run_dir)
+    ours = there is not None and there.fingerprint() == config.fingerprint()
+    try:
+        config = config.resolved(tokenizer.find(config.data.tokenizer, cache_dir).vocab_size)
+        _refuse_strangers(run_dir, there, config)
+        if _already_finished(run_dir, config):
+            return 0
+        device = pick_device(config.trainer.device)
+        # Before the folder is made: a file that cannot be used leaves nothing behind
+        store = data.open_tokens(config.data, cache_dir)
+        _open_folder(run_dir, config, argv)
+        ours = True
+        return _train(run_dir, config, store, device, signals)
+    except Interrupted:
+        if ours:
+            runlog.append_event(run_dir, "signal", signal=signals.name)
+            runlog.append_event(run_dir, "stopped")
+        raise
+    except Exception as error:
+        if ours:
+            _record_failure(run_dir, error)
+        raise
+
+
+def _existing(run_dir: Path) -> RunConfig | None:
+    path = run_dir / runlog.CONFIG
+    return load(path) if path.exists() else None
+
+
+def _refuse_strangers(run_dir: Path, there: RunConfig | None, config: RunConfig) -> None:
+    if there is None:
+        return
+    assert config.model.vocab_size
+    there = there.resolved(config.model.vocab_size)
+    if there.fingerprint() != config.fingerprint():
+        raise UserError(
+            f"{run_dir}: holds a run with another configuration ({_difference(there, config)}); "
+            "choose another --system.work_dir, or remove that folder"
+        )
+
+
+def _difference(there: RunConfig, here: RunConfig) -> str:
+    """`trainer.max_iters: 10 there, 20 here` of the first setting that differs."""
+    ours = here.identity()
+    for section, settings in there.identity().items():
+        for name, value in settings.items():
+            if ours[section][name] != value:
+                return f"{section}.{name}: {value} there, {ours[section][name]} here"
+    return "no setting differs"
+
+
+def _already_finished(run_dir: Path, config: RunConfig) -> bool:
+    summary = runlog.read_json(run_dir / runlog.SUMMARY)
+    if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
+        return False
+    print(f"{run_dir}: already finished; --trainer.resume=none does it again")
+    return True
+
+
+def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:
+    """Make the folder ready for this attempt. Raises UserError where it cannot be written."""
+    command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if _existing(run_dir) != config:
+            runlog.atomic_write(run_dir / runlog.CONFIG, config.to_json())
+        runlog.atomic_write(run_dir / runlog.ARGS, command)
+        checkpoint.sweep(run_dir)
+        if config.trainer.resume != "auto":
+            _forget_result(run_dir, everything=config.trainer.resume == "none")
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
+
+
+def _forget_result(run_dir: Path, everything: bool) -> None:
+    for name in (runlog.SUMMARY, runlog.MODEL):
+        (run_dir / name).unlink(missing_ok=True)
+    for path in checkpoint.checkpoints(run_dir) if everything else []:
+        path.unlink()
+
+
+def _train(run_dir: Path, config: RunConfig, store: data.TokenStore, device: torch.device, signals: StopSignals) -> int:
+    heldout = data.heldout_windows(store, config.data, config.trainer.eval_tokens)
+    batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
+    trainer = Trainer(config, partial(data.prefetch, batches, workers=config.trainer.num_workers), heldout, device)
+    source = _restore(trainer, run_dir)
+    _attach(trainer, run_dir, signals)
+    event = "resumed" if source else "started"
+    runlog.append_event(
+        run_dir, event, iter=trainer.iter, device=describe(device), **({"file": source} if source else {})
+    )
+    parameters = count_parameters(config.model)
+    print(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {describe(device)} in {run_dir}", flush=True)
+
+    signals.training = True
+    trainer.run()
+    if not trainer.finished:
+        runlog.append_event(run_dir, "stopped", iter=trainer.iter)
+        print(f"stopped by {signals.name} after iter {trainer.iter}; start again to continue", flush=True)
+        return runlog.EXIT_STOPPED
+    _finish(run_dir, trainer, store)
+    return 0
+
+
+def _restore(trainer: Trainer, run_dir: Path) -> str:
+    """Bring the trainer to where the run was left; the checkpoint's name, '' where there is none."""
+    resume, fingerprint = trainer.config.trainer.resume, trainer.config.fingerprint()
+    if resume == "none":
+        return ""
+    if resume != "auto":
+        trainer.load_state(checkpoint.load(Path(resume), fingerprint))
+        return resume
+    found = checkpoint.newest(run_dir, fingerprint)
+    if found is None:
+        return ""
+    state, path = found
+    trainer.load_state(state)
+    return path.name
+
+
+def _attach(trainer: Trainer, run_dir: Path, signals: StopSignals) -> None:
+    watch = callbacks.SignalWatch(run_dir, signals)
+    trainer.add_callback("on_train_start", watch)
+    if trainer.config.trainer.sample_interval:
+        samples = callbacks.Samples(run_dir, Path(trainer.config.system.cache_dir), trainer.iter)
+        trainer.add_callback("on_batch_end", samples)
+    trainer.add_callback("on_batch_end", callbacks.Heartbeat(run_dir))
+    trainer.add_callback("on_batch_end", watch)
+    trainer.add_callback("on_row", callbacks.LossRows(run_dir, trainer.iter))
+    trainer.add_callback("on_checkpoint", callbacks.Checkpoints(run_dir))
+
+
+def _finish(run_dir: Path, trainer: Trainer, store: data.TokenStore) -> None:
+    """Write model.pt and then summary.json, which says that the run is done."""
+    config = trainer.config
+    val_nll = None
+    if not trainer.diverged:
+        # a run killed between its last checkpoint and its summary has not evaluated in this attempt
+        val_nll = trainer.val_loss if trainer.val_loss is not None else trainer.evaluate()
+        checkpoint.save_torch(run_dir / runlog.MODEL, trainer.model.state_dict())
+    summary = {
+        "iters": trainer.iter,
+        "max_iters": config.trainer.max_iters,
+        "tokens": trainer.tokens,
+        "seconds": round(trainer.seconds, 3),
+        "final_loss": _number(trainer.final_loss),
+        "val_nll": None if val_nll is None else _number(val_nll),
+        "val_tokens": int((trainer.heldout[1] != -1).sum()),
+        "initial_loss": _number(trainer.initial_loss),
+        "diverged": trainer.diverged,
+        "parameters": count_parameters(config.model),
+        "flops_per_token": flops_per_token(config.model),
+        "peak_memory_bytes": peak_memory(trainer.device),
+        "device": describe(trainer.device),
+        "fingerprint": config.fingerprint(),
+        "data_fingerprint": store.fingerprint,
+        "skipped_documents": store.skipped,
+    }
+    runlog.atomic_write(run_dir / runlog.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    runlog.append_event(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
+    outcome = "diverged" if trainer.diverged else "finished"
+    print(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s", flush=True)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return value if math.isfinite(value) else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's tensors on cuda, else the resident memory of this process at its largest."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _record_failure(run_dir: Path, error: Exception) -> None:
+    reason = str(error) if isinstance(error, AblatrixError) else traceback.format_exception_only(error)[-1].strip()
+    try:
+        runlog.append_event(run_dir, "failed", reason=reason)
+    except OSError as second:  # a full disk: the first error is the one to show
+        print(f"warning: {run_dir / runlog.EVENTS}: not written: {second.strerror}", file=sys.stderr)
