@@ -1,0 +1,116 @@
+"""Checkpoint files: whole or not there, damaged ones set aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import checkpoint
+from trainer.errors import RunError, UserError
+
+
+def state(step: int, fingerprint: str = "aaaa") -> dict[str, Any]:
+    weights = {"w": torch.full((1000,), float(step))}
+    return {"fingerprint": fingerprint, "step": step, "model": weights, "optimizer": {}, "progress": {}}
+
+
+def test_two_newest_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 100):
+        checkpoint.save(tmp_path, state(step))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["checkpoint-00000015.pt", "checkpoint-00000100.pt"]
+    found = checkpoint.newest(tmp_path, "aaaa")
+    assert (
+        found is not None
+        and found[0]["step"] == 100
+        and torch.equal(found[0]["model"]["w"], torch.full((1000,), 100.0))
+    )
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path, "aaaa") is None
+
+
+def damage(kind: str, whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return {
+        "empty": b"",
+        "cut early": whole[:40],
+        "cut in the middle": whole[:middle],
+        "cut at the end": whole[:-1],
+        "one bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "zeros": bytes(len(whole)),
+        "text": b"not a checkpoint at all\n" * 50,
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "cut early", "cut in the middle", "cut at the end", "one bit", "zeros", "text"]
+)
+def test_damaged_one_is_set_aside(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(tmp_path, state(1))
+    path = checkpoint.save(tmp_path, state(2))
+    path.write_bytes(damage(kind, path.read_bytes()))
+    found = checkpoint.newest(tmp_path, "aaaa")
+    assert found is not None and found[0]["step"] == 1
+    assert not path.exists() and path.with_name("checkpoint-00000002.pt.bad").exists()
+    assert "set aside as checkpoint-00000002.pt.bad" in capsys.readouterr().err
+
+
+def test_foreign_zip_is_set_aside(tmp_path: Path) -> None:
+    torch.save({"step": 3}, checkpoint.checkpoint_path(tmp_path, 3))
+    assert checkpoint.newest(tmp_path, "aaaa") is None
+    assert (tmp_path / "checkpoint-00000003.pt.bad").exists()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("ran",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({**state(3), "format": 1, "evil": Bomb()}, checkpoint.checkpoint_path(tmp_path, 3))
+    assert checkpoint.newest(tmp_path, "aaaa") is None
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1, "bbbb"))
+    with pytest.raises(UserError, match=r"fingerprint bbbb, this one is aaaa.*work_dir"):
+        checkpoint.newest(tmp_path, "aaaa")
+    with pytest.raises(UserError, match="fingerprint bbbb"):
+        checkpoint.load(path, "aaaa")
+    assert path.exists()
+
+
+def test_named_file_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"junk")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "x.pt", "aaaa")
+    with pytest.raises(UserError, match=r"cannot be read: No such file.*name another file"):
+        checkpoint.load(tmp_path / "missing.pt", "aaaa")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1))
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        checkpoint.save_torch(path, {"unpicklable": lambda: 0})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_full_disk_is_one_sentence() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with pytest.raises(RunError, match=r"could not be written \(.*free some space"):
+        checkpoint.save_torch(Path("/proc/nowhere/x.pt"), {})
+
+
+def test_sweep_removes_only_leftovers(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1))
+    (tmp_path / ".checkpoint-00000002.pt.host.123.tmp").write_bytes(b"half")
+    (tmp_path / ".loss.csv.host.123.tmp").write_bytes(b"")
+    checkpoint.sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".loss.csv.host.123.tmp", path.name]

@@ -1,0 +1,212 @@
+"""The loop in this process, on data that a small model can learn."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.config import RunConfig
+from trainer.loop import Array, Trainer, step_seed
+from trainer.schedules import learning_rate
+
+VOCAB, BLOCK = 17, 8
+
+
+def config(**trainer: Any) -> RunConfig:
+    sizes = {"model_type": None, "n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": VOCAB, "block_size": BLOCK}
+    model = {**sizes, **trainer.pop("model", {})}
+    seed = trainer.pop("seed", 11)
+    settings = {"max_iters": 25, "batch_size": 4, "learning_rate": 1e-2, "log_interval": 10, "eval_interval": 0}
+    return RunConfig.model_validate(
+        {
+            "data": {"file_path": "x", "block_size": BLOCK},
+            "model": model,
+            "trainer": {**settings, **trainer},
+            "system": {"seed": seed},
+        }
+    )
+
+
+def batch(seed: int, i: int, size: int = 4) -> tuple[Array, Array]:
+    """Counting upwards modulo VOCAB from a random start: learnable without error."""
+    start = np.random.Generator(np.random.Philox(key=[seed, i])).integers(0, VOCAB, (size, 1))
+    tokens = (start + np.arange(BLOCK + 1)) % VOCAB
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def source(start: int, stop: int) -> Iterator[tuple[Array, Array]]:
+    for i in range(start, stop):
+        yield batch(0, i)
+
+
+def heldout() -> tuple[Array, Array]:
+    x, y = batch(1, 0, 7)
+    y[-1, -3:] = -1
+    return x, y
+
+
+def trainer(**settings: Any) -> Trainer:
+    return Trainer(config(**settings), source, heldout())
+
+
+def rows(of: Trainer) -> list[dict[str, Any]]:
+    """The rows it writes from now on, clocks left out."""
+    kept: list[dict[str, Any]] = []
+    of.add_callback("on_row", lambda t: kept.append({k: v for k, v in t.row.items() if k not in ("dt", "seconds")}))
+    return kept
+
+
+def test_learns() -> None:
+    run = trainer(max_iters=150, model={"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0})
+    run.run()
+    assert run.initial_loss == pytest.approx(math.log(VOCAB), abs=0.1)
+    assert run.final_loss < 0.1
+    assert run.val_loss is not None and run.val_loss < 0.1
+
+
+def test_rows_are_where_they_are_due() -> None:
+    run = trainer(max_iters=25, log_interval=10, eval_interval=12)
+    got = rows(run)
+    run.run()
+    assert [r["iter"] for r in got] == [1, 10, 12, 20, 24, 25]
+    assert [r["iter"] for r in got if r["val_loss"] is not None] == [12, 24, 25]
+    assert [r["tokens"] for r in got] == [r["iter"] * 4 * BLOCK for r in got]
+    assert [r["lr"] for r in got] == [learning_rate(r["iter"], run.config.trainer) for r in got]
+
+
+def test_a_row_is_the_mean_since_the_row_before() -> None:
+    every, tenth = trainer(log_interval=1), trainer(log_interval=10)
+    fine, coarse = rows(every), rows(tenth)
+    every.run()
+    tenth.run()
+    bounds = [(0, 1), (1, 10), (10, 20), (20, 25)]
+    for row, (a, b) in zip(coarse, bounds, strict=True):
+        assert row["loss"] == pytest.approx(np.mean([r["loss"] for r in fine[a:b]]), rel=1e-9)
+        assert row["grad_norm"] == pytest.approx(np.mean([r["grad_norm"] for r in fine[a:b]]), rel=1e-9)
+
+
+def test_equals_a_plain_loop() -> None:
+    """No dropout, torch's own optimiser, everything written out."""
+    run = trainer(
+        max_iters=30, warmup_steps=7, use_cosine=True, grad_norm_clip=0.5, log_interval=1,
+        model={"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    )  # fmt: skip
+    got = rows(run)
+    model = copy.deepcopy(run.model)
+    run.run()
+    linear = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    rest = [p for p in model.parameters() if p not in linear]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(linear), "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    for i in range(30):
+        x, y = (torch.from_numpy(a) for a in batch(0, i))
+        loss = torch.nn.functional.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(i + 1, run.config.trainer)
+        optimizer.step()
+        assert got[i]["loss"] == pytest.approx(loss.item(), abs=1e-4)
+        assert got[i]["grad_norm"] == pytest.approx(norm.item(), rel=1e-2, abs=1e-4)
+
+
+def test_evaluation_is_the_mean_over_scored_tokens() -> None:
+    run = trainer()
+    x, y = (torch.from_numpy(a) for a in heldout())
+    run.model.eval()
+    log_p = run.model(x)[0].log_softmax(-1)
+    run.model.train()
+    terms = [-log_p[b, t, y[b, t]].item() for b in range(7) for t in range(BLOCK) if y[b, t] != -1]
+    assert len(terms) == 7 * BLOCK - 3
+    assert run.evaluate() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+
+
+def test_nothing_held_out() -> None:
+    empty = np.zeros((0, BLOCK), dtype=np.int64)
+    run = Trainer(config(max_iters=3), source, (empty, empty))
+    got = rows(run)
+    run.run()
+    assert got[-1]["val_loss"] is None and run.finished
+
+
+def test_evaluating_changes_nothing() -> None:
+    often, never = trainer(eval_interval=1, log_interval=1), trainer(log_interval=1)
+    a, b = rows(often), rows(never)
+    often.run()
+    never.run()
+    assert [r["loss"] for r in a] == [r["loss"] for r in b]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 10, 13, 24])
+def test_stopped_and_continued_equals_undisturbed(cut: int) -> None:
+    whole = trainer(eval_interval=6, use_cosine=True)
+    expected = rows(whole)
+    whole.run()
+
+    first = trainer(eval_interval=6, use_cosine=True)
+    saved: list[dict[str, Any]] = []
+
+    def stop(t: Trainer) -> None:
+        t.stop_requested = t.iter == cut
+
+    first.add_callback("on_batch_end", stop)
+    first.add_callback("on_checkpoint", lambda t: saved.append(copy.deepcopy(t.state())))
+    before = rows(first)
+    first.run()
+    assert first.iter == cut and not first.finished and [s["step"] for s in saved] == [cut]
+
+    torch.manual_seed(12345)  # another process has another generator state
+    second = trainer(eval_interval=6, use_cosine=True)
+    second.load_state(saved[0])
+    after = rows(second)
+    second.run()
+    assert before + after == expected
+    assert second.initial_loss == whole.initial_loss
+    assert all(torch.equal(p, q) for p, q in zip(second.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_checkpoints_are_asked_for_at_the_interval_and_the_end() -> None:
+    run = trainer(ckpt_interval=10)
+    steps: list[int] = []
+    run.add_callback("on_checkpoint", lambda t: steps.append(t.iter))
+    run.run()
+    assert steps == [10, 20, 25]
+
+
+def test_divergence_ends_the_run() -> None:
+    run = trainer(learning_rate=1e30, grad_norm_clip=0.0, max_iters=100, log_interval=5, ckpt_interval=5)
+    got = rows(run)
+    saved: list[int] = []
+    run.add_callback("on_checkpoint", lambda t: saved.append(t.iter))
+    run.run()
+    assert run.diverged and run.finished and run.iter < 100
+    assert math.isnan(got[-1]["loss"]) and got[-1]["val_loss"] is None
+    assert run.iter not in saved
+
+
+def test_seeds_differ_by_seed_and_step() -> None:
+    seeds = {step_seed(seed, step) for seed in range(20) for step in range(200)}
+    assert len(seeds) == 4000
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_two_seeds_two_curves() -> None:
+    a, b, c = (trainer(seed=s) for s in (1, 2, 1))
+    first, other, again = rows(a), rows(b), rows(c)
+    for run in (a, b, c):
+        run.run()
+    assert first == again
+    assert first[-1]["loss"] != other[-1]["loss"]
+
+
+def test_unknown_event_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown event 'on_batch'; known: on_train_start"):
+        trainer().add_callback("on_batch", print)
