@@ -1,0 +1,193 @@
+"""Building a token cache: worker processes that share the shards of a file, on one host or on many.
+
+`python -m trainer.tokenbuild DATA_CONFIG_JSON CACHE_DIR` is one worker. It ends when the cache is complete, when its
+standard input is closed (its parent died), or with the message of an error and that error's exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from trainer import tokencache
+from trainer.claims import Claims
+from trainer.config import DataConfig
+from trainer.corpus import Lines
+from trainer.encoder import Encoder
+from trainer.errors import AblatrixError, RunError
+from trainer.tokencache import Cache
+
+POLL_SECONDS = 0.1
+QUIET_SECONDS = 2.0  # work that ends sooner needs no progress display
+LINE_SECONDS = 15.0  # between two lines of progress in a log file
+
+
+class Progress:
+    """How far something is, on stderr: one line that is rewritten on a terminal, a line now and then in a log."""
+
+    def __init__(self, what: str, total: float, silent: bool = False) -> None:
+        self.what, self.total, self.silent = what, total, silent
+        self.begin = self.last = time.monotonic()
+        self.shown = 0
+
+    def __call__(self, done: float, note: str = "") -> None:
+        """done: bytes, of `total`."""
+        now = time.monotonic()
+        tty = sys.stderr.isatty()
+        wait = 0.2 if tty else LINE_SECONDS
+        if self.silent or now - self.begin < QUIET_SECONDS or (self.shown and now - self.last < wait):
+            return
+        rate = done / (now - self.begin) / 1e6
+        text = f"{self.what}: {100 * done / max(self.total, 1):.0f}%, {rate:.1f} MB/s{note and ', '}{note}"
+        print(f"\r{text:<{self.shown}}" if tty else text, end="" if tty else "\n", file=sys.stderr, flush=True)
+        self.last, self.shown = now, len(text)
+
+    def close(self) -> None:
+        """End the line that was being rewritten."""
+        if self.shown and sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+def prepare(cache: Cache) -> None:
+    """Make the folder and the index, unless they are there; of several processes one scans. Raises DataError."""
+    try:
+        cache.claims.mkdir(parents=True, exist_ok=True)
+        (cache.folder / "shards").mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{cache.folder}: cannot be made: {error.strerror}; set system.cache_dir") from None
+    progress = Progress(f"finding lines of {cache.path}", cache.stamp[0])
+    with Claims(cache.claims) as claims:
+        while cache.index() is None and cache.meta() is None:
+            with claims.holding("index", take_over=True) as ours:
+                if ours and cache.index() is None:
+                    tokencache.write_index(cache, progress)
+            if not ours:
+                progress(0, f"waiting for {claims.owner('index')}")
+                time.sleep(POLL_SECONDS)
+    progress.close()
+
+
+def build(config: DataConfig, cache_dir: Path, workers: int) -> None:
+    """Complete the cache, with `workers` processes of which this is one. Others may be at it: work is shared.
+
+    Raises DataError (the file cannot be used), RunError (the disk cannot be written).
+    """
+    cache = Cache.of(config, cache_dir)
+    if cache.meta() is not None:
+        return
+    helpers = []
+    try:
+        prepare(cache)
+        shards = tokencache.shard_count(cache.lines())
+        helpers = [start_worker(config, cache_dir) for _ in range(min(workers, shards) - 1)]
+        work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
+    except FileNotFoundError:
+        if cache.meta() is None:
+            raise
+    except OSError as error:
+        raise RunError(
+            f"{cache.folder}: cannot be written: {error.strerror}; free space or set system.cache_dir"
+        ) from None
+    finally:
+        for helper in helpers:
+            stop_worker(helper)
+
+
+def start_worker(
+    config: DataConfig, cache_dir: Path, nice: int = 0, stderr: int | None = None
+) -> subprocess.Popen[bytes]:
+    """A worker as a process of its own, which ends when this one does."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "trainer.tokenbuild", config.model_dump_json(), str(cache_dir), str(nice)]
+    environ = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(
+        command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL
+    )
+
+
+def stop_worker(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker and wait for it."""
+    if worker.stdin is not None:
+        worker.stdin.close()
+    worker.terminate()
+    worker.wait()
+
+
+def work(cache: Cache, progress: Progress) -> None:
+    """Make shards until the cache is complete. Raises DataError, or OSError where the disk refuses."""
+    lines = cache.lines()
+    shards = tokencache.shard_count(lines)
+    encoder: Encoder | None = None
+    with Claims(cache.claims) as claims:
+        while cache.meta() is None:
+            done = cache.shards_done()
+            progress(len(done) / shards * cache.stamp[0])
+            todo = [k for k in range(shards) if k not in done]
+            if todo:
+                encoder = encoder or Encoder(cache.tokenizer)
+                worked, name = _make_shards(cache, lines, encoder, claims, todo, progress), f"{todo[0]:05d}"
+            else:
+                worked, name = _join(cache, lines, claims), "join"
+            if not worked:
+                progress(len(done) / shards * cache.stamp[0], f"waiting for {claims.owner(name)}")
+                time.sleep(POLL_SECONDS)
+    progress.close()
+
+
+def _make_shards(
+    cache: Cache, lines: Lines, encoder: Encoder, claims: Claims, todo: list[int], progress: Progress
+) -> bool:
+    """Make the shards that nobody works at; only if there is none, one of a dead worker. False: nothing to do."""
+    made = 0
+    for take_over in (False, True):
+        for shard in todo:
+            with claims.holding(f"{shard:05d}", take_over) as ours:
+                if ours and not cache.shard_file(shard).exists():
+                    tokencache.encode_shard(lines, encoder, shard).write(cache.shard_file(shard))
+                    cache.unchanged()
+            made += ours
+            progress((shard + 1) / tokencache.shard_count(lines) * cache.stamp[0])
+        if made:
+            return True
+    return False
+
+
+def _join(cache: Cache, lines: Lines, claims: Claims) -> bool:
+    with claims.holding("join", take_over=True) as ours:
+        if ours and cache.meta() is None:
+            tokencache.join_shards(cache, lines)
+    return ours
+
+
+def main(argv: list[str]) -> int:
+    """One worker process."""
+    config, cache_dir, nice = DataConfig(**json.loads(argv[0])), Path(argv[1]), int(argv[2])
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.nice(nice)
+    cache = Cache.of(config, cache_dir)
+    try:
+        prepare(cache)
+        work(cache, Progress("", 0, silent=True))
+    except AblatrixError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if cache.meta() is None:
+            print(f"{cache.folder}: cannot be written: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,274 @@
+"""The token cache of a data file: its folder, its files, how they come to be. Free of torch.
+
+    <cache_dir>/tokens/<key>/    key: from path, size and time of the file, text key, tokenizer and format
+        index.json, lines.u64    number of lines and fingerprint; where each line starts (one scan of the file)
+        shards/, claims/         tokens of consecutive lines while the cache is being built, and who makes which
+        tokens.bin               the ids of all documents, one after the other, uint16 or uint32
+        offsets.npy              int64, n_lines + 1: line i is tokens[offsets[i]:offsets[i + 1]]; empty where skipped
+        meta.json                written last: with it the cache is complete, without it nothing above is believed
+
+Every file appears whole, by a rename, and is the same whoever writes it. So any number of jobs on any hosts may build
+one cache together, and any of them may be killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trainer import runlog
+from trainer.config import DataConfig
+from trainer.corpus import Lines, Source, fingerprint, no_documents, scan_lines
+from trainer.encoder import Encoder, token_dtype
+from trainer.errors import DataError, RunError
+from trainer.tokenizer import TokenizerInfo, find
+
+FORMAT = 1
+SHARD_BYTES = 16 << 20  # of the (decompressed) file; about a second of work for one core
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One data file under one tokenizer, and the folder where its tokens are kept."""
+
+    path: Path
+    text_key: str
+    tokenizer: TokenizerInfo
+    folder: Path
+    stamp: tuple[int, int]  # size and mtime_ns of the file
+
+    @classmethod
+    def of(cls, config: DataConfig, cache_dir: Path) -> Cache:
+        """Raises DataError (no such file) or OfflineCacheError (no such tokenizer)."""
+        path, tokenizer = Path(config.file_path), find(config.tokenizer, cache_dir)
+        stamp = file_stamp(path)
+        identity = [FORMAT, os.path.realpath(path), *stamp, config.text_key, tokenizer.sha256]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+        return cls(path, config.text_key, tokenizer, Path(cache_dir) / "tokens" / key, stamp)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a token id on disk."""
+        return token_dtype(self.tokenizer.vocab_size)
+
+    @property
+    def claims(self) -> Path:
+        """Folder of the claims of those who build."""
+        return self.folder / "claims"
+
+    def meta(self) -> dict[str, Any] | None:
+        """meta.json of a complete cache, None while there is none."""
+        meta = runlog.read_json(self.folder / "meta.json")
+        if meta is None:
+            return None
+        sizes = {"tokens.bin": meta["tokens"] * self.dtype.itemsize, "offsets.npy": meta["offsets_bytes"]}
+        for name, size in sizes.items():
+            try:
+                if (self.folder / name).stat().st_size != size:
+                    return None
+            except OSError:
+                return None
+        return meta
+
+    def index(self) -> dict[str, Any] | None:
+        """index.json once the file was scanned."""
+        return runlog.read_json(self.folder / "index.json")
+
+    def lines(self) -> Lines:
+        """The corpus by lines; needs the index."""
+        index = self.index()
+        if index is None:
+            raise RunError(f"{self.folder}: the index vanished; start the run again")
+        starts = np.memmap(self.folder / "lines.u64", dtype="<u8", mode="r", shape=(index["lines"] + 1,))
+        return Lines(Source(self.path), starts, self.text_key)
+
+    def unchanged(self) -> None:
+        """Raises DataError where the file is no longer the one that this cache is of."""
+        if file_stamp(self.path) != self.stamp:
+            raise DataError(f"{self.path}: changed while it was being read; start again when it is complete")
+
+    def shard_file(self, shard: int) -> Path:
+        """Where the tokens of one shard appear."""
+        return self.folder / "shards" / f"{shard:05d}"
+
+    def shards_done(self) -> set[int]:
+        """Numbers of the shards that are there. Raises FileNotFoundError once they were joined."""
+        return {int(name) for name in os.listdir(self.folder / "shards") if name.isdigit()}
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """(size, mtime_ns) of a data file. Raises DataError where it cannot be read."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"data.file_path: {path}: cannot be read: {error.strerror}") from None
+    if path.is_dir():
+        raise DataError(f"data.file_path: {path}: is a folder; give the path of a JSONL file")
+    return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name, whole and on disk, when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_index(cache: Cache, report: Any) -> None:
+    """Scan the file for line starts and write index.json and lines.u64. report: called with the bytes read."""
+    source = Source(cache.path)
+    with appearing(cache.folder / "lines.u64") as file:
+        lines = scan_lines(source, lambda starts: file.write(starts.astype("<u8").tobytes()), report)
+    cache.unchanged()
+    if not lines:
+        raise DataError(f"{cache.path}: the file is empty; it must hold one JSON object per line")
+    starts = np.memmap(cache.folder / "lines.u64", dtype="<u8", mode="r")
+    step = 1 << 20
+    lengths = (np.diff(starts[k : k + step + 1]) for k in range(0, lines, step))
+    mark = fingerprint(source, lengths, cache.text_key, cache.tokenizer.sha256)
+    index = {"lines": lines, "bytes": int(starts[-1]), "fingerprint": mark}
+    source.close()
+    runlog.atomic_write(cache.folder / "index.json", json.dumps(index))
+
+
+@dataclass
+class Shard:
+    """Tokens of consecutive lines. counts: tokens of each line, 0 where it was skipped."""
+
+    counts: np.ndarray
+    tokens: np.ndarray
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(lines + 1,) where each line's tokens start."""
+        return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
+
+    def write(self, path: Path) -> None:
+        """One line of JSON, the counts as uint32, the tokens."""
+        head = {"lines": len(self.counts), "tokens": len(self.tokens), "skipped": self.skipped}
+        with appearing(path) as file:
+            file.write(json.dumps(head).encode() + b"\n")
+            file.write(self.counts.astype("<u4").tobytes())
+            file.write(self.tokens.tobytes())
+
+    @classmethod
+    def read(cls, path: Path, dtype: np.dtype[Any]) -> Shard:
+        """Raises FileNotFoundError where the shard is not there (any more)."""
+        with open(path, "rb") as file:
+            head = json.loads(file.readline())
+            counts = np.fromfile(file, dtype="<u4", count=head["lines"])
+            tokens = np.fromfile(file, dtype=dtype, count=head["tokens"])
+        return cls(counts, tokens, head["skipped"])
+
+
+def shard_count(lines: Lines) -> int:
+    """Shard k holds the lines that start in bytes [k, k + 1) * SHARD_BYTES of the file."""
+    return -(-int(lines.starts[-1]) // SHARD_BYTES)
+
+
+def shard_lines(lines: Lines, shard: int) -> range:
+    """The lines of one shard; none where a longer line spans it."""
+    starts = lines.starts[:-1]
+    bounds = np.array([shard * SHARD_BYTES, (shard + 1) * SHARD_BYTES], dtype=np.uint64)
+    first, last = np.searchsorted(starts, bounds)
+    return range(int(first), int(last))
+
+
+def encode_shard(lines: Lines, encoder: Encoder, shard: int) -> Shard:
+    """Tokenise one shard. Raises DataError where a line is not UTF-8."""
+    numbers = shard_lines(lines, shard)
+    counts = np.zeros(len(numbers), dtype=np.uint32)
+    parts: list[np.ndarray] = []
+    skipped: dict[str, int] = {}
+    begin = int(lines.starts[numbers.start])
+    raw = lines.source.read(begin, int(lines.starts[numbers.stop]) - begin)
+    for k, line in enumerate(numbers):
+        start = int(lines.starts[line]) - begin
+        text, reason = lines.parse(line, raw[start : start + lines.size(line)])
+        if text is None:
+            skipped[reason] = skipped.get(reason, 0) + 1
+        else:
+            parts.append(encoder.encode(text))
+            counts[k] = len(parts[-1])
+    tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=encoder.dtype)
+    return Shard(counts, tokens, skipped)
+
+
+def join_shards(cache: Cache, lines: Lines) -> None:
+    """Make tokens.bin, offsets.npy and meta.json from all shards, then remove the shards.
+
+    Raises DataError where there is not one document.
+    """
+    n_lines, total, longest, documents = len(lines), 0, 0, 0
+    skipped: dict[str, int] = {}
+    digest = hashlib.sha256()
+    with appearing(cache.folder / "tokens.bin") as tokens, appearing(cache.folder / "offsets.npy") as offsets:
+        np.lib.format.write_array_header_1_0(offsets, {"descr": "<i8", "fortran_order": False, "shape": (n_lines + 1,)})
+        for number in range(shard_count(lines)):
+            shard = Shard.read(cache.shard_file(number), cache.dtype)
+            offsets.write((shard.offsets[:-1] + total).astype("<i8").tobytes())
+            data = shard.tokens.tobytes()
+            tokens.write(data)
+            digest.update(data)
+            total += len(shard.tokens)
+            documents += int(np.count_nonzero(shard.counts))
+            longest = max(longest, int(shard.counts.max(initial=0)))
+            for reason, count in shard.skipped.items():
+                skipped[reason] = skipped.get(reason, 0) + count
+        offsets.write(np.array([total], dtype="<i8").tobytes())
+        if not documents:
+            raise no_documents(cache.path, skipped, cache.text_key, lines)
+        offsets_bytes = offsets.tell()
+    cache.unchanged()
+    index = cache.index() or {}
+    meta = {
+        "format": FORMAT,
+        "source": os.path.realpath(cache.path),
+        "size": cache.stamp[0],
+        "mtime_ns": cache.stamp[1],
+        "text_key": cache.text_key,
+        "tokenizer": cache.tokenizer.name,
+        "tokenizer_sha256": cache.tokenizer.sha256,
+        "vocab_size": cache.tokenizer.vocab_size,
+        "dtype": cache.dtype.name,
+        "lines": n_lines,
+        "documents": documents,
+        "tokens": total,
+        "longest": longest,
+        "skipped": skipped,
+        "fingerprint": index.get("fingerprint", ""),
+        "tokens_sha256": digest.hexdigest(),
+        "offsets_bytes": offsets_bytes,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    runlog.atomic_write(cache.folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+    sweep(cache)
+
+
+def sweep(cache: Cache) -> None:
+    """Remove what only a build in progress needs, and what killed builds left."""
+    for name in ("claims", "shards"):
+        shutil.rmtree(cache.folder / name, ignore_errors=True)
+    for stray in cache.folder.glob(".*.tmp"):
+        stray.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""Tokenizers of the offline cache: found in the manifest, loaded without a network. Free of torch and transformers.
+
+The cache is a folder that `cache_warm.py` fills and jobs only read:
+
+    manifest.json            what is there: source, revision, files with sizes and SHA-256
+    tokenizers/<name>/       vocab.json, merges.txt, tokenizer.json, tokenizer_config.json: real files, no links
+    tokens/<key>/            token caches of data files (see trainer.tokencache)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import runlog
+from trainer.errors import OfflineCacheError, UserError
+
+if TYPE_CHECKING:
+    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of manifest.json
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+ALIASES = {"openai-community/gpt2": "gpt2"}  # the hub's name today, and the one everybody writes
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """A tokenizer of the offline cache. `sha256` is of all its files; `bulk` tells which engine encodes corpora."""
+
+    name: str
+    folder: Path
+    vocab_size: int
+    sha256: str
+    bulk: str = "tokenizers"
+
+
+def canonical(name: str) -> str:
+    """The name under which a tokenizer is kept: one for all the names that mean the same."""
+    return ALIASES.get(name, name)
+
+
+def safe_folder(name: str) -> str:
+    """A hub id as one folder name. Raises UserError for what is neither a plain name nor `owner/name`."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
+        raise UserError(f"data.tokenizer: {name!r} is not a tokenizer's name; write gpt2, sample or owner/name")
+    return name.replace("/", "--")
+
+
+def find(name: str, cache_dir: Path) -> TokenizerInfo:
+    """Look a tokenizer up in the manifest. Reads one small file, so that every preflight can afford it.
+
+    Raises OfflineCacheError, naming the command that mends it, where it is missing or its files are not whole.
+    """
+    name = canonical(name)
+    folder = Path(cache_dir) / "tokenizers" / safe_folder(name)
+    entry = read_manifest(cache_dir)["tokenizers"].get(name)
+    if entry is None:
+        raise OfflineCacheError(f"tokenizer {name!r} is not in the offline cache {cache_dir}: {mend(name, cache_dir)}")
+    for file, facts in entry["files"].items():
+        try:
+            whole = (folder / file).stat().st_size == facts["size"]
+        except OSError:
+            whole = False
+        if not whole:
+            raise OfflineCacheError(
+                f"tokenizer {name!r}: {folder / file} is missing or incomplete: {mend(name, cache_dir)}"
+            )
+    return TokenizerInfo(name, folder, entry["vocab_size"], digest(entry["files"]), entry.get("bulk", "tokenizers"))
+
+
+def load(name: str, cache_dir: Path) -> GPT2TokenizerFast:
+    """The tokenizer itself, from the cache alone. Takes about a second: the import of transformers.
+
+    Raises OfflineCacheError as `find` does.
+    """
+    info = find(name, cache_dir)
+    go_offline()
+    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+
+    return GPT2TokenizerFast.from_pretrained(str(info.folder), local_files_only=True)
+
+
+def go_offline() -> None:
+    """Forbid Hugging Face's libraries the network; they read this once, when they are first imported."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+
+def mend(name: str, cache_dir: Path) -> str:
+    """The advice at the end of an error: the command that puts this tokenizer into this cache."""
+    command = f"python cache_warm.py --tokenizer {name} --cache-dir {cache_dir}"
+    return f"run `{command}`" + ("" if name == "sample" else " where there is internet, or with --from DIR")
+
+
+def read_manifest(cache_dir: Path) -> dict[str, Any]:
+    """The manifest, with empty sections where there is none yet. Raises OfflineCacheError for a foreign format."""
+    path = Path(cache_dir) / MANIFEST
+    manifest = runlog.read_json(path) or {}
+    if manifest and manifest.get("format") != FORMAT:
+        raise OfflineCacheError(
+            f"{path}: format {manifest.get('format')!r} is not this version's ({FORMAT}): "
+            "choose another --cache-dir, or remove this one and run `make warm-cache`"
+        )
+    return {"format": FORMAT, "tokenizers": {}, "data": {}} | manifest
+
+
+def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One SHA-256 over a tokenizer's files: the hash of `name hash` lines, sorted."""
+    lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
