@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +100,11 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     return merged
 
 
-def runs(loaded: Loaded, vocab_size: int) -> list[Run]:
+def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     """Every cell times every seed, fully resolved.
 
-    vocab_size: the tokenizer's number of tokens. Raises ConfigError with each problem of each cell, with file and line.
+    vocab_size: gives the number of tokens of a configuration's tokenizer. Raises ConfigError with each problem of each
+    cell, with file and line.
     """
     experiment = loaded.experiment
     planned: list[tuple[Cell, Overrides, RunConfig]] = []
@@ -112,7 +113,8 @@ def runs(loaded: Loaded, vocab_size: int) -> list[Run]:
     for cell in [bare, *cells(experiment)]:
         overrides = overrides_of(experiment, cell.features)
         try:
-            config = validate(nested({**experiment.base, **overrides, **loaded.forced})).resolved(vocab_size)
+            config = validate(nested({**experiment.base, **overrides, **loaded.forced}))
+            config = config.resolved(vocab_size(config))
             planned.append((cell, overrides, config))
         except ConfigError as error:
             for fault in error.problems:

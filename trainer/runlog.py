@@ -36,22 +36,25 @@ CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs 
 EXIT_STOPPED = 75
 
 
-def atomic_write(path: Path, content: bytes | str) -> None:
+def atomic_write(path: Path, content: bytes | str, durable: bool = True) -> None:
     """Replace `path` by `content`: a reader, or a machine after a power cut, has the old file or the new one.
 
-    Raises OSError as the file system gives it; the old file is then untouched.
+    durable=False leaves out the fsyncs, for files that can be made again. Raises OSError as the file system gives it;
+    the old file is then untouched.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,104 @@
+"""Who may queue a run: attempts are claimed by mkdir, which has one winner on every file system.
+
+`<run>/.queue/<attempt>/` belongs to the submit that created it. `claim.json` in it names the token in the job's
+comment, by which a job whose sbatch answer was lost is found again, and the run's index in the array. `job` holds the
+id of the job that runs the attempt: a second job of the same submission finds it taken and leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer import runlog
+
+FOLDER = ".queue"
+# A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
+VOID_AFTER = float(os.environ.get("ABLATRIX_CLAIM_SECONDS", "180"))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at queueing a run."""
+
+    attempt: int
+    token: str = ""
+    index: int = 0  # of the run in the submission's array
+    tasks: int = 1  # of that array; 1: a plain job
+
+
+def new_token() -> str:
+    """64 random bits as hex: a name for one sbatch call."""
+    return secrets.token_hex(8)
+
+
+def newest(run_dir: Path) -> int:
+    """Number of the newest attempt, 0 before the first."""
+    try:
+        return max((int(name) for name in os.listdir(run_dir / FOLDER) if name.isdigit()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def take(run_dir: Path, attempt: int) -> bool:
+    """Claim this attempt; False when somebody else has it. Raises OSError where the folder cannot be written."""
+    (run_dir / FOLDER).mkdir(exist_ok=True)
+    try:
+        (run_dir / FOLDER / str(attempt)).mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def describe(run_dir: Path, claim: Claim) -> None:
+    """Write claim.json, before the job is submitted."""
+    path = run_dir / FOLDER / str(claim.attempt) / "claim.json"
+    runlog.atomic_write(path, json.dumps(asdict(claim)), durable=False)
+
+
+def read(run_dir: Path, attempt: int) -> Claim:
+    """What is known of a claim; only its number while its owner has not described it yet."""
+    record = runlog.read_json(run_dir / FOLDER / str(attempt) / "claim.json") or {}
+    try:
+        return Claim(**{**record, "attempt": attempt})
+    except TypeError:
+        return Claim(attempt)
+
+
+def is_void(run_dir: Path, attempt: int) -> bool:
+    """Is this claim so old that its sbatch must have ended? Both times are the file server's, not this machine's."""
+    folder = run_dir / FOLDER / str(attempt)
+    probe = run_dir / FOLDER / f".now.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - folder.stat().st_mtime > VOID_AFTER
+    except OSError:
+        return time.time() - folder.stat().st_mtime > VOID_AFTER
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
+    """Called by the job: None when it may run the attempt, else why not.
+
+    A requeued job finds its own id and goes on; a second job of the same attempt, or one whose attempt was given up
+    and claimed anew, must leave.
+    """
+    if newest(run_dir) > attempt:
+        return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
+    path = run_dir / FOLDER / str(attempt) / "job"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".job.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary.write_text(job_id)
+    try:
+        os.link(temporary, path)  # like mkdir it has one winner, and the winner's file is whole
+    except FileExistsError:
+        owner = runlog.read_text(path)
+        return None if owner == job_id else f"job {owner} runs attempt {attempt} already"
+    finally:
+        temporary.unlink(missing_ok=True)
+    return None

@@ -1,0 +1,188 @@
+"""Tables and live progress for the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from models.config import count_parameters, flops_per_token
+from orchestrator import status
+from orchestrator.matrix import Run
+from orchestrator.rundir import Study, StudyRun
+from orchestrator.status import RunState, Scheduler
+from trainer import runlog
+
+if TYPE_CHECKING:
+    from orchestrator.report import Report
+
+COLOURS = {
+    "planned": "dim",
+    "queued": "yellow",
+    "running": "cyan",
+    "stopped": "magenta",
+    "done": "green",
+    "failed": "bold red",
+    "lost": "bold red",
+    "cancelled": "red",
+}
+REFRESH_SECONDS = 2.0
+MOST_ROWS = 40  # of a live table; the whole is in `status`
+
+
+def plan_table(runs: Sequence[Run], folder: Path) -> Table:
+    """The runs, one row a cell: what it overrides, its size, and where it will go."""
+    by_cell: dict[str, list[Run]] = {}
+    for run in runs:
+        by_cell.setdefault(run.cell, []).append(run)
+    table = Table(title=f"{len(runs)} runs in {folder}/", title_justify="left")
+    for name in ("cell", "overrides", "seeds", "parameters", "FLOPs/token", "tokens/run", "folder of the first"):
+        table.add_column(name, justify="right" if name in ("parameters", "FLOPs/token", "tokens/run") else "left")
+    for cell, group in by_cell.items():
+        config = group[0].config
+        tokens = config.trainer.max_iters * config.trainer.batch_size * config.data.block_size
+        table.add_row(
+            cell,
+            Text("\n".join(f"{key}={_word(value)}" for key, value in group[0].overrides.items()) or "-"),
+            " ".join(str(run.seed) for run in group),
+            f"{count_parameters(config.model):,}",
+            f"{flops_per_token(config.model):.3g}",
+            f"{tokens:,}",
+            group[0].id,
+        )
+    return table
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def status_table(states: Sequence[RunState], title: str) -> Table:
+    """One row a run."""
+    table = Table(title=title, title_justify="left")
+    for name in ("run", "state", "step", "loss", "held-out", "tokens/s", "left", "node", "job", "why"):
+        table.add_column(name, justify="right" if name in ("step", "loss", "held-out", "tokens/s", "left") else "left")
+    for state in states:
+        table.add_row(
+            state.run.id,
+            Text(state.state, style=COLOURS[state.state]),
+            f"{state.iter}/{state.max_iters}",
+            _loss(state.loss),
+            _loss(state.val_loss),
+            f"{state.tokens_per_s:,.0f}" if state.tokens_per_s and state.state in ("running", "done") else "",
+            _duration(state.seconds_left) if state.state == "running" else "",
+            state.node if state.active else "",
+            state.job_id,
+            Text(state.reason),
+        )
+    return table
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
+    """`7 runs: 3 done, 2 running, 2 queued`, and the controller's silence if there is one."""
+    counts = Counter(state.state for state in states)
+    text = f"{len(states)} runs: " + ", ".join(f"{counts[name]} {name}" for name in status.STATES if counts[name])
+    if scheduler.silent_since:
+        since = time.strftime("%H:%M:%S", time.localtime(scheduler.silent_since))
+        text += (
+            f"\nSlurm's controller not answering since {since} ({scheduler.problem}); the last known states are shown"
+        )
+    return text
+
+
+def watch(study: Study, console: Console, until_settled: bool) -> list[RunState]:
+    """Show the study's state live until the user leaves, or (until_settled) until nothing is queued or running."""
+    scheduler = Scheduler()
+    with LiveStatus(study, console, scheduler) as live:
+        while True:
+            states = live.refresh()
+            if until_settled and not any(state.active for state in states):
+                return states
+            time.sleep(REFRESH_SECONDS)
+
+
+class LiveStatus:
+    """A table that refreshes in place; on something that is no terminal, a line whenever the counts change."""
+
+    def __init__(self, study: Study, console: Console, scheduler: Scheduler) -> None:
+        self.study, self.console, self.scheduler = study, console, scheduler
+        self.live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
+        self.states: list[RunState] = []
+        self._line, self._next = "", 0.0
+
+    def __enter__(self) -> LiveStatus:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def refresh(self) -> list[RunState]:
+        """Read the states again and show them."""
+        self.states = status.collect(self.study, self.scheduler)
+        line = summary_line(self.states, self.scheduler)
+        if self.console.is_terminal:
+            order = {name: i for i, name in enumerate(("running", "failed", "lost", "stopped", "queued"))}
+            shown = sorted(self.states, key=lambda state: order.get(state.state, 9))
+            if len(shown) > MOST_ROWS:
+                line += f" (the first {MOST_ROWS} shown)"
+            self.live.update(Group(status_table(shown[:MOST_ROWS], str(self.study.folder)), line), refresh=True)
+        elif line != self._line:
+            self.console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False)
+        self._line = line
+        return self.states
+
+    def tick(self) -> None:
+        """Refresh when it is time: for callers that come by more often."""
+        if time.monotonic() >= self._next:
+            self.refresh()
+            self._next = time.monotonic() + REFRESH_SECONDS
+
+
+def print_verdict(report: Report, console: Console) -> None:
+    """The report's verdict table and where its files are."""
+    table = Table(title="Held-out loss against the baseline", title_justify="left")
+    for name in ("cell", "runs", "held-out NLL", "effect", "95% interval", "p (Holm)", "verdict"):
+        table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
+    for row in report.rows:
+        table.add_row(*(Text(cell) for cell in row.cells()))
+    console.print(table)
+    for path in report.paths:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def print_run(run: StudyRun, study: Study, console: Console) -> None:
+    """One run in full: state, overrides, configuration, files, the end of its log."""
+    state = next(state for state in status.collect(study) if state.run.id == run.id)
+    console.print(status_table([state], str(run.folder)))
+    overrides = ", ".join(f"{key}={_word(value)}" for key, value in run.overrides.items())
+    console.print(f"overrides: {overrides or 'none (the baseline)'}", highlight=False, markup=False)
+    console.print(runlog.read_text(run.folder / runlog.CONFIG), highlight=False, markup=False, end="")
+    files = sorted(path.name for path in run.folder.iterdir() if not path.name.startswith("."))
+    console.print(f"files: {', '.join(files)}", highlight=False, markup=False)
+    tail = status.tail_text(run.folder / runlog.JOB_OUT).splitlines()[-10:]
+    if tail:
+        console.print(
+            "last lines of its log:", *(f"  {line}" for line in tail), sep="\n", highlight=False, markup=False
+        )

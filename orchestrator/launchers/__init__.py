@@ -1,0 +1,72 @@
+"""Ways to get jobs run: on this machine, through submitit, through sbatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator import slurm, task
+from orchestrator.experiment import SlurmSettings
+from orchestrator.rundir import Study, StudyRun
+
+Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one launch queues: the jobs of one array, or one plain job."""
+
+    study: Study
+    jobs: Sequence[Members]
+    token: str
+    settings: SlurmSettings
+    code: Path  # the snapshot
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each run: the job's cores divided by the runs that share them."""
+        return max(1, self.settings.cpus_per_task // max(len(job) for job in self.jobs))
+
+    def commands(self) -> list[list[str]]:
+        """The command of each job."""
+        return [task.task_command([(run.folder, attempt) for run, attempt in job]) for job in self.jobs]
+
+
+class Launcher(Protocol):
+    """Queues a batch in Slurm."""
+
+    name: str
+
+    def launch(self, batch: Batch) -> list[str]:
+        """Queue it by one sbatch call and return each job's id (`123_4`, or `123` for a single job).
+
+        Raises slurm.ControllerError with sbatch's words; whether a job was queued must then be asked of the queue.
+        """
+
+    def script(self, batch: Batch) -> str:
+        """The exact text that sbatch would get."""
+
+
+def job_ids(base: str, count: int) -> list[str]:
+    """Ids of the tasks of an array; a single job is no array."""
+    return [base] if count == 1 else [f"{base}_{index}" for index in range(count)]
+
+
+def choose(name: str) -> str:
+    """`auto` as a launcher's name: Slurm when sbatch is there, else this machine."""
+    if name != "auto":
+        return name
+    return "sbatch" if slurm.available() else "local"
+
+
+def make(name: str) -> Launcher:
+    """The launcher of this name (not `local`, which is a queue of its own)."""
+    if name == "submitit":
+        from orchestrator.launchers.slurm_submitit import SubmititLauncher
+
+        return SubmititLauncher()
+    from orchestrator.launchers.slurm_sbatch import SbatchLauncher
+
+    return SbatchLauncher()

@@ -1,0 +1,88 @@
+"""The queue of one machine: one run per GPU, or on a CPU as many as there are cores, their threads divided."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator import task
+from orchestrator.launchers import Batch
+from trainer.device import allotted_cores
+
+POLL_SECONDS = 0.2
+
+
+def find_devices(wanted: str | None) -> list[str]:
+    """GPUs to use: those asked for (`0,1`), else CUDA_VISIBLE_DEVICES, else what nvidia-smi lists; []: the CPU."""
+    chosen = wanted if wanted is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
+    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+class LocalQueue:
+    """Runs a batch in child processes, a few at a time, and waits for them."""
+
+    name = "local"
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.devices = list(devices)
+        self._running: dict[subprocess.Popen[bytes], str] = {}
+        self._stopping = False
+
+    def slots(self, jobs: int) -> list[str]:
+        """A slot per run that may run at once: a GPU's index, or '' for a share of the CPU."""
+        return self.devices or [""] * max(1, min(allotted_cores(), jobs))
+
+    def run(self, batch: Batch, on_tick: Callable[[], None]) -> None:
+        """Run all jobs, calling `on_tick` a few times a second. SIGINT or SIGTERM stops them, a checkpoint each."""
+        free = self.slots(len(batch.jobs))
+        threads = max(1, allotted_cores() // len(free))
+        waiting = batch.commands()
+        logs = batch.study.folder / "logs" / f"{batch.token}.out"
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self._running or (waiting and not self._stopping):
+                while waiting and free and not self._stopping:
+                    self._start(waiting.pop(0), free.pop(0), threads, batch.code, logs)
+                for process in [p for p in self._running if p.poll() is not None]:
+                    free.append(self._running.pop(process))
+                on_tick()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for process in self._running:  # an error of our own must not leave trainers behind
+                process.terminate()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self._stopping:
+            raise KeyboardInterrupt
+
+    def _start(self, command: list[str], device: str, threads: int, code: Path, logs: Path) -> None:
+        # inside an allocation, the job is the user's: a run must not take itself for it
+        mine = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_JOB", "SLURM_ARRAY"))}
+        environment = {**mine, **task.environment(code, threads)}
+        if device:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        with open(logs, "ab") as output:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._running[process] = device
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopping = True
+        for process in self._running:
+            process.terminate()

@@ -1,0 +1,117 @@
+"""Plain sbatch: a job script rendered from sbatch/, which a person can read, edit and submit again by hand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from orchestrator import slurm, task
+from orchestrator.launchers import Batch, job_ids
+from orchestrator.rundir import LOGS, Study
+from orchestrator.snapshot import code_root
+from trainer import runlog
+from trainer.errors import UserError
+
+SBATCH_TIMEOUT = float(os.environ.get("ABLATRIX_SBATCH_TIMEOUT", "60"))
+
+
+class SbatchLauncher:
+    """One array per batch, from sbatch/array.sbatch.j2."""
+
+    name = "sbatch"
+
+    def script(self, batch: Batch) -> str:
+        return _render(
+            "array.sbatch.j2",
+            job_name=batch.study.name,
+            comment=slurm.comment(batch.token),
+            logs=log_path(batch.study, "%A_%a.out" if len(batch.jobs) > 1 else "%j.out"),
+            options=sbatch_options(batch),
+            tasks=len(batch.jobs),
+            max_parallel=batch.settings.max_parallel,
+            signal_seconds=batch.settings.signal_seconds,
+            environment=job_environment(batch),
+            setup=batch.settings.setup,
+            commands=[shlex.join(command) for command in batch.commands()],
+        )
+
+    def launch(self, batch: Batch) -> list[str]:
+        path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
+        runlog.atomic_write(path, self.script(batch), durable=False)
+        return job_ids(call_sbatch(path), len(batch.jobs))
+
+
+def call_sbatch(script: Path, dependency: str | None = None) -> str:
+    """Submit a script and return the job's id. Raises slurm.ControllerError."""
+    # a dependency that can no longer be met would wait for ever without the second option
+    after = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
+    output = slurm.run_command(["sbatch", "--parsable", *after, str(script)], timeout=SBATCH_TIMEOUT)
+    match = re.search(r"^(\d+)(?:;|$)", output.strip(), re.MULTILINE)
+    if not match:
+        raise slurm.ControllerError(f"sbatch: no job id in its answer: {output.strip()[:200]!r}")
+    return match[1]
+
+
+def report_script(batch: Batch) -> str:
+    """The last job of a study: the report, when all runs have ended, however they ended."""
+    command = [sys.executable, "-P", "-m", "orchestrator", "report", str(batch.study.folder)]
+    return _render(
+        "report.sbatch.j2",
+        job_name=f"{batch.study.name}-report",
+        logs=log_path(batch.study, "report-%j.out"),
+        options={k: v for k, v in sbatch_options(batch).items() if k in ("partition", "account", "qos")},
+        environment=job_environment(batch),
+        setup=batch.settings.setup,
+        command=shlex.join(command),
+    )
+
+
+def log_path(study: Study, pattern: str) -> str:
+    """Value of --output: Slurm reads quotes and % in it. Raises UserError for a path that no job script can hold."""
+    folder = (study.folder / LOGS).resolve()
+    for path in (folder, Path.cwd()):
+        if not str(path).isprintable():
+            raise UserError(f"{str(path)!r}: a path with control characters cannot be used with Slurm")
+    return shlex.quote(str(folder).replace("%", "%%") + "/" + pattern)
+
+
+def sbatch_options(batch: Batch) -> dict[str, Any]:
+    """The resources as sbatch options, those that were left out left out."""
+    settings = batch.settings
+    options = {
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "exclude": settings.exclude,
+        "gpus-per-node": settings.gpus_per_node or None,
+        "cpus-per-task": settings.cpus_per_task,
+        "mem": settings.mem,
+        "time": settings.time,
+        **settings.extra,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def job_environment(batch: Batch) -> dict[str, str]:
+    """Variables a job exports, quoted for the shell. srun does not take --cpus-per-task from the job by itself."""
+    values = {**task.environment(batch.code, batch.threads), "SRUN_CPUS_PER_TASK": str(batch.settings.cpus_per_task)}
+    return {name: shlex.quote(value) for name, value in values.items()}
+
+
+def _render(template: str, **values: Any) -> str:
+    loader = jinja2.FileSystemLoader(code_root() / "sbatch")
+    environment = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(working_folder=shlex.quote(str(Path.cwd())), **values)

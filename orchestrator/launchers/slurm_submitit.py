@@ -1,0 +1,77 @@
+"""submitit's AutoExecutor, used to submit only: the truth about the runs comes from their folders and from squeue."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from orchestrator import slurm
+from orchestrator.experiment import minutes
+from orchestrator.launchers import Batch, job_ids
+from orchestrator.launchers.slurm_sbatch import job_environment, log_path
+from orchestrator.rundir import LOGS
+from trainer.errors import UserError
+
+
+class SubmititLauncher:
+    """One array per batch through submitit."""
+
+    name = "submitit"
+
+    def launch(self, batch: Batch) -> list[str]:
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        executor = self._executor(batch)
+        try:
+            with executor.batch():
+                # The job becomes our task: submitit's signal handling and result pickle are out of the way, and what
+                # is pickled are strings and a function of the standard library, so nothing of ours is unpickled.
+                jobs = [executor.submit(os.execv, sys.executable, command) for command in batch.commands()]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise slurm.ControllerError(" ".join(str(error).split())) from None
+        return job_ids(jobs[0].job_id.partition("_")[0], len(jobs))
+
+    def script(self, batch: Batch) -> str:
+        executor = self._executor(batch)
+        inner = executor._executor
+        if len(batch.jobs) > 1:
+            inner.parameters["map_count"] = len(batch.jobs)
+        return str(inner._make_submission_file_text(inner._submitit_command_str, batch.token))
+
+    def _executor(self, batch: Batch) -> Any:
+        import submitit
+
+        # %j, not %A_%a: with the latter submitit raises after sbatch and the array is an orphan
+        log_path(batch.study, "submitit")  # refuses paths that submitit would put into its script as commands
+        folder = (batch.study.folder / LOGS / "submitit").resolve() / "%j"
+        try:
+            executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+        except RuntimeError as error:
+            raise UserError(f"launcher submitit: {error}; use --launcher local") from None
+        settings = batch.settings
+        extra = {"requeue": True, "chdir": str(Path.cwd()), **settings.extra}
+        setup = [f"export {name}={value}" for name, value in job_environment(batch).items()] + settings.setup
+        parameters = {
+            "name": batch.study.name,
+            "timeout_min": minutes(settings.time),
+            "slurm_nodes": 1,
+            "slurm_ntasks_per_node": 1,
+            "slurm_cpus_per_task": settings.cpus_per_task,
+            "slurm_gpus_per_node": settings.gpus_per_node or None,
+            "slurm_mem": settings.mem,
+            "slurm_partition": settings.partition,
+            "slurm_account": settings.account,
+            "slurm_qos": settings.qos,
+            "slurm_constraint": settings.constraint,
+            "slurm_exclude": settings.exclude,
+            "slurm_comment": slurm.comment(batch.token),
+            "slurm_signal_delay_s": settings.signal_seconds,
+            "slurm_array_parallelism": settings.max_parallel or len(batch.jobs),
+            "slurm_setup": setup,
+            "slurm_stderr_to_stdout": True,
+            "slurm_additional_parameters": extra,
+        }
+        executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+        return executor

@@ -1,0 +1,173 @@
+"""Studies and run folders on disk: creation, what is in them. The only code that knows their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orchestrator import snapshot
+from orchestrator.matrix import Run
+from trainer import runlog
+from trainer.errors import UserError
+
+STUDY = "study.json"
+SNAPSHOTS = ".snapshots"
+LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
+VERSIONS = ("torch", "numpy", "transformers", "tokenizers", "submitit")
+# What of the environment may be recorded: nothing that could hold a secret
+RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run as the study's plan names it."""
+
+    id: str
+    cell: str
+    seed: int
+    features: list[str]
+    overrides: dict[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study on disk."""
+
+    folder: Path
+    name: str
+    file: str
+    created: float
+    features: dict[str, Any]
+    runs: list[StudyRun]
+
+    def find(self, text: str) -> StudyRun:
+        """The run with this id, unique beginning of an id, or cell name. Raises UserError listing the candidates."""
+        exact = [run for run in self.runs if text == run.id]
+        found = exact or [r for r in self.runs if r.cell == text] or [r for r in self.runs if r.id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(run.id for run in (found or self.runs)[:12])
+        problem = "matches more than one run" if found else "no such run"
+        raise UserError(f"{text}: {problem} in {self.folder}; runs: {names}")
+
+
+def create_study(folder: Path, name: str, file: Path, features: dict[str, Any], runs: Sequence[Run]) -> Study:
+    """Make the study's folder and those of its runs; what is there already stays as it is.
+
+    Raises UserError where the place cannot be written or a folder holds another run.
+    """
+    record = {
+        "name": name,
+        "file": str(file),
+        "created": round(time.time(), 3),
+        "features": features,
+        "runs": [
+            {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
+            for r in runs
+        ],
+    }
+    try:
+        (folder / LOGS).mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            _create_run(folder / run.id, run)
+        runlog.atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+    return load_study(folder)
+
+
+def _create_run(folder: Path, run: Run) -> None:
+    folder.mkdir(exist_ok=True)
+    config = run.config.model_copy(
+        update={"system": run.config.system.model_copy(update={"work_dir": str(folder)})},
+    )
+    path = folder / runlog.CONFIG
+    if not path.exists():
+        runlog.atomic_write(path, config.to_json(), durable=False)
+
+
+def load_study(folder: Path) -> Study:
+    """Read study.json. Raises UserError where there is none or it is damaged."""
+    record = runlog.read_json(folder / STUDY)
+    if record is None:
+        raise UserError(f"{folder}: holds no study ({STUDY} is missing or damaged); submit the experiment again")
+    try:
+        runs = [StudyRun(folder=folder / str(entry["id"]), **entry) for entry in record.pop("runs")]
+        return Study(folder=folder, runs=runs, **record)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / STUDY}: damaged ({error}); submit the experiment again to rewrite it") from None
+
+
+def find_study(target: str | None, output: Path = Path("out")) -> Study:
+    """The study meant by a folder, a name under `output`, or (None) the one submitted last. Raises UserError."""
+    if target is not None:
+        for folder in (Path(target), output / target):
+            if (folder / STUDY).is_file():
+                return load_study(folder)
+        raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
+    names = list(_studies(output))
+    if not names:
+        raise UserError(
+            f"no study in {output}/ yet; start with: python -m orchestrator submit experiments/ablation.yaml"
+        )
+    return load_study(output / max(names, key=lambda name: (output / name / STUDY).stat().st_mtime))
+
+
+def _studies(output: Path) -> Iterator[str]:
+    return (path.parent.name for path in sorted(output.glob(f"*/{STUDY}")))
+
+
+def surroundings(code: Path) -> dict[str, Any]:
+    """What all runs of a submission share in provenance.json. Never the values of secrets."""
+    dirty = snapshot.git("status", "--porcelain").strip()
+    return {
+        "code_snapshot": code.name,
+        "git_commit": snapshot.git("rev-parse", "HEAD").strip() or None,
+        "git_dirty": bool(dirty),
+        "git_patch_sha256": save_patch(code) if dirty else None,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "versions": package_versions(),
+        "environment": {name: os.environ[name] for name in RECORDED_ENVIRONMENT if name in os.environ},
+        "submitted": round(time.time(), 3),
+        "working_folder": str(Path.cwd()),
+    }
+
+
+def write_provenance(folder: Path, shared: dict[str, Any], command: Sequence[str]) -> None:
+    """provenance.json: where the run's code and surroundings came from, and its command."""
+    record = {"command": list(command), **shared}
+    runlog.atomic_write(folder / runlog.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
+
+
+def save_patch(code: Path) -> str | None:
+    """Keep the uncommitted changes beside the snapshot, once, as <hash>.patch; returns the SHA-256."""
+    patch = snapshot.git("diff", "HEAD")
+    if not patch:
+        return None
+    path = code.with_name(f"{code.name}.patch")
+    if not path.exists():
+        runlog.atomic_write(path, patch)
+    return hashlib.sha256(patch.encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that a result depends on."""
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,202 @@
+"""Slurm's commands, read once per refresh and parsed. No state is kept here and nothing is guessed."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trainer.errors import RunError
+
+TIMEOUT = 30  # seconds; squeue gives up on a dead controller after 9, scontrol after 18
+TOKEN = re.compile(r"ablatrix:([0-9a-f]{16})")
+
+PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
+ENDED = (
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+    "LAUNCH_FAILED",
+)
+
+
+class ControllerError(RunError):
+    """slurmctld (or the command itself) does not answer."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job or array task as the scheduler sees it."""
+
+    id: str  # 123 or 123_4
+    state: str  # a word of PENDING, RUNNING or ENDED
+    node: str = ""
+    reason: str = ""
+    time_left: str = ""
+    comment: str = ""
+    exit_code: str = ""
+
+    @property
+    def token(self) -> str | None:
+        match = TOKEN.search(self.comment)
+        return match[1] if match else None
+
+
+def available() -> bool:
+    """Is there an sbatch on this machine?"""
+    return shutil.which("sbatch") is not None
+
+
+def comment(token: str) -> str:
+    """The job comment by which a submission finds its job again, whatever id it got."""
+    return f"ablatrix:{token}"
+
+
+def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """Output of a Slurm command. Raises ControllerError with its own words when it fails or does not answer."""
+    try:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        raise ControllerError(f"{command[0]}: not found on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise ControllerError(f"{command[0]} did not answer in {timeout:g} s") from None
+    if result.returncode:
+        words = " ".join((result.stderr or result.stdout).split())
+        raise ControllerError(f"{command[0]}: {words or f'exit code {result.returncode}'}")
+    return result.stdout
+
+
+def queue() -> dict[str, Job]:
+    """All jobs of this user that wait or run, by id: one squeue, whatever their number. Raises ControllerError."""
+    # %k is last: a comment may hold anything, the other fields hold no bar
+    command = [
+        "squeue",
+        "--noheader",
+        "--array",
+        f"--user={getpass.getuser()}",
+        "--states=all",
+        "--format=%i|%T|%u|%N|%L|%r|%k",
+    ]
+    return parse_squeue(run_command(command), getpass.getuser())
+
+
+def parse_squeue(text: str, user: str) -> dict[str, Job]:
+    """squeue's lines (id|state|user|node|left|reason|comment) as jobs by id; other users' jobs are left out."""
+    jobs = {}
+    for line in text.splitlines():
+        fields = line.strip().split("|", 6)
+        if len(fields) < 7 or fields[2] != user:
+            continue
+        for job_id in expand(fields[0]):
+            state = full_state(fields[1])
+            jobs[job_id] = Job(job_id, state, node=fields[3], time_left=fields[4], reason=fields[5], comment=fields[6])
+    return jobs
+
+
+def expand(job_id: str) -> Iterator[str]:
+    """`123_[0,4-9:2%3]` as 123_0, 123_4, 123_6, 123_8; a plain id as itself."""
+    match = re.fullmatch(r"(\d+)_\[([^\]%]*)(?:%\d+)?\]?", job_id)
+    if not match:
+        yield job_id
+        return
+    for part in filter(None, match[2].split(",")):
+        bounds = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if bounds:
+            first, last, step = int(bounds[1]), int(bounds[2] or bounds[1]), int(bounds[3] or 1)
+            yield from (f"{match[1]}_{index}" for index in range(first, min(last, first + 10**6) + 1, max(step, 1)))
+
+
+def full_state(word: str) -> str:
+    """A state word as Slurm may print it (`CANCELLED by 1000`, `OUT_OF_ME+`) in full and alone."""
+    word = word.strip().split(" ")[0].upper()
+    if word.endswith("+"):
+        stem = word[:-1]
+        return next((s for s in (*ENDED, *sorted(PENDING | RUNNING)) if s.startswith(stem)), stem)
+    return word
+
+
+def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
+    """What Slurm still knows of jobs that left the queue: scontrol first, then sacct where it answers.
+
+    One scontrol per array or job (it forgets after MinJobAge, 300 s by default), one sacct for the rest. An id that
+    neither knows is not in the answer. Never raises: knowing nothing is an answer.
+    """
+    wanted = set(job_ids)
+    found: dict[str, Job] = {}
+    for base in sorted({job_id.partition("_")[0] for job_id in wanted}):
+        try:
+            found.update(parse_scontrol(run_command(["scontrol", "--oneliner", "show", "job", base])))
+        except ControllerError:
+            continue
+    missing = wanted - found.keys()
+    if missing:
+        bases = ",".join(sorted({job_id.partition("_")[0] for job_id in missing}))
+        fields = "--format=JobID,State,ExitCode,NodeList"
+        try:
+            out = run_command(["sacct", "-n", "-X", "--parsable2", "-j", bases, fields])
+            found.update({key: job for key, job in parse_sacct(out).items() if key in missing})
+        except ControllerError:
+            pass  # no accounting database: nothing more can be known
+    return {job_id: job for job_id, job in found.items() if job_id in wanted}
+
+
+def parse_scontrol(text: str) -> dict[str, Job]:
+    """`scontrol --oneliner show job` as jobs by id (array tasks as 123_4)."""
+    jobs = {}
+    for line in text.splitlines():
+        fields = dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(.*?)(?=\s+[A-Za-z/:]+=|$)", line))
+        if "JobId" not in fields or "JobState" not in fields:
+            continue
+        array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
+        ids = expand(f"{array}_[{task}]") if array and task else [fields["JobId"].split(" ")[0]]
+        for job_id in ids:
+            jobs[job_id] = Job(
+                job_id,
+                full_state(fields["JobState"]),
+                node=fields.get("NodeList", "").replace("(null)", ""),
+                reason=fields.get("Reason", "").replace("None", ""),
+                comment=fields.get("Comment", ""),
+                exit_code=fields.get("ExitCode", ""),
+            )
+    return jobs
+
+
+def parse_sacct(text: str) -> dict[str, Job]:
+    """`sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList` as jobs by id."""
+    jobs = {}
+    for line in text.splitlines():
+        fields = line.strip().split("|")
+        if len(fields) == 4:
+            for job_id in expand(fields[0]):
+                jobs[job_id] = Job(job_id, full_state(fields[1]), exit_code=fields[2], node=fields[3])
+    return jobs
+
+
+def settings() -> dict[str, str]:
+    """`scontrol show config` as a dict (MaxArraySize, ...). Raises ControllerError."""
+    pairs = (line.partition("=") for line in run_command(["scontrol", "show", "config"]).splitlines())
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def max_array_size() -> int:
+    """Largest array index + 1 that the cluster takes. Raises ControllerError."""
+    return int(settings().get("MaxArraySize", "1001"))

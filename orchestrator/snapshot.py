@@ -1,0 +1,68 @@
+"""A copy of the code that a study was submitted with: what is edited later does not change a queued run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import trainer
+from trainer.errors import RunError
+
+PACKAGES = ("orchestrator", "trainer", "models")
+
+
+def code_root() -> Path:
+    """The folder that holds the running packages (a checkout, or site-packages)."""
+    return Path(trainer.__file__).resolve().parent.parent
+
+
+def take(store: Path) -> Path:
+    """Copy the Python files of the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
+
+    Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are the
+    tracked and the untracked, not ignored files; elsewhere the installed packages.
+    """
+    root = code_root()
+    files = {name: (root / name).read_bytes() for name in sorted(_python_files(root))}
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    target = store / digest.hexdigest()[:16]
+    if target.is_dir():
+        return target
+    temporary = store / f".{target.name}.{os.getpid()}.tmp"
+    for name, content in files.items():
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    try:
+        temporary.rename(target)
+    except OSError as error:  # somebody else was first: theirs has the same content
+        shutil.rmtree(temporary)
+        if not target.is_dir():
+            raise RunError(f"{target}: the code snapshot cannot be written: {error.strerror}") from None
+    return target
+
+
+def _python_files(root: Path) -> Iterable[str]:
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py")
+    if listed:
+        return {name for name in listed.split("\0") if name and (root / name).is_file()}
+    return {str(path.relative_to(root)) for package in PACKAGES for path in (root / package).rglob("*.py")}
+
+
+def git(*words: str) -> str:
+    """Output of a git command in the checkout of the running code; '' where there is no checkout or no git."""
+    root = code_root()
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), *words]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout if result.returncode == 0 else ""

@@ -1,0 +1,379 @@
+"""Files first, then the scheduler: the truth about each run.
+
+`done` is said only by summary.json. A run that is in no queue and left no end mark is `lost`, with the likely cause;
+what was learnt of its end is written into its events, because Slurm soon forgets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import claims, slurm
+from orchestrator.rundir import Study, StudyRun
+from trainer import runlog
+
+STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
+ACTIVE = ("queued", "running")
+HEARTBEAT_SECONDS = 120  # a living trainer on another host has written within this time
+TAIL_BYTES = 4096
+
+ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
+ENDED = ("stopped", "failed", "ended", "unqueued", "finished")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run, now."""
+
+    run: StudyRun
+    state: str = "planned"
+    reason: str = ""
+    iter: int = 0
+    max_iters: int = 0
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_s: float | None = None
+    seconds_left: float | None = None
+    node: str = ""
+    job_id: str = ""
+    attempt: int = 0  # newest claim; the next attempt is one more
+    requeued: bool = False  # stopped, and in the queue again
+
+    @property
+    def active(self) -> bool:
+        """Does somebody work at it, or will somebody without a new submit?"""
+        return self.state in ACTIVE or self.requeued
+
+
+@dataclass
+class Scheduler:
+    """Slurm's view, asked once per refresh, and since when it has not answered."""
+
+    silent_since: float | None = None
+    problem: str = ""
+    jobs: dict[str, slurm.Job] | None = field(default=None)
+    _next_try: float = 0.0
+    _pause: float = 5.0
+
+    def refresh(self) -> None:
+        """Read the queue. When the controller does not answer, keep quiet for a while, longer each time."""
+        if not slurm.available():
+            self.jobs, self.problem = {}, ""
+            return
+        if time.time() < self._next_try:
+            return
+        try:
+            self.jobs, self.problem, self.silent_since, self._pause = slurm.queue(), "", None, 5.0
+        except slurm.ControllerError as error:
+            self.jobs, self.problem = None, str(error)
+            self.silent_since = self.silent_since or time.time()
+            self._next_try = time.time() + self._pause
+            self._pause = min(self._pause * 2, 120.0)
+
+
+def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
+    """The state of every run of a study. Calls squeue at most once, and only if a job of the study may be in it."""
+    scheduler = scheduler or Scheduler()
+    read = [_Files.read(run) for run in study.runs]
+    if any(files.asks_scheduler for files in read):
+        scheduler.refresh()
+    states = [_judge(files, scheduler.jobs) for files in read]
+    ended = slurm.ended_jobs(state.job_id for state in states if state.reason == _GONE)
+    return [
+        _buried(state, files, _own(ended.get(state.job_id) or (scheduler.jobs or {}).get(state.job_id), files))
+        if state.reason == _GONE
+        else state
+        for state, files in zip(states, read, strict=True)
+    ]
+
+
+def _own(job: slurm.Job | None, files: _Files) -> slurm.Job | None:
+    """The job, unless it is another one that got the same id after a controller lost its state."""
+    token = files.queued.get("token") if files.queued else None
+    return job if job and (not job.comment or job.token == token) else None
+
+
+_GONE = "gone from the queue"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a run's folder says."""
+
+    run: StudyRun
+    summary: Record | None
+    events: list[Record]  # of the last attempt, without its `submitting` and `queued`
+    queued: Record | None  # how that attempt was queued
+    attempt: int
+    claim: claims.Claim | None  # of an attempt that has no `queued` event yet
+    max_iters: int
+
+    @classmethod
+    def read(cls, run: StudyRun) -> _Files:
+        events = runlog.read_events(run.folder)
+        start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
+        latest = [event for event in events[start:] if event["event"] != "submitting"]
+        queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
+        attempt = claims.newest(run.folder)
+        known = max((int(e.get("attempt", 0)) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
+        config = runlog.read_json(run.folder / runlog.CONFIG) or {}
+        return cls(
+            run,
+            runlog.read_json(run.folder / runlog.SUMMARY),
+            [event for event in latest if event["event"] != "queued"],
+            queued,
+            attempt,
+            claims.read(run.folder, attempt) if attempt > known else None,
+            int(config.get("trainer", {}).get("max_iters", 0)),
+        )
+
+    @property
+    def life(self) -> Record | None:
+        """The last event that says whether the run lives."""
+        return next((e for e in reversed(self.events) if e["event"] in ALIVE + ENDED), None)
+
+    @property
+    def asks_scheduler(self) -> bool:
+        if self.summary:
+            return False
+        if self.claim:
+            return True
+        ended = self.life is not None and self.life["event"] in ENDED
+        return bool(self.queued and self.queued.get("launcher") != "local" and not (ended and self.life_is_final))
+
+    @property
+    def life_is_final(self) -> bool:
+        """A failed or ended run stays so; a stopped one may be in the queue again."""
+        return self.life is not None and self.life["event"] in ("ended", "unqueued")
+
+
+def _judge(files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
+    state = _progress(files)
+    if files.summary:
+        return replace(state, state="done", reason="diverged" if files.summary.get("diverged") else "")
+    if files.claim:
+        return _judge_claim(state, files, jobs)
+    if files.queued is None:
+        return _judge_process(state, files) if files.events else state
+    if files.queued.get("launcher") == "local":
+        return _judge_process(state, files)
+    return _judge_job(state, files, jobs)
+
+
+def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
+    """A submit has claimed the run and not said yet under which id: ask for its token."""
+    assert files.claim is not None
+    job = find_job(files.claim, jobs or {})
+    if job:
+        found = replace(files, claim=None, queued={"launcher": "slurm", "job_id": job.id, "token": files.claim.token})
+        return _judge(found, jobs)
+    if jobs is None or not claims.is_void(files.run.folder, files.attempt):
+        return replace(state, state="queued", reason="being submitted; its job is not known yet")
+    return replace(state, reason="an earlier submit ended before its job was queued")
+
+
+def find_job(claim: claims.Claim, jobs: dict[str, slurm.Job]) -> slurm.Job | None:
+    """The job of a claim whose sbatch answer was lost, by the token in its comment."""
+    for job in jobs.values():
+        _, _, task = job.id.partition("_")
+        if job.token == claim.token and claim.token and (claim.tasks == 1 or task == str(claim.index)):
+            return job
+    return None
+
+
+def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
+    assert files.queued is not None
+    state = replace(state, job_id=str(files.queued.get("job_id", "")))
+    life = files.life["event"] if files.life else ""
+    if files.life and files.life_is_final:
+        return replace(state, state=str(files.life.get("state", "planned")), reason=str(files.life.get("reason", "")))
+    if jobs is None:  # the controller is silent: the files' last word
+        return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
+    job = _own(jobs.get(state.job_id), files)
+    if job and job.state in slurm.PENDING:
+        if files.events:
+            reason = f"requeued at step {state.iter}, waiting ({job.reason})"
+            return replace(state, state="stopped", reason=reason, requeued=True)
+        return replace(state, state="queued", reason=job.reason)
+    if life == "failed":
+        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
+    if job and job.state in slurm.RUNNING:
+        return replace(state, state="running", node=job.node or state.node)
+    return replace(state, state="lost", reason=_GONE)
+
+
+def _judge_process(state: RunState, files: _Files) -> RunState:
+    """A run of the local launcher, or one that somebody started by hand: is its process there?"""
+    life, event = files.life, files.life["event"] if files.life else ""
+    if life and event in ("failed", "ended"):
+        return replace(state, state=str(life.get("state", event)), reason=str(life.get("reason", "")))
+    if life and event == "stopped":
+        return replace(state, state="stopped", reason=f"stopped at step {state.iter}; submit again to continue")
+    if life and event == "unqueued":
+        return replace(state, state="planned", reason=str(life.get("reason", "")))
+    witness = next((e for e in reversed(files.events) if e["event"] in ("started", "resumed")), None)
+    if witness is None:
+        alive = files.queued is not None and _process_lives(files.queued)
+        return replace(state, state="queued" if alive else "planned")
+    if _process_lives(witness, newest=(life or witness)):
+        return replace(state, state="running", node=str(witness.get("host", "")))
+    return replace(state, state="lost", reason=likely_cause(files.run.folder))
+
+
+def _process_lives(event: Record, newest: Record | None = None) -> bool:
+    """Does the process that wrote this event live? From another host only its heartbeat can tell."""
+    if event.get("host") != socket.gethostname():
+        return time.time() - float((newest or event).get("time", 0)) < HEARTBEAT_SECONDS
+    try:
+        command = Path(f"/proc/{int(event.get('pid', 0))}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return not Path("/proc/self").exists() and _pid_exists(int(event.get("pid", 0)))
+    return b"trainer" in command or b"orchestrator" in command
+
+
+def _pid_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
+    """The end of a job that left the queue without an end mark, recorded once it is known."""
+    life = files.life["event"] if files.life else ""
+    verdict = job.state if job else ""
+    if verdict == "CANCELLED" or (not verdict and life == "stopped" and _stopped_by(files) == "SIGTERM"):
+        state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
+    elif life == "stopped":
+        return replace(state, state="stopped", reason=f"stopped at step {state.iter}; submit again to continue")
+    elif verdict == "COMPLETED" and job and job.exit_code in ("", "0:0") and files.life and _is_fresh(files.life):
+        return replace(state, state="running", reason="ending: its last files are not visible yet")
+    else:
+        state = replace(state, state="lost", reason=likely_cause(files.run.folder, job))
+    if verdict:
+        with contextlib.suppress(OSError):  # somebody else's study: what was learnt is shown, not kept
+            runlog.append_event(files.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
+    return state
+
+
+def _stopped_by(files: _Files) -> str:
+    signals = [e.get("signal", "") for e in files.events if e["event"] == "signal"]
+    return str(signals[0]) if signals else ""
+
+
+def _is_fresh(event: Record) -> bool:
+    return time.time() - float(event.get("time", 0)) < 60
+
+
+CAUSES = (
+    (r"OutOfMemoryError|CUDA out of memory|MemoryError|[Oo]om[-_ ]kill|Out Of Memory", "out of memory"),
+    (r"DUE TO TIME LIMIT", "time limit"),
+    (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
+    (r"DUE TO PREEMPTION", "preempted"),
+    (r"No space left|Disk quota exceeded", "disk full or over quota"),
+    (r"OfflineCacheError|make warm-cache", "offline cache incomplete: run make warm-cache on the login node"),
+)
+SLURM_CAUSES = {
+    "OUT_OF_MEMORY": "out of memory: ask for more in slurm.mem, or lower trainer.batch_size",
+    "TIMEOUT": "time limit: raise slurm.time, or submit again to continue from the last checkpoint",
+    "NODE_FAIL": "node failure: submit again to continue from the last checkpoint",
+    "PREEMPTED": "preempted and not requeued: submit again to continue",
+    "BOOT_FAIL": "node failure: submit again",
+}
+
+
+def likely_cause(run_dir: Path, job: slurm.Job | None = None) -> str:
+    """Why a run that left no end mark is gone: Slurm's verdict, else the last lines of its log."""
+    tail = tail_text(run_dir / runlog.JOB_OUT)
+    if job and job.state in SLURM_CAUSES:
+        return SLURM_CAUSES[job.state]
+    for pattern, cause in CAUSES:
+        if re.search(pattern, tail):
+            return cause
+    if job and job.exit_code == "0:53":
+        return "Slurm could not open the job's log: its folder is missing or not writable on the node"
+    if job and job.exit_code.endswith(":9"):
+        return "killed (signal 9), probably out of memory"
+    if not (run_dir / runlog.JOB_OUT).exists():
+        return "the job ended before the trainer started" + (f" (Slurm says {job.state})" if job else "")
+    ending = f"Slurm says {job.state}, exit code {job.exit_code}" if job else "the process is gone"
+    return f"ended without a word ({ending})"
+
+
+def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
+    """The last bytes of a file as text; '' where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _progress(files: _Files) -> RunState:
+    """Step, losses and speed from the last whole rows of loss.csv."""
+    state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt)
+    names, rows = _last_rows(files.run.folder / runlog.LOSS)
+    host = next((str(e.get("host")) for e in reversed(files.events) if e["event"] in ALIVE), "")
+    if not rows:
+        return replace(state, node=host)
+    last = dict(zip(names, rows[-1], strict=False))
+    step, dt = int(last["iter"]), _number(last.get("dt"))
+    tokens = _number(last.get("tokens"))
+    speed = tokens / step / dt if tokens and dt and step else None
+    validated = [_number(dict(zip(names, row, strict=False)).get("val_loss")) for row in rows]
+    return replace(
+        state,
+        iter=step,
+        loss=_number(last.get("loss")),
+        val_loss=next((v for v in reversed(validated) if v is not None), None),
+        tokens_per_s=speed,
+        seconds_left=(files.max_iters - step) * dt if dt else None,
+        node=host,
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
+    """Column names and the whole rows in the last bytes of a loss.csv."""
+    tail = tail_text(path)
+    header = ",".join(runlog.COLUMNS)
+    if not tail.startswith(header):
+        tail = header + tail[tail.find("\n") :]
+    return runlog.COLUMNS, runlog.whole_rows(tail)
+
+
+def as_json(states: Sequence[RunState], scheduler: Scheduler) -> str:
+    """The states for scripts: one object with `runs` and what is known of the controller."""
+    runs = [
+        {
+            "id": state.run.id,
+            "cell": state.run.cell,
+            "seed": state.run.seed,
+            "state": state.state,
+            "requeued": state.requeued,
+            **{name: getattr(state, name) for name in ("reason", "iter", "max_iters", "loss", "val_loss")},
+            **{name: getattr(state, name) for name in ("tokens_per_s", "seconds_left", "node", "job_id", "attempt")},
+            "folder": str(state.run.folder),
+        }
+        for state in states
+    ]
+    return json.dumps({"controller_silent_since": scheduler.silent_since, "runs": runs}, indent=1)

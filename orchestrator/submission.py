@@ -1,0 +1,186 @@
+"""From planned runs to queued jobs, each run exactly once, whoever else submits at the same time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import claims, rundir, slurm, snapshot, status, task
+from orchestrator.experiment import SlurmSettings
+from orchestrator.launchers import Batch, Launcher, Members
+from orchestrator.rundir import Study, StudyRun
+from orchestrator.status import RunState
+from trainer import runlog
+from trainer.errors import RunError
+
+
+@dataclass
+class Selection:
+    """Which runs a submit queues, and why it leaves the others alone."""
+
+    chosen: list[RunState] = field(default_factory=list)
+    done: list[RunState] = field(default_factory=list)
+    active: list[RunState] = field(default_factory=list)
+    failed: list[RunState] = field(default_factory=list)
+
+
+def select(
+    states: Iterable[RunState], retry: bool = False, cells: Sequence[str] = (), rerun: Sequence[str] = ()
+) -> Selection:
+    """Planned and stopped runs are queued; done ones reused; failed, lost and cancelled ones only with `retry`.
+
+    cells: only these cells (or run ids). rerun: ids of finished runs whose results were put aside.
+    """
+    selection = Selection()
+    for state in states:
+        if cells and state.run.cell not in cells and state.run.id not in cells:
+            continue
+        if state.active:
+            selection.active.append(state)
+        elif state.state == "done" and state.run.id not in rerun:
+            selection.done.append(state)
+        elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
+            selection.failed.append(state)
+        else:
+            selection.chosen.append(state)
+    return selection
+
+
+def claim(chosen: Sequence[RunState]) -> list[tuple[StudyRun, int]]:
+    """Claim the next attempt of each run; those that another submit claimed in the meantime are left out."""
+    taken = []
+    for state in chosen:
+        attempt = state.attempt + 1
+        try:
+            if claims.take(state.run.folder, attempt):
+                taken.append((state.run, attempt))
+        except OSError as error:
+            raise RunError(f"{state.run.folder}: cannot be claimed: {error.strerror}") from None
+    return taken
+
+
+def split(members: Members, per_job: int, largest_array: int) -> list[list[Members]]:
+    """Runs into jobs of `per_job`, jobs into arrays of at most `largest_array`."""
+    jobs = [members[i : i + per_job] for i in range(0, len(members), per_job)]
+    return [jobs[i : i + largest_array] for i in range(0, len(jobs), largest_array)]
+
+
+def prepare(study: Study, jobs: Sequence[Members], settings: SlurmSettings) -> Batch:
+    """The batch of one launch: code snapshot, provenance of each run, claims described. Nothing is queued yet."""
+    code = snapshot.take(study.folder.parent / rundir.SNAPSHOTS)
+    batch = Batch(study, jobs, claims.new_token(), settings, code)
+    shared = rundir.surroundings(code)
+    for index, job in enumerate(jobs):
+        for run, attempt in job:
+            claims.describe(run.folder, claims.Claim(attempt, batch.token, index, len(jobs)))
+            # all that happens from here on belongs to this attempt; a job may start before its id is known
+            runlog.append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
+            rundir.write_provenance(run.folder, shared, task.trainer_command(run.folder))
+    return batch
+
+
+def queue(launcher: Launcher, batch: Batch) -> list[str]:
+    """Queue a batch in Slurm and write down its job ids; a lost answer is looked for in the queue.
+
+    Raises RunError when sbatch refused, or when it is not known yet whether the job is in the queue.
+    """
+    try:
+        ids = launcher.launch(batch)
+        _cancel_twins(batch, ids)
+    except slurm.ControllerError as error:
+        ids = _lost_answer(batch, error)
+    record(batch, launcher.name, ids)
+    return ids
+
+
+def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
+    """A `queued` event for each run."""
+    for job, job_id in zip(batch.jobs, ids, strict=True):
+        for run, attempt in job:
+            runlog.append_event(
+                run.folder, "queued", launcher=launcher, job_id=job_id, attempt=attempt, token=batch.token
+            )
+
+
+# sbatch's words when the controller may have the job all the same
+UNCERTAIN = (
+    "timed out",
+    "did not answer",
+    "Unable to contact",
+    "Connection",
+    "Zero Bytes",
+    "no job id",
+    "Communication",
+)
+LOOKS = (0.0, 2.0, 5.0)  # seconds between looks into the queue for a job whose answer was lost
+
+
+def _lost_answer(batch: Batch, error: slurm.ControllerError) -> list[str]:
+    """Ids of the batch's jobs, found by their token. Raises RunError when they are not there."""
+    uncertain = any(words in str(error) for words in UNCERTAIN)
+    for pause in LOOKS if uncertain else LOOKS[:1]:
+        time.sleep(pause)
+        try:
+            bases = _jobs_with(batch.token)
+        except slurm.ControllerError:
+            continue
+        if bases:
+            return _ids(bases[0], batch)
+    if uncertain:
+        raise RunError(
+            f"{error}; whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: "
+            "what is in the queue by then is found, the rest is queued, nothing twice"
+        )
+    for job in batch.jobs:
+        for run, attempt in job:
+            runlog.append_event(run.folder, "unqueued", attempt=attempt, reason=str(error), state="planned")
+    raise RunError(str(error))
+
+
+def _cancel_twins(batch: Batch, ids: Sequence[str]) -> None:
+    """sbatch may be repeated on its way to the controller: of two jobs with one token, keep the one we know."""
+    kept = ids[0].partition("_")[0]
+    extra = [base for base in _jobs_with(batch.token) if base != kept]
+    if extra:
+        slurm.run_command(["scancel", *extra])
+
+
+def _jobs_with(token: str) -> list[str]:
+    """Base ids of the jobs in the queue with this token, lowest first."""
+    jobs = slurm.queue().values()
+    waiting = slurm.PENDING | slurm.RUNNING
+    bases = {job.id.partition("_")[0] for job in jobs if job.token == token and job.state in waiting}
+    return sorted(bases, key=int)
+
+
+def _ids(base: str, batch: Batch) -> list[str]:
+    return [base] if len(batch.jobs) == 1 else [f"{base}_{index}" for index in range(len(batch.jobs))]
+
+
+def put_aside(study: Study, names: Sequence[str]) -> list[str]:
+    """For `--rerun`: move the results of these runs to <run>.old-<n> beside them; returns the ids of the runs.
+
+    Raises UserError for an unknown name, RunError for a run that is still active.
+    """
+    runs = [study.find(name) for name in names]
+    active = {state.run.id for state in status.collect(study) if state.active}
+    for run in runs:
+        if run.id in active:
+            raise RunError(f"{run.id}: is queued or running; cancel it first")
+    for run in runs:
+        number = next(n for n in range(1, 10**6) if not Path(f"{run.folder}.old-{n}").exists())
+        os.rename(run.folder, f"{run.folder}.old-{number}")
+    return [run.id for run in runs]
+
+
+def adopt(states: Iterable[RunState]) -> None:
+    """Write down the job of each run whose sbatch answer was lost and whose job was found since."""
+    for state in states:
+        claim = claims.read(state.run.folder, state.attempt) if state.attempt and state.job_id else None
+        events = runlog.read_events(state.run.folder) if claim else []
+        if claim and not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
+            fields = {"attempt": claim.attempt, "token": claim.token}
+            runlog.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)

@@ -1,0 +1,164 @@
+"""The verb `submit`: check, create, claim, queue, and where it is asked for, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import checks, display, experiment, launchers, matrix, rundir, slurm, status, submission
+from orchestrator.experiment import Loaded
+from orchestrator.launchers.local import LocalQueue, find_devices
+from orchestrator.matrix import Run
+from orchestrator.rundir import Study
+from orchestrator.status import RunState, Scheduler
+from trainer.errors import RunError, UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of `submit` says."""
+
+    file: Path
+    launcher: str = "auto"
+    sets: Sequence[str] = ()
+    only: Sequence[str] = ()
+    retry: bool = False
+    rerun: Sequence[str] = ()
+    smoke: int = 0
+    devices: str | None = None
+    wait: bool = False
+    dry_run: bool = False
+    with_report: bool = True
+
+
+@dataclass
+class Plan:
+    """A checked study that is ready to be created."""
+
+    loaded: Loaded
+    runs: list[Run]
+    folder: Path
+    launcher: str
+    options: Options = field(default_factory=lambda: Options(Path()))
+
+
+def make_plan(options: Options, check: bool = True) -> Plan:
+    """Read, expand and check an experiment; touches nothing. Raises UserError with all that is wrong."""
+    loaded = experiment.load(options.file, options.sets)
+    runs = matrix.runs(loaded, checks.vocabulary)
+    launcher = launchers.choose(loaded.experiment.launcher if options.launcher == "auto" else options.launcher)
+    known = {run.cell for run in runs} | {run.id for run in runs}
+    for name in options.only:
+        if name not in known:
+            raise UserError(f"--only {name}: no such cell; cells: {', '.join(dict.fromkeys(r.cell for r in runs))}")
+    if check:
+        checks.preflight(loaded, runs, launcher)
+    return Plan(loaded, runs, loaded.experiment.folder, launcher, options)
+
+
+def smoke_plan(plan: Plan) -> Plan:
+    """Every cell, first seed, for a few steps: shows within minutes what would fail after hours."""
+    steps, seed = plan.options.smoke, plan.loaded.experiment.seed_list[0]
+    runs = [_shortened(run, steps) for run in plan.runs if run.seed == seed]
+    return Plan(plan.loaded, runs, plan.folder / "smoke", plan.launcher, replace(plan.options, rerun=(), wait=True))
+
+
+def _shortened(run: Run, steps: int) -> Run:
+    trainer = run.config.trainer
+    update = {"max_iters": steps, "warmup_steps": min(trainer.warmup_steps, steps), "log_interval": 1, "eval_tokens": 1}
+    config = run.config.model_copy(update={"trainer": trainer.model_copy(update=update)})
+    return replace(run, config=config)
+
+
+def submit(options: Options, console: Console) -> list[RunState]:
+    """Carry out `submit` and return the states of the study's runs. Raises UserError or RunError."""
+    plan = make_plan(options)
+    if options.dry_run:
+        console.print(display.plan_table(plan.runs, plan.folder))
+        return []
+    if options.smoke:
+        states = run_plan(smoke_plan(plan), console)
+        broken = [state for state in states if state.state != "done"]
+        if broken:
+            told = "; ".join(f"{state.run.cell} {state.state}: {state.reason}" for state in broken)
+            raise RunError(f"smoke test: {told}; nothing else was queued")
+    return run_plan(plan, console)
+
+
+def run_plan(plan: Plan, console: Console) -> list[RunState]:
+    """Create the study, queue what is to be queued, and wait where that is asked for."""
+    features = plan.loaded.experiment.features
+    study = rundir.create_study(plan.folder, plan.loaded.experiment.name, plan.options.file, features, plan.runs)
+    if plan.options.rerun:
+        submission.put_aside(study, plan.options.rerun)
+        study = rundir.create_study(plan.folder, plan.loaded.experiment.name, plan.options.file, features, plan.runs)
+    states = status.collect(study)
+    submission.adopt(states)
+    selection = submission.select(states, plan.options.retry, plan.options.only, plan.options.rerun)
+    _say(selection, console)
+    members = submission.claim(selection.chosen)
+    if members and plan.launcher == "local":
+        _run_local(plan, study, members, console)
+    elif members:
+        _queue_slurm(plan, study, members, console)
+    if plan.options.wait and plan.launcher != "local":
+        return display.watch(study, console, until_settled=True)
+    return status.collect(study)
+
+
+def _say(selection: submission.Selection, console: Console) -> None:
+    """What is left alone, and why."""
+    for state in selection.failed:
+        console.print(f"{state.run.id}: {state.state}: {state.reason} (run it again with --retry)", highlight=False)
+    for number, text in (
+        (len(selection.done), "done already, results reused"),
+        (len(selection.active), "queued or running already"),
+        (len(selection.chosen), "to run"),
+    ):
+        if number:
+            console.print(f"{number} {text}", highlight=False)
+
+
+def _run_local(plan: Plan, study: Study, members: launchers.Members, console: Console) -> None:
+    settings = plan.loaded.experiment.slurm
+    jobs = [[member] for member in members]
+    batch = submission.prepare(study, jobs, settings)
+    submission.record(batch, "local", ["" for _ in jobs])
+    queue = LocalQueue(find_devices(plan.options.devices))
+    with display.LiveStatus(study, console, Scheduler()) as live:
+        try:
+            queue.run(batch, live.tick)
+        finally:
+            live.refresh()
+
+
+def _queue_slurm(plan: Plan, study: Study, members: launchers.Members, console: Console) -> None:
+    launcher = launchers.make(plan.launcher)
+    settings = plan.loaded.experiment.slurm
+    for jobs in submission.split(members, 1, slurm.max_array_size()):
+        ids = submission.queue(launcher, submission.prepare(study, jobs, settings))
+        console.print(f"queued {len(jobs)} runs as job {ids[0].partition('_')[0]} ({launcher.name})", highlight=False)
+    console.print(f"follow them with: python -m orchestrator status {study.folder} --watch", highlight=False)
+
+
+def scripts(plan: Plan) -> list[str]:
+    """The exact job scripts that `submit` would give to sbatch for all runs, with a placeholder for the token.
+
+    Raises UserError for the local launcher, which has none.
+    """
+    if plan.launcher == "local":
+        raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
+    launcher = launchers.make(plan.launcher)
+    folder = plan.folder
+    study_runs = [
+        rundir.StudyRun(run.id, run.cell, run.seed, list(run.features), run.overrides, folder / run.id)
+        for run in plan.runs
+    ]
+    study = Study(folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, study_runs)
+    settings = plan.loaded.experiment.slurm
+    code = folder.parent / rundir.SNAPSHOTS / "<code-hash>"
+    jobs = [[(run, 1)] for run in study_runs]
+    return [launcher.script(launchers.Batch(study, jobs, "<token>", settings, code))]

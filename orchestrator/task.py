@@ -1,0 +1,173 @@
+"""What runs inside a job: `python -m orchestrator.task RUN_DIR:ATTEMPT ...`. Every launcher starts this same command.
+
+It claims its runs, starts a trainer for each with the output appended to the run's job.out, passes signals on, and
+afterwards either has the job requeued (told to stop by Slurm, checkpoints written) or says how the trainers ended.
+Needs the standard library only, so that it starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from orchestrator import claims
+from trainer import runlog
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def trainer_command(run_dir: Path | str) -> list[str]:
+    """The command that trains a run, the same under every launcher.
+
+    `-P` keeps the working folder off sys.path: the trainer comes from PYTHONPATH, the code snapshot.
+    """
+    config = Path(run_dir) / runlog.CONFIG
+    flags = ["--config", str(config), f"--system.work_dir={run_dir}", "--trainer.resume=auto"]
+    return [sys.executable, "-P", "-m", "trainer", *flags]
+
+
+def task_command(members: Sequence[tuple[Path, int]]) -> list[str]:
+    """The command that a job runs: its (run folder, attempt) pairs side by side."""
+    return [sys.executable, "-P", "-m", "orchestrator.task", *(f"{folder}:{attempt}" for folder, attempt in members)]
+
+
+def environment(code: Path, threads: int | None = None) -> dict[str, str]:
+    """What a job's environment must hold: the code snapshot first on PYTHONPATH, offline, `threads` CPU threads."""
+    path = os.pathsep.join(filter(None, [str(code.resolve()), os.environ.get("PYTHONPATH", "")]))
+    values = {**OFFLINE, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    if threads:
+        values["OMP_NUM_THREADS"] = str(threads)
+    return values
+
+
+class Member:
+    """One run of the job."""
+
+    def __init__(self, run_dir: Path, attempt: int) -> None:
+        self.run_dir = run_dir
+        self.attempt = attempt
+        self.child: subprocess.Popen[bytes] | None = None
+        self.first_step = 0
+
+    def start(self, job_id: str) -> None:
+        """Start the trainer, unless another job has the run."""
+        refusal = claims.start(self.run_dir, self.attempt, job_id)
+        if refusal:
+            print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
+            return
+        print(f"{self.run_dir}: output in {self.run_dir / runlog.JOB_OUT}", flush=True)
+        self.first_step = _last_step(self.run_dir)
+        with open(self.run_dir / runlog.JOB_OUT, "ab") as output:
+            command = trainer_command(self.run_dir)
+            # a session of its own: a Ctrl-C in the terminal reaches it once, through us
+            self.child = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def send(self, number: int) -> None:
+        if self.child and self.child.poll() is None:
+            # SIGUSR1 would end the trainer, which listens to SIGUSR2
+            self.child.send_signal(signal.SIGUSR2 if number == signal.SIGUSR1 else number)
+
+    def finish(self) -> int:
+        """Wait for the trainer; its exit code, and the reason of a failure in the run's events."""
+        code = self.child.wait() if self.child else 0
+        if code not in (0, runlog.EXIT_STOPPED):
+            self._record_failure(code)
+        return code if code >= 0 else 128 - code
+
+    def _record_failure(self, code: int) -> None:
+        """Say why, unless the trainer has said it itself."""
+        events = runlog.read_events(self.run_dir)
+        if events and events[-1]["event"] == "failed":
+            return
+        if code < 0:
+            name = signal.Signals(-code).name
+            reason = f"killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
+        else:
+            lines = runlog.read_text(self.run_dir / runlog.JOB_OUT)[-4000:].strip().splitlines()
+            reason = f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
+        runlog.append_event(self.run_dir, "failed", reason=reason)
+
+    def has_progressed(self) -> bool:
+        """Is there a newer checkpoint than when the job started? Else a requeue would go on for ever."""
+        return _last_step(self.run_dir) > self.first_step
+
+
+class Job:
+    """The runs of one job, and the signals that it gets."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+        self.received: list[int] = []
+
+    def run(self) -> int:
+        """Train, and return the exit code for the scheduler: 0, or the worst of the trainers'."""
+        for number in FORWARDED:
+            signal.signal(number, self._on_signal)
+        job_id = runlog.slurm_job_id() or f"local-{os.getpid()}"
+        for member in self.members:
+            member.start(job_id)
+        for early in self.received:  # came before there was everybody to pass it on to
+            self._send(early)
+        codes = [member.finish() for member in self.members]
+        stopped = [m for m, code in zip(self.members, codes, strict=True) if code == runlog.EXIT_STOPPED]
+        if stopped and self._requeue(stopped):
+            return 0
+        return max(codes)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        for member in self.members:
+            member.send(number)
+
+    def _requeue(self, stopped: Sequence[Member]) -> bool:
+        """Have this job, or this one task of an array, queued again; False where that is not wanted or not possible."""
+        job_id = runlog.slurm_job_id()
+        if not job_id or not any(number in REQUEUE_SIGNALS for number in self.received):
+            return False
+        if not any(member.has_progressed() for member in stopped):
+            for member in stopped:
+                reason = "no step was finished since the last requeue: the time limit is too short for this run"
+                runlog.append_event(member.run_dir, "failed", reason=reason)
+            return False
+        for member in stopped:
+            runlog.append_event(member.run_dir, "requeued")
+        result = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, check=False)
+        if result.returncode:
+            print(f"scontrol requeue {job_id}: {result.stderr.strip()}", flush=True)
+            for member in stopped:
+                runlog.append_event(member.run_dir, "stopped", reason="scontrol requeue failed")
+            return False
+        time.sleep(60)  # Slurm ends this job now; an exit of our own would count as its end
+        return True
+
+
+def _last_step(run_dir: Path) -> int:
+    """Step of the newest checkpoint that the events tell of, 0 before the first."""
+    saved = (event.get("iter") for event in runlog.read_events(run_dir) if event["event"] in ("checkpoint", "stopped"))
+    return max((step for step in saved if isinstance(step, int)), default=0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.task", description="Train the runs of one job.")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR:ATTEMPT")
+    pairs = [word.rpartition(":") for word in parser.parse_args(argv).runs]
+    return Job([Member(Path(folder), int(attempt)) for folder, _, attempt in pairs]).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
