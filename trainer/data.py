@@ -104,11 +104,7 @@ def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
     Raises DataError where the file cannot be used, OfflineCacheError where the tokenizer is missing.
     """
     cache = Cache.of(config, cache_dir)
-    meta = cache.meta()
-    if meta is None:
-        tokenbuild.build(config, cache_dir, allotted_cores())
-        meta = cache.meta()
-        assert meta is not None
+    meta = cache.meta() or tokenbuild.build(config, cache_dir, allotted_cores())
     return TokenStore(cache.folder, meta)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from trainer import tokencache
 from trainer.claims import Claims
@@ -72,30 +73,31 @@ def prepare(cache: Cache) -> None:
     progress.close()
 
 
-def build(config: DataConfig, cache_dir: Path, workers: int) -> None:
-    """Complete the cache, with `workers` processes of which this is one. Others may be at it: work is shared.
+def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
+    """Complete the cache, with `workers` processes of which this is one, and return its meta.json.
 
-    Raises DataError (the file cannot be used), RunError (the disk cannot be written).
+    Others may be at it: the work is shared. Raises DataError (the file cannot be used) or RunError (nor can the disk).
     """
     cache = Cache.of(config, cache_dir)
-    if cache.meta() is not None:
-        return
-    helpers = []
+    helpers: list[subprocess.Popen[bytes]] = []
     try:
-        prepare(cache)
-        shards = tokencache.shard_count(cache.lines())
-        helpers = [start_worker(config, cache_dir) for _ in range(min(workers, shards) - 1)]
-        work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
-    except FileNotFoundError:
         if cache.meta() is None:
-            raise
+            prepare(cache)
+            shards = tokencache.shard_count(cache.lines())
+            helpers = [start_worker(config, cache_dir) for _ in range(min(workers, shards) - 1)]
+            work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
     except OSError as error:
-        raise RunError(
-            f"{cache.folder}: cannot be written: {error.strerror}; free space or set system.cache_dir"
-        ) from None
+        # Where another process joined the shards and removed them, all is well
+        if cache.meta() is None:
+            reason = f"cannot be written: {error.strerror or error}"
+            raise RunError(f"{cache.folder}: {reason}; free space or set system.cache_dir") from None
     finally:
         for helper in helpers:
             stop_worker(helper)
+    meta = cache.meta()
+    if meta is None:
+        raise RunError(f"{cache.folder}: was removed while it was being built; start again")
+    return meta
 
 
 def start_worker(

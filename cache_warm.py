@@ -1,0 +1,8 @@
+"""Fill the offline cache on the login node: `python cache_warm.py --help` (or `make warm-cache`)."""
+
+import sys
+
+from trainer.warm import main
+
+if __name__ == "__main__":
+    sys.exit(main())
