@@ -1,0 +1,66 @@
+"""What many tests share: an offline cache with the embedded tokenizer, and a small corpus of real text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import samples, warm
+from trainer.claims import Claims
+from trainer.runlog import atomic_write
+
+WriteJsonl = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all worker processes of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worker_id(request: pytest.FixtureRequest) -> str:
+    """`master` without pytest-xdist, else the worker's name."""
+    return getattr(request.config, "workerinput", {}).get("workerid", "master")
+
+
+@pytest.fixture(scope="session")
+def offline_cache(shared_dir: Path) -> Path:
+    """An offline cache that holds the tokenizer `sample`. Read it, or let token caches be added; change nothing."""
+    folder = shared_dir / "cache"
+    with Claims(shared_dir) as claims:
+        while not claims.acquire("offline-cache.claim", take_over=True):
+            time.sleep(0.1)
+        warm.warm_tokenizer("sample", folder, source=None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(shared_dir: Path) -> Path:
+    """A JSONL file of 60 documents from the standard library, 300 kB: from a few to some thousand tokens each."""
+    path = shared_dir / "corpus.jsonl"
+    small = (record for record in samples.documents() if len(record["text"]) < 12_000)
+    lines = [json.dumps(record) for record in islice(small, 60)]
+    atomic_write(path, "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> WriteJsonl:
+    """write_jsonl(texts, name="data.jsonl"): one document per text, as a JSONL file in the test's own folder."""
+
+    def write(texts: Iterable[Any], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        return path
+
+    return write
