@@ -175,5 +175,7 @@ def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, RunConf
         if other.features:
             problems.append(f"{where}cell {cell.name}: is the same configuration as cell {other.name} ({settings})")
         else:
-            problems.append(f"{where}cell {cell.name}: changes nothing: base, defaults or --set already say {settings}")
+            why = ", ".join(f"--set {key} wins over it" for key in overrides if key in loaded.forced)
+            why = why or f"base and defaults already say {settings}"
+            problems.append(f"{where}cell {cell.name}: changes nothing: {why}")
     return problems

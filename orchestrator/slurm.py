@@ -80,7 +80,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     except subprocess.TimeoutExpired:
         raise ControllerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
-        words = " ".join((result.stderr or result.stdout).split())
+        words = " ".join((result.stderr or result.stdout).split())[:300]
         raise ControllerError(f"{command[0]}: {words or f'exit code {result.returncode}'}")
     return result.stdout
 

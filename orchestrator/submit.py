@@ -99,11 +99,11 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     submission.adopt(states)
     selection = submission.select(states, plan.options.retry, plan.options.only, plan.options.rerun)
     _say(selection, console)
-    members = submission.claim(selection.chosen)
-    if members and plan.launcher == "local":
-        _run_local(plan, study, members, console)
-    elif members:
-        _queue_slurm(plan, study, members, console)
+    if plan.launcher == "local":
+        _run_local(plan, study, submission.claim(selection.chosen), console)
+    else:
+        largest_array = slurm.max_array_size()  # asked before claiming: a silent controller must leave nothing behind
+        _queue_slurm(plan, study, submission.claim(selection.chosen), largest_array, console)
     if plan.options.wait and plan.launcher != "local":
         return display.watch(study, console, until_settled=True)
     return status.collect(study)
@@ -123,6 +123,8 @@ def _say(selection: submission.Selection, console: Console) -> None:
 
 
 def _run_local(plan: Plan, study: Study, members: launchers.Members, console: Console) -> None:
+    if not members:
+        return
     settings = plan.loaded.experiment.slurm
     jobs = [[member] for member in members]
     batch = submission.prepare(study, jobs, settings)
@@ -135,10 +137,12 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, console: Co
             live.refresh()
 
 
-def _queue_slurm(plan: Plan, study: Study, members: launchers.Members, console: Console) -> None:
+def _queue_slurm(plan: Plan, study: Study, members: launchers.Members, largest_array: int, console: Console) -> None:
+    if not members:
+        return
     launcher = launchers.make(plan.launcher)
     settings = plan.loaded.experiment.slurm
-    for jobs in submission.split(members, 1, slurm.max_array_size()):
+    for jobs in submission.split(members, 1, largest_array):
         ids = submission.queue(launcher, submission.prepare(study, jobs, settings))
         console.print(f"queued {len(jobs)} runs as job {ids[0].partition('_')[0]} ({launcher.name})", highlight=False)
     console.print(f"follow them with: python -m orchestrator status {study.folder} --watch", highlight=False)

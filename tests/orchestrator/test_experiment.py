@@ -1,0 +1,168 @@
+"""Experiment files: inheritance, --set, and errors that name file, line, key and the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import experiment
+from trainer.errors import AblatrixError, ConfigError, UserError
+
+GOOD = """\
+name: study
+vars: {iters: 200}
+base:
+  data: {file_path: data/x.jsonl}
+  trainer.max_iters: ${iters}
+features:
+  swiglu: {model.swiglu: true}
+  rope: {model: {rope: true}}
+"""
+
+
+def write(folder: Path, text: str, name: str = "e.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def problems(path: Path, sets: tuple[str, ...] = ()) -> list[str]:
+    with pytest.raises(AblatrixError) as caught:
+        experiment.load(path, sets)
+    assert caught.value.exit_code == 2
+    return str(caught.value).splitlines()
+
+
+def test_nested_and_dotted_keys_mean_the_same(tmp_path: Path) -> None:
+    loaded = experiment.load(write(tmp_path, GOOD)).experiment
+    assert loaded.base == {"data.file_path": "data/x.jsonl", "trainer.max_iters": 200}
+    assert loaded.features == {"swiglu": {"model.swiglu": True}, "rope": {"model.rope": True}}
+    assert loaded.seed_list == [1]
+    assert loaded.folder == Path("out/study")
+
+
+def test_all_faults_at_once_with_line_and_nearest_name(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """\
+name: "a/b"
+desing: [baseline]
+base:
+  data: {file_path: x, blok_size: 3}
+  system: {seed: 3}
+features:
+  rope: {}
+  cosine: {trainer.use_cosin: true}
+  words: yes please
+  -dash: {model.rope: true}
+seeds: 1.5
+slurm: {partition: "a b; rm", tim: "1"}
+""",
+    )
+    found = problems(path)
+    for line, words in (
+        (1, "name: a name has letters"),
+        (2, "desing: unknown key (did you mean design?)"),
+        (4, "base.data.blok_size: unknown key (did you mean data.block_size?)"),
+        (5, "base.system.seed: set per run; give `seeds:`"),
+        (7, "features.rope: overrides nothing"),
+        (8, "features.cosine.trainer.use_cosin: unknown key (did you mean trainer.use_cosine?)"),
+        (9, "features.words: must be settings"),
+        (10, "features.-dash: a name has letters"),
+        (11, "seeds"),
+        (12, "slurm.partition: has characters"),
+        (12, "slurm.tim: unknown key (did you mean time?)"),
+    ):
+        assert any(problem.startswith(f"{path}:{line}: {words}") for problem in found), (line, words, found)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a'b", 'a"b', "a\nb", "-a", "", "a b", ".a", "ä", "a$b", "x" * 81])
+def test_hostile_names_are_refused(tmp_path: Path, name: str) -> None:
+    import json
+
+    assert "name" in problems(write(tmp_path, f"name: {json.dumps(name)}\nbase: {{data.file_path: x}}\n"))[0]
+    feature = problems(write(tmp_path, f"name: a\nfeatures: {{{json.dumps(name)}: {{model.rope: true}}}}\n"))
+    assert any("a name has letters" in line for line in feature)
+
+
+def test_duplicate_feature_and_mixed_spelling(tmp_path: Path) -> None:
+    twice = GOOD + "  swiglu: {model.swiglu: true}\n"
+    assert "e.yaml:9: features.swiglu: duplicate key" in problems(write(tmp_path, twice))[0]
+    mixed = "name: a\nbase:\n  model.rope: true\n  model: {rope: false}\n"
+    assert "e.yaml:4: base.model.rope: duplicate key" in problems(write(tmp_path, mixed))[0]
+
+
+def test_extends_is_a_deep_merge_and_this_file_wins(tmp_path: Path) -> None:
+    write(
+        tmp_path, "vars: {iters: 10, keep: 1}\nbase: {data: {file_path: a}, model.rope: true}\nseeds: [4]\n", "b.yaml"
+    )
+    write(tmp_path, "extends: b.yaml\nbase: {data.file_path: b}\n", "c.yaml")
+    path = write(
+        tmp_path, "name: x\nextends: c.yaml\nvars: {iters: 20}\nbase: {trainer.max_iters: '${iters + keep}'}\n"
+    )
+    loaded = experiment.load(path)
+    assert loaded.experiment.base == {"data.file_path": "b", "model.rope": True, "trainer.max_iters": 21}
+    assert loaded.experiment.seed_list == [4]
+    assert loaded.at("base", "model.rope").startswith(f"{tmp_path / 'b.yaml'}:2")
+
+
+def test_extends_cycles_and_missing_files(tmp_path: Path) -> None:
+    write(tmp_path, "extends: b.yaml\n", "a.yaml")
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    assert "extends itself: a.yaml -> b.yaml -> a.yaml" in problems(tmp_path / "a.yaml")[0]
+    found = problems(write(tmp_path, "name: x\nextends: nowhere.yaml\n"))
+    assert found == [f"{tmp_path / 'e.yaml'}:2: extends: {tmp_path / 'nowhere.yaml'}: no such file"]
+
+
+def test_set_wins_and_is_checked(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    loaded = experiment.load(path, ["trainer.learning_rate=5e-4", "slurm.mem=2G", "vars.iters=7", "seeds=[1, 2]"])
+    assert loaded.forced == {"trainer.learning_rate": 5e-4}
+    assert loaded.experiment.slurm.mem == "2G"
+    assert loaded.experiment.base["trainer.max_iters"] == 7
+    assert loaded.experiment.seed_list == [1, 2]
+    assert "did you mean trainer.max_iters?" in problems(path, ("trainer.max_iter=3",))[0]
+    assert "write --set key=value" in problems(path, ("trainer.max_iters",))[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("design: [baselin]", "'baselin' is not one of baseline"),
+        ("design: [{factorial: two}]", "is not one of"),
+        ("cells: {modern: [rop]}", "no feature 'rop' (did you mean rope?)"),
+        ("exclude: [[rope, x]]", "no feature 'x'"),
+        ("seeds: []", "at least one seed"),
+        ("seeds: [1, 1]", "each once"),
+        ("seeds: 0", "at least one seed"),
+        ("launcher: pbs", "launcher"),
+        ("slurm: {time: soon}", "not a Slurm time"),
+        ("slurm: {time: '00:00:00'}", "must be more than 0"),
+        ("slurm: {mem: lots}", "slurm.mem"),
+        ("slurm: {extra: {nodelist: 'a b'}}", "cannot hold safely"),
+        ("features: [rope]", "features"),
+        ("base: 3", "base: must be settings"),
+    ],
+)
+def test_faults_of_the_top_level(tmp_path: Path, line: str, words: str) -> None:
+    text = GOOD if not line.startswith(("features", "base")) else "name: study\n"
+    assert any(words in problem for problem in problems(write(tmp_path, text + line + "\n"))), line
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [("30", 30), ("10:30", 11), ("04:00:00", 240), ("1-0", 1440), ("1-12:30", 2190), ("2-00:00:01", 2881), ("0:01", 1)],
+)
+def test_slurm_times(time: str, minutes: int) -> None:
+    assert experiment.minutes(time) == minutes
+
+
+def test_expression_faults_have_their_place(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, "name: x\nbase:\n  trainer.max_iters: ${nope}\n  data.block_size: ${1/0}\n"))
+    assert [line.partition(": ")[0] for line in found] == [f"{tmp_path / 'e.yaml'}:3", f"{tmp_path / 'e.yaml'}:4"]
+
+
+def test_errors_are_of_the_tree(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        experiment.load(write(tmp_path, "name: 3\n"))
+    with pytest.raises(UserError):
+        experiment.load(tmp_path / "missing.yaml")

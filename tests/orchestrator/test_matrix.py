@@ -1,0 +1,140 @@
+"""Designs, shared cells, fingerprints, and cells that would be compared in vain."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import experiment, matrix
+from orchestrator.matrix import Run
+from trainer.errors import ConfigError
+
+HEAD = "name: s\nbase: {data.file_path: x.jsonl, model.model_type: gpt-nano}\n"
+FIVE = """\
+features:
+  swiglu: {model.swiglu: true}
+  rmsnorm: {model.rmsnorm: true}
+  rope: {model.rope: true}
+  warmup: {trainer.warmup_steps: 10}
+  cosine: {trainer.use_cosine: true}
+"""
+
+
+def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
+    path = folder / "e.yaml"
+    path.write_text(HEAD + text)
+    return matrix.runs(experiment.load(path, sets), lambda config: 4096)
+
+
+def cells(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(run.cell for run in runs))
+
+
+def test_the_seven_runs(tmp_path: Path) -> None:
+    runs = expand(tmp_path, FIVE)
+    assert cells(runs) == ["baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on"]
+    assert len({run.id for run in runs}) == 7
+    all_on = runs[-1].config
+    assert all_on.model.swiglu
+    assert all_on.model.rmsnorm
+    assert all_on.model.rope
+    assert all_on.trainer.use_cosine
+    assert all_on.trainer.warmup_steps == 10
+    assert all_on.model.n_embd == 48
+    assert all_on.model.vocab_size == 4096
+
+
+def test_seeds_multiply_and_pair(tmp_path: Path) -> None:
+    runs = expand(tmp_path, FIVE + "seeds: [3, 5]\n")
+    assert [(run.cell, run.seed) for run in runs[:3]] == [("baseline", 3), ("baseline", 5), ("swiglu", 3)]
+    assert {run.config.system.seed for run in runs} == {3, 5}
+    assert len({run.id for run in runs}) == 14
+
+
+@pytest.mark.parametrize(
+    ("design", "names"),
+    [
+        ("[all_on]", ["all_on"]),
+        ("[leave_one_out]", ["all_on", "without-a", "without-b", "without-c"]),
+        ("[{factorial: 2}]", ["baseline", "a", "b", "c", "a+b", "a+c", "b+c"]),
+        ("[factorial]", ["baseline", "a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]),
+        ("[baseline, one_at_a_time, all_on, factorial]", ["baseline", "a", "b", "c", "all_on", "a+b", "a+c", "b+c"]),
+    ],
+)
+def test_designs(tmp_path: Path, design: str, names: list[str]) -> None:
+    features = "features: {a: {model.rope: true}, b: {model.swiglu: true}, c: {model.rmsnorm: true}}\n"
+    assert cells(expand(tmp_path, f"{features}design: {design}\n")) == names
+
+
+def test_named_cells_levels_and_exclude(tmp_path: Path) -> None:
+    text = """\
+features:
+  lr: {levels: {low: {trainer.learning_rate: 1e-4}, high: {trainer.learning_rate: 1e-2}}}
+  rope: {model.rope: true}
+design: [baseline, one_at_a_time, factorial]
+cells: {modern: [rope, lr.high]}
+exclude: [[lr.low, rope]]
+"""
+    runs = expand(tmp_path, text)
+    assert cells(runs) == ["baseline", "lr.low", "lr.high", "rope", "lr.high+rope"]
+    assert runs[2].config.trainer.learning_rate == 1e-2
+    assert cells(expand(tmp_path, text.replace(", factorial]", "]"))) == [
+        "baseline",
+        "lr.low",
+        "lr.high",
+        "rope",
+        "modern",
+    ]
+
+
+def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Path) -> None:
+    first = expand(tmp_path, FIVE)[0]
+    moved = first.config.model_copy(update={"system": first.config.system.model_copy(update={"work_dir": "elsewhere"})})
+    assert moved.fingerprint() == first.config.fingerprint()
+    longer = expand(tmp_path, FIVE, ("trainer.max_iters=999",))[0]
+    assert longer.id != first.id
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        ("a: {model.rope: false}", "cell a: changes nothing: base and defaults already say model.rope: False"),
+        ("a: {model.n_embd: 48}", "cell a: changes nothing"),
+        ("a: {model.rope: true}, b: {model.rope: true}", "cell b: is the same configuration as cell a"),
+        ("a: {model.n_head: 5}", "cell a: model: n_embd (48) is not divisible by n_head (5)"),
+        ("a: {data.block_size: 64, model.block_size: 32}", "data.block_size: 64 is over the model's block_size 32"),
+        ("a: {model.rope: 'yes'}", "cell a: model.rope: input should be a valid boolean, got 'yes'"),
+        ("a: {trainer.max_iters: '100'}", "cell a: trainer.max_iters: input should be a valid integer, got '100'"),
+        ("a: {trainer.learning_rate: -1}", "trainer.learning_rate"),
+        ("a: {model.n_embd: 45, model.n_head: 3, model.rope: true}", "rope needs an even head size"),
+    ],
+)
+def test_faulty_cells_are_refused_with_their_line(tmp_path: Path, features: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expand(tmp_path, f"features: {{{features}}}\n")
+    assert words in caught.value.problems[0]
+    assert caught.value.problems[0].startswith(f"{tmp_path / 'e.yaml'}:3: ")
+
+
+def test_a_fault_is_told_once_and_with_all_others(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expand(tmp_path, FIVE + "  bad: {model.n_head: 5}\n  worse: {trainer.betas: [2, 0]}\n")
+    assert len(caught.value.problems) == 2
+
+
+def test_set_that_undoes_a_feature_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set model\.rope wins over it"):
+        expand(tmp_path, FIVE, ("model.rope=true",))
+
+
+def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gives no run"):
+        expand(tmp_path, "design: []\n")
+
+
+def test_long_factorial_names_stay_short_and_distinct(tmp_path: Path) -> None:
+    keys = ("learning_rate", "weight_decay", "grad_norm_clip", "min_lr_ratio")
+    features = ", ".join(f"a_rather_long_feature_name_{i}: {{trainer.{key}: 0.5}}" for i, key in enumerate(keys))
+    runs = expand(tmp_path, f"features: {{{features}}}\ndesign: [factorial]\n")
+    assert len(runs) == 16
+    assert len(set(cells(runs))) == 16
+    assert max(len(cell) for cell in cells(runs)) <= matrix.LONGEST_NAME
