@@ -1,0 +1,348 @@
+"""Study -> Analysis: every cell against the baseline, on every measure. Numbers and flags; words are in wording.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from orchestrator.report import statistics as st
+from orchestrator.report.collect import RunRecord, Study
+from orchestrator.report.statistics import Effect, Reach
+
+KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
+MATCHED = 0.01  # parameter counts within 1% count as matched
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell, its runs, and how it compares with the baseline (all effects None for the baseline itself).
+
+    effect: final held-out NLL at equal tokens, the headline; equal_flops, equal_seconds: the same at equal training
+    compute and time, read off the held-out curve; *_to: what it took to come down to the baseline's final NLL.
+    read_off: the headline too had to be read off a curve, because the cell trained on another number of tokens.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    kind: str
+    runs: tuple[RunRecord, ...]
+    effect: Effect | None = None
+    p_holm: float | None = None
+    equal_flops: Effect | None = None
+    equal_seconds: Effect | None = None
+    tokens_to: Reach | None = None
+    seconds_to: Reach | None = None
+    read_off: bool = False
+
+    @cached_property
+    def usable(self) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.runs if run.usable)
+
+    @cached_property
+    def values(self) -> dict[int, float]:
+        """seed -> final held-out NLL of the runs that finished and did not diverge."""
+        return {run.seed: run.val_nll for run in self.usable if run.val_nll is not None}
+
+    @property
+    def done(self) -> int:
+        return sum(run.finished for run in self.runs)
+
+    @property
+    def diverged(self) -> tuple[int, ...]:
+        """Seeds that diverged."""
+        return tuple(run.seed for run in self.runs if run.diverged)
+
+    @property
+    def mean(self) -> float | None:
+        return sum(self.values.values()) / len(self.values) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        return st.spread(self.values)
+
+    @property
+    def parameters(self) -> int | None:
+        return next((run.parameters for run in self.runs if run.parameters), None)
+
+    @property
+    def flops_per_token(self) -> int | None:
+        return next((run.flops_per_token for run in self.runs if run.flops_per_token), None)
+
+    def average(self, name: str) -> float | None:
+        """Mean of a number of summary.json over the finished runs that have it."""
+        found = [v for run in self.runs if (v := run.number(name)) is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        tokens, seconds = self.average("tokens"), self.average("seconds")
+        return tokens / seconds if tokens and seconds else None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A named combination of cells with its effect, corrected within its own table."""
+
+    name: str
+    effect: Effect | None
+    p_holm: float | None = None
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    """One domain of the held-out text: the baseline's NLL and each cell's effect there."""
+
+    domain: str
+    tokens: float
+    baseline: float | None
+    effects: dict[str, Contrast]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything the pages show. cells: in the study's order; the reference is among them."""
+
+    study: Study
+    reference: str | None
+    cells: dict[str, CellResult]
+    noise: float | None  # standard deviation of the reference over seeds
+    interactions: tuple[Contrast, ...]
+    main_effects: tuple[Contrast, ...]
+    left_out: tuple[Contrast, ...]
+    domains: tuple[DomainRow, ...]
+
+    @property
+    def compared(self) -> list[CellResult]:
+        """Every cell but the reference."""
+        return [cell for name, cell in self.cells.items() if name != self.reference]
+
+    @property
+    def base(self) -> CellResult | None:
+        return self.cells.get(self.reference or "")
+
+    @property
+    def family(self) -> int:
+        """Comparisons that Holm's correction was made for."""
+        return sum(cell.p_holm is not None for cell in self.compared)
+
+    @property
+    def single_seed(self) -> bool:
+        """No comparison of this study can be more than descriptive."""
+        return bool(self.compared) and self.family == 0
+
+
+def analyse(study: Study) -> Analysis:
+    """Compare every cell of a study with its baseline."""
+    cells = {
+        name: CellResult(name, runs[0].features, kind_of(k for run in runs for k in run.overrides), runs)
+        for name, runs in study.cells.items()
+    }
+    reference = find_reference(cells.values())
+    if reference:
+        base = cells[reference]
+        results = [_compare(cell, base) for cell in cells.values()]
+        corrected = st.holm([r.effect.p if r.effect and r is not base else None for r in results])
+        cells = {r.name: replace(r, p_holm=p) for r, p in zip(results, corrected, strict=True)}
+    values = {name: cell.values for name, cell in cells.items()}
+    sets = {frozenset(cell.features): name for name, cell in reversed(cells.items())}
+    interactions, main_effects = _factors(sets, values)
+    return Analysis(
+        study=study,
+        reference=reference,
+        cells=cells,
+        noise=cells[reference].sd if reference else None,
+        interactions=interactions,
+        main_effects=main_effects,
+        left_out=_left_out(sets, values),
+        domains=_domains(cells, reference),
+    )
+
+
+def find_reference(cells: Iterable[CellResult]) -> str | None:
+    """The cell without features; where the design has none, its first cell."""
+    names = list(cells)
+    return next((c.name for c in names if not c.features), names[0].name if names else None)
+
+
+def kind_of(keys: Iterable[str]) -> str:
+    """What a set of overrides changes: "model", "schedule" (trainer.*), "data", both: "mixed"; "" for nothing."""
+    kinds = {KINDS.get(key.partition(".")[0], "other") for key in keys}
+    return kinds.pop() if len(kinds) == 1 else ("mixed" if kinds else "")
+
+
+# ---- one cell against the baseline -----------------------------------------------------------------------------------
+
+
+def _compare(cell: CellResult, base: CellResult) -> CellResult:
+    if cell is base:
+        need, seconds = _reach(cell, base, "tokens"), _reach(cell, base, "seconds")
+        return replace(cell, tokens_to=need, seconds_to=seconds)
+    effect, read_off = _effect_at(cell, base, _tokens)
+    return replace(
+        cell,
+        effect=effect,
+        read_off=read_off,
+        equal_flops=_effect_at(cell, base, _flops)[0],
+        equal_seconds=_effect_at(cell, base, _seconds)[0],
+        tokens_to=_reach(cell, base, "tokens"),
+        seconds_to=_reach(cell, base, "seconds"),
+    )
+
+
+def _tokens(run: RunRecord) -> np.ndarray | None:
+    return held_out_curve(run)[0]
+
+
+def _seconds(run: RunRecord) -> np.ndarray | None:
+    return held_out_curve(run)[1]
+
+
+def _flops(run: RunRecord) -> np.ndarray | None:
+    return held_out_curve(run)[0] * run.flops_per_token if run.flops_per_token else None
+
+
+def held_out_curve(run: RunRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, seconds, NLL) of every evaluation, the one of summary.json last; each (E,)."""
+    tokens, seconds, loss = (run.curve.evaluated(name) for name in ("tokens", "seconds", "val_loss"))
+    end = [v for v in (run.number("tokens"), run.number("seconds"), run.val_nll) if v is not None]
+    if len(end) == 3:
+        before = tokens < end[0]
+        tokens, seconds, loss = (np.append(v[before], e) for v, e in zip((tokens, seconds, loss), end, strict=True))
+    return tokens, np.maximum.accumulate(seconds) if len(seconds) else seconds, loss
+
+
+def _effect_at(
+    cell: CellResult, base: CellResult, axis: Callable[[RunRecord], np.ndarray | None]
+) -> tuple[Effect | None, bool]:
+    """Effect where all runs of both cells have spent the same, and whether a curve had to be read between its ends.
+
+    The common budget is what the cheapest of the runs spent in all.
+    """
+    axes = {run.id: axis(run) for run in (*cell.usable, *base.usable)}
+    spent = [a[-1] for a in axes.values() if a is not None and len(a) and np.isfinite(a[-1])]
+    if len(spent) < len(axes) or not cell.usable or not base.usable:
+        unknown = axis is _tokens  # the final NLL stands even where nothing is known about tokens
+        return (st.difference(cell.values, base.values) if unknown else None), False
+    budget = min(spent)
+    read_off = max(spent) > budget * 1.001
+
+    def values(result: CellResult) -> dict[int, float]:
+        found = {}
+        for run in result.usable:
+            x, y = axes[run.id], held_out_curve(run)[2]
+            value = run.val_nll if x is None or x[-1] <= budget * 1.001 else st.at(x, y, budget)
+            if value is not None:
+                found[run.seed] = value
+        return found
+
+    return st.difference(values(cell), values(base)), read_off
+
+
+def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
+    """What the cell's runs needed to come down to the baseline's final NLL of the same seed (else its mean)."""
+    if base.mean is None or not cell.usable:
+        return None
+    which = 0 if unit == "tokens" else 1
+    need: dict[int, float | None] = {}
+    limit, own = {}, {}
+    for run in cell.usable:
+        curve = held_out_curve(run)
+        if not len(curve[which]) or not np.isfinite(curve[which][-1]):
+            continue
+        need[run.seed] = st.first_reach(curve[which], curve[2], base.values.get(run.seed, base.mean))
+        limit[run.seed] = float(curve[which][-1])
+    for run in base.usable:
+        curve = held_out_curve(run)
+        first = st.first_reach(curve[which], curve[2], base.values[run.seed])
+        if first is not None and np.isfinite(first):
+            own[run.seed] = first
+    return st.reach(need, limit, own) if need else None
+
+
+# ---- combinations of cells -------------------------------------------------------------------------------------------
+
+
+def _corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
+    corrected = st.holm([c.effect.p if c.effect else None for c in contrasts])
+    return tuple(replace(c, p_holm=p) for c, p in zip(contrasts, corrected, strict=True))
+
+
+def _factors(
+    sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values]
+) -> tuple[tuple[Contrast, ...], tuple[Contrast, ...]]:
+    """(interactions, main effects): of a full factorial design, else of every cell whose single features are there."""
+    factors = list(dict.fromkeys(f for features in sets for f in sorted(features)))
+    if len(factors) >= 2 and len(sets) == 2 ** len(factors):
+        found = st.factorial({s: values[name] for s, name in sets.items()}, factors)
+        named = [Contrast(" × ".join(f.factors), f.effect, missing=f.missing) for f in found]
+        main, pairs = named[: len(factors)], named[len(factors) :]
+        both = [] if len(factors) == 2 else [_sum_of_singles(frozenset(factors), sets, values)]
+        return _corrected(pairs + both), _corrected(main)
+    combined = [s for s in sets if len(s) >= 2 and all(frozenset([f]) in sets for f in s)]
+    if frozenset() not in sets:
+        return (), ()
+    return _corrected([_sum_of_singles(s, sets, values) for s in combined]), ()
+
+
+def _sum_of_singles(
+    features: frozenset[str], sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values]
+) -> Contrast:
+    """(cell - baseline) minus the sum of (single feature - baseline): 0 where effects add up."""
+    weights = {sets[features]: 1.0, sets[frozenset()]: len(features) - 1.0}
+    weights |= {sets[frozenset([f])]: -1.0 for f in features}
+    return Contrast(sets[features], st.contrast(values, weights))
+
+
+def _left_out(sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values]) -> tuple[Contrast, ...]:
+    """What each feature adds when all others are on: everything minus everything but it (leave-one-out designs)."""
+    every = frozenset(f for features in sets for f in features)
+    order = list(dict.fromkeys(f for features in sets for f in sorted(features)))
+    if len(every) < 3 or every not in sets:
+        return ()
+    without = [(f, sets[every - {f}]) for f in order if every - {f} in sets]
+    return _corrected([Contrast(f, st.contrast(values, {sets[every]: 1.0, name: -1.0})) for f, name in without])
+
+
+# ---- domains ---------------------------------------------------------------------------------------------------------
+
+
+def _domains(cells: Mapping[str, CellResult], reference: str | None) -> tuple[DomainRow, ...]:
+    """Rows by falling number of held-out tokens; the correction is over the whole table."""
+    if reference is None:
+        return ()
+    tokens: dict[str, float] = {}
+    by_domain: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in cells.values():
+        for run in cell.usable:
+            for domain, nll, count in domain_values(run):
+                by_domain.setdefault(domain, {}).setdefault(cell.name, {})[run.seed] = nll
+                tokens[domain] = max(tokens.get(domain, 0.0), count)
+    order = sorted(by_domain, key=lambda d: (-tokens[d], d))
+    others = [name for name in cells if name != reference]
+    flat = [
+        Contrast(name, st.difference(by_domain[d].get(name, {}), by_domain[d].get(reference, {})))
+        for d in order
+        for name in others
+    ]
+    found = iter(_corrected(flat))
+    rows = []
+    for domain in order:
+        base = by_domain[domain].get(reference, {})
+        mean = sum(base.values()) / len(base) if base else None
+        rows.append(DomainRow(domain, tokens[domain], mean, {name: next(found) for name in others}))
+    return tuple(rows)
+
+
+def domain_values(run: RunRecord) -> list[tuple[str, float, float]]:
+    """(domain, NLL in nats per token, tokens) of a run's summary; entries that are not numbers are left out."""
+    table = run.summary.get("val_nll_by_domain")
+    found = []
+    for domain, entry in table.items() if isinstance(table, dict) else ():
+        nll = entry.get("nll") if isinstance(entry, dict) else None
+        if isinstance(nll, int | float) and np.isfinite(nll):
+            found.append((str(domain), float(nll), float(entry.get("tokens") or 0)))
+    return found

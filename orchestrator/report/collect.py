@@ -1,0 +1,276 @@
+"""A study's folder -> Study: every run of study.json with what its files say. Nothing is dropped, nothing is judged."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from models.config import GPTConfig, count_parameters, flops_per_token
+from orchestrator.report import cache
+from orchestrator.report.cache import Curve
+from trainer import runlog
+from trainer.errors import UserError
+
+STUDY = "study.json"
+ROWS_KEPT = 400  # rows of loss.csv are averaged in groups, so that at most this many remain
+READ = ("iter", "tokens", "seconds", "loss", "lr", "grad_norm", "val_loss")
+
+States = Mapping[str, str | tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: what was asked for, what state it is in, and what its files say."""
+
+    id: str
+    cell: str
+    seed: int
+    features: tuple[str, ...]
+    overrides: dict[str, Any]
+    state: str
+    reason: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    provenance: dict[str, Any]
+    curve: Curve
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary)
+
+    @cached_property
+    def val_nll(self) -> float | None:
+        """Final held-out NLL in nats per token; None where there is none or it is not finite."""
+        return self.number("val_nll")
+
+    @cached_property
+    def diverged(self) -> bool:
+        """Finished, and the loss is not a number or above where it started."""
+        if not self.finished:
+            return False
+        start = self.number("initial_loss")
+        above = self.val_nll is not None and start is not None and self.val_nll > start
+        return bool(self.summary.get("diverged")) or above or ("val_nll" in self.summary and self.val_nll is None)
+
+    @property
+    def usable(self) -> bool:
+        """Its held-out NLL takes part in means and intervals."""
+        return self.finished and not self.diverged and self.val_nll is not None and not self.wrong_overrides
+
+    def number(self, name: str) -> float | None:
+        """A finite number of summary.json, else None."""
+        value = self.summary.get(name)
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if ok else None  # type: ignore[arg-type]
+
+    def setting(self, key: str) -> Any:
+        """A value of config.json by its dotted key, None where there is none."""
+        section, _, name = key.partition(".")
+        found = self.config.get(section)
+        return found.get(name) if isinstance(found, dict) else None
+
+    @cached_property
+    def parameters(self) -> int | None:
+        value = self.number("parameters")
+        return int(value) if value is not None else self._from_model(count_parameters)
+
+    @cached_property
+    def flops_per_token(self) -> int | None:
+        value = self.number("flops_per_token")
+        return int(value) if value is not None else self._from_model(flops_per_token)
+
+    def _from_model(self, count: Any) -> int | None:
+        try:
+            return int(count(GPTConfig.model_validate(self.config.get("model", {}))))
+        except (ValidationError, ValueError, TypeError):
+            return None
+
+    @cached_property
+    def wrong_overrides(self) -> tuple[str, ...]:
+        """Overrides that config.json does not hold: the feature never reached the trainer."""
+        if not self.config:
+            return ()
+        return tuple(k for k, v in sorted(self.overrides.items()) if _checked(k, v) and not _same(self.setting(k), v))
+
+
+def _checked(key: str, wanted: Any) -> bool:
+    """Places are made absolute and a null is filled in when the configuration is resolved: they may differ."""
+    return wanted is not None and not key.startswith("system.") and key != "data.file_path"
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    number = isinstance(found, int | float) and isinstance(wanted, int | float)
+    if number and not isinstance(found, bool) and not isinstance(wanted, bool):
+        return math.isclose(found, wanted, rel_tol=1e-12)
+    if isinstance(wanted, list | tuple) and isinstance(found, list | tuple):
+        return len(found) == len(wanted) and all(map(_same, found, wanted))
+    return bool(found == wanted)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it stands on disk. digest: of everything that was read, states included."""
+
+    name: str
+    folder: Path
+    file: str
+    features: dict[str, dict[str, Any]]
+    runs: tuple[RunRecord, ...]
+    digest: str
+    cells: dict[str, tuple[RunRecord, ...]] = field(default_factory=dict)
+
+
+def read_study(study_dir: Path, states: States) -> Study:
+    """Read every run of a study. Raises UserError where `study_dir` holds no study.json that can be read."""
+    plan = runlog.read_json(study_dir / STUDY)
+    if plan is None or not isinstance(plan.get("runs"), list):
+        raise UserError(f"{study_dir}: no study here: {STUDY} is missing or unreadable; submit the experiment first")
+    known = cache.load(study_dir / "report" / cache.CURVES)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        files = list(pool.map(lambda run: _read_files(study_dir / str(run["id"]), known), plan["runs"]))
+    cache.save(study_dir / "report" / cache.CURVES, {f.loss_digest: f.curve for f in files if f.curve.rows}, known)
+    runs = tuple(_record(run, states, found) for run, found in zip(plan["runs"], files, strict=True))
+    cells: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        cells.setdefault(run.cell, []).append(run)
+    said = [
+        json.dumps(plan, sort_keys=True),
+        *(f"{r.id} {r.state} {r.reason}" for r in runs),
+        *(f.digest for f in files),
+    ]
+    return Study(
+        name=str(plan.get("name", study_dir.name)),
+        folder=study_dir,
+        file=str(plan.get("file", "")),
+        features={str(k): dict(v or {}) for k, v in dict(plan.get("features") or {}).items()},
+        runs=runs,
+        digest=hashlib.sha256("\n".join(said).encode()).hexdigest(),
+        cells={name: tuple(group) for name, group in cells.items()},
+    )
+
+
+def _record(run: dict[str, Any], states: States, files: _Files) -> RunRecord:
+    said = states.get(run["id"], "done" if files.summary else "planned")
+    state, reason = (said, "") if isinstance(said, str) else (str(said[0]), str(said[1] or ""))
+    return RunRecord(
+        id=str(run["id"]),
+        cell=str(run["cell"]),
+        seed=int(run["seed"]),
+        features=tuple(str(f) for f in run.get("features") or ()),
+        overrides=dict(run.get("overrides") or {}),
+        state=state,
+        reason=reason,
+        config=files.config,
+        summary=files.summary,
+        provenance=files.provenance,
+        curve=files.curve,
+    )
+
+
+@dataclass(frozen=True)
+class _Files:
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    provenance: dict[str, Any]
+    curve: Curve
+    loss_digest: str
+    digest: str
+
+
+def _read_files(folder: Path, known: Mapping[str, Curve]) -> _Files:
+    small = [_bytes(folder / name) for name in (runlog.CONFIG, runlog.SUMMARY, runlog.PROVENANCE)]
+    loss = _bytes(folder / runlog.LOSS)
+    loss_digest = hashlib.sha256(loss).hexdigest()
+    curve = known.get(loss_digest)
+    if curve is None:
+        curve = reduce_rows(parse_rows(loss))
+    digest = hashlib.sha256(
+        b"\0".join([*(hashlib.sha256(s).digest() for s in small), loss_digest.encode()])
+    ).hexdigest()
+    config, summary, provenance = (_object(s) for s in small)
+    return _Files(config, summary, provenance, curve, loss_digest, digest)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def parse_rows(data: bytes) -> dict[str, np.ndarray]:
+    """Columns of a loss.csv as float64 (R,): nan where a cell is empty; an unterminated last line is no row."""
+    data = data[: data.rfind(b"\n") + 1]
+    header = data[: data.find(b"\n")].decode("utf-8", "replace").strip().split(",")
+    if tuple(header[:2]) != runlog.COLUMNS[:2]:
+        return {name: np.empty(0) for name in READ}
+    present = [name for name in READ if name in header]
+    try:
+        frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=dict.fromkeys(present, np.float64))
+        if frame["iter"].isna().any():
+            raise ValueError("a row without a step")
+        columns = {name: frame[name].to_numpy() for name in present}
+    except ValueError:  # a spoiled row: the slow reader skips it
+        columns = _parse_slowly(data.decode("utf-8", "replace"), header, present)
+    rows = len(columns["iter"])
+    return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}
+
+
+def _parse_slowly(text: str, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
+    rows = runlog.whole_rows(text)
+    at = {name: header.index(name) for name in present}
+    return {name: np.array([_float(row[i]) for row in rows], dtype=np.float64) for name, i in at.items()}
+
+
+def _float(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
+    """At most ROWS_KEPT means of consecutive rows, and the evaluations as they are.
+
+    The group size is a power of two, so that runs of about the same length are grouped alike and stay comparable.
+    """
+    rows = len(columns["iter"])
+    size = 1
+    while rows > size * ROWS_KEPT:
+        size *= 2
+    train = np.stack([_group_means(columns[name], size) for name in cache.TRAIN])
+    evaluated = np.isfinite(columns["val_loss"])
+    held_out = np.stack([columns[name][evaluated] for name in cache.HELD_OUT])
+    bad = int(np.count_nonzero(np.isinf(columns["loss"])))
+    last = [float(columns[name][-1]) if rows else math.nan for name in ("iter", "tokens", "seconds")]
+    return Curve(rows, bad, last[0], last[1], last[2], train, held_out)
+
+
+def _group_means(values: np.ndarray, size: int) -> np.ndarray:
+    """(R,) -> (ceil(R / size),): mean of the finite values of each group, nan where it has none."""
+    finite = np.isfinite(values)
+    padding = -len(values) % size
+    groups = np.pad(np.where(finite, values, 0.0), (0, padding)).reshape(-1, size)
+    counts = np.pad(finite, (0, padding)).reshape(-1, size).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return groups.sum(axis=1) / np.where(counts, counts, np.nan)

@@ -1,0 +1,118 @@
+"""Curves of cells: means over seeds and differences from the baseline, on common grids of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from orchestrator.report.analysis import CellResult, held_out_curve
+from orchestrator.report.collect import RunRecord
+from orchestrator.report.statistics import LEVEL
+
+BINS = 120
+
+
+@dataclass(frozen=True)
+class Series:
+    """Mean over seeds (P,) at x (P,) tokens; low and high: 95% t interval of the mean, None for one seed."""
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+def tokens_of(run: RunRecord) -> np.ndarray:
+    """Tokens at each row of the training curve (G,); from the configuration where loss.csv does not say."""
+    tokens = run.curve.column("tokens")
+    if np.isfinite(tokens).any() or not len(tokens):
+        return tokens
+    step = [run.setting("trainer.batch_size"), run.setting("data.block_size")]
+    return run.curve.column("iter") * (step[0] * step[1] if None not in step else 1)
+
+
+def span(cells: list[CellResult]) -> float:
+    """The largest number of tokens in any run; 1 where there is none."""
+    ends = [float(t[-1]) for c in cells for r in c.runs if len(t := tokens_of(r)) and np.isfinite(t[-1])]
+    return max(ends, default=1.0) or 1.0
+
+
+def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Series:
+    """A training column averaged in `bins` equal steps of tokens up to `end`, then over all seeds that got there."""
+    rows = [_binned(tokens_of(run), run.curve.column(name), end, bins) for run in cell.runs]
+    return _mean_of(_centres(end, bins), rows, interval=False)
+
+
+def training_difference(cell: CellResult, base: CellResult, end: float, bins: int = 40) -> Series:
+    """Training loss minus the baseline's of the same seed: the same batches, so most of their noise cancels."""
+    rows = []
+    for run, other in _pairs(cell.runs, base.runs):
+        mine = _binned(tokens_of(run), run.curve.column("loss"), end, bins)
+        rows.append(mine - _binned(tokens_of(other), other.curve.column("loss"), end, bins))
+    return _mean_of(_centres(end, bins), rows, interval=False)
+
+
+def held_out(cell: CellResult) -> Series:
+    """Held-out NLL at every evaluation of the cell's first run, mean over seeds; runs under way count as well."""
+    return _on_first([held_out_curve(run)[::2] for run in cell.runs], interval=False)
+
+
+def held_out_difference(cell: CellResult, base: CellResult) -> Series:
+    """Held-out NLL minus the baseline's of the same seed at the same tokens, with its t interval over seeds."""
+    curves = []
+    for run, other in _pairs(cell.usable, base.usable):
+        (x, _, y), (bx, _, by) = held_out_curve(run), held_out_curve(other)
+        if len(x) and len(bx):
+            both = (x >= bx[0]) & (x <= bx[-1])
+            curves.append((x[both], y[both] - np.interp(x[both], bx, by)))
+    return _on_first(curves, interval=True)
+
+
+def _pairs(runs: tuple[RunRecord, ...], others: tuple[RunRecord, ...]) -> list[tuple[RunRecord, RunRecord]]:
+    by_seed = {run.seed: run for run in others}
+    return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
+
+
+def _on_first(curves: list[tuple[np.ndarray, np.ndarray]], interval: bool) -> Series:
+    """Mean of curves at the points of the longest one; outside of its own points a curve has no value."""
+    curves = [(x, y) for x, y in curves if len(x) and np.isfinite(x).all()]
+    if not curves:
+        return Series(np.empty(0), np.empty(0))
+    grid = max((x for x, _ in curves), key=len)
+    return _mean_of(grid, [np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in curves], interval)
+
+
+def _centres(end: float, bins: int) -> np.ndarray:
+    return (np.arange(bins) + 0.5) * end / bins
+
+
+def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
+    """Mean of y in each of `bins` equal parts of [0, end]; a part without a point is filled between its neighbours."""
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        return np.full(bins, np.nan)
+    index = np.minimum((x[known] / end * bins).astype(int), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    sums = np.bincount(index, weights=y[known], minlength=bins)
+    centres = np.arange(bins)
+    have = counts > 0
+    return np.interp(centres, centres[have], sums[have] / counts[have], left=np.nan, right=np.nan)
+
+
+def _mean_of(x: np.ndarray, rows: list[np.ndarray], interval: bool) -> Series:
+    """Mean over rows at each x where at least one has a value; the interval where all of them have."""
+    if not rows:
+        return Series(np.empty(0), np.empty(0))
+    table = np.stack(rows)  # (seeds, P)
+    counts = np.isfinite(table).sum(axis=0)
+    known = counts > 0
+    table, counts, x = table[:, known], counts[known], x[known]
+    mean = np.nansum(table, axis=0) / counts
+    if not interval or len(rows) < 2 or not len(x):
+        return Series(x, mean)
+    with np.errstate(invalid="ignore"):
+        half = stdtrit(len(rows) - 1, 0.5 + LEVEL / 2) * table.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    half = np.where(counts == len(rows), half, np.nan)
+    return Series(x, mean, mean - half, mean + half)

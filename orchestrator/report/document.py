@@ -1,0 +1,344 @@
+"""Analysis -> the sections of the report, as content."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from orchestrator.report import methods, wording
+from orchestrator.report.analysis import Analysis, Contrast
+from orchestrator.report.collect import RunRecord
+from orchestrator.report.content import (
+    Block,
+    Code,
+    Folded,
+    Heading,
+    Health,
+    Notes,
+    Picture,
+    Row,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    Verdicts,
+)
+from orchestrator.report.plots import Figure
+from orchestrator.report.statistics import Effect
+from orchestrator.report.wording import (
+    duration,
+    factor_text,
+    interval,
+    p_text,
+    percent,
+    plain,
+    quantity,
+    reach_text,
+    signed,
+)
+
+DASH = "\N{EM DASH}"
+
+
+def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
+    """All sections that have something to say, run health first."""
+    pictures = {figure.name: Picture(figure) for figure in figures}
+    made = [
+        health(analysis),
+        Section("verdict", "Verdict", [verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
+        budgets(analysis),
+        _curves(pictures),
+        combined(analysis, pictures),
+        domains(analysis),
+        costs(analysis, pictures),
+        Section("methods", "Methods", [Text(t) for t in methods.paragraphs(analysis)]),
+        repeat(analysis),
+    ]
+    return [section for section in made if section and section.blocks]
+
+
+def subtitle(analysis: Analysis) -> str:
+    """One line under the title: what the study is and how far it got."""
+    runs = analysis.study.runs
+    done = sum(run.finished for run in runs)
+    source = f"{analysis.study.file}: " if analysis.study.file else ""
+    return f"{source}{len(analysis.cells)} cells, {len(runs)} runs, {done} finished"
+
+
+def _some(block: Block | None) -> list[Block]:
+    return [block] if block else []
+
+
+def health(analysis: Analysis) -> Section:
+    """States of all runs, warnings, and every run that has no usable result with its reason."""
+    runs = analysis.study.runs
+    states = Counter("diverged" if run.diverged else run.state for run in runs)
+    first = [("runs", len(runs)), *sorted(states.items(), key=lambda item: (item[0] != "done", item[0]))]
+    blocks: list[Block] = [Health(first), *([Notes(n)] if (n := wording.notes(analysis)) else [])]
+    bad = [run for run in runs if not run.usable]
+    if bad:
+        rows = [
+            Row(
+                [
+                    run.cell,
+                    str(run.seed),
+                    "diverged" if run.diverged else run.state,
+                    run.reason or DASH,
+                    _progress(run),
+                    run.id,
+                ]
+            )
+            for run in bad
+        ]
+        blocks.append(Table(["cell", "seed", "state", "reason", "last step", "run"], rows, (0, 2, 3, 5), (3,)))
+    skipped = max((run.number("skipped_documents") or 0 for run in runs), default=0)
+    if skipped:
+        blocks.append(Text(f"{skipped:.0f} documents of the corpus were skipped: too short, or not readable."))
+    return Section("health", "Run health", blocks)
+
+
+def _progress(run: RunRecord) -> str:
+    total = run.setting("trainer.max_iters")
+    if not run.curve.rows:
+        return DASH
+    return f"{run.curve.last_iter:.0f}" + (f" of {total}" if total else "")
+
+
+def verdicts(analysis: Analysis) -> Verdicts:
+    return Verdicts(
+        [
+            Verdict(c.name, wording.verdict(c, analysis), wording.sentence(c, analysis), wording.flags(c, analysis))
+            for c in analysis.cells.values()
+        ]
+    )
+
+
+def main_table(analysis: Analysis) -> Table:
+    head = [
+        "cell",
+        "runs",
+        "held-out NLL",
+        "seed SD",
+        "effect",
+        "95% interval",
+        "p",
+        "p (Holm)",
+        "perplexity",
+        "parameters",
+        "FLOPs/token",
+    ]
+    base = analysis.base
+    rows = []
+    for cell in analysis.cells.values():
+        effect = cell.effect
+        ratio = cell.parameters / base.parameters if base and base.parameters and cell.parameters else None
+        parameters = quantity(cell.parameters) + (f" ({percent(ratio)})" if ratio and cell is not base else "")
+        cells = [
+            cell.name,
+            f"{cell.done}/{len(cell.runs)}",
+            plain(cell.mean),
+            plain(cell.sd),
+            signed(effect.mean if effect else None),
+            interval(effect),
+            p_text(effect.p if effect else None),
+            p_text(cell.p_holm),
+            percent(math.exp(effect.mean)) if effect else DASH,
+            parameters,
+            quantity(cell.flops_per_token),
+        ]
+        rows.append(Row(cells, cell is base))
+    return Table(head, rows)
+
+
+def budgets(analysis: Analysis) -> Section | None:
+    """The effect at equal tokens, compute and time, and what it takes to reach the baseline's loss."""
+    if not any(c.effect for c in analysis.compared):
+        return None
+    head = ["cell", "equal tokens", "equal FLOPs", "equal time"]
+    rows = [
+        Row([c.name, *(_with_margin(e) for e in (c.effect, c.equal_flops, c.equal_seconds))]) for c in analysis.compared
+    ]
+    speed = [
+        Row(
+            [
+                c.name,
+                reach_text(c.tokens_to, ""),
+                factor_text(c.tokens_to),
+                reach_text(c.seconds_to, "s"),
+                factor_text(c.seconds_to),
+            ],
+            c is analysis.base,
+        )
+        for c in analysis.cells.values()
+    ]
+    return Section(
+        "budgets",
+        "At equal cost",
+        [
+            Text(
+                "Effect on the held-out NLL when the cell and the baseline have spent the same: tokens (the headline), "
+                "training FLOPs, training time. The last two are read off the held-out curves where one cell costs "
+                "more; a learning-rate schedule was not meant to end there. With 95% intervals, not corrected."
+            ),
+            Table(head, rows),
+            Heading("To the baseline's final loss"),
+            Text(
+                "Tokens and time until the held-out NLL first comes down to the baseline's final one, linear between "
+                "evaluations, mean over seeds. Speed factor: the baseline's need divided by the cell's; over 1 is "
+                "faster. “over”: a run never got there, and counts with all it spent."
+            ),
+            Table(["cell", "tokens", "speed factor", "time", "speed factor"], speed),
+        ],
+    )
+
+
+def _with_margin(effect: Effect | None) -> str:
+    if effect is None:
+        return DASH
+    return signed(effect.mean) + (f" ± {effect.half_width:.4f}" if effect.half_width is not None else "")
+
+
+def _curves(pictures: dict[str, Picture]) -> Section:
+    blocks: list[Block] = _some(pictures.get("differences"))
+    if "loss_curves" in pictures:
+        blocks.append(Folded("All curves over each other", [pictures["loss_curves"]]))
+    blocks += _some(pictures.get("schedules"))
+    return Section("curves", "Curves", blocks)
+
+
+def combined(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None:
+    """Main effects, interactions, leave-one-out: whichever the design allows."""
+    blocks: list[Block] = []
+    if analysis.main_effects:
+        blocks += [
+            Heading("Main effects"),
+            Text("Each feature's effect averaged over all combinations of the others (full factorial design)."),
+            _contrasts(analysis.main_effects, "hurts", "helps", "no difference shown"),
+        ]
+    if analysis.left_out:
+        blocks += [
+            Heading("With everything else on"),
+            Text("All features on, minus all but this one: what the feature adds in the company of the others."),
+            _contrasts(analysis.left_out, "hurts", "helps", "no difference shown"),
+        ]
+    if analysis.interactions:
+        blocks += [
+            Heading("Interactions"),
+            *_some(pictures.get("interactions")),
+            _contrasts(
+                analysis.interactions, "worse than the sum", "better than the sum", "no departure from the sum shown"
+            ),
+        ]
+    return Section("combinations", "Combinations", blocks) if blocks else None
+
+
+def _contrasts(contrasts: Sequence[Contrast], up: str, down: str, zero: str) -> Table:
+    rows = []
+    for c in contrasts:
+        words = wording.contrast_sentence(c, up, down, zero)
+        words += f" ({c.missing} comparisons lack a run)" if c.missing else ""
+        e = c.effect
+        rows.append(
+            Row(
+                [
+                    c.name,
+                    signed(e.mean if e else None),
+                    interval(e),
+                    p_text(e.p if e else None),
+                    p_text(c.p_holm),
+                    words,
+                ]
+            )
+        )
+    return Table(["", "effect", "95% interval", "p", "p (Holm)", "reading"], rows, (0, 5))
+
+
+def domains(analysis: Analysis) -> Section | None:
+    """Held-out NLL per domain with each cell's effect there; a star marks what survives the correction."""
+    if not analysis.domains:
+        return None
+    names = list(analysis.domains[0].effects)
+    rows = []
+    for row in analysis.domains:
+        found = [row.effects[name] for name in names]
+        rows.append(Row([row.domain, quantity(row.tokens), plain(row.baseline), *(_starred(c) for c in found)]))
+    text = (
+        "Held-out NLL of the baseline by domain, and each cell's effect there with its 95% interval. A star marks an "
+        "effect that stands after Holm's correction over this whole table."
+    )
+    return Section(
+        "domains", "By domain", [Text(text), Table(["domain", "tokens", analysis.reference or "", *names], rows)]
+    )
+
+
+def _starred(contrast: Contrast) -> str:
+    star = " *" if contrast.p_holm is not None and contrast.p_holm <= 0.05 else ""
+    return _with_margin(contrast.effect) + star
+
+
+def costs(analysis: Analysis, pictures: dict[str, Picture]) -> Section:
+    base = analysis.base
+    rows = []
+    for cell in analysis.cells.values():
+        mine, theirs = cell.tokens_per_second, base.tokens_per_second if base else None
+        memory = cell.average("peak_memory_bytes")
+        cells = [
+            cell.name,
+            quantity(cell.parameters),
+            quantity(cell.flops_per_token),
+            quantity(cell.average("tokens")),
+            duration(cell.average("seconds")),
+            quantity(mine),
+            f"{mine / theirs:.2f}×" if mine and theirs else DASH,
+            quantity(memory, "B"),
+            duration(sum(r.number("seconds") or 0.0 for r in cell.runs)),
+        ]
+        rows.append(Row(cells, cell is base))
+    head = [
+        "cell",
+        "parameters",
+        "FLOPs/token",
+        "tokens",
+        "time per run",
+        "tokens/s",
+        "throughput",
+        "peak memory",
+        "time, all runs",
+    ]
+    return Section("cost", "Cost", [Table(head, rows), *_some(pictures.get("cost"))])
+
+
+def repeat(analysis: Analysis) -> Section:
+    """One command a run, and every run with its numbers."""
+    study = analysis.study
+    commands = []
+    for run in study.runs:
+        words = ["python", "-m", "trainer", "--config", (study.folder / run.id / "config.json").as_posix()]
+        words += [f"--system.work_dir=repeat/{run.id}", "--trainer.resume=none"]
+        commands.append(shlex.join(words))
+    rows = [
+        Row(
+            [
+                run.cell,
+                str(run.seed),
+                "diverged" if run.diverged else run.state,
+                plain(run.val_nll),
+                _progress(run),
+                run.id,
+            ],
+            run.cell == analysis.reference,
+        )
+        for run in study.runs
+    ]
+    text = (
+        "Each command repeats one run from its resolved configuration, into a new folder. On a CPU the loss curve "
+        "comes out the same to the last bit, clock columns apart."
+    )
+    table = Table(["cell", "seed", "state", "held-out NLL", "last step", "run"], rows, (0, 2, 5))
+    return Section(
+        "repeat",
+        "Every run, and how to repeat it",
+        [Text(text), Folded(f"Commands ({len(commands)})", [Code("\n".join(commands))]), Folded("All runs", [table])],
+    )

@@ -1,0 +1,135 @@
+"""The methods paragraph: generated from what was really done, not from what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.report import statistics as st
+from orchestrator.report.analysis import Analysis
+from orchestrator.report.collect import RunRecord
+from orchestrator.report.wording import ONE_SEED, duration, quantity
+
+
+def paragraphs(analysis: Analysis) -> list[str]:
+    """Runs and data; training; evaluation and statistics; place and versions."""
+    made = [_runs(analysis), _training(analysis), _statistics(analysis), _place(analysis)]
+    return [text for text in made if text]
+
+
+def _runs(analysis: Analysis) -> str:
+    study = analysis.study
+    seeds = sorted({run.seed for run in study.runs})
+    finished = [run for run in study.runs if run.finished]
+    diverged = sum(run.diverged for run in finished)
+    text = (
+        f"{_count(len(analysis.cells), 'cell')} with {_seeds(seeds)} make {_count(len(study.runs), 'run')}, of which "
+        f"{len(finished)} finished"
+    )
+    text += f" and {diverged} of those diverged." if diverged else "."
+    changes = "; ".join(f"{name}: {_settings(settings)}" for name, settings in study.features.items())
+    return text + (f" Features: {changes}." if changes else "")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    shown = ", ".join(map(str, seeds[:10])) + (" and more" if len(seeds) > 10 else "")
+    return f"{len(seeds)} seeds ({shown})"
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "nothing"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _example(analysis: Analysis) -> RunRecord | None:
+    """The run whose settings stand for the study: the first of the baseline that has a configuration."""
+    runs = (*(analysis.base.runs if analysis.base else ()), *analysis.study.runs)
+    return next((run for run in runs if run.config), None)
+
+
+def _training(analysis: Analysis) -> str:
+    run = _example(analysis)
+    if run is None:
+        return ""
+    get = run.setting
+    model = get("model.model_type") or "a custom size"
+    text = (
+        f"The baseline is a GPT of {get('model.n_layer')} layers, {get('model.n_head')} heads and width "
+        f"{get('model.n_embd')} ({model}, {quantity(run.parameters)} parameters, {get('model.vocab_size')} tokens of "
+        f"vocabulary, tokenizer {get('data.tokenizer')}), trained for {get('trainer.max_iters')} steps of "
+        f"{get('trainer.batch_size')} × {get('data.block_size')} tokens with AdamW (peak learning rate "
+        f"{get('trainer.learning_rate')}, betas {_pair(get('trainer.betas'))}, weight decay "
+        f"{get('trainer.weight_decay')}, gradient norm clipped at {get('trainer.grad_norm_clip')}"
+    )
+    warmup, cosine = get("trainer.warmup_steps"), get("trainer.use_cosine")
+    text += f", {warmup} steps of warm-up" if warmup else ", no warm-up"
+    text += f", cosine decay to {get('trainer.min_lr_ratio')} of the peak)" if cosine else ", constant afterwards)"
+    data = f" on {get('data.file_path')}"
+    if run.summary.get("data_fingerprint"):
+        data += f" (fingerprint {run.summary['data_fingerprint']})"
+    return f"{text}{data}. For one seed, all cells see the same batches in the same order."
+
+
+def _pair(betas: Any) -> str:
+    return " and ".join(map(str, betas)) if isinstance(betas, list | tuple) else str(betas)
+
+
+def _statistics(analysis: Analysis) -> str:
+    run = _example(analysis)
+    held = run.setting("data.test_size") if run else None
+    counts = sorted({int(n) for r in analysis.study.runs if (n := r.number("val_tokens"))})
+    text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
+    if held and counts:
+        text += f" ({quantity(counts[0])} tokens of the last {_count(held, 'document')} of the corpus)"
+    text += " after training, at an equal number of training tokens. An effect is the cell minus the baseline."
+    used = {c.effect.method for c in analysis.compared if c.effect}
+    if "paired t" in used:
+        pairs = sorted({c.effect.n for c in analysis.compared if c.effect and c.effect.method == "paired t"})
+        some = str(pairs[0]) if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
+        text += f" Effects are paired by seed ({some} pairs), with Student's t intervals of n − 1 degrees of freedom."
+    if "prediction" in used:
+        text += (
+            " Cells with fewer than two common seeds are judged by the spread of the baseline's seeds alone "
+            "(prediction interval), which takes the cell's spread to be the same."
+        )
+    if "descriptive" in used:
+        text += f" Where there is one seed only, the difference is {ONE_SEED}."
+    if analysis.family:
+        text += (
+            f" Two-sided p values are corrected for {_count(analysis.family, 'comparison')} by Holm's method; a "
+            f"verdict needs a corrected p of at most {st.ALPHA}. Intervals are for one comparison each."
+        )
+    return text + _diverged(analysis) + _resolution(analysis)
+
+
+def _diverged(analysis: Analysis) -> str:
+    count = sum(run.diverged for run in analysis.study.runs)
+    if not count:
+        return ""
+    verb = "is" if count == 1 else "are"
+    return f" {_count(count, 'run')} diverged (loss not a number, or above its start) and {verb} in no interval."
+
+
+def _resolution(analysis: Analysis) -> str:
+    """How small an effect this study could have shown: the median over its comparisons."""
+    found = sorted(
+        size for c in analysis.compared if c.effect and (size := st.smallest_provable(c.effect, analysis.family))
+    )
+    if not found:
+        return ""
+    return f" With this spread an effect has to be about {found[len(found) // 2]:.3f} nats to be shown 4 times in 5."
+
+
+def _place(analysis: Analysis) -> str:
+    finished = [run for run in analysis.study.runs if run.finished]
+    if not finished:
+        return ""
+    devices = sorted({str(run.summary["device"]) for run in finished if run.summary.get("device")})
+    seconds = sum(run.number("seconds") or 0.0 for run in finished)
+    text = f"Training took {duration(seconds)} in all" + (f" on {' and '.join(devices)}" if devices else "")
+    return text + "."

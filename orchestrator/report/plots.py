@@ -1,0 +1,338 @@
+"""Analysis -> what to draw: figures as data, drawn by figures.py (PNG, PDF) and by svg.py (the page)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.report import curves, wording
+from orchestrator.report.analysis import Analysis, CellResult, Contrast
+from orchestrator.report.curves import Series
+
+MOST_LINES = 12  # of one panel: more cannot be told apart
+MOST_PANELS = 24
+MOST_ROWS = 60
+SETTLED = 0.1  # ranges ignore this first part of the training, where every curve falls steeply
+TOKENS = "tokens trained on"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve. style: index of colour, dash and marker; dots: a marker at every point; light: in the background."""
+
+    label: str
+    style: int
+    series: Series
+    dots: bool = False
+    light: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes. zero: a line at 0, the baseline. x is in tokens unless x_label says otherwise."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    zero: bool = False
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One effect. word: decides the mark (filled: shown, hollow: not); text: what stands on the right."""
+
+    label: str
+    word: str
+    text: str
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Effects with intervals under each other. band: half-width of the shaded seed noise."""
+
+    rows: tuple[ForestRow, ...]
+    x_label: str
+    limits: tuple[float, float]
+    band: float | None = None
+    ends: tuple[str, str] = ("better", "worse")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report. legend: the lines need one."""
+
+    name: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...] = ()
+    forest: Forest | None = None
+    legend: tuple[tuple[str, int], ...] = ()
+
+
+def build_figures(analysis: Analysis) -> list[Figure]:
+    """Every figure that the study has something to show for, in the order of the page."""
+    made = [
+        effects(analysis),
+        differences(analysis),
+        loss_curves(analysis),
+        schedules(analysis),
+        combinations(analysis),
+        cost(analysis),
+    ]
+    return [figure for figure in made if figure is not None]
+
+
+def styles(analysis: Analysis) -> dict[str, int]:
+    """cell -> style; the reference is 0 (ink), the others follow in the study's order."""
+    return {
+        name: i for i, name in enumerate([n for n in [analysis.reference] if n] + [c.name for c in analysis.compared])
+    }
+
+
+def chosen(analysis: Analysis, most: int) -> tuple[list[CellResult], str]:
+    """The cells to draw and a remark: all of them, or those with the largest effects."""
+    cells = analysis.compared
+    if len(cells) <= most:
+        return cells, ""
+    ranked = sorted(cells, key=lambda c: -abs(c.effect.mean) if c.effect else 0.0)[:most]
+    names = {c.name for c in ranked}
+    left = len(cells) - most
+    return [c for c in cells if c.name in names], f" The {most} largest effects; {left} more are in comparison.csv."
+
+
+# ---- forest plots ----------------------------------------------------------------------------------------------------
+
+
+def effects(analysis: Analysis) -> Figure:
+    cells, remark = chosen(analysis, MOST_ROWS)
+    rows = []
+    for cell in cells:
+        word, effect = wording.verdict(cell, analysis), cell.effect
+        text = word if effect is None else f"{wording.signed(effect.mean)}  {word}"
+        values = (effect.mean, effect.low, effect.high, effect.values) if effect else (None, None, None, ())
+        rows.append(ForestRow(cell.name, word, text, *values))
+    band = 2 * analysis.noise if analysis.noise is not None else None
+    caption = "Effect of each cell on the held-out NLL at equal tokens (cell − baseline; left of 0 is better)."
+    if any(r.low is not None for r in rows):
+        caption += (
+            " Bars: 95% intervals, not corrected; small marks: single seeds; filled: shown after Holm's correction."
+        )
+    else:
+        caption += f" {wording.ONE_SEED[0].upper()}{wording.ONE_SEED[1:]}; hence no intervals."
+    if band is not None:
+        n = len(analysis.base.values) if analysis.base else 0
+        caption += f" Grey band: ±2 seed SD of the baseline alone ({n} seeds)."
+    label = "held-out NLL, difference from baseline (nats per token)"
+    forest = Forest(tuple(rows), label, forest_limits(rows, band), band)
+    return Figure("effects", "Effects", caption + remark, forest=forest)
+
+
+def forest_limits(rows: list[ForestRow], band: float | None) -> tuple[float, float]:
+    """A range that shows every effect; an interval over three times as long as the effects are far is cut off."""
+    centres = [r.effect for r in rows if r.effect is not None]
+    far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
+    ends = [e for r in rows for e in (r.low, r.high) if e is not None] + centres + [-(band or 0.0), band or 0.0]
+    low, high = max(min(ends, default=0.0), -3 * far), min(max(ends, default=0.0), 3 * far)
+    room = 0.06 * (high - low) or 1e-3
+    return min(low, 0.0) - room, max(high, 0.0) + room
+
+
+def combinations(analysis: Analysis) -> Figure | None:
+    """Interactions: what a combination gives beyond the sum of its features."""
+    found = [c for c in analysis.interactions if c.effect][:MOST_ROWS]
+    if not found:
+        return None
+    rows = [_contrast_row(c) for c in found]
+    caption = (
+        "Interactions: effect of the combination minus the sum of the effects of its parts; 0 means they add up, "
+        "left of 0 the combination is better than the sum."
+    )
+    forest = Forest(
+        tuple(rows), "interaction (nats per token)", forest_limits(rows, None), ends=("synergy", "conflict")
+    )
+    return Figure("interactions", "Interactions", caption, forest=forest)
+
+
+def _contrast_row(contrast: Contrast) -> ForestRow:
+    effect = contrast.effect
+    assert effect is not None
+    word = wording.contrast_sentence(contrast, "conflict", "synergy", "none shown")
+    word = "no claim" if word == wording.ONE_SEED else word
+    text = f"{wording.signed(effect.mean)}  {word}"
+    return ForestRow(contrast.name, word, text, effect.mean, effect.low, effect.high, effect.values)
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def differences(analysis: Analysis) -> Figure | None:
+    """Small multiples: one panel a cell, its difference from the baseline along the training."""
+    base = analysis.base
+    if base is None:
+        return None
+    end = curves.span(list(analysis.cells.values()))
+    cells, remark = chosen(analysis, MOST_PANELS)
+    style = styles(analysis)
+    drawn = []
+    for cell in cells:
+        train = Line("training loss", style[cell.name], curves.training_difference(cell, base, end), light=True)
+        held = Line("held-out NLL", style[cell.name], curves.held_out_difference(cell, base), dots=True)
+        drawn.append((cell.name, tuple(line for line in (train, held) if len(line.series.x))))
+    ranges = [difference_range(lines, end) for _, lines in drawn]
+    sizes = sorted(max(-low, high) for (low, high), (_, lines) in zip(ranges, drawn, strict=True) if lines)
+    if not sizes:
+        return None
+    alike = sizes[-1] <= 8 * sizes[len(sizes) // 2]
+    common = (min(low for low, _ in ranges), max(high for _, high in ranges))
+    panels = tuple(
+        Panel(name, TOKENS, "Δ nats per token", lines, _tokens(end), common if alike else own, zero=True)
+        for (name, lines), own in zip(drawn, ranges, strict=True)
+    )
+    caption = (
+        "Difference from the baseline along the training, mean over paired seeds (below 0 is better). Marked line: "
+        "held-out NLL, with its 95% interval where there are seeds; thin line: training loss on the same batches."
+    )
+    caption += "" if alike else " Each panel has its own scale."
+    return Figure("differences", "Difference from the baseline", caption + remark, panels)
+
+
+def difference_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
+    """Range around 0 that shows the lines once settled; bands count up to twice as far as the lines."""
+    seen = [line.series.y[(line.series.x > SETTLED * end) & np.isfinite(line.series.y)] for line in lines]
+    values = np.concatenate([*seen, [0.0]])
+    low, high = float(values.min()), float(values.max())
+    far = 2 * max(-low, high)
+    for line in lines:
+        if line.series.low is not None and line.series.high is not None:
+            late = line.series.x > SETTLED * end
+            low = max(min(low, float(np.nanmin(line.series.low[late], initial=low))), -far)
+            high = min(max(high, float(np.nanmax(line.series.high[late], initial=high))), far)
+    room = 0.08 * (high - low) or 1e-3
+    return low - room, high + room
+
+
+def loss_curves(analysis: Analysis) -> Figure:
+    """The overlay of raw curves."""
+    cells, remark = _overlay(analysis)
+    end = curves.span(cells)
+    style = styles(analysis)
+    held = tuple(Line(c.name, style[c.name], curves.held_out(c), dots=True) for c in cells)
+    train = tuple(Line(c.name, style[c.name], curves.training(c, "loss", end, 60)) for c in cells)
+    panels = tuple(
+        Panel(title, TOKENS, "nats per token", lines, _tokens(end), settled_range(lines, end))
+        for title, lines in (("Held-out NLL", held), ("Training loss", train))
+        if any(len(line.series.x) for line in lines)
+    )
+    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged in steps of tokens."
+    legend = tuple((c.name, style[c.name]) for c in cells)
+    return Figure("loss_curves", "Loss curves", caption + remark, panels, legend=legend)
+
+
+def _tokens(end: float) -> tuple[float, float]:
+    """The range of tokens, with room for a mark at the end."""
+    return 0.0, 1.02 * end
+
+
+def _overlay(analysis: Analysis) -> tuple[list[CellResult], str]:
+    cells, remark = chosen(analysis, MOST_LINES - 1)
+    return ([analysis.base] if analysis.base else []) + cells, remark
+
+
+def settled_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
+    """Range of all lines after the steep start; a line that blows up leaves through the top."""
+    late = []
+    for line in lines:
+        x, y = line.series.x, line.series.y
+        part = y[(x >= SETTLED * end) & np.isfinite(y)]
+        late.append(part if len(part) else y[np.isfinite(y)])
+    late = [part for part in late if len(part)]
+    if not late:
+        return 0.0, 1.0
+    low = min(float(part.min()) for part in late)
+    tops = sorted(float(part.max()) for part in late)
+    high = min(tops[-1], low + 3 * max(tops[len(tops) // 2] - low, 1e-3))
+    room = 0.05 * (high - low) or 0.05
+    return low - room, high + room
+
+
+def schedules(analysis: Analysis) -> Figure | None:
+    """Learning rate (equal ones drawn once) and gradient norm."""
+    cells, remark = _overlay(analysis)
+    end = curves.span(cells)
+    style = styles(analysis)
+    rates: dict[bytes, Line] = {}
+    for cell in cells:
+        series = curves.training(cell, "lr", end)
+        key = np.round(series.y, 12).tobytes()
+        if len(series.x):
+            rates.setdefault(key, Line(cell.name, style[cell.name], series))
+    norms = tuple(Line(c.name, style[c.name], curves.training(c, "grad_norm", end, 40)) for c in cells)
+    panels = []
+    if rates:
+        lines = tuple(rates.values())
+        top = max(float(np.nanmax(line.series.y)) for line in lines)
+        panels.append(Panel("Learning rate", TOKENS, "learning rate", lines, _tokens(end), (0.0, top * 1.08 or 1.0)))
+    if any(len(line.series.x) for line in norms):
+        low, high = settled_range(norms, end)
+        panels.append(
+            Panel("Gradient norm", TOKENS, "norm before clipping", norms, _tokens(end), (max(0.0, low), high))
+        )
+    if not panels:
+        return None
+    caption = "Learning rate (equal schedules are drawn once) and gradient norm before clipping, mean over seeds."
+    legend = tuple((c.name, style[c.name]) for c in cells)
+    return Figure("schedules", "Learning rate and gradient norm", caption + remark, tuple(panels), legend=legend)
+
+
+def cost(analysis: Analysis) -> Figure | None:
+    """Held-out NLL against what it cost, a mark a cell."""
+    cells, remark = _overlay(analysis)
+    cells = [c for c in cells if c.mean is not None]
+    base = analysis.base
+    if base is None or base.mean is None:
+        return None
+    style = styles(analysis)
+    panels = []
+    measures = (
+        ("Training time", "seconds per run, baseline = 1", lambda c: c.average("seconds")),
+        ("Training compute", "FLOPs per run, baseline = 1", _flops),
+    )
+    for title, label, measure in measures:
+        unit = measure(base)
+        points = [(c, x / unit) for c in cells if (x := measure(c))] if unit else []
+        if points:
+            lines = tuple(
+                Line(c.name, style[c.name], Series(np.array([x]), np.array([c.mean])), dots=True) for c, x in points
+            )
+            panels.append(_scatter(title, label, lines))
+    if not panels:
+        return None
+    legend = tuple((c.name, style[c.name]) for c in cells)
+    caption = "Final held-out NLL against the cost of a run, means over seeds. Lower and further left is better."
+    return Figure("cost", "Cost", caption + remark, tuple(panels), legend=legend)
+
+
+def _flops(cell: CellResult) -> float | None:
+    tokens = cell.average("tokens")
+    return tokens * cell.flops_per_token if tokens and cell.flops_per_token else None
+
+
+def _scatter(title: str, label: str, lines: tuple[Line, ...]) -> Panel:
+    x = np.concatenate([line.series.x for line in lines])
+    y = np.concatenate([line.series.y for line in lines])
+    return Panel(title, label, "held-out NLL (nats per token)", lines, _around(x, 0.1), _around(y, 0.02))
+
+
+def _around(values: np.ndarray, least: float) -> tuple[float, float]:
+    """A range with room around the values, at least `least` wide: tiny differences must not look large."""
+    low, high = float(values.min()), float(values.max())
+    room = max(0.12 * (high - low), (least - (high - low)) / 2)
+    return low - room, high + room

@@ -1,0 +1,150 @@
+"""summary.csv (a row a run), comparison.csv (a row a cell) and a LaTeX table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.report import wording
+from orchestrator.report.analysis import Analysis, CellResult
+from orchestrator.report.collect import RunRecord
+from orchestrator.report.statistics import Effect, Reach
+
+NUMBERS = (
+    "iters",
+    "max_iters",
+    "tokens",
+    "seconds",
+    "initial_loss",
+    "final_loss",
+    "val_nll",
+    "val_tokens",
+    "peak_memory_bytes",
+    "skipped_documents",
+)
+
+
+def summary(analysis: Analysis) -> str:
+    """A row for every run of the study, whatever became of it."""
+    return _csv([_run(run) for run in analysis.study.runs])
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": run.id, "cell": run.cell, "seed": run.seed, "state": run.state, "reason": run.reason}
+    row |= {"diverged": _yes(run.diverged) if run.finished else None, "compared": _yes(run.usable)}
+    row |= {name: run.summary.get(name) for name in NUMBERS}
+    row |= {"parameters": run.parameters, "flops_per_token": run.flops_per_token}
+    row |= {name: run.summary.get(name) for name in ("device", "fingerprint", "data_fingerprint")}
+    row["overrides"] = json.dumps(run.overrides, sort_keys=True)
+    return row
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def comparison(analysis: Analysis) -> str:
+    """A row for every cell of the study, with all measures."""
+    return _csv([_cell(cell, analysis) for cell in analysis.cells.values()])
+
+
+def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
+    base, effect = analysis.base, cell.effect
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "features": "+".join(cell.features),
+        "kind": cell.kind,
+        "runs": len(cell.runs),
+        "finished": cell.done,
+        "diverged": len(cell.diverged),
+        "val_nll": cell.mean,
+        "val_nll_sd": cell.sd,
+        **_effect("effect", effect),
+        "p": effect.p if effect else None,
+        "p_holm": cell.p_holm,
+        "pairs": effect.n if effect else None,
+        "method": effect.method if effect else None,
+        "verdict": wording.verdict(cell, analysis),
+        **_effect("effect_equal_flops", cell.equal_flops),
+        **_effect("effect_equal_seconds", cell.equal_seconds),
+        **_reach("tokens_to_baseline_loss", cell.tokens_to),
+        **_reach("seconds_to_baseline_loss", cell.seconds_to),
+        "parameters": cell.parameters,
+        "parameters_ratio": _ratio(cell.parameters, base.parameters if base else None),
+        "flops_per_token": cell.flops_per_token,
+        "tokens": cell.average("tokens"),
+        "seconds": cell.average("seconds"),
+        "tokens_per_second": cell.tokens_per_second,
+        "throughput_ratio": _ratio(cell.tokens_per_second, base.tokens_per_second if base else None),
+        "peak_memory_bytes": cell.average("peak_memory_bytes"),
+        "flags": "; ".join(wording.flags(cell, analysis)),
+    }
+    return row
+
+
+def _ratio(mine: float | None, theirs: float | None) -> float | None:
+    return mine / theirs if mine and theirs else None
+
+
+def _effect(name: str, effect: Effect | None) -> dict[str, float | None]:
+    values = (effect.mean, effect.low, effect.high) if effect else (None, None, None)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _reach(name: str, reach: Reach | None) -> dict[str, Any]:
+    values = (reach.mean, len(reach.limits), reach.factor) if reach else (None, None, None)
+    return dict(zip((name, f"{name}_censored", f"{name}_factor"), values, strict=True))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as CSV; None is an empty cell, floats keep every digit."""
+    buffer = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return buffer.getvalue()
+
+
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{c: rf"\{c}" for c in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        wording.MINUS: "$-$",
+        "\N{EM DASH}": "---",
+    }
+)
+
+
+def tex(value: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return value.translate(_TEX)
+
+
+def latex(analysis: Analysis) -> str:
+    """The comparison as a booktabs table, to \\input into a paper."""
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{tabular}{lrrrrl}",
+        "\\toprule",
+        "cell & seeds & held-out NLL & effect (95\\% interval) & $p_\\mathrm{Holm}$ & verdict \\\\",
+        "\\midrule",
+    ]
+    for cell in analysis.cells.values():
+        effect = cell.effect
+        shown = wording.signed(effect.mean if effect else None)
+        if effect and effect.low is not None:
+            shown += f" ({wording.interval(effect)})"
+        nll = wording.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
+        p = wording.p_text(cell.p_holm)
+        cells = [cell.name, str(len(cell.values)), nll, shown, p, wording.verdict(cell, analysis)]
+        lines.append(" & ".join(tex(c).replace("±", "$\\pm$") for c in cells) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])

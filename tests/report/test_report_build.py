@@ -1,0 +1,174 @@
+"""Reports of synthetic studies: verdicts, files, every run accounted for."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from orchestrator.report import Report, VerdictRow, build
+from tests.report.studies import Plan, write_study
+from trainer.errors import RunError, UserError
+
+FILES = {
+    "summary.csv",
+    "comparison.csv",
+    "comparison.tex",
+    "report.md",
+    "report.html",
+    "loss_curves.png",
+    "effects.png",
+}
+
+
+def made(folder: Path, plan: Plan) -> Report:
+    return build(folder, write_study(folder, plan))
+
+
+def row(report: Report, cell: str) -> VerdictRow:
+    return next(r for r in report.rows if r.cell == cell)
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with open(folder / "report" / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
+    report = made(tmp_path, Plan(seeds=(1, 2, 3, 4, 5), effects={"swiglu": -0.2, "warmup": 0.3}, noise=0.01))
+    assert row(report, "swiglu").verdict == "helps"
+    assert row(report, "warmup").verdict == "hurts"
+    assert "lower than the baseline" in row(report, "swiglu").sentence
+    assert "higher than the baseline" in row(report, "warmup").sentence
+    assert row(report, "rmsnorm").verdict == "no difference shown"
+    found = row(report, "swiglu")
+    assert found.interval is not None
+    assert found.interval[0] < -0.2 < found.interval[1] < 0
+    assert {path.name for path in report.paths} >= FILES
+    assert all(path.exists() for path in report.paths)
+
+
+def test_one_seed_makes_no_claim(tmp_path: Path) -> None:
+    report = made(tmp_path, Plan(seeds=(1,), effects={"warmup": 0.5}))
+    harmful = row(report, "warmup")
+    assert harmful.verdict == "no claim"
+    assert harmful.interval is None
+    assert harmful.p_value is None
+    assert "descriptive only: one seed, no claim" in harmful.sentence
+    assert "higher than the baseline" in harmful.sentence
+    assert all(r["effect_low"] == "" and r["p"] == "" for r in table(tmp_path, "comparison.csv"))
+
+
+def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
+    fates = {
+        ("swiglu", 2): "failed",
+        ("rmsnorm", 1): "diverged",
+        ("rope", 1): "risen",
+        ("rope", 2): "risen",
+        ("rope", 3): "diverged",
+        ("warmup", 1): "planned",
+        ("warmup", 2): "cancelled",
+        ("warmup", 3): "lost",
+        ("cosine", 3): "running",
+    }
+    report = made(tmp_path, Plan(fates=fates))
+    runs = table(tmp_path, "summary.csv")
+    assert len(runs) == 21
+    assert {(r["cell"], r["seed"]): r["state"] for r in runs}["swiglu", "2"] == "failed"
+    assert [r["run"] for r in runs if r["diverged"] == "yes"] == [
+        r["run"]
+        for r in runs
+        if (r["cell"], r["seed"]) in {("rmsnorm", "1"), ("rope", "1"), ("rope", "2"), ("rope", "3")}
+    ]
+    assert row(report, "rope").verdict == "diverged"
+    assert "3 of 3" in row(report, "rope").sentence
+    assert row(report, "warmup").verdict == "no result"
+    assert "1 lost" in row(report, "warmup").sentence
+    assert "1 of 3 runs diverged and is not in it" in row(report, "rmsnorm").sentence
+    assert "1 of 3 runs has no result" in row(report, "swiglu").sentence
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "out of memory on node3" in page
+    assert all(r["run"] in page for r in runs)
+
+
+def test_settings_that_did_not_reach_the_trainer_are_no_result(tmp_path: Path) -> None:
+    fates = {("swiglu", seed): "stripped" for seed in (1, 2, 3)}
+    report = made(tmp_path, Plan(fates=fates, effects={"swiglu": -0.2}))
+    assert row(report, "swiglu").verdict == "no result"
+    assert "3 with other settings" in row(report, "swiglu").sentence
+    assert any("did not reach the trainer in swiglu" in note for note in report.notes)
+
+
+def test_a_cell_identical_to_the_baseline_is_called_out(tmp_path: Path) -> None:
+    plan = Plan(
+        features={"nothing": {"model.rmsnorm": True}}, cells={"baseline": [], "nothing": ["nothing"]}, noise=0.0
+    )
+    report = made(tmp_path, plan)
+    assert row(report, "nothing").verdict == "identical"
+    assert any("Identical to the baseline" in note for note in report.notes)
+
+
+def test_schedule_arms_are_told_from_model_arms(tmp_path: Path) -> None:
+    report = made(tmp_path, Plan())
+    assert any("warmup and cosine change the schedule" in note for note in report.notes)
+    kinds = {r["cell"]: r["kind"] for r in table(tmp_path, "comparison.csv")}
+    assert kinds == {
+        "baseline": "",
+        "swiglu": "model",
+        "rmsnorm": "model",
+        "rope": "model",
+        "warmup": "schedule",
+        "cosine": "schedule",
+        "all_on": "mixed",
+    }
+
+
+def test_cells_of_other_sizes_are_flagged(tmp_path: Path) -> None:
+    wide = {"wide": {"model.n_embd": 96}, "swiglu": {"model.swiglu": True}}
+    made(tmp_path, Plan(features=wide, cells={"baseline": [], "wide": ["wide"], "swiglu": ["swiglu"]}))
+    flags = {r["cell"]: r["flags"] for r in table(tmp_path, "comparison.csv")}
+    assert "not parameter-matched" in flags["wide"]
+    assert "not parameter-matched" not in flags["swiglu"]
+
+
+def test_a_baseline_with_seeds_judges_single_runs_by_its_spread(tmp_path: Path) -> None:
+    fates = {(cell, seed): "planned" for cell in ("swiglu", "warmup") for seed in (2, 3, 4, 5)}
+    plan = Plan(
+        seeds=(1, 2, 3, 4, 5),
+        features={"swiglu": {"model.swiglu": True}, "warmup": {"trainer.warmup_steps": 20}},
+        cells={"baseline": [], "swiglu": ["swiglu"], "warmup": ["warmup"]},
+        effects={"warmup": 0.5},
+        fates=fates,
+    )
+    report = made(tmp_path, plan)
+    assert row(report, "warmup").verdict == "hurts"
+    assert "95% prediction interval" in row(report, "warmup").sentence
+    assert row(report, "swiglu").verdict == "no difference shown"
+
+
+def test_nothing_has_finished_yet(tmp_path: Path) -> None:
+    plan = Plan(seeds=(1,))
+    states = write_study(
+        tmp_path, Plan(seeds=(1,), fates={(c, 1): "planned" for c in ["baseline", *plan.features, "all_on"]})
+    )
+    report = build(tmp_path, states)
+    assert {r.verdict for r in report.rows} == {"baseline", "no result"}
+
+
+def test_a_failed_baseline_leaves_no_comparison(tmp_path: Path) -> None:
+    report = made(tmp_path, Plan(seeds=(1, 2), fates={("baseline", 1): "failed", ("baseline", 2): "failed"}))
+    assert row(report, "swiglu").verdict == "no result"
+    assert "baseline has no usable run" in row(report, "swiglu").sentence
+
+
+def test_no_study_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study here"):
+        build(tmp_path, {})
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1,)))
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(RunError, match="cannot be written"):
+        build(tmp_path, states)
