@@ -161,15 +161,26 @@ class LiveStatus:
 
 
 def print_verdict(report: Report, console: Console) -> None:
-    """The report's verdict table and where its files are."""
-    table = Table(title="Held-out loss against the baseline", title_justify="left")
-    for name in ("cell", "runs", "held-out NLL", "effect", "95% interval", "p (Holm)", "verdict"):
+    """The report's verdict table, its sentences, and where its files are."""
+    title = f"{report.name}: held-out loss (nats/token) against the baseline; lower is better"
+    table = Table(title=title, title_justify="left")
+    for name in ("cell", "runs", "held-out", "effect", "95% interval", "p (Holm)", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
     for row in report.rows:
-        table.add_row(*(Text(cell) for cell in row.cells()))
+        table.add_row(
+            Text(row.cell),
+            f"{row.done}/{row.total}",
+            _loss(row.val_nll),
+            "" if row.effect is None else f"{row.effect:+.4f}",
+            f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}" if row.interval else "",
+            "" if row.p_value is None else f"{row.p_value:.3g}",
+            Text(row.verdict),
+        )
     console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
     for path in report.paths:
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_run(run: StudyRun, study: Study, console: Console) -> None:
