@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,27 +20,28 @@ WriteJsonl = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def shared_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder that all worker processes of this test session share."""
+def shared_dir(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that all worker processes of this test session (pytest-xdist) share."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-@pytest.fixture(scope="session")
-def worker_id(request: pytest.FixtureRequest) -> str:
-    """`master` without pytest-xdist, else the worker's name."""
-    return getattr(request.config, "workerinput", {}).get("workerid", "master")
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, name: str) -> Iterator[None]:
+    """The other worker processes wait until the block is left."""
+    with Claims(folder) as claims:
+        while not claims.acquire(f"{name}.claim", take_over=True):
+            time.sleep(0.1)
+        yield
 
 
 @pytest.fixture(scope="session")
 def offline_cache(shared_dir: Path) -> Path:
     """An offline cache that holds the tokenizer `sample`. Read it, or let token caches be added; change nothing."""
     folder = shared_dir / "cache"
-    with Claims(shared_dir) as claims:
-        while not claims.acquire("offline-cache.claim", take_over=True):
-            time.sleep(0.1)
+    with one_at_a_time(shared_dir, "cache"):
         warm.warm_tokenizer("sample", folder, source=None)
     return folder
 
@@ -48,9 +50,10 @@ def offline_cache(shared_dir: Path) -> Path:
 def corpus(shared_dir: Path) -> Path:
     """A JSONL file of 60 documents from the standard library, 300 kB: from a few to some thousand tokens each."""
     path = shared_dir / "corpus.jsonl"
-    small = (record for record in samples.documents() if len(record["text"]) < 12_000)
-    lines = [json.dumps(record) for record in islice(small, 60)]
-    atomic_write(path, "\n".join(lines) + "\n")
+    with one_at_a_time(shared_dir, "corpus"):
+        if not path.exists():
+            small = (record for record in samples.documents() if len(record["text"]) < 12_000)
+            atomic_write(path, "".join(json.dumps(record) + "\n" for record in islice(small, 60)))
     return path
 
 

@@ -114,21 +114,22 @@ class _Damage:
 def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: Callable[[int], object]) -> int:
     """Find where lines start, in one pass over the file and in constant memory.
 
-    write: called with uint64 arrays of offsets, in order: the start of every line, then the end of the file.
+    write: called with arrays of offsets, in order: the start of every line, then the end of the file.
     progress: called with the number of bytes read. Returns the number of lines.
     """
     size = lines = 0
-    pending = np.zeros(1, dtype=np.uint64)  # a start is a line only once a byte follows it
+    fresh = True  # a line starts at `size`, if a byte follows
     while chunk := source.read(size, CHUNK):
-        found = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")).astype(np.uint64)
-        starts = np.concatenate([pending, found + np.uint64(size + 1)])
+        starts = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + (size + 1)
+        if fresh:
+            starts = np.concatenate([[size], starts])
         size += len(chunk)
-        pending = starts[-1:] if int(starts[-1]) == size else starts[:0]
-        starts = starts[: len(starts) - len(pending)]
+        fresh = chunk.endswith(b"\n")
+        starts = starts[:-1] if fresh else starts
         write(starts)
         lines += len(starts)
         progress(size)
-    write(np.array([size], dtype=np.uint64))
+    write(np.array([size]))
     return lines
 
 

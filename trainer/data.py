@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def scale(words: np.ndarray, limit: np.ndarray | np.int64) -> np.ndarray:
 
 def prefetch(
     batches: Callable[[int], tuple[np.ndarray, np.ndarray]], start: int, stop: int, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Batches start .. stop - 1 in order, prepared ahead by `workers` threads; 0: when they are asked for."""
     if workers == 0:
         yield from map(batches, range(start, stop))

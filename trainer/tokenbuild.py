@@ -34,16 +34,18 @@ class Progress:
     def __init__(self, what: str, total: float, silent: bool = False) -> None:
         self.what, self.total, self.silent = what, total, silent
         self.begin = self.last = time.monotonic()
-        self.shown = 0
+        self.shown, self.done_before = 0, -1.0  # what an earlier build did says nothing about our speed
 
     def __call__(self, done: float, note: str = "") -> None:
         """done: bytes, of `total`."""
+        if self.done_before < 0:
+            self.done_before = done
         now = time.monotonic()
         tty = sys.stderr.isatty()
         wait = 0.2 if tty else LINE_SECONDS
         if self.silent or now - self.begin < QUIET_SECONDS or (self.shown and now - self.last < wait):
             return
-        rate = done / (now - self.begin) / 1e6
+        rate = (done - self.done_before) / (now - self.begin) / 1e6
         text = f"{self.what}: {100 * done / max(self.total, 1):.0f}%, {rate:.1f} MB/s{note and ', '}{note}"
         print(f"\r{text:<{self.shown}}" if tty else text, end="" if tty else "\n", file=sys.stderr, flush=True)
         self.last, self.shown = now, len(text)
@@ -63,9 +65,9 @@ def prepare(cache: Cache) -> None:
         raise RunError(f"{cache.folder}: cannot be made: {error.strerror}; set system.cache_dir") from None
     progress = Progress(f"finding lines of {cache.path}", cache.stamp[0])
     with Claims(cache.claims) as claims:
-        while cache.index() is None and cache.meta() is None:
+        while not cache.scanned() and cache.meta() is None:
             with claims.holding("index", take_over=True) as ours:
-                if ours and cache.index() is None:
+                if ours and not cache.scanned():
                     tokencache.write_index(cache, progress)
             if not ours:
                 progress(0, f"waiting for {claims.owner('index')}")
@@ -83,7 +85,7 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
     try:
         if cache.meta() is None:
             prepare(cache)
-            shards = tokencache.shard_count(cache.lines())
+            shards = cache.shard_count()
             helpers = [start_worker(config, cache_dir) for _ in range(min(workers, shards) - 1)]
             work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
     except OSError as error:
@@ -124,7 +126,7 @@ def stop_worker(worker: subprocess.Popen[bytes]) -> None:
 def work(cache: Cache, progress: Progress) -> None:
     """Make shards until the cache is complete. Raises DataError, or OSError where the disk refuses."""
     lines = cache.lines()
-    shards = tokencache.shard_count(lines)
+    shards = cache.shard_count()
     encoder: Encoder | None = None
     with Claims(cache.claims) as claims:
         while cache.meta() is None:
@@ -146,15 +148,16 @@ def _make_shards(
     cache: Cache, lines: Lines, encoder: Encoder, claims: Claims, todo: list[int], progress: Progress
 ) -> bool:
     """Make the shards that nobody works at; only if there is none, one of a dead worker. False: nothing to do."""
-    made = 0
+    made, per_shard = 0, cache.stamp[0] / cache.shard_count()
     for take_over in (False, True):
         for shard in todo:
             with claims.holding(f"{shard:05d}", take_over) as ours:
                 if ours and not cache.shard_file(shard).exists():
-                    tokencache.encode_shard(lines, encoder, shard).write(cache.shard_file(shard))
+                    made_here = tokencache.encode_shard(lines, cache.shard_lines(lines, shard), encoder)
+                    made_here.write(cache.shard_file(shard))
                     cache.unchanged()
             made += ours
-            progress((shard + 1) / tokencache.shard_count(lines) * cache.stamp[0])
+            progress((shard + 1) * per_shard)
         if made:
             return True
     return False

@@ -37,7 +37,10 @@ from trainer.errors import DataError, RunError
 from trainer.tokenizer import TokenizerInfo, find
 
 FORMAT = 1
-SHARD_BYTES = 16 << 20  # of the (decompressed) file; about a second of work for one core
+# Bytes of the (decompressed) file in a shard: about a second of work for one core; less where the file is small, so
+# that all cores have work.
+SHARD_BYTES = (1 << 20, 16 << 20)
+SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,21 @@ class Cache:
                 return None
         return meta
 
-    def index(self) -> dict[str, Any] | None:
-        """index.json once the file was scanned."""
-        return runlog.read_json(self.folder / "index.json")
+    def scanned(self) -> bool:
+        """Whether the index is there."""
+        return (self.folder / "index.json").exists()
+
+    def index(self) -> dict[str, Any]:
+        """index.json. Raises RunError while the file was not scanned."""
+        index = runlog.read_json(self.folder / "index.json")
+        if index is None:
+            raise RunError(f"{self.folder}: the index is missing; start the run again")
+        return index
 
     def lines(self) -> Lines:
         """The corpus by lines; needs the index."""
-        index = self.index()
-        if index is None:
-            raise RunError(f"{self.folder}: the index vanished; start the run again")
-        starts = np.memmap(self.folder / "lines.u64", dtype="<u8", mode="r", shape=(index["lines"] + 1,))
+        shape = (self.index()["lines"] + 1,)
+        starts = np.memmap(self.folder / "lines.u64", dtype="<u8", mode="r", shape=shape)
         return Lines(Source(self.path), starts, self.text_key)
 
     def unchanged(self) -> None:
@@ -103,6 +111,18 @@ class Cache:
     def shard_file(self, shard: int) -> Path:
         """Where the tokens of one shard appear."""
         return self.folder / "shards" / f"{shard:05d}"
+
+    def shard_count(self) -> int:
+        """Shard k holds the lines that start in bytes [k, k + 1) * shard_bytes of the file."""
+        index = self.index()
+        return -(-index["bytes"] // index["shard_bytes"])
+
+    def shard_lines(self, lines: Lines, shard: int) -> range:
+        """The lines of one shard; none where a longer line spans it."""
+        size = self.index()["shard_bytes"]
+        bounds = np.array([shard * size, (shard + 1) * size], dtype=np.uint64)
+        first, last = np.searchsorted(lines.starts[:-1], bounds)
+        return range(int(first), int(last))
 
     def shards_done(self) -> set[int]:
         """Numbers of the shards that are there. Raises FileNotFoundError once they were joined."""
@@ -146,7 +166,9 @@ def write_index(cache: Cache, report: Any) -> None:
     step = 1 << 20
     lengths = (np.diff(starts[k : k + step + 1]) for k in range(0, lines, step))
     mark = fingerprint(source, lengths, cache.text_key, cache.tokenizer.sha256)
-    index = {"lines": lines, "bytes": int(starts[-1]), "fingerprint": mark}
+    size = int(starts[-1])
+    shard_bytes = min(max(size // SHARDS, SHARD_BYTES[0]), SHARD_BYTES[1])
+    index = {"lines": lines, "bytes": size, "shard_bytes": shard_bytes, "fingerprint": mark}
     source.close()
     runlog.atomic_write(cache.folder / "index.json", json.dumps(index))
 
@@ -182,22 +204,8 @@ class Shard:
         return cls(counts, tokens, head["skipped"])
 
 
-def shard_count(lines: Lines) -> int:
-    """Shard k holds the lines that start in bytes [k, k + 1) * SHARD_BYTES of the file."""
-    return -(-int(lines.starts[-1]) // SHARD_BYTES)
-
-
-def shard_lines(lines: Lines, shard: int) -> range:
-    """The lines of one shard; none where a longer line spans it."""
-    starts = lines.starts[:-1]
-    bounds = np.array([shard * SHARD_BYTES, (shard + 1) * SHARD_BYTES], dtype=np.uint64)
-    first, last = np.searchsorted(starts, bounds)
-    return range(int(first), int(last))
-
-
-def encode_shard(lines: Lines, encoder: Encoder, shard: int) -> Shard:
-    """Tokenise one shard. Raises DataError where a line is not UTF-8."""
-    numbers = shard_lines(lines, shard)
+def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:
+    """Tokenise the lines of one shard. Raises DataError where one is not UTF-8."""
     counts = np.zeros(len(numbers), dtype=np.uint32)
     parts: list[np.ndarray] = []
     skipped: dict[str, int] = {}
@@ -225,7 +233,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
     digest = hashlib.sha256()
     with appearing(cache.folder / "tokens.bin") as tokens, appearing(cache.folder / "offsets.npy") as offsets:
         np.lib.format.write_array_header_1_0(offsets, {"descr": "<i8", "fortran_order": False, "shape": (n_lines + 1,)})
-        for number in range(shard_count(lines)):
+        for number in range(cache.shard_count()):
             shard = Shard.read(cache.shard_file(number), cache.dtype)
             offsets.write((shard.offsets[:-1] + total).astype("<i8").tobytes())
             data = shard.tokens.tobytes()
@@ -241,7 +249,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
             raise no_documents(cache.path, skipped, cache.text_key, lines)
         offsets_bytes = offsets.tell()
     cache.unchanged()
-    index = cache.index() or {}
+    mark = cache.index()["fingerprint"]
     meta = {
         "format": FORMAT,
         "source": os.path.realpath(cache.path),
@@ -257,7 +265,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
         "tokens": total,
         "longest": longest,
         "skipped": skipped,
-        "fingerprint": index.get("fingerprint", ""),
+        "fingerprint": mark,
         "tokens_sha256": digest.hexdigest(),
         "offsets_bytes": offsets_bytes,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,0 +1,276 @@
+"""The token cache when several jobs build it, when they are killed, and when its files are not what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer import claims as claims_module
+from trainer import tokenbuild, tokencache
+from trainer.claims import Claims
+from trainer.config import DataConfig
+from trainer.corpus import Lines
+from trainer.data import open_tokens
+from trainer.encoder import Encoder
+from trainer.errors import DataError, RunError
+from trainer.tokencache import Cache
+
+ROOT = Path(__file__).parents[2]
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def cache_dir(offline_cache: Path, tmp_path: Path) -> Path:
+    """An offline cache of the test's own, without token caches."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes((offline_cache / "manifest.json").read_bytes())
+    (folder / "tokenizers").symlink_to(offline_cache / "tokenizers")
+    return folder
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many shards in a small file."""
+    monkeypatch.setattr(tokencache, "SHARD_BYTES", (2000, 2000))
+
+
+def config_of(path: Path) -> DataConfig:
+    return DataConfig(file_path=str(path), tokenizer="sample", block_size=8, test_size=2)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Hashes of what a complete cache consists of."""
+    names = ("tokens.bin", "offsets.npy", "lines.u64", "index.json")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def build_in_process(config: DataConfig, cache_dir: Path, workers: int = 1) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys; from pathlib import Path; from trainer import tokenbuild; from trainer.config import DataConfig; "
+        "tokenbuild.build(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, config.model_dump_json(), str(cache_dir), str(workers)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.fixture(scope="session")
+def big(shared_dir: Path, corpus: Path) -> Path:
+    """A corpus of several shards of the real size, 6 MB; half a second of work."""
+    path = shared_dir / f"big-{os.getpid()}.jsonl"
+    path.write_bytes(corpus.read_bytes() * 20)
+    return path
+
+
+def test_built_once_then_only_opened(corpus: Path, cache_dir: Path) -> None:
+    store = open_tokens(config_of(corpus), cache_dir)
+    (folder,) = (cache_dir / "tokens").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = open_tokens(config_of(corpus).model_copy(update={"block_size": 99, "test_size": 0}), cache_dir)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert again.fingerprint == store.fingerprint
+    assert sorted(path.name for path in before) == ["index.json", "lines.u64", "meta.json", "offsets.npy", "tokens.bin"]
+
+
+def test_meta_tells_what_is_there(corpus: Path, cache_dir: Path) -> None:
+    store = open_tokens(config_of(corpus), cache_dir)
+    meta = json.loads((store.folder / "meta.json").read_text())
+    assert (meta["documents"], meta["lines"], meta["vocab_size"], meta["dtype"]) == (60, 60, 4096, "uint16")
+    assert meta["tokens"] == len(store.tokens) == store.offsets[-1]
+    assert meta["longest"] == np.diff(store.offsets).max()
+    assert meta["tokens_sha256"] == hashlib.sha256(store.tokens.tobytes()).hexdigest()
+
+
+def test_shards_do_not_show(corpus: Path, cache_dir: Path, offline_cache: Path, small_shards: None) -> None:
+    many, one = open_tokens(config_of(corpus), cache_dir), open_tokens(config_of(corpus), offline_cache)
+    assert json.loads((many.folder / "index.json").read_text())["shard_bytes"] == 2000  # most documents are longer
+    np.testing.assert_array_equal(many.tokens, one.tokens)
+    np.testing.assert_array_equal(many.offsets, one.offsets)
+    assert many.fingerprint == one.fingerprint
+
+
+def test_a_changed_file_is_read_anew(write_jsonl: Write, cache_dir: Path) -> None:
+    config = config_of(write_jsonl(["a document that is long enough"] * 3))
+    first = open_tokens(config, cache_dir)
+    write_jsonl(["b document that is long enough"] * 3)
+    os.utime(config.file_path, ns=(1, 1))
+    second = open_tokens(config, cache_dir)
+    assert first.fingerprint != second.fingerprint and first.folder != second.folder
+    os.utime(config.file_path, ns=(2, 2))  # the same text again: another cache, the same fingerprint
+    third = open_tokens(config, cache_dir)
+    assert third.fingerprint == second.fingerprint and third.folder != second.folder
+
+
+def test_a_file_that_changes_while_it_is_read(
+    corpus: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "growing.jsonl"
+    path.write_bytes(corpus.read_bytes())
+    encode = tokencache.encode_shard
+
+    def grow_and_encode(*arguments: object) -> tokencache.Shard:
+        with open(path, "a") as file:
+            file.write('{"text": "one more document"}\n')
+        return encode(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokencache, "encode_shard", grow_and_encode)
+    with pytest.raises(DataError, match="changed while it was being read"):
+        open_tokens(config_of(path), cache_dir)
+    assert not list(cache_dir.rglob("meta.json"))
+
+
+@pytest.mark.parametrize("damage", ["cut tokens", "cut offsets", "no tokens", "torn meta", "no meta"])
+def test_damaged_caches_are_not_believed(corpus: Path, cache_dir: Path, damage: str) -> None:
+    folder = open_tokens(config_of(corpus), cache_dir).folder
+    whole = content(folder)
+    what, name = damage.split()
+    path = folder / {"tokens": "tokens.bin", "offsets": "offsets.npy", "meta": "meta.json"}[name]
+    if what == "no":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-3])
+    open_tokens(config_of(corpus), cache_dir)
+    assert content(folder) == whole
+
+
+def test_several_jobs_build_one_cache(big: Path, cache_dir: Path, offline_cache: Path) -> None:
+    jobs = [build_in_process(config_of(big), cache_dir, workers=1 + k % 2) for k in range(4)]
+    errors = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 4, errors
+    (folder,) = (cache_dir / "tokens").iterdir()
+    assert content(folder) == content(open_tokens(config_of(big), offline_cache).folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*content(folder), "meta.json"])
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offline_cache: Path, attempt: int) -> None:
+    """kill -9 at moments spread over the whole build, workers included; then a build that is left alone."""
+    moment = random.Random(attempt)
+    for _ in range(4):
+        job = build_in_process(config_of(big), cache_dir, workers=2)
+        time.sleep(moment.uniform(0.2, 0.9))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()
+    begin = time.monotonic()
+    store = open_tokens(config_of(big), cache_dir)
+    assert time.monotonic() - begin < claims_module.STALE_SECONDS / 2  # the dead were recognised, not waited for
+    assert content(store.folder) == content(open_tokens(config_of(big), offline_cache).folder)
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_shards_of_a_killed_build_are_used(
+    corpus: Path, cache_dir: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, made, limit = tokencache.encode_shard, list[int](), 10
+
+    def count_and_encode(lines: Lines, numbers: range, encoder: Encoder) -> tokencache.Shard:
+        if len(made) > limit:
+            raise KeyboardInterrupt
+        made.extend(numbers)
+        return encode(lines, numbers, encoder)
+
+    monkeypatch.setattr(tokencache, "encode_shard", count_and_encode)
+    with pytest.raises(KeyboardInterrupt):
+        tokenbuild.build(config_of(corpus), cache_dir, workers=1)
+    limit = 60
+    tokenbuild.build(config_of(corpus), cache_dir, workers=1)
+    assert made == list(range(60))  # every line once, over both attempts
+
+
+def test_an_error_in_the_file_reaches_every_job(big: Path, tmp_path: Path, cache_dir: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(big.read_bytes() + b'{"text": "\xff\xfe is not UTF-8"}\n')
+    jobs = [build_in_process(config_of(path), cache_dir, workers=2) for _ in range(2)]
+    assert all(b"is not UTF-8" in job.communicate()[1] for job in jobs)
+    assert all(job.returncode for job in jobs)
+    with pytest.raises(DataError, match="line 1201 is not UTF-8"):
+        open_tokens(config_of(path), cache_dir)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_cache(corpus: Path, cache_dir: Path) -> None:
+    cache_dir.chmod(0o500)
+    with pytest.raises(RunError, match=r"cannot be made: Permission denied; set system.cache_dir"):
+        open_tokens(config_of(corpus), cache_dir)
+
+
+def test_a_cache_folder_that_cannot_be_made(corpus: Path, cache_dir: Path) -> None:
+    (cache_dir / "tokens").touch()
+    with pytest.raises(RunError, match=r"cannot be made: .*; set system.cache_dir"):
+        open_tokens(config_of(corpus), cache_dir)
+
+
+def test_one_claim_one_owner(tmp_path: Path) -> None:
+    with Claims(tmp_path) as mine, Claims(tmp_path) as yours:
+        assert mine.acquire("x") and not yours.acquire("x", take_over=True)
+        assert f"(process {os.getpid()})" in yours.owner("x")
+        mine.release("x")
+        assert yours.acquire("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from trainer.claims import Claims; "
+    code += "print(Claims(Path(sys.argv[1])).acquire('x'), flush=True); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert owner.stdout is not None and owner.stdout.readline() == b"True\n"
+    with Claims(tmp_path) as claims:
+        assert not claims.acquire("x", take_over=True)
+        owner.kill()
+        owner.wait()
+        assert not claims.acquire("x")
+        assert claims.acquire("x", take_over=True)
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_the_claim_of_another_host_is_taken_when_its_heart_stops(tmp_path: Path, beats: bool) -> None:
+    (tmp_path / "x").mkdir()
+    with Claims(tmp_path, stale=0.3) as claims:
+        taken = False
+        for beat in range(12):
+            if beats or beat == 0:
+                owner = {"host": "far", "machine": "another one", "pid": 1, "born": "1", "beat": beat}
+                (tmp_path / "x" / "owner.json").write_text(json.dumps(owner))
+            taken = taken or claims.acquire("x", take_over=True)
+            time.sleep(0.05)
+        assert taken is not beats
+
+
+def test_a_claim_without_an_owner_is_taken_in_time(tmp_path: Path) -> None:
+    """Killed between mkdir and writing who it was."""
+    (tmp_path / "x").mkdir()
+    with Claims(tmp_path, stale=0.1) as claims:
+        assert not claims.acquire("x", take_over=True)
+        time.sleep(0.2)
+        assert claims.acquire("x", take_over=True)
+
+
+def test_holders_show_that_they_live(tmp_path: Path) -> None:
+    with Claims(tmp_path, beat=0.02) as claims:
+        assert claims.acquire("x")
+        seen = set()
+        for _ in range(100):
+            seen.add((tmp_path / "x" / "owner.json").read_bytes())
+            if len(seen) > 3:
+                break
+            time.sleep(0.02)
+        assert len(seen) > 3
+
+
+def test_a_worker_ends_with_its_parent(big: Path, cache_dir: Path) -> None:
+    worker = tokenbuild.start_worker(config_of(big), cache_dir)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(timeout=30) == 1
+    assert Cache.of(config_of(big), cache_dir).meta() is None

@@ -1,0 +1,167 @@
+"""Reading JSONL: what is a document, what is skipped and counted, what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import corpus as reading
+from trainer.config import DataConfig
+from trainer.data import TokenStore, open_tokens
+from trainer.errors import DataError
+
+LONG = json.dumps({"text": "a document that is long enough"})
+
+
+def opened(path: Path, cache: Path, **settings: Any) -> TokenStore:
+    return open_tokens(DataConfig(file_path=str(path), tokenizer="sample", **settings), cache)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "blank"),
+        (" \t ", "blank"),
+        ("not json", "not_json"),
+        ('{"text": "cut in the mid', "not_json"),
+        ("[" * 100_000, "not_json"),
+        ('{"n": ' + "9" * 5000 + "}", "not_json"),
+        ("[1, 2]", "not_object"),
+        ('"a string of some length"', "not_object"),
+        ('{"Text": "a document that is long enough"}', "no_text_key"),
+        ('{"text": null}', "not_string"),
+        ('{"text": ["a document that is long enough"]}', "not_string"),
+        ('{"text": ""}', "too_short"),
+        ('{"text": "123456789"}', "too_short"),
+    ],
+)
+def test_skipped_lines_are_counted_by_reason(line: str, reason: str, tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{LONG}\n{line}\n{line}\n{LONG}\n")
+    store = opened(path, offline_cache)
+    assert store.skipped == {reason: 2}
+    assert (store.n_documents, store.n_lines) == (2, 4)
+    assert [len(store.document(line)) > 0 for line in range(4)] == [True, False, False, True]
+
+
+def test_ten_characters_are_a_document(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "1234567890"}\n{"text": "éééééééééé"}\n{"text": "ééééééééé"}')
+    store = opened(path, offline_cache)
+    assert (store.n_documents, store.skipped) == (2, {"too_short": 1})
+
+
+def test_a_half_written_last_line_is_skipped(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{LONG}\n{LONG}\n" + LONG[:20])
+    store = opened(path, offline_cache)
+    assert (store.n_documents, store.skipped) == (2, {"not_json": 1})
+
+
+def test_a_last_line_without_newline_is_read(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{LONG}\n{LONG}")
+    assert opened(path, offline_cache).n_documents == 2
+
+
+def test_windows_line_ends_and_a_byte_order_mark(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + LONG.encode() + b"\r\n" + LONG.encode() + b"\r\n")
+    store = opened(path, offline_cache)
+    assert (store.n_documents, store.skipped) == (2, {})
+
+
+def test_another_text_key(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"content": "a document that is long enough", "text": 3}\n')
+    assert opened(path, offline_cache, text_key="content").n_documents == 1
+
+
+def test_an_empty_file(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.touch()
+    with pytest.raises(DataError, match=r"data.jsonl: the file is empty"):
+        opened(path, offline_cache)
+
+
+def test_a_missing_key_names_the_keys_that_are_there(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"content": "a document that is long enough", "id": 1}\n{"body": "x"}\nnot json\n')
+    with pytest.raises(DataError, match=r"no key 'text', but 'content', 'id', 'body': set data.text_key") as caught:
+        opened(path, offline_cache)
+    assert "2 objects without the text key" in str(caught.value)
+    assert "1 lines that are not JSON" in str(caught.value)
+
+
+def test_only_short_documents(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "short"}\n' * 3)
+    with pytest.raises(DataError, match=r"holds no document \(3 documents under 10 characters\)"):
+        opened(path, offline_cache)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_that_is_not_utf8(tmp_path: Path, offline_cache: Path, encoding: str) -> None:
+    path = tmp_path / "data.jsonl"
+    bad = json.dumps({"text": "ein Satz über Öl, lang genug"}, ensure_ascii=False)
+    path.write_bytes(f"{LONG}\n".encode() * 2 + f"{bad}\n".encode(encoding))
+    with pytest.raises(DataError, match=r"line 3 is not UTF-8 \(byte 0x..\b") as caught:
+        opened(path, offline_cache)
+    offset = 2 * (len(LONG) + 1) + (0 if encoding == "utf-16" else bad.index("ü"))
+    assert f"near offset {offset})" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "."])
+def test_no_such_file(tmp_path: Path, offline_cache: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"data.file_path: .*(cannot be read|is a folder)"):
+        opened(tmp_path / name, offline_cache)
+
+
+def test_half_surrogate_pairs_become_replacement_characters(tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "0123456789 \\ud83d\\ude00 \\ud800 x"}\n{"text": "0123456789 \U0001f600 \ufffd x"}\n')
+    store = opened(path, offline_cache)
+    np.testing.assert_array_equal(store.document(0), store.document(1))
+
+
+def test_gzip_gives_the_same_tokens(corpus: Path, tmp_path: Path, offline_cache: Path) -> None:
+    path = tmp_path / "data.jsonl.gz"
+    raw = corpus.read_bytes()
+    path.write_bytes(gzip.compress(raw[:100_000]) + gzip.compress(raw[100_000:]))  # two members, as from cat
+    packed, plain = opened(path, offline_cache), opened(corpus, offline_cache)
+    np.testing.assert_array_equal(packed.tokens, plain.tokens)
+    np.testing.assert_array_equal(packed.offsets, plain.offsets)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "none"])
+def test_a_damaged_gzip(corpus: Path, tmp_path: Path, offline_cache: Path, damage: str) -> None:
+    path = tmp_path / "data.jsonl.gz"
+    raw = bytearray(gzip.compress(corpus.read_bytes()))
+    if damage == "flip":
+        raw[len(raw) // 2] ^= 0xFF
+    path.write_bytes(corpus.read_bytes() if damage == "none" else bytes(raw[: -2000 if damage == "cut" else None]))
+    with pytest.raises(DataError, match="damaged or cut short"):
+        opened(path, offline_cache)
+
+
+@given(st.binary(max_size=300).map(lambda raw: raw.replace(b"a", b"\n")), st.integers(1, 64))
+def test_the_index_finds_every_line(tmp_path_factory: pytest.TempPathFactory, raw: bytes, chunk: int) -> None:
+    path = tmp_path_factory.mktemp("lines") / "file"
+    path.write_bytes(raw)
+    parts: list[np.ndarray] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "CHUNK", chunk)
+        count = reading.scan_lines(reading.Source(path), parts.append, lambda _: None)
+    starts = np.concatenate(parts)
+    lines = reading.Lines(reading.Source(path), starts, "text")
+    expected = re.findall(rb"[^\n]*\n|[^\n]+", raw)
+    assert [raw[starts[k] : starts[k + 1]] for k in range(len(lines))] == expected
+    assert count == len(lines) == len(expected)
