@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from models.config import count_parameters
 from orchestrator import slurm
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
+from orchestrator.snapshot import code_root
 from trainer import tokenizer
 from trainer.config import RunConfig
-from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, UserError
+from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
 
 # Tokens of well-known tokenizers, so that a study can be planned before its cache is filled
 VOCABULARIES = {"gpt2": 50257, "sample": 4096}
 SMALL_CORPUS = 64 << 20  # bytes; such a file is tokenised by the check itself, in seconds
 TAIL = 1 << 16
+MOST_PROBED = 64  # cells; a larger design is shown by its single features
+# float32: two checkpoints and one being written (weights and two moments each), and model.pt
+BYTES_PER_PARAMETER = 4 * (3 * 3 + 1)
 
 
 def vocabulary(config: RunConfig) -> int:
@@ -32,22 +42,18 @@ def vocabulary(config: RunConfig) -> int:
 
 def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str) -> None:
     """Raises ConfigError with every finding; creates nothing but a token cache for a small corpus, and that last."""
-    findings = [*_launcher(launcher), *_output(loaded), *_inputs(runs)]
+    findings = [*_output(loaded), *_space(loaded, runs), *_inputs(runs), *_toggles(loaded, runs)]
+    if launcher != "local":
+        findings += _cluster(loaded, runs, launcher)
     if not findings:
         findings += _corpora(runs)
     if findings:
         raise ConfigError(list(dict.fromkeys(findings)))
 
 
-def _launcher(launcher: str) -> Iterator[str]:
-    if launcher != "local" and not slurm.available():
-        yield f"launcher {launcher}: there is no sbatch on this machine; use --launcher local"
-
-
 def _output(loaded: Loaded) -> Iterator[str]:
     """Can the study's folder be made?"""
-    folder = loaded.experiment.folder.absolute()
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    parent = _existing(loaded.experiment.folder)
     where = loaded.at("output")
     if not parent.is_dir():
         yield f"{where}output: {parent} is a file, not a folder; choose another `output:`"
@@ -55,17 +61,104 @@ def _output(loaded: Loaded) -> Iterator[str]:
         yield f"{where}output: {parent} cannot be written by you; choose another `output:`"
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
+    """Free space against the checkpoints of all runs. A quota cannot be seen from here."""
+    parent = _existing(loaded.experiment.folder)
+    needed = sum(count_parameters(run.config.model) for run in runs) * BYTES_PER_PARAMETER
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        yield (
+            f"output: {len(runs)} runs need about {needed / 1e9:.1f} GB for checkpoints, {parent} has "
+            f"{free / 1e9:.1f} GB free; choose another `output:` or fewer runs"
+        )
+
+
 def _inputs(runs: Sequence[Run]) -> Iterator[str]:
-    """Tokenizers in the cache, data files there and whole."""
+    """Tokenizers in the cache and loadable without a network, data files there and whole."""
     for config in _distinct(runs):
         try:
-            tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir))
+            info = tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir))
+            _loads_offline(info)
         except AblatrixError as error:
             yield str(error)
         try:
             check_file(Path(config.data.file_path))
         except UserError as error:
             yield str(error)
+
+
+def _loads_offline(info: tokenizer.TokenizerInfo) -> None:
+    """Load it as a job does, in a process where opening a connection is an error. Raises OfflineCacheError."""
+    try:
+        _module("trainer.offline_check", str(info.folder))
+    except RunError as error:
+        advice = tokenizer.mend(info.name, info.folder.parent.parent)
+        raise OfflineCacheError(f"tokenizer {info.name!r} does not load offline ({error}): {advice}") from None
+
+
+def _module(name: str, *arguments: str, text: str | None = None) -> str:
+    """Output of `python -m name` with the running code. Raises RunError with its last line."""
+    environment = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", name, *arguments]
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
+        raise RunError(lines[-1] if lines else f"{name}: exit code {result.returncode}")
+    return result.stdout
+
+
+def _toggles(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
+    """Each cell must train differently from the baseline: shown by training a shrunken model of each."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.cell, run)
+    baseline = next((run for run in first.values() if not run.features), None)
+    cells = [run for run in first.values() if run.features]
+    if len(cells) > MOST_PROBED:
+        cells = [run for run in cells if len(run.features) == 1][:MOST_PROBED]
+    if baseline is None or not cells:
+        return
+    configs = [run.config.model_dump(mode="json") for run in (baseline, *cells)]
+    try:
+        reference, *others = json.loads(_module("trainer.probe", text=json.dumps(configs)))
+    except RunError as error:
+        yield f"the model cannot be built and trained: {error}"
+        return
+    for run, signature in zip(cells, others, strict=True):
+        if signature == reference:
+            settings = ", ".join(f"{key}: {value!r}" for key, value in run.overrides.items())
+            yield (
+                f"{loaded.at('features', run.features[0])}cell {run.cell}: has no effect: with {settings} the model, "
+                "its first steps, the learning rates and the batches are the baseline's"
+            )
+
+
+def _cluster(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
+    """Would Slurm take these jobs?"""
+    from orchestrator.launchers.slurm_sbatch import test_script
+
+    if not slurm.available():
+        yield f"launcher {launcher}: there is no sbatch on this machine; use --launcher local"
+        return
+    settings = loaded.experiment.slurm
+    try:
+        slurm.test_only(test_script(settings))
+        limit = slurm.submit_limit()
+    except slurm.ControllerError as error:
+        yield f"{loaded.at('slurm')}slurm: {error}"
+        return
+    jobs = -(-len(runs) // settings.runs_per_job)
+    if limit is not None and jobs > limit:
+        yield (
+            f"{loaded.at('slurm')}slurm: you may have {limit} jobs in the queue, this study has {jobs}; "
+            "set slurm.runs_per_job, or submit a part of it with --only"
+        )
 
 
 def _corpora(runs: Sequence[Run]) -> Iterator[str]:
@@ -84,7 +177,10 @@ def _corpora(runs: Sequence[Run]) -> Iterator[str]:
 
 def _distinct(runs: Sequence[Run]) -> Iterable[RunConfig]:
     """One configuration for each way of reading data."""
-    return {(run.config.data, run.config.system.cache_dir): run.config for run in runs}.values()
+    found: dict[Any, RunConfig] = {}
+    for run in runs:
+        found.setdefault((run.config.data, run.config.system.cache_dir), run.config)
+    return found.values()
 
 
 def check_file(path: Path) -> None:
@@ -108,8 +204,6 @@ def check_file(path: Path) -> None:
 
 def _check_last_line(path: Path, tail: bytes, whole: bool) -> None:
     """A download that broke off ends within a line."""
-    import json
-
     last = tail[tail.rfind(b"\n") + 1 :]
     if not last.strip() or (len(last) == len(tail) and not whole):
         return

@@ -24,6 +24,7 @@ Target = Annotated[str | None, typer.Argument(help="study folder or name; defaul
 Output = Annotated[Path, typer.Option("--output", help="where studies are")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override; wins over everything")]
 LauncherName = Annotated[str, typer.Option("--launcher", help="auto, local, submitit or sbatch")]
+StudyOption = Annotated[str | None, typer.Option("--study", help="study folder or name; default: the last one")]
 RunName = Annotated[str, typer.Argument(help="run id, the beginning of one, or a cell's name")]
 
 OUT = Path("out")
@@ -90,6 +91,7 @@ def submit(
     rerun: Annotated[list[str] | None, typer.Option(metavar="RUN", help="put a run's result aside, run anew")] = None,
     smoke: Annotated[int, typer.Option(metavar="N", min=0, help="every cell N steps first")] = 0,
     devices: Annotated[str | None, typer.Option("-d", "--devices", help="GPUs of this machine, such as 0,1")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="queue no report job behind the runs")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
 ) -> None:
     """Run an experiment: on Slurm where sbatch is, else on this machine. What is done is not run twice."""
@@ -106,6 +108,7 @@ def submit(
         smoke=smoke,
         devices=devices,
         wait=wait,
+        with_report=not no_report,
     )
     states = carry_out(options, _console())
     if any(state.state in ("failed", "lost") for state in states):
@@ -150,8 +153,78 @@ def report(study: Target = None, output: Output = OUT) -> None:
 
 
 @app.command()
-def show(run: RunName, study: Annotated[str | None, typer.Option("--study")] = None, output: Output = OUT) -> None:
+def check(file: File, sets: Sets = None, launcher: LauncherName = "auto") -> None:
+    """Everything that can be known to fail before it is queued, all at once. `submit` does this too."""
+    from orchestrator import submit
+
+    planned = submit.make_plan(_options(file, launcher, sets=sets))
+    print(f"{file}: {len(planned.runs)} runs, nothing found that would fail ({planned.launcher})")
+
+
+@app.command()
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the run ends")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="how many; 0: all")] = 50,
+    study: StudyOption = None,
+    output: Output = OUT,
+) -> None:
+    """What a run printed."""
+    from orchestrator import inspection, rundir
+    from orchestrator import status as state_module
+
+    found = rundir.find_study(study, output)
+    chosen = found.find(run)
+    if not follow:
+        print(inspection.log_text(chosen, lines))
+        return
+    for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen).active):
+        print(text, end="", flush=True)
+
+
+@app.command()
+def cancel(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="run ids or cells")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all runs of the study")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    study: StudyOption = None,
+    output: Output = OUT,
+) -> None:
+    """Take runs back from the queue, or stop them. They keep their checkpoints."""
+    from orchestrator import cancel as cancelling
+    from orchestrator import rundir
+    from orchestrator import status as state_module
+    from trainer.errors import UserError
+
+    if bool(runs) == everything:
+        raise UserError("cancel: name the runs, or give --all")
+    found = rundir.find_study(study, output)
+    wanted = {run.id for name in runs or () for run in found.matching(name)}
+    states = [s for s in state_module.collect(found) if s.active and (everything or s.run.id in wanted)]
+    if not states:
+        print("nothing to cancel: none of these runs is queued or running")
+        return
+    if not yes:
+        typer.confirm(
+            f"cancel {len(states)} runs of {found.folder}: {', '.join(s.run.id for s in states[:8])}?", abort=True
+        )
+    print(f"cancelled {len(cancelling.cancel(states))} runs")
+
+
+@app.command()
+def diff(first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT) -> None:
+    """What differs between two runs in configuration, code and environment."""
+    from orchestrator import display, inspection, rundir
+
+    found = rundir.find_study(study, output)
+    one, two = found.find(first), found.find(second)
+    _console().print(display.difference_table(one, two, inspection.differences(one, two)))
+
+
+@app.command()
+def show(run: RunName, study: StudyOption = None, output: Output = OUT) -> None:
     """One run: its state, its files, its configuration, the end of its log."""
     from orchestrator import display, rundir
 
-    display.print_run(rundir.find_study(study, output).find(run), rundir.find_study(study, output), _console())
+    found = rundir.find_study(study, output)
+    display.print_run(found, found.find(run), _console())

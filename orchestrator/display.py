@@ -183,10 +183,19 @@ def print_verdict(report: Report, console: Console) -> None:
         console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_run(run: StudyRun, study: Study, console: Console) -> None:
+def difference_table(one: StudyRun, two: StudyRun, rows: Sequence[tuple[str, str, str]]) -> Table:
+    """What differs between two runs."""
+    table = Table(title=f"{len(rows)} differences", title_justify="left")
+    for name in ("what", one.id, two.id):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
-    state = next(state for state in status.collect(study) if state.run.id == run.id)
-    console.print(status_table([state], str(run.folder)))
+    console.print(status_table([status.state_of(study, run)], str(run.folder)))
     overrides = ", ".join(f"{key}={_word(value)}" for key, value in run.overrides.items())
     console.print(f"overrides: {overrides or 'none (the baseline)'}", highlight=False, markup=False)
     console.print(runlog.read_text(run.folder / runlog.CONFIG), highlight=False, markup=False, end="")

@@ -86,6 +86,7 @@ class SlurmSettings(Strict):
     mem: Annotated[str, Field(pattern=r"^\d+[KMGTkmgt]?$")] | None = None
     time: Annotated[str, AfterValidator(_checked_time)] = "01:00:00"
     max_parallel: int | None = Field(None, ge=1, description="tasks of the array that run at once")
+    runs_per_job: int = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
     signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
     setup: list[str] = Field([], description="shell lines run before the trainer, such as `module load cuda`")
     extra: dict[SafeName, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")

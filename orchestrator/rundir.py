@@ -50,15 +50,22 @@ class Study:
     features: dict[str, Any]
     runs: list[StudyRun]
 
-    def find(self, text: str) -> StudyRun:
-        """The run with this id, unique beginning of an id, or cell name. Raises UserError listing the candidates."""
+    def matching(self, text: str) -> list[StudyRun]:
+        """The run with this id, else those of this cell, else those whose ids begin so. Raises UserError for none."""
         exact = [run for run in self.runs if text == run.id]
         found = exact or [r for r in self.runs if r.cell == text] or [r for r in self.runs if r.id.startswith(text)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(run.id for run in (found or self.runs)[:12])
-        problem = "matches more than one run" if found else "no such run"
-        raise UserError(f"{text}: {problem} in {self.folder}; runs: {names}")
+        if not found:
+            names = ", ".join(run.id for run in self.runs[:12])
+            raise UserError(f"{text}: no such run in {self.folder}; runs: {names}")
+        return found
+
+    def find(self, text: str) -> StudyRun:
+        """The one run meant by an id, the beginning of one, or a cell. Raises UserError listing the candidates."""
+        found = self.matching(text)
+        if len(found) > 1:
+            names = ", ".join(run.id for run in found[:12])
+            raise UserError(f"{text}: matches more than one run of {self.folder}: {names}")
+        return found[0]
 
 
 def create_study(folder: Path, name: str, file: Path, features: dict[str, Any], runs: Sequence[Run]) -> Study:

@@ -63,8 +63,8 @@ def comment(token: str) -> str:
     return f"ablatrix:{token}"
 
 
-def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
-    """Output of a Slurm command. Raises ControllerError with its own words when it fails or does not answer."""
+def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = "") -> str:
+    """Output of a Slurm command; `text` is its input. Raises ControllerError where it fails or does not answer."""
     try:
         result = subprocess.run(
             command,
@@ -73,7 +73,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
             errors="replace",
             timeout=timeout,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=text,
         )
     except FileNotFoundError:
         raise ControllerError(f"{command[0]}: not found on this machine") from None
@@ -200,3 +200,21 @@ def settings() -> dict[str, str]:
 def max_array_size() -> int:
     """Largest array index + 1 that the cluster takes. Raises ControllerError."""
     return int(settings().get("MaxArraySize", "1001"))
+
+
+def test_only(script: str) -> None:
+    """`sbatch --test-only`: partition, memory, constraint and time are checked, nothing is queued.
+
+    Raises ControllerError with Slurm's reason. An unknown account or QOS may pass.
+    """
+    run_command(["sbatch", "--test-only"], text=script)
+
+
+def submit_limit() -> int | None:
+    """How many jobs this user may have in the queue (MaxSubmitJobs), where accounting says so; else None."""
+    command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"]
+    try:
+        limits = [int(word) for word in run_command(command).split() if word.isdigit()]
+    except ControllerError:
+        return None
+    return min(limits, default=None)

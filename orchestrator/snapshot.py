@@ -21,13 +21,13 @@ def code_root() -> Path:
 
 
 def take(store: Path) -> Path:
-    """Copy the Python files of the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
+    """Copy the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
 
-    Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are the
-    tracked and the untracked, not ignored files; elsewhere the installed packages.
+    Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are all
+    Python files, tracked or not, that are not ignored, and the packages' templates; elsewhere the installed packages.
     """
     root = code_root()
-    files = {name: (root / name).read_bytes() for name in sorted(_python_files(root))}
+    files = {name: (root / name).read_bytes() for name in sorted(_code_files(root))}
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -48,11 +48,12 @@ def take(store: Path) -> Path:
     return target
 
 
-def _python_files(root: Path) -> Iterable[str]:
-    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py")
+def _code_files(root: Path) -> Iterable[str]:
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py", *PACKAGES, "sbatch")
     if listed:
         return {name for name in listed.split("\0") if name and (root / name).is_file()}
-    return {str(path.relative_to(root)) for package in PACKAGES for path in (root / package).rglob("*.py")}
+    found = (path for package in (*PACKAGES, "sbatch") for path in (root / package).rglob("*") if path.is_file())
+    return {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
 
 
 def git(*words: str) -> str:

@@ -98,6 +98,11 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     ]
 
 
+def state_of(study: Study, run: StudyRun) -> RunState:
+    """The state of one run."""
+    return collect(replace(study, runs=[run]))[0]
+
+
 def _own(job: slurm.Job | None, files: _Files) -> slurm.Job | None:
     """The job, unless it is another one that got the same id after a controller lost its state."""
     token = files.queued.get("token") if files.queued else None

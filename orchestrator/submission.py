@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator import claims, rundir, slurm, snapshot, status, task
 from orchestrator.experiment import SlurmSettings
-from orchestrator.launchers import Batch, Launcher, Members
+from orchestrator.launchers import Batch, Launcher, Members, slurm_sbatch
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState
 from trainer import runlog
@@ -94,6 +94,13 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
         ids = _lost_answer(batch, error)
     record(batch, launcher.name, ids)
     return ids
+
+
+def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
+    """A last job that writes the report when all arrays have ended, however they ended; its id."""
+    path = batch.study.folder / rundir.LOGS / f"{batch.token}-report.sbatch"
+    runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False)
+    return slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))
 
 
 def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:

@@ -142,9 +142,15 @@ def _queue_slurm(plan: Plan, study: Study, members: launchers.Members, largest_a
         return
     launcher = launchers.make(plan.launcher)
     settings = plan.loaded.experiment.slurm
-    for jobs in submission.split(members, 1, largest_array):
-        ids = submission.queue(launcher, submission.prepare(study, jobs, settings))
-        console.print(f"queued {len(jobs)} runs as job {ids[0].partition('_')[0]} ({launcher.name})", highlight=False)
+    arrays, batch = [], None
+    for jobs in submission.split(members, settings.runs_per_job, largest_array):
+        batch = submission.prepare(study, jobs, settings)
+        arrays.append(submission.queue(launcher, batch)[0].partition("_")[0])
+        runs = sum(len(job) for job in jobs)
+        console.print(f"queued {runs} runs as job {arrays[-1]} ({launcher.name})", highlight=False)
+    if batch and plan.options.with_report and plan.folder == plan.loaded.experiment.folder:
+        job = submission.queue_report(batch, arrays)
+        console.print(f"queued the report behind them as job {job}", highlight=False)
     console.print(f"follow them with: python -m orchestrator status {study.folder} --watch", highlight=False)
 
 

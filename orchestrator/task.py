@@ -62,6 +62,8 @@ class Member:
     def start(self, job_id: str) -> None:
         """Start the trainer, unless another job has the run."""
         refusal = claims.start(self.run_dir, self.attempt, job_id)
+        if not refusal and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) and self._has_failed():
+            refusal = "it failed before the job was requeued for the others"
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
             return
@@ -88,8 +90,7 @@ class Member:
 
     def _record_failure(self, code: int) -> None:
         """Say why, unless the trainer has said it itself."""
-        events = runlog.read_events(self.run_dir)
-        if events and events[-1]["event"] == "failed":
+        if self._has_failed():
             return
         if code < 0:
             name = signal.Signals(-code).name
@@ -98,6 +99,10 @@ class Member:
             lines = runlog.read_text(self.run_dir / runlog.JOB_OUT)[-4000:].strip().splitlines()
             reason = f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
         runlog.append_event(self.run_dir, "failed", reason=reason)
+
+    def _has_failed(self) -> bool:
+        events = runlog.read_events(self.run_dir)
+        return bool(events) and events[-1]["event"] == "failed"
 
     def has_progressed(self) -> bool:
         """Is there a newer checkpoint than when the job started? Else a requeue would go on for ever."""

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from orchestrator import slurm, task
+from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch, job_ids
 from orchestrator.rundir import LOGS, Study
 from orchestrator.snapshot import code_root
@@ -32,7 +33,7 @@ class SbatchLauncher:
             job_name=batch.study.name,
             comment=slurm.comment(batch.token),
             logs=log_path(batch.study, "%A_%a.out" if len(batch.jobs) > 1 else "%j.out"),
-            options=sbatch_options(batch),
+            options=sbatch_options(batch.settings),
             tasks=len(batch.jobs),
             max_parallel=batch.settings.max_parallel,
             signal_seconds=batch.settings.signal_seconds,
@@ -58,6 +59,12 @@ def call_sbatch(script: Path, dependency: str | None = None) -> str:
     return match[1]
 
 
+def test_script(settings: SlurmSettings) -> str:
+    """A job that asks for the study's resources and does nothing, for `sbatch --test-only`."""
+    options = [f"#SBATCH --{name}={value}" for name, value in sbatch_options(settings).items()]
+    return "\n".join(["#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --ntasks=1", *options, "true", ""])
+
+
 def report_script(batch: Batch) -> str:
     """The last job of a study: the report, when all runs have ended, however they ended."""
     command = [sys.executable, "-P", "-m", "orchestrator", "report", str(batch.study.folder)]
@@ -65,7 +72,7 @@ def report_script(batch: Batch) -> str:
         "report.sbatch.j2",
         job_name=f"{batch.study.name}-report",
         logs=log_path(batch.study, "report-%j.out"),
-        options={k: v for k, v in sbatch_options(batch).items() if k in ("partition", "account", "qos")},
+        options={k: v for k, v in sbatch_options(batch.settings).items() if k in ("partition", "account", "qos")},
         environment=job_environment(batch),
         setup=batch.settings.setup,
         command=shlex.join(command),
@@ -81,9 +88,8 @@ def log_path(study: Study, pattern: str) -> str:
     return shlex.quote(str(folder).replace("%", "%%") + "/" + pattern)
 
 
-def sbatch_options(batch: Batch) -> dict[str, Any]:
+def sbatch_options(settings: SlurmSettings) -> dict[str, Any]:
     """The resources as sbatch options, those that were left out left out."""
-    settings = batch.settings
     options = {
         "partition": settings.partition,
         "account": settings.account,

@@ -1,0 +1,69 @@
+"""Looking at single runs: the log, and what differs between two of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.rundir import StudyRun
+from trainer import runlog
+from trainer.errors import UserError
+
+POLL_SECONDS = 1.0  # no inotify: it does not see what another host writes
+IGNORED = ("system.work_dir", "command", "submitted")
+
+
+def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
+    """The text of a run's job.out as it grows, until `ended()` and nothing more comes."""
+    path, position = run.folder / runlog.JOB_OUT, 0
+    while True:
+        over = ended()  # asked before reading: what is written in between is still read
+        text, position = _read_from(path, position)
+        if text:
+            yield text
+        elif over:
+            return
+        time.sleep(0 if text or over else POLL_SECONDS)
+
+
+def _read_from(path: Path, position: int) -> tuple[str, int]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(position)
+            content = file.read()
+    except FileNotFoundError:
+        return "", position
+    return content.decode("utf-8", "replace"), position + len(content)
+
+
+def log_text(run: StudyRun, lines: int) -> str:
+    """The last lines of a run's job.out. Raises UserError where there is none yet."""
+    path = run.folder / runlog.JOB_OUT
+    if not path.exists():
+        raise UserError(f"{run.id}: has no log yet ({path}); see: python -m orchestrator status")
+    kept = runlog.read_text(path).splitlines()
+    return "\n".join(kept[-lines:] if lines else kept)
+
+
+def differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:
+    """(what, value in the first, value in the second) for configuration, code and environment."""
+    rows = []
+    for name in (runlog.CONFIG, runlog.PROVENANCE):
+        one, two = (flatten(runlog.read_json(run.folder / name) or {}) for run in (first, second))
+        for key in sorted(one.keys() | two.keys()):
+            if one.get(key) != two.get(key) and key not in IGNORED:
+                rows.append((key, str(one.get(key, "")), str(two.get(key, ""))))
+    return rows
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

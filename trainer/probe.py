@@ -1,0 +1,83 @@
+"""Does a setting really take effect? `python -m trainer.probe` reads configurations and prints what each trains like.
+
+Reads a JSON list of resolved configurations on stdin, prints a JSON list of signatures: a few real optimiser steps of a
+shrunken model with the same switches, the whole sequence of learning rates, and what decides the batches. Two
+configurations with the same signature train the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+STEPS = 3
+SCHEDULE_POINTS = 2000  # of longer schedules every n-th rate is looked at
+SIZES = ("n_layer", "n_head", "n_embd", "vocab_size", "block_size")
+
+
+def signature(tree: dict[str, Any]) -> dict[str, str]:
+    """{"sizes", "training", "schedule", "data"}: a short hash or description of each."""
+    from trainer.config import validate
+    from trainer.schedules import learning_rate
+
+    config = validate(tree)
+    settings = config.trainer
+    every = max(1, settings.max_iters // SCHEDULE_POINTS)
+    rates = [learning_rate(step, settings) for step in range(1, settings.max_iters + 1, every)]
+    return {
+        "sizes": "/".join(str(getattr(config.model, name)) for name in SIZES),
+        "training": _train(config),
+        "schedule": _hash(json.dumps([settings.max_iters, *rates])),
+        "data": _hash(config.data.model_dump_json() + f"{settings.batch_size}/{config.system.seed}"),
+    }
+
+
+def _train(config: Any) -> str:
+    """Hash of the parameters after a few steps of the shrunken model on made-up tokens, dropout included."""
+    import numpy as np
+
+    from trainer.loop import Trainer
+
+    model, settings = config.model, config.trainer
+    heads = min(model.n_head, 2)
+    small = {
+        "n_layer": min(model.n_layer, 2),
+        "n_head": heads,
+        "n_embd": 8 * heads,
+        "vocab_size": 67,
+        "block_size": min(model.block_size, 16),
+    }
+    update = {"max_iters": STEPS, "log_interval": STEPS, "eval_interval": 0, "ckpt_interval": 0, "batch_size": 2}
+    tiny = config.model_copy(
+        update={"model": model.model_copy(update=small), "trainer": settings.model_copy(update=update)}
+    )
+    tokens = np.random.default_rng(0).integers(0, 67, size=(STEPS, 2, small["block_size"] + 1))
+
+    def batches(start: int, stop: int) -> Iterator[tuple[Any, Any]]:
+        return ((tokens[i, :, :-1], tokens[i, :, 1:]) for i in range(start, stop))
+
+    empty = np.empty((0, small["block_size"]), dtype=np.int64)
+    trainer = Trainer(tiny, batches, (empty, empty), "cpu")
+    trainer.run()
+    digest = hashlib.sha256()
+    for name, parameter in trainer.model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def main() -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a login node is shared
+    print(json.dumps([signature(tree) for tree in json.load(sys.stdin)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
