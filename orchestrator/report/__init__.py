@@ -1,8 +1,8 @@
 """The report of a study: which features helped, by how much, and how sure that is.
 
 collect.py reads, analysis.py compares (statistics.py), plots.py decides what to draw, figures.py and svg.py draw it,
-wording.py and methods.py put it into words, document.py arranges it, page.py, markdown.py and tables.py write it. The
-heavy imports wait until `build` is called.
+wording.py and methods.py put it into words, document.py arranges it, page.py, markdown.py and tables.py write it, and
+output.py puts it on disk. The heavy imports wait until `build` is called.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from trainer import runlog
-from trainer.errors import RunError
 
 if TYPE_CHECKING:
     from orchestrator.report.analysis import Analysis
@@ -54,45 +51,35 @@ def build(
     states: run id -> state or (state, reason); a run not named counts as done if it left a summary, else as planned.
     Raises UserError where `study_dir` holds no study, RunError where the report cannot be written.
     """
-    from orchestrator.report import collect
+    from orchestrator.report import collect, output
     from orchestrator.report.analysis import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
-    paths = write(study_dir / FOLDER, contents(analysis, interactive))
+    paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
     return _report(analysis, paths)
 
 
-def contents(analysis: Analysis, interactive: bool) -> dict[str, bytes | str]:
+def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
     """Every file of the report: name -> content, a pure function of the analysis."""
-    from orchestrator.report import document, figures, markdown, page, plots, tables
+    from orchestrator.report import document, figures, interactive, markdown, page, plots, tables
 
     study = analysis.study
     drawn = plots.build_figures(analysis)
-    sections = document.compose(analysis, drawn)
+    sections = document.compose(analysis, drawn, interactive.data(analysis) if explorable else "")
+    scripts, css = (interactive.scripts(), interactive.style()) if explorable else ([], "")
     title, subtitle = f"Ablation: {study.name}", document.subtitle(analysis)
     files: dict[str, bytes | str] = {
         "summary.csv": tables.summary(analysis),
         "comparison.csv": tables.comparison(analysis),
         "comparison.tex": tables.latex(analysis),
         "report.md": markdown.render(title, subtitle, sections),
-        "report.html": page.render(title, subtitle, sections),
+        "report.html": page.render(title, subtitle, sections, scripts, css),
     }
     for figure in drawn:
         for kind, content in figures.draw(figure).items():
             files[f"{figure.name}.{kind}"] = content
     return files
-
-
-def write(folder: Path, files: Mapping[str, bytes | str]) -> tuple[Path, ...]:
-    """Write the files, each atomically. Raises RunError where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            runlog.atomic_write(folder / name, content)
-    except OSError as error:
-        raise RunError(f"{folder}: the report cannot be written: {error.strerror}") from None
-    return tuple(folder / name for name in files)
 
 
 def _report(analysis: Analysis, paths: tuple[Path, ...]) -> Report:

@@ -79,6 +79,6 @@ def save(path: Path, curves: Mapping[str, Curve], known: Mapping[str, Curve]) ->
     )
     try:
         path.parent.mkdir(exist_ok=True)
-        runlog.atomic_write(path, buffer.getvalue())
+        runlog.atomic_write(path, buffer.getvalue(), durable=False)
     except OSError:
         return

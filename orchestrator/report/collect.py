@@ -146,6 +146,7 @@ def read_study(study_dir: Path, states: States) -> Study:
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     said = [
+        str(study_dir),
         json.dumps(plan, sort_keys=True),
         *(f"{r.id} {r.state} {r.reason}" for r in runs),
         *(f.digest for f in files),

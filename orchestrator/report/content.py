@@ -82,7 +82,15 @@ class Folded:
     kind: str = "folded"
 
 
-Block = Text | Heading | Notes | Health | Verdicts | Table | Picture | Code | Folded
+@dataclass(frozen=True)
+class Charts:
+    """Interactive curves; json: what interactive.data gives."""
+
+    json: str
+    kind: str = "charts"
+
+
+Block = Text | Heading | Notes | Health | Verdicts | Table | Picture | Charts | Code | Folded
 
 
 @dataclass(frozen=True)

@@ -39,24 +39,29 @@ def span(cells: list[CellResult]) -> float:
     return max(ends, default=1.0) or 1.0
 
 
+def drawn(cell: CellResult) -> tuple[RunRecord, ...]:
+    """The runs that a cell's curve is the mean of: the usable ones, else all, as far as they got."""
+    return cell.usable or cell.runs
+
+
 def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Series:
-    """A training column averaged in `bins` equal steps of tokens up to `end`, then over all seeds that got there."""
-    rows = [_binned(tokens_of(run), run.curve.column(name), end, bins) for run in cell.runs]
+    """A training column averaged in `bins` equal steps of tokens up to `end`, then over seeds."""
+    rows = [_binned(tokens_of(run), run.curve.column(name), end, bins) for run in drawn(cell)]
     return _mean_of(_centres(end, bins), rows, interval=False)
 
 
 def training_difference(cell: CellResult, base: CellResult, end: float, bins: int = 40) -> Series:
     """Training loss minus the baseline's of the same seed: the same batches, so most of their noise cancels."""
     rows = []
-    for run, other in _pairs(cell.runs, base.runs):
+    for run, other in _pairs(drawn(cell), drawn(base)):
         mine = _binned(tokens_of(run), run.curve.column("loss"), end, bins)
         rows.append(mine - _binned(tokens_of(other), other.curve.column("loss"), end, bins))
     return _mean_of(_centres(end, bins), rows, interval=False)
 
 
 def held_out(cell: CellResult) -> Series:
-    """Held-out NLL at every evaluation of the cell's first run, mean over seeds; runs under way count as well."""
-    return _on_first([held_out_curve(run)[::2] for run in cell.runs], interval=False)
+    """Held-out NLL at every evaluation, mean over seeds."""
+    return _on_first([held_out_curve(run)[::2] for run in drawn(cell)], interval=False)
 
 
 def held_out_difference(cell: CellResult, base: CellResult) -> Series:
@@ -102,17 +107,15 @@ def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
 
 
 def _mean_of(x: np.ndarray, rows: list[np.ndarray], interval: bool) -> Series:
-    """Mean over rows at each x where at least one has a value; the interval where all of them have."""
+    """Mean over rows at each x where all that have anything have a value: a run that ends must not make a step."""
+    rows = [row for row in rows if np.isfinite(row).any()]
     if not rows:
         return Series(np.empty(0), np.empty(0))
     table = np.stack(rows)  # (seeds, P)
-    counts = np.isfinite(table).sum(axis=0)
-    known = counts > 0
-    table, counts, x = table[:, known], counts[known], x[known]
-    mean = np.nansum(table, axis=0) / counts
-    if not interval or len(rows) < 2 or not len(x):
+    known = np.isfinite(table).all(axis=0)
+    table, x = table[:, known], x[known]
+    mean = table.mean(axis=0)
+    if not interval or len(rows) < 2:
         return Series(x, mean)
-    with np.errstate(invalid="ignore"):
-        half = stdtrit(len(rows) - 1, 0.5 + LEVEL / 2) * table.std(axis=0, ddof=1) / np.sqrt(len(rows))
-    half = np.where(counts == len(rows), half, np.nan)
+    half = stdtrit(len(rows) - 1, 0.5 + LEVEL / 2) * table.std(axis=0, ddof=1) / np.sqrt(len(rows))
     return Series(x, mean, mean - half, mean + half)

@@ -12,6 +12,7 @@ from orchestrator.report.analysis import Analysis, Contrast
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.content import (
     Block,
+    Charts,
     Code,
     Folded,
     Heading,
@@ -42,14 +43,14 @@ from orchestrator.report.wording import (
 DASH = "\N{EM DASH}"
 
 
-def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
-    """All sections that have something to say, run health first."""
+def compose(analysis: Analysis, figures: Sequence[Figure], charts: str = "") -> list[Section]:
+    """All sections that have something to say, run health first. charts: data of the interactive curves, if any."""
     pictures = {figure.name: Picture(figure) for figure in figures}
     made = [
         health(analysis),
         Section("verdict", "Verdict", [verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
         budgets(analysis),
-        _curves(pictures),
+        _curves(pictures, charts),
         combined(analysis, pictures),
         domains(analysis),
         costs(analysis, pictures),
@@ -134,7 +135,7 @@ def main_table(analysis: Analysis) -> Table:
     for cell in analysis.cells.values():
         effect = cell.effect
         ratio = cell.parameters / base.parameters if base and base.parameters and cell.parameters else None
-        parameters = quantity(cell.parameters) + (f" ({percent(ratio)})" if ratio and cell is not base else "")
+        parameters = quantity(cell.parameters) + (f" ({percent(ratio)})" if ratio and abs(ratio - 1) > 5e-4 else "")
         cells = [
             cell.name,
             f"{cell.done}/{len(cell.runs)}",
@@ -200,8 +201,11 @@ def _with_margin(effect: Effect | None) -> str:
     return signed(effect.mean) + (f" ± {effect.half_width:.4f}" if effect.half_width is not None else "")
 
 
-def _curves(pictures: dict[str, Picture]) -> Section:
+def _curves(pictures: dict[str, Picture], charts: str) -> Section:
     blocks: list[Block] = _some(pictures.get("differences"))
+    if charts:
+        text = "Drag over a part to zoom in, double-click to see all; a click on a name hides or shows its line."
+        blocks += [Heading("To explore"), Text(text), Charts(charts)]
     if "loss_curves" in pictures:
         blocks.append(Folded("All curves over each other", [pictures["loss_curves"]]))
     blocks += _some(pictures.get("schedules"))

@@ -14,9 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from orchestrator.report.plots import Figure, Forest, ForestRow, Panel
+from orchestrator.report.plots import Figure, Forest, ForestRow, Panel, ticks
 from orchestrator.report.wording import tick
 
 INK, GREY, BAND = "#1a1a1a", "#767676", "#e4e4e4"
@@ -93,7 +92,7 @@ def _panels(figure: Figure) -> Canvas:
     canvas = Canvas(figsize=(WIDTH, height))
     FigureCanvasAgg(canvas)
     canvas.subplots_adjust(
-        left=0.62 / WIDTH,
+        left=0.66 / WIDTH,
         right=1 - 0.15 / WIDTH,
         top=1 - 0.3 / height,
         bottom=(extra + 0.42) / height,
@@ -145,10 +144,9 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_title(_short(panel.title, 34), loc="left")
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y)))
+    across, down = ticks(*panel.x_range, 4), ticks(*panel.y_range, 5)
+    axes.set_xticks(across, [tick(x) for x in across])
+    axes.set_yticks(down, [tick(y) for y in down])
     axes.grid(color=BAND, linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
 
@@ -207,8 +205,8 @@ def _forest(figure: Figure) -> Canvas:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(forest.x_label)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+    across = ticks(*forest.limits, 6)
+    axes.set_xticks(across, [tick(x) for x in across])
     _ends(axes, forest)
     return canvas
 

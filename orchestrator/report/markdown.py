@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from orchestrator.report.content import (
     Block,
+    Charts,
     Code,
     Folded,
     Heading,
@@ -57,6 +58,8 @@ def _block(block: Block) -> list[str]:
             return _table(block)
         case Picture():
             return [f"![{text(block.figure.title)}]({block.figure.name}.png)", "", text(block.figure.caption)]
+        case Charts():
+            return ["Curves to zoom into are in report.html."]
         case Code():
             return ["```sh", block.text, "```"]
         case Folded():

@@ -132,4 +132,20 @@ def _place(analysis: Analysis) -> str:
     devices = sorted({str(run.summary["device"]) for run in finished if run.summary.get("device")})
     seconds = sum(run.number("seconds") or 0.0 for run in finished)
     text = f"Training took {duration(seconds)} in all" + (f" on {' and '.join(devices)}" if devices else "")
-    return text + "."
+    return f"{text}.{_versions(finished)}"
+
+
+def _versions(runs: Sequence[RunRecord]) -> str:
+    """Commit and package versions, where provenance.json says them; all that occur."""
+    commits = sorted({str(r.provenance["git_commit"])[:10] for r in runs if r.provenance.get("git_commit")})
+    dirty = any(run.provenance.get("git_dirty") for run in runs)
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        versions = run.provenance.get("versions")
+        for name, version in versions.items() if isinstance(versions, dict) else ():
+            found.setdefault(str(name), set()).add(str(version))
+        if run.provenance.get("python"):
+            found.setdefault("Python", set()).add(str(run.provenance["python"]))
+    text = f" Code: commit {', '.join(commits)}" + (" with uncommitted changes." if dirty else ".") if commits else ""
+    listed = ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in found.items())
+    return text + (f" Versions: {listed}." if listed else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from markupsafe import Markup
 from orchestrator.report import svg
 from orchestrator.report.content import Section
 
+_TOGETHER = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -23,12 +25,15 @@ def _environment() -> Environment:
     made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     made.globals["draw"] = lambda figure: Markup(svg.render(figure))
     made.filters["slug"] = lambda word: word.replace(" ", "-")
+    made.filters["joined"] = lambda text: _TOGETHER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     return made
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section], scripts: Sequence[str] = ()) -> str:
+def render(
+    title: str, subtitle: str, sections: Sequence[Section], scripts: Sequence[str] = (), more_css: str = ""
+) -> str:
     """The whole page. scripts: JavaScript to inline; each is allowed by its hash and nothing else may run."""
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    css = more_css + (TEMPLATES / "report.css").read_text(encoding="utf-8")
     inlined = "".join(f"<script>{script}</script>" for script in scripts)
     return (
         _environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,17 @@ def chosen(analysis: Analysis, most: int) -> tuple[list[CellResult], str]:
     return [c for c in cells if c.name in names], f" The {most} largest effects; {left} more are in comparison.csv."
 
 
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers within [low, high], about as many as asked for."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / rough)))
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
 # ---- forest plots ----------------------------------------------------------------------------------------------------
 
 
@@ -136,11 +148,11 @@ def effects(analysis: Analysis) -> Figure:
 
 
 def forest_limits(rows: list[ForestRow], band: float | None) -> tuple[float, float]:
-    """A range that shows every effect; an interval over three times as long as the effects are far is cut off."""
+    """A range that shows every effect; an interval over four times as long as the effects are far is cut off."""
     centres = [r.effect for r in rows if r.effect is not None]
     far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
     ends = [e for r in rows for e in (r.low, r.high) if e is not None] + centres + [-(band or 0.0), band or 0.0]
-    low, high = max(min(ends, default=0.0), -3 * far), min(max(ends, default=0.0), 3 * far)
+    low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
     room = 0.06 * (high - low) or 1e-3
     return min(low, 0.0) - room, max(high, 0.0) + room
 
@@ -279,12 +291,10 @@ def schedules(analysis: Analysis) -> Figure | None:
     if rates:
         lines = tuple(rates.values())
         top = max(float(np.nanmax(line.series.y)) for line in lines)
-        panels.append(Panel("Learning rate", TOKENS, "learning rate", lines, _tokens(end), (0.0, top * 1.08 or 1.0)))
+        panels.append(Panel("Learning rate", TOKENS, "", lines, _tokens(end), (0.0, top * 1.08 or 1.0)))
     if any(len(line.series.x) for line in norms):
         low, high = settled_range(norms, end)
-        panels.append(
-            Panel("Gradient norm", TOKENS, "norm before clipping", norms, _tokens(end), (max(0.0, low), high))
-        )
+        panels.append(Panel("Gradient norm", TOKENS, "", norms, _tokens(end), (max(0.0, low), high)))
     if not panels:
         return None
     caption = "Learning rate (equal schedules are drawn once) and gradient norm before clipping, mean over seeds."

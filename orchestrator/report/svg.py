@@ -6,14 +6,13 @@ text; curves alone are stretched. No style attribute is written: the page's secu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from html import escape
 
 import numpy as np
 
 from orchestrator.report.figures import COLOURS, DASHES, MARKERS
-from orchestrator.report.plots import Figure, Forest, ForestRow, Line, Panel
+from orchestrator.report.plots import Figure, Forest, ForestRow, Line, Panel, ticks
 from orchestrator.report.wording import plain, quantity, signed, tick
 
 HEIGHT, BELOW, ABOVE = 150, 36, 8  # pixels: plot, axis under it, room over it
@@ -58,17 +57,6 @@ def render(figure: Figure) -> str:
     if figure.forest:
         return _forest(figure.forest)
     return f'<div class="panels">{"".join(_panel(p) for p in figure.panels)}</div>{_legend(figure)}'
-
-
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers within [low, high], about as many as asked for."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / rough)))
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 # ---- panels ----------------------------------------------------------------------------------------------------------
