@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revisio
     connection, cut short, wrong hash).
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are of no interest, their end is
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
@@ -100,8 +102,8 @@ def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else "?"
         return RunError(f"{what}: {endpoint} answered with status {status}; try again later, or {ADVICE}")
-    if "Consistency check failed" in str(error):
-        return RunError(f"{what}: the download was cut short; try again")
+    if "Consistency check failed" in str(error) or type(error).__name__ == "RemoteProtocolError":
+        return RunError(f"{what}: the download was cut short; run this again, it goes on where it stopped")
     if isinstance(error, PermissionError):
         return RunError(f"{what}: cannot be written: {error}")
     first = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,269 @@
+"""cache_warm.py, as a person calls it: against a hub on loopback that the real client downloads from, then without."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.hub_server import COMMIT, HubServer
+from trainer import samples, tokenizer, warm
+from trainer.config import DataConfig
+from trainer.data import open_tokens
+from trainer.encoder import Encoder
+from trainer.errors import OfflineCacheError
+
+ROOT = Path(__file__).parents[1]
+PRIVATE = ("HF_", "HUGGINGFACE", "TRANSFORMERS", "ABLATRIX", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+
+
+def cache_warm(*arguments: object, hub: str = "http://127.0.0.1:9", home: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script with a home of its own. Without a hub, connections are refused."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
+    environ |= {"HF_ENDPOINT": hub, "HF_HOME": str(home / "hf"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, str(ROOT / "cache_warm.py"), "--cache-dir", str(home / "cache"), *map(str, arguments)]
+    return subprocess.run(command, cwd=home, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def gpt2_files(offline_cache: Path) -> dict[str, bytes]:
+    """Files of a GPT-2 style tokenizer, as a repository of the hub has them."""
+    return {name: (offline_cache / "tokenizers" / "sample" / name).read_bytes() for name in tokenizer.FILES}
+
+
+@pytest.fixture
+def hub(gpt2_files: dict[str, bytes], corpus: Path) -> Iterator[HubServer]:
+    repositories = {
+        "openai-community/gpt2": gpt2_files,
+        "owner/small": {name: gpt2_files[name] for name in ("vocab.json", "merges.txt")},
+        "owner/new-style": {name: gpt2_files[name] for name in ("tokenizer.json", "tokenizer_config.json")},
+        "owner/other": {"config.json": b"{}"},
+        "datasets/owner/texts": {"sub/train.jsonl": corpus.read_bytes()},
+    }
+    with HubServer(repositories, large=("sub/train.jsonl",)) as server:
+        yield server
+
+
+def without_network(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """Run where there is no network at all, if this machine allows that; else where opening a connection fails."""
+    isolated = ["unshare", "--user", "--map-root-user", "--net"]
+    if (
+        shutil.which("unshare")
+        and subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode == 0
+    ):
+        command = [*isolated, *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from trainer.offline_check import refuse_connections
+refuse_connections()
+from trainer import tokenizer
+loaded = tokenizer.load(sys.argv[1], Path(sys.argv[2]))
+print(loaded("def main() -> None: pass<|endoftext|>")["input_ids"])
+"""
+
+
+def test_download_then_load_without_a_network(hub: HubServer, tmp_path: Path, offline_cache: Path) -> None:
+    done = cache_warm(hub=hub.url, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer gpt2: 4096 tokens, loads offline" in done.stdout
+    hub.stop()
+    loaded = without_network([sys.executable, "-c", LOAD, "gpt2", str(tmp_path / "cache")], cwd=ROOT)
+    assert loaded.returncode == 0, loaded.stderr
+    expected = Encoder(tokenizer.find("sample", offline_cache)).encode("def main() -> None: pass<|endoftext|>")
+    assert json.loads(loaded.stdout) == expected.tolist()
+    entry = tokenizer.read_manifest(tmp_path / "cache")["tokenizers"]["gpt2"]
+    assert (entry["source"], entry["revision"], entry["commit"]) == ("hub:openai-community/gpt2", "main", COMMIT)
+    assert entry["files"].keys() == set(tokenizer.FILES)
+    folder = tmp_path / "cache" / "tokenizers" / "gpt2"
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert [path.name for path in folder.parent.iterdir()] == ["gpt2"]  # no staging folder is left
+
+
+def test_the_second_call_downloads_nothing(hub: HubServer, tmp_path: Path) -> None:
+    assert cache_warm("--tokenizer", "owner/small", hub=hub.url, home=tmp_path).returncode == 0
+    count = len(hub.requests)
+    manifest = (tmp_path / "cache" / "manifest.json").read_bytes()
+    again = cache_warm("--tokenizer", "owner/small", hub=hub.url, home=tmp_path)
+    assert again.returncode == 0 and "already in" in again.stdout and "verified" in again.stdout
+    assert len(hub.requests) == count and (tmp_path / "cache" / "manifest.json").read_bytes() == manifest
+    victim = tmp_path / "cache" / "tokenizers" / "owner--small" / "merges.txt"
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + b"x")  # same size: only the hash tells
+    assert cache_warm("--tokenizer", "owner/small", hub=hub.url, home=tmp_path).returncode == 0
+    assert len(hub.requests) > count and victim.read_bytes() == content
+
+
+@pytest.mark.parametrize("repo", ["owner/small", "owner/new-style"])
+def test_missing_files_are_made_from_the_others(
+    hub: HubServer, tmp_path: Path, repo: str, gpt2_files: dict[str, bytes]
+) -> None:
+    done = cache_warm("--tokenizer", repo, hub=hub.url, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tokenizer.find(repo, tmp_path / "cache").folder
+    for name in tokenizer.FILES:
+        assert (folder / name).read_bytes() == gpt2_files[name]
+
+
+def test_names_of_the_hub_for_gpt2(hub: HubServer, tmp_path: Path) -> None:
+    assert cache_warm("--tokenizer", "openai-community/gpt2", hub=hub.url, home=tmp_path).returncode == 0
+    assert tokenizer.find("gpt2", tmp_path / "cache") == tokenizer.find("openai-community/gpt2", tmp_path / "cache")
+
+
+def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path) -> None:
+    arguments = (
+        "--tokenizer",
+        "sample",
+        "--sample-corpus",
+        tmp_path / "s.jsonl",
+        "--data",
+        "owner/texts:sub/train.jsonl",
+    )
+    done = cache_warm(*arguments, hub=hub.url, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "train.jsonl").read_bytes() == corpus.read_bytes()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["train.jsonl"]
+    entry = tokenizer.read_manifest(tmp_path / "cache")["data"]["owner/texts:sub/train.jsonl"]
+    assert (entry["commit"], entry["size"]) == (COMMIT, corpus.stat().st_size)
+    count = len(hub.requests)
+    again = cache_warm(*arguments, hub=hub.url, home=tmp_path)
+    assert "data owner/texts:sub/train.jsonl: already in" in again.stdout and len(hub.requests) == count
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("wrong hash", "openai-community/gpt2: merges.txt: what arrived is not what the hub announced"),
+        ("truncated", "openai-community/gpt2: merges.txt: the download was cut short"),
+        (503, "answered with status 503; try again later"),
+    ],
+)
+def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, message: str) -> None:
+    hub.faults["merges.txt"] = fault
+    done = cache_warm(hub=hub.url, home=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert message in done.stderr
+    with pytest.raises(OfflineCacheError):
+        tokenizer.find("gpt2", tmp_path / "cache")
+    if fault == "wrong hash":  # nothing of it is kept
+        hub.faults.clear()
+        assert cache_warm(hub=hub.url, home=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--tokenizer", "owner/nothing"], 2, "owner/nothing: no such repository at http://127"),
+        (["--tokenizer", "owner/other"], 2, "owner/other: has no vocab.json with merges.txt and no tokenizer.json"),
+        (["--revision", "v2"], 2, "no such revision"),
+        (["--tokenizer", "../x"], 2, "'../x' is not a tokenizer's name"),
+        (["--data", "owner/texts"], 2, "write REPO:FILE"),
+        (["--data-repo", "owner/texts"], 2, "--data-repo and --data-file belong together"),
+        (["--from", "nowhere"], 2, "--from nowhere: no such folder"),
+    ],
+)
+def test_mistakes_get_one_line(hub: HubServer, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    done = cache_warm(*arguments, hub=hub.url, home=tmp_path)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+def test_a_missing_data_file(hub: HubServer, tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
+    source = folder_of(tmp_path / "source", gpt2_files)
+    done = cache_warm("--from", source, "--data", "owner/texts:other.jsonl", hub=hub.url, home=tmp_path)
+    assert done.returncode == 2 and "owner/texts: other.jsonl: no such file in the repository" in done.stderr
+
+
+def test_without_a_connection(tmp_path: Path) -> None:
+    done = cache_warm(home=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "no connection to http://127.0.0.1:9" in done.stderr and "--from DIR" in done.stderr
+
+
+def test_forbidden_downloads_are_named(hub: HubServer, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "cache_warm.py"), "--cache-dir", str(tmp_path)]
+    environ = os.environ | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "HF_HUB_OFFLINE is set" in done.stderr and hub.requests == []
+
+
+def folder_of(path: Path, files: dict[str, bytes]) -> Path:
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+def test_from_a_folder(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
+    source = folder_of(tmp_path / "source", {name: gpt2_files[name] for name in ("vocab.json", "merges.txt")})
+    done = cache_warm("--from", source, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    info = tokenizer.find("gpt2", tmp_path / "cache")
+    assert (info.vocab_size, info.bulk) == (4096, "tiktoken")
+    entry = tokenizer.read_manifest(tmp_path / "cache")["tokenizers"]["gpt2"]
+    assert entry["source"] == str(source) and entry["versions"]["transformers"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "needs vocab.json and merges.txt, or tokenizer.json"),
+        ({"vocab.json": b"{"}, "needs vocab.json and merges.txt, or tokenizer.json"),
+        ({"vocab.json": b"{", "merges.txt": b""}, "not the files of a byte-level BPE"),
+        ({"tokenizer.json": b"[]"}, "not the files of a byte-level BPE"),
+        ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, "not the files of a byte-level BPE"),
+        ({"vocab.json": b'{"a": 0, "b": 1}', "merges.txt": b"a b\n"}, "does not load offline"),
+    ],
+)
+def test_folders_that_hold_no_tokenizer(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    done = cache_warm("--from", folder_of(tmp_path / "source", files), home=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+    assert list((tmp_path / "cache").rglob("*.json")) == []
+
+
+def test_files_that_contradict_each_other(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
+    fewer = b"\n".join(gpt2_files["merges.txt"].splitlines()[:-1])
+    done = cache_warm("--from", folder_of(tmp_path / "source", gpt2_files | {"merges.txt": fewer}), home=tmp_path)
+    assert done.returncode == 2 and "tokenizer.json does not agree with vocab.json and merges.txt" in done.stderr
+
+
+def test_the_sample_needs_no_network_and_tokens_are_made_ahead(tmp_path: Path, offline_cache: Path) -> None:
+    data = tmp_path / "data" / "sample.jsonl"
+    done = cache_warm("--tokenizer", "sample", "--tokens", data, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tokenizer.find("sample", tmp_path / "cache").sha256 == tokenizer.find("sample", offline_cache).sha256
+    (meta,) = (tmp_path / "cache" / "tokens").glob("*/meta.json")
+    store = open_tokens(DataConfig(file_path=str(data), tokenizer="sample"), tmp_path / "cache")
+    assert store.folder == meta.parent
+    assert store.n_documents == sum(1 for _ in samples.documents()) - sum(store.skipped.values())
+    first = Encoder(tokenizer.find("sample", offline_cache)).encode(json.loads(data.open().readline())["text"])
+    np.testing.assert_array_equal(store.document(0), first)
+
+
+def test_only_what_works_offline_enters_the_manifest(
+    tmp_path: Path, gpt2_files: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = json.loads(gpt2_files["tokenizer.json"])
+    tree["pre_tokenizer"]["add_prefix_space"] = True  # GPT2TokenizerFast takes this from tokenizer_config.json
+    source = folder_of(tmp_path / "source", gpt2_files | {"tokenizer.json": json.dumps(tree).encode()})
+    code = warm.main(["--from", str(source), "--cache-dir", str(tmp_path / "cache")])
+    if code == 0:  # a version that obeys tokenizer.json: then the cached one must be what it obeys
+        info = tokenizer.find("gpt2", tmp_path / "cache")
+        assert info.bulk == "tokenizers"
+        wanted = tokenizer.load("gpt2", tmp_path / "cache")("Hello", add_special_tokens=False)["input_ids"]
+        assert Encoder(info).encode("Hello").tolist() == wanted
+    else:
+        assert "does not load offline" in capsys.readouterr().err
+        assert not (tmp_path / "cache" / "manifest.json").exists()
