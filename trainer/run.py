@@ -8,8 +8,10 @@ import resource
 import shlex
 import sys
 import traceback
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,8 +20,27 @@ from trainer import callbacks, checkpoint, data, runlog, tokenizer
 from trainer.config import RunConfig, load
 from trainer.device import describe, pick_device
 from trainer.errors import AblatrixError, UserError
-from trainer.loop import Trainer
+from trainer.loop import Array, Trainer
 from trainer.signals import Interrupted, StopSignals
+
+
+@dataclass
+class Inputs:
+    """What a run reads: its batches, the fixed evaluation set, and the checkpoint that was named to start from."""
+
+    store: data.TokenStore
+    batches: data.Batches
+    heldout: tuple[Array, Array]
+    start: dict[str, Any] | None
+
+    @classmethod
+    def open(cls, config: RunConfig) -> Inputs:
+        """Raises DataError where the file cannot serve this configuration, UserError where the checkpoint cannot."""
+        resume = config.trainer.resume
+        start = checkpoint.load(Path(resume), config.fingerprint()) if resume not in ("auto", "none") else None
+        store = data.open_tokens(config.data, Path(config.system.cache_dir))
+        batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
+        return cls(store, batches, data.heldout_windows(store, config.data, config.trainer.eval_tokens), start)
 
 
 def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
@@ -27,21 +48,21 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
 
     argv: the flags as they were given, for args.txt.
     """
-    run_dir, cache_dir = Path(config.system.work_dir), Path(config.system.cache_dir)
+    run_dir = Path(config.system.work_dir)
     # A folder prepared for this very run hears of every failure; another run's folder is not written to
     there = _existing(run_dir)
     ours = there is not None and there.fingerprint() == config.fingerprint()
     try:
-        config = config.resolved(tokenizer.find(config.data.tokenizer, cache_dir).vocab_size)
+        config = config.resolved(_vocab_size(config))
         _refuse_strangers(run_dir, there, config)
         if _already_finished(run_dir, config):
             return 0
         device = pick_device(config.trainer.device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
-        store = data.open_tokens(config.data, cache_dir)
+        inputs = Inputs.open(config)
         _open_folder(run_dir, config, argv)
         ours = True
-        return _train(run_dir, config, store, device, signals)
+        return _train(run_dir, config, inputs, device, signals)
     except Interrupted:
         if ours:
             runlog.append_event(run_dir, "signal", signal=signals.name)
@@ -51,6 +72,10 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         if ours:
             _record_failure(run_dir, error)
         raise
+
+
+def _vocab_size(config: RunConfig) -> int:
+    return tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir)).vocab_size
 
 
 def _existing(run_dir: Path) -> RunConfig | None:
@@ -93,7 +118,8 @@ def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:
     command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if _existing(run_dir) != config:
+        there = _existing(run_dir)
+        if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
             runlog.atomic_write(run_dir / runlog.CONFIG, config.to_json())
         runlog.atomic_write(run_dir / runlog.ARGS, command)
         checkpoint.sweep(run_dir)
@@ -110,15 +136,14 @@ def _forget_result(run_dir: Path, everything: bool) -> None:
         path.unlink()
 
 
-def _train(run_dir: Path, config: RunConfig, store: data.TokenStore, device: torch.device, signals: StopSignals) -> int:
-    heldout = data.heldout_windows(store, config.data, config.trainer.eval_tokens)
-    batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
-    trainer = Trainer(config, partial(data.prefetch, batches, workers=config.trainer.num_workers), heldout, device)
-    source = _restore(trainer, run_dir)
+def _train(run_dir: Path, config: RunConfig, inputs: Inputs, device: torch.device, signals: StopSignals) -> int:
+    source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
+    trainer = Trainer(config, source, inputs.heldout, device)
+    origin = _restore(trainer, run_dir, inputs)
     _attach(trainer, run_dir, signals)
-    event = "resumed" if source else "started"
+    event = "resumed" if origin else "started"
     runlog.append_event(
-        run_dir, event, iter=trainer.iter, device=describe(device), **({"file": source} if source else {})
+        run_dir, event, iter=trainer.iter, device=describe(device), **({"file": origin} if origin else {})
     )
     parameters = count_parameters(config.model)
     print(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {describe(device)} in {run_dir}", flush=True)
@@ -129,19 +154,20 @@ def _train(run_dir: Path, config: RunConfig, store: data.TokenStore, device: tor
         runlog.append_event(run_dir, "stopped", iter=trainer.iter)
         print(f"stopped by {signals.name} after iter {trainer.iter}; start again to continue", flush=True)
         return runlog.EXIT_STOPPED
-    _finish(run_dir, trainer, store)
+    _finish(run_dir, trainer, inputs.store)
     return 0
 
 
-def _restore(trainer: Trainer, run_dir: Path) -> str:
+def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
     """Bring the trainer to where the run was left; the checkpoint's name, '' where there is none."""
-    resume, fingerprint = trainer.config.trainer.resume, trainer.config.fingerprint()
+    resume = trainer.config.trainer.resume
     if resume == "none":
         return ""
-    if resume != "auto":
-        trainer.load_state(checkpoint.load(Path(resume), fingerprint))
+    if inputs.start is not None:
+        trainer.load_state(inputs.start)
+        inputs.start = None  # as large as the model and its optimiser: not kept while training
         return resume
-    found = checkpoint.newest(run_dir, fingerprint)
+    found = checkpoint.newest(run_dir, trainer.config.fingerprint())
     if found is None:
         return ""
     state, path = found

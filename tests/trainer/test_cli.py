@@ -1,0 +1,358 @@
+"""`python -m trainer` as users, jobs and clusters call it: real processes, real signals, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.gpt import GPT
+from tests.workspace import without_clock
+from trainer import runlog
+from trainer.config import load
+
+ROOT = Path(__file__).resolve().parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+class Command:
+    """`python -m trainer` on the shared corpus, in the test's own folder."""
+
+    def __init__(self, folder: Path, corpus: Path, cache: Path) -> None:
+        self.folder = folder
+        self.flags = {
+            "data.file_path": corpus,
+            "data.tokenizer": "sample",
+            "data.block_size": 16,
+            "data.test_size": 4,
+            "model.model_type": "gpt-nano",
+            "model.n_layer": 1,
+            "trainer.max_iters": 40,
+            "trainer.batch_size": 2,
+            "trainer.log_interval": 7,
+            "trainer.eval_interval": 15,
+            "trainer.eval_tokens": 500,
+            "trainer.ckpt_interval": 8,
+            "trainer.device": "cpu",
+            "system.cache_dir": cache,
+        }
+
+    def line(self, work_dir: str = "run", **flags: Any) -> list[str]:
+        merged = {**self.flags, "system.work_dir": work_dir, **{k.replace("__", "."): v for k, v in flags.items()}}
+        return [sys.executable, "-m", "trainer", *(f"--{k}={v}" for k, v in merged.items() if v is not None)]
+
+    def start(self, work_dir: str = "run", **flags: Any) -> subprocess.Popen[str]:
+        out = subprocess.PIPE
+        return subprocess.Popen(
+            self.line(work_dir, **flags), stdout=out, stderr=out, text=True, cwd=self.folder, env=ENV
+        )
+
+    def run(self, work_dir: str = "run", code: int = 0, **flags: Any) -> subprocess.CompletedProcess[str]:
+        with self.start(work_dir, **flags) as process:
+            stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == code, f"{stdout}\n{stderr}"
+        assert "Traceback" not in stderr, stderr
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def events(self, work_dir: str = "run") -> list[str]:
+        return [event["event"] for event in runlog.read_events(self.folder / work_dir)]
+
+
+@pytest.fixture
+def command(tmp_path: Path, corpus: Path, offline_cache: Path) -> Command:
+    return Command(tmp_path, corpus, offline_cache)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, offline_cache: Path) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Command(folder, corpus, offline_cache).run(trainer__sample_interval=20)
+    return folder / "run"
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def rows(folder: Path) -> int:
+    return len(runlog.whole_rows(runlog.read_text(folder / runlog.LOSS)))
+
+
+class TestWholeRun:
+    def test_summary(self, undisturbed: Path) -> None:
+        summary = json.loads((undisturbed / runlog.SUMMARY).read_text())
+        losses = without_clock(undisturbed)
+        last = dict(zip(losses[0], losses[-1], strict=True))
+        assert summary["iters"] == summary["max_iters"] == 40
+        assert summary["tokens"] == 40 * 2 * 16 == int(last["tokens"])
+        assert summary["val_nll"] == float(last["val_loss"])
+        assert summary["final_loss"] == float(last["loss"])
+        assert summary["initial_loss"] == float(dict(zip(losses[0], losses[1], strict=True))["loss"])
+        assert summary["diverged"] is False
+        assert summary["device"] == "cpu (1 threads)"
+        assert 0 < summary["val_tokens"] <= 500
+        assert summary["peak_memory_bytes"] > 50e6
+        assert summary["fingerprint"] == load(undisturbed / runlog.CONFIG).fingerprint()
+        assert sum(summary["skipped_documents"].values()) == 0
+
+    def test_rows(self, undisturbed: Path) -> None:
+        steps = [int(row[0]) for row in without_clock(undisturbed)[1:]]
+        assert steps == [1, 7, 14, 15, 21, 28, 30, 35, 40]
+
+    def test_model_is_rebuilt_from_the_folder_alone(self, undisturbed: Path) -> None:
+        config = load(undisturbed / runlog.CONFIG)
+        model = GPT(config.model, seed=None).to_empty(device="cpu")
+        model.load_state_dict(torch.load(undisturbed / runlog.MODEL, weights_only=True))
+        summary = json.loads((undisturbed / runlog.SUMMARY).read_text())
+        assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
+
+    def test_events_and_samples(self, undisturbed: Path) -> None:
+        events = runlog.read_events(undisturbed)
+        assert [e["event"] for e in events] == ["started", *["checkpoint"] * 5, "finished"]
+        assert [e["iter"] for e in events] == [0, 8, 16, 24, 32, 40, 40]
+        samples = (undisturbed / runlog.SAMPLES).read_text()
+        assert samples.startswith("=== iter 20\nThe") and "\n=== iter 40\nThe" in samples
+
+    def test_args_can_be_pasted(self, command: Command) -> None:
+        odd = "a folder with 'quotes' and $HOME"
+        command.run(odd)
+        line = (command.folder / odd / runlog.ARGS).read_text()
+        assert shlex.split(line) == command.line(odd)
+        again = subprocess.run(
+            ["sh", "-c", line], cwd=command.folder, env=ENV, capture_output=True, text=True, check=True
+        )
+        assert "already finished" in again.stdout
+
+    def test_config_repeats_the_run(self, command: Command, undisturbed: Path) -> None:
+        line = [sys.executable, "-m", "trainer", "--config", str(undisturbed / runlog.CONFIG)]
+        subprocess.run([*line, "--system.work_dir=again"], cwd=command.folder, env=ENV, check=True, capture_output=True)
+        assert without_clock(command.folder / "again") == without_clock(undisturbed)
+        assert (command.folder / "again" / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+
+    def test_finished_run_is_left_alone(self, command: Command) -> None:
+        command.run()
+        folder = command.folder / "run"
+        before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+        assert "already finished" in command.run().stdout
+        assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()} == before
+
+    def test_resume_none_starts_anew(self, command: Command, undisturbed: Path) -> None:
+        command.run(trainer__sample_interval=20)
+        command.run(trainer__sample_interval=20, trainer__resume="none")
+        assert without_clock(command.folder / "run") == without_clock(undisturbed)
+        assert (command.folder / "run" / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        assert command.events().count("started") == 2
+
+    def test_resume_from_a_file(self, command: Command, undisturbed: Path) -> None:
+        source = undisturbed / "checkpoint-00000032.pt"
+        command.run(trainer__sample_interval=20, trainer__resume=source)
+        expected = without_clock(undisturbed)
+        assert without_clock(command.folder / "run") == [expected[0], *expected[-2:]]
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_workers_change_nothing(self, command: Command, undisturbed: Path, workers: int) -> None:
+        command.run(trainer__num_workers=workers, trainer__sample_interval=20)
+        assert without_clock(command.folder / "run") == without_clock(undisturbed)
+
+    def test_sampling_changes_nothing(self, command: Command, undisturbed: Path) -> None:
+        command.run()
+        assert without_clock(command.folder / "run") == without_clock(undisturbed)
+        assert not (command.folder / "run" / runlog.SAMPLES).exists()
+
+    def test_divergence_is_a_result(self, command: Command) -> None:
+        done = command.run(trainer__learning_rate=1e30, trainer__grad_norm_clip=0)
+        summary = json.loads((command.folder / "run" / runlog.SUMMARY).read_text())
+        assert summary["diverged"] is True and summary["val_nll"] is None and summary["final_loss"] is None
+        assert summary["iters"] < 40 and without_clock(command.folder / "run")[-1][1] == "nan"
+        assert "diverged after iter" in done.stdout
+        assert not (command.folder / "run" / runlog.MODEL).exists()
+
+
+class TestStops:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+    def test_signal_leaves_a_checkpoint(self, command: Command, undisturbed: Path, number: int) -> None:
+        with command.start(trainer__sample_interval=20) as process:
+            wait_for(lambda: rows(command.folder / "run") >= 2, process)
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+        assert process.returncode == runlog.EXIT_STOPPED, stderr
+        assert stderr == ""
+        events = runlog.read_events(command.folder / "run")
+        assert [e["event"] for e in events[-3:]] == ["signal", "checkpoint", "stopped"]
+        assert events[-3]["signal"] == signal.Signals(number).name
+        assert len({e["iter"] for e in events[-3:]}) == 1
+        command.run(trainer__sample_interval=20)
+        assert without_clock(command.folder / "run") == without_clock(undisturbed)
+        assert (command.folder / "run" / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        assert command.events()[-1] == "finished"
+
+    def test_signal_before_training(self, command: Command, write_jsonl: Callable[..., Path]) -> None:
+        """While modules load or text is tokenised there is nothing to save, and nothing that fails."""
+        big = write_jsonl((f"document {i} " + "word " * 4000 for i in range(300)), "big.jsonl")
+        with command.start(data__file_path=big) as process:
+            time.sleep(1.0)
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=60)
+        if process.returncode != runlog.EXIT_STOPPED:
+            # the interpreter itself was still starting
+            assert process.returncode == -signal.SIGTERM
+        assert "Traceback" not in stderr
+        command.run(data__file_path=big)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_kill_at_random_points_equals_undisturbed(self, command: Command, undisturbed: Path, seed: int) -> None:
+        chance = random.Random(seed)
+        folder, attempts = command.folder / "run", 0
+        while not (folder / runlog.SUMMARY).exists():
+            attempts += 1
+            with command.start(trainer__sample_interval=20) as process:
+                if attempts <= 4:
+                    target = chance.randrange(1, 9)
+                    wait_for(lambda t=target: rows(folder) >= t or (folder / runlog.SUMMARY).exists(), process)  # type: ignore[misc]
+                    time.sleep(chance.random() * 0.02)
+                    process.kill()
+                process.communicate(timeout=60)
+            assert attempts < 10
+        assert without_clock(folder) == without_clock(undisturbed)
+        assert (folder / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        ours, theirs = (torch.load(d / runlog.MODEL, weights_only=True) for d in (folder, undisturbed))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        leftovers = [p.name for p in folder.iterdir() if p.name.endswith(".tmp") and "checkpoint" in p.name]
+        assert not leftovers
+
+    def test_torn_checkpoint_is_set_aside(self, command: Command, undisturbed: Path) -> None:
+        with command.start() as process:
+            wait_for(lambda: (command.folder / "run" / "checkpoint-00000024.pt").exists(), process)
+            process.kill()
+            process.communicate()
+        newest = max((command.folder / "run").glob("checkpoint-*.pt"))
+        with open(newest, "r+b") as file:
+            file.truncate(newest.stat().st_size * 2 // 3)
+        done = command.run()
+        assert f"set aside as {newest.name}.bad" in done.stderr
+        assert newest.with_name(newest.name + ".bad").exists()
+        assert without_clock(command.folder / "run") == without_clock(undisturbed)
+
+
+class TestMistakes:
+    """One clear sentence, exit code 2, nothing created."""
+
+    def refused(self, command: Command, work_dir: str = "run", **flags: Any) -> str:
+        done = command.run(work_dir, code=2, **flags)
+        assert done.stdout == "" and all(line.startswith("error: ") for line in done.stderr.splitlines())
+        assert not (command.folder / work_dir).exists()
+        return done.stderr
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            ({"trainer__warmpu_steps": 3}, "unknown flag (did you mean trainer.warmup_steps?)"),
+            ({"model__rope": "maybe"}, "model.rope: "),
+            (
+                {"data__block_size": 64, "model__block_size": 32},
+                "data.block_size: 64 is over the model's block_size 32",
+            ),
+            ({"model__n_embd": 50}, "n_embd (50) is not divisible by n_head (3)"),
+            ({"data__file_path": "missing.jsonl"}, "missing.jsonl"),
+            ({"data__tokenizer": "nobody/nothing"}, "cache_warm.py"),
+            ({"data__block_size": 100000}, "set data.block_size to at most"),
+            ({"data__test_size": 60}, "data.test_size is 60"),
+            ({"trainer__device": "cuda:99"}, "cuda:99 is not available"),
+            ({"trainer__resume": "missing.pt"}, "missing.pt: cannot be read"),
+        ],
+        ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+    )
+    def test_flags(self, command: Command, flags: dict[str, Any], message: str) -> None:
+        assert message in self.refused(command, **flags)
+
+    def test_empty_file(self, command: Command) -> None:
+        (command.folder / "empty.jsonl").write_text("")
+        assert "empty.jsonl" in self.refused(command, data__file_path="empty.jsonl")
+
+    def test_unwritable_output(self, command: Command) -> None:
+        (command.folder / "file").write_text("")
+        assert "file/run: cannot be written: Not a directory" in self.refused(command, work_dir="file/run")
+
+    def test_folder_of_another_configuration(self, command: Command) -> None:
+        command.run()
+        before = {p.name: p.read_bytes() for p in (command.folder / "run").iterdir()}
+        done = command.run(code=2, trainer__learning_rate=1e-2)
+        assert (
+            "run: holds a run with another configuration (trainer.learning_rate: 0.0003 there, 0.01 here)"
+            in done.stderr
+        )
+        assert "choose another --system.work_dir" in done.stderr
+        assert {p.name: p.read_bytes() for p in (command.folder / "run").iterdir()} == before
+
+    def test_checkpoint_of_another_configuration(self, command: Command) -> None:
+        command.run("first")
+        source = command.folder / "first" / "checkpoint-00000040.pt"
+        assert "of a run with another configuration" in self.refused(
+            command, "second", trainer__resume=source, trainer__learning_rate=1e-2
+        )
+
+    def test_a_prepared_folder_hears_of_the_failure(self, command: Command) -> None:
+        command.run()
+        folder = command.folder / "run"
+        (folder / runlog.SUMMARY).unlink()
+        line = [sys.executable, "-m", "trainer", "--config", "run/config.json"]
+        config = json.loads((folder / runlog.CONFIG).read_text())
+        config["data"]["file_path"] = "gone.jsonl"
+        (folder / runlog.CONFIG).write_text(json.dumps(config))
+        done = subprocess.run(line, cwd=command.folder, env=ENV, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        last = runlog.read_events(folder)[-1]
+        assert last["event"] == "failed" and "gone.jsonl" in last["reason"]
+
+
+def test_failure_while_training_is_recorded(command: Command) -> None:
+    """The folder's disk fills up: simulated by a file-size limit, under which writes fail as on a full disk."""
+    script = "ulimit -f 100; trap '' XFSZ; exec " + shlex.join(command.line(trainer__ckpt_interval=5))
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=command.folder, env=ENV, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "checkpoint-00000005.pt: could not be written" in done.stderr
+    last = runlog.read_events(command.folder / "run")[-1]
+    assert last["event"] == "failed" and "free some space" in last["reason"]
+    assert not list((command.folder / "run").glob("*.tmp"))
+
+
+def test_help_lists_every_flag_without_torch() -> None:
+    code = "import sys; from trainer.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True, cwd=ROOT)
+    from trainer.config import keys
+
+    for key, field in keys():
+        assert f"  --{key}\n      {field.description}" in done.stdout
+    assert "--config FILE" in done.stdout
+
+
+def test_offline_is_set_before_anything_is_imported() -> None:
+    code = (
+        "import os, sys\n"
+        "import trainer.__main__ as m\n"
+        "early = {'torch', 'transformers', 'huggingface_hub', 'tokenizers', 'trainer.config'} & set(sys.modules)\n"
+        "m.main(['--help'])\n"
+        "print(early, os.environ['HF_HUB_OFFLINE'], os.environ['TRANSFORMERS_OFFLINE'])\n"
+    )
+    env = {k: v for k, v in ENV.items() if not k.endswith("_OFFLINE")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "set() 1 1"
