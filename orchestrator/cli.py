@@ -39,9 +39,6 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoints", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
 

@@ -81,11 +81,16 @@ def submit(options: Options, console: Console) -> list[RunState]:
         return []
     if options.smoke:
         states = run_plan(smoke_plan(plan), console)
-        broken = [state for state in states if state.state != "done"]
+        wanted = [state for state in states if not options.only or state.run.cell in options.only]
+        broken = [state for state in wanted if state.state != "done"]
         if broken:
             told = "; ".join(f"{state.run.cell} {state.state}: {state.reason}" for state in broken)
             raise RunError(f"smoke test: {told}; nothing else was queued")
-    return run_plan(plan, console)
+    states = run_plan(plan, console)
+    for state in states:
+        if state.state in ("failed", "lost"):
+            console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry runs it again)", highlight=False)
+    return states
 
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
@@ -105,15 +110,14 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         largest_array = slurm.max_array_size()  # asked before claiming: a silent controller must leave nothing behind
         _queue_slurm(plan, study, submission.claim(selection.chosen), largest_array, console)
     if plan.options.wait and plan.launcher != "local":
-        return display.watch(study, console, until_settled=True)
+        display.watch(study, console, until_settled=True)
     return status.collect(study)
 
 
 def _say(selection: submission.Selection, console: Console) -> None:
     """What is left alone, and why."""
-    for state in selection.failed:
-        console.print(f"{state.run.id}: {state.state}: {state.reason} (run it again with --retry)", highlight=False)
     for number, text in (
+        (len(selection.failed), "failed, lost or cancelled before; --retry runs them again"),
         (len(selection.done), "done already, results reused"),
         (len(selection.active), "queued or running already"),
         (len(selection.chosen), "to run"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.workspace import Workspace
 from trainer import samples, warm
 from trainer.claims import Claims
 from trainer.runlog import atomic_write
@@ -67,3 +68,9 @@ def write_jsonl(tmp_path: Path) -> WriteJsonl:
         return path
 
     return write
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, offline_cache: Path, corpus: Path) -> Workspace:
+    """A user's folder with the embedded tokenizer and a small corpus at hand."""
+    return Workspace(tmp_path, corpus, offline_cache)

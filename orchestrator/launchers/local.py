@@ -1,4 +1,9 @@
-"""The queue of one machine: one run per GPU, or on a CPU as many as there are cores, their threads divided."""
+"""The queue of one machine: one run per GPU, or on a CPU as many as its cores can take.
+
+A run gets the threads that its experiment gives it under Slurm (slurm.cpus_per_task), not a share of what is free: sums
+depend on the number of threads in their last digits, and a run must give the same result under every launcher, and
+when it is resumed alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from pathlib import Path
 from orchestrator import task
 from orchestrator.launchers import Batch
 from trainer.device import allotted_cores
+from trainer.errors import AblatrixError
 
 POLL_SECONDS = 0.2
 
@@ -28,6 +34,12 @@ def find_devices(wanted: str | None) -> list[str]:
     return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
+class Interrupted(AblatrixError):
+    """The user stopped the queue."""
+
+    exit_code = 130
+
+
 class LocalQueue:
     """Runs a batch in child processes, a few at a time, and waits for them."""
 
@@ -38,14 +50,14 @@ class LocalQueue:
         self._running: dict[subprocess.Popen[bytes], str] = {}
         self._stopping = False
 
-    def slots(self, jobs: int) -> list[str]:
+    def slots(self, threads: int) -> list[str]:
         """A slot per run that may run at once: a GPU's index, or '' for a share of the CPU."""
-        return self.devices or [""] * max(1, min(allotted_cores(), jobs))
+        return self.devices or [""] * max(1, allotted_cores() // threads)
 
     def run(self, batch: Batch, on_tick: Callable[[], None]) -> None:
         """Run all jobs, calling `on_tick` a few times a second. SIGINT or SIGTERM stops them, a checkpoint each."""
-        free = self.slots(len(batch.jobs))
-        threads = max(1, allotted_cores() // len(free))
+        threads = min(batch.threads, allotted_cores())
+        free = self.slots(threads)
         waiting = batch.commands()
         logs = batch.study.folder / "logs" / f"{batch.token}.out"
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -63,7 +75,7 @@ class LocalQueue:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self._stopping:
-            raise KeyboardInterrupt
+            raise Interrupted("stopped; the same command goes on from the last checkpoints")
 
     def _start(self, command: list[str], device: str, threads: int, code: Path, logs: Path) -> None:
         # inside an allocation, the job is the user's: a run must not take itself for it

@@ -1,0 +1,170 @@
+"""The main path on this machine: submit, status, report, and what a second submit does."""
+
+import csv
+import json
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import CELLS, Workspace, without_clock
+from trainer import runlog
+from trainer.config import load
+
+
+def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
+    study = workspace.write_study()
+    workspace.run("submit", study, "--launcher", "local")
+    states = workspace.states()
+    assert tuple(states) == CELLS
+    assert {state["state"] for state in states.values()} == {"done"}
+
+    for cell in CELLS:
+        folder = workspace.run_folder(cell)
+        for name in (runlog.ARGS, runlog.LOSS, runlog.MODEL, runlog.SUMMARY, runlog.PROVENANCE, runlog.EVENTS):
+            assert (folder / name).is_file(), name
+        assert load(folder / runlog.CONFIG).fingerprint() == folder.name.rpartition("-")[2]
+        assert workspace.loss(cell)[-1][0] == "20"
+    assert len({json.dumps(workspace.loss(cell)) for cell in CELLS}) == 7, "two cells trained alike"
+
+    again = workspace.run("submit", study, "--launcher", "local")
+    assert "7 done already" in again.stdout
+    events = runlog.read_events(workspace.run_folder("rope"))
+    assert [event["event"] for event in events].count("started") == 1
+
+    shown = workspace.run("report")
+    report = workspace.folder / "out" / "study" / "report"
+    assert "descriptive only" in shown.stdout
+    for name in ("summary.csv", "comparison.csv", "loss_curves.png", "effects.png", "report.md", "report.html"):
+        assert (report / name).stat().st_size > 0, name
+        assert f"out/study/report/{name}" in shown.stdout
+    with open(report / "summary.csv", newline="") as file:
+        assert len(list(csv.reader(file))) == 8
+
+
+def test_a_run_folder_repeats_itself(workspace: Workspace, tmp_path: Path) -> None:
+    """config.json alone, and the pasted args.txt, give the same loss.csv again."""
+    workspace.run("submit", workspace.write_study(), "--launcher", "local", "--only", "rope")
+    folder = workspace.run_folder("rope")
+    words = shlex.split((folder / runlog.ARGS).read_text())
+    other = tmp_path / "again"
+    command = [*words[:3], "--config", str(folder / runlog.CONFIG), f"--system.work_dir={other}"]
+    assert words[1:3] == ["-m", "trainer"]
+    subprocess.run(command, cwd=workspace.folder, env=workspace.env(), check=True, capture_output=True)
+    assert without_clock(other) == without_clock(folder)
+
+
+def test_planted_harm_has_the_right_sign(workspace: Workspace) -> None:
+    extra = "  broken: {trainer.learning_rate: 1e-7}\n"
+    study = workspace.write_study(iters=60)
+    text = (
+        study.read_text().replace("  cosine: {trainer.use_cosine: true}\n", extra).replace("slurm:", "seeds: 3\nslurm:")
+    )
+    study.write_text(text)
+    workspace.run("submit", study, "--launcher", "local", "--only", "baseline", "--only", "broken")
+    workspace.run("report")
+    with open(workspace.folder / "out/study/report/comparison.csv", newline="") as file:
+        rows = {row["cell"]: row for row in csv.DictReader(file)}
+    assert float(rows["broken"]["effect"]) > 0.5
+    assert rows["broken"]["verdict"] == "hurts"
+
+
+def test_failed_runs_are_named_and_rerun_only_on_request(workspace: Workspace) -> None:
+    study = workspace.write_study()
+    workspace.run("submit", study, "--launcher", "local", "--only", "baseline")
+    run = workspace.run_folder("rope")
+    (run / "loss.csv").mkdir()  # the trainer cannot write its log there
+    failed = workspace.run("submit", study, "--launcher", "local", "--only", "rope", code=1)
+    state = workspace.states()["rope"]
+    assert state["state"] == "failed"
+    assert state["reason"]
+    assert "rope" in failed.stdout
+
+    (run / "loss.csv").rmdir()
+    refused = workspace.run("submit", study, "--launcher", "local", "--only", "rope", code=1)
+    assert "--retry" in refused.stdout
+    assert workspace.states()["rope"]["state"] == "failed"
+    workspace.run("submit", study, "--launcher", "local", "--only", "rope", "--retry")
+    assert workspace.states()["rope"]["state"] == "done"
+    assert workspace.loss("rope")[-1][0] == "20"
+
+
+def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Workspace) -> None:
+    study = workspace.write_study(iters=4000, ckpt=1000)
+    words = ("submit", study, "--launcher", "local", "--only", "baseline")
+    process = subprocess.Popen(
+        workspace.command(*words),
+        cwd=workspace.folder,
+        env=workspace.env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        workspace.wait(lambda states: states["baseline"]["iter"] >= 20)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"the same command goes on" in errors
+    assert b"Traceback" not in errors
+    stopped = workspace.states()["baseline"]
+    assert stopped["state"] == "stopped"
+    assert 20 <= stopped["iter"] < 4000
+
+    folder = workspace.run_folder("baseline")
+    assert "resumed" not in [event["event"] for event in runlog.read_events(folder)]
+    process = subprocess.Popen(
+        workspace.command(*words),
+        cwd=workspace.folder,
+        env=workspace.env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        workspace.wait(lambda states: states["baseline"]["iter"] > stopped["iter"])
+        assert "resumed" in [event["event"] for event in runlog.read_events(folder)]
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> None:
+    study = workspace.write_study()
+    workspace.run("submit", study, "--launcher", "local", "--smoke", "2", "--only", "rope")
+    assert workspace.states()["rope"]["state"] == "done"
+    smoke = workspace.folder / "out/study/smoke"
+    assert json.loads(next(smoke.glob("rope-*/summary.json")).read_text())["iters"] == 2
+
+
+def test_rerun_puts_the_old_result_aside(workspace: Workspace) -> None:
+    study = workspace.write_study()
+    workspace.run("submit", study, "--launcher", "local", "--only", "rope")
+    folder = workspace.run_folder("rope")
+    before = workspace.loss("rope")
+    workspace.run("submit", study, "--launcher", "local", "--only", "rope", "--rerun", "rope")
+    assert without_clock(Path(f"{folder}.old-1")) == before
+    assert without_clock(folder) == before
+    assert workspace.states()["rope"]["attempt"] == 1
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "check"])
+def test_a_bad_experiment_creates_nothing(workspace: Workspace, verb: str) -> None:
+    study = workspace.write_study(extra="desing: [baseline]\n")
+    result = workspace.run(verb, study, code=2)
+    assert "desing: unknown key (did you mean design?)" in result.stderr
+    assert sorted(path.name for path in workspace.folder.iterdir()) == ["study.yaml"]
+
+
+def test_logs_show_and_diff(workspace: Workspace) -> None:
+    workspace.run("submit", workspace.write_study(), "--launcher", "local", "--only", "baseline", "--only", "rope")
+    assert "iter 20/20" in workspace.run("logs", "rope").stdout
+    assert "iter 20/20" in workspace.run("logs", "rope", "--follow").stdout
+    assert "model.rope" in workspace.run("diff", "baseline", "rope").stdout
+    shown = workspace.run("show", "rope").stdout
+    assert "model.rope=true" in shown
+    assert '"n_embd": 48' in shown
+    assert "no such run" in workspace.run("show", "rpoe", code=2).stderr
+    assert "nothing to cancel" in workspace.run("cancel", "--all", "--yes").stdout

@@ -1,0 +1,107 @@
+"""A folder in which a user works: an experiment file, and the commands as they are typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.snapshot import code_root
+from trainer import runlog
+
+CELLS = ("baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on")
+
+STUDY = """\
+name: {name}
+base:
+  data: {{file_path: {corpus}, tokenizer: sample, block_size: 32, test_size: 6}}
+  model: {{model_type: gpt-nano, n_layer: 1}}
+  trainer: {{max_iters: {iters}, batch_size: 2, learning_rate: 3e-3, log_interval: 5, eval_interval: 10,
+            eval_tokens: 2000, ckpt_interval: {ckpt}}}
+  system: {{cache_dir: {cache}}}
+features:
+  swiglu: {{model.swiglu: true}}
+  rmsnorm: {{model.rmsnorm: true}}
+  rope: {{model.rope: true}}
+  warmup: {{trainer.warmup_steps: 8}}
+  cosine: {{trainer.use_cosine: true}}
+slurm: {{time: "00:10:00", mem: 1G}}
+"""
+
+
+@dataclass
+class Workspace:
+    """Commands run in `folder`, with the code under test on PYTHONPATH and one thread."""
+
+    folder: Path
+    corpus: Path
+    cache: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def write_study(self, name: str = "study", iters: int = 20, ckpt: int = 10, extra: str = "") -> Path:
+        """An experiment file of seven cells and one seed that trains in a second or two a run."""
+        path = self.folder / f"{name}.yaml"
+        values = {"name": name, "corpus": self.corpus, "cache": self.cache, "iters": iters, "ckpt": ckpt}
+        path.write_text(STUDY.format(**values) + extra)
+        return path
+
+    def run(self, *words: object, code: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """`python -m orchestrator WORDS`; the exit code must be `code` (None: any)."""
+        result = subprocess.run(
+            self.command(*words),
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.env(),
+            timeout=timeout,
+            check=False,
+        )
+        assert code is None or result.returncode == code, f"{words}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr, result.stderr
+        return result
+
+    def command(self, *words: object) -> list[str]:
+        return [sys.executable, "-m", "orchestrator", *map(str, words)]
+
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1", **self.environment}
+
+    def states(self, study: str = "study") -> dict[str, dict[str, Any]]:
+        """Cell name -> what `status --json` says of its run."""
+        if not (self.folder / "out" / study / "study.json").exists():
+            return {}
+        record = json.loads(self.run("status", study, "--json").stdout)
+        return {run["cell"]: run for run in record["runs"]}
+
+    def wait(
+        self, done: Callable[[dict[str, dict[str, Any]]], bool], study: str = "study", seconds: float = 180
+    ) -> Any:
+        """The states once `done(states)`; fails with them when that takes too long."""
+        end = time.monotonic() + seconds
+        while True:
+            states = self.states(study)
+            if states and done(states):
+                return states
+            assert time.monotonic() < end, {cell: (s["state"], s["iter"], s["reason"]) for cell, s in states.items()}
+            time.sleep(0.5)
+
+    def run_folder(self, cell: str, study: str = "study") -> Path:
+        (folder,) = (self.folder / "out" / study).glob(f"{cell}-seed*")
+        return folder
+
+    def loss(self, cell: str, study: str = "study") -> list[list[str]]:
+        """Rows of a run's loss.csv without the columns that tell of the clock."""
+        return without_clock(self.run_folder(cell, study))
+
+
+def without_clock(run_dir: Path) -> list[list[str]]:
+    """The rows of loss.csv, header first, without the columns that tell of the clock."""
+    kept = [i for i, name in enumerate(runlog.COLUMNS) if name not in runlog.CLOCK_COLUMNS]
+    lines = (run_dir / runlog.LOSS).read_text().splitlines()
+    return [[line.split(",")[i] for i in kept] for line in lines]
