@@ -7,10 +7,12 @@ output.py puts it on disk. The heavy imports wait until `build` is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from trainer.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.report.analysis import Analysis
@@ -51,13 +53,13 @@ def build(
     states: run id -> state or (state, reason); a run not named counts as done if it left a summary, else as planned.
     Raises UserError where `study_dir` holds no study, RunError where the report cannot be written.
     """
-    from orchestrator.report import collect, output
+    from orchestrator.report import collect, output, wording
     from orchestrator.report.analysis import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
     paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
-    return _report(analysis, paths)
+    return Report(study.name, tuple(_rows(analysis)), tuple(wording.notes(analysis)), paths)
 
 
 def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
@@ -82,7 +84,51 @@ def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
     return files
 
 
-def _report(analysis: Analysis, paths: tuple[Path, ...]) -> Report:
+def compare(
+    study_dirs: Sequence[Path],
+    states: Sequence[Mapping[str, str | tuple[str, str]]] | None = None,
+    folder: Path | None = None,
+) -> Report:
+    """Write a report of several studies side by side; each effect is within its own study.
+
+    states: as for `build`, one mapping a study. folder: where to write; default `compare-<names>` beside the first
+    study. The rows of the Report are named `cell · study`. Raises UserError and RunError as `build` does, and UserError
+    for fewer than two studies.
+    """
+    from orchestrator.report import collect, output, side_by_side
+    from orchestrator.report.analysis import analyse
+
+    if len(study_dirs) < 2:
+        raise UserError("side by side: give at least two studies")
+    given = states or [{}] * len(study_dirs)
+    analyses = [analyse(collect.read_study(d, s)) for d, s in zip(study_dirs, given, strict=True)]
+    if folder is None:
+        joined = "-".join(d.resolve().name for d in study_dirs)
+        folder = study_dirs[0].resolve().parent / f"compare-{joined}"[:120]
+    inputs = " ".join(a.study.digest for a in analyses)
+    paths = output.refresh(folder, inputs, lambda: _side_by_side(analyses))
+    names = side_by_side.label_studies(analyses)
+    rows = [
+        replace(row, cell=f"{row.cell} · {name}") for name, a in zip(names, analyses, strict=True) for row in _rows(a)
+    ]
+    return Report(", ".join(names), tuple(rows), tuple(side_by_side.notes(analyses)), paths)
+
+
+def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
+    from orchestrator.report import figures, markdown, page, side_by_side
+
+    figure = side_by_side.forest(analyses)
+    sections = side_by_side.compose(analyses, figure)
+    title, subtitle = "Studies side by side", ", ".join(side_by_side.label_studies(analyses))
+    return {
+        "comparison.csv": side_by_side.comparison(analyses),
+        "report.md": markdown.render(title, subtitle, sections),
+        "report.html": page.render(title, subtitle, sections),
+        **{f"{figure.name}.{kind}": content for kind, content in figures.draw(figure).items()},
+    }
+
+
+def _rows(analysis: Analysis) -> list[VerdictRow]:
     from orchestrator.report import wording
 
     rows = []
@@ -102,4 +148,4 @@ def _report(analysis: Analysis, paths: tuple[Path, ...]) -> Report:
                 sentence=wording.sentence(cell, analysis),
             )
         )
-    return Report(analysis.study.name, tuple(rows), tuple(wording.notes(analysis)), paths)
+    return rows

@@ -115,7 +115,7 @@ class Analysis:
     left_out: tuple[Contrast, ...]
     domains: tuple[DomainRow, ...]
 
-    @property
+    @cached_property
     def compared(self) -> list[CellResult]:
         """Every cell but the reference."""
         return [cell for name, cell in self.cells.items() if name != self.reference]
@@ -124,15 +124,15 @@ class Analysis:
     def base(self) -> CellResult | None:
         return self.cells.get(self.reference or "")
 
-    @property
+    @cached_property
     def family(self) -> int:
         """Comparisons that Holm's correction was made for."""
         return sum(cell.p_holm is not None for cell in self.compared)
 
     @property
     def single_seed(self) -> bool:
-        """No comparison of this study can be more than descriptive."""
-        return bool(self.compared) and self.family == 0
+        """There are effects, and none of them can be more than descriptive."""
+        return any(cell.effect for cell in self.compared) and self.family == 0
 
 
 def analyse(study: Study) -> Analysis:
@@ -148,8 +148,11 @@ def analyse(study: Study) -> Analysis:
         corrected = st.holm([r.effect.p if r.effect and r is not base else None for r in results])
         cells = {r.name: replace(r, p_holm=p) for r, p in zip(results, corrected, strict=True)}
     values = {name: cell.values for name, cell in cells.items()}
-    sets = {frozenset(cell.features): name for name, cell in reversed(cells.items())}
-    interactions, main_effects = _factors(sets, values)
+    sets: dict[frozenset[str], str] = {}
+    for name, cell in cells.items():
+        sets.setdefault(frozenset(cell.features), name)
+    factors = list(dict.fromkeys([f for f in study.features if any(f in s for s in sets)] + _all_features(cells)))
+    interactions, main_effects = _factors(sets, values, factors)
     return Analysis(
         study=study,
         reference=reference,
@@ -157,9 +160,13 @@ def analyse(study: Study) -> Analysis:
         noise=cells[reference].sd if reference else None,
         interactions=interactions,
         main_effects=main_effects,
-        left_out=_left_out(sets, values),
+        left_out=_left_out(sets, values, factors),
         domains=_domains(cells, reference),
     )
+
+
+def _all_features(cells: Mapping[str, CellResult]) -> list[str]:
+    return [feature for cell in cells.values() for feature in cell.features]
 
 
 def find_reference(cells: Iterable[CellResult]) -> str | None:
@@ -194,25 +201,15 @@ def _compare(cell: CellResult, base: CellResult) -> CellResult:
 
 
 def _tokens(run: RunRecord) -> np.ndarray | None:
-    return held_out_curve(run)[0]
+    return run.evaluations[0]
 
 
 def _seconds(run: RunRecord) -> np.ndarray | None:
-    return held_out_curve(run)[1]
+    return run.evaluations[1]
 
 
 def _flops(run: RunRecord) -> np.ndarray | None:
-    return held_out_curve(run)[0] * run.flops_per_token if run.flops_per_token else None
-
-
-def held_out_curve(run: RunRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens, seconds, NLL) of every evaluation, the one of summary.json last; each (E,)."""
-    tokens, seconds, loss = (run.curve.evaluated(name) for name in ("tokens", "seconds", "val_loss"))
-    end = [v for v in (run.number("tokens"), run.number("seconds"), run.val_nll) if v is not None]
-    if len(end) == 3:
-        before = tokens < end[0]
-        tokens, seconds, loss = (np.append(v[before], e) for v, e in zip((tokens, seconds, loss), end, strict=True))
-    return tokens, np.maximum.accumulate(seconds) if len(seconds) else seconds, loss
+    return run.evaluations[0] * run.flops_per_token if run.flops_per_token else None
 
 
 def _effect_at(
@@ -233,7 +230,7 @@ def _effect_at(
     def values(result: CellResult) -> dict[int, float]:
         found = {}
         for run in result.usable:
-            x, y = axes[run.id], held_out_curve(run)[2]
+            x, y = axes[run.id], run.evaluations[2]
             value = run.val_nll if x is None or x[-1] <= budget * 1.001 else st.at(x, y, budget)
             if value is not None:
                 found[run.seed] = value
@@ -250,13 +247,13 @@ def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
     need: dict[int, float | None] = {}
     limit, own = {}, {}
     for run in cell.usable:
-        curve = held_out_curve(run)
+        curve = run.evaluations
         if not len(curve[which]) or not np.isfinite(curve[which][-1]):
             continue
         need[run.seed] = st.first_reach(curve[which], curve[2], base.values.get(run.seed, base.mean))
         limit[run.seed] = float(curve[which][-1])
     for run in base.usable:
-        curve = held_out_curve(run)
+        curve = run.evaluations
         first = st.first_reach(curve[which], curve[2], base.values[run.seed])
         if first is not None and np.isfinite(first):
             own[run.seed] = first
@@ -272,10 +269,9 @@ def _corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
 
 
 def _factors(
-    sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values]
+    sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values], factors: list[str]
 ) -> tuple[tuple[Contrast, ...], tuple[Contrast, ...]]:
     """(interactions, main effects): of a full factorial design, else of every cell whose single features are there."""
-    factors = list(dict.fromkeys(f for features in sets for f in sorted(features)))
     if len(factors) >= 2 and len(sets) == 2 ** len(factors):
         found = st.factorial({s: values[name] for s, name in sets.items()}, factors)
         named = [Contrast(" × ".join(f.factors), f.effect, missing=f.missing) for f in found]
@@ -297,13 +293,14 @@ def _sum_of_singles(
     return Contrast(sets[features], st.contrast(values, weights))
 
 
-def _left_out(sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values]) -> tuple[Contrast, ...]:
+def _left_out(
+    sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values], factors: list[str]
+) -> tuple[Contrast, ...]:
     """What each feature adds when all others are on: everything minus everything but it (leave-one-out designs)."""
-    every = frozenset(f for features in sets for f in features)
-    order = list(dict.fromkeys(f for features in sets for f in sorted(features)))
+    every = frozenset(factors)
     if len(every) < 3 or every not in sets:
         return ()
-    without = [(f, sets[every - {f}]) for f in order if every - {f} in sets]
+    without = [(f, sets[every - {f}]) for f in factors if every - {f} in sets]
     return _corrected([Contrast(f, st.contrast(values, {sets[every]: 1.0, name: -1.0})) for f, name in without])
 
 

@@ -64,7 +64,17 @@ class RunRecord:
         above = self.val_nll is not None and start is not None and self.val_nll > start
         return bool(self.summary.get("diverged")) or above or ("val_nll" in self.summary and self.val_nll is None)
 
-    @property
+    @cached_property
+    def evaluations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, seconds, NLL) of every evaluation of the held-out set, the one of summary.json last; each (E,)."""
+        tokens, seconds, loss = (self.curve.evaluated(name) for name in ("tokens", "seconds", "val_loss"))
+        end = [v for v in (self.number("tokens"), self.number("seconds"), self.val_nll) if v is not None]
+        if len(end) == 3:
+            before = tokens < end[0]
+            tokens, seconds, loss = (np.append(v[before], e) for v, e in zip((tokens, seconds, loss), end, strict=True))
+        return tokens, np.maximum.accumulate(seconds) if len(seconds) else seconds, loss
+
+    @cached_property
     def usable(self) -> bool:
         """Its held-out NLL takes part in means and intervals."""
         return self.finished and not self.diverged and self.val_nll is not None and not self.wrong_overrides

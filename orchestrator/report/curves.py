@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from orchestrator.report.analysis import CellResult, held_out_curve
+from orchestrator.report.analysis import CellResult
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.statistics import LEVEL
 
@@ -61,14 +61,14 @@ def training_difference(cell: CellResult, base: CellResult, end: float, bins: in
 
 def held_out(cell: CellResult) -> Series:
     """Held-out NLL at every evaluation, mean over seeds."""
-    return _on_first([held_out_curve(run)[::2] for run in drawn(cell)], interval=False)
+    return _on_first([run.evaluations[::2] for run in drawn(cell)], interval=False)
 
 
 def held_out_difference(cell: CellResult, base: CellResult) -> Series:
     """Held-out NLL minus the baseline's of the same seed at the same tokens, with its t interval over seeds."""
     curves = []
     for run, other in _pairs(cell.usable, base.usable):
-        (x, _, y), (bx, _, by) = held_out_curve(run), held_out_curve(other)
+        (x, _, y), (bx, _, by) = run.evaluations, other.evaluations
         if len(x) and len(bx):
             both = (x >= bx[0]) & (x <= bx[-1])
             curves.append((x[both], y[both] - np.interp(x[both], bx, by)))

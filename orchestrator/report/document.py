@@ -27,8 +27,8 @@ from orchestrator.report.content import (
     Verdicts,
 )
 from orchestrator.report.plots import Figure
-from orchestrator.report.statistics import Effect
 from orchestrator.report.wording import (
+    DASH,
     duration,
     factor_text,
     interval,
@@ -38,9 +38,8 @@ from orchestrator.report.wording import (
     quantity,
     reach_text,
     signed,
+    with_margin,
 )
-
-DASH = "\N{EM DASH}"
 
 
 def compose(analysis: Analysis, figures: Sequence[Figure], charts: str = "") -> list[Section]:
@@ -86,7 +85,7 @@ def health(analysis: Analysis) -> Section:
                     run.cell,
                     str(run.seed),
                     "diverged" if run.diverged else run.state,
-                    run.reason or DASH,
+                    _why(run),
                     _progress(run),
                     run.id,
                 ]
@@ -98,6 +97,13 @@ def health(analysis: Analysis) -> Section:
     if skipped:
         blocks.append(Text(f"{skipped:.0f} documents of the corpus were skipped: too short, or not readable."))
     return Section("health", "Run health", blocks)
+
+
+def _why(run: RunRecord) -> str:
+    """Why a run has no usable result, as far as is known."""
+    if run.wrong_overrides and not run.reason:
+        return f"config.json does not hold its {', '.join(run.wrong_overrides)}"
+    return run.reason or DASH
 
 
 def _progress(run: RunRecord) -> str:
@@ -159,7 +165,7 @@ def budgets(analysis: Analysis) -> Section | None:
         return None
     head = ["cell", "equal tokens", "equal FLOPs", "equal time"]
     rows = [
-        Row([c.name, *(_with_margin(e) for e in (c.effect, c.equal_flops, c.equal_seconds))]) for c in analysis.compared
+        Row([c.name, *(with_margin(e) for e in (c.effect, c.equal_flops, c.equal_seconds))]) for c in analysis.compared
     ]
     speed = [
         Row(
@@ -195,18 +201,12 @@ def budgets(analysis: Analysis) -> Section | None:
     )
 
 
-def _with_margin(effect: Effect | None) -> str:
-    if effect is None:
-        return DASH
-    return signed(effect.mean) + (f" ± {effect.half_width:.4f}" if effect.half_width is not None else "")
-
-
 def _curves(pictures: dict[str, Picture], charts: str) -> Section:
     blocks: list[Block] = _some(pictures.get("differences"))
     if charts:
         text = "Drag over a part to zoom in, double-click to see all; a click on a name hides or shows its line."
         blocks += [Heading("To explore"), Text(text), Charts(charts)]
-    if "loss_curves" in pictures:
+    if "loss_curves" in pictures and pictures["loss_curves"].figure.panels:
         blocks.append(Folded("All curves over each other", [pictures["loss_curves"]]))
     blocks += _some(pictures.get("schedules"))
     return Section("curves", "Curves", blocks)
@@ -227,7 +227,7 @@ def combined(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None
             Text("All features on, minus all but this one: what the feature adds in the company of the others."),
             _contrasts(analysis.left_out, "hurts", "helps", "no difference shown"),
         ]
-    if analysis.interactions:
+    if any(c.effect for c in analysis.interactions):
         blocks += [
             Heading("Interactions"),
             *_some(pictures.get("interactions")),
@@ -279,7 +279,7 @@ def domains(analysis: Analysis) -> Section | None:
 
 def _starred(contrast: Contrast) -> str:
     star = " *" if contrast.p_holm is not None and contrast.p_holm <= 0.05 else ""
-    return _with_margin(contrast.effect) + star
+    return with_margin(contrast.effect) + star
 
 
 def costs(analysis: Analysis, pictures: dict[str, Picture]) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +61,8 @@ _KEPT = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
 
 def draw(figure: Figure, formats: tuple[str, ...] = ("png", "pdf")) -> dict[str, bytes]:
     """The figure in each format, without dates or versions in its metadata."""
-    with _settings():
+    with _settings(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box; the page shows the name
         canvas = _forest(figure) if figure.forest else _panels(figure)
         return {name: _save(canvas, name) for name in formats}
 
@@ -92,16 +94,19 @@ def _panels(figure: Figure) -> Canvas:
     canvas = Canvas(figsize=(WIDTH, height))
     FigureCanvasAgg(canvas)
     canvas.subplots_adjust(
-        left=0.66 / WIDTH,
+        left=0.76 / WIDTH,
         right=1 - 0.15 / WIDTH,
         top=1 - 0.3 / height,
         bottom=(extra + 0.42) / height,
         wspace=0.26 if columns == 3 else 0.3,
         hspace=0.5,
     )
+    if not figure.panels:
+        canvas.text(0.5, 0.6, "No rows of any loss.csv yet", ha="center", color=GREY)
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
         _panel(axes, panel)
+        axes.set_title(_short(panel.title, 25 if columns == 3 else 38), loc="left")
         if columns == 3 and i % columns:
             axes.set_ylabel("")
         if i + columns < len(figure.panels) and panel.x_label == figure.panels[i + columns].x_label:
@@ -141,7 +146,6 @@ def _panel(axes: Axes, panel: Panel) -> None:
         )
     axes.set_xlim(*panel.x_range)
     axes.set_ylim(*panel.y_range)
-    axes.set_title(_short(panel.title, 34), loc="left")
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     across, down = ticks(*panel.x_range, 4), ticks(*panel.y_range, 5)
@@ -205,7 +209,7 @@ def _forest(figure: Figure) -> Canvas:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(forest.x_label)
-    across = ticks(*forest.limits, 6)
+    across = ticks(*forest.limits, 6) if any(row.effect is not None for row in forest.rows) else [0.0]
     axes.set_xticks(across, [tick(x) for x in across])
     _ends(axes, forest)
     return canvas

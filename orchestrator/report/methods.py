@@ -72,7 +72,10 @@ def _training(analysis: Analysis) -> str:
     data = f" on {get('data.file_path')}"
     if run.summary.get("data_fingerprint"):
         data += f" (fingerprint {run.summary['data_fingerprint']})"
-    return f"{text}{data}. For one seed, all cells see the same batches in the same order."
+    keys = ("data.file_path", "data.block_size", "data.test_size", "trainer.batch_size", "data.tokenizer")
+    configured = [other for other in analysis.study.runs if other.config]
+    alike = all(other.setting(key) == get(key) for other in configured for key in keys)
+    return f"{text}{data}." + (" For one seed, all cells see the same batches in the same order." if alike else "")
 
 
 def _pair(betas: Any) -> str:

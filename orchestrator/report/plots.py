@@ -137,7 +137,7 @@ def effects(analysis: Analysis) -> Figure:
         caption += (
             " Bars: 95% intervals, not corrected; small marks: single seeds; filled: shown after Holm's correction."
         )
-    else:
+    elif analysis.single_seed:
         caption += f" {wording.ONE_SEED[0].upper()}{wording.ONE_SEED[1:]}; hence no intervals."
     if band is not None:
         n = len(analysis.base.values) if analysis.base else 0
@@ -147,7 +147,7 @@ def effects(analysis: Analysis) -> Figure:
     return Figure("effects", "Effects", caption + remark, forest=forest)
 
 
-def forest_limits(rows: list[ForestRow], band: float | None) -> tuple[float, float]:
+def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[float, float]:
     """A range that shows every effect; an interval over four times as long as the effects are far is cut off."""
     centres = [r.effect for r in rows if r.effect is not None]
     far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
@@ -167,9 +167,7 @@ def combinations(analysis: Analysis) -> Figure | None:
         "Interactions: effect of the combination minus the sum of the effects of its parts; 0 means they add up, "
         "left of 0 the combination is better than the sum."
     )
-    forest = Forest(
-        tuple(rows), "interaction (nats per token)", forest_limits(rows, None), ends=("synergy", "conflict")
-    )
+    forest = Forest(tuple(rows), "interaction (nats per token)", forest_limits(rows), ends=("synergy", "conflict"))
     return Figure("interactions", "Interactions", caption, forest=forest)
 
 

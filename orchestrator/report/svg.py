@@ -178,7 +178,7 @@ def _forest(forest: Forest) -> str:
     axis = "".join(
         f'<line class="tick" x1="{across(t)}" x2="{across(t)}" y1="0" y2="5"/>'
         f'<text x="{across(t)}" y="18" text-anchor="middle">{tick(t)}</text>'
-        for t in ticks(low, high, 5)
+        for t in (ticks(low, high, 5) if any(row.effect is not None for row in forest.rows) else [0.0])
     )
     axis += '<line class="tick" x1="0" x2="100%" y1="0" y2="0"/>'
     axis += f'<text class="lab" x="50%" y="35">{escape(forest.x_label)}</text>'

@@ -51,6 +51,11 @@ def comparison(analysis: Analysis) -> str:
     return _csv([_cell(cell, analysis) for cell in analysis.cells.values()])
 
 
+def comparisons(analyses: Sequence[Analysis]) -> str:
+    """The same for several studies, with the study in the first column."""
+    return _csv([{"study": a.study.name, **_cell(cell, a)} for a in analyses for cell in a.cells.values()])
+
+
 def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
     base, effect = analysis.base, cell.effect
     row: dict[str, Any] = {

@@ -13,38 +13,46 @@ from orchestrator.report.statistics import Effect, Reach
 
 ONE_SEED = "descriptive only: one seed, no claim"
 MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EM DASH}"
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def signed(value: float | None, digits: int = 4) -> str:
     """+0.0421, with a real minus sign; an em dash for None."""
     if value is None:
-        return "\N{EM DASH}"
+        return DASH
     text = f"{value:+.{digits}f}"
     return text.replace("-", MINUS)
 
 
 def plain(value: float | None, digits: int = 4) -> str:
-    return "\N{EM DASH}" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def p_text(p: float | None) -> str:
     """p = 0.012; never p = 0.000."""
     if p is None:
-        return "\N{EM DASH}"
+        return DASH
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def with_margin(effect: Effect | None) -> str:
+    """-0.0421 ± 0.0110: the effect and half its interval."""
+    if effect is None:
+        return DASH
+    return signed(effect.mean) + (f" ± {effect.half_width:.4f}" if effect.half_width is not None else "")
 
 
 def interval(effect: Effect | None) -> str:
     if effect is None or effect.low is None or effect.high is None:
-        return "\N{EM DASH}"
+        return DASH
     return f"{signed(effect.low)} to {signed(effect.high)}"
 
 
 def quantity(value: float | None, unit: str = "") -> str:
     """1234567 -> 1.23 M: three digits and a metric prefix."""
     if value is None or not math.isfinite(value):
-        return "\N{EM DASH}"
+        return DASH
     for factor, prefix in PREFIXES:
         if abs(value) >= factor:
             value, unit = value / factor, f"{prefix}{unit}"
@@ -69,7 +77,7 @@ def tick(value: float) -> str:
 def duration(seconds: float | None) -> str:
     """95.2 -> 1 min 35 s."""
     if seconds is None or not math.isfinite(seconds):
-        return "\N{EM DASH}"
+        return DASH
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = round(seconds)
@@ -79,13 +87,13 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(ratio: float | None) -> str:
-    return "\N{EM DASH}" if ratio is None else f"{(ratio - 1) * 100:+.1f}%".replace("-", MINUS)
+    return DASH if ratio is None else f"{(ratio - 1) * 100:+.1f}%".replace("-", MINUS)
 
 
 def reach_text(reach: Reach | None, unit: str) -> str:
     """What it took; 'over ...' where a run never got there."""
     if reach is None or reach.mean is None:
-        return "\N{EM DASH}"
+        return DASH
     value = duration(reach.mean) if unit == "s" else quantity(reach.mean)
     if not reach.censored:
         return value
@@ -95,7 +103,7 @@ def reach_text(reach: Reach | None, unit: str) -> str:
 
 def factor_text(reach: Reach | None) -> str:
     if reach is None or reach.factor is None:
-        return "\N{EM DASH}"
+        return DASH
     return f"{'under ' if reach.censored else ''}{reach.factor:.2f}×"
 
 
@@ -167,15 +175,15 @@ def _equals(p: float | None) -> str:
 
 def _caveat(cell: CellResult) -> str:
     """What was left out of the effect, said every time."""
-    parts = []
+    parts, total = [], _runs(len(cell.runs))
     if cell.diverged:
-        parts.append(f"{len(cell.diverged)} of {_runs(len(cell.runs))} diverged and is not in it")
+        parts.append(f"{len(cell.diverged)} of {total} diverged and {_be(len(cell.diverged))} not in it")
     strayed = _strayed(cell)
     if strayed:
-        parts.append(f"{strayed} of {_runs(len(cell.runs))} ran with other settings and is not in it")
+        parts.append(f"{strayed} of {total} ran with other settings and {_be(strayed)} not in it")
     lost = len(cell.runs) - cell.done
     if lost:
-        parts.append(f"{lost} of {_runs(len(cell.runs))} has no result")
+        parts.append(f"{lost} of {total} without a result")
     return "; " + "; ".join(parts) if parts else ""
 
 
@@ -187,6 +195,10 @@ def _no_result(cell: CellResult, analysis: Analysis) -> str:
         states[word] += count
         states["done"] -= count
     return "no result: " + ", ".join(f"{n} {state}" for state, n in states.items() if n > 0) + "."
+
+
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _strayed(cell: CellResult) -> int:

@@ -1,0 +1,135 @@
+"""Several studies beside each other: the same cells, study by study. Each effect stays within its own study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from orchestrator.report import tables, wording
+from orchestrator.report.analysis import Analysis, CellResult
+from orchestrator.report.content import Block, Notes, Picture, Row, Section, Table, Text
+from orchestrator.report.plots import MOST_ROWS, Figure, Forest, ForestRow, forest_limits
+from orchestrator.report.wording import DASH, plain, quantity
+
+
+def label_studies(analyses: Sequence[Analysis]) -> list[str]:
+    """A name for each study; folders tell apart those of one name."""
+    names = [a.study.name for a in analyses]
+    return [n if names.count(n) == 1 else f"{n} ({a.study.folder.name})" for n, a in zip(names, analyses, strict=True)]
+
+
+def cell_names(analyses: Sequence[Analysis]) -> list[str]:
+    """Every cell that is compared in some study, in the order of first appearance."""
+    return list(dict.fromkeys(cell.name for a in analyses for cell in a.compared))
+
+
+def forest(analyses: Sequence[Analysis]) -> Figure:
+    """Effects, grouped by cell, a row a study."""
+    names, rows = label_studies(analyses), []
+    for cell in cell_names(analyses):
+        for name, analysis in zip(names, analyses, strict=True):
+            result = analysis.cells.get(cell)
+            if result is not None and result.name != analysis.reference:
+                rows.append(_row(f"{cell} · {name}", result, analysis))
+    shown = rows[:MOST_ROWS]
+    caption = (
+        "Effect of each cell on the held-out NLL, within each study (cell − baseline of the same study; left of 0 is "
+        "better), with 95% intervals. Two intervals that overlap do not show that two effects are equal."
+    )
+    if len(rows) > len(shown):
+        caption += f" The first {len(shown)} of {len(rows)}; all are in comparison.csv."
+    drawn = Forest(
+        tuple(shown), "held-out NLL, difference from the study's baseline (nats per token)", forest_limits(shown)
+    )
+    return Figure("effects", "Effects by study", caption, forest=drawn)
+
+
+def _row(label: str, cell: CellResult, analysis: Analysis) -> ForestRow:
+    word, effect = wording.verdict(cell, analysis), cell.effect
+    if effect is None:
+        return ForestRow(label, word, word)
+    text = f"{wording.signed(effect.mean)}  {word}"
+    return ForestRow(label, word, text, effect.mean, effect.low, effect.high, effect.values)
+
+
+def compose(analyses: Sequence[Analysis], figure: Figure) -> list[Section]:
+    """Studies, effects by study, and what makes the comparison lame."""
+    blocks: list[Block] = [_studies(analyses)]
+    warnings = notes(analyses)
+    if warnings:
+        blocks.append(Notes(warnings))
+    return [
+        Section("studies", "Studies", blocks),
+        Section("effects", "Effects", [Picture(figure), _effects(analyses), Text(_reading(analyses))]),
+    ]
+
+
+def _studies(analyses: Sequence[Analysis]) -> Table:
+    rows = []
+    for name, analysis in zip(label_studies(analyses), analyses, strict=True):
+        runs, base = analysis.study.runs, analysis.base
+        cells = [
+            name,
+            analysis.study.file or DASH,
+            f"{sum(run.finished for run in runs)}/{len(runs)}",
+            str(len({run.seed for run in runs})),
+            plain(base.mean if base else None),
+            plain(base.sd if base else None),
+            quantity(base.parameters if base else None),
+            quantity(base.average("tokens") if base else None),
+        ]
+        rows.append(Row(cells))
+    head = ["study", "file", "runs", "seeds", "baseline NLL", "seed SD", "parameters", "tokens"]
+    return Table(head, rows, (0, 1))
+
+
+def _effects(analyses: Sequence[Analysis]) -> Table:
+    rows = []
+    for cell in cell_names(analyses):
+        found = [cell]
+        for analysis in analyses:
+            result = analysis.cells.get(cell)
+            effect = result.effect if result else None
+            if result is None or effect is None:
+                found.append(DASH if result is None else wording.verdict(result, analysis))
+            else:
+                found.append(f"{wording.with_margin(effect)} {wording.verdict(result, analysis)}")
+        rows.append(Row(found))
+    return Table(["cell", *label_studies(analyses)], rows)
+
+
+def _reading(analyses: Sequence[Analysis]) -> str:
+    families = ", ".join(f"{a.family} in {name}" for name, a in zip(label_studies(analyses), analyses, strict=True))
+    return (
+        f"Verdicts are each study's own, after Holm's correction over its own comparisons ({families}). Differences "
+        "between studies are not tested."
+    )
+
+
+def notes(analyses: Sequence[Analysis]) -> list[str]:
+    """What differs between the studies and makes their NLLs incomparable, though not their effects."""
+    found = []
+    names = label_studies(analyses)
+    for key, text in (
+        ("data_fingerprint", "The studies read different data"),
+        ("val_tokens", "The studies have held-out sets of different size"),
+    ):
+        if len({str(r.summary[key]) for a in analyses for r in a.study.runs if key in r.summary}) > 1:
+            found.append(f"{text}: compare effects, not losses.")
+    if len({str(r.setting("data.tokenizer")) for a in analyses for r in a.study.runs if r.config}) > 1:
+        found.append("The studies use different tokenizers: NLL per token is not comparable between them.")
+    for cell in cell_names(analyses):
+        settings = [str(sorted(a.cells[cell].runs[0].overrides.items())) for a in analyses if cell in a.cells]
+        if len(set(settings)) > 1:
+            found.append(f"{cell} does not mean the same settings in every study.")
+    for name, analysis in zip(names, analyses, strict=True):
+        found += [f"{name}: {note}" for note in wording.notes(analysis)]
+    return found
+
+
+def comparison(analyses: Sequence[Analysis]) -> str:
+    """comparison.csv of all studies: a row for every cell of every study."""
+    renamed = [
+        replace(a, study=replace(a.study, name=n)) for n, a in zip(label_studies(analyses), analyses, strict=True)
+    ]
+    return tables.comparisons(renamed)
