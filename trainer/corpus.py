@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -34,6 +34,11 @@ SKIPS = {
 }
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a corpus is a compressed stream, by its name."""
+    return path.suffix in (".gz", ".zst")
+
+
 class Source:
     """The bytes of a corpus at any offset, decompressed where the name ends in .gz or .zst. Safe between threads.
 
@@ -43,35 +48,36 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.compressed = self.path.suffix in (".gz", ".zst")
         self._lock = threading.Lock()
         try:
             self._file: BinaryIO = open(self.path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the source
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        if os.path.isdir(self.path):
-            raise DataError(f"{path}: is a folder; give the path of a JSONL file")
-        self._stream = self._decompress() if self.compressed else None
+        self._stream: BinaryIO | None = None
+        self._position = 0  # of the stream
+        if is_compressed(self.path):
+            self._stream = self._decompress()
 
-    def _decompress(self) -> Any:
-        if self.path.suffix == ".gz":
-            return io.BufferedReader(gzip.GzipFile(fileobj=self._file), CHUNK)
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f"{self.path}: reading .zst needs one more package: pip install zstandard") from None
-        return zstandard.ZstdDecompressor().stream_reader(self._file, read_across_frames=True)
+    def _decompress(self) -> BinaryIO:
+        self._file.seek(0)
+        self._position = 0
+        return open_gzip(self._file) if self.path.suffix == ".gz" else open_zstd(self._file, self.path)
 
     def read(self, start: int, size: int) -> bytes:
         """Up to `size` bytes from `start`; fewer at the end of the file only."""
         if self._stream is None:
             return self._pread(start, size)
-        with self._lock, self._damage():
-            if start < self._stream.tell():
-                self._file.seek(0)
+        with self._lock, _Damage(self.path):
+            if start < self._position:
                 self._stream = self._decompress()
-            self._stream.seek(start)
-            return self._stream.read(size)
+            while self._position < start:
+                skipped = self._stream.read(min(CHUNK, start - self._position))
+                if not skipped:
+                    return b""
+                self._position += len(skipped)
+            data = self._stream.read(size)
+            self._position += len(data)
+            return data
 
     def _pread(self, start: int, size: int) -> bytes:
         data = os.pread(self._file.fileno(), size, start)
@@ -81,9 +87,6 @@ class Source:
                 break
             data += more
         return data
-
-    def _damage(self) -> _Damage:
-        return _Damage(self.path)
 
     def sample(self) -> Iterator[bytes]:
         """Up to SAMPLES evenly spaced pieces of the file as it lies on the disk; all of a small one."""
@@ -95,6 +98,49 @@ class Source:
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
+
+
+def open_gzip(file: BinaryIO) -> BinaryIO:
+    """The decompressed stream of a gzip file, of one or several members."""
+    return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), CHUNK))
+
+
+def open_zstd(file: BinaryIO, path: Path) -> BinaryIO:
+    """The decompressed stream of a Zstandard file. Raises UserError where the package for it is missing."""
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path}: reading .zst needs one more package: pip install zstandard") from None
+    return cast(BinaryIO, io.BufferedReader(_ZstdStream(file, zstandard.ZstdDecompressor()), CHUNK))
+
+
+class _ZstdStream(io.RawIOBase):
+    """Frames one after the other. zstandard's own reader takes a file that is cut off for one that ends."""
+
+    def __init__(self, file: BinaryIO, decompressor: Any) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._frame = decompressor.decompressobj()
+        self._begun = False  # whether the frame has got any bytes
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            raw = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._begun = self._decompressor.decompressobj(), False
+            raw = raw or self._file.read(CHUNK)
+            if not raw:
+                if self._begun:
+                    raise EOFError("the last frame is cut off")
+                return 0
+            self._begun = True
+            self._ready = self._frame.decompress(raw)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
 
 
 class _Damage:

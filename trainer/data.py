@@ -7,105 +7,47 @@ starts at i: it is a pure function of (seed, i), the same for every model and af
 
 from __future__ import annotations
 
-import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trainer import tokenbuild
+from trainer import tokenbuild, tokenizer
 from trainer.config import DataConfig
+from trainer.corpus import is_compressed
 from trainer.device import allotted_cores
 from trainer.errors import DataError
+from trainer.flatfile import FlatStore
+from trainer.growing import GrowingStore
 from trainer.tokencache import Cache
+from trainer.tokenstore import CompleteStore, TokenStore
 
+WAIT_BYTES = 64 << 20  # a file up to this size is tokenised before the first step, in seconds
 PADDING = -1  # a target that is not scored
 STREAM = 0x62617463  # second word of the generator's key: batches, and nothing else that a seed decides
 
 
-class TokenStore:
-    """The tokens of a corpus, by line number; lines that are no document have none.
-
-    vocab_size, n_lines, n_documents; skipped: lines left out, by reason; fingerprint: SHA-256 of what was read.
-    tokens: all ids one after the other, a memmap; offsets: (n_lines + 1,), line i is tokens[offsets[i]:offsets[i + 1]].
-    """
-
-    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
-        self.folder, self.name = folder, meta["source"]
-        self.vocab_size: int = meta["vocab_size"]
-        self.n_lines: int = meta["lines"]
-        self.n_documents: int = meta["documents"]
-        self.skipped: dict[str, int] = meta["skipped"]
-        self.fingerprint: str = meta["fingerprint"]
-        self.dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-        self.offsets: np.ndarray = np.load(folder / "offsets.npy", mmap_mode="r")
-        self._file = open(folder / "tokens.bin", "rb", buffering=0)  # noqa: SIM115 - lives as long as the store
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """(n_tokens,) all ids; a memmap, whose pages count as this process's memory once they are touched."""
-        return np.memmap(self.folder / "tokens.bin", dtype=self.dtype, mode="r")
-
-    def counts(self, lines: np.ndarray) -> np.ndarray:
-        """(n,) number of tokens of each of n lines."""
-        return self.offsets[lines + 1] - self.offsets[lines]
-
-    def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a line. Reads them from the file, so that memory does not grow with the corpus."""
-        size = self.dtype.itemsize
-        begin = int(self.offsets[line]) + start
-        return np.frombuffer(os.pread(self._file.fileno(), (stop - start) * size, begin * size), dtype=self.dtype)
-
-    def document(self, line: int) -> np.ndarray:
-        """All tokens of a line."""
-        return self.read(line, 0, int(self.offsets[line + 1] - self.offsets[line]))
-
-    def first_held_out(self, test_size: int) -> int:
-        """The line at which the last `test_size` documents begin. Raises DataError where no other is left."""
-        if test_size >= self.n_documents:
-            raise DataError(
-                f"{self.name}: data.test_size is {test_size}, but the file has only {self.n_documents} documents; "
-                f"set it to at most {self.n_documents - 1}"
-            )
-        stop, missing = self.n_lines, test_size
-        while missing:
-            start = max(0, stop - (1 << 20))
-            documents = start + np.flatnonzero(np.diff(self.offsets[start : stop + 1]))
-            if len(documents) >= missing:
-                return int(documents[-missing])
-            stop, missing = start, missing - len(documents)
-        return self.n_lines
-
-    def require(self, lines: range, length: int) -> None:
-        """Raises DataError unless one of these lines has `length` tokens."""
-        longest = 0
-        for start in range(lines.start, lines.stop, 1 << 20):
-            stop = min(lines.stop, start + (1 << 20))
-            longest = max(longest, int(np.diff(self.offsets[start : stop + 1]).max()))
-            if longest >= length:
-                return
-        raise too_short(self.name, longest, length)
-
-
-def too_short(name: str, longest: int, length: int) -> DataError:
-    """The error for a split in which no document fills a window of `length` tokens."""
-    return DataError(
-        f"{name}: the longest document has {longest} tokens, but data.block_size {length - 1} needs {length}; "
-        f"set data.block_size to at most {max(longest - 1, 1)}"
-    )
-
-
 def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
-    """The tokens of a corpus, from the cache that all runs share; built first where it is missing.
+    """The tokens of a corpus, from the cache that all runs share.
 
-    Raises DataError where the file cannot be used, OfflineCacheError where the tokenizer is missing.
+    Where it is missing it is built first, unless the file is so large that this would keep the run waiting: then the
+    cache is built in the background, and what is drawn is tokenised meanwhile. Raises DataError where the file cannot
+    be used, OfflineCacheError where the tokenizer is missing.
     """
+    path = Path(config.file_path)
+    if path.suffix == ".bin":
+        return FlatStore(config, tokenizer.find(config.tokenizer, cache_dir))
     cache = Cache.of(config, cache_dir)
-    meta = cache.meta() or tokenbuild.build(config, cache_dir, allotted_cores())
-    return TokenStore(cache.folder, meta)
+    meta = cache.meta()
+    if meta is None and cache.stamp[0] > WAIT_BYTES and not is_compressed(path):
+        tokenbuild.prepare(cache)
+        print(f"{path}: tokenising what is drawn; its token cache is built in the background", file=sys.stderr)
+        return GrowingStore(cache, partial(tokenbuild.start_background, config, cache_dir))
+    return CompleteStore(cache.folder, meta or tokenbuild.build(config, cache_dir, allotted_cores()))
 
 
 def split_lines(store: TokenStore, config: DataConfig) -> range:
@@ -137,22 +79,14 @@ class Batches:
 
     def _accepted(self, i: int) -> Iterator[tuple[int, int]]:
         """(line, start) of the windows that stream i draws, without end. Each draw takes two words of the stream."""
-        stream = np.random.Philox(
-            key=np.array([self.seed, STREAM], np.uint64), counter=np.array([0, 0, i, 0], np.uint64)
-        )
+        key, counter = np.array([self.seed, STREAM], np.uint64), np.array([0, 0, i, 0], np.uint64)
+        stream = np.random.Philox(key=key, counter=counter)
         while True:
-            words = stream.random_raw(4 * self.batch_size).reshape(-1, 2)
-            lines = self.lines.start + scale(words[:, 0], np.int64(len(self.lines)))
-            counts = self.store.counts(lines)
-            long = counts >= self.length
-            starts = scale(words[long, 1], counts[long] - self.length + 1)
-            yield from zip(lines[long].tolist(), starts.tolist(), strict=True)
-
-
-def scale(words: np.ndarray, limit: np.ndarray | np.int64) -> np.ndarray:
-    """Random 64-bit words as integers in [0, limit): the upper 53 bits as a fraction, times the limit."""
-    fraction = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return (fraction * limit).astype(np.int64)
+            fractions = (stream.random_raw(4 * self.batch_size) >> np.uint64(11)) * 2.0**-53  # [0, 1), exact
+            lines = self.lines.start + (fractions[::2] * len(self.lines)).astype(np.int64)
+            starts = fractions[1::2].tolist()
+            for k, count in self.store.accepted(lines, self.length):
+                yield int(lines[k]), int(starts[k] * (count - self.length + 1))
 
 
 def prefetch(

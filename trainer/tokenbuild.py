@@ -1,13 +1,14 @@
 """Building a token cache: worker processes that share the shards of a file, on one host or on many.
 
-`python -m trainer.tokenbuild DATA_CONFIG_JSON CACHE_DIR` is one worker. It ends when the cache is complete, when its
-standard input is closed (its parent died), or with the message of an error and that error's exit code.
+`python -m trainer.tokenbuild DATA_CONFIG_JSON CACHE_DIR LIMIT NICE` is one worker. It ends when the cache is complete,
+when its standard input is closed (its parent died), or with the message of an error and that error's exit code.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +20,15 @@ from trainer import tokencache
 from trainer.claims import Claims
 from trainer.config import DataConfig
 from trainer.corpus import Lines
+from trainer.device import allotted_cores
 from trainer.encoder import Encoder
 from trainer.errors import AblatrixError, RunError
 from trainer.tokencache import Cache
 
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # work that ends sooner needs no progress display
+BACKGROUND_WORKERS = 4  # of one job on one host; each takes about 150 MB
+EXIT_ENOUGH = 3  # of a worker that found enough others
 LINE_SECONDS = 15.0  # between two lines of progress in a log file
 
 
@@ -86,7 +90,8 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
         if cache.meta() is None:
             prepare(cache)
             shards = cache.shard_count()
-            helpers = [start_worker(config, cache_dir) for _ in range(min(workers, shards) - 1)]
+            count = min(workers, shards) - 1
+            helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
             work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
     except OSError as error:
         # Where another process joined the shards and removed them, all is well
@@ -99,20 +104,32 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
     meta = cache.meta()
     if meta is None:
         raise RunError(f"{cache.folder}: was removed while it was being built; start again")
+    tokencache.sweep(cache)  # a worker that came late made its folders anew
     return meta
 
 
 def start_worker(
-    config: DataConfig, cache_dir: Path, nice: int = 0, stderr: int | None = None
+    config: DataConfig, cache_dir: Path, limit: int, nice: int = 0, stderr: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """A worker as a process of its own, which ends when this one does."""
+    """A worker as a process of its own, which ends when this one does; of one job and host, `limit` at a time work."""
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "trainer.tokenbuild", config.model_dump_json(), str(cache_dir), str(nice)]
-    environ = os.environ | {"PYTHONPATH": path}
-    return subprocess.Popen(
-        command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL
-    )
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    command = [
+        sys.executable,
+        "-m",
+        "trainer.tokenbuild",
+        config.model_dump_json(),
+        str(cache_dir),
+        str(limit),
+        str(nice),
+    ]
+    return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+
+
+def start_background(config: DataConfig, cache_dir: Path) -> list[subprocess.Popen[bytes]]:
+    """Workers that take what time and cores a run leaves them."""
+    count = min(allotted_cores(), BACKGROUND_WORKERS)
+    return [start_worker(config, cache_dir, count, nice=19, stderr=subprocess.PIPE) for _ in range(count)]
 
 
 def stop_worker(worker: subprocess.Popen[bytes]) -> None:
@@ -121,6 +138,8 @@ def stop_worker(worker: subprocess.Popen[bytes]) -> None:
         worker.stdin.close()
     worker.terminate()
     worker.wait()
+    if worker.stderr is not None:
+        worker.stderr.close()
 
 
 def work(cache: Cache, progress: Progress) -> None:
@@ -172,13 +191,16 @@ def _join(cache: Cache, lines: Lines, claims: Claims) -> bool:
 
 def main(argv: list[str]) -> int:
     """One worker process."""
-    config, cache_dir, nice = DataConfig(**json.loads(argv[0])), Path(argv[1]), int(argv[2])
+    config, cache_dir, limit, nice = DataConfig(**json.loads(argv[0])), Path(argv[1]), int(argv[2]), int(argv[3])
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.nice(nice)
     cache = Cache.of(config, cache_dir)
     try:
         prepare(cache)
-        work(cache, Progress("", 0, silent=True))
+        with Claims(cache.claims) as claims:
+            if not any(claims.acquire(name, take_over=True) for name in _places(limit)):
+                return EXIT_ENOUGH
+            work(cache, Progress("", 0, silent=True))
     except AblatrixError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -186,11 +208,19 @@ def main(argv: list[str]) -> int:
         if cache.meta() is None:
             print(f"{cache.folder}: cannot be written: {error}", file=sys.stderr)
             return 1
+    tokencache.sweep(cache)
     return 0
 
 
+def _places(limit: int) -> list[str]:
+    """Claims of which a worker needs one: the runs that share a job, or a machine without Slurm, share its cores."""
+    job = f"{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '')}"
+    return [f"worker-{job}-{k}" for k in range(limit)]
+
+
 def _die_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when the interpreter ends
+        pass
     os._exit(1)
 
 

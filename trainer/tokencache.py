@@ -271,11 +271,10 @@ def join_shards(cache: Cache, lines: Lines) -> None:
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     runlog.atomic_write(cache.folder / "meta.json", json.dumps(meta, indent=2) + "\n")
-    sweep(cache)
 
 
 def sweep(cache: Cache) -> None:
-    """Remove what only a build in progress needs, and what killed builds left."""
+    """Remove what a complete cache does not need, and what killed builds left."""
     for name in ("claims", "shards"):
         shutil.rmtree(cache.folder / name, ignore_errors=True)
     for stray in cache.folder.glob(".*.tmp"):

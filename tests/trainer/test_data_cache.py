@@ -25,6 +25,7 @@ from trainer.data import open_tokens
 from trainer.encoder import Encoder
 from trainer.errors import DataError, RunError
 from trainer.tokencache import Cache
+from trainer.tokenstore import CompleteStore
 
 ROOT = Path(__file__).parents[2]
 Write = Callable[..., Path]
@@ -48,6 +49,12 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(path: Path) -> DataConfig:
     return DataConfig(file_path=str(path), tokenizer="sample", block_size=8, test_size=2)
+
+
+def open_complete(config: DataConfig, cache_dir: Path) -> CompleteStore:
+    store = open_tokens(config, cache_dir)
+    assert isinstance(store, CompleteStore)
+    return store
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -74,17 +81,17 @@ def big(shared_dir: Path, corpus: Path) -> Path:
 
 
 def test_built_once_then_only_opened(corpus: Path, cache_dir: Path) -> None:
-    store = open_tokens(config_of(corpus), cache_dir)
+    store = open_complete(config_of(corpus), cache_dir)
     (folder,) = (cache_dir / "tokens").iterdir()
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = open_tokens(config_of(corpus).model_copy(update={"block_size": 99, "test_size": 0}), cache_dir)
+    again = open_complete(config_of(corpus).model_copy(update={"block_size": 99, "test_size": 0}), cache_dir)
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert again.fingerprint == store.fingerprint
     assert sorted(path.name for path in before) == ["index.json", "lines.u64", "meta.json", "offsets.npy", "tokens.bin"]
 
 
 def test_meta_tells_what_is_there(corpus: Path, cache_dir: Path) -> None:
-    store = open_tokens(config_of(corpus), cache_dir)
+    store = open_complete(config_of(corpus), cache_dir)
     meta = json.loads((store.folder / "meta.json").read_text())
     assert (meta["documents"], meta["lines"], meta["vocab_size"], meta["dtype"]) == (60, 60, 4096, "uint16")
     assert meta["tokens"] == len(store.tokens) == store.offsets[-1]
@@ -93,7 +100,7 @@ def test_meta_tells_what_is_there(corpus: Path, cache_dir: Path) -> None:
 
 
 def test_shards_do_not_show(corpus: Path, cache_dir: Path, offline_cache: Path, small_shards: None) -> None:
-    many, one = open_tokens(config_of(corpus), cache_dir), open_tokens(config_of(corpus), offline_cache)
+    many, one = open_complete(config_of(corpus), cache_dir), open_complete(config_of(corpus), offline_cache)
     assert json.loads((many.folder / "index.json").read_text())["shard_bytes"] == 2000  # most documents are longer
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_array_equal(many.offsets, one.offsets)
@@ -102,13 +109,13 @@ def test_shards_do_not_show(corpus: Path, cache_dir: Path, offline_cache: Path, 
 
 def test_a_changed_file_is_read_anew(write_jsonl: Write, cache_dir: Path) -> None:
     config = config_of(write_jsonl(["a document that is long enough"] * 3))
-    first = open_tokens(config, cache_dir)
+    first = open_complete(config, cache_dir)
     write_jsonl(["b document that is long enough"] * 3)
     os.utime(config.file_path, ns=(1, 1))
-    second = open_tokens(config, cache_dir)
+    second = open_complete(config, cache_dir)
     assert first.fingerprint != second.fingerprint and first.folder != second.folder
     os.utime(config.file_path, ns=(2, 2))  # the same text again: another cache, the same fingerprint
-    third = open_tokens(config, cache_dir)
+    third = open_complete(config, cache_dir)
     assert third.fingerprint == second.fingerprint and third.folder != second.folder
 
 
@@ -126,13 +133,13 @@ def test_a_file_that_changes_while_it_is_read(
 
     monkeypatch.setattr(tokencache, "encode_shard", grow_and_encode)
     with pytest.raises(DataError, match="changed while it was being read"):
-        open_tokens(config_of(path), cache_dir)
+        open_complete(config_of(path), cache_dir)
     assert not list(cache_dir.rglob("meta.json"))
 
 
 @pytest.mark.parametrize("damage", ["cut tokens", "cut offsets", "no tokens", "torn meta", "no meta"])
 def test_damaged_caches_are_not_believed(corpus: Path, cache_dir: Path, damage: str) -> None:
-    folder = open_tokens(config_of(corpus), cache_dir).folder
+    folder = open_complete(config_of(corpus), cache_dir).folder
     whole = content(folder)
     what, name = damage.split()
     path = folder / {"tokens": "tokens.bin", "offsets": "offsets.npy", "meta": "meta.json"}[name]
@@ -140,7 +147,7 @@ def test_damaged_caches_are_not_believed(corpus: Path, cache_dir: Path, damage: 
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-3])
-    open_tokens(config_of(corpus), cache_dir)
+    open_complete(config_of(corpus), cache_dir)
     assert content(folder) == whole
 
 
@@ -149,7 +156,7 @@ def test_several_jobs_build_one_cache(big: Path, cache_dir: Path, offline_cache:
     errors = [job.communicate()[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0] * 4, errors
     (folder,) = (cache_dir / "tokens").iterdir()
-    assert content(folder) == content(open_tokens(config_of(big), offline_cache).folder)
+    assert content(folder) == content(open_complete(config_of(big), offline_cache).folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*content(folder), "meta.json"])
 
 
@@ -163,9 +170,9 @@ def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offl
         os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
     begin = time.monotonic()
-    store = open_tokens(config_of(big), cache_dir)
+    store = open_complete(config_of(big), cache_dir)
     assert time.monotonic() - begin < claims_module.STALE_SECONDS / 2  # the dead were recognised, not waited for
-    assert content(store.folder) == content(open_tokens(config_of(big), offline_cache).folder)
+    assert content(store.folder) == content(open_complete(config_of(big), offline_cache).folder)
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
 
 
@@ -195,20 +202,20 @@ def test_an_error_in_the_file_reaches_every_job(big: Path, tmp_path: Path, cache
     assert all(b"is not UTF-8" in job.communicate()[1] for job in jobs)
     assert all(job.returncode for job in jobs)
     with pytest.raises(DataError, match="line 1201 is not UTF-8"):
-        open_tokens(config_of(path), cache_dir)
+        open_complete(config_of(path), cache_dir)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_unwritable_cache(corpus: Path, cache_dir: Path) -> None:
     cache_dir.chmod(0o500)
     with pytest.raises(RunError, match=r"cannot be made: Permission denied; set system.cache_dir"):
-        open_tokens(config_of(corpus), cache_dir)
+        open_complete(config_of(corpus), cache_dir)
 
 
 def test_a_cache_folder_that_cannot_be_made(corpus: Path, cache_dir: Path) -> None:
     (cache_dir / "tokens").touch()
     with pytest.raises(RunError, match=r"cannot be made: .*; set system.cache_dir"):
-        open_tokens(config_of(corpus), cache_dir)
+        open_complete(config_of(corpus), cache_dir)
 
 
 def test_one_claim_one_owner(tmp_path: Path) -> None:
@@ -269,7 +276,7 @@ def test_holders_show_that_they_live(tmp_path: Path) -> None:
 
 
 def test_a_worker_ends_with_its_parent(big: Path, cache_dir: Path) -> None:
-    worker = tokenbuild.start_worker(config_of(big), cache_dir)
+    worker = tokenbuild.start_worker(config_of(big), cache_dir, limit=1)
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(timeout=30) == 1

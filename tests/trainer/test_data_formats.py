@@ -1,0 +1,126 @@
+"""Flat token files and Zstandard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.config import DataConfig
+from trainer.data import PADDING, Batches, heldout_windows, open_tokens
+from trainer.errors import DataError
+
+BLOCK = 8
+
+
+def flat(path: Path, ids: np.ndarray, dtype: str) -> Path:
+    ids.astype(dtype).tofile(path)
+    return path
+
+
+def config_of(path: Path, test_size: int = 3) -> DataConfig:
+    return DataConfig(file_path=str(path), tokenizer="sample", block_size=BLOCK, test_size=test_size)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+@pytest.mark.parametrize("length", [1000, 1001])
+def test_flat_files(tmp_path: Path, offline_cache: Path, dtype: str, length: int) -> None:
+    ids = (np.arange(length) * 7) % 4096
+    config = config_of(flat(tmp_path / "train.bin", ids, dtype))
+    store = open_tokens(config, offline_cache)
+    assert store.tokens.dtype == dtype and store.vocab_size == 4096 and store.complete
+    np.testing.assert_array_equal(store.tokens, ids)
+    held_out = 3 * BLOCK + 1
+    x, y = heldout_windows(store, config, 10**6)
+    np.testing.assert_array_equal(y.ravel(), ids[-held_out + 1 :])
+    np.testing.assert_array_equal(x.ravel(), ids[-held_out:-1])
+    assert (y != PADDING).all()
+    batches = Batches(store, config, 50, seed=0)
+    rows = np.concatenate([np.hstack([x, y[:, -1:]]) for x, y in map(batches, range(40))])
+    first = {int(row[0]) for row in rows}
+    windows = np.lib.stride_tricks.sliding_window_view(ids[:-held_out], BLOCK + 1)
+    assert {row.tobytes() for row in rows} <= {window.tobytes() for window in windows}
+    assert len(first) > 700  # of 967 or 968 possible windows, 2,000 draws
+
+
+def test_flat_files_are_told_apart(tmp_path: Path, offline_cache: Path) -> None:
+    ids = np.arange(500) % 4096
+    marks = [
+        open_tokens(config_of(flat(tmp_path / f"{k}.bin", changed, "uint16")), offline_cache).fingerprint
+        for k, changed in enumerate([ids, ids, ids[::-1]])
+    ]
+    assert marks[0] == marks[1] != marks[2]
+
+
+def test_nothing_held_out_of_a_flat_file(tmp_path: Path, offline_cache: Path) -> None:
+    config = config_of(flat(tmp_path / "train.bin", np.arange(BLOCK + 1), "uint16"), test_size=0)
+    store = open_tokens(config, offline_cache)
+    x, y = Batches(store, config, 2, seed=0)(0)
+    np.testing.assert_array_equal(x, [np.arange(BLOCK)] * 2)
+    np.testing.assert_array_equal(y, [np.arange(1, BLOCK + 1)] * 2)
+    assert len(heldout_windows(store, config, 100)[0]) == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 3 * BLOCK + 1, 4 * BLOCK + 1])
+def test_flat_files_that_are_too_small(tmp_path: Path, offline_cache: Path, length: int) -> None:
+    with pytest.raises(DataError, match=r"too few to hold out|not token ids"):
+        open_tokens(config_of(flat(tmp_path / "train.bin", np.zeros(length), "uint16")), offline_cache)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_flat_files_of_another_tokenizer(tmp_path: Path, offline_cache: Path, dtype: str) -> None:
+    path = flat(tmp_path / "train.bin", np.arange(1000) + 40_000, dtype)
+    with pytest.raises(DataError, match="not token ids of tokenizer 'sample' as uint16 or uint32"):
+        open_tokens(config_of(path), offline_cache)
+
+
+def test_flat_files_with_an_odd_number_of_bytes(tmp_path: Path, offline_cache: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"\0" * 1001)
+    with pytest.raises(DataError, match="not token ids"):
+        open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
+
+
+def test_an_id_beyond_the_vocabulary_that_no_sample_saw(tmp_path: Path, offline_cache: Path) -> None:
+    """The samples cover a small file; a store opened before the file was spoilt stands for a large one."""
+    ids = np.arange(1000) % 4096
+    config = config_of(flat(tmp_path / "train.bin", ids, "uint16"))
+    batches = Batches(open_tokens(config, offline_cache), config, 64, seed=0)
+    with open(tmp_path / "train.bin", "r+b") as file:
+        file.seek(2 * 500)
+        file.write(b"\xff\xff")
+    with pytest.raises(DataError, match="token 65535 at position 500 is beyond the vocabulary"):
+        list(map(batches, range(50)))
+
+
+def test_zstandard_gives_the_same_tokens(corpus: Path, tmp_path: Path, offline_cache: Path) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
+    raw, path = corpus.read_bytes(), tmp_path / "data.jsonl.zst"
+    frames = [zstandard.ZstdCompressor().compress(part) for part in (raw[:100_000], raw[100_000:])]
+    path.write_bytes(b"".join(frames))
+    config = DataConfig(file_path=str(path), tokenizer="sample", block_size=BLOCK)
+    packed = open_tokens(config, offline_cache)
+    plain = open_tokens(config.model_copy(update={"file_path": str(corpus)}), offline_cache)
+    np.testing.assert_array_equal(packed.tokens, plain.tokens)
+    np.testing.assert_array_equal(packed.offsets, plain.offsets)
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut between", "flip", "none"])
+def test_damaged_zstandard(corpus: Path, tmp_path: Path, offline_cache: Path, damage: str) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
+    path = tmp_path / "data.jsonl.zst"
+    packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(corpus.read_bytes()))
+    if damage == "flip":
+        packed[len(packed) // 2] ^= 0xFF
+    contents = {"cut": packed[:-2000], "cut between": packed + packed[:3], "flip": packed, "none": corpus.read_bytes()}
+    path.write_bytes(bytes(contents[damage]))
+    with pytest.raises(DataError, match="damaged or cut short"):
+        open_tokens(DataConfig(file_path=str(path), tokenizer="sample"), offline_cache)
+
+
+def test_zstandard_without_the_package(tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    (tmp_path / "data.jsonl.zst").write_bytes(b"x")
+    with pytest.raises(Exception, match="pip install zstandard") as caught:
+        open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl.zst"), tokenizer="sample"), offline_cache)
+    assert getattr(caught.value, "exit_code", None) == 2
