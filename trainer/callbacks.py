@@ -1,9 +1,12 @@
-"""What a run leaves in its folder while it trains: one class per file, each called at the Trainer's events."""
+"""What a run leaves in its folder while it trains: one class per file, each called at the Trainer's events.
+
+guard, everywhere: called before something is written; raises where this attempt has lost the run to another one.
+"""
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,13 +19,14 @@ HEARTBEAT_SECONDS = 30.0
 SAMPLE_TOKENS = 64
 SAMPLE_TOP_K = 40
 SAMPLE_HEADER = "=== iter "
+Guard = Callable[[], None]
 
 
 class LossRows:
     """`on_row`: the row goes to loss.csv and to the terminal."""
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        self.log = runlog.LossLog(run_dir, step)
+    def __init__(self, log: runlog.LossLog) -> None:
+        self.log = log
 
     def __call__(self, trainer: Trainer) -> None:
         row = trainer.row
@@ -38,44 +42,41 @@ class LossRows:
 class Checkpoints:
     """`on_checkpoint`: the state goes to checkpoint-<step>.pt."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, log: runlog.LossLog, guard: Guard) -> None:
+        self.run_dir, self.log, self.guard = run_dir, log, guard
 
     def __call__(self, trainer: Trainer) -> None:
-        # The rows before a checkpoint must not be younger on disk than it is
-        if (self.run_dir / runlog.LOSS).exists():
-            descriptor = os.open(self.run_dir / runlog.LOSS, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        path = checkpoint.save(self.run_dir, trainer.state())
+        self.guard()
+        self.log.sync()
+        path = checkpoint.save(self.run_dir, trainer.state(), self.guard)
         runlog.append_event(self.run_dir, "checkpoint", iter=trainer.iter, file=path.name)
 
 
 class Heartbeat:
     """`on_batch_end`: a sign of life in events.jsonl, at most every `seconds`."""
 
-    def __init__(self, run_dir: Path, seconds: float = HEARTBEAT_SECONDS) -> None:
-        self.run_dir = run_dir
-        self.seconds = seconds
+    def __init__(self, run_dir: Path, guard: Guard, seconds: float = HEARTBEAT_SECONDS) -> None:
+        self.run_dir, self.guard, self.seconds = run_dir, guard, seconds
         self.last = time.monotonic()
 
     def __call__(self, trainer: Trainer) -> None:
         now = time.monotonic()
         if now - self.last >= self.seconds:
             self.last = now
+            self.guard()
             runlog.append_event(self.run_dir, "heartbeat", iter=trainer.iter)
 
 
 class SignalWatch:
     """`on_batch_end` and `on_train_start`: a signal that came ends the run at this step boundary."""
 
-    def __init__(self, run_dir: Path, signals: StopSignals) -> None:
-        self.run_dir = run_dir
-        self.signals = signals
+    def __init__(self, run_dir: Path, signals: StopSignals, guard: Guard) -> None:
+        self.run_dir, self.signals, self.guard = run_dir, signals, guard
 
     def __call__(self, trainer: Trainer) -> None:
         if self.signals.received is not None and not trainer.stop_requested:
             trainer.stop_requested = True
+            self.guard()
             runlog.append_event(self.run_dir, "signal", signal=self.signals.name, iter=trainer.iter)
 
 
@@ -85,9 +86,9 @@ class Samples:
     Drawn from a generator of its own: training goes on as if nothing had been sampled.
     """
 
-    def __init__(self, run_dir: Path, cache_dir: Path, step: int) -> None:
+    def __init__(self, run_dir: Path, cache_dir: Path, step: int, guard: Guard) -> None:
         self.path = run_dir / runlog.SAMPLES
-        self.cache_dir = cache_dir
+        self.cache_dir, self.guard = cache_dir, guard
         self._drop_after(step)
 
     def __call__(self, trainer: Trainer) -> None:
@@ -96,7 +97,7 @@ class Samples:
             with trainer.paused():
                 text = self._sample(trainer, settings.sample_prompt)
                 block = f"{SAMPLE_HEADER}{trainer.iter}\n{text}\n"
-                runlog.atomic_write(self.path, runlog.read_text(self.path) + block)
+                runlog.atomic_write(self.path, runlog.kept_text(self.path) + block, guard=self.guard)
 
     def _sample(self, trainer: Trainer, prompt: str) -> str:
         from trainer import tokenizer  # transformers takes a second to import
@@ -111,7 +112,7 @@ class Samples:
 
     def _drop_after(self, step: int) -> None:
         """Samples of steps that are about to be repeated would stand there twice."""
-        text = runlog.read_text(self.path)
+        text = runlog.kept_text(self.path)
         kept = []
         for line in text.splitlines(keepends=True):
             number = line.removeprefix(SAMPLE_HEADER).strip()
@@ -119,4 +120,4 @@ class Samples:
                 break
             kept.append(line)
         if "".join(kept) != text:
-            runlog.atomic_write(self.path, "".join(kept))
+            runlog.atomic_write(self.path, "".join(kept), guard=self.guard)

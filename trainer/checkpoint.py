@@ -1,29 +1,37 @@
 """Checkpoints of a run: written atomically, read with suspicion.
 
-A file `checkpoint-<step:08d>.pt` is either whole or was damaged after it had been written; one that cannot be read is
-set aside as `*.bad`, and the one before it is used.
+A file `checkpoint-<step:08d>.pt` is whole or was damaged after it had been written, which the SHA-256 in its last line
+tells (the CRC of the zip format leaves names, sizes and attributes of its parts unguarded, and some flipped bits there
+load as other numbers). One that cannot be read is set aside as `*.bad`, and the one before it is used.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import pickle
-import socket
 import sys
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from trainer.errors import RunError, UserError
-from trainer.runlog import sync_folder
+from trainer.durable import replace, retried
+from trainer.errors import UserError
+from trainer.runlog import ARGS, LOSS, MODEL, SAMPLES, SUMMARY
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 KEYS = {"format", "fingerprint", "step", "model", "optimizer", "progress"}
-# what torch.load raises on files that were cut, overwritten or made by something else
-DAMAGED = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError, AttributeError)
+WRITTEN = ("checkpoint-*.pt", MODEL, SUMMARY, LOSS, SAMPLES, ARGS)  # by trainers and by nobody else
+SEAL = b"\nsha256 "
+SEAL_SIZE = len(SEAL) + hashlib.sha256().digest_size * 2 + 1
+
+
+class DamagedError(Exception):
+    """What is in the file is not what was written to it; the message says how that is known."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -36,30 +44,19 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("checkpoint-" + "[0-9]" * 8 + ".pt"), reverse=True)
 
 
-def save_torch(path: Path, value: object) -> None:
-    """torch.save, atomically: tmp in the same folder, fsync, rename, fsync of the folder. Raises RunError."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(value, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(
-            f"{path}: could not be written ({reason}); free some space and start the same command again"
-        ) from error
+def save_torch(path: Path, value: object, guard: Callable[[], None] | None = None) -> None:
+    """torch.save by `durable.replace`: the old file or the new one is there. Raises OSError where neither waiting nor
+    writing again has helped."""
+    replace(path, lambda file: torch.save(value, file), guard=guard)
 
 
-def save(run_dir: Path, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `state` (KEYS without format) and drop all but the newest KEPT. Raises RunError."""
+def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] | None = None) -> Path:
+    """Write the checkpoint of `state` (KEYS without format); once it is safe, drop all but the newest KEPT.
+
+    guard: called last before the file gets its name. Raises OSError.
+    """
     path = checkpoint_path(run_dir, state["step"])
-    save_torch(path, {"format": FORMAT, **state})
+    replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
     for old in checkpoints(run_dir)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
@@ -72,8 +69,8 @@ def load(path: Path, fingerprint: str) -> dict[str, Any]:
     """
     try:
         state = _read(path)
-    except DAMAGED as error:
-        raise UserError(f"{path}: not a readable checkpoint ({_first_line(error)}); name another file") from None
+    except DamagedError as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error}); name another file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name another file") from None
     _require(state, path, fingerprint)
@@ -84,39 +81,93 @@ def newest(run_dir: Path, fingerprint: str) -> tuple[dict[str, Any], Path] | Non
     """State and path of the newest checkpoint that can be read; None where there is none.
 
     Damaged ones are renamed to `*.bad` with a warning on stderr. Raises UserError where the checkpoint is of another
-    configuration, OSError where the file system fails.
+    configuration, OSError where the file system fails, MemoryError where a good one does not fit.
     """
     for path in checkpoints(run_dir):
         try:
             state = _read(path)
-        except DAMAGED as error:
+        except FileNotFoundError:  # an attempt that ends behind our back has dropped it
+            continue
+        except DamagedError as error:
             aside = path.with_name(path.name + ".bad")
             os.replace(path, aside)
-            print(f"warning: {path} cannot be read ({_first_line(error)}); set aside as {aside.name}", file=sys.stderr)
+            print(f"warning: {path} cannot be read ({error}); set aside as {aside.name}", file=sys.stderr)
             continue
         _require(state, path, fingerprint)
         return state, path
     return None
 
 
+def drop_after(run_dir: Path, step: int) -> None:
+    """Remove the checkpoints of later steps: the run goes another way from here, or the same once more."""
+    for path in checkpoints(run_dir):
+        if path > checkpoint_path(run_dir, step):
+            path.unlink(missing_ok=True)
+
+
 def sweep(run_dir: Path) -> None:
     """Remove temporary files that a killed attempt left behind."""
-    for pattern in (".checkpoint-*.pt.*.tmp", ".model.pt.*.tmp"):
-        for path in run_dir.glob(pattern):
+    for name in WRITTEN:
+        for path in run_dir.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch.load does not look at the checksums
-    if damaged is not None:
-        raise RuntimeError(f"checksum of {damaged} is wrong")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    """Raises DamagedError, and whatever else goes wrong for what is not the file's fault."""
+    try:
+        retried(path, lambda again: _check_seal(path))
+        state = retried(path, lambda again: torch.load(path, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise DamagedError(str(error).splitlines()[0][:200]) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DamagedError(error.strerror) from None  # waited for in vain: its place on the disk is gone
     if not isinstance(state, dict) or not set(state) >= KEYS:
-        raise RuntimeError("not a checkpoint of this program")
+        raise DamagedError("not a checkpoint of this program")
     if state["format"] != FORMAT:
-        raise RuntimeError(f"written in format {state['format']}, this version reads {FORMAT}")
+        raise DamagedError(f"written in format {state['format']}, this version reads {FORMAT}")
     return state
+
+
+def _check_seal(path: Path) -> None:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - SEAL_SIZE
+        while left > 0:
+            part = file.read(min(left, 1 << 20))
+            digest.update(part)
+            left -= len(part) or left
+        seal = file.read()
+    if left < 0 or not seal.startswith(SEAL):
+        raise DamagedError("its end is missing")
+    if seal != _seal(digest.hexdigest()):
+        raise DamagedError("its checksum is wrong")
+
+
+class _Hashing:
+    """A binary file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_sealed(file: IO[bytes], state: dict[str, Any]) -> None:
+    """A file of torch.save and one line: readers of zip files, torch.load among them, do not mind what comes after."""
+    hashing = _Hashing(file)
+    torch.save(state, hashing)  # type: ignore[arg-type]
+    file.write(_seal(hashing.digest.hexdigest()))
+
+
+def _seal(digest: str) -> bytes:
+    return SEAL + digest.encode() + b"\n"
 
 
 def _require(state: dict[str, Any], path: Path, fingerprint: str) -> None:
@@ -125,7 +176,3 @@ def _require(state: dict[str, Any], path: Path, fingerprint: str) -> None:
             f"{path}: of a run with another configuration (fingerprint {state['fingerprint']}, this one is "
             f"{fingerprint}); choose another --system.work_dir, or name another checkpoint"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -7,7 +7,6 @@ import math
 import resource
 import shlex
 import sys
-import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 import torch
 
 from models.config import count_parameters, flops_per_token
-from trainer import callbacks, checkpoint, data, runlog, tokenizer
+from trainer import callbacks, checkpoint, data, endings, runlog, tokenizer
+from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.device import describe, pick_device
-from trainer.errors import AblatrixError, UserError
+from trainer.durable import FULL
+from trainer.errors import UserError
 from trainer.loop import Array, Trainer
 from trainer.signals import Interrupted, StopSignals
 
@@ -52,6 +53,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     # A folder prepared for this very run hears of every failure; another run's folder is not written to
     there = _existing(run_dir)
     ours = there is not None and there.fingerprint() == config.fingerprint()
+    attempt: Attempt | None = None
     try:
         config = config.resolved(_vocab_size(config))
         _refuse_strangers(run_dir, there, config)
@@ -60,18 +62,17 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         device = pick_device(config.trainer.device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
-        _open_folder(run_dir, config, argv)
+        attempt = _take(run_dir)
         ours = True
-        return _train(run_dir, config, inputs, device, signals)
-    except Interrupted:
+        _open_folder(run_dir, config, argv)
+        return _train(attempt, config, inputs, device, signals)
+    except (Exception, Interrupted) as error:
+        told = endings.explained(error, run_dir, attempt)
         if ours:
-            runlog.append_event(run_dir, "signal", signal=signals.name)
-            runlog.append_event(run_dir, "stopped")
-        raise
-    except Exception as error:
-        if ours:
-            _record_failure(run_dir, error)
-        raise
+            endings.record(told, run_dir, attempt, signals.name)
+        if told is error:
+            raise
+        raise told from error
 
 
 def _vocab_size(config: RunConfig) -> int:
@@ -113,20 +114,26 @@ def _already_finished(run_dir: Path, config: RunConfig) -> bool:
     return True
 
 
-def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:
-    """Make the folder ready for this attempt. Raises UserError where it cannot be written."""
-    command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
+def _take(run_dir: Path) -> Attempt:
+    """Make the folder this trainer's. Raises UserError where it cannot be written."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        there = _existing(run_dir)
-        if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
-            runlog.atomic_write(run_dir / runlog.CONFIG, config.to_json())
-        runlog.atomic_write(run_dir / runlog.ARGS, command)
-        checkpoint.sweep(run_dir)
-        if config.trainer.resume != "auto":
-            _forget_result(run_dir, everything=config.trainer.resume == "none")
+        return Attempt.take(run_dir)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
+
+
+def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:
+    """Make the folder ready for this attempt."""
+    command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
+    there = _existing(run_dir)
+    if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
+        runlog.atomic_write(run_dir / runlog.CONFIG, config.to_json())
+    runlog.atomic_write(run_dir / runlog.ARGS, command)
+    checkpoint.sweep(run_dir)
+    if config.trainer.resume != "auto":
+        _forget_result(run_dir, everything=config.trainer.resume == "none")
 
 
 def _forget_result(run_dir: Path, everything: bool) -> None:
@@ -136,15 +143,15 @@ def _forget_result(run_dir: Path, everything: bool) -> None:
         path.unlink()
 
 
-def _train(run_dir: Path, config: RunConfig, inputs: Inputs, device: torch.device, signals: StopSignals) -> int:
+def _train(attempt: Attempt, config: RunConfig, inputs: Inputs, device: torch.device, signals: StopSignals) -> int:
+    run_dir = attempt.run_dir
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
     trainer = Trainer(config, source, inputs.heldout, device)
     origin = _restore(trainer, run_dir, inputs)
-    _attach(trainer, run_dir, signals)
+    log = _attach(trainer, attempt, signals)
     event = "resumed" if origin else "started"
-    runlog.append_event(
-        run_dir, event, iter=trainer.iter, device=describe(device), **({"file": origin} if origin else {})
-    )
+    fields = {"attempt": attempt.number, "iter": trainer.iter, "device": describe(device)}
+    runlog.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters = count_parameters(config.model)
     print(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {describe(device)} in {run_dir}", flush=True)
 
@@ -154,7 +161,8 @@ def _train(run_dir: Path, config: RunConfig, inputs: Inputs, device: torch.devic
         runlog.append_event(run_dir, "stopped", iter=trainer.iter)
         print(f"stopped by {signals.name} after iter {trainer.iter}; start again to continue", flush=True)
         return runlog.EXIT_STOPPED
-    _finish(run_dir, trainer, inputs.store)
+    log.mend()
+    _finish(attempt, trainer, inputs.store)
     return 0
 
 
@@ -165,6 +173,7 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
         return ""
     if inputs.start is not None:
         trainer.load_state(inputs.start)
+        checkpoint.drop_after(run_dir, trainer.iter)  # nothing may resume from what comes after it now
         inputs.start = None  # as large as the model and its optimiser: not kept while training
         return resume
     found = checkpoint.newest(run_dir, trainer.config.fingerprint())
@@ -175,26 +184,30 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
     return path.name
 
 
-def _attach(trainer: Trainer, run_dir: Path, signals: StopSignals) -> None:
-    watch = callbacks.SignalWatch(run_dir, signals)
+def _attach(trainer: Trainer, attempt: Attempt, signals: StopSignals) -> runlog.LossLog:
+    """Have the run's files written while it trains, as long as this attempt owns them."""
+    run_dir, guard = attempt.run_dir, attempt.require
+    log = runlog.LossLog(run_dir, trainer.iter, guard)
+    watch = callbacks.SignalWatch(run_dir, signals, guard)
     trainer.add_callback("on_train_start", watch)
     if trainer.config.trainer.sample_interval:
-        samples = callbacks.Samples(run_dir, Path(trainer.config.system.cache_dir), trainer.iter)
+        samples = callbacks.Samples(run_dir, Path(trainer.config.system.cache_dir), trainer.iter, guard)
         trainer.add_callback("on_batch_end", samples)
-    trainer.add_callback("on_batch_end", callbacks.Heartbeat(run_dir))
+    trainer.add_callback("on_batch_end", callbacks.Heartbeat(run_dir, guard))
     trainer.add_callback("on_batch_end", watch)
-    trainer.add_callback("on_row", callbacks.LossRows(run_dir, trainer.iter))
-    trainer.add_callback("on_checkpoint", callbacks.Checkpoints(run_dir))
+    trainer.add_callback("on_row", callbacks.LossRows(log))
+    trainer.add_callback("on_checkpoint", callbacks.Checkpoints(run_dir, log, guard))
+    return log
 
 
-def _finish(run_dir: Path, trainer: Trainer, store: data.TokenStore) -> None:
+def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     """Write model.pt and then summary.json, which says that the run is done."""
-    config = trainer.config
+    run_dir, config = attempt.run_dir, trainer.config
     val_nll = None
     if not trainer.diverged:
         # a run killed between its last checkpoint and its summary has not evaluated in this attempt
         val_nll = trainer.val_loss if trainer.val_loss is not None else trainer.evaluate()
-        checkpoint.save_torch(run_dir / runlog.MODEL, trainer.model.state_dict())
+        checkpoint.save_torch(run_dir / runlog.MODEL, trainer.model.state_dict(), attempt.require)
     summary = {
         "iters": trainer.iter,
         "max_iters": config.trainer.max_iters,
@@ -213,7 +226,8 @@ def _finish(run_dir: Path, trainer: Trainer, store: data.TokenStore) -> None:
         "data_fingerprint": store.fingerprint,
         "skipped_documents": store.skipped,
     }
-    runlog.atomic_write(run_dir / runlog.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
     runlog.append_event(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
     outcome = "diverged" if trainer.diverged else "finished"
     print(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s", flush=True)
@@ -230,11 +244,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _record_failure(run_dir: Path, error: Exception) -> None:
-    reason = str(error) if isinstance(error, AblatrixError) else traceback.format_exception_only(error)[-1].strip()
-    try:
-        runlog.append_event(run_dir, "failed", reason=reason)
-    except OSError as second:  # a full disk: the first error is the one to show
-        print(f"warning: {run_dir / runlog.EVENTS}: not written: {second.strerror}", file=sys.stderr)

@@ -6,15 +6,17 @@ moment, finds complete records only.
 
 from __future__ import annotations
 
-import csv
-import io
+import errno
 import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from trainer.durable import TRANSIENT, append_line, replace, retried, sync_file
 
 CONFIG = "config.json"
 ARGS = "args.txt"
@@ -34,47 +36,19 @@ CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs 
 
 # Exit code of a trainer that was asked to stop and left a checkpoint (EX_TEMPFAIL of sysexits.h: try again).
 EXIT_STOPPED = 75
+# Of one that has found a newer attempt at its run: the run is in good hands, and there is nothing to start again.
+EXIT_SUPERSEDED = 76
 
 
-def atomic_write(path: Path, content: bytes | str, durable: bool = True) -> None:
-    """Replace `path` by `content`: a reader, or a machine after a power cut, has the old file or the new one.
+def atomic_write(
+    path: Path, content: bytes | str, durable: bool = True, guard: Callable[[], None] | None = None
+) -> None:
+    """Replace `path` by `content`: `durable.replace` of what is in memory. Raises OSError; the old file is then there.
 
-    durable=False leaves out the fsyncs, for files that can be made again. Raises OSError as the file system gives it;
-    the old file is then untouched.
+    durable=False leaves out the fsyncs, for files that can be made again; guard: called last before the replacement.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if durable:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut (fsync of the directory)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line by a single write; a tail torn by a kill is closed first, so that it spoils only itself."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (("\n" if torn else "") + line + "\n").encode())
-    finally:
-        os.close(descriptor)
+    replace(path, lambda file: file.write(data), durable, guard)
 
 
 def append_event(run_dir: Path, event: str, **fields: Any) -> None:
@@ -123,26 +97,70 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def kept_text(path: Path) -> str:
+    """Like `read_text`, for what will be written back: only a file that is not there is empty. Raises OSError."""
+    try:
+        return retried(path, lambda again: path.read_bytes()).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 def whole_rows(text: str) -> list[list[str]]:
-    """The complete rows of a loss.csv under its header: an unterminated last line is not a row."""
-    end = text.rfind("\n") + 1
-    rows = list(csv.reader(io.StringIO(text[:end])))
-    if not rows or tuple(rows[0][:2]) != COLUMNS[:2]:
+    """The rows of a loss.csv under its header, each step once and in order.
+
+    An unterminated last line is not a row. Of two rows of one step the first counts: an attempt that was thought dead
+    may have added a row behind its successor's back, and both have trained the same.
+    """
+    lines = text[: text.rfind("\n") + 1].split("\n")
+    header = lines[0].split(",")
+    if tuple(header[:2]) != COLUMNS[:2]:
         return []
-    return [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isascii() and row[0].isdigit()]
+    split = (line.split(",") for line in lines[1:])
+    rows = [row for row in split if len(row) == len(header) and row[0].isascii() and row[0].isdigit()]
+    steps = [int(row[0]) for row in rows]
+    if all(a < b for a, b in pairwise(steps)):
+        return rows
+    first: dict[int, list[str]] = {}
+    for step, row in zip(steps, rows, strict=True):
+        first.setdefault(step, row)
+    return [first[step] for step in sorted(first)]
 
 
 class LossLog:
-    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step."""
+    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step.
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    It remembers the whole file, and puts it right where somebody else has changed it. guard: called before every
+    write; raises where this attempt may write no more.
+    """
+
+    def __init__(self, run_dir: Path, step: int, guard: Callable[[], None] = lambda: None) -> None:
         self.path = run_dir / LOSS
-        kept = [row for row in whole_rows(read_text(self.path)) if int(row[0]) <= step]
-        text = "".join(",".join(row) + "\n" for row in [list(COLUMNS), *kept])
-        if read_text(self.path) != text:
-            atomic_write(self.path, text)
+        self.guard = guard
+        kept = [row for row in whole_rows(kept_text(self.path)) if int(row[0]) <= step]
+        self.content = bytearray("".join(",".join(row) + "\n" for row in [list(COLUMNS), *kept]).encode())
+        self.mend()
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
         """Append one row, whole (one write). Values left out or None stay empty; floats keep every digit."""
-        cells = ("" if row.get(name) is None else repr(row[name]) for name in COLUMNS)
-        append_line(self.path, ",".join(cells))
+        line = ",".join("" if row.get(name) is None else repr(row[name]) for name in COLUMNS)
+        self.guard()
+        append_line(self.path, line)
+        self.content += line.encode() + b"\n"
+
+    def sync(self) -> None:
+        """Have all rows survive a power cut: a checkpoint must not be older on disk than they are."""
+        try:
+            if self.path.stat().st_size == len(self.content):
+                return sync_file(self.path)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, *TRANSIENT}:
+                raise
+        return self._rewrite()
+
+    def mend(self) -> None:
+        """Write the file anew unless it is what this log has written, byte for byte."""
+        if kept_text(self.path).encode() != self.content:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        atomic_write(self.path, bytes(self.content), guard=self.guard)

@@ -148,9 +148,9 @@ class TestWholeRun:
     def test_finished_run_is_left_alone(self, command: Command) -> None:
         command.run()
         folder = command.folder / "run"
-        before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+        before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir() if p.is_file()}
         assert "already finished" in command.run().stdout
-        assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()} == before
+        assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir() if p.is_file()} == before
 
     def test_resume_none_starts_anew(self, command: Command, undisturbed: Path) -> None:
         command.run(trainer__sample_interval=20)
@@ -291,14 +291,14 @@ class TestMistakes:
 
     def test_folder_of_another_configuration(self, command: Command) -> None:
         command.run()
-        before = {p.name: p.read_bytes() for p in (command.folder / "run").iterdir()}
+        before = {p.name: p.read_bytes() for p in (command.folder / "run").iterdir() if p.is_file()}
         done = command.run(code=2, trainer__learning_rate=1e-2)
         assert (
             "run: holds a run with another configuration (trainer.learning_rate: 0.0003 there, 0.01 here)"
             in done.stderr
         )
         assert "choose another --system.work_dir" in done.stderr
-        assert {p.name: p.read_bytes() for p in (command.folder / "run").iterdir()} == before
+        assert {p.name: p.read_bytes() for p in (command.folder / "run").iterdir() if p.is_file()} == before
 
     def test_checkpoint_of_another_configuration(self, command: Command) -> None:
         command.run("first")

@@ -1,0 +1,69 @@
+"""Whose run is it: a node that was given up may go on with its trainer beside the second attempt. Free of torch.
+
+Attempt n of a run is whoever made the folder `<run>/.attempts/<n>`: mkdir has one winner on every file system. The
+newest attempt owns the run; an older one finds that out before it writes, and stops.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.durable import retried
+from trainer.errors import RunError
+from trainer.runlog import EXIT_SUPERSEDED
+
+FOLDER = ".attempts"
+
+
+class SupersededError(RunError):
+    """A newer attempt has the run: this one must end without writing anything more."""
+
+    exit_code = EXIT_SUPERSEDED
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run, counted from 1."""
+
+    run_dir: Path
+    number: int
+
+    @classmethod
+    def take(cls, run_dir: Path) -> Attempt:
+        """Begin the next attempt; all before it are superseded from here on. Raises OSError."""
+        folder = run_dir / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        number = newest(run_dir) + 1
+        while True:
+            try:
+                (folder / str(number)).mkdir()
+                return cls(run_dir, number)
+            except FileExistsError:
+                number += 1
+
+    def still_mine(self) -> bool:
+        """Is there no newer attempt, and is the run's folder still the one that this attempt was made in?"""
+        return newest(self.run_dir) == self.number
+
+    def require(self) -> None:
+        """Raises SupersededError unless `still_mine`. Some microseconds: call it before every write."""
+        if not self.still_mine():
+            raise SupersededError(
+                f"{self.run_dir}: another trainer has this run (attempt {newest(self.run_dir)}, this is attempt "
+                f"{self.number}); this one stops and writes nothing more"
+            )
+
+
+def newest(run_dir: Path) -> int:
+    """Number of the newest attempt, 0 before the first. Raises OSError.
+
+    Lists the folder: opening it makes an NFS client ask the server, which a mere look for the next number would not.
+    """
+    folder = run_dir / FOLDER
+    try:
+        names = retried(folder, lambda again: os.listdir(folder))
+    except FileNotFoundError:
+        return 0
+    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)

@@ -1,0 +1,65 @@
+"""How a run that did not finish ends: what is said to the user and what is left in its events. Free of torch."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+from trainer import runlog
+from trainer.attempts import Attempt, SupersededError, newest
+from trainer.durable import FULL, TRANSIENT
+from trainer.errors import AblatrixError, RunError
+
+
+def explained(error: BaseException, run_dir: Path, attempt: Attempt | None) -> BaseException:
+    """The error as it concerns the user: what a trainer meets once it has been superseded means nothing more."""
+    try:
+        if attempt is not None:
+            attempt.require()
+    except SupersededError as superseded:
+        return superseded
+    except OSError as failing:
+        error = error if isinstance(error, OSError) else failing
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(f"{error.filename or run_dir}: {_advice(error)}: {_left(run_dir)}")
+    return error
+
+
+def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_name: str) -> None:
+    """Add to events.jsonl how the run ended. Never raises OSError: the first error is the one to show."""
+    try:
+        if isinstance(error, SupersededError):
+            assert attempt is not None
+            runlog.append_event(run_dir, "superseded", attempt=attempt.number, by=newest(run_dir))
+        elif isinstance(error, AblatrixError):
+            runlog.append_event(run_dir, "failed", reason=str(error))
+        elif isinstance(error, Exception):
+            runlog.append_event(run_dir, "failed", reason=traceback.format_exception_only(error)[-1].strip())
+        else:
+            runlog.append_event(run_dir, "signal", signal=signal_name)
+            runlog.append_event(run_dir, "stopped")
+    except OSError as second:
+        print(f"warning: {run_dir / runlog.EVENTS}: not written: {second.strerror}", file=sys.stderr)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in FULL:
+        return (
+            f"could not be written ({error.strerror}), disk full or over quota; free some space there (df and quota "
+            "tell how much is left), then start the same command again"
+        )
+    if error.errno in TRANSIENT:
+        return (
+            f"the file system fails ({error.strerror}) and waiting did not help; start the same command again when it "
+            "is back"
+        )
+    return f"{error.strerror}; mend that and start the same command again"
+
+
+def _left(run_dir: Path) -> str:
+    try:
+        names = sorted(path.name for path in run_dir.glob("checkpoint-*.pt"))
+    except OSError:
+        names = []
+    return f"it continues from {names[-1]}" if names else "there is no checkpoint yet, it begins anew"
