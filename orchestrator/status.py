@@ -198,8 +198,6 @@ def find_job(claim: claims.Claim, jobs: dict[str, slurm.Job]) -> slurm.Job | Non
 
 
 def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
-    assert files.queued is not None
-    state = replace(state, job_id=str(files.queued.get("job_id", "")))
     life = files.life["event"] if files.life else ""
     if files.life and files.life_is_final:
         return replace(state, state=str(files.life.get("state", "planned")), reason=str(files.life.get("reason", "")))
@@ -309,7 +307,7 @@ def likely_cause(run_dir: Path, job: slurm.Job | None = None) -> str:
             return cause
     if job and job.exit_code == "0:53":
         return "Slurm could not open the job's log: its folder is missing or not writable on the node"
-    if job and job.exit_code.endswith(":9"):
+    if job and (job.exit_code.endswith(":9") or job.exit_code == "137:0"):
         return "killed (signal 9), probably out of memory"
     if not (run_dir / runlog.JOB_OUT).exists():
         return "the job ended before the trainer started" + (f" (Slurm says {job.state})" if job else "")
@@ -329,7 +327,8 @@ def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
 
 def _progress(files: _Files) -> RunState:
     """Step, losses and speed from the last whole rows of loss.csv."""
-    state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt)
+    job_id = str(files.queued.get("job_id", "")) if files.queued else ""
+    state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt, job_id=job_id)
     names, rows = _last_rows(files.run.folder / runlog.LOSS)
     host = next((str(e.get("host")) for e in reversed(files.events) if e["event"] in ALIVE), "")
     if not rows:

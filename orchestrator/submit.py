@@ -173,6 +173,6 @@ def scripts(plan: Plan) -> list[str]:
     ]
     study = Study(folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, study_runs)
     settings = plan.loaded.experiment.slurm
-    code = folder.parent / rundir.SNAPSHOTS / "<code-hash>"
+    code = folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
     jobs = [[(run, 1)] for run in study_runs]
-    return [launcher.script(launchers.Batch(study, jobs, "<token>", settings, code))]
+    return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code))]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator import claims
-from trainer import runlog
+from trainer import attempts, runlog
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -58,6 +58,7 @@ class Member:
         self.attempt = attempt
         self.child: subprocess.Popen[bytes] | None = None
         self.first_step = 0
+        self.trainers = 0  # that had this run before ours
 
     def start(self, job_id: str) -> None:
         """Start the trainer, unless another job has the run."""
@@ -69,6 +70,7 @@ class Member:
             return
         print(f"{self.run_dir}: output in {self.run_dir / runlog.JOB_OUT}", flush=True)
         self.first_step = _last_step(self.run_dir)
+        self.trainers = attempts.newest(self.run_dir)
         with open(self.run_dir / runlog.JOB_OUT, "ab") as output:
             command = trainer_command(self.run_dir)
             # a session of its own: a Ctrl-C in the terminal reaches it once, through us
@@ -84,6 +86,8 @@ class Member:
     def finish(self) -> int:
         """Wait for the trainer; its exit code, and the reason of a failure in the run's events."""
         code = self.child.wait() if self.child else 0
+        if code == runlog.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.trainers + 1:
+            return 0  # another job has the run: what became of our trainer says nothing about it
         if code not in (0, runlog.EXIT_STOPPED):
             self._record_failure(code)
         return code if code >= 0 else 128 - code

@@ -34,7 +34,7 @@ def find_devices(wanted: str | None) -> list[str]:
     return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
-class Interrupted(AblatrixError):
+class StoppedError(AblatrixError):
     """The user stopped the queue."""
 
     exit_code = 130
@@ -75,7 +75,7 @@ class LocalQueue:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self._stopping:
-            raise Interrupted("stopped; the same command goes on from the last checkpoints")
+            raise StoppedError("stopped; the same command goes on from the last checkpoints")
 
     def _start(self, command: list[str], device: str, threads: int, code: Path, logs: Path) -> None:
         # inside an allocation, the job is the user's: a run must not take itself for it

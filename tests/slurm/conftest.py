@@ -1,0 +1,49 @@
+"""Tests here need a real Slurm: `tests/slurm/cluster install && tests/slurm/cluster up` (as root), or your own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import Workspace
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.xdist_group("slurm"))  # one cluster: its tests run one after the other
+
+
+def cluster_problem() -> str:
+    """Why there is no Slurm to test with, '' where there is one."""
+    if not shutil.which("sbatch"):
+        return "no sbatch on this machine"
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return "slurmctld does not answer"
+    return "" if " is UP" in ping.stdout else "slurmctld is not up"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> str:
+    """Skips where there is no cluster; else the path of the script that controls the test cluster."""
+    problem = cluster_problem()
+    if problem:
+        pytest.skip(f"{problem}: start one with tests/slurm/cluster install && tests/slurm/cluster up")
+    return str(HERE / "cluster")
+
+
+@pytest.fixture
+def slurm_workspace(cluster: str, workspace: Workspace) -> Iterator[Workspace]:
+    """A workspace whose jobs are cancelled at the end of the test."""
+    yield workspace
+    for study in (workspace.folder / "out").glob("*/study.json"):
+        workspace.run("cancel", "--all", "--yes", "--study", study.parent.name, code=None)

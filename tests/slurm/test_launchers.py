@@ -1,0 +1,78 @@
+"""The same seven runs through both Slurm launchers: one array each, the same results as on this machine."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import CELLS, Workspace
+from trainer import runlog
+
+
+def all_done(states: dict[str, dict[str, object]]) -> bool:
+    return all(state["state"] == "done" for state in states.values())
+
+
+def test_arrays_of_both_launchers_equal_the_local_runs(slurm_workspace: Workspace) -> None:
+    workspace = slurm_workspace
+    for launcher in ("sbatch", "submitit"):
+        study = workspace.write_study(f"by-{launcher}")
+        assert "7 to run" in workspace.run("submit", study, "--launcher", launcher, "--no-report").stdout
+    workspace.run("submit", workspace.write_study("by-local"), "--launcher", "local")
+    for launcher in ("sbatch", "submitit"):
+        states = workspace.wait(all_done, f"by-{launcher}")
+        jobs = [states[cell]["job_id"] for cell in CELLS]
+        base = jobs[0].partition("_")[0]
+        assert jobs == [f"{base}_{index}" for index in range(7)], "not one array"
+        for cell in CELLS:
+            assert workspace.loss(cell, f"by-{launcher}") == workspace.loss(cell, "by-local"), (launcher, cell)
+    scripts = list((workspace.folder / "out/by-sbatch/logs").glob("*.sbatch"))
+    assert len(scripts) == 1
+
+
+@pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
+def test_a_single_run_is_a_plain_job(slurm_workspace: Workspace, launcher: str) -> None:
+    study = slurm_workspace.write_study()
+    slurm_workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
+    states = slurm_workspace.wait(lambda states: states["rope"]["state"] == "done")
+    assert states["rope"]["job_id"].isdigit()
+    assert {state["state"] for cell, state in states.items() if cell != "rope"} == {"planned"}
+
+
+def test_a_second_submit_queues_nothing(slurm_workspace: Workspace) -> None:
+    words = ("submit", slurm_workspace.write_study(iters=100_000), "--only", "rope", "--only", "swiglu", "--no-report")
+    slurm_workspace.run(*words)
+    assert "2 queued or running already" in slurm_workspace.run(*words).stdout
+    slurm_workspace.wait(lambda states: states["rope"]["iter"] > 0 and states["swiglu"]["iter"] > 0)
+    assert "2 queued or running already" in slurm_workspace.run(*words).stdout
+    for cell in ("rope", "swiglu"):
+        events = [event["event"] for event in runlog.read_events(slurm_workspace.run_folder(cell))]
+        assert events.count("queued") == events.count("started") == 1
+
+
+def test_several_runs_in_a_job_and_the_report_behind_them(slurm_workspace: Workspace) -> None:
+    text = slurm_workspace.write_study().read_text().replace("mem: 1G", "mem: 4G, runs_per_job: 3")
+    (slurm_workspace.folder / "study.yaml").write_text(text)
+    slurm_workspace.run("submit", "study.yaml", "--launcher", "sbatch")
+    states = slurm_workspace.wait(all_done)
+    assert len({state["job_id"] for state in states.values()}) == 3
+    report = slurm_workspace.folder / "out/study/report/report.html"
+    slurm_workspace.wait(lambda states: report.exists(), seconds=90)
+
+
+def test_the_plan_shows_the_script_that_is_submitted(slurm_workspace: Workspace) -> None:
+    study = slurm_workspace.write_study()
+    shown = slurm_workspace.run("plan", study, "--sbatch", "--launcher", "sbatch").stdout
+    slurm_workspace.run("submit", study, "--launcher", "sbatch", "--no-report")
+    (script,) = (slurm_workspace.folder / "out/study/logs").glob("*.sbatch")
+    code = json.loads((slurm_workspace.run_folder("rope") / runlog.PROVENANCE).read_text())["code_snapshot"]
+    assert shown.strip() == script.read_text().replace(script.stem, "TOKEN").replace(code, "CODE_SNAPSHOT").strip()
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_resources_that_the_cluster_lacks_are_refused_before_anything_is_made(slurm_workspace: Workspace) -> None:
+    study = slurm_workspace.write_study()
+    refused = slurm_workspace.run("submit", study, "--set", "slurm.partition=nowhere", code=2)
+    assert "nowhere" in refused.stderr or "partition" in refused.stderr
+    assert not Path(slurm_workspace.folder / "out").exists()
