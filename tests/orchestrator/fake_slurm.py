@@ -1,0 +1,104 @@
+"""A stub sbatch, squeue, scontrol, scancel and sacct over a folder, for what a real controller does too rarely.
+
+sbatch may answer late, queue a job twice, answer nothing though the job is queued, or refuse; every call is counted.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+PROGRAM = """\
+#!{python} -S
+import os, random, re, sys, time
+home = {home!r}
+name = os.path.basename(sys.argv[0])
+with open(home + "/calls", "a") as calls:
+    calls.write(name + "\\n")
+mode = open(home + "/mode").read().strip()
+
+def add(comment, array):
+    # the number is taken by mkdir, as several sbatch run at once
+    number = 1
+    while True:
+        try:
+            os.mkdir(home + "/jobs/%d" % number)
+            break
+        except FileExistsError:
+            number += 1
+    with open(home + "/jobs/%d/.new" % number, "w") as job:
+        job.write(comment + "\\n" + array)
+    os.rename(home + "/jobs/%d/.new" % number, home + "/jobs/%d/job" % number)
+    return number
+
+if mode == "down" and name != "scancel":
+    sys.exit(name + ": error: Unable to contact slurm controller (connect failure)")
+if name == "sbatch":
+    if "--test-only" in sys.argv:
+        sys.exit(0)
+    text = open(sys.argv[-1]).read()
+    comment = re.search(r"--comment=(\\S+)", text)[1]
+    array = re.search(r"--array=0-(\\d+)", text)
+    array = array[1] if array else ""
+    act = random.choice(["good", "late", "twice", "never", "lost"]) if mode == "chaos" else mode
+    if act == "refuse":
+        sys.exit("sbatch: error: Batch job submission failed: Invalid account")
+    if act == "lost":
+        sys.exit("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    if act == "late":
+        time.sleep(random.random() * 0.3)
+    number = add(comment, array)
+    if act == "twice":
+        add(comment, array)
+    if act == "never":
+        time.sleep(60)
+    print(number)
+elif name == "squeue":
+    user = [w for w in sys.argv if w.startswith("--user=")][0][7:]
+    for number in sorted(os.listdir(home + "/jobs"), key=int):
+        try:
+            comment, array = open(home + "/jobs/" + number + "/job").read().split("\\n")
+        except FileNotFoundError:
+            continue
+        jobs = ["%s_%d" % (number, i) for i in range(int(array) + 1)] if array else [number]
+        for job in jobs:
+            print("|".join([job, "PENDING", user, "", "1:00", "Priority", comment]))
+elif name == "scancel":
+    for number in sys.argv[1:]:
+        os.unlink(home + "/jobs/" + number.split("_")[0] + "/job")
+elif name == "scontrol" and sys.argv[1:3] == ["show", "config"]:
+    print("MaxArraySize            = 1001")
+else:
+    sys.exit(name + ": error: nothing known")
+"""
+
+
+class FakeSlurm:
+    """Put `bin` first on PATH. `mode`: good, late, twice, never, lost, refuse, down, or chaos (a random one)."""
+
+    def __init__(self, home: Path, mode: str = "good") -> None:
+        self.home, self.bin = home, home / "bin"
+        (home / "jobs").mkdir(parents=True)
+        self.bin.mkdir()
+        self.set_mode(mode)
+        for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct", "sacctmgr", "srun"):
+            path = self.bin / name
+            path.write_text(PROGRAM.format(python=sys.executable, home=str(home)))
+            path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+    def set_mode(self, mode: str) -> None:
+        (self.home / "mode").write_text(mode)
+
+    def calls(self, name: str) -> int:
+        """How often a command was called."""
+        path = self.home / "calls"
+        return path.read_text().splitlines().count(name) if path.exists() else 0
+
+    def jobs(self) -> dict[int, int]:
+        """Job number -> number of its tasks, for each job in the queue."""
+        found = {}
+        for path in (self.home / "jobs").glob("*/job"):
+            array = path.read_text().split("\n")[1]
+            found[int(path.parent.name)] = int(array) + 1 if array else 1
+        return found

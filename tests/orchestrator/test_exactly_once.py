@@ -1,0 +1,178 @@
+"""Each run is queued exactly once: several submits at once, and an sbatch that answers late, twice or never."""
+
+import multiprocessing
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from orchestrator import claims, launchers, matrix, rundir, status, submission
+from orchestrator.experiment import SlurmSettings
+from orchestrator.rundir import Study
+from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.orchestrator.test_matrix import FIVE, expand
+from trainer import runlog
+from trainer.errors import RunError
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("orchestrator.launchers.slurm_sbatch.SBATCH_TIMEOUT", 0.5)
+    monkeypatch.setattr(submission, "LOOKS", (0.0, 0.3))
+    monkeypatch.setattr(claims, "VOID_AFTER", 2.0)
+    return fake
+
+
+def make_study(folder: Path, runs: list[matrix.Run] | None = None) -> Study:
+    return rundir.create_study(folder / "out" / "s", "s", folder / "e.yaml", {}, runs or expand(folder, FIVE))
+
+
+def submit_once(study: Study) -> str:
+    """What `submit` does between planning and printing."""
+    states = status.collect(study)
+    submission.adopt(states)
+    members = submission.claim(submission.select(states).chosen)
+    try:
+        for jobs in submission.split(members, 1, 1001):
+            submission.queue(launchers.make("sbatch"), submission.prepare(study, jobs, SlurmSettings()))
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def queued_runs(study: Study, fake: FakeSlurm) -> Counter[str]:
+    """How many waiting array tasks would run each run, by the scripts that were submitted."""
+    counts: Counter[str] = Counter()
+    for path in (fake.home / "jobs").glob("*/job"):
+        token = path.read_text().split("\n")[0].rpartition(":")[2]
+        script = (study.folder / rundir.LOGS / f"{token}.sbatch").read_text()
+        counts.update(run.id for run in study.runs if f"/{run.id}:" in script)
+    return counts
+
+
+@pytest.mark.parametrize("mode", ["good", "late", "twice", "never"])
+def test_one_submit_one_job_whatever_the_answer(fake: FakeSlurm, tmp_path: Path, mode: str) -> None:
+    fake.set_mode(mode)
+    study = make_study(tmp_path)
+    assert submit_once(study) == ""
+    assert set(queued_runs(study, fake).values()) == {1}
+    states = status.collect(study)
+    assert {state.state for state in states} == {"queued"}
+    assert {state.job_id.partition("_")[0] for state in states} == {str(number) for number in fake.jobs()}
+
+
+def test_a_refusal_frees_the_runs_at_once(fake: FakeSlurm, tmp_path: Path) -> None:
+    fake.set_mode("refuse")
+    study = make_study(tmp_path)
+    assert "Invalid account" in submit_once(study)
+    assert {state.state for state in status.collect(study)} == {"planned"}
+    fake.set_mode("good")
+    assert submit_once(study) == ""
+    assert set(queued_runs(study, fake).values()) == {1}
+
+
+def test_an_unknown_fate_blocks_until_it_is_known(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.set_mode("lost")
+    study = make_study(tmp_path)
+    assert "nothing twice" in submit_once(study)
+    assert {state.state for state in status.collect(study)} == {"queued"}
+    fake.set_mode("good")
+    submit_once(study)
+    assert not fake.jobs(), "queued again before the first try was known to be void"
+    monkeypatch.setattr(claims, "VOID_AFTER", 0.0)
+    assert {state.state for state in status.collect(study)} == {"planned"}
+    submit_once(study)
+    assert set(queued_runs(study, fake).values()) == {1}
+
+
+def test_a_job_whose_answer_was_lost_is_found_later(fake: FakeSlurm, tmp_path: Path) -> None:
+    """The submit died between sbatch and its note of the job id."""
+    study = make_study(tmp_path)
+    members = submission.claim(submission.select(status.collect(study)).chosen)
+    batch = submission.prepare(study, [[member] for member in members], SlurmSettings())
+    launchers.make("sbatch").launch(batch)
+    states = status.collect(study)
+    assert [state.job_id for state in states] == [f"1_{index}" for index in range(7)]
+    submit_once(study)
+    assert len(fake.jobs()) == 1
+    events = runlog.read_events(study.runs[3].folder)
+    assert events[-1]["event"] == "queued"
+    assert events[-1]["job_id"] == "1_3"
+
+
+def _submit_in_a_process(study: Study, start: "multiprocessing.synchronize.Barrier") -> None:
+    start.wait()
+    submit_once(study)
+
+
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(3, id="3 rounds"), pytest.param(50, id="50 rounds", marks=pytest.mark.slow)]
+)
+def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    fake.set_mode("chaos")
+    context = multiprocessing.get_context("fork")
+    planned = expand(tmp_path, FIVE)
+    for number in range(rounds):
+        study = make_study(tmp_path / str(number), planned)
+        barrier = context.Barrier(8)
+        submits = [context.Process(target=_submit_in_a_process, args=(study, barrier)) for _ in range(8)]
+        for process in submits:
+            process.start()
+        for process in submits:
+            process.join(timeout=60)
+            assert process.exitcode == 0
+        fake.set_mode("good")  # where an answer stayed unknown: the user submits again, later
+        with monkeypatch.context() as later:
+            later.setattr(claims, "VOID_AFTER", 0.0)
+            submit_once(study)
+        fake.set_mode("chaos")
+        counts = queued_runs(study, fake)
+        assert counts == Counter({run.id: 1 for run in study.runs}), f"round {number}: {counts}"
+        for path in (fake.home / "jobs").glob("*/job"):
+            path.unlink()
+
+
+def test_status_asks_squeue_once_for_a_hundred_runs(fake: FakeSlurm, tmp_path: Path) -> None:
+    study = make_study(tmp_path, expand(tmp_path, FIVE + "seeds: 15\n"))
+    assert len(study.runs) == 105
+    submit_once(study)
+    before = fake.calls("squeue"), fake.calls("scontrol"), fake.calls("sacct")
+    states = status.collect(study)
+    assert {state.state for state in states} == {"queued"}
+    assert (fake.calls("squeue"), fake.calls("scontrol"), fake.calls("sacct")) == (before[0] + 1, *before[1:])
+
+
+def test_jobs_of_an_array_over_the_limit_are_split(fake: FakeSlurm, tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    members = submission.claim(submission.select(status.collect(study)).chosen)
+    assert [[len(job) for job in jobs] for jobs in submission.split(members, 2, 3)] == [[2, 2, 2], [1]]
+
+
+def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    submit_once(study)
+    fake.set_mode("down")
+    scheduler = status.Scheduler()
+    before = fake.calls("squeue")
+    for _ in range(5):
+        states = status.collect(study, scheduler)
+    assert {state.state for state in states} == {"queued"}, "the last known truth"
+    assert scheduler.silent_since is not None
+    assert "Unable to contact" in scheduler.problem
+    assert fake.calls("squeue") == before + 1, "a controller that is down was asked again at once"
+
+
+def test_only_one_job_runs_an_attempt(tmp_path: Path) -> None:
+    assert claims.take(tmp_path, 1)
+    assert not claims.take(tmp_path, 1)
+    assert claims.start(tmp_path, 1, "10_0") is None
+    assert claims.start(tmp_path, 1, "10_0") is None, "a requeued job goes on"
+    assert "job 10_0 runs attempt 1" in str(claims.start(tmp_path, 1, "11_0"))
+    assert claims.take(tmp_path, 2)
+    assert "attempt 2 has taken its place" in str(claims.start(tmp_path, 1, "10_0"))

@@ -1,0 +1,112 @@
+"""What Slurm's commands print, as jobs: array ranges, cut words, foreign users, silence."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import slurm
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("123", ["123"]),
+        ("123_4", ["123_4"]),
+        ("123_[4-6%2]", ["123_4", "123_5", "123_6"]),
+        ("123_[0,3-4,8-12:2%1]", ["123_0", "123_3", "123_4", "123_8", "123_10", "123_12"]),
+        ("123_[7]", ["123_7"]),
+        ("123_[0-3", ["123_0", "123_1", "123_2", "123_3"]),
+        ("12+0", ["12+0"]),
+    ],
+)
+def test_array_ranges(text: str, ids: list[str]) -> None:
+    assert list(slurm.expand(text)) == ids
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("RUNNING", "RUNNING"),
+        ("CANCELLED by 1000", "CANCELLED"),
+        ("CANCELLED+", "CANCELLED"),
+        ("OUT_OF_ME+", "OUT_OF_MEMORY"),
+        ("NODE_FAIL", "NODE_FAIL"),
+        ("COMPLETI+", "COMPLETING"),
+        ("SOMETHING_NEW", "SOMETHING_NEW"),
+    ],
+)
+def test_state_words(word: str, state: str) -> None:
+    assert slurm.full_state(word) == state
+
+
+def test_squeue_lines() -> None:
+    text = """\
+8_[5-6%7]|PENDING|me|||(Resources)|ablatrix:0123456789abcdef
+8_1|RUNNING|me|node3|9:59|None|ablatrix:0123456789abcdef
+9|RUNNING|other|node3|9:59|None|ablatrix:0123456789abcdef
+10|PENDING|me||1:00|Dependency|a | b
+torn li
+"""
+    jobs = slurm.parse_squeue(text, "me")
+    assert sorted(jobs) == ["10", "8_1", "8_5", "8_6"]
+    assert jobs["8_5"].token == "0123456789abcdef"
+    assert jobs["8_1"].node == "node3"
+    assert jobs["8_1"].time_left == "9:59"
+    assert jobs["10"].comment == "a | b"
+    assert jobs["10"].token is None
+
+
+def test_scontrol_lines() -> None:
+    text = (
+        "JobId=12 ArrayJobId=10 ArrayTaskId=1 JobName=x UserId=me(1) JobState=FAILED Reason=NonZeroExitCode "
+        "ExitCode=0:53 NodeList=node1 Comment=ablatrix:0123456789abcdef StdOut=/a b/c.out Power=\n"
+        "JobId=10 ArrayJobId=10 ArrayTaskId=2-3%5 JobName=x JobState=CANCELLED Reason=None ExitCode=0:0 "
+        "NodeList=(null)\n"
+        "JobId=14 JobName=y JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15 NodeList=node2\n"
+    )
+    jobs = slurm.parse_scontrol(text)
+    assert sorted(jobs) == ["10_1", "10_2", "10_3", "14"]
+    assert jobs["10_1"].exit_code == "0:53"
+    assert jobs["10_1"].token == "0123456789abcdef"
+    assert jobs["10_2"].state == "CANCELLED"
+    assert jobs["10_2"].node == ""
+    assert jobs["14"].state == "TIMEOUT"
+
+
+def test_sacct_lines() -> None:
+    jobs = slurm.parse_sacct("10_1|OUT_OF_ME+|0:125|node1\n10_[2-3]|CANCELLED by 0|0:0|None assigned\nx\n")
+    assert {key: job.state for key, job in jobs.items()} == {
+        "10_1": "OUT_OF_MEMORY",
+        "10_2": "CANCELLED",
+        "10_3": "CANCELLED",
+    }
+
+
+@given(st.text(max_size=200))
+def test_no_output_breaks_a_parser(text: str) -> None:
+    """Whatever the scheduler prints, jobs come out or nothing does."""
+    for job in (*slurm.parse_squeue(text, "me").values(), *slurm.parse_scontrol(text).values()):
+        assert job.id
+    slurm.parse_sacct(text)
+
+
+def test_failing_commands_speak_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "squeue"
+    script.write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error:' >&2\necho 'Unable to contact slurm controller' >&2\nexit 1\n"
+    )
+    script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        slurm.ControllerError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"
+    ):
+        slurm.queue()
+    script.write_text("#!/bin/sh\nexec /bin/sleep 5\n")
+    with pytest.raises(slurm.ControllerError, match="did not answer"):
+        slurm.run_command(["squeue"], timeout=0.1)
+    script.unlink()
+    with pytest.raises(slurm.ControllerError, match="not found"):
+        slurm.run_command(["squeue"])

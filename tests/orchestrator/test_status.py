@@ -1,0 +1,271 @@
+"""The truth about a run from its files and the scheduler: every state, and every way to be gone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import claims, inspection, rundir, slurm, status
+from orchestrator.rundir import Study, StudyRun
+from tests.orchestrator.test_matrix import FIVE, expand
+from trainer import runlog
+
+TOKEN = "0123456789abcdef"
+Queue = dict[str, slurm.Job]
+
+
+class Cluster:
+    """What Slurm says in a test: jobs in the queue, jobs that ended, or nothing at all."""
+
+    def __init__(self) -> None:
+        self.waiting: Queue = {}
+        self.ended: Queue = {}
+        self.down = False
+
+    def queue(self) -> Queue:
+        if self.down:
+            raise slurm.ControllerError("squeue did not answer")
+        return dict(self.waiting)
+
+    def ended_jobs(self, ids: Any) -> Queue:
+        wanted = set(ids)
+        return {key: job for key, job in self.ended.items() if key in wanted}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster()
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "queue", cluster.queue)
+    monkeypatch.setattr(slurm, "ended_jobs", cluster.ended_jobs)
+    return cluster
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    runs = expand(tmp_path, FIVE)[:1]
+    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, runs)
+
+
+@pytest.fixture
+def run(study: Study) -> StudyRun:
+    return study.runs[0]
+
+
+def queue_run(run: StudyRun, job_id: str = "5_0") -> None:
+    attempt = claims.newest(run.folder) + 1
+    claims.take(run.folder, attempt)
+    runlog.append_event(run.folder, "submitting", attempt=attempt, token=TOKEN)
+    runlog.append_event(run.folder, "queued", launcher="sbatch", job_id=job_id, attempt=attempt, token=TOKEN)
+
+
+def job(state: str, token: str = TOKEN, **fields: str) -> Queue:
+    return {"5_0": slurm.Job("5_0", state, comment=slurm.comment(token), **fields)}
+
+
+def now(study: Study) -> status.RunState:
+    return status.collect(study)[0]
+
+
+def write_rows(run: StudyRun, *steps: int) -> None:
+    log = ",".join(runlog.COLUMNS) + "\n"
+    (run.folder / runlog.LOSS).write_text(log + "".join(f"{s},2.5,0.5,,0.001,1.0,{s * 100},{s}\n" for s in steps))
+
+
+def test_planned_then_queued_then_running_then_done(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    assert now(study).state == "planned"
+    queue_run(run)
+    cluster.waiting = job("PENDING", reason="Priority")
+    assert (now(study).state, now(study).reason, now(study).job_id) == ("queued", "Priority", "5_0")
+    cluster.waiting = job("RUNNING", node="node7")
+    runlog.append_event(run.folder, "started", iter=0)
+    write_rows(run, 1, 10)
+    state = now(study)
+    assert (state.state, state.node, state.iter, state.loss) == ("running", "node7", 10, 2.5)
+    assert state.tokens_per_s == pytest.approx(200)
+    assert state.seconds_left == pytest.approx((1000 - 10) * 0.5)
+    runlog.atomic_write(run.folder / runlog.SUMMARY, "{}x")
+    assert now(study).state == "running", "a damaged summary says nothing"
+    runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 10}')
+    assert now(study).state == "done"
+
+
+def test_a_running_array_task_whose_first_event_came_before_its_id_was_known(
+    study: Study, run: StudyRun, cluster: Cluster
+) -> None:
+    claims.take(run.folder, 1)
+    runlog.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
+    runlog.append_event(run.folder, "started", iter=0)
+    runlog.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
+    cluster.waiting = job("RUNNING")
+    assert now(study).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("ended", "log", "state", "words"),
+    [
+        (job("CANCELLED"), "", "cancelled", "scancel"),
+        (job("OUT_OF_MEMORY"), "iter 3\n", "lost", "out of memory: ask for more"),
+        (job("TIMEOUT"), "iter 3\n", "lost", "time limit"),
+        (job("NODE_FAIL"), "iter 3\n", "lost", "node failure"),
+        (job("FAILED", exit_code="0:53"), None, "lost", "log: its folder is missing"),
+        (job("FAILED", exit_code="0:9"), "iter 3\n", "lost", "probably out of memory"),
+        (job("FAILED", exit_code="137:0"), "iter 3\n", "lost", "probably out of memory"),
+        (job("FAILED", exit_code="1:0"), "torch.OutOfMemoryError: x\n", "lost", "out of memory"),
+        (job("FAILED", exit_code="1:0"), "slurmstepd: *** DUE TO TIME LIMIT ***\n", "lost", "time limit"),
+        (job("FAILED", exit_code="1:0"), "OSError: [Errno 122] Disk quota exceeded\n", "lost", "over quota"),
+        (job("FAILED", exit_code="1:0"), "run `make warm-cache`\n", "lost", "offline cache"),
+        (job("FAILED", exit_code="7:0"), "iter 3\n", "lost", "exit code 7:0"),
+        (job("FAILED", exit_code="1:0"), None, "lost", "before the trainer started"),
+        (job("COMPLETED", exit_code="0:0"), None, "lost", "before the trainer started"),
+        ({}, "iter 3\n", "lost", "ended without a word"),
+    ],
+)
+def test_gone_from_the_queue(
+    study: Study, run: StudyRun, cluster: Cluster, ended: Queue, log: str | None, state: str, words: str
+) -> None:
+    queue_run(run)
+    if log is not None:
+        runlog.append_event(run.folder, "started", iter=0)
+        (run.folder / runlog.JOB_OUT).write_text(log)
+    cluster.ended = ended
+    found = now(study)
+    assert found.state == state
+    assert words in found.reason
+    cluster.ended = {}  # Slurm forgets after some minutes
+    assert now(study).state == state
+    assert words in now(study).reason or not ended
+
+
+def test_an_ended_attempt_does_not_speak_for_the_next(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    cluster.ended = job("CANCELLED")
+    assert now(study).state == "cancelled"
+    queue_run(run)
+    cluster.ended, cluster.waiting = {}, job("PENDING")
+    assert now(study).state == "queued"
+    assert now(study).attempt == 2
+
+
+def test_requeued_and_waiting_is_stopped_not_lost(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    for event in ("started", "signal", "stopped", "requeued"):
+        runlog.append_event(run.folder, event, iter=12)
+    cluster.waiting = job("PENDING", reason="BeginTime")
+    state = now(study)
+    assert (state.state, state.requeued, state.active) == ("stopped", True, True)
+    assert "BeginTime" in state.reason
+    cluster.waiting = job("RUNNING")
+    assert now(study).state == "running"
+
+
+def test_failed_says_why(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    runlog.append_event(run.folder, "started", iter=0)
+    runlog.append_event(run.folder, "failed", reason="boom")
+    assert (now(study).state, now(study).reason) == ("failed", "boom")
+
+
+def test_a_job_id_that_was_used_again_is_not_ours(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    cluster.waiting = job("RUNNING", token="f" * 16)
+    assert now(study).state == "lost"
+
+
+def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    cluster.down = True
+    assert now(study).state == "queued"
+    runlog.append_event(run.folder, "started", iter=0)
+    assert now(study).state == "running"
+    runlog.append_event(run.folder, "failed", reason="boom")
+    assert now(study).state == "failed"
+    scheduler = status.Scheduler()
+    status.collect(study, scheduler)
+    assert json.loads(status.as_json([], scheduler))["controller_silent_since"] == pytest.approx(time.time(), abs=60)
+
+
+def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
+    record = {"event": event, "time": time.time(), "host": os.uname().nodename, "pid": pid, **fields}
+    runlog.append_line(run.folder / runlog.EVENTS, json.dumps(record))
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_local_runs_are_judged_by_their_process(study: Study, run: StudyRun, dead_pid: int) -> None:
+    local_event(run, "submitting", dead_pid, attempt=1, token=TOKEN)
+    local_event(run, "queued", dead_pid, launcher="local", job_id="", attempt=1, token=TOKEN)
+    assert now(study).state == "planned", "its submit is gone"
+    local_event(run, "started", dead_pid, iter=0)
+    assert now(study).state == "lost", "never running for a process that is gone"
+    local_event(run, "stopped", dead_pid, iter=3)
+    assert now(study).state == "stopped"
+
+
+def test_a_living_local_process_is_running(study: Study, run: StudyRun) -> None:
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "trainer"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()  # until then it may still carry the name of its parent
+            local_event(run, "started", process.pid, iter=0)
+            assert now(study).state == "running"
+        finally:
+            process.kill()
+    assert now(study).state == "lost"
+
+
+@pytest.mark.parametrize(("age", "state"), [(10, "running"), (3600, "lost")])
+def test_on_another_host_the_heartbeat_tells(study: Study, run: StudyRun, age: int, state: str) -> None:
+    record = {"event": "started", "time": time.time() - age, "host": "elsewhere", "pid": 1}
+    runlog.append_line(run.folder / runlog.EVENTS, json.dumps(record))
+    assert now(study).state == state
+
+
+def test_torn_files_are_no_news(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    cluster.waiting = job("RUNNING")
+    write_rows(run, 1, 10)
+    with open(run.folder / runlog.LOSS, "a") as file:
+        file.write("20,1.2")
+    with open(run.folder / runlog.EVENTS, "a") as file:
+        file.write('{"event": "fail')
+    state = now(study)
+    assert (state.state, state.iter) == ("running", 10)
+
+
+def test_follow_gives_all_that_is_written(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "POLL_SECONDS", 0.0)
+    path = run.folder / runlog.JOB_OUT
+    steps: list[Callable[[], bool]] = [
+        lambda: False,
+        lambda: bool(path.write_text("one\n")) and False,
+        lambda: bool(path.write_text("one\ntwo\n")) and False,
+        lambda: bool(path.write_text("one\ntwo\nthree")) or True,
+        lambda: True,
+    ]
+    assert "".join(inspection.follow(run, lambda: steps.pop(0)())) == "one\ntwo\nthree"
+
+
+def test_studies_are_found_by_folder_name_and_age(study: Study, tmp_path: Path) -> None:
+    from trainer.errors import UserError
+
+    assert rundir.find_study(str(study.folder), tmp_path).folder == study.folder
+    assert rundir.find_study("s", tmp_path / "out").folder == study.folder
+    assert rundir.find_study(None, tmp_path / "out").folder == study.folder
+    with pytest.raises(UserError, match=r"no study there; studies in .*: s"):
+        rundir.find_study("t", tmp_path / "out")
+    (study.folder / "study.json").write_text('{"name": 1}')
+    with pytest.raises(UserError, match="damaged"):
+        rundir.load_study(study.folder)
