@@ -59,7 +59,7 @@ def build(
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
     paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
-    return Report(study.name, tuple(_rows(analysis)), tuple(wording.notes(analysis)), paths)
+    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths)
 
 
 def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
@@ -109,7 +109,9 @@ def compare(
     paths = output.refresh(folder, inputs, lambda: _side_by_side(analyses))
     names = side_by_side.label_studies(analyses)
     rows = [
-        replace(row, cell=f"{row.cell} · {name}") for name, a in zip(names, analyses, strict=True) for row in _rows(a)
+        replace(row, cell=f"{row.cell} · {name}")
+        for name, a in zip(names, analyses, strict=True)
+        for row in verdict_rows(a)
     ]
     return Report(", ".join(names), tuple(rows), tuple(side_by_side.notes(analyses)), paths)
 
@@ -128,7 +130,8 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
     }
 
 
-def _rows(analysis: Analysis) -> list[VerdictRow]:
+def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
+    """The verdict table, a row a cell in the study's order."""
     from orchestrator.report import wording
 
     rows = []

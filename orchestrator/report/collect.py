@@ -143,10 +143,8 @@ class Study:
 
 
 def read_study(study_dir: Path, states: States) -> Study:
-    """Read every run of a study. Raises UserError where `study_dir` holds no study.json that can be read."""
-    plan = runlog.read_json(study_dir / STUDY)
-    if plan is None or not isinstance(plan.get("runs"), list):
-        raise UserError(f"{study_dir}: no study here: {STUDY} is missing or unreadable; submit the experiment first")
+    """Read every run of a study. Raises UserError where `study_dir` holds no usable study.json."""
+    plan = _plan(study_dir)
     known = cache.load(study_dir / "report" / cache.CURVES)
     with ThreadPoolExecutor(max_workers=4) as pool:
         files = list(pool.map(lambda run: _read_files(study_dir / str(run["id"]), known), plan["runs"]))
@@ -170,6 +168,17 @@ def read_study(study_dir: Path, states: States) -> Study:
         digest=hashlib.sha256("\n".join(said).encode()).hexdigest(),
         cells={name: tuple(group) for name, group in cells.items()},
     )
+
+
+def _plan(study_dir: Path) -> dict[str, Any]:
+    """study.json with the keys that are needed. Raises UserError where it is missing or damaged."""
+    plan = runlog.read_json(study_dir / STUDY)
+    if plan is None or not isinstance(plan.get("runs"), list):
+        raise UserError(f"{study_dir}: no study here: {STUDY} is missing or unreadable; submit the experiment first")
+    whole = all(isinstance(run, dict) and {"id", "cell", "seed"} <= run.keys() for run in plan["runs"])
+    if not whole or not isinstance(plan.get("features") or {}, dict):
+        raise UserError(f"{study_dir / STUDY}: damaged: a run lacks its id, cell or seed; submit the experiment again")
+    return plan
 
 
 def _record(run: dict[str, Any], states: States, files: _Files) -> RunRecord:

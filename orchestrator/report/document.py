@@ -41,13 +41,15 @@ from orchestrator.report.wording import (
     with_margin,
 )
 
+MOST_SENTENCES = 40
+
 
 def compose(analysis: Analysis, figures: Sequence[Figure], charts: str = "") -> list[Section]:
     """All sections that have something to say, run health first. charts: data of the interactive curves, if any."""
     pictures = {figure.name: Picture(figure) for figure in figures}
     made = [
         health(analysis),
-        Section("verdict", "Verdict", [verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
+        Section("verdict", "Verdict", [*verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
         budgets(analysis),
         _curves(pictures, charts),
         combined(analysis, pictures),
@@ -113,13 +115,17 @@ def _progress(run: RunRecord) -> str:
     return f"{run.curve.last_iter:.0f}" + (f" of {total}" if total else "")
 
 
-def verdicts(analysis: Analysis) -> Verdicts:
-    return Verdicts(
-        [
-            Verdict(c.name, wording.verdict(c, analysis), wording.sentence(c, analysis), wording.flags(c, analysis))
-            for c in analysis.cells.values()
-        ]
-    )
+def verdicts(analysis: Analysis) -> list[Block]:
+    """One sentence a cell; in a large study the cells of which nothing can be said are folded away."""
+    said = [
+        Verdict(c.name, wording.verdict(c, analysis), wording.sentence(c, analysis), wording.flags(c, analysis))
+        for c in analysis.cells.values()
+    ]
+    quiet = [v for v in said if v.word in ("no difference shown", "no claim")]
+    if len(said) <= MOST_SENTENCES or not quiet:
+        return [Verdicts(said)]
+    loud = [v for v in said if v not in quiet]
+    return [Verdicts(loud), Folded(f"{len(quiet)} cells without a difference shown", [Verdicts(quiet)])]
 
 
 def main_table(analysis: Analysis) -> Table:
@@ -219,6 +225,7 @@ def combined(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None
         blocks += [
             Heading("Main effects"),
             Text("Each feature's effect averaged over all combinations of the others (full factorial design)."),
+            *_some(pictures.get("main_effects")),
             _contrasts(analysis.main_effects, "hurts", "helps", "no difference shown"),
         ]
     if analysis.left_out:

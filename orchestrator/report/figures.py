@@ -48,7 +48,7 @@ SETTINGS: dict[Any, Any] = {
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def settings() -> Iterator[None]:
     """Defaults and ours, whatever the user's matplotlibrc says: the same input draws the same picture."""
     with matplotlib.rc_context():
         settings: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in _KEPT}
@@ -61,10 +61,15 @@ _KEPT = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
 
 def draw(figure: Figure, formats: tuple[str, ...] = ("png", "pdf")) -> dict[str, bytes]:
     """The figure in each format, without dates or versions in its metadata."""
-    with _settings(), warnings.catch_warnings():
+    with settings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box; the page shows the name
-        canvas = _forest(figure) if figure.forest else _panels(figure)
+        canvas = layout(figure)
         return {name: _save(canvas, name) for name in formats}
+
+
+def layout(figure: Figure) -> Canvas:
+    """The figure, laid out and ready to be drawn."""
+    return _forest(figure) if figure.forest else _panels(figure)
 
 
 def _save(canvas: Canvas, name: str) -> bytes:
@@ -181,7 +186,11 @@ def _legend(canvas: Canvas, figure: Figure, height: float) -> None:
 
 
 def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    """A long name without its middle: names built from parts differ at both ends."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
 
 
 # ---- forest ----------------------------------------------------------------------------------------------------------
@@ -209,20 +218,21 @@ def _forest(figure: Figure) -> Canvas:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(forest.x_label)
-    across = ticks(*forest.limits, 6) if any(row.effect is not None for row in forest.rows) else [0.0]
+    known = any(row.effect is not None for row in forest.rows)
+    across = ticks(*forest.limits, min(6, int((WIDTH - left - right) / 0.6))) if known else [0.0]
     axes.set_xticks(across, [tick(x) for x in across])
     _ends(axes, forest)
     return canvas
 
 
 def _ends(axes: Axes, forest: Forest) -> None:
-    """Which side is which, beside the zero line."""
-    for word, sign, align in ((f"← {forest.ends[0]}", -1, "right"), (f"{forest.ends[1]} →", 1, "left")):
+    """Which side is which, over the two ends of the axis."""
+    for word, place, align in ((f"← {forest.ends[0]}", 0, "left"), (f"{forest.ends[1]} →", 1, "right")):
         axes.annotate(
             word,
-            (0, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(sign * 5, 4),
+            (place, 1),
+            xycoords="axes fraction",
+            xytext=(0, 4),
             textcoords="offset points",
             ha=align,
             va="bottom",

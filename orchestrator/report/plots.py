@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,7 @@ def build_figures(analysis: Analysis) -> list[Figure]:
         differences(analysis),
         loss_curves(analysis),
         schedules(analysis),
+        main_effects(analysis),
         combinations(analysis),
         cost(analysis),
     ]
@@ -157,24 +159,43 @@ def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[flo
     return min(low, 0.0) - room, max(high, 0.0) + room
 
 
+def main_effects(analysis: Analysis) -> Figure | None:
+    """Of a full factorial design: each feature averaged over all settings of the others."""
+    caption = (
+        "Main effects: each feature's effect on the held-out NLL averaged over all combinations of the others, with "
+        "95% intervals; left of 0 is better. Filled: shown after Holm's correction over the main effects."
+    )
+    label = "main effect on held-out NLL (nats per token)"
+    return _contrasts("main_effects", "Main effects", caption, label, analysis.main_effects, ("helps", "hurts"))
+
+
 def combinations(analysis: Analysis) -> Figure | None:
     """Interactions: what a combination gives beyond the sum of its features."""
-    found = [c for c in analysis.interactions if c.effect][:MOST_ROWS]
-    if not found:
-        return None
-    rows = [_contrast_row(c) for c in found]
     caption = (
         "Interactions: effect of the combination minus the sum of the effects of its parts; 0 means they add up, "
         "left of 0 the combination is better than the sum."
     )
-    forest = Forest(tuple(rows), "interaction (nats per token)", forest_limits(rows), ends=("synergy", "conflict"))
-    return Figure("interactions", "Interactions", caption, forest=forest)
+    label = "interaction (nats per token)"
+    return _contrasts("interactions", "Interactions", caption, label, analysis.interactions, ("synergy", "conflict"))
 
 
-def _contrast_row(contrast: Contrast) -> ForestRow:
+def _contrasts(
+    name: str, title: str, caption: str, label: str, contrasts: Sequence[Contrast], words: tuple[str, str]
+) -> Figure | None:
+    found = [c for c in contrasts if c.effect]
+    if not found:
+        return None
+    rows = [_contrast_row(c, words) for c in found[:MOST_ROWS]]
+    if len(found) > len(rows):
+        caption += f" The first {len(rows)} of {len(found)}."
+    ends = words if words[0] == "synergy" else ("better", "worse")
+    return Figure(name, title, caption, forest=Forest(tuple(rows), label, forest_limits(rows), ends=ends))
+
+
+def _contrast_row(contrast: Contrast, words: tuple[str, str]) -> ForestRow:
     effect = contrast.effect
     assert effect is not None
-    word = wording.contrast_sentence(contrast, "conflict", "synergy", "none shown")
+    word = wording.contrast_sentence(contrast, words[1], words[0], "none shown")
     word = "no claim" if word == wording.ONE_SEED else word
     text = f"{wording.signed(effect.mean)}  {word}"
     return ForestRow(contrast.name, word, text, effect.mean, effect.low, effect.high, effect.values)

@@ -171,10 +171,8 @@ def _forest(forest: Forest) -> str:
         back = f'<rect class="noise" x="{across(-forest.band)}" y="0" width="{width:.2f}%" height="100%"/>'
     back += f'<line class="zero" x1="{across(0)}" x2="{across(0)}" y1="0" y2="100%"/>'
     rows = [_forest_row(row, forest, back, across) for row in forest.rows]
-    head = (
-        f'<text class="lab end" x="{across(0)}" dx="-8" y="13">← {escape(forest.ends[0])}</text>'
-        f'<text class="lab start" x="{across(0)}" dx="8" y="13">{escape(forest.ends[1])} →</text>'
-    )
+    head = f'<text class="lab start" x="0" y="13">← {escape(forest.ends[0])}</text>'
+    head += f'<text class="lab end" x="100%" y="13">{escape(forest.ends[1])} →</text>'
     axis = "".join(
         f'<line class="tick" x1="{across(t)}" x2="{across(t)}" y1="0" y2="5"/>'
         f'<text x="{across(t)}" y="18" text-anchor="middle">{tick(t)}</text>'

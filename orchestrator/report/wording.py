@@ -240,7 +240,7 @@ def flags(cell: CellResult, analysis: Analysis) -> list[str]:
     if cell.kind in ("schedule", "data", "mixed"):
         found.append(
             {"schedule": "changes the schedule, not the model", "data": "changes the data"}.get(
-                cell.kind, "changes model and schedule"
+                cell.kind, "changes more than the model"
             )
         )
     if cell.read_off:
@@ -274,6 +274,11 @@ def notes(analysis: Analysis) -> list[str]:
         found.append(f"Diverged, shown but in no mean and no interval: {names}.")
     if analysis.single_seed:
         found.append(f"Every effect here is {ONE_SEED}. Two or more seeds give intervals.")
+    if analysis.main_effects and analysis.family:
+        found.append(
+            "Full factorial design: the main effects use every run and say more than the single cells, which are "
+            f"corrected for {analysis.family} comparisons."
+        )
     return found + _arms(analysis) + _unlike(analysis)
 
 

@@ -30,7 +30,7 @@ class Plan:
     """What to write. effects: nats that a feature adds (they add up); fates: run (cell, seed) -> what became of it."""
 
     seeds: Sequence[int] = (1, 2, 3)
-    features: Mapping[str, dict[str, Any]] = field(default_factory=lambda: dict(FEATURES))
+    features: Mapping[str, Any] = field(default_factory=lambda: dict(FEATURES))
     cells: Mapping[str, Sequence[str]] | None = None
     effects: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)  # cell -> nats beyond the sum of its features

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
+from html import escape
 from pathlib import Path
 
 import pytest
 
-from orchestrator.report import Report, VerdictRow, build
+from orchestrator.report import Report, VerdictRow, build, collect, document, tables, verdict_rows, wording
+from orchestrator.report.analysis import analyse
+from orchestrator.report.page import render as page_of
 from tests.report.studies import Plan, write_study
 from trainer.errors import RunError, UserError
 
@@ -22,21 +26,33 @@ FILES = {
 }
 
 
-def made(folder: Path, plan: Plan) -> Report:
-    return build(folder, write_study(folder, plan))
+class Made:
+    """A study read and judged, without the drawing."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.analysis = analyse(collect.read_study(folder, write_study(folder, plan)))
+        self.rows = verdict_rows(self.analysis)
+        self.notes = wording.notes(self.analysis)
+
+    def table(self, text: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(text)))
+
+    @property
+    def runs(self) -> list[dict[str, str]]:
+        return self.table(tables.summary(self.analysis))
+
+    @property
+    def cells(self) -> list[dict[str, str]]:
+        return self.table(tables.comparison(self.analysis))
 
 
-def row(report: Report, cell: str) -> VerdictRow:
+def row(report: Report | Made, cell: str) -> VerdictRow:
     return next(r for r in report.rows if r.cell == cell)
 
 
-def table(folder: Path, name: str) -> list[dict[str, str]]:
-    with open(folder / "report" / name, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
-    report = made(tmp_path, Plan(seeds=(1, 2, 3, 4, 5), effects={"swiglu": -0.2, "warmup": 0.3}, noise=0.01))
+    plan = Plan(seeds=(1, 2, 3, 4, 5), effects={"swiglu": -0.2, "warmup": 0.3}, noise=0.01)
+    report = build(tmp_path, write_study(tmp_path, plan))
     assert row(report, "swiglu").verdict == "helps"
     assert row(report, "warmup").verdict == "hurts"
     assert "lower than the baseline" in row(report, "swiglu").sentence
@@ -50,14 +66,14 @@ def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
 
 
 def test_one_seed_makes_no_claim(tmp_path: Path) -> None:
-    report = made(tmp_path, Plan(seeds=(1,), effects={"warmup": 0.5}))
+    report = Made(tmp_path, Plan(seeds=(1,), effects={"warmup": 0.5}))
     harmful = row(report, "warmup")
     assert harmful.verdict == "no claim"
     assert harmful.interval is None
     assert harmful.p_value is None
     assert "descriptive only: one seed, no claim" in harmful.sentence
     assert "higher than the baseline" in harmful.sentence
-    assert all(r["effect_low"] == "" and r["p"] == "" for r in table(tmp_path, "comparison.csv"))
+    assert all(r["effect_low"] == "" and r["p"] == "" for r in report.cells)
 
 
 def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
@@ -72,8 +88,8 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
         ("warmup", 3): "lost",
         ("cosine", 3): "running",
     }
-    report = made(tmp_path, Plan(fates=fates))
-    runs = table(tmp_path, "summary.csv")
+    report = Made(tmp_path, Plan(fates=fates))
+    runs = report.runs
     assert len(runs) == 21
     assert {(r["cell"], r["seed"]): r["state"] for r in runs}["swiglu", "2"] == "failed"
     assert [r["run"] for r in runs if r["diverged"] == "yes"] == [
@@ -87,14 +103,16 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
     assert "1 lost" in row(report, "warmup").sentence
     assert "1 of 3 runs diverged and is not in it" in row(report, "rmsnorm").sentence
     assert "1 of 3 runs without a result" in row(report, "swiglu").sentence
-    page = (tmp_path / "report" / "report.html").read_text()
+    sections = document.compose(report.analysis, [])
+    page = page_of("t", "s", sections)
     assert "out of memory on node3" in page
-    assert all(r["run"] in page for r in runs)
+    assert "ValueError: loss is nan" in page
+    assert all(escape(r["run"]) in page for r in runs)
 
 
 def test_settings_that_did_not_reach_the_trainer_are_no_result(tmp_path: Path) -> None:
     fates = {("swiglu", seed): "stripped" for seed in (1, 2, 3)}
-    report = made(tmp_path, Plan(fates=fates, effects={"swiglu": -0.2}))
+    report = Made(tmp_path, Plan(fates=fates, effects={"swiglu": -0.2}))
     assert row(report, "swiglu").verdict == "no result"
     assert "3 with other settings" in row(report, "swiglu").sentence
     assert any("did not reach the trainer in swiglu" in note for note in report.notes)
@@ -104,15 +122,15 @@ def test_a_cell_identical_to_the_baseline_is_called_out(tmp_path: Path) -> None:
     plan = Plan(
         features={"nothing": {"model.rmsnorm": True}}, cells={"baseline": [], "nothing": ["nothing"]}, noise=0.0
     )
-    report = made(tmp_path, plan)
+    report = Made(tmp_path, plan)
     assert row(report, "nothing").verdict == "identical"
     assert any("Identical to the baseline" in note for note in report.notes)
 
 
 def test_schedule_arms_are_told_from_model_arms(tmp_path: Path) -> None:
-    report = made(tmp_path, Plan())
+    report = Made(tmp_path, Plan())
     assert any("warmup and cosine change the schedule" in note for note in report.notes)
-    kinds = {r["cell"]: r["kind"] for r in table(tmp_path, "comparison.csv")}
+    kinds = {r["cell"]: r["kind"] for r in report.cells}
     assert kinds == {
         "baseline": "",
         "swiglu": "model",
@@ -126,8 +144,8 @@ def test_schedule_arms_are_told_from_model_arms(tmp_path: Path) -> None:
 
 def test_cells_of_other_sizes_are_flagged(tmp_path: Path) -> None:
     wide = {"wide": {"model.n_embd": 96}, "swiglu": {"model.swiglu": True}}
-    made(tmp_path, Plan(features=wide, cells={"baseline": [], "wide": ["wide"], "swiglu": ["swiglu"]}))
-    flags = {r["cell"]: r["flags"] for r in table(tmp_path, "comparison.csv")}
+    report = Made(tmp_path, Plan(features=wide, cells={"baseline": [], "wide": ["wide"], "swiglu": ["swiglu"]}))
+    flags = {r["cell"]: r["flags"] for r in report.cells}
     assert "not parameter-matched" in flags["wide"]
     assert "not parameter-matched" not in flags["swiglu"]
 
@@ -141,7 +159,7 @@ def test_a_baseline_with_seeds_judges_single_runs_by_its_spread(tmp_path: Path) 
         effects={"warmup": 0.5},
         fates=fates,
     )
-    report = made(tmp_path, plan)
+    report = Made(tmp_path, plan)
     assert row(report, "warmup").verdict == "hurts"
     assert "95% prediction interval" in row(report, "warmup").sentence
     assert row(report, "swiglu").verdict == "no difference shown"
@@ -157,7 +175,7 @@ def test_nothing_has_finished_yet(tmp_path: Path) -> None:
 
 
 def test_a_failed_baseline_leaves_no_comparison(tmp_path: Path) -> None:
-    report = made(tmp_path, Plan(seeds=(1, 2), fates={("baseline", 1): "failed", ("baseline", 2): "failed"}))
+    report = Made(tmp_path, Plan(seeds=(1, 2), fates={("baseline", 1): "failed", ("baseline", 2): "failed"}))
     assert row(report, "swiglu").verdict == "no result"
     assert "baseline has no usable run" in row(report, "swiglu").sentence
 

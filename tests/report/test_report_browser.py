@@ -1,0 +1,129 @@
+"""The page in a real browser: nothing overflows, nothing is asked for, in both widths and both modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.report import build, compare
+from tests.report import chromium
+from tests.report.chromium import Browser
+from tests.report.studies import FEATURES, Plan, write_study
+from tests.report.test_report_output import HOSTILE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium.find() is None, reason="no chromium here: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as running:
+        yield running
+
+
+def pages(folder: Path) -> dict[str, Path]:
+    studies = {
+        "plain": (Plan(effects={"swiglu": -0.1, "warmup": 0.2}, domains=("web", "code", "books")), False),
+        "hostile": (Plan(features=HOSTILE, seeds=(1, 2)), True),
+        "broken": (Plan(fates={("rope", 1): "diverged", ("swiglu", 2): "failed", ("warmup", 1): "lost"}), True),
+        "single": (Plan(seeds=(1,)), False),
+    }
+    found = {}
+    for name, (plan, interactive) in studies.items():
+        build(folder / name, write_study(folder / name, plan), interactive=interactive)
+        found[name] = folder / name / "report" / "report.html"
+    found["both"] = next(p for p in compare([folder / "plain", folder / "single"]).paths if p.suffix == ".html")
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return pages(tmp_path_factory.mktemp("pages"))
+
+
+@pytest.mark.parametrize("name", ["plain", "hostile", "broken", "single", "both"])
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_overflows_and_nothing_is_asked_for(
+    browser: Browser, made: dict[str, Path], name: str, width: int, dark: bool
+) -> None:
+    browser.open(made[name], width, dark)
+    assert browser.evaluate("document.readyState") == "complete"
+    assert browser.evaluate("document.querySelectorAll('section').length") >= 2
+    assert browser.evaluate(chromium.SCROLLED) <= 0
+    assert browser.evaluate(chromium.OVERFLOWING) == []
+    assert [url for url in browser.requests() if not url.startswith("data:,")] == [made[name].as_uri()]
+    assert browser.complaints() == []
+
+
+def test_dark_mode_is_dark_and_legible(browser: Browser, made: dict[str, Path]) -> None:
+    script = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    seen = {}
+    for dark in (False, True):
+        browser.open(made["plain"], 1280, dark)
+        seen[dark] = [luminance(colour) for colour in browser.evaluate(script)]
+    for paper, ink in seen.values():
+        assert contrast(paper, ink) >= 7
+    assert seen[True][0] < 0.1 < 0.9 < seen[False][0]
+
+
+def test_small_text_has_contrast(browser: Browser, made: dict[str, Path]) -> None:
+    script = """[...document.querySelectorAll('svg text')].slice(0, 40).map(t => getComputedStyle(t).fill)
+      .concat([getComputedStyle(document.body).backgroundColor])"""
+    for dark in (False, True):
+        browser.open(made["plain"], 1280, dark)
+        *fills, paper = [luminance(colour) for colour in browser.evaluate(script)]
+        assert min(contrast(fill, paper) for fill in fills) >= 4.5
+
+
+def test_interactive_curves_are_drawn_and_zoom(browser: Browser, made: dict[str, Path]) -> None:
+    browser.open(made["broken"], 1280)
+    assert browser.evaluate("document.querySelectorAll('#charts canvas').length") == 6
+    assert browser.evaluate("document.querySelectorAll('.u-series').length") > 30
+    box = browser.evaluate(
+        "(() => { const o = document.querySelector('.u-over'); o.scrollIntoView();"
+        " const b = o.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+    )
+    left, top, width, height = box
+    before = axis_labels(browser)
+    press(browser, "mousePressed", left + 0.3 * width, top + 0.3 * height)
+    press(browser, "mouseMoved", left + 0.6 * width, top + 0.6 * height)
+    press(browser, "mouseReleased", left + 0.6 * width, top + 0.6 * height)
+    legend = browser.evaluate("document.querySelector('.u-legend .u-value').textContent")
+    assert legend not in ("", "—", "--")
+    assert axis_labels(browser) != before
+
+
+def axis_labels(browser: Browser) -> str:
+    """The first chart as drawn."""
+    return str(browser.evaluate("document.querySelector('#charts canvas').toDataURL()"))
+
+
+def press(browser: Browser, kind: str, x: float, y: float) -> None:
+    browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+
+def test_the_plain_page_needs_no_script(browser: Browser, made: dict[str, Path]) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.call("Page.navigate", url=made["plain"].as_uri())
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    browser.open(made["plain"], 1280)
+    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.evaluate("document.querySelectorAll('.panel').length") >= len(FEATURES)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.1) of rgb(r, g, b)."""
+    parts = [int(p) / 255 for p in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: float, b: float) -> float:
+    return (max(a, b) + 0.05) / (min(a, b) + 0.05)

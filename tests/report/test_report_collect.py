@@ -1,0 +1,174 @@
+"""Reading run folders: torn files, spoiled rows, the cache."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.report import cache, collect
+from tests.report.studies import Plan, write_study
+from trainer.errors import UserError
+from trainer.runlog import COLUMNS, whole_rows
+
+HEADER = ",".join(COLUMNS)
+ROWS = ("1,6.25,0.5,,0.0005,1.5,512,0.5", "10,nan,0.25,3.125,0.0005,,5120,2.75", "20,3.5,0.25,,0.0005,0.75,10240,5.25")
+SMALL = Plan(seeds=(1, 2), features={"swiglu": {"model.swiglu": True}}, cells={"baseline": [], "swiglu": ["swiglu"]})
+
+
+def test_a_file_cut_anywhere_gives_whole_rows_only() -> None:
+    text = "\n".join([HEADER, *ROWS]) + "\n"
+    for cut in range(len(text) + 1):
+        ours = collect.parse_rows(text[:cut].encode())
+        kept = whole_rows(text[:cut])
+        assert ours["iter"].tolist() == [float(row[0]) for row in kept]
+        losses = [float(row[1]) for row in kept]
+        assert np.array_equal(ours["loss"], losses, equal_nan=True)
+
+
+def test_empty_cells_and_nan_are_nan() -> None:
+    rows = collect.parse_rows("\n".join([HEADER, *ROWS, ""]).encode())
+    assert np.isnan(rows["loss"][1])
+    assert np.isnan(rows["val_loss"][[0, 2]]).all()
+    assert rows["val_loss"][1] == 3.125
+    assert np.isnan(rows["grad_norm"][1])
+
+
+@pytest.mark.parametrize(
+    "spoiled", ["7,1.0", "7,abc,0.1,,0.1,0.1,1,1", "x,1,0.1,,0.1,0.1,1,1", "7,1,2,3,4,5,6,7,8,9", "\0\0\0"]
+)
+def test_a_spoiled_row_spoils_only_itself(spoiled: str) -> None:
+    rows = collect.parse_rows("\n".join([HEADER, ROWS[0], spoiled, ROWS[2], ""]).encode())
+    assert rows["iter"][0] == 1
+    assert rows["iter"][-1] == 20
+    assert rows["loss"][-1] == 3.5
+
+
+@pytest.mark.parametrize("text", ["", "\n", "step,loss\n1,2\n", "iter", HEADER, HEADER + "\n"])
+def test_no_rows_is_an_empty_curve(text: str) -> None:
+    curve = collect.reduce_rows(collect.parse_rows(text.encode()))
+    assert curve.rows == 0
+    assert math.isnan(curve.last_iter)
+    assert len(curve.column("loss")) == 0
+
+
+def test_rows_are_averaged_in_groups_of_a_power_of_two() -> None:
+    steps = np.arange(1, 1001, dtype=float)
+    columns = {name: steps.copy() for name in collect.READ}
+    columns["loss"][4] = np.nan
+    columns["val_loss"][:-1] = np.nan
+    curve = collect.reduce_rows(columns)
+    assert curve.train.shape == (len(cache.TRAIN), 250)  # groups of four
+    assert curve.column("loss")[:2].tolist() == [2.5, 7.0]
+    assert curve.column("iter")[-1] == 998.5
+    assert curve.evaluated("val_loss").tolist() == [1000.0]
+    assert (curve.rows, curve.last_iter) == (1000, 1000.0)
+
+
+def test_the_cache_gives_back_what_was_read(tmp_path: Path) -> None:
+    states = write_study(tmp_path, SMALL)
+    first = collect.read_study(tmp_path, states)
+    assert (tmp_path / "report" / cache.CURVES).exists()
+    second = collect.read_study(tmp_path, states)
+    assert first.digest == second.digest
+    for a, b in zip(first.runs, second.runs, strict=True):
+        assert np.array_equal(a.curve.train, b.curve.train, equal_nan=True)
+        assert np.array_equal(a.curve.held_out, b.curve.held_out, equal_nan=True)
+        assert a.curve.last_tokens == b.curve.last_tokens
+
+
+def test_the_cache_is_used_and_goes_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = write_study(tmp_path, SMALL)
+    collect.read_study(tmp_path, states)
+    parsed: list[int] = []
+    real = collect.parse_rows
+
+    def counted(data: bytes) -> dict[str, np.ndarray]:
+        parsed.append(len(data))
+        return real(data)
+
+    monkeypatch.setattr(collect, "parse_rows", counted)
+    collect.read_study(tmp_path, states)
+    assert parsed == []
+    run = next(tmp_path.glob("swiglu-seed1-*")) / "loss.csv"
+    text = run.read_text()
+    run.write_text(text.replace("\n1,", "\n2,", 1))  # same size, same place, other content
+    collect.read_study(tmp_path, states)
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04 not a zip"])
+def test_a_broken_cache_is_read_over(tmp_path: Path, junk: bytes) -> None:
+    states = write_study(tmp_path, SMALL)
+    good = collect.read_study(tmp_path, states)
+    (tmp_path / "report" / cache.CURVES).write_bytes(junk)
+    again = collect.read_study(tmp_path, states)
+    assert [r.curve.rows for r in again.runs] == [r.curve.rows for r in good.runs]
+    assert again.digest == good.digest
+
+
+def test_what_the_files_say_wins_nothing_over_what_they_lack(tmp_path: Path) -> None:
+    states = write_study(tmp_path, SMALL)
+    run = next(tmp_path.glob("swiglu-seed1-*"))
+    (run / "summary.json").write_text("{half")
+    (run / "config.json").unlink()
+    record = next(r for r in collect.read_study(tmp_path, states).runs if r.id == run.name)
+    assert not record.usable
+    assert record.val_nll is None
+    assert record.parameters is None
+    assert record.curve.rows > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "diverged"),
+    [
+        ({}, False),
+        ({"diverged": True}, True),
+        ({"val_nll": None}, True),
+        ({"val_nll": 9.0}, True),
+        ({"val_nll": 9.0, "initial_loss": None}, False),
+    ],
+)
+def test_diverged_is_nan_or_above_the_start(tmp_path: Path, change: dict, diverged: bool) -> None:
+    states = write_study(tmp_path, SMALL)
+    path = next(tmp_path.glob("swiglu-seed1-*")) / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    record = next(r for r in collect.read_study(tmp_path, states).runs if r.cell == "swiglu" and r.seed == 1)
+    assert record.diverged is diverged
+    assert record.usable is not diverged
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted", "written", "same"),
+    [
+        ("trainer.learning_rate", 5e-4, 0.0005, True),
+        ("trainer.betas", (0.9, 0.99), [0.9, 0.99], True),
+        ("trainer.betas", [0.9, 0.99], [0.9, 0.95], False),
+        ("model.swiglu", True, "True", False),
+        ("model.swiglu", True, 1, True),
+        ("model.swiglu", True, False, False),
+        ("trainer.warmup_steps", 20, 0, False),
+        ("model.n_layer", None, 3, True),
+        ("data.file_path", "a.jsonl", "/abs/a.jsonl", True),
+        ("system.work_dir", "a", "b", True),
+    ],
+)
+def test_overrides_are_looked_for_in_the_configuration(key: str, wanted: object, written: object, same: bool) -> None:
+    section, _, name = key.partition(".")
+    record = collect.RunRecord(
+        "r", "c", 1, (), {key: wanted}, "done", "", {section: {name: written}}, {}, {}, collect.reduce_rows(EMPTY)
+    )
+    assert record.wrong_overrides == (() if same else (key,))
+
+
+EMPTY = {name: np.empty(0) for name in collect.READ}
+
+
+@pytest.mark.parametrize("broken", ['{"runs": [{"id": "x"}]}', '{"runs": [7]}', '{"runs": {}}', "[]", "{", ""])
+def test_a_damaged_plan_is_one_sentence(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "study.json").write_text(broken)
+    with pytest.raises(UserError, match=r"study\.json"):
+        collect.read_study(tmp_path, {})

@@ -1,0 +1,204 @@
+"""The files of a report: the same from the same inputs, untouched where nothing changed, legible, within bounds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from matplotlib.text import Text
+
+from orchestrator.report import build, figures, plots, tables
+from orchestrator.report.analysis import Analysis, analyse
+from orchestrator.report.collect import read_study
+from tests.report.studies import FEATURES, Plan, write_study
+
+HOSTILE = {
+    "_x": {"model.swiglu": True},
+    "a$b$": {"model.rmsnorm": True},
+    "<script>alert(1)</script>": {"model.rope": True},
+    "x" * 80: {"trainer.warmup_steps": 9},
+    "&amp;|`*_\\": {"trainer.use_cosine": True},
+    "漢字": {"trainer.warmup_steps": 5},
+    "$$": {"trainer.warmup_steps": 4},
+}
+AGAIN = """
+import json, sys
+from pathlib import Path
+from orchestrator.report import build
+states = {k: tuple(v) for k, v in json.loads(sys.argv[2]).items()}
+build(Path(sys.argv[1]), states, interactive=True)
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "report").iterdir())}
+
+
+def analysed(folder: Path, plan: Plan) -> Analysis:
+    return analyse(read_study(folder, write_study(folder, plan)))
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    import json
+
+    states = write_study(tmp_path, Plan(seeds=(1, 2), effects={"swiglu": -0.1}, domains=("a", "b")))
+    build(tmp_path, states, interactive=True)
+    first = contents(tmp_path)
+    shutil.rmtree(tmp_path / "report")
+    environ = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "5"}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", AGAIN, str(tmp_path), json.dumps(states)]
+    subprocess.run(command, cwd=root, env=environ, check=True, timeout=120)
+    second = contents(tmp_path)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_nothing_is_written_again_unless_something_changed(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
+    before = {path: path.stat().st_ino for path in build(tmp_path, states).paths}
+    assert {path: path.stat().st_ino for path in build(tmp_path, states).paths} == before
+    page = tmp_path / "report" / "report.html"
+    whole = page.read_bytes()
+    page.write_bytes(whole[:100])
+    build(tmp_path, states)
+    assert page.read_bytes() == whole
+    changed = dict.fromkeys(list(states)[:1], ("failed", "by hand"))
+    build(tmp_path, {**states, **changed})
+    assert b"by hand" in (tmp_path / "report" / "summary.csv").read_bytes()
+
+
+def test_figures_that_are_no_longer_made_go_away(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    build(
+        folder, write_study(folder, Plan(seeds=(1,), features={"swiglu": FEATURES["swiglu"], "rope": FEATURES["rope"]}))
+    )
+    mine = folder / "report" / "notes.txt"
+    mine.write_text("a person's own file")
+    assert (folder / "report" / "interactions.png").exists()
+    (folder / "study.json").unlink()
+    build(
+        folder,
+        write_study(tmp_path / "other", Plan(seeds=(1,), features={"swiglu": FEATURES["swiglu"]})) and _move(tmp_path),
+    )
+    assert not (folder / "report" / "interactions.png").exists()
+    assert mine.exists()
+
+
+def _move(tmp_path: Path) -> dict[str, tuple[str, str]]:
+    for path in (tmp_path / "other").iterdir():
+        target = tmp_path / "study" / path.name
+        if not target.exists():
+            shutil.move(path, target)
+    return {}
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(features=HOSTILE, seeds=(1, 2)),
+        Plan(features={f"feature_{i:02d}": {"trainer.warmup_steps": i} for i in range(1, 16)}, seeds=(1, 2)),
+        Plan(effects={"warmup": 3.0, "rope": -0.0004}, fates={("rmsnorm", 1): "diverged", ("cosine", 1): "failed"}),
+        Plan(seeds=(1,), fates={(c, 1): "planned" for c in ["baseline", *FEATURES, "all_on"]}),
+    ],
+    ids=["hostile", "many", "far", "empty"],
+)
+def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan) -> None:
+    analysis = analysed(tmp_path, plan)
+    for figure in plots.build_figures(analysis):
+        with figures.settings(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            canvas = figures.layout(figure)
+            canvas.draw_without_rendering()
+        texts = [t for t in canvas.findobj(Text) if t.get_visible() and t.get_text().strip()]
+        width, height = canvas.bbox.width, canvas.bbox.height
+        for text in texts:
+            box = text.get_window_extent()
+            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+            assert inside, (figure.name, text.get_text(), box)
+        said = {text.get_text() for text in texts}
+        for name, _ in figure.legend:
+            assert any(t == name or t.endswith(name[-20:]) for t in said), (figure.name, name)
+
+
+def test_styles_do_not_repeat() -> None:
+    seen = {(str(figures.style(i)),) for i in range(60)}
+    assert len(seen) == 60
+
+
+def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path) -> None:
+    report = build(tmp_path, write_study(tmp_path, Plan(features=HOSTILE, seeds=(1,))), interactive=True)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert len(report.rows) == len(HOSTILE) + 2
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    outside_code = re.sub(r"```sh.*?```", "", markdown, flags=re.S)
+    assert "<script>" not in outside_code.replace("\\<script\\>", "")
+    assert r"a\$b\$" in markdown
+    lines = [line for line in markdown.splitlines() if line.startswith("| &") or line.startswith(r"| \&")]
+    assert lines
+
+
+def test_latex_is_escaped(tmp_path: Path) -> None:
+    text = tables.latex(analysed(tmp_path, Plan(features=HOSTILE, seeds=(1, 2))))
+    assert r"\_x & 2 &" in text
+    assert r"a\$b\$" in text
+    assert r"\textless{}script\textgreater{}" in text
+    assert "−" not in text
+    body = text.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(HOSTILE) + 2
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 5 for line in body)
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_the_page_holds_everything_itself(tmp_path: Path, interactive: bool) -> None:
+    plan = Plan(features={n: FEATURES[n] for n in ("swiglu", "rope", "warmup")}, rows=5000, max_iters=50_000)
+    plan.cells = {"baseline": [], **{n: [n] for n in plan.features}}
+    build(tmp_path, write_study(tmp_path, plan), interactive=interactive)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert len(page.encode()) <= 1_000_000
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    assert rules["default-src"] == "'none'"
+    assert set(rules["style-src"].split()) == {digest(s) for s in re.findall(r"<style>(.*?)</style>", page, re.S)}
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
+    assert len(scripts) == (2 if interactive else 0)
+    assert set(rules.get("script-src", "").split()) == {digest(s) for s in scripts}
+    assert " style=" not in page.replace("\n", " ").split("<main>")[1].split("</main>")[0]
+    outside = re.findall(r'(?:src|href|action|data)="([^"]*)"', page)
+    assert all(link.startswith(("#", "data:,")) for link in outside)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
+    plan = Plan(fates={("rope", 2): "diverged", ("swiglu", 3): "failed"})
+    states = write_study(tmp_path, plan)
+    first = next(tmp_path.glob("baseline-seed1-*"))
+    (first / "provenance.json").write_text('{"git_commit": "0123456789abcdef", "versions": {"torch": "9.9"}}')
+    build(tmp_path, states)
+    text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    assert "7 cells with 3 seeds (1, 2, 3) make 21 runs, of which 20 finished and 1 of those diverged" in text
+    assert "peak learning rate 0.0005" in text
+    assert "tokenizer sample" in text
+    assert "corrected for 6 comparisons by Holm's method" in text
+    assert "paired by seed (2 to 3 pairs)" in text
+    assert "commit 0123456789" in text
+    assert "torch 9.9" in text
+    assert f"python -m trainer --config {first}/config.json --system.work_dir=repeat/{first.name}" in text
+    assert text.count("python -m trainer") == 21
