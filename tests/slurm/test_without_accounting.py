@@ -1,0 +1,105 @@
+"""A cluster without a database: sacct fails at once, and the truth must come from files, squeue and scontrol."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import Workspace
+from trainer import runlog
+
+
+@pytest.fixture(scope="module")
+def bare_cluster(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment in which Slurm's commands speak to a second cluster, of one node and without accounting."""
+    lab = "/tmp/slurm-noacct"
+    environment = {
+        "SLURM_LAB": lab,
+        "SLURM_LAB_PORT": os.environ.get("SLURM_LAB_BARE_PORT", "18900"),
+        "SLURM_LAB_ACCT": "0",
+        "SLURM_LAB_NODES": "1",
+        "SLURM_CONF": f"{lab}/etc/slurm.conf",
+    }
+    if os.geteuid():
+        pytest.skip("the second cluster needs root")
+    full = {**os.environ, **environment}
+    subprocess.run([cluster, "up"], env=full, check=True, timeout=120)
+    yield environment
+    subprocess.run([cluster, "down", "--purge"], env=full, check=True, timeout=120)
+
+
+@pytest.fixture
+def bare_workspace(workspace: Workspace, bare_cluster: dict[str, str]) -> Iterator[Workspace]:
+    workspace.environment = bare_cluster
+    yield workspace
+    workspace.run("cancel", "--all", "--yes", code=None)
+
+
+def scancel(workspace: Workspace, job: str) -> None:
+    subprocess.run(["scancel", job], env=workspace.env(), check=True, timeout=60)
+
+
+@pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
+def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> None:
+    """One array, in it a cancelled, a killed, a finished and a requeued run."""
+    workspace = bare_workspace
+    assert subprocess.run(["sacct"], env=workspace.env(), capture_output=True, check=False).returncode
+    study = workspace.write_study(iters=400, ckpt=20)
+    cells = ("baseline", "swiglu", "rmsnorm", "rope")
+    only = [word for cell in cells for word in ("--only", cell)]
+    workspace.run("submit", study, "--launcher", launcher, *only, "--no-report")
+    states = workspace.wait(lambda states: all(states[cell]["iter"] >= 25 for cell in cells))
+    scancel(workspace, states["baseline"]["job_id"])
+    events = runlog.read_events(workspace.run_folder("swiglu"))
+    os.kill(int(next(e["pid"] for e in events if e["event"] == "started")), signal.SIGKILL)
+    subprocess.run(
+        ["scancel", "--signal=USR2", states["rmsnorm"]["job_id"]], env=workspace.env(), check=True, timeout=60
+    )
+
+    ended = ("cancelled", "failed", "lost", "done")
+    states = workspace.wait(lambda states: all(states[cell]["state"] in ended for cell in cells))
+    assert {cell: states[cell]["state"] for cell in cells} == {
+        "baseline": "cancelled",
+        "swiglu": "failed",
+        "rmsnorm": "done",
+        "rope": "done",
+    }
+    assert "resumed" in [event["event"] for event in runlog.read_events(workspace.run_folder("rmsnorm"))]
+    workspace.run("submit", study, "--launcher", launcher, *only, "--retry", "--no-report")
+    workspace.wait(lambda states: all(states[cell]["state"] == "done" for cell in cells))
+
+
+def test_a_pending_job_that_is_cancelled(bare_workspace: Workspace) -> None:
+    workspace = bare_workspace
+    wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
+    blocker = subprocess.run(wrap, env=workspace.env(), capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        workspace.run("submit", workspace.write_study(), "--no-report")
+        states = workspace.states()
+        assert {state["state"] for state in states.values()} == {"queued"}
+        scancel(workspace, states["rope"]["job_id"])
+        states = workspace.wait(lambda states: states["rope"]["state"] != "queued")
+        assert states["rope"]["state"] == "cancelled"
+        assert {state["state"] for cell, state in states.items() if cell != "rope"} == {"queued"}
+    finally:
+        scancel(workspace, blocker)
+
+
+def test_a_job_without_a_log_folder_is_lost_not_unknown(bare_workspace: Workspace) -> None:
+    workspace = bare_workspace
+    wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
+    blocker = subprocess.run(wrap, env=workspace.env(), capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        workspace.run("submit", workspace.write_study(), "--only", "baseline", "--no-report")
+        shutil.rmtree(Path(workspace.folder) / "out" / "study" / "logs")
+    finally:
+        scancel(workspace, blocker)
+    states = workspace.wait(lambda states: states["baseline"]["state"] not in ("queued", "running"))
+    assert states["baseline"]["state"] == "lost"
+    assert "log: its folder is missing" in states["baseline"]["reason"]
