@@ -10,6 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train as the flags say and return the exit code: 0 done, 75 stopped, 2 a mistake of the user's, 1 a failure."""
     # Before anything of Hugging Face is imported, which reads them once: compute nodes have no network
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    from trainer import console
     from trainer.config import from_flags
     from trainer.device import limit_threads
     from trainer.errors import AblatrixError
@@ -31,12 +32,14 @@ def main(argv: list[str] | None = None) -> int:
         signals.ignore()
         return code
     except Interrupted:
-        print(f"stopped by {signals.name} before training began; start again to continue", file=sys.stderr)
+        console.complain(f"stopped by {signals.name} before training began; start again to continue")
         return EXIT_STOPPED
     except AblatrixError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            console.complain(f"error: {line}")
         return error.exit_code
+    finally:
+        console.settle()
 
 
 def usage() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from trainer import checkpoint, runlog
+from trainer.console import say
 from trainer.loop import Trainer, step_seed
 from trainer.signals import StopSignals
 
@@ -32,10 +33,9 @@ class LossRows:
         row = trainer.row
         self.log.write(row)
         val = f"  val_loss {row['val_loss']:.4f}" if row["val_loss"] is not None else ""
-        print(
+        say(
             f"iter {row['iter']}/{trainer.config.trainer.max_iters}  loss {row['loss']:.4f}{val}  "
-            f"lr {row['lr']:.2e}  grad_norm {row['grad_norm']:.3f}  {row['dt'] * 1000:.1f} ms/step",
-            flush=True,
+            f"lr {row['lr']:.2e}  grad_norm {row['grad_norm']:.3f}  {row['dt'] * 1000:.1f} ms/step"
         )
 
 

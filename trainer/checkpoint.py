@@ -11,13 +11,13 @@ import errno
 import hashlib
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from trainer.console import warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
 from trainer.runlog import ARGS, LOSS, MODEL, SAMPLES, SUMMARY
@@ -41,7 +41,8 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
-    return sorted(run_dir.glob("checkpoint-" + "[0-9]" * 8 + ".pt"), reverse=True)
+    found = retried(run_dir, lambda again: list(run_dir.glob("checkpoint-" + "[0-9]" * 8 + ".pt")))
+    return sorted(found, reverse=True)
 
 
 def save_torch(path: Path, value: object, guard: Callable[[], None] | None = None) -> None:
@@ -57,8 +58,11 @@ def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] | None 
     """
     path = checkpoint_path(run_dir, state["step"])
     replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
-    for old in checkpoints(run_dir)[KEPT:]:
-        old.unlink(missing_ok=True)
+    try:
+        for old in checkpoints(run_dir)[KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:  # the next one will try again
+        warn(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
     return path
 
 
@@ -91,7 +95,7 @@ def newest(run_dir: Path, fingerprint: str) -> tuple[dict[str, Any], Path] | Non
         except DamagedError as error:
             aside = path.with_name(path.name + ".bad")
             os.replace(path, aside)
-            print(f"warning: {path} cannot be read ({error}); set aside as {aside.name}", file=sys.stderr)
+            warn(f"{path} cannot be read ({error}); set aside as {aside.name}")
             continue
         _require(state, path, fingerprint)
         return state, path

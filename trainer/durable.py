@@ -11,11 +11,12 @@ import errno
 import io
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar
+
+from trainer.console import warn
 
 T = TypeVar("T")
 
@@ -23,7 +24,13 @@ TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN})
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: the largest file allowed
 # what file systems say that cannot fsync a directory: nothing can be done about it, and nothing is lost by going on
 NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
-PAUSES = (0.1, 0.5, 2.0, 7.0, 20.0)  # seconds before each further try: half a minute, as file servers need to restart
+PAUSES: tuple[float, ...] = (
+    0.1,
+    0.5,
+    2.0,
+    7.0,
+    20.0,
+)  # seconds before each further try: half a minute, as file servers need to restart
 BUFFER = 1 << 20  # bytes: a file server answers a few large writes sooner than many small ones
 
 
@@ -44,7 +51,7 @@ def retried(path: Path, action: Callable[[bool], T]) -> T:
             pause = next(pauses, None) if error.errno in TRANSIENT else None
             if pause is None:
                 raise
-            print(f"warning: {path}: {error.strerror}; trying again in {pause:g} s", file=sys.stderr, flush=True)
+            warn(f"{path}: {error.strerror}; trying again in {pause:g} s")
         time.sleep(pause)
         again = True
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from pathlib import Path
 
 from trainer import runlog
 from trainer.attempts import Attempt, SupersededError, newest
+from trainer.console import warn
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import AblatrixError, RunError
 
@@ -40,7 +40,7 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
             runlog.append_event(run_dir, "signal", signal=signal_name)
             runlog.append_event(run_dir, "stopped")
     except OSError as second:
-        print(f"warning: {run_dir / runlog.EVENTS}: not written: {second.strerror}", file=sys.stderr)
+        warn(f"{run_dir / runlog.EVENTS}: not written: {second.strerror}")
 
 
 def _advice(error: OSError) -> str:

@@ -18,6 +18,7 @@ from models.config import count_parameters, flops_per_token
 from trainer import callbacks, checkpoint, data, endings, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
+from trainer.console import say
 from trainer.device import describe, pick_device
 from trainer.durable import FULL
 from trainer.errors import UserError
@@ -110,7 +111,7 @@ def _already_finished(run_dir: Path, config: RunConfig) -> bool:
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
         return False
-    print(f"{run_dir}: already finished; --trainer.resume=none does it again")
+    say(f"{run_dir}: already finished; --trainer.resume=none does it again")
     return True
 
 
@@ -153,13 +154,13 @@ def _train(attempt: Attempt, config: RunConfig, inputs: Inputs, device: torch.de
     fields = {"attempt": attempt.number, "iter": trainer.iter, "device": describe(device)}
     runlog.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters = count_parameters(config.model)
-    print(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {describe(device)} in {run_dir}", flush=True)
+    say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {describe(device)} in {run_dir}")
 
     signals.training = True
     trainer.run()
     if not trainer.finished:
         runlog.append_event(run_dir, "stopped", iter=trainer.iter)
-        print(f"stopped by {signals.name} after iter {trainer.iter}; start again to continue", flush=True)
+        say(f"stopped by {signals.name} after iter {trainer.iter}; start again to continue")
         return runlog.EXIT_STOPPED
     log.mend()
     _finish(attempt, trainer, inputs.store)
@@ -230,7 +231,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
     runlog.append_event(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
     outcome = "diverged" if trainer.diverged else "finished"
-    print(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s", flush=True)
+    say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 
 
 def _number(value: float) -> float | None:

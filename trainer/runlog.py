@@ -154,6 +154,7 @@ class LossLog:
                 return sync_file(self.path)
         except OSError as error:
             if error.errno not in {errno.ENOENT, *TRANSIENT}:
+                error.filename = str(self.path)
                 raise
         return self._rewrite()
 

@@ -1,0 +1,77 @@
+"""What the processes of the fault tests do. Each returns an exit code: 0 done, 1 an OSError was raised."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import checkpoint, durable, runlog
+from trainer.__main__ import main
+
+OLD, NEW = "old\n" * 3, "new and longer\n" * 300
+
+
+def state(step: int, filling: float = 1.0) -> dict[str, Any]:
+    """A small checkpoint's state, all numbers `filling`."""
+    weights = {f"w{i}": torch.full((60, 7), filling) for i in range(3)}
+    progress = {"seconds": 1.5, "sums": torch.zeros(2)}
+    optimizer = {"steps": torch.tensor(float(step))}
+    return {"fingerprint": "aaaa", "step": step, "model": weights, "optimizer": optimizer, "progress": progress}
+
+
+def impatient() -> None:
+    """Retries without the pauses."""
+    durable.PAUSES = (0.0,) * len(durable.PAUSES)
+
+
+def halve_writes() -> None:
+    """Every write is cut short, as POSIX allows."""
+    write = os.write
+    os.write = lambda fd, data: write(fd, memoryview(data)[: (memoryview(data).nbytes + 1) // 2])
+
+
+def replace(folder: str, short: bool = False, durable: bool = True) -> int:
+    return _tried(short, lambda: runlog.atomic_write(Path(folder) / "file", NEW, durable))
+
+
+def append(folder: str, short: bool = False) -> int:
+    return _tried(short, lambda: runlog.append_line(Path(folder) / "file", "third"))
+
+
+def save(folder: str, short: bool = False) -> int:
+    return _tried(short, lambda: checkpoint.save(Path(folder), state(30, 3.0)))
+
+
+def rows(folder: str, short: bool = False) -> int:
+    """A LossLog that is opened behind step 2, gets a row and is synced."""
+
+    def act() -> None:
+        log = runlog.LossLog(Path(folder), 2)
+        log.write({"iter": 3, "loss": 0.5})
+        log.sync()
+
+    return _tried(short, act)
+
+
+def _tried(short: bool, action: Any) -> int:
+    impatient()
+    if short:
+        halve_writes()
+    try:
+        action()
+    except OSError as error:
+        print(f"raised {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(argv: list[str], short: bool = False) -> int:
+    """`python -m trainer ARGV`."""
+    impatient()
+    if short:
+        halve_writes()
+    return main(argv)
