@@ -1,4 +1,7 @@
-"""Dividing work between processes on any hosts that share a folder, by mkdir: flock does nothing on many clusters.
+"""Dividing work between processes on any hosts that share a folder, by rename: flock does nothing on many clusters.
+
+A claim is a folder that holds its owner's name. It is made elsewhere and renamed into place, which fails where a
+folder that is not empty stands already: a claim without an owner's name is never seen.
 
 A claim says who is at work, so that others take something else. It is never what makes a result right: results appear
 by an atomic rename and are the same whoever makes them, so that a claim taken over too early costs time only.
@@ -7,6 +10,7 @@ by an atomic rename and are the same whoever makes them, so that a claim taken o
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -28,6 +32,7 @@ class Claims:
 
     def __init__(self, folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
         self.folder, self.beat, self.stale = folder, beat, stale
+        self._token = uuid.uuid4().hex
         self._held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._stop = threading.Event()
@@ -48,13 +53,11 @@ class Claims:
 
         Raises FileNotFoundError where the folder of all claims is gone: the work is done.
         """
-        path = self.folder / name
-        if not self._make(path) and not (
-            take_over and self._is_stale(name) and self._discard(path) and self._make(path)
+        if not self._make(name) and not (
+            take_over and self._is_stale(name) and self._discard(name) and self._make(name)
         ):
             return False
         self._held.add(name)
-        self._write(name, 0)
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
             self._thread.start()
@@ -63,7 +66,8 @@ class Claims:
     def release(self, name: str) -> None:
         """Give a claim back."""
         self._held.discard(name)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        if self._is_mine(name):
+            self._discard(name)
 
     @contextlib.contextmanager
     def holding(self, name: str, take_over: bool = False) -> Iterator[bool]:
@@ -80,12 +84,26 @@ class Claims:
         record = _parse(self._read(name))
         return f"{record['host']} (process {record['pid']})" if "host" in record and "pid" in record else ""
 
-    def _make(self, path: Path) -> bool:
-        try:
-            path.mkdir()
-        except FileExistsError:
+    def _is_mine(self, name: str) -> bool:
+        return _parse(self._read(name)).get("token") == self._token
+
+    def _make(self, name: str) -> bool:
+        if (self.folder / name / OWNER).exists():
             return False
+        made = self._hidden(name)
+        made.mkdir()
+        try:
+            (made / OWNER).write_text(self._owner(0))
+            made.rename(self.folder / name)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
         return True
+
+    def _hidden(self, name: str) -> Path:
+        return self.folder / f".{name}.{uuid.uuid4().hex}"
 
     def _is_stale(self, name: str) -> bool:
         now, raw = time.monotonic(), self._read(name)
@@ -94,11 +112,11 @@ class Claims:
             self._seen[name], since = (raw, now), now
         return _died(_parse(raw)) or now - since > self.stale
 
-    def _discard(self, path: Path) -> bool:
-        """Take a dead owner's claim away: of several that try, the rename lets one succeed."""
-        grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    def _discard(self, name: str) -> bool:
+        """Take a claim away; of several that try, the rename lets one succeed."""
+        grave = self._hidden(name)
         try:
-            path.rename(grave)
+            (self.folder / name).rename(grave)
         except OSError:
             return False
         shutil.rmtree(grave, ignore_errors=True)
@@ -109,12 +127,20 @@ class Claims:
         while not self._stop.wait(self.beat):
             count += 1
             for name in list(self._held):
-                self._write(name, count)
+                if self._is_mine(name):
+                    self._write(name, count)
 
     def _write(self, name: str, count: int) -> None:
-        record = {**_myself(), "beat": count}
+        path = self.folder / name / OWNER
         with contextlib.suppress(OSError):  # taken over, or the work is done and its folder gone
-            (self.folder / name / OWNER).write_text(json.dumps(record))
+            path.with_suffix(".new").write_text(self._owner(count))
+            path.with_suffix(".new").replace(path)
+
+    def _owner(self, beat: int) -> str:
+        """This process, and how often its heart has beaten."""
+        pid = os.getpid()
+        who = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "born": _born(pid)}
+        return json.dumps({**who, "token": self._token, "beat": beat})
 
     def _read(self, name: str) -> bytes:
         try:
@@ -129,11 +155,6 @@ def _parse(raw: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _myself() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "born": _born(pid)}
 
 
 def _machine() -> str:

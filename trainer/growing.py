@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from trainer import tokenbuild
 from trainer.corpus import Lines, no_documents
 from trainer.encoder import Encoder
 from trainer.errors import RunError
-from trainer.tokencache import Cache
+from trainer.tokencache import Cache, open_shard
 from trainer.tokenstore import CompleteStore, TokenStore, nothing_left, read_tokens, too_short
 
 KEPT_BYTES = 128 << 20  # of documents that were tokenised when they were drawn
@@ -215,9 +214,8 @@ class _Shard:
 
     def __init__(self, cache: Cache, lines: range, number: int) -> None:
         self._first, self._dtype = lines.start, cache.dtype
-        self._file = open(cache.shard_file(number), "rb")  # noqa: SIM115 - closed with the object
-        head = json.loads(self._file.readline())
-        self._offsets = np.concatenate([[0], np.cumsum(np.fromfile(self._file, "<u4", head["lines"]), dtype=np.int64)])
+        self._file, counts, _ = open_shard(cache.shard_file(number), cache.dtype)
+        self._offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._skip = self._file.tell()
 
     def count(self, line: int) -> int:

@@ -6,6 +6,7 @@ when its standard input is closed (its parent died), or with the message of an e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -185,7 +186,8 @@ def _make_shards(
 def _join(cache: Cache, lines: Lines, claims: Claims) -> bool:
     with claims.holding("join", take_over=True) as ours:
         if ours and cache.meta() is None:
-            tokencache.join_shards(cache, lines)
+            with contextlib.suppress(FileNotFoundError):  # a shard was not whole and is gone: it is made again
+                tokencache.join_shards(cache, lines)
     return ours
 
 

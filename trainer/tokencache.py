@@ -141,14 +141,15 @@ def file_stamp(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name, whole and on disk, when the block ends well."""
+def appearing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name, whole, when the block ends well; durable: also after a power cut."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -189,7 +190,7 @@ class Shard:
     def write(self, path: Path) -> None:
         """One line of JSON, the counts as uint32, the tokens."""
         head = {"lines": len(self.counts), "tokens": len(self.tokens), "skipped": self.skipped}
-        with appearing(path) as file:
+        with appearing(path, durable=False) as file:  # `open_shard` notices what a power cut left
             file.write(json.dumps(head).encode() + b"\n")
             file.write(self.counts.astype("<u4").tobytes())
             file.write(self.tokens.tobytes())
@@ -197,11 +198,25 @@ class Shard:
     @classmethod
     def read(cls, path: Path, dtype: np.dtype[Any]) -> Shard:
         """Raises FileNotFoundError where the shard is not there (any more)."""
-        with open(path, "rb") as file:
-            head = json.loads(file.readline())
-            counts = np.fromfile(file, dtype="<u4", count=head["lines"])
-            tokens = np.fromfile(file, dtype=dtype, count=head["tokens"])
-        return cls(counts, tokens, head["skipped"])
+        file, counts, head = open_shard(path, dtype)
+        with file:
+            return cls(counts, np.fromfile(file, dtype=dtype, count=head["tokens"]), head["skipped"])
+
+
+def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, dict[str, Any]]:
+    """(file at the first token, counts, head) of a shard. Raises FileNotFoundError, also where it is not whole."""
+    file = open(path, "rb")  # noqa: SIM115 - handed to the caller
+    try:
+        head = json.loads(file.readline())
+        counts = np.fromfile(file, dtype="<u4", count=head["lines"])
+        whole = os.fstat(file.fileno()).st_size == file.tell() + head["tokens"] * dtype.itemsize
+    except ValueError:
+        whole = False
+    if not whole:
+        file.close()
+        path.unlink(missing_ok=True)
+        raise FileNotFoundError(path)
+    return file, counts, head
 
 
 def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:

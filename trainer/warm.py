@@ -20,9 +20,11 @@ from trainer import hub, samples, tokenbuild
 from trainer import tokenizer as tokenizers
 from trainer.claims import Claims
 from trainer.config import DataConfig, SystemConfig
+from trainer.corpus import SKIPS
 from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
 from trainer.runlog import atomic_write
+from trainer.tokencache import Cache
 
 REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # where a short name lives on the hub
 SOURCES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
@@ -270,14 +272,17 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
 
 def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: int | None) -> None:
     """Build the token cache of a data file with all cores; a build that was killed goes on where it was."""
+    if path.suffix == ".bin":
+        raise UserError(f"--tokens {path}: is a file of tokens already; give it as data.file_path")
     config = DataConfig(file_path=str(path), text_key=text_key, tokenizer=name)
+    there = Cache.of(config, cache_dir).meta() is not None
     begin = time.monotonic()
     meta = tokenbuild.build(config, cache_dir, workers or allotted_cores())
-    seconds = time.monotonic() - begin
-    skipped = ", ".join(f"{count} {reason}" for reason, count in meta["skipped"].items()) or "none"
+    speed = meta["size"] / 1e6 / max(time.monotonic() - begin, 1e-3)
+    skipped = ", ".join(f"{count} {SKIPS[reason]}" for reason, count in meta["skipped"].items()) or "none"
     say(
         f"tokens of {path}: {meta['documents']} documents, {meta['tokens']} tokens, skipped: {skipped} "
-        f"({meta['size'] / 1e6 / max(seconds, 1e-3):.0f} MB/s)"
+        f"({'already there' if there else f'{speed:.0f} MB/s'})"
     )
 
 
