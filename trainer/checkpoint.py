@@ -45,13 +45,13 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def save_torch(path: Path, value: object, guard: Callable[[], None] | None = None) -> None:
+def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:
     """torch.save by `durable.replace`: the old file or the new one is there. Raises OSError where neither waiting nor
     writing again has helped."""
     replace(path, lambda file: torch.save(value, file), guard=guard)
 
 
-def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] | None = None) -> Path:
+def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] = lambda: None) -> Path:
     """Write the checkpoint of `state` (KEYS without format); once it is safe, drop all but the newest KEPT.
 
     guard: called last before the file gets its name. Raises OSError.

@@ -57,7 +57,7 @@ def retried(path: Path, action: Callable[[bool], T]) -> T:
 
 
 def replace(
-    path: Path, write: Callable[[IO[bytes]], object], durable: bool = True, guard: Callable[[], None] | None = None
+    path: Path, write: Callable[[IO[bytes]], object], durable: bool = True, guard: Callable[[], None] = lambda: None
 ) -> None:
     """Replace `path` by what `write(file)` writes: a reader, or a machine after a power cut, has the old or the new.
 
@@ -71,8 +71,7 @@ def replace(
         temporary = path.with_name(name)
         try:
             _fill(temporary, write, durable)
-            if guard is not None:
-                guard()
+            guard()
             _rename(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -85,10 +84,12 @@ def replace(
     retried(path, once)
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None) -> None:
     """Append one line by a single write; a tail torn by a kill is closed first, so that it spoils only itself.
 
-    Raises OSError as `retried` does; the line is then whole in the file, or nothing of it is.
+    guard: called between opening and writing; what it raises ends the attempt. If the file is replaced after that,
+    the line goes to the file that is no more. Raises OSError as `retried` does; the line is then whole in the file, or
+    nothing of it is.
     """
     data = (line + "\n").encode()
 
@@ -98,6 +99,7 @@ def append_line(path: Path, line: str) -> None:
             # close() may have reported an error of a line that is there
             if again and os.pread(descriptor, len(data), max(0, size - len(data))) == data:
                 return
+            guard()
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             _append(descriptor, b"\n" + data if torn else data, size)
 

@@ -41,7 +41,7 @@ EXIT_SUPERSEDED = 76
 
 
 def atomic_write(
-    path: Path, content: bytes | str, durable: bool = True, guard: Callable[[], None] | None = None
+    path: Path, content: bytes | str, durable: bool = True, guard: Callable[[], None] = lambda: None
 ) -> None:
     """Replace `path` by `content`: `durable.replace` of what is in memory. Raises OSError; the old file is then there.
 
@@ -129,7 +129,7 @@ def whole_rows(text: str) -> list[list[str]]:
 class LossLog:
     """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step.
 
-    It remembers the whole file, and puts it right where somebody else has changed it. guard: called before every
+    It remembers the whole file, and puts it right where somebody else has changed it. guard: called right before every
     write; raises where this attempt may write no more.
     """
 
@@ -138,13 +138,13 @@ class LossLog:
         self.guard = guard
         kept = [row for row in whole_rows(kept_text(self.path)) if int(row[0]) <= step]
         self.content = bytearray("".join(",".join(row) + "\n" for row in [list(COLUMNS), *kept]).encode())
-        self.mend()
+        # In any case: whoever has the old file open, and wakes up in the middle of a write, writes to the old file
+        self._rewrite()
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
         """Append one row, whole (one write). Values left out or None stay empty; floats keep every digit."""
         line = ",".join("" if row.get(name) is None else repr(row[name]) for name in COLUMNS)
-        self.guard()
-        append_line(self.path, line)
+        append_line(self.path, line, self.guard)
         self.content += line.encode() + b"\n"
 
     def sync(self) -> None:

@@ -14,6 +14,8 @@ from tests.faults.seccomp import Fault, Outcome, unsupported
 from tests.workspace import without_clock
 from trainer import runlog
 
+TRAIN = "tests.faults.actions:train"
+
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
@@ -64,11 +66,17 @@ class Trainers:
 
     def start(self, name: str, short: bool = False, **settings: Any) -> Child:
         argv = self.argv(name, **settings)
-        return self.nursery.start("tests.faults.actions:train", argv, short, log=self.folder / f"{name}.out")
+        return self.nursery.start(TRAIN, argv, short, log=self.folder / f"{name}.out")
 
     def watched(self, name: str, fault: Fault, short: bool = False, **settings: Any) -> Outcome:
         argv, log = self.argv(name, **settings), self.folder / f"{name}.out"
-        return self.nursery.watched("tests.faults.actions:train", argv, short, log=log, fault=fault)
+        return self.nursery.watched(TRAIN, argv, short, log=log, fault=fault)
+
+    def overtaken(self, name: str, at: int, **settings: Any) -> Outcome:
+        """A trainer that waits before its system call number `at` until another one has finished its run."""
+        argv, log = self.argv(name, **settings), self.folder / f"{name}.out"
+        second = {"target": TRAIN, "args": [argv], "log": str(self.folder / f"{name}.second.out")}
+        return self.nursery.watched(TRAIN, argv, log=log, fault=Fault("pause", at, changing=True), meanwhile=second)
 
     def finish(self, name: str, **settings: Any) -> Path:
         """Train to the end; the run folder."""

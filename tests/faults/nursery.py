@@ -47,9 +47,15 @@ class Nursery:
         """Fork a process that calls `target(*args)`, its output appended to `log`."""
         return Child(self, self.ask(op="start", target=target, args=args, log=str(log))["pid"], log)
 
-    def watched(self, target: str, *args: Any, log: Path, fault: Fault) -> Outcome:
-        """Run `target(*args)` in a forked process to its end, its system calls under `fault`."""
-        return Outcome(**self.ask(op="watched", target=target, args=args, log=str(log), fault=asdict(fault)))
+    def watched(
+        self, target: str, *args: Any, log: Path, fault: Fault, meanwhile: dict[str, Any] | None = None
+    ) -> Outcome:
+        """Run `target(*args)` in a forked process to its end, its system calls under `fault`.
+
+        meanwhile: target, args and log of the process that runs from start to end while this one pauses.
+        """
+        fields = {"fault": asdict(fault), "meanwhile": meanwhile}
+        return Outcome(**self.ask(op="watched", target=target, args=args, log=str(log), **fields))
 
     def ask(self, **request: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
@@ -123,15 +129,22 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             return {"code": os.waitstatus_to_exitcode(status) if pid else None}
         case _:
             fault = Fault(**request.pop("fault"))
-            log = request.pop("log")
-            return asdict(watch(lambda: call(**request), fault, lambda: prepare(log)))
+            log, meanwhile = request.pop("log"), request.pop("meanwhile")
+            return asdict(
+                watch(
+                    lambda: call(**request),
+                    fault,
+                    prepare=lambda: prepare(log),
+                    meanwhile=lambda: os.waitpid(fork(**meanwhile), 0),
+                )
+            )
 
 
 def main() -> None:
     for name in ("tests.faults.actions", "trainer.run", "trainer.__main__"):
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:  # what is imported or read on first use, is now
-        call("tests.faults.actions:save", [folder])
+        call("tests.faults.actions:warm_up", [folder])
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
 

@@ -50,6 +50,7 @@ PASSED = (
     *(131, 157, 158, 186, 202, 203, 204, 228, 229, 230, 231, 273, 302, 309, 318, 324, 334, 435, 449),
 )
 MARK = 110  # getppid: tells the parent where the watched part begins and ends
+MAKING = os.O_CREAT | os.O_TRUNC
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -58,7 +59,7 @@ class Fault:
     """What becomes of call number `at`, counted from 1 among those of the watched part (changing: that change files).
 
     how: `once` it fails; `same` it and all later calls of its name do; `all` it and all later ones do; `kill` the
-    process is killed before it. `number`: the error number.
+    process is killed before it; `pause` something else happens before it. `number`: the error number.
     """
 
     how: str = "none"
@@ -87,8 +88,16 @@ def unsupported() -> str:
     return "" if outcome.code == 7 else f"seccomp user notification does not work here (exit code {outcome.code})"
 
 
-def watch(action: Callable[[], int], fault: Fault, prepare: Callable[[], None] = lambda: None) -> Outcome:
-    """Run `prepare` and then, under `fault`, `action` in a forked child. The result is its exit code; 99: it raised."""
+def watch(
+    action: Callable[[], int],
+    fault: Fault,
+    prepare: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Run `prepare` and then, under `fault`, `action` in a forked child. The result is its exit code; 99: it raised.
+
+    meanwhile: what happens here while the child is kept waiting at a `pause`.
+    """
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
@@ -114,7 +123,7 @@ def watch(action: Callable[[], int], fault: Fault, prepare: Callable[[], None] =
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     outcome = Outcome(0)
     try:
-        _serve(descriptors[0], child, fault, outcome)
+        _serve(descriptors[0], child, fault, outcome, meanwhile)
     finally:
         os.close(descriptors[0])
         outcome.code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -137,7 +146,7 @@ def _install() -> int:
     return int(descriptor)
 
 
-def _serve(listener: int, child: int, fault: Fault, outcome: Outcome) -> None:
+def _serve(listener: int, child: int, fault: Fault, outcome: Outcome, meanwhile: Callable[[], object]) -> None:
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     watching, broken = False, ""
@@ -150,19 +159,21 @@ def _serve(listener: int, child: int, fault: Fault, outcome: Outcome) -> None:
             fcntl.ioctl(listener, 0xC0502100, request)  # SECCOMP_IOCTL_NOTIF_RECV
         except OSError:
             continue
-        identity, _, _, number, _, _, first = struct.unpack_from("QIIiIQQ", request)
+        identity, _, _, number, _, _, first, *others = struct.unpack_from("QIIiIQQQQ", request)
         name = NAMES.get(number, str(number))
         if number == MARK:
             watching = not watching
         answer = 0
         if watching and number != MARK and not (name == "write" and first <= 2):
-            if not fault.changing or name in CHANGING:
+            if not fault.changing or (name in CHANGING and (name != "openat" or others[1] & MAKING)):
                 outcome.calls.append(name)
                 if len(outcome.calls) == fault.at:
                     broken = name
                     if fault.how == "kill":
                         os.kill(child, signal.SIGKILL)
                         return
+                    if fault.how == "pause":
+                        meanwhile()
             answer = _answer(fault, outcome, broken, name)
         flags = 0 if answer else 1  # CONTINUE
         try:

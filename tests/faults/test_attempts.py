@@ -1,0 +1,203 @@
+"""Two trainers at one run: the newer one has it, the older one notices before it writes, and stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import Trainers, same_result
+from tests.faults.seccomp import Fault
+from trainer import runlog
+from trainer.attempts import Attempt, SupersededError
+from trainer.runlog import EXIT_SUPERSEDED, LossLog, whole_rows
+
+HEADER = ",".join(runlog.COLUMNS) + "\n"
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def last_step(run_dir: Path) -> int:
+    return max((int(row[0]) for row in whole_rows(runlog.read_text(run_dir / runlog.LOSS))), default=0)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def events(run_dir: Path) -> list[str]:
+    return [record["event"] for record in runlog.read_events(run_dir)]
+
+
+def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
+    first = Attempt.take(tmp_path / "run")
+    assert first.number == 1 and first.still_mine()
+    second = Attempt.take(tmp_path / "run")
+    assert second.number == 2 and second.still_mine() and not first.still_mine()
+    second.require()
+    with pytest.raises(SupersededError, match=r"another trainer has this run \(attempt 2, this is attempt 1\)"):
+        first.require()
+
+
+def test_a_run_folder_that_was_removed_is_nobodys(tmp_path: Path) -> None:
+    attempt = Attempt.take(tmp_path / "run")
+    (tmp_path / "run" / ".attempts" / "1").rmdir()
+    assert not attempt.still_mine()
+
+
+def test_many_at_once_get_different_numbers(tmp_path: Path) -> None:
+    taken: list[int] = []
+    for _ in range(10):
+        barrier = threading.Barrier(8)
+
+        def take(barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            taken.append(Attempt.take(tmp_path).number)
+
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(taken) == list(range(1, 81))
+
+
+@pytest.mark.parametrize("second_finishes", [True, False], ids=["second has finished", "second is at work"])
+def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second_finishes: bool) -> None:
+    undisturbed = trainers.finish("undisturbed")
+    run = trainers.folder / "run"
+    first = trainers.start("run")
+    wait_for(lambda: last_step(run) >= 10)
+    first.send(signal.SIGSTOP)
+    reached = last_step(run)
+    argv, log = trainers.argv("run"), trainers.folder / "second.out"
+    second = trainers.nursery.start("tests.faults.actions:train", argv, log=log)
+    if second_finishes:
+        assert second.wait() == 0
+    else:
+        wait_for(lambda: last_step(run) > reached)
+    before = files(run)
+    first.send(signal.SIGCONT)
+    assert first.wait() == EXIT_SUPERSEDED
+    if second_finishes:
+        after = files(run)
+        assert {name for name in before if before[name] != after.get(name)} == {runlog.EVENTS}
+        assert set(after) == set(before)
+    assert second.wait() == 0
+    assert same_result(run, undisturbed)
+    assert "another trainer has this run (attempt 2, this is attempt 1)" in first.log.read_text()
+    record = next(r for r in runlog.read_events(run) if r["event"] == "superseded")
+    assert (record["attempt"], record["by"]) == (1, 2)
+    begun = [(r["event"], r["attempt"]) for r in runlog.read_events(run) if r["event"] in ("started", "resumed")]
+    assert begun == [("started", 1), ("resumed", 2)]
+    assert "failed" not in events(run) and "stopped" not in events(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_signal_to_a_superseded_attempt_says_nothing_about_the_run(trainers: Trainers, number: int) -> None:
+    run = trainers.folder / "run"
+    first = trainers.start("run")
+    wait_for(lambda: last_step(run) >= 4)
+    first.send(signal.SIGSTOP)
+    assert trainers.nursery.start("tests.faults.actions:train", trainers.argv("run"), log=first.log).wait() == 0
+    first.send(number)
+    first.send(signal.SIGCONT)
+    assert first.wait() == EXIT_SUPERSEDED
+    assert events(run)[-1] == "superseded" and not {"signal", "stopped", "failed"} & set(events(run))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("seccomp")
+def test_overtaken_before_every_system_call(trainers: Trainers) -> None:
+    """However narrow the gap between looking and writing: another attempt begins and finishes in it."""
+    small: dict[str, Any] = {"trainer__max_iters": 6, "trainer__ckpt_interval": 2}
+    undisturbed = trainers.finish("undisturbed", **small)
+    calls = trainers.watched("counted", Fault(changing=True), **small).calls
+    stride = int(os.environ.get("ABLATRIX_FAULT_STRIDE", "3"))
+    codes = []
+    for at in range(1, len(calls) + 1, stride):
+        name = f"run{at}"
+        codes.append(trainers.overtaken(name, at, **small).code)
+        log = (trainers.folder / f"{name}.out").read_text()
+        assert codes[-1] in (0, EXIT_SUPERSEDED), f"{at} {calls[at - 1]}: {log}"
+        assert same_result(trainers.folder / name, undisturbed), f"{at} {calls[at - 1]}: {log}"
+        assert not list((trainers.folder / name).glob(".*.tmp"))
+    assert codes.count(EXIT_SUPERSEDED) > len(codes) / 2
+
+
+class TestLossLog:
+    """The writer of loss.csv beside somebody who should not be there any more."""
+
+    @pytest.fixture
+    def log(self, tmp_path: Path) -> LossLog:
+        log = LossLog(tmp_path, 0)
+        for step in (1, 2, 3):
+            log.write({"iter": step, "loss": 1 / step})
+        return log
+
+    def row(self, step: int) -> str:
+        return f"{step},{1 / step!r},,,,,,\n"
+
+    @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.mend])
+    def test_foreign_row_is_removed(self, log: LossLog, put_right: Callable[[LossLog], None]) -> None:
+        runlog.append_line(log.path, self.row(2).strip())
+        put_right(log)
+        assert log.path.read_text() == HEADER + "".join(self.row(step) for step in (1, 2, 3))
+
+    @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.mend])
+    def test_lost_rows_come_back(self, log: LossLog, put_right: Callable[[LossLog], None]) -> None:
+        runlog.atomic_write(log.path, HEADER + self.row(1))
+        put_right(log)
+        log.path.unlink()
+        put_right(log)
+        assert log.path.read_text() == HEADER + "".join(self.row(step) for step in (1, 2, 3))
+
+    def test_row_written_to_the_file_before_its_successor_opened_it(self, tmp_path: Path) -> None:
+        old = LossLog(tmp_path, 0)
+        old.write({"iter": 1, "loss": 1.0})
+
+        def successor_comes() -> None:
+            new = LossLog(tmp_path, 1)
+            new.write({"iter": 2, "loss": 0.5})
+
+        old.guard = successor_comes
+        old.write({"iter": 2, "loss": 0.5})
+        assert (tmp_path / runlog.LOSS).read_text() == HEADER + self.row(1) + self.row(2)
+
+    def test_guard_is_asked_before_anything_is_written(self, tmp_path: Path) -> None:
+        log = LossLog(tmp_path, 0)
+        text = log.path.read_text()
+
+        def refuse() -> None:
+            raise SupersededError("no longer mine")
+
+        log.guard = refuse
+        for write in (lambda: log.write({"iter": 1}), lambda: LossLog(tmp_path, 0, refuse), lambda: log._rewrite()):
+            with pytest.raises(SupersededError):
+                write()
+        assert log.path.read_text() == text and [p.name for p in tmp_path.iterdir()] == [runlog.LOSS]
+
+
+def test_readers_see_every_step_once_and_in_order() -> None:
+    def text(*steps: int) -> str:
+        return HEADER + "".join(f"{step},{number}.0,,,,,,\n" for number, step in enumerate(steps))
+
+    def read(*steps: int) -> list[tuple[int, float]]:
+        return [(int(row[0]), float(row[1])) for row in whole_rows(text(*steps))]
+
+    assert read(1, 10, 20) == [(1, 0), (10, 1), (20, 2)]
+    assert read(1, 10, 20, 10, 20, 30) == [(1, 0), (10, 1), (20, 2), (30, 5)]
+    assert read(1, 20, 10, 20, 30) == [(1, 0), (10, 2), (20, 1), (30, 4)]
+    assert whole_rows(text(1, 2)[:-1]) == whole_rows(text(1))
+    assert whole_rows("") == whole_rows("iter,los") == whole_rows("a,b\n1,2\n") == []
