@@ -89,7 +89,7 @@ class Workspace:
             if states and done(states):
                 return states
             assert time.monotonic() < end, {cell: (s["state"], s["iter"], s["reason"]) for cell, s in states.items()}
-            time.sleep(0.5)
+            time.sleep(1)
 
     def run_folder(self, cell: str, study: str = "study") -> Path:
         (folder,) = (self.folder / "out" / study).glob(f"{cell}-seed*")
