@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import Any
 
 from trainer import runlog
-from trainer.attempts import Attempt, SupersededError, newest
+from trainer.attempts import Attempt, SupersededError
 from trainer.console import warn
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import AblatrixError, RunError
@@ -28,19 +29,24 @@ def explained(error: BaseException, run_dir: Path, attempt: Attempt | None) -> B
 
 def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_name: str) -> None:
     """Add to events.jsonl how the run ended. Never raises OSError: the first error is the one to show."""
+    if isinstance(error, SupersededError):
+        assert attempt is not None
+        note(run_dir, "superseded", attempt=attempt.number)
+    elif isinstance(error, AblatrixError):
+        note(run_dir, "failed", reason=str(error))
+    elif isinstance(error, Exception):
+        note(run_dir, "failed", reason=traceback.format_exception_only(error)[-1].strip())
+    else:
+        note(run_dir, "signal", signal=signal_name)
+        note(run_dir, "stopped")
+
+
+def note(run_dir: Path, event: str, **fields: Any) -> None:
+    """`runlog.append_event` where nothing depends on it any more: a failure is a warning."""
     try:
-        if isinstance(error, SupersededError):
-            assert attempt is not None
-            runlog.append_event(run_dir, "superseded", attempt=attempt.number, by=newest(run_dir))
-        elif isinstance(error, AblatrixError):
-            runlog.append_event(run_dir, "failed", reason=str(error))
-        elif isinstance(error, Exception):
-            runlog.append_event(run_dir, "failed", reason=traceback.format_exception_only(error)[-1].strip())
-        else:
-            runlog.append_event(run_dir, "signal", signal=signal_name)
-            runlog.append_event(run_dir, "stopped")
-    except OSError as second:
-        warn(f"{run_dir / runlog.EVENTS}: not written: {second.strerror}")
+        runlog.append_event(run_dir, event, **fields)
+    except OSError as error:
+        warn(f"{run_dir / runlog.EVENTS}: not written: {error.strerror}")
 
 
 def _advice(error: OSError) -> str:

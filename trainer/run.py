@@ -229,7 +229,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
-    runlog.append_event(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
+    endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
     outcome = "diverged" if trainer.diverged else "finished"
     say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 
