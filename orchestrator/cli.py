@@ -69,7 +69,7 @@ def plan(
     """Show the runs of an experiment, without creating or queueing anything."""
     from orchestrator import display, submit
 
-    planned = submit.make_plan(_options(file, launcher, sets=sets), check=False)
+    planned = submit.make_plan(_options(file, launcher, sets=sets))
     if sbatch:
         for script in submit.scripts(planned):
             print(script)
@@ -155,6 +155,7 @@ def check(file: File, sets: Sets = None, launcher: LauncherName = "auto") -> Non
     from orchestrator import submit
 
     planned = submit.make_plan(_options(file, launcher, sets=sets))
+    submit.check(planned)
     print(f"{file}: {len(planned.runs)} runs, nothing found that would fail ({planned.launcher})")
 
 

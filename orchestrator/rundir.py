@@ -93,6 +93,11 @@ def create_study(folder: Path, name: str, file: Path, features: dict[str, Any], 
     return load_study(folder)
 
 
+def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
+    """Planned runs with their places in a study's folder, whether they are there or not."""
+    return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id) for r in runs]
+
+
 def _create_run(folder: Path, run: Run) -> None:
     folder.mkdir(exist_ok=True)
     config = run.config.model_copy(

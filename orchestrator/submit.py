@@ -45,8 +45,8 @@ class Plan:
     options: Options = field(default_factory=lambda: Options(Path()))
 
 
-def make_plan(options: Options, check: bool = True) -> Plan:
-    """Read, expand and check an experiment; touches nothing. Raises UserError with all that is wrong."""
+def make_plan(options: Options) -> Plan:
+    """Read and expand an experiment; touches nothing. Raises UserError with all that is wrong in the file."""
     loaded = experiment.load(options.file, options.sets)
     runs = matrix.runs(loaded, checks.vocabulary)
     launcher = launchers.choose(loaded.experiment.launcher if options.launcher == "auto" else options.launcher)
@@ -54,9 +54,20 @@ def make_plan(options: Options, check: bool = True) -> Plan:
     for name in options.only:
         if name not in known:
             raise UserError(f"--only {name}: no such cell; cells: {', '.join(dict.fromkeys(r.cell for r in runs))}")
-    if check:
-        checks.preflight(loaded, runs, launcher)
     return Plan(loaded, runs, loaded.experiment.folder, launcher, options)
+
+
+def check(plan: Plan) -> None:
+    """The preflight. Raises UserError with every finding."""
+    checks.preflight(plan.loaded, plan.runs, plan.launcher)
+
+
+def _anything_to_run(plan: Plan) -> bool:
+    """Would a submit queue a run? The checks take seconds, and a second submit often has nothing to do."""
+    if plan.options.rerun or not (plan.folder / rundir.STUDY).exists():
+        return True
+    study = replace(rundir.load_study(plan.folder), runs=rundir.study_runs(plan.folder, plan.runs))
+    return bool(submission.select(status.collect(study), plan.options.retry, plan.options.only).chosen)
 
 
 def smoke_plan(plan: Plan) -> Plan:
@@ -76,6 +87,8 @@ def _shortened(run: Run, steps: int) -> Run:
 def submit(options: Options, console: Console) -> list[RunState]:
     """Carry out `submit` and return the states of the study's runs. Raises UserError or RunError."""
     plan = make_plan(options)
+    if options.dry_run or _anything_to_run(plan):
+        check(plan)
     if options.dry_run:
         console.print(display.plan_table(plan.runs, plan.folder))
         return []
@@ -166,13 +179,9 @@ def scripts(plan: Plan) -> list[str]:
     if plan.launcher == "local":
         raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
     launcher = launchers.make(plan.launcher)
-    folder = plan.folder
-    study_runs = [
-        rundir.StudyRun(run.id, run.cell, run.seed, list(run.features), run.overrides, folder / run.id)
-        for run in plan.runs
-    ]
-    study = Study(folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, study_runs)
+    runs = rundir.study_runs(plan.folder, plan.runs)
+    study = Study(plan.folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, runs)
     settings = plan.loaded.experiment.slurm
-    code = folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
-    jobs = [[(run, 1)] for run in study_runs]
-    return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code))]
+    code = plan.folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
+    arrays = submission.split([(run, 1) for run in runs], settings.runs_per_job, len(runs))
+    return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code)) for jobs in arrays]
