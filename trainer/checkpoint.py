@@ -20,6 +20,7 @@ import torch
 from trainer.console import warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
+from trainer.memory import is_out_of_memory
 from trainer.runlog import ARGS, LOSS, MODEL, SAMPLES, SUMMARY
 
 FORMAT = 2
@@ -120,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Raises DamagedError, and whatever else goes wrong for what is not the file's fault."""
     try:
         retried(path, lambda again: _check_seal(path))
-        state = retried(path, lambda again: torch.load(path, map_location="cpu", weights_only=True))
+        state = retried(path, lambda again: _load(path))
     except pickle.UnpicklingError as error:
         raise DamagedError(str(error).splitlines()[0][:200]) from None
     except OSError as error:
@@ -132,6 +133,16 @@ def _read(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         raise DamagedError(f"written in format {state['format']}, this version reads {FORMAT}")
     return state
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        # The file is as it was written: what torch, reading it with calls of its own, could not read is the disk's
+        raise OSError(errno.EIO, str(error).splitlines()[0][:200]) from error
 
 
 def _check_seal(path: Path) -> None:

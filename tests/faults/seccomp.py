@@ -56,7 +56,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of call number `at`, counted from 1 among those of the watched part (changing: that change files).
+    """What becomes of call number `at`, counted from 1 among those of the watched part.
+
+    changing: only calls that change files count; reading: only those that read a file whose path ends so.
 
     how: `once` it fails; `same` it and all later calls of its name do; `all` it and all later ones do; `kill` the
     process is killed before it; `pause` something else happens before it. `number`: the error number.
@@ -66,6 +68,7 @@ class Fault:
     at: int = 0
     number: int = errno.EIO
     changing: bool = False
+    reading: str = ""
 
 
 @dataclass
@@ -165,7 +168,8 @@ def _serve(listener: int, child: int, fault: Fault, outcome: Outcome, meanwhile:
             watching = not watching
         answer = 0
         if watching and number != MARK and not (name == "write" and first <= 2):
-            if not fault.changing or (name in CHANGING and (name != "openat" or others[1] & MAKING)):
+            counted = _counts(fault, child, name, first, others)
+            if counted:
                 outcome.calls.append(name)
                 if len(outcome.calls) == fault.at:
                     broken = name
@@ -174,12 +178,21 @@ def _serve(listener: int, child: int, fault: Fault, outcome: Outcome, meanwhile:
                         return
                     if fault.how == "pause":
                         meanwhile()
-            answer = _answer(fault, outcome, broken, name)
+            if counted or fault.how == "all":
+                answer = _answer(fault, outcome, broken, name)
         flags = 0 if answer else 1  # CONTINUE
         try:
             fcntl.ioctl(listener, 0xC0182101, bytearray(struct.pack("QqiI", identity, 0, -answer, flags)))
         except OSError:
             continue
+
+
+def _counts(fault: Fault, child: int, name: str, first: int, others: list[int]) -> bool:
+    if fault.reading:
+        return name in ("read", "pread64") and os.readlink(f"/proc/{child}/fd/{first}").endswith(fault.reading)
+    if not fault.changing:
+        return True
+    return name in CHANGING and (name != "openat" or bool(others[1] & MAKING))
 
 
 def _answer(fault: Fault, outcome: Outcome, broken: str, name: str) -> int:

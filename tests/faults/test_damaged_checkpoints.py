@@ -1,0 +1,148 @@
+"""Checkpoints cut short, with flipped bits, or lost by the disk: it is noticed, and the one before is used."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.actions import state
+from tests.faults.conftest import Trainers, same_result
+from tests.faults.seccomp import Fault
+from trainer import checkpoint, runlog
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    """The newer of two good checkpoints."""
+    checkpoint.save(tmp_path, state(10, 1.0))
+    return checkpoint.save(tmp_path, state(20, 2.0)).read_bytes()
+
+
+def assert_not_taken(folder: Path, content: bytes) -> None:
+    """A damaged step 20 is set aside, and step 10 is what is there."""
+    path = checkpoint.checkpoint_path(folder, 20)
+    path.write_bytes(content)
+    found = checkpoint.newest(folder, "aaaa")
+    assert found is not None and found[0]["step"] == 10
+    assert not path.exists() and path.with_name(path.name + ".bad").read_bytes() == content
+
+
+def test_cut_at_many_places(tmp_path: Path, whole: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = {0, 1, *range(37, len(whole), 101), *range(len(whole) - 100, len(whole))}
+    for end in ends:
+        assert_not_taken(tmp_path, whole[:end])
+    said = capsys.readouterr().err
+    assert said.count("set aside as checkpoint-00000020.pt.bad") == len(ends)
+    assert "cannot be read (its end is missing)" in said
+
+
+def test_zeros_where_the_data_had_not_reached_the_disk(tmp_path: Path, whole: bytes) -> None:
+    """What some file systems leave after a power cut: the full length, and zeros from somewhere on."""
+    for end in range(0, len(whole), 997):
+        assert_not_taken(tmp_path, whole[:end] + bytes(len(whole) - end))
+
+
+def test_one_flipped_bit_anywhere(tmp_path: Path, whole: bytes) -> None:
+    """Also where the CRCs of the zip format do not look: its tables of contents are at the end."""
+    chance = random.Random(0)
+    for at in [*range(0, len(whole), 41), *range(len(whole) - 1500, len(whole))]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << chance.randrange(8)
+        assert_not_taken(tmp_path, bytes(damaged))
+
+
+def test_more_than_was_written(tmp_path: Path, whole: bytes) -> None:
+    assert_not_taken(tmp_path, whole + b"\0")
+    assert_not_taken(tmp_path, whole + whole)
+
+
+def test_both_damaged(tmp_path: Path, whole: bytes) -> None:
+    for path in checkpoint.checkpoints(tmp_path):
+        path.write_bytes(whole[:-1])
+    assert checkpoint.newest(tmp_path, "aaaa") is None
+    assert len(list(tmp_path.glob("*.bad"))) == 2
+
+
+def test_readable_by_torch_alone(tmp_path: Path, whole: bytes) -> None:
+    path = checkpoint.checkpoint_path(tmp_path, 20)
+    for mmap in (False, True):
+        there = torch.load(path, weights_only=True, mmap=mmap)
+        assert torch.equal(there["model"]["w0"], torch.full((60, 7), 2.0))
+
+
+def test_old_ones_are_dropped_only_after_the_new_one_is_safe(
+    tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import durable
+
+    seen: list[set[str]] = []
+    sync = durable.sync_folder
+
+    def look(folder: Path) -> None:
+        sync(folder)
+        seen.append({path.name for path in checkpoint.checkpoints(folder)})
+
+    monkeypatch.setattr(durable, "sync_folder", look)
+    checkpoint.save(tmp_path, state(30))
+    assert seen == [{f"checkpoint-000000{step}.pt" for step in (10, 20, 30)}]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
+        "checkpoint-00000030.pt",
+        "checkpoint-00000020.pt",
+    ]
+
+
+@pytest.mark.parametrize("damaged", [1, 2], ids=["newest", "both"])
+def test_run_goes_on_from_the_one_before(trainers: Trainers, damaged: int) -> None:
+    undisturbed = trainers.finish("undisturbed", trainer__max_iters=20)
+    run = trainers.finish("run", trainer__max_iters=20)
+    for name in (runlog.SUMMARY, runlog.MODEL):
+        (run / name).unlink()
+    for path in checkpoint.checkpoints(run)[:damaged]:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    trainers.finish("run", trainer__max_iters=20)
+    assert same_result(run, undisturbed)
+    resumed = [r for r in runlog.read_events(run) if r["event"] in ("started", "resumed")][-1]
+    assert resumed["iter"] == (18 if damaged == 1 else 0)
+    assert (trainers.folder / "run.out").read_text().count("set aside as") == damaged
+
+
+def test_later_checkpoints_are_dropped_by_a_run_that_goes_back(trainers: Trainers) -> None:
+    """Started from an older checkpoint by name and killed: what comes next must not jump ahead of what it has done."""
+    undisturbed = trainers.finish("undisturbed", trainer__max_iters=20)
+    run = trainers.finish("run", trainer__max_iters=20)
+    older = checkpoint.checkpoints(run)[1]
+    shutil.copy(older, trainers.folder / "kept.pt")
+    back = {"trainer__max_iters": 20, "trainer__resume": trainers.folder / "kept.pt"}
+    calls = trainers.watched("other", Fault(changing=True), **back).calls
+    at = max(at for at, name in enumerate(calls, 1) if name == "rename") - 20  # before its first checkpoint is written
+    assert trainers.watched("run", Fault("kill", at, changing=True), **back).code == -9
+    assert [path.name for path in checkpoint.checkpoints(run)] == [older.name]
+    trainers.finish("run", trainer__max_iters=20)
+    assert same_result(run, undisturbed)
+
+
+@pytest.mark.usefixtures("seccomp")
+def test_checkpoint_on_a_bad_place_of_the_disk(trainers: Trainers) -> None:
+    """Reading the newest checkpoint gives EIO for good: as damaged as a torn one."""
+    undisturbed = trainers.finish("undisturbed", trainer__max_iters=20)
+    run = trainers.finish("run", trainer__max_iters=20)
+    for name in (runlog.SUMMARY, runlog.MODEL):
+        (run / name).unlink()
+    newest = checkpoint.checkpoints(run)[0]
+    reads = trainers.watched("run", Fault(reading=newest.name), trainer__max_iters=20).calls
+    assert len(reads) > 4
+    for at in range(1, len(reads) + 1):
+        (run / runlog.SUMMARY).unlink()
+        outcome = trainers.watched("run", Fault("once", at, errno.EIO, reading=newest.name), trainer__max_iters=20)
+        assert outcome.code == 0 and len(outcome.failed) == 1  # it passed
+    assert not list(run.glob("*.bad")) and same_result(run, undisturbed)
+    (run / runlog.SUMMARY).unlink()
+    outcome = trainers.watched("run", Fault("same", 1, errno.EIO, reading=newest.name), trainer__max_iters=20)
+    assert outcome.code == 0 and same_result(run, undisturbed)
+    assert newest.with_name(newest.name + ".bad").exists()
