@@ -67,14 +67,14 @@ def plan(
     sbatch: Annotated[bool, typer.Option("--sbatch", help="print the exact job scripts")] = False,
 ) -> None:
     """Show the runs of an experiment, without creating or queueing anything."""
-    from orchestrator import display, submit
+    from orchestrator import submit
 
     planned = submit.make_plan(_options(file, launcher, sets=sets))
     if sbatch:
         for script in submit.scripts(planned):
             print(script)
     else:
-        _console().print(display.plan_table(planned.runs, planned.folder))
+        submit.show(planned, _console())
 
 
 @app.command()
@@ -89,6 +89,7 @@ def submit(
     smoke: Annotated[int, typer.Option(metavar="N", min=0, help="every cell N steps first")] = 0,
     devices: Annotated[str | None, typer.Option("-d", "--devices", help="GPUs of this machine, such as 0,1")] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="queue no report job behind the runs")] = False,
+    over_budget: Annotated[bool, typer.Option("--over-budget", help="more GPU-hours than `budget:` allows")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
 ) -> None:
     """Run an experiment: on Slurm where sbatch is, else on this machine. What is done is not run twice."""
@@ -106,6 +107,7 @@ def submit(
         devices=devices,
         wait=wait,
         with_report=not no_report,
+        over_budget=over_budget,
     )
     states = carry_out(options, _console())
     if any(state.state in ("failed", "lost") for state in states):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.config import count_parameters, flops_per_token
-from orchestrator import status
+from orchestrator import budget, status
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
@@ -37,24 +37,27 @@ REFRESH_SECONDS = 2.0
 MOST_ROWS = 40  # of a live table; the whole is in `status`
 
 
-def plan_table(runs: Sequence[Run], folder: Path) -> Table:
-    """The runs, one row a cell: what it overrides, its size, and where it will go."""
+def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) -> Table:
+    """The runs, one row a cell: what it overrides, its size, its cost where known, and where it will go."""
     by_cell: dict[str, list[Run]] = {}
     for run in runs:
         by_cell.setdefault(run.cell, []).append(run)
     table = Table(title=f"{len(runs)} runs in {folder}/", title_justify="left")
-    for name in ("cell", "overrides", "seeds", "parameters", "FLOPs/token", "tokens/run", "folder of the first"):
-        table.add_column(name, justify="right" if name in ("parameters", "FLOPs/token", "tokens/run") else "left")
+    for name in ("cell", "overrides", "seeds"):
+        table.add_column(name)
+    for name in ("parameters", "FLOPs/token", "tokens/run", *(["hours/run"] if hours else [])):
+        table.add_column(name, justify="right")
+    table.add_column("folder of the first")
     for cell, group in by_cell.items():
         config = group[0].config
-        tokens = config.trainer.max_iters * config.trainer.batch_size * config.data.block_size
         table.add_row(
             cell,
             Text("\n".join(f"{key}={_word(value)}" for key, value in group[0].overrides.items()) or "-"),
             " ".join(str(run.seed) for run in group),
             f"{count_parameters(config.model):,}",
             f"{flops_per_token(config.model):.3g}",
-            f"{tokens:,}",
+            f"{budget.tokens(group[0]):,}",
+            *([f"{hours[cell]:.3g}" if cell in hours else "?"] if hours else []),
             group[0].id,
         )
     return table

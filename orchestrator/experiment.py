@@ -102,6 +102,7 @@ class Experiment(Strict):
     cells: dict[SafeName, list[str]] = {}
     exclude: list[list[str]] = Field([], description="feature combinations that are left out")
     seeds: int | list[Annotated[int, Field(ge=0)]] = Field([1], description="a list, or n for 1..n")
+    budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = SlurmSettings()
     output: str = Field("out", min_length=1)

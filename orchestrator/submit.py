@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import checks, display, experiment, launchers, matrix, rundir, slurm, status, submission
+from orchestrator import budget, checks, display, experiment, launchers, matrix, rundir, slurm, status, submission
 from orchestrator.experiment import Loaded
 from orchestrator.launchers.local import LocalQueue, find_devices
 from orchestrator.matrix import Run
@@ -32,6 +32,7 @@ class Options:
     wait: bool = False
     dry_run: bool = False
     with_report: bool = True
+    over_budget: bool = False
 
 
 @dataclass
@@ -57,6 +58,14 @@ def make_plan(options: Options) -> Plan:
     return Plan(loaded, runs, loaded.experiment.folder, launcher, options)
 
 
+def show(plan: Plan, console: Console) -> None:
+    """The plan as a table, and what it will cost."""
+    experiment = plan.loaded.experiment
+    hours = budget.hours_per_run(plan.folder, plan.runs, experiment)
+    console.print(display.plan_table(plan.runs, plan.folder, hours))
+    console.print(budget.summary(experiment, plan.folder, plan.runs), highlight=False)
+
+
 def check(plan: Plan) -> None:
     """The preflight. Raises UserError with every finding."""
     checks.preflight(plan.loaded, plan.runs, plan.launcher)
@@ -74,7 +83,9 @@ def smoke_plan(plan: Plan) -> Plan:
     """Every cell, first seed, for a few steps: shows within minutes what would fail after hours."""
     steps, seed = plan.options.smoke, plan.loaded.experiment.seed_list[0]
     runs = [_shortened(run, steps) for run in plan.runs if run.seed == seed]
-    return Plan(plan.loaded, runs, plan.folder / "smoke", plan.launcher, replace(plan.options, rerun=(), wait=True))
+    return Plan(
+        plan.loaded, runs, plan.folder / budget.SMOKE, plan.launcher, replace(plan.options, rerun=(), wait=True)
+    )
 
 
 def _shortened(run: Run, steps: int) -> Run:
@@ -90,7 +101,7 @@ def submit(options: Options, console: Console) -> list[RunState]:
     if options.dry_run or _anything_to_run(plan):
         check(plan)
     if options.dry_run:
-        console.print(display.plan_table(plan.runs, plan.folder))
+        show(plan, console)
         return []
     if options.smoke:
         states = run_plan(smoke_plan(plan), console)
@@ -99,6 +110,8 @@ def submit(options: Options, console: Console) -> list[RunState]:
         if broken:
             told = "; ".join(f"{state.run.cell} {state.state}: {state.reason}" for state in broken)
             raise RunError(f"smoke test: {told}; nothing else was queued")
+    if not options.over_budget:
+        budget.check(plan.loaded.experiment, plan.folder, plan.runs)
     states = run_plan(plan, console)
     for state in states:
         if state.state in ("failed", "lost"):

@@ -137,6 +137,22 @@ def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> Non
     assert workspace.states()["rope"]["state"] == "done"
     smoke = workspace.folder / "out/study/smoke"
     assert json.loads(next(smoke.glob("rope-*/summary.json")).read_text())["iters"] == 2
+    assert "1 cells measured so far" in workspace.run("plan", study).stdout
+
+
+def test_a_budget_is_kept(workspace: Workspace) -> None:
+    study = workspace.write_study(iters=20)
+    text = study.read_text().split("  rmsnorm:")[0] + "seeds: [1]\n"
+    study.write_text(text + "budget: 1e-9\n")
+    only = ("submit", study, "--launcher", "local", "--only", "baseline", "--only", "swiglu")
+    refused = workspace.run("submit", study, "--launcher", "local", "--smoke", "3", code=2)
+    assert "GPU-hours, the budget is 1e-09" in refused.stderr
+    assert workspace.states() == {}
+    assert "of a budget of 1e-09" in workspace.run("plan", study).stdout
+    workspace.run(*only, "--over-budget")
+    assert workspace.states()["baseline"]["state"] == "done"
+    study.write_text(text + "budget: 5\n")
+    assert "of a budget of 5" in workspace.run("plan", study).stdout
 
 
 def test_rerun_puts_the_old_result_aside(workspace: Workspace) -> None:

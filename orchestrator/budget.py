@@ -1,0 +1,69 @@
+"""What a study will cost: runs and tokens from the plan, hours from the speed that a smoke test measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from orchestrator.experiment import Experiment
+from orchestrator.matrix import Run
+from trainer import runlog
+from trainer.errors import UserError
+
+SMOKE = "smoke"  # the study of the smoke test, in the study's folder
+
+
+def tokens(run: Run) -> int:
+    """Training tokens of a run."""
+    return run.config.trainer.max_iters * run.config.trainer.batch_size * run.config.data.block_size
+
+
+def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
+    """Cell -> GPU-hours of one of its runs (hours of the job where it asks for no GPU), for the cells smoke-tested.
+
+    The median time per step of the smoke test, its first step left out, times the steps of the run; start-up and
+    evaluations are not in it.
+    """
+    seconds = {cell: _seconds_per_step(folder / SMOKE, cell) for cell in dict.fromkeys(run.cell for run in runs)}
+    share = max(1, experiment.slurm.gpus_per_node) / experiment.slurm.runs_per_job
+    return {
+        run.cell: step * run.config.trainer.max_iters * share / 3600
+        for run in runs
+        if (step := seconds[run.cell]) is not None
+    }
+
+
+def _seconds_per_step(smoke: Path, cell: str) -> float | None:
+    found = []
+    for folder in smoke.glob(f"{cell}-seed*"):
+        rows = runlog.whole_rows(runlog.read_text(folder / runlog.LOSS))
+        times = [float(row[runlog.COLUMNS.index("dt")] or "nan") for row in rows]
+        found += times[1:] or times
+    return median(found) if found else None
+
+
+def check(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
+    """Raises UserError where the runs would cost more than the experiment's `budget`; says nothing while unknown."""
+    hours = hours_per_run(folder, runs, experiment)
+    if experiment.budget is None or len(hours) < len({run.cell for run in runs}):
+        return
+    total = sum(hours[run.cell] for run in runs)
+    if total > experiment.budget:
+        raise UserError(
+            f"budget: {len(runs)} runs will take about {total:.3g} GPU-hours, the budget is {experiment.budget:g}; "
+            "take fewer runs or steps, or give --over-budget"
+        )
+
+
+def summary(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
+    """`21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
+    text = f"{len(runs)} runs, {sum(map(tokens, runs)) / 1e6:,.3g} M tokens"
+    hours = hours_per_run(folder, runs, experiment)
+    unit = "GPU-hours" if experiment.slurm.gpus_per_node else "job-hours"
+    if len(hours) == len({run.cell for run in runs}):
+        text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit}"
+        text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""
+    else:
+        text += f"; hours are known after `submit --smoke N` ({len(hours)} cells measured so far)"
+    return text
