@@ -85,6 +85,13 @@ class RunRecord:
         ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return float(value) if ok else None  # type: ignore[arg-type]
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Documents of the corpus that were not used, by reason."""
+        counts = self.summary.get("skipped_documents")
+        found = counts.items() if isinstance(counts, dict) else []
+        return {str(reason): int(n) for reason, n in found if isinstance(n, int)}
+
     def setting(self, key: str) -> Any:
         """A value of config.json by its dotted key, None where there is none."""
         section, _, name = key.partition(".")

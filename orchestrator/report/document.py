@@ -95,9 +95,10 @@ def health(analysis: Analysis) -> Section:
             for run in bad
         ]
         blocks.append(Table(["cell", "seed", "state", "reason", "last step", "run"], rows, (0, 2, 3, 5), (3,)))
-    skipped = max((run.number("skipped_documents") or 0 for run in runs), default=0)
-    if skipped:
-        blocks.append(Text(f"{skipped:.0f} documents of the corpus were skipped: too short, or not readable."))
+    skipped = max((run.skipped for run in runs), key=lambda counts: sum(counts.values()), default={})
+    if sum(skipped.values()):
+        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()) if count)
+        blocks.append(Text(f"Documents of the corpus that were skipped: {listed}."))
     return Section("health", "Run health", blocks)
 
 

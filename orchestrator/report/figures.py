@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from orchestrator.report.plots import Figure, Forest, ForestRow, Panel, ticks
-from orchestrator.report.wording import tick
+from orchestrator.report.wording import tick_labels
 
 INK, GREY, BAND = "#1a1a1a", "#767676", "#e4e4e4"
 # Okabe & Ito 2008, without the yellow that vanishes on white; style 0 is the baseline
@@ -154,8 +154,8 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     across, down = ticks(*panel.x_range, 4), ticks(*panel.y_range, 5)
-    axes.set_xticks(across, [tick(x) for x in across])
-    axes.set_yticks(down, [tick(y) for y in down])
+    axes.set_xticks(across, tick_labels(across))
+    axes.set_yticks(down, tick_labels(down))
     axes.grid(color=BAND, linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
 
@@ -220,7 +220,7 @@ def _forest(figure: Figure) -> Canvas:
     axes.set_xlabel(forest.x_label)
     known = any(row.effect is not None for row in forest.rows)
     across = ticks(*forest.limits, min(6, int((WIDTH - left - right) / 0.6))) if known else [0.0]
-    axes.set_xticks(across, [tick(x) for x in across])
+    axes.set_xticks(across, tick_labels(across))
     _ends(axes, forest)
     return canvas
 

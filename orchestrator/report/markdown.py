@@ -51,7 +51,7 @@ def _block(block: Block) -> list[str]:
             return [", ".join(f"**{count}** {text(state)}" for state, count in block.entries)]
         case Verdicts():
             return [
-                f"- **{text(v.name)}** {text(v.sentence)}" + (f" *({text('; '.join(v.flags))})*" if v.flags else "")
+                f"- **{text(v.name)}** – {text(v.sentence)}" + (f" *({text('; '.join(v.flags))})*" if v.flags else "")
                 for v in block.entries
             ]
         case Table():

@@ -71,7 +71,7 @@ def _training(analysis: Analysis) -> str:
     text += f", cosine decay to {get('trainer.min_lr_ratio')} of the peak)" if cosine else ", constant afterwards)"
     data = f" on {get('data.file_path')}"
     if run.summary.get("data_fingerprint"):
-        data += f" (fingerprint {run.summary['data_fingerprint']})"
+        data += f" (fingerprint {str(run.summary['data_fingerprint'])[:12]})"
     keys = ("data.file_path", "data.block_size", "data.test_size", "trainer.batch_size", "data.tokenizer")
     configured = [other for other in analysis.study.runs if other.config]
     alike = all(other.setting(key) == get(key) for other in configured for key in keys)

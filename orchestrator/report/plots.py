@@ -15,7 +15,7 @@ from orchestrator.report.curves import Series
 MOST_LINES = 12  # of one panel: more cannot be told apart
 MOST_PANELS = 24
 MOST_ROWS = 60
-SETTLED = 0.1  # ranges ignore this first part of the training, where every curve falls steeply
+SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
 TOKENS = "tokens trained on"
 
 
@@ -150,10 +150,12 @@ def effects(analysis: Analysis) -> Figure:
 
 
 def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[float, float]:
-    """A range that shows every effect; an interval over four times as long as the effects are far is cut off."""
+    """A range that shows every effect; an interval that goes far beyond all effects and most others is cut off."""
     centres = [r.effect for r in rows if r.effect is not None]
     far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
-    ends = [e for r in rows for e in (r.low, r.high) if e is not None] + centres + [-(band or 0.0), band or 0.0]
+    bounds = [e for r in rows for e in (r.low, r.high) if e is not None]
+    far = max(far, sorted(map(abs, bounds))[len(bounds) // 2] / 3) if bounds else far
+    ends = bounds + centres + [-(band or 0.0), band or 0.0]
     low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
     room = 0.06 * (high - low) or 1e-3
     return min(low, 0.0) - room, max(high, 0.0) + room

@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.report.figures import COLOURS, DASHES, MARKERS
 from orchestrator.report.plots import Figure, Forest, ForestRow, Line, Panel, ticks
-from orchestrator.report.wording import plain, quantity, signed, tick
+from orchestrator.report.wording import plain, quantity, signed, tick_labels
 
 HEIGHT, BELOW, ABOVE = 150, 36, 8  # pixels: plot, axis under it, room over it
 ROW = 26
@@ -74,17 +74,16 @@ def _scales(panel: Panel) -> tuple[Across, Down]:
 
 def _panel(panel: Panel) -> str:
     across, down = _scales(panel)
-    (x0, x1), (y0, y1) = panel.x_range, panel.y_range
-    base, name = ABOVE + HEIGHT, escape(panel.title)
-    y_ticks, x_ticks = ticks(y0, y1, 5), ticks(x0, x1, 4)
-    left = [f'<text x="50" y="{down(y) + 4:.1f}" text-anchor="end">{tick(y)}</text>' for y in y_ticks]
-    left.append(
-        f'<text class="lab" transform="translate(11 {ABOVE + HEIGHT / 2}) rotate(-90)">{escape(panel.y_label)}</text>'
-    )
-    parts = [f'<line class="grid" x1="0" x2="100%" y1="{down(y):.1f}" y2="{down(y):.1f}"/>' for y in y_ticks]
-    parts += [
-        f'<line class="grid" x1="{across(x)}" x2="{across(x)}" y1="{ABOVE}" y2="{ABOVE + HEIGHT}"/>' for x in x_ticks
+    name, height = escape(panel.title), ABOVE + HEIGHT + BELOW
+    y_ticks = ticks(*panel.y_range, 5)
+    left = [
+        f'<text x="50" y="{down(y) + 4:.1f}" text-anchor="end">{text}</text>'
+        for y, text in zip(y_ticks, tick_labels(y_ticks), strict=True)
     ]
+    middle = ABOVE + HEIGHT / 2
+    left.append(f'<text class="lab" transform="translate(11 {middle}) rotate(-90)">{escape(panel.y_label)}</text>')
+    parts = [f'<line class="grid" x1="0" x2="100%" y1="{down(y):.1f}" y2="{down(y):.1f}"/>' for y in y_ticks]
+    parts.append(_below(panel, across))
     if panel.zero:
         parts.append(f'<line class="zero" x1="0" x2="100%" y1="{down(0):.1f}" y2="{down(0):.1f}"/>')
     parts.append(
@@ -93,14 +92,23 @@ def _panel(panel: Panel) -> str:
         + "</svg>"
     )
     parts += [_marks(line, panel, across, down) for line in panel.lines]
-    parts += [f'<text x="{across(x)}" y="{base + 15}" text-anchor="middle">{tick(x)}</text>' for x in x_ticks]
-    parts.append(f'<text class="lab" x="50%" y="{base + 31}">{escape(panel.x_label)}</text>')
-    height = base + BELOW
     return (
         f'<div class="panel"><h4>{name}</h4><div class="axes" role="img" aria-label="{name}">'
         f'<svg class="ya" width="54" height="{height}">{"".join(left)}</svg>'
         f'<svg class="pa" height="{height}">{"".join(parts)}</svg></div></div>'
     )
+
+
+def _below(panel: Panel, across: Across) -> str:
+    """Grid lines across, their numbers and the label of the axis."""
+    base, marks = ABOVE + HEIGHT, ticks(*panel.x_range, 4)
+    lines = [f'<line class="grid" x1="{across(x)}" x2="{across(x)}" y1="{ABOVE}" y2="{base}"/>' for x in marks]
+    texts = [
+        f'<text x="{across(x)}" y="{base + 15}" text-anchor="middle">{text}</text>'
+        for x, text in zip(marks, tick_labels(marks), strict=True)
+    ]
+    label = f'<text class="lab" x="50%" y="{base + 31}">{escape(panel.x_label)}</text>'
+    return "".join([*lines, *texts, label])
 
 
 def _curve(line: Line, panel: Panel) -> str:
@@ -173,10 +181,11 @@ def _forest(forest: Forest) -> str:
     rows = [_forest_row(row, forest, back, across) for row in forest.rows]
     head = f'<text class="lab start" x="0" y="13">← {escape(forest.ends[0])}</text>'
     head += f'<text class="lab end" x="100%" y="13">{escape(forest.ends[1])} →</text>'
+    marks = ticks(low, high, 5) if any(row.effect is not None for row in forest.rows) else [0.0]
     axis = "".join(
         f'<line class="tick" x1="{across(t)}" x2="{across(t)}" y1="0" y2="5"/>'
-        f'<text x="{across(t)}" y="18" text-anchor="middle">{tick(t)}</text>'
-        for t in (ticks(low, high, 5) if any(row.effect is not None for row in forest.rows) else [0.0])
+        f'<text x="{across(t)}" y="18" text-anchor="middle">{text}</text>'
+        for t, text in zip(marks, tick_labels(marks), strict=True)
     )
     axis += '<line class="tick" x1="0" x2="100%" y1="0" y2="0"/>'
     axis += f'<text class="lab" x="50%" y="35">{escape(forest.x_label)}</text>'

@@ -23,7 +23,6 @@ NUMBERS = (
     "val_nll",
     "val_tokens",
     "peak_memory_bytes",
-    "skipped_documents",
 )
 
 
@@ -38,6 +37,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
     row |= {name: run.summary.get(name) for name in NUMBERS}
     row |= {"parameters": run.parameters, "flops_per_token": run.flops_per_token}
     row |= {name: run.summary.get(name) for name in ("device", "fingerprint", "data_fingerprint")}
+    row["skipped_documents"] = sum(run.skipped.values())
     row["overrides"] = json.dumps(run.overrides, sort_keys=True)
     return row
 

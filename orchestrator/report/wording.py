@@ -61,17 +61,20 @@ def quantity(value: float | None, unit: str = "") -> str:
     return f"{value:.{min(digits, 3)}f} {unit}".strip()
 
 
-def tick(value: float) -> str:
-    """The shortest text of a round number: 0.04, 80 k, 4e−4."""
-    size = abs(value)
-    if size >= 1e3:
-        factor, prefix = next(p for p in PREFIXES if size >= p[0])
-        return f"{value / factor:.4g} {prefix}".replace("-", MINUS)
-    text = f"{value:.6g}"
-    if 0 < size < 1e-3:
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """The shortest texts of round numbers on one axis, all written alike: 0.04, 80 k, 4e−5."""
+    tiny = any(0 < abs(v) < 9.99e-5 for v in values)
+    return [_tick(v, tiny).replace("-", MINUS) for v in values]
+
+
+def _tick(value: float, tiny: bool) -> str:
+    if abs(value) >= 1e3:
+        factor, prefix = next(p for p in PREFIXES if abs(value) >= p[0])
+        return f"{value / factor:.4g} {prefix}"
+    if tiny and value:
         mantissa, _, exponent = f"{value:.3e}".partition("e")
-        text = f"{float(mantissa):g}e{int(exponent)}"
-    return text.replace("-", MINUS)
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.6g}"
 
 
 def duration(seconds: float | None) -> str:
@@ -138,14 +141,15 @@ def sentence(cell: CellResult, analysis: Analysis) -> str:
     elif word == "no claim":
         text = f"{_direction(effect)} ({ONE_SEED})"
     else:
-        text = f"{_claim(word, effect)} ({_evidence(cell, analysis)})"
+        text = f"{word}: {_direction(effect)} ({_evidence(cell, analysis)})"
+        text += "; more seeds may show it" if _lost_to_correction(cell) else ""
     return f"{text}{_caveat(cell)}."
 
 
-def _claim(word: str, effect: Effect) -> str:
-    if word == "no difference shown":
-        return "no difference shown: " + _direction(effect)
-    return f"{word}: {_direction(effect)}"
+def _lost_to_correction(cell: CellResult) -> bool:
+    """Significant alone, not as one of the family."""
+    p = cell.effect.p if cell.effect else None
+    return cell.p_holm is not None and p is not None and p <= st.ALPHA < cell.p_holm
 
 
 def _direction(effect: Effect) -> str:
@@ -163,7 +167,7 @@ def _evidence(cell: CellResult, analysis: Analysis) -> str:
         how = f"{_runs(effect.n)} against the spread of {known} baseline seeds"
         name = "95% prediction interval"
     corrected = f"Holm p {_equals(cell.p_holm)}"
-    if cell.p_holm is not None and effect.p is not None and effect.p <= st.ALPHA < cell.p_holm:
+    if _lost_to_correction(cell):
         corrected = f"p {_equals(effect.p)}, but {p_text(cell.p_holm)} corrected for {analysis.family} comparisons"
     return f"{name} {interval(effect)}, {corrected}, {how}"
 

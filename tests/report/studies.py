@@ -170,7 +170,7 @@ def _summary(plan: Plan, config: Any, value: float, fate: str, speed: float, per
         "device": "cpu",
         "fingerprint": config.fingerprint(),
         "data_fingerprint": "0f1e2d3c",
-        "skipped_documents": 3,
+        "skipped_documents": {"too short": 3},
     }
     if plan.domains and finite:
         made["val_nll_by_domain"] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.report import build, compare
+from orchestrator.report import build, compare, document, page, plots, wording
 from orchestrator.report.analysis import Analysis, Contrast, analyse
 from orchestrator.report.collect import read_study
 from tests.report.studies import FEATURES, Plan, held_out, write_study
@@ -190,3 +190,64 @@ def test_studies_on_other_data_are_told_apart(tmp_path: Path) -> None:
     assert any("read different data" in note for note in found.notes)
     assert all(path.parent == tmp_path / "both" for path in found.paths)
     assert {row.cell.rpartition(" · ")[2] for row in found.rows} == {"planted (one)", "planted (two)"}
+
+
+def written(analysis: Analysis) -> str:
+    """The page of an analysis, without the pictures on disk."""
+    text = page.render("title", "subtitle", document.compose(analysis, plots.build_figures(analysis)))
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
+    names = list(THREE)
+    full = every_combination(names)
+    text = written(analysed(tmp_path / "full", Plan(features=THREE, cells=full, effects={"rope": -0.1})))
+    assert "Main effects" in text
+    assert "Full factorial design: the main effects use every run" in text
+    one_out = {"all_on": names, **{f"without_{n}": [m for m in names if m != n] for n in names}}
+    plan = Plan(features=THREE, cells=one_out, fates={("without_rope", 2): "failed"})
+    text = written(analysed(tmp_path / "out", plan))
+    assert "With everything else on" in text
+    assert "The design has no cell without features; effects are differences from all_on." in text
+    partial = Plan(features=THREE, cells=full, fates={("rope", 1): "failed"})
+    assert "4 comparisons lack a run" not in written(analysed(tmp_path / "whole", Plan(features=THREE, cells=full)))
+    assert "comparisons lack a run" in written(analysed(tmp_path / "partial", partial))
+
+
+def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
+    features = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
+    plan = Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}, seeds=(1, 2), rows=8)
+    plan.fates = {("f07", 1): "diverged", ("f07", 2): "diverged"}
+    text = written(analysed(tmp_path, plan))
+    assert "64 cells without a difference shown" in text
+    assert "5 more are in comparison.csv" in text
+    assert "diverged in 2 of 2 runs" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "note"),
+    [
+        ("val_tokens", 17, "held-out sets differ in size"),
+        ("data_fingerprint", "other", "read different data"),
+        ("device", "cuda", "different devices"),
+        ("tokens", 1000, "different numbers of tokens"),
+    ],
+)
+def test_what_should_be_equal_and_is_not_is_said(tmp_path: Path, key: str, value: object, note: str) -> None:
+    states = write_study(tmp_path, Plan(features=THREE, seeds=(1, 2)))
+    path = next(tmp_path.glob("rope-seed2-*")) / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert any(note in said for said in wording.notes(analyse(read_study(tmp_path, states))))
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert wording.quantity(1_234_567) == "1.23 M"
+    assert wording.quantity(0) == "0"
+    assert wording.quantity(None) == "—"
+    assert wording.quantity(312_000_000, "B") == "312 MB"
+    assert [wording.duration(s) for s in (0.5, 59.4, 95, 7260)] == ["0.5 s", "59.4 s", "1 min 35 s", "2 h 1 min"]
+    assert wording.p_text(0.0004) == "< 0.001"
+    assert wording.p_text(0.0449) == "0.045"
+    assert wording.signed(-0.04213) == "−0.0421"
+    assert wording.tick_labels([0.0, 5e-5, 1e-4]) == ["0", "5e−5", "1e−4"]
+    assert wording.tick_labels([-0.05, 0.0, 80_000.0]) == ["−0.05", "0", "80 k"]
