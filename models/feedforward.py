@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import GPTConfig, swiglu_hidden
+from models.dropout import Dropout
 
 
 class GELUFeedForward(nn.Module):
@@ -15,7 +16,7 @@ class GELUFeedForward(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(n_embd, 4 * n_embd)
         self.c_proj = nn.Linear(4 * n_embd, n_embd)
-        self.dropout = nn.Dropout(pdrop)
+        self.dropout = Dropout(pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
@@ -33,7 +34,7 @@ class SwiGLUFeedForward(nn.Module):
         hidden = swiglu_hidden(n_embd)
         self.c_fc = nn.Linear(n_embd, 2 * hidden)
         self.c_proj = nn.Linear(hidden, n_embd)
-        self.dropout = nn.Dropout(pdrop)
+        self.dropout = Dropout(pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.c_fc(x).chunk(2, dim=-1)  # (B, T, H) each

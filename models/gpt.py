@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.attention import CausalSelfAttention
 from models.config import GPTConfig
+from models.dropout import Dropout
 from models.feedforward import build_feedforward
 from models.head import head_loss
 from models.norms import build_norm
@@ -42,7 +43,7 @@ class Transformer(nn.Module):
         assert config.vocab_size and config.block_size and config.n_embd and config.n_layer
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = None if config.rope else nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = build_norm(config)
 
@@ -105,10 +106,13 @@ class GPT(nn.Module):
         loss = None if targets is None else head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         return self.lm_head(x), loss
 
-    def loss(self, idx: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Negative log-likelihood in nats of targets (B, T; -1 is not scored): the `mean` per token, or the `sum`."""
+    def loss(self, idx: Tensor, targets: Tensor, divisor: float | None = None) -> Tensor:
+        """Negative log-likelihood in nats of targets (B, T; -1 is not scored): the sum / divisor, by default the mean.
+
+        Differentiable once, by `backward()`.
+        """
         x = self._features(idx)
-        return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), reduction)
+        return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), divisor)
 
     def _features(self, idx: Tensor) -> Tensor:
         assert self.config.block_size

@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     from trainer import console
     from trainer.config import from_flags
-    from trainer.device import limit_threads
+    from trainer.device import prepare
     from trainer.errors import AblatrixError
     from trainer.runlog import EXIT_STOPPED
     from trainer.signals import Interrupted, StopSignals
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         signals.install()
         config = from_flags(argv)
-        limit_threads()
+        prepare()
         from trainer.run import execute
 
         code = execute(config, argv, signals)

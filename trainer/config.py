@@ -46,6 +46,9 @@ class TrainerConfig(Section):
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
     max_iters: Size = Field(1000, description="optimiser steps")
     batch_size: Size = Field(8, description="windows per step")
+    grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
+    compile: bool = Field(False, description="compile the model (seconds at the start, faster steps)")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
     betas: Betas = Field((0.9, 0.95), description="AdamW's betas")
     weight_decay: NonNegative = Field(0.1, description="on matrix weights only")
@@ -105,6 +108,11 @@ class RunConfig(Section):
             problems.append(
                 f"model.vocab_size: {model.vocab_size} is under the {vocab_size} tokens of "
                 f"tokenizer {self.data.tokenizer!r}; leave it out"
+            )
+        if self.trainer.grad_accum > self.trainer.batch_size:
+            problems.append(
+                f"trainer.grad_accum: {self.trainer.grad_accum} is over trainer.batch_size {self.trainer.batch_size}; "
+                "a part must hold at least one window"
             )
         if self.trainer.warmup_steps > self.trainer.max_iters:
             problems.append(

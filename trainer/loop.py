@@ -102,13 +102,28 @@ class Trainer:
         settings = self.config.trainer
         # Dropout of a step depends on (seed, step) alone: a resumed run needs no generator state
         torch.manual_seed(step_seed(self.config.system.seed, self.iter))
-        loss = self.model.loss(self._to_device(x), self._to_device(y))
         self.optimizer.zero_grad()
-        loss.backward()
+        losses = []
+        for xs, ys in self._parts(x, y):
+            with self.autocast():
+                loss = self.model.loss(xs, ys, divisor=y.size)
+            loss.backward()
+            losses.append(loss.detach())
         norm = self.optimizer.step(learning_rate(self.iter + 1, settings))
-        self._sums += torch.stack((loss.detach(), norm))
+        self._sums += torch.stack((sum(losses[1:], losses[0]), norm))
         self.iter += 1
         self.val_loss = None
+
+    def _parts(self, x: Array, y: Array) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch in `grad_accum` parts, on the device."""
+        inputs, targets = self._to_device(x), self._to_device(y)
+        n = self.config.trainer.grad_accum
+        yield from zip(inputs.tensor_split(n), targets.tensor_split(n), strict=True)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which products are done in `trainer.dtype`."""
+        half = self.config.trainer.dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
 
     def _to_device(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -177,7 +192,8 @@ class Trainer:
         size = max(1, 4096 // x.shape[1])
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            total += float(self.model.loss(self._to_device(x[part]), self._to_device(y[part]), reduction="sum"))
+            with self.autocast():
+                total += float(self.model.loss(self._to_device(x[part]), self._to_device(y[part]), divisor=1.0))
         self.model.train()
         return total / scored
 

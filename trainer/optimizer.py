@@ -53,10 +53,9 @@ class AdamW:
         self.fused = hasattr(torch, "_fused_adamw_") and device.type in ("cpu", "cuda", "mps")
 
     def zero_grad(self) -> None:
-        """Set the gradients to zero, keeping their memory."""
-        grads = [p.grad for p in self.named.values() if p.grad is not None]
-        if grads:
-            torch._foreach_zero_(grads)
+        """Forget the gradients. Setting them to zero would walk through them once more, and so would adding to them."""
+        for parameter in self.named.values():
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> Tensor:

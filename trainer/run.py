@@ -19,7 +19,7 @@ from trainer import callbacks, checkpoint, data, endings, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.console import say
-from trainer.device import describe, pick_device
+from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL
 from trainer.errors import UserError
 from trainer.loop import Array, Trainer
@@ -61,6 +61,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         if _already_finished(run_dir, config):
             return 0
         device = pick_device(config.trainer.device)
+        tune_products(device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
         attempt = _take(run_dir)

@@ -1,0 +1,173 @@
+"""One measured program: `python -m benchmarks.worker SPEC`, SPEC a JSON object; see `benchmarks.contest`.
+
+Every program gets the same made-up tokens, model sizes and dropout, and runs the training loop that it comes with.
+Where a loop is a script that cannot be imported (nanoGPT), its lines are done here in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+TOKENS = 1 << 20  # of the made-up corpus
+PEER_LR, BETAS, DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
+
+
+class Meter:
+    """Talks to `contest.Worker`. A training loop calls it after every step; it returns when the next step may begin."""
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self.sync = sync
+        self.left = 0
+        self.count = 0
+        self.since = 0.0
+        self.clock = time.process_time if os.environ.get("BENCHMARK_CLOCK") == "cpu" else time.perf_counter
+
+    def __call__(self, *_: object) -> None:
+        self.left -= 1
+        if self.left > 0:
+            return
+        self.sync()
+        elapsed = self.clock() - self.since
+        if self.count:
+            self.say(seconds=elapsed, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        else:
+            self.say(ready=True)
+        line = sys.stdin.readline()
+        if not line:
+            sys.stdout.flush()
+            raise SystemExit(0)
+        self.count = self.left = int(line)
+        self.since = self.clock()
+
+    def say(self, **answer: Any) -> None:
+        print(json.dumps(answer), flush=True)
+
+
+def tokens(spec: dict[str, Any]) -> Any:
+    """The made-up corpus: (TOKENS,) int64, a few words frequent and most rare, as in text."""
+    import numpy as np
+
+    return (np.random.default_rng(0).pareto(1.0, TOKENS) * 20).astype(np.int64) % spec["vocab"]
+
+
+def ours(spec: dict[str, Any]) -> None:
+    """This project's Trainer."""
+    from trainer.device import pick_device, prepare, tune_products
+
+    prepare()
+    import numpy as np
+    import torch
+
+    from trainer.config import RunConfig
+    from trainer.loop import Trainer
+
+    model = {"model_type": spec["model"], **spec.get("toggles", {})}
+    dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), spec["dropout"])
+    settings = {"batch_size": spec["batch"], "max_iters": 10**9, "log_interval": 10, "ckpt_interval": 0}
+    config = RunConfig.model_validate(
+        {
+            "data": {"file_path": "made-up", "block_size": spec["block"]},
+            "model": {**model, **dropout},
+            "trainer": {**settings, "eval_interval": 0, **spec.get("trainer", {})},
+        }
+    ).resolved(spec["vocab"])
+    corpus, length = tokens(spec), spec["block"]
+
+    def source(start: int, stop: int) -> Iterator[Any]:
+        for i in range(start, stop):
+            starts = np.random.Generator(np.random.Philox(key=[0, i])).integers(0, TOKENS - length, spec["batch"])
+            windows = np.stack([corpus[s : s + length + 1] for s in starts])
+            yield np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+    empty = np.zeros((0, length), dtype=np.int64)
+    device = pick_device("auto")
+    tune_products(device)
+    trainer = Trainer(config, source, (empty, empty), device)
+    cuda = trainer.device.type == "cuda"
+    trainer.add_callback("on_batch_end", Meter(torch.cuda.synchronize if cuda else lambda: None))
+    trainer.run()
+
+
+def mingpt(spec: dict[str, Any]) -> None:
+    """minGPT's own Trainer, from the checkout at spec["path"]."""
+    sys.path.insert(0, spec["path"])
+    import torch
+    from mingpt.model import GPT
+    from mingpt.trainer import Trainer
+
+    model_config = GPT.get_default_config()
+    model_config.model_type = spec["model"]
+    model_config.vocab_size, model_config.block_size = spec["vocab"], spec["block"]
+    model_config.embd_pdrop = model_config.resid_pdrop = model_config.attn_pdrop = spec["dropout"]
+    corpus, length = torch.from_numpy(tokens(spec)), spec["block"]
+
+    class Windows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return TOKENS - length
+
+        def __getitem__(self, i: int) -> Any:
+            return corpus[i : i + length], corpus[i + 1 : i + length + 1]
+
+    config = Trainer.get_default_config()
+    config.num_workers, config.batch_size, config.learning_rate = 0, spec["batch"], PEER_LR
+    trainer = Trainer(config, GPT(model_config), Windows())
+    cuda = trainer.device == "cuda"
+    trainer.set_callback("on_batch_end", Meter(torch.cuda.synchronize if cuda else lambda: None))
+    trainer.run()
+
+
+def nanogpt(spec: dict[str, Any]) -> None:
+    """nanoGPT's model from the checkout at spec["path"] and the lines of its train.py, with its default settings."""
+    sys.path.insert(0, spec["path"])
+    import numpy as np
+    import torch
+    from model import GPT, GPTConfig
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    sizes = {"gpt-nano": (3, 3, 48), "gpt-micro": (4, 4, 128), "gpt-mini": (6, 6, 192), "gpt2": (12, 12, 768)}
+    n_layer, n_head, n_embd = sizes[spec["model"]]
+    shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": spec["block"]}
+    model = GPT(GPTConfig(**shape, bias=True, vocab_size=spec["vocab"], dropout=spec["dropout"])).to(device)
+    optimizer = model.configure_optimizers(DECAY, PEER_LR, BETAS, device)
+    half = spec.get("dtype") == "bfloat16"
+    context: Any = torch.amp.autocast(device, dtype=torch.bfloat16) if half else contextlib.nullcontext()
+    if spec.get("compile"):
+        model = torch.compile(model)
+    corpus, length = tokens(spec).astype(np.uint16), spec["block"]
+
+    def get_batch() -> Any:
+        ix = torch.randint(len(corpus) - length, (spec["batch"],))
+        x = torch.stack([torch.from_numpy(corpus[i : i + length].astype(np.int64)) for i in ix])
+        y = torch.stack([torch.from_numpy(corpus[i + 1 : i + 1 + length].astype(np.int64)) for i in ix])
+        if device == "cuda":
+            return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
+        return x, y
+
+    meter = Meter(torch.cuda.synchronize if device == "cuda" else lambda: None)
+    X, Y = get_batch()  # noqa: N806
+    while True:
+        with context:
+            _, loss = model(X, Y)
+        X, Y = get_batch()  # noqa: N806
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        meter()
+
+
+KINDS = {"ours": ours, "mingpt": mingpt, "nanogpt": nanogpt}
+
+
+if __name__ == "__main__":
+    parsed = json.loads(sys.argv[1])
+    KINDS[parsed["kind"]](parsed)
