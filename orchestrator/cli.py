@@ -140,15 +140,27 @@ def status(
 
 
 @app.command()
-def report(study: Target = None, output: Output = OUT) -> None:
-    """Compare the cells: tables, plots and a verdict, written into the study's report/ folder."""
+def report(
+    studies: Annotated[list[str] | None, typer.Argument(help="study folders or names; default: the last one")] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="curves with zoom and hover in report.html")
+    ] = False,
+    output: Output = OUT,
+) -> None:
+    """Compare the cells: tables, plots and a verdict, written into the study's report/ folder.
+
+    Several studies are also put side by side.
+    """
     from orchestrator import display, rundir
     from orchestrator import report as reporting
     from orchestrator import status as state_module
 
-    found = rundir.find_study(study, output)
-    states = {state.run.id: (state.state, state.reason) for state in state_module.collect(found)}
-    display.print_verdict(reporting.build(found.folder, states), _console())
+    found = [rundir.find_study(name, output) for name in studies or [None]]
+    states = [state_module.reasons(state_module.collect(study)) for study in found]
+    for one, known in zip(found, states, strict=True):
+        display.print_verdict(reporting.build(one.folder, known, interactive), _console())
+    if len(found) > 1:
+        display.print_verdict(reporting.compare([one.folder for one in found], states), _console())
 
 
 @app.command()

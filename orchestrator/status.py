@@ -103,6 +103,11 @@ def state_of(study: Study, run: StudyRun) -> RunState:
     return collect(replace(study, runs=[run]))[0]
 
 
+def reasons(states: Sequence[RunState]) -> dict[str, tuple[str, str]]:
+    """Run id -> (state, reason)."""
+    return {state.run.id: (state.state, state.reason) for state in states}
+
+
 def _own(job: slurm.Job | None, files: _Files) -> slurm.Job | None:
     """The job, unless it is another one that got the same id after a controller lost its state."""
     token = files.queued.get("token") if files.queued else None

@@ -71,6 +71,17 @@ def test_planted_harm_has_the_right_sign(workspace: Workspace) -> None:
     assert rows["broken"]["verdict"] == "hurts"
 
 
+def test_reports_of_two_studies_side_by_side(workspace: Workspace) -> None:
+    for name in ("first", "second"):
+        study = workspace.write_study(name)
+        workspace.run("submit", study, "--launcher", "local", "--only", "baseline", "--only", "rope")
+    shown = workspace.run("report", "first", "second", "--interactive").stdout
+    assert "rope · first" in shown
+    assert "rope · second" in shown
+    assert "uPlot" in (workspace.folder / "out/second/report/report.html").read_text()
+    assert (workspace.folder / "out/compare-first-second/report.html").is_file()
+
+
 def test_failed_runs_are_named_and_rerun_only_on_request(workspace: Workspace) -> None:
     study = workspace.write_study()
     workspace.run("submit", study, "--launcher", "local", "--only", "baseline")
