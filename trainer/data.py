@@ -114,21 +114,22 @@ def heldout_windows(store: TokenStore, config: DataConfig, eval_tokens: int) -> 
     Every held-out document is cut into consecutive windows, so that each of its tokens but the first is a target once.
     Where that is more than `eval_tokens` targets, evenly spaced windows are taken. N is 0 without held-out documents.
     """
-    block = config.block_size
-    first = store.first_held_out(config.test_size)
-    windows: list[tuple[np.ndarray, int]] = []
-    for line in range(first, store.n_lines) if config.test_size else ():
-        document = store.document(line)
-        windows += [(document, start) for start in range(0, len(document) - 1, block)]
-    scored = sum(min(block, len(document) - 1 - start) for document, start in windows)
-    if scored > eval_tokens:
+    block, first = config.block_size, store.first_held_out(config.test_size)
+    held_out = range(first, store.n_lines) if config.test_size else range(0)
+    counts = np.array([store.count(line) for line in held_out], dtype=np.int64)
+    targets = np.maximum(counts - 1, 0)
+    ends = np.cumsum(-(-targets // block))  # windows up to the end of each document
+    chosen = np.arange(ends[-1] if len(ends) else 0)
+    if targets.sum() > eval_tokens:
         keep = max(1, eval_tokens // block)
-        windows = [windows[(2 * k + 1) * len(windows) // (2 * keep)] for k in range(keep)]
-    x = np.zeros((len(windows), block), dtype=np.int64)
-    y = np.full((len(windows), block), PADDING, dtype=np.int64)
-    for k, (document, start) in enumerate(windows):
-        piece = document[start : start + block + 1]
-        x[k, : len(piece) - 1], y[k, : len(piece) - 1] = piece[:-1], piece[1:]
-    if scored > eval_tokens:
+        chosen = (2 * np.arange(keep) + 1) * len(chosen) // (2 * keep)
+    x = np.zeros((len(chosen), block), dtype=np.int64)
+    y = np.full((len(chosen), block), PADDING, dtype=np.int64)
+    for row, window in enumerate(chosen):
+        k = int(np.searchsorted(ends, window, side="right"))
+        start = int(window - (ends[k] - -(-targets[k] // block))) * block
+        piece = store.read(first + k, start, min(start + block + 1, int(counts[k])))
+        x[row, : len(piece) - 1], y[row, : len(piece) - 1] = piece[:-1], piece[1:]
+    if targets.sum() > eval_tokens:
         y[:, eval_tokens:] = PADDING  # a single window may hold more than was asked for
     return x, y

@@ -78,9 +78,22 @@ class GrowingStore(TokenStore):
             return
         for k, line in enumerate(lines.tolist()):
             if self._lines.size(line) >= length:  # a token is a byte at least
-                count = self._count(line)
+                count = self.count(line)
                 if count >= length:
                     yield k, count
+
+    def count(self, line: int) -> int:
+        """Number of tokens of a line."""
+        whole = self._look()
+        if whole is not None:
+            return whole.count(line)
+        kept = self._kept.get(line)
+        if kept is None:
+            shard = self._shards.open(self._shard_of(line))
+            if shard is not None:
+                return shard.count(line)
+            kept = self._tokenise(line)
+        return len(kept)
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of a line."""
@@ -94,10 +107,6 @@ class GrowingStore(TokenStore):
                 return shard.read(line, start, stop)
             kept = self._tokenise(line)
         return kept[start:stop]
-
-    def document(self, line: int) -> np.ndarray:
-        """All tokens of a line."""
-        return self.read(line, 0, self._count(line))
 
     def first_held_out(self, test_size: int) -> int:
         """As the complete cache does, reading the file from its end; one document more, to know that it is there."""
@@ -123,22 +132,10 @@ class GrowingStore(TokenStore):
         """Raises DataError unless one of these lines has `length` tokens; the first ones nearly always tell."""
         longest = 0
         for line in lines:
-            longest = max(longest, self._count(line) if self._lines.size(line) >= min(length, longest + 1) else 0)
+            longest = max(longest, self.count(line) if self._lines.size(line) >= min(length, longest + 1) else 0)
             if longest >= length:
                 return
         raise too_short(self.name, longest, length)
-
-    def _count(self, line: int) -> int:
-        whole = self._look()
-        if whole is not None:
-            return int(whole.offsets[line + 1] - whole.offsets[line])
-        kept = self._kept.get(line)
-        if kept is None:
-            shard = self._shards.open(self._shard_of(line))
-            if shard is not None:
-                return shard.count(line)
-            kept = self._tokenise(line)
-        return len(kept)
 
     def _shard_of(self, line: int) -> int:
         return int(self._lines.starts[line]) // self._shard_bytes

@@ -44,8 +44,11 @@ def modules(root: Path | None = None) -> Iterator[tuple[str, Path]]:
 def documents(root: Path | None = None) -> Iterator[dict[str, Any]]:
     """The sample corpus as records with `text` and `meta`; empty modules are left out."""
     for name, path in modules(root):
-        with tokenize.open(path) as file:  # obeys a coding cookie
-            text = file.read()
+        try:
+            with tokenize.open(path) as file:  # obeys a coding cookie
+                text = file.read()
+        except (OSError, SyntaxError, UnicodeDecodeError):
+            continue  # what somebody else put there
         if text.strip():
             yield {"text": text, "meta": {"module": name}}
 

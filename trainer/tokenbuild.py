@@ -117,6 +117,7 @@ def start_worker(
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [
         sys.executable,
+        "-P",
         "-m",
         "trainer.tokenbuild",
         config.model_dump_json(),

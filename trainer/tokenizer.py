@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def go_offline() -> None:
 
 def mend(name: str, cache_dir: Path) -> str:
     """The advice at the end of an error: the command that puts this tokenizer into this cache."""
-    command = f"python cache_warm.py --tokenizer {name} --cache-dir {cache_dir}"
+    command = f"python cache_warm.py --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"
     return f"run `{command}`" + ("" if name == "sample" else " where there is internet, or with --from DIR")
 
 

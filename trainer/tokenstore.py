@@ -56,8 +56,12 @@ class TokenStore(ABC):
         """Tokens [start, stop) of a line."""
 
     @abstractmethod
+    def count(self, line: int) -> int:
+        """Number of tokens of a line."""
+
     def document(self, line: int) -> np.ndarray:
         """All tokens of a line."""
+        return self.read(line, 0, self.count(line))
 
     @abstractmethod
     def first_held_out(self, test_size: int) -> int:
@@ -104,9 +108,9 @@ class CompleteStore(TokenStore):
         begin = int(self._offsets[line]) + start
         return read_tokens(self._file.fileno(), begin, stop - start, self.dtype)
 
-    def document(self, line: int) -> np.ndarray:
-        """All tokens of a line."""
-        return self.read(line, 0, int(self._offsets[line + 1] - self._offsets[line]))
+    def count(self, line: int) -> int:
+        """Number of tokens of a line."""
+        return int(self._offsets[line + 1] - self._offsets[line])
 
     def first_held_out(self, test_size: int) -> int:
         """The line at which the last `test_size` documents begin. Raises DataError where no other is left."""
