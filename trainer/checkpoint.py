@@ -21,12 +21,10 @@ from trainer.console import warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
 from trainer.memory import is_out_of_memory
-from trainer.runlog import ARGS, LOSS, MODEL, SAMPLES, SUMMARY
 
 FORMAT = 2
 KEPT = 2
 KEYS = {"format", "fingerprint", "step", "model", "optimizer", "progress"}
-WRITTEN = ("checkpoint-*.pt", MODEL, SUMMARY, LOSS, SAMPLES, ARGS)  # by trainers and by nobody else
 SEAL = b"\nsha256 "
 SEAL_SIZE = len(SEAL) + hashlib.sha256().digest_size * 2 + 1
 
@@ -111,10 +109,9 @@ def drop_after(run_dir: Path, step: int) -> None:
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove temporary files that a killed attempt left behind."""
-    for name in WRITTEN:
-        for path in run_dir.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+    """Remove temporary files that a killed attempt left behind. Whoever still writes one notices and writes anew."""
+    for path in run_dir.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_later_checkpoints_are_dropped_by_a_run_that_goes_back(trainers: Trainer
     run = trainers.finish("run", trainer__max_iters=20)
     older = checkpoint.checkpoints(run)[1]
     shutil.copy(older, trainers.folder / "kept.pt")
-    back = {"trainer__max_iters": 20, "trainer__resume": trainers.folder / "kept.pt"}
+    back: dict[str, Any] = {"trainer__max_iters": 20, "trainer__resume": trainers.folder / "kept.pt"}
     calls = trainers.watched("other", Fault(changing=True), **back).calls
     at = max(at for at, name in enumerate(calls, 1) if name == "rename") - 20  # before its first checkpoint is written
     assert trainers.watched("run", Fault("kill", at, changing=True), **back).code == -9

@@ -101,10 +101,23 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_sweep_removes_only_leftovers_of_trainers(tmp_path: Path) -> None:
+def test_sweep_removes_what_was_left_half_written(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, state(1))
     for name in (".checkpoint-00000002.pt.host.123.tmp", ".loss.csv.host.123.tmp", ".model.pt.host.123.tmp"):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / ".config.json.host.123.tmp").write_bytes(b"")  # a submit may be at it
+    (tmp_path / ".attempts").mkdir()
     checkpoint.sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".config.json.host.123.tmp", path.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".attempts", path.name]
+
+
+def test_file_swept_from_under_its_writer_is_written_anew(tmp_path: Path) -> None:
+    tries: list[Path] = []
+
+    def sweep() -> None:
+        tries.extend(tmp_path.glob(".*.tmp"))
+        if len(tries) == 1:
+            checkpoint.sweep(tmp_path)
+
+    checkpoint.save(tmp_path, state(1), sweep)
+    assert len(set(tries)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001.pt"]

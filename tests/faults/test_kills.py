@@ -1,0 +1,146 @@
+"""kill -9 at any moment: a run always goes on, and what it leaves is what an undisturbed one leaves.
+
+ABLATRIX_KILLS=200 pytest tests/faults/test_kills.py -s    random kills, and the figures
+ABLATRIX_FAULT_STRIDE=1 pytest ...                         a kill before every single system call
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults.conftest import Trainers, same_result
+from tests.faults.seccomp import Fault
+from trainer import checkpoint, runlog
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("ABLATRIX_KILLS", "25"))
+STRIDE = int(os.environ.get("ABLATRIX_FAULT_STRIDE", "12"))
+FEATURES: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "swiglu": {"model__swiglu": True},
+    "rmsnorm": {"model__rmsnorm": True},
+    "rope": {"model__rope": True},
+    "warmup": {"trainer__warmup_steps": 25},
+    "cosine": {"trainer__use_cosine": True},
+}
+VARIANTS = [(name, workers) for name in FEATURES for workers in (0, 2)]
+
+
+def timeless(line: str) -> list[str]:
+    """The cells of a row, the clock's left out."""
+    cells = line.split(",")
+    return [cell for name, cell in zip(runlog.COLUMNS, cells, strict=True) if name not in runlog.CLOCK_COLUMNS]
+
+
+def rows_of(run_dir: Path) -> dict[int, list[str]]:
+    lines = (run_dir / runlog.LOSS).read_text().splitlines()
+    return {int(line.split(",")[0]): timeless(line) for line in lines[1:]}
+
+
+def check_in_passing(run: Path, expected: dict[int, list[str]]) -> int:
+    """What a killed trainer has left: only whole and true things, but for the very last line. The steps logged."""
+    text = runlog.read_text(run / runlog.LOSS)
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    assert not lines or lines[0] == ",".join(runlog.COLUMNS)
+    steps = [int(line.split(",")[0]) for line in lines[1:]]
+    assert steps == list(expected)[: len(steps)], "a row is doubled, missing or out of order"
+    for step, line in zip(steps, lines[1:], strict=True):
+        assert timeless(line) == expected[step], "a row was invented"
+    attempts = len(list((run / ".attempts").glob("*")))
+    spoiled = len(runlog.read_text(run / runlog.EVENTS).splitlines()) - len(runlog.read_events(run))
+    assert spoiled <= attempts, "a kill tears one line at most"
+    for path in checkpoint.checkpoints(run):
+        assert checkpoint._read(path)["step"] == int(path.stem[-8:])
+    return len(steps)
+
+
+def check_finished(run: Path, undisturbed: Path) -> None:
+    assert same_result(run, undisturbed)
+    ours, theirs = (torch.load(folder / runlog.MODEL, weights_only=True) for folder in (run, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not list(run.glob(".*.tmp")) and not list(run.glob("*.bad"))
+
+
+@dataclass
+class Tally:
+    """What the kills met."""
+
+    kills: int = 0
+    met: Counter[str] = field(default_factory=Counter)
+
+    def note(self, run: Path, rows: int, resumed: bool) -> None:
+        self.kills += 1
+        self.met["before the first row" if not rows else "while training"] += 1
+        self.met["a resumed attempt"] += resumed
+        text = runlog.read_text(run / runlog.LOSS)
+        self.met["leaving an unterminated row"] += bool(text) and not text.endswith("\n")
+        self.met["leaving a temporary file"] += any(run.glob(".*.tmp"))
+        self.met["after the last step"] += rows == 31
+
+
+def test_random_kills(trainers: Trainers) -> None:
+    undisturbed = {name: trainers.finish(f"undisturbed-{name}", **settings) for name, settings in FEATURES.items()}
+    begun = time.monotonic()
+    trainers.finish("timed")
+    whole = time.monotonic() - begun
+    chance = random.Random(20)
+    tally, runs = Tally(), 0
+    while tally.kills < KILLS:
+        name, workers = VARIANTS[runs % len(VARIANTS)]
+        runs += 1
+        killed_until_finished(trainers, f"run{runs}", name, workers, undisturbed[name], (chance, whole), tally)
+    print(f"\n{tally.kills} kills, {runs} runs finished, all equal to the undisturbed ones; met: {dict(tally.met)}")
+
+
+def killed_until_finished(
+    trainers: Trainers, folder: str, name: str, workers: int, undisturbed: Path, luck: tuple[random.Random, float],
+    tally: Tally,
+) -> None:  # fmt: skip
+    run, expected = trainers.folder / folder, rows_of(undisturbed)
+    chance, whole = luck
+    attempts = 0
+    while True:
+        child = trainers.start(folder, trainer__num_workers=workers, short=attempts % 2 == 1, **FEATURES[name])
+        time.sleep(chance.random() * whole)
+        child.send(signal.SIGKILL)
+        code = child.wait()
+        assert code in (0, -signal.SIGKILL), f"a run that cannot resume: {child.log.read_text()[-3000:]}"
+        if code == 0:
+            break
+        tally.note(run, check_in_passing(run, expected) if run.exists() else 0, attempts > 0)
+        attempts += 1
+    check_finished(run, undisturbed)
+
+
+@pytest.mark.usefixtures("seccomp")
+def test_killed_before_every_system_call(trainers: Trainers) -> None:
+    """Twice, for the second attempt begins with what the first has left. Writes are cut, so that rows tear."""
+    undisturbed = trainers.finish("undisturbed", trainer__max_iters=8)
+    expected = rows_of(undisturbed)
+    calls = trainers.watched("counted", Fault(changing=True), True, trainer__max_iters=8).calls
+    torn = 0
+    for at in range(1, len(calls) + 1, STRIDE):
+        run = trainers.folder / f"run{at}"
+        for fault in (Fault("kill", at, changing=True), Fault("kill", at // 2 + 1, changing=True)):
+            outcome = trainers.watched(run.name, fault, True, trainer__max_iters=8)
+            assert outcome.code in (0, -signal.SIGKILL)
+            if run.exists():
+                check_in_passing(run, expected)
+            torn += not runlog.read_text(run / runlog.LOSS).endswith("\n")
+        trainers.finish(run.name, trainer__max_iters=8)
+        check_finished(run, undisturbed)
+    print(
+        f"\nkilled before {len(range(1, len(calls) + 1, STRIDE))} of {len(calls)} calls, twice each; {torn} torn rows"
+    )
+    assert torn
