@@ -172,6 +172,8 @@ def _make_shards(
     made, per_shard = 0, cache.stamp[0] / cache.shard_count()
     for take_over in (False, True):
         for shard in todo:
+            if cache.shard_file(shard).exists():
+                continue
             with claims.holding(f"{shard:05d}", take_over) as ours:
                 if ours and not cache.shard_file(shard).exists():
                     made_here = tokencache.encode_shard(lines, cache.shard_lines(lines, shard), encoder)
