@@ -155,7 +155,7 @@ def report(
     from orchestrator import report as reporting
     from orchestrator import status as state_module
 
-    found = [rundir.find_study(name, output) for name in studies or [None]]
+    found = [rundir.find_study(name, output) for name in studies or (None,)]
     states = [state_module.reasons(state_module.collect(study)) for study in found]
     for one, known in zip(found, states, strict=True):
         display.print_verdict(reporting.build(one.folder, known, interactive), _console())
