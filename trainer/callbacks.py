@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from trainer import checkpoint, runlog
-from trainer.console import say
+from trainer.console import say, warn
 from trainer.loop import Trainer, step_seed
+from trainer.memory import largest_part
 from trainer.signals import StopSignals
 
 HEARTBEAT_SECONDS = 30.0
@@ -50,6 +51,23 @@ class Checkpoints:
         self.log.sync()
         path = checkpoint.save(self.run_dir, trainer.state(), self.guard)
         runlog.append_event(self.run_dir, "checkpoint", iter=trainer.iter, file=path.name)
+
+
+class OutOfMemory:
+    """`on_out_of_memory`: the smaller parts are said in the log and in events.jsonl."""
+
+    def __init__(self, run_dir: Path, guard: Guard) -> None:
+        self.run_dir, self.guard = run_dir, guard
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.guard()
+        size = largest_part(trainer.config.trainer.batch_size, trainer.parts)
+        warn(
+            f"out of memory in step {trainer.iter + 1}: batches are worked through {size} "
+            f"window{'s' * (size > 1)} at a time from here on, with the same mean gradient"
+        )
+        fields = {"iter": trainer.iter, "micro_batch": size, "parts": trainer.parts}
+        runlog.append_event(self.run_dir, "out_of_memory", **fields)
 
 
 class Heartbeat:

@@ -11,6 +11,7 @@ from trainer.attempts import Attempt, SupersededError
 from trainer.console import warn
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import AblatrixError, RunError
+from trainer.memory import first_line, is_out_of_memory
 
 
 def explained(error: BaseException, run_dir: Path, attempt: Attempt | None) -> BaseException:
@@ -24,6 +25,11 @@ def explained(error: BaseException, run_dir: Path, attempt: Attempt | None) -> B
         error = error if isinstance(error, OSError) else failing
     if isinstance(error, OSError) and error.errno is not None:
         return RunError(f"{error.filename or run_dir}: {_advice(error)}: {_left(run_dir)}")
+    if is_out_of_memory(error):
+        return RunError(
+            f"out of memory ({first_line(error)}); give the job more memory (slurm.mem, a larger GPU) and start the "
+            f"same command again: {_left(run_dir)}; or lower data.block_size or the model's size"
+        )
     return error
 
 

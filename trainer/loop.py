@@ -16,10 +16,12 @@ from torch import Tensor
 
 from models.gpt import GPT
 from trainer.config import RunConfig
+from trainer.errors import RunError
+from trainer.memory import first_line, is_out_of_memory, more_parts
 from trainer.optimizer import AdamW
 from trainer.schedules import learning_rate
 
-EVENTS = ("on_train_start", "on_batch_end", "on_row", "on_checkpoint", "on_train_end")
+EVENTS = ("on_train_start", "on_batch_end", "on_row", "on_checkpoint", "on_out_of_memory", "on_train_end")
 Array = np.ndarray[Any, Any]
 
 
@@ -34,7 +36,8 @@ class Trainer:
 
     `iter` is the number of optimiser steps completed. Callbacks (`add_callback`) are called with the trainer:
     `on_train_start`, `on_batch_end` (after every step), `on_row` (`trainer.row` is a new row of loss.csv),
-    `on_checkpoint` (`state()` is due to be saved), `on_train_end`. Any of them may set `stop_requested`: the loop then
+    `on_checkpoint` (`state()` is due to be saved), `on_out_of_memory` (batches are worked through in more `parts` from
+    now on), `on_train_end`. Any of them may set `stop_requested`: the loop then
     asks for a checkpoint and ends.
     """
 
@@ -51,6 +54,7 @@ class Trainer:
         self.callbacks: dict[str, list[Callable[[Trainer], None]]] = defaultdict(list)
         self.stop_requested = False
         self.diverged = False
+        self.parts = settings.grad_accum  # that a batch is worked through in
         self.row: dict[str, Any] = {}
 
         self.iter = 0
@@ -99,8 +103,26 @@ class Trainer:
 
     def _step(self, x: Array, y: Array) -> None:
         """One optimiser step on batch number `iter`."""
-        settings = self.config.trainer
-        # Dropout of a step depends on (seed, step) alone: a resumed run needs no generator state
+        loss = self._gradients(x, y)
+        norm = self.optimizer.step(learning_rate(self.iter + 1, self.config.trainer))
+        self._sums += torch.stack((loss, norm))
+        self.iter += 1
+        self.val_loss = None
+
+    def _gradients(self, x: Array, y: Array) -> Tensor:
+        """Fill the gradients from a batch and return its loss. Where memory runs out, once more in smaller parts."""
+        while True:
+            try:
+                return self._accumulate(x, y)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = first_line(error)
+            # Out here the error is gone, and with its traceback all that the failed attempt had allocated
+            self._use_less_memory(reason)
+
+    def _accumulate(self, x: Array, y: Array) -> Tensor:
+        # Dropout of a step depends on (seed, step) and the parts alone: a resumed run needs no generator state
         torch.manual_seed(step_seed(self.config.system.seed, self.iter))
         self.optimizer.zero_grad()
         losses = []
@@ -109,16 +131,26 @@ class Trainer:
                 loss = self.model.loss(xs, ys, divisor=y.size)
             loss.backward()
             losses.append(loss.detach())
-        norm = self.optimizer.step(learning_rate(self.iter + 1, settings))
-        self._sums += torch.stack((sum(losses[1:], losses[0]), norm))
-        self.iter += 1
-        self.val_loss = None
+        return sum(losses[1:], losses[0])
+
+    def _use_less_memory(self, reason: str) -> None:
+        """More parts to a batch: their mean loss and gradients are the batch's own, but for the order of the sums."""
+        parts = more_parts(self.config.trainer.batch_size, self.parts)
+        if parts is None:
+            raise RunError(
+                f"step {self.iter + 1}: out of memory with a single window of the batch ({reason}); lower "
+                "data.block_size or the model's size, try --trainer.dtype=bfloat16, or give the job more memory "
+                "(slurm.mem, a larger GPU)"
+            )
+        self.parts = parts
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.trigger_callbacks("on_out_of_memory")
 
     def _parts(self, x: Array, y: Array) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch in `grad_accum` parts, on the device."""
+        """The batch in `parts` parts, on the device."""
         inputs, targets = self._to_device(x), self._to_device(y)
-        n = self.config.trainer.grad_accum
-        yield from zip(inputs.tensor_split(n), targets.tensor_split(n), strict=True)
+        yield from zip(inputs.tensor_split(self.parts), targets.tensor_split(self.parts), strict=True)
 
     def autocast(self) -> torch.autocast:
         """The context in which products are done in `trainer.dtype`."""
@@ -191,11 +223,20 @@ class Trainer:
         # at most about 4096 tokens at a time: the result must not depend on how much memory there is
         size = max(1, 4096 // x.shape[1])
         for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            with self.autocast():
-                total += float(self.model.loss(self._to_device(x[part]), self._to_device(y[part]), divisor=1.0))
+            total += self._nll(x[start : start + size], y[start : start + size])
         self.model.train()
         return total / scored
+
+    def _nll(self, x: Array, y: Array) -> float:
+        """Sum over the scored tokens; in two halves where memory does not suffice."""
+        try:
+            with self.autocast():
+                return float(self.model.loss(self._to_device(x), self._to_device(y), divisor=1.0))
+        except (RuntimeError, MemoryError) as error:
+            if len(x) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(x) // 2
+        return self._nll(x[:half], y[:half]) + self._nll(x[half:], y[half:])
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs to go on as if nothing had happened. Tensors are not copied."""
@@ -206,6 +247,7 @@ class Trainer:
             "sums": self._sums,
             "row_iter": self._row_iter,
             "row_seconds": self._row_seconds,
+            "parts": self.parts,
         }
         return {
             "fingerprint": self.config.fingerprint(),
@@ -225,6 +267,7 @@ class Trainer:
         self.initial_loss, self.final_loss = progress["initial_loss"], progress["final_loss"]
         self._sums.copy_(progress["sums"])
         self._row_iter, self._row_seconds = progress["row_iter"], progress["row_seconds"]
+        self.parts = progress["parts"]
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -1,16 +1,31 @@
-"""What running out of memory looks like."""
+"""Running out of memory: how it is recognised, and how a batch is cut so that it fits. Free of torch."""
 
 from __future__ import annotations
 
-import torch
+WORDS = (
+    *("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
+    *("could not create a primitive", "could not execute a primitive"),  # all that oneDNN says of it
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Did an allocation fail, on whichever device? The CPU's allocator raises a plain RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(words in text for words in WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
-WORDS = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+def first_line(error: BaseException) -> str:
+    """What to quote of an error in a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def largest_part(batch_size: int, parts: int) -> int:
+    """Windows in the largest of `parts` parts of a batch."""
+    return -(-batch_size // parts)
+
+
+def more_parts(batch_size: int, parts: int) -> int | None:
+    """The number of parts whose largest is half as large; None where a part is one window already."""
+    size = largest_part(batch_size, parts)
+    return None if size == 1 else -(-batch_size // (size // 2))

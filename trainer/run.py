@@ -198,6 +198,7 @@ def _attach(trainer: Trainer, attempt: Attempt, signals: StopSignals) -> runlog.
     trainer.add_callback("on_batch_end", callbacks.Heartbeat(run_dir, guard))
     trainer.add_callback("on_batch_end", watch)
     trainer.add_callback("on_row", callbacks.LossRows(log))
+    trainer.add_callback("on_out_of_memory", callbacks.OutOfMemory(run_dir, guard))
     trainer.add_callback("on_checkpoint", callbacks.Checkpoints(run_dir, log, guard))
     return log
 

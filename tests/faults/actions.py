@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from trainer import checkpoint, durable, runlog
 from trainer.__main__ import main
+from trainer.loop import Trainer
 
 OLD, NEW = "old\n" * 3, "new and longer\n" * 300
 
@@ -75,6 +77,30 @@ def _tried(short: bool, action: Any) -> int:
         print(f"raised {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def train_within(argv: list[str], extra: int, report: str) -> int:
+    """The same with at most `extra` more bytes of address space than at its first step; 0: no limit.
+
+    The growth up to its end is written to `report`.
+    """
+    run = Trainer.run
+
+    def limited(self: Trainer) -> None:
+        before = _status("VmSize")
+        if extra:
+            resource.setrlimit(resource.RLIMIT_AS, (before + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        run(self)
+        Path(report).write_text(str(_status("VmPeak") - before))
+
+    Trainer.run = limited  # type: ignore[method-assign]
+    return main(argv)
+
+
+def _status(name: str) -> int:
+    """Bytes, from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
 
 
 def train(argv: list[str], short: bool = False) -> int:
