@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,12 @@ def vocabulary(config: RunConfig) -> int:
 
 def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str) -> None:
     """Raises ConfigError with every finding; creates nothing but a token cache for a small corpus, and that last."""
-    findings = [*_output(loaded), *_space(loaded, runs), *_inputs(runs), *_toggles(loaded, runs)]
+    slow: list[Callable[[], Iterable[str]]] = [partial(_inputs, runs), partial(_toggles, loaded, runs)]
     if launcher != "local":
-        findings += _cluster(loaded, runs, launcher)
+        slow.append(partial(_cluster, loaded, runs, launcher))
+    with ThreadPoolExecutor() as pool:  # each waits for a process of its own
+        found = list(pool.map(lambda check: list(check()), slow))
+    findings = [*_output(loaded), *_space(loaded, runs), *chain.from_iterable(found)]
     if not findings:
         findings += _corpora(runs)
     if findings:

@@ -31,7 +31,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is read: one JSON object per line, the text under `text_key`."""
 
-    file_path: str = Field("", description="JSONL corpus, .jsonl or .jsonl.gz")
+    file_path: str = Field("", description="corpus: .jsonl, .jsonl.gz, .jsonl.zst, or .bin of tokens")
     split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
     test_size: Count = Field(10, description="last documents, held out for validation")
     block_size: Size = Field(256, description="tokens of a training window")

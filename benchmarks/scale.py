@@ -1,0 +1,89 @@
+"""How the orchestrator's own time grows: plan of 3,072 runs, submit, status and a second submit of 1,024.
+
+`python -m benchmarks.scale` prints a Markdown table. The scheduler is a stub that answers at once, so that only our own
+work is measured; what `submit` starts beside itself to check (a tokenizer loaded offline, a few steps of a small model)
+is the same for 7 runs and for 1,024, and shown by the row of 7.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from orchestrator.snapshot import code_root
+from tests.orchestrator.fake_slurm import FakeSlurm
+from trainer import samples, warm
+
+FEATURES = {
+    "a": "model.swiglu: true",
+    "b": "model.rmsnorm: true",
+    "c": "model.rope: true",
+    "d": "trainer.warmup_steps: 50",
+    "e": "trainer.use_cosine: true",
+    "f": "trainer.learning_rate: 1e-3",
+    "g": "trainer.weight_decay: 0.2",
+    "h": "trainer.batch_size: 4",
+    "i": "model.n_layer: 2",
+    "j": "trainer.grad_norm_clip: 0.5",
+}
+
+
+def write_experiment(folder: Path, name: str, features: int, seeds: int, design: str) -> Path:
+    """An experiment of 2**features cells (factorial) or fewer, over the sample corpus in `folder`."""
+    lines = "\n".join(f"  {key}: {{{value}}}" for key, value in list(FEATURES.items())[:features])
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        f"name: {name}\n"
+        f"base: {{data: {{file_path: {folder}/sample.jsonl, tokenizer: sample, block_size: 64}}, "
+        f"model.model_type: gpt-nano, system.cache_dir: {folder}/cache}}\n"
+        f"features:\n{lines}\ndesign: {design}\nseeds: {seeds}\n"
+    )
+    return path
+
+
+def measure(folder: Path, environment: dict[str, str], *words: str) -> tuple[float, float]:
+    """(wall, CPU) seconds of one command, its children included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "orchestrator", *words]
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> int:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fake = FakeSlurm(folder / "slurm")
+        environment = {**os.environ, "PYTHONPATH": str(code_root()), "PATH": f"{fake.bin}:{os.environ['PATH']}"}
+        warm.warm_tokenizer("sample", folder / "cache", source=None)
+        samples.write_corpus(folder / "sample.jsonl")
+        large = write_experiment(folder, "large", 10, 3, "[factorial]")
+        study = write_experiment(folder, "study", 7, 8, "[factorial]")
+        small = write_experiment(folder, "small", 6, 1, "[baseline, one_at_a_time]")
+        steps = {
+            "--help": ("--help",),
+            "plan, 3,072 runs": ("plan", str(large)),
+            "submit, 7 runs (the checks)": ("submit", str(small), "--no-report"),
+            "submit, 1,024 runs": ("submit", str(study), "--no-report"),
+            "status, 1,024 runs": ("status", "study", "--json"),
+            "submit again, 1,024 runs": ("submit", str(study), "--no-report"),
+        }
+        print("| command | wall, s | CPU, s | sbatch | squeue |\n|---|---|---|---|---|")
+        for label, words in steps.items():
+            calls = fake.calls("sbatch"), fake.calls("squeue")
+            wall, cpu = measure(folder, environment, *words)
+            new = [fake.calls(name) - count for name, count in zip(("sbatch", "squeue"), calls, strict=True)]
+            print(f"| {label} | {wall:.2f} | {cpu:.2f} | {new[0]} | {new[1]} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
