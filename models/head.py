@@ -16,8 +16,8 @@ from torch import Tensor
 
 IGNORE = -1  # target of a position that is not scored
 LOG2_E = math.log2(math.e)
-ROWS = 256  # of a chunk: its exponentials are the largest tensor that is ever held, 4 x ROWS x V bytes
-TILE = 4096  # words of a tile: TILE x ROWS floats stay in the last-level cache
+ROWS = 512  # of a chunk: its exponentials are the largest tensor that is ever held, 4 x ROWS x V bytes
+TILE = 2048  # words of a tile: TILE x ROWS floats stay in the last-level cache
 DEVICE_CHUNK = 1 << 28  # logits of a chunk on a GPU, where launches cost more than memory
 # Sums of exponentials within these bounds have lost nothing to overflow or underflow
 SAFE = (1e-30, 1e30)

@@ -1,0 +1,131 @@
+"""The head's loss and gradients, made chunk by chunk, against the plain formulation in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import head
+from models.head import IGNORE, head_loss
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that a test has several chunks and tiles, and ragged ends."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(head, "ROWS", 16)
+    monkeypatch.setattr(head, "TILE", 64)
+    monkeypatch.setattr(head, "DEVICE_CHUNK", 9 * 257)
+
+
+def inputs(n: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    x = (torch.randn(n, 24) * scale).requires_grad_()
+    weight = torch.randn(257, 24).requires_grad_()
+    targets = torch.randint(0, 257, (n,))
+    return x, weight, targets
+
+
+def plain(x: Tensor, weight: Tensor, targets: Tensor, divisor: float | None) -> tuple[Tensor, ...]:
+    logits = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    loss = F.cross_entropy(logits[0] @ logits[1].T, targets, ignore_index=IGNORE, reduction="sum")
+    loss = loss / (divisor or (targets != IGNORE).sum())
+    return loss.detach(), *torch.autograd.grad(loss, logits)
+
+
+def check(x: Tensor, weight: Tensor, targets: Tensor, divisor: float | None = None, tolerance: float = 2e-6) -> None:
+    loss = head_loss(x, weight, targets, divisor)
+    gradients = torch.autograd.grad(loss, (x, weight))
+    for ours, theirs in zip((loss.detach(), *gradients), plain(x, weight, targets, divisor), strict=True):
+        assert float((ours - theirs).abs().max()) <= tolerance * max(1e-3, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 50])
+@pytest.mark.parametrize("divisor", [None, 1.0, 37.0])
+def test_loss_and_gradients(n: int, divisor: float | None) -> None:
+    check(*inputs(n), divisor)
+
+
+def test_positions_that_are_not_scored() -> None:
+    x, weight, targets = inputs(40)
+    targets[::3] = IGNORE
+    check(x, weight, targets)
+    (dx,) = torch.autograd.grad(head_loss(x, weight, targets), x)
+    assert not dx[::3].any()
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0])
+def test_logits_whose_exponentials_overflow(scale: float) -> None:
+    x, weight, targets = inputs(40, scale)
+    assert float((x @ weight.T).abs().max()) > 88
+    check(x, weight, targets, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("offset", [-200.0, 200.0])
+def test_logits_that_are_all_far_from_zero(offset: float) -> None:
+    x, weight, targets = inputs(40)
+    with torch.no_grad():
+        x[:, 0], weight[:, 0] = offset, 1.0
+    check(x, weight, targets, tolerance=1e-4)
+
+
+def test_gradient_is_scaled_by_what_follows() -> None:
+    x, weight, targets = inputs(20)
+    plain_gradients = torch.autograd.grad(head_loss(x, weight, targets), (x, weight))
+    scaled = torch.autograd.grad(3 * head_loss(x, weight, targets), (x, weight))
+    for a, b in zip(scaled, plain_gradients, strict=True):
+        torch.testing.assert_close(a, 3 * b)
+
+
+def test_not_a_number_stays_visible() -> None:
+    x, weight, targets = inputs(20)
+    with torch.no_grad():
+        x[3, 3] = float("nan")
+    assert head_loss(x, weight, targets).isnan()
+
+
+def test_without_gradients() -> None:
+    x, weight, targets = inputs(50)
+    with torch.no_grad():
+        loss = head_loss(x, weight, targets)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, head_loss(x, weight, targets).detach())
+
+
+def test_bfloat16_products() -> None:
+    x, weight, targets = inputs(50)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head_loss(x, weight, targets)
+    assert loss.dtype == torch.float32
+    gradients = torch.autograd.grad(loss, (x, weight))
+    for ours, theirs in zip((loss.detach(), *gradients), plain(x, weight, targets, None), strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours - theirs).norm()) <= 0.02 * float(theirs.norm())
+
+
+def test_weight_gradient_is_handed_over_not_copied() -> None:
+    x, weight, targets = inputs(20)
+    loss = head_loss(x, weight, targets)
+    made = loss.grad_fn.dw.data_ptr()  # type: ignore[union-attr]
+    loss.backward()
+    assert weight.grad is not None and weight.grad.data_ptr() == made
+
+
+def test_second_backward_is_refused() -> None:
+    x, weight, targets = inputs(20)
+    loss = head_loss(x, weight, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        loss.backward()
+
+
+def test_the_way_of_gpus_is_the_same() -> None:
+    """It is plain torch, so the CPU can do it as well."""
+    x, weight, targets = inputs(50)
+    targets[4] = IGNORE
+    scale = (targets != IGNORE).float() / 49
+    whole = head._Whole(x.detach(), weight.detach(), targets.clamp(min=0), scale, torch.float32, True)
+    loss = whole.run()
+    for ours, theirs in zip((loss, whole.dx, whole.dw), plain(x, weight, targets, None), strict=True):
+        assert float((ours - theirs).abs().max()) <= 2e-6 * max(1e-3, float(theirs.abs().max()))
