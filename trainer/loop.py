@@ -17,7 +17,7 @@ from torch import Tensor
 from models.gpt import GPT
 from trainer.config import RunConfig
 from trainer.errors import RunError
-from trainer.memory import first_line, is_out_of_memory, more_parts
+from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
 from trainer.optimizer import AdamW
 from trainer.schedules import learning_rate
 
@@ -143,8 +143,7 @@ class Trainer:
                 "(slurm.mem, a larger GPU)"
             )
         self.parts = parts
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device)
         self.trigger_callbacks("on_out_of_memory")
 
     def _parts(self, x: Array, y: Array) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
 WORDS = (
     *("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
     *("could not create a primitive", "could not execute a primitive"),  # all that oneDNN says of it
@@ -18,6 +25,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What to quote of an error in a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def give_back(device: torch.device) -> None:
+    """Return what is allocated and not used to the operating system or the GPU's driver, for whoever needs it now."""
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    # On a CPU the heap is kept on purpose while all goes well; here it is what others, such as compilers of kernels,
+    # cannot have. Only glibc knows this call.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def largest_part(batch_size: int, parts: int) -> int:

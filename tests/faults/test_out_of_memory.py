@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.faults.conftest import Trainers
+from tests.faults.nursery import Child
 from tests.faults.test_attempts import last_step, wait_for
 from tests.workspace import without_clock
 from trainer import checkpoint, runlog
@@ -151,54 +153,48 @@ def test_resumed_with_the_same_parts_and_the_same_dropout() -> None:
 
 
 BIG = {
-    "data__block_size": 64, "model__n_layer": 2, "model__n_embd": 128, "trainer__batch_size": 64,
-    "trainer__max_iters": 3, "trainer__log_interval": 1, "trainer__eval_tokens": 640,
-    "model__embd_pdrop": 0, "model__resid_pdrop": 0, "model__attn_pdrop": 0,
+    "data__block_size": 64, "model__n_layer": 4, "model__n_embd": 128, "trainer__batch_size": 64,
+    "trainer__max_iters": 8, "trainer__log_interval": 1, "trainer__eval_tokens": 640,
+    "trainer__ckpt_interval": 2, "model__resid_pdrop": 0.1,
 }  # fmt: skip
 
 
-def within(trainers: Trainers, name: str, extra: int, **settings: Any) -> tuple[int, str, int]:
-    """Exit code, output, and growth in bytes of a run that may take `extra` more bytes than before its first step."""
-    report, log = trainers.folder / f"{name}.grown", trainers.folder / f"{name}.out"
-    argv = trainers.argv(name, **{**BIG, **settings})
-    code = trainers.nursery.start("tests.faults.actions:train_within", argv, extra, str(report), log=log).wait()
-    return code, log.read_text(), int(report.read_text()) if report.exists() else 0
+def within(trainers: Trainers, name: str, extra: int, **settings: Any) -> Child:
+    """A trainer that may take `extra` more bytes than before its first step; its growth goes to `name`.grown."""
+    argv, report = trainers.argv(name, **{**BIG, **settings}), str(trainers.folder / f"{name}.grown")
+    target = "tests.faults.actions:train_within"
+    return trainers.nursery.start(target, argv, extra, report, log=trainers.folder / f"{name}.out")
 
 
 @pytest.mark.slow
 def test_a_real_limit(trainers: Trainers) -> None:
-    """The operating system refuses more address space (RLIMIT_AS): in smaller parts, then not even one window."""
-    code, said, growth = within(trainers, "free", 0)
-    assert code == 0, said
-    code, said, _ = within(trainers, "tight", int(growth * 0.7))
-    assert code == 0, said
-    record = next(r for r in runlog.read_events(trainers.folder / "tight") if r["event"] == "out_of_memory")
-    assert record["iter"] == 0 and record["micro_batch"] == 32 and record["parts"] == 2
-    assert "out of memory in step 1: batches are worked through 32 windows at a time from here on" in said
-    free, tight = (without_clock(trainers.folder / name)[1:] for name in ("free", "tight"))
-    assert [float(row[1]) for row in tight] == pytest.approx([float(row[1]) for row in free], rel=1e-4)
+    """The operating system refuses more address space (RLIMIT_AS): smaller parts, which outlive a kill and the limit.
 
-    code, said, _ = within(trainers, "hopeless", 2 << 20)
-    assert code == 1 and "Traceback" not in said
-    assert "out of memory" in said and "lower data.block_size" in said and "slurm.mem" in said
-    assert runlog.read_events(trainers.folder / "hopeless")[-1]["event"] == "failed"
+    Then with so little that not even one window fits.
+    """
+    free = within(trainers, "free", 0, trainer__max_iters=2)
+    assert free.wait() == 0, free.log.read_text()
+    growth = int((trainers.folder / "free.grown").read_text())
 
-
-@pytest.mark.slow
-def test_a_real_limit_then_a_kill_and_then_no_limit(trainers: Trainers) -> None:
-    """The parts survive, and with them the dropout: the rows are those of a run that had begun with these parts."""
-    settings = {"trainer__max_iters": 8, "trainer__ckpt_interval": 2, "model__resid_pdrop": 0.1}
-    _, _, growth = within(trainers, "free", 0, **settings)
-    report, log = trainers.folder / "grown", trainers.folder / "run.out"
-    argv = trainers.argv("run", **{**BIG, **settings})
-    child = trainers.nursery.start("tests.faults.actions:train_within", argv, int(growth * 0.7), str(report), log=log)
-    run = trainers.folder / "run"
+    run, child = trainers.folder / "run", within(trainers, "run", int(growth * 0.7))
     wait_for(lambda: last_step(run) >= 3 or child.poll() is not None)
     child.send(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL, log.read_text()
-    newest = checkpoint.checkpoints(run)[0]
-    parts = torch.load(newest, weights_only=True)["progress"]["parts"]
-    assert parts > 1
-    trainers.finish("run", **{**BIG, **settings})
-    trainers.finish("from the start", trainer__grad_accum=parts, **{**BIG, **settings})
-    assert without_clock(run) == without_clock(trainers.folder / "from the start")
+    said = child.log.read_text()
+    assert child.wait() == -signal.SIGKILL, said
+    met = [r["micro_batch"] for r in runlog.read_events(run) if r["event"] == "out_of_memory"]
+    assert met and met == [32, 16, 8][: len(met)]
+    assert "out of memory in step 1: batches are worked through 32 windows at a time from here on" in said
+    shutil.copytree(run, trainers.folder / "again")
+    for name in ("run", "again"):
+        trainers.finish(name, **BIG)
+        assert sum(r["event"] == "out_of_memory" for r in runlog.read_events(trainers.folder / name)) == len(met)
+        newest = torch.load(checkpoint.checkpoints(trainers.folder / name)[0], weights_only=True)
+        assert largest_part(64, newest["progress"]["parts"]) == met[-1]
+    assert without_clock(run) == without_clock(trainers.folder / "again")
+
+    hopeless = within(trainers, "hopeless", 2 << 20)
+    assert hopeless.wait() == 1
+    said = hopeless.log.read_text()
+    assert "Traceback" not in said and "error: step 1: out of memory with a single window of the batch" in said
+    last = runlog.read_events(trainers.folder / "hopeless")[-1]
+    assert last["event"] == "failed" and "lower data.block_size" in last["reason"] and "slurm.mem" in last["reason"]
