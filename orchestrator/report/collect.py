@@ -256,8 +256,10 @@ def parse_rows(data: bytes) -> dict[str, np.ndarray]:
         frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=dict.fromkeys(present, np.float64))
         if frame["iter"].isna().any():
             raise ValueError("a row without a step")
+        if not frame["iter"].is_monotonic_increasing or frame["iter"].duplicated().any():
+            raise ValueError("a step twice")
         columns = {name: frame[name].to_numpy() for name in present}
-    except ValueError:  # a spoiled row: the slow reader skips it
+    except ValueError:  # a spoiled row, or two trainers wrote at once: the slow reader puts it right
         columns = _parse_slowly(data.decode("utf-8", "replace"), header, present)
     rows = len(columns["iter"])
     return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}

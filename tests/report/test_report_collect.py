@@ -37,6 +37,12 @@ def test_empty_cells_and_nan_are_nan() -> None:
     assert np.isnan(rows["grad_norm"][1])
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 1, 2), (0, 2, 1, 2), (0, 0, 1, 2)])
+def test_rows_of_two_trainers_at_once_count_once(order: tuple[int, ...]) -> None:
+    rows = collect.parse_rows("\n".join([HEADER, *(ROWS[i] for i in order), ""]).encode())
+    assert rows["iter"].tolist() == [1, 10, 20] and rows["loss"][[0, 2]].tolist() == [6.25, 3.5]
+
+
 @pytest.mark.parametrize(
     "spoiled", ["7,1.0", "7,abc,0.1,,0.1,0.1,1,1", "x,1,0.1,,0.1,0.1,1,1", "7,1,2,3,4,5,6,7,8,9", "\0\0\0"]
 )
