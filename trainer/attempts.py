@@ -33,15 +33,8 @@ class Attempt:
     @classmethod
     def take(cls, run_dir: Path) -> Attempt:
         """Begin the next attempt; all before it are superseded from here on. Raises OSError."""
-        folder = run_dir / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        number = newest(run_dir) + 1
-        while True:
-            try:
-                (folder / str(number)).mkdir()
-                return cls(run_dir, number)
-            except FileExistsError:
-                number += 1
+        # a number whose mkdir was done although it failed is left out when it is tried again
+        return cls(run_dir, retried(run_dir, lambda again: _next(run_dir)))
 
     def still_mine(self) -> bool:
         """Is there no newer attempt, and is the run's folder still the one that this attempt was made in?"""
@@ -54,6 +47,18 @@ class Attempt:
                 f"{self.run_dir}: another trainer has this run (attempt {newest(self.run_dir)}, this is attempt "
                 f"{self.number}); this one stops and writes nothing more"
             )
+
+
+def _next(run_dir: Path) -> int:
+    folder = run_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    number = newest(run_dir) + 1
+    while True:
+        try:
+            (folder / str(number)).mkdir()
+            return number
+        except FileExistsError:
+            number += 1
 
 
 def newest(run_dir: Path) -> int:

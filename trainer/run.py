@@ -20,7 +20,7 @@ from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.console import say
 from trainer.device import describe, pick_device, tune_products
-from trainer.durable import FULL
+from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
 from trainer.loop import Array, Trainer
 from trainer.signals import Interrupted, StopSignals
@@ -121,7 +121,7 @@ def _take(run_dir: Path) -> Attempt:
     try:
         return Attempt.take(run_dir)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in FULL | TRANSIENT:
             raise
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
 
