@@ -2,7 +2,7 @@
 
 import sys
 
-from trainer.warm import main
+from trainer.offline.warm import main
 
 if __name__ == "__main__":
     sys.exit(main())

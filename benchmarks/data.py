@@ -24,15 +24,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest import ROOT, ratio, table
-from trainer import samples, tokenbuild, tokenizer, warm
+from trainer import tokenizer
 from trainer.config import DataConfig
-from trainer.corpus import Source, scan_lines
 from trainer.data import Batches
 from trainer.device import allotted_cores
-from trainer.encoder import Encoder, exact_tokenizer
-from trainer.growing import GrowingStore
-from trainer.tokencache import Cache
-from trainer.tokenstore import CompleteStore
+from trainer.offline import samples, warm
+from trainer.tokens import tokenbuild
+from trainer.tokens.corpus import Source, scan_lines
+from trainer.tokens.encoder import Encoder, exact_tokenizer
+from trainer.tokens.growing import GrowingStore
+from trainer.tokens.tokencache import Cache
+from trainer.tokens.tokenstore import CompleteStore
 
 MEDIAN_CHARACTERS, SPREAD = 2000, 1.5  # of a document: half are shorter, the mean is three times as long
 LONGEST = 2_000_000
@@ -174,7 +176,8 @@ FIRST = """
 import json, sys, time
 begin = time.perf_counter()
 from pathlib import Path
-from trainer import data, growing
+from trainer import data
+from trainer.tokens import growing
 from trainer.config import DataConfig
 data.WAIT_BYTES, workers = 0, growing._Builders.look
 growing._Builders.look = lambda self: None  # the run alone, without its low-priority workers

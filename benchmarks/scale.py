@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.snapshot import code_root
 from tests.orchestrator.fake_slurm import FakeSlurm
-from trainer import samples, warm
+from trainer.offline import samples, warm
 
 FEATURES = {
     "a": "model.swiglu: true",

@@ -102,7 +102,7 @@ def _inputs(runs: Sequence[Run]) -> Iterator[str]:
 def _loads_offline(info: tokenizer.TokenizerInfo) -> None:
     """Load it as a job does, in a process where opening a connection is an error. Raises OfflineCacheError."""
     try:
-        _module("trainer.offline_check", str(info.folder))
+        _module("trainer.offline.check", str(info.folder))
     except RunError as error:
         advice = tokenizer.mend(info.name, info.folder.parent.parent)
         raise OfflineCacheError(f"tokenizer {info.name!r} does not load offline ({error}): {advice}") from None

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.workspace import Workspace
-from trainer import samples, warm
-from trainer.claims import Claims
+from trainer.offline import samples, warm
 from trainer.runlog import atomic_write
+from trainer.tokens.claims import Claims
 
 WriteJsonl = Callable[..., Path]
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from tests.hub_server import COMMIT, HubServer
-from trainer import samples, tokenizer, warm
+from trainer import tokenizer
 from trainer.config import DataConfig
 from trainer.data import open_tokens
-from trainer.encoder import Encoder
 from trainer.errors import OfflineCacheError
+from trainer.offline import samples, warm
+from trainer.tokens.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
 PRIVATE = ("HF_", "HUGGINGFACE", "TRANSFORMERS", "ABLATRIX", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -65,7 +66,7 @@ def without_network(command: list[str], **options: object) -> subprocess.Complet
 LOAD = """
 import sys
 from pathlib import Path
-from trainer.offline_check import refuse_connections
+from trainer.offline.check import refuse_connections
 refuse_connections()
 from trainer import tokenizer
 loaded = tokenizer.load(sys.argv[1], Path(sys.argv[2]))

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import tokenbuild, tokenizer
+from trainer import tokenizer
 from trainer.config import DataConfig
-from trainer.corpus import is_compressed
 from trainer.device import allotted_cores
 from trainer.errors import DataError
-from trainer.flatfile import FlatStore
-from trainer.growing import GrowingStore
-from trainer.tokencache import Cache
-from trainer.tokenstore import CompleteStore, TokenStore
+from trainer.tokens import tokenbuild
+from trainer.tokens.corpus import is_compressed
+from trainer.tokens.flatfile import FlatStore
+from trainer.tokens.growing import GrowingStore
+from trainer.tokens.tokencache import Cache
+from trainer.tokens.tokenstore import CompleteStore, TokenStore
 
 WAIT_BYTES = 64 << 20  # a file up to this size is tokenised before the first step, in seconds
 PADDING = -1  # a target that is not scored

@@ -4,7 +4,7 @@ The cache is a folder that `cache_warm.py` fills and jobs only read:
 
     manifest.json            what is there: source, revision, files with sizes and SHA-256
     tokenizers/<name>/       vocab.json, merges.txt, tokenizer.json, tokenizer_config.json: real files, no links
-    tokens/<key>/            token caches of data files (see trainer.tokencache)
+    tokens/<key>/            token caches of data files (see trainer.tokens.tokencache)
 """
 
 from __future__ import annotations

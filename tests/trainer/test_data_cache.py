@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import claims as claims_module
-from trainer import tokenbuild, tokencache
-from trainer.claims import Claims
 from trainer.config import DataConfig
-from trainer.corpus import Lines
 from trainer.data import open_tokens
-from trainer.encoder import Encoder
 from trainer.errors import DataError, RunError
-from trainer.tokencache import Cache
-from trainer.tokenstore import CompleteStore
+from trainer.tokens import claims as claims_module
+from trainer.tokens import tokenbuild, tokencache
+from trainer.tokens.claims import Claims
+from trainer.tokens.corpus import Lines
+from trainer.tokens.encoder import Encoder
+from trainer.tokens.tokencache import Cache
+from trainer.tokens.tokenstore import CompleteStore
 
 ROOT = Path(__file__).parents[2]
 Write = Callable[..., Path]
@@ -65,7 +65,8 @@ def content(folder: Path) -> dict[str, str]:
 
 def build_in_process(config: DataConfig, cache_dir: Path, workers: int = 1) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from pathlib import Path; from trainer import tokenbuild; from trainer.config import DataConfig; "
+        "import sys; from pathlib import Path; from trainer.tokens import tokenbuild; "
+        "from trainer.config import DataConfig; "
         "tokenbuild.build(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))"
     )
     command = [sys.executable, "-c", code, config.model_dump_json(), str(cache_dir), str(workers)]
@@ -246,7 +247,7 @@ def test_one_claim_one_owner(tmp_path: Path) -> None:
 
 
 def test_the_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from trainer.claims import Claims; "
+    code = "import sys, time; from pathlib import Path; from trainer.tokens.claims import Claims; "
     code += "print(Claims(Path(sys.argv[1])).acquire('x'), flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert owner.stdout is not None and owner.stdout.readline() == b"True\n"
@@ -290,7 +291,7 @@ def test_a_claim_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
 
 def test_many_processes_one_winner(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from trainer.claims import Claims; sys.stdin.readline(); "
+        "import sys, time; from pathlib import Path; from trainer.tokens.claims import Claims; sys.stdin.readline(); "
         "claims = Claims(Path(sys.argv[1])); print(sum(claims.acquire(str(k)) for k in range(200)), flush=True); "
         "sys.stdin.readline()"
     )

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import corpus as reading
 from trainer.config import DataConfig
 from trainer.data import TokenStore, open_tokens
 from trainer.errors import DataError
+from trainer.tokens import corpus as reading
 
 LONG = json.dumps({"text": "a document that is long enough"})
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import data, growing, tokenbuild, tokencache
+from trainer import data
 from trainer.config import DataConfig
 from trainer.data import Batches, heldout_windows, open_tokens, prefetch
 from trainer.errors import DataError, RunError
-from trainer.growing import GrowingStore
-from trainer.tokencache import Cache
-from trainer.tokenstore import CompleteStore
+from trainer.tokens import growing, tokenbuild, tokencache
+from trainer.tokens.growing import GrowingStore
+from trainer.tokens.tokencache import Cache
+from trainer.tokens.tokenstore import CompleteStore
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 32
@@ -241,7 +242,8 @@ def test_one_machine_does_not_run_more_workers_than_asked_for(mixed: Path, cache
 LIMITED = """
 import json, sys
 from pathlib import Path
-from trainer import data, growing
+from trainer import data
+from trainer.tokens import growing
 from trainer.config import DataConfig
 growing._Builders.look = lambda self: None  # measured alone
 config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])

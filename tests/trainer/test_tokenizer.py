@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import samples, tokenizer
-from trainer.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
+from trainer import tokenizer
 from trainer.errors import OfflineCacheError, UserError
-from trainer.offline_check import BATTERY
+from trainer.offline import samples
+from trainer.offline.check import BATTERY
 from trainer.tokenizer import TokenizerInfo
+from trainer.tokens.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +60,8 @@ def test_finding_needs_neither_torch_nor_transformers(offline_cache: Path) -> No
 
 def test_loading_forbids_the_network(offline_cache: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from trainer import tokenizer, offline_check; "
+        "import os, sys; from pathlib import Path; from trainer import tokenizer; "
+        "from trainer.offline import check as offline_check; "
         "offline_check.refuse_connections(); tokenizer.load('sample', Path(sys.argv[1])); "
         "from huggingface_hub import constants; "
         "sys.exit(not (constants.HF_HUB_OFFLINE and os.environ['TRANSFORMERS_OFFLINE'] == '1'))"
@@ -207,7 +209,7 @@ def test_tiktoken_is_refused_for_added_tokens_that_swallow_blanks(info: Tokenize
 
 def test_the_sample_tokenizer_is_the_same_in_every_process(offline_cache: Path) -> None:
     code = (
-        "import hashlib, itertools; from trainer import samples; "
+        "import hashlib, itertools; from trainer.offline import samples; "
         "texts = (d['text'] for d in itertools.islice(samples.documents(), 0, None, 10)); "
         "files = samples.train_tokenizer(texts); "
         "print({name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)})"

@@ -16,9 +16,9 @@ import numpy as np
 
 from trainer.config import DataConfig
 from trainer.errors import DataError
-from trainer.tokencache import file_stamp
 from trainer.tokenizer import TokenizerInfo
-from trainer.tokenstore import CompleteStore, read_tokens
+from trainer.tokens.tokencache import file_stamp
+from trainer.tokens.tokenstore import CompleteStore, read_tokens
 
 PIECES = 64  # evenly spaced looks at the file
 PIECE = 1 << 18  # bytes of each

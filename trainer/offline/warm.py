@@ -16,15 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trainer import hub, samples, tokenbuild
 from trainer import tokenizer as tokenizers
-from trainer.claims import Claims
 from trainer.config import DataConfig, SystemConfig
-from trainer.corpus import SKIPS
 from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
+from trainer.offline import hub, samples
 from trainer.runlog import atomic_write
-from trainer.tokencache import Cache
+from trainer.tokens import tokenbuild
+from trainer.tokens.claims import Claims
+from trainer.tokens.corpus import SKIPS
+from trainer.tokens.tokencache import Cache
 
 REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # where a short name lives on the hub
 SOURCES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
@@ -217,10 +218,10 @@ def _merges(merges: Sequence[str | list[str]]) -> list[str]:
 
 def verify_offline(folder: Path, name: str) -> dict[str, Any]:
     """Load it in a fresh process without a network; its size and bulk encoder. Raises UserError where it fails."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environ = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "trainer.offline_check", str(folder)]
+    command = [sys.executable, "-P", "-m", "trainer.offline.check", str(folder)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()

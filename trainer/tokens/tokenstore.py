@@ -1,6 +1,7 @@
-"""Where batches get their tokens from, by line number of the corpus: a complete token cache here, one that is still
-being built (trainer.growing), or a flat file of tokens (trainer.flatfile). All answer alike, so that a batch does not
-depend on which one it came from.
+"""Where batches get their tokens from, by line number of the corpus.
+
+A complete token cache here, one that is still being built (growing.py), or a flat file of tokens (flatfile.py). All
+answer alike, so that a batch does not depend on which one it came from.
 """
 
 from __future__ import annotations

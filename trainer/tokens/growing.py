@@ -13,12 +13,12 @@ from subprocess import Popen
 
 import numpy as np
 
-from trainer import tokenbuild
-from trainer.corpus import Lines, no_documents
-from trainer.encoder import Encoder
 from trainer.errors import RunError
-from trainer.tokencache import Cache, open_shard
-from trainer.tokenstore import CompleteStore, TokenStore, nothing_left, read_tokens, too_short
+from trainer.tokens import tokenbuild
+from trainer.tokens.corpus import Lines, no_documents
+from trainer.tokens.encoder import Encoder
+from trainer.tokens.tokencache import Cache, open_shard
+from trainer.tokens.tokenstore import CompleteStore, TokenStore, nothing_left, read_tokens, too_short
 
 KEPT_BYTES = 128 << 20  # of documents that were tokenised when they were drawn
 OPEN_SHARDS = 64

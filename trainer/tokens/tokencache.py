@@ -31,10 +31,10 @@ import numpy as np
 
 from trainer import runlog
 from trainer.config import DataConfig
-from trainer.corpus import Lines, Source, fingerprint, no_documents, scan_lines
-from trainer.encoder import Encoder, token_dtype
 from trainer.errors import DataError, RunError
 from trainer.tokenizer import TokenizerInfo, find
+from trainer.tokens.corpus import Lines, Source, fingerprint, no_documents, scan_lines
+from trainer.tokens.encoder import Encoder, token_dtype
 
 FORMAT = 1
 # Bytes of the (decompressed) file in a shard: about a second of work for one core; less where the file is small, so

@@ -1,7 +1,7 @@
 """Building a token cache: worker processes that share the shards of a file, on one host or on many.
 
-`python -m trainer.tokenbuild DATA_CONFIG_JSON CACHE_DIR LIMIT NICE` is one worker. It ends when the cache is complete,
-when its standard input is closed (its parent died), or with the message of an error and that error's exit code.
+`python -m trainer.tokens.tokenbuild DATA_CONFIG_JSON CACHE_DIR LIMIT NICE` is one worker. It ends when the cache is
+complete, when its standard input is closed (its parent died), or with the message of an error and its exit code.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer import tokencache
-from trainer.claims import Claims
 from trainer.config import DataConfig
-from trainer.corpus import Lines
 from trainer.device import allotted_cores
-from trainer.encoder import Encoder
 from trainer.errors import AblatrixError, RunError
-from trainer.tokencache import Cache
+from trainer.tokens import tokencache
+from trainer.tokens.claims import Claims
+from trainer.tokens.corpus import Lines
+from trainer.tokens.encoder import Encoder
+from trainer.tokens.tokencache import Cache
 
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # work that ends sooner needs no progress display
@@ -113,13 +113,13 @@ def start_worker(
     config: DataConfig, cache_dir: Path, limit: int, nice: int = 0, stderr: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
     """A worker as a process of its own, which ends when this one does; of one job and host, `limit` at a time work."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [
         sys.executable,
         "-P",
         "-m",
-        "trainer.tokenbuild",
+        "trainer.tokens.tokenbuild",
         config.model_dump_json(),
         str(cache_dir),
         str(limit),

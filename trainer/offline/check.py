@@ -1,4 +1,4 @@
-"""Proof that a tokenizer's folder works without a network: `python -m trainer.offline_check FOLDER`.
+"""Proof that a tokenizer's folder works without a network: `python -m trainer.offline.check FOLDER`.
 
 Loads it with GPT2TokenizerFast in this process, in which opening a connection is an error, and compares the ids of the
 bulk encoders with its own on difficult texts. Prints one JSON object; an error is one line and exit code 1.
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer.encoder import Encoder, exact_tokenizer, fast_table
 from trainer.tokenizer import TokenizerInfo, go_offline
+from trainer.tokens.encoder import Encoder, exact_tokenizer, fast_table
 
 # Blanks and line ends, contractions, numerals, scripts without blanks, joined emoji, combining marks, byte order marks,
 # special tokens inside a text, half words of the vocabulary.
