@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.config import GPTConfig
 from models.dropout import Dropout, keep_mask
+from models.layers import Linear
 from models.positions import Rotary
 
 BLOCK = 64  # queries of a block on a CPU: keys after a block's end are left out
@@ -28,8 +29,8 @@ class CausalSelfAttention(nn.Module):
         assert config.n_embd and config.n_head and config.block_size
         self.n_head = config.n_head
         self.attn_pdrop = config.attn_pdrop
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.resid_pdrop)
         self.rotary = Rotary(config.n_embd // config.n_head, config.block_size) if config.rope else None
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from models.config import GPTConfig, swiglu_hidden
 from models.dropout import Dropout
+from models.layers import Linear
 
 
 class GELUFeedForward(nn.Module):
@@ -14,8 +15,8 @@ class GELUFeedForward(nn.Module):
 
     def __init__(self, n_embd: int, pdrop: float) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd)
-        self.c_proj = nn.Linear(4 * n_embd, n_embd)
+        self.c_fc = Linear(n_embd, 4 * n_embd)
+        self.c_proj = Linear(4 * n_embd, n_embd)
         self.dropout = Dropout(pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ class SwiGLUFeedForward(nn.Module):
     def __init__(self, n_embd: int, pdrop: float) -> None:
         super().__init__()
         hidden = swiglu_hidden(n_embd)
-        self.c_fc = nn.Linear(n_embd, 2 * hidden)
-        self.c_proj = nn.Linear(hidden, n_embd)
+        self.c_fc = Linear(n_embd, 2 * hidden)
+        self.c_proj = Linear(hidden, n_embd)
         self.dropout = Dropout(pdrop)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from models.config import GPTConfig
 from models.dropout import Dropout
 from models.feedforward import build_feedforward
 from models.head import head_loss
+from models.layers import Embedding, Linear
 from models.norms import build_norm
-from models.positions import Rotary
 
 INIT_STD = 0.02
 
@@ -41,8 +41,8 @@ class Transformer(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.vocab_size and config.block_size and config.n_embd and config.n_layer
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = None if config.rope else nn.Embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = None if config.rope else Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = build_norm(config)
@@ -61,8 +61,8 @@ class GPT(nn.Module):
     """The language model of a resolved GPTConfig.
 
     seed: of the initial weights, which are drawn parameter by parameter from (seed, name), so that two models that
-    differ in one component start equal in all the others. None: on the meta device, without weights, for loading and
-    counting. Raises ValueError where the config is not resolved.
+    differ in one component start equal in all the others. None: shapes only, on the meta device. Raises ValueError
+    where the config is not resolved.
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
@@ -71,12 +71,18 @@ class GPT(nn.Module):
             raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
         assert config.vocab_size and config.n_embd
         self.config = config
-        with torch.device("meta"):  # torch's own initialisation would be thrown away: do not pay for it
+        with torch.device("meta" if seed is None else "cpu"):
             self.transformer = Transformer(config)
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if seed is not None:
-            self.to_empty(device="cpu")
             self.initialise(seed)
+
+    @classmethod
+    def from_state(cls, config: GPTConfig, state: dict[str, Tensor]) -> GPT:
+        """The model whose `state_dict()` was saved. Raises RuntimeError where it is that of another config."""
+        model = cls(config)
+        model.load_state_dict(state)
+        return model
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -85,9 +91,6 @@ class GPT(nn.Module):
         Drawn on the CPU in any case, so that every device starts from the same weights.
         """
         assert self.config.n_layer
-        for module in self.modules():
-            if isinstance(module, Rotary):
-                module.fill()
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -48,9 +48,9 @@ class AdamW:
             self.groups[0 if decays else 1][0].append(name)
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.named.items()}
-        device = next(iter(self.named.values())).device
-        self.steps = torch.zeros((), dtype=torch.float32, device=device)
-        self.fused = hasattr(torch, "_fused_adamw_") and device.type in ("cpu", "cuda", "mps")
+        self.device = next(iter(self.named.values())).device
+        self.steps = torch.zeros((), dtype=torch.float32, device=self.device)
+        self.fused = hasattr(torch, "_fused_adamw_") and self.device.type in ("cpu", "cuda", "mps")
 
     def zero_grad(self) -> None:
         """Forget the gradients. Setting them to zero would walk through them once more, and so would adding to them."""
@@ -62,28 +62,54 @@ class AdamW:
         """Clip, update every parameter, and return the gradient's norm before clipping (a scalar on the device)."""
         grads = [p.grad for p in self.named.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if self.grad_norm_clip:
-            torch._foreach_mul_(grads, (self.grad_norm_clip / (norm + 1e-6)).clamp(max=1.0))
+        too_large = self._too_large(norm)
         self.steps += 1
         for names, weight_decay in self.groups:
             names = [name for name in names if self.named[name].grad is not None]
             if names:
-                self._update(names, learning_rate, weight_decay)
+                update = self._fused_update if self.fused else self._plain_update
+                update(names, learning_rate, weight_decay, too_large)
         return norm
 
-    def _update(self, names: list[str], learning_rate: float, weight_decay: float) -> None:
+    def _too_large(self, norm: Tensor) -> Tensor | None:
+        """What the gradients are to be divided by; None: by nothing."""
+        if not self.grad_norm_clip:
+            return None
+        # waiting for the value costs nothing on a CPU, and saves a division of everything where it is small
+        if self.device.type == "cpu" and norm.item() <= self.grad_norm_clip:
+            return None
+        return ((norm + 1e-6) / self.grad_norm_clip).clamp(min=1.0)
+
+    def _fused_update(
+        self, names: list[str], learning_rate: float, weight_decay: float, too_large: Tensor | None
+    ) -> None:
+        params: list[Any] = [self.named[name] for name in names]
+        torch._fused_adamw_(
+            params,
+            [p.grad for p in params],
+            [self.exp_avg[n] for n in names],
+            [self.exp_avg_sq[n] for n in names],
+            [],
+            [self.steps] * len(params),
+            lr=learning_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=weight_decay,
+            eps=EPS,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=too_large,
+        )
+
+    def _plain_update(
+        self, names: list[str], learning_rate: float, weight_decay: float, too_large: Tensor | None
+    ) -> None:
         params: list[Any] = [self.named[name] for name in names]
         grads: list[Any] = [p.grad for p in params]
         means, squares = [self.exp_avg[n] for n in names], [self.exp_avg_sq[n] for n in names]
-        beta1, beta2 = self.betas
-        if self.fused:
-            torch._fused_adamw_(
-                params, grads, means, squares, [], [self.steps] * len(params),
-                lr=learning_rate, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=EPS,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
-            return
-        step = float(self.steps)
+        (beta1, beta2), step = self.betas, float(self.steps)
+        if too_large is not None:
+            torch._foreach_div_(grads, too_large)
         torch._foreach_mul_(params, 1 - learning_rate * weight_decay)
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)

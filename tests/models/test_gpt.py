@@ -139,7 +139,9 @@ def test_gpt2_initialisation() -> None:
             continue
         expected = 0.02 / math.sqrt(2 * 4) if name.endswith("c_proj.weight") else 0.02
         # five standard errors of the sample's deviation and mean
-        assert float(parameter.detach().std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * parameter.numel())), name
+        assert float(parameter.detach().std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * parameter.numel())), (
+            name
+        )
         assert abs(float(parameter.detach().mean())) < 5 * expected / math.sqrt(parameter.numel()), name
 
 
@@ -158,6 +160,16 @@ def test_seed_decides_the_weights() -> None:
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     same_shape = first["transformer.h.0.attn.c_attn.weight"], first["transformer.h.1.attn.c_attn.weight"]
     assert not torch.equal(*same_shape)
+
+
+@pytest.mark.parametrize("toggles", TOGGLES, ids=lambda t: "+".join(t) or "plain")
+def test_saved_weights_make_the_same_model(toggles: dict[str, bool]) -> None:
+    model = shaken(tiny(**toggles))
+    again = GPT.from_state(model.config, model.state_dict()).eval()
+    tokens = torch.arange(9)[None]
+    assert torch.equal(again(tokens)[0], model(tokens)[0])
+    with pytest.raises(RuntimeError, match="lm_head"):
+        GPT.from_state(tiny(vocab_size=32), model.state_dict())
 
 
 def test_unresolved_config_is_refused() -> None:

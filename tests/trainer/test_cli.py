@@ -117,8 +117,7 @@ class TestWholeRun:
 
     def test_model_is_rebuilt_from_the_folder_alone(self, undisturbed: Path) -> None:
         config = load(undisturbed / runlog.CONFIG)
-        model = GPT(config.model, seed=None).to_empty(device="cpu")
-        model.load_state_dict(torch.load(undisturbed / runlog.MODEL, weights_only=True))
+        model = GPT.from_state(config.model, torch.load(undisturbed / runlog.MODEL, weights_only=True))
         summary = json.loads((undisturbed / runlog.SUMMARY).read_text())
         assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
 
