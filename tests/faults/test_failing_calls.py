@@ -127,6 +127,14 @@ def bench(request: pytest.FixtureRequest, nursery: Nursery, tmp_path: Path) -> B
     return Bench(nursery, tmp_path, CASES[request.param])
 
 
+@pytest.mark.parametrize("bench", ["replace", "checkpoint", "loss.csv"], indirect=True)
+def test_content_is_on_disk_before_it_gets_its_name_and_then_the_name(bench: Bench) -> None:
+    calls = bench.run(Fault()).calls
+    written, renamed = calls.index("write"), calls.index("rename")
+    assert "fsync" in calls[written:renamed] and "write" not in calls[calls.index("fsync") : renamed]
+    assert calls[renamed + 1 : renamed + 4] == ["openat", "fsync", "close"]
+
+
 @pytest.mark.parametrize(("bench", "number"), PAIRS, indirect=["bench"], ids=NAMES)
 def test_every_call_fails_once(bench: Bench, number: int) -> None:
     calls = bench.run(Fault()).calls
