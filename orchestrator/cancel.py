@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from orchestrator import slurm
+from orchestrator import slurm, status
 from orchestrator.status import RunState
-from trainer import runlog
 from trainer.errors import UserError
 
 SCANCEL_AT_ONCE = 200  # ids on one command line
 
 
-def cancel(states: Sequence[RunState]) -> list[str]:
-    """Cancel these runs (only active ones can be) and return the ids of those that were told to stop.
+def affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:
+    """The active runs among those wanted (ids; None: all), and those that share a job with them."""
+    chosen = [state for state in states if state.active and (wanted is None or state.run.id in wanted)]
+    jobs = {state.job_id for state in chosen if state.job_id}
+    return [state for state in states if state.active and (state in chosen or state.job_id in jobs)]
 
-    Raises UserError for a run that runs on another machine without Slurm, ControllerError where scancel fails.
+
+def cancel(states: Sequence[RunState]) -> list[str]:
+    """Cancel these active runs and return their ids.
+
+    Raises UserError, before anything is cancelled, for a run that cannot be cancelled from here; ControllerError where
+    scancel fails.
     """
+    processes = {_process(state) for state in states if not state.job_id}
     jobs = sorted({state.job_id for state in states if state.job_id})
     for start in range(0, len(jobs), SCANCEL_AT_ONCE):
         slurm.run_command(["scancel", *jobs[start : start + SCANCEL_AT_ONCE]])
-    for state in states:
-        if not state.job_id:
-            _stop_process(state)
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     return [state.run.id for state in states]
 
 
-def _stop_process(state: RunState) -> None:
-    """SIGTERM to the trainer of a local run: it writes a checkpoint and ends."""
-    events = runlog.read_events(state.run.folder)
-    started = next((e for e in reversed(events) if e["event"] in ("started", "resumed")), None)
-    if started is None:
-        raise UserError(f"{state.run.id}: waits in a local queue; stop that `submit` with Ctrl-C")
-    if started.get("host") != socket.gethostname():
-        raise UserError(f"{state.run.id}: runs on {started.get('host')} without Slurm; cancel it there")
-    os.kill(int(started["pid"]), signal.SIGTERM)
+def _process(state: RunState) -> int:
+    """Whom to tell: the trainer of a run, or for one that still waits the `submit` that holds its queue."""
+    event = status.owner(state.run)
+    if event is None:
+        raise UserError(f"{state.run.id}: nobody is known to run it")
+    if event.get("host") != socket.gethostname():
+        raise UserError(f"{state.run.id}: runs on {event.get('host')} without Slurm; cancel it there")
+    return int(event["pid"])

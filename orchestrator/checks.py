@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import count_parameters
-from orchestrator import slurm
+from orchestrator import slurm, task
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
@@ -43,14 +43,17 @@ def vocabulary(config: RunConfig) -> int:
         raise
 
 
-def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str) -> None:
-    """Raises ConfigError with every finding; creates nothing but a token cache for a small corpus, and that last."""
+def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> None:
+    """Raises ConfigError with every finding; creates nothing but a token cache for a small corpus, and that last.
+
+    runs: of the whole study. chosen: those that are to be queued now, which need room on the disk and in the queue.
+    """
     slow: list[Callable[[], Iterable[str]]] = [partial(_inputs, runs), partial(_toggles, loaded, runs)]
     if launcher != "local":
-        slow.append(partial(_cluster, loaded, runs, launcher))
+        slow.append(partial(_cluster, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # each waits for a process of its own
         found = list(pool.map(lambda check: list(check()), slow))
-    findings = [*_output(loaded), *_space(loaded, runs), *chain.from_iterable(found)]
+    findings = [*_output(loaded), *_space(loaded, chosen), *chain.from_iterable(found)]
     if not findings:
         findings += _corpora(runs)
     if findings:
@@ -59,8 +62,12 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str) -> None:
 
 def _output(loaded: Loaded) -> Iterator[str]:
     """Can the study's folder be made?"""
-    parent = _existing(loaded.experiment.folder)
     where = loaded.at("output")
+    try:
+        parent = _existing(loaded.experiment.folder)
+    except OSError as error:
+        yield f"{where}output: cannot be used: {error.strerror}; choose another `output:`"
+        return
     if not parent.is_dir():
         yield f"{where}output: {parent} is a file, not a folder; choose another `output:`"
     elif not os.access(parent, os.W_OK | os.X_OK):
@@ -75,7 +82,10 @@ def _existing(folder: Path) -> Path:
 
 def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Free space against the checkpoints of all runs. A quota cannot be seen from here."""
-    parent = _existing(loaded.experiment.folder)
+    try:
+        parent = _existing(loaded.experiment.folder)
+    except OSError:
+        return  # `_output` has said it
     needed = sum(count_parameters(run.config.model) for run in runs) * BYTES_PER_PARAMETER
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -110,7 +120,7 @@ def _loads_offline(info: tokenizer.TokenizerInfo) -> None:
 
 def _module(name: str, *arguments: str, text: str | None = None) -> str:
     """Output of `python -m name` with the running code. Raises RunError with its last line."""
-    environment = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **task.environment(code_root(), threads=1)}
     command = [sys.executable, "-P", "-m", name, *arguments]
     result = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
@@ -155,7 +165,7 @@ def _cluster(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str
     settings = loaded.experiment.slurm
     try:
         slurm.test_only(test_script(settings))
-        limit = slurm.submit_limit()
+        limit = slurm.submit_limit(settings.account)
     except slurm.ControllerError as error:
         yield f"{loaded.at('slurm')}slurm: {error}"
         return
@@ -202,8 +212,9 @@ def check_file(path: Path) -> None:
             tail = file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: data.file_path does not exist (looked in {Path.cwd()})") from None
-    except OSError as error:
-        raise UserError(f"{path}: data.file_path cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{str(path)!r}: data.file_path cannot be read: {reason}") from None
     if path.suffix == ".jsonl":
         _check_last_line(path, tail, whole=size <= TAIL)
 

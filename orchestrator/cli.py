@@ -46,8 +46,8 @@ def main() -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=180)
+    console = Console(markup=False, highlight=False)  # names, paths and reasons hold brackets
+    return console if console.is_terminal else Console(width=180, markup=False, highlight=False)
 
 
 def _options(file: Path, launcher: str, **rest: Any) -> Any:
@@ -190,7 +190,8 @@ def logs(
     if not follow:
         print(inspection.log_text(chosen, lines))
         return
-    for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen).active):
+    scheduler = state_module.Scheduler()
+    for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen, scheduler).active):
         print(text, end="", flush=True)
 
 
@@ -212,7 +213,7 @@ def cancel(
         raise UserError("cancel: name the runs, or give --all")
     found = rundir.find_study(study, output)
     wanted = {run.id for name in runs or () for run in found.matching(name)}
-    states = [s for s in state_module.collect(found) if s.active and (everything or s.run.id in wanted)]
+    states = cancelling.affected(state_module.collect(found), None if everything else wanted)
     if not states:
         print("nothing to cancel: none of these runs is queued or running")
         return

@@ -42,7 +42,7 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
     by_cell: dict[str, list[Run]] = {}
     for run in runs:
         by_cell.setdefault(run.cell, []).append(run)
-    table = Table(title=f"{len(runs)} runs in {folder}/", title_justify="left")
+    table = Table(title=Text(f"{len(runs)} runs in {folder}/"), title_justify="left")
     for name in ("cell", "overrides", "seeds"):
         table.add_column(name)
     for name in ("parameters", "FLOPs/token", "tokens/run", *(["hours/run"] if hours else [])):
@@ -69,7 +69,7 @@ def _word(value: object) -> str:
 
 def status_table(states: Sequence[RunState], title: str) -> Table:
     """One row a run."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for name in ("run", "state", "step", "loss", "held-out", "tokens/s", "left", "node", "job", "why"):
         table.add_column(name, justify="right" if name in ("step", "loss", "held-out", "tokens/s", "left") else "left")
     for state in states:
@@ -152,7 +152,7 @@ class LiveStatus:
                 line += f" (the first {MOST_ROWS} shown)"
             self.live.update(Group(status_table(shown[:MOST_ROWS], str(self.study.folder)), line), refresh=True)
         elif line != self._line:
-            self.console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False)
+            self.console.print(f"{time.strftime('%H:%M:%S')} {line}")
         self._line = line
         return self.states
 
@@ -166,7 +166,7 @@ class LiveStatus:
 def print_verdict(report: Report, console: Console) -> None:
     """The report's verdict table, its sentences, and where its files are."""
     title = f"{report.name}: held-out loss (nats/token) against the baseline; lower is better"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for name in ("cell", "runs", "held-out", "effect", "95% interval", "p (Holm)", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
     for row in report.rows:
@@ -181,14 +181,14 @@ def print_verdict(report: Report, console: Console) -> None:
         )
     console.print(table)
     for note in report.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}")
     for path in report.paths:
-        console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {path}", soft_wrap=True)
 
 
 def difference_table(one: StudyRun, two: StudyRun, rows: Sequence[tuple[str, str, str]]) -> Table:
     """What differs between two runs."""
-    table = Table(title=f"{len(rows)} differences", title_justify="left")
+    table = Table(title=Text(f"{len(rows)} differences"), title_justify="left")
     for name in ("what", one.id, two.id):
         table.add_column(name)
     for row in rows:
@@ -200,12 +200,10 @@ def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
     console.print(status_table([status.state_of(study, run)], str(run.folder)))
     overrides = ", ".join(f"{key}={_word(value)}" for key, value in run.overrides.items())
-    console.print(f"overrides: {overrides or 'none (the baseline)'}", highlight=False, markup=False)
-    console.print(runlog.read_text(run.folder / runlog.CONFIG), highlight=False, markup=False, end="")
-    files = sorted(path.name for path in run.folder.iterdir() if not path.name.startswith("."))
-    console.print(f"files: {', '.join(files)}", highlight=False, markup=False)
+    console.print(f"overrides: {overrides or 'none (the baseline)'}")
+    console.print(runlog.read_text(run.folder / runlog.CONFIG), end="")
+    files = sorted(path.name for path in run.folder.glob("[!.]*"))
+    console.print(f"files: {', '.join(files)}")
     tail = status.tail_text(run.folder / runlog.JOB_OUT).splitlines()[-10:]
     if tail:
-        console.print(
-            "last lines of its log:", *(f"  {line}" for line in tail), sep="\n", highlight=False, markup=False
-        )
+        console.print("last lines of its log:", *(f"  {line}" for line in tail), sep="\n")

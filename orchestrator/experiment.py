@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -69,6 +70,42 @@ SafeName = Annotated[str, AfterValidator(safe_name)]
 SafeValue = Annotated[str, AfterValidator(safe_value)]
 
 
+# What Ablatrix sets itself: a second one would win, and the job's runs would not be known again
+OWN_OPTIONS = {
+    *(
+        "array",
+        "chdir",
+        "comment",
+        "dependency",
+        "error",
+        "export",
+        "input",
+        "job-name",
+        "nodes",
+        "no-requeue",
+        "ntasks",
+    ),
+    *("ntasks", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap"),
+}
+
+
+def _no_own_option(name: str) -> str:
+    if name.replace("_", "-") in OWN_OPTIONS or name in SlurmSettings.model_fields:
+        raise ValueError("is set by Ablatrix itself and cannot stand under slurm.extra")
+    return safe_name(name)
+
+
+def usable_path(path: str) -> str:
+    """A folder's path, `~` resolved. Raises ValueError for control characters."""
+    if not path.isprintable():
+        raise ValueError("a path cannot hold control characters")
+    return os.path.expanduser(path)
+
+
+ExtraOption = Annotated[str, AfterValidator(_no_own_option)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -89,7 +126,7 @@ class SlurmSettings(Strict):
     runs_per_job: int = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
     signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
     setup: list[str] = Field([], description="shell lines run before the trainer, such as `module load cuda`")
-    extra: dict[SafeName, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")
+    extra: dict[ExtraOption, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")
 
 
 class Experiment(Strict):
@@ -101,11 +138,11 @@ class Experiment(Strict):
     design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
     cells: dict[SafeName, list[str]] = {}
     exclude: list[list[str]] = Field([], description="feature combinations that are left out")
-    seeds: int | list[Annotated[int, Field(ge=0)]] = Field([1], description="a list, or n for 1..n")
+    seeds: Annotated[int, Field(le=10_000)] | list[Seed] = Field([1], description="a list, or n for 1..n")
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = SlurmSettings()
-    output: str = Field("out", min_length=1)
+    output: Annotated[str, AfterValidator(usable_path)] = Field("out", min_length=1)
 
     @property
     def seed_list(self) -> list[int]:
@@ -235,6 +272,15 @@ def _check_design(loaded: Loaded) -> list[str]:
     for level in levels:
         if not NAME.fullmatch(level.path[-1]):
             problems.append(f"{loaded.at(*level.path)}{'.'.join(level.path)}: {level.path[-1]!r} is not a safe name")
+    for name in ("baseline", "all_on"):
+        if name in (*known, *experiment.cells):
+            problems.append(f"{loaded.at('features', name)}{name}: is what designs call a cell; choose another name")
+    settings = experiment.slurm
+    if settings.signal_seconds >= 60 * minutes(settings.time):
+        problems.append(
+            f"{loaded.at('slurm', 'time')}slurm.signal_seconds: {settings.signal_seconds} s before the end of a job of "
+            f"{settings.time} is before its start; raise slurm.time or lower slurm.signal_seconds"
+        )
     if len(set(known)) < len(known):
         problems.append(f"{loaded.at('features')}features: a level and a feature have the same name")
     seeds = experiment.seed_list

@@ -101,7 +101,7 @@ def apply_sets(tree: Tree, sets: Iterable[str], top_level: Sequence[str]) -> Ove
         if key in trainer_keys:
             forced[key] = yamlfile.parse_scalar(value)
             tree.where[("base", key)] = "--set"
-        elif key in top_level and not dot:
+        elif key in top_level and not dot and key != "extends":
             tree.data[key] = yamlfile.parse_scalar(value)
             tree.where[(key,)] = "--set"
         elif section in ("vars", "slurm") and dot and isinstance(tree.data.setdefault(section, {}), dict):

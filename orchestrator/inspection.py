@@ -12,20 +12,23 @@ from trainer import runlog
 from trainer.errors import UserError
 
 POLL_SECONDS = 1.0  # no inotify: it does not see what another host writes
+ASK_EVERY = 10  # polls without news before it is asked whether the run lives: that costs a squeue
 IGNORED = ("system.work_dir", "command", "submitted")
 
 
 def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
     """The text of a run's job.out as it grows, until `ended()` and nothing more comes."""
-    path, position = run.folder / runlog.JOB_OUT, 0
+    path, position, quiet = run.folder / runlog.JOB_OUT, 0, 0
     while True:
-        over = ended()  # asked before reading: what is written in between is still read
+        over = quiet % ASK_EVERY == 0 and ended()  # asked before reading: what is written in between is still read
         text, position = _read_from(path, position)
+        quiet = 0 if text else quiet + 1
         if text:
             yield text
         elif over:
             return
-        time.sleep(0 if text or over else POLL_SECONDS)
+        else:
+            time.sleep(POLL_SECONDS)
 
 
 def _read_from(path: Path, position: int) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from trainer.config import RunConfig, validate
 from trainer.errors import ConfigError
 
 LONGEST_NAME = 80
+MOST_CELLS = 10_000
 
 Labels = tuple[str, ...]  # what is switched on: ("swiglu",) or ("lr.high", "rope"), in the file's order
 
@@ -48,12 +49,19 @@ def cells(experiment: Experiment) -> list[Cell]:
     flat = [label for group in labels for label in group]
     all_on = tuple(group[0] for group in labels)
     chosen: dict[frozenset[str], Cell] = {}
+    names: set[str] = set()
 
     def add(name: str, features: Sequence[str]) -> None:
         key = frozenset(features)
         excluded = any(set(combination) <= key for combination in experiment.exclude)
-        if key not in chosen and not excluded:
-            chosen[key] = Cell(name, tuple(label for label in flat if label in key))
+        if key in chosen or excluded:
+            return
+        if len(chosen) == MOST_CELLS:
+            raise ConfigError([f"design: more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
+        if name in names:
+            raise ConfigError([f"design: two different cells would be called {name}; rename the one under cells"])
+        names.add(name)
+        chosen[key] = Cell(name, tuple(label for label in flat if label in key))
 
     for item in experiment.design:
         word, order = next(iter(item.items())) if isinstance(item, dict) else (item, len(labels))

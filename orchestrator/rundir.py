@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from trainer.errors import UserError
 
 STUDY = "study.json"
 SNAPSHOTS = ".snapshots"
+LAST = ".last"  # under out/: the folder of the study submitted last
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 VERSIONS = ("torch", "numpy", "transformers", "tokenizers", "submitit")
 # What of the environment may be recorded: nothing that could hold a secret
@@ -127,12 +129,22 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
             if (folder / STUDY).is_file():
                 return load_study(folder)
         raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
+    last = Path(runlog.read_text(output / LAST).strip() or output)
+    if (last / STUDY).is_file():
+        return load_study(last)
     names = list(_studies(output))
     if not names:
         raise UserError(
             f"no study in {output}/ yet; start with: python -m orchestrator submit experiments/ablation.yaml"
         )
     return load_study(output / max(names, key=lambda name: (output / name / STUDY).stat().st_mtime))
+
+
+def note_last(folder: Path, output: Path = Path("out")) -> None:
+    """Remember the study submitted last, wherever its `output:` is: the one that status and report mean."""
+    with contextlib.suppress(OSError):
+        output.mkdir(exist_ok=True)
+        runlog.atomic_write(output / LAST, f"{folder}\n", durable=False)
 
 
 def _studies(output: Path) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import RunError
@@ -63,8 +65,26 @@ def comment(token: str) -> str:
     return f"ablatrix:{token}"
 
 
+def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables by which a user's session would change our commands and jobs: its defaults, or those of its own job."""
+    prefixes = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_")
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    return [name for name in environ if name.startswith(prefixes) and not name.startswith(kept)]
+
+
+@contextlib.contextmanager
+def own_environment() -> Iterator[None]:
+    """Within it, this process's environment is without `foreign_variables`."""
+    hidden = {name: os.environ.pop(name) for name in foreign_variables()}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = "") -> str:
     """Output of a Slurm command; `text` is its input. Raises ControllerError where it fails or does not answer."""
+    foreign = foreign_variables()
     try:
         result = subprocess.run(
             command,
@@ -74,6 +94,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
             timeout=timeout,
             check=False,
             input=text,
+            env={name: value for name, value in os.environ.items() if name not in foreign},
         )
     except FileNotFoundError:
         raise ControllerError(f"{command[0]}: not found on this machine") from None
@@ -199,7 +220,7 @@ def settings() -> dict[str, str]:
 
 def max_array_size() -> int:
     """Largest array index + 1 that the cluster takes. Raises ControllerError."""
-    return int(settings().get("MaxArraySize", "1001"))
+    return max(1, int(settings().get("MaxArraySize", "1001")))
 
 
 def test_only(script: str) -> None:
@@ -210,11 +231,14 @@ def test_only(script: str) -> None:
     run_command(["sbatch", "--test-only"], text=script)
 
 
-def submit_limit() -> int | None:
-    """How many jobs this user may have in the queue (MaxSubmitJobs), where accounting says so; else None."""
-    command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"]
+def submit_limit(account: str | None) -> int | None:
+    """How many jobs this user may have in the queue (MaxSubmitJobs), where accounting says so; else None.
+
+    account: the one of the jobs; without it the most generous of the user's counts.
+    """
+    whose = [f"user={getpass.getuser()}", *([f"account={account}"] if account else [])]
     try:
-        limits = [int(word) for word in run_command(command).split() if word.isdigit()]
+        lines = run_command(["sacctmgr", "-nP", "show", "assoc", *whose, "format=MaxSubmitJobs"]).splitlines()
     except ControllerError:
         return None
-    return min(limits, default=None)
+    return max((int(line) for line in lines), default=None) if all(line.isdigit() for line in lines) else None

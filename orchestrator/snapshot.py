@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import trainer
+from trainer import runlog
 from trainer.errors import RunError
 
 PACKAGES = ("orchestrator", "trainer", "models")
@@ -33,6 +34,9 @@ def take(store: Path) -> Path:
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     target = store / digest.hexdigest()[:16]
     if target.is_dir():
+        for name in (name for name in files if not (target / name).is_file()):  # a purge of scratch takes files
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            runlog.atomic_write(target / name, files[name], durable=False)
         return target
     temporary = store / f".{target.name}.{os.getpid()}.tmp"
     for name, content in files.items():

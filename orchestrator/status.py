@@ -68,9 +68,6 @@ class Scheduler:
 
     def refresh(self) -> None:
         """Read the queue. When the controller does not answer, keep quiet for a while, longer each time."""
-        if not slurm.available():
-            self.jobs, self.problem = {}, ""
-            return
         if time.time() < self._next_try:
             return
         try:
@@ -88,7 +85,8 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     read = [_Files.read(run) for run in study.runs]
     if any(files.asks_scheduler for files in read):
         scheduler.refresh()
-    states = [_judge(files, scheduler.jobs) for files in read]
+    by_token = _by_token(scheduler.jobs or {})
+    states = [_judge(files, scheduler.jobs, by_token) for files in read]
     ended = slurm.ended_jobs(state.job_id for state in states if state.reason == _GONE)
     return [
         _buried(state, files, _own(ended.get(state.job_id) or (scheduler.jobs or {}).get(state.job_id), files))
@@ -98,9 +96,9 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     ]
 
 
-def state_of(study: Study, run: StudyRun) -> RunState:
+def state_of(study: Study, run: StudyRun, scheduler: Scheduler | None = None) -> RunState:
     """The state of one run."""
-    return collect(replace(study, runs=[run]))[0]
+    return collect(replace(study, runs=[run]), scheduler)[0]
 
 
 def reasons(states: Sequence[RunState]) -> dict[str, tuple[str, str]]:
@@ -111,7 +109,7 @@ def reasons(states: Sequence[RunState]) -> dict[str, tuple[str, str]]:
 def _own(job: slurm.Job | None, files: _Files) -> slurm.Job | None:
     """The job, unless it is another one that got the same id after a controller lost its state."""
     token = files.queued.get("token") if files.queued else None
-    return job if job and (not job.comment or job.token == token) else None
+    return job if job and job.token in (None, token) else None
 
 
 _GONE = "gone from the queue"
@@ -168,12 +166,19 @@ class _Files:
         return self.life is not None and self.life["event"] in ("ended", "unqueued")
 
 
-def _judge(files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
+ByToken = dict[tuple[str, str], slurm.Job]  # (token, index in the array, or "" for a plain job) -> job
+
+
+def _by_token(jobs: dict[str, slurm.Job]) -> ByToken:
+    return {(job.token, job.id.partition("_")[2]): job for job in jobs.values() if job.token}
+
+
+def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
     state = _progress(files)
     if files.summary:
         return replace(state, state="done", reason="diverged" if files.summary.get("diverged") else "")
     if files.claim:
-        return _judge_claim(state, files, jobs)
+        return _judge_claim(state, files, jobs, by_token)
     if files.queued is None:
         return _judge_process(state, files) if files.events else state
     if files.queued.get("launcher") == "local":
@@ -181,25 +186,20 @@ def _judge(files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
     return _judge_job(state, files, jobs)
 
 
-def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
-    """A submit has claimed the run and not said yet under which id: ask for its token."""
-    assert files.claim is not None
-    job = find_job(files.claim, jobs or {})
-    if job:
-        found = replace(files, claim=None, queued={"launcher": "slurm", "job_id": job.id, "token": files.claim.token})
-        return _judge(found, jobs)
-    if jobs is None or not claims.is_void(files.run.folder, files.attempt):
+def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
+    """A submit has claimed the run and not said yet under which id: the run's own events may, or its token."""
+    claim = files.claim
+    assert claim is not None
+    job = by_token.get((claim.token, str(claim.index) if claim.tasks > 1 else ""))
+    job_id = job.id if job else next((str(e["job_id"]) for e in reversed(files.events) if e.get("job_id")), "")
+    if job_id:
+        found = replace(files, claim=None, queued={"launcher": "slurm", "job_id": job_id, "token": claim.token})
+        return _judge(found, jobs, by_token)
+    if files.life and files.life["event"] in ALIVE:
+        return _judge_process(state, files)
+    if (jobs is None and slurm.available()) or not claims.is_void(files.run.folder, files.attempt):
         return replace(state, state="queued", reason="being submitted; its job is not known yet")
     return replace(state, reason="an earlier submit ended before its job was queued")
-
-
-def find_job(claim: claims.Claim, jobs: dict[str, slurm.Job]) -> slurm.Job | None:
-    """The job of a claim whose sbatch answer was lost, by the token in its comment."""
-    for job in jobs.values():
-        _, _, task = job.id.partition("_")
-        if job.token == claim.token and claim.token and (claim.tasks == 1 or task == str(claim.index)):
-            return job
-    return None
 
 
 def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
@@ -209,13 +209,13 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
     if jobs is None:  # the controller is silent: the files' last word
         return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
     job = _own(jobs.get(state.job_id), files)
+    if life == "failed":
+        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
     if job and job.state in slurm.PENDING:
         if files.events:
             reason = f"requeued at step {state.iter}, waiting ({job.reason})"
             return replace(state, state="stopped", reason=reason, requeued=True)
         return replace(state, state="queued", reason=job.reason)
-    if life == "failed":
-        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
     if job and job.state in slurm.RUNNING:
         return replace(state, state="running", node=job.node or state.node)
     return replace(state, state="lost", reason=_GONE)
@@ -237,6 +237,14 @@ def _judge_process(state: RunState, files: _Files) -> RunState:
     if _process_lives(witness, newest=(life or witness)):
         return replace(state, state="running", node=str(witness.get("host", "")))
     return replace(state, state="lost", reason=likely_cause(files.run.folder))
+
+
+def owner(run: StudyRun) -> Record | None:
+    """The event of the living process that works at a run without Slurm: its trainer, else its waiting `submit`."""
+    files = _Files.read(run)
+    started = [event for event in files.events if event["event"] in ("started", "resumed")]
+    candidates = [*reversed(started), *([files.queued] if files.queued else [])]
+    return next((event for event in candidates if _process_lives(event)), None)
 
 
 def _process_lives(event: Record, newest: Record | None = None) -> bool:
@@ -262,6 +270,8 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     """The end of a job that left the queue without an end mark, recorded once it is known."""
     life = files.life["event"] if files.life else ""
     verdict = job.state if job else ""
+    if verdict in slurm.PENDING | slurm.RUNNING:  # it came back between two questions
+        return replace(state, state="queued" if verdict in slurm.PENDING else "running", reason="")
     if verdict == "CANCELLED" or (not verdict and life == "stopped" and _stopped_by(files) == "SIGTERM"):
         state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
     elif life == "stopped":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import claims, rundir, slurm, snapshot, status, task
 from orchestrator.experiment import SlurmSettings
-from orchestrator.launchers import Batch, Launcher, Members, slurm_sbatch
+from orchestrator.launchers import Batch, Launcher, Members, job_ids, slurm_sbatch
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState
 from trainer import runlog
@@ -68,9 +69,16 @@ def split(members: Members, per_job: int, largest_array: int) -> list[list[Membe
     return [jobs[i : i + largest_array] for i in range(0, len(jobs), largest_array)]
 
 
-def prepare(study: Study, jobs: Sequence[Members], settings: SlurmSettings) -> Batch:
-    """The batch of one launch: code snapshot, provenance of each run, claims described. Nothing is queued yet."""
-    code = snapshot.take(study.folder.parent / rundir.SNAPSHOTS)
+def take_snapshot(study: Study) -> Path:
+    """The folder with the code that the study's jobs will run. Raises RunError where it cannot be written."""
+    try:
+        return snapshot.take(study.folder.parent / rundir.SNAPSHOTS)
+    except OSError as error:
+        raise RunError(f"{error.filename}: the code snapshot cannot be written: {error.strerror}") from None
+
+
+def prepare(study: Study, jobs: Sequence[Members], settings: SlurmSettings, code: Path) -> Batch:
+    """The batch of one launch: provenance of each run, claims described. Nothing is queued yet."""
     batch = Batch(study, jobs, claims.new_token(), settings, code)
     shared = rundir.surroundings(code)
     for index, job in enumerate(jobs):
@@ -89,18 +97,40 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
     """
     try:
         ids = launcher.launch(batch)
-        _cancel_twins(batch, ids)
     except slurm.ControllerError as error:
         ids = _lost_answer(batch, error)
     record(batch, launcher.name, ids)
+    with contextlib.suppress(slurm.ControllerError):  # a twin that is not found now finds its runs taken when it starts
+        _cancel_twins(batch, ids)
     return ids
 
 
+def release(members: Members, reason: str) -> None:
+    """Give claims back that will not be queued."""
+    for run, attempt in members:
+        with contextlib.suppress(OSError):
+            runlog.append_event(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
+
+
+@contextlib.contextmanager
+def released_on_error(members: Members) -> Iterator[None]:
+    """Whatever goes wrong within it, these claims are given back."""
+    try:
+        yield
+    except BaseException as error:
+        release(members, f"not queued: {error}")
+        raise
+
+
 def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
-    """A last job that writes the report when all arrays have ended, however they ended; its id."""
+    """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
     path = batch.study.folder / rundir.LOGS / f"{batch.token}-report.sbatch"
     runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False)
-    return slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))
+    try:
+        job = slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))
+    except slurm.ControllerError as error:
+        return f"no report job ({error}); call `python -m orchestrator report` when the runs have ended"
+    return f"queued the report behind them as job {job}"
 
 
 def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
@@ -135,15 +165,13 @@ def _lost_answer(batch: Batch, error: slurm.ControllerError) -> list[str]:
         except slurm.ControllerError:
             continue
         if bases:
-            return _ids(bases[0], batch)
+            return job_ids(bases[0], len(batch.jobs))
     if uncertain:
         raise RunError(
             f"{error}; whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: "
             "what is in the queue by then is found, the rest is queued, nothing twice"
         )
-    for job in batch.jobs:
-        for run, attempt in job:
-            runlog.append_event(run.folder, "unqueued", attempt=attempt, reason=str(error), state="planned")
+    release([member for job in batch.jobs for member in job], str(error))
     raise RunError(str(error))
 
 
@@ -161,10 +189,6 @@ def _jobs_with(token: str) -> list[str]:
     waiting = slurm.PENDING | slurm.RUNNING
     bases = {job.id.partition("_")[0] for job in jobs if job.token == token and job.state in waiting}
     return sorted(bases, key=int)
-
-
-def _ids(base: str, batch: Batch) -> list[str]:
-    return [base] if len(batch.jobs) == 1 else [f"{base}_{index}" for index in range(len(batch.jobs))]
 
 
 def put_aside(study: Study, names: Sequence[str]) -> list[str]:

@@ -63,29 +63,35 @@ def show(plan: Plan, console: Console) -> None:
     experiment = plan.loaded.experiment
     hours = budget.hours_per_run(plan.folder, plan.runs, experiment)
     console.print(display.plan_table(plan.runs, plan.folder, hours))
-    console.print(budget.summary(experiment, plan.folder, plan.runs), highlight=False)
+    console.print(budget.summary(experiment, plan.folder, plan.runs))
 
 
 def check(plan: Plan) -> None:
-    """The preflight. Raises UserError with every finding."""
-    checks.preflight(plan.loaded, plan.runs, plan.launcher)
+    """The preflight of the whole study. Raises UserError with every finding."""
+    checks.preflight(plan.loaded, plan.runs, plan.launcher, plan.runs)
 
 
-def _anything_to_run(plan: Plan) -> bool:
-    """Would a submit queue a run? The checks take seconds, and a second submit often has nothing to do."""
-    if plan.options.rerun or not (plan.folder / rundir.STUDY).exists():
-        return True
-    study = replace(rundir.load_study(plan.folder), runs=rundir.study_runs(plan.folder, plan.runs))
-    return bool(submission.select(status.collect(study), plan.options.retry, plan.options.only).chosen)
+def _planned_study(plan: Plan) -> Study:
+    """The study as it would be on disk."""
+    runs = rundir.study_runs(plan.folder, plan.runs)
+    return Study(plan.folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, runs)
+
+
+def _would_run(plan: Plan) -> list[Run]:
+    """The runs that a submit would queue now. Raises UserError for an unknown name in `--rerun`."""
+    study, options = _planned_study(plan), plan.options
+    again = [study.find(name).id for name in options.rerun]
+    chosen = submission.select(status.collect(study), options.retry, options.only, again).chosen
+    ids = {state.run.id for state in chosen}
+    return [run for run in plan.runs if run.id in ids]
 
 
 def smoke_plan(plan: Plan) -> Plan:
     """Every cell, first seed, for a few steps: shows within minutes what would fail after hours."""
     steps, seed = plan.options.smoke, plan.loaded.experiment.seed_list[0]
     runs = [_shortened(run, steps) for run in plan.runs if run.seed == seed]
-    return Plan(
-        plan.loaded, runs, plan.folder / budget.SMOKE, plan.launcher, replace(plan.options, rerun=(), wait=True)
-    )
+    options = replace(plan.options, rerun=(), wait=True)
+    return Plan(plan.loaded, runs, plan.folder / budget.SMOKE, plan.launcher, options)
 
 
 def _shortened(run: Run, steps: int) -> Run:
@@ -98,8 +104,9 @@ def _shortened(run: Run, steps: int) -> Run:
 def submit(options: Options, console: Console) -> list[RunState]:
     """Carry out `submit` and return the states of the study's runs. Raises UserError or RunError."""
     plan = make_plan(options)
-    if options.dry_run or _anything_to_run(plan):
-        check(plan)
+    chosen = _would_run(plan)
+    if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
+        checks.preflight(plan.loaded, plan.runs, plan.launcher, chosen)
     if options.dry_run:
         show(plan, console)
         return []
@@ -111,33 +118,52 @@ def submit(options: Options, console: Console) -> list[RunState]:
             told = "; ".join(f"{state.run.cell} {state.state}: {state.reason}" for state in broken)
             raise RunError(f"smoke test: {told}; nothing else was queued")
     if not options.over_budget:
-        budget.check(plan.loaded.experiment, plan.folder, plan.runs)
+        budget.check(plan.loaded.experiment, plan.folder, chosen)
     states = run_plan(plan, console)
     for state in states:
         if state.state in ("failed", "lost"):
-            console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry runs it again)", highlight=False)
+            console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry runs it again)")
     return states
 
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, and wait where that is asked for."""
-    features = plan.loaded.experiment.features
-    study = rundir.create_study(plan.folder, plan.loaded.experiment.name, plan.options.file, features, plan.runs)
+    _refuse_to_hide(plan)
+    study = _create(plan)
     if plan.options.rerun:
         submission.put_aside(study, plan.options.rerun)
-        study = rundir.create_study(plan.folder, plan.loaded.experiment.name, plan.options.file, features, plan.runs)
+        study = _create(plan)
     states = status.collect(study)
     submission.adopt(states)
-    selection = submission.select(states, plan.options.retry, plan.options.only, plan.options.rerun)
+    selection = submission.select(states, plan.options.retry, plan.options.only)
     _say(selection, console)
-    if plan.launcher == "local":
-        _run_local(plan, study, submission.claim(selection.chosen), console)
-    else:
-        largest_array = slurm.max_array_size()  # asked before claiming: a silent controller must leave nothing behind
-        _queue_slurm(plan, study, submission.claim(selection.chosen), largest_array, console)
+    if selection.chosen:
+        _launch(plan, study, selection.chosen, console)
     if plan.options.wait and plan.launcher != "local":
         display.watch(study, console, until_settled=True)
     return status.collect(study)
+
+
+def _create(plan: Plan) -> Study:
+    experiment = plan.loaded.experiment
+    return rundir.create_study(plan.folder, experiment.name, plan.options.file, experiment.features, plan.runs)
+
+
+def _refuse_to_hide(plan: Plan) -> None:
+    """Raises UserError where runs of the study's earlier plan are at work that the new plan does not know."""
+    if not (plan.folder / rundir.STUDY).exists():
+        return
+    try:
+        earlier = rundir.load_study(plan.folder)
+    except UserError:  # damaged: this submit writes it anew
+        return
+    known = {run.id for run in plan.runs}
+    hidden = [s.run.id for s in status.collect(earlier) if s.active and s.run.id not in known]
+    if hidden:
+        raise UserError(
+            f"{plan.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
+            f"({', '.join(hidden[:4])}); cancel them first (cancel RUN or --all), or give the study another name"
+        )
 
 
 def _say(selection: submission.Selection, console: Console) -> None:
@@ -149,16 +175,27 @@ def _say(selection: submission.Selection, console: Console) -> None:
         (len(selection.chosen), "to run"),
     ):
         if number:
-            console.print(f"{number} {text}", highlight=False)
+            console.print(f"{number} {text}")
 
 
-def _run_local(plan: Plan, study: Study, members: launchers.Members, console: Console) -> None:
+def _launch(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> None:
+    """Claim the runs and queue them. What can fail before the claims, fails before: they must not be left behind."""
+    code = submission.take_snapshot(study)
+    rundir.note_last(study.folder)
+    if plan.launcher == "local":
+        _run_local(plan, study, submission.claim(chosen), code, console)
+    else:
+        largest_array = slurm.max_array_size()
+        _queue_slurm(plan, study, submission.claim(chosen), code, largest_array, console)
+
+
+def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path, console: Console) -> None:
     if not members:
         return
-    settings = plan.loaded.experiment.slurm
     jobs = [[member] for member in members]
-    batch = submission.prepare(study, jobs, settings)
-    submission.record(batch, "local", ["" for _ in jobs])
+    with submission.released_on_error(members):
+        batch = submission.prepare(study, jobs, plan.loaded.experiment.slurm, code)
+        submission.record(batch, "local", ["" for _ in jobs])
     queue = LocalQueue(find_devices(plan.options.devices))
     with display.LiveStatus(study, console, Scheduler()) as live:
         try:
@@ -167,21 +204,24 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, console: Co
             live.refresh()
 
 
-def _queue_slurm(plan: Plan, study: Study, members: launchers.Members, largest_array: int, console: Console) -> None:
+def _queue_slurm(
+    plan: Plan, study: Study, members: launchers.Members, code: Path, largest_array: int, console: Console
+) -> None:
     if not members:
         return
-    launcher = launchers.make(plan.launcher)
-    settings = plan.loaded.experiment.slurm
-    arrays, batch = [], None
-    for jobs in submission.split(members, settings.runs_per_job, largest_array):
-        batch = submission.prepare(study, jobs, settings)
-        arrays.append(submission.queue(launcher, batch)[0].partition("_")[0])
-        runs = sum(len(job) for job in jobs)
-        console.print(f"queued {runs} runs as job {arrays[-1]} ({launcher.name})", highlight=False)
-    if batch and plan.options.with_report and plan.folder == plan.loaded.experiment.folder:
-        job = submission.queue_report(batch, arrays)
-        console.print(f"queued the report behind them as job {job}", highlight=False)
-    console.print(f"follow them with: python -m orchestrator status {study.folder} --watch", highlight=False)
+    launcher, settings = launchers.make(plan.launcher), plan.loaded.experiment.slurm
+    waiting = submission.split(members, settings.runs_per_job, largest_array)
+    arrays: list[str] = []
+    while waiting:
+        with submission.released_on_error([member for jobs in waiting for job in jobs for member in job]):
+            batch = submission.prepare(study, waiting[0], settings, code)
+        jobs = waiting.pop(0)
+        with submission.released_on_error([member for rest in waiting for job in rest for member in job]):
+            arrays.append(submission.queue(launcher, batch)[0].partition("_")[0])
+        console.print(f"queued {sum(map(len, jobs))} runs as job {arrays[-1]} ({launcher.name})")
+    if plan.options.with_report and plan.folder == plan.loaded.experiment.folder:
+        console.print(submission.queue_report(batch, arrays))
+    console.print(f"follow them with: python -m orchestrator status {study.folder} --watch")
 
 
 def scripts(plan: Plan) -> list[str]:
@@ -191,10 +231,9 @@ def scripts(plan: Plan) -> list[str]:
     """
     if plan.launcher == "local":
         raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
-    launcher = launchers.make(plan.launcher)
-    runs = rundir.study_runs(plan.folder, plan.runs)
-    study = Study(plan.folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, runs)
+    launcher, study = launchers.make(plan.launcher), _planned_study(plan)
     settings = plan.loaded.experiment.slurm
     code = plan.folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
-    arrays = submission.split([(run, 1) for run in runs], settings.runs_per_job, len(runs))
+    members = [(run, 1) for run in study.runs]
+    arrays = submission.split(members, settings.runs_per_job, len(members))
     return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code)) for jobs in arrays]

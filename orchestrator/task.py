@@ -24,6 +24,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARAL
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+MOST_VAIN_RESTARTS = 3  # a job that is told to stop before its first checkpoint is queued again, but not for ever
 
 
 def trainer_command(run_dir: Path | str) -> list[str]:
@@ -63,7 +64,7 @@ class Member:
     def start(self, job_id: str) -> None:
         """Start the trainer, unless another job has the run."""
         refusal = claims.start(self.run_dir, self.attempt, job_id)
-        if not refusal and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) and self._has_failed():
+        if not refusal and _restarts() and self._has_failed():
             refusal = "it failed before the job was requeued for the others"
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
@@ -73,10 +74,14 @@ class Member:
         self.trainers = attempts.newest(self.run_dir)
         with open(self.run_dir / runlog.JOB_OUT, "ab") as output:
             command = trainer_command(self.run_dir)
-            # a session of its own: a Ctrl-C in the terminal reaches it once, through us
-            self.child = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            # Held back until the trainer has its handlers (it lets them through), or they would kill it
+            signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+            try:  # a session of its own: a Ctrl-C in the terminal reaches it once, through us
+                self.child = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
     def send(self, number: int) -> None:
         if self.child and self.child.poll() is None:
@@ -148,21 +153,39 @@ class Job:
         job_id = runlog.slurm_job_id()
         if not job_id or not any(number in REQUEUE_SIGNALS for number in self.received):
             return False
-        if not any(member.has_progressed() for member in stopped):
+        if _restarts() >= MOST_VAIN_RESTARTS and not any(member.has_progressed() for member in stopped):
             for member in stopped:
-                reason = "no step was finished since the last requeue: the time limit is too short for this run"
+                reason = (
+                    f"no checkpoint since the last of {_restarts()} restarts: the time limit is too short for this run"
+                )
                 runlog.append_event(member.run_dir, "failed", reason=reason)
             return False
         for member in stopped:
             runlog.append_event(member.run_dir, "requeued")
-        result = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, check=False)
-        if result.returncode:
-            print(f"scontrol requeue {job_id}: {result.stderr.strip()}", flush=True)
+        problem = _scontrol_requeue(job_id)
+        if problem:
+            print(f"scontrol requeue {job_id}: {problem}", flush=True)
             for member in stopped:
-                runlog.append_event(member.run_dir, "stopped", reason="scontrol requeue failed")
+                runlog.append_event(member.run_dir, "stopped", reason=f"scontrol requeue: {problem}")
             return False
         time.sleep(60)  # Slurm ends this job now; an exit of our own would count as its end
         return True
+
+
+def _scontrol_requeue(job_id: str) -> str:
+    """Have the job queued again; what went wrong, or ''."""
+    try:
+        command = ["scontrol", "requeue", job_id]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return result.stderr.strip() or "refused" if result.returncode else ""
+
+
+def _restarts() -> int:
+    """How often Slurm has started this job again."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdigit() else 0
 
 
 def _last_step(run_dir: Path) -> int:

@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         prepare()
         from trainer.run import execute
 
+        signals.wait_for_them()
         code = execute(config, argv, signals)
         signals.ignore()
         return code

@@ -29,16 +29,22 @@ class Attempt:
 
     run_dir: Path
     number: int
+    inode: int  # of its mark: a folder that was put aside and made anew counts from 1 again
 
     @classmethod
     def take(cls, run_dir: Path) -> Attempt:
         """Begin the next attempt; all before it are superseded from here on. Raises OSError."""
         # a number whose mkdir was done although it failed is left out when it is tried again
-        return cls(run_dir, retried(run_dir, lambda again: _next(run_dir)))
+        number = retried(run_dir, lambda again: _next(run_dir))
+        return cls(run_dir, number, (run_dir / FOLDER / str(number)).stat().st_ino)
 
     def still_mine(self) -> bool:
         """Is there no newer attempt, and is the run's folder still the one that this attempt was made in?"""
-        return newest(self.run_dir) == self.number
+        try:
+            mark = (self.run_dir / FOLDER / str(self.number)).stat()
+        except FileNotFoundError:
+            return False
+        return newest(self.run_dir) == self.number and mark.st_ino == self.inode
 
     def require(self) -> None:
         """Raises SupersededError unless `still_mine`. Some microseconds: call it before every write."""

@@ -26,8 +26,11 @@ class Batch:
 
     @property
     def threads(self) -> int:
-        """CPU threads of each run: the job's cores divided by the runs that share them."""
-        return max(1, self.settings.cpus_per_task // max(len(job) for job in self.jobs))
+        """CPU threads of each run: the job's cores divided by the runs that may share them.
+
+        Not by those that do: a run that is resumed alone must add up in the same order.
+        """
+        return max(1, self.settings.cpus_per_task // self.settings.runs_per_job)
 
     def commands(self) -> list[list[str]]:
         """The command of each job."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator import task
 from orchestrator.launchers import Batch
+from orchestrator.rundir import LOGS
 from trainer.device import allotted_cores
 from trainer.errors import AblatrixError
 
@@ -59,7 +60,7 @@ class LocalQueue:
         threads = min(batch.threads, allotted_cores())
         free = self.slots(threads)
         waiting = batch.commands()
-        logs = batch.study.folder / "logs" / f"{batch.token}.out"
+        logs = batch.study.folder / LOGS / f"{batch.token}.out"
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self._running or (waiting and not self._stopping):

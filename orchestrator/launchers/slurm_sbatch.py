@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from orchestrator import slurm, task
-from orchestrator.experiment import SlurmSettings
+from orchestrator.experiment import SlurmSettings, minutes
 from orchestrator.launchers import Batch, job_ids
 from orchestrator.rundir import LOGS, Study
 from orchestrator.snapshot import code_root
@@ -68,11 +68,14 @@ def test_script(settings: SlurmSettings) -> str:
 def report_script(batch: Batch) -> str:
     """The last job of a study: the report, when all runs have ended, however they ended."""
     command = [sys.executable, "-P", "-m", "orchestrator", "report", str(batch.study.folder)]
+    options = sbatch_options(batch.settings)
     return _render(
         "report.sbatch.j2",
         job_name=f"{batch.study.name}-report",
         logs=log_path(batch.study, "report-%j.out"),
-        options={k: v for k, v in sbatch_options(batch.settings).items() if k in ("partition", "account", "qos")},
+        options={name: options[name] for name in options if name in ("partition", "account", "qos")},
+        extra=batch.settings.extra,
+        minutes=min(30, minutes(batch.settings.time)),
         environment=job_environment(batch),
         setup=batch.settings.setup,
         command=shlex.join(command),

@@ -25,7 +25,7 @@ class SubmititLauncher:
 
         executor = self._executor(batch)
         try:
-            with executor.batch():
+            with slurm.own_environment(), executor.batch():
                 # The job becomes our task: submitit's signal handling and result pickle are out of the way, and what
                 # is pickled are strings and a function of the standard library, so nothing of ours is unpickled.
                 jobs = [executor.submit(os.execv, sys.executable, command) for command in batch.commands()]
@@ -45,6 +45,10 @@ class SubmititLauncher:
 
         # %j, not %A_%a: with the latter submitit raises after sbatch and the array is an orphan
         log_path(batch.study, "submitit")  # refuses paths that submitit would put into its script as commands
+        if "%" in str(batch.study.folder.resolve()):
+            raise UserError(
+                f"{batch.study.folder.resolve()}: submitit takes % in a path for its own; use --launcher sbatch"
+            )
         folder = (batch.study.folder / LOGS / "submitit").resolve() / "%j"
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
@@ -70,6 +74,7 @@ class SubmititLauncher:
             "slurm_signal_delay_s": settings.signal_seconds,
             "slurm_array_parallelism": settings.max_parallel or len(batch.jobs),
             "slurm_setup": setup,
+            "slurm_srun_args": ["--export=ALL"],
             "slurm_stderr_to_stdout": True,
             "slurm_additional_parameters": extra,
         }

@@ -38,7 +38,10 @@ def submit_once(study: Study) -> str:
     members = submission.claim(submission.select(states).chosen)
     try:
         for jobs in submission.split(members, 1, 1001):
-            submission.queue(launchers.make("sbatch"), submission.prepare(study, jobs, SlurmSettings()))
+            submission.queue(
+                launchers.make("sbatch"),
+                submission.prepare(study, jobs, SlurmSettings(), submission.take_snapshot(study)),
+            )
     except RunError as error:
         return str(error)
     return ""
@@ -95,7 +98,9 @@ def test_a_job_whose_answer_was_lost_is_found_later(fake: FakeSlurm, tmp_path: P
     """The submit died between sbatch and its note of the job id."""
     study = make_study(tmp_path)
     members = submission.claim(submission.select(status.collect(study)).chosen)
-    batch = submission.prepare(study, [[member] for member in members], SlurmSettings())
+    batch = submission.prepare(
+        study, [[member] for member in members], SlurmSettings(), submission.take_snapshot(study)
+    )
     launchers.make("sbatch").launch(batch)
     states = status.collect(study)
     assert [state.job_id for state in states] == [f"1_{index}" for index in range(7)]
