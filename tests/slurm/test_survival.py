@@ -16,7 +16,7 @@ import pytest
 from tests.workspace import Workspace
 from trainer import runlog
 
-ITERS = 600
+ITERS = 3000  # some ten seconds: long enough to be hit
 States = dict[str, dict[str, Any]]
 
 
@@ -24,7 +24,7 @@ States = dict[str, dict[str, Any]]
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, offline_cache: Path, corpus: Path) -> list[list[str]]:
     """The baseline's loss.csv from a run that nobody touched."""
     workspace = Workspace(tmp_path_factory.mktemp("undisturbed"), corpus, offline_cache)
-    workspace.run("submit", workspace.write_study(iters=ITERS, ckpt=50), "--launcher", "local", "--only", "baseline")
+    workspace.run("submit", workspace.write_study(iters=ITERS, ckpt=100), "--launcher", "local", "--only", "baseline")
     return workspace.loss("baseline")
 
 
@@ -42,7 +42,7 @@ class Started:
 
     def __init__(self, workspace: Workspace, launcher: str = "sbatch", slurm_settings: str = "") -> None:
         self.workspace = workspace
-        self.study = workspace.write_study(iters=ITERS, ckpt=50)
+        self.study = workspace.write_study(iters=ITERS, ckpt=100)
         if slurm_settings:
             self.study.write_text(self.study.read_text().replace('time: "00:10:00"', slurm_settings))
         self.words = (
@@ -98,7 +98,7 @@ def test_requeue_of_one_array_task(slurm_workspace: Workspace, launcher: str, un
 
 def test_scontrol_requeue(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
     started = Started(slurm_workspace)
-    started.after_step(60)
+    started.after_step(120)
     slurm("scontrol", "requeue", started.job)
     started.until(lambda state: "resumed" in started.events() and state["state"] in ("running", "done"))
     started.finish(undisturbed)
@@ -162,7 +162,7 @@ def test_time_limit(slurm_workspace: Workspace) -> None:
 
 def test_kill_of_the_trainer(slurm_workspace: Workspace, launcher: str, undisturbed: list[list[str]]) -> None:
     started = Started(slurm_workspace, launcher)
-    started.after_step(60)
+    started.after_step(120)
     os.kill(started.trainer_pid(), signal.SIGKILL)
     state = started.until(lambda state: state["state"] != "running")
     assert state["state"] == "failed"
@@ -172,7 +172,7 @@ def test_kill_of_the_trainer(slurm_workspace: Workspace, launcher: str, undistur
 
 
 def test_missing_log_folder(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
-    study = slurm_workspace.write_study(iters=ITERS, ckpt=50)
+    study = slurm_workspace.write_study(iters=ITERS, ckpt=100)
     blocker = slurm("sbatch", "--parsable", "--exclusive", "--nodes=3", "--time=5", "--wrap=sleep 300").strip()
     words = ("submit", study, "--only", "baseline", "--no-report")
     try:
@@ -198,7 +198,7 @@ def restored(cluster: str) -> Iterator[str]:
 
 def test_loss_of_a_node(slurm_workspace: Workspace, restored: str, undisturbed: list[list[str]]) -> None:
     started = Started(slurm_workspace)
-    started.after_step(60)
+    started.after_step(120)
     subprocess.run([restored, "fail", started.state()["node"]], check=True, timeout=60)
     gone = started.until(lambda state: state["state"] != "running", seconds=120)
     assert gone["state"] in ("stopped", "queued", "lost"), gone
