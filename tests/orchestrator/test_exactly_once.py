@@ -78,6 +78,25 @@ def test_a_refusal_frees_the_runs_at_once(fake: FakeSlurm, tmp_path: Path) -> No
     assert set(queued_runs(study, fake).values()) == {1}
 
 
+def test_a_queue_that_falls_silent_after_sbatch_loses_nothing(fake: FakeSlurm, tmp_path: Path) -> None:
+    """The job is in the queue; only the look for twins behind it fails."""
+    study = make_study(tmp_path)
+    squeue = (fake.bin / "squeue").read_text()
+    (fake.bin / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: standby mode' >&2\nexit 1\n")
+    assert submit_once(study) == ""
+    (fake.bin / "squeue").write_text(squeue)
+    submit_once(study)
+    assert set(queued_runs(study, fake).values()) == {1}
+
+
+def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    members = submission.claim(submission.select(status.collect(study)).chosen)
+    with pytest.raises(ZeroDivisionError), submission.released_on_error(members):
+        _ = 1 / 0
+    assert {state.state for state in status.collect(study)} == {"planned"}
+
+
 def test_an_unknown_fate_blocks_until_it_is_known(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

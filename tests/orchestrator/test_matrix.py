@@ -126,6 +126,17 @@ def test_set_that_undoes_a_feature_is_told_so(tmp_path: Path) -> None:
         expand(tmp_path, FIVE, ("model.rope=true",))
 
 
+def test_too_many_cells_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    features = ", ".join(f"f{i}: {{trainer.learning_rate: {i + 1}e-5}}" for i in range(24))
+    with pytest.raises(ConfigError, match="more than 10,000 cells"):
+        expand(tmp_path, f"features: {{{features}}}\ndesign: [factorial]\n")
+
+
+def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two different cells would be called rope"):
+        expand(tmp_path, FIVE + "cells: {rope: [rope, swiglu]}\n")
+
+
 def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gives no run"):
         expand(tmp_path, "design: []\n")

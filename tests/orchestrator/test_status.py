@@ -165,6 +165,38 @@ def test_requeued_and_waiting_is_stopped_not_lost(study: Study, run: StudyRun, c
     assert now(study).state == "running"
 
 
+def test_a_job_that_is_back_between_two_questions_is_not_buried(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    cluster.ended = job("RUNNING")
+    assert now(study).state == "running"
+    cluster.ended, cluster.waiting = {}, job("PENDING")
+    assert now(study).state == "queued"
+
+
+def test_without_squeue_a_queued_job_is_not_lost(study: Study, run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue_run(run)
+    monkeypatch.setenv("PATH", "")
+    scheduler = status.Scheduler()
+    assert status.collect(study, scheduler)[0].state == "queued"
+    assert "not found" in scheduler.problem
+
+
+def test_a_claim_without_a_job_id_is_judged_by_its_own_events(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    claims.take(run.folder, 1)
+    record = {"attempt": 1, "token": TOKEN}
+    runlog.append_event(run.folder, "submitting", **record)
+    for event in ("started", "failed"):
+        runlog.append_event(run.folder, event, job_id="5_0", reason="boom")
+    assert (now(study).state, now(study).reason, now(study).job_id) == ("failed", "boom", "5_0")
+
+
+def test_a_failed_run_of_a_requeued_job_is_failed(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    runlog.append_event(run.folder, "failed", reason="boom")
+    cluster.waiting = job("PENDING")
+    assert now(study).state == "failed"
+
+
 def test_failed_says_why(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     runlog.append_event(run.folder, "started", iter=0)

@@ -177,6 +177,18 @@ def test_rerun_puts_the_old_result_aside(workspace: Workspace) -> None:
     assert workspace.states()["rope"]["attempt"] == 1
 
 
+def test_runs_at_work_are_not_hidden_by_an_edit(workspace: Workspace) -> None:
+    study = workspace.write_study(iters=100_000, ckpt=1000)
+    words = workspace.command("submit", study, "--launcher", "local", "--only", "baseline")
+    with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as process:
+        workspace.wait(lambda states: states["baseline"]["iter"] >= 1)
+        changed = ("submit", study, "--launcher", "local", "--set", "trainer.batch_size=1", "--only", "baseline")
+        assert "cancel them first" in workspace.run(*changed, code=2).stderr
+        assert "cancelled 1 runs" in workspace.run("cancel", "baseline", "--yes").stdout
+        process.wait(timeout=60)
+    assert workspace.states()["baseline"]["state"] == "stopped"
+
+
 @pytest.mark.parametrize("verb", ["plan", "submit", "check"])
 def test_a_bad_experiment_creates_nothing(workspace: Workspace, verb: str) -> None:
     study = workspace.write_study(extra="desing: [baseline]\n")

@@ -1,0 +1,121 @@
+"""What runs inside a job: signals at any moment, one job per attempt, requeues that end."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import checks, claims, experiment, matrix, rundir, slurm, task
+from orchestrator.rundir import StudyRun
+from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.workspace import Workspace
+from trainer import runlog
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {log}
+exit {code}
+"""
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> StudyRun:
+    """A claimed run that trains for a while."""
+    loaded = experiment.load(workspace.write_study(iters=5000, ckpt=1000))
+    runs = matrix.runs(loaded, checks.vocabulary)[:1]
+    study = rundir.create_study(workspace.folder / "out" / "study", "study", Path("study.yaml"), {}, runs)
+    claims.take(study.runs[0].folder, 1)
+    return study.runs[0]
+
+
+def start(workspace: Workspace, run: StudyRun, restarts: int = 0, code: int = 0) -> "subprocess.Popen[bytes]":
+    """The task as Slurm starts it, with a scontrol that writes down what it was asked."""
+    scontrol = workspace.folder / "bin" / "scontrol"
+    scontrol.parent.mkdir(exist_ok=True)
+    scontrol.write_text(SCONTROL.format(log=workspace.folder / "asked", code=code))
+    scontrol.chmod(0o755)
+    path = f"{scontrol.parent}:{os.environ['PATH']}"
+    environment = {**workspace.env(), "PATH": path, "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restarts)}
+    return subprocess.Popen(task.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment)
+
+
+def asked(workspace: Workspace) -> str:
+    return runlog.read_text(workspace.folder / "asked")
+
+
+def events(run: StudyRun) -> list[str]:
+    return [event["event"] for event in runlog.read_events(run.folder)]
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 0.9, 1.5])
+def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
+    workspace: Workspace, run: StudyRun, delay: float
+) -> None:
+    process = start(workspace, run)
+    try:
+        until(lambda: (run.folder / runlog.JOB_OUT).exists())
+        time.sleep(delay)
+        process.send_signal(signal.SIGUSR2)
+        until(lambda: "requeue 77" in asked(workspace))
+        assert "failed" not in events(run), runlog.read_text(run.folder / runlog.JOB_OUT)
+        assert events(run)[-1] == "requeued"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRun) -> None:
+    process = start(workspace, run)
+    until(lambda: "started" in events(run))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == runlog.EXIT_STOPPED
+    assert events(run)[-1] == "stopped"
+    assert asked(workspace) == ""
+
+
+def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: StudyRun) -> None:
+    process = start(workspace, run, code=1)
+    until(lambda: "started" in events(run))
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == runlog.EXIT_STOPPED
+    assert events(run)[-1] == "stopped"
+
+
+def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> None:
+    process = start(workspace, run, restarts=task.MOST_VAIN_RESTARTS)
+    until(lambda: (run.folder / runlog.JOB_OUT).exists())
+    process.send_signal(signal.SIGUSR2)
+    process.wait(timeout=60)
+    assert events(run)[-1] == "failed"
+    assert "time limit is too short" in runlog.read_events(run.folder)[-1]["reason"]
+
+
+def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: StudyRun) -> None:
+    claims.start(run.folder, 1, "76")
+    assert start(workspace, run).wait(timeout=60) == 0
+    assert "started" not in events(run)
+
+
+def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeSlurm(tmp_path / "slurm")
+    (fake.bin / "squeue").write_text("#!/bin/sh\nexec env\n")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    for name in ("SBATCH_TIMELIMIT", "SLURM_MEM_PER_CPU", "SQUEUE_PARTITION", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("SLURM_CONF", "/x/slurm.conf")
+    seen = slurm.run_command(["squeue"])
+    assert "SLURM_CONF=/x/slurm.conf" in seen
+    assert "=3\n" not in seen
+    with slurm.own_environment():
+        assert "SLURM_MEM_PER_CPU" not in os.environ
+    assert os.environ["SLURM_MEM_PER_CPU"] == "3"
