@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Trainers, same_result
+from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from trainer import runlog
 from trainer.attempts import Attempt, SupersededError
+from trainer.config import from_flags
 from trainer.runlog import EXIT_SUPERSEDED, LossLog, whole_rows
 
 HEADER = ",".join(runlog.COLUMNS) + "\n"
@@ -115,6 +119,28 @@ def test_signal_to_a_superseded_attempt_says_nothing_about_the_run(trainers: Tra
     first.send(signal.SIGCONT)
     assert first.wait() == EXIT_SUPERSEDED
     assert events(run)[-1] == "superseded" and not {"signal", "stopped", "failed"} & set(events(run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGKILL])
+def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, number: int) -> None:
+    """The node was given up, its job has finished elsewhere; then the old trainer notices that, or is killed."""
+    run = trainers.folder / "run"
+    config = from_flags(trainers.argv("run"))
+    run.mkdir()
+    runlog.atomic_write(run / runlog.CONFIG, config.resolved(4096).to_json())
+    command = [sys.executable, "-m", "orchestrator.task", f"{run}:1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, env=environment, cwd=trainers.folder)
+    wait_for(lambda: last_step(run) >= 4)
+    trainer = next(r["pid"] for r in runlog.read_events(run) if r["event"] == "started")
+    os.kill(trainer, signal.SIGSTOP)
+    assert trainers.start("run").wait() == 0
+    os.kill(trainer, number)
+    if number == signal.SIGKILL:
+        os.kill(trainer, signal.SIGCONT)
+    assert job.wait(60) == 0
+    assert "failed" not in events(run) and [e for e in events(run) if e != "superseded"][-1] == "finished"
 
 
 @pytest.mark.slow
