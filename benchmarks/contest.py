@@ -31,17 +31,21 @@ class Contestant:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def environment(threads: int) -> dict[str, str]:
+    """What measured programs run in: this code on the path, so many threads."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+
+
 class Worker:
     """A contestant's process. It says {"ready": ...} once, and then answers each number of steps with its seconds."""
 
     def __init__(self, contestant: Contestant, threads: int) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(dict(contestant.spec))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**environment, **contestant.environment},
+            env={**environment(threads), **contestant.environment},
         )
         self.answer()
 
