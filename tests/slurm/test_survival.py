@@ -38,9 +38,11 @@ def slurm(*words: str) -> str:
 
 
 class Started:
-    """Two cells of a study in the queue as an array, the baseline training."""
+    """A run of the baseline on the cluster, training; with `array` as the first task of two."""
 
-    def __init__(self, workspace: Workspace, launcher: str = "sbatch", slurm_settings: str = "") -> None:
+    def __init__(
+        self, workspace: Workspace, launcher: str = "sbatch", slurm_settings: str = "", array: bool = False
+    ) -> None:
         self.workspace = workspace
         self.study = workspace.write_study(iters=ITERS, ckpt=100)
         if slurm_settings:
@@ -86,7 +88,7 @@ class Started:
 
 def test_requeue_of_one_array_task(slurm_workspace: Workspace, launcher: str, undisturbed: list[list[str]]) -> None:
     """Slurm's warning before the time limit (sent by hand, so that the test need not wait for it)."""
-    started = Started(slurm_workspace, launcher)
+    started = Started(slurm_workspace, launcher, array=True)
     assert started.state()["state"] == "running"
     slurm("scancel", "--signal=USR2", started.job)
     stopped = started.until(lambda state: state["state"] == "stopped" or "resumed" in started.events())
@@ -107,7 +109,7 @@ def test_scontrol_requeue(slurm_workspace: Workspace, undisturbed: list[list[str
 def test_scancel_is_cancelled_and_retry_goes_on(
     slurm_workspace: Workspace, launcher: str, undisturbed: list[list[str]]
 ) -> None:
-    started = Started(slurm_workspace, launcher)
+    started = Started(slurm_workspace, launcher, array=True)
     slurm("scancel", started.job)
     state = started.until(lambda state: state["state"] not in ("running", "queued"))
     assert state["state"] == "cancelled"
@@ -119,7 +121,7 @@ def test_scancel_is_cancelled_and_retry_goes_on(
 
 
 def test_cancel_verb_takes_back_the_whole_array(slurm_workspace: Workspace) -> None:
-    started = Started(slurm_workspace)
+    started = Started(slurm_workspace, array=True)
     slurm_workspace.run("cancel", "--all", "--yes")
     states = slurm_workspace.wait(lambda states: not any(s["state"] in ("running", "queued") for s in states.values()))
     assert states["baseline"]["state"] == states["rope"]["state"] == "cancelled"
