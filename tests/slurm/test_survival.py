@@ -47,17 +47,9 @@ class Started:
         self.study = workspace.write_study(iters=ITERS, ckpt=100)
         if slurm_settings:
             self.study.write_text(self.study.read_text().replace('time: "00:10:00"', slurm_settings))
-        self.words = (
-            "submit",
-            self.study,
-            "--launcher",
-            launcher,
-            "--only",
-            "baseline",
-            "--only",
-            "rope",
-            "--no-report",
-        )
+        cells = ("baseline", "rope") if array else ("baseline",)
+        only = [word for cell in cells for word in ("--only", cell)]
+        self.words = ("submit", self.study, "--launcher", launcher, *only, "--no-report")
         workspace.run(*self.words)
         self.after_step(20)
         self.job = workspace.states()["baseline"]["job_id"]
