@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy.random  # noqa: F401 - imported on first use otherwise, which a full memory does not allow
 import torch
 
 from models.config import GPTConfig
