@@ -1,13 +1,20 @@
 """The same seven runs through both Slurm launchers: one array each, the same results as on this machine."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from orchestrator.snapshot import PACKAGES, code_root
 from tests.workspace import CELLS, Workspace
 from trainer import runlog
+
+
+@pytest.fixture(params=["sbatch", "submitit"])
+def launcher(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def all_done(states: dict[str, dict[str, object]]) -> bool:
@@ -31,7 +38,6 @@ def test_arrays_of_both_launchers_equal_the_local_runs(slurm_workspace: Workspac
     assert len(scripts) == 1
 
 
-@pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
 def test_a_single_run_is_a_plain_job(slurm_workspace: Workspace, launcher: str) -> None:
     study = slurm_workspace.write_study()
     slurm_workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
@@ -76,3 +82,34 @@ def test_resources_that_the_cluster_lacks_are_refused_before_anything_is_made(sl
     refused = slurm_workspace.run("submit", study, "--set", "slurm.partition=nowhere", code=2)
     assert "nowhere" in refused.stderr or "partition" in refused.stderr
     assert not Path(slurm_workspace.folder / "out").exists()
+
+
+def test_code_edited_after_submit_does_not_change_a_queued_run(slurm_workspace: Workspace, launcher: str) -> None:
+    """The checkout that a study was submitted from is broken while its run waits."""
+    workspace = slurm_workspace
+    checkout = workspace.folder / "checkout"
+    for package in (*PACKAGES, "sbatch"):
+        shutil.copytree(code_root() / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    workspace.environment = {"PYTHONPATH": str(checkout)}
+    wrap = ["sbatch", "--parsable", "--exclusive", "--nodes=3", "--time=5", "--wrap=sleep 300"]
+    blocker = subprocess.run(wrap, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        study = workspace.write_study()
+        workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
+        assert workspace.states()["rope"]["state"] == "queued"
+        for name in ("trainer/__main__.py", "trainer/loop.py", "orchestrator/task.py"):
+            (checkout / name).write_text("raise SystemExit(3)\n")
+    finally:
+        subprocess.run(["scancel", blocker], check=True)
+    workspace.environment = {}
+    workspace.wait(lambda states: states["rope"]["state"] == "done")
+
+
+def test_an_array_keeps_to_its_limit(slurm_workspace: Workspace, launcher: str) -> None:
+    study = slurm_workspace.write_study(iters=2000)
+    study.write_text(study.read_text().replace("slurm: {", "slurm: {max_parallel: 2, "))
+    slurm_workspace.run("submit", study, "--launcher", launcher, "--no-report")
+    slurm_workspace.wait(lambda states: sum(state["state"] == "running" for state in states.values()) == 2)
+    for _ in range(5):
+        states = slurm_workspace.states()
+        assert sum(state["state"] == "running" for state in states.values()) <= 2

@@ -1,0 +1,65 @@
+"""The code snapshot: the same code once, other code elsewhere, and complete."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import snapshot
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the running code, without git, that the snapshot takes for its own."""
+    root = tmp_path / "checkout"
+    for package in (*snapshot.PACKAGES, "sbatch"):
+        shutil.copytree(snapshot.code_root() / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(snapshot, "code_root", lambda: root)
+    return root
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_same_code_is_stored_once_and_other_code_beside_it(checkout: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = snapshot.take(store)
+    assert files(first) == files(checkout)
+    assert snapshot.take(store) == first
+    (checkout / "trainer" / "loop.py").write_text("# other\n")
+    second = snapshot.take(store)
+    assert second != first
+    assert "# other\n" not in (first / "trainer/loop.py").read_text()
+    assert sorted(path.name for path in store.iterdir()) == sorted([first.name, second.name])
+
+
+def test_files_that_were_purged_come_back(checkout: Path, tmp_path: Path) -> None:
+    taken = snapshot.take(tmp_path / "store")
+    (taken / "trainer" / "loop.py").unlink()
+    shutil.rmtree(taken / "models")
+    assert snapshot.take(tmp_path / "store") == taken
+    assert files(taken) == files(checkout)
+
+
+def test_in_git_untracked_files_are_taken_and_ignored_ones_are_not(checkout: Path, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    (checkout / ".gitignore").write_text("secret.py\n")
+    (checkout / "mine.py").write_text("x = 1\n")
+    (checkout / "secret.py").write_text("x = 2\n")
+    (checkout / "notes.txt").write_text("no code\n")
+    taken = files(snapshot.take(tmp_path / "store"))
+    assert taken["mine.py"] == b"x = 1\n"
+    assert not taken.keys() & {"secret.py", "notes.txt", ".gitignore"}
+    assert "sbatch/array.sbatch.j2" in taken
+
+
+def test_the_snapshot_runs_without_its_checkout(checkout: Path, tmp_path: Path) -> None:
+    taken = snapshot.take(tmp_path / "store")
+    shutil.rmtree(checkout)
+    code = "import orchestrator.report.page as page, trainer; print(trainer.__file__, page.TEMPLATES.is_dir())"
+    command = [sys.executable, "-P", "-c", code]
+    shown = subprocess.run(command, env={"PYTHONPATH": str(taken)}, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [str(taken / "trainer/__init__.py"), "True"]
