@@ -60,6 +60,20 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def belongs_to_cluster() -> bool:
+    """Does this machine know a cluster? Slurm's commands may be installed without any slurm.conf.
+
+    A controller that does not answer is no reason to say no: then it is the cluster's login node all the same.
+    """
+    if not available():
+        return False
+    try:
+        run_command(["scontrol", "ping"])
+    except ControllerError as error:
+        return "configuration source" not in str(error)
+    return True
+
+
 def comment(token: str) -> str:
     """The job comment by which a submission finds its job again, whatever id it got."""
     return f"ablatrix:{token}"
@@ -101,7 +115,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
     except subprocess.TimeoutExpired:
         raise ControllerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
-        words = " ".join((result.stderr or result.stdout).split())[:300]
+        words = " ".join((result.stderr or result.stdout).split())[-300:]
         raise ControllerError(f"{command[0]}: {words or f'exit code {result.returncode}'}")
     return result.stdout
 

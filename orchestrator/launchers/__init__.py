@@ -58,10 +58,10 @@ def job_ids(base: str, count: int) -> list[str]:
 
 
 def choose(name: str) -> str:
-    """`auto` as a launcher's name: Slurm when sbatch is there, else this machine."""
+    """`auto` as a launcher's name: Slurm when sbatch is there and knows a cluster, else this machine."""
     if name != "auto":
         return name
-    return "sbatch" if slurm.available() else "local"
+    return "sbatch" if slurm.belongs_to_cluster() else "local"
 
 
 def make(name: str) -> Launcher:

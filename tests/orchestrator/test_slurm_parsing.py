@@ -110,3 +110,22 @@ def test_failing_commands_speak_in_one_line(tmp_path: Path, monkeypatch: pytest.
     script.unlink()
     with pytest.raises(slurm.ControllerError, match="not found"):
         slurm.run_command(["squeue"])
+
+
+@pytest.mark.parametrize(
+    ("said", "knows"),
+    [
+        ("echo 'Slurmctld(primary) at host is UP'", True),
+        ("echo 'Slurmctld(primary) at host is DOWN'; exit 1", True),
+        ("echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1", False),
+    ],
+)
+def test_commands_without_a_configuration_are_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, knows: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not slurm.belongs_to_cluster()
+    for name in ("sbatch", "scontrol"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / name).chmod(0o755)
+    assert slurm.belongs_to_cluster() is knows
