@@ -16,7 +16,7 @@ import pytest
 from tests.workspace import Workspace
 from trainer import runlog
 
-ITERS = 3000  # some ten seconds: long enough to be hit
+ITERS = 1500  # some seconds: long enough to be hit
 States = dict[str, dict[str, Any]]
 
 
@@ -41,10 +41,16 @@ class Started:
     """A run of the baseline on the cluster, training; with `array` as the first task of two."""
 
     def __init__(
-        self, workspace: Workspace, launcher: str = "sbatch", slurm_settings: str = "", array: bool = False
+        self,
+        workspace: Workspace,
+        launcher: str = "sbatch",
+        slurm_settings: str = "",
+        array: bool = False,
+        iters: int = ITERS,
     ) -> None:
         self.workspace = workspace
-        self.study = workspace.write_study(iters=ITERS, ckpt=100)
+        self.iters = iters
+        self.study = workspace.write_study(iters=iters, ckpt=100)
         if slurm_settings:
             self.study.write_text(self.study.read_text().replace('time: "00:10:00"', slurm_settings))
         cells = ("baseline", "rope") if array else ("baseline",)
@@ -73,7 +79,13 @@ class Started:
 
     def finish(self, undisturbed: list[list[str]], resumed: bool = True) -> None:
         self.until(lambda state: state["state"] == "done")
-        assert self.workspace.loss("baseline") == undisturbed
+        rows = self.workspace.loss("baseline")
+        assert (
+            rows[: len(undisturbed)] == undisturbed
+        )  # at a constant learning rate a longer run begins like a short one
+        steps = [int(row[0]) for row in rows[1:]]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == self.iters
         assert ("resumed" in self.events()) is resumed
         assert self.events().count("finished") == 1
 
@@ -122,7 +134,9 @@ def test_cancel_verb_takes_back_the_whole_array(slurm_workspace: Workspace) -> N
 
 def test_preemption(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
     """A job of the partition `main` takes the nodes from one of `scavenge`."""
-    started = Started(slurm_workspace, slurm_settings='partition: scavenge, signal_seconds: 10, time: "00:10:00"')
+    started = Started(
+        slurm_workspace, slurm_settings='partition: scavenge, signal_seconds: 10, time: "00:10:00"', iters=4000
+    )
     nodes = slurm("sinfo", "--noheader", "-N", "-p", "main", "-o", "%N").split()
     wrap = ["sbatch", "--parsable", "--partition=main", f"--nodes={len(nodes)}", "--exclusive", "--time=5"]
     blocker = slurm(*wrap, "--wrap=sleep 20").strip()

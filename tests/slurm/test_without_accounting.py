@@ -50,7 +50,7 @@ def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> No
     """One array, in it a cancelled, a killed, a finished and a requeued run."""
     workspace = bare_workspace
     assert subprocess.run(["sacct"], env=workspace.env(), capture_output=True, check=False).returncode
-    study = workspace.write_study(iters=3000, ckpt=20)
+    study = workspace.write_study(iters=1500, ckpt=20)
     cells = ("baseline", "swiglu", "rmsnorm", "rope")
     only = [word for cell in cells for word in ("--only", cell)]
     workspace.run("submit", study, "--launcher", launcher, *only, "--no-report")
