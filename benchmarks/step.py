@@ -53,7 +53,7 @@ def measure(case: str, args: argparse.Namespace) -> str:
     field = contestants(spec, args)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(c, args.threads)) for c in field]
-        times = alternate(workers, args.rounds, args.seconds)
+        times = alternate(workers, args.rounds, args.seconds, patience=args.patience)
         memory = [worker.ask("1")["memory"] for worker in workers]
     rows = []
     for contestant, seconds, peak in zip(field, times, memory, strict=True):
@@ -77,6 +77,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=50257)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each program in each round")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds that a turn waits for an idle machine")
     parser.add_argument("--cpu-time", action="store_true", help="processor time: on a busy machine, with --threads 1")
     parser.add_argument("--threads", type=int, default=allotted_cores())
     args = parser.parse_args(argv)

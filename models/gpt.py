@@ -13,7 +13,7 @@ from models.attention import CausalSelfAttention
 from models.config import GPTConfig
 from models.dropout import Dropout
 from models.feedforward import build_feedforward
-from models.head import head_loss
+from models.head import head_loss, probabilities
 from models.layers import Embedding, Linear
 from models.norms import build_norm
 
@@ -71,6 +71,7 @@ class GPT(nn.Module):
             raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
         assert config.vocab_size and config.n_embd
         self.config = config
+        self.pointwise = probabilities
         with torch.device("meta" if seed is None else "cpu"):
             self.transformer = Transformer(config)
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
@@ -115,7 +116,12 @@ class GPT(nn.Module):
         Differentiable once, by `backward()`.
         """
         x = self._features(idx)
-        return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), divisor)
+        return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), divisor, self.pointwise)
+
+    def compile_parts(self) -> None:
+        """Have torch.compile make fewer kernels of the blocks and of the head's pointwise part, for `loss` on a GPU."""
+        self.transformer.compile(dynamic=False)
+        self.pointwise = torch.compile(probabilities)
 
     def _features(self, idx: Tensor) -> Tensor:
         assert self.config.block_size

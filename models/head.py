@@ -9,6 +9,7 @@ made in the forward pass, while a tile is at hand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +19,37 @@ IGNORE = -1  # target of a position that is not scored
 LOG2_E = math.log2(math.e)
 ROWS = 512  # of a chunk: its exponentials are the largest tensor that is ever held, 4 x ROWS x V bytes
 TILE = 2048  # words of a tile: TILE x ROWS floats stay in the last-level cache
-DEVICE_CHUNK = 1 << 28  # logits of a chunk on a GPU, where launches cost more than memory
+DEVICE_CHUNK = 1 << 26  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
 # Sums of exponentials within these bounds have lost nothing to overflow or underflow
 SAFE = (1e-30, 1e30)
 
 
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor, divisor: float | Tensor | None = None) -> Tensor:
+def probabilities(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of some rows and its gradient by the logits: softmax less one-hot, times the rows' weights.
+
+    logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. A function of its own, because it
+    is what a compiler makes one kernel of.
+    """
+    wide = logits.float()
+    log_z = wide.logsumexp(1, keepdim=True)
+    loss = ((log_z - wide.gather(1, targets)) * scale).sum()
+    words = torch.arange(logits.shape[1], device=logits.device)
+    gradient = ((wide - log_z).exp() - (words == targets).float()) * scale
+    return loss, gradient.to(logits.dtype)
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    divisor: float | Tensor | None = None,
+    pointwise: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = probabilities,
+) -> Tensor:
     """Negative log-likelihood of `targets` under softmax(x weight^T), nats: the sum over rows / divisor.
 
     x (N, C), weight (V, C), targets (N,) with IGNORE where nothing is scored; divisor None: the number of scored
     targets. Under autocast the products are done in its type, sums always in float32. Returns a float32 scalar.
-    Differentiable once.
+    Differentiable once. pointwise: `probabilities` or what a compiler made of it; used on GPUs.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -36,7 +57,7 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, divisor: float | Tenso
     if divisor is None:
         divisor = (targets != IGNORE).sum()
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _HeadLoss.apply(x, weight, targets, divisor, dtype, needs_grad)
+        loss: Tensor = _HeadLoss.apply(x, weight, targets, divisor, dtype, needs_grad, pointwise)
     return loss
 
 
@@ -50,10 +71,11 @@ class _HeadLoss(torch.autograd.Function):
         divisor: float | Tensor,
         dtype: torch.dtype,
         needs_grad: bool,
+        pointwise: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
         scale = (targets != IGNORE).to(torch.float32) / divisor  # (N,) weight of each row in the loss
-        work = _Tiled if x.device.type == "cpu" else _Whole
-        chunks = work(x.detach().float(), weight.detach(), targets.clamp(min=0), scale, dtype, needs_grad)
+        rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype, needs_grad
+        chunks = _Tiled(*rows) if x.device.type == "cpu" else _Whole(*rows, pointwise)
         loss = chunks.run()
         ctx.dx, ctx.dw = (chunks.dx.to(x.dtype), chunks.dw) if needs_grad else (None, None)
         return loss
@@ -67,7 +89,7 @@ class _HeadLoss(torch.autograd.Function):
         dx, dw, ctx.dx, ctx.dw = ctx.dx, ctx.dw, None, None
         if grad.device.type != "cpu" or grad.item() != 1.0:
             dx, dw = dx.mul_(grad), dw.mul_(grad)
-        return dx, dw, None, None, None, None
+        return dx, dw, None, None, None, None, None
 
 
 class _Tiled:
@@ -82,13 +104,13 @@ class _Tiled:
     def __init__(
         self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, needs_grad: bool
     ) -> None:
-        self.x, self.weight, self.targets, self.scale = x, weight, targets, scale
+        self.x, self.weight, self.targets, self.scale = x.float(), weight, targets, scale
         self.w = weight.to(dtype)
         self.needs_grad = needs_grad
         (n, c), v = x.shape, weight.shape[0]
         self.tiles = [(start, min(start + TILE, v)) for start in range(0, v, TILE)]
-        self.z = x.new_empty(n)
-        self.shift = x.new_zeros(n)  # subtracted from the logits before exponentiating, in powers of 2
+        self.z = scale.new_empty(n)
+        self.shift = scale.new_zeros(n)  # subtracted from the logits before exponentiating, in powers of 2
         rows = min(ROWS, n)
         self.buffer = torch.empty((v if needs_grad else TILE) * rows, dtype=dtype)
         if needs_grad:
@@ -144,7 +166,7 @@ class _Tiled:
             if shift is not None:
                 e -= shift
             e.exp2_()
-            z += e.sum(0, dtype=torch.float32)
+            z += e.float().sum(0)  # converting first is faster than a mixed sum
             if self.needs_grad and w.dtype == torch.float32:
                 dxt.addmm_(w.t(), e)
             elif self.needs_grad:
@@ -165,30 +187,31 @@ class _Whole:
     """The computation on a GPU: chunks of rows with the whole vocabulary, no value read back."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, needs_grad: bool
+        self,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        dtype: torch.dtype,
+        needs_grad: bool,
+        pointwise: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = probabilities,
     ) -> None:
-        self.x, self.targets, self.scale = x, targets, scale
+        self.x, self.targets, self.scale, self.pointwise = x.to(dtype), targets, scale, pointwise
         self.w = weight.to(dtype)
-        self.needs_grad = needs_grad
         if needs_grad:
-            self.dx = torch.empty_like(x)
+            self.dx = torch.empty_like(self.x)
             self.dw = torch.zeros_like(weight)
+        self.needs_grad = needs_grad
 
     def run(self) -> Tensor:
-        total = self.x.new_zeros(())
         size = max(1, DEVICE_CHUNK // self.w.shape[0])
-        for start in range(0, len(self.x), size):
-            total = total + self._chunk(slice(start, start + size))
-        return total
+        losses = [self._chunk(slice(start, start + size)) for start in range(0, len(self.x), size)]
+        return torch.stack(losses).sum()
 
     def _chunk(self, rows: slice) -> Tensor:
-        x, targets, scale = self.x[rows].to(self.w.dtype), self.targets[rows, None], self.scale[rows, None]
-        logits = (x @ self.w.t()).float()  # (R, V)
-        log_z = logits.logsumexp(1, keepdim=True)
-        loss = ((log_z - logits.gather(1, targets)) * scale).sum()
+        x = self.x[rows]
+        loss, gradient = self.pointwise(x @ self.w.t(), self.targets[rows, None], self.scale[rows, None])
         if self.needs_grad:
-            p = logits.sub_(log_z).exp_().scatter_add_(1, targets, torch.full_like(log_z, -1.0)).mul_(scale)
-            p = p.to(self.w.dtype)
-            torch.mm(p, self.w, out=self.dx[rows]) if p.dtype == torch.float32 else self.dx[rows].copy_(p @ self.w)
-            self.dw.addmm_(p.t(), x) if p.dtype == torch.float32 else self.dw.add_(p.t() @ x)
+            torch.mm(gradient, self.w, out=self.dx[rows])
+            self.dw += gradient.t() @ x
         return loss

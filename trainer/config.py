@@ -48,7 +48,7 @@ class TrainerConfig(Section):
     batch_size: Size = Field(8, description="windows per step")
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
-    compile: bool = Field(False, description="compile the model (seconds at the start, faster steps)")
+    compile: bool = Field(False, description="on a GPU: compiled kernels, steps as CUDA graphs")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
     betas: Betas = Field((0.9, 0.95), description="AdamW's betas")
     weight_decay: NonNegative = Field(0.1, description="on matrix weights only")

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.gpt import GPT
 from trainer.config import RunConfig
 from trainer.errors import RunError
+from trainer.graphs import GraphedStep
 from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
 from trainer.optimizer import AdamW
 from trainer.schedules import learning_rate
@@ -37,8 +38,7 @@ class Trainer:
     `iter` is the number of optimiser steps completed. Callbacks (`add_callback`) are called with the trainer:
     `on_train_start`, `on_batch_end` (after every step), `on_row` (`trainer.row` is a new row of loss.csv),
     `on_checkpoint` (`state()` is due to be saved), `on_out_of_memory` (batches are worked through in more `parts` from
-    now on), `on_train_end`. Any of them may set `stop_requested`: the loop then
-    asks for a checkpoint and ends.
+    now on), `on_train_end`. Any of them may set `stop_requested`: the loop then asks for a checkpoint and ends.
     """
 
     def __init__(
@@ -56,6 +56,11 @@ class Trainer:
         self.diverged = False
         self.parts = settings.grad_accum  # that a batch is worked through in
         self.row: dict[str, Any] = {}
+        self._graph: GraphedStep | None = None
+        # On a CPU the written-out kernels are faster than what a compiler makes of the formulas
+        if settings.compile and self.device.type == "cuda":
+            self.model.compile_parts()
+            self._graph = GraphedStep(self._update, self.optimizer, self.device)
 
         self.iter = 0
         self.seconds = 0.0  # of training: evaluations, checkpoints and start-up are not in it
@@ -103,13 +108,23 @@ class Trainer:
 
     def _step(self, x: Array, y: Array) -> None:
         """One optimiser step on batch number `iter`."""
-        loss = self._gradients(x, y)
-        norm = self.optimizer.step(learning_rate(self.iter + 1, self.config.trainer))
-        self._sums += torch.stack((loss, norm))
+        self.optimizer.set_learning_rate(learning_rate(self.iter + 1, self.config.trainer))
+        self._seed()
+        step = self._graph or self._update
+        self._sums += step(self._to_device(x), self._to_device(y))
         self.iter += 1
         self.val_loss = None
 
-    def _gradients(self, x: Array, y: Array) -> Tensor:
+    def _seed(self) -> None:
+        """Dropout of a step depends on (seed, step) and the parts alone: a resumed run needs no generator state."""
+        torch.manual_seed(step_seed(self.config.system.seed, self.iter))
+
+    def _update(self, x: Tensor, y: Tensor) -> Tensor:
+        """Change the weights by one batch; its loss and the gradient's norm, (2,)."""
+        loss = self._gradients(x, y)
+        return torch.stack((loss, self.optimizer.step()))
+
+    def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Fill the gradients from a batch and return its loss. Where memory runs out, once more in smaller parts."""
         while True:
             try:
@@ -120,15 +135,14 @@ class Trainer:
                 reason = first_line(error)
             # Out here the error is gone, and with its traceback all that the failed attempt had allocated
             self._use_less_memory(reason)
+            self._seed()
 
-    def _accumulate(self, x: Array, y: Array) -> Tensor:
-        # Dropout of a step depends on (seed, step) and the parts alone: a resumed run needs no generator state
-        torch.manual_seed(step_seed(self.config.system.seed, self.iter))
+    def _accumulate(self, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         losses = []
-        for xs, ys in self._parts(x, y):
+        for xs, ys in zip(x.tensor_split(self.parts), y.tensor_split(self.parts), strict=True):
             with self.autocast():
-                loss = self.model.loss(xs, ys, divisor=y.size)
+                loss = self.model.loss(xs, ys, divisor=y.numel())
             loss.backward()
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
@@ -146,18 +160,16 @@ class Trainer:
         give_back(self.device)
         self.trigger_callbacks("on_out_of_memory")
 
-    def _parts(self, x: Array, y: Array) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch in `parts` parts, on the device."""
-        inputs, targets = self._to_device(x), self._to_device(y)
-        yield from zip(inputs.tensor_split(self.parts), targets.tensor_split(self.parts), strict=True)
-
     def autocast(self) -> torch.autocast:
         """The context in which products are done in `trainer.dtype`."""
         half = self.config.trainer.dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
 
     def _to_device(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":  # only from pinned memory does a copy run beside the kernels
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _boundary(self) -> None:
         """What is due after this step: a row, an evaluation, a checkpoint."""

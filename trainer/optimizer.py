@@ -33,13 +33,14 @@ class AdamW:
     """AdamW (Loshchilov & Hutter 2019, algorithm 2) with decay on matrix weights only.
 
     betas: of the running means of the gradient and of its square. grad_norm_clip: largest global L2 norm of the
-    gradient; 0: not clipped.
+    gradient; 0: not clipped. `set_learning_rate` comes before every step.
     """
 
     def __init__(
         self, model: nn.Module, betas: tuple[float, float], weight_decay: float, grad_norm_clip: float = 0.0
     ) -> None:
         self.betas = betas
+        self.learning_rate = 0.0
         self.grad_norm_clip = grad_norm_clip
         self.named: dict[str, nn.Parameter] = {}
         self.groups: list[tuple[list[str], float]] = [([], weight_decay), ([], 0.0)]
@@ -50,6 +51,8 @@ class AdamW:
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.device = next(iter(self.named.values())).device
         self.steps = torch.zeros((), dtype=torch.float32, device=self.device)
+        # on the device, where a recorded step finds it
+        self.rate = torch.zeros((), dtype=torch.float32, device=self.device)
         self.fused = hasattr(torch, "_fused_adamw_") and self.device.type in ("cpu", "cuda", "mps")
 
     def zero_grad(self) -> None:
@@ -57,8 +60,14 @@ class AdamW:
         for parameter in self.named.values():
             parameter.grad = None
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Of the steps to come."""
+        self.learning_rate = learning_rate
+        if self.device.type == "cuda":
+            self.rate.fill_(learning_rate)
+
     @torch.no_grad()
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self) -> Tensor:
         """Clip, update every parameter, and return the gradient's norm before clipping (a scalar on the device)."""
         grads = [p.grad for p in self.named.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
@@ -68,7 +77,7 @@ class AdamW:
             names = [name for name in names if self.named[name].grad is not None]
             if names:
                 update = self._fused_update if self.fused else self._plain_update
-                update(names, learning_rate, weight_decay, too_large)
+                update(names, weight_decay, too_large)
         return norm
 
     def _too_large(self, norm: Tensor) -> Tensor | None:
@@ -80,9 +89,7 @@ class AdamW:
             return None
         return ((norm + 1e-6) / self.grad_norm_clip).clamp(min=1.0)
 
-    def _fused_update(
-        self, names: list[str], learning_rate: float, weight_decay: float, too_large: Tensor | None
-    ) -> None:
+    def _fused_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
         params: list[Any] = [self.named[name] for name in names]
         torch._fused_adamw_(
             params,
@@ -91,7 +98,7 @@ class AdamW:
             [self.exp_avg_sq[n] for n in names],
             [],
             [self.steps] * len(params),
-            lr=learning_rate,
+            lr=self.rate if self.device.type == "cuda" else self.learning_rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=weight_decay,
@@ -101,23 +108,21 @@ class AdamW:
             grad_scale=too_large,
         )
 
-    def _plain_update(
-        self, names: list[str], learning_rate: float, weight_decay: float, too_large: Tensor | None
-    ) -> None:
+    def _plain_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
         params: list[Any] = [self.named[name] for name in names]
         grads: list[Any] = [p.grad for p in params]
         means, squares = [self.exp_avg[n] for n in names], [self.exp_avg_sq[n] for n in names]
         (beta1, beta2), step = self.betas, float(self.steps)
         if too_large is not None:
             torch._foreach_div_(grads, too_large)
-        torch._foreach_mul_(params, 1 - learning_rate * weight_decay)
+        torch._foreach_mul_(params, 1 - self.learning_rate * weight_decay)
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_div_(roots, math.sqrt(1 - beta2**step))
         torch._foreach_add_(roots, EPS)
-        torch._foreach_addcdiv_(params, means, roots, -learning_rate / (1 - beta1**step))
+        torch._foreach_addcdiv_(params, means, roots, -self.learning_rate / (1 - beta1**step))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on besides parameters and gradients; tensors are not copied."""
