@@ -14,14 +14,6 @@ from tests.workspace import Workspace
 HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group("slurm"))  # one cluster: its tests run one after the other
-
-
 def cluster_problem() -> str:
     """Why there is no Slurm to test with, '' where there is one."""
     if not shutil.which("sbatch"):

@@ -16,6 +16,9 @@ import pytest
 from tests.workspace import Workspace
 from trainer import runlog
 
+# one cluster: its tests run one after the other
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+
 ITERS = 1500  # some seconds: long enough to be hit
 States = dict[str, dict[str, Any]]
 

@@ -14,6 +14,9 @@ import pytest
 from tests.workspace import Workspace
 from trainer import runlog
 
+# one cluster: its tests run one after the other
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+
 
 @pytest.fixture(scope="module")
 def bare_cluster(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
