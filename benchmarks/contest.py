@@ -93,7 +93,9 @@ def busy_share(seconds: float) -> float:
 
     if not Path("/proc/stat").exists():
         return 0.0
-    (total, idle), _, (total_after, idle_after) = read(), time.sleep(seconds), read()
+    total, idle = read()
+    time.sleep(seconds)
+    total_after, idle_after = read()
     return 1 - (idle_after - idle) / max(1, total_after - total)
 
 

@@ -1,0 +1,222 @@
+"""What makes a step fast changes nothing about what is computed."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.gpt import GPT
+from trainer.config import RunConfig
+from trainer.device import tune_products
+from trainer.loop import Array, Trainer
+from trainer.optimizer import decaying
+from trainer.schedules import learning_rate
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCAB, BLOCK, BATCH = 600, 80, 3
+NO_DROPOUT = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _restore_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def config(model: dict[str, Any] | None = None, **trainer: Any) -> RunConfig:
+    settings = {"max_iters": 200, "batch_size": BATCH, "learning_rate": 5e-4, "log_interval": 1, "eval_interval": 0}
+    return RunConfig.model_validate(
+        {
+            "data": {"file_path": "x", "block_size": BLOCK},
+            "model": {"model_type": "gpt-nano", **NO_DROPOUT, **(model or {})},
+            "trainer": {**settings, "warmup_steps": 2, "use_cosine": True, "ckpt_interval": 0, **trainer},
+        }
+    ).resolved(VOCAB)
+
+
+def batch(i: int) -> tuple[Array, Array]:
+    """A noisy walk through the vocabulary: something can be learnt, and never all of it."""
+    draw = np.random.Generator(np.random.Philox(key=[7, i]))
+    steps = draw.choice([1, 2, 30], size=(BATCH, BLOCK + 1), p=[0.6, 0.3, 0.1])
+    tokens = (draw.integers(0, VOCAB, (BATCH, 1)) + steps.cumsum(1)) % VOCAB
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def losses(run: RunConfig, device: str = "cpu") -> list[float]:
+    def source(start: int, stop: int) -> Iterator[tuple[Array, Array]]:
+        return (batch(i) for i in range(start, stop))
+
+    empty = np.zeros((0, BLOCK), dtype=np.int64)
+    trainer, found = Trainer(run, source, (empty, empty), device), []
+    trainer.add_callback("on_row", lambda t: found.append(t.row["loss"]))
+    trainer.run()
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    return found
+
+
+def plain_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
+    """GPT-2's formulas with torch's own layers and the whole logits."""
+    w, n_head = dict(model.named_parameters()), model.config.n_head
+    assert n_head
+
+    def norm(h: Tensor, name: str) -> Tensor:
+        return F.layer_norm(h, h.shape[-1:], w[name + ".weight"], w[name + ".bias"])
+
+    def linear(h: Tensor, name: str) -> Tensor:
+        return F.linear(h, w[name + ".weight"], w[name + ".bias"])
+
+    h = w["transformer.wte.weight"][x] + w["transformer.wpe.weight"][: x.shape[1]]
+    for i in range(len(model.transformer.h)):
+        block = f"transformer.h.{i}"
+        qkv = linear(norm(h, block + ".ln_1"), block + ".attn.c_attn").chunk(3, dim=-1)
+        q, k, v = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in qkv)
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        weights = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(later, -math.inf).softmax(-1)
+        h = h + linear((weights @ v).transpose(1, 2).flatten(2), block + ".attn.c_proj")
+        hidden = F.gelu(linear(norm(h, block + ".ln_2"), block + ".mlp.c_fc"), approximate="tanh")
+        h = h + linear(hidden, block + ".mlp.c_proj")
+    logits = norm(h, "transformer.ln_f") @ w["lm_head.weight"].T
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+def plain_losses(run: RunConfig) -> list[float]:
+    model, settings = GPT(run.model, seed=run.system.seed), run.trainer
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for _, parameter, decays in decaying(model):
+        groups[decays].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[True], "weight_decay": 0.1}, {"params": groups[False], "weight_decay": 0.0}],
+        betas=settings.betas,
+    )
+    found = []
+    for i in range(settings.max_iters):
+        x, y = (torch.from_numpy(a) for a in batch(i))
+        loss = plain_loss(model, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_norm_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(i + 1, settings)
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("tuned", [False, True], ids=["torch's products", "tuned products"])
+def test_same_curve_as_the_plain_formulation(tuned: bool) -> None:
+    if tuned:
+        tune_products(torch.device("cpu"))
+    ours, theirs = losses(config()), plain_losses(config())
+    assert ours[-1] < ours[0] - 0.5
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_add_up(parts: int) -> None:
+    whole, split = losses(config(max_iters=20)), losses(config(max_iters=20, grad_accum=parts))
+    assert split == pytest.approx(whole, abs=1e-5)
+
+
+def test_bfloat16_stays_close() -> None:
+    wide, half = losses(config(max_iters=60)), losses(config(max_iters=60, dtype="bfloat16"))
+    assert half != wide
+    assert half == pytest.approx(wide, abs=0.05)
+
+
+def test_compile_is_for_gpus() -> None:
+    assert losses(config(max_iters=5, compile=True)) == losses(config(max_iters=5))
+
+
+def test_tuned_products_are_exact() -> None:
+    tune_products(torch.device("cpu"))
+    a, b = torch.randn(300, 200), torch.randn(200, 400)
+    exact = a.double() @ b.double()
+    assert float((a @ b - exact).abs().max() / exact.abs().max()) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("toggles", [{}, {"swiglu": True, "rmsnorm": True, "rope": True}], ids=["plain", "all_on"])
+def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
+    """What a GPU gets, compiled here for the CPU."""
+    from models import head
+
+    model = GPT(config(toggles).model, seed=1)
+    x, y = (torch.from_numpy(a) for a in batch(0))
+    expected = model.loss(x, y)
+    expected.backward()
+    gradients = [p.grad for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None
+    model.compile_parts()
+    loss = model.loss(x, y)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+    logits, scale = torch.randn(9, VOCAB), torch.rand(9, 1)
+    targets = torch.randint(0, VOCAB, (9, 1))
+    for ours, plain in zip(
+        model.pointwise(logits, targets, scale), head.probabilities(logits, targets, scale), strict=True
+    ):
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_steps_equal_launched_ones(dropout: float, dtype: str) -> None:
+    model = dict.fromkeys(NO_DROPOUT, dropout)
+    launched = losses(config(model, max_iters=30, dtype=dtype), "cuda")
+    recorded = losses(config(model, max_iters=30, dtype=dtype, compile=True), "cuda")
+    # compiled dropout draws other masks
+    assert recorded == pytest.approx(launched, abs=0.02 if dropout == 0 else 0.3)
+    assert recorded == losses(config(model, max_iters=30, dtype=dtype, compile=True), "cuda")
+
+
+FAULTS = """
+import resource, sys
+from trainer.device import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+import torch
+torch.empty(16 << 20).fill_(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.empty(16 << 20, dtype=torch.uint8).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="only glibc can be told")  # type: ignore[operator]
+def test_memory_is_kept() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env.pop("GLIBC_TUNABLES", None)
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], env=env, capture_output=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["given back"] > 20 * 1000  # 4096 pages, 20 times
+    assert faults["kept"] < faults["given back"] / 2  # some kernels reclaim pages of their own accord
+
+
+def test_starting_imports_no_compiler() -> None:
+    """torch._dynamo and sympy take as long to import as all the rest of a short run."""
+    code = (
+        "import sys; import numpy as np; from tests.trainer.test_fast_path import config, losses\n"
+        "losses(config(max_iters=2)); print({'torch._dynamo', 'sympy', 'pandas', 'transformers'} & set(sys.modules))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
