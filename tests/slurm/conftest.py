@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import one_at_a_time
 from tests.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -32,6 +33,13 @@ def cluster() -> str:
     if problem:
         pytest.skip(f"{problem}: start one with tests/slurm/cluster install && tests/slurm/cluster up")
     return str(HERE / "cluster")
+
+
+@pytest.fixture(autouse=True)
+def alone(shared_dir: Path) -> Iterator[None]:
+    """There is one cluster, and some tests break its daemons: whichever process runs them, one after the other."""
+    with one_at_a_time(shared_dir, "slurm"):
+        yield
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from orchestrator.snapshot import PACKAGES, code_root
 from tests.workspace import CELLS, Workspace
 from trainer import runlog
 
-# one cluster: its tests run one after the other
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(params=["sbatch", "submitit"])

@@ -16,8 +16,7 @@ import pytest
 from tests.workspace import Workspace
 from trainer import runlog
 
-# one cluster: its tests run one after the other
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 
 ITERS = 1500  # some seconds: long enough to be hit
 States = dict[str, dict[str, Any]]

@@ -14,8 +14,7 @@ import pytest
 from tests.workspace import Workspace
 from trainer import runlog
 
-# one cluster: its tests run one after the other
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
