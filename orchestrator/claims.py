@@ -102,3 +102,8 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
     finally:
         temporary.unlink(missing_ok=True)
     return None
+
+
+def has_started(run_dir: Path, attempt: int) -> bool:
+    """Has a job begun this attempt?"""
+    return (run_dir / FOLDER / str(attempt) / "job").exists()

@@ -18,6 +18,7 @@ TOKEN = re.compile(r"ablatrix:([0-9a-f]{16})")
 
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
+VANISHED = "VANISHED"  # our word: its array is known, and this task is not in it
 ENDED = (
     "COMPLETED",
     "CANCELLED",
@@ -173,7 +174,8 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
     """What Slurm still knows of jobs that left the queue: scontrol first, then sacct where it answers.
 
     One scontrol per array or job (it forgets after MinJobAge, 300 s by default), one sacct for the rest. An id that
-    neither knows is not in the answer. Never raises: knowing nothing is an answer.
+    neither knows is not in the answer, or VANISHED where scontrol knows its array: Slurm drops a waiting task that is
+    cancelled without a trace. Never raises: knowing nothing is an answer.
     """
     wanted = set(job_ids)
     found: dict[str, Job] = {}
@@ -191,6 +193,9 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
             found.update({key: job for key, job in parse_sacct(out).items() if key in missing})
         except ControllerError:
             pass  # no accounting database: nothing more can be known
+    arrays = {job_id.partition("_")[0] for job_id in found if "_" in job_id}
+    vanished = (job_id for job_id in wanted - found.keys() if job_id.partition("_")[0] in arrays)
+    found.update({job_id: Job(job_id, VANISHED) for job_id in vanished})
     return {job_id: job for job_id, job in found.items() if job_id in wanted}
 
 

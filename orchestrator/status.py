@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import claims, slurm
-from orchestrator.rundir import Study, StudyRun
+from orchestrator.rundir import LOGS, Study, StudyRun
 from trainer import runlog
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
@@ -269,6 +269,8 @@ def _pid_exists(pid: int) -> bool:
 def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     """The end of a job that left the queue without an end mark, recorded once it is known."""
     life = files.life["event"] if files.life else ""
+    if job and job.state == slurm.VANISHED:
+        job = replace(job, state="CANCELLED") if _never_started(files) else None
     verdict = job.state if job else ""
     if verdict in slurm.PENDING | slurm.RUNNING:  # it came back between two questions
         return replace(state, state="queued" if verdict in slurm.PENDING else "running", reason="")
@@ -284,6 +286,11 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
         with contextlib.suppress(OSError):  # somebody else's study: what was learnt is shown, not kept
             runlog.append_event(files.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
     return state
+
+
+def _never_started(files: _Files) -> bool:
+    """Did no job ever begin this attempt? Without a log folder none could, so then its absence says nothing."""
+    return (files.run.folder.parent / LOGS).is_dir() and not claims.has_started(files.run.folder, files.attempt)
 
 
 def _stopped_by(files: _Files) -> str:

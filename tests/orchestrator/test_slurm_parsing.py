@@ -1,5 +1,6 @@
 """What Slurm's commands print, as jobs: array ranges, cut words, foreign users, silence."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -129,3 +130,14 @@ def test_commands_without_a_configuration_are_no_cluster(
         (tmp_path / name).write_text(f"#!/bin/sh\n{said}\n")
         (tmp_path / name).chmod(0o755)
     assert slurm.belongs_to_cluster() is knows
+
+
+def test_a_task_that_its_array_no_longer_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known from a real cluster without a database: a cancelled waiting task is dropped from the array's line."""
+    line = "JobId=12 ArrayJobId=12 ArrayTaskId=0-2 JobName=x UserId=me(1) JobState=PENDING ExitCode=0:0"
+    for name, script in (("scontrol", f"[ $4 = 12 ] && echo '{line}'"), ("sacct", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = slurm.ended_jobs(["12_1", "12_3", "13_0"])
+    assert {job_id: job.state for job_id, job in found.items()} == {"12_1": "PENDING", "12_3": slurm.VANISHED}

@@ -143,6 +143,22 @@ def test_gone_from_the_queue(
     assert words in now(study).reason or not ended
 
 
+@pytest.mark.parametrize(("evidence", "state"), [("", "cancelled"), ("started", "lost"), ("no log folder", "lost")])
+def test_a_waiting_task_that_left_its_array_was_cancelled(
+    study: Study, run: StudyRun, cluster: Cluster, evidence: str, state: str
+) -> None:
+    """Without a database Slurm keeps nothing of it, and forgets a task that ended early while others wait."""
+    queue_run(run)
+    if evidence == "started":
+        assert claims.start(run.folder, 1, "5_0") is None
+    elif evidence:
+        (study.folder / rundir.LOGS).rmdir()
+    cluster.ended = job(slurm.VANISHED)
+    assert now(study).state == state
+    cluster.ended = {}
+    assert now(study).state == state
+
+
 def test_an_ended_attempt_does_not_speak_for_the_next(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     cluster.ended = job("CANCELLED")
