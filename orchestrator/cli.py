@@ -19,7 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-File = Annotated[Path, typer.Argument(help="the experiment file, such as experiments/ablation.yaml")]
+File = Annotated[
+    Path,
+    typer.Argument(help="the experiment: a file, file.yaml#config for one of its configs, or a name on ABLATRIX_PATH"),
+]
 Target = Annotated[str | None, typer.Argument(help="study folder or name; default: the one submitted last")]
 Output = Annotated[Path, typer.Option("--output", help="where studies are")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override; wins over everything")]
@@ -65,6 +68,7 @@ def plan(
     sets: Sets = None,
     launcher: LauncherName = "auto",
     sbatch: Annotated[bool, typer.Option("--sbatch", help="print the exact job scripts")] = False,
+    style: Annotated[str, typer.Option("--format", help="table, tree or json")] = "table",
 ) -> None:
     """Show the runs of an experiment, without creating or queueing anything."""
     from orchestrator import submit
@@ -74,7 +78,7 @@ def plan(
         for script in submit.scripts(planned):
             print(script)
     else:
-        submit.show(planned, _console())
+        submit.show(planned, _console(), style)
 
 
 @app.command()
@@ -235,9 +239,24 @@ def diff(first: RunName, second: RunName, study: StudyOption = None, output: Out
 
 
 @app.command()
-def show(run: RunName, study: StudyOption = None, output: Output = OUT) -> None:
-    """One run: its state, its files, its configuration, the end of its log."""
-    from orchestrator import display, rundir
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN|FILE", help="run id, the beginning of one, a cell; or a file")],
+    planned: Annotated[
+        str | None, typer.Option("--run", help="of FILE: which planned run (default: the first)")
+    ] = None,
+    sets: Sets = None,
+    study: StudyOption = None,
+    output: Output = OUT,
+) -> None:
+    """One run: its state, its files, its configuration and who set each value, the end of its log.
 
+    With an experiment file: a run as it would be, before anything is submitted.
+    """
+    from orchestrator import display, rundir
+    from orchestrator import submit as submitting
+
+    if planned or sets or ".yaml" in run or ".yml" in run:
+        submitting.show_run(submitting.make_plan(_options(Path(run), "local", sets=sets)), planned, _console())
+        return
     found = rundir.find_study(study, output)
     display.print_run(found, found.find(run), _console())

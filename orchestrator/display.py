@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.config import count_parameters, flops_per_token
-from orchestrator import budget, status
+from orchestrator import budget, inspection, rundir, status
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
@@ -52,7 +52,7 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
         config = group[0].config
         table.add_row(
             cell,
-            Text("\n".join(f"{key}={_word(value)}" for key, value in group[0].overrides.items()) or "-"),
+            Text("\n".join(f"{key}={word(value)}" for key, value in group[0].overrides.items()) or "-"),
             " ".join(str(run.seed) for run in group),
             f"{count_parameters(config.model):,}",
             f"{flops_per_token(config.model):.3g}",
@@ -63,7 +63,8 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
     return table
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
+    """A setting as it is written in YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -196,12 +197,23 @@ def difference_table(one: StudyRun, two: StudyRun, rows: Sequence[tuple[str, str
     return table
 
 
+def print_config(values: Mapping[str, object], origins: Mapping[str, str], console: Console) -> None:
+    """Every setting of a run with its value and, where known, what set it."""
+    words = {key: "" if value is None else word(value) for key, value in values.items()}
+    key_width = max(map(len, words), default=0)
+    value_width = min(max(map(len, words.values()), default=0), 40)
+    for key, text in words.items():
+        line = f"{key:{key_width}}  {text:{value_width}}  {origins.get(key, '')}".rstrip()
+        console.print(line, soft_wrap=True)
+
+
 def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
     console.print(status_table([status.state_of(study, run)], str(run.folder)))
-    overrides = ", ".join(f"{key}={_word(value)}" for key, value in run.overrides.items())
+    overrides = ", ".join(f"{key}={word(value)}" for key, value in run.overrides.items())
     console.print(f"overrides: {overrides or 'none (the baseline)'}")
-    console.print(runlog.read_text(run.folder / runlog.CONFIG), end="")
+    config = inspection.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})
+    print_config(config, runlog.read_json(run.folder / rundir.ORIGINS) or {}, console)
     files = sorted(path.name for path in run.folder.glob("[!.]*"))
     console.print(f"files: {', '.join(files)}")
     tail = status.tail_text(run.folder / runlog.JOB_OUT).splitlines()[-10:]

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator import inheritance
+from orchestrator import inheritance, locate, yamlfile
 from orchestrator.inheritance import Overrides
+from orchestrator.locate import Source
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import keys, nearest
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _levels(features: dict[str, Any]) -> list[list[Level]]:
     return groups
 
 
-TOP_LEVEL = ("extends", "vars", *Experiment.model_fields)
+TOP_LEVEL = ("extends", "vars", inheritance.CONFIGS, *Experiment.model_fields)
 
 
 @dataclass(frozen=True)
@@ -191,23 +192,37 @@ class Loaded:
 def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     """Read an experiment file with what it extends, fill in its variables, check all names and types.
 
+    path: a file, `file.yaml#config`, or a name on ABLATRIX_PATH.
     sets: `a.b=value` from the command line; they win over everything. Raises ConfigError with every problem found.
     """
-    tree = inheritance.read(path)
-    forced = inheritance.apply_sets(tree, sets, TOP_LEVEL)
+    source = locate.find(str(path)) or locate.meant(str(path))
+    given = inheritance.parse_sets(sets)
+    chosen = {key.removeprefix("vars."): value for key, value in given.items() if key.startswith("vars.")}
+    tree = inheritance.read(source, chosen)
+    forced = inheritance.apply_sets(tree, given, TOP_LEVEL)
     problems: list[str] = []
     data = inheritance.fill(tree, problems)
+    if "name" not in data and source.config is None:
+        _ask_for_config(source)
     data.pop("extends", None)
     data.pop("vars", None)
     problems += _check_trainer_keys(data, tree)
     try:
-        loaded = Loaded(Experiment.model_validate(data), tree, path, forced)
+        loaded = Loaded(Experiment.model_validate(data), tree, Path(str(source)), forced)
         problems += _check_design(loaded)
     except ValidationError as error:
-        problems += [_explain(e, tree, path) for e in error.errors()]
+        problems += [_explain(e, tree, Path(str(source))) for e in error.errors()]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return loaded
+
+
+def _ask_for_config(source: Source) -> None:
+    """A file without a name may be a set of configs. Raises UserError naming them."""
+    configs = inheritance.configs_of(yamlfile.load(source.path))
+    if configs:
+        choices = ", ".join(f"{source.path}#{name}" for name in configs)
+        raise UserError(f"{source.path}: holds several configs; choose one: {choices}")
 
 
 # ---- checks

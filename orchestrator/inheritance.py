@@ -6,39 +6,102 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import yamlfile
+from orchestrator import locate, yamlfile
 from orchestrator.expressions import Variables
+from orchestrator.locate import Source
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import keys, nearest
 from trainer.errors import ConfigError, UserError
 
+CONFIGS = "configs"
+
 Overrides = dict[str, Any]  # dotted trainer key -> value
 
 
-def read(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
-    """The file deep-merged over the ones it extends. Raises UserError or ConfigError."""
-    real = path.resolve()
-    if real in chain:
-        cycle = " -> ".join(p.name for p in (*chain[chain.index(real) :], real))
-        raise UserError(f"{path}: extends itself: {cycle}")
-    tree = _flattened(yamlfile.load(path))
-    parents = tree.data.get("extends")
-    if parents is None:
-        return tree
-    names = parents if isinstance(parents, list) else [parents]
-    merged = Tree({})
-    for name in names:
+def read(source: Source, given: Overrides | None = None, chain: tuple[Source, ...] = ()) -> Tree:
+    """The file, or the config in it, deep-merged over what it extends. Raises UserError or ConfigError.
+
+    given: `vars` of the command line, which may choose what is extended. A config stands on the top level of its file,
+    then on what it extends; the others of the file can be extended by their names.
+    """
+    identity = Source(source.path.resolve(), source.config)
+    if identity in chain:
+        cycle = " -> ".join(_short(link) for link in (*chain[chain.index(identity) :], identity))
+        raise UserError(f"{source}: extends itself: {cycle}")
+    whole = yamlfile.load(source.path)
+    configs = configs_of(whole)
+    chain = (*chain, identity)
+    if source.config is None:
+        top = {key: value for key, value in whole.data.items() if key != CONFIGS}
+        own, merged = _flattened(Tree(top, whole.where)), Tree({})
+    else:
+        merged = read(Source(source.path), given, chain)
+        own = _flattened(_config(whole, configs, source.config, merged.data.get("name")))
+    variables = Variables({**plain_vars(merged), **plain_vars(own), **(given or {})})
+    for parent in _parents(own, source.path, configs, variables):
+        merged = _merge(merged, read(parent, given, chain))
+    return _merge(merged, own)
+
+
+def _short(source: Source) -> str:
+    return str(Source(Path(source.path.name), source.config))
+
+
+def configs_of(whole: Tree) -> list[str]:
+    """Names of the configs that a file holds. Raises UserError."""
+    configs = whole.data.get(CONFIGS)
+    if configs is None:
+        return []
+    if not isinstance(configs, dict):
+        raise UserError(f"{whole.position((CONFIGS,))}: {CONFIGS}: must be names, each with settings of its own below")
+    for name, body in configs.items():
+        where = f"{whole.position((CONFIGS, name))}: {CONFIGS}.{name}: "
+        if not isinstance(body, dict | None):
+            raise UserError(f"{where}must be settings, such as `base: {{model.model_type: gpt2}}`")
+        if body and CONFIGS in body:
+            raise UserError(f"{where}cannot hold configs itself; give them side by side, and `extends: {name}`")
+    return list(configs)
+
+
+def _config(whole: Tree, configs: list[str], name: str, study: Any) -> Tree:
+    """A config's own settings. Raises UserError for a name that is not there.
+
+    study: the name at the top of the file. Two configs of a file are two studies: one that says no name of its own is
+    called <study>-<config>.
+    """
+    if name not in configs:
+        known = f"configs: {', '.join(configs)}" if configs else f"the file has no `{CONFIGS}:`"
+        file = next(iter(whole.where.values()), "").rpartition(":")[0]
+        raise UserError(f"{file}: no config {name!r}{nearest(name, configs)}; {known}")
+    tree = whole.below(CONFIGS, name)
+    if "name" not in tree.data:
+        tree.data["name"] = f"{study}-{name}" if isinstance(study, str) else name
+        tree.where[("name",)] = whole.position((CONFIGS, name))
+    return tree
+
+
+def _parents(tree: Tree, path: Path, configs: list[str], variables: Variables) -> list[Source]:
+    """What `extends` names, in its order. Raises UserError."""
+    value = tree.data.get("extends")
+    where = f"{tree.position(('extends',))}: extends: "
+    found = []
+    for name in value if isinstance(value, list) else [value] if value is not None else []:
         if not isinstance(name, str):
-            raise UserError(f"{tree.position(('extends',))}: extends: must be a file name or a list of them")
-        name = str(Variables(_plain_vars(tree)).fill(name))
-        parent = path.parent / name
-        if not parent.is_file():
-            raise UserError(f"{tree.position(('extends',))}: extends: {parent}: no such file")
-        merged = _merge(merged, read(parent, (*chain, real)))
-    return _merge(merged, tree)
+            raise UserError(f"{where}must be a file name or a list of them")
+        try:
+            name = str(variables.fill(name))
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
+        source = Source(path, name) if name in configs else locate.find(name, path.parent)
+        if source is None:
+            here = f", and no config of this file{nearest(name, configs)}" if configs else ""
+            raise UserError(f"{where}{path.parent / locate.meant(name).path}: no such file{here}{locate.elsewhere()}")
+        found.append(source)
+    return found
 
 
-def _plain_vars(tree: Tree) -> dict[str, Any]:
+def plain_vars(tree: Tree) -> dict[str, Any]:
+    """The tree's `vars` as they were written."""
     values = tree.data.get("vars")
     return values if isinstance(values, dict) else {}
 
@@ -89,32 +152,44 @@ def _flattened(tree: Tree) -> Tree:
     return tree
 
 
-def apply_sets(tree: Tree, sets: Iterable[str], top_level: Sequence[str]) -> Overrides:
-    """Put `--set` into the tree; trainer keys are returned, because they must win over features too."""
-    trainer_keys = [key for key, _ in keys()]
-    forced: Overrides = {}
+def parse_sets(sets: Iterable[str]) -> Overrides:
+    """`key=value` texts of the command line, in order. Raises UserError."""
+    parsed: Overrides = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: write --set key=value, for instance --set trainer.max_iters=100")
+        parsed[key] = yamlfile.parse_scalar(value)
+    return parsed
+
+
+def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrides:
+    """Put `--set` into the tree; trainer keys are returned, because they must win over features too."""
+    trainer_keys = [key for key, _ in keys()]
+    forced: Overrides = {}
+    for key, value in sets.items():
         section, dot, rest = key.partition(".")
         if key in trainer_keys:
-            forced[key] = yamlfile.parse_scalar(value)
+            forced[key] = value
             tree.where[("base", key)] = "--set"
-        elif key in top_level and not dot and key != "extends":
-            tree.data[key] = yamlfile.parse_scalar(value)
+        elif key in top_level and not dot and key not in ("extends", CONFIGS):
+            tree.data[key] = value
             tree.where[(key,)] = "--set"
         elif section in ("vars", "slurm") and dot and isinstance(tree.data.setdefault(section, {}), dict):
-            tree.data[section][rest] = yamlfile.parse_scalar(value)
+            tree.data[section][rest] = value
             tree.where[(section, rest)] = "--set"
         else:
             raise UserError(f"--set {key}: unknown key{nearest(key, [*trainer_keys, *top_level])}")
-    return forced
+    try:
+        variables = Variables(plain_vars(tree))
+        return {key: variables.fill(value) for key, value in forced.items()}
+    except UserError as error:
+        raise UserError(f"--set: {error}") from None
 
 
 def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:
     """The tree's data with all `${...}` replaced; each expression that fails is a problem of its own."""
-    variables = Variables(_plain_vars(tree))
+    variables = Variables(plain_vars(tree))
 
     def filled(value: Any, path: KeyPath) -> Any:
         if isinstance(value, dict):

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from trainer import runlog
 from trainer.errors import UserError
 
 STUDY = "study.json"
+ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
 SNAPSHOTS = ".snapshots"
 LAST = ".last"  # under out/: the folder of the study submitted last
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
@@ -70,9 +71,17 @@ class Study:
         return found[0]
 
 
-def create_study(folder: Path, name: str, file: Path, features: dict[str, Any], runs: Sequence[Run]) -> Study:
+def create_study(
+    folder: Path,
+    name: str,
+    file: Path,
+    features: dict[str, Any],
+    runs: Sequence[Run],
+    origins: Callable[[Run], dict[str, str]] | None = None,
+) -> Study:
     """Make the study's folder and those of its runs; what is there already stays as it is.
 
+    origins: who set each value of a run's configuration, for its folder.
     Raises UserError where the place cannot be written or a folder holds another run.
     """
     record = {
@@ -88,7 +97,7 @@ def create_study(folder: Path, name: str, file: Path, features: dict[str, Any], 
     try:
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
         for run in runs:
-            _create_run(folder / run.id, run)
+            _create_run(folder / run.id, run, origins)
         runlog.atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
@@ -100,13 +109,15 @@ def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
     return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id) for r in runs]
 
 
-def _create_run(folder: Path, run: Run) -> None:
+def _create_run(folder: Path, run: Run, origins: Callable[[Run], dict[str, str]] | None) -> None:
     folder.mkdir(exist_ok=True)
     config = run.config.model_copy(
         update={"system": run.config.system.model_copy(update={"work_dir": str(folder)})},
     )
     path = folder / runlog.CONFIG
     if not path.exists():
+        if origins:
+            runlog.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
         runlog.atomic_write(path, config.to_json(), durable=False)
 
 

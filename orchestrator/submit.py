@@ -8,7 +8,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import budget, checks, display, experiment, launchers, matrix, rundir, slurm, status, submission
+from orchestrator import (
+    budget,
+    checks,
+    display,
+    experiment,
+    launchers,
+    matrix,
+    origins,
+    outline,
+    rundir,
+    slurm,
+    status,
+    submission,
+)
 from orchestrator.experiment import Loaded
 from orchestrator.launchers.local import LocalQueue, find_devices
 from orchestrator.matrix import Run
@@ -58,12 +71,30 @@ def make_plan(options: Options) -> Plan:
     return Plan(loaded, runs, loaded.experiment.folder, launcher, options)
 
 
-def show(plan: Plan, console: Console) -> None:
-    """The plan as a table, and what it will cost."""
+def show(plan: Plan, console: Console, style: str = "table") -> None:
+    """The plan as a table or a tree with what it will cost, or as JSON. Raises UserError for another format."""
     experiment = plan.loaded.experiment
-    hours = budget.hours_per_run(plan.folder, plan.runs, experiment)
-    console.print(display.plan_table(plan.runs, plan.folder, hours))
+    if style == "json":
+        console.print_json(data=outline.as_json(plan.runs, plan.folder, plan.launcher))
+        return
+    if style == "tree":
+        console.print(outline.tree(plan.loaded, plan.runs, plan.folder))
+    elif style == "table":
+        hours = budget.hours_per_run(plan.folder, plan.runs, experiment)
+        console.print(display.plan_table(plan.runs, plan.folder, hours))
+    else:
+        raise UserError(f"--format {style}: choose table, tree or json")
     console.print(budget.summary(experiment, plan.folder, plan.runs))
+
+
+def show_run(plan: Plan, name: str | None, console: Console) -> None:
+    """The configuration of a planned run, and who set each value. Raises UserError for an unknown name."""
+    study = _planned_study(plan)
+    chosen = study.matching(name)[0].id if name else plan.runs[0].id
+    run = next(run for run in plan.runs if run.id == chosen)
+    console.print(f"{run.id}, as {plan.loaded.file} plans it")
+    values = origins.flat(run.config) | {"system.work_dir": str(plan.folder / run.id)}
+    display.print_config(values, origins.of_run(plan.loaded, run.features, run.config), console)
 
 
 def check(plan: Plan) -> None:
@@ -146,7 +177,11 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
 
 def _create(plan: Plan) -> Study:
     experiment = plan.loaded.experiment
-    return rundir.create_study(plan.folder, experiment.name, plan.options.file, experiment.features, plan.runs)
+
+    def set_by(run: Run) -> dict[str, str]:
+        return origins.of_run(plan.loaded, run.features, run.config)
+
+    return rundir.create_study(plan.folder, experiment.name, plan.options.file, experiment.features, plan.runs, set_by)
 
 
 def _refuse_to_hide(plan: Plan) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator import locate
 from trainer.errors import ConfigError, UserError
 
 MAX_BYTES = 1 << 20
@@ -28,6 +29,14 @@ class Tree:
 
     data: dict[str, Any]
     where: dict[KeyPath, str] = field(default_factory=dict)
+
+    def below(self, *root: str) -> Tree:
+        """The mapping at `root` as a tree of its own, its keys where they are. A key without a value: an empty one."""
+        value: Any = self.data
+        for key in root:
+            value = value[key]
+        where = {path[len(root) :]: at for path, at in self.where.items() if path[: len(root)] == root and path != root}
+        return Tree({} if value is None else value, where)
 
     def position(self, path: KeyPath) -> str:
         """`file:line` of a key, or of its nearest parent that has one."""
@@ -96,7 +105,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []
         hint = f"; {path.parent} has: {', '.join(near)}" if near else ""
-        raise UserError(f"{path}: no such experiment file{hint}") from None
+        raise UserError(f"{path}: no such experiment file{hint}{locate.elsewhere()}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:

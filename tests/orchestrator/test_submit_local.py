@@ -198,12 +198,18 @@ def test_a_bad_experiment_creates_nothing(workspace: Workspace, verb: str) -> No
 
 
 def test_logs_show_and_diff(workspace: Workspace) -> None:
-    workspace.run("submit", workspace.write_study(), "--launcher", "local", "--only", "baseline", "--only", "rope")
-    assert "iter 20/20" in workspace.run("logs", "rope").stdout
-    assert "iter 20/20" in workspace.run("logs", "rope", "--follow").stdout
+    study = workspace.write_study()
+    words = ("--launcher", "local", "--only", "baseline", "--only", "rope", "--set", "trainer.max_iters=15")
+    workspace.run("submit", study, *words)
+    assert "iter 15/15" in workspace.run("logs", "rope").stdout
+    assert "iter 15/15" in workspace.run("logs", "rope", "--follow").stdout
     assert "model.rope" in workspace.run("diff", "baseline", "rope").stdout
     shown = workspace.run("show", "rope").stdout
     assert "model.rope=true" in shown
-    assert '"n_embd": 48' in shown
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line[:6] in ("model.", "traine")}
+    assert lines["model.n_embd"] == ["48", "model_type", "gpt-nano"]
+    assert lines["model.rope"] == ["true", "feature", "rope,", f"{study}:11"]
+    assert lines["trainer.batch_size"] == ["2", f"{study}:5"]
+    assert lines["trainer.max_iters"] == ["15", "--set"]
     assert "no such run" in workspace.run("show", "rpoe", code=2).stderr
     assert "nothing to cancel" in workspace.run("cancel", "--all", "--yes").stdout

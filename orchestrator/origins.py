@@ -1,0 +1,86 @@
+"""Where each value of a run's configuration was set: file and line, feature, flag, or default."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from models.config import PRESETS
+from orchestrator.experiment import Loaded
+from orchestrator.inheritance import Overrides, plain_vars
+from orchestrator.yamlfile import KeyPath, Tree
+from trainer.config import RunConfig, keys
+
+DEFAULT = "default"
+
+
+def of_run(loaded: Loaded, features: tuple[str, ...], config: RunConfig) -> dict[str, str]:
+    """Dotted key -> who set it, for every setting of the configuration of a cell, in order."""
+    values = flat(config)
+    places = _places(loaded, features)
+    return {key: places.get(key) or _unset(loaded, key, field, values) for key, field in keys()}
+
+
+def flat(config: RunConfig) -> Overrides:
+    """Dotted key -> value, in order."""
+    return {key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key, _ in keys()}
+
+
+def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
+    """The settings that somebody made, the winner of each: base, then features in the file's order, then --set."""
+    places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
+    for group in loaded.experiment.levels():
+        for level in group:
+            if level.label in features:
+                for key in level.overrides:
+                    places[key] = f"feature {level.label}, {_described(loaded.tree, (*level.path, key))}"
+    return places | dict.fromkeys(loaded.forced, "--set")
+
+
+def _described(tree: Tree, path: KeyPath) -> str:
+    """`file:line`, with the expression that stands there and where its variables were set."""
+    where = tree.position(path)
+    raw = _raw(tree, path)
+    if "${" not in str(raw):
+        return where
+    used = "; ".join(f"{name}: {at}" for name, at in _variables(tree, raw, set()))
+    return f"{where} {raw}" + (f" ({used})" if used else "")
+
+
+def _raw(tree: Tree, path: KeyPath) -> Any:
+    value: Any = tree.data
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
+    """(name, place) of the variables in an expression, and of those that these use."""
+    known = plain_vars(tree)
+    for expression in re.findall(r"\$\{([^{}]*)\}", str(raw)):
+        for name in re.findall(r"[A-Za-z_]\w*", expression):
+            if name in known and name not in seen and not expression.startswith("env:"):
+                seen.add(name)
+                yield name, tree.position(("vars", name))
+                yield from _variables(tree, known[name], seen)
+
+
+def _unset(loaded: Loaded, key: str, field: Any, values: Overrides) -> str:
+    """What decided a value that nobody set."""
+    if key == "system.seed":
+        return loaded.tree.position(("seeds",)) or "default of seeds"
+    if key == "system.work_dir":
+        return "the run's folder"
+    if key == "system.cache_dir" and os.environ.get("ABLATRIX_CACHE"):
+        return "$ABLATRIX_CACHE"
+    if values[key] == field.get_default(call_default_factory=True):
+        return DEFAULT
+    if key == "model.vocab_size":
+        return f"tokenizer {values['data.tokenizer']}"
+    if key == "model.block_size":
+        return "data.block_size"
+    if key in ("model.n_layer", "model.n_head", "model.n_embd") and values["model.model_type"] in PRESETS:
+        return f"model_type {values['model.model_type']}"
+    return "derived from the others"

@@ -1,0 +1,57 @@
+"""A plan as a tree (study, cells, what each changes, seeds) and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from models.config import count_parameters, flops_per_token
+from orchestrator import budget, origins
+from orchestrator.display import word
+from orchestrator.experiment import Loaded
+from orchestrator.matrix import Run
+
+
+def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
+    """The study, its cells, what each changes and where that is said, its seeds with their folders."""
+    root = Tree(Text(f"{loaded.experiment.name}: {len(runs)} runs in {folder}/, from {loaded.file}"))
+    for cell, members in groupby(runs, key=lambda run: run.cell):
+        group = list(members)
+        first = group[0]
+        branch = root.add(Text(f"{cell} ({count_parameters(first.config.model):,} parameters)"))
+        set_by = origins.of_run(loaded, first.features, first.config)
+        for key, value in first.overrides.items():
+            branch.add(Text(f"{key}: {word(value)}  ({set_by[key]})"))
+        if not first.overrides:
+            branch.add(Text("the base as it is"))
+        seeds = branch.add(Text("seeds"))
+        for run in group:
+            seeds.add(Text(f"{run.seed}: {run.id}"))
+    return root
+
+
+def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
+    """Everything about each run, its whole configuration included."""
+    return {
+        "folder": str(folder),
+        "launcher": launcher,
+        "runs": [
+            {
+                "id": run.id,
+                "cell": run.cell,
+                "seed": run.seed,
+                "features": list(run.features),
+                "overrides": run.overrides,
+                "parameters": count_parameters(run.config.model),
+                "flops_per_token": flops_per_token(run.config.model),
+                "tokens": budget.tokens(run),
+                "config": run.config.model_dump(mode="json"),
+            }
+            for run in runs
+        ],
+    }
