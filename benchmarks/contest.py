@@ -11,7 +11,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,39 +83,13 @@ class Worker:
             self.process.wait()
 
 
-def busy_share(seconds: float) -> float:
-    """Share of all processors' time that somebody used in the next `seconds`. Linux; 0 elsewhere."""
-
-    def read() -> tuple[int, int]:
-        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-        return sum(ticks), ticks[3] + ticks[4]
-
-    if not Path("/proc/stat").exists():
-        return 0.0
-    total, idle = read()
-    time.sleep(seconds)
-    total_after, idle_after = read()
-    return 1 - (idle_after - idle) / max(1, total_after - total)
-
-
-def wait_until_idle(patience: float) -> None:
-    """Return when nobody else computes here, or after `patience` seconds."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end and busy_share(0.3) > 0.1:
-        pass
-
-
-def alternate(
-    workers: Sequence[Worker], rounds: int, seconds: float, warmup: int = 3, patience: float = 0.0
-) -> list[list[float]]:
+def alternate(workers: Sequence[Worker], rounds: int, seconds: float, warmup: int = 3) -> list[list[float]]:
     """Seconds per step, one list per worker with one value per round.
 
-    Each worker gets as many steps per round as it does in about `seconds`. The order turns around every round. On a
-    machine that others use too, every turn waits for up to `patience` seconds until they are idle.
+    Each worker gets as many steps per round as it does in about `seconds`. The order turns around every round.
     """
     counts = []
     for worker in workers:
-        wait_until_idle(patience)
         for _ in range(warmup):
             worker.steps(1)
         counts.append(max(1, round(seconds / min(worker.steps(1) for _ in range(3)))))
@@ -124,7 +97,6 @@ def alternate(
     for number in range(rounds):
         order = list(range(len(workers)))
         for i in order if number % 2 == 0 else reversed(order):
-            wait_until_idle(patience)
             times[i].append(workers[i].steps(counts[i]) / counts[i])
     return times
 

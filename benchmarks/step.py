@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import KEEP_MEMORY, Contestant, Worker, alternate, ratio, table
+from models.config import GPTConfig, flops_per_token
 from trainer.device import allotted_cores
 
 CASES = {"nano1": ("gpt-nano", 1), "nano8": ("gpt-nano", 8), "mini8": ("gpt-mini", 8), "gpt2": ("gpt2", 4)}
@@ -32,57 +32,70 @@ def peers(path: Path, spec: dict[str, Any]) -> list[Contestant]:
 
 
 def contestants(spec: dict[str, Any], args: argparse.Namespace) -> list[Contestant]:
-    ours = {**spec, "kind": "ours", "toggles": dict.fromkeys(args.toggle, True)}
+    ours = {**spec, "kind": "ours"}
     names = {"eager": False, "compiled": True}
     found = [
-        Contestant(
-            f"Ablatrix, {name}", {**ours, "trainer": {"dtype": spec["dtype"], "compile": names[name]}}
-        )
+        Contestant(f"Ablatrix, {name}", {**ours, "trainer": {"dtype": spec["dtype"], "compile": names[name]}})
         for name in args.mode
-    ]  # fmt: skip
+    ]
+    settings = {"dtype": spec["dtype"], "compile": names[args.mode[0]]}
+    for name in args.toggle:
+        found.append(Contestant(f"Ablatrix, {name}", {**ours, "toggles": {name: True}, "trainer": settings}))
     for path in args.peer:
         found += [peer for peer in peers(path, spec) if not args.only or peer.name in args.only]
     return found
 
 
-def measure(case: str, args: argparse.Namespace) -> str:
-    """The Markdown table of one case."""
+def matmul_peak(args: argparse.Namespace) -> float:
+    """FLOP/s of a large square product of `args.dtype` on `args.threads` threads: what no step can exceed."""
+    with Worker(
+        Contestant("peak", {"kind": "peak", "size": args.peak_size, "dtype": args.dtype}), args.threads
+    ) as worker:
+        (seconds,) = alternate([worker], args.rounds, args.seconds)
+    return 2 * args.peak_size**3 / min(seconds)
+
+
+def measure(case: str, args: argparse.Namespace, peak: float) -> str:
+    """The Markdown table of one case; peak: FLOP/s of the machine's products."""
     model, batch = CASES[case]
     sizes = {"model": model, "batch": batch, "block": args.block, "vocab": args.vocab}
     spec = {**sizes, "dropout": args.dropout, "dtype": args.dtype}
     field = contestants(spec, args)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(c, args.threads)) for c in field]
-        times = alternate(workers, args.rounds, args.seconds, patience=args.patience)
+        times = alternate(workers, args.rounds, args.seconds)
         memory = [worker.ask("1")["memory"] for worker in workers]
     rows = []
-    for contestant, seconds, peak in zip(field, times, memory, strict=True):
+    for contestant, seconds, resident in zip(field, times, memory, strict=True):
         speed = batch * args.block / statistics.median(seconds)
         ratios = [f"{ratio(ours, seconds):.2f}" for ours in times[: len(args.mode)]]
-        rows.append([contestant.name, f"{speed:,.0f}", *ratios, f"{peak / 2**20:,.0f}"])
-    header = [f"{model}, batch {batch}, {args.dtype}", "tokens/s", *(f"{m} is x faster" for m in args.mode), "peak MiB"]
+        shape = GPTConfig(model_type=model, **contestant.spec.get("toggles", {}))
+        flops = flops_per_token(shape.resolved(args.vocab, args.block))
+        share = f"{100 * speed * flops / peak:.0f}%"
+        rows.append([contestant.name, f"{speed:,.0f}", share, *ratios, f"{resident / 2**20:,.0f}"])
+    faster = [f"{mode} is x faster" for mode in args.mode]
+    header = [f"{model}, batch {batch}, {args.dtype}", "tokens/s", "of peak", *faster, "MiB"]
     return table(header, rows)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+def parse(
+    argv: list[str] | None, prog: str = "python -m benchmarks.step", description: str | None = __doc__
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--peer", type=Path, action="append", default=[], help="checkout of minGPT or nanoGPT")
     parser.add_argument("--only", action="append", default=[], help="measure only these peers, by name")
     parser.add_argument("--mode", action="append", choices=["eager", "compiled"], help="of this project; eager")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--toggle", action="append", default=[], help="switch of this project's model, e.g. rope")
+    parser.add_argument("--toggle", action="append", default=[], help="also this switch of the model, e.g. rope")
     parser.add_argument("--block", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=50257)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each program in each round")
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds that a turn waits for an idle machine")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time: on a busy machine, with --threads 1")
+    parser.add_argument("--peak-size", type=int, default=2048, help="of the matrices whose product gives the peak")
     parser.add_argument("--threads", type=int, default=allotted_cores())
     args = parser.parse_args(argv)
-    if args.cpu_time:
-        os.environ["BENCHMARK_CLOCK"] = "cpu"
     args.mode = args.mode or ["eager"]
     unknown = set(args.cases) - set(CASES)
     if unknown:
@@ -92,9 +105,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    print(f"{args.threads} threads, block {args.block}, vocabulary {args.vocab}, dropout {args.dropout}", flush=True)
+    peak = matmul_peak(args)
+    print(
+        f"{args.threads} threads, block {args.block}, vocabulary {args.vocab}, dropout {args.dropout}; "
+        f"matrix products of {args.dtype} reach {peak / 1e9:,.0f} GFLOP/s here",
+        flush=True,
+    )
     for case in args.cases:
-        print("\n" + measure(case, args), flush=True)
+        print("\n" + measure(case, args, peak), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import sys
 import time
@@ -27,14 +26,13 @@ class Meter:
         self.left = 0
         self.count = 0
         self.since = 0.0
-        self.clock = time.process_time if os.environ.get("BENCHMARK_CLOCK") == "cpu" else time.perf_counter
 
     def __call__(self, *_: object) -> None:
         self.left -= 1
         if self.left > 0:
             return
         self.sync()
-        elapsed = self.clock() - self.since
+        elapsed = time.perf_counter() - self.since
         if self.count:
             self.say(seconds=elapsed, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         else:
@@ -44,7 +42,7 @@ class Meter:
             sys.stdout.flush()
             raise SystemExit(0)
         self.count = self.left = int(line)
-        self.since = self.clock()
+        self.since = time.perf_counter()
 
     def say(self, **answer: Any) -> None:
         print(json.dumps(answer), flush=True)
@@ -57,13 +55,12 @@ def tokens(spec: dict[str, Any]) -> Any:
     return (np.random.default_rng(0).pareto(1.0, TOKENS) * 20).astype(np.int64) % spec["vocab"]
 
 
-def ours(spec: dict[str, Any]) -> None:
-    """This project's Trainer."""
+def our_trainer(spec: dict[str, Any]) -> Any:
+    """This project's Trainer, ready to run."""
     from trainer.device import pick_device, prepare, tune_products
 
     prepare()
     import numpy as np
-    import torch
 
     from trainer.config import RunConfig
     from trainer.loop import Trainer
@@ -89,7 +86,14 @@ def ours(spec: dict[str, Any]) -> None:
     empty = np.zeros((0, length), dtype=np.int64)
     device = pick_device("auto")
     tune_products(device)
-    trainer = Trainer(config, source, (empty, empty), device)
+    return Trainer(config, source, (empty, empty), device)
+
+
+def ours(spec: dict[str, Any]) -> None:
+    """This project's training loop."""
+    trainer = our_trainer(spec)
+    import torch
+
     cuda = trainer.device.type == "cuda"
     trainer.add_callback("on_batch_end", Meter(torch.cuda.synchronize if cuda else lambda: None))
     trainer.run()
@@ -165,7 +169,24 @@ def nanogpt(spec: dict[str, Any]) -> None:
         meter()
 
 
-KINDS = {"ours": ours, "mingpt": mingpt, "nanogpt": nanogpt}
+def peak(spec: dict[str, Any]) -> None:
+    """The machine itself: a step is one product of two square matrices of spec["size"]."""
+    from trainer.device import pick_device, prepare, tune_products
+
+    prepare()
+    import torch
+
+    device = pick_device("auto")
+    tune_products(device)
+    a, b = (torch.randn(spec["size"], spec["size"], device=device, dtype=getattr(torch, spec["dtype"])) for _ in "ab")
+    out = torch.empty_like(a)
+    meter = Meter(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    while True:
+        torch.mm(a, b, out=out)
+        meter()
+
+
+KINDS = {"peak": peak, "ours": ours, "mingpt": mingpt, "nanogpt": nanogpt}
 
 
 if __name__ == "__main__":

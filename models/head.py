@@ -18,7 +18,7 @@ from torch import Tensor
 IGNORE = -1  # target of a position that is not scored
 LOG2_E = math.log2(math.e)
 ROWS = 512  # of a chunk: its exponentials are the largest tensor that is ever held, 4 x ROWS x V bytes
-TILE = 2048  # words of a tile: TILE x ROWS floats stay in the last-level cache
+TILE = 1 << 21  # logits of a tile, which stays in the last-level cache
 DEVICE_CHUNK = 1 << 26  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
 # Sums of exponentials within these bounds have lost nothing to overflow or underflow
 SAFE = (1e-30, 1e30)
@@ -108,11 +108,12 @@ class _Tiled:
         self.w = weight.to(dtype)
         self.needs_grad = needs_grad
         (n, c), v = x.shape, weight.shape[0]
-        self.tiles = [(start, min(start + TILE, v)) for start in range(0, v, TILE)]
+        rows = min(ROWS, n)
+        words = max(1, TILE // rows)
+        self.tiles = [(start, min(start + words, v)) for start in range(0, v, words)]
         self.z = scale.new_empty(n)
         self.shift = scale.new_zeros(n)  # subtracted from the logits before exponentiating, in powers of 2
-        rows = min(ROWS, n)
-        self.buffer = torch.empty((v if needs_grad else TILE) * rows, dtype=dtype)
+        self.buffer = torch.empty((v if needs_grad else words) * rows, dtype=dtype)
         if needs_grad:
             self.dx = torch.empty(n, c)
             self.dw = torch.empty(v, c)

@@ -7,9 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import contest, startup, step
+from benchmarks import contest, profile, startup, step
 
-STEP = ["nano1", "--rounds", "2", "--seconds", "0.01", "--block", "16", "--vocab", "200", "--threads", "1"]
+STEP = [
+    "nano1",
+    "--rounds",
+    "2",
+    "--seconds",
+    "0.01",
+    "--block",
+    "16",
+    "--vocab",
+    "200",
+    "--threads",
+    "1",
+    "--peak-size",
+    "64",
+]
 
 # the parts of minGPT's interface that the benchmark uses, doing nothing
 FAKE_MODEL = """
@@ -48,14 +62,22 @@ def test_table_against_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [row[1].strip() for row in rows] == ["gpt-nano, batch 1, float32", "Ablatrix, eager", "minGPT"]
     speeds = [float(row[2].replace(",", "")) for row in rows[1:]]
     assert speeds[1] > speeds[0] > 0  # doing nothing is faster
-    assert float(rows[1][3]) == 1.0 and float(rows[2][3]) < 1.0
-    assert all(float(row[4].replace(",", "")) > 10 for row in rows[1:])
+    assert float(rows[1][4]) == 1.0 and float(rows[2][4]) < 1.0
+    assert all(float(row[5].replace(",", "")) > 10 for row in rows[1:])
 
 
-@pytest.mark.parametrize("extra", [["--dtype", "bfloat16"], ["--toggle", "rope", "--toggle", "swiglu"]])
-def test_variants(extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    step.main([*STEP, *extra])
-    assert "| Ablatrix, eager" in capsys.readouterr().out
+def test_toggles_in_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
+    step.main([*STEP, "--dtype", "bfloat16", "--toggle", "rope", "--toggle", "swiglu"])
+    out = capsys.readouterr().out
+    assert [name in out for name in ("| Ablatrix, eager ", "| Ablatrix, rope ", "| Ablatrix, swiglu ")] == [True] * 3
+
+
+def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    profile.main([*STEP])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    milliseconds = {row[1].strip(): float(row[2]) for row in rows}
+    assert list(milliseconds)[-1] == "the step" and min(milliseconds.values()) > 0
+    assert milliseconds.pop("the step") == pytest.approx(sum(milliseconds.values()), abs=0.5)
 
 
 def test_no_peer_there(tmp_path: Path) -> None:

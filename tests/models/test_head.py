@@ -16,7 +16,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that a test has several chunks and tiles, and ragged ends."""
     torch.manual_seed(0)
     monkeypatch.setattr(head, "ROWS", 16)
-    monkeypatch.setattr(head, "TILE", 64)
+    monkeypatch.setattr(head, "TILE", 16 * 64)
     monkeypatch.setattr(head, "DEVICE_CHUNK", 9 * 257)
 
 
