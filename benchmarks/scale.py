@@ -7,6 +7,7 @@ is the same for 7 runs and for 1,024, and shown by the row of 7.
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import subprocess
@@ -57,24 +58,30 @@ def measure(folder: Path, environment: dict[str, str], *words: str) -> tuple[flo
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--features", type=int, default=10, choices=range(4, 11), help="of the largest study, 2^n cells"
+    )
+    count = parser.parse_args(argv).features
+    planned, submitted = 3 * 2**count, 8 * 2 ** (count - 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fake = FakeSlurm(folder / "slurm")
         environment = {**os.environ, "PYTHONPATH": str(code_root()), "PATH": f"{fake.bin}:{os.environ['PATH']}"}
         warm.warm_tokenizer("sample", folder / "cache", source=None)
         samples.write_corpus(folder / "sample.jsonl")
-        large = write_experiment(folder, "large", 10, 3, "[factorial]")
-        study = write_experiment(folder, "study", 7, 8, "[factorial]")
+        large = write_experiment(folder, "large", count, 3, "[factorial]")
+        study = write_experiment(folder, "study", count - 3, 8, "[factorial]")
         small = write_experiment(folder, "small", 6, 1, "[baseline, one_at_a_time]")
         steps = {
             "--help": ("--help",),
-            "plan, 3,072 runs": ("plan", str(large)),
+            f"plan, {planned:,} runs": ("plan", str(large)),
             "submit, 7 runs (the checks)": ("submit", str(small), "--no-report"),
-            "submit, 1,024 runs": ("submit", str(study), "--no-report"),
-            "status, 1,024 runs": ("status", "study", "--json"),
-            "submit again, 1,024 runs": ("submit", str(study), "--no-report"),
+            f"submit, {submitted:,} runs": ("submit", str(study), "--no-report"),
+            f"status, {submitted:,} runs": ("status", "study", "--json"),
+            f"submit again, {submitted:,} runs": ("submit", str(study), "--no-report"),
         }
         print("| command | wall, s | CPU, s | sbatch | squeue |\n|---|---|---|---|---|")
         for label, words in steps.items():
@@ -82,8 +89,7 @@ def main() -> int:
             wall, cpu = measure(folder, environment, *words)
             new = [fake.calls(name) - count for name, count in zip(("sbatch", "squeue"), calls, strict=True)]
             print(f"| {label} | {wall:.2f} | {cpu:.2f} | {new[0]} | {new[1]} |", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

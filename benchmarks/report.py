@@ -1,4 +1,4 @@
-"""How fast is a report? `python -m benchmarks.report_speed` prints seconds and memory for a small and a large study.
+"""How fast is a report? `python -m benchmarks.report` prints seconds and memory for a small and a large study.
 
 Files are made anew in a temporary folder (about 0.5 GB for the large study; `--small` leaves it out). Imports are not
 counted; "again" is a second report with nothing changed, "one run changed" a third after one more row in one file.
@@ -66,16 +66,19 @@ def measure(cells: int, seeds: int, rows: int) -> None:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse, warm the imports with a tiny study, measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="only the study of 12 runs")
-    small = parser.parse_args().small
+    parser.add_argument(
+        "--rows", type=int, default=5000, help="of each run of the small study; the large one has twice"
+    )
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), write_study(Path(folder), Plan(seeds=(1,))))
-    measure(4, 3, 5000)
-    if not small:
-        measure(100, 5, 10_000)
+    measure(4, 3, args.rows)
+    if not args.small:
+        measure(100, 5, 2 * args.rows)
 
 
 if __name__ == "__main__":
