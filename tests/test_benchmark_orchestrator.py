@@ -20,4 +20,4 @@ def test_scale(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1] for row in rows][1::2] == ["plan, 48 runs", "submit, 16 runs", "submit again, 16 runs"]
     # sbatch --test-only and one array; nothing is queued twice
     assert [row[4] for row in rows][3:] == ["2", "0", "0"]
-    assert all(int(row[5]) <= 2 for row in rows)
+    assert all(int(row[5]) <= 4 for row in rows)  # the queue is never asked for each run
