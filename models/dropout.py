@@ -13,6 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEVELS = 256  # of a random byte
+_share = (0, 1)  # which of how many equal parts of a batch this process works at
+
+
+def take_share(index: int, count: int) -> None:
+    """From now on a batch is part `index` of `count`: on the CPU its masks are those that one process would draw.
+
+    The others draw the same numbers, if all have seeded torch's default generator alike.
+    """
+    global _share
+    _share = (index, count)
 
 
 def keep_mask(shape: torch.Size, pdrop: float, dtype: torch.dtype) -> Tensor:
@@ -20,10 +30,11 @@ def keep_mask(shape: torch.Size, pdrop: float, dtype: torch.dtype) -> Tensor:
 
     A byte is compared with pdrop * 256, rounded up or down at random, so that each element's probability is exact.
     """
-    count = shape.numel()
+    (index, shares), own = _share, shape.numel()
+    count = own * shares  # the first dimension counts windows, or heads of windows
     words = torch.empty((count + 7) // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
     level = int(pdrop * LEVELS + (int(words[0]) % LEVELS) / LEVELS)
-    bits = words[1:].view(torch.int8)[:count].view(shape)
+    bits = words[1:].view(torch.int8)[index * own : (index + 1) * own].view(shape)
     mask = torch.empty(shape, dtype=dtype)
     if level == LEVELS:  # one more than a byte can be compared with
         return mask.zero_()

@@ -61,7 +61,7 @@ class OutOfMemory:
 
     def __call__(self, trainer: Trainer) -> None:
         self.guard()
-        size = largest_part(trainer.config.trainer.batch_size, trainer.parts)
+        size = largest_part(trainer.windows, trainer.parts)
         warn(
             f"out of memory in step {trainer.iter + 1}: batches are worked through {size} "
             f"window{'s' * (size > 1)} at a time from here on, with the same mean gradient"

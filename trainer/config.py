@@ -49,6 +49,9 @@ class TrainerConfig(Section):
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
     compile: bool = Field(False, description="on a GPU: compiled kernels, steps as CUDA graphs")
+    strategy: Literal["single", "ddp"] = Field(
+        "single", description="how the processes of torchrun or of a Slurm job share a run; ddp: data parallel"
+    )
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
     betas: Betas = Field((0.9, 0.95), description="AdamW's betas")
     weight_decay: NonNegative = Field(0.1, description="on matrix weights only")
@@ -77,8 +80,11 @@ class SystemConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(3407, description="seed of weights, batches and dropout")
 
 
-# Where a run lives and how it is restarted says nothing about its result.
-NOT_IDENTITY = {"system": {"work_dir", "cache_dir"}, "trainer": {"resume", "num_workers"}}
+# Where a run lives, how it is restarted and how many processes share it says nothing about its result.
+NOT_IDENTITY = {
+    "system": {"work_dir", "cache_dir"},
+    "trainer": {"resume", "num_workers", "strategy"},
+}
 
 
 class RunConfig(Section):

@@ -12,10 +12,15 @@ from trainer.console import warn
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import AblatrixError, RunError
 from trainer.memory import first_line, is_out_of_memory
+from trainer.parallel import PeerLostError, is_lost_peer, lost
+from trainer.signals import Interrupted
 
 
-def explained(error: BaseException, run_dir: Path, attempt: Attempt | None) -> BaseException:
-    """The error as it concerns the user: what a trainer meets once it has been superseded means nothing more."""
+def explained(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
+    """The error as it concerns the user: what a trainer meets once it has been superseded means nothing more.
+
+    stopping: a signal has come. The other processes of the run have got it too, and one may have been quicker.
+    """
     try:
         if attempt is not None:
             attempt.require()
@@ -23,6 +28,8 @@ def explained(error: BaseException, run_dir: Path, attempt: Attempt | None) -> B
         return superseded
     except OSError as failing:
         error = error if isinstance(error, OSError) else failing
+    if is_lost_peer(error):
+        return Interrupted() if stopping else lost(error)
     if isinstance(error, OSError) and error.errno is not None:
         return RunError(f"{error.filename or run_dir}: {_advice(error)}: {_left(run_dir)}")
     if is_out_of_memory(error):
@@ -38,6 +45,8 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
     if isinstance(error, SupersededError):
         assert attempt is not None
         note(run_dir, "superseded", attempt=attempt.number)
+    elif isinstance(error, PeerLostError) and _has_failed(run_dir):
+        return  # the other process has said why it failed
     elif isinstance(error, AblatrixError):
         note(run_dir, "failed", reason=str(error))
     elif isinstance(error, Exception):
@@ -53,6 +62,11 @@ def note(run_dir: Path, event: str, **fields: Any) -> None:
         runlog.append_event(run_dir, event, **fields)
     except OSError as error:
         warn(f"{run_dir / runlog.EVENTS}: not written: {error.strerror}")
+
+
+def _has_failed(run_dir: Path) -> bool:
+    events = runlog.read_events(run_dir)
+    return bool(events) and events[-1]["event"] == "failed"
 
 
 def _advice(error: OSError) -> str:

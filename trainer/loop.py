@@ -10,20 +10,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from models.gpt import GPT
 from trainer.config import RunConfig
 from trainer.errors import RunError
 from trainer.graphs import GraphedStep
 from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
 from trainer.optimizer import AdamW
+from trainer.parallel.single import Array, Single
 from trainer.schedules import learning_rate
 
 EVENTS = ("on_train_start", "on_batch_end", "on_row", "on_checkpoint", "on_out_of_memory", "on_train_end")
-Array = np.ndarray[Any, Any]
 
 
 class Source(Protocol):
@@ -39,18 +37,28 @@ class Trainer:
     `on_train_start`, `on_batch_end` (after every step), `on_row` (`trainer.row` is a new row of loss.csv),
     `on_checkpoint` (`state()` is due to be saved), `on_out_of_memory` (batches are worked through in more `parts` from
     now on), `on_train_end`. Any of them may set `stop_requested`: the loop then asks for a checkpoint and ends.
+
+    strategy: how this process shares the run with others; by default it is alone. All of them see the same batches,
+    rows, evaluations and stops, and call `state()` and `result()` together.
     """
 
     def __init__(
-        self, config: RunConfig, source: Source, heldout: tuple[Array, Array], device: torch.device | str = "cpu"
+        self,
+        config: RunConfig,
+        source: Source,
+        heldout: tuple[Array, Array],
+        device: torch.device | str = "cpu",
+        strategy: Single | None = None,
     ) -> None:
         self.config = config
         self.source = source
         self.heldout = heldout
         self.device = torch.device(device)
-        self.model = GPT(config.model, seed=config.system.seed).to(self.device).train()
+        self.strategy = strategy or Single(config, self.device)
+        self.model = self.strategy.model
         settings = config.trainer
-        self.optimizer = AdamW(self.model, settings.betas, settings.weight_decay, settings.grad_norm_clip)
+        self.optimizer = AdamW(self.strategy.trained, settings.betas, settings.weight_decay, settings.grad_norm_clip)
+        self.optimizer.across = self.strategy.norm
         self.callbacks: dict[str, list[Callable[[Trainer], None]]] = defaultdict(list)
         self.stop_requested = False
         self.diverged = False
@@ -58,7 +66,7 @@ class Trainer:
         self.row: dict[str, Any] = {}
         self._graph: GraphedStep | None = None
         # On a CPU the written-out kernels are faster than what a compiler makes of the formulas
-        if settings.compile and self.device.type == "cuda":
+        if settings.compile and self.device.type == "cuda" and self.strategy.world == 1:
             self.model.compile_parts()
             self._graph = GraphedStep(self._update, self.optimizer, self.device)
 
@@ -92,22 +100,34 @@ class Trainer:
         """Trained on so far."""
         return self.iter * self.config.trainer.batch_size * self.config.data.block_size
 
+    @property
+    def windows(self) -> int:
+        """Of a batch that this process works through."""
+        return self.config.trainer.batch_size // self.strategy.shares
+
     def run(self) -> None:
         """Train until max_iters, divergence, or a stop; `finished` tells which."""
         self.trigger_callbacks("on_train_start")
+        self._agree()
         self._since = time.perf_counter()
         if not (self.finished or self.stop_requested):
             with contextlib.closing(self.source(self.iter, self.config.trainer.max_iters)) as batches:  # type: ignore[type-var]
                 for x, y in batches:
                     self._step(x, y)
                     self.trigger_callbacks("on_batch_end")
+                    self._agree()
                     self._boundary()
                     if self.stop_requested or self.finished:
                         break
         self.trigger_callbacks("on_train_end")
 
+    def _agree(self) -> None:
+        """Where one process wants to stop, all do."""
+        (self.stop_requested,) = self.strategy.agree(self.stop_requested)
+
     def _step(self, x: Array, y: Array) -> None:
         """One optimiser step on batch number `iter`."""
+        x, y = self.strategy.share(x), self.strategy.share(y)
         self.optimizer.set_learning_rate(learning_rate(self.iter + 1, self.config.trainer))
         self._seed()
         step = self._graph or self._update
@@ -127,29 +147,31 @@ class Trainer:
     def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Fill the gradients from a batch and return its loss. Where memory runs out, once more in smaller parts."""
         while True:
+            reason = ""
             try:
-                return self._accumulate(x, y)
+                loss = self._accumulate(x, y)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not (self.strategy.can_retry and is_out_of_memory(error)):
                     raise
                 reason = first_line(error)
             # Out here the error is gone, and with its traceback all that the failed attempt had allocated
-            self._use_less_memory(reason)
+            (failed,) = self.strategy.agree(bool(reason))
+            if not failed:
+                return self.strategy.reduce(loss)
+            self._use_less_memory(reason or "in another process")
             self._seed()
 
     def _accumulate(self, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         losses = []
+        divisor = y.numel() * self.strategy.shares
         for xs, ys in zip(x.tensor_split(self.parts), y.tensor_split(self.parts), strict=True):
-            with self.autocast():
-                loss = self.model.loss(xs, ys, divisor=y.numel())
-            loss.backward()
-            losses.append(loss.detach())
+            losses.append(self.strategy.gradients(xs, ys, divisor, self.autocast))
         return sum(losses[1:], losses[0])
 
     def _use_less_memory(self, reason: str) -> None:
         """More parts to a batch: their mean loss and gradients are the batch's own, but for the order of the sums."""
-        parts = more_parts(self.config.trainer.batch_size, self.parts)
+        parts = more_parts(self.windows, self.parts)
         if parts is None:
             raise RunError(
                 f"step {self.iter + 1}: out of memory with a single window of the batch ({reason}); lower "
@@ -177,10 +199,12 @@ class Trainer:
         if self._row_due():
             with self.paused():
                 self._end_row()
+                self._agree()
         due = settings.ckpt_interval and self.iter % settings.ckpt_interval == 0
         if not self.diverged and (due or self.stop_requested or self.finished):
             with self.paused():
                 self.trigger_callbacks("on_checkpoint")
+                self._agree()
 
     def _row_due(self) -> bool:
         s, i = self.config.trainer, self.iter
@@ -230,11 +254,9 @@ class Trainer:
         if not scored:
             return None
         self.model.eval()
-        total = 0.0
         # at most about 4096 tokens at a time: the result must not depend on how much memory there is
         size = max(1, 4096 // x.shape[1])
-        for start in range(0, len(x), size):
-            total += self._nll(x[start : start + size], y[start : start + size])
+        total = self.strategy.evaluate(x, y, size, self._nll)
         self.model.train()
         return total / scored
 
@@ -244,13 +266,16 @@ class Trainer:
             with self.autocast():
                 return float(self.model.loss(self._to_device(x), self._to_device(y), divisor=1.0))
         except (RuntimeError, MemoryError) as error:
-            if len(x) == 1 or not is_out_of_memory(error):
+            if len(x) == 1 or not (self.strategy.can_retry and is_out_of_memory(error)):
                 raise
         half = len(x) // 2
         return self._nll(x[:half], y[:half]) + self._nll(x[half:], y[half:])
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to go on as if nothing had happened. Tensors are not copied."""
+        """All that `load_state` needs to go on as if nothing had happened. Tensors are not copied.
+
+        The same for every strategy, so that a run can go on with another one; complete in the lead.
+        """
         progress = {
             "seconds": self.seconds,
             "initial_loss": self.initial_loss,
@@ -264,21 +289,27 @@ class Trainer:
             "fingerprint": self.config.fingerprint(),
             "step": self.iter,
             "tokens": self.tokens,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self.strategy.whole(self.model.state_dict()),
+            "optimizer": self.strategy.whole(self.optimizer.state_dict()),
             "progress": progress,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a `state()`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.strategy.load_model(state["model"])
+        self.optimizer.load_state_dict(self.strategy.local(state["optimizer"]))
         progress = state["progress"]
         self.iter, self.seconds = state["step"], progress["seconds"]
         self.initial_loss, self.final_loss = progress["initial_loss"], progress["final_loss"]
         self._sums.copy_(progress["sums"])
         self._row_iter, self._row_seconds = progress["row_iter"], progress["row_seconds"]
-        self.parts = progress["parts"]
+        self.parts = min(progress["parts"], self.windows)
+
+    def result(self) -> tuple[float | None, dict[str, Any]]:
+        """The final held-out NLL and the model's state dict, of a run that has not diverged."""
+        # a run killed between its last checkpoint and its summary has not evaluated in this attempt
+        nll = self.val_loss if self.val_loss is not None else self.evaluate()
+        return nll, self.strategy.whole(self.model.state_dict())
 
 
 def step_seed(seed: int, step: int) -> int:

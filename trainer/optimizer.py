@@ -7,7 +7,7 @@ The update is the same fused kernel; a test holds it to torch's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class AdamW:
         self.steps = torch.zeros((), dtype=torch.float32, device=self.device)
         # on the device, where a recorded step finds it
         self.rate = torch.zeros((), dtype=torch.float32, device=self.device)
+        # the norm of all gradients from that of these: a model may be spread over several processes
+        self.across: Callable[[Tensor], Tensor] = lambda norm: norm
         self.fused = hasattr(torch, "_fused_adamw_") and self.device.type in ("cpu", "cuda", "mps")
 
     def zero_grad(self) -> None:
@@ -70,7 +72,7 @@ class AdamW:
     def step(self) -> Tensor:
         """Clip, update every parameter, and return the gradient's norm before clipping (a scalar on the device)."""
         grads = [p.grad for p in self.named.values() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = self.across(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         too_large = self._too_large(norm)
         self.steps += 1
         for names, weight_decay in self.groups:

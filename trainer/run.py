@@ -10,12 +10,12 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.config import count_parameters, flops_per_token
-from trainer import callbacks, checkpoint, data, endings, runlog, tokenizer
+from trainer import callbacks, checkpoint, data, endings, parallel, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.console import say
@@ -24,6 +24,12 @@ from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
 from trainer.loop import Array, Trainer
 from trainer.signals import Interrupted, StopSignals
+
+if TYPE_CHECKING:
+    from trainer.parallel.team import Team
+
+# What the lead of several processes tells the others
+GO, FROM = "go", "from"  # whether there is anything to do; the checkpoint to start from, '' for none
 
 
 @dataclass
@@ -36,10 +42,14 @@ class Inputs:
     start: dict[str, Any] | None
 
     @classmethod
-    def open(cls, config: RunConfig) -> Inputs:
-        """Raises DataError where the file cannot serve this configuration, UserError where the checkpoint cannot."""
+    def open(cls, config: RunConfig, named: bool = True) -> Inputs:
+        """Raises DataError where the file cannot serve this configuration, UserError where the checkpoint cannot.
+
+        named: read the checkpoint that the configuration names.
+        """
         resume = config.trainer.resume
-        start = checkpoint.load(Path(resume), config.fingerprint()) if resume not in ("auto", "none") else None
+        named = named and resume not in ("auto", "none")
+        start = checkpoint.load(Path(resume), config.fingerprint()) if named else None
         store = data.open_tokens(config.data, Path(config.system.cache_dir))
         batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
         return cls(store, batches, data.heldout_windows(store, config.data, config.trainer.eval_tokens), start)
@@ -48,8 +58,11 @@ class Inputs:
 def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     """Do the run that `config` describes and return its exit code. Raises AblatrixError and what else goes wrong.
 
-    argv: the flags as they were given, for args.txt.
+    argv: the flags as they were given, for args.txt. Of several processes every one calls it.
     """
+    place = parallel.Place.of(config)
+    if place.rank:
+        return _follow(config, place, signals)
     run_dir = Path(config.system.work_dir)
     # A folder prepared for this very run hears of every failure; another run's folder is not written to
     there = _existing(run_dir)
@@ -57,19 +70,23 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     attempt: Attempt | None = None
     try:
         config = config.resolved(_vocab_size(config))
+        place.check(config)
         _refuse_strangers(run_dir, there, config)
+        team = _join(place, config)
         if _already_finished(run_dir, config):
+            _tell(team, GO, False)
             return 0
-        device = pick_device(config.trainer.device)
+        device = team.device if team else pick_device(config.trainer.device)
         tune_products(device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
         attempt = _take(run_dir)
         ours = True
         _open_folder(run_dir, config, argv)
-        return _train(attempt, config, inputs, device, signals)
+        _tell(team, GO, True)
+        return _train(attempt, config, inputs, device, signals, team)
     except (Exception, Interrupted) as error:
-        told = endings.explained(error, run_dir, attempt)
+        told = endings.explained(error, run_dir, attempt, signals.received is not None)
         if ours:
             endings.record(told, run_dir, attempt, signals.name)
         if told is error:
@@ -145,27 +162,104 @@ def _forget_result(run_dir: Path, everything: bool) -> None:
         path.unlink()
 
 
-def _train(attempt: Attempt, config: RunConfig, inputs: Inputs, device: torch.device, signals: StopSignals) -> int:
-    run_dir = attempt.run_dir
+def _join(place: parallel.Place, config: RunConfig) -> Team | None:
+    """The processes of this run, once all are there; None where this one is alone."""
+    if place.world == 1:
+        return None
+    from trainer.parallel.team import Team  # torch.distributed takes a while to import
+
+    return Team.join(place, config)
+
+
+def _tell(team: Team | None, key: str, value: Any) -> None:
+    if team:
+        team.tell(key, value)
+
+
+def _make_trainer(config: RunConfig, inputs: Inputs, device: torch.device, team: Team | None) -> Trainer:
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
-    trainer = Trainer(config, source, inputs.heldout, device)
+    return Trainer(config, source, inputs.heldout, device, parallel.make(config, device, team))
+
+
+def _train(
+    attempt: Attempt,
+    config: RunConfig,
+    inputs: Inputs,
+    device: torch.device,
+    signals: StopSignals,
+    team: Team | None = None,
+) -> int:
+    run_dir = attempt.run_dir
+    trainer = _make_trainer(config, inputs, device, team)
     origin = _restore(trainer, run_dir, inputs)
+    _tell(team, FROM, str((run_dir / origin).absolute()) if origin else "")
     log = _attach(trainer, attempt, signals)
+    where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
-    fields = {"attempt": attempt.number, "iter": trainer.iter, "device": describe(device)}
+    fields = {"attempt": attempt.number, "iter": trainer.iter, "device": where}
     runlog.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters = count_parameters(config.model)
-    say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {describe(device)} in {run_dir}")
+    say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")
 
     signals.training = True
     trainer.run()
     if not trainer.finished:
         runlog.append_event(run_dir, "stopped", iter=trainer.iter)
-        say(f"stopped by {signals.name} after iter {trainer.iter}; start again to continue")
+        say(f"stopped by {signals.name or 'another process'} after iter {trainer.iter}; start again to continue")
         return runlog.EXIT_STOPPED
     log.mend()
     _finish(attempt, trainer, inputs.store)
+    if team:
+        team.leave()
     return 0
+
+
+def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> int:
+    """The run in a process that is not the lead: it computes its share and writes nothing but why it failed."""
+    run_dir, training = Path(config.system.work_dir), False
+    try:
+        config = config.resolved(_vocab_size(config))
+        place.check(config)
+        team = _join(place, config)
+        assert team
+        if not team.hear(GO):
+            return 0
+        training = True
+        tune_products(team.device)
+        trainer = _make_trainer(config, Inputs.open(config, named=False), team.device, team)
+        origin = team.hear(FROM)
+        if origin:
+            trainer.load_state(checkpoint.load(Path(origin), config.fingerprint()))
+        _attach_follower(trainer, signals)
+        signals.training = True
+        trainer.run()
+        if not trainer.finished:
+            return runlog.EXIT_STOPPED
+        if not trainer.diverged:
+            trainer.result()
+        team.leave()
+        return 0
+    except Exception as error:
+        told = endings.explained(error, run_dir, None, signals.received is not None)
+        if training and not isinstance(told, parallel.PeerLostError | Interrupted):
+            endings.note(run_dir, "failed", reason=f"process {place.rank}: {str(told).strip() or type(told).__name__}")
+        if told is error:
+            raise
+        raise told from error
+
+
+def _attach_follower(trainer: Trainer, signals: StopSignals) -> None:
+    """What a process that writes nothing does at the lead's events: its part of what the lead writes."""
+
+    def watch(trainer: Trainer) -> None:
+        trainer.stop_requested = trainer.stop_requested or signals.received is not None
+
+    def share_state(trainer: Trainer) -> None:
+        trainer.state()
+
+    trainer.add_callback("on_train_start", watch)
+    trainer.add_callback("on_batch_end", watch)
+    trainer.add_callback("on_checkpoint", share_state)
 
 
 def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
@@ -208,9 +302,8 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     run_dir, config = attempt.run_dir, trainer.config
     val_nll = None
     if not trainer.diverged:
-        # a run killed between its last checkpoint and its summary has not evaluated in this attempt
-        val_nll = trainer.val_loss if trainer.val_loss is not None else trainer.evaluate()
-        checkpoint.save_torch(run_dir / runlog.MODEL, trainer.model.state_dict(), attempt.require)
+        val_nll, weights = trainer.result()
+        checkpoint.save_torch(run_dir / runlog.MODEL, weights, attempt.require)
     summary = {
         "iters": trainer.iter,
         "max_iters": config.trainer.max_iters,
@@ -225,6 +318,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "flops_per_token": flops_per_token(config.model),
         "peak_memory_bytes": peak_memory(trainer.device),
         "device": describe(trainer.device),
+        "processes": trainer.strategy.world,
         "fingerprint": config.fingerprint(),
         "data_fingerprint": store.fingerprint,
         "skipped_documents": store.skipped,

@@ -1,0 +1,71 @@
+"""One of the two processes of test_parallel.py: trains a small model in every way and, as the lead, writes the rows.
+
+`python -m tests.trainer.parallel_worker OUT STRATEGY...`, with torchrun's variables set; OUT is written by torch.save.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from tests.trainer.test_loop import config, heldout, rows, source
+from trainer import parallel
+from trainer.config import RunConfig
+from trainer.loop import Trainer
+from trainer.parallel.team import Team
+
+STEPS, HALF = 10, 5
+
+
+def settings(strategy: str = "single", alone: bool = False, **more: Any) -> RunConfig:
+    """`ddp`, `pipeline-1f1b`, ...; alone: the same run in one process."""
+    name, _, schedule = strategy.partition("-")
+    pipeline = {"pipeline_schedule": schedule, "pipeline_microbatches": 4} if schedule else {}
+    dropout = (
+        {} if name in ("single", "ddp", "fsdp") else dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+    )
+    given = {"strategy": "single" if alone else name, "max_iters": STEPS, "log_interval": 1, "device": "cpu"}
+    given |= {"eval_interval": HALF, "ckpt_interval": HALF}
+    return config(**{**given, "model": dropout, **pipeline, **more})
+
+
+def train(config: RunConfig, team: Team | None, start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Rows and final state of a run; and the state half-way."""
+    run = Trainer(config, source, heldout(), "cpu", parallel.make(config, torch.device("cpu"), team))
+    if start is not None:
+        run.load_state(start)
+    got, half = rows(run), []
+    run.add_callback("on_checkpoint", lambda t: half.append(copied(t.state())))
+    run.run()
+    return {"rows": got, "half": half[0] if half else None, "state": copied(run.state()), "nll": run.result()[0]}
+
+
+def copied(tree: Any) -> Any:
+    """A state whose tensors the next step does not change."""
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return tree.clone() if isinstance(tree, torch.Tensor) else tree
+
+
+def main() -> None:
+    out, *strategies = sys.argv[1:]
+    place = parallel.Place.of(settings("ddp"))
+    team = Team.join(place, settings("ddp"))
+    found = {}
+    for strategy in strategies:
+        whole = train(settings(strategy), team)
+        # a state is complete in the lead only; a run reads it from a file
+        if place.rank == 0:
+            torch.save(whole["half"], f"{out}.half")
+        team.any(False)
+        half = torch.load(f"{out}.half", weights_only=True)
+        found[strategy] = {**whole, "resumed": train(settings(strategy), team, half)}
+    if place.rank == 0:
+        torch.save(found, out)
+    team.leave()
+
+
+if __name__ == "__main__":
+    main()

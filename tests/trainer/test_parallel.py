@@ -1,0 +1,140 @@
+"""Runs shared by two processes on this machine: the results of one process, through kills and changes of strategy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.snapshot import code_root
+from tests.trainer.parallel_worker import HALF, settings, train
+from tests.workspace import without_clock
+from trainer import parallel, runlog
+from trainer.errors import UserError
+
+STRATEGIES = ("ddp",)
+
+
+def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
+    """The processes of one run, as a launcher starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
+        environment |= {name: str(value) for name, value in place.items()}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes, **options))
+    return started
+
+
+def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]:
+    """What each has printed; their exit codes must be these."""
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == codes, "\n".join(outputs)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes have made of the same run with each strategy."""
+    out = tmp_path_factory.mktemp("parallel") / "found.pt"
+    ended(ranks(["-m", "tests.trainer.parallel_worker", str(out), *STRATEGIES], cwd=code_root()), [0, 0])
+    loaded: dict[str, Any] = torch.load(out, weights_only=True)
+    return loaded
+
+
+def numbers(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([[row["loss"], row["grad_norm"], row["val_loss"] or 0.0] for row in rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+class TestStrategy:
+    def test_equals_one_process(self, found: dict[str, Any], strategy: str) -> None:
+        alone, shared = train(settings(strategy, alone=True), None), found[strategy]
+        assert [row["iter"] for row in shared["rows"]] == [row["iter"] for row in alone["rows"]]
+        torch.testing.assert_close(numbers(shared["rows"]), numbers(alone["rows"]), rtol=0, atol=1e-5)
+        assert shared["nll"] == pytest.approx(alone["nll"], abs=1e-5)
+        for name, weight in alone["state"]["model"].items():
+            torch.testing.assert_close(shared["state"]["model"][name], weight, rtol=0, atol=1e-4)
+
+    def test_resumed_equals_untouched(self, found: dict[str, Any], strategy: str) -> None:
+        shared = found[strategy]
+        assert shared["resumed"]["rows"] == shared["rows"][HALF:]
+        for name, weight in shared["state"]["model"].items():
+            assert torch.equal(shared["resumed"]["state"]["model"][name], weight), name
+
+    def test_its_state_goes_on_in_one_process(self, found: dict[str, Any], strategy: str) -> None:
+        shared = found[strategy]
+        alone = train(settings(strategy, alone=True), None, shared["half"])
+        torch.testing.assert_close(numbers(alone["rows"]), numbers(shared["rows"][HALF:]), rtol=0, atol=1e-5)
+
+
+def flags(corpus: Path, cache: Path, work_dir: Path, **more: Any) -> list[str]:
+    values = {
+        "data.file_path": corpus, "data.tokenizer": "sample", "data.block_size": 16, "system.cache_dir": cache,
+        "model.model_type": "gpt-nano", "model.n_layer": 2, "trainer.batch_size": 4, "trainer.max_iters": 60,
+        "trainer.log_interval": 1, "trainer.ckpt_interval": 20, "trainer.eval_tokens": 500, "trainer.device": "cpu",
+        "trainer.strategy": "ddp", "system.work_dir": work_dir, **more,
+    }  # fmt: skip
+    return ["-m", "trainer", *(f"--{key}={value}" for key, value in values.items())]
+
+
+def events(run_dir: Path) -> list[str]:
+    return [event["event"] for event in runlog.read_events(run_dir)]
+
+
+def after(run_dir: Path, step: int) -> None:
+    end = time.monotonic() + 60
+    while len(runlog.whole_rows(runlog.read_text(run_dir / runlog.LOSS))) < step:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path, tmp_path: Path) -> None:
+    """A dead process ends the others; a signal that one gets stops all; the loss curve is that of an untouched run."""
+    untouched, hit = tmp_path / "untouched", tmp_path / "hit"
+    ended(ranks(flags(corpus, offline_cache, untouched)), [0, 0])
+    first = ranks(flags(corpus, offline_cache, hit))
+    after(hit, 22)
+    first[1].kill()
+    told, _ = ended(first, [1, -signal.SIGKILL])
+    assert "another process of this run has ended" in told and "Traceback" not in told
+    assert runlog.read_events(hit)[-1]["event"] == "failed"
+    second = ranks(flags(corpus, offline_cache, hit))
+    after(hit, 24)
+    second[1].send_signal(signal.SIGUSR2)
+    ended(second, [runlog.EXIT_STOPPED] * 2)
+    assert events(hit)[-1] == "stopped"
+    ended(ranks(flags(corpus, offline_cache, hit)), [0, 0])
+    assert without_clock(hit) == without_clock(untouched)
+    assert (runlog.read_json(hit / runlog.SUMMARY) or {})["processes"] == 2
+    outputs = ended(ranks(flags(corpus, offline_cache, hit)), [0, 0])
+    assert "already finished" in outputs[0] and outputs[1] == ""
+
+
+def test_what_cannot_be_shared_is_refused() -> None:
+    place = parallel.Place(0, 3, 0)
+    with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be shared equally by 3 processes"):
+        place.check(settings("ddp"))
+    with pytest.raises(UserError, match=r"grad_accum: 4 is over the 2 windows"):
+        parallel.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
+    with pytest.raises(UserError, match=r"2 processes were started, but trainer.strategy is single"):
+        parallel.Place.of(settings("single"), {"RANK": "0", "WORLD_SIZE": "2"})
+    assert parallel.Place.of(settings("single"), {}) == parallel.Place()
+
+
+def test_one_process_imports_no_distributed() -> None:
+    code = "import sys, trainer.run; print([m for m in sys.modules if m.startswith('torch.distributed.fsdp')], "
+    code += "'trainer.parallel.team' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=code_root())
+    assert result.stdout.split() == ["[]", "False"]

@@ -1,0 +1,115 @@
+"""One run in several processes: which of them this one is, and how they share the work. Free of torch.
+
+The processes are told their places as torchrun tells them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
+job's task (orchestrator/task.py) and `python -m torch.distributed.run -m trainer ...` both do so. Process 0, the lead,
+is the only one that writes files. What the processes of a run owe each other is in team.py, how they share the work in
+single.py and in the file of each strategy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer.config import RunConfig
+from trainer.errors import ConfigError, RunError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.parallel.single import Single
+    from trainer.parallel.team import Team
+
+# What torch says when a process at the other end of a connection is gone or silent
+WORDS = ("gloo/transport", "gloo::", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+STRATEGIES = {
+    "ddp": ("ddp", "DataParallel"),
+}
+NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+class PeerLostError(RunError):
+    """Another process of the run has ended, or does not answer."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Does this error say that another process of the run is gone?"""
+    if isinstance(error, PeerLostError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ in NAMES or any(words in str(error) for words in WORDS)
+
+
+def lost(error: BaseException) -> PeerLostError:
+    """The error that the user is to see instead of torch's."""
+    if isinstance(error, PeerLostError):
+        return error
+    words = str(error).strip().splitlines()
+    return PeerLostError(
+        f"another process of this run has ended or does not answer ({words[0][:120] if words else 'no reason'}); its "
+        "own output says why. Start the same command again: the run goes on from its last checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the run's processes this one is."""
+
+    rank: int = 0  # among all
+    world: int = 1  # processes of the run
+    local_rank: int = 0  # among those of this machine
+
+    @classmethod
+    def of(cls, config: RunConfig, environ: Mapping[str, str] = os.environ) -> Place:
+        """Raises UserError where the environment does not fit together, or not with `trainer.strategy`."""
+        if "WORLD_SIZE" not in environ:
+            return cls()
+        try:
+            rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+            place = cls(rank, world, int(environ.get("LOCAL_RANK", "0")))
+        except (KeyError, ValueError):
+            raise UserError("WORLD_SIZE is set, but RANK is not a number: start the processes with torchrun") from None
+        if place.world > 1 and config.trainer.strategy == "single":
+            raise UserError(
+                f"{place.world} processes were started, but trainer.strategy is single; add --trainer.strategy=ddp"
+            )
+        return place
+
+    def check(self, config: RunConfig) -> None:
+        """Raises ConfigError where the batch or the model cannot be shared by so many processes."""
+        problems = share_problems(config, self.world)
+        if problems:
+            raise ConfigError(problems)
+
+
+def share_problems(config: RunConfig, world: int) -> list[str]:
+    """Why `world` processes cannot do this run, one line each; a resolved config. Free of torch."""
+    settings, problems = config.trainer, []
+    if world == 1:
+        return []
+    if settings.batch_size % world:
+        problems.append(
+            f"trainer.batch_size: {settings.batch_size} windows cannot be shared equally by {world} processes; "
+            f"take a multiple of {world}"
+        )
+    elif settings.grad_accum > settings.batch_size // world:
+        problems.append(
+            f"trainer.grad_accum: {settings.grad_accum} is over the {settings.batch_size // world} windows that "
+            f"each of {world} processes has; a part must hold at least one window"
+        )
+    return problems
+
+
+def make(config: RunConfig, device: torch.device, team: Team | None) -> Single:
+    """The strategy of this process; one process alone does all itself, whatever `trainer.strategy` says."""
+    from trainer.parallel.single import Single
+
+    if team is None:
+        return Single(config, device)
+    module, name = STRATEGIES[config.trainer.strategy]
+    strategy: Single = getattr(importlib.import_module(f"trainer.parallel.{module}"), name)(config, device, team)
+    return strategy
