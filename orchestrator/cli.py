@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,11 +171,15 @@ def report(
 @app.command()
 def check(file: File, sets: Sets = None, launcher: LauncherName = "auto") -> None:
     """Everything that can be known to fail before it is queued, all at once. `submit` does this too."""
+    from orchestrator import schema as schema_module
     from orchestrator import submit
 
     planned = submit.make_plan(_options(file, launcher, sets=sets))
     submit.check(planned)
     print(f"{file}: {len(planned.runs)} runs, nothing found that would fail ({planned.launcher})")
+    old = schema_module.outdated(planned.loaded.source.path)
+    if old:
+        print(f"note: {old} is another version's, editors may be wrong; renew it with: {_schema_command(old)}")
 
 
 @app.command()
@@ -260,3 +265,57 @@ def show(
         return
     found = rundir.find_study(study, output)
     display.print_run(found, found.find(run), _console())
+
+
+@app.command()
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write it to this file")] = None,
+    check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="is this file up to date?")] = None,
+) -> None:
+    """The JSON schema of experiment files, for editors."""
+    from orchestrator import schema as schema_module
+    from trainer import runlog
+    from trainer.errors import RunError, UserError
+
+    text = schema_module.text()
+    try:
+        if check:
+            if check.read_text(encoding="utf-8", errors="replace") != text:
+                raise RunError(f"{check}: is not this version's schema; renew it with: {_schema_command(check)}")
+        elif output:
+            runlog.atomic_write(output, text, durable=False)
+        else:
+            print(text, end="")
+    except OSError as error:
+        raise UserError(f"{check or output}: {error.strerror}") from None
+
+
+def _schema_command(file: Path) -> str:
+    return f"python -m orchestrator schema --output {shlex.quote(str(file))}"
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]) -> None:
+    """A small workspace in a folder of your own: a study, its base, a schema for editors, a Makefile."""
+    from orchestrator import initialise
+
+    for path in initialise.create(folder):
+        print(path)
+    print(
+        f"\nnext: cd {shlex.quote(str(folder))}\n"
+        "      ablatrix warm-cache --tokenizer sample     # a tokenizer and a small corpus, made here, no network\n"
+        "      ablatrix submit ablation.yaml --wait && ablatrix report"
+    )
+
+
+@app.command(
+    "warm-cache",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="[OPTIONS]",
+)
+def warm_cache(context: typer.Context) -> None:
+    """On the login node: a tokenizer and data into the offline cache (`warm-cache --help` lists the options)."""
+    from trainer.offline import warm
+
+    raise typer.Exit(warm.main(context.args))

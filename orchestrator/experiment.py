@@ -29,6 +29,7 @@ class Level:
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+FIXED = {"system.seed": "give `seeds:` at the top level", "system.work_dir": "give `output:` at the top level"}
 DESIGNS = ("baseline", "one_at_a_time", "all_on", "leave_one_out", "factorial")
 
 
@@ -180,8 +181,13 @@ class Loaded:
 
     experiment: Experiment
     tree: Tree
-    file: Path
+    source: Source
     forced: Overrides = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The file as it is called: `file.yaml`, or `file.yaml#config`."""
+        return str(self.source)
 
     def at(self, *path: str) -> str:
         """`file:line: ` of a key, for the front of a message."""
@@ -208,10 +214,10 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     data.pop("vars", None)
     problems += _check_trainer_keys(data, tree)
     try:
-        loaded = Loaded(Experiment.model_validate(data), tree, Path(str(source)), forced)
+        loaded = Loaded(Experiment.model_validate(data), tree, source, forced)
         problems += _check_design(loaded)
     except ValidationError as error:
-        problems += [_explain(e, tree, Path(str(source))) for e in error.errors()]
+        problems += [_explain(e, tree, str(source)) for e in error.errors()]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return loaded
@@ -228,9 +234,9 @@ def _ask_for_config(source: Source) -> None:
 # ---- checks
 
 
-def _explain(error: Any, tree: Tree, file: Path) -> str:
+def _explain(error: Any, tree: Tree, file: str) -> str:
     path = tuple(str(part) for part in error["loc"] if part != "[key]")
-    position, key = tree.position(path) or str(file), ".".join(path)
+    position, key = tree.position(path) or file, ".".join(path)
     kind = error["type"]
     if kind == "extra_forbidden":
         known = list(SlurmSettings.model_fields) if path[0] == "slurm" else list(TOP_LEVEL)
@@ -244,7 +250,6 @@ def _explain(error: Any, tree: Tree, file: Path) -> str:
 def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
     """Unknown trainer keys in base and features, each with the nearest name, and features that override nothing."""
     known = [key for key, _ in keys()]
-    fixed = {"system.seed": "give `seeds:` at the top level", "system.work_dir": "give `output:` at the top level"}
     blocks: list[tuple[KeyPath, Any]] = [(("base",), data.get("base", {}))]
     if isinstance(data.get("features"), dict):
         blocks += [(level.path, level.overrides) for group in _levels(data["features"]) for level in group]
@@ -258,8 +263,8 @@ def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
         else:
             for key in overrides:
                 where = f"{tree.position((*path, key))}: {name}.{key}: "
-                if key in fixed:
-                    problems.append(f"{where}set per run; {fixed[key]}")
+                if key in FIXED:
+                    problems.append(f"{where}set per run; {FIXED[key]}")
                 elif key not in known:
                     problems.append(f"{where}unknown key{nearest(key, known)}")
     return problems

@@ -25,7 +25,7 @@ ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or f
 SNAPSHOTS = ".snapshots"
 LAST = ".last"  # under out/: the folder of the study submitted last
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
-VERSIONS = ("torch", "numpy", "transformers", "tokenizers", "submitit")
+VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
 # What of the environment may be recorded: nothing that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
 

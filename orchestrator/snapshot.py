@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import trainer
 from trainer import runlog
 from trainer.errors import RunError
 
+REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)  # a component of the user's own
 PACKAGES = ("orchestrator", "trainer", "models")
 
 
@@ -21,14 +24,17 @@ def code_root() -> Path:
     return Path(trainer.__file__).resolve().parent.parent
 
 
-def take(store: Path) -> Path:
+def take(store: Path, own: Iterable[str] = ()) -> Path:
     """Copy the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
 
     Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are all
     Python files, tracked or not, that are not ignored, and the packages' templates; elsewhere the installed packages.
+
+    own: names of modules of the user's own, which the working folder may hold outside the running code.
     """
     root = code_root()
-    files = {name: (root / name).read_bytes() for name in sorted(_code_files(root))}
+    places = {**_own_files(Path.cwd(), own), **{name: root / name for name in _code_files(root)}}
+    files = {name: places[name].read_bytes() for name in sorted(places)}
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -58,6 +64,24 @@ def _code_files(root: Path) -> Iterable[str]:
         return {name for name in listed.split("\0") if name and (root / name).is_file()}
     found = (path for package in (*PACKAGES, "sbatch") for path in (root / package).rglob("*") if path.is_file())
     return {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
+
+
+def own_modules(value: Any) -> set[str]:
+    """The top-level names of what a configuration refers to as `package.module:Class`."""
+    if isinstance(value, dict | list | tuple):
+        inner = value.values() if isinstance(value, dict) else value
+        return set().union(*map(own_modules, inner))
+    return (
+        {value.partition(":")[0].partition(".")[0]} if isinstance(value, str) and REFERENCE.fullmatch(value) else set()
+    )
+
+
+def _own_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The modules of these names in the folder, and the single files beside them, which they may import."""
+    found = [path for name in names for path in ((folder / f"{name}.py"), *(folder / name).rglob("*.py"))]
+    found = [path for path in found if path.is_file()]
+    beside = folder.glob("*.py") if found else ()
+    return {str(path.relative_to(folder)): path for path in (*beside, *found)}
 
 
 def git(*words: str) -> str:

@@ -308,7 +308,7 @@ CAUSES = (
     (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
     (r"DUE TO PREEMPTION", "preempted"),
     (r"No space left|Disk quota exceeded", "disk full or over quota"),
-    (r"OfflineCacheError|make warm-cache", "offline cache incomplete: run make warm-cache on the login node"),
+    (r"OfflineCacheError|warm-cache|cache_warm", "offline cache incomplete: run make warm-cache on the login node"),
 )
 SLURM_CAUSES = {
     "OUT_OF_MEMORY": "out of memory: ask for more in slurm.mem, or lower trainer.batch_size",

@@ -69,10 +69,13 @@ def split(members: Members, per_job: int, largest_array: int) -> list[list[Membe
     return [jobs[i : i + largest_array] for i in range(0, len(jobs), largest_array)]
 
 
-def take_snapshot(study: Study) -> Path:
-    """The folder with the code that the study's jobs will run. Raises RunError where it cannot be written."""
+def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
+    """The folder with the code that the study's jobs will run, modules of the user's `own` included.
+
+    Raises RunError where it cannot be written.
+    """
     try:
-        return snapshot.take(study.folder.parent / rundir.SNAPSHOTS)
+        return snapshot.take(study.folder.parent / rundir.SNAPSHOTS, own)
     except OSError as error:
         raise RunError(f"{error.filename}: the code snapshot cannot be written: {error.strerror}") from None
 

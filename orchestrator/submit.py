@@ -19,6 +19,7 @@ from orchestrator import (
     outline,
     rundir,
     slurm,
+    snapshot,
     status,
     submission,
 )
@@ -215,7 +216,8 @@ def _say(selection: submission.Selection, console: Console) -> None:
 
 def _launch(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> None:
     """Claim the runs and queue them. What can fail before the claims, fails before: they must not be left behind."""
-    code = submission.take_snapshot(study)
+    own = snapshot.own_modules([origins.flat(run.config) for run in plan.runs])
+    code = submission.take_snapshot(study, own)
     rundir.note_last(study.folder)
     if plan.launcher == "local":
         _run_local(plan, study, submission.claim(chosen), code, console)

@@ -1,6 +1,6 @@
 """Tokenizers of the offline cache: found in the manifest, loaded without a network. Free of torch and transformers.
 
-The cache is a folder that `cache_warm.py` fills and jobs only read:
+The cache is a folder that `cache_warm` fills and jobs only read:
 
     manifest.json            what is there: source, revision, files with sizes and SHA-256
     tokenizers/<name>/       vocab.json, merges.txt, tokenizer.json, tokenizer_config.json: real files, no links
@@ -94,7 +94,7 @@ def go_offline() -> None:
 
 def mend(name: str, cache_dir: Path) -> str:
     """The advice at the end of an error: the command that puts this tokenizer into this cache."""
-    command = f"python cache_warm.py --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"
+    command = f"python -m cache_warm --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"
     return f"run `{command}`" + ("" if name == "sample" else " where there is internet, or with --from DIR")
 
 
@@ -105,7 +105,7 @@ def read_manifest(cache_dir: Path) -> dict[str, Any]:
     if manifest and manifest.get("format") != FORMAT:
         raise OfflineCacheError(
             f"{path}: format {manifest.get('format')!r} is not this version's ({FORMAT}): "
-            "choose another --cache-dir, or remove this one and run `make warm-cache`"
+            "choose another --cache-dir, or remove this one and run `python -m cache_warm`"
         )
     return {"format": FORMAT, "tokenizers": {}, "data": {}} | manifest
 

@@ -129,7 +129,7 @@ def test_files_are_found_by_name_on_the_search_path(tmp_path: Path, monkeypatch:
     write(tmp_path / "lab", "site.yml", "slurm: {partition: lab}\n")
     monkeypatch.setenv("ABLATRIX_PATH", f"{tmp_path / 'nowhere'}:{tmp_path / 'lab'}")
     assert load("sizes#large").experiment.name == "sizes-large"
-    assert load("sizes.yaml").file == tmp_path / "lab" / "sizes.yaml"
+    assert load("sizes.yaml").source.path == tmp_path / "lab" / "sizes.yaml"
     path = write(tmp_path, "e.yaml", "name: e\nextends: [site, sizes]\n")
     assert load(path).experiment.slurm.partition == "lab"
     mine = write(tmp_path, "site.yml", "slurm: {partition: mine}\n")

@@ -63,3 +63,19 @@ def test_the_snapshot_runs_without_its_checkout(checkout: Path, tmp_path: Path) 
     command = [sys.executable, "-P", "-c", code]
     shown = subprocess.run(command, env={"PYTHONPATH": str(taken)}, capture_output=True, text=True, check=True).stdout
     assert shown.split() == [str(taken / "trainer/__init__.py"), "True"]
+
+
+def test_modules_of_the_users_own_are_taken_from_the_working_folder(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine/deep/parts.py", "mine/notes.txt", "helper.py", "other/unused.py", "trainer.py"):
+        path = tmp_path / "work" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n")
+    monkeypatch.chdir(tmp_path / "work")
+    config = {"model.feedforward": "mine.deep.parts:MyMLP", "callbacks": ["json:Nothing"], "trainer.device": "cuda:0"}
+    own = snapshot.own_modules([config])
+    assert own == {"mine", "json"}
+    plain, taken = files(snapshot.take(tmp_path / "store")), files(snapshot.take(tmp_path / "store", own))
+    assert taken.keys() - plain.keys() == {"mine/deep/parts.py", "helper.py", "trainer.py"}
+    assert plain.items() <= taken.items(), "nothing of the running code is replaced"

@@ -1,4 +1,4 @@
-"""Filling the offline cache: what `python cache_warm.py` does. Runs where there is internet; jobs only read."""
+"""Filling the offline cache: `ablatrix warm-cache`, `cache_warm.py`. Runs where there is internet; jobs only read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        "cache_warm.py",
+        "ablatrix warm-cache",
         description="Put a tokenizer and data where jobs without internet find them.",
         allow_abbrev=False,
     )

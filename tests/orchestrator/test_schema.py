@@ -1,0 +1,131 @@
+"""The JSON schema for editors: it takes what the loader takes, and refuses misspelt keys."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import initialise, schema, yamlfile
+from orchestrator.snapshot import code_root
+from tests.workspace import Workspace
+from trainer.config import keys
+
+EXPERIMENTS = code_root() / "experiments"
+
+
+@pytest.fixture(scope="module")
+def accepts() -> Callable[[Any], bool]:
+    """accepts(document): what an editor would say of it."""
+    fastjsonschema = pytest.importorskip("fastjsonschema")
+    validate = fastjsonschema.compile(json.loads(schema.text()), use_default=False)
+
+    def check(document: Any) -> bool:
+        try:
+            validate(document)
+        except fastjsonschema.JsonSchemaException:
+            return False
+        return True
+
+    return check
+
+
+def parsed(text: str, folder: Path) -> dict[str, Any]:
+    path = folder / "document.yaml"
+    path.write_text(text)
+    return yamlfile.load(path).data
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_accepted(accepts: Callable[[Any], bool], path: Path) -> None:
+    assert accepts(yamlfile.load(path).data)
+
+
+def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bool], tmp_path: Path) -> None:
+    workspace = [text for name, text in initialise.contents().items() if name.endswith(".yaml")]
+    readme = re.findall(r"```yaml\n(.*?)```", (code_root() / "README.md").read_text(), re.DOTALL)
+    assert len(workspace) == 2
+    assert len(readme) >= 2
+    for text in (*workspace, *readme):
+        assert accepts(parsed(text, tmp_path)), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base: {model.rope: true, model: {swiglu: true}, trainer: {betas: [0.9, 0.95]}}",
+        'base: {trainer.max_iters: "${iters}", model.rope: "${env:ROPE,true}", trainer.betas: ["${a}", 0.9]}',
+        'seeds: ["${n}", 2]',
+        'seeds: "${n}"',
+        "seeds: 3",
+        "extends: [base.yaml, 'sizes.yaml#large']",
+        "features: {lr: {levels: {low: {trainer.learning_rate: 1e-4}, high: {trainer: {learning_rate: 1e-2}}}}}",
+        "design: [baseline, {factorial: 2}]",
+        "design: [baseline, {factorial: '${n}'}]",
+        "configs: {small: {base: {model.n_layer: 1}}, large: {extends: small, seeds: 1}, empty: }",
+        "slurm: {cpus_per_task: '${cores}', extra: {nodelist: node1}, setup: [module load cuda]}",
+        "vars: {anything: {at: [all]}}",
+        "launcher: ${env:LAUNCHER,auto}",
+        "base: {model.model_type: null, model.n_layer: 2}",
+    ],
+)
+def test_what_the_loader_takes_is_accepted(accepts: Callable[[Any], bool], text: str, tmp_path: Path) -> None:
+    assert accepts(parsed(text, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "desing: [baseline]",
+        "design: [baselin]",
+        "design: [{factorial: 0}]",
+        "base: {model.rop: true}",
+        "base: {model: {rop: true}}",
+        "base: {modle: {rope: true}}",
+        "base: {trainer.max_iters: many}",
+        "base: {trainer.max_iters: 0}",
+        "base: {trainer.dtype: float61}",
+        "base: {trainer.device: gpu}",
+        "base: {trainer.betas: [0.9]}",
+        "base: {model.rope: 'yes'}",
+        "base: {system.seed: 3}",
+        "features: {rope: {}}",
+        "features: {rope: {model.rop: true}}",
+        "features: {'a b': {model.rope: true}}",
+        "features: {lr: {levels: {low: {trainer.learnin_rate: 1}}}}",
+        "slurm: {tim: '1'}",
+        "slurm: {cpus_per_task: 0}",
+        "configs: {a: {bas: {}}}",
+        "configs: {a: {configs: {}}}",
+        "seeds: [-1]",
+        "launcher: pbs",
+    ],
+)
+def test_what_the_loader_refuses_is_refused(accepts: Callable[[Any], bool], text: str, tmp_path: Path) -> None:
+    assert not accepts(parsed(text, tmp_path))
+
+
+def test_every_setting_is_offered_with_its_description() -> None:
+    tree = schema.build()
+    offered = tree["$defs"]["settings"]["properties"]
+    for key, field in keys():
+        assert (key in offered) == (key not in schema.FIXED), key
+        if key in offered:
+            assert tree["$defs"][key]["description"] == field.description, key
+
+
+def test_a_schema_of_another_version_is_noticed(workspace: Workspace) -> None:
+    study = workspace.write_study()
+    study.write_text(f"# yaml-language-server: $schema=schema.json\n{study.read_text()}")
+    assert schema.outdated(study) is None, "a schema that is not there is no fault"
+    workspace.run("schema", "--output", workspace.folder / "schema.json")
+    assert workspace.run("schema").stdout == (workspace.folder / "schema.json").read_text() == schema.text()
+    assert schema.outdated(study) is None
+    workspace.run("schema", "--check", "schema.json")
+    (workspace.folder / "schema.json").write_text("{}")
+    renew = f"python -m orchestrator schema --output {workspace.folder / 'schema.json'}"
+    assert f"renew it with: {renew}" in workspace.run("check", study, "--launcher", "local").stdout
+    assert "renew it with: " in workspace.run("schema", "--check", "schema.json", code=1).stderr
+    assert "nowhere.json: No such file" in workspace.run("schema", "--check", "nowhere.json", code=2).stderr

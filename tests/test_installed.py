@@ -1,0 +1,97 @@
+"""The installed package, away from its checkout: a workspace of its own, from `init` to the report."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from orchestrator import initialise, snapshot
+from trainer.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def ablatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command in a fresh virtual environment, which sees the packages of the running one but not the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    source, root = folder / "source", snapshot.code_root()
+    for name in (*snapshot.PACKAGES, "sbatch"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "cache_warm.py"):
+        shutil.copy(root / name, source / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "venv/bin/python")]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
+    subprocess.run([*pip, "install", *options, str(source)], check=True, cwd=folder)
+    shutil.rmtree(source)
+    return folder / "venv" / "bin" / "ablatrix"
+
+
+def call(command: Path, *words: object, folder: Path, code: int = 0, **environment: object) -> str:
+    """What the command printed."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("ABLATRIX", "PYTHON"))}
+    environ = plain | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
+    line = [str(command), *map(str, words)]
+    done = subprocess.run(line, cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path) -> None:
+    told = call(ablatrix, "init", "work", folder=tmp_path)
+    work = tmp_path / "work"
+    assert sorted(path.name for path in work.iterdir()) == sorted(initialise.contents())
+    assert "ablatrix submit ablation.yaml" in told
+    assert "is not empty" in call(ablatrix, "init", "work", folder=tmp_path, code=2)
+
+    places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_DATA": corpus}
+    assert "--sample-corpus" in call(ablatrix, "warm-cache", "--help", folder=work)
+    missing = call(ablatrix, "check", "ablation.yaml", "--launcher", "local", folder=work, code=2)
+    assert "run `python -m cache_warm --tokenizer sample" in missing
+    assert "data.file_path does not exist" in missing
+    call(ablatrix, "warm-cache", "--tokenizer", "sample", folder=work, **places)
+    assert (work / "data" / "sample.jsonl").stat().st_size > 1e6
+
+    few = ("--launcher", "local", "--only", "baseline", "--only", "rope")
+    small = ("--set", "data.test_size=6", "--set", "vars.iters=4", "--set", "trainer.eval_tokens=500")
+    call(ablatrix, "submit", "ablation.yaml#quick", *few, *small, folder=work, **places)
+    assert "2 done" in call(ablatrix, "status", folder=work)
+    assert "verdict" in call(ablatrix, "report", folder=work)
+    assert (work / "out" / "ablation-quick" / "report" / "report.html").stat().st_size > 10_000
+    (run,) = (work / "out" / "ablation-quick").glob("rope-*")
+    assert f'"{ablatrix.parent / "python"}"' in (run / "provenance.json").read_text()
+    (code,) = (work / "out" / ".snapshots").iterdir()
+    assert sorted(path.name for path in code.iterdir()) == ["models", "orchestrator", "sbatch", "trainer"]
+
+
+def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:
+    call(ablatrix, "init", "studies", folder=tmp_path)
+    places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_PATH": tmp_path / "studies"}
+    script = call(ablatrix, "plan", "ablation#quick", "--sbatch", "--launcher", "sbatch", folder=tmp_path, **places)
+    assert f"{ablatrix.parent / 'python'} -P -m orchestrator.task out/ablation-quick/baseline-" in script
+    assert call(ablatrix, "schema", folder=tmp_path) == (tmp_path / "studies" / "schema.json").read_text()
+    assert not (tmp_path / "out").exists()
+
+
+def test_init_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "repo" / ".git").mkdir(parents=True)
+    made = initialise.create(tmp_path / "repo")
+    assert tmp_path / "repo" / ".gitignore" in made
+    (tmp_path / "notes").mkdir()
+    for name in ("Makefile", ".gitignore", "thesis.tex"):
+        taken = tmp_path / "notes" / name
+        taken.write_text("mine")
+        with pytest.raises(UserError, match=f"is not empty .*{name}"):
+            initialise.create(tmp_path / "notes")
+        assert taken.read_text() == "mine"
+        assert list((tmp_path / "notes").iterdir()) == [taken]
+        taken.unlink()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be a workspace"):
+        initialise.create(tmp_path / "file")
