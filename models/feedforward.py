@@ -1,49 +1,53 @@
-"""Position-wise feed-forward layers: GELU as in GPT-2, SwiGLU as its ablation."""
+"""Position-wise feed-forward layers with one matrix in and one out; the gated ones are in models.gated."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import GPTConfig, swiglu_hidden
+from models import custom
+from models.config import GATED, GPTConfig
 from models.dropout import Dropout
+from models.gated import GatedFeedForward
 from models.layers import Linear
 
 
-class GELUFeedForward(nn.Module):
-    """W2 gelu(W1 x), hidden 4C, with GPT-2's tanh approximation (Hendrycks & Gimpel 2016). (..., C) -> (..., C)"""
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x) in GPT-2's tanh approximation (Hendrycks & Gimpel 2016)."""
+    return F.gelu(x, approximate="tanh")
 
-    def __init__(self, n_embd: int, pdrop: float) -> None:
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, "Primer")."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu2": relu2}
+
+
+class FeedForward(nn.Module):
+    """W2 f(W1 x), hidden 4C. (..., C) -> (..., C)"""
+
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(n_embd, 4 * n_embd)
-        self.c_proj = Linear(4 * n_embd, n_embd)
-        self.dropout = Dropout(pdrop)
+        assert config.n_embd
+        self.activation = ACTIVATIONS[config.feedforward]
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        x = self.activation(self.c_fc(x))  # (B, T, 4C)
         return self.dropout(self.c_proj(x))
 
-
-class SwiGLUFeedForward(nn.Module):
-    """W2 (silu(W x) * V x) (Shazeer 2020, eq. 6), W and V as one product. (..., C) -> (..., C)
-
-    The hidden width H keeps the parameter count of the GELU layer (`models.config.swiglu_hidden`).
-    """
-
-    def __init__(self, n_embd: int, pdrop: float) -> None:
-        super().__init__()
-        hidden = swiglu_hidden(n_embd)
-        self.c_fc = Linear(n_embd, 2 * hidden)
-        self.c_proj = Linear(hidden, n_embd)
-        self.dropout = Dropout(pdrop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.c_fc(x).chunk(2, dim=-1)  # (B, T, H) each
-        return self.dropout(self.c_proj(F.silu(gate) * value))
+    def extra_repr(self) -> str:
+        return self.activation.__name__
 
 
 def build_feedforward(config: GPTConfig) -> nn.Module:
-    """The feed-forward layer that `config` asks for."""
-    assert config.n_embd
-    layer = SwiGLUFeedForward if config.swiglu else GELUFeedForward
-    return layer(config.n_embd, config.resid_pdrop)
+    """The feed-forward layer that `config` asks for, (B, T, C) -> (B, T, C)."""
+    if "feedforward" in config.own_parts:
+        return custom.build("feedforward", config)
+    return GatedFeedForward(config) if config.feedforward in GATED else FeedForward(config)

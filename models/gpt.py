@@ -10,27 +10,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import CausalSelfAttention
-from models.config import GPTConfig
+from models.config import GPTConfig, count_parameters, flops_per_token, training_flops
 from models.dropout import Dropout
 from models.feedforward import build_feedforward
 from models.head import head_loss, probabilities
 from models.layers import Embedding, Linear
 from models.norms import build_norm
+from models.positions import build_positions
 
 INIT_STD = 0.02
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. (B, T, C) -> (B, T, C)"""
+    """Attention, then the feed-forward layer, each with its residual connection. (B, T, C) -> (B, T, C)
+
+    Norms stand before each sublayer (pre) or after the sum (post, as in Vaswani et al. 2017; Xiong et al. 2020 compare
+    the two).
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.post = config.norm_placement == "post"
         self.ln_1 = build_norm(config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = build_norm(config)
         self.mlp = build_feedforward(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.post:
+            x = self.ln_1(x + self.attn(x))
+            return self.ln_2(x + self.mlp(x))
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -42,15 +51,16 @@ class Transformer(nn.Module):
         super().__init__()
         assert config.vocab_size and config.block_size and config.n_embd and config.n_layer
         self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.wpe = None if config.rope else Embedding(config.block_size, config.n_embd)
+        self.wpe = build_positions(config)
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = build_norm(config)
+        # after a post-norm block the features are normalised already
+        self.ln_f = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, idx: Tensor) -> Tensor:
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe.weight[: idx.shape[1]]
+            x = self.wpe(x)
         x = self.drop(x)
         for block in self.h:
             x = block(x)
@@ -62,7 +72,10 @@ class GPT(nn.Module):
 
     seed: of the initial weights, which are drawn parameter by parameter from (seed, name), so that two models that
     differ in one component start equal in all the others. None: shapes only, on the meta device. Raises ValueError
-    where the config is not resolved.
+    where the config is not resolved, ComponentError where a component of the user's own cannot be used.
+
+    `n_parameters` are the trainable parameters, `flops_per_token` the FLOPs of a training step per token, both measured
+    from the modules; models.config knows them without, as long as all components are built in.
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
@@ -75,8 +88,17 @@ class GPT(nn.Module):
         with torch.device("meta" if seed is None else "cpu"):
             self.transformer = Transformer(config)
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+        self.n_parameters = sum(p.numel() for p in self.parameters())
+        self.flops_per_token = training_flops(config, self.n_parameters - self._looked_up())
         if seed is not None:
             self.initialise(seed)
+
+    def _looked_up(self) -> int:
+        """Parameters that no product is done with: the tables of embeddings."""
+        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
+        return sum(t.numel() for t in tables if t is not self.lm_head.weight)
 
     @classmethod
     def from_state(cls, config: GPTConfig, state: dict[str, Tensor]) -> GPT:
@@ -89,7 +111,9 @@ class GPT(nn.Module):
     def initialise(self, seed: int) -> None:
         """GPT-2's initialisation: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
 
-        Drawn on the CPU in any case, so that every device starts from the same weights.
+        Decided by name and shape: matrices, those of them called c_proj, other vectors, those called bias. A component
+        that has a method `initialise(generator)` sets its own afterwards. Drawn on the CPU in any case, so that every
+        device starts from the same weights.
         """
         assert self.config.n_layer
         for name, parameter in self.named_parameters():
@@ -100,11 +124,15 @@ class GPT(nn.Module):
             std = INIT_STD / math.sqrt(2 * self.config.n_layer) if residual else INIT_STD
             draw = torch.empty(parameter.shape).normal_(0.0, std, generator=_generator(seed, name))
             parameter.copy_(draw)
+        for name, module in self.transformer.named_modules():
+            if hasattr(module, "initialise"):
+                module.initialise(_generator(seed, name))
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """idx (B, T) -> logits (B, T, V) and, with targets (B, T; -1 is not scored), the mean NLL in nats.
 
-        Raises ValueError where T is over the block size. Training uses `loss`, which never holds all logits.
+        Raises ValueError where T is over the block size and positions are limited to it. Training uses `loss`, which
+        never holds all logits.
         """
         x = self._features(idx)
         loss = None if targets is None else head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
@@ -125,8 +153,11 @@ class GPT(nn.Module):
 
     def _features(self, idx: Tensor) -> Tensor:
         assert self.config.block_size
-        if idx.shape[1] > self.config.block_size:
-            raise ValueError(f"{idx.shape[1]} tokens are over the model's block_size {self.config.block_size}")
+        if idx.shape[1] > self.config.block_size and not self.config.extrapolates:
+            raise ValueError(
+                f"{idx.shape[1]} tokens are over the model's block_size {self.config.block_size}, and "
+                f"{self.config.positions} positions end there"
+            )
         return self.transformer(idx)
 
     @torch.no_grad()
@@ -138,8 +169,11 @@ class GPT(nn.Module):
         do_sample: bool = False,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
+        context: int | None = None,
     ) -> Tensor:
-        """Continue idx (B, T), T >= 1, to (B, T + max_new_tokens); the context is cropped to the block size.
+        """Continue idx (B, T), T >= 1, to (B, T + max_new_tokens), each from the last `context` tokens.
+
+        context: by default the block size; more where positions extrapolate (ValueError where they do not).
 
         do_sample: draw from the softmax at `temperature` (of the `top_k` likeliest tokens, if given) instead of taking
         the likeliest; `generator` makes the draw repeatable and leaves the default generator alone. Dropout is off
@@ -147,12 +181,13 @@ class GPT(nn.Module):
         """
         if temperature <= 0 or (top_k is not None and top_k < 1):
             raise ValueError("temperature and top_k must be positive; for the likeliest token leave do_sample out")
-        assert self.config.block_size
+        context = context or self.config.block_size
+        assert context
         was_training = self.training
         self.eval()
         try:
             for _ in range(max_new_tokens):
-                x = self._features(idx[:, -self.config.block_size :])[:, -1]  # (B, C)
+                x = self._features(idx[:, -context:])[:, -1]  # (B, C)
                 logits = self.lm_head(x).float() / temperature  # (B, V)
                 if top_k is not None and top_k < logits.shape[-1]:
                     least = logits.topk(top_k).values[:, -1:]
@@ -165,6 +200,15 @@ class GPT(nn.Module):
         finally:
             self.train(was_training)
         return idx
+
+
+def measure(config: GPTConfig) -> tuple[int, int]:
+    """(parameters, training FLOPs per token) of a resolved config, a user's own components included."""
+    known = count_parameters(config), flops_per_token(config)
+    if known[0] is not None and known[1] is not None:
+        return known[0], known[1]
+    model = GPT(config, seed=None)
+    return model.n_parameters, model.flops_per_token
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

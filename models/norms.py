@@ -1,10 +1,11 @@
-"""Normalisation layers: LayerNorm as in GPT-2, RMSNorm as its ablation."""
+"""Normalisation layers: LayerNorm as in GPT-2 (Ba et al. 2016), RMSNorm and none as its ablations."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from models import custom
 from models.config import GPTConfig
 
 EPS = 1e-5
@@ -32,6 +33,10 @@ class RMSNorm(nn.Module):
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
-    """The norm that `config` asks for, (..., C) -> (..., C)."""
+    """The norm that `config` asks for, (B, T, C) -> (B, T, C)."""
     assert config.n_embd
-    return RMSNorm(config.n_embd) if config.rmsnorm else nn.LayerNorm(config.n_embd, eps=EPS)
+    if "norm" in config.own_parts:
+        return custom.build("norm", config)
+    if config.norm == "none":
+        return nn.Identity()
+    return RMSNorm(config.n_embd) if config.norm == "rmsnorm" else nn.LayerNorm(config.n_embd, EPS, bias=config.bias)

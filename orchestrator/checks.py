@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from models.config import count_parameters
+from models.config import built_in, count_parameters
 from orchestrator import slurm, task
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
@@ -86,7 +86,7 @@ def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         parent = _existing(loaded.experiment.folder)
     except OSError:
         return  # `_output` has said it
-    needed = sum(count_parameters(run.config.model) for run in runs) * BYTES_PER_PARAMETER
+    needed = sum(count_parameters(built_in(run.config.model)) or 0 for run in runs) * BYTES_PER_PARAMETER
     free = shutil.disk_usage(parent).free
     if needed > free:
         yield (

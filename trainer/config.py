@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from models.config import GPTConfig, Size
+from models.config import SHORT_FORMS, GPTConfig, Size
 from trainer.errors import ConfigError, UserError
 
 Count = Annotated[int, Field(ge=0)]
@@ -212,6 +212,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
     for key, value in flags:
         if key == "config":
             tree = validate(_read_tree(Path(value))).model_dump()
+    _give_way(tree, {key for key, _ in flags})
     known = dict(keys())
     problems = []
     for key, value in flags:
@@ -225,6 +226,14 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     return validate(tree, strict=False)
+
+
+def _give_way(tree: dict[str, Any], flagged: set[str]) -> None:
+    """Drop what the file says in other words than the flags: `--model.rope=true` wins over its `positions: learned`."""
+    for pair in SHORT_FORMS.items():
+        if any(f"model.{name}" in flagged for name in pair):
+            for name in pair:
+                tree.get("model", {}).pop(name, None)
 
 
 def _split_flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

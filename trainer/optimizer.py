@@ -20,11 +20,14 @@ def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
     """(name, parameter, whether weight decay applies) of every trainable parameter.
 
     minGPT's rule: matrices of linear maps decay; biases, norms and embeddings do not. Decided by shape and by the kind
-    of the owning module, so that a new norm needs no entry anywhere.
+    of the owning module, so that a new norm needs no entry anywhere. A matrix that two modules share comes once, as its
+    first owner's: a head tied to the token embeddings does not decay.
     """
+    seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
                 full = f"{prefix}.{name}" if prefix else name
                 yield full, parameter, parameter.ndim >= 2 and not isinstance(module, nn.Embedding)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 STEPS = 3
 SCHEDULE_POINTS = 2000  # of longer schedules every n-th rate is looked at
-SIZES = ("n_layer", "n_head", "n_embd", "vocab_size", "block_size")
+SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")
 
 
 def signature(tree: dict[str, Any]) -> dict[str, str]:
@@ -47,6 +47,7 @@ def _train(config: Any) -> str:
     small = {
         "n_layer": min(model.n_layer, 2),
         "n_head": heads,
+        "n_kv_head": heads if model.n_kv_head == model.n_head else 1,
         "n_embd": 8 * heads,
         "vocab_size": 67,
         "block_size": min(model.block_size, 16),
@@ -75,7 +76,13 @@ def _hash(text: str) -> str:
 
 def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # a login node is shared
-    print(json.dumps([signature(tree) for tree in json.load(sys.stdin)]))
+    from trainer.errors import AblatrixError
+
+    try:
+        print(json.dumps([signature(tree) for tree in json.load(sys.stdin)]))
+    except AblatrixError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.config import count_parameters, flops_per_token
+from models.gpt import measure
 from trainer import callbacks, checkpoint, data, endings, parallel, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
@@ -198,7 +198,7 @@ def _train(
     event = "resumed" if origin else "started"
     fields = {"attempt": attempt.number, "iter": trainer.iter, "device": where}
     runlog.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
-    parameters = count_parameters(config.model)
+    parameters, _ = measure(config.model)
     say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")
 
     signals.training = True
@@ -304,6 +304,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     if not trainer.diverged:
         val_nll, weights = trainer.result()
         checkpoint.save_torch(run_dir / runlog.MODEL, weights, attempt.require)
+    parameters, flops_per_token = measure(config.model)
     summary = {
         "iters": trainer.iter,
         "max_iters": config.trainer.max_iters,
@@ -314,8 +315,8 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "val_tokens": int((trainer.heldout[1] != -1).sum()),
         "initial_loss": _number(trainer.initial_loss),
         "diverged": trainer.diverged,
-        "parameters": count_parameters(config.model),
-        "flops_per_token": flops_per_token(config.model),
+        "parameters": parameters,
+        "flops_per_token": flops_per_token,
         "peak_memory_bytes": peak_memory(trainer.device),
         "device": describe(trainer.device),
         "processes": trainer.strategy.world,

@@ -1,4 +1,4 @@
-"""Attention block by block against the formula, with and without dropout."""
+"""Attention block by block against the formula: dropout, ALiBi, grouped queries, QK-norm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from models import attention
-from models.attention import causal_attention
+from models.attention import CausalSelfAttention, causal_attention, fused_attention
+from models.config import GPTConfig
 from models.dropout import keep_mask
+from models.rotary import Rotary
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +24,11 @@ def inputs(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(2, 3, length, 8, dtype=dtype).requires_grad_() for _ in range(3)]
 
 
-def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, slopes: Tensor | None = None) -> Tensor:
     scores = q.double() @ k.double().mT / math.sqrt(q.shape[-1])
+    if slopes is not None:
+        t = torch.arange(q.shape[-2], dtype=torch.float64)
+        scores = scores + slopes.double()[:, None, None] * (t[None, :] - t[:, None])
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     weights = scores.masked_fill(later, -math.inf).softmax(-1)
     return (weights if mask is None else weights * mask) @ v.double()
@@ -68,3 +73,82 @@ def test_bfloat16() -> None:
     torch.testing.assert_close(ours.double(), theirs, rtol=0.05, atol=0.05)
     for a, b in zip(torch.autograd.grad(ours.sum(), qkv), torch.autograd.grad(theirs.sum(), qkv), strict=True):
         assert float((a.double() - b.double()).norm()) < 0.05 * float(b.double().norm())
+
+
+@pytest.mark.parametrize("length", [1, 16, 17, 40])
+@pytest.mark.parametrize("how", ["blocks", "whole", "fused"])
+def test_alibi_and_the_gradient_of_its_slopes(length: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(attention, "SMALL", 0 if how == "blocks" else 1 << 30)
+    leaves = [*inputs(length), torch.tensor([0.5, 0.1, 0.02]).requires_grad_()]
+    q, k, v, slopes = leaves
+    upstream = torch.randn(2, 3, length, 8)
+    attend = fused_attention if how == "fused" else causal_attention
+    ours, theirs = attend(q, k, v, 0.0, slopes), formula(q, k, v, slopes=slopes)
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(theirs, leaves, upstream.double())
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_alibi_with_dropout_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(attention, "SMALL", 0)
+    leaves = [*inputs(32), torch.tensor([0.5, 0.1, 0.02]).requires_grad_()]
+    upstream = torch.randn(2, 3, 32, 8)
+    torch.manual_seed(5)
+    ours = causal_attention(*leaves[:3], 0.3, leaves[3])
+    torch.manual_seed(5)
+    mask = torch.zeros(6, 32, 32, dtype=torch.float64)
+    for start, stop in ((0, 16), (16, 32)):
+        mask[:, start:stop, :stop] = keep_mask(torch.Size((6, 16, stop)), 0.3, torch.float64) / 0.7
+    theirs = formula(*leaves[:3], mask.view(2, 3, 32, 32), leaves[3])
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(theirs, leaves, upstream.double())
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
+
+
+def test_alibi_in_bfloat16() -> None:
+    q, k, v = inputs(40, torch.bfloat16)
+    slopes = torch.tensor([0.5, 0.1, 0.02])
+    ours, theirs = causal_attention(q, k, v, 0.0, slopes), formula(q, k, v, slopes=slopes)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), theirs, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_grouped_queries(kv_heads: int) -> None:
+    """As in Ainslie et al. 2023: queries h and h + 1 share keys and values; with one head all do."""
+    q = torch.randn(2, 4, 17, 8, requires_grad=True)
+    k, v = (torch.randn(2, kv_heads, 17, 8, requires_grad=True) for _ in range(2))
+    upstream = torch.randn(2, 4, 17, 8)
+    ours = causal_attention(q, k, v, 0.0)
+    heads = [formula(q[:, h], k[:, h * kv_heads // 4], v[:, h * kv_heads // 4]) for h in range(4)]
+    theirs = torch.stack(heads, dim=1)
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+    gradients = (
+        torch.autograd.grad(ours, (q, k, v), upstream),
+        torch.autograd.grad(theirs, (q, k, v), upstream.double()),
+    )
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised_before_they_are_turned() -> None:
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16, qk_norm=True, rope=True, attn_pdrop=0.0, resid_pdrop=0.0)
+    layer = CausalSelfAttention(config.resolved(11, 8))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    assert layer.q_norm is not None and layer.k_norm is not None
+    x = torch.randn(3, 6, 16)
+    q, k, v = layer.c_attn(x).view(3, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)
+
+    def normalised(z: Tensor, weight: Tensor) -> Tensor:
+        return z / torch.sqrt((z * z).mean(-1, keepdim=True) + 1e-5) * weight
+
+    rotary = Rotary(8, 8)
+    y = formula(rotary(normalised(q, layer.q_norm.weight)), rotary(normalised(k, layer.k_norm.weight)), v).float()
+    expected = y.transpose(1, 2).reshape(3, 6, 16) @ layer.c_proj.weight.T + layer.c_proj.bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)

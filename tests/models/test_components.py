@@ -1,17 +1,37 @@
-"""Each toggle's component against its formula."""
+"""Each component against its paper's formula."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from models.config import GPTConfig, swiglu_hidden
-from models.feedforward import GELUFeedForward, SwiGLUFeedForward
+from models.config import GPTConfig, gated_hidden
+from models.feedforward import build_feedforward
 from models.norms import RMSNorm, build_norm
-from models.positions import Rotary
+from models.positions import LearnedPositions, build_positions
+from models.rotary import Rotary
+from models.sinusoidal import SCALE, Sinusoidal
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def component(**changes: Any) -> GPTConfig:
+    sizes = {"n_layer": 1, "n_head": 4, "n_embd": 16, "resid_pdrop": 0.0}
+    return GPTConfig.model_validate({**sizes, **changes}).resolved(11, 8)
+
+
+def filled(module: Any) -> Any:
+    """In float64, with random weights: layers are made without any."""
+    module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    return module
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +57,18 @@ def test_rms_norm_gradients_equal_torch() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_build_norm_follows_the_toggle() -> None:
-    config = GPTConfig(model_type="gpt-nano")
-    assert isinstance(build_norm(config.model_copy(update={"rmsnorm": True, "n_embd": 48})), RMSNorm)
-    assert isinstance(build_norm(config.model_copy(update={"n_embd": 48})), torch.nn.LayerNorm)
+def test_layer_norm_without_biases_has_none() -> None:
+    assert [name for name, _ in build_norm(component(bias=False)).named_parameters()] == ["weight"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("layernorm", torch.nn.LayerNorm), ("rmsnorm", RMSNorm)])
+def test_build_norm(name: str, kind: type) -> None:
+    assert isinstance(build_norm(component(norm=name)), kind)
+
+
+def test_no_norm_changes_nothing() -> None:
+    x = torch.randn(2, 3, 16)
+    assert torch.equal(build_norm(component(norm="none"))(x), x)
 
 
 class TestRotary:
@@ -72,23 +100,89 @@ class TestRotary:
         rotary, x = Rotary(8, 32), torch.randn(20, 8)
         assert torch.equal(rotary(x)[12:], rotary(x[12:], start=12))
 
+    def test_beyond_the_table(self) -> None:
+        x = torch.randn(2, 40, 8)
+        assert torch.equal(Rotary(8, 8)(x), Rotary(8, 64)(x))
+        assert torch.equal(Rotary(8, 8)(x[:, 30:], start=30), Rotary(8, 64)(x)[:, 30:])
+
     def test_tables_are_not_in_the_state_dict(self) -> None:
         assert not Rotary(8, 32).state_dict()
 
 
+class TestSinusoidal:
+    @pytest.mark.parametrize("n_embd", [16, 7])
+    @pytest.mark.parametrize("length", [5, 12])
+    def test_adds_the_papers_table_beyond_the_block_as_well(self, n_embd: int, length: int) -> None:
+        x = torch.randn(2, length, n_embd)
+        added = (Sinusoidal(n_embd, 8)(x) - x) / SCALE
+        for t in range(length):
+            for i in range(n_embd):
+                angle = t / 10000 ** ((i - i % 2) / n_embd)
+                expected = math.cos(angle) if i % 2 else math.sin(angle)
+                assert float(added[0, t, i]) == pytest.approx(expected, abs=2e-5)
+                assert float(added[1, t, i]) == pytest.approx(expected, abs=2e-5)
+
+    def test_table_is_not_in_the_state_dict(self) -> None:
+        assert not Sinusoidal(8, 32).state_dict()
+
+
+def test_learned_positions_are_rows_of_a_table() -> None:
+    layer = build_positions(component(positions="learned"))
+    assert isinstance(layer, LearnedPositions)
+    with torch.no_grad():
+        layer.weight.normal_()
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(layer(x), x + layer.weight[:5])
+
+
+@pytest.mark.parametrize("name", ["rope", "alibi", "none"])
+def test_positions_that_are_not_added_to_embeddings(name: str) -> None:
+    assert build_positions(component(positions=name)) is None
+
+
+def phi(x: torch.Tensor) -> torch.Tensor:
+    """GELU in GPT-2's tanh approximation."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 class TestFeedForward:
-    def test_swiglu_formula(self) -> None:
-        layer = SwiGLUFeedForward(16, 0.0).double()
+    @pytest.mark.parametrize(
+        ("name", "activation"), [("gelu", phi), ("relu2", lambda x: torch.where(x > 0, x * x, torch.zeros_like(x)))]
+    )
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_plain(self, name: str, activation: Activation, bias: bool) -> None:
+        layer = filled(build_feedforward(component(feedforward=name, bias=bias)))
         x = torch.randn(3, 16, dtype=torch.float64)
-        hidden = swiglu_hidden(16)
-        (w, v), (b, c) = layer.c_fc.weight.split(hidden), layer.c_fc.bias.split(hidden)
-        gate, value = x @ w.T + b, x @ v.T + c
-        expected = (gate / (1 + torch.exp(-gate)) * value) @ layer.c_proj.weight.T + layer.c_proj.bias
+        w1, w2 = layer.c_fc.weight, layer.c_proj.weight
+        assert w1.shape == (64, 16)
+        b1, b2 = (layer.c_fc.bias, layer.c_proj.bias) if bias else (0.0, 0.0)
+        torch.testing.assert_close(layer(x), activation(x @ w1.T + b1) @ w2.T + b2)
+
+    @pytest.mark.parametrize(
+        ("name", "gate"),
+        [
+            ("swiglu", lambda x: x / (1 + torch.exp(-x))),
+            ("geglu", phi),
+            ("reglu", lambda x: torch.where(x > 0, x, torch.zeros_like(x))),
+        ],
+    )
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_gated(self, name: str, gate: Activation, bias: bool) -> None:
+        layer = filled(build_feedforward(component(feedforward=name, bias=bias)))
+        x = torch.randn(3, 16, dtype=torch.float64)
+        hidden = gated_hidden(16, bias)
+        w, v = layer.c_fc.weight.split(hidden)
+        b, c = layer.c_fc.bias.split(hidden) if bias else (0.0, 0.0)
+        out = layer.c_proj.bias if bias else 0.0
+        expected = (gate(x @ w.T + b) * (x @ v.T + c)) @ layer.c_proj.weight.T + out
         torch.testing.assert_close(layer(x), expected)
 
     @pytest.mark.parametrize("n_embd", [48, 128, 192, 768, 1600])
-    def test_swiglu_has_the_gelu_layers_parameters(self, n_embd: int) -> None:
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_gated_layers_have_the_plain_ones_parameters(self, n_embd: int, bias: bool) -> None:
         with torch.device("meta"):
-            gelu, swiglu = GELUFeedForward(n_embd, 0.0), SwiGLUFeedForward(n_embd, 0.0)
-        ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (swiglu, gelu))
-        assert ours == pytest.approx(theirs, rel=0.01)
+            layers = [
+                build_feedforward(component(n_embd=n_embd, feedforward=name, bias=bias)) for name in ("gelu", "geglu")
+            ]
+        plain, gated = (sum(p.numel() for p in m.parameters()) for m in layers)
+        assert gated == pytest.approx(plain, rel=0.01)

@@ -178,7 +178,9 @@ def test_unresolved_config_is_refused() -> None:
 
 
 def test_too_long_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="10 tokens are over the model's block_size 9"):
+    with pytest.raises(
+        ValueError, match="10 tokens are over the model's block_size 9, and learned positions end there"
+    ):
         GPT(tiny())(torch.zeros(1, 10, dtype=torch.long))
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.custom import ComponentError
 from models.gpt import GPT
 from trainer.config import RunConfig
+from trainer.errors import UserError
 
 Array = np.ndarray[Any, Any]
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -36,7 +38,11 @@ class Single:
         self.trained: nn.Module = self.model
 
     def build(self) -> nn.Module:
-        return GPT(self.config.model, seed=self.config.system.seed).to(self.device)
+        """Raises UserError where a component of the user's own cannot be used."""
+        try:
+            return GPT(self.config.model, seed=self.config.system.seed).to(self.device)
+        except ComponentError as error:
+            raise UserError(str(error)) from error
 
     def share(self, windows: Array) -> Array:
         """This process's part of a batch, (B, T) -> (B / shares, T)."""

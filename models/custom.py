@@ -1,0 +1,76 @@
+"""Components of the user's own: `model.feedforward: package.module:Class`, likewise `norm` and `positions`.
+
+The class is an nn.Module. It is made from the resolved GPTConfig (`config.n_embd`, `config.resid_pdrop`, ...) and maps
+(B, T, C) to (B, T, C): a feed-forward layer and a norm what they are given, positions the token embeddings to
+embeddings that know where they stand (T is at most `config.block_size`). Weights start by GPT-2's rule, see
+`GPT.initialise`; a method `initialise(generator)` may set others. Buffers must not be random.
+
+The module is looked for like every import, and then in the working folder. Its code is not part of a run's hash: give a
+changed component a new name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import torch
+from torch import nn
+
+from models.config import GPTConfig
+
+TRIAL = (2, 3)  # B, T of the input that a new component is tried with
+
+
+class ComponentError(ValueError):
+    """A component of the user's own cannot be used; the message names the setting and the reason."""
+
+
+def build(setting: str, config: GPTConfig) -> nn.Module:
+    """The component that `model.<setting>` names, tried once. Raises ComponentError."""
+    reference = config.own_parts[setting]
+    where = f"model.{setting}: {reference}"
+    made = _load(where, reference)
+    try:
+        module = made(config)
+    except Exception as error:
+        raise ComponentError(f"{where} cannot be built from the model's config: {_told(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ComponentError(f"{where} is not a torch.nn.Module")
+    _try(where, module, config)
+    return module
+
+
+def _load(where: str, reference: str) -> type[nn.Module]:
+    name, _, attribute = reference.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: nothing there hides a module of ours or of Python's
+    try:
+        made: type[nn.Module] = getattr(importlib.import_module(name), attribute)
+    except AttributeError:
+        raise ComponentError(f"{where}: module {name} has no {attribute}") from None
+    except Exception as error:
+        advice = f"put its folder on PYTHONPATH, or start in the folder that holds {name.partition('.')[0]}"
+        missing = isinstance(error, ModuleNotFoundError)
+        raise ComponentError(f"{where} cannot be imported: {_told(error)}{'; ' + advice if missing else ''}") from error
+    return made
+
+
+@torch.no_grad()
+def _try(where: str, module: nn.Module, config: GPTConfig) -> None:
+    assert config.n_embd and config.block_size
+    shape = (TRIAL[0], min(TRIAL[1], config.block_size), config.n_embd)
+    try:
+        out = module.eval()(torch.zeros(shape))
+    except Exception as error:
+        raise ComponentError(f"{where} fails on an input of shape {shape}: {_told(error)}") from error
+    finally:
+        module.train()
+    found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if found != shape:
+        raise ComponentError(f"{where} must return the shape it is given, {shape}, but returns {found}")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

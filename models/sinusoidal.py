@@ -1,0 +1,39 @@
+"""Sinusoidal positions (Vaswani et al. 2017, section 3.5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BASE = 10000.0
+# In the paper token embeddings are scaled to size 1 before the sinusoids are added. Here they start at GPT-2's 0.02,
+# and it is the sinusoids that are scaled: the proportion is the paper's, the residual stream that of other positions.
+SCALE = 0.02
+
+
+class Sinusoidal(nn.Module):
+    """Adds SCALE * PE: PE(t, 2i) = sin(t / BASE^(2i/C)), PE(t, 2i+1) = cos(t / BASE^(2i/C)). (B, T, C) -> (B, T, C)
+
+    The table is no parameter and not part of a state dict; beyond `block_size` positions it is computed when needed.
+    """
+
+    table: Tensor
+
+    def __init__(self, n_embd: int, block_size: int) -> None:
+        super().__init__()
+        self.n_embd = n_embd
+        self.register_buffer("table", self.rows(block_size, torch.get_default_device()), persistent=False)
+
+    def rows(self, length: int, device: torch.device) -> Tensor:
+        """SCALE * PE of the first `length` positions, (T, C)."""
+        where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        t = torch.arange(length, device=where, dtype=torch.float64)
+        i = torch.arange((self.n_embd + 1) // 2, device=where, dtype=torch.float64)
+        angle = torch.outer(t, BASE ** (-2 * i / self.n_embd))  # (T, C/2)
+        pairs = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # (T, C or C + 1)
+        return (SCALE * pairs[:, : self.n_embd]).to(device, torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        table = self.table[:length] if length <= len(self.table) else self.rows(length, x.device)
+        return x + table
