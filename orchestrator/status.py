@@ -176,7 +176,7 @@ def _by_token(jobs: dict[str, slurm.Job]) -> ByToken:
 def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
     state = _progress(files)
     if files.summary:
-        return replace(state, state="done", reason="diverged" if files.summary.get("diverged") else "")
+        return replace(state, state="done", reason=_how_done(files.summary))
     if files.claim:
         return _judge_claim(state, files, jobs, by_token)
     if files.queued is None:
@@ -184,6 +184,18 @@ def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) 
     if files.queued.get("launcher") == "local":
         return _judge_process(state, files)
     return _judge_job(state, files, jobs)
+
+
+def _how_done(summary: Record) -> str:
+    if summary.get("stopped_early"):
+        return f"stopped early at step {summary.get('iters')}: no better evaluation"
+    return "diverged" if summary.get("diverged") else ""
+
+
+def _stopped(state: RunState, life: Record) -> RunState:
+    """Ended with a checkpoint; by: who asked for it, where it was no signal."""
+    by = "" if runlog.may_requeue(life) else f" by {life['by']}"
+    return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}; submit again to continue")
 
 
 def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
@@ -206,6 +218,8 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
     life = files.life["event"] if files.life else ""
     if files.life and files.life_is_final:
         return replace(state, state=str(files.life.get("state", "planned")), reason=str(files.life.get("reason", "")))
+    if files.life and life == "stopped" and not runlog.may_requeue(files.life):
+        return _stopped(state, files.life)  # though its job may go on with other runs; nobody starts it again
     if jobs is None:  # the controller is silent: the files' last word
         return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
     job = _own(jobs.get(state.job_id), files)
@@ -227,7 +241,7 @@ def _judge_process(state: RunState, files: _Files) -> RunState:
     if life and event in ("failed", "ended"):
         return replace(state, state=str(life.get("state", event)), reason=str(life.get("reason", "")))
     if life and event == "stopped":
-        return replace(state, state="stopped", reason=f"stopped at step {state.iter}; submit again to continue")
+        return _stopped(state, life)
     if life and event == "unqueued":
         return replace(state, state="planned", reason=str(life.get("reason", "")))
     witness = next((e for e in reversed(files.events) if e["event"] in ("started", "resumed")), None)

@@ -66,6 +66,8 @@ class Member:
         refusal = claims.start(self.run_dir, self.attempt, job_id)
         if not refusal and _restarts() and self._has_failed():
             refusal = "it failed before the job was requeued for the others"
+        if not refusal and _restarts() and self.stopped_for_good():
+            refusal = "it was asked to stop before the job was requeued for the others"
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
             return
@@ -113,6 +115,11 @@ class Member:
         events = runlog.read_events(self.run_dir)
         return bool(events) and events[-1]["event"] == "failed"
 
+    def stopped_for_good(self) -> bool:
+        """Has its file or a callback stopped the run? Then it waits for the next submit."""
+        events = runlog.read_events(self.run_dir)
+        return bool(events) and events[-1]["event"] == "stopped" and not runlog.may_requeue(events[-1])
+
     def has_progressed(self) -> bool:
         """Is there a newer checkpoint than when the job started? Else a requeue would go on for ever."""
         return _last_step(self.run_dir) > self.first_step
@@ -135,7 +142,11 @@ class Job:
         for early in self.received:  # came before there was everybody to pass it on to
             self._send(early)
         codes = [member.finish() for member in self.members]
-        stopped = [m for m, code in zip(self.members, codes, strict=True) if code == runlog.EXIT_STOPPED]
+        stopped = [
+            member
+            for member, code in zip(self.members, codes, strict=True)
+            if code == runlog.EXIT_STOPPED and not member.stopped_for_good()
+        ]
         if stopped and self._requeue(stopped):
             return 0
         return max(codes)

@@ -63,6 +63,8 @@ def usage() -> str:
             section = head
             lines += ["", f"{head}:"]
         default = defaults[head][name]
+        if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
+            default = ", ".join(default)
         shown = (
             ""
             if default in (None, "") or "default:" in field.description

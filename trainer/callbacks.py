@@ -5,8 +5,11 @@ guard, everywhere: called before something is written; raises where this attempt
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +17,11 @@ import torch
 from trainer import checkpoint, runlog
 from trainer.console import say, warn
 from trainer.loop import Trainer, step_seed
-from trainer.memory import largest_part
+from trainer.memory import largest_part, peak_memory
 from trainer.signals import StopSignals
 
 HEARTBEAT_SECONDS = 30.0
+LOOK_SECONDS = 1.0  # between looks for a file of a person's
 SAMPLE_TOKENS = 64
 SAMPLE_TOP_K = 40
 SAMPLE_HEADER = "=== iter "
@@ -40,17 +44,50 @@ class LossRows:
         )
 
 
-class Checkpoints:
-    """`on_checkpoint`: the state goes to checkpoint-<step>.pt."""
+class Metrics:
+    """`on_row`: the row goes to metrics.jsonl, with the memory that the run has needed so far."""
 
-    def __init__(self, run_dir: Path, log: runlog.LossLog, guard: Guard) -> None:
-        self.run_dir, self.log, self.guard = run_dir, log, guard
+    def __init__(self, log: runlog.MetricsLog) -> None:
+        self.log = log
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.log.write({**trainer.row, "peak_memory_bytes": peak_memory(trainer.device)})
+
+
+class Checkpoints:
+    """`on_checkpoint`: the state goes to checkpoint-<step>.pt, after all rows up to it are safe in `logs`."""
+
+    def __init__(self, run_dir: Path, logs: Sequence[runlog.StepLog], guard: Guard) -> None:
+        self.run_dir, self.logs, self.guard = run_dir, logs, guard
 
     def __call__(self, trainer: Trainer) -> None:
         self.guard()
-        self.log.sync()
-        path = checkpoint.save(self.run_dir, trainer.state(), self.guard)
-        runlog.append_event(self.run_dir, "checkpoint", iter=trainer.iter, file=path.name)
+        for log in self.logs:
+            log.sync()
+        keep = trainer.config.trainer.save_total_limit
+        path = checkpoint.save(self.run_dir, trainer.state(), self.guard, keep)
+        fields = {"iter": trainer.iter, "file": path.name, "peak_memory_bytes": peak_memory(trainer.device)}
+        runlog.append_event(self.run_dir, "checkpoint", **fields)
+
+
+class BestWeights:
+    """`on_row`: the weights of the best evaluation so far go to best.pt.
+
+    Before any checkpoint that knows of that evaluation: a resumed run finds them there, or does the evaluation again.
+    best: least NLL up to the step that the run starts from, as its checkpoint tells.
+    """
+
+    def __init__(self, run_dir: Path, best: float, guard: Guard) -> None:
+        self.path, self.guard = run_dir / runlog.BEST, guard
+        self.best = best if self.path.exists() else math.inf  # else: wanted only since now, or removed
+
+    def __call__(self, trainer: Trainer) -> None:
+        if trainer.val_loss is None:
+            return
+        weights = trainer.weights()  # for every evaluation: other processes of the run cannot know what is there
+        if trainer.val_loss < self.best:
+            self.best = trainer.val_loss
+            checkpoint.save_torch(self.path, weights, self.guard)
 
 
 class OutOfMemory:
@@ -82,7 +119,8 @@ class Heartbeat:
         if now - self.last >= self.seconds:
             self.last = now
             self.guard()
-            runlog.append_event(self.run_dir, "heartbeat", iter=trainer.iter)
+            memory = peak_memory(trainer.device)
+            runlog.append_event(self.run_dir, "heartbeat", iter=trainer.iter, peak_memory_bytes=memory)
 
 
 class SignalWatch:
@@ -93,15 +131,56 @@ class SignalWatch:
 
     def __call__(self, trainer: Trainer) -> None:
         if self.signals.received is not None and not trainer.stop_requested:
-            trainer.stop_requested = True
+            trainer.stop_requested, trainer.stopped_by = True, self.signals.name
             self.guard()
             runlog.append_event(self.run_dir, "signal", signal=self.signals.name, iter=trainer.iter)
 
 
-class Samples:
-    """`on_batch_end`: every sample_interval steps, a continuation of sample_prompt goes to samples.txt.
+class Requests:
+    """A file `save` or `stop` that somebody makes in the run folder: a checkpoint at this step boundary; with `stop`
+    also the end, as after a signal.
 
-    Drawn from a generator of its own: training goes on as if nothing had been sampled.
+    `on_batch_end` looks for one of them, in turns, once a second. `on_checkpoint`, after the checkpoint, takes away
+    what it has fulfilled.
+    """
+
+    def __init__(self, run_dir: Path, guard: Guard, seconds: float = LOOK_SECONDS) -> None:
+        self.names = [os.fspath(run_dir / name) for name in (runlog.STOP_REQUEST, runlog.SAVE_REQUEST)]
+        self.guard, self.seconds = guard, seconds
+        self.last = -seconds
+        self.looks = 0
+        self.seen: set[str] = set()
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return
+        self.last = now
+        name = self.names[self.looks % 2]
+        self.looks += 1
+        if not os.path.exists(name):
+            return
+        self.seen.add(name)
+        if name == self.names[1]:
+            trainer.save_requested = True
+        elif not trainer.stop_requested:
+            trainer.stop_requested, trainer.stopped_by = True, runlog.STOP_FILE
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        for name in self.seen:
+            self.guard()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        if self.names[1] in self.seen:
+            say(f"checkpoint after iter {trainer.iter}, as the file {runlog.SAVE_REQUEST} asked for")
+        self.seen.clear()
+
+
+class Samples:
+    """`on_batch_end`: every sample_interval steps, a continuation of each sample_prompt goes to samples.txt.
+
+    Drawn from a generator of its own: training goes on as if nothing had been sampled, and a prompt's continuation does
+    not depend on the other prompts.
     """
 
     def __init__(self, run_dir: Path, cache_dir: Path, step: int, guard: Guard) -> None:
@@ -113,8 +192,10 @@ class Samples:
         settings = trainer.config.trainer
         if trainer.iter % settings.sample_interval == 0:
             with trainer.paused():
-                text = self._sample(trainer, settings.sample_prompt)
-                block = f"{SAMPLE_HEADER}{trainer.iter}\n{text}\n"
+                texts = [self._sample(trainer, prompt) for prompt in settings.sample_prompt]
+                if len(texts) > 1:
+                    texts = [f"--- {p!r}\n{text}" for p, text in zip(settings.sample_prompt, texts, strict=True)]
+                block = "\n".join([f"{SAMPLE_HEADER}{trainer.iter}", *texts, ""])
                 runlog.atomic_write(self.path, runlog.kept_text(self.path) + block, guard=self.guard)
 
     def _sample(self, trainer: Trainer, prompt: str) -> str:

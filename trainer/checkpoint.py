@@ -50,15 +50,15 @@ def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: No
     replace(path, lambda file: torch.save(value, file), guard=guard)
 
 
-def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] = lambda: None) -> Path:
-    """Write the checkpoint of `state` (KEYS without format); once it is safe, drop all but the newest KEPT.
+def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] = lambda: None, keep: int = KEPT) -> Path:
+    """Write the checkpoint of `state` (KEYS without format); once it is safe, drop all but the newest `keep`.
 
     guard: called last before the file gets its name. Raises OSError.
     """
     path = checkpoint_path(run_dir, state["step"])
     replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
     try:
-        for old in checkpoints(run_dir)[KEPT:]:
+        for old in checkpoints(run_dir)[keep:]:
             old.unlink(missing_ok=True)
     except OSError as error:  # the next one will try again
         warn(f"{error.filename}: {error.strerror}; an old checkpoint stays there")

@@ -7,11 +7,13 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from models.config import SHORT_FORMS, GPTConfig, Size
 from trainer.errors import ConfigError, UserError
@@ -22,6 +24,37 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # JSON and YAML know lists only
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+def _listed(value: Any) -> Any:
+    """A single text stands for a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _importable(specs: tuple[str, ...]) -> tuple[str, ...]:
+    for spec in specs:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec):
+            raise ValueError(f"{spec!r} names no class; write mypackage.mymodule:MyCallback")
+    return specs
+
+
+def _calendar_date(text: str) -> str:
+    if text:
+        try:
+            date.fromisoformat(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a date; write YYYY-MM-DD") from None
+    return text
+
+
+def _two_at_least(number: int) -> int:
+    if number < 2:
+        raise ValueError(f"{number} is too few; keep 2 at least: should the newest be damaged, the other one is needed")
+    return number
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+Specs = Annotated[Texts, AfterValidator(_importable)]
 
 
 class Section(BaseModel):
@@ -64,7 +97,11 @@ class TrainerConfig(Section):
     eval_tokens: Size = Field(65536, description="held-out tokens evaluated, at most")
     ckpt_interval: Count = Field(500, description="steps between checkpoints (and at the end)")
     sample_interval: Count = Field(0, description="steps between samples of generated text")
-    sample_prompt: str = Field("The", description="what generated samples start with")
+    sample_prompt: Texts = Field(("The",), min_length=1, description="what samples start with: a text, or a list")
+    save_total_limit: Annotated[int, AfterValidator(_two_at_least)] = Field(2, description="newest checkpoints kept")
+    save_best: bool = Field(False, description="keep the weights of the best evaluation in best.pt")
+    early_stop_patience: Count = Field(0, description="evaluations without improvement that end the run; 0: never")
+    early_stop_min_delta: NonNegative = Field(0.0, description="nats that count as an improvement")
     resume: str = Field("auto", min_length=1, description="auto: newest good checkpoint; none: start anew; or a file")
 
 
@@ -80,10 +117,34 @@ class SystemConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(3407, description="seed of weights, batches and dropout")
 
 
-# Where a run lives, how it is restarted and how many processes share it says nothing about its result.
-NOT_IDENTITY = {
+class CallbacksConfig(Section):
+    """What else a run writes, and what it warns of. Only `custom` may touch the training."""
+
+    jsonl: bool = Field(False, description="rows of loss.csv as JSON lines in metrics.jsonl too")
+    tensorboard: bool = Field(False, description="event files in tensorboard/, where that package is installed")
+    wandb: bool = Field(False, description="Weights & Biases, offline unless WANDB_MODE says otherwise")
+    wandb_project: str = Field("ablatrix", min_length=1, description="project of the W&B runs")
+    watch_grad_norm: NonNegative = Field(10.0, description="warn at a grad_norm of so many running medians; 0: off")
+    watch_loss: NonNegative = Field(10.0, description="warn at a loss so many deviations over its median; 0: off")
+    custom: Specs = Field((), description="your own callbacks: mypackage.mymodule:MyCallback, or a list of them")
+
+
+class InfoConfig(Section):
+    """What the experiment is about, for people: goes into logs and reports."""
+
+    name: str = Field("", description="of the experiment")
+    description: str = Field("", description="what is done")
+    date: Annotated[str, AfterValidator(_calendar_date)] = Field("", description="YYYY-MM-DD")
+    hypothesis: str = Field("", description="what is expected")
+
+
+# Where a run lives, how it is restarted, how many processes share it and what is written about it says nothing about
+# its result. A callback of the user's own may do anything to the training, so those are part of what a run is.
+NOT_IDENTITY: dict[str, Any] = {
     "system": {"work_dir", "cache_dir"},
-    "trainer": {"resume", "num_workers", "strategy"},
+    "trainer": {"resume", "num_workers", "strategy", "save_total_limit", "save_best"},
+    "callbacks": set(CallbacksConfig.model_fields) - {"custom"},
+    "info": True,
 }
 
 
@@ -94,6 +155,8 @@ class RunConfig(Section):
     model: GPTConfig = GPTConfig()
     trainer: TrainerConfig = TrainerConfig()
     system: SystemConfig = Field(default_factory=SystemConfig)
+    callbacks: CallbacksConfig = CallbacksConfig()
+    info: InfoConfig = InfoConfig()
 
     def resolved(self, vocab_size: int) -> RunConfig:
         """Every size written out, so that the model can be rebuilt from config.json alone.
@@ -125,12 +188,17 @@ class RunConfig(Section):
                 f"trainer.warmup_steps: {self.trainer.warmup_steps} is over trainer.max_iters "
                 f"{self.trainer.max_iters}; the learning rate would never be reached"
             )
+        if self.trainer.early_stop_patience and not (self.trainer.eval_interval and self.data.test_size):
+            problems.append(
+                "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "
+                "trainer.eval_interval and data.test_size"
+            )
         if problems:
             raise ConfigError(problems)
         return self.model_copy(update={"model": model})
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but places, threads and the way of restarting."""
+        """What decides the result: everything but places, threads, the way of restarting, and words about it."""
         return self.model_dump(mode="json", exclude=NOT_IDENTITY)
 
     def fingerprint(self) -> str:
@@ -254,6 +322,8 @@ def parse_value(text: str, annotation: Any) -> Any:
     """A flag's text for pydantic: None and tuples are read here, the rest is pydantic's."""
     if text.lower() in ("none", "null") and type(None) in getattr(annotation, "__args__", ()):
         return None
+    if annotation == tuple[str, ...] and text[:1] not in ("(", "["):
+        return text
     if "tuple" in str(annotation):
         try:
             return ast.literal_eval(text if text[:1] in "([" else f"({text})")

@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.config import RunConfig
 from trainer.errors import RunError
 from trainer.graphs import GraphedStep
+from trainer.improvement import Improvement
 from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
 from trainer.optimizer import AdamW
 from trainer.parallel.single import Array, Single
@@ -36,10 +37,11 @@ class Trainer:
     `iter` is the number of optimiser steps completed. Callbacks (`add_callback`) are called with the trainer:
     `on_train_start`, `on_batch_end` (after every step), `on_row` (`trainer.row` is a new row of loss.csv),
     `on_checkpoint` (`state()` is due to be saved), `on_out_of_memory` (batches are worked through in more `parts` from
-    now on), `on_train_end`. Any of them may set `stop_requested`: the loop then asks for a checkpoint and ends.
+    now on), `on_train_end`. Any of them may set `stop_requested`: the loop then asks for a checkpoint and ends; or
+    `save_requested`: it asks for a checkpoint at the next step boundary and goes on.
 
     strategy: how this process shares the run with others; by default it is alone. All of them see the same batches,
-    rows, evaluations and stops, and call `state()` and `result()` together.
+    rows, evaluations and stops, and call `state()`, `weights()` and `result()` together.
     """
 
     def __init__(
@@ -61,7 +63,10 @@ class Trainer:
         self.optimizer.across = self.strategy.norm
         self.callbacks: dict[str, list[Callable[[Trainer], None]]] = defaultdict(list)
         self.stop_requested = False
+        self.stopped_by = ""  # who has requested it, for the log: a signal's name
+        self.save_requested = False
         self.diverged = False
+        self.evaluations = Improvement(settings.early_stop_patience, settings.early_stop_min_delta)
         self.parts = settings.grad_accum  # that a batch is worked through in
         self.row: dict[str, Any] = {}
         self._graph: GraphedStep | None = None
@@ -93,7 +98,12 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.diverged or self.iter >= self.config.trainer.max_iters
+        return self.diverged or self.stopped_early or self.iter >= self.config.trainer.max_iters
+
+    @property
+    def stopped_early(self) -> bool:
+        """Have the evaluations stopped improving (early_stop_patience), before the last step?"""
+        return self.evaluations.exhausted and self.iter < self.config.trainer.max_iters
 
     @property
     def tokens(self) -> int:
@@ -106,7 +116,7 @@ class Trainer:
         return self.config.trainer.batch_size // self.strategy.shares
 
     def run(self) -> None:
-        """Train until max_iters, divergence, or a stop; `finished` tells which."""
+        """Train until max_iters, an early stop, divergence, or a stop; `finished` is False after the last."""
         self.trigger_callbacks("on_train_start")
         self._agree()
         self._since = time.perf_counter()
@@ -122,8 +132,8 @@ class Trainer:
         self.trigger_callbacks("on_train_end")
 
     def _agree(self) -> None:
-        """Where one process wants to stop, all do."""
-        (self.stop_requested,) = self.strategy.agree(self.stop_requested)
+        """Where one process wants to stop, or to save, all do."""
+        self.stop_requested, self.save_requested = self.strategy.agree(self.stop_requested, self.save_requested)
 
     def _step(self, x: Array, y: Array) -> None:
         """One optimiser step on batch number `iter`."""
@@ -201,9 +211,10 @@ class Trainer:
                 self._end_row()
                 self._agree()
         due = settings.ckpt_interval and self.iter % settings.ckpt_interval == 0
-        if not self.diverged and (due or self.stop_requested or self.finished):
+        if not self.diverged and (due or self.save_requested or self.stop_requested or self.finished):
             with self.paused():
                 self.trigger_callbacks("on_checkpoint")
+                self.save_requested = False
                 self._agree()
 
     def _row_due(self) -> bool:
@@ -223,6 +234,8 @@ class Trainer:
             self.initial_loss = self.final_loss
         if self._eval_due() and not self.diverged:
             self.val_loss = self.evaluate()
+            if self.val_loss is not None:
+                self.evaluations.note(self.iter, self.val_loss)
         self.row = {
             "iter": self.iter,
             "loss": self.final_loss,
@@ -284,6 +297,7 @@ class Trainer:
             "row_iter": self._row_iter,
             "row_seconds": self._row_seconds,
             "parts": self.parts,
+            "evaluations": self.evaluations.state(),
         }
         return {
             "fingerprint": self.config.fingerprint(),
@@ -304,12 +318,17 @@ class Trainer:
         self._sums.copy_(progress["sums"])
         self._row_iter, self._row_seconds = progress["row_iter"], progress["row_seconds"]
         self.parts = min(progress["parts"], self.windows)
+        self.evaluations.load(progress["evaluations"])
 
     def result(self) -> tuple[float | None, dict[str, Any]]:
         """The final held-out NLL and the model's state dict, of a run that has not diverged."""
         # a run killed between its last checkpoint and its summary has not evaluated in this attempt
         nll = self.val_loss if self.val_loss is not None else self.evaluate()
-        return nll, self.strategy.whole(self.model.state_dict())
+        return nll, self.weights()
+
+    def weights(self) -> dict[str, Any]:
+        """The whole model's state dict; all processes of a run call it together."""
+        return self.strategy.whole(self.model.state_dict())
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,3 +52,13 @@ def more_parts(batch_size: int, parts: int) -> int | None:
     """The number of parts whose largest is half as large; None where a part is one window already."""
     size = largest_part(batch_size, parts)
     return None if size == 1 else -(-batch_size // (size // 2))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's tensors on cuda, else the resident memory of this process at its largest."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

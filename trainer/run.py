@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import shlex
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.gpt import measure
-from trainer import callbacks, checkpoint, data, endings, parallel, runlog, tokenizer
+from trainer import checkpoint, data, endings, hooks, parallel, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.console import say
@@ -23,6 +22,7 @@ from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
 from trainer.loop import Array, Trainer
+from trainer.memory import peak_memory
 from trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:
 
 
 def _forget_result(run_dir: Path, everything: bool) -> None:
-    for name in (runlog.SUMMARY, runlog.MODEL):
+    more = (runlog.BEST, runlog.METRICS, runlog.STOP_REQUEST, runlog.SAVE_REQUEST)
+    for name in (runlog.SUMMARY, runlog.MODEL, *(more if everything else ())):
         (run_dir / name).unlink(missing_ok=True)
     for path in checkpoint.checkpoints(run_dir) if everything else []:
         path.unlink()
@@ -193,7 +194,7 @@ def _train(
     trainer = _make_trainer(config, inputs, device, team)
     origin = _restore(trainer, run_dir, inputs)
     _tell(team, FROM, str((run_dir / origin).absolute()) if origin else "")
-    log = _attach(trainer, attempt, signals)
+    logs = hooks.attach(trainer, attempt, signals)
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
     fields = {"attempt": attempt.number, "iter": trainer.iter, "device": where}
@@ -204,10 +205,14 @@ def _train(
     signals.training = True
     trainer.run()
     if not trainer.finished:
-        runlog.append_event(run_dir, "stopped", iter=trainer.iter)
-        say(f"stopped by {signals.name or 'another process'} after iter {trainer.iter}; start again to continue")
+        by = trainer.stopped_by or "another process"
+        # Slurm's warning asks for a requeue, also where only another process has got it; a person's file does not
+        requeue = trainer.stopped_by in ("", signals.name)
+        runlog.append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
+        say(f"stopped by {by} after iter {trainer.iter}; start again to continue")
         return runlog.EXIT_STOPPED
-    log.mend()
+    for log in logs:
+        log.mend()
     _finish(attempt, trainer, inputs.store)
     if team:
         team.leave()
@@ -257,9 +262,15 @@ def _attach_follower(trainer: Trainer, signals: StopSignals) -> None:
     def share_state(trainer: Trainer) -> None:
         trainer.state()
 
+    def share_weights(trainer: Trainer) -> None:
+        if trainer.val_loss is not None:
+            trainer.weights()
+
     trainer.add_callback("on_train_start", watch)
     trainer.add_callback("on_batch_end", watch)
     trainer.add_callback("on_checkpoint", share_state)
+    if trainer.config.trainer.save_best:
+        trainer.add_callback("on_row", share_weights)
 
 
 def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
@@ -280,23 +291,6 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
     return path.name
 
 
-def _attach(trainer: Trainer, attempt: Attempt, signals: StopSignals) -> runlog.LossLog:
-    """Have the run's files written while it trains, as long as this attempt owns them."""
-    run_dir, guard = attempt.run_dir, attempt.require
-    log = runlog.LossLog(run_dir, trainer.iter, guard)
-    watch = callbacks.SignalWatch(run_dir, signals, guard)
-    trainer.add_callback("on_train_start", watch)
-    if trainer.config.trainer.sample_interval:
-        samples = callbacks.Samples(run_dir, Path(trainer.config.system.cache_dir), trainer.iter, guard)
-        trainer.add_callback("on_batch_end", samples)
-    trainer.add_callback("on_batch_end", callbacks.Heartbeat(run_dir, guard))
-    trainer.add_callback("on_batch_end", watch)
-    trainer.add_callback("on_row", callbacks.LossRows(log))
-    trainer.add_callback("on_out_of_memory", callbacks.OutOfMemory(run_dir, guard))
-    trainer.add_callback("on_checkpoint", callbacks.Checkpoints(run_dir, log, guard))
-    return log
-
-
 def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     """Write model.pt and then summary.json, which says that the run is done."""
     run_dir, config = attempt.run_dir, trainer.config
@@ -314,7 +308,10 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "val_nll": None if val_nll is None else _number(val_nll),
         "val_tokens": int((trainer.heldout[1] != -1).sum()),
         "initial_loss": _number(trainer.initial_loss),
+        "best_val_nll": _number(trainer.evaluations.best),
+        "best_iter": trainer.evaluations.best_iter,
         "diverged": trainer.diverged,
+        "stopped_early": trainer.stopped_early,
         "parameters": parameters,
         "flops_per_token": flops_per_token,
         "peak_memory_bytes": peak_memory(trainer.device),
@@ -327,18 +324,10 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
     endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
-    outcome = "diverged" if trainer.diverged else "finished"
+    outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 
 
 def _number(value: float) -> float | None:
     """JSON has no nan."""
     return value if math.isfinite(value) else None
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the device's tensors on cuda, else the resident memory of this process at its largest."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

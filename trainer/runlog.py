@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,22 @@ PROVENANCE = "provenance.json"
 EVENTS = "events.jsonl"
 JOB_OUT = "job.out"
 SAMPLES = "samples.txt"
+METRICS = "metrics.jsonl"
+BEST = "best.pt"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"
+# Files that a person makes in the run folder: write a checkpoint and go on; write one and stop.
+SAVE_REQUEST = "save"
+STOP_REQUEST = "stop"
+STOP_FILE = f"the file {STOP_REQUEST}"  # who has stopped such a run, in its `stopped` event
 
 # loss: mean training loss since the row before, nats per token; dt: mean seconds per step since the row before;
 # val_loss: NLL of the held-out set after `iter` steps; lr: of step `iter`; grad_norm: mean since the row before, before
 # clipping; tokens: trained on so far; seconds: of training so far, earlier attempts included.
 COLUMNS = ("iter", "loss", "dt", "val_loss", "lr", "grad_norm", "tokens", "seconds")
 CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs of one configuration
+
+Row = Mapping[str, float | int | None]
 
 # Exit code of a trainer that was asked to stop and left a checkpoint (EX_TEMPFAIL of sysexits.h: try again).
 EXIT_STOPPED = 75
@@ -69,15 +80,23 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
     """All whole records of events.jsonl, oldest first; a torn line is left out."""
-    events = []
-    for line in read_text(run_dir / EVENTS).splitlines():
+    return [record for record in json_objects(read_text(run_dir / EVENTS)) if isinstance(record.get("event"), str)]
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text of one a line; what is none, such as a torn line, is left out."""
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("event"), str):
-            events.append(record)
-    return events
+        if isinstance(record, dict):
+            yield record
+
+
+def may_requeue(stopped: Mapping[str, Any]) -> bool:
+    """May the run of this `stopped` event go on without a new submit? Not where a person's file asked it to stop."""
+    return stopped.get("requeue", True) is not False
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -126,29 +145,27 @@ def whole_rows(text: str) -> list[list[str]]:
     return [first[step] for step in sorted(first)]
 
 
-class LossLog:
-    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step.
+class StepLog:
+    """Writer of a file of lines, some of which may be there already.
 
     It remembers the whole file, and puts it right where somebody else has changed it. guard: called right before every
     write; raises where this attempt may write no more.
     """
 
-    def __init__(self, run_dir: Path, step: int, guard: Callable[[], None] = lambda: None) -> None:
-        self.path = run_dir / LOSS
+    def __init__(self, path: Path, lines: Iterable[str], guard: Callable[[], None] = lambda: None) -> None:
+        self.path = path
         self.guard = guard
-        kept = [row for row in whole_rows(kept_text(self.path)) if int(row[0]) <= step]
-        self.content = bytearray("".join(",".join(row) + "\n" for row in [list(COLUMNS), *kept]).encode())
+        self.content = bytearray("".join(line + "\n" for line in lines).encode())
         # In any case: whoever has the old file open, and wakes up in the middle of a write, writes to the old file
         self._rewrite()
 
-    def write(self, row: Mapping[str, float | int | None]) -> None:
-        """Append one row, whole (one write). Values left out or None stay empty; floats keep every digit."""
-        line = ",".join("" if row.get(name) is None else repr(row[name]) for name in COLUMNS)
+    def append(self, line: str) -> None:
+        """Add one line, whole (one write)."""
         append_line(self.path, line, self.guard)
         self.content += line.encode() + b"\n"
 
     def sync(self) -> None:
-        """Have all rows survive a power cut: a checkpoint must not be older on disk than they are."""
+        """Have all lines survive a power cut: a checkpoint must not be older on disk than they are."""
         try:
             if self.path.stat().st_size == len(self.content):
                 return sync_file(self.path)
@@ -165,3 +182,49 @@ class LossLog:
 
     def _rewrite(self) -> None:
         atomic_write(self.path, bytes(self.content), guard=self.guard)
+
+
+class LossLog(StepLog):
+    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step."""
+
+    def __init__(self, run_dir: Path, step: int, guard: Callable[[], None] = lambda: None) -> None:
+        path = run_dir / LOSS
+        kept = [row for row in whole_rows(kept_text(path)) if int(row[0]) <= step]
+        super().__init__(path, [",".join(row) for row in [list(COLUMNS), *kept]], guard)
+
+    def write(self, row: Mapping[str, float | int | None]) -> None:
+        """Append one row. Values left out or None stay empty; floats keep every digit."""
+        self.append(",".join("" if row.get(name) is None else repr(row[name]) for name in COLUMNS))
+
+    def rows(self) -> list[Row]:
+        """The rows written so far, as numbers; None where a cell is empty."""
+        cells = (line.split(",") for line in self.content.decode().splitlines()[1:])
+        return [{name: _value(name, cell) for name, cell in zip(COLUMNS, row, strict=True)} for row in cells]
+
+
+def _value(name: str, cell: str) -> float | int | None:
+    try:
+        return int(cell) if name in ("iter", "tokens") else float(cell)
+    except ValueError:  # empty, or spoiled
+        return None
+
+
+class MetricsLog(StepLog):
+    """Writer of metrics.jsonl: a JSON object for each row of loss.csv, with what else was measured there.
+
+    rows: of loss.csv. What the file adds to them is kept; a row that it lacks is made from them.
+    """
+
+    def __init__(self, run_dir: Path, rows: Iterable[Row], guard: Callable[[], None] = lambda: None) -> None:
+        path = run_dir / METRICS
+        there = {record.get("iter"): record for record in json_objects(kept_text(path))}
+        super().__init__(path, [_as_json({**there.get(row["iter"], {}), **row}) for row in rows], guard)
+
+    def write(self, row: Row) -> None:
+        """Append one row; NaN, which JSON has not, becomes null."""
+        self.append(_as_json(row))
+
+
+def _as_json(row: Mapping[str, Any]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False)

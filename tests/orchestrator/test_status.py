@@ -317,3 +317,22 @@ def test_studies_are_found_by_folder_name_and_age(study: Study, tmp_path: Path) 
     (study.folder / "study.json").write_text('{"name": 1}')
     with pytest.raises(UserError, match="damaged"):
         rundir.load_study(study.folder)
+
+
+@pytest.mark.parametrize("in_queue", ["RUNNING", "PENDING", ""])
+def test_stopped_by_file_in_a_job_that_goes_on(study: Study, run: StudyRun, cluster: Cluster, in_queue: str) -> None:
+    queue_run(run)
+    cluster.waiting = job(in_queue) if in_queue else {}
+    runlog.append_event(run.folder, "started", iter=0)
+    write_rows(run, 1, 8)
+    runlog.append_event(run.folder, "stopped", iter=9, by=runlog.STOP_FILE, requeue=False)
+    found = now(study)
+    assert (found.state, found.active) == ("stopped", False)
+    assert found.reason == "stopped at step 8 by the file stop; submit again to continue"
+
+
+def test_early_stop_is_done(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    summary = {"iters": 40, "max_iters": 100, "stopped_early": True, "diverged": False}
+    (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
+    assert (now(study).state, now(study).reason) == ("done", "stopped early at step 40: no better evaluation")

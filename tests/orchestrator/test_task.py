@@ -119,3 +119,18 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
     with slurm.own_environment():
         assert "SLURM_MEM_PER_CPU" not in os.environ
     assert os.environ["SLURM_MEM_PER_CPU"] == "3"
+
+
+def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: StudyRun) -> None:
+    """Neither the job nor, for its other runs, a requeue of it goes on with the run; only a submit does."""
+    with start(workspace, run) as process:
+        until(lambda: (run.folder / runlog.LOSS).exists())
+        (run.folder / runlog.STOP_REQUEST).touch()
+        assert process.wait(60) == runlog.EXIT_STOPPED
+    assert events(run)[-1] == "stopped" and "requeued" not in events(run)
+    assert not (run.folder / runlog.STOP_REQUEST).exists()
+    with start(workspace, run, restarts=1) as process:
+        assert process.wait(60) == 0
+    assert events(run)[-1] == "stopped"
+    (state,) = workspace.states().values()
+    assert state["state"] == "stopped" and "by the file stop; submit again" in state["reason"]
