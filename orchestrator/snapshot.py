@@ -61,7 +61,10 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
 def _code_files(root: Path) -> Iterable[str]:
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py", *PACKAGES, "sbatch")
     if listed:
-        return {name for name in listed.split("\0") if name and (root / name).is_file()}
+        names = {name for name in listed.split("\0") if name and (root / name).is_file()}
+        # a virtual environment that nobody told git to ignore is not code of the study, and is large
+        environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
+        return {name for name in names if name.partition("/")[0] not in environments}
     found = (path for package in (*PACKAGES, "sbatch") for path in (root / package).rglob("*") if path.is_file())
     return {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
 

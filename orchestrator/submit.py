@@ -272,5 +272,9 @@ def scripts(plan: Plan) -> list[str]:
     settings = plan.loaded.experiment.slurm
     code = plan.folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
     members = [(run, 1) for run in study.runs]
-    arrays = submission.split(members, settings.runs_per_job, len(members))
+    try:
+        largest_array = slurm.max_array_size()
+    except slurm.ControllerError:  # the scripts can be shown on a machine that has no cluster
+        largest_array = len(members)
+    arrays = submission.split(members, settings.runs_per_job, largest_array)
     return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code)) for jobs in arrays]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from orchestrator.experiment import SlurmSettings
 from orchestrator.rundir import Study
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.orchestrator.test_matrix import FIVE, expand
+from tests.workspace import Workspace
 from trainer import runlog
 from trainer.errors import RunError
 
@@ -200,3 +202,10 @@ def test_only_one_job_runs_an_attempt(tmp_path: Path) -> None:
     assert "job 10_0 runs attempt 1" in str(claims.start(tmp_path, 1, "11_0"))
     assert claims.take(tmp_path, 2)
     assert "attempt 2 has taken its place" in str(claims.start(tmp_path, 1, "10_0"))
+
+
+def test_the_plan_shows_as_many_scripts_as_the_cluster_needs(fake: FakeSlurm, workspace: Workspace) -> None:
+    workspace.environment = {"PATH": os.environ["PATH"]}
+    words = ("plan", workspace.write_study(), "--sbatch", "--launcher", "sbatch", "--set", "seeds=150")
+    scripts = workspace.run(*words).stdout
+    assert re.findall("#SBATCH --array=(.*)", scripts) == ["0-1000", "0-48"]  # the stub's MaxArraySize is 1001

@@ -50,9 +50,12 @@ def test_in_git_untracked_files_are_taken_and_ignored_ones_are_not(checkout: Pat
     (checkout / "mine.py").write_text("x = 1\n")
     (checkout / "secret.py").write_text("x = 2\n")
     (checkout / "notes.txt").write_text("no code\n")
+    (checkout / "env" / "lib").mkdir(parents=True)  # a virtual environment that .gitignore does not name
+    (checkout / "env" / "pyvenv.cfg").touch()
+    (checkout / "env" / "lib" / "huge.py").write_text("x = 3\n")
     taken = files(snapshot.take(tmp_path / "store"))
     assert taken["mine.py"] == b"x = 1\n"
-    assert not taken.keys() & {"secret.py", "notes.txt", ".gitignore"}
+    assert not taken.keys() & {"secret.py", "notes.txt", ".gitignore", "env/lib/huge.py"}
     assert "sbatch/array.sbatch.j2" in taken
 
 
