@@ -116,6 +116,7 @@ class _BlockAttention(torch.autograd.Function):
         y = torch.empty_like(q)
         length = T if B * nh * T * T <= SMALL else BLOCK
         blocks = []
+        kept_for_backward = any(ctx.needs_input_grad)
         for start in range(0, T, length):
             stop = min(start + length, T)
             s = torch.baddbmm(
@@ -126,7 +127,8 @@ class _BlockAttention(torch.autograd.Function):
             p = torch.softmax(s, -1, out=s)
             dropped = keep_mask(p.shape, pdrop, p.dtype).mul_(p) if pdrop else p
             y[:, start:stop] = dropped @ v[:, :stop]
-            blocks.append((start, stop, p, dropped))
+            if kept_for_backward:
+                blocks.append((start, stop, p, dropped))
         ctx.kept = kept
         ctx.save_for_backward(q, k, v, y)
         ctx.blocks = blocks

@@ -24,6 +24,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # JSON and YAML know lists only
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+Blocks = Annotated[
+    tuple[Size, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, int) else v)
+]
 
 
 def _listed(value: Any) -> Any:
@@ -95,6 +98,7 @@ class TrainerConfig(Section):
     log_interval: Size = Field(10, description="steps between rows of loss.csv")
     eval_interval: Count = Field(500, description="steps between evaluations of the held-out set (and at the end)")
     eval_tokens: Size = Field(65536, description="held-out tokens evaluated, at most")
+    eval_blocks: Blocks = Field((), description="context lengths evaluated at the end, as 256,512,1024; default: none")
     ckpt_interval: Count = Field(500, description="steps between checkpoints (and at the end)")
     sample_interval: Count = Field(0, description="steps between samples of generated text")
     sample_prompt: Texts = Field(("The",), min_length=1, description="what samples start with: a text, or a list")
@@ -192,6 +196,12 @@ class RunConfig(Section):
             problems.append(
                 "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "
                 "trainer.eval_interval and data.test_size"
+            )
+        lengths = self.trainer.eval_blocks
+        if lengths and min(lengths) > model.block_size and not model.extrapolates:
+            problems.append(
+                f"trainer.eval_blocks: {model.positions} positions end at block_size {model.block_size}, so none of "
+                f"{', '.join(map(str, lengths))} can be evaluated; add {model.block_size}, or choose other positions"
             )
         if problems:
             raise ConfigError(problems)

@@ -260,9 +260,12 @@ class Trainer:
         self._since = time.perf_counter()
 
     @torch.no_grad()
-    def evaluate(self) -> float | None:
-        """NLL of the held-out windows, nats per scored token; None where nothing is held out. Draws no randomness."""
-        x, y = self.heldout
+    def evaluate(self, windows: tuple[Array, Array] | None = None) -> float | None:
+        """NLL of the held-out windows, nats per scored token; None where nothing is scored. Draws no randomness.
+
+        windows: others than those given at the start.
+        """
+        x, y = windows or self.heldout
         scored = int((y != -1).sum())
         if not scored:
             return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.gpt import measure
-from trainer import checkpoint, data, endings, hooks, parallel, runlog, tokenizer
+from trainer import checkpoint, contexts, data, endings, hooks, parallel, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.console import say
@@ -231,7 +231,8 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
             return 0
         training = True
         tune_products(team.device)
-        trainer = _make_trainer(config, Inputs.open(config, named=False), team.device, team)
+        inputs = Inputs.open(config, named=False)
+        trainer = _make_trainer(config, inputs, team.device, team)
         origin = team.hear(FROM)
         if origin:
             trainer.load_state(checkpoint.load(Path(origin), config.fingerprint()))
@@ -242,6 +243,7 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
             return runlog.EXIT_STOPPED
         if not trainer.diverged:
             trainer.result()
+            contexts.evaluate(trainer, inputs.store)
         team.leave()
         return 0
     except Exception as error:
@@ -294,10 +296,14 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
 def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     """Write model.pt and then summary.json, which says that the run is done."""
     run_dir, config = attempt.run_dir, trainer.config
-    val_nll = None
+    val_nll, by_block = None, {}
     if not trainer.diverged:
         val_nll, weights = trainer.result()
         checkpoint.save_torch(run_dir / runlog.MODEL, weights, attempt.require)
+        by_block = contexts.evaluate(trainer, store)
+        for length, found in by_block.items():
+            if found["nll"] is None:
+                say(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
     parameters, flops_per_token = measure(config.model)
     summary = {
         "iters": trainer.iter,
@@ -320,6 +326,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "fingerprint": config.fingerprint(),
         "data_fingerprint": store.fingerprint,
         "skipped_documents": store.skipped,
+        **({"val_nll_by_block": by_block} if by_block else {}),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)

@@ -145,8 +145,8 @@ def analyse(study: Study) -> Analysis:
     if reference:
         base = cells[reference]
         results = [_compare(cell, base) for cell in cells.values()]
-        corrected = st.holm([r.effect.p if r.effect and r is not base else None for r in results])
-        cells = {r.name: replace(r, p_holm=p) for r, p in zip(results, corrected, strict=True)}
+        p_values = st.holm([r.effect.p if r.effect and r is not base else None for r in results])
+        cells = {r.name: replace(r, p_holm=p) for r, p in zip(results, p_values, strict=True)}
     values = {name: cell.values for name, cell in cells.items()}
     sets: dict[frozenset[str], str] = {}
     for name, cell in cells.items():
@@ -263,9 +263,10 @@ def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
 # ---- combinations of cells -------------------------------------------------------------------------------------------
 
 
-def _corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
-    corrected = st.holm([c.effect.p if c.effect else None for c in contrasts])
-    return tuple(replace(c, p_holm=p) for c, p in zip(contrasts, corrected, strict=True))
+def corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
+    """The contrasts of one table with Holm's correction over all of them."""
+    p_values = st.holm([c.effect.p if c.effect else None for c in contrasts])
+    return tuple(replace(c, p_holm=p) for c, p in zip(contrasts, p_values, strict=True))
 
 
 def _factors(
@@ -277,11 +278,11 @@ def _factors(
         named = [Contrast(" × ".join(f.factors), f.effect, missing=f.missing) for f in found]
         main, pairs = named[: len(factors)], named[len(factors) :]
         both = [] if len(factors) == 2 else [_sum_of_singles(frozenset(factors), sets, values)]
-        return _corrected(pairs + both), _corrected(main)
+        return corrected(pairs + both), corrected(main)
     combined = [s for s in sets if len(s) >= 2 and all(frozenset([f]) in sets for f in s)]
     if frozenset() not in sets:
         return (), ()
-    return _corrected([_sum_of_singles(s, sets, values) for s in combined]), ()
+    return corrected([_sum_of_singles(s, sets, values) for s in combined]), ()
 
 
 def _sum_of_singles(
@@ -301,7 +302,7 @@ def _left_out(
     if len(every) < 3 or every not in sets:
         return ()
     without = [(f, sets[every - {f}]) for f in factors if every - {f} in sets]
-    return _corrected([Contrast(f, st.contrast(values, {sets[every]: 1.0, name: -1.0})) for f, name in without])
+    return corrected([Contrast(f, st.contrast(values, {sets[every]: 1.0, name: -1.0})) for f, name in without])
 
 
 # ---- domains ---------------------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def _domains(cells: Mapping[str, CellResult], reference: str | None) -> tuple[Do
         for d in order
         for name in others
     ]
-    found = iter(_corrected(flat))
+    found = iter(corrected(flat))
     rows = []
     for domain in order:
         base = by_domain[domain].get(reference, {})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from orchestrator.report import contexts
 from orchestrator.report.analysis import CellResult
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.statistics import LEVEL
@@ -62,6 +63,11 @@ def training_difference(cell: CellResult, base: CellResult, end: float, bins: in
 def held_out(cell: CellResult) -> Series:
     """Held-out NLL at every evaluation, mean over seeds."""
     return _on_first([run.evaluations[::2] for run in drawn(cell)], interval=False)
+
+
+def by_context(cell: CellResult) -> Series:
+    """Held-out NLL at each context length (x, tokens), mean over seeds with its t interval."""
+    return _on_first([contexts.curve(run) for run in cell.usable], interval=True)
 
 
 def held_out_difference(cell: CellResult, base: CellResult) -> Series:

@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from orchestrator.report import methods, wording
+from orchestrator.report import contexts, methods, wording
 from orchestrator.report.analysis import Analysis, Contrast
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.content import (
@@ -54,6 +54,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure], charts: str = "") -> 
         _curves(pictures, charts),
         combined(analysis, pictures),
         domains(analysis),
+        context_lengths(analysis, pictures),
         costs(analysis, pictures),
         Section("methods", "Methods", [Text(t) for t in methods.paragraphs(analysis)]),
         repeat(analysis),
@@ -283,6 +284,32 @@ def domains(analysis: Analysis) -> Section | None:
     return Section(
         "domains", "By domain", [Text(text), Table(["domain", "tokens", analysis.reference or "", *names], rows)]
     )
+
+
+def context_lengths(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None:
+    """Held-out NLL of every cell at each context length, and the effect against the reference there."""
+    found = contexts.rows(analysis)
+    if not found:
+        return None
+    names = [name for name in [analysis.reference] if name] + [c.name for c in analysis.compared]
+    table = [Row([str(r.length), quantity(r.tokens), *(_at_length(r, name) for name in names)]) for r in found]
+    trained = contexts.trained_length(analysis.base)
+    text = (
+        f"Held-out NLL after training with windows of {trained or 'one length'}, the same tokens scored at each length "
+        "of context, mean over seeds; in brackets the effect at that length with its 95% interval, a star where it "
+        "stands after Holm's correction over this whole table."
+    )
+    reasons = {why for row in found for why in row.out_of_reach.values()}
+    text += f" “cannot”: {'; '.join(sorted(reasons))}." if reasons else ""
+    blocks = [Text(text), Table(["context", "tokens", *names], table), *_some(pictures.get("context_lengths"))]
+    return Section("contexts", "By context length", blocks)
+
+
+def _at_length(row: contexts.ContextRow, name: str) -> str:
+    if name not in row.means:
+        return "cannot" if name in row.out_of_reach else DASH
+    contrast = row.effects.get(name)
+    return plain(row.means[name]) + (f" ({_starred(contrast)})" if contrast and contrast.effect else "")
 
 
 def _starred(contrast: Contrast) -> str:

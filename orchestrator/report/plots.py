@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.report import curves, wording
+from orchestrator.report import contexts, curves, wording
 from orchestrator.report.analysis import Analysis, CellResult, Contrast
 from orchestrator.report.curves import Series
 
@@ -88,6 +88,7 @@ def build_figures(analysis: Analysis) -> list[Figure]:
         schedules(analysis),
         main_effects(analysis),
         combinations(analysis),
+        context_lengths(analysis),
         cost(analysis),
     ]
     return [figure for figure in made if figure is not None]
@@ -321,6 +322,25 @@ def schedules(analysis: Analysis) -> Figure | None:
     caption = "Learning rate (equal schedules are drawn once) and gradient norm before clipping, mean over seeds."
     legend = tuple((c.name, style[c.name]) for c in cells)
     return Figure("schedules", "Learning rate and gradient norm", caption + remark, tuple(panels), legend=legend)
+
+
+def context_lengths(analysis: Analysis) -> Figure | None:
+    """Held-out NLL against the length of the context, beyond the training block too."""
+    cells, remark = _overlay(analysis)
+    style = styles(analysis)
+    lines = tuple(Line(c.name, style[c.name], curves.by_context(c), dots=True) for c in cells)
+    lines = tuple(line for line in lines if len(line.series.x))
+    if max((len(line.series.x) for line in lines), default=0) < 2:
+        return None
+    y = np.concatenate([line.series.y for line in lines])
+    longest = max(float(line.series.x[-1]) for line in lines)
+    label = "held-out NLL (nats per token)"
+    panel = Panel("Context length", "tokens of context", label, lines, (0.0, 1.02 * longest), _around(y, 0.02))
+    trained = contexts.trained_length(analysis.base)
+    caption = "Held-out NLL of the same tokens at several context lengths after training"
+    caption += f" with {trained}, means over seeds with 95% intervals." if trained else ", means over seeds."
+    legend = tuple((line.label, line.style) for line in lines)
+    return Figure("context_lengths", "Context length", caption + remark, (panel,), legend=legend)
 
 
 def cost(analysis: Analysis) -> Figure | None:

@@ -42,6 +42,7 @@ class Plan:
     max_iters: int = 600
     name: str = "planted"
     domains: Sequence[str] = ()
+    contexts: Sequence[int] = ()  # lengths; longer than the block, a cell is 0.1 nats better there, or has learned rows
     rng: int = 0
 
 
@@ -176,4 +177,13 @@ def _summary(plan: Plan, config: Any, value: float, fate: str, speed: float, per
         made["val_nll_by_domain"] = {
             name: {"nll": value + 0.3 * i, "tokens": 4096 // (i + 1)} for i, name in enumerate(plan.domains)
         }
+    if plan.contexts and finite:
+        made["val_nll_by_block"] = {str(n): _at_length(n, config, value) for n in plan.contexts}
     return made
+
+
+def _at_length(length: int, config: Any, value: float) -> dict[str, Any]:
+    block = config.model.block_size
+    if length > block and not config.model.extrapolates:
+        return {"nll": None, "why": f"learned positions end at {block}"}
+    return {"nll": value - 0.1 * (length > block), "tokens": 4000}

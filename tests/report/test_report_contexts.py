@@ -1,0 +1,74 @@
+"""Context lengths in the report: a table that says what could not be evaluated, and a plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.report import contents, contexts, document, plots
+from orchestrator.report.analysis import Analysis, analyse
+from orchestrator.report.collect import read_study
+from tests.report.studies import Plan, write_study
+
+POSITIONS = {
+    "alibi": {"model.positions": "alibi"},
+    "rope": {"model.positions": "rope"},
+    "swiglu": {"model.swiglu": True},
+}
+
+
+def analysed(folder: Path, lengths: tuple[int, ...] = (32, 64, 256), **changes: object) -> Analysis:
+    plan = Plan(features=POSITIONS, effects={"alibi": -0.2}, contexts=lengths, **changes)  # type: ignore[arg-type]
+    return analyse(read_study(folder, write_study(folder, plan)))
+
+
+def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
+    analysis = analysed(tmp_path)
+    short, trained, beyond = contexts.rows(analysis)
+    assert [row.length for row in (short, trained, beyond)] == [32, 64, 256]
+    for row in (short, trained):
+        effect = row.effects["alibi"].effect
+        assert effect is not None
+        assert effect.mean == pytest.approx(-0.2, abs=0.05)
+        assert effect.mean == pytest.approx(row.means["alibi"] - row.means["baseline"])
+        assert effect.p is not None and row.effects["alibi"].p_holm is not None
+        assert row.effects["alibi"].p_holm > effect.p
+    assert set(beyond.means) == {"alibi", "rope", "all_on"}
+    assert beyond.means["alibi"] == pytest.approx(trained.means["alibi"] - 0.1)
+    assert all(contrast.effect is None for contrast in beyond.effects.values())
+    assert beyond.out_of_reach == dict.fromkeys(("baseline", "swiglu"), "learned positions end at 64")
+
+
+def test_page_and_files(tmp_path: Path) -> None:
+    analysis = analysed(tmp_path)
+    section = document.context_lengths(analysis, {})
+    assert section is not None
+    text, table = section.blocks
+    assert "“cannot”: learned positions end at 64." in text.text  # type: ignore[union-attr]
+    assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]  # type: ignore[union-attr]
+    (last,) = [row.cells for row in table.rows if row.cells[0] == "256"]  # type: ignore[union-attr]
+    assert [last[2], last[5]] == ["cannot", "cannot"] and last[3].startswith("2.")
+    files = contents(analysis, explorable=False)
+    assert "By context length" in str(files["report.md"]) and "By context length" in str(files["report.html"])
+    assert len(files["context_lengths.png"]) > 5000
+
+
+def test_curve_of_each_cell(tmp_path: Path) -> None:
+    figure = plots.context_lengths(analysed(tmp_path))
+    assert figure is not None
+    points = {line.label: line.series.x.tolist() for line in figure.panels[0].lines}
+    assert points["baseline"] == [32, 64] and points["alibi"] == [32, 64, 256]
+
+
+def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
+    analysis = analysed(tmp_path, lengths=())
+    assert contexts.rows(analysis) == () and plots.context_lengths(analysis) is None
+    assert document.context_lengths(analysis, {}) is None
+    folder = tmp_path / "damaged"
+    states = write_study(folder, Plan(features=POSITIONS, contexts=(64,)))
+    for path in folder.glob("*/summary.json"):
+        table = {"64": {"nll": "low"}, "big": {"nll": 1.0}, "128": 3, "256": {"nll": None}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll_by_block": table}))
+    assert contexts.rows(analyse(read_study(folder, states))) == ()
