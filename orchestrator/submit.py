@@ -28,6 +28,7 @@ from orchestrator.launchers.local import LocalQueue, find_devices
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study
 from orchestrator.status import RunState, Scheduler
+from trainer import choices
 from trainer.errors import RunError, UserError
 
 
@@ -128,7 +129,7 @@ def smoke_plan(plan: Plan) -> Plan:
 
 def _shortened(run: Run, steps: int) -> Run:
     trainer = run.config.trainer
-    update = {"max_iters": steps, "warmup_steps": min(trainer.warmup_steps, steps), "log_interval": 1, "eval_tokens": 1}
+    update = {**choices.shortened(trainer, steps), "log_interval": 1, "eval_tokens": 1}
     config = run.config.model_copy(update={"trainer": trainer.model_copy(update=update)})
     return replace(run, config=config)
 

@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from models.config import SHORT_FORMS, GPTConfig, Size
+from trainer import choices
 from trainer.errors import ConfigError, UserError
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
 # JSON and YAML know lists only
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 Blocks = Annotated[
@@ -88,13 +90,38 @@ class TrainerConfig(Section):
     strategy: Literal["single", "ddp"] = Field(
         "single", description="how the processes of torchrun or of a Slurm job share a run; ddp: data parallel"
     )
-    learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
-    betas: Betas = Field((0.9, 0.95), description="AdamW's betas")
-    weight_decay: NonNegative = Field(0.1, description="on matrix weights only")
+    optimizer: Literal["adamw", "sgd", "muon", "adafactor"] = Field(
+        "adamw", description="adamw, sgd, adafactor, or muon (matrices of the blocks; adamw does the rest)"
+    )
+    learning_rate: Positive = Field(3e-4, description="peak learning rate; adafactor's is relative, such as 1e-2")
+    betas: Betas = Field((0.9, 0.95), description="betas of adamw, also within muon")
+    momentum: Beta | None = Field(None, description="of sgd (default: 0.9) and muon (default: 0.95)")
+    nesterov: bool | None = Field(None, description="Nesterov's form of it: sgd (default: no), muon (default: yes)")
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = Field(5, description="muon's Newton-Schulz steps")
+    beta2_decay: Annotated[float, Field(ge=-2, lt=0)] = Field(
+        -0.8, description="adafactor averages squares with 1 - t^beta2_decay"
+    )
+    update_clip: Positive = Field(1.0, description="largest root mean square of adafactor's updates")
+    weight_decay: NonNegative = Field(0.1, description="on matrix weights only; sgd's is an L2 penalty")
     grad_norm_clip: NonNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
     warmup_steps: Count = Field(0, description="steps of linear warm-up from 0")
-    use_cosine: bool = Field(False, description="cosine decay after the warm-up, down to min_lr_ratio at max_iters")
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="the cosine's floor / learning_rate")
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd", "infinite"] | None = Field(
+        None,
+        description="after warm-up: constant, cosine, linear, inverse_sqrt, wsd, infinite (default: constant)",
+    )
+    use_cosine: bool | None = Field(None, description="short form of schedule=cosine (default: as schedule says)")
+    min_lr_ratio: Ratio = Field(0.1, description="last rate / learning_rate, of cosine, linear, wsd and infinite")
+    decay_steps: Count | None = Field(None, description="wsd: last steps, which decay (default: 10% after warm-up)")
+    decay_shape: Literal["sqrt", "linear"] = Field("sqrt", description="wsd: decay by 1 - sqrt or linear")
+    cooldown_steps: Count | None = Field(
+        None, description="infinite: steps of cosine from the peak to the constant rate (default: 60% after warm-up)"
+    )
+    constant_lr_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.55, description="infinite: constant rate / learning_rate"
+    )
+    anneal_steps: Count | None = Field(
+        None, description="infinite: last steps, annealed exponentially (default: 15% after warm-up)"
+    )
     log_interval: Size = Field(10, description="steps between rows of loss.csv")
     eval_interval: Count = Field(500, description="steps between evaluations of the held-out set (and at the end)")
     eval_tokens: Size = Field(65536, description="held-out tokens evaluated, at most")
@@ -163,7 +190,7 @@ class RunConfig(Section):
     info: InfoConfig = InfoConfig()
 
     def resolved(self, vocab_size: int) -> RunConfig:
-        """Every size written out, so that the model can be rebuilt from config.json alone.
+        """Every size and phase written out, so that the run can be repeated from config.json alone.
 
         vocab_size: the tokenizer's number of tokens. Raises ConfigError where data and model contradict each other.
         """
@@ -187,11 +214,6 @@ class RunConfig(Section):
                 f"trainer.grad_accum: {self.trainer.grad_accum} is over trainer.batch_size {self.trainer.batch_size}; "
                 "a part must hold at least one window"
             )
-        if self.trainer.warmup_steps > self.trainer.max_iters:
-            problems.append(
-                f"trainer.warmup_steps: {self.trainer.warmup_steps} is over trainer.max_iters "
-                f"{self.trainer.max_iters}; the learning rate would never be reached"
-            )
         if self.trainer.early_stop_patience and not (self.trainer.eval_interval and self.data.test_size):
             problems.append(
                 "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "
@@ -203,9 +225,10 @@ class RunConfig(Section):
                 f"trainer.eval_blocks: {model.positions} positions end at block_size {model.block_size}, so none of "
                 f"{', '.join(map(str, lengths))} can be evaluated; add {model.block_size}, or choose other positions"
             )
+        problems += choices.problems(self.trainer)
         if problems:
             raise ConfigError(problems)
-        return self.model_copy(update={"model": model})
+        return self.model_copy(update={"model": model, "trainer": choices.settled(self.trainer)})
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: everything but places, threads, the way of restarting, and words about it."""
@@ -308,10 +331,11 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
 
 def _give_way(tree: dict[str, Any], flagged: set[str]) -> None:
     """Drop what the file says in other words than the flags: `--model.rope=true` wins over its `positions: learned`."""
-    for pair in SHORT_FORMS.items():
-        if any(f"model.{name}" in flagged for name in pair):
-            for name in pair:
-                tree.get("model", {}).pop(name, None)
+    for section, groups in (("model", SHORT_FORMS.items()), ("trainer", choices.TOGETHER)):
+        for deciding, *following in groups:
+            if any(f"{section}.{name}" in flagged for name in (deciding, following[0])):
+                for name in (deciding, *following):
+                    tree.get(section, {}).pop(name, None)
 
 
 def _split_flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

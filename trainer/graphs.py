@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.optimizer import AdamW
+from trainer.optimizers import Optimizer
 
 WARM_UP = 3  # steps done one kernel at a time before recording: they allocate, choose algorithms and compile
 
@@ -22,7 +22,7 @@ class GraphedStep:
     they do in a launch. The result is overwritten by the next call.
     """
 
-    def __init__(self, step: Step, optimizer: AdamW, device: torch.device) -> None:
+    def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
         self.step, self.optimizer, self.device = step, optimizer, device
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None

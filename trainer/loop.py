@@ -18,7 +18,7 @@ from trainer.errors import RunError
 from trainer.graphs import GraphedStep
 from trainer.improvement import Improvement
 from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
-from trainer.optimizer import AdamW
+from trainer.optimizers import make
 from trainer.parallel.single import Array, Single
 from trainer.schedules import learning_rate
 
@@ -59,7 +59,7 @@ class Trainer:
         self.strategy = strategy or Single(config, self.device)
         self.model = self.strategy.model
         settings = config.trainer
-        self.optimizer = AdamW(self.strategy.trained, settings.betas, settings.weight_decay, settings.grad_norm_clip)
+        self.optimizer = make(self.strategy.trained, settings)
         self.optimizer.across = self.strategy.norm
         self.callbacks: dict[str, list[Callable[[Trainer], None]]] = defaultdict(list)
         self.stop_requested = False

@@ -1,25 +1,92 @@
-"""The learning rate as a pure function of the step. Free of torch."""
+"""The learning rate as a pure function of the step. Free of torch.
+
+Every schedule begins with the linear warm-up; what follows is one small function each, of the step t (counted from 1 to
+max_iters) with w = warmup_steps, peak = learning_rate and floor = min_lr_ratio * peak.
+"""
 
 from __future__ import annotations
 
 import math
 
+from trainer.choices import schedule_name, settled
 from trainer.config import TrainerConfig
 
 
 def learning_rate(step: int, config: TrainerConfig) -> float:
     """Learning rate of optimiser step number `step`, counted from 1 to max_iters.
 
-    Warm-up: peak * step / warmup_steps, which is 0 before the first step and the peak at step warmup_steps. After it
-    the peak, or with `use_cosine` half a cosine from the peak at step warmup_steps to min_lr_ratio * peak at step
-    max_iters (Loshchilov & Hutter 2017, eq. 5, one cycle). Each works without the other.
+    Warm-up: peak * step / warmup_steps, which is 0 before the first step and the peak at step warmup_steps (Goyal et
+    al. 2017, section 2.2). After it what `schedule` names.
     """
-    peak = config.learning_rate
     if step < config.warmup_steps:
-        return peak * step / config.warmup_steps
-    if not config.use_cosine:
+        return config.learning_rate * step / config.warmup_steps
+    name = schedule_name(config)
+    if name == "constant" or step == config.warmup_steps:
+        return config.learning_rate
+    return SHAPES[name](step, config)
+
+
+def cosine(step: int, config: TrainerConfig) -> float:
+    """floor + (peak - floor) * (1 + cos(pi * (t - w) / (max_iters - w))) / 2: Loshchilov & Hutter 2017, eq. 5, one
+    cycle."""
+    peak, floor = _ends(config)
+    return floor + 0.5 * (peak - floor) * (1.0 + math.cos(math.pi * _done(step, config)))
+
+
+def linear(step: int, config: TrainerConfig) -> float:
+    """peak - (peak - floor) * (t - w) / (max_iters - w): Devlin et al. 2019, appendix A.2."""
+    peak, floor = _ends(config)
+    return floor + (peak - floor) * (1.0 - _done(step, config))
+
+
+def inverse_sqrt(step: int, config: TrainerConfig) -> float:
+    """peak * sqrt(w / t), without warm-up peak / sqrt(t): Vaswani et al. 2017, eq. 3, with a peak that is chosen."""
+    return config.learning_rate * math.sqrt(max(1, config.warmup_steps) / max(1, step))
+
+
+def wsd(step: int, config: TrainerConfig) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024, section 4): the peak until d = decay_steps before the end, then
+
+    floor + (peak - floor) * (1 - f((t - max_iters + d) / d)), where f is the square root (Hägele et al. 2024, who find
+    this best) or, for decay_shape linear, the identity.
+    """
+    peak, floor = _ends(config)
+    decay = settled(config).decay_steps or 0
+    into = step - (config.max_iters - decay)
+    if into <= 0 or not decay:
         return peak
+    done = min(1.0, into / decay)
+    return floor + (peak - floor) * (1.0 - (math.sqrt(done) if config.decay_shape == "sqrt" else done))
+
+
+def infinite(step: int, config: TrainerConfig) -> float:
+    """Ibrahim et al. 2024, section 4.3: with constant = constant_lr_ratio * peak, over cooldown_steps c half a cosine,
+
+    constant + (peak - constant) * (1 + cos(pi * (t - w) / c)) / 2, then the constant, and in the last anneal_steps a
+    the exponential constant * (floor / constant)^((t - max_iters + a) / a).
+    """
+    peak, floor = _ends(config)
+    constant = config.constant_lr_ratio * peak
+    phases = settled(config)
+    cooldown, anneal = phases.cooldown_steps or 0, phases.anneal_steps or 0
+    if step < config.warmup_steps + cooldown:
+        done = (step - config.warmup_steps) / cooldown
+        return constant + 0.5 * (peak - constant) * (1.0 + math.cos(math.pi * done))
+    into = step - (config.max_iters - anneal)
+    if into <= 0 or not anneal:
+        return constant
+    return constant * (floor / constant) ** min(1.0, into / anneal)
+
+
+SHAPES = {"cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt, "wsd": wsd, "infinite": infinite}
+
+
+def _ends(config: TrainerConfig) -> tuple[float, float]:
+    """Peak and floor."""
+    return config.learning_rate, config.min_lr_ratio * config.learning_rate
+
+
+def _done(step: int, config: TrainerConfig) -> float:
+    """Part of the time after the warm-up that has passed, from 0 to 1."""
     # all steps may be warm-up: then the peak is reached at the very end and nothing is left to decay
-    done = (step - config.warmup_steps) / max(1, config.max_iters - config.warmup_steps)
-    floor = config.min_lr_ratio * peak
-    return floor + 0.5 * (peak - floor) * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return min(1.0, (step - config.warmup_steps) / max(1, config.max_iters - config.warmup_steps))

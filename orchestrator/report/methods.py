@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.report import statistics as st
@@ -62,13 +62,9 @@ def _training(analysis: Analysis) -> str:
         f"The baseline is a GPT of {get('model.n_layer')} layers, {get('model.n_head')} heads and width "
         f"{get('model.n_embd')} ({model}, {quantity(run.parameters)} parameters, {get('model.vocab_size')} tokens of "
         f"vocabulary, tokenizer {get('data.tokenizer')}), trained for {get('trainer.max_iters')} steps of "
-        f"{get('trainer.batch_size')} × {get('data.block_size')} tokens with AdamW (peak learning rate "
-        f"{get('trainer.learning_rate')}, betas {_pair(get('trainer.betas'))}, weight decay "
-        f"{get('trainer.weight_decay')}, gradient norm clipped at {get('trainer.grad_norm_clip')}"
+        f"{get('trainer.batch_size')} × {get('data.block_size')} tokens with {optimizer(get)}, "
+        f"{schedule(get)})"
     )
-    warmup, cosine = get("trainer.warmup_steps"), get("trainer.use_cosine")
-    text += f", {warmup} steps of warm-up" if warmup else ", no warm-up"
-    text += f", cosine decay to {get('trainer.min_lr_ratio')} of the peak)" if cosine else ", constant afterwards)"
     data = f" on {get('data.file_path')}"
     if run.summary.get("data_fingerprint"):
         data += f" (fingerprint {str(run.summary['data_fingerprint'])[:12]})"
@@ -76,6 +72,43 @@ def _training(analysis: Analysis) -> str:
     configured = [other for other in analysis.study.runs if other.config]
     alike = all(other.setting(key) == get(key) for other in configured for key in keys)
     return f"{text}{data}." + (" For one seed, all cells see the same batches in the same order." if alike else "")
+
+
+def optimizer(get: Callable[[str], Any]) -> str:
+    """`AdamW (peak learning rate 0.0005, betas ...`: the bracket is left open for the schedule."""
+    name = get("trainer.optimizer") or "adamw"
+    betas, momentum = f"betas {_pair(get('trainer.betas'))}", f"momentum {get('trainer.momentum')}"
+    nesterov = " in Nesterov's form" if get("trainer.nesterov") else ""
+    title, own = {
+        "adamw": ("AdamW", betas),
+        "sgd": ("SGD", momentum + nesterov),
+        "muon": ("Muon (the matrices of the blocks) and AdamW (the rest)", f"{momentum}{nesterov}, {betas}"),
+        "adafactor": ("Adafactor", f"updates clipped at {get('trainer.update_clip')}"),
+    }[name]
+    return (
+        f"{title} (peak learning rate {get('trainer.learning_rate')}, {own}, weight decay "
+        f"{get('trainer.weight_decay')}, gradient norm clipped at {get('trainer.grad_norm_clip')}"
+    )
+
+
+def schedule(get: Callable[[str], Any]) -> str:
+    """`40 steps of warm-up, cosine decay to 0.1 of the peak`."""
+    warmup = get("trainer.warmup_steps")
+    name = get("trainer.schedule") or ("cosine" if get("trainer.use_cosine") else "constant")
+    floor = f"to {get('trainer.min_lr_ratio')} of the peak"
+    shape = "1 − sqrt" if get("trainer.decay_shape") == "sqrt" else "linear"
+    after = {
+        "constant": "constant afterwards",
+        "cosine": f"cosine decay {floor}",
+        "linear": f"linear decay {floor}",
+        "inverse_sqrt": "decay with the inverse square root of the step",
+        "wsd": f"constant afterwards, {shape} decay {floor} over the last {get('trainer.decay_steps')} steps",
+        "infinite": (
+            f"cosine cool-down to {get('trainer.constant_lr_ratio')} of the peak over {get('trainer.cooldown_steps')} "
+            f"steps, constant afterwards, exponential annealing {floor} over the last {get('trainer.anneal_steps')}"
+        ),
+    }[name]
+    return (f"{warmup} steps of warm-up, " if warmup else "no warm-up, ") + after
 
 
 def _pair(betas: Any) -> str:

@@ -15,7 +15,7 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from trainer.config import RunConfig, validate
 from trainer.loop import Trainer
-from trainer.optimizer import decaying
+from trainer.optimizers import decaying
 
 VOCABULARY, BLOCK, STEPS = 29, 12, 30
 MATRIX: dict[str, dict[str, Any]] = {

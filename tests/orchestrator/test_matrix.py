@@ -106,6 +106,10 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
         ("a: {trainer.max_iters: '100'}", "cell a: trainer.max_iters: input should be a valid integer, got '100'"),
         ("a: {trainer.learning_rate: -1}", "trainer.learning_rate"),
         ("a: {model.n_embd: 45, model.n_head: 3, model.rope: true}", "rope needs an even head size"),
+        ("a: {trainer.min_lr_ratio: 0.2}", "cell a: trainer.min_lr_ratio: 0.2 would be ignored by schedule constant"),
+        ("a: {trainer.schedule: wsd, trainer.use_cosine: true}", "use_cosine: True contradicts trainer.schedule wsd"),
+        ("a: {trainer.optimizer: muon2}", "cell a: trainer.optimizer: input should be 'adamw', 'sgd', 'muon' or"),
+        ("a: {trainer.schedule: constant}", "cell a: changes nothing: base and defaults already say"),
     ],
 )
 def test_faulty_cells_are_refused_with_their_line(tmp_path: Path, features: str, words: str) -> None:
@@ -143,8 +147,8 @@ def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
 
 
 def test_long_factorial_names_stay_short_and_distinct(tmp_path: Path) -> None:
-    keys = ("learning_rate", "weight_decay", "grad_norm_clip", "min_lr_ratio")
-    features = ", ".join(f"a_rather_long_feature_name_{i}: {{trainer.{key}: 0.5}}" for i, key in enumerate(keys))
+    keys = ("trainer.learning_rate", "trainer.weight_decay", "trainer.grad_norm_clip", "model.attn_pdrop")
+    features = ", ".join(f"a_rather_long_feature_name_{i}: {{{key}: 0.5}}" for i, key in enumerate(keys))
     runs = expand(tmp_path, f"features: {{{features}}}\ndesign: [factorial]\n")
     assert len(runs) == 16
     assert len(set(cells(runs))) == 16

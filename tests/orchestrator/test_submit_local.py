@@ -144,10 +144,12 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
 
 def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> None:
     study = workspace.write_study()
-    workspace.run("submit", study, "--launcher", "local", "--smoke", "2", "--only", "rope")
-    assert workspace.states()["rope"]["state"] == "done"
+    wsd = "  wsd: {trainer.schedule: wsd, trainer.decay_steps: 10, trainer.optimizer: muon}\n"
+    study.write_text(study.read_text().replace("  cosine: {trainer.use_cosine: true}\n", wsd))
+    workspace.run("submit", study, "--launcher", "local", "--smoke", "2", "--only", "wsd")
+    assert workspace.states()["wsd"]["state"] == "done"
     smoke = workspace.folder / "out/study/smoke"
-    assert json.loads(next(smoke.glob("rope-*/summary.json")).read_text())["iters"] == 2
+    assert json.loads(next(smoke.glob("wsd-*/summary.json")).read_text())["iters"] == 2
     assert "1 cells measured so far" in workspace.run("plan", study).stdout
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from orchestrator.report import build, figures, plots, tables
+from orchestrator.matrix import nested
+from orchestrator.report import build, figures, methods, plots, tables
 from orchestrator.report.analysis import Analysis, analyse
 from orchestrator.report.collect import read_study
 from tests.report.studies import FEATURES, Plan, write_study
+from trainer.config import RunConfig
 
 HOSTILE = {
     "_x": {"model.swiglu": True},
@@ -202,3 +204,30 @@ def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
     assert "torch 9.9" in text
     assert f"python -m trainer --config {first}/config.json --system.work_dir=repeat/{first.name}" in text
     assert text.count("python -m trainer") == 21
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ("with AdamW", "0.9 and 0.95", "no warm-up, constant afterwards")),
+        ({"trainer.optimizer": "sgd", "trainer.nesterov": True}, ("SGD", "momentum 0.9 in Nesterov's form")),
+        ({"trainer.optimizer": "muon"}, ("Muon (the matrices of the blocks) and AdamW (the rest)", "momentum 0.95")),
+        ({"trainer.optimizer": "adafactor"}, ("Adafactor", "updates clipped at 1.0")),
+        ({"trainer.use_cosine": True, "trainer.warmup_steps": 7}, ("7 steps of warm-up, cosine decay to 0.1",)),
+        ({"trainer.schedule": "linear"}, ("linear decay to 0.1 of the peak",)),
+        ({"trainer.schedule": "inverse_sqrt"}, ("inverse square root of the step",)),
+        ({"trainer.schedule": "wsd", "trainer.decay_steps": 9}, ("1 − sqrt decay to 0.1 of the peak over the last 9",)),
+        ({"trainer.schedule": "infinite"}, ("cool-down to 0.55 of the peak over", "exponential annealing to 0.1")),
+    ],
+)
+def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words: tuple[str, ...]) -> None:
+    tree = nested({"data.file_path": "x", **settings})
+    written = RunConfig.model_validate(tree).resolved(100).model_dump(mode="json")
+
+    def get(key: str) -> object:
+        section, _, name = key.partition(".")
+        return written[section][name]
+
+    text = f"with {methods.optimizer(get)}, {methods.schedule(get)}"
+    assert all(word in text for word in words), text
+    assert "None" not in text

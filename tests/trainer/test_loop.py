@@ -145,13 +145,37 @@ def test_evaluating_changes_nothing() -> None:
     assert [r["loss"] for r in a] == [r["loss"] for r in b]
 
 
-@pytest.mark.parametrize("cut", [1, 4, 10, 13, 24])
-def test_stopped_and_continued_equals_undisturbed(cut: int) -> None:
-    whole = trainer(eval_interval=6, use_cosine=True)
+OPTIMIZERS = {"adamw": 1e-2, "sgd": 0.3, "muon": 1e-2, "adafactor": 0.1}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns(name: str) -> None:
+    run = trainer(
+        max_iters=100, optimizer=name, learning_rate=OPTIMIZERS[name], schedule="linear", weight_decay=0.0,
+        model={"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    )  # fmt: skip
+    run.run()
+    assert run.final_loss < 0.3 < 2.5 < run.initial_loss
+
+
+@pytest.mark.parametrize(
+    ("cut", "optimizer", "schedule"),
+    [
+        *((cut, "adamw", "cosine") for cut in (1, 4, 10, 13, 24)),
+        (13, "sgd", "linear"),
+        (1, "muon", "wsd"),
+        (13, "muon", "inverse_sqrt"),
+        (1, "adafactor", "constant"),
+        (22, "adafactor", "infinite"),
+    ],
+)
+def test_stopped_and_continued_equals_undisturbed(cut: int, optimizer: str, schedule: str) -> None:
+    settings = {"eval_interval": 6, "optimizer": optimizer, "schedule": schedule}
+    whole = trainer(**settings)
     expected = rows(whole)
     whole.run()
 
-    first = trainer(eval_interval=6, use_cosine=True)
+    first = trainer(**settings)
     saved: list[dict[str, Any]] = []
 
     def stop(t: Trainer) -> None:
@@ -164,7 +188,7 @@ def test_stopped_and_continued_equals_undisturbed(cut: int) -> None:
     assert first.iter == cut and not first.finished and [s["step"] for s in saved] == [cut]
 
     torch.manual_seed(12345)  # another process has another generator state
-    second = trainer(eval_interval=6, use_cosine=True)
+    second = trainer(**settings)
     second.load_state(saved[0])
     after = rows(second)
     second.run()

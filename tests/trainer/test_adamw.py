@@ -10,7 +10,7 @@ from torch import nn
 
 from models.config import GPTConfig
 from models.gpt import GPT
-from trainer.optimizer import AdamW, decaying
+from trainer.optimizers import AdamW, decaying
 
 
 def small(**toggles: bool) -> GPT:
@@ -28,7 +28,7 @@ def backward(model: GPT, i: int) -> None:
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_equals_torch(fused: bool, clip: float) -> None:
     ours, theirs = small(swiglu=True), small(swiglu=True)
-    mine = AdamW(ours, (0.9, 0.95), 0.3, clip)
+    mine = AdamW(decaying(ours), (0.9, 0.95), 0.3, clip)
     mine.fused = mine.fused and fused
     split = {d: [p for _, p, decays in decaying(theirs) if decays is d] for d in (True, False)}
     groups = [{"params": split[True], "weight_decay": 0.3}, {"params": split[False], "weight_decay": 0.0}]
@@ -73,7 +73,7 @@ def test_a_new_norm_needs_no_entry() -> None:
 def test_decay_moves_matrices_only() -> None:
     model = small()
     before = copy.deepcopy(model.state_dict())
-    optimizer = AdamW(model, (0.9, 0.95), 0.5)
+    optimizer = AdamW(decaying(model), (0.9, 0.95), 0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.set_learning_rate(0.1)
@@ -86,7 +86,7 @@ def test_decay_moves_matrices_only() -> None:
 
 def test_state_round_trip() -> None:
     first, second = small(), small()
-    a, b = AdamW(first, (0.9, 0.95), 0.1, 1.0), AdamW(second, (0.9, 0.95), 0.1, 1.0)
+    a, b = AdamW(decaying(first), (0.9, 0.95), 0.1, 1.0), AdamW(decaying(second), (0.9, 0.95), 0.1, 1.0)
     for i in range(3):
         backward(first, i)
         a.set_learning_rate(1e-2)

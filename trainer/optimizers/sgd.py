@@ -1,0 +1,47 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.optimizers.base import Optimizer, Parameters
+
+
+class SGD(Optimizer):
+    """SGD with heavy-ball or Nesterov momentum (Sutskever et al. 2013), in the form that torch.optim.SGD gives it:
+
+    g = gradient + weight_decay * w;  v = momentum * v + g;  w = w - lr * (g + momentum * v if nesterov else v).
+
+    Weight decay is thus the L2 penalty of the literature on SGD, and passes through the momentum.
+    """
+
+    def __init__(
+        self, parameters: Parameters, momentum: float, nesterov: bool, weight_decay: float, grad_norm_clip: float = 0.0
+    ) -> None:
+        super().__init__(parameters, weight_decay, grad_norm_clip)
+        self.momentum, self.nesterov = momentum, nesterov
+        self.velocity = {name: torch.zeros_like(p) for name, p in self.named.items()} if momentum else {}
+
+    def update(self, too_large: Tensor | None) -> None:
+        for names, weight_decay in self.groups:
+            names = self._live(names)
+            if names:
+                self._update(names, weight_decay, too_large)
+
+    def _update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
+        params: list[Any] = [self.named[name] for name in names]
+        change: Any = self._gradients(names, too_large)
+        if weight_decay:
+            change = torch._foreach_add(change, params, alpha=weight_decay)
+        if self.momentum:
+            velocity = [self.velocity[name] for name in names]
+            torch._foreach_mul_(velocity, self.momentum)
+            torch._foreach_add_(velocity, change)
+            change = torch._foreach_add(change, velocity, alpha=self.momentum) if self.nesterov else velocity
+        torch._foreach_sub_(params, torch._foreach_mul(change, self._rate()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"velocity": self.velocity}
