@@ -120,6 +120,8 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     bare = Cell("", ())
     for cell in [bare, *cells(experiment)]:
         overrides = overrides_of(experiment, cell.features)
+        for pair, fault in _overridden(loaded, cell, overrides):
+            faults.setdefault(pair, fault)
         try:
             config = validate(nested({**experiment.base, **overrides, **loaded.forced}))
             config = config.resolved(vocab_size(config))
@@ -138,6 +140,27 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         for cell, overrides, config in runs
         for seed in experiment.seed_list
     ]
+
+
+def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tuple[str, str]]:
+    """(pair, fault) for features that another one of the same cell undoes: the cell is not what its name says.
+
+    Two components in the same place of the model, or a feature of which nothing is left. That a schedule brings its own
+    learning rate and another one wins is meant.
+    """
+    on = [level for group in loaded.experiment.levels() for level in group if level.label in cell.features]
+    for level in on:
+        lost = [k for k, value in level.overrides.items() if overrides[k] != value and k not in loaded.forced]
+        if not lost or not (len(lost) == len(level.overrides) or any(key.startswith("model.") for key in lost)):
+            continue
+        key = next((key for key in lost if key.startswith("model.")), lost[0])
+        winner = next(other for other in reversed(on) if key in other.overrides)
+        yield (
+            f"{level.label} {winner.label}",
+            f"{loaded.at(*level.path, key)}cell {cell.name}: {level.label} sets {key}: {level.overrides[key]}, and "
+            f"{winner.label} sets {overrides[key]}; leave the two out together with "
+            f"`exclude: [[{level.label}, {winner.label}]]`, or make them levels of one feature",
+        )
 
 
 def _seeded(config: RunConfig, seed: int) -> RunConfig:

@@ -153,3 +153,38 @@ def test_long_factorial_names_stay_short_and_distinct(tmp_path: Path) -> None:
     assert len(runs) == 16
     assert len(set(cells(runs))) == 16
     assert max(len(cell) for cell in cells(runs)) <= matrix.LONGEST_NAME
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (
+            "a: {model.positions: alibi}, b: {model.swiglu: true}, c: {model.positions: rope}",
+            "cell all_on: a sets model.positions: alibi, and c sets rope; leave the two out together with "
+            "`exclude: [[a, c]]`, or make them levels of one feature",
+        ),
+        (
+            "a: {trainer.warmup_steps: 5}, b: {model.swiglu: true}, c: {trainer.warmup_steps: 9}",
+            "cell all_on: a sets trainer.warmup_steps: 5, and c sets 9; ",
+        ),
+        (
+            "a: {model.rope: true}, b: {model.positions: alibi}",
+            "cell all_on: model: rope: true contradicts positions: alibi; keep one of the two",
+        ),
+    ],
+)
+def test_features_that_undo_each_other(tmp_path: Path, features: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expand(tmp_path, f"features: {{{features}}}\n")
+    (problem,) = caught.value.problems
+    assert words in problem and problem.startswith(f"{tmp_path / 'e.yaml'}:3: ")
+    pair = "[[a, c]]" if "c:" in features else "[[a, b]]"
+    left = expand(tmp_path, f"features: {{{features}}}\nexclude: {pair}\n")
+    assert "all_on" not in cells(left)
+
+
+def test_schedules_may_each_bring_a_learning_rate(tmp_path: Path) -> None:
+    warmup = "warmup: {trainer.warmup_steps: 5, trainer.learning_rate: 1e-3}"
+    features = f"features: {{{warmup}, cosine: {{trainer.use_cosine: true, trainer.learning_rate: 2e-3}}}}\n"
+    both = expand(tmp_path, features)[-1]
+    assert both.cell == "all_on" and both.config.trainer.learning_rate == 2e-3
