@@ -54,8 +54,8 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
             cell,
             Text("\n".join(f"{key}={word(value)}" for key, value in group[0].overrides.items()) or "-"),
             " ".join(str(run.seed) for run in group),
-            _known(count_parameters(config.model), ","),
-            _known(flops_per_token(config.model), ".3g"),
+            known(count_parameters(config.model), ","),
+            known(flops_per_token(config.model), ".3g"),
             f"{budget.tokens(group[0]):,}",
             *([f"{hours[cell]:.3g}" if cell in hours else "?"] if hours else []),
             group[0].id,
@@ -63,7 +63,7 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
     return table
 
 
-def _known(count: int | None, form: str) -> str:
+def known(count: int | None, form: str) -> str:
     """A model's figure; with a component of the user's own it is known only where that can be imported."""
     return "unknown" if count is None else format(count, form)
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from models.config import PRESETS
+from models.config import SHORT_FORMS
 from orchestrator.experiment import Loaded
 from orchestrator.inheritance import Overrides, plain_vars
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import RunConfig, keys
 
 DEFAULT = "default"
+DERIVED = "derived from the others"
 
 
 def of_run(loaded: Loaded, features: tuple[str, ...], config: RunConfig) -> dict[str, str]:
@@ -77,10 +78,17 @@ def _unset(loaded: Loaded, key: str, field: Any, values: Overrides) -> str:
         return "$ABLATRIX_CACHE"
     if values[key] == field.get_default(call_default_factory=True):
         return DEFAULT
-    if key == "model.vocab_size":
-        return f"tokenizer {values['data.tokenizer']}"
-    if key == "model.block_size":
-        return "data.block_size"
-    if key in ("model.n_layer", "model.n_head", "model.n_embd") and values["model.model_type"] in PRESETS:
+    return _derived(key, values)
+
+
+def _derived(key: str, values: Overrides) -> str:
+    section, _, name = key.partition(".")
+    short = next((short for short, setting in SHORT_FORMS.items() if name in (short, setting)), None)
+    if section != "model":
+        return DERIVED
+    if name in ("n_layer", "n_head", "n_embd") and values["model.model_type"]:
         return f"model_type {values['model.model_type']}"
-    return "derived from the others"
+    if short:
+        return f"model.{SHORT_FORMS[short] if name == short else short}"
+    sources = {"vocab_size": f"tokenizer {values['data.tokenizer']}", "block_size": "data.block_size"}
+    return {**sources, "n_kv_head": "model.n_head"}.get(name, DERIVED)

@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from models.config import count_parameters, flops_per_token
 from orchestrator import budget, origins
-from orchestrator.display import word
+from orchestrator.display import known, word
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 
@@ -23,7 +23,7 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
     for cell, members in groupby(runs, key=lambda run: run.cell):
         group = list(members)
         first = group[0]
-        branch = root.add(Text(f"{cell} ({count_parameters(first.config.model):,} parameters)"))
+        branch = root.add(Text(f"{cell} (parameters: {known(count_parameters(first.config.model), ',')})"))
         set_by = origins.of_run(loaded, first.features, first.config)
         for key, value in first.overrides.items():
             branch.add(Text(f"{key}: {word(value)}  ({set_by[key]})"))

@@ -1,11 +1,13 @@
 """Several configs in one file, files found by name, conditionals by choosing a base, and who set which value."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from orchestrator import experiment, matrix, origins
+from orchestrator import experiment, matrix, origins, outline
 from orchestrator.experiment import Loaded
 from tests.workspace import Workspace
 from trainer.errors import AblatrixError
@@ -241,8 +243,21 @@ def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) 
     assert found["model.vocab_size"] == "tokenizer gpt2"
     assert found["model.block_size"] == "data.block_size"
     assert found["system.seed"] == "sizes.yaml:10"
-    assert found["model.rope"] == "default"
+    assert found["model.swiglu"] == "default"
+    rope = matrix.runs(loaded, lambda config: 100)[1]
+    assert origins.of_run(loaded, rope.features, rope.config)["model.positions"] == "model.rope"
+    assert found["model.n_kv_head"] == "model.n_head"
     assert list(found) == list(origins.flat(run.config))
+
+
+def test_a_tree_of_models_with_a_part_of_the_users_own(tmp_path: Path) -> None:
+    text = "name: e\nbase: {data.file_path: x, model.norm: 'mine:Norm'}\nfeatures: {rope: {model.rope: true}}\n"
+    loaded = load(write(tmp_path, "e.yaml", text))
+    runs = matrix.runs(loaded, lambda config: 100)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(outline.tree(loaded, runs, loaded.experiment.folder))
+    assert "baseline (parameters: unknown)" in console.export_text()
+    assert outline.as_json(runs, tmp_path, "local")["runs"][0]["parameters"] is None
 
 
 def test_plan_as_tree_and_json_and_show_of_a_planned_run(workspace: Workspace) -> None:

@@ -1,0 +1,84 @@
+"""Every study under experiments/ is planned, checked, and its smoke test run, on a small corpus with a small model."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator import submit
+from orchestrator.snapshot import code_root
+from orchestrator.submit import Options
+from tests.workspace import Workspace
+
+EXPERIMENTS = code_root() / "experiments"
+CELLS = {
+    "ablation": ["baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on"],
+    "quickstart": ["baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on"],
+    "hyperparameters": ["baseline", "higher_lr", "larger_batch", "low_weight_decay"],
+    "factorial": [
+        *("baseline", "swiglu", "rmsnorm", "rope"),
+        *("swiglu+rmsnorm", "swiglu+rope", "rmsnorm+rope", "swiglu+rmsnorm+rope"),
+    ],
+    "alibi_vs_absolute": [
+        "baseline",
+        *(f"positions.{name}" for name in ("alibi", "alibi_trainable", "rope", "sinusoidal", "none")),
+    ],
+    "infinite_schedule": ["baseline", "schedule.infinite", "schedule.wsd", "schedule.constant"],
+}
+# What is smoke-tested: all cells but those that another study has too. The preflight trains a small model of each cell.
+SMOKED = {
+    "ablation": CELLS["ablation"],
+    "hyperparameters": CELLS["hyperparameters"][1:],
+    "factorial": CELLS["factorial"][-1:],
+    "alibi_vs_absolute": [cell for cell in CELLS["alibi_vs_absolute"][1:] if cell != "positions.rope"],
+    "infinite_schedule": CELLS["infinite_schedule"][:3],
+}
+
+
+def options(name: str, workspace: Workspace) -> Options:
+    """The study, small: one seed, one layer, the corpus of the tests."""
+    small: dict[str, object] = {
+        "data.file_path": workspace.corpus,
+        "data.tokenizer": "sample",
+        "data.test_size": 6,
+        "data.block_size": 16,
+        "model.model_type": "gpt-nano",
+        "model.n_layer": 1,
+        "trainer.eval_tokens": 500,
+        "system.cache_dir": workspace.cache,
+        "seeds": 1,
+        "output": workspace.folder / "out",
+    }
+    if name == "alibi_vs_absolute":
+        small["trainer.eval_blocks"] = [16, 32]
+    sets = [f"{key}={value}" for key, value in small.items()]
+    return Options(EXPERIMENTS / f"{name}.yaml", "local", sets=sets, smoke=5, only=SMOKED[name])
+
+
+def test_all_studies_are_known_here() -> None:
+    assert sorted({path.stem for path in EXPERIMENTS.glob("*.yaml")} - {"base"}) == sorted(CELLS)
+
+
+@pytest.mark.parametrize("name", sorted(CELLS))
+def test_a_study_plans_its_cells_as_it_stands(name: str, workspace: Workspace) -> None:
+    path = EXPERIMENTS / f"{name}.yaml"
+    plan = submit.make_plan(
+        Options(path, "local", sets=["data.tokenizer=sample", f"system.cache_dir={workspace.cache}"])
+    )
+    assert list(dict.fromkeys(run.cell for run in plan.runs)) == CELLS[name]
+    assert len(plan.runs) % len(CELLS[name]) == 0
+    assert plan.loaded.experiment.name == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SMOKED))
+def test_a_study_passes_the_preflight_and_its_smoke_test(
+    name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace.folder)
+    plan = submit.make_plan(options(name, workspace))
+    submit.check(plan)
+    states = submit.run_plan(submit.smoke_plan(plan), Console())
+    ended = {state.run.cell: state.state for state in states if state.run.cell in SMOKED[name]}
+    assert ended == dict.fromkeys(SMOKED[name], "done")
+    assert {Path(state.run.folder).parent.name for state in states} == {"smoke"}
