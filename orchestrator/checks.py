@@ -19,7 +19,7 @@ from orchestrator import slurm, task
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
-from trainer import tokenizer
+from trainer import plugins, tokenizer
 from trainer.config import RunConfig
 from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
 
@@ -28,8 +28,7 @@ VOCABULARIES = {"gpt2": 50257, "sample": 4096}
 SMALL_CORPUS = 64 << 20  # bytes; such a file is tokenised by the check itself, in seconds
 TAIL = 1 << 16
 MOST_PROBED = 64  # cells; a larger design is shown by its single features
-# float32: two checkpoints and one being written (weights and two moments each), and model.pt
-BYTES_PER_PARAMETER = 4 * (3 * 3 + 1)
+BYTES_PER_PARAMETER = 4  # float32
 
 
 def vocabulary(config: RunConfig) -> int:
@@ -86,13 +85,19 @@ def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         parent = _existing(loaded.experiment.folder)
     except OSError:
         return  # `_output` has said it
-    needed = sum(count_parameters(built_in(run.config.model)) or 0 for run in runs) * BYTES_PER_PARAMETER
+    needed = sum(_bytes_kept(run.config) for run in runs)
     free = shutil.disk_usage(parent).free
     if needed > free:
         yield (
             f"output: {len(runs)} runs need about {needed / 1e9:.1f} GB for checkpoints, {parent} has "
             f"{free / 1e9:.1f} GB free; choose another `output:` or fewer runs"
         )
+
+
+def _bytes_kept(config: RunConfig) -> int:
+    """Of the checkpoints of a run and one being written (weights and two moments each), model.pt and best.pt."""
+    copies = 3 * (config.trainer.save_total_limit + 1) + 1 + config.trainer.save_best
+    return (count_parameters(built_in(config.model)) or 0) * BYTES_PER_PARAMETER * copies
 
 
 def _inputs(runs: Sequence[Run]) -> Iterator[str]:
@@ -107,6 +112,9 @@ def _inputs(runs: Sequence[Run]) -> Iterator[str]:
             check_file(Path(config.data.file_path))
         except UserError as error:
             yield str(error)
+        for name in config.callbacks.custom:
+            if not plugins.is_there(name):
+                yield f"callbacks.custom: {name}: {plugins.missing(name)}"
 
 
 def _loads_offline(info: tokenizer.TokenizerInfo) -> None:

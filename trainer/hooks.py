@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import callbacks, runlog
 from trainer.attempts import Attempt
+from trainer.config import RunConfig
 from trainer.loop import Trainer
 from trainer.signals import StopSignals
 from trainer.watches import Spikes
 
+if TYPE_CHECKING:
+    from trainer.loggers import Dispensable
+    from trainer.plugins import Plugin
 
-def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals) -> list[runlog.StepLog]:
-    """Have the run's files written while it trains, as long as this attempt owns them; the logs of its rows.
+
+def plugins(config: RunConfig) -> list[Plugin]:
+    """The user's own callbacks. Raises UserError where one cannot be used."""
+    if not config.callbacks.custom:
+        return []
+    from trainer.plugins import load
+
+    return load(config.callbacks.custom)
+
+
+@dataclass
+class Attached:
+    """What is to be ended when the training has ended."""
+
+    logs: list[runlog.StepLog]  # of the run's rows
+    loggers: list[Dispensable]
+
+    def mend(self) -> None:
+        """The logs are complete: put right what somebody else has changed in them."""
+        for log in self.logs:
+            log.mend()
+
+    def close(self, trainer: Trainer) -> None:
+        for logger in self.loggers:
+            logger.close(trainer)
+
+
+def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals, own: Sequence[Plugin] = ()) -> Attached:
+    """Have the run's files written while it trains, as long as this attempt owns them.
 
     The order counts. A row is in every log, and best.pt has its weights, before the checkpoint that would make a
-    resumed run go on behind it.
+    resumed run go on behind it. own: callbacks of the user's own come last.
     """
     run_dir, guard = attempt.run_dir, attempt.require
     log = runlog.LossLog(run_dir, trainer.iter, guard)
@@ -32,12 +66,29 @@ def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals) -> list[run
         trainer.add_callback("on_row", spikes)
     if trainer.config.trainer.save_best:
         trainer.add_callback("on_row", callbacks.BestWeights(run_dir, trainer.evaluations.best, guard))
+    loggers = _loggers(trainer, run_dir, log, guard)
     trainer.add_callback("on_out_of_memory", callbacks.OutOfMemory(run_dir, guard))
     trainer.add_callback("on_checkpoint", callbacks.Checkpoints(run_dir, logs, guard))
     requests = callbacks.Requests(run_dir, guard)
     trainer.add_callback("on_batch_end", requests.on_batch_end)
     trainer.add_callback("on_checkpoint", requests.on_checkpoint)
-    return logs
+    for plugin in own:
+        plugin.attach(trainer)
+    return Attached(logs, loggers)
+
+
+def _loggers(trainer: Trainer, run_dir: Path, log: runlog.LossLog, guard: callbacks.Guard) -> list[Dispensable]:
+    """Those of other tools that are switched on."""
+    settings = trainer.config.callbacks
+    names = [name for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb)) if wanted]
+    if not names:
+        return []
+    from trainer.loggers import LOGGERS, Dispensable
+
+    loggers = [Dispensable(name, LOGGERS[name](run_dir, log.rows()), guard) for name in names]
+    for logger in loggers:
+        logger.attach(trainer)
+    return loggers
 
 
 def _boundaries(trainer: Trainer, run_dir: Path, signals: StopSignals, guard: callbacks.Guard) -> None:

@@ -20,7 +20,7 @@ SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")
 
 
 def signature(tree: dict[str, Any]) -> dict[str, str]:
-    """{"sizes", "training", "schedule", "data"}: a short hash or description of each."""
+    """{"sizes", "training", "schedule", "end", "data"}: a short hash or description of each."""
     from trainer.config import validate
     from trainer.schedules import learning_rate
 
@@ -32,8 +32,18 @@ def signature(tree: dict[str, Any]) -> dict[str, str]:
         "sizes": "/".join(str(getattr(config.model, name)) for name in SIZES),
         "training": _train(config),
         "schedule": _hash(json.dumps([settings.max_iters, *rates])),
+        "end": _end(config),
         "data": _hash(config.data.model_dump_json() + f"{settings.batch_size}/{config.system.seed}"),
     }
+
+
+def _end(config: Any) -> str:
+    """What may end the training early, or change it in a way that is not known here."""
+    settings, own = config.trainer, ",".join(config.callbacks.custom)
+    if not settings.early_stop_patience:
+        return own
+    stop = (settings.early_stop_patience, settings.early_stop_min_delta, settings.eval_interval, settings.eval_tokens)
+    return f"{own} {stop}"
 
 
 def _train(config: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
     from trainer.parallel.team import Team
+    from trainer.plugins import Plugin
 
 # What the lead of several processes tells the others
 GO, FROM = "go", "from"  # whether there is anything to do; the checkpoint to start from, '' for none
@@ -40,6 +41,7 @@ class Inputs:
     batches: data.Batches
     heldout: tuple[Array, Array]
     start: dict[str, Any] | None
+    plugins: list[Plugin] = field(default_factory=list)  # callbacks of the user's own
 
     @classmethod
     def open(cls, config: RunConfig, named: bool = True) -> Inputs:
@@ -80,6 +82,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         tune_products(device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
+        inputs.plugins = hooks.plugins(config)
         attempt = _take(run_dir)
         ours = True
         _open_folder(run_dir, config, argv)
@@ -194,7 +197,7 @@ def _train(
     trainer = _make_trainer(config, inputs, device, team)
     origin = _restore(trainer, run_dir, inputs)
     _tell(team, FROM, str((run_dir / origin).absolute()) if origin else "")
-    logs = hooks.attach(trainer, attempt, signals)
+    attached = hooks.attach(trainer, attempt, signals, inputs.plugins)
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
     fields = {"attempt": attempt.number, "iter": trainer.iter, "device": where}
@@ -210,12 +213,13 @@ def _train(
         requeue = trainer.stopped_by in ("", signals.name)
         runlog.append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
         say(f"stopped by {by} after iter {trainer.iter}; start again to continue")
+        attached.close(trainer)
         return runlog.EXIT_STOPPED
-    for log in logs:
-        log.mend()
+    attached.mend()
     _finish(attempt, trainer, inputs.store)
     if team:
         team.leave()
+    attached.close(trainer)
     return 0
 
 

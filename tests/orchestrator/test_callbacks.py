@@ -1,0 +1,56 @@
+"""Callbacks seen from the experiment file: what submit checks of them before anything is queued."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import checks, experiment, matrix
+from orchestrator.matrix import Run
+from tests.workspace import Workspace
+from trainer.errors import ConfigError
+from trainer.probe import signature
+
+
+def planned(workspace: Workspace) -> list[Run]:
+    loaded = experiment.load(workspace.write_study(), ["design=[baseline]"])
+    return matrix.runs(loaded, checks.vocabulary)
+
+
+def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.folder)
+    runs = planned(workspace)
+    own = runs[0].config.callbacks.model_copy(update={"custom": ("no_such_package.callbacks:Mine",)})
+    changed = [replace(run, config=run.config.model_copy(update={"callbacks": own})) for run in runs]
+    assert list(checks._inputs(changed)) == [
+        "callbacks.custom: no_such_package.callbacks:Mine: there is no module no_such_package; put its folder on "
+        "PYTHONPATH, or start in the folder that holds no_such_package"
+    ]
+    (workspace.folder / "no_such_package").mkdir()
+    assert not list(checks._inputs(changed)) and not list(checks._inputs(runs))
+
+
+@pytest.mark.parametrize(
+    ("settings", "differs"),
+    [
+        ({"trainer": {"early_stop_patience": 3}}, True),
+        ({"callbacks": {"custom": ["a:B"]}}, True),
+        ({"trainer": {"early_stop_min_delta": 0.1}}, False),
+        ({"trainer": {"save_best": True}, "callbacks": {"jsonl": True}}, False),
+    ],
+)
+def test_the_probe_sees_what_decides_the_end(workspace: Workspace, settings: dict[str, Any], differs: bool) -> None:
+    plain = planned(workspace)[0].config.model_dump(mode="json")
+    changed = {name: {**section, **settings.get(name, {})} for name, section in plain.items()}
+    assert (signature(changed) != signature(plain)) is differs
+
+
+def test_a_feature_that_only_writes_is_refused(workspace: Workspace) -> None:
+    path = workspace.folder / "study.yaml"
+    workspace.write_study()
+    path.write_text(path.read_text().replace("  rope: {model.rope: true}", "  rope: {callbacks.jsonl: true}"))
+    with pytest.raises(ConfigError, match="cell rope: changes nothing"):
+        matrix.runs(experiment.load(Path(path)), checks.vocabulary)
