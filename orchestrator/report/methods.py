@@ -60,9 +60,10 @@ def _training(analysis: Analysis) -> str:
     model = get("model.model_type") or "a custom size"
     text = (
         f"The baseline is a GPT of {get('model.n_layer')} layers, {get('model.n_head')} heads and width "
-        f"{get('model.n_embd')} ({model}, {quantity(run.parameters)} parameters, {get('model.vocab_size')} tokens of "
-        f"vocabulary, tokenizer {get('data.tokenizer')}), trained for {get('trainer.max_iters')} steps of "
-        f"{get('trainer.batch_size')} × {get('data.block_size')} tokens with {optimizer(get)}, "
+        f"{get('model.n_embd')}{components(get)} ({model}, {quantity(run.parameters)} parameters, "
+        f"{get('model.vocab_size')} tokens of vocabulary, tokenizer {get('data.tokenizer')}), trained for "
+        f"{get('trainer.max_iters')} steps of {get('trainer.batch_size')} × {get('data.block_size')} tokens with "
+        f"{optimizer(get)}, "
         f"{schedule(get)})"
     )
     data = f" on {get('data.file_path')}"
@@ -72,6 +73,40 @@ def _training(analysis: Analysis) -> str:
     configured = [other for other in analysis.study.runs if other.config]
     alike = all(other.setting(key) == get(key) for other in configured for key in keys)
     return f"{text}{data}." + (" For one seed, all cells see the same batches in the same order." if alike else "")
+
+
+PARTS = {
+    "learned": "learned positions",
+    "rope": "rotary positions",
+    "alibi": "ALiBi",
+    "sinusoidal": "sinusoidal positions",
+    "gelu": "GELU",
+    "swiglu": "SwiGLU",
+    "geglu": "GEGLU",
+    "reglu": "ReGLU",
+    "relu2": "squared ReLU",
+    "layernorm": "LayerNorm",
+    "rmsnorm": "RMSNorm",
+}
+
+
+def components(get: Callable[[str], Any]) -> str:
+    """` with learned positions, GELU feed-forward layers and LayerNorm before each sublayer`."""
+    positions, feedforward, norm = (get(f"model.{name}") for name in ("positions", "feedforward", "norm"))
+    if positions is None:
+        return ""  # a run from before there was a choice
+    where = "after each sublayer's sum" if get("model.norm_placement") == "post" else "before each sublayer"
+    parts = [
+        "no positions" if positions == "none" else PARTS.get(positions, f"positions {positions}"),
+        *(["trainable slopes"] if get("model.alibi_trainable") else []),
+        f"{PARTS.get(feedforward, feedforward)} feed-forward layers",
+        "no norm" if norm == "none" else f"{PARTS.get(norm, norm)} {where}",
+        *(["normalised queries and keys"] if get("model.qk_norm") else []),
+        *([_count(n, "head") + " of keys"] if (n := get("model.n_kv_head")) and n != get("model.n_head") else []),
+        *(["a tied head"] if get("model.tie_embeddings") else []),
+        *(["no biases"] if get("model.bias") is False else []),
+    ]
+    return f" with {', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def optimizer(get: Callable[[str], Any]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import contents, contexts, document, plots
+from models.config import GPTConfig
+from orchestrator.report import contents, contexts, document, methods, plots
 from orchestrator.report.analysis import Analysis, analyse
 from orchestrator.report.collect import read_study
 from tests.report.studies import Plan, write_study
@@ -72,3 +73,34 @@ def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
         table = {"64": {"nll": "low"}, "big": {"nll": 1.0}, "128": 3, "256": {"nll": None}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll_by_block": table}))
     assert contexts.rows(analyse(read_study(folder, states))) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, " with learned positions, GELU feed-forward layers and LayerNorm before each sublayer"),
+        (
+            {
+                "positions": "alibi",
+                "alibi_trainable": True,
+                "feedforward": "geglu",
+                "norm": "rmsnorm",
+                "norm_placement": "post",
+                "qk_norm": True,
+                "n_kv_head": 1,
+                "tie_embeddings": True,
+                "bias": False,
+            },
+            " with ALiBi, trainable slopes, GEGLU feed-forward layers, RMSNorm after each sublayer's sum, normalised "
+            "queries and keys, 1 head of keys, a tied head and no biases",
+        ),
+        (
+            {"positions": "none", "norm": "none", "feedforward": "a.b:C"},
+            " with no positions, a.b:C feed-forward layers and no norm",
+        ),
+    ],
+)
+def test_methods_name_the_components(model: dict[str, object], words: str) -> None:
+    config = GPTConfig.model_validate({"model_type": "gpt-nano", **model}).resolved(50, 16).model_dump()
+    assert methods.components(lambda key: config[key.removeprefix("model.")]) == words
+    assert methods.components(lambda key: None) == ""

@@ -26,6 +26,14 @@ from trainer.schedules import learning_rate
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB, BLOCK, BATCH = 600, 80, 3
 NO_DROPOUT = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+NEW_PARTS: dict[str, Any] = {
+    "positions": "alibi",
+    "alibi_trainable": True,
+    "feedforward": "geglu",
+    "norm": "rmsnorm",
+    "n_kv_head": 1,
+}
+NEW_PARTS |= {"qk_norm": True, "tie_embeddings": True, "bias": False}
 
 
 @pytest.fixture(autouse=True)
@@ -181,8 +189,9 @@ def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_steps_equal_launched_ones(dropout: float, dtype: str) -> None:
-    model = dict.fromkeys(NO_DROPOUT, dropout)
+@pytest.mark.parametrize("parts", [{}, NEW_PARTS], ids=["plain", "other parts"])
+def test_recorded_steps_equal_launched_ones(dropout: float, dtype: str, parts: dict[str, Any]) -> None:
+    model = {**dict.fromkeys(NO_DROPOUT, dropout), **parts}
     launched = losses(config(model, max_iters=30, dtype=dtype), "cuda")
     recorded = losses(config(model, max_iters=30, dtype=dtype, compile=True), "cuda")
     # compiled dropout draws other masks
