@@ -114,7 +114,12 @@ def _merge(below: Tree, above: Tree) -> Tree:
             return {**low, **{key: deep(low[key], value) if key in low else value for key, value in high.items()}}
         return high
 
-    return Tree(deep(below.data, above.data), {**below.where, **above.where})
+    data = deep(below.data, above.data)
+    for section in ("features", "cells"):  # `rope: null` above takes an inherited one away
+        low, high = below.data.get(section), data.get(section)
+        if isinstance(low, dict) and isinstance(high, dict):
+            data[section] = {name: body for name, body in high.items() if body is not None or name not in low}
+    return Tree(data, {**below.where, **above.where})
 
 
 def _flattened(tree: Tree) -> Tree:
@@ -172,7 +177,12 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
         if key in trainer_keys:
             forced[key] = value
             tree.where[("base", key)] = "--set"
-        elif key in top_level and not dot and key not in ("extends", CONFIGS):
+        elif key in ("extends", CONFIGS):
+            raise UserError(
+                f"--set {key}: cannot be given here; choose a config with FILE#NAME, or write "
+                "`extends: ${site}.yaml` into the file and give --set vars.site=..."
+            )
+        elif key in top_level and not dot:
             tree.data[key] = value
             tree.where[(key,)] = "--set"
         elif section in ("vars", "slurm") and dot and isinstance(tree.data.setdefault(section, {}), dict):

@@ -50,11 +50,11 @@ def build() -> Schema:
         "extends": {"anyOf": [file_or_config, {"type": "array", "items": file_or_config}]},
         "vars": {"type": "object"},
         "base": settings,
-        "features": {"type": "object", "propertyNames": names, "additionalProperties": {"$ref": "#/$defs/feature"}},
+        "features": {"type": "object", "propertyNames": names, "additionalProperties": _or_none("feature")},
         "design": {"type": "array", "items": _design()},
     }
     properties = {name: _described(node, TEXTS.get(name)) for name, node in properties.items()}
-    configs = {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/config"}, {"type": "null"}]}}
+    configs = {"type": "object", "additionalProperties": _or_none("config")}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Ablatrix experiment",
@@ -102,6 +102,10 @@ def _settings(definitions: Schema) -> Schema:
 def _design() -> Schema:
     order = _closed({"factorial": _loosened({"type": "integer", "minimum": 1})}) | {"minProperties": 1}
     return {"anyOf": [{"enum": list(DESIGNS)}, order, {"$ref": "#/$defs/expression"}]}
+
+
+def _or_none(definition: str) -> Schema:
+    return {"anyOf": [{"$ref": f"#/$defs/{definition}"}, {"type": "null"}]}
 
 
 def _closed(properties: Schema) -> Schema:

@@ -1,6 +1,7 @@
 """The installed package, away from its checkout: a workspace of its own, from `init` to the report."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,45 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
     assert f'"{ablatrix.parent / "python"}"' in (run / "provenance.json").read_text()
     (code,) = (work / "out" / ".snapshots").iterdir()
     assert sorted(path.name for path in code.iterdir()) == ["models", "orchestrator", "sbatch", "trainer"]
+
+
+OWN = """
+import helper
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.linear = nn.Linear(config.n_embd, config.n_embd)
+        print("made by", __file__, "with", helper.__file__)
+
+    def forward(self, x):
+        return self.linear(x).relu()
+"""
+
+
+def test_a_component_of_the_users_own_is_kept_with_the_code(
+    ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path
+) -> None:
+    call(ablatrix, "init", "work", folder=tmp_path)
+    work = tmp_path / "work"
+    (work / "mine.py").write_text(OWN)
+    (work / "helper.py").write_text("")
+    study = f"""\
+name: own
+extends: base.yaml
+base: {{data.file_path: {corpus}, data.test_size: 6, data.block_size: 16, trainer.max_iters: 3, model.n_layer: 1}}
+features: {{mine: {{model.feedforward: "mine:Mine"}}}}
+seeds: 1
+"""
+    (work / "own.yaml").write_text(study)
+    words = ("submit", "own.yaml", "--launcher", "local", "--only", "mine")
+    call(ablatrix, *words, folder=work, ABLATRIX_CACHE=offline_cache)
+    (code,) = (work / "out" / ".snapshots").iterdir()
+    log = call(ablatrix, "logs", "mine", folder=work)
+    assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in log
+    assert "model.feedforward  mine:Mine" in re.sub(" +", "  ", call(ablatrix, "show", "mine", folder=work))
 
 
 def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:

@@ -7,6 +7,7 @@ configurations with the same signature train the same.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -89,7 +90,9 @@ def main() -> int:
     from trainer.errors import AblatrixError
 
     try:
-        print(json.dumps([signature(tree) for tree in json.load(sys.stdin)]))
+        with contextlib.redirect_stdout(sys.stderr):  # a component of the user's own may print
+            signatures = [signature(tree) for tree in json.load(sys.stdin)]
+        print(json.dumps(signatures))
     except AblatrixError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -98,6 +98,21 @@ def test_the_file_order_is_top_then_extended_then_config(tmp_path: Path) -> None
     assert base == {"trainer.batch_size": 2, "data.block_size": 8, "trainer.grad_accum": 1}
 
 
+def test_an_inherited_feature_can_be_taken_away(tmp_path: Path) -> None:
+    write(tmp_path, "sizes.yaml", SIZES)
+    features = "features: {rope: , swiglu: {model.swiglu: true}}"
+    path = write(tmp_path, "e.yaml", f"name: e\nextends: sizes.yaml\n{features}\n")
+    assert load(path).experiment.features == {"swiglu": {"model.swiglu": True}}
+    alone = write(tmp_path, "f.yaml", f"name: e\n{features}\n")
+    assert "features.rope: must be settings" in fault(alone), "what is not inherited has been forgotten"
+
+
+def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path, "sizes.yaml", SIZES)
+    for key in ("extends", "configs"):
+        assert f"--set {key}: cannot be given here; choose a config with FILE#NAME" in fault(path, f"{key}=x")
+
+
 @pytest.mark.parametrize(
     ("text", "config", "words"),
     [
