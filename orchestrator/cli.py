@@ -70,12 +70,17 @@ def plan(
     launcher: LauncherName = "auto",
     sbatch: Annotated[bool, typer.Option("--sbatch", help="print the exact job scripts")] = False,
     style: Annotated[str, typer.Option("--format", help="table, tree or json")] = "table",
+    schedules: Annotated[bool, typer.Option("--schedules", help="draw the learning rates of all cells")] = False,
 ) -> None:
     """Show the runs of an experiment, without creating or queueing anything."""
     from orchestrator import submit
 
     planned = submit.make_plan(_options(file, launcher, sets=sets))
-    if sbatch:
+    if schedules:
+        from orchestrator import schedules as drawing
+
+        drawing.show(planned.runs, planned.folder, _console())
+    elif sbatch:
         for script in submit.scripts(planned):
             print(script)
     else:

@@ -64,7 +64,7 @@ def draw(figure: Figure, formats: tuple[str, ...] = ("png", "pdf")) -> dict[str,
     with settings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box; the page shows the name
         canvas = layout(figure)
-        return {name: _save(canvas, name) for name in formats}
+        return {name: save(canvas, name) for name in formats}
 
 
 def layout(figure: Figure) -> Canvas:
@@ -72,7 +72,8 @@ def layout(figure: Figure) -> Canvas:
     return _forest(figure) if figure.forest else _panels(figure)
 
 
-def _save(canvas: Canvas, name: str) -> bytes:
+def save(canvas: Canvas, name: str) -> bytes:
+    """The drawn figure as the content of a file of this format."""
     nothing = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
     buffer = io.BytesIO()
     canvas.savefig(buffer, format=name, dpi=160, metadata=nothing[name])
@@ -93,7 +94,7 @@ def style(index: int) -> tuple[str, Any, str]:
 def _panels(figure: Figure) -> Canvas:
     columns = min(3 if len(figure.panels) > 4 else 2, max(1, len(figure.panels)))
     rows = max(1, math.ceil(len(figure.panels) / columns))
-    legend_lines = _legend_rows(figure.legend)
+    legend_lines = legend_rows(figure.legend)
     extra = 0.12 + 0.19 * legend_lines
     height = rows * (2.0 if columns == 3 else 2.6) + extra
     canvas = Canvas(figsize=(WIDTH, height))
@@ -111,16 +112,17 @@ def _panels(figure: Figure) -> Canvas:
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
         _panel(axes, panel)
-        axes.set_title(_short(panel.title, 25 if columns == 3 else 38), loc="left")
+        axes.set_title(short(panel.title, 25 if columns == 3 else 38), loc="left")
         if columns == 3 and i % columns:
             axes.set_ylabel("")
         if i + columns < len(figure.panels) and panel.x_label == figure.panels[i + columns].x_label:
             axes.set_xlabel("")
-    _legend(canvas, figure, height)
+    legend(canvas, figure, height)
     return canvas
 
 
-def _legend_rows(legend: tuple[tuple[str, int], ...]) -> int:
+def legend_rows(legend: tuple[tuple[str, int], ...]) -> int:
+    """Lines of text that it takes."""
     return math.ceil(len(legend) / _legend_columns(legend)) if legend else 0
 
 
@@ -160,7 +162,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(canvas: Canvas, figure: Figure, height: float) -> None:
+def legend(canvas: Canvas, figure: Figure, height: float) -> None:
     """Below the panels. Names are set afterwards: matplotlib drops labels that start with an underscore."""
     if not figure.legend:
         return
@@ -182,10 +184,10 @@ def _legend(canvas: Canvas, figure: Figure, height: float) -> None:
         handlelength=2.6,
     )
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
-        text.set_text(_short(name, 60))
+        text.set_text(short(name, 60))
 
 
-def _short(name: str, most: int) -> str:
+def short(name: str, most: int) -> str:
     """A long name without its middle: names built from parts differ at both ends."""
     if len(name) <= most:
         return name
@@ -202,7 +204,7 @@ def _forest(figure: Figure) -> Canvas:
     height = 0.95 + 0.27 * max(2, len(forest.rows))
     canvas = Canvas(figsize=(WIDTH, height))
     FigureCanvasAgg(canvas)
-    names = max([len(_short(r.label, 34)) for r in forest.rows] + [6])
+    names = max([len(short(r.label, 34)) for r in forest.rows] + [6])
     texts = max([len(r.text) for r in forest.rows] + [6])
     left, right = 0.25 + 0.068 * names, 0.2 + 0.064 * texts
     axes = canvas.add_axes((left / WIDTH, 0.58 / height, 1 - (left + right) / WIDTH, 1 - 0.93 / height))
@@ -212,7 +214,7 @@ def _forest(figure: Figure) -> Canvas:
     places = np.arange(len(forest.rows))
     for place, row in zip(places, forest.rows, strict=True):
         _forest_row(axes, float(place), row, forest.limits)
-    axes.set_yticks(places, [_short(r.label, 34) for r in forest.rows])
+    axes.set_yticks(places, [short(r.label, 34) for r in forest.rows])
     axes.set_ylim(len(forest.rows) - 0.4, -0.6)
     axes.set_xlim(*forest.limits)
     axes.tick_params(axis="y", length=0)
