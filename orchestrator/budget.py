@@ -20,13 +20,14 @@ def tokens(run: Run) -> int:
 
 
 def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
-    """Cell -> GPU-hours of one of its runs (hours of the job where it asks for no GPU), for the cells smoke-tested.
+    """Cell -> GPU-hours of one of its runs (node-hours where it asks for no GPU), for the cells smoke-tested.
 
     The median time per step of the smoke test, its first step left out, times the steps of the run; start-up and
     evaluations are not in it.
     """
     seconds = {cell: _seconds_per_step(folder / SMOKE, cell) for cell in dict.fromkeys(run.cell for run in runs)}
-    share = max(1, experiment.slurm.gpus_per_node) / experiment.slurm.runs_per_job
+    settings = experiment.slurm
+    share = settings.nodes * max(1, settings.gpus_per_node) / settings.runs_per_job
     return {
         run.cell: step * run.config.trainer.max_iters * share / 3600
         for run in runs
@@ -60,7 +61,7 @@ def summary(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
     """`21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
     text = f"{len(runs)} runs, {sum(map(tokens, runs)) / 1e6:,.3g} M tokens"
     hours = hours_per_run(folder, runs, experiment)
-    unit = "GPU-hours" if experiment.slurm.gpus_per_node else "job-hours"
+    unit = "GPU-hours" if experiment.slurm.gpus_per_node else "node-hours"
     if len(hours) == len({run.cell for run in runs}):
         text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit}"
         text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""

@@ -20,6 +20,8 @@ FOLDER = ".queue"
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
 VOID_AFTER = float(os.environ.get("ABLATRIX_CLAIM_SECONDS", "180"))
 
+FOLLOW_SECONDS = 300.0  # within which the first node of a job must have begun
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -102,6 +104,22 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
     finally:
         temporary.unlink(missing_ok=True)
     return None
+
+
+def follow(run_dir: Path, attempt: int, job_id: str, seconds: float = FOLLOW_SECONDS) -> str | None:
+    """`start` on a job's further nodes: None once the first one has the attempt, else why it has not."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if newest(run_dir) > attempt:  # lists the folder, which makes an NFS client ask the server
+            return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
+        owner = runlog.read_text(run_dir / FOLDER / str(attempt) / "job")
+        if owner == job_id:
+            return None
+        if owner:
+            return f"job {owner} runs attempt {attempt} already"
+        if time.monotonic() > deadline:
+            return f"the job's first node has not begun within {seconds:.0f} s"
+        time.sleep(0.2)
 
 
 def has_started(run_dir: Path, attempt: int) -> bool:

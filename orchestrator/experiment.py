@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from orchestrator import inheritance, locate, yamlfile
 from orchestrator.inheritance import Overrides
 from orchestrator.locate import Source
+from orchestrator.ranks import Layout
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import keys, nearest
 from trainer.errors import ConfigError, UserError
@@ -120,8 +121,12 @@ class SlurmSettings(Strict):
     qos: SafeValue | None = None
     constraint: SafeValue | None = None
     exclude: SafeValue | None = None
+    nodes: int = Field(1, ge=1, description="of each job; more than one for runs that several processes share")
     gpus_per_node: int = Field(0, ge=0)
-    cpus_per_task: int = Field(1, ge=1)
+    processes_per_node: int | None = Field(
+        None, ge=1, description="that share a run on each node (trainer.strategy); default: one for each GPU"
+    )
+    cpus_per_task: int = Field(1, ge=1, description="cores on each node")
     mem: Annotated[str, Field(pattern=r"^\d+[KMGTkmgt]?$")] | None = None
     time: Annotated[str, AfterValidator(_checked_time)] = "01:00:00"
     max_parallel: int | None = Field(None, ge=1, description="tasks of the array that run at once")
@@ -129,6 +134,11 @@ class SlurmSettings(Strict):
     signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
     setup: list[str] = Field([], description="shell lines run before the trainer, such as `module load cuda`")
     extra: dict[ExtraOption, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")
+
+    @property
+    def layout(self) -> Layout:
+        """Of the processes of a run that is shared (trainer.strategy)."""
+        return Layout(self.nodes, self.processes_per_node or max(1, self.gpus_per_node))
 
 
 class Experiment(Strict):

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.experiment import Experiment, Loaded
+from orchestrator.experiment import Experiment, Loaded, SlurmSettings
 from orchestrator.inheritance import Overrides
 from trainer.config import RunConfig, validate
 from trainer.errors import ConfigError
+from trainer.parallel import share_problems
 
 LONGEST_NAME = 80
 MOST_CELLS = 10_000
@@ -125,6 +126,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         try:
             config = validate(nested({**experiment.base, **overrides, **loaded.forced}))
             config = config.resolved(vocab_size(config))
+            _check_sharing(experiment.slurm, config)
             planned.append((cell, overrides, config))
         except ConfigError as error:
             for fault in error.problems:
@@ -161,6 +163,24 @@ def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tu
             f"{winner.label} sets {overrides[key]}; leave the two out together with "
             f"`exclude: [[{level.label}, {winner.label}]]`, or make them levels of one feature",
         )
+
+
+def _check_sharing(settings: SlurmSettings, config: RunConfig) -> None:
+    """Raises ConfigError where the processes of a job cannot share this run."""
+    layout, shared = settings.layout, config.trainer.strategy != "single"
+    if not shared and max(settings.nodes, settings.processes_per_node or 1) > 1:
+        raise ConfigError(
+            [f"trainer.strategy: is single, but a job has {layout.world} processes; choose ddp, or leave out "
+             "slurm.nodes and slurm.processes_per_node"]
+        )  # fmt: skip
+    if shared and settings.runs_per_job > 1 and layout.world > 1:
+        raise ConfigError(
+            [f"trainer.strategy: {config.trainer.strategy} has all processes of a job share one run; leave out "
+             "slurm.runs_per_job"]
+        )  # fmt: skip
+    problems = share_problems(config, layout.world) if shared else []
+    if problems:
+        raise ConfigError(problems)
 
 
 def _seeded(config: RunConfig, seed: int) -> RunConfig:

@@ -17,13 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from orchestrator import claims
+from orchestrator import claims, ranks
+from orchestrator.ranks import Layout
 from trainer import attempts, runlog
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+ALONE = Layout()
+GRACE_SECONDS = 30.0  # that the processes of a run have to end by themselves when one of them has failed
 MOST_VAIN_RESTARTS = 3  # a job that is told to stop before its first checkpoint is queued again, but not for ever
 
 
@@ -37,9 +40,10 @@ def trainer_command(run_dir: Path | str) -> list[str]:
     return [sys.executable, "-P", "-m", "trainer", *flags]
 
 
-def task_command(members: Sequence[tuple[Path, int]]) -> list[str]:
-    """The command that a job runs: its (run folder, attempt) pairs side by side."""
-    return [sys.executable, "-P", "-m", "orchestrator.task", *(f"{folder}:{attempt}" for folder, attempt in members)]
+def task_command(members: Sequence[tuple[Path, int]], layout: Layout = ALONE) -> list[str]:
+    """The command that a job runs on each of its nodes: its (run folder, attempt) pairs side by side."""
+    runs = [f"{folder}:{attempt}" for folder, attempt in members]
+    return [sys.executable, "-P", "-m", "orchestrator.task", *layout.flags(), *runs]
 
 
 def environment(code: Path, threads: int | None = None) -> dict[str, str]:
@@ -52,62 +56,108 @@ def environment(code: Path, threads: int | None = None) -> dict[str, str]:
 
 
 class Member:
-    """One run of the job."""
+    """One run of the job: its trainer, or this node's part of the processes that share it."""
 
-    def __init__(self, run_dir: Path, attempt: int) -> None:
+    def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
-        self.child: subprocess.Popen[bytes] | None = None
+        self.layout = layout if ranks.shares(run_dir) else ALONE
+        self.node = ranks.node_index(layout)  # of the first one the task speaks for all
+        self.output = run_dir / (f"job-node{self.node}.out" if self.node else runlog.JOB_OUT)
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.lost = False  # there was nobody to share the run with
         self.first_step = 0
         self.trainers = 0  # that had this run before ours
 
     def start(self, job_id: str) -> None:
         """Start the trainer, unless another job has the run."""
-        refusal = claims.start(self.run_dir, self.attempt, job_id)
+        claim = claims.follow if self.node else claims.start
+        refusal = claim(self.run_dir, self.attempt, job_id)
         if not refusal and _restarts() and self._has_failed():
             refusal = "it failed before the job was requeued for the others"
         if not refusal and _restarts() and self.stopped_for_good():
             refusal = "it was asked to stop before the job was requeued for the others"
+        if self.node and self.layout is ALONE:
+            refusal = "it is trained on the first node alone"
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
             return
-        print(f"{self.run_dir}: output in {self.run_dir / runlog.JOB_OUT}", flush=True)
+        print(f"{self.run_dir}: output in {self.output}", flush=True)
         self.first_step = _last_step(self.run_dir)
         self.trainers = attempts.newest(self.run_dir)
-        with open(self.run_dir / runlog.JOB_OUT, "ab") as output:
+        try:
+            environments = ranks.environments(self.layout, self.run_dir)
+        except OSError as error:
+            self.lost = True
+            runlog.append_event(self.run_dir, "failed", reason=f"the job's nodes are not known: {error}")
+            return
+        with open(self.output, "ab") as output:
             command = trainer_command(self.run_dir)
             # Held back until the trainer has its handlers (it lets them through), or they would kill it
             signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
             try:  # a session of its own: a Ctrl-C in the terminal reaches it once, through us
-                self.child = subprocess.Popen(
-                    command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-                )
+                for values in environments:
+                    self.children.append(
+                        subprocess.Popen(
+                            command,
+                            env=values,
+                            stdout=output,
+                            stderr=subprocess.STDOUT,
+                            stdin=subprocess.DEVNULL,
+                            start_new_session=True,
+                        )
+                    )
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
     def send(self, number: int) -> None:
-        if self.child and self.child.poll() is None:
-            # SIGUSR1 would end the trainer, which listens to SIGUSR2
-            self.child.send_signal(signal.SIGUSR2 if number == signal.SIGUSR1 else number)
+        for child in self.children:
+            if child.poll() is None:
+                # SIGUSR1 would end the trainer, which listens to SIGUSR2
+                child.send_signal(signal.SIGUSR2 if number == signal.SIGUSR1 else number)
 
     def finish(self) -> int:
         """Wait for the trainer; its exit code, and the reason of a failure in the run's events."""
-        code = self.child.wait() if self.child else 0
+        code = self._wait() if self.children else int(self.lost)
         if code == runlog.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.trainers + 1:
             return 0  # another job has the run: what became of our trainer says nothing about it
+        if code == runlog.EXIT_STOPPED and self.node:
+            return 0  # the first node's task has the job queued again
         if code not in (0, runlog.EXIT_STOPPED):
             self._record_failure(code)
         return code if code >= 0 else 128 - code
 
+    def _wait(self) -> int:
+        """The exit code of the processes; when one fails, the others are ended too, and its code is the run's."""
+        if len(self.children) == 1:
+            return self.children[0].wait()
+        failed: list[int] = []
+        deadline = float("inf")
+        while any(child.poll() is None for child in self.children):
+            if not failed:
+                failed = [c.returncode for c in self.children if c.returncode not in (None, 0, runlog.EXIT_STOPPED)]
+                deadline = time.monotonic() + GRACE_SECONDS if failed else deadline
+            if time.monotonic() > deadline:
+                for child in self.children:
+                    child.kill()
+            time.sleep(0.1)
+        codes = [child.returncode for child in self.children]
+        if runlog.EXIT_SUPERSEDED in codes:
+            return runlog.EXIT_SUPERSEDED
+        # a process that was killed is the cause of what the others, whom it had left, say of themselves
+        failed = sorted(failed or [code for code in codes if code not in (0, runlog.EXIT_STOPPED)])
+        return failed[0] if failed else max(codes)
+
     def _record_failure(self, code: int) -> None:
-        """Say why, unless the trainer has said it itself."""
-        if self._has_failed():
+        """Say why, unless the trainer has said it itself; one that was killed could not, but those that missed it."""
+        if self._has_failed() and not (code < 0 and self.layout.world > 1):
             return
         if code < 0:
             name = signal.Signals(-code).name
-            reason = f"killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
+            which = "one of its processes was " if self.layout.world > 1 else ""
+            reason = f"{which}killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
         else:
-            lines = runlog.read_text(self.run_dir / runlog.JOB_OUT)[-4000:].strip().splitlines()
+            lines = runlog.read_text(self.output)[-4000:].strip().splitlines()
             reason = f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
         runlog.append_event(self.run_dir, "failed", reason=reason)
 
@@ -208,8 +258,12 @@ def _last_step(run_dir: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.task", description="Train the runs of one job.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR:ATTEMPT")
-    pairs = [word.rpartition(":") for word in parser.parse_args(argv).runs]
-    return Job([Member(Path(folder), int(attempt)) for folder, _, attempt in pairs]).run()
+    parser.add_argument("--nodes", type=int, default=1, help="of the job; this command runs on each")
+    parser.add_argument("--processes", type=int, default=1, help="that share a run on each node")
+    given = parser.parse_args(argv)
+    layout = Layout(given.nodes, given.processes)
+    pairs = [word.rpartition(":") for word in given.runs]
+    return Job([Member(Path(folder), int(attempt), layout) for folder, _, attempt in pairs]).run()
 
 
 if __name__ == "__main__":

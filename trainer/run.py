@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from trainer.parallel.team import Team
     from trainer.plugins import Plugin
 
-# What the lead of several processes tells the others
-GO, FROM = "go", "from"  # whether there is anything to do; the checkpoint to start from, '' for none
+# What the lead of several processes tells the others: whether there is anything to do; the checkpoint to start from,
+# '' for none; that all is written
+GO, FROM, DONE = "go", "from", "done"
 
 
 @dataclass
@@ -76,7 +77,8 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         _refuse_strangers(run_dir, there, config)
         team = _join(place, config)
         if _already_finished(run_dir, config):
-            _tell(team, GO, False)
+            if team:
+                team.part(GO, False)
             return 0
         device = team.device if team else pick_device(config.trainer.device)
         tune_products(device)
@@ -217,9 +219,9 @@ def _train(
         return runlog.EXIT_STOPPED
     attached.mend()
     _finish(attempt, trainer, inputs.store)
-    if team:
-        team.leave()
     attached.close(trainer)
+    if team:
+        team.part(DONE, True)
     return 0
 
 
@@ -248,7 +250,7 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
         if not trainer.diverged:
             trainer.result()
             contexts.evaluate(trainer, inputs.store)
-        team.leave()
+        team.hear(DONE)  # where one process has ended, a scheduler may end the others
         return 0
     except Exception as error:
         told = endings.explained(error, run_dir, None, signals.received is not None)

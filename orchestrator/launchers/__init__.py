@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator import slurm, task
+from orchestrator import ranks, slurm, task
 from orchestrator.experiment import SlurmSettings
+from orchestrator.ranks import Layout
 from orchestrator.rundir import Study, StudyRun
 
 Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each
@@ -32,9 +33,15 @@ class Batch:
         """
         return max(1, self.settings.cpus_per_task // self.settings.runs_per_job)
 
-    def commands(self) -> list[list[str]]:
-        """The command of each job."""
-        return [task.task_command([(run.folder, attempt) for run, attempt in job]) for job in self.jobs]
+    @property
+    def shared(self) -> bool:
+        """Are there runs in it that several processes share?"""
+        return any(ranks.shares(run.folder) for job in self.jobs for run, _ in job)
+
+    def commands(self, layout: Layout | None = None) -> list[list[str]]:
+        """The command of each job, which Slurm starts once on each of its nodes. layout: other than the settings'."""
+        layout = layout or self.settings.layout
+        return [task.task_command([(run.folder, attempt) for run, attempt in job], layout) for job in self.jobs]
 
 
 class Launcher(Protocol):

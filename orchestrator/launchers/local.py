@@ -1,5 +1,7 @@
 """The queue of one machine: one run per GPU, or on a CPU as many as its cores can take.
 
+Runs that several processes share get as many processes, and GPUs, as all nodes of their Slurm job would have together.
+
 A run gets the threads that its experiment gives it under Slurm (slurm.cpus_per_task), not a share of what is free: sums
 depend on the number of threads in their last digits, and a run must give the same result under every launcher, and
 when it is resumed alone.
@@ -17,9 +19,10 @@ from pathlib import Path
 
 from orchestrator import task
 from orchestrator.launchers import Batch
+from orchestrator.ranks import Layout
 from orchestrator.rundir import LOGS
 from trainer.device import allotted_cores
-from trainer.errors import AblatrixError
+from trainer.errors import AblatrixError, UserError
 
 POLL_SECONDS = 0.2
 
@@ -51,15 +54,28 @@ class LocalQueue:
         self._running: dict[subprocess.Popen[bytes], str] = {}
         self._stopping = False
 
-    def slots(self, threads: int) -> list[str]:
-        """A slot per run that may run at once: a GPU's index, or '' for a share of the CPU."""
-        return self.devices or [""] * max(1, allotted_cores() // threads)
+    def slots(self, threads: int, processes: int = 1) -> list[str]:
+        """A slot per run that may run at once: its GPUs' indices, or '' for a share of the CPU.
+
+        Raises UserError where there are GPUs, but fewer than a run has processes.
+        """
+        if not self.devices:
+            return [""] * max(1, allotted_cores() // max(threads, processes))
+        if len(self.devices) < processes:
+            raise UserError(
+                f"{processes} processes share a run (slurm.nodes, slurm.gpus_per_node), but there are "
+                f"{len(self.devices)} GPUs here; --set slurm.nodes=1 --set slurm.gpus_per_node={len(self.devices)}"
+            )
+        starts = range(0, len(self.devices) - processes + 1, processes)
+        return [",".join(self.devices[start : start + processes]) for start in starts]
 
     def run(self, batch: Batch, on_tick: Callable[[], None]) -> None:
         """Run all jobs, calling `on_tick` a few times a second. SIGINT or SIGTERM stops them, a checkpoint each."""
-        threads = min(batch.threads, allotted_cores())
-        free = self.slots(threads)
-        waiting = batch.commands()
+        layout = Layout(1, batch.settings.layout.world if batch.shared else 1)
+        nodes = batch.settings.nodes if batch.shared else 1
+        threads = min(batch.threads * nodes, allotted_cores())
+        free = self.slots(threads, layout.processes)
+        waiting = batch.commands(layout)
         logs = batch.study.folder / LOGS / f"{batch.token}.out"
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -34,6 +34,8 @@ class SbatchLauncher:
             comment=slurm.comment(batch.token),
             logs=log_path(batch.study, "%A_%a.out" if len(batch.jobs) > 1 else "%j.out"),
             options=sbatch_options(batch.settings),
+            nodes=batch.settings.nodes,
+            srun=shlex.join(["srun", *srun_options(batch.settings)]),
             tasks=len(batch.jobs),
             max_parallel=batch.settings.max_parallel,
             signal_seconds=batch.settings.signal_seconds,
@@ -62,7 +64,8 @@ def call_sbatch(script: Path, dependency: str | None = None) -> str:
 def test_script(settings: SlurmSettings) -> str:
     """A job that asks for the study's resources and does nothing, for `sbatch --test-only`."""
     options = [f"#SBATCH --{name}={value}" for name, value in sbatch_options(settings).items()]
-    return "\n".join(["#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --ntasks=1", *options, "true", ""])
+    nodes = [f"#SBATCH --nodes={settings.nodes}", f"#SBATCH --ntasks={settings.nodes}"]
+    return "\n".join(["#!/bin/bash", *nodes, *options, "true", ""])
 
 
 def report_script(batch: Batch) -> str:
@@ -106,6 +109,11 @@ def sbatch_options(settings: SlurmSettings) -> dict[str, Any]:
         **settings.extra,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def srun_options(settings: SlurmSettings) -> list[str]:
+    """How a job starts its task on each node: where it fails on one, the others are ended."""
+    return ["--export=ALL", *(["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else [])]
 
 
 def job_environment(batch: Batch) -> dict[str, str]:

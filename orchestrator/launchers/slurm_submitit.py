@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator import slurm
 from orchestrator.experiment import minutes
 from orchestrator.launchers import Batch, job_ids
-from orchestrator.launchers.slurm_sbatch import job_environment, log_path
+from orchestrator.launchers.slurm_sbatch import job_environment, log_path, srun_options
 from orchestrator.rundir import LOGS
 from trainer.errors import UserError
 
@@ -60,7 +60,7 @@ class SubmititLauncher:
         parameters = {
             "name": batch.study.name,
             "timeout_min": minutes(settings.time),
-            "slurm_nodes": 1,
+            "slurm_nodes": settings.nodes,
             "slurm_ntasks_per_node": 1,
             "slurm_cpus_per_task": settings.cpus_per_task,
             "slurm_gpus_per_node": settings.gpus_per_node or None,
@@ -74,7 +74,7 @@ class SubmititLauncher:
             "slurm_signal_delay_s": settings.signal_seconds,
             "slurm_array_parallelism": settings.max_parallel or len(batch.jobs),
             "slurm_setup": setup,
-            "slurm_srun_args": ["--export=ALL"],
+            "slurm_srun_args": srun_options(settings),
             "slurm_stderr_to_stdout": True,
             "slurm_additional_parameters": extra,
         }

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
-import struct
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer import network
 from trainer.config import RunConfig
 from trainer.device import pick_device
 from trainer.errors import UserError
@@ -24,8 +22,8 @@ from trainer.parallel import PeerLostError, Place, is_lost_peer, lost
 
 START_SECONDS = 600.0  # in which all processes must have found each other
 SILENT_SECONDS = 1800.0  # after which a process that is connected but does not answer is given up
+PARTING_SECONDS = 30.0  # that the lead waits for those who must still hear its last word
 POLL_SECONDS = 0.05
-SIOCGIFADDR = 0x8915  # the ioctl that tells an interface's IPv4 address
 
 
 class Team:
@@ -41,7 +39,7 @@ class Team:
         device = local_device(config.trainer.device, place.local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        choose_interface(os.environ.get("MASTER_ADDR", ""))
+        _choose_interface(place)
         deadline = time.monotonic() + START_SECONDS
         store = _open_store(place, deadline)
         store.add("here", 1)
@@ -64,12 +62,22 @@ class Team:
         """Said by the lead, once."""
         self.store.set(key, json.dumps(value))
 
+    def part(self, key: str, value: Any) -> None:
+        """The lead's last word: it waits until all have heard it, because the store ends with it."""
+        self.tell(key, value)
+        deadline = time.monotonic() + PARTING_SECONDS
+        with contextlib.suppress(RuntimeError):
+            while self.store.add(f"{key}/heard", 0) < self.world - 1 and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+
     def hear(self, key: str) -> Any:
         """What the lead says, however long it takes: it may have a corpus to tokenise."""
         with peers():
             while not self.store.check([key]):
                 time.sleep(POLL_SECONDS)
-            return json.loads(self.store.get(key))
+            value = json.loads(self.store.get(key))
+            self.store.add(f"{key}/heard", 1)
+            return value
 
     # ---- numbers
 
@@ -138,7 +146,7 @@ def _open_store(place: Place, deadline: float) -> dist.Store:
         try:
             store = dist.TCPStore(
                 host, int(port), is_master=lead, wait_for_workers=False, timeout=timedelta(seconds=5),
-                master_listen_fd=_listen(host, int(port)) if lead else None,
+                master_listen_fd=network.listen(host, int(port), _is_hidden(host, place)) if lead else None,
             )  # fmt: skip
             break
         except (RuntimeError, OSError) as error:
@@ -148,46 +156,22 @@ def _open_store(place: Place, deadline: float) -> dist.Store:
     return dist.PrefixStore(f"trainer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _listen(host: str, port: int) -> int:
-    """A socket for the lead's store at this address alone: by default it would answer at all of them."""
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    server = socket.socket(family, kind, proto)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        server.bind(address)
-        server.listen(1024)
-    except OSError:
-        server.close()
-        raise
-    return server.detach()
+def _is_hidden(host: str, place: Place) -> bool:
+    """Does the name of the meeting point mean something here that processes on other machines cannot reach?"""
+    alone = int(os.environ.get("LOCAL_WORLD_SIZE", place.world)) == place.world
+    return not alone and network.is_own_name_only(host)
+
+
+def _choose_interface(place: Place) -> None:
+    """Have gloo listen where the lead is reached from, unless that was decided already."""
+    host = os.environ.get("MASTER_ADDR", "")
+    if network.GLOO_INTERFACE not in os.environ and not _is_hidden(host, place):
+        name = network.interface_towards(host)
+        if name:
+            os.environ[network.GLOO_INTERFACE] = name
 
 
 def _pause(deadline: float, reason: str) -> None:
     if time.monotonic() > deadline:
         raise PeerLostError(f"{reason} after {START_SECONDS:.0f} s; start the same command again")
     time.sleep(POLL_SECONDS)
-
-
-def choose_interface(host: str) -> None:
-    """Have gloo listen where the lead is reached from: it would take the address of this machine's own name, which on
-    many is one that no other machine knows. $GLOO_SOCKET_IFNAME goes before."""
-    if not host or "GLOO_SOCKET_IFNAME" in os.environ or sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing: asks the routing table
-        mine = probe.getsockname()[0]
-        name = next((name for _, name in socket.if_nameindex() if _address(probe, name) == mine), None)
-        if mine.startswith("127."):
-            name = "lo"
-        if name:
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-
-
-def _address(probe: socket.socket, name: str) -> str:
-    import fcntl
-
-    try:
-        answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-    except OSError:  # has no address
-        return ""
-    return socket.inet_ntoa(answer[20:24])

@@ -1,0 +1,107 @@
+"""Where the processes of a run are told to be, and which studies can have several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import budget, checks, experiment, matrix, ranks
+from orchestrator.launchers.local import LocalQueue
+from orchestrator.ranks import Layout
+from tests.workspace import Workspace
+from trainer import network, runlog
+from trainer.errors import ConfigError, UserError
+
+SCONTROL = """#!/bin/sh
+[ "$2" = hostnames ] && printf 'nowhere-%s\\n' 7 8 || echo "NodeName=$3 NodeAddr=127.0.0.1 State=IDLE"
+"""
+
+
+@pytest.fixture
+def slurm_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second node of job 12, whose nodes have names that nobody can look up."""
+    script = tmp_path / "scontrol"
+    script.write_text(SCONTROL)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, value in {"JOB_ID": "12", "NODEID": "1", "JOB_NODELIST": "nowhere-[7-8]"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("STEP_NODELIST", "RESTART_COUNT", "ARRAY_JOB_ID"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    monkeypatch.delenv(network.GLOO_INTERFACE, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+
+
+@pytest.mark.usefixtures("slurm_node")
+def test_processes_of_a_second_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ranks.environments(Layout(2, 2), Path("out/run"))
+    assert [(e["RANK"], e["LOCAL_RANK"], e["WORLD_SIZE"]) for e in (first, second)] == [
+        ("2", "0", "4"),
+        ("3", "1", "4"),
+    ]
+    assert first["MASTER_ADDR"] == "127.0.0.1"
+    assert first[network.GLOO_INTERFACE] == "lo"
+    assert first["OMP_NUM_THREADS"] == "4"
+    port = first["MASTER_PORT"]
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setenv(network.GLOO_INTERFACE, "ib0")
+    lead = ranks.environments(Layout(2, 2), Path("out/run"))[0]
+    assert (lead["RANK"], lead["MASTER_PORT"], lead[network.GLOO_INTERFACE]) == ("0", port, "ib0")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert ranks.environments(Layout(2, 2), Path("out/run"))[0]["MASTER_PORT"] != port
+
+
+def test_one_process_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    (environment,) = ranks.environments(Layout(), Path("out/run"))
+    assert not set(ranks.VARIABLES) & set(environment)
+
+
+@pytest.mark.parametrize(
+    ("slurm", "settings", "message"),
+    [
+        ("nodes: 2", {}, "trainer.strategy: is single, but a job has 2 processes"),
+        ("nodes: 2, runs_per_job: 2", {"strategy": "ddp"}, "leave out slurm.runs_per_job"),
+        ("nodes: 2, gpus_per_node: 4", {"strategy": "ddp"}, "2 windows cannot be shared equally by 8 processes"),
+    ],
+)
+def test_what_cannot_be_shared(workspace: Workspace, slurm: str, settings: dict[str, str], message: str) -> None:
+    path = workspace.write_study()
+    path.write_text(path.read_text().replace("mem: 1G", f"mem: 1G, {slurm}"))
+    sets = [f"trainer.{name}={value}" for name, value in settings.items()]
+    with pytest.raises(ConfigError, match=message):
+        matrix.runs(experiment.load(path, sets), checks.vocabulary)
+
+
+def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
+    path = workspace.write_study()
+    sets = ["trainer.strategy=ddp", "trainer.batch_size=8", "slurm.gpus_per_node=4"]
+    hours = []
+    for nodes in (1, 2):
+        loaded = experiment.load(path, [*sets, f"slurm.nodes={nodes}"])
+        runs = matrix.runs(loaded, checks.vocabulary)[:1]
+        smoke = workspace.folder / budget.SMOKE / runs[0].id
+        smoke.mkdir(parents=True, exist_ok=True)
+        rows = "1,5.0,3600,,,,,\n2,5.0,3600,,,,,\n"
+        (smoke / runlog.LOSS).write_text(",".join(runlog.COLUMNS) + "\n" + rows)
+        hours.append(budget.hours_per_run(workspace.folder, runs, loaded.experiment)["baseline"])
+    assert hours == [4 * 20, 8 * 20]
+
+
+def test_local_slots_have_a_device_for_each_process() -> None:
+    assert LocalQueue(["0", "1", "2", "3", "4"]).slots(1, 2) == ["0,1", "2,3"]
+    with pytest.raises(UserError, match=r"8 processes share a run .* but there are 2 GPUs here"):
+        LocalQueue(["0", "1"]).slots(1, 8)
+
+
+def test_a_local_study_with_two_processes_a_run(workspace: Workspace) -> None:
+    workspace.run("submit", workspace.write_study("alone"), "--launcher", "local", "--only", "rope")
+    sets = ["--set", "trainer.strategy=ddp", "--set", "slurm.processes_per_node=2"]
+    workspace.run("submit", workspace.write_study("shared"), "--launcher", "local", "--only", "rope", *sets)
+    summary = runlog.read_json(workspace.run_folder("rope", "shared") / runlog.SUMMARY) or {}
+    assert summary["processes"] == 2
+    assert workspace.run_folder("rope", "shared").name == workspace.run_folder("rope", "alone").name
+    for shared, alone in zip(workspace.loss("rope", "shared")[1:], workspace.loss("rope", "alone")[1:], strict=True):
+        assert float(shared[1]) == pytest.approx(float(alone[1]), abs=1e-4)

@@ -1,0 +1,75 @@
+"""Addresses at which the processes of one run reach each other. Needs the standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+
+SIOCGIFADDR = 0x8915  # the ioctl that tells an interface's IPv4 address
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"  # torch's variable; by default gloo takes the address of the machine's own name
+
+
+def resolves(host: str) -> bool:
+    """Is there an address for this name?"""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface by which this machine reaches the host; None where that cannot be known."""
+    if not host or sys.platform != "linux":
+        return None
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing: asks the routing table
+        mine = probe.getsockname()[0]
+        if mine.startswith("127."):
+            return "lo"
+        return next((name for _, name in socket.if_nameindex() if _address(probe, name) == mine), None)
+    return None
+
+
+def _address(probe: socket.socket, name: str) -> str:
+    import fcntl
+
+    try:
+        answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+    except OSError:  # has no address
+        return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+def listen(host: str, port: int, everywhere: bool) -> int:
+    """File descriptor of a socket that listens at the host's address, or at all addresses of this machine."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    server = socket.socket(family, kind, proto)
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("", port) if everywhere else address)
+        server.listen(1024)
+    except OSError:
+        server.close()
+        raise
+    return server.detach()
+
+
+def is_own_name_only(host: str) -> bool:
+    """Is this a name that means the loopback here, as that of the machine itself does on many? Others see it elsewhere.
+
+    An address is what it is, on every machine.
+    """
+    with contextlib.suppress(OSError):
+        socket.inet_aton(host)
+        return False
+    with contextlib.suppress(OSError):
+        return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]).startswith("127.")
+    return False
