@@ -2,8 +2,9 @@
 
 The class is an nn.Module. It is made from the resolved GPTConfig (`config.n_embd`, `config.resid_pdrop`, ...) and maps
 (B, T, C) to (B, T, C): a feed-forward layer and a norm what they are given, positions the token embeddings to
-embeddings that know where they stand (T is at most `config.block_size`). Weights start by GPT-2's rule, see
-`GPT.initialise`; a method `initialise(generator)` may set others. Buffers must not be random.
+embeddings that know where they stand (T is at most `config.block_size`). No position may see a later one. Weights
+start by GPT-2's rule, see `GPT.initialise`; a method `initialise(generator)` may set others. Buffers must not be
+random.
 
 The module is looked for like every import, and then in the working folder. Its code is not part of a run's hash: give a
 changed component a new name.
@@ -11,6 +12,7 @@ changed component a new name.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
@@ -57,19 +59,41 @@ def _load(where: str, reference: str) -> type[nn.Module]:
     return made
 
 
-@torch.no_grad()
 def _try(where: str, module: nn.Module, config: GPTConfig) -> None:
+    """A copy of it in training, on two inputs that differ at the last position only."""
     assert config.n_embd and config.block_size
     shape = (TRIAL[0], min(TRIAL[1], config.block_size), config.n_embd)
+    trial = copy.deepcopy(module).train()
+    generator = torch.Generator("cpu").manual_seed(0)
+    inputs = torch.randn(2, *shape, generator=generator, device="cpu")
+    inputs[1, :, :-1] = inputs[0, :, :-1]
     try:
-        out = module.eval()(torch.zeros(shape))
+        first, second = _outputs(trial, inputs, generator)
     except Exception as error:
         raise ComponentError(f"{where} fails on an input of shape {shape}: {_told(error)}") from error
-    finally:
-        module.train()
-    found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    found = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
     if found != shape:
         raise ComponentError(f"{where} must return the shape it is given, {shape}, but returns {found}")
+    if first.is_meta or torch.allclose(first[:, :-1], second[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True):
+        return
+    raise ComponentError(
+        f"{where} lets positions see later ones: what it returns for the first tokens changes with the last one, so "
+        "that the model would read what it has to predict"
+    )
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, inputs: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
+    """What it returns for each of the inputs, with some weights, and with the same dropout. Draws no randomness."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            parameter.normal_(0.0, 0.1, generator=generator)
+    outputs = []
+    for x in inputs:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            outputs.append(module(x.to(torch.get_default_device())))
+    return outputs
 
 
 def _told(error: Exception) -> str:

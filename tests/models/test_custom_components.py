@@ -12,7 +12,7 @@ import torch
 
 from models.config import GPTConfig, count_parameters
 from models.custom import ComponentError
-from models.gpt import GPT
+from models.gpt import GPT, measure
 from tests.workspace import Workspace
 from trainer import runlog
 from trainer.config import load
@@ -57,6 +57,27 @@ class Pair(MyMLP):
 class Breaks(MyMLP):
     def forward(self, x):
         return x @ x
+
+class Future(MyMLP):
+    def forward(self, x):
+        return super().forward(x + x.mean(1, keepdim=True))
+
+class Batch(MyMLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm = nn.BatchNorm1d(config.n_embd)
+        self.dropout = nn.Dropout(0.5)
+    def forward(self, x):
+        return self.dropout(super().forward(self.norm(x.mT).mT))
+
+class Past(MyMLP):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x.cumsum(1)), 0.5, self.training)
+
+class Measures(MyMLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = torch.ones(3).sum().item()
 
 class Wants(nn.Module):
     def __init__(self, width, depth):
@@ -119,6 +140,12 @@ def test_counts_are_measured() -> None:
     assert GPT(config).flops_per_token - GPT(standard).flops_per_token == 6 * 2 * (own - usual)
 
 
+def test_counts_of_a_part_that_needs_values() -> None:
+    config = tiny(feedforward="own_parts.mlp:Measures")
+    assert measure(config) == (GPT(config).n_parameters, GPT(config).flops_per_token)
+    assert measure(config) == measure(tiny(feedforward=OWN["feedforward"]))
+
+
 @pytest.mark.parametrize(
     ("reference", "complaint"),
     [
@@ -134,12 +161,21 @@ def test_counts_are_measured() -> None:
         ("own_parts.mlp:Narrow", r"must return the shape it is given, \(2, 3, 12\), but returns \(2, 3, 36\)"),
         ("own_parts.mlp:Pair", r"must return the shape it is given, \(2, 3, 12\), but returns tuple"),
         ("own_parts.mlp:Breaks", r"fails on an input of shape \(2, 3, 12\): RuntimeError: "),
+        ("own_parts.mlp:Future", "lets positions see later ones: "),
+        ("own_parts.mlp:Batch", "lets positions see later ones: "),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(reference: str, complaint: str) -> None:
     with pytest.raises(ComponentError, match=f"^model.feedforward: {reference}.*{complaint}") as caught:
         GPT(tiny(feedforward=reference))
     assert "\n" not in str(caught.value)
+
+
+def test_trying_a_part_leaves_it_and_the_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    model = GPT(tiny(feedforward="own_parts.mlp:Past"), seed=None)  # what came before may be seen
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(p.is_meta for p in model.parameters())
 
 
 def test_the_working_folder_hides_nothing(tmp_path: Path) -> None:
