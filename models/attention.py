@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.alibi import ALiBi, distances
 from models.config import GPTConfig
-from models.dropout import Dropout, keep_mask
+from models.dropout import Dropout, keep_mask, shares
 from models.layers import Linear
 from models.norms import RMSNorm
 from models.rotary import Rotary
@@ -114,7 +114,8 @@ class _BlockAttention(torch.autograd.Function):
         kept = 1 / (1 - pdrop)
         v = v * kept if pdrop else v  # instead of scaling the weights, which are T / hs times as many
         y = torch.empty_like(q)
-        length = T if B * nh * T * T <= SMALL else BLOCK
+        # of the whole batch: the order of random numbers must not depend on how many processes share it
+        length = T if shares() * B * nh * T * T <= SMALL else BLOCK
         blocks = []
         kept_for_backward = any(ctx.needs_input_grad)
         for start in range(0, T, length):

@@ -25,6 +25,11 @@ def take_share(index: int, count: int) -> None:
     _share = (index, count)
 
 
+def shares() -> int:
+    """How many parts of a batch are worked at side by side."""
+    return _share[1]
+
+
 def keep_mask(shape: torch.Size, pdrop: float, dtype: torch.dtype) -> Tensor:
     """1 where an element is kept, 0 with probability `pdrop`. On the CPU, from torch's default generator.
 

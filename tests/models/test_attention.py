@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import attention
+from models import attention, dropout
 from models.attention import CausalSelfAttention, causal_attention, fused_attention
 from models.config import GPTConfig
 from models.dropout import keep_mask
@@ -152,3 +152,19 @@ def test_queries_and_keys_are_normalised_before_they_are_turned() -> None:
     y = formula(rotary(normalised(q, layer.q_norm.weight)), rotary(normalised(k, layer.k_norm.weight)), v).float()
     expected = y.transpose(1, 2).reshape(3, 6, 16) @ layer.c_proj.weight.T + layer.c_proj.bias
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("small", [4 * 3 * 32 * 32 - 1, 4 * 3 * 32 * 32], ids=["blocks", "whole"])
+def test_parts_of_a_batch_draw_the_whole_batchs_masks(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a part alone would be small enough to be done in one piece."""
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(attention, "SMALL", small)
+    q, k, v = (torch.randn(4, 3, 32, 8) for _ in range(3))
+    torch.manual_seed(5)
+    whole = causal_attention(q, k, v, 0.3)
+    parts = []
+    for index in range(2):
+        monkeypatch.setattr(dropout, "_share", (index, 2))
+        torch.manual_seed(5)
+        parts.append(causal_attention(*(t[2 * index : 2 * index + 2] for t in (q, k, v)), 0.3))
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
