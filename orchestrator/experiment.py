@@ -16,7 +16,7 @@ from orchestrator.inheritance import Overrides
 from orchestrator.locate import Source
 from orchestrator.ranks import Layout
 from orchestrator.yamlfile import KeyPath, Tree
-from trainer.config import keys, nearest
+from trainer.config import InfoConfig, keys, nearest
 from trainer.errors import ConfigError, UserError
 
 
@@ -30,7 +30,14 @@ class Level:
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-FIXED = {"system.seed": "give `seeds:` at the top level", "system.work_dir": "give `output:` at the top level"}
+FIXED = {
+    "system.seed": "set per run; give `seeds:` at the top level",
+    "system.work_dir": "set per run; give `output:` at the top level",
+    **{
+        f"info.{name}": "the same in all runs; give `experiment_info:` at the top level"
+        for name in InfoConfig.model_fields
+    },
+}
 DESIGNS = ("baseline", "one_at_a_time", "all_on", "leave_one_out", "factorial")
 
 
@@ -141,10 +148,15 @@ class SlurmSettings(Strict):
         return Layout(self.nodes, self.processes_per_node or max(1, self.gpus_per_node))
 
 
+class ExperimentInfo(InfoConfig):
+    """What the experiment is about, for people: goes into every run's log and into the report."""
+
+
 class Experiment(Strict):
     """An experiment file, resolved: variables filled in, dotted keys, every name checked."""
 
     name: SafeName
+    experiment_info: ExperimentInfo = ExperimentInfo()
     base: Any = {}  # checked key by key, for better messages: Overrides
     features: dict[SafeName, Any] = {}
     design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
@@ -159,6 +171,11 @@ class Experiment(Strict):
     @property
     def seed_list(self) -> list[int]:
         return list(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def info(self) -> Overrides:
+        """`experiment_info` as the runs' settings."""
+        return {f"info.{name}": text for name, text in self.experiment_info.model_dump().items() if text}
 
     def levels(self) -> list[list[Level]]:
         """For each feature its levels, in the file's order."""
@@ -249,7 +266,8 @@ def _explain(error: Any, tree: Tree, file: str) -> str:
     position, key = tree.position(path) or file, ".".join(path)
     kind = error["type"]
     if kind == "extra_forbidden":
-        known = list(SlurmSettings.model_fields) if path[0] == "slurm" else list(TOP_LEVEL)
+        sections = {"slurm": SlurmSettings.model_fields, "experiment_info": ExperimentInfo.model_fields}
+        known = list(sections[path[0]]) if len(path) > 1 and path[0] in sections else list(TOP_LEVEL)
         return f"{position}: {key}: unknown key{nearest(path[-1], known)}"
     if kind == "missing":
         return f"{file}: {key}: missing"
@@ -274,7 +292,7 @@ def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
             for key in overrides:
                 where = f"{tree.position((*path, key))}: {name}.{key}: "
                 if key in FIXED:
-                    problems.append(f"{where}set per run; {FIXED[key]}")
+                    problems.append(f"{where}{FIXED[key]}")
                 elif key not in known:
                     problems.append(f"{where}unknown key{nearest(key, known)}")
     return problems

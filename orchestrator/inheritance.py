@@ -185,7 +185,11 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
         elif key in top_level and not dot:
             tree.data[key] = value
             tree.where[(key,)] = "--set"
-        elif section in ("vars", "slurm") and dot and isinstance(tree.data.setdefault(section, {}), dict):
+        elif (
+            section in ("vars", "slurm", "experiment_info")
+            and dot
+            and isinstance(tree.data.setdefault(section, {}), dict)
+        ):
             tree.data[section][rest] = value
             tree.where[(section, rest)] = "--set"
         else:

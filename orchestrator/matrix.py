@@ -124,7 +124,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         for pair, fault in _overridden(loaded, cell, overrides):
             faults.setdefault(pair, fault)
         try:
-            config = validate(nested({**experiment.base, **overrides, **loaded.forced}))
+            config = validate(nested({**experiment.base, **overrides, **loaded.forced, **experiment.info}))
             config = config.resolved(vocab_size(config))
             _check_sharing(experiment.slurm, config)
             planned.append((cell, overrides, config))

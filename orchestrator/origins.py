@@ -32,6 +32,8 @@ def flat(config: RunConfig) -> Overrides:
 def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
     """The settings that somebody made, the winner of each: base, then features in the file's order, then --set."""
     places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
+    for key in loaded.experiment.info:
+        places[key] = _described(loaded.tree, ("experiment_info", key.partition(".")[2]))
     for group in loaded.experiment.levels():
         for level in group:
             if level.label in features:

@@ -9,8 +9,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 from orchestrator import snapshot
 from orchestrator.matrix import Run
 from trainer import runlog
-from trainer.errors import UserError
+from trainer.config import RunConfig
+from trainer.errors import RunError, UserError
 
 STUDY = "study.json"
 ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
@@ -52,6 +53,7 @@ class Study:
     created: float
     features: dict[str, Any]
     runs: list[StudyRun]
+    info: dict[str, str] = field(default_factory=dict)  # experiment_info
 
     def matching(self, text: str) -> list[StudyRun]:
         """The run with this id, else those of this cell, else those whose ids begin so. Raises UserError for none."""
@@ -77,9 +79,9 @@ def create_study(
     file: Path,
     features: dict[str, Any],
     runs: Sequence[Run],
-    origins: Callable[[Run], dict[str, str]] | None = None,
+    origins: Origins | None = None,
 ) -> Study:
-    """Make the study's folder and those of its runs; what is there already stays as it is.
+    """Make the study's folder and those of its runs; what is there already stays as it is (see `renew`).
 
     origins: who set each value of a run's configuration, for its folder.
     Raises UserError where the place cannot be written or a folder holds another run.
@@ -89,6 +91,7 @@ def create_study(
         "file": str(file),
         "created": round(time.time(), 3),
         "features": features,
+        "info": {key: text for key, text in runs[0].config.info.model_dump().items() if text} if runs else {},
         "runs": [
             {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
             for r in runs
@@ -109,16 +112,38 @@ def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
     return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id) for r in runs]
 
 
-def _create_run(folder: Path, run: Run, origins: Callable[[Run], dict[str, str]] | None) -> None:
+Origins = Callable[[Run], dict[str, str]]
+
+
+def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
     folder.mkdir(exist_ok=True)
-    config = run.config.model_copy(
-        update={"system": run.config.system.model_copy(update={"work_dir": str(folder)})},
-    )
-    path = folder / runlog.CONFIG
-    if not path.exists():
-        if origins:
-            runlog.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
-        runlog.atomic_write(path, config.to_json(), durable=False)
+    if not (folder / runlog.CONFIG).exists():
+        _write_config(folder, run, origins)
+
+
+def renew(study: Study, runs: Iterable[Run], origins: Origins | None = None) -> None:
+    """Before runs start: settings that are no part of their names (callbacks, words, threads) as the file has them now.
+
+    Raises RunError where one cannot be written.
+    """
+    for run in runs:
+        folder = study.folder / run.id
+        try:
+            if runlog.kept_text(folder / runlog.CONFIG) != _placed(folder, run).to_json():
+                _write_config(folder, run, origins)
+        except OSError as error:
+            raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+
+
+def _write_config(folder: Path, run: Run, origins: Origins | None) -> None:
+    if origins:
+        runlog.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
+    runlog.atomic_write(folder / runlog.CONFIG, _placed(folder, run).to_json(), durable=False)
+
+
+def _placed(folder: Path, run: Run) -> RunConfig:
+    system = run.config.system.model_copy(update={"work_dir": str(folder)})
+    return run.config.model_copy(update={"system": system})
 
 
 def load_study(folder: Path) -> Study:

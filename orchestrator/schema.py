@@ -21,6 +21,7 @@ MODELINE = re.compile(r"#\s*yaml-language-server:\s*\$schema=(\S+)\s*")
 EXPRESSION = {"type": "string", "pattern": r"\$\{[^{}]*\}", "description": "${variable}, ${env:NAME,default}, ${a * 2}"}
 TEXTS = {
     "name": "the study's name, and its folder's under `output`",
+    "experiment_info": "what the experiment is about, for people: goes into every run's log and into the report",
     "extends": "files (`base.yaml`, `sizes.yaml#large`) or configs of this file that this one overrides",
     "vars": "variables for ${...}",
     "configs": "variants in this file, each over its top level: submit FILE#NAME",
@@ -91,6 +92,8 @@ def _settings(definitions: Schema) -> Schema:
         annotation: Any = field.annotation
         nodes = definitions.pop(annotation.__name__)["properties"]
         nodes = {f"{section}.{key}": node for key, node in nodes.items() if f"{section}.{key}" not in FIXED}
+        if not nodes:
+            continue
         definitions.update(nodes)
         dotted = {key: {"$ref": f"#/$defs/{key}"} for key in nodes}
         nested = {key.partition(".")[2]: node for key, node in dotted.items()}

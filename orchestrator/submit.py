@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -178,12 +179,13 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
 
 
 def _create(plan: Plan) -> Study:
-    experiment = plan.loaded.experiment
-
-    def set_by(run: Run) -> dict[str, str]:
-        return origins.of_run(plan.loaded, run.features, run.config)
-
+    experiment, set_by = plan.loaded.experiment, partial(_set_by, plan)
     return rundir.create_study(plan.folder, experiment.name, plan.options.file, experiment.features, plan.runs, set_by)
+
+
+def _set_by(plan: Plan, run: Run) -> dict[str, str]:
+    """Who set each value of a run's configuration."""
+    return origins.of_run(plan.loaded, run.features, run.config)
 
 
 def _refuse_to_hide(plan: Plan) -> None:
@@ -221,10 +223,19 @@ def _launch(plan: Plan, study: Study, chosen: Sequence[RunState], console: Conso
     code = submission.take_snapshot(study, own)
     rundir.note_last(study.folder)
     if plan.launcher == "local":
-        _run_local(plan, study, submission.claim(chosen), code, console)
+        _run_local(plan, study, _claim(plan, study, chosen), code, console)
     else:
         largest_array = slurm.max_array_size()
-        _queue_slurm(plan, study, submission.claim(chosen), code, largest_array, console)
+        _queue_slurm(plan, study, _claim(plan, study, chosen), code, largest_array, console)
+
+
+def _claim(plan: Plan, study: Study, chosen: Sequence[RunState]) -> launchers.Members:
+    """The runs that are ours to queue now, with what the file says of them today."""
+    members = submission.claim(chosen)
+    ids = {run.id for run, _ in members}
+    with submission.released_on_error(members):
+        rundir.renew(study, [run for run in plan.runs if run.id in ids], partial(_set_by, plan))
+    return members
 
 
 def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path, console: Console) -> None:

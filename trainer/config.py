@@ -168,6 +168,13 @@ class InfoConfig(Section):
     date: Annotated[str, AfterValidator(_calendar_date)] = Field("", description="YYYY-MM-DD")
     hypothesis: str = Field("", description="what is expected")
 
+    def line(self) -> str:
+        """All of it in one line, '' where nothing was given."""
+        head = " ".join(filter(None, (self.name, f"({self.date})" if self.date else "")))
+        hypothesis = f"hypothesis: {self.hypothesis}" if self.hypothesis else ""
+        told = "; ".join(" ".join(text.split()) for text in (head, self.description, hypothesis) if text)
+        return f"experiment: {told}" if told else ""
+
 
 # Where a run lives, how it is restarted, how many processes share it and what is written about it says nothing about
 # its result. A callback of the user's own may do anything to the training, so those are part of what a run is.

@@ -71,6 +71,8 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     there = _existing(run_dir)
     ours = there is not None and there.fingerprint() == config.fingerprint()
     attempt: Attempt | None = None
+    if config.info.line():
+        say(config.info.line())
     try:
         config = config.resolved(_vocab_size(config))
         place.check(config)

@@ -147,6 +147,7 @@ class Study:
     runs: tuple[RunRecord, ...]
     digest: str
     cells: dict[str, tuple[RunRecord, ...]] = field(default_factory=dict)
+    info: dict[str, str] = field(default_factory=dict)  # experiment_info: name, description, date, hypothesis
 
 
 def read_study(study_dir: Path, states: States) -> Study:
@@ -174,6 +175,7 @@ def read_study(study_dir: Path, states: States) -> Study:
         runs=runs,
         digest=hashlib.sha256("\n".join(said).encode()).hexdigest(),
         cells={name: tuple(group) for name, group in cells.items()},
+        info={str(k): str(v) for k, v in dict(plan.get("info") or {}).items() if v},
     )
 
 

@@ -48,6 +48,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure], charts: str = "") -> 
     """All sections that have something to say, run health first. charts: data of the interactive curves, if any."""
     pictures = {figure.name: Picture(figure) for figure in figures}
     made = [
+        about(analysis),
         health(analysis),
         Section("verdict", "Verdict", [*verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
         budgets(analysis),
@@ -68,6 +69,14 @@ def subtitle(analysis: Analysis) -> str:
     done = sum(run.finished for run in runs)
     source = f"{analysis.study.file}: " if analysis.study.file else ""
     return f"{source}{len(analysis.cells)} cells, {len(runs)} runs, {done} finished"
+
+
+def about(analysis: Analysis) -> Section:
+    """What the experiment file says the study is for."""
+    info = analysis.study.info
+    heading = ", ".join(info[key] for key in ("name", "date") if info.get(key))
+    said = [heading, info.get("description", ""), f"Hypothesis: {info['hypothesis']}" if info.get("hypothesis") else ""]
+    return Section("about", "The experiment", [Text(text) for text in said if text])
 
 
 def _some(block: Block | None) -> list[Block]:

@@ -276,6 +276,9 @@ def notes(analysis: Analysis) -> list[str]:
     if lost:
         names = _list([f"{r.cell} seed {r.seed}" for r in lost])
         found.append(f"Diverged, shown but in no mean and no interval: {names}.")
+    early = [run for run in study.runs if run.summary.get("stopped_early")]
+    if early:
+        found.append(f"{_runs(len(early))} ended by early stopping, as the settings ask, and count as finished.")
     if analysis.single_seed:
         found.append(f"Every effect here is {ONE_SEED}. Two or more seeds give intervals.")
     if analysis.main_effects and analysis.family:

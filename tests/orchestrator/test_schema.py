@@ -69,6 +69,9 @@ def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bo
         "vars: {anything: {at: [all]}}",
         "launcher: ${env:LAUNCHER,auto}",
         "base: {model.model_type: null, model.n_layer: 2}",
+        "experiment_info: {name: n, date: 2026-01-31, description: d, hypothesis: h}",
+        "base: {callbacks: {custom: 'mine:A', jsonl: true}, trainer: {sample_prompt: [a, b], save_best: true}}",
+        "base: {callbacks.custom: ['mine:A'], trainer.sample_prompt: a}",
     ],
 )
 def test_what_the_loader_takes_is_accepted(accepts: Callable[[Any], bool], text: str, tmp_path: Path) -> None:
@@ -91,6 +94,9 @@ def test_what_the_loader_takes_is_accepted(accepts: Callable[[Any], bool], text:
         "base: {trainer.betas: [0.9]}",
         "base: {model.rope: 'yes'}",
         "base: {system.seed: 3}",
+        "experiment_info: {hypotesis: x}",
+        "base: {info.name: x}",
+        "base: {callbacks: {jsonlines: true}}",
         "features: {rope: {}}",
         "features: {rope: {model.rop: true}}",
         "features: {'a b': {model.rope: true}}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -231,3 +232,35 @@ def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words:
     text = f"with {methods.optimizer(get)}, {methods.schedule(get)}"
     assert all(word in text for word in words), text
     assert "None" not in text
+
+
+def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1,)))
+    told = {"name": "Gates & <b>norms</b>", "date": "2026-01-31", "hypothesis": "a*b*c `x` <script>alert(1)</script>"}
+    change(tmp_path / "study.json", info=told)
+    build(tmp_path, states)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.index("The experiment") < page.index("Run health")
+    assert "Gates &amp; &lt;b&gt;norms&lt;/b&gt;, 2026-01-31" in page
+    assert "Hypothesis: a*b*c `x` &lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "Hypothesis: a\\*b\\*c \\`x\\` \\<script\\>alert(1)\\</script\\>" in markdown
+    assert markdown.index("## The experiment") < markdown.index("## Run health")
+    change(tmp_path / "study.json", info={})
+    build(tmp_path, states)
+    assert "The experiment" not in (tmp_path / "report" / "report.html").read_text(), "the old page was kept"
+
+
+def test_early_stop_is_no_failure(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1, 2)))
+    for run in sorted(tmp_path.glob("rope-seed*")):
+        change(run / "summary.json", stopped_early=True, iters=480)
+    report = build(tmp_path, states)
+    assert "2 runs ended by early stopping, as the settings ask, and count as finished." in report.notes
+    (rope,) = [row for row in report.rows if row.cell == "rope"]
+    assert (rope.done, rope.total) == (2, 2) and rope.effect is not None
+    assert "no result" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

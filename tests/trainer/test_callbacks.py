@@ -85,6 +85,17 @@ def test_samples_of_several_prompts(train: Callable[..., Path]) -> None:
     assert without_clock(one) == without_clock(several)
 
 
+def test_what_the_experiment_is_about_is_the_first_line(
+    train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(info__name="Gates", info__date="2026-01-31", info__hypothesis="they\n help", trainer__max_iters=1)
+    assert capsys.readouterr().out.startswith(
+        "experiment: Gates (2026-01-31); hypothesis: they help\nstarted at iter 0"
+    )
+    with pytest.raises(ConfigError, match=r"info.date: 'soon' is not a date; write YYYY-MM-DD"):
+        from_flags(["--info.date=soon"])
+
+
 @pytest.mark.parametrize(
     ("text", "prompts"),
     [("The", ("The",)), ("['a', 'b']", ("a", "b")), ('("a",)', ("a",)), ("(see", ("(see",)), ("42", ("42",))],

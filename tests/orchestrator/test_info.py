@@ -1,0 +1,92 @@
+"""`experiment_info`, and settings that are no part of a run's name: where they go, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import experiment, origins, rundir
+from orchestrator.inspection import differences
+from tests.orchestrator.test_matrix import FIVE, expand
+from tests.workspace import Workspace
+from trainer import runlog
+from trainer.config import load
+from trainer.errors import ConfigError, UserError
+
+INFO = """\
+experiment_info:
+  name: Re-attention
+  date: 2026-01-31
+  hypothesis: "SwiGLU helps by ${vars_are_filled_in}"
+vars: {vars_are_filled_in: 0.05}
+"""
+
+
+def test_goes_into_every_run_and_changes_none(tmp_path: Path) -> None:
+    plain, told = expand(tmp_path, FIVE), expand(tmp_path, FIVE + INFO)
+    assert [run.id for run in told] == [run.id for run in plain]
+    for run in told:
+        info = run.config.info
+        assert (info.name, info.date, info.hypothesis) == ("Re-attention", "2026-01-31", "SwiGLU helps by 0.05")
+    study = rundir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, told)
+    wanted = {"name": "Re-attention", "date": "2026-01-31", "hypothesis": "SwiGLU helps by 0.05"}
+    assert study.info == rundir.load_study(study.folder).info == wanted
+    assert load(study.runs[0].folder / runlog.CONFIG).info == told[0].config.info
+
+
+def test_who_said_it_is_known(tmp_path: Path) -> None:
+    (run, *_) = expand(tmp_path, FIVE + INFO)
+    loaded = experiment.load(tmp_path / "e.yaml")
+    assert origins.of_run(loaded, run.features, run.config)["info.name"] == f"{tmp_path}/e.yaml:10"
+
+
+def test_set_on_the_command_line(tmp_path: Path) -> None:
+    (run, *_) = expand(tmp_path, FIVE + INFO, ("experiment_info.hypothesis=none at all",))
+    assert (run.config.info.hypothesis, run.config.info.name) == ("none at all", "Re-attention")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("experiment_info: {hypotesis: x}", "experiment_info.hypotesis: unknown key (did you mean hypothesis?)"),
+        ("experiment_info: {name: 5}", "experiment_info.name: input should be a valid string, got 5"),
+        ("experiment_info: {date: 31.1.2026}", "experiment_info.date: '31.1.2026' is not a date; write YYYY-MM-DD"),
+        ("experiment_info: Re-attention", "experiment_info: input should be a valid dictionary"),
+        ("features: {f: {info.name: x}}", "features.f.info.name: the same in all runs; give `experiment_info:`"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises((ConfigError, UserError)) as caught:
+        expand(tmp_path, text)
+    assert f"{tmp_path}/e.yaml:3: {fault}" in str(caught.value)
+
+
+def test_a_later_submit_takes_what_is_no_part_of_the_name(workspace: Workspace) -> None:
+    """A run that is stopped goes on with the callbacks that the file has now; a finished one stays as it was."""
+    path = workspace.write_study(iters=12)
+    workspace.run("submit", path, "--launcher", "local", "--only", "baseline")
+    path.write_text(path.read_text() + "experiment_info: {hypothesis: none}\n")
+    path.write_text(path.read_text().replace("system: {cache_dir", "callbacks: {jsonl: true}\n  system: {cache_dir"))
+    words = ("submit", path, "--launcher", "local", "--only", "baseline", "--only", "rope")
+    workspace.run(*words)
+    done, later = workspace.run_folder("baseline"), workspace.run_folder("rope")
+    assert not (done / runlog.METRICS).exists() and (later / runlog.METRICS).exists()
+    assert load(later / runlog.CONFIG).callbacks.jsonl and not load(done / runlog.CONFIG).callbacks.jsonl
+    study = rundir.load_study(done.parent)
+    changed = {key for key, _, _ in differences(study.find("baseline"), study.find("rope"))}
+    assert {"callbacks.jsonl", "info.hypothesis", "model.rope"} <= changed
+    first_line = (later / runlog.JOB_OUT).read_text().splitlines()[0]
+    assert first_line == "experiment: hypothesis: none"
+
+
+def test_renewed_before_it_runs(tmp_path: Path) -> None:
+    (run, *_) = expand(tmp_path, FIVE)
+    study = rundir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [run])
+    (again, *_) = expand(tmp_path, FIVE, ("callbacks.jsonl=true",))
+    assert again.id == run.id
+    config = study.runs[0].folder / runlog.CONFIG
+    rundir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [again])
+    assert not load(config).callbacks.jsonl, "a run that may be at work must keep its configuration"
+    rundir.renew(study, [again])
+    assert load(config).callbacks.jsonl and load(config).system.work_dir == str(study.runs[0].folder)
