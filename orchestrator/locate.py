@@ -27,7 +27,7 @@ def find(text: str, beside: Path = Path()) -> Source | None:
         if _is_file(beside / source.path):
             return Source(beside / source.path, source.config)
     for source in _readings(text):
-        for folder in folders():
+        for folder in folders() if not source.path.is_absolute() else ():
             for suffix in SUFFIXES:
                 path = folder / f"{source.path}{suffix}"
                 if _is_file(path):

@@ -44,33 +44,6 @@ def call(command: Path, *words: object, folder: Path, code: int = 0, **environme
     return done.stdout + done.stderr
 
 
-def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path) -> None:
-    told = call(ablatrix, "init", "work", folder=tmp_path)
-    work = tmp_path / "work"
-    assert sorted(path.name for path in work.iterdir()) == sorted(initialise.contents())
-    assert "ablatrix submit ablation.yaml" in told
-    assert "is not empty" in call(ablatrix, "init", "work", folder=tmp_path, code=2)
-
-    places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_DATA": corpus}
-    assert "--sample-corpus" in call(ablatrix, "warm-cache", "--help", folder=work)
-    missing = call(ablatrix, "check", "ablation.yaml", "--launcher", "local", folder=work, code=2)
-    assert "run `python -m cache_warm --tokenizer sample" in missing
-    assert "data.file_path does not exist" in missing
-    call(ablatrix, "warm-cache", "--tokenizer", "sample", folder=work, **places)
-    assert (work / "data" / "sample.jsonl").stat().st_size > 1e6
-
-    few = ("--launcher", "local", "--only", "baseline", "--only", "rope")
-    small = ("--set", "data.test_size=6", "--set", "vars.iters=4", "--set", "trainer.eval_tokens=500")
-    call(ablatrix, "submit", "ablation.yaml#quick", *few, *small, folder=work, **places)
-    assert "2 done" in call(ablatrix, "status", folder=work)
-    assert "verdict" in call(ablatrix, "report", folder=work)
-    assert (work / "out" / "ablation-quick" / "report" / "report.html").stat().st_size > 10_000
-    (run,) = (work / "out" / "ablation-quick").glob("rope-*")
-    assert f'"{ablatrix.parent / "python"}"' in (run / "provenance.json").read_text()
-    (code,) = (work / "out" / ".snapshots").iterdir()
-    assert sorted(path.name for path in code.iterdir()) == ["models", "orchestrator", "sbatch", "trainer"]
-
-
 OWN = """
 import helper
 from torch import nn
@@ -85,29 +58,45 @@ class Mine(nn.Module):
     def forward(self, x):
         return self.linear(x).relu()
 """
+CONFIG = """\
+  own:
+    extends: quick
+    features: {swiglu: null, rmsnorm: null, mine: {model.feedforward: "mine:Mine"}}
+    design: [baseline, one_at_a_time]
+    base: {data.test_size: 6, trainer.eval_tokens: 500}
+    vars: {iters: 4}
+"""
 
 
-def test_a_component_of_the_users_own_is_kept_with_the_code(
-    ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path
-) -> None:
-    call(ablatrix, "init", "work", folder=tmp_path)
+def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path) -> None:
+    told = call(ablatrix, "init", "work", folder=tmp_path)
     work = tmp_path / "work"
+    assert sorted(path.name for path in work.iterdir()) == sorted(initialise.contents())
+    assert "ablatrix submit ablation.yaml" in told
+    assert "is not empty" in call(ablatrix, "init", "work", folder=tmp_path, code=2)
+
+    places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_DATA": corpus}
+    assert "--sample-corpus" in call(ablatrix, "warm-cache", "--help", folder=work)
+    call(ablatrix, "warm-cache", "--tokenizer", "sample", folder=work, **places)
+    assert (work / "data" / "sample.jsonl").stat().st_size > 1e6
+
     (work / "mine.py").write_text(OWN)
     (work / "helper.py").write_text("")
-    study = f"""\
-name: own
-extends: base.yaml
-base: {{data.file_path: {corpus}, data.test_size: 6, data.block_size: 16, trainer.max_iters: 3, model.n_layer: 1}}
-features: {{mine: {{model.feedforward: "mine:Mine"}}}}
-seeds: 1
-"""
-    (work / "own.yaml").write_text(study)
-    words = ("submit", "own.yaml", "--launcher", "local", "--only", "mine")
-    call(ablatrix, *words, folder=work, ABLATRIX_CACHE=offline_cache)
+    (work / "ablation.yaml").write_text((work / "ablation.yaml").read_text() + CONFIG)
+    call(ablatrix, "submit", "ablation.yaml#own", "--launcher", "local", folder=work, **places)
+    assert "3 done" in call(ablatrix, "status", folder=work)
+    assert "verdict" in call(ablatrix, "report", folder=work)
+    assert (work / "out" / "ablation-own" / "report" / "report.html").stat().st_size > 10_000
+
+    (run,) = (work / "out" / "ablation-own").glob("mine-*")
+    assert f'"{ablatrix.parent / "python"}"' in (run / "provenance.json").read_text()
+    assert '"ablatrix": "' in (run / "provenance.json").read_text()
     (code,) = (work / "out" / ".snapshots").iterdir()
-    log = call(ablatrix, "logs", "mine", folder=work)
-    assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in log
-    assert "model.feedforward  mine:Mine" in re.sub(" +", "  ", call(ablatrix, "show", "mine", folder=work))
+    taken = ["helper.py", "mine.py", "models", "orchestrator", "sbatch", "trainer"]
+    assert sorted(path.name for path in code.iterdir() if path.name != "__pycache__") == taken
+    assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in call(ablatrix, "logs", "mine", folder=work)
+    shown = call(ablatrix, "show", "mine", folder=work)
+    assert "model.feedforward  mine:Mine  feature mine, ablation.yaml:15" in re.sub(" {2,}", "  ", shown)
 
 
 def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:
