@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 STEPS = 3
+WINDOWS = 4
 SCHEDULE_POINTS = 2000  # of longer schedules every n-th rate is looked at
 SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")
 
@@ -63,11 +64,12 @@ def _train(config: Any) -> str:
         "vocab_size": 67,
         "block_size": min(model.block_size, 16),
     }
-    update = {"max_iters": STEPS, "log_interval": STEPS, "eval_interval": 0, "ckpt_interval": 0, "batch_size": 2}
+    update = {"max_iters": STEPS, "log_interval": STEPS, "eval_interval": 0, "ckpt_interval": 0, "batch_size": WINDOWS}
+    update["grad_accum"] = min(settings.grad_accum, WINDOWS)  # a part holds at least one window
     tiny = config.model_copy(
         update={"model": model.model_copy(update=small), "trainer": settings.model_copy(update=update)}
     )
-    tokens = np.random.default_rng(0).integers(0, 67, size=(STEPS, 2, small["block_size"] + 1))
+    tokens = np.random.default_rng(0).integers(0, 67, size=(STEPS, WINDOWS, small["block_size"] + 1))
 
     def batches(start: int, stop: int) -> Iterator[tuple[Any, Any]]:
         return ((tokens[i, :, :-1], tokens[i, :, 1:]) for i in range(start, stop))

@@ -24,6 +24,7 @@ CELLS = {
         *(f"positions.{name}" for name in ("alibi", "alibi_trainable", "rope", "sinusoidal", "none")),
     ],
     "infinite_schedule": ["baseline", "schedule.infinite", "schedule.wsd", "schedule.constant"],
+    "big": ["baseline", "modern"],
 }
 # What is smoke-tested: all cells but those that another study has too. The preflight trains a small model of each cell.
 SMOKED = {
@@ -32,6 +33,7 @@ SMOKED = {
     "factorial": CELLS["factorial"][-1:],
     "alibi_vs_absolute": [cell for cell in CELLS["alibi_vs_absolute"][1:] if cell != "positions.rope"],
     "infinite_schedule": CELLS["infinite_schedule"][:3],
+    "big": ["modern"],  # by two processes
 }
 
 
@@ -51,6 +53,8 @@ def options(name: str, workspace: Workspace) -> Options:
     }
     if name == "alibi_vs_absolute":
         small["trainer.eval_blocks"] = [16, 32]
+    if name == "big":
+        small |= {"trainer.batch_size": 8, "trainer.dtype": "float32", "slurm.nodes": 1, "slurm.gpus_per_node": 2}
     sets = [f"{key}={value}" for key, value in small.items()]
     return Options(EXPERIMENTS / f"{name}.yaml", "local", sets=sets, smoke=5, only=SMOKED[name])
 
