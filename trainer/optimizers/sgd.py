@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum."""
+"""Stochastic gradient descent with momentum, by torch's fused kernel."""
 
 from __future__ import annotations
 
@@ -24,14 +24,32 @@ class SGD(Optimizer):
         super().__init__(parameters, weight_decay, grad_norm_clip)
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = {name: torch.zeros_like(p) for name, p in self.named.items()} if momentum else {}
+        self.fused = hasattr(torch, "_fused_sgd_") and self.device.type in ("cpu", "cuda", "mps")
 
     def update(self, too_large: Tensor | None) -> None:
         for names, weight_decay in self.groups:
             names = self._live(names)
             if names:
-                self._update(names, weight_decay, too_large)
+                update = self._fused_update if self.fused else self._plain_update
+                update(names, weight_decay, too_large)
 
-    def _update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
+    def _fused_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
+        params: list[Any] = [self.named[name] for name in names]
+        torch._fused_sgd_(
+            params,
+            [p.grad for p in params],
+            [self.velocity[name] for name in names] if self.momentum else [],
+            weight_decay=weight_decay,
+            momentum=self.momentum,
+            lr=self._rate(),
+            dampening=0.0,
+            nesterov=self.nesterov,
+            maximize=False,
+            is_first_step=False,  # a velocity of 0 makes it one
+            grad_scale=too_large,
+        )
+
+    def _plain_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
         params: list[Any] = [self.named[name] for name in names]
         change: Any = self._gradients(names, too_large)
         if weight_decay:
@@ -41,7 +59,7 @@ class SGD(Optimizer):
             torch._foreach_mul_(velocity, self.momentum)
             torch._foreach_add_(velocity, change)
             change = torch._foreach_add(change, velocity, alpha=self.momentum) if self.nesterov else velocity
-        torch._foreach_sub_(params, torch._foreach_mul(change, self._rate()))
+        torch._foreach_add_(params, change, alpha=-self.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
         return {"velocity": self.velocity}
