@@ -46,7 +46,9 @@ def settled(settings: TrainerConfig) -> TrainerConfig:
     if name == "wsd":
         update["decay_steps"] = -(-left // 10)
     elif name == "infinite":
-        update |= {"cooldown_steps": left * 3 // 5, "anneal_steps": -(-left * 3 // 20)}
+        cooldown, anneal = settings.cooldown_steps, settings.anneal_steps
+        update["cooldown_steps"] = max(0, min(left * 3 // 5, left - (anneal or 0)))
+        update["anneal_steps"] = max(0, min(-(-left * 3 // 20), left - (cooldown or 0)))
     chosen = ("schedule", "use_cosine")
     return settings.model_copy(
         update={key: value for key, value in update.items() if key in chosen or getattr(settings, key) is None}
@@ -66,7 +68,7 @@ def problems(settings: TrainerConfig) -> Iterator[str]:
     complete = settled(settings)
     if complete.nesterov and not complete.momentum:
         yield "trainer.nesterov: true needs trainer.momentum above 0; raise it, or leave nesterov out"
-    yield from _phases(complete)
+    yield from _phases(settings)
     if name == "infinite":
         yield from _levels(settings)
 
@@ -80,7 +82,7 @@ def _unread(settings: TrainerConfig, kind: str, name: str, readers: dict[str, tu
 
 
 def _phases(settings: TrainerConfig) -> Iterator[str]:
-    """Do the phases fit into the run?"""
+    """Do the phases that were set fit into the run? What is filled in does."""
     longest, name = settings.max_iters, schedule_name(settings)
     if settings.warmup_steps > longest:
         yield (

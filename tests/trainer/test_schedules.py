@@ -138,6 +138,8 @@ def schedules(draw: st.DrawFn) -> TrainerConfig:
             values[key] = draw(st.floats(0.01, 1))
     config = TrainerConfig.model_validate(values)
     assume(not list(choices.problems(config)))
+    complete = choices.settled(config)
+    assert config.warmup_steps + sum(getattr(complete, key) or 0 for key in choices.PHASES) <= steps
     return config
 
 
@@ -183,6 +185,10 @@ def test_a_shortened_run_is_still_possible(config: TrainerConfig, steps: int) ->
             {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 60, "anneal_steps": 40},
             "trainer.cooldown_steps: warmup_steps 10 + cooldown_steps 60 + anneal_steps 40 make 110 steps, over",
         ),
+        (
+            {"schedule": "infinite", "warmup_steps": 30, "anneal_steps": 80},
+            "trainer.anneal_steps: warmup_steps 30 + anneal_steps 80 make 110 steps, over trainer.max_iters 100",
+        ),
         ({"schedule": "infinite", "min_lr_ratio": 0.0}, "trainer.min_lr_ratio: 0 is never reached"),
         ({"schedule": "infinite", "constant_lr_ratio": 0.05}, "trainer.constant_lr_ratio: 0.05 is under"),
         ({"min_lr_ratio": 0.2}, "trainer.min_lr_ratio: 0.2 would be ignored by schedule constant; leave it out, or"),
@@ -212,6 +218,8 @@ def test_what_cannot_be_is_an_error_of_the_config(values: dict[str, Any], words:
         {"optimizer": "adafactor", "beta2_decay": -0.5, "update_clip": 2.0},
         {"schedule": "wsd", "warmup_steps": 60, "decay_steps": 40, "decay_shape": "linear", "min_lr_ratio": 0.0},
         {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 60, "anneal_steps": 30},
+        {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 85},
+        {"schedule": "infinite", "anneal_steps": 100},
         {"schedule": "constant", "use_cosine": False},
         {"schedule": "cosine", "use_cosine": True},
     ],
