@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from orchestrator import kinds
 from orchestrator.experiment import Experiment
 from orchestrator.matrix import Run
 from trainer import runlog
@@ -14,9 +15,9 @@ from trainer.errors import UserError
 SMOKE = "smoke"  # the study of the smoke test, in the study's folder
 
 
-def tokens(run: Run) -> int:
-    """Training tokens of a run."""
-    return run.config.trainer.max_iters * run.config.trainer.batch_size * run.config.data.block_size
+def tokens(run: Run) -> int | None:
+    """Training tokens of a run, None where they are not known."""
+    return kinds.tokens(run.config)
 
 
 def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
@@ -29,9 +30,9 @@ def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> 
     settings = experiment.slurm
     share = settings.nodes * max(1, settings.gpus_per_node) / settings.runs_per_job
     return {
-        run.cell: step * run.config.trainer.max_iters * share / 3600
+        run.cell: step * steps * share / 3600
         for run in runs
-        if (step := seconds[run.cell]) is not None
+        if (step := seconds[run.cell]) is not None and (steps := kinds.steps(run.config))
     }
 
 
@@ -59,7 +60,9 @@ def check(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
 
 def summary(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
     """`21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
-    text = f"{len(runs)} runs, {sum(map(tokens, runs)) / 1e6:,.3g} M tokens"
+    each = [tokens(run) for run in runs]
+    text = f"{len(runs)} runs"
+    text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     hours = hours_per_run(folder, runs, experiment)
     unit = "GPU-hours" if experiment.slurm.gpus_per_node else "node-hours"
     if len(hours) == len({run.cell for run in runs}):

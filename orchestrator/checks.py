@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from models.config import built_in, count_parameters
-from orchestrator import slurm, task
+from orchestrator import kinds, slurm, task
+from orchestrator.command import checks as command_checks
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
@@ -47,14 +48,19 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequen
 
     runs: of the whole study. chosen: those that are to be queued now, which need room on the disk and in the queue.
     """
-    slow: list[Callable[[], Iterable[str]]] = [partial(_inputs, runs), partial(_toggles, loaded, runs)]
+    if loaded.experiment.command:
+        ours: list[Run] = []
+        slow: list[Callable[[], Iterable[str]]] = [partial(command_checks.places, loaded, chosen, launcher)]
+    else:
+        ours = list(runs)
+        slow = [partial(_inputs, runs), partial(_toggles, loaded, runs)]
     if launcher != "local":
         slow.append(partial(_cluster, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # each waits for a process of its own
         found = list(pool.map(lambda check: list(check()), slow))
     findings = [*_output(loaded), *_space(loaded, chosen), *chain.from_iterable(found)]
     if not findings:
-        findings += _corpora(runs)
+        findings += _corpora(ours)
     if findings:
         raise ConfigError(list(dict.fromkeys(findings)))
 
@@ -85,7 +91,7 @@ def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         parent = _existing(loaded.experiment.folder)
     except OSError:
         return  # `_output` has said it
-    needed = sum(_bytes_kept(run.config) for run in runs)
+    needed = sum(_bytes_kept(run.config) for run in runs if isinstance(run.config, RunConfig))
     free = shutil.disk_usage(parent).free
     if needed > free:
         yield (
@@ -148,7 +154,7 @@ def _toggles(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         cells = [run for run in cells if len(run.features) == 1][:MOST_PROBED]
     if baseline is None or not cells:
         return
-    configs = [run.config.model_dump(mode="json") for run in (baseline, *cells)]
+    configs = [kinds.as_tree(run.config) for run in (baseline, *cells)]
     try:
         reference, *others = json.loads(_module("trainer.probe", text=json.dumps(configs)))
     except RunError as error:
@@ -203,7 +209,8 @@ def _distinct(runs: Sequence[Run]) -> Iterable[RunConfig]:
     """One configuration for each way of reading data."""
     found: dict[Any, RunConfig] = {}
     for run in runs:
-        found.setdefault((run.config.data, run.config.system.cache_dir), run.config)
+        if isinstance(run.config, RunConfig):
+            found.setdefault((run.config.data, run.config.system.cache_dir), run.config)
     return found.values()
 
 

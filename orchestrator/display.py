@@ -13,8 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from models.config import count_parameters, flops_per_token
-from orchestrator import budget, inspection, rundir, status
+from orchestrator import budget, inspection, kinds, rundir, status
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
@@ -54,9 +53,9 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
             cell,
             Text("\n".join(f"{key}={word(value)}" for key, value in group[0].overrides.items()) or "-"),
             " ".join(str(run.seed) for run in group),
-            known(count_parameters(config.model), ","),
-            known(flops_per_token(config.model), ".3g"),
-            f"{budget.tokens(group[0]):,}",
+            known(kinds.parameters(config), ","),
+            known(kinds.flops_per_token(config), ".3g"),
+            known(budget.tokens(group[0]), ","),
             *([f"{hours[cell]:.3g}" if cell in hours else "?"] if hours else []),
             group[0].id,
         )
@@ -82,7 +81,7 @@ def status_table(states: Sequence[RunState], title: str) -> Table:
         table.add_row(
             state.run.id,
             Text(state.state, style=COLOURS[state.state]),
-            f"{state.iter}/{state.max_iters}",
+            f"{state.iter}/{state.max_iters}" if state.max_iters else str(state.iter),
             _loss(state.loss),
             _loss(state.val_loss),
             f"{state.tokens_per_s:,.0f}" if state.tokens_per_s and state.state in ("running", "done") else "",

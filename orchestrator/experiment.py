@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator import inheritance, locate, yamlfile
+from orchestrator.command import checks as command_checks
+from orchestrator.command.settings import CommandKeys
 from orchestrator.inheritance import Overrides
 from orchestrator.locate import Source
 from orchestrator.ranks import Layout
@@ -152,7 +154,7 @@ class ExperimentInfo(InfoConfig):
     """What the experiment is about, for people: goes into every run's log and into the report."""
 
 
-class Experiment(Strict):
+class Experiment(CommandKeys, Strict):
     """An experiment file, resolved: variables filled in, dotted keys, every name checked."""
 
     name: SafeName
@@ -239,10 +241,14 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
         _ask_for_config(source)
     data.pop("extends", None)
     data.pop("vars", None)
-    problems += _check_trainer_keys(data, tree)
+    if data.get("command") is not None:
+        command_checks.flatten(data, tree)
+        problems += command_checks.setting_problems(_blocks(data), tree)
+    else:
+        problems += _check_trainer_keys(data, tree)
     try:
         loaded = Loaded(Experiment.model_validate(data), tree, source, forced)
-        problems += _check_design(loaded)
+        problems += [*_check_design(loaded), *command_checks.problems(loaded)]
     except ValidationError as error:
         problems += [_explain(e, tree, str(source)) for e in error.errors()]
     if problems:
@@ -278,11 +284,8 @@ def _explain(error: Any, tree: Tree, file: str) -> str:
 def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
     """Unknown trainer keys in base and features, each with the nearest name, and features that override nothing."""
     known = [key for key, _ in keys()]
-    blocks: list[tuple[KeyPath, Any]] = [(("base",), data.get("base", {}))]
-    if isinstance(data.get("features"), dict):
-        blocks += [(level.path, level.overrides) for group in _levels(data["features"]) for level in group]
     problems = []
-    for path, overrides in blocks:
+    for path, overrides in _blocks(data):
         name = ".".join(path)
         if not isinstance(overrides, dict):
             problems.append(f"{tree.position(path)}: {name}: must be settings such as `model.swiglu: true`")
@@ -296,6 +299,14 @@ def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
                 elif key not in known:
                     problems.append(f"{where}unknown key{nearest(key, known)}")
     return problems
+
+
+def _blocks(data: dict[str, Any]) -> list[tuple[KeyPath, Any]]:
+    """Where settings stand in a file: its base, and each level of each feature."""
+    blocks: list[tuple[KeyPath, Any]] = [(("base",), data.get("base", {}))]
+    if isinstance(data.get("features"), dict):
+        blocks += [(level.path, level.overrides) for group in _levels(data["features"]) for level in group]
+    return blocks
 
 
 def _check_design(loaded: Loaded) -> list[str]:

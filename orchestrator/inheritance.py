@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import locate, yamlfile
+from orchestrator.command import template
 from orchestrator.expressions import Variables
 from orchestrator.locate import Source
 from orchestrator.yamlfile import KeyPath, Tree
@@ -170,7 +171,7 @@ def parse_sets(sets: Iterable[str]) -> Overrides:
 
 def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrides:
     """Put `--set` into the tree; trainer keys are returned, because they must win over features too."""
-    trainer_keys = [key for key, _ in keys()]
+    trainer_keys = [key for key, _ in keys()] if tree.data.get("command") is None else _free_keys(tree)
     forced: Overrides = {}
     for key, value in sets.items():
         section, dot, rest = key.partition(".")
@@ -199,6 +200,23 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
         return {key: variables.fill(value) for key, value in forced.items()}
     except UserError as error:
         raise UserError(f"--set: {error}") from None
+
+
+def _free_keys(tree: Tree) -> list[str]:
+    """The settings of a command that the file names, with dotted keys."""
+    found: Overrides = {}
+
+    def add(body: Any) -> None:
+        if isinstance(body, dict):
+            found.update(template.flat(body))
+
+    add(tree.data.get("base"))
+    features = tree.data.get("features")
+    for body in features.values() if isinstance(features, dict) else ():
+        levels = body.get("levels") if isinstance(body, dict) and set(body) == {"levels"} else None
+        for overrides in levels.values() if isinstance(levels, dict) else (body,):
+            add(overrides)
+    return list(found)
 
 
 def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator import kinds
 from orchestrator.experiment import Experiment, Loaded, SlurmSettings
 from orchestrator.inheritance import Overrides
-from trainer.config import RunConfig, validate
+from orchestrator.kinds import Config
+from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.parallel import share_problems
 
@@ -36,7 +37,7 @@ class Run:
     seed: int
     features: Labels
     overrides: Overrides  # what the features changed against the base
-    config: RunConfig
+    config: Config
 
     @property
     def id(self) -> str:
@@ -116,7 +117,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     cell, with file and line.
     """
     experiment = loaded.experiment
-    planned: list[tuple[Cell, Overrides, RunConfig]] = []
+    planned: list[tuple[Cell, Overrides, Config]] = []
     faults: dict[str, str] = {}  # a fault of the base, or of one feature, is told once and not for each cell
     bare = Cell("", ())
     for cell in [bare, *cells(experiment)]:
@@ -124,9 +125,9 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         for pair, fault in _overridden(loaded, cell, overrides):
             faults.setdefault(pair, fault)
         try:
-            config = validate(nested({**experiment.base, **overrides, **loaded.forced, **experiment.info}))
-            config = config.resolved(vocab_size(config))
-            _check_sharing(experiment.slurm, config)
+            config = kinds.resolve(experiment, {**experiment.base, **overrides, **loaded.forced}, vocab_size)
+            if isinstance(config, RunConfig):
+                _check_sharing(experiment.slurm, config)
             planned.append((cell, overrides, config))
         except ConfigError as error:
             for fault in error.problems:
@@ -138,7 +139,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     if problems:
         raise ConfigError(problems)
     return [
-        Run(cell.name, seed, cell.features, overrides, _seeded(config, seed))
+        Run(cell.name, seed, cell.features, overrides, kinds.seeded(config, seed))
         for cell, overrides, config in runs
         for seed in experiment.seed_list
     ]
@@ -183,22 +184,6 @@ def _check_sharing(settings: SlurmSettings, config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def _seeded(config: RunConfig, seed: int) -> RunConfig:
-    return config.model_copy(update={"system": config.system.model_copy(update={"seed": seed})})
-
-
-def nested(flat: Overrides) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        section, _, name = key.partition(".")
-        if name:
-            tree.setdefault(section, {})[name] = value
-        else:
-            tree[section] = value
-    return tree
-
-
 def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
     """A trainer's `key: fault` with the file and line that is to blame."""
     key = problem.partition(":")[0]
@@ -211,7 +196,7 @@ def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
     return f"{loaded.at(*path)}{culprit}{problem}"
 
 
-def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, RunConfig]]) -> list[str]:
+def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, Config]]) -> list[str]:
     """Cells with the same configuration, above all features that change nothing: they would be compared in vain."""
     first: dict[str, Cell] = {}
     blamed: set[str] = set()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from models.config import SHORT_FORMS
+from orchestrator import inspection
+from orchestrator.command.config import SETTINGS, CommandConfig
 from orchestrator.experiment import Loaded
 from orchestrator.inheritance import Overrides, plain_vars
+from orchestrator.kinds import Config
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import RunConfig, keys
 
@@ -17,15 +22,37 @@ DEFAULT = "default"
 DERIVED = "derived from the others"
 
 
-def of_run(loaded: Loaded, features: tuple[str, ...], config: RunConfig) -> dict[str, str]:
+def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[str, str]:
     """Dotted key -> who set it, for every setting of the configuration of a cell, in order."""
+    if isinstance(config, CommandConfig):
+        return _of_command(loaded, features, config)
     values = flat(config)
     places = _places(loaded, features)
     return {key: places.get(key) or _unset(loaded, key, field, values) for key, field in keys()}
 
 
-def flat(config: RunConfig) -> Overrides:
-    """Dotted key -> value, in order."""
+def setter(places: Mapping[str, str], key: str) -> str:
+    """Who set an override, by what `of_run` says."""
+    return places.get(key) or places.get(f"{SETTINGS}.{key}", "")
+
+
+def _of_command(loaded: Loaded, features: tuple[str, ...], config: CommandConfig) -> dict[str, str]:
+    places = _places(loaded, features)
+    keys = {key: loaded.tree.position((key.partition(".")[0],)) or DEFAULT for key in flat(config)}
+    keys["seed"] = loaded.tree.position(("seeds",)) or "default of seeds"
+    return keys | {f"{SETTINGS}.{key}": places[key] for key in config.settings}
+
+
+def flat(config: Config, folder: Path | None = None) -> Overrides:
+    """Dotted key -> value, in order. folder: the run's, where it is known."""
+    if isinstance(config, CommandConfig):
+        rest = {key: value for key, value in json.loads(config.to_json()).items() if key != SETTINGS}
+        return inspection.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in config.settings.items()}
+    values = _flat(config)
+    return values | {"system.work_dir": str(folder)} if folder else values
+
+
+def _flat(config: RunConfig) -> Overrides:
     return {key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key, _ in keys()}
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from models.config import count_parameters, flops_per_token
-from orchestrator import budget, origins
+from orchestrator import budget, kinds, origins
 from orchestrator.display import known, word
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
@@ -23,10 +22,11 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
     for cell, members in groupby(runs, key=lambda run: run.cell):
         group = list(members)
         first = group[0]
-        branch = root.add(Text(f"{cell} (parameters: {known(count_parameters(first.config.model), ',')})"))
+        size = kinds.parameters(first.config)
+        branch = root.add(Text(f"{cell} (parameters: {known(size, ',')})"))
         set_by = origins.of_run(loaded, first.features, first.config)
         for key, value in first.overrides.items():
-            branch.add(Text(f"{key}: {word(value)}  ({set_by[key]})"))
+            branch.add(Text(f"{key}: {word(value)}  ({origins.setter(set_by, key)})"))
         if not first.overrides:
             branch.add(Text("the base as it is"))
         seeds = branch.add(Text("seeds"))
@@ -47,10 +47,10 @@ def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
                 "seed": run.seed,
                 "features": list(run.features),
                 "overrides": run.overrides,
-                "parameters": count_parameters(run.config.model),
-                "flops_per_token": flops_per_token(run.config.model),
+                "parameters": kinds.parameters(run.config),
+                "flops_per_token": kinds.flops_per_token(run.config),
                 "tokens": budget.tokens(run),
-                "config": run.config.model_dump(mode="json"),
+                "config": kinds.as_tree(run.config),
             }
             for run in runs
         ],

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.command import SPEC
 from trainer import network, runlog
 
 FIRST_PORT, PORTS = 15_000, 16_000  # below those that systems give out by themselves
@@ -38,6 +39,8 @@ class Layout:
 
 def shares(run_dir: Path) -> bool:
     """Is this run one that several processes share?"""
+    if (run_dir / SPEC).exists():  # a command starts its processes itself
+        return False
     config = runlog.read_json(run_dir / runlog.CONFIG) or {}
     return bool(config.get("trainer", {}).get("strategy", "single") != "single")
 

@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator import snapshot
+from orchestrator import kinds, snapshot
+from orchestrator.command import SPEC
 from orchestrator.matrix import Run
 from trainer import runlog
-from trainer.config import RunConfig
 from trainer.errors import RunError, UserError
 
 STUDY = "study.json"
@@ -91,7 +91,7 @@ def create_study(
         "file": str(file),
         "created": round(time.time(), 3),
         "features": features,
-        "info": {key: text for key, text in runs[0].config.info.model_dump().items() if text} if runs else {},
+        "info": kinds.info(runs[0].config) if runs else {},
         "runs": [
             {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
             for r in runs
@@ -129,7 +129,8 @@ def renew(study: Study, runs: Iterable[Run], origins: Origins | None = None) -> 
     for run in runs:
         folder = study.folder / run.id
         try:
-            if runlog.kept_text(folder / runlog.CONFIG) != _placed(folder, run).to_json():
+            files = kinds.files(run.config, folder, run.cell)
+            if any(runlog.kept_text(folder / name) != text for name, text in files.items()):
                 _write_config(folder, run, origins)
         except OSError as error:
             raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
@@ -138,12 +139,23 @@ def renew(study: Study, runs: Iterable[Run], origins: Origins | None = None) -> 
 def _write_config(folder: Path, run: Run, origins: Origins | None) -> None:
     if origins:
         runlog.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
-    runlog.atomic_write(folder / runlog.CONFIG, _placed(folder, run).to_json(), durable=False)
+    for name, text in kinds.files(run.config, folder, run.cell).items():
+        runlog.atomic_write(folder / name, text, durable=False)
 
 
-def _placed(folder: Path, run: Run) -> RunConfig:
-    system = run.config.system.model_copy(update={"work_dir": str(folder)})
-    return run.config.model_copy(update={"system": system})
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """A run's summary.json, None while there is none; a file of that name that a command has left is none."""
+    summary = runlog.read_json(folder / runlog.SUMMARY)
+    return summary if summary and "iters" in summary else None
+
+
+def planned_steps(folder: Path) -> int:
+    """Steps that a run is to make, 0 where nothing says it."""
+    spec = runlog.read_json(folder / SPEC)
+    config = runlog.read_json(folder / runlog.CONFIG) or {}
+    section = config.get("trainer")
+    steps = spec.get("steps") if spec else section.get("max_iters") if isinstance(section, dict) else None
+    return steps if isinstance(steps, int) else 0
 
 
 def load_study(folder: Path) -> Study:

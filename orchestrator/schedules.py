@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import kinds
 from orchestrator.matrix import Run
 from trainer import choices, runlog
 from trainer.config import TrainerConfig
@@ -51,11 +52,12 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
     """The distinct schedules of a plan, in its order. Cells whose rates are the same at all points share one."""
     found: dict[tuple[tuple[int, ...], tuple[float, ...]], list[Run]] = {}
     for run in {run.cell: run for run in reversed(runs)}.values():
-        steps = points(run.config.trainer)
-        rates = tuple(learning_rate(step, run.config.trainer) for step in steps)
+        settings = kinds.ours(run.config).trainer
+        steps = points(settings)
+        rates = tuple(learning_rate(step, settings) for step in steps)
         found.setdefault((steps, rates), []).insert(0, run)
     made = [
-        Curve(tuple(run.cell for run in group), group[0].config.trainer, steps, rates)
+        Curve(tuple(run.cell for run in group), kinds.ours(group[0].config).trainer, steps, rates)
         for (steps, rates), group in found.items()
     ]
     order = list(dict.fromkeys(run.cell for run in runs))

@@ -33,6 +33,9 @@ TEXTS = {
     "launcher": "auto: Slurm where sbatch is, else this machine",
     "slurm": "resources of one job",
     "output": "folder of all studies",
+    "env": "environment variables of the command",
+    "flags": "how settings become words of the command, where it says {flags}",
+    "metrics": "where the command's losses are found",
 }
 
 
@@ -59,13 +62,13 @@ def build() -> Schema:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Ablatrix experiment",
-        **_closed(properties | {"configs": _described(configs, TEXTS["configs"])}),
+        **_by_trainer(_closed(properties | {"configs": _described(configs, TEXTS["configs"])})),
         "$defs": {
             **definitions,
             "expression": EXPRESSION,
             "settings": _closed(known),
             "feature": _closed(known | {"levels": levels}) | {"minProperties": 1},
-            "config": _closed(properties),
+            "config": _by_trainer(_closed(properties)),
         },
     }
 
@@ -113,6 +116,14 @@ def _or_none(definition: str) -> Schema:
 
 def _closed(properties: Schema) -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _by_trainer(study: Schema) -> Schema:
+    """Of a command the settings are free; else they are our trainer's."""
+    ours = {name: study["properties"][name] for name in ("base", "features")}
+    properties = study["properties"] | {name: _described({"type": "object"}, TEXTS[name]) for name in ours}
+    choice = {"if": {"required": ["command"]}, "else": {"properties": ours}}
+    return {**study, "properties": properties, **choice}
 
 
 def _described(node: Schema, words: str | None) -> Schema:

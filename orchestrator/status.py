@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import claims, slurm
+from orchestrator import claims, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from trainer import runlog
 
@@ -135,15 +135,14 @@ class _Files:
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
         attempt = claims.newest(run.folder)
         known = max((int(e.get("attempt", 0)) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
-        config = runlog.read_json(run.folder / runlog.CONFIG) or {}
         return cls(
             run,
-            runlog.read_json(run.folder / runlog.SUMMARY),
+            rundir.read_summary(run.folder),
             [event for event in latest if event["event"] != "queued"],
             queued,
             attempt,
             claims.read(run.folder, attempt) if attempt > known else None,
-            int(config.get("trainer", {}).get("max_iters", 0)),
+            rundir.planned_steps(run.folder),
         )
 
     @property
@@ -193,9 +192,10 @@ def _how_done(summary: Record) -> str:
 
 
 def _stopped(state: RunState, life: Record) -> RunState:
-    """Ended with a checkpoint; by: who asked for it, where it was no signal."""
+    """Ended, with a checkpoint unless it must begin `anew`; by: who asked for it, where it was no signal."""
+    then = "start it anew" if life.get("anew") else "continue"
     by = "" if runlog.may_requeue(life) else f" by {life['by']}"
-    return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}; submit again to continue")
+    return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}; submit again to {then}")
 
 
 def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
@@ -291,7 +291,7 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     if verdict == "CANCELLED" or (not verdict and life == "stopped" and _stopped_by(files) == "SIGTERM"):
         state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
     elif life == "stopped":
-        return replace(state, state="stopped", reason=f"stopped at step {state.iter}; submit again to continue")
+        return _stopped(state, files.life or {})
     elif verdict == "COMPLETED" and job and job.exit_code in ("", "0:0") and files.life and _is_fresh(files.life):
         return replace(state, state="running", reason="ending: its last files are not visible yet")
     else:
@@ -380,7 +380,7 @@ def _progress(files: _Files) -> RunState:
         loss=_number(last.get("loss")),
         val_loss=next((v for v in reversed(validated) if v is not None), None),
         tokens_per_s=speed,
-        seconds_left=(files.max_iters - step) * dt if dt else None,
+        seconds_left=max(0, files.max_iters - step) * dt if dt and files.max_iters else None,
         node=host,
     )
 

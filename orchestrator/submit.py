@@ -14,6 +14,7 @@ from orchestrator import (
     checks,
     display,
     experiment,
+    kinds,
     launchers,
     matrix,
     origins,
@@ -29,7 +30,6 @@ from orchestrator.launchers.local import LocalQueue, find_devices
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study
 from orchestrator.status import RunState, Scheduler
-from trainer import choices
 from trainer.errors import RunError, UserError
 
 
@@ -96,7 +96,7 @@ def show_run(plan: Plan, name: str | None, console: Console) -> None:
     chosen = study.matching(name)[0].id if name else plan.runs[0].id
     run = next(run for run in plan.runs if run.id == chosen)
     console.print(f"{run.id}, as {plan.loaded.file} plans it")
-    values = origins.flat(run.config) | {"system.work_dir": str(plan.folder / run.id)}
+    values = origins.flat(run.config, plan.folder / run.id)
     display.print_config(values, origins.of_run(plan.loaded, run.features, run.config), console)
 
 
@@ -129,10 +129,7 @@ def smoke_plan(plan: Plan) -> Plan:
 
 
 def _shortened(run: Run, steps: int) -> Run:
-    trainer = run.config.trainer
-    update = {**choices.shortened(trainer, steps), "log_interval": 1, "eval_tokens": 1}
-    config = run.config.model_copy(update={"trainer": trainer.model_copy(update=update)})
-    return replace(run, config=config)
+    return replace(run, config=kinds.shortened(run.config, steps))
 
 
 def submit(options: Options, console: Console) -> list[RunState]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from orchestrator import claims, ranks
+from orchestrator import claims, command, ranks
 from orchestrator.ranks import Layout
 from trainer import attempts, runlog
 
@@ -35,6 +35,8 @@ def trainer_command(run_dir: Path | str) -> list[str]:
 
     `-P` keeps the working folder off sys.path: the trainer comes from PYTHONPATH, the code snapshot.
     """
+    if (Path(run_dir) / command.SPEC).exists():
+        return [sys.executable, "-P", "-m", "orchestrator.command", str(run_dir)]
     config = Path(run_dir) / runlog.CONFIG
     flags = ["--config", str(config), f"--system.work_dir={run_dir}", "--trainer.resume=auto"]
     return [sys.executable, "-P", "-m", "trainer", *flags]
@@ -92,14 +94,14 @@ class Member:
             runlog.append_event(self.run_dir, "failed", reason=f"the job's nodes are not known: {error}")
             return
         with open(self.output, "ab") as output:
-            command = trainer_command(self.run_dir)
+            words = trainer_command(self.run_dir)
             # Held back until the trainer has its handlers (it lets them through), or they would kill it
             signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
             try:  # a session of its own: a Ctrl-C in the terminal reaches it once, through us
                 for values in environments:
                     self.children.append(
                         subprocess.Popen(
-                            command,
+                            words,
                             env=values,
                             stdout=output,
                             stderr=subprocess.STDOUT,

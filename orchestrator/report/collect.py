@@ -86,6 +86,17 @@ class RunRecord:
         return float(value) if ok else None  # type: ignore[arg-type]
 
     @property
+    def measure(self) -> str:
+        """What `val_nll` is: `val_loss`; or `loss`, where a command told no held-out loss, the mean training loss."""
+        return str(self.summary.get("measure", "val_loss"))
+
+    @property
+    def command(self) -> list[str]:
+        """The words that a run of a command starts, placeholders not filled; [] for our trainer."""
+        words = self.config.get("command")
+        return [str(word) for word in words] if isinstance(words, list) else []
+
+    @property
     def skipped(self) -> dict[str, int]:
         """Documents of the corpus that were not used, by reason."""
         counts = self.summary.get("skipped_documents")
@@ -94,6 +105,8 @@ class RunRecord:
 
     def setting(self, key: str) -> Any:
         """A value of config.json by its dotted key, None where there is none."""
+        if isinstance(self.config.get("settings"), dict):  # of a command
+            return _walk(self.config["settings"], key)
         section, _, name = key.partition(".")
         found = self.config.get(section)
         return found.get(name) if isinstance(found, dict) else None
@@ -120,6 +133,14 @@ class RunRecord:
         if not self.config:
             return ()
         return tuple(k for k, v in sorted(self.overrides.items()) if _checked(k, v) and not _same(self.setting(k), v))
+
+
+def _walk(tree: Any, key: str) -> Any:
+    """A value of nested settings by its dotted key."""
+    if isinstance(tree, dict) and key not in tree:
+        section, _, rest = key.partition(".")
+        return _walk(tree.get(section), rest) if rest else None
+    return tree[key] if isinstance(tree, dict) else None
 
 
 def _checked(key: str, wanted: Any) -> bool:
@@ -229,6 +250,7 @@ def _read_files(folder: Path, known: Mapping[str, Curve]) -> _Files:
         b"\0".join([*(hashlib.sha256(s).digest() for s in small), loss_digest.encode()])
     ).hexdigest()
     config, summary, provenance = (_object(s) for s in small)
+    summary = summary if "iters" in summary else {}  # else a command has left a file of that name
     return _Files(config, summary, provenance, curve, loss_digest, digest)
 
 

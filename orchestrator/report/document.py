@@ -363,6 +363,9 @@ def repeat(analysis: Analysis) -> Section:
     study = analysis.study
     commands = []
     for run in study.runs:
+        if run.command:
+            commands.append(f"sh {shlex.quote((study.folder / run.id / 'args.txt').as_posix())}")
+            continue
         words = ["python", "-m", "trainer", "--config", (study.folder / run.id / "config.json").as_posix()]
         words += [f"--system.work_dir=repeat/{run.id}", "--trainer.resume=none"]
         commands.append(shlex.join(words))
@@ -384,6 +387,8 @@ def repeat(analysis: Analysis) -> Section:
         "Each command repeats one run from its resolved configuration, into a new folder. On a CPU the loss curve "
         "comes out the same to the last bit, clock columns apart."
     )
+    if any(run.command for run in study.runs):
+        text = "Each command starts one run's command again by hand, with its values filled in, into the same folder."
     table = Table(["cell", "seed", "state", "held-out NLL", "last step", "run"], rows, (0, 2, 5))
     return Section(
         "repeat",

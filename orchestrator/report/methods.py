@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orchestrator.inspection import flatten
 from orchestrator.report import statistics as st
 from orchestrator.report.analysis import Analysis
 from orchestrator.report.collect import RunRecord
@@ -56,6 +58,8 @@ def _training(analysis: Analysis) -> str:
     run = _example(analysis)
     if run is None:
         return ""
+    if run.command:
+        return _of_command(run)
     get = run.setting
     model = get("model.model_type") or "a custom size"
     text = (
@@ -146,6 +150,15 @@ def schedule(get: Callable[[str], Any]) -> str:
     return (f"{warmup} steps of warm-up, " if warmup else "no warm-up, ") + after
 
 
+def _of_command(run: RunRecord) -> str:
+    """What is known of a training that a command does."""
+    settings = run.config.get("settings")
+    told = ", ".join(f"{key}={value}" for key, value in flatten(settings).items()) if isinstance(settings, dict) else ""
+    return f"Each run is the command `{shlex.join(run.command)}`" + (
+        f" with, in the baseline, {told}." if told else "."
+    )
+
+
 def _pair(betas: Any) -> str:
     return " and ".join(map(str, betas)) if isinstance(betas, list | tuple) else str(betas)
 
@@ -154,7 +167,12 @@ def _statistics(analysis: Analysis) -> str:
     run = _example(analysis)
     held = run.setting("data.test_size") if run else None
     counts = sorted({int(n) for r in analysis.study.runs if (n := r.number("val_tokens"))})
-    text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
+    if run and run.command:
+        text = "The headline is the held-out loss of the last evaluation, as the command reports it"
+        if any(r.measure == "loss" for r in analysis.study.runs if r.finished):
+            text = "The headline is the mean training loss over the last tenth of the steps, as the command reports it"
+    else:
+        text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
     if held and counts:
         text += f" ({quantity(counts[0])} tokens of the last {_count(held, 'document')} of the corpus)"
     text += " after training, at an equal number of training tokens. An effect is the cell minus the baseline."

@@ -272,6 +272,7 @@ def notes(analysis: Analysis) -> list[str]:
     missing = [run for run in study.runs if not run.finished]
     if missing:
         found.append(f"{len(missing)} of {_runs(len(study.runs))} have no result yet; see run health.")
+    found += _measures(study.runs)
     lost = [run for run in study.runs if run.diverged]
     if lost:
         names = _list([f"{r.cell} seed {r.seed}" for r in lost])
@@ -287,6 +288,20 @@ def notes(analysis: Analysis) -> list[str]:
             f"corrected for {analysis.family} comparisons."
         )
     return found + _arms(analysis) + _unlike(analysis)
+
+
+def _measures(runs: Sequence[RunRecord]) -> list[str]:
+    """Where a command tells no held-out loss, the headline is something else."""
+    measures = {run.measure for run in runs if run.finished}
+    if measures == {"loss"}:
+        return [
+            "No held-out loss was reported: what stands under held-out NLL is the mean training loss over the last "
+            "tenth of the steps."
+        ]
+    if "loss" in measures:
+        names = _list([run.id for run in runs if run.finished and run.measure == "loss"])
+        return [f"No held-out loss, so the training loss instead, which cannot be compared with the others: {names}."]
+    return []
 
 
 def _arms(analysis: Analysis) -> list[str]:

@@ -72,6 +72,8 @@ def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bo
         "experiment_info: {name: n, date: 2026-01-31, description: d, hypothesis: h}",
         "base: {callbacks: {custom: 'mine:A', jsonl: true}, trainer: {sample_prompt: [a, b], save_best: true}}",
         "base: {callbacks.custom: ['mine:A'], trainer.sample_prompt: a}",
+        "name: x\ncommand: python t.py {flags}\nflags: --b c\nbase: {a: {b: 1}}\nmetrics: {csv: a, columns: {loss: x}}",
+        "name: x\ncommand: [sh, t.sh, 3]\nenv: {A: 4}\nmetrics: {regex: '(?P<iter>.)', steps: 3}\nbase: {z: 1}",
     ],
 )
 def test_what_the_loader_takes_is_accepted(accepts: Callable[[Any], bool], text: str, tmp_path: Path) -> None:
@@ -107,6 +109,8 @@ def test_what_the_loader_takes_is_accepted(accepts: Callable[[Any], bool], text:
         "configs: {a: {configs: {}}}",
         "seeds: [-1]",
         "launcher: pbs",
+        "name: x\ncommand: a\nmetrics: {cvs: a}",
+        "name: x\ncommand: a\nflags: --bc\nmetrics: {csv: a}",
     ],
 )
 def test_what_the_loader_refuses_is_refused(accepts: Callable[[Any], bool], text: str, tmp_path: Path) -> None:

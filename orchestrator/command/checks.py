@@ -1,0 +1,211 @@
+"""What is wrong with an experiment whose runs are a command, said before anything is created."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.command import template
+from orchestrator.command.config import CommandConfig
+from orchestrator.command.settings import OWN_KEYS
+from orchestrator.yamlfile import KeyPath, Tree
+from trainer import runlog
+from trainer.config import nearest
+
+if TYPE_CHECKING:
+    from orchestrator.experiment import Experiment, Loaded
+    from orchestrator.matrix import Run
+
+# Files of the run folder that only we write
+OURS = (runlog.CONFIG, runlog.ARGS, runlog.LOSS, runlog.SUMMARY, runlog.PROVENANCE, runlog.EVENTS)
+
+
+def flatten(data: dict[str, Any], tree: Tree) -> None:
+    """Settings of any depth get dotted keys, in base and in each feature, with the places they stand at."""
+
+    def flat(container: dict[str, Any], key: str, path: KeyPath) -> None:
+        if isinstance(container.get(key), dict):
+            container[key] = template.flat(container[key])
+            for name in container[key]:
+                tree.where.setdefault((*path, name), _written_at(tree, path, name))
+
+    flat(data, "base", ("base",))
+    features = data.get("features")
+    for name, body in features.items() if isinstance(features, dict) else ():
+        if isinstance(body, dict) and set(body) == {"levels"} and isinstance(body["levels"], dict):
+            for level in body["levels"]:
+                flat(body["levels"], level, ("features", name, "levels", level))
+        else:
+            flat(features, name, ("features", name))  # type: ignore[arg-type]
+
+
+def _written_at(tree: Tree, path: KeyPath, key: str) -> str:
+    """Position of a dotted key: of the part of it that has one of its own."""
+    parts = key.split(".")
+    spelt = [(*path, *parts), *((*path, ".".join(parts[:n])) for n in range(len(parts) - 1, 0, -1))]
+    return next((tree.where[where] for where in spelt if where in tree.where), tree.position(path))
+
+
+def setting_problems(blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> list[str]:
+    """Names and values that cannot be passed to a command, and features that set nothing."""
+    problems = []
+    for path, overrides in blocks:
+        name = ".".join(path)
+        if not isinstance(overrides, dict):
+            problems.append(f"{tree.position(path)}: {name}: must be settings such as `learning_rate: 1e-3`")
+            continue
+        if path[0] == "features" and not overrides:
+            problems.append(f"{tree.position(path)}: {name}: overrides nothing; name what the feature switches on")
+        for key, value in overrides.items():
+            problem = template.key_problem(key) or template.value_problem(value)
+            if problem:
+                problems.append(f"{tree.position((*path, key))}: {name}.{key}: {problem}")
+    return problems
+
+
+def problems(loaded: Loaded) -> Iterator[str]:
+    """Keys that belong to a command without one; placeholders that are unknown; settings that never reach it."""
+    experiment = loaded.experiment
+    if experiment.command is None:
+        for key in OWN_KEYS:
+            if (key,) in loaded.tree.where:
+                yield f"{loaded.at(key)}{key}: means nothing without `command:`"
+        return
+    found = [f"{loaded.at(place)}{place}: {told}" for place, told in _texts(experiment)]
+    yield from found
+    if not found:
+        yield from _unreached(loaded)
+        yield from _unseeded(loaded)
+    yield from _rest(loaded)
+
+
+def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """(key, problem) of every text that holds placeholders."""
+    known = [*experiment.base, *template.PLACES, template.FLAGS]
+    switched = {key for group in experiment.levels() for level in group for key in level.overrides}
+    for place, words in _parts(experiment).items():
+        if place in ("command", "resume_command"):
+            for problem in template.word_problems(words):
+                yield place, problem
+        for name in dict.fromkeys(name for word in words for name in template.names_or_none(word)):
+            if name == template.FLAGS and place not in ("command", "resume_command"):
+                yield place, "{flags} belongs into `command`"
+            elif name not in known and name in switched:
+                yield place, f"{{{name}}}: only some features set it; give it a value under base as well"
+            elif name not in known:
+                yield place, f"{{{name}}}: no such setting{nearest(name, known)}; settings: {', '.join(known)}"
+        for word in words:
+            try:
+                template.names(word)
+            except ValueError as error:
+                if place not in ("command", "resume_command"):
+                    yield place, str(error)
+            problem = template.value_problem(word)
+            if problem:
+                yield place, problem
+
+
+def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Key -> the texts under it that may hold placeholders."""
+    metrics = experiment.metrics
+    told = (metrics.path, metrics.steps, metrics.tokens_per_step) if metrics else ()
+    return {
+        "command": tuple(experiment.command or ()),
+        "resume_command": tuple(experiment.resume_command or ()),
+        "checkpoint": (experiment.checkpoint,) if experiment.checkpoint else (),
+        "env": tuple(experiment.env.values()),
+        "workdir": (experiment.workdir,),
+        "metrics": tuple(text for text in told if isinstance(text, str)),
+    }
+
+
+def _unreached(loaded: Loaded) -> Iterator[str]:
+    """Settings that would change nothing, because no word of the command holds them."""
+    experiment = loaded.experiment
+    levels = [level for group in experiment.levels() for level in group]
+    places = [(("base", key), key) for key in experiment.base]
+    places += [((*level.path, key), key) for level in levels for key in level.overrides]
+    places += [(("base", key), key) for key in loaded.forced]
+    style, parts = experiment.flags, _parts(experiment)
+    if style == "in-process":
+        return
+    if style == "config-file" and not _named(parts, "command", "config_file"):
+        yield f"{loaded.at('command')}command: does not hold {{config_file}}, which `flags: config-file` writes"
+        return
+    for line in ("command", "resume_command"):
+        if not parts[line] or style == "config-file" or _named(parts, line, template.FLAGS):
+            continue
+        consequence = "" if line == "command" else " (a resumed run would go on without it)"
+        for path, key in places:
+            if not _named(parts, line, key):
+                yield (
+                    f"{loaded.at(*path)}{'.'.join(path)}: never reaches the command: put {{{key}}} or {{flags}} into "
+                    f"`{line}`{consequence}"
+                )
+    for key, other in template.clashes(dict.fromkeys(key for _, key in places), style):
+        yield f"{loaded.at('flags')}flags: with {style!r}, {key} and {other} are one and the same flag"
+
+
+def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
+    """Does a command line, or what every command gets, hold this placeholder?"""
+    texts = (*parts[line], *parts["env"], *parts["workdir"])
+    return any(name in template.names_or_none(text) for text in texts)
+
+
+def _unseeded(loaded: Loaded) -> Iterator[str]:
+    """Several seeds, and the command does not know of them: its runs would be copies of each other."""
+    experiment = loaded.experiment
+    if experiment.flags == "in-process" or len(experiment.seed_list) < 2:
+        return
+    if not _named(_parts(experiment), "command", "seed"):
+        yield f"{loaded.at('seeds')}seeds: never reach the command, so all runs of a cell would be the same: put " + (
+            "{seed} into `command`, or give one seed"
+        )
+
+
+def _rest(loaded: Loaded) -> Iterator[str]:
+    """Files that are ours, and what goes only with something else."""
+    experiment, metrics = loaded.experiment, loaded.experiment.metrics
+    if metrics and not metrics.path.startswith(("/", "~")):
+        name = os.path.normpath(metrics.path.removeprefix("{run_dir}/"))
+        if name in OURS:
+            yield (
+                f"{loaded.at('metrics')}metrics: {name} is written by Ablatrix in every run's folder; let the command "
+                f"write to {{run_dir}}/files/{name}"
+            )
+    for name, count in (("nodes", experiment.slurm.nodes), ("processes_per_node", experiment.slurm.processes_per_node)):
+        if (count or 1) > 1:
+            yield (
+                f"{loaded.at('slurm', name)}slurm.{name}: a command is started once, on one node; leave it out, "
+                "and let the command itself start its processes (torchrun)"
+            )
+    if metrics is None and experiment.flags != "in-process":
+        yield (
+            f"{loaded.at('command')}metrics: missing; say where the losses are (csv, jsonl, or regex over the output), "
+            "or set `flags: in-process` for a script that uses ablatrix_run"
+        )
+    if experiment.checkpoint and not experiment.resume_command:
+        yield f"{loaded.at('checkpoint')}checkpoint: means nothing without `resume_command:`"
+
+
+def places(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterable[str]:
+    """The folder that the command runs in, and the program."""
+    environment, setup = loaded.experiment.env, loaded.experiment.slurm.setup
+    for run in runs:
+        config = run.config
+        if not isinstance(config, CommandConfig):
+            continue
+        spec = config.spec((loaded.experiment.folder / run.id).absolute(), run.cell)
+        folder, program = Path(spec["workdir"]), spec["command"][0]
+        if not folder.is_dir():
+            yield f"{loaded.at('workdir')}workdir: {folder} is no folder"
+            continue
+        # modules and environments that a job loads first may bring the program
+        if "/" in program or launcher == "local" or not setup:
+            path = environment.get("PATH") or os.environ.get("PATH")
+            there = shutil.which(folder / program if "/" in program else program, path=path)
+            if not there:
+                yield f"{loaded.at('command')}command: {program}: no such program, or not executable"

@@ -1,0 +1,405 @@
+"""One run of a command: start it, pass signals on, read its numbers, and leave what every run folder has.
+
+Needs the standard library only. Exit codes are the trainer's: 0 done, 75 stopped, 76 another attempt has the run, 1 a
+failure (its reason is in events.jsonl).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orchestrator.command import HELPER, SPEC, series, sources
+from trainer import runlog
+from trainer.attempts import Attempt, SupersededError
+from trainer.console import complain, say
+from trainer.errors import RunError
+
+LISTENED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+POLL_SECONDS = 0.5
+READ_SECONDS = 2.0  # between looks at the metrics; they cost a stat, or what has come
+HEARTBEAT_SECONDS = 30.0
+GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own is 30 s after SIGTERM, and 120 s before a time limit
+MARK = ".metrics.json"
+PACKAGES = ".python"  # in a run's folder: the only thing of ours on the command's PYTHONPATH
+PR_SET_PDEATHSIG = 1
+
+
+class Numbers:
+    """loss.csv of the run, from what the command writes."""
+
+    def __init__(self, run_dir: Path, spec: Mapping[str, Any], attempt: Attempt) -> None:
+        source = spec["metrics"]
+        parser = sources.make_parser(source["kind"], source["columns"], source["patterns"])
+        self.run_dir, self.attempt = run_dir, attempt
+        self.tokens_per_step = spec["tokens_per_step"]
+        self.path = Path(source["path"])
+        self.follower = sources.Follower(self.path, parser)
+        self.series = series.Series()
+        self.started = time.monotonic()
+
+    def catch_up(self) -> None:
+        """Read what an earlier life of the command has left since it was last looked at."""
+        self.series.load(runlog.kept_text(self.run_dir / runlog.LOSS))
+        self.follower.go_on(runlog.read_json(self.run_dir / MARK) or {})
+        for found in self.follower.read():
+            self.series.add(found)
+        self.series.restart()
+        self.series.bad = 0
+        self.started = time.monotonic()
+        self._write()
+
+    def read(self, final: bool = False) -> None:
+        """Add what has come to loss.csv. Raises SupersededError where another attempt has the run."""
+        clock = time.monotonic() - self.started
+        for found in self.follower.read(final):
+            self.series.add(found, clock)
+        if self.series.changed:
+            self._write()
+
+    def _write(self) -> None:
+        """loss.csv first: a mark that is older than it makes the same rows be read again, which changes nothing."""
+        text = self.series.text(self.tokens_per_step)
+        runlog.atomic_write(self.run_dir / runlog.LOSS, text, durable=False, guard=self.attempt.require)
+        runlog.atomic_write(self.run_dir / MARK, json.dumps(self.follower.mark()), durable=False)
+        self.series.changed = False
+
+    def mend(self) -> None:
+        """Write loss.csv anew where the command has put something of its own there."""
+        if runlog.read_text(self.run_dir / runlog.LOSS) != self.series.text(self.tokens_per_step):
+            self._write()
+
+    @property
+    def seconds(self) -> float:
+        """Of training, earlier attempts included as far as they count."""
+        told = [row["seconds"] for _, row in self.series.complete() if "seconds" in row]
+        return max(told, default=time.monotonic() - self.started)
+
+
+class Runner:
+    """One attempt at a run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir.absolute()
+        self.spec = read_spec(run_dir)
+        self.child: subprocess.Popen[bytes] | None = None
+        self.received: int | None = None
+        self.told: float | None = None  # when the command was told to stop
+        self.shortened = False  # a smoke test that has its steps
+        self._seen: float | None = None  # the checkpoint's time
+
+    def run(self) -> int:
+        """Start the command and stay until it has ended."""
+        for number in LISTENED:
+            signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENED)
+        if (runlog.read_json(self.run_dir / runlog.SUMMARY) or {}).get("fingerprint") == self.spec["fingerprint"]:
+            say(f"{self.run_dir}: already finished")
+            return 0
+        self.attempt = Attempt.take(self.run_dir)
+        try:
+            return self._attend()
+        except SupersededError as error:
+            self._kill()
+            complain(f"error: {error}")
+            runlog.append_event(self.run_dir, "superseded", attempt=self.attempt.number)
+            return error.exit_code
+        except OSError as error:
+            self._kill()
+            return self._fail(f"{error.filename or self.run_dir}: {error.strerror}")
+        except BaseException:
+            self._kill()
+            raise
+
+    def _attend(self) -> int:
+        argv, resumed = self._argv()
+        self.args = self._command_line(argv)
+        self._put_back()
+        self._place_helper()
+        self.numbers = Numbers(self.run_dir, self.spec, self.attempt)
+        self.numbers.catch_up()
+        self._seen = self._checkpoint_time()
+        earlier = any(e["event"] in ("started", "resumed") for e in runlog.read_events(self.run_dir))
+        fields: dict[str, Any] = {"attempt": self.attempt.number}
+        if resumed:
+            fields["iter"] = max(0, self.numbers.series.last)
+        elif earlier:
+            fields["reason"] = self._why_anew()
+        if self.received is not None:  # before there was anything to stop
+            return self._stopped()
+        try:
+            self._start(argv)
+        except OSError as error:
+            where = error.filename or argv[0]
+            return self._fail(f"{where}: the command cannot be started: {error.strerror}", code=2)
+        runlog.append_event(self.run_dir, "resumed" if resumed else "started", **fields)
+        if self.received is not None and self.told is None:
+            self._tell()
+        return self._ended(self._wait())
+
+    def _argv(self) -> tuple[list[str], bool]:
+        """What to start, and whether it goes on with what an earlier attempt has left."""
+        resume, checkpoint = self.spec["resume_command"], self.spec["checkpoint"]
+        begun = any(e["event"] in ("started", "resumed") for e in runlog.read_events(self.run_dir))
+        if resume and begun and (checkpoint is None or Path(checkpoint).exists()):
+            return resume, True
+        return self.spec["command"], False
+
+    def _why_anew(self) -> str:
+        if self.spec["resume_command"] and self.spec["checkpoint"]:
+            return f"there is no {self.spec['checkpoint']} yet: the command begins anew"
+        if self.spec["on_signal"] != "none" or self.spec["metrics"]["path"].endswith(series.HELPER_METRICS):
+            return "the same command is started again"
+        return "no resume_command is known: the command begins anew"
+
+    def _put_back(self) -> None:
+        """Files of ours that the command has written over: its own are kept beside them."""
+        ours = {runlog.CONFIG: self.spec["config"], runlog.ARGS: self.args, runlog.SUMMARY: None}
+        for name, content in ours.items():
+            path = self.run_dir / name
+            there = runlog.read_text(path)
+            if path.exists() and there != content and not (content is None and "fingerprint" in there):
+                os.replace(path, path.with_name(f"command-{name}"))
+            if content is not None and there != content:
+                runlog.atomic_write(path, content, guard=self.attempt.require)
+
+    def _command_line(self, argv: list[str]) -> str:
+        """args.txt's text, to be pasted or given to sh."""
+        told = [f"{name}={value}" for name, value in self.spec["env"].items()]
+        command = shlex.join([*(["env", *told] if told else []), *argv])
+        return f"cd {shlex.quote(self.spec['workdir'])} && {command}\n"
+
+    def _place_helper(self) -> None:
+        """ablatrix_run.py where the command can import it, and nothing else of ours."""
+        helper = Path(__file__).resolve().parent.parent.parent / HELPER
+        if helper.exists():
+            (self.run_dir / PACKAGES).mkdir(exist_ok=True)
+            shutil.copyfile(helper, self.run_dir / PACKAGES / HELPER)
+
+    def _start(self, argv: list[str]) -> None:
+        held = set(LISTENED)
+        # Held back meanwhile: between the fork and its start the child would answer with our handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        try:
+            self.child = subprocess.Popen(
+                argv,
+                cwd=self.spec["workdir"],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_prepare_child,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+
+    def _environment(self) -> dict[str, str]:
+        """The job's, without our code on PYTHONPATH: it must not hide the command's own modules."""
+        code = str(Path(__file__).resolve().parent.parent.parent)
+        entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        theirs = [entry for entry in entries if entry and os.path.realpath(entry) != code]
+        return {
+            **os.environ,
+            "ABLATRIX_RUN_DIR": str(self.run_dir),
+            "ABLATRIX_SEED": str(self.spec["seed"]),
+            "ABLATRIX_ON_SIGNAL": self.spec["on_signal"],
+            **self.spec["env"],
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [self.spec["env"].get("PYTHONPATH", ""), *theirs, str(self.run_dir / PACKAGES)])
+            ),
+        }
+
+    # ---- while it runs
+
+    def _wait(self) -> int:
+        """Look after the command until it has ended; its exit code, negative for a signal."""
+        assert self.child is not None
+        read = beat = time.monotonic()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.child.wait(POLL_SECONDS)
+            now = time.monotonic()
+            if self.told is not None and now - self.told > GRACE_SECONDS:
+                self._kill()
+            if now - read >= READ_SECONDS:
+                read = now
+                self.attempt.require()
+                self.numbers.read()
+                self._note_checkpoint()
+            if now - beat >= HEARTBEAT_SECONDS:
+                beat = now
+                runlog.append_event(self.run_dir, "heartbeat", iter=max(0, self.numbers.series.last))
+            if self.spec["stop_after"] and self.numbers.series.last >= self.spec["stop_after"] and not self.shortened:
+                self.shortened, self.told = True, now
+                self._send(signal.SIGTERM)
+
+    def _note_checkpoint(self) -> None:
+        """A `checkpoint` event whenever the command has written its file anew."""
+        seen = self._checkpoint_time()
+        if seen is not None and seen != self._seen:
+            self._seen = seen
+            runlog.append_event(self.run_dir, "checkpoint", iter=max(0, self.numbers.series.last))
+
+    def _checkpoint_time(self) -> float | None:
+        try:
+            return os.stat(self.spec["checkpoint"]).st_mtime if self.spec["checkpoint"] else None
+        except OSError:
+            return None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+            if self.child is not None:
+                self._tell()
+
+    def _tell(self) -> None:
+        """Have the command stop, in the way in which it saves its state, if there is one."""
+        wanted = self.spec["on_signal"]
+        self.told = time.monotonic()
+        self._send(signal.SIGTERM if wanted == "none" else signal.Signals[f"SIG{wanted}"], group=wanted == "none")
+
+    def _send(self, number: int, group: bool = True) -> None:
+        """To the program alone where it is to save its state: its helper processes would die of it."""
+        if self.child is None or self.child.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                os.killpg(self.child.pid, number)
+            else:
+                self.child.send_signal(number)
+
+    def _kill(self) -> None:
+        """End what is left of the command and of what it has started."""
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.child.pid, signal.SIGKILL)
+
+    # ---- the end
+
+    def _ended(self, code: int) -> int:
+        self._kill()
+        complete = code == 0 and (self.received is None or self._at_the_end())
+        self.numbers.read(final=complete or self.shortened)
+        self._note_checkpoint()
+        self._put_back()
+        if self.shortened or complete or (code == 0 and self._at_the_end()):
+            return self._finish()
+        if self.received is not None or code == runlog.EXIT_STOPPED:
+            return self._stopped()
+        return self._fail(_reason(code, self.run_dir), code if 0 < code < runlog.EXIT_STOPPED else 1)
+
+    def _at_the_end(self) -> bool:
+        """Has it made all its steps? The last one may be numbered from 0, and need not have been told."""
+        steps = self.spec["steps"]
+        return bool(steps) and self.numbers.series.last >= steps - 1
+
+    def _stopped(self) -> int:
+        name = signal.Signals(self.received).name if self.received is not None else ""
+        fields: dict[str, Any] = {}
+        saves = self.spec["on_signal"] != "none" or self.received is None
+        if self.child is not None and saves:
+            fields["iter"] = max(0, self.numbers.series.last)
+        if name:
+            runlog.append_event(self.run_dir, "signal", signal=name, iter=max(0, self._last()))
+        if not saves and not self.spec["resume_command"]:
+            fields["anew"] = True
+        runlog.append_event(self.run_dir, "stopped", **fields)
+        say(f"stopped by {name or 'itself'}; start again to {'begin anew' if 'anew' in fields else 'continue'}")
+        return runlog.EXIT_STOPPED
+
+    def _last(self) -> int:
+        return self.numbers.series.last
+
+    def _fail(self, reason: str, code: int = 1) -> int:
+        complain(f"error: {reason}")
+        runlog.append_event(self.run_dir, "failed", reason=reason)
+        return code
+
+    def _finish(self) -> int:
+        """summary.json, which says that the run is done; without any number it is not."""
+        rows = self.numbers.series
+        found = rows.headline()
+        if found is None:
+            return self._fail(f"exit code 0, but {self._silence()}; mend `metrics:` and submit again with --retry")
+        self.numbers.mend()
+        measure, value, step = found
+        final = rows.final_loss()
+        tokens = self.spec["tokens_per_step"]
+        told = [row["tokens"] for row in rows.rows.values() if "tokens" in row]
+        summary = {
+            "iters": rows.last if rows.last > 0 else step,
+            "max_iters": self.spec["steps"],
+            "tokens": max(told, default=round(rows.last * tokens) if tokens else None),
+            "seconds": round(self.numbers.seconds, 3),
+            "final_loss": _finite(final),
+            "val_nll": _finite(value),
+            "measure": measure,
+            "measured_at": step,
+            "initial_loss": _finite(rows.first_loss()),
+            "diverged": not math.isfinite(value) or (final is not None and not math.isfinite(final)),
+            "unreadable_numbers": rows.bad,
+            "fingerprint": self.spec["fingerprint"],
+        }
+        text = json.dumps({k: v for k, v in summary.items() if v is not None or k == "val_nll"}, indent=2) + "\n"
+        runlog.atomic_write(self.run_dir / runlog.SUMMARY, text, guard=self.attempt.require)
+        runlog.append_event(self.run_dir, "finished", iter=rows.last, diverged=summary["diverged"])
+        say(f"finished after iter {rows.last}: {measure} {value}")
+        return 0
+
+    def _silence(self) -> str:
+        source = self.spec["metrics"]
+        if not Path(source["path"]).exists():
+            return f"{source['path']} with its metrics is not there"
+        what = "no line matches the patterns" if source["kind"] == "regex" else "no row has a step and a loss"
+        return f"no loss was found in {source['path']} ({what})"
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no nan."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _reason(code: int, run_dir: Path) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
+    lines = runlog.read_text(run_dir / runlog.JOB_OUT)[-4000:].strip().splitlines()
+    return f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
+
+
+def _prepare_child() -> None:
+    """In the child: die with us, and take signals as if nobody had held them back."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in LISTENED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENED)
+
+
+def read_spec(run_dir: Path) -> dict[str, Any]:
+    """command.json of a run. Raises RunError where it is missing or damaged."""
+    spec = runlog.read_json(run_dir / SPEC)
+    if spec is None or not isinstance(spec.get("command"), list):
+        raise RunError(f"{run_dir / SPEC}: missing or damaged; submit the experiment again")
+    return spec
+
+
+def main(run_dir: Path) -> int:
+    """Do the run and return its exit code."""
+    try:
+        return Runner(run_dir).run()
+    except RunError as error:
+        complain(f"error: {error}")
+        return error.exit_code

@@ -1,0 +1,153 @@
+"""Rows of loss.csv from numbers as they come in: merged by step, cut back where a restarted command begins again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from trainer import runlog
+
+HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
+CLOCK = "clock"  # in a row: when we have seen it
+MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
+NAMES = (*runlog.COLUMNS, MILLISECONDS)
+LARGEST_STEP = 10**15
+
+
+class Series:
+    """The rows of one run by step."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self.last = -1  # the newest step
+        self.bad = 0  # values that were no numbers
+        self.changed = False
+        self.seconds = 0.0  # of training before this life of the command
+        self._restarted = False
+
+    def restart(self) -> None:
+        """A new life of the command begins: its first step is where the earlier rows end."""
+        self._restarted = bool(self.rows)
+
+    def add(self, found: Mapping[str, object], clock: float | None = None) -> None:
+        """Merge what was read about a step; of two values of one cell the later counts.
+
+        clock: seconds of this life of the command, for the column `seconds` where the source says none. A line without
+        a step, or with one that is no whole number, is left out and counted in `bad`.
+        """
+        step = _step(found.get("iter"))
+        if step is None:
+            self.bad += 1
+            return
+        values = self._values(found)
+        if not values:
+            return
+        if self._restarted:
+            self.rows = {at: row for at, row in self.rows.items() if at < step}
+            self.seconds = max((row.get("seconds", 0.0) for _, row in self.complete()), default=0.0)
+            self.last, self._restarted = step, False
+        self.last = max(self.last, step)
+        row = self.rows.setdefault(step, {})
+        if clock is not None:
+            row.setdefault(CLOCK, round(self.seconds + clock, 3))
+        row.update(values)
+        self.changed = True
+
+    def _values(self, found: Mapping[str, object]) -> dict[str, float]:
+        values = {}
+        for name, told in found.items():
+            if name == "iter" or told is None or told == "":
+                continue
+            try:
+                value = float(told)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                self.bad += 1
+                continue
+            if name == MILLISECONDS:
+                name, value = "dt", value / 1000
+            values[name] = value
+        return values
+
+    def ordered(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, values) in order."""
+        return sorted(self.rows.items())
+
+    def complete(self, tokens_per_step: float | None = None) -> list[tuple[int, dict[str, float]]]:
+        """The rows in order, with what follows: tokens; seconds from dt, or else from our clock; dt from seconds."""
+        rows = [(step, dict(row)) for step, row in self.ordered()]
+        dt = next((row["dt"] for _, row in rows if "dt" in row), None)
+        before: tuple[int, float] | None = None
+        for step, row in rows:
+            clock = row.pop(CLOCK, None)
+            if tokens_per_step:
+                row.setdefault("tokens", round(step * tokens_per_step))
+            if "seconds" not in row and dt is not None:
+                dt = row.get("dt", dt)
+                row["seconds"] = round((before[1] if before else 0.0) + dt * (step - (before[0] if before else 0)), 6)
+            elif clock is not None:
+                row.setdefault("seconds", clock)
+            if "seconds" in row:
+                if before and "dt" not in row and row["seconds"] >= before[1]:
+                    row["dt"] = (row["seconds"] - before[1]) / (step - before[0])
+                before = step, row["seconds"]
+        return rows
+
+    def text(self, tokens_per_step: float | None = None) -> str:
+        """loss.csv's text."""
+        lines = [",".join(runlog.COLUMNS)]
+        for step, row in self.complete(tokens_per_step):
+            lines.append(",".join([str(step), *(_cell(row.get(name)) for name in runlog.COLUMNS[1:])]))
+        return "\n".join(lines) + "\n"
+
+    def load(self, text: str) -> None:
+        """The rows of a loss.csv that an earlier attempt has left."""
+        for cells in runlog.whole_rows(text):
+            row = {}
+            for name, cell in zip(runlog.COLUMNS[1:], cells[1:], strict=False):
+                try:
+                    row[name] = float(cell)
+                except ValueError:
+                    continue
+            self.rows[int(cells[0])] = row
+        self.last = max(self.rows, default=-1)
+
+    def headline(self) -> tuple[str, float, int] | None:
+        """(`val_loss`, its last value, its step), else (`loss`, the mean over the last tenth of the steps, last step).
+
+        The training loss of one batch is mostly noise, hence the mean. None: there is neither.
+        """
+        held = [(step, row["val_loss"]) for step, row in self.ordered() if "val_loss" in row]
+        if held:
+            return "val_loss", held[-1][1], held[-1][0]
+        train = [(step, row["loss"]) for step, row in self.ordered() if "loss" in row]
+        if not train:
+            return None
+        late = [loss for step, loss in train if step > 0.9 * train[-1][0]] or [train[-1][1]]
+        return "loss", sum(late) / len(late), train[-1][0]
+
+    def first_loss(self) -> float | None:
+        """The first training loss, else the first held-out one."""
+        for name in ("loss", "val_loss"):
+            for _, row in self.ordered():
+                if name in row:
+                    return row[name]
+        return None
+
+    def final_loss(self) -> float | None:
+        """The last training loss."""
+        return next((row["loss"] for _, row in reversed(self.ordered()) if "loss" in row), None)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return repr(value)
+
+
+def _step(told: object) -> int | None:
+    """A step that is a whole number, written as 10 or 10.0."""
+    try:
+        value = float(told)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return int(value) if math.isfinite(value) and value == int(value) and 0 <= value < LARGEST_STEP else None

@@ -1,0 +1,166 @@
+"""Where numbers come from: a CSV file, JSON lines, or patterns over a log; read as they grow, whole lines only."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.command.series import MILLISECONDS, NAMES
+
+Found = dict[str, object]  # column of ours -> value as it was found
+# What the usual loggers call our columns; `columns:` wins over it
+USUAL: dict[str, tuple[str, ...]] = {
+    "iter": ("iter", "step", "global_step", "iteration", "_step"),
+    "loss": ("loss", "train_loss", "train/loss", "loss/train", "train_loss_step"),
+    "val_loss": ("val_loss", "eval_loss", "val/loss", "eval/loss", "loss/val", "valid_loss"),
+    "lr": ("lr", "learning_rate", "train/learning_rate"),
+    "grad_norm": ("grad_norm", "train/grad_norm"),
+    "tokens": ("tokens",),
+    "seconds": ("seconds",),
+    "dt": ("dt",),
+    MILLISECONDS: (MILLISECONDS,),
+}
+LONGEST_LINE = 1 << 20  # bytes; a progress bar may write megabytes without a newline
+TAIL = 64
+
+
+class Parser(Protocol):
+    """Turns lines into what they say."""
+
+    def line(self, line: str) -> Iterator[Found]: ...
+
+
+def candidates(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Column of ours -> its possible names in the source, the first that is there counts."""
+    return {name: (columns[name],) if name in columns else USUAL[name] for name in NAMES}
+
+
+class CsvLines:
+    """Rows of a CSV file under its header; a header that comes again, after a restart, counts from there on."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = candidates(columns)
+        self.header: dict[str, int] = {}
+        self.width = 0
+
+    def line(self, line: str) -> Iterator[Found]:
+        delimiter = "\t" if "\t" in line and "," not in line else ";" if ";" in line and "," not in line else ","
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+        except csv.Error:
+            return
+        at = {name: cells.index(n) for name, known in self.columns.items() for n in reversed(known) if n in cells}
+        if "iter" in at:
+            self.header, self.width = at, len(cells)
+        elif self.header and len(cells) == self.width:
+            yield {name: cells[index] for name, index in self.header.items()}
+
+
+class JsonLines:
+    """An object per line; `train.loss` is looked for as it is written, then inside `train`."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = candidates(columns)
+
+    def line(self, line: str) -> Iterator[Found]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(record, dict):
+            return
+        found: Found = {}
+        for name, known in self.columns.items():
+            value = next((v for n in known if (v := _inside(record, n)) is not None), None)
+            if value is not None and not isinstance(value, bool):
+                found[name] = value
+        if "iter" in found:
+            yield found
+
+
+def _inside(record: Any, name: str) -> Any:
+    if name in record:
+        return record[name]
+    for part in name.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
+
+
+class Patterns:
+    """Regular expressions with named groups; all of them are tried on every line."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.patterns = [re.compile(pattern) for pattern in patterns]
+
+    def line(self, line: str) -> Iterator[Found]:
+        for pattern in self.patterns:
+            for match in pattern.finditer(line):
+                yield {name: value for name, value in match.groupdict().items() if value is not None}
+
+
+def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str]) -> Parser:
+    """The parser of a kind of source."""
+    if kind == "regex":
+        return Patterns(patterns)
+    return CsvLines(columns) if kind == "csv" else JsonLines(columns)
+
+
+class Follower:
+    """Reads the whole lines that a file has grown by; a file that was written anew is read from its beginning."""
+
+    def __init__(self, path: Path, parser: Parser) -> None:
+        self.path, self.parser = path, parser
+        self.offset = 0
+        self._tail = b""  # the bytes before offset: are they still there?
+
+    def read(self, final: bool = False) -> Iterator[Found]:
+        """What has come since the last call. final: nothing more will come, so a last line without its end counts."""
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            self._check(file.fileno())
+            file.seek(self.offset)
+            for raw in iter(lambda: file.readline(LONGEST_LINE), b""):
+                if not raw.endswith(b"\n") and len(raw) < LONGEST_LINE and not final:
+                    break
+                self.offset += len(raw)
+                self._tail = (self._tail + raw)[-TAIL:]
+                # a progress bar returns to the start of its line; each of its states may hold numbers
+                for line in raw.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
+                    if line.strip():
+                        yield from self.parser.line(line)
+
+    def _check(self, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        start = max(0, self.offset - len(self._tail))
+        if (
+            size < self.offset
+            or os.pread(descriptor, self.offset - start, start) != self._tail[-(self.offset - start) :]
+        ):
+            self.offset, self._tail = 0, b""
+
+    def mark(self) -> dict[str, Any]:
+        """Where it stands, to go on from there in another process."""
+        return {"offset": self.offset, "tail": self._tail.hex()}
+
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Go on where another one stood; a mark that makes no sense is left alone."""
+        try:
+            tail, offset = bytes.fromhex(mark["tail"]), int(mark["offset"])
+        except (KeyError, TypeError, ValueError):
+            return
+        if 0 < len(tail) <= min(offset, TAIL):
+            for _ in self.parser.line(self._first_line()):  # the header of a CSV file
+                pass
+            self.offset, self._tail = offset, tail
+
+    def _first_line(self) -> str:
+        try:
+            with open(self.path, "rb") as file:
+                return file.readline(LONGEST_LINE).decode("utf-8", "replace").strip()
+        except OSError:
+            return ""

@@ -1,0 +1,53 @@
+"""A training script as people have them, without a model: it prints like nanoGPT, saves its state, and can go on.
+
+python standin.py --out_dir=DIR --max_iters=N --learning_rate=X [--dropout=X] [--pause=SECONDS] [--save=STEPS]
+                  [--listen=USR2] [--resume] [--crash=STEP]
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+flags = {}
+for word in sys.argv[1:]:
+    key, _, value = word.lstrip("-").partition("=")
+    flags[key] = value
+out = flags["out_dir"]
+os.makedirs(out, exist_ok=True)
+with open(os.path.join(out, "argv.json"), "w", encoding="utf-8") as file:
+    json.dump(sys.argv[1:], file)
+state_path = os.path.join(out, "state.json")
+steps, rate, drop = int(flags["max_iters"]), float(flags["learning_rate"]), float(flags.get("dropout", 0.2))
+told = []
+if "listen" in flags:
+    signal.signal(getattr(signal, "SIG" + flags["listen"]), lambda *_: told.append(1))
+
+
+def save(step):
+    with open(state_path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump({"step": step}, file)
+    os.replace(state_path + ".tmp", state_path)
+
+
+first = 0
+if "resume" in flags:
+    with open(state_path, encoding="utf-8") as file:
+        first = json.load(file)["step"]
+    print(f"Resuming training from {out}")
+for step in range(first, steps + 1):
+    if step % 10 == 0:
+        print(
+            f"step {step}: train loss {4 - rate * step:.4f}, val loss {4.1 - rate * step + drop / 10:.4f}", flush=True
+        )
+    if step == int(flags.get("crash", -1)):
+        sys.exit("RuntimeError: planted")
+    if step % 2 == 0:
+        print(f"iter {step}: loss {4 - rate * step:.4f}, time 12.50ms, mfu -100.00%", flush=True)
+    if "save" in flags and step and step % int(flags["save"]) == 0:
+        save(step)
+    if told:
+        save(step + 1)
+        sys.exit(0)
+    time.sleep(float(flags.get("pause", 0)))

@@ -1,0 +1,139 @@
+"""What is refused before anything is created: settings that would not arrive, commands that are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import checks, experiment, matrix
+from orchestrator.command import template
+from orchestrator.command.config import CommandConfig
+from trainer.errors import ConfigError
+
+FILE = """\
+name: study
+command: python train.py --out={run_dir} --rate={rate} {flags}
+base: {rate: 0.1, wide: 4}
+features:
+  fast: {rate: 0.2}
+metrics: {csv: log.csv}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def runs(folder: Path, text: str, *sets: str) -> list[matrix.Run]:
+    return matrix.runs(experiment.load(write(folder, text), sets), checks.vocabulary)
+
+
+def refusals(folder: Path, text: str, *sets: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        runs(folder, text, *sets)
+    return caught.value.problems
+
+
+def spec(run: matrix.Run) -> dict[str, Any]:
+    assert isinstance(run.config, CommandConfig)
+    return run.config.spec(Path("/x/study") / run.id, run.cell)
+
+
+def test_a_placeholder_is_not_repeated_among_the_flags(tmp_path: Path) -> None:
+    baseline, fast, _ = [spec(run) for run in runs(tmp_path, FILE + "cells: {both: [fast]}\nseeds: [1]\n")] + [{}]
+    assert baseline["command"][2].startswith("--out=/x/study/baseline-seed1-")
+    assert baseline["command"][3:] == ["--rate=0.1", "--wide=4"]
+    assert fast["command"][3:] == ["--rate=0.2", "--wide=4"]
+
+
+@pytest.mark.parametrize(
+    ("style", "words"),
+    [
+        ("--a.b=c", ["--m.rate=5e-05", "--m.deep.on=True", "--m.b=[0.9, 0.95]", "--m.none=None", "--m.text=a b"]),
+        ("--a_b=c", ["--m_rate=5e-05", "--m_deep_on=True", "--m_b=[0.9, 0.95]", "--m_none=None", "--m_text=a b"]),
+        ("--b c", ["--rate", "5e-05", "--on", "True", "--b", "0.9", "0.95", "--none", "None", "--text", "a b"]),
+        ("--key=value", ["--rate=5e-05", "--on=True", "--b=[0.9, 0.95]", "--none=None", "--text=a b"]),
+        ("a.b=c", ["m.rate=5e-05", "m.deep.on=true", "m.b=[0.9, 0.95]", "m.none=null", "m.text=a b"]),
+    ],
+)
+def test_styles_of_flags(tmp_path: Path, style: str, words: list[str]) -> None:
+    text = FILE.replace("--rate={rate} ", "").replace(
+        "base: {rate: 0.1, wide: 4}",
+        f"flags: {style}\nbase: {{m: {{rate: 5e-5, deep: {{on: true}}, b: [0.9, 0.95], none: null, text: a b}}}}",
+    )
+    baseline = runs(tmp_path, text.replace("{rate: 0.2}", "{m.deep.on: false}"))[0]
+    assert spec(baseline)["command"][3:] == words
+
+
+def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
+    text = FILE.replace("--rate={rate} {flags}", "{config_file}\nflags: config-file")
+    baseline, fast = runs(tmp_path, text)
+    assert spec(baseline)["command"][3] == f"/x/study/{baseline.id}/settings.json"
+    assert isinstance(fast.config, CommandConfig)
+    assert '"rate": 0.2' in fast.config.files(Path("/x"), "fast")["settings.json"]
+    assert baseline.id[-8:] != fast.id[-8:]
+    assert "{config_file}" in refusals(tmp_path, text.replace("{config_file}", ""))[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        (" {flags}", "", 3, "base.wide: never reaches the command: put {wide} or {flags} into `command`"),
+        ("--rate={rate} {flags}", "--w={wide}", 5, "features.fast.rate: never reaches the command"),
+        ("--rate={rate}", "--rate={ratte}", 2, "{ratte}: no such setting (did you mean rate?)"),
+        ("base: {rate: 0.1, wide: 4}", "base: {wide: 4}", 2, "{rate}: only some features set it"),
+        ("{flags}", "x{flags}", 2, "must be a word of its own"),
+        ("{flags}", "{flags} > log.txt", 2, "no shell reads it"),
+        ("python train.py", "A=1 python train.py", 2, "give it under `env:`"),
+        ("python train.py", "bash -c 'python train.py {rate}'", 2, "a shell would read the values in it again"),
+        ("--out=", '--json={"a":1} --out=', 2, "is no placeholder"),
+        ("wide: 4", 'wide: "a\\0b"', 3, "NUL"),
+        ("wide: 4", '"--wide": 4', 3, "a setting's name"),
+        ("wide: 4", "wide: 4, run_dir: x", 3, "{run_dir} is known of every run"),
+        ("wide: 4}", "wide: 4, a.wide: 1}\nflags: --key=value", 4, "one and the same flag"),
+        ("csv: log.csv", "csv: loss.csv", 6, "written by Ablatrix"),
+        ("csv: log.csv", "csv: log.csv, jsonl: x", 6, "name one source"),
+        ("csv: log.csv", "regex: 'loss (?P<loss>.*)'", 6, "needs the step"),
+        ("csv: log.csv", "regex: '(?P<iter>.*) (?P<lss>.*)'", 6, "no column 'lss' (did you mean loss?)"),
+        ("csv: log.csv", "csv: log.csv, columns: {los: x}", 6, "no column 'los'"),
+        ("metrics: {csv: log.csv}", "env: {ABLATRIX_SEED: 1}\nmetrics: {csv: a}", 6, "set by Ablatrix"),
+        ("metrics: {csv: log.csv}", "resume_command: python train.py --resume\nmetrics: {csv: a}", 5, "resumed run"),
+        ("metrics: {csv: log.csv}", "seeds: 3", 2, "metrics: missing"),
+        ("metrics: {csv: log.csv}", "seeds: 3\nmetrics: {csv: a}", 6, "seeds: never reach the command"),
+        ("metrics: {csv: log.csv}", "slurm: {nodes: 2}\nmetrics: {csv: a}", 6, "started once, on one node"),
+        ("{rate: 0.2}", "{rate: '0.1'}", 5, "changes nothing"),
+        ("command: python train.py --out={run_dir} --rate={rate} {flags}", "flags: a.b=c", 2, "without `command:`"),
+    ],
+)
+def test_refused_with_file_and_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
+    assert old in FILE
+    problems = refusals(tmp_path, FILE.replace(old, new))
+    assert any(f"study.yaml:{line}: " in problem and words in problem for problem in problems), problems
+
+
+def test_settings_of_the_command_line(tmp_path: Path) -> None:
+    assert spec(runs(tmp_path, FILE, "wide=8")[0])["command"][4] == "--wide=8"
+    with pytest.raises(Exception, match=r"--set wode: unknown key \(did you mean wide\?\)"):
+        runs(tmp_path, FILE, "wode=8")
+    assert "--set rate wins over it" in refusals(tmp_path, FILE, "rate=8")[0]
+
+
+def test_what_a_value_holds_is_no_placeholder() -> None:
+    values = {"a": "{b} {{x}} $(date)", "b": "no"}
+    assert template.render(["{a}", "{{a}}", "{flags}"], values, ["--c={a}"]) == [values["a"], "{a}", "--c={a}"]
+
+
+def test_the_identity_is_what_is_started(tmp_path: Path) -> None:
+    """Where a run lies and how its numbers are read changes no id; the command, its values and its variables do."""
+    first = runs(tmp_path, FILE)[0].id
+    same = FILE.replace("csv: log.csv", "csv: b.csv, steps: 100").replace("metrics", "on_signal: TERM\nmetrics")
+    assert runs(tmp_path, same + "output: elsewhere\n")[0].id == first
+    for other in (
+        FILE.replace("wide: 4", "wide: 5"),
+        FILE.replace("train.py", "train2.py"),
+        FILE + "env: {A: 1}\n",
+        FILE + "workdir: /tmp\n",
+    ):
+        assert runs(tmp_path, other)[0].id != first

@@ -1,0 +1,152 @@
+"""Numbers as trainers leave them: half lines, restarts, nonsense; what is read is what was written."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.command.series import Series
+from orchestrator.command.sources import Follower, make_parser
+from trainer import runlog
+
+PATTERNS = [r"iter (?P<iter>\d+): loss (?P<loss>\S+)", r"step (?P<iter>\d+): .*val loss (?P<val_loss>\S+)"]
+
+
+def read(path: Path, kind: str, columns: dict[str, str] | None = None, final: bool = True) -> Series:
+    series = Series()
+    for found in Follower(path, make_parser(kind, columns or {}, PATTERNS)).read(final):
+        series.add(found)
+    return series
+
+
+def cells(series: Series, name: str = "loss") -> dict[int, float]:
+    return {step: row[name] for step, row in series.ordered() if name in row}
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "text"),
+    [
+        ("csv", {}, "step,train_loss,val_loss\n1,3.5,\n2,3.25,\n2,,3.4\n"),
+        ("csv", {"iter": "n", "loss": "a b", "val_loss": "v"}, 'x,n,"a b",v\r\n"x,y",1,3.5,\r\nx,2,3.25,3.4\r\n'),
+        ("csv", {}, "step\tloss\tval_loss\n1\t3.5\t\n2\t3.25\t3.4\n"),
+        ("jsonl", {}, '{"step": 1, "loss": 3.5}\n[1]\n{"step": 2, "loss": 3.25, "val_loss": 3.4}\n{"step": 3}\n'),
+        ("jsonl", {"loss": "train.loss"}, '{"step": 1, "train": {"loss": 3.5}}\n{"step": 2, "train.loss": "3.25"}\n'
+                                          '{"step": 2.0, "val_loss": 3.4}\n'),
+        ("regex", {}, "\x1b[1mhello\niter 1: loss 3.5\riter 2: loss 3.25\nstep 2: train loss 1, val loss 3.4"),
+    ],
+)  # fmt: skip
+def test_every_kind_says_the_same(tmp_path: Path, kind: str, columns: dict[str, str], text: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(text.encode())
+    series = read(path, kind, columns)
+    assert cells(series) == {1: 3.5, 2: 3.25}
+    assert cells(series, "val_loss") == {2: 3.4}
+    assert series.headline() == ("val_loss", 3.4, 2)
+
+
+def test_half_a_line_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    follower = Follower(path, make_parser("regex", {}, PATTERNS))
+    series = Series()
+
+    def look() -> dict[int, float]:
+        for found in follower.read():
+            series.add(found)
+        return cells(series)
+
+    assert look() == {}
+    path.write_text("iter 1: loss 3.5\niter 2: loss 3.")
+    assert look() == {1: 3.5}
+    with open(path, "a") as file:
+        file.write("25\n")
+    assert look() == {1: 3.5, 2: 3.25}
+    path.write_text("iter 1: loss 9.0\niter 2: loss 8.0\niter 3: loss 7.0\n")
+    assert look() == {1: 9.0, 2: 8.0, 3: 7.0}, "written anew"
+
+
+def test_a_restart_drops_what_comes_after_it() -> None:
+    series = Series()
+    for step in (10, 20, 30, 40):
+        series.add({"iter": step, "loss": step})
+    series.restart()
+    for step in (25, 30):
+        series.add({"iter": step, "loss": -step})
+    assert cells(series) == {10: 10, 20: 20, 25: -25, 30: -30}
+    series.add({"iter": 10, "val_loss": 1})
+    assert list(cells(series)) == [10, 20, 25, 30], "an evaluation of an older step is no restart"
+    again = Series()
+    again.load(series.text())
+    assert again.text() == series.text()
+
+
+def test_what_is_no_number_is_left_out_and_counted() -> None:
+    series = Series()
+    for step, loss in (("1", "3.5"), ("x", "3"), ("2.5", "3"), ("2", "abc"), ("-1", "2"), ("inf", "2"), (None, "1")):
+        series.add({"iter": step, "loss": loss})
+    series.add({"iter": "3", "loss": "nan"})
+    assert list(cells(series)) == [1, 3]
+    assert math.isnan(cells(series)[3])
+    assert series.bad == 6
+    assert [row[0] for row in runlog.whole_rows(series.text())] == ["1", "3"]
+
+
+def test_the_headline_without_a_held_out_loss_is_no_single_batch() -> None:
+    series = Series()
+    for step in range(1, 101):
+        series.add({"iter": step, "loss": 100 - step})
+    assert series.headline() == ("loss", sum(range(10)) / 10, 100)
+    assert Series().headline() is None
+
+
+def test_time_is_told_by_the_trainer_or_else_by_our_clock() -> None:
+    told, seen = Series(), Series()
+    for step in (1, 2, 4):
+        told.add({"iter": step, "loss": 1, "dt_ms": 500}, clock=99)
+        seen.add({"iter": step, "loss": 1}, clock=step * 3)
+    assert [row["seconds"] for _, row in told.complete()] == [0.5, 1.0, 2.0]
+    assert [(row["seconds"], row.get("dt")) for _, row in seen.complete()] == [(3, None), (6, 3), (12, 3)]
+    assert [row["tokens"] for _, row in seen.complete(100)] == [100, 200, 400]
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.floats(allow_nan=False)), max_size=60), st.randoms())
+def test_however_the_file_grows(rows: list[tuple[int, float]], rng: random.Random) -> None:
+    """Read in any pieces, and by readers that take over from each other, a file says what it says at once."""
+    text = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in rows)
+    whole = Series()
+    for step, loss in rows:
+        whole.add({"iter": step, "loss": loss})
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        series, data, written = Series(), text.encode(), 0
+        follower = Follower(path, make_parser("jsonl", {}, ()))
+        while written < len(data):
+            size = rng.randint(1, 80)
+            with open(path, "ab") as file:
+                file.write(data[written : written + size])
+            written += size
+            if rng.random() < 0.2:
+                mark = follower.mark()
+                follower = Follower(path, make_parser("jsonl", {}, ()))
+                follower.go_on(mark)
+            for found in follower.read():
+                series.add(found)
+    assert series.text() == whole.text()
+
+
+@given(st.binary(max_size=400), st.sampled_from(["csv", "jsonl", "regex"]))
+def test_garbage_harms_nothing(data: bytes, kind: str) -> None:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"step,loss\n" + data + b'\niter 5: loss 2.5\n{"step": 5, "loss": 2.5}\n5,2.5\n')
+        file.flush()
+        series = read(Path(file.name), kind)
+    if kind != "csv":  # a stray quote may swallow a row
+        assert cells(series)[5] == 2.5
+    runlog.whole_rows(series.text())

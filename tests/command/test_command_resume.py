@@ -1,0 +1,166 @@
+"""Commands that are stopped, killed and started again: what goes on, what begins anew, and what is said of it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import checks, experiment, matrix, rundir, status
+from orchestrator.rundir import Study
+from tests.command.test_command_runs import LOSSES, write_study
+from tests.workspace import Workspace
+from trainer import runlog
+
+RESUME = "python standin.py --out_dir={run_dir} --resume {flags}"
+
+
+def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **changes: object) -> Study:
+    base = {"learning_rate": 0.01, "max_iters": steps, "pause": pause, "save": 20}
+    study = write_study(
+        workspace, **{"base": base, "features": {}, "design": ["baseline"], "workdir": str(workspace.folder), **changes}
+    )
+    runs = matrix.runs(experiment.load(study), checks.vocabulary)
+    created = rundir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs)
+    rundir.renew(created, runs)
+    return created
+
+
+def start(workspace: Workspace, folder: Path) -> "subprocess.Popen[bytes]":
+    """What a job starts for a run, its output in job.out."""
+    with open(folder / runlog.JOB_OUT, "ab") as output:
+        command = [sys.executable, "-P", "-m", "orchestrator.command", str(folder)]
+        return subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=output, stderr=output)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def has_step(folder: Path, step: int) -> bool:
+    return f"iter {step}:" in runlog.read_text(folder / runlog.JOB_OUT)
+
+
+def losses(folder: Path) -> list[list[str]]:
+    return [[row[0], row[1], row[3]] for row in runlog.whole_rows(runlog.read_text(folder / runlog.LOSS))]
+
+
+def expected(steps: int = 100) -> list[list[str]]:
+    return [
+        [str(i), repr(round(4 - 0.01 * i, 4)), repr(round(4.12 - 0.01 * i, 4)) if i % 10 == 0 else ""]
+        for i in range(0, steps + 1, 2)
+    ]
+
+
+@pytest.mark.parametrize("how", ["USR2", "TERM"])
+def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspace, how: str) -> None:
+    base = {"learning_rate": 0.01, "max_iters": 100, "pause": 0.01, "listen": how}
+    study = create(workspace, base=base, on_signal=how, resume_command=RESUME)
+    folder = study.runs[0].folder
+    process = start(workspace, folder)
+    until(lambda: has_step(folder, 30))
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(30) == runlog.EXIT_STOPPED
+    saved = json.loads((folder / "state.json").read_text())["step"]
+    (state,) = status.collect(study)
+    assert state.state == "stopped"
+    assert state.reason.endswith("submit again to continue")
+    assert start(workspace, folder).wait(30) == 0
+    events = [event["event"] for event in runlog.read_events(folder)]
+    assert events == ["started", "signal", "stopped", "resumed", "finished"]
+    assert f"iter {saved + saved % 2}:" in runlog.read_text(folder / runlog.JOB_OUT).split("Resuming")[1]
+    assert losses(folder) == expected()
+    assert status.collect(study)[0].state == "done"
+
+
+def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: Workspace) -> None:
+    study = create(workspace, checkpoint="{run_dir}/state.json", resume_command=RESUME)
+    folder = study.runs[0].folder
+    process = start(workspace, folder)
+    until(lambda: has_step(folder, 50))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == runlog.EXIT_STOPPED
+    assert start(workspace, folder).wait(30) == 0
+    assert "checkpoint" in [event["event"] for event in runlog.read_events(folder)]
+    assert "Resuming" in runlog.read_text(folder / runlog.JOB_OUT)
+    assert losses(folder) == expected()
+
+
+def test_without_a_checkpoint_or_a_way_to_resume_it_begins_anew_and_says_so(workspace: Workspace) -> None:
+    for changes, words in (
+        ({}, "no resume_command is known"),
+        ({"checkpoint": "{run_dir}/state.json", "resume_command": RESUME, "name": "late"}, "state.json yet"),
+    ):
+        study = create(workspace, **changes)
+        folder = study.runs[0].folder
+        for path in (*folder.glob("*.jsonl"), *folder.glob("job.out"), *folder.glob("state.json")):
+            path.unlink()
+        process = start(workspace, folder)
+        until(lambda at=folder: has_step(at, 10))  # type: ignore[misc]
+        process.send_signal(signal.SIGUSR2)
+        assert process.wait(30) == runlog.EXIT_STOPPED
+        if not changes:
+            assert status.collect(study)[0].reason.endswith("submit again to start it anew")
+        assert start(workspace, folder).wait(30) == 0
+        last = [event for event in runlog.read_events(folder) if event["event"] == "started"][-1]
+        assert words in last["reason"]
+        assert losses(folder) == expected()
+        (folder / runlog.SUMMARY).unlink()
+
+
+@pytest.mark.parametrize("steps", [15, 45, 75])
+def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
+    """The command dies with whoever looks after it, and the next attempt repeats and drops no step."""
+    study = create(workspace, checkpoint="state.json", resume_command=RESUME)
+    folder = study.runs[0].folder
+    process = start(workspace, folder)
+    until(lambda: has_step(folder, steps - steps % 2))
+    process.kill()
+    process.wait()
+    size = (folder / runlog.JOB_OUT).stat().st_size
+    assert start(workspace, folder).wait(30) == 0
+    text = runlog.read_text(folder / runlog.JOB_OUT)
+    assert ("Resuming" in text) == (steps > 20)
+    assert size < len(text)
+    assert losses(folder) == expected()
+    assert text.count("iter 100: loss") == 1, "two commands at once"
+
+
+def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:
+    study = create(workspace, pause=0.05)
+    folder = study.runs[0].folder
+    first = start(workspace, folder)
+    until(lambda: has_step(folder, 4))
+    second = start(workspace, folder)
+    try:
+        assert first.wait(30) == runlog.EXIT_SUPERSEDED
+        assert second.wait(60) == 0
+    finally:
+        first.kill()
+        second.kill()
+    assert "superseded" in [event["event"] for event in runlog.read_events(folder)]
+    assert losses(folder)[-1] == expected()[-1]
+
+
+def test_a_command_that_does_not_listen_is_killed_with_all_it_has_started(workspace: Workspace) -> None:
+    script = (
+        "trap '' USR2 TERM; echo 'iter 1: loss 2, time 1ms'; sleep 600 & echo $! > $ABLATRIX_RUN_DIR/pid; wait; wait"
+    )
+    study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
+    folder = study.runs[0].folder
+    with open(folder / runlog.JOB_OUT, "ab") as output:
+        command = "import sys; from pathlib import Path; from orchestrator.command import runner; "
+        command += f"runner.GRACE_SECONDS = 0.5; sys.exit(runner.main(Path({str(folder)!r})))"
+        process = subprocess.Popen([sys.executable, "-c", command], env=workspace.env(), stdout=output, stderr=output)
+    until((folder / "pid").exists)
+    until(lambda: "started" in [event["event"] for event in runlog.read_events(folder)])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == runlog.EXIT_STOPPED
+    until(lambda: not Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").exists())

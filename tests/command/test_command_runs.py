@@ -1,0 +1,244 @@
+"""Commands through the whole way: from the file over the launcher to the report."""
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator import checks, claims, experiment, matrix, rundir, task
+from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.workspace import Workspace
+from trainer import runlog
+
+STANDIN = Path(__file__).with_name("standin.py")
+LOSSES = [
+    r"step (?P<iter>\d+): train loss [\d.]+, val loss (?P<val_loss>\S+)",
+    r"iter (?P<iter>\d+): loss (?P<loss>[^,]+), time (?P<dt_ms>[\d.]+)ms",
+]
+HOSTILE = {
+    "blank": " a  b ",
+    "quotes": 'it\'s "quoted" `x`',
+    "newline": "first\nsecond\r\n\tthird",
+    "shell": "$(touch /tmp/never) $HOME $PATH ; rm -rf x | y && z > w & # no",
+    "dash": "-rf",
+    "dashes": "--out_dir=elsewhere",
+    "unicode": "żółw 学习 🐢 \u202e \u00a0",
+    "braces": "{run_dir} {{x}} {flags} %A %j",
+    "glob": "* ? [a-z] ~ !",
+    "backslash": "\\n \\ \\\\ $'\\x41'",
+    "empty": "",
+    "equals": "a=b=c",
+    "sbatch": "#SBATCH --time=1",
+}
+
+
+def write_study(workspace: Workspace, **changes: object) -> Path:
+    """Baseline, two learning rates and dropout off, of a trainer that prints like nanoGPT."""
+    study = {
+        "name": "study",
+        "command": "python standin.py --out_dir={run_dir} {flags}",
+        "flags": "--key=value",
+        "base": {"learning_rate": 0.01, "max_iters": 40, "dropout": 0.2},
+        "features": {
+            "rate": {"levels": {"low": {"learning_rate": 0.005}, "high": {"learning_rate": 0.02}}},
+            "nodrop": {"dropout": 0.0},
+        },
+        "design": ["baseline", "one_at_a_time"],
+        "metrics": {"regex": LOSSES, "steps": "{max_iters}", "tokens_per_step": 64},
+        **changes,
+    }
+    shutil.copy(STANDIN, workspace.folder)
+    path = workspace.folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study, allow_unicode=True, sort_keys=False))
+    return path
+
+
+def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+    """The study's first run as a job would run it."""
+    runs = matrix.runs(experiment.load(study), checks.vocabulary)[:1]
+    (run,) = rundir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs).runs
+    claims.take(run.folder, 1)
+    command = task.task_command([(run.folder, 1)])
+    return run.folder, subprocess.run(
+        command, cwd=workspace.folder, env=workspace.env(), check=False, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_from_file_to_report(workspace: Workspace) -> None:
+    study = write_study(workspace)
+    assert "never reach" not in workspace.run("check", study, "--launcher", "local").stderr
+    workspace.run("submit", study, "--launcher", "local")
+    states = workspace.states()
+    assert {cell: (s["state"], s["iter"], s["max_iters"]) for cell, s in states.items()} == dict.fromkeys(
+        ("baseline", "rate.low", "rate.high", "nodrop"), ("done", 40, 40)
+    )
+    rows = workspace.loss("baseline")
+    assert rows[0] == ["iter", "loss", "val_loss", "lr", "grad_norm", "tokens"]
+    assert rows[1] == ["0", "4.0", "4.12", "", "", "0"]
+    assert rows[-1] == ["40", "3.6", "3.72", "", "", "2560"]
+    assert len(rows) == 1 + 21
+
+    assert "4 done already" in workspace.run("submit", study, "--launcher", "local").stdout
+    workspace.run("report")
+    report = workspace.folder / "out/study/report"
+    with open(report / "comparison.csv", newline="") as file:
+        cells = {row["cell"]: row for row in csv.DictReader(file)}
+    assert float(cells["rate.high"]["effect"]) == pytest.approx(-0.4)
+    assert float(cells["rate.low"]["effect"]) == pytest.approx(0.2)
+    assert float(cells["nodrop"]["effect"]) == pytest.approx(-0.02)
+    assert cells["nodrop"]["flags"] == ""
+    text = (report / "report.md").read_text()
+    assert "standin.py" in text
+    assert "No held-out loss" not in text
+
+    folder = workspace.run_folder("baseline")
+    shown = workspace.run("show", "baseline").stdout
+    assert "settings.learning_rate  0.01" in shown
+    (folder / "argv.json").unlink()
+    subprocess.run(["sh", folder / runlog.ARGS], check=True, capture_output=True, env=workspace.env())
+    assert (folder / "argv.json").exists(), "args.txt does not start the command"
+
+
+def test_the_plan_knows_no_more_than_the_file(workspace: Workspace) -> None:
+    study = write_study(workspace)
+    assert "4 runs, 0.0102 M tokens" in workspace.run("plan", study).stdout
+    planned = json.loads(workspace.run("plan", study, "--format", "json").stdout)["runs"][2]
+    assert (planned["parameters"], planned["tokens"]) == (None, 2560)
+    assert planned["config"]["settings"]["learning_rate"] == 0.02
+    assert "feature rate.high" in workspace.run("plan", study, "--format", "tree").stdout
+
+
+def expected_words(run_dir: Path) -> list[str]:
+    return [f"--out_dir={run_dir}", *(f"--{key}={value}" for key, value in HOSTILE.items()), "--learning_rate=0.01"]
+
+
+def test_hostile_values_arrive_as_they_are(workspace: Workspace) -> None:
+    base = {**HOSTILE, "learning_rate": 0.01}
+    command = ["python", "standin.py", "--out_dir={run_dir}", "{flags}", "--max_iters=4", "{dash}", "{shell}", "a {{b"]
+    metrics = {"regex": LOSSES}
+    env = {"HOSTILE": "{shell}\n{quotes}"}
+    design = {"design": ["baseline"], "features": {}, "metrics": metrics, "command": command, "env": env}
+    rest = ["--max_iters=4", HOSTILE["dash"], HOSTILE["shell"], "a {b"]
+    study = write_study(workspace, base=base, **design)
+    workspace.run("submit", study, "--launcher", "local")
+    folder = workspace.run_folder("baseline")
+    flags = [word for word in expected_words(folder) if not word.startswith(("--dash=", "--shell=", "--quotes="))]
+    assert json.loads((folder / "argv.json").read_text()) == flags + rest
+    # and what can be pasted into a shell says the same
+    told = shlex.split((folder / runlog.ARGS).read_bytes().decode())
+    assert told[3:] == [
+        "env",
+        f"HOSTILE={HOSTILE['shell']}\n{HOSTILE['quotes']}",
+        "python",
+        "standin.py",
+        *flags,
+        *rest,
+    ]
+
+
+def test_hostile_values_arrive_through_an_sbatch_script(workspace: Workspace) -> None:
+    """The very script that sbatch gets, run by bash, task by task."""
+    fake = FakeSlurm(workspace.folder / "slurm")
+    workspace.environment["PATH"] = f"{fake.bin}:{os.environ['PATH']}"
+    features = {"pause": {"pause": 0.0}}
+    study = write_study(
+        workspace, base={**HOSTILE, "learning_rate": 0.01, "max_iters": 4, "pause": 0.001}, features=features
+    )
+    workspace.run("submit", study, "--launcher", "sbatch", "--no-report")
+    (script,) = (workspace.folder / "out/study/logs").glob("*.sbatch")
+    (fake.bin / "srun").write_text('#!/bin/sh\n[ "$1" = --export=ALL ] && shift && exec "$@"\n')
+    for index, cell in enumerate(("baseline", "pause")):
+        job = {"SLURM_JOB_ID": str(8 + index), "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
+        subprocess.run(["bash", script], check=True, env={**workspace.env(), **job}, capture_output=True)
+        folder = workspace.run_folder(cell)
+        words = [*expected_words(folder), "--max_iters=4", f"--pause={[0.001, 0.0][index]}"]
+        assert json.loads((folder / "argv.json").read_text()) == words
+        assert workspace.states()[cell]["state"] == "done"
+
+
+def test_the_commands_own_modules_are_its_own(workspace: Workspace) -> None:
+    """Packages called `trainer` or `models` of the user's are not hidden by ours."""
+    packages = workspace.folder / "lib"
+    packages.mkdir()
+    (packages / "trainer.py").write_text("loss = 1.5\n")
+    script = "import trainer, sys; print('iter 1: loss', trainer.loss, end=', time 1ms\\n')"
+    study = write_study(
+        workspace,
+        command=["python", "-c", script],
+        base={},
+        features={},
+        design=["baseline"],
+        env={"PYTHONPATH": str(packages)},
+        workdir=str(workspace.folder),
+        metrics={"regex": LOSSES},
+    )
+    folder, _ = start(workspace, study)
+    assert runlog.read_text(folder / runlog.LOSS).splitlines()[1].startswith("1,1.5,")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": {"learning_rate": 0.01, "max_iters": 9, "crash": 4}}, "exit code 1: RuntimeError: planted"),
+        ({"metrics": {"csv": "none.csv"}}, "none.csv with its metrics is not there"),
+        ({"metrics": {"regex": "never (?P<iter>.*)"}}, "no line matches the patterns"),
+        ({"command": ["sh", "-c", "kill -9 $$", "{flags}"]}, "killed by SIGKILL, probably out of memory"),
+        ({"command": ["sh", "-c", "exit 76", "{flags}"]}, "exit code 76"),
+    ],
+)
+def test_failures_are_named(workspace: Workspace, changes: dict[str, object], words: str) -> None:
+    folder, ended = start(workspace, write_study(workspace, workdir=str(workspace.folder), **changes))
+    assert ended.returncode != 0
+    last = runlog.read_events(folder)[-1]
+    assert (last["event"], words in last["reason"]) == ("failed", True), last
+    assert not (folder / runlog.SUMMARY).exists()
+
+
+def test_what_cannot_be_started_is_found_by_the_check(workspace: Workspace) -> None:
+    study = write_study(workspace, command="pithon standin.py {flags}")
+    told = workspace.run("check", study, "--launcher", "local", code=2).stderr
+    assert "study.yaml:2: command: pithon: no such program" in told
+    study = write_study(workspace, workdir="nowhere")
+    assert "workdir: " in workspace.run("check", study, "--launcher", "local", code=2).stderr
+    assert not (workspace.folder / "out").exists()
+
+
+def test_a_smoke_test_ends_after_its_steps(workspace: Workspace) -> None:
+    study = write_study(
+        workspace,
+        base={"learning_rate": 0.01, "max_iters": 100_000, "pause": 0.01},
+        features={},
+        design=["baseline"],
+        budget=1e-9,
+    )
+    refused = workspace.run("submit", study, "--launcher", "local", "--smoke", "3", code=2)
+    assert "GPU-hours, the budget is 1e-09" in refused.stderr
+    (summary,) = (workspace.folder / "out/study/smoke").glob("*/summary.json")
+    assert 3 <= json.loads(summary.read_text())["iters"] < 5000
+
+
+def test_files_of_ours_that_the_command_writes_over(workspace: Workspace) -> None:
+    """minGPT leaves a config.json and an args.txt in its folder, others a summary.json: ours win, theirs are kept."""
+    script = (
+        "import os; os.chdir(os.environ['ABLATRIX_RUN_DIR']); "
+        "[open(n, 'w').write('[1]') for n in ('config.json', 'args.txt', 'summary.json', 'loss.csv')]; "
+        "print('iter 1: loss 2.5, time 1ms', flush=True)"
+    )
+    study = write_study(
+        workspace, command=["python", "-c", script], base={}, features={}, design=["baseline"],
+        metrics={"regex": LOSSES},
+    )  # fmt: skip
+    folder, ended = start(workspace, study)
+    assert ended.returncode == 0
+    assert runlog.read_text(folder / runlog.LOSS).splitlines()[1].startswith("1,2.5,")
+    assert json.loads((folder / "config.json").read_text())["command"][0] == "python"
+    assert (folder / "args.txt").read_text().startswith("cd ")
+    assert json.loads((folder / "summary.json").read_text())["measure"] == "loss"
+    for name in ("config.json", "args.txt", "summary.json"):
+        assert (folder / f"command-{name}").read_text() == "[1]"
