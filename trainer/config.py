@@ -87,8 +87,8 @@ class TrainerConfig(Section):
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
     compile: bool = Field(False, description="on a GPU: compiled kernels, steps as CUDA graphs")
-    strategy: Literal["single", "ddp"] = Field(
-        "single", description="how the processes of torchrun or of a Slurm job share a run; ddp: data parallel"
+    strategy: Literal["single", "ddp", "fsdp"] = Field(
+        "single", description="how the processes of a job share a run: ddp, the batch; fsdp, the model's memory too"
     )
     optimizer: Literal["adamw", "sgd", "muon", "adafactor"] = Field(
         "adamw", description="adamw, sgd, adafactor, or muon (matrices of the blocks; adamw does the rest)"

@@ -17,18 +17,23 @@ from trainer.loop import Trainer
 from trainer.parallel.team import Team
 
 STEPS, HALF = 10, 5
+NO_DROPOUT = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
 
 
-def settings(strategy: str = "single", alone: bool = False, **more: Any) -> RunConfig:
-    """`ddp`, `pipeline-1f1b`, ...; alone: the same run in one process."""
-    name, _, schedule = strategy.partition("-")
-    pipeline = {"pipeline_schedule": schedule, "pipeline_microbatches": 4} if schedule else {}
-    dropout = (
-        {} if name in ("single", "ddp", "fsdp") else dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
-    )
-    given = {"strategy": "single" if alone else name, "max_iters": STEPS, "log_interval": 1, "device": "cpu"}
-    given |= {"eval_interval": HALF, "ckpt_interval": HALF}
-    return config(**{**given, "model": dropout, **pipeline, **more})
+# What each variant sets in `trainer` and in `model`
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ddp": ({"strategy": "ddp"}, {}),
+    "fsdp": ({"strategy": "fsdp"}, {}),
+    "fsdp-tied": ({"strategy": "fsdp", "grad_accum": 2}, {**NO_DROPOUT, "tie_embeddings": True, "rope": True}),
+}
+
+
+def settings(variant: str = "", alone: bool = False, **more: Any) -> RunConfig:
+    """alone: the same run in one process."""
+    trainer, model = VARIANTS.get(variant, ({}, {}))
+    given = {**trainer, "max_iters": STEPS, "log_interval": 1, "device": "cpu"}
+    given |= {"eval_interval": HALF, "ckpt_interval": HALF, **({"strategy": "single"} if alone else {})}
+    return config(**{**given, "model": model, **more})
 
 
 def train(config: RunConfig, team: Team | None, start: dict[str, Any] | None = None) -> dict[str, Any]:

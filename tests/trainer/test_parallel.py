@@ -15,12 +15,10 @@ import pytest
 import torch
 
 from orchestrator.snapshot import code_root
-from tests.trainer.parallel_worker import HALF, settings, train
+from tests.trainer.parallel_worker import HALF, VARIANTS, settings, train
 from tests.workspace import without_clock
 from trainer import parallel, runlog
 from trainer.errors import UserError
-
-STRATEGIES = ("ddp",)
 
 
 def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
@@ -48,7 +46,7 @@ def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes have made of the same run with each strategy."""
     out = tmp_path_factory.mktemp("parallel") / "found.pt"
-    ended(ranks(["-m", "tests.trainer.parallel_worker", str(out), *STRATEGIES], cwd=code_root()), [0, 0])
+    ended(ranks(["-m", "tests.trainer.parallel_worker", str(out), *VARIANTS], cwd=code_root()), [0, 0])
     loaded: dict[str, Any] = torch.load(out, weights_only=True)
     return loaded
 
@@ -57,7 +55,7 @@ def numbers(rows: list[dict[str, Any]]) -> torch.Tensor:
     return torch.tensor([[row["loss"], row["grad_norm"], row["val_loss"] or 0.0] for row in rows], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", VARIANTS)
 class TestStrategy:
     def test_equals_one_process(self, found: dict[str, Any], strategy: str) -> None:
         alone, shared = train(settings(strategy, alone=True), None), found[strategy]
@@ -128,9 +126,13 @@ def test_what_cannot_be_shared_is_refused() -> None:
         place.check(settings("ddp"))
     with pytest.raises(UserError, match=r"grad_accum: 4 is over the 2 windows"):
         parallel.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
+    with pytest.raises(UserError, match=r"muon needs whole matrices"):
+        parallel.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
+    with pytest.raises(UserError, match=r"sample_interval: with fsdp no process has the model"):
+        parallel.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
     with pytest.raises(UserError, match=r"2 processes were started, but trainer.strategy is single"):
-        parallel.Place.of(settings("single"), {"RANK": "0", "WORLD_SIZE": "2"})
-    assert parallel.Place.of(settings("single"), {}) == parallel.Place()
+        parallel.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
+    assert parallel.Place.of(settings(), {}) == parallel.Place()
 
 
 def test_one_process_imports_no_distributed() -> None:

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 # What torch says when a process at the other end of a connection is gone or silent
 WORDS = ("gloo/transport", "gloo::", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+WHOLE_MATRICES = ("muon", "adafactor")  # optimisers that need them
 STRATEGIES = {
     "ddp": ("ddp", "DataParallel"),
+    "fsdp": ("fsdp", "FullySharded"),
 }
 NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
@@ -101,6 +103,13 @@ def share_problems(config: RunConfig, world: int) -> list[str]:
             f"trainer.grad_accum: {settings.grad_accum} is over the {settings.batch_size // world} windows that "
             f"each of {world} processes has; a part must hold at least one window"
         )
+    if settings.strategy == "fsdp" and settings.optimizer in WHOLE_MATRICES:
+        problems.append(
+            f"trainer.optimizer: {settings.optimizer} needs whole matrices, of which fsdp keeps pieces; take adamw, or "
+            "trainer.strategy ddp"
+        )
+    if settings.strategy == "fsdp" and settings.sample_interval:
+        problems.append("trainer.sample_interval: with fsdp no process has the model to draw samples from; set it to 0")
     return problems
 
 
