@@ -244,6 +244,24 @@ def test_clipped_gradients_count_as_the_longest_allowed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_rate_that_lies_on_the_device_does_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a recorded step reads it from a tensor."""
+    results = []
+    for on_device in (False, True):
+        model = small()
+        optimizer = made(model, name)
+        parts = [optimizer, optimizer.rest] if isinstance(optimizer, Muon) else [optimizer]
+        for part in parts if on_device else []:
+            monkeypatch.setattr(part, "_rate", lambda part=part: part.rate.fill_(part.learning_rate))
+        for i in range(3):
+            draw_gradients(model, i)
+            optimizer.set_learning_rate(1e-2 * (i + 1))
+            optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_state_round_trip(name: str) -> None:
     first, second = small(), small()
     a, b = made(first, name), made(second, name)
