@@ -47,7 +47,8 @@ class Dispensable:
     def _call(self, event: str, trainer: Trainer) -> None:
         if self.logger is None:
             return
-        self.guard()
+        if event != "close":  # by then the run's end is on record, and nothing may make another one of it
+            self.guard()
         try:
             getattr(self.logger, event)(trainer)
         except (Exception, SystemExit) as error:  # whatever another program makes of a bad day
