@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trainer
+from orchestrator.command import HELPER
 from trainer import runlog
 from trainer.errors import RunError
 
@@ -66,7 +67,8 @@ def _code_files(root: Path) -> Iterable[str]:
         environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
         return {name for name in names if name.partition("/")[0] not in environments}
     found = (path for package in (*PACKAGES, "sbatch") for path in (root / package).rglob("*") if path.is_file())
-    return {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
+    names = {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
+    return names | {HELPER} if (root / HELPER).is_file() else names
 
 
 def own_modules(value: Any) -> set[str]:

@@ -93,7 +93,8 @@ class CommandConfig:
             "checkpoint": _placed(self.keys.checkpoint, values, folder) if self.keys.checkpoint else None,
             "env": self._environment(values),
             "workdir": os.path.abspath(os.path.expanduser(template.fill(self.keys.workdir, values))),
-            "on_signal": self.keys.on_signal,
+            # ablatrix_run listens, and the script with it
+            "on_signal": "TERM" if self.keys.flags == "in-process" else self.keys.on_signal,
             "metrics": self._source(values, folder),
             "steps": self.steps,
             "tokens_per_step": self._number(self.keys.metrics.tokens_per_step if self.keys.metrics else None),

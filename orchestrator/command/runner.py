@@ -297,7 +297,7 @@ class Runner:
         if self.shortened or complete or (code == 0 and self._at_the_end()):
             return self._finish()
         if self.received is not None or code == runlog.EXIT_STOPPED:
-            return self._stopped()
+            return self._stopped(saved=code == runlog.EXIT_STOPPED)
         return self._fail(_reason(code, self.run_dir), code if 0 < code < runlog.EXIT_STOPPED else 1)
 
     def _at_the_end(self) -> bool:
@@ -305,10 +305,10 @@ class Runner:
         steps = self.spec["steps"]
         return bool(steps) and self.numbers.series.last >= steps - 1
 
-    def _stopped(self) -> int:
+    def _stopped(self, saved: bool = False) -> int:
         name = signal.Signals(self.received).name if self.received is not None else ""
         fields: dict[str, Any] = {}
-        saves = self.spec["on_signal"] != "none" or self.received is None
+        saves = saved or self.spec["on_signal"] != "none"
         if self.child is not None and saves:
             fields["iter"] = max(0, self.numbers.series.last)
         if name:
