@@ -80,7 +80,9 @@ class Series:
         for step, row in rows:
             clock = row.pop(CLOCK, None)
             if tokens_per_step:
-                row.setdefault("tokens", round(step * tokens_per_step))
+                row.setdefault("tokens", step * tokens_per_step)
+            if math.isfinite(row.get("tokens", math.nan)):
+                row["tokens"] = round(row["tokens"])
             if "seconds" not in row and dt is not None:
                 dt = row.get("dt", dt)
                 row["seconds"] = round((before[1] if before else 0.0) + dt * (step - (before[0] if before else 0)), 6)
