@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test fast-test warm-cache report lint clean
+.PHONY: help demo test fast-test warm-cache report schema lint clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ warm-cache: $(VENV)/.installed ## on the login node: tokenizer (and data) into t
 
 report: $(VENV)/.installed ## the report of the study submitted last
 	$(BIN)/python -m orchestrator report
+
+schema: $(VENV)/.installed ## experiments/schema.json, for editors; after settings were added or changed
+	$(BIN)/python -m orchestrator schema --output experiments/schema.json
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

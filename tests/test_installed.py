@@ -96,7 +96,7 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
     assert sorted(path.name for path in code.iterdir() if path.name != "__pycache__") == taken
     assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in call(ablatrix, "logs", "mine", folder=work)
     shown = call(ablatrix, "show", "mine", folder=work)
-    assert "model.feedforward  mine:Mine  feature mine, ablation.yaml:15" in re.sub(" {2,}", "  ", shown)
+    assert "model.feedforward  mine:Mine  feature mine, ablation.yaml:16" in re.sub(" {2,}", "  ", shown)
 
 
 def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:

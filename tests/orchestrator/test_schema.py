@@ -43,6 +43,12 @@ def test_every_example_is_accepted(accepts: Callable[[Any], bool], path: Path) -
     assert accepts(yamlfile.load(path).data)
 
 
+def test_the_schema_beside_the_examples_is_that_of_the_code() -> None:
+    assert (EXPERIMENTS / "schema.json").read_text() == schema.text(), "settings have changed: call `make schema`"
+    for path in EXPERIMENTS.glob("*.yaml"):
+        assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), path
+
+
 def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bool], tmp_path: Path) -> None:
     workspace = [text for name, text in initialise.contents().items() if name.endswith(".yaml")]
     readme = re.findall(r"```yaml\n(.*?)```", (code_root() / "README.md").read_text(), re.DOTALL)
