@@ -16,10 +16,13 @@ from orchestrator.experiment import Loaded
 from orchestrator.inheritance import Overrides, plain_vars
 from orchestrator.kinds import Config
 from orchestrator.yamlfile import KeyPath, Tree
+from trainer import choices
 from trainer.config import RunConfig, keys
 
 DEFAULT = "default"
 DERIVED = "derived from the others"
+SCHEDULE_TWINS = {"trainer.schedule": "trainer.use_cosine", "trainer.use_cosine": "trainer.schedule"}
+PHASES = tuple(f"trainer.{name}" for name in choices.PHASES)
 
 
 def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[str, str]:
@@ -28,7 +31,7 @@ def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[st
         return _of_command(loaded, features, config)
     values = flat(config)
     places = _places(loaded, features)
-    return {key: places.get(key) or _unset(loaded, key, field, values) for key, field in keys()}
+    return {key: places.get(key) or _unset(loaded, key, field, values, places) for key, field in keys()}
 
 
 def setter(places: Mapping[str, str], key: str) -> str:
@@ -97,7 +100,7 @@ def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]
                 yield from _variables(tree, known[name], seen)
 
 
-def _unset(loaded: Loaded, key: str, field: Any, values: Overrides) -> str:
+def _unset(loaded: Loaded, key: str, field: Any, values: Overrides, places: Mapping[str, str]) -> str:
     """What decided a value that nobody set."""
     if key == "system.seed":
         return loaded.tree.position(("seeds",)) or "default of seeds"
@@ -107,16 +110,20 @@ def _unset(loaded: Loaded, key: str, field: Any, values: Overrides) -> str:
         return "$ABLATRIX_CACHE"
     if values[key] == field.get_default(call_default_factory=True):
         return DEFAULT
-    return _derived(key, values)
+    if key.startswith("model."):
+        return _of_model(key.removeprefix("model."), values)
+    twin = SCHEDULE_TWINS.get(key)
+    if twin:
+        return twin if twin in places else DEFAULT
+    if key in ("trainer.momentum", "trainer.nesterov"):
+        return f"default of {values['trainer.optimizer']}"
+    return "a part of trainer.max_iters" if key in PHASES else DERIVED
 
 
-def _derived(key: str, values: Overrides) -> str:
-    section, _, name = key.partition(".")
-    short = next((short for short, setting in SHORT_FORMS.items() if name in (short, setting)), None)
-    if section != "model":
-        return DERIVED
+def _of_model(name: str, values: Overrides) -> str:
     if name in ("n_layer", "n_head", "n_embd") and values["model.model_type"]:
         return f"model_type {values['model.model_type']}"
+    short = next((short for short, setting in SHORT_FORMS.items() if name in (short, setting)), None)
     if short:
         return f"model.{SHORT_FORMS[short] if name == short else short}"
     sources = {"vocab_size": f"tokenizer {values['data.tokenizer']}", "block_size": "data.block_size"}

@@ -262,7 +262,26 @@ def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) 
     rope = matrix.runs(loaded, lambda config: 100)[1]
     assert origins.of_run(loaded, rope.features, rope.config)["model.positions"] == "model.rope"
     assert found["model.n_kv_head"] == "model.n_head"
+    assert found["trainer.schedule"] == found["trainer.use_cosine"] == "default"
     assert list(found) == list(origins.flat(run.config))
+
+
+def test_origins_of_what_a_schedule_and_an_optimiser_fill_in(tmp_path: Path) -> None:
+    text = "name: e\nbase: {data.file_path: x, trainer.schedule: infinite, trainer.optimizer: sgd}\n"
+    found = placed(load(write(tmp_path, "e.yaml", text)), tmp_path)
+    assert found["trainer.use_cosine"] == "trainer.schedule"
+    assert found["trainer.anneal_steps"] == "a part of trainer.max_iters"
+    assert found["trainer.momentum"] == "default of sgd"
+    short = write(tmp_path, "f.yaml", "name: e\nbase: {data.file_path: x, trainer.use_cosine: true}\n")
+    assert placed(load(short), tmp_path)["trainer.schedule"] == "trainer.use_cosine"
+
+
+def placed(loaded: Loaded, folder: Path) -> dict[str, str]:
+    """Who set each value of the study's first run."""
+    run = matrix.runs(loaded, lambda config: 100)[0]
+    return {
+        key: text.replace(f"{folder}/", "") for key, text in origins.of_run(loaded, run.features, run.config).items()
+    }
 
 
 def test_a_tree_of_models_with_a_part_of_the_users_own(tmp_path: Path) -> None:
