@@ -37,7 +37,7 @@ def read(source: Source, given: Overrides | None = None, chain: tuple[Source, ..
         own, merged = _flattened(Tree(top, whole.where)), Tree({})
     else:
         merged = read(Source(source.path), given, chain)
-        own = _flattened(_config(whole, configs, source.config, merged.data.get("name")))
+        own = _flattened(_config(whole, configs, source, merged.data.get("name")))
     variables = Variables({**plain_vars(merged), **plain_vars(own), **(given or {})})
     for parent in _parents(own, source.path, configs, variables):
         merged = _merge(merged, read(parent, given, chain))
@@ -64,21 +64,25 @@ def configs_of(whole: Tree) -> list[str]:
     return list(configs)
 
 
-def _config(whole: Tree, configs: list[str], name: str, study: Any) -> Tree:
+def _config(whole: Tree, configs: list[str], source: Source, study: Any) -> Tree:
     """A config's own settings. Raises UserError for a name that is not there.
 
     study: the name at the top of the file. Two configs of a file are two studies: one that says no name of its own is
     called <study>-<config>.
     """
+    name = str(source.config)
     if name not in configs:
-        known = f"configs: {', '.join(configs)}" if configs else f"the file has no `{CONFIGS}:`"
-        file = next(iter(whole.where.values()), "").rpartition(":")[0]
-        raise UserError(f"{file}: no config {name!r}{nearest(name, configs)}; {known}")
+        raise UserError(_unknown(source, configs))
     tree = whole.below(CONFIGS, name)
     if "name" not in tree.data:
         tree.data["name"] = f"{study}-{name}" if isinstance(study, str) else name
         tree.where[("name",)] = whole.position((CONFIGS, name))
     return tree
+
+
+def _unknown(source: Source, configs: list[str]) -> str:
+    known = f"configs: {', '.join(configs)}" if configs else f"the file has no `{CONFIGS}:`"
+    return f"{source.path}: no config {source.config!r}{nearest(str(source.config), configs)}; {known}"
 
 
 def _parents(tree: Tree, path: Path, configs: list[str], variables: Variables) -> list[Source]:
@@ -97,6 +101,10 @@ def _parents(tree: Tree, path: Path, configs: list[str], variables: Variables) -
         if source is None:
             here = f", and no config of this file{nearest(name, configs)}" if configs else ""
             raise UserError(f"{where}{path.parent / locate.meant(name).path}: no such file{here}{locate.elsewhere()}")
+        if source.config is not None and source.path != path:
+            there = configs_of(yamlfile.load(source.path))
+            if source.config not in there:
+                raise UserError(f"{where}{_unknown(source, there)}")
         found.append(source)
     return found
 

@@ -88,6 +88,12 @@ def test_another_file_extends_a_config_and_keeps_its_own_name(tmp_path: Path) ->
     assert loaded.at("base", "model.n_layer").endswith("sizes.yaml:10: ")
 
 
+def test_an_unknown_config_that_is_extended_is_told_with_both_files(tmp_path: Path) -> None:
+    sizes = write(tmp_path, "sizes.yaml", SIZES)
+    path = write(tmp_path, "e.yaml", "name: e\nextends: sizes.yaml#larg\n")
+    assert fault(path).startswith(f"{path}:2: extends: {sizes}: no config 'larg' (did you mean large?); configs: small")
+
+
 def test_the_file_order_is_top_then_extended_then_config(tmp_path: Path) -> None:
     write(tmp_path, "other.yaml", "base: {trainer.batch_size: 2, trainer.grad_accum: 2}\n")
     text = (
