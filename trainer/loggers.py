@@ -59,7 +59,7 @@ class Dispensable:
 
 
 def _told(error: BaseException) -> str:
-    return first_line(error)
+    return first_line(error).rstrip(". ")
 
 
 def scalars(row: runlog.Row) -> dict[str, float | int]:

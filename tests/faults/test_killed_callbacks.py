@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 CLOCKS = {*runlog.CLOCK_COLUMNS, "peak_memory_bytes"}
 EVERYTHING: dict[str, Any] = {
     "callbacks__jsonl": True,
-    "trainer__sample_interval": 7,
+    "trainer__sample_interval": 20,
     "trainer__sample_prompt": ["The", "It"],
     "trainer__save_best": True,
     "trainer__save_total_limit": 3,
@@ -30,6 +30,8 @@ EVERYTHING: dict[str, Any] = {
     "trainer__learning_rate": 0.03,
     "trainer__max_iters": 80,
     "trainer__eval_interval": 4,
+    "trainer__log_interval": 4,
+    "trainer__ckpt_interval": 6,
     "trainer__eval_tokens": 128,
     "data__test_size": 4,
     "model__n_head": 1,
@@ -54,7 +56,7 @@ def test_killed_before_calls_from_first_to_last(trainers: Trainers, write_jsonl:
     assert found["stopped_early"] and 0 < found["best_iter"] < found["iters"] < 80
     calls = trainers.watched("counted", Fault(changing=True), **settings).calls
     expected = list(rows_of(undisturbed))
-    for at in range(1, len(calls), max(1, len(calls) // 5)):
+    for at in range(1, len(calls), max(1, len(calls) // 4)):
         run = trainers.folder / f"run{at}"
         for fault in (Fault("kill", at, changing=True), Fault("kill", at // 2 + 1, changing=True)):
             assert trainers.watched(run.name, fault, **settings).code in (0, -signal.SIGKILL)
