@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from orchestrator.matrix import nested
+from orchestrator.command.template import nested
 from orchestrator.report import build, figures, methods, plots, tables
 from orchestrator.report.analysis import Analysis, analyse
 from orchestrator.report.collect import read_study
