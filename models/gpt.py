@@ -59,13 +59,17 @@ class Transformer(nn.Module):
         self.ln_f = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, idx: Tensor) -> Tensor:
-        x = self.wte(idx)  # (B, T, C)
-        if self.wpe is not None:
-            x = self.wpe(x)
-        x = self.drop(x)
+        x = self.embed(idx)
         for block in self.h:
             x = block(x)
         return self.ln_f(x)
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """What the first block reads. (B, T) -> (B, T, C)"""
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = self.wpe(x)
+        return self.drop(x)
 
 
 class GPT(nn.Module):

@@ -87,9 +87,11 @@ class TrainerConfig(Section):
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
     compile: bool = Field(False, description="on a GPU: compiled kernels, steps as CUDA graphs")
-    strategy: Literal["single", "ddp", "fsdp"] = Field(
-        "single", description="how the processes of a job share a run: ddp, the batch; fsdp, the model's memory too"
+    strategy: Literal["single", "ddp", "fsdp", "pipeline"] = Field(
+        "single", description="what the processes of a job share: ddp, the batch; fsdp, memory too; pipeline, layers"
     )
+    pipeline_schedule: Literal["gpipe", "1f1b"] = Field("1f1b", description="order of a pipeline's micro-batches")
+    pipeline_microbatches: Count = Field(0, description="parts of a batch in a pipeline; 0: as many as processes")
     optimizer: Literal["adamw", "sgd", "muon", "adafactor"] = Field(
         "adamw", description="adamw, sgd, adafactor, or muon (matrices of the blocks; adamw does the rest)"
     )
@@ -180,7 +182,10 @@ class InfoConfig(Section):
 # its result. A callback of the user's own may do anything to the training, so those are part of what a run is.
 NOT_IDENTITY: dict[str, Any] = {
     "system": {"work_dir", "cache_dir"},
-    "trainer": {"resume", "num_workers", "strategy", "save_total_limit", "save_best"},
+    "trainer": {
+        *("resume", "num_workers", "save_total_limit", "save_best"),
+        *("strategy", "pipeline_schedule", "pipeline_microbatches"),
+    },
     "callbacks": set(CallbacksConfig.model_fields) - {"custom"},
     "info": True,
 }

@@ -147,7 +147,7 @@ class Trainer:
 
     def _seed(self) -> None:
         """Dropout of a step depends on (seed, step) and the parts alone: a resumed run needs no generator state."""
-        torch.manual_seed(step_seed(self.config.system.seed, self.iter))
+        self.strategy.seed(step_seed(self.config.system.seed, self.iter))
 
     def _update(self, x: Tensor, y: Tensor) -> Tensor:
         """Change the weights by one batch; its loss and the gradient's norm, (2,)."""

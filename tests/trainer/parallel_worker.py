@@ -20,11 +20,15 @@ STEPS, HALF = 10, 5
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
 
 
+PIPELINE = {"strategy": "pipeline", "pipeline_microbatches": 4}
 # What each variant sets in `trainer` and in `model`
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ddp": ({"strategy": "ddp"}, {}),
     "fsdp": ({"strategy": "fsdp"}, {}),
     "fsdp-tied": ({"strategy": "fsdp", "grad_accum": 2}, {**NO_DROPOUT, "tie_embeddings": True, "rope": True}),
+    "gpipe": ({**PIPELINE, "pipeline_schedule": "gpipe"}, NO_DROPOUT),
+    "1f1b": ({**PIPELINE, "pipeline_schedule": "1f1b"}, NO_DROPOUT),
+    "1f1b-dropout": ({**PIPELINE, "optimizer": "muon"}, {"n_layer": 3}),
 }
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from orchestrator.snapshot import code_root
-from tests.trainer.parallel_worker import HALF, VARIANTS, settings, train
+from tests.trainer.parallel_worker import HALF, STEPS, VARIANTS, settings, train
 from tests.workspace import without_clock
 from trainer import parallel, runlog
 from trainer.errors import UserError
+from trainer.parallel.pipeline import split
 
 
 def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
@@ -55,26 +56,35 @@ def numbers(rows: list[dict[str, Any]]) -> torch.Tensor:
     return torch.tensor([[row["loss"], row["grad_norm"], row["val_loss"] or 0.0] for row in rows], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("strategy", VARIANTS)
-class TestStrategy:
-    def test_equals_one_process(self, found: dict[str, Any], strategy: str) -> None:
-        alone, shared = train(settings(strategy, alone=True), None), found[strategy]
-        assert [row["iter"] for row in shared["rows"]] == [row["iter"] for row in alone["rows"]]
-        torch.testing.assert_close(numbers(shared["rows"]), numbers(alone["rows"]), rtol=0, atol=1e-5)
-        assert shared["nll"] == pytest.approx(alone["nll"], abs=1e-5)
-        for name, weight in alone["state"]["model"].items():
-            torch.testing.assert_close(shared["state"]["model"][name], weight, rtol=0, atol=1e-4)
+# A pipeline's masks are drawn part by part
+SAME_MASKS = [variant for variant in VARIANTS if variant != "1f1b-dropout"]
 
-    def test_resumed_equals_untouched(self, found: dict[str, Any], strategy: str) -> None:
-        shared = found[strategy]
-        assert shared["resumed"]["rows"] == shared["rows"][HALF:]
-        for name, weight in shared["state"]["model"].items():
-            assert torch.equal(shared["resumed"]["state"]["model"][name], weight), name
 
-    def test_its_state_goes_on_in_one_process(self, found: dict[str, Any], strategy: str) -> None:
-        shared = found[strategy]
-        alone = train(settings(strategy, alone=True), None, shared["half"])
-        torch.testing.assert_close(numbers(alone["rows"]), numbers(shared["rows"][HALF:]), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("variant", SAME_MASKS)
+def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
+    alone, shared = train(settings(variant, alone=True), None), found[variant]
+    assert [row["iter"] for row in shared["rows"]] == [row["iter"] for row in alone["rows"]]
+    torch.testing.assert_close(numbers(shared["rows"]), numbers(alone["rows"]), rtol=0, atol=1e-5)
+    assert shared["nll"] == pytest.approx(alone["nll"], abs=1e-5)
+    assert list(shared["state"]["model"]) == list(alone["state"]["model"])
+    for name, weight in alone["state"]["model"].items():
+        torch.testing.assert_close(shared["state"]["model"][name], weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_equals_untouched(found: dict[str, Any], variant: str) -> None:
+    shared = found[variant]
+    assert len(shared["rows"]) == STEPS
+    assert shared["resumed"]["rows"] == shared["rows"][HALF:]
+    for name, weight in shared["state"]["model"].items():
+        assert torch.equal(shared["resumed"]["state"]["model"][name], weight), name
+
+
+@pytest.mark.parametrize("variant", SAME_MASKS)
+def test_a_state_goes_on_in_one_process(found: dict[str, Any], variant: str) -> None:
+    shared = found[variant]
+    alone = train(settings(variant, alone=True), None, shared["half"])
+    torch.testing.assert_close(numbers(alone["rows"]), numbers(shared["rows"][HALF:]), rtol=0, atol=1e-5)
 
 
 def flags(corpus: Path, cache: Path, work_dir: Path, **more: Any) -> list[str]:
@@ -128,11 +138,34 @@ def test_what_cannot_be_shared_is_refused() -> None:
         parallel.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
     with pytest.raises(UserError, match=r"muon needs whole matrices"):
         parallel.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
-    with pytest.raises(UserError, match=r"sample_interval: with fsdp no process has the model"):
+    with pytest.raises(UserError, match=r"sample_interval: with fsdp no process has the whole model"):
         parallel.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
+    for problem, more in {
+        "2 layers cannot be split into 3 stages": {"batch_size": 6},
+        "4 windows cannot be cut into 3 equal micro-batches": {"pipeline_microbatches": 3},
+        "1f1b needs at least as many as there are processes .3., got 2": {"pipeline_microbatches": 2},
+        "grad_accum: 2, but a pipeline cuts": {"grad_accum": 2},
+        "tie_embeddings: a pipeline has the embeddings": {"model": {"tie_embeddings": True}},
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            place.check(settings("1f1b", **more))
     with pytest.raises(UserError, match=r"2 processes were started, but trainer.strategy is single"):
         parallel.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
     assert parallel.Place.of(settings(), {}) == parallel.Place()
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "sizes"),
+    [({"model_type": "gpt2-xl"}, 4, [13, 13, 13, 9]), ({"model_type": "gpt-mini"}, 3, [3, 2, 1]), ({}, 2, [1, 1])],
+)
+def test_stages_take_about_as_long(model: dict[str, Any], stages: int, sizes: list[int]) -> None:
+    config = settings(
+        "1f1b", model=dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size")) | model if model else {}
+    )
+    resolved = config.model_copy(update={"model": config.model.resolved(50257, 8)})
+    layers = split(resolved, stages)
+    assert [len(part) for part in layers] == sizes
+    assert [layer for part in layers for layer in part] == list(range(sum(sizes)))
 
 
 def test_one_process_imports_no_distributed() -> None:

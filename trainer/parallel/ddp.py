@@ -32,6 +32,10 @@ class DataParallel(Single):
         size = len(windows) // self.shares
         return windows[self.rank * size : (self.rank + 1) * size]
 
+    def seed(self, value: int) -> None:
+        # on a CPU each takes its part of the same masks; elsewhere torch draws them, of this process's part only
+        torch.manual_seed(value if self.device.type == "cpu" else value + self.rank)
+
     def reduce(self, loss: Tensor) -> Tensor:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return sum_all(self.team, gradients, loss)

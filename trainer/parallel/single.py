@@ -48,6 +48,10 @@ class Single:
         """This process's part of a batch, (B, T) -> (B / shares, T)."""
         return windows
 
+    def seed(self, value: int) -> None:
+        """Before a step: of torch's default generator, which dropout draws from. value: the same in all processes."""
+        torch.manual_seed(value)
+
     def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
         """Add the gradient of the summed loss / divisor to the parameters' and return that loss, a scalar."""
         with autocast():
