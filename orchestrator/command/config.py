@@ -121,9 +121,8 @@ class CommandConfig:
         metrics = self.keys.metrics
         if metrics is None:
             return {"kind": "jsonl", "path": str(folder / series.HELPER_METRICS), "columns": {}, "patterns": []}
-        kind = "regex" if metrics.regex else "csv" if metrics.csv else "jsonl"
         path = _placed(metrics.path, values, folder)
-        return {"kind": kind, "path": path, "columns": metrics.columns, "patterns": metrics.regex or []}
+        return {"kind": metrics.kind, "path": path, "columns": metrics.columns, "patterns": metrics.regex or []}
 
     def _number(self, told: float | str | None) -> float | None:
         """A number of `metrics`, which may be a placeholder such as {max_iters}."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestrator.command import HELPER, SPEC, series, sources
+from orchestrator.command import HELPER, SPEC, binary, series, sources
 from trainer import runlog
 from trainer.attempts import Attempt, SupersededError
 from trainer.console import complain, say
@@ -43,11 +43,10 @@ class Numbers:
 
     def __init__(self, run_dir: Path, spec: Mapping[str, Any], attempt: Attempt) -> None:
         source = spec["metrics"]
-        parser = sources.make_parser(source["kind"], source["columns"], source["patterns"])
         self.run_dir, self.attempt = run_dir, attempt
         self.tokens_per_step = spec["tokens_per_step"]
         self.path = Path(source["path"])
-        self.follower = sources.Follower(self.path, parser)
+        self.follower = make_follower(source)
         self.series = series.Series()
         self.started = time.monotonic()
 
@@ -87,6 +86,14 @@ class Numbers:
         """Of training, earlier attempts included as far as they count."""
         told = [row["seconds"] for _, row in self.series.complete() if "seconds" in row]
         return max(told, default=time.monotonic() - self.started)
+
+
+def make_follower(source: Mapping[str, Any]) -> sources.Follower | binary.BinaryFollower:
+    """The reader of a source as command.json describes it."""
+    path, kind = Path(source["path"]), source["kind"]
+    if kind in ("tensorboard", "wandb"):
+        return binary.BinaryFollower(path, kind, source["columns"])
+    return sources.Follower(path, sources.make_parser(kind, source["columns"], source["patterns"]))
 
 
 class Runner:

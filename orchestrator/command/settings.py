@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from orchestrator.command import series, template
 from trainer.config import nearest
 
-KINDS = ("csv", "jsonl", "regex")
+KINDS = ("csv", "jsonl", "regex", "tensorboard", "wandb")
 RESERVED = ("ABLATRIX_", "SLURM_")  # variables that are set per run
 
 
@@ -56,6 +56,8 @@ class Metrics(Part):
 
     csv: str | None = Field(None, min_length=1, description="a CSV file with a header")
     jsonl: str | None = Field(None, min_length=1, description="a file with a JSON object per line")
+    tensorboard: str | None = Field(None, min_length=1, description="a folder with event files, at any depth")
+    wandb: str | None = Field(None, min_length=1, description="a folder with runs of W&B's offline mode, at any depth")
     regex: Annotated[
         list[Pattern] | None,
         BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
@@ -90,7 +92,12 @@ class Metrics(Part):
     @property
     def path(self) -> str:
         """The file that is read, as it was written."""
-        return self.csv or self.jsonl or self.file
+        return self.csv or self.jsonl or self.tensorboard or self.wandb or self.file
+
+    @property
+    def kind(self) -> str:
+        """Which kind of source it is."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
 
 class CommandKeys(Part):

@@ -16,9 +16,9 @@ from orchestrator.command.series import MILLISECONDS, NAMES
 Found = dict[str, object]  # column of ours -> value as it was found
 # What the usual loggers call our columns; `columns:` wins over it
 USUAL: dict[str, tuple[str, ...]] = {
-    "iter": ("iter", "step", "global_step", "iteration", "_step"),
-    "loss": ("loss", "train_loss", "train/loss", "loss/train", "train_loss_step"),
-    "val_loss": ("val_loss", "eval_loss", "val/loss", "eval/loss", "loss/val", "valid_loss"),
+    "iter": ("iter", "step", "global_step", "iteration", "trainer/global_step", "_step"),
+    "loss": ("loss", "train_loss", "train/loss", "loss/train", "Loss/train", "train_loss_step"),
+    "val_loss": ("val_loss", "eval_loss", "val/loss", "eval/loss", "loss/val", "Loss/val", "valid_loss"),
     "lr": ("lr", "learning_rate", "train/learning_rate"),
     "grad_norm": ("grad_norm", "train/grad_norm"),
     "tokens": ("tokens",),
@@ -73,8 +73,11 @@ class JsonLines:
             record = json.loads(line)
         except (ValueError, RecursionError):
             return
-        if not isinstance(record, dict):
-            return
+        if isinstance(record, dict):
+            yield from self.pick(record)
+
+    def pick(self, record: dict[str, Any]) -> Iterator[Found]:
+        """What a record says, if it says a step."""
         found: Found = {}
         for name, known in self.columns.items():
             value = next((v for n in known if (v := _inside(record, n)) is not None), None)

@@ -8,6 +8,7 @@ import pytest
 from orchestrator import checks, experiment, matrix
 from orchestrator.command import template
 from orchestrator.command.config import CommandConfig
+from orchestrator.snapshot import code_root
 from trainer.errors import ConfigError
 
 FILE = """\
@@ -137,3 +138,10 @@ def test_the_identity_is_what_is_started(tmp_path: Path) -> None:
         FILE + "workdir: /tmp\n",
     ):
         assert runs(tmp_path, other)[0].id != first
+
+
+@pytest.mark.parametrize("path", sorted((code_root() / "docs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_can_be_planned(path: Path) -> None:
+    planned = matrix.runs(experiment.load(path), checks.vocabulary)
+    assert len({run.id for run in planned}) == len(planned) >= 3
+    assert all(isinstance(run.config, CommandConfig) for run in planned)

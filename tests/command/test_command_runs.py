@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from orchestrator import checks, claims, experiment, matrix, rundir, task
+from orchestrator.snapshot import code_root
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.workspace import Workspace
 from trainer import runlog
@@ -242,3 +243,11 @@ def test_files_of_ours_that_the_command_writes_over(workspace: Workspace) -> Non
     assert json.loads((folder / "summary.json").read_text())["measure"] == "loss"
     for name in ("config.json", "args.txt", "summary.json"):
         assert (folder / f"command-{name}").read_text() == "[1]"
+
+
+def test_the_recipe_of_a_shell_script(workspace: Workspace) -> None:
+    for name in ("shell_script.yaml", "shell_script.sh"):
+        shutil.copy(code_root() / "docs" / "recipes" / name, workspace.folder)
+    workspace.run("submit", "shell_script.yaml", "--launcher", "local", "--only", "baseline")
+    assert workspace.states("shell-script")["baseline"]["state"] == "done"
+    assert len(workspace.loss("baseline", "shell-script")) == 21
