@@ -43,6 +43,7 @@ class Run:
         self._listening = False
         self._config: dict[str, Any] | None = None
         self._metrics: int | None = None
+        self._started = time.monotonic()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Run:
         Numbers of torch and numpy are taken as they are. A line is written whole, or not at all.
         """
         self.listen()
-        record: dict[str, Any] = {"step": int(step)}
+        record: dict[str, Any] = {"step": int(step), "_seconds": round(time.monotonic() - self._started, 6)}
         for name, value in values.items():
             number = float(value)
             record[name] = number if math.isfinite(number) else str(number)  # JSON has no nan
@@ -89,7 +90,7 @@ class Run:
         while line:
             line = line[os.write(self._metrics, line) :]
         if not self.in_job:
-            told = "  ".join(f"{name} {value}" for name, value in record.items())
+            told = "  ".join(f"{name} {value}" for name, value in record.items() if name != "_seconds")
             print(told, flush=True)
 
     def listen(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from trainer import runlog
 
 HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
-CLOCK = "clock"  # in a row: when we have seen it
+CLOCK = "_seconds"  # in a row: since the start, as ablatrix_run says it, or when we have seen it
 MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
 NAMES = (*runlog.COLUMNS, MILLISECONDS)
 LARGEST_STEP = 10**15
@@ -48,15 +48,16 @@ class Series:
             self.last, self._restarted = step, False
         self.last = max(self.last, step)
         row = self.rows.setdefault(step, {})
-        if clock is not None:
-            row.setdefault(CLOCK, round(self.seconds + clock, 3))
+        since = found.get(CLOCK, clock)
+        if isinstance(since, int | float):
+            row.setdefault(CLOCK, round(self.seconds + since, 6))
         row.update(values)
         self.changed = True
 
     def _values(self, found: Mapping[str, object]) -> dict[str, float]:
         values = {}
         for name, told in found.items():
-            if name == "iter" or told is None or told == "":
+            if name in ("iter", CLOCK) or told is None or told == "":
                 continue
             try:
                 value = float(told)  # type: ignore[arg-type]
@@ -75,7 +76,8 @@ class Series:
     def complete(self, tokens_per_step: float | None = None) -> list[tuple[int, dict[str, float]]]:
         """The rows in order, with what follows: tokens; seconds from dt, or else from our clock; dt from seconds."""
         rows = [(step, dict(row)) for step, row in self.ordered()]
-        dt = next((row["dt"] for _, row in rows if "dt" in row), None)
+        # the trainer's own, that is: those of an earlier attempt were perhaps read off our clock
+        dt = next((row["dt"] for _, row in rows if "dt" in row and ("seconds" not in row or CLOCK in row)), None)
         before: tuple[int, float] | None = None
         for step, row in rows:
             clock = row.pop(CLOCK, None)
@@ -89,7 +91,7 @@ class Series:
             elif clock is not None:
                 row.setdefault("seconds", clock)
             if "seconds" in row:
-                if before and "dt" not in row and row["seconds"] >= before[1]:
+                if before and "dt" not in row and row["seconds"] > before[1]:
                     row["dt"] = (row["seconds"] - before[1]) / (step - before[0])
                 before = step, row["seconds"]
         return rows

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.command.series import MILLISECONDS, NAMES
+from orchestrator.command.series import CLOCK, MILLISECONDS, NAMES
 
 Found = dict[str, object]  # column of ours -> value as it was found
 # What the usual loggers call our columns; `columns:` wins over it
@@ -38,7 +38,7 @@ class Parser(Protocol):
 
 def candidates(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Column of ours -> its possible names in the source, the first that is there counts."""
-    return {name: (columns[name],) if name in columns else USUAL[name] for name in NAMES}
+    return {name: (columns[name],) if name in columns else USUAL[name] for name in NAMES} | {CLOCK: (CLOCK,)}
 
 
 class CsvLines:
