@@ -170,9 +170,11 @@ class LiveStatus:
 
 def print_verdict(report: Report, console: Console) -> None:
     """The report's verdict table, its sentences, and where its files are."""
-    title = f"{report.name}: held-out loss (nats/token) against the baseline; lower is better"
+    title = (
+        f"{report.name}: {report.measured.replace('NLL', 'loss')} (nats/token) against the baseline; lower is better"
+    )
     table = Table(title=Text(title), title_justify="left")
-    for name in ("cell", "runs", "held-out", "effect", "95% interval", "p (Holm)", "verdict"):
+    for name in ("cell", "runs", report.measured.removesuffix(" NLL"), "effect", "95% interval", "p (Holm)", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
     for row in report.rows:
         table.add_row(

@@ -35,6 +35,7 @@ HEARTBEAT_SECONDS = 30.0
 GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own is 30 s after SIGTERM, and 120 s before a time limit
 MARK = ".metrics.json"
 PACKAGES = ".python"  # in a run's folder: the only thing of ours on the command's PYTHONPATH
+ATTEMPT = "ABLATRIX_ATTEMPT"
 PR_SET_PDEATHSIG = 1
 
 
@@ -147,6 +148,7 @@ class Runner:
             fields["reason"] = self._why_anew()
         if self.received is not None:  # before there was anything to stop
             return self._stopped()
+        end_leftovers(self.run_dir, self.attempt.number)
         try:
             self._start(argv)
         except OSError as error:
@@ -220,6 +222,7 @@ class Runner:
         return {
             **os.environ,
             "ABLATRIX_RUN_DIR": str(self.run_dir),
+            ATTEMPT: str(self.attempt.number),
             "ABLATRIX_SEED": str(self.spec["seed"]),
             "ABLATRIX_ON_SIGNAL": self.spec["on_signal"],
             **self.spec["env"],
@@ -297,6 +300,7 @@ class Runner:
 
     def _ended(self, code: int) -> int:
         self._kill()
+        self.attempt.require()  # whoever has the run now may have ended our command
         complete = code == 0 and (self.received is None or self._at_the_end())
         self.numbers.read(final=complete or self.shortened)
         self._note_checkpoint()
@@ -371,6 +375,17 @@ class Runner:
             return f"{source['path']} with its metrics is not there"
         what = "no line matches the patterns" if source["kind"] == "regex" else "no row has a step and a loss"
         return f"no loss was found in {source['path']} ({what})"
+
+
+def end_leftovers(run_dir: Path, attempt: int) -> None:
+    """Kill what is left on this machine of earlier attempts: the helpers of a command whose keeper was killed."""
+    marks = f"ABLATRIX_RUN_DIR={run_dir}".encode(), f"{ATTEMPT}=".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or somebody else's
+            words = (folder / "environ").read_bytes().split(b"\0")
+            number = next((word.partition(b"=")[2] for word in words if word.startswith(marks[1])), b"")
+            if marks[0] in words and number.isdigit() and int(number) < attempt:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _finite(value: float | None) -> float | None:

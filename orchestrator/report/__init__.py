@@ -43,6 +43,7 @@ class Report:
     rows: tuple[VerdictRow, ...]
     notes: tuple[str, ...]
     paths: tuple[Path, ...]
+    measured: str = "held-out NLL"
 
 
 def build(
@@ -59,7 +60,7 @@ def build(
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
     paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
-    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths)
+    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths, analysis.measured)
 
 
 def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:

@@ -13,6 +13,7 @@ from orchestrator.report.collect import RunRecord, Study
 from orchestrator.report.statistics import Effect, Reach
 
 KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
+HELD_OUT = "held-out NLL"
 MATCHED = 0.01  # parameter counts within 1% count as matched
 
 
@@ -45,6 +46,11 @@ class CellResult:
     def values(self) -> dict[int, float]:
         """seed -> final held-out NLL of the runs that finished and did not diverge."""
         return {run.seed: run.val_nll for run in self.usable if run.val_nll is not None}
+
+    @property
+    def measured(self) -> str:
+        """What its values are: a command that tells no held-out loss is judged by its training loss."""
+        return "training loss" if self.usable and all(r.measure == "loss" for r in self.usable) else HELD_OUT
 
     @property
     def done(self) -> int:
@@ -123,6 +129,11 @@ class Analysis:
     @property
     def base(self) -> CellResult | None:
         return self.cells.get(self.reference or "")
+
+    @property
+    def measured(self) -> str:
+        """What the baseline's values are."""
+        return self.base.measured if self.base else HELD_OUT
 
     @cached_property
     def family(self) -> int:

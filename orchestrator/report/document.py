@@ -143,7 +143,7 @@ def main_table(analysis: Analysis) -> Table:
     head = [
         "cell",
         "runs",
-        "held-out NLL",
+        analysis.measured,
         "seed SD",
         "effect",
         "95% interval",

@@ -129,7 +129,7 @@ def sentence(cell: CellResult, analysis: Analysis) -> str:
     """The verdict in one sentence, without the cell's name."""
     word = verdict(cell, analysis)
     if word == "baseline":
-        return f"the reference: held-out NLL {_mean_sd(cell)}."
+        return f"the reference: {cell.measured} {_mean_sd(cell)}."
     if word == "diverged":
         return f"diverged in {len(cell.diverged)} of {_runs(cell.done)} that finished; no effect can be given."
     if word == "no result":
@@ -139,9 +139,9 @@ def sentence(cell: CellResult, analysis: Analysis) -> str:
     if word == "identical":
         text = "identical to the baseline in every digit: it changed nothing; check that its settings reach the trainer"
     elif word == "no claim":
-        text = f"{_direction(effect)} ({ONE_SEED})"
+        text = f"{_direction(effect, cell)} ({ONE_SEED})"
     else:
-        text = f"{word}: {_direction(effect)} ({_evidence(cell, analysis)})"
+        text = f"{word}: {_direction(effect, cell)} ({_evidence(cell, analysis)})"
         text += "; more seeds may show it" if _lost_to_correction(cell) else ""
     return f"{text}{_caveat(cell)}."
 
@@ -152,9 +152,9 @@ def _lost_to_correction(cell: CellResult) -> bool:
     return cell.p_holm is not None and p is not None and p <= st.ALPHA < cell.p_holm
 
 
-def _direction(effect: Effect) -> str:
+def _direction(effect: Effect, cell: CellResult) -> str:
     size = f"{abs(effect.mean):.4f}"
-    return f"held-out NLL {size} nats {'lower' if effect.mean < 0 else 'higher'} than the baseline's"
+    return f"{cell.measured} {size} nats {'lower' if effect.mean < 0 else 'higher'} than the baseline's"
 
 
 def _evidence(cell: CellResult, analysis: Analysis) -> str:
@@ -295,8 +295,8 @@ def _measures(runs: Sequence[RunRecord]) -> list[str]:
     measures = {run.measure for run in runs if run.finished}
     if measures == {"loss"}:
         return [
-            "No held-out loss was reported: what stands under held-out NLL is the mean training loss over the last "
-            "tenth of the steps."
+            "No held-out loss was reported: the headline is the mean training loss over the last tenth of the steps, "
+            "also where a figure says held-out NLL."
         ]
     if "loss" in measures:
         names = _list([run.id for run in runs if run.finished and run.measure == "loss"])

@@ -133,6 +133,22 @@ def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
     assert text.count("iter 100: loss") == 1, "two commands at once"
 
 
+def test_what_a_killed_attempt_has_left_behind_is_ended(workspace: Workspace) -> None:
+    """A shell that started the trainer dies with its keeper, the trainer does not: two would write to one folder."""
+    script = "echo iter 1: loss 2, time 1ms; if [ -e $ABLATRIX_RUN_DIR/pid ]; then exit 0; fi; "
+    script += "sleep 600 & echo $! > $ABLATRIX_RUN_DIR/pid; wait"
+    study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
+    folder = study.runs[0].folder
+    first = start(workspace, folder)
+    until(lambda: runlog.read_text(folder / "pid").endswith("\n"))
+    first.kill()
+    first.wait()
+    left = Path("/proc") / (folder / "pid").read_text().strip() / "cmdline"
+    assert left.read_bytes().startswith(b"sleep")
+    assert start(workspace, folder).wait(30) == 0
+    until(lambda: not left.exists() or not left.read_bytes())
+
+
 def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:
     study = create(workspace, pause=0.05)
     folder = study.runs[0].folder

@@ -106,6 +106,16 @@ def test_from_file_to_report(workspace: Workspace) -> None:
     assert (folder / "argv.json").exists(), "args.txt does not start the command"
 
 
+def test_without_a_held_out_loss_the_report_says_so(workspace: Workspace) -> None:
+    study = write_study(workspace, metrics={"regex": LOSSES[1]}, features={"nodrop": {"dropout": 0.0}})
+    workspace.run("submit", study, "--launcher", "local", "--only", "baseline", "--only", "nodrop")
+    shown = " ".join(workspace.run("report").stdout.split())
+    assert "study: training loss (nats/token) against the baseline" in shown
+    assert "No held-out loss was reported: the headline is the mean training loss over the last tenth" in shown
+    text = (workspace.folder / "out/study/report/report.md").read_text()
+    assert "the reference: training loss 3.6100 nats" in text
+
+
 def test_the_plan_knows_no_more_than_the_file(workspace: Workspace) -> None:
     study = write_study(workspace)
     assert "4 runs, 0.0102 M tokens" in workspace.run("plan", study).stdout
