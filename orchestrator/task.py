@@ -26,6 +26,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 ALONE = Layout()
+SETTLE_SECONDS = 15.0  # within which a node that is still there has said why its part of a run has failed
 GRACE_SECONDS = 30.0  # that the processes of a run have to end by themselves when one of them has failed
 MOST_VAIN_RESTARTS = 3  # a job that is told to stop before its first checkpoint is queued again, but not for ever
 
@@ -67,7 +68,8 @@ class Member:
         self.node = ranks.node_index(layout)  # of the first one the task speaks for all
         self.output = run_dir / (f"job-node{self.node}.out" if self.node else runlog.JOB_OUT)
         self.children: list[subprocess.Popen[bytes]] = []
-        self.lost = False  # there was nobody to share the run with
+        self.unplaced = False  # the nodes that share the run were not to be found
+        self.lost_node = False  # one of them has gone without a word
         self.first_step = 0
         self.trainers = 0  # that had this run before ours
 
@@ -90,7 +92,7 @@ class Member:
         try:
             environments = ranks.environments(self.layout, self.run_dir)
         except OSError as error:
-            self.lost = True
+            self.unplaced = True
             runlog.append_event(self.run_dir, "failed", reason=f"the job's nodes are not known: {error}")
             return
         with open(self.output, "ab") as output:
@@ -120,9 +122,11 @@ class Member:
 
     def finish(self) -> int:
         """Wait for the trainer; its exit code, and the reason of a failure in the run's events."""
-        code = self._wait() if self.children else int(self.lost)
+        code = self._wait() if self.children else int(self.unplaced)
         if code == runlog.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.trainers + 1:
             return 0  # another job has the run: what became of our trainer says nothing about it
+        if code == runlog.EXIT_LOST_PEER and self.layout.nodes > 1:
+            code = self._after_lost_peer()
         if code == runlog.EXIT_STOPPED and self.node:
             return 0  # the first node's task has the job queued again
         if code not in (0, runlog.EXIT_STOPPED):
@@ -150,6 +154,19 @@ class Member:
         failed = sorted(failed or [code for code in codes if code not in (0, runlog.EXIT_STOPPED)])
         return failed[0] if failed else max(codes)
 
+    def _after_lost_peer(self) -> int:
+        """The exit code where the processes of another node are gone: its task says why, unless the node is gone too.
+
+        Then the run is to go on from its checkpoint, on other nodes.
+        """
+        deadline = time.monotonic() + (0 if self.node else SETTLE_SECONDS)
+        while time.monotonic() < deadline:
+            if self._has_failed():
+                return 1
+            time.sleep(0.2)
+        self.lost_node = True
+        return runlog.EXIT_STOPPED
+
     def _record_failure(self, code: int) -> None:
         """Say why, unless the trainer has said it itself; one that was killed could not, but those that missed it."""
         if self._has_failed() and not (code < 0 and self.layout.world > 1):
@@ -162,6 +179,11 @@ class Member:
             lines = runlog.read_text(self.output)[-4000:].strip().splitlines()
             reason = f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
         runlog.append_event(self.run_dir, "failed", reason=reason)
+
+    def fail(self, reason: str) -> None:
+        """Record a failure, unless one is there."""
+        if not self._has_failed():
+            runlog.append_event(self.run_dir, "failed", reason=reason)
 
     def _has_failed(self) -> bool:
         events = runlog.read_events(self.run_dir)
@@ -201,6 +223,9 @@ class Job:
         ]
         if stopped and self._requeue(stopped):
             return 0
+        for member in stopped:
+            if member.lost_node:
+                member.fail("a node of the job does not answer any more")
         return max(codes)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -214,7 +239,8 @@ class Job:
     def _requeue(self, stopped: Sequence[Member]) -> bool:
         """Have this job, or this one task of an array, queued again; False where that is not wanted or not possible."""
         job_id = runlog.slurm_job_id()
-        if not job_id or not any(number in REQUEUE_SIGNALS for number in self.received):
+        asked = any(number in REQUEUE_SIGNALS for number in self.received)
+        if not job_id or not (asked or any(member.lost_node for member in stopped)):
             return False
         if _restarts() >= MOST_VAIN_RESTARTS and not any(member.has_progressed() for member in stopped):
             for member in stopped:

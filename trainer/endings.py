@@ -45,8 +45,9 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
     if isinstance(error, SupersededError):
         assert attempt is not None
         note(run_dir, "superseded", attempt=attempt.number)
-    elif isinstance(error, PeerLostError) and _has_failed(run_dir):
-        return  # the other process has said why it failed
+    elif isinstance(error, PeerLostError):
+        if not _has_failed(run_dir):  # the other process, or the job's task, says why
+            note(run_dir, "lost_peer", reason=str(error))
     elif isinstance(error, AblatrixError):
         note(run_dir, "failed", reason=str(error))
     elif isinstance(error, Exception):

@@ -49,6 +49,8 @@ Row = Mapping[str, float | int | None]
 EXIT_STOPPED = 75
 # Of one that has found a newer attempt at its run: the run is in good hands, and there is nothing to start again.
 EXIT_SUPERSEDED = 76
+# Of one whose fellow process of the same run is gone, for a reason that only that one knows.
+EXIT_LOST_PEER = 77
 
 
 def atomic_write(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from orchestrator import budget, checks, experiment, matrix, ranks
+from orchestrator import budget, checks, claims, experiment, matrix, ranks, rundir, task
 from orchestrator.launchers.local import LocalQueue
 from orchestrator.ranks import Layout
 from tests.workspace import Workspace
@@ -14,6 +19,7 @@ from trainer import network, runlog
 from trainer.errors import ConfigError, UserError
 
 SCONTROL = """#!/bin/sh
+[ "$1" = show ] || echo "$@" >> asked
 [ "$2" = hostnames ] && printf 'nowhere-%s\\n' 7 8 || echo "NodeName=$3 NodeAddr=127.0.0.1 State=IDLE"
 """
 
@@ -31,6 +37,49 @@ def slurm_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     monkeypatch.delenv(network.GLOO_INTERFACE, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
+
+
+@pytest.mark.usefixtures("slurm_node")
+@pytest.mark.parametrize("known", [False, True])
+def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    loaded = experiment.load(workspace.write_study(iters=5000), ["trainer.strategy=ddp", "slurm.nodes=2"])
+    runs = matrix.runs(loaded, checks.vocabulary)[:1]
+    (run,) = rundir.create_study(workspace.folder / "out/study", "study", Path("study.yaml"), {}, runs).runs
+    claims.take(run.folder, 1)
+    for name, value in workspace.env().items():
+        monkeypatch.setenv(name, value)
+    command = task.task_command([(run.folder, 1)], Layout(2, 1))
+    started = [
+        subprocess.Popen(command, cwd=workspace.folder, env={**os.environ, "SLURM_NODEID": str(node)})
+        for node in (0, 1)
+    ]
+    try:
+        _until(lambda: len(runlog.whole_rows(runlog.read_text(run.folder / runlog.LOSS))) > 3)
+        task_pid = started[1].pid
+        rank = int(Path(f"/proc/{task_pid}/task/{task_pid}/children").read_text())
+        if not known:
+            started[1].kill()  # as power loss does: nothing is said
+        os.kill(rank, signal.SIGKILL)
+        if known:
+            assert started[0].wait(60) == 1
+            last = runlog.read_events(run.folder)[-1]
+            assert last["event"] == "failed" and "killed by SIGKILL" in last["reason"]
+        else:
+            _until(lambda: "requeue 12" in runlog.read_text(workspace.folder / "asked"))
+            assert "failed" not in [event["event"] for event in runlog.read_events(run.folder)]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("slurm_node")

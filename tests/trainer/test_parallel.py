@@ -115,9 +115,9 @@ def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path
     first = ranks(flags(corpus, offline_cache, hit))
     after(hit, 22)
     first[1].kill()
-    told, _ = ended(first, [1, -signal.SIGKILL])
+    told, _ = ended(first, [runlog.EXIT_LOST_PEER, -signal.SIGKILL])
     assert "another process of this run has ended" in told and "Traceback" not in told
-    assert runlog.read_events(hit)[-1]["event"] == "failed"
+    assert events(hit)[-1] == "lost_peer"
     second = ranks(flags(corpus, offline_cache, hit))
     after(hit, 24)
     second[1].send_signal(signal.SIGUSR2)

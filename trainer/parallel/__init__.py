@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, RunError, UserError
+from trainer.runlog import EXIT_LOST_PEER
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 class PeerLostError(RunError):
     """Another process of the run has ended, or does not answer."""
+
+    exit_code = EXIT_LOST_PEER
 
 
 def is_lost_peer(error: BaseException) -> bool:
