@@ -2,7 +2,7 @@
 
 settings.py is what the experiment file says, template.py fills a run's values into the command, config.py is the
 configuration of such a run. In the job, `python -m orchestrator.command RUN_DIR` (runner.py) starts the command, reads
-its metrics (sources.py, series.py), and leaves the files that every run folder has. Free of torch.
+its losses (losses.py; binary.py, sources.py, series.py), and leaves the files that every run folder has. Free of torch.
 """
 
 SPEC = "command.json"  # in a run's folder: what to start, as it was planned

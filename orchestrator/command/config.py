@@ -15,8 +15,6 @@ from orchestrator.command.settings import CommandKeys
 from trainer import runlog
 
 SETTINGS = "settings"  # in config.json
-# How its numbers are read and when it is stopped says nothing about a run's result
-NOT_IDENTITY = {"metrics", "on_signal", "resume_command", "checkpoint", "flags", "command", "env", "workdir"}
 
 
 @dataclass(frozen=True)

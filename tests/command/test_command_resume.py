@@ -141,9 +141,10 @@ def test_what_a_killed_attempt_has_left_behind_is_ended(workspace: Workspace) ->
     folder = study.runs[0].folder
     first = start(workspace, folder)
     until(lambda: runlog.read_text(folder / "pid").endswith("\n"))
+    left = Path("/proc") / (folder / "pid").read_text().strip() / "cmdline"
+    until(lambda: left.read_bytes().startswith(b"sleep"))
     first.kill()
     first.wait()
-    left = Path("/proc") / (folder / "pid").read_text().strip() / "cmdline"
     assert left.read_bytes().startswith(b"sleep")
     assert start(workspace, folder).wait(30) == 0
     until(lambda: not left.exists() or not left.read_bytes())

@@ -1,0 +1,73 @@
+"""A run's loss.csv, made from what its command writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.command import binary, series, sources
+from trainer import runlog
+from trainer.attempts import Attempt
+
+MARK = ".metrics.json"
+
+
+class Numbers:
+    """loss.csv of the run, from what the command writes."""
+
+    def __init__(self, run_dir: Path, spec: Mapping[str, Any], attempt: Attempt) -> None:
+        source = spec["metrics"]
+        self.run_dir, self.attempt = run_dir, attempt
+        self.tokens_per_step = spec["tokens_per_step"]
+        self.path = Path(source["path"])
+        self.follower = make_follower(source)
+        self.series = series.Series()
+        self.started = time.monotonic()
+
+    def catch_up(self) -> None:
+        """Read what an earlier life of the command has left since it was last looked at."""
+        self.series.load(runlog.kept_text(self.run_dir / runlog.LOSS))
+        self.follower.go_on(runlog.read_json(self.run_dir / MARK) or {})
+        for found in self.follower.read():
+            self.series.add(found)
+        self.series.restart()
+        self.series.bad = 0
+        self.started = time.monotonic()
+        self._write()
+
+    def read(self, final: bool = False) -> None:
+        """Add what has come to loss.csv. Raises SupersededError where another attempt has the run."""
+        clock = time.monotonic() - self.started
+        for found in self.follower.read(final):
+            self.series.add(found, clock)
+        if self.series.changed:
+            self._write()
+
+    def _write(self) -> None:
+        """loss.csv first: a mark that is older than it makes the same rows be read again, which changes nothing."""
+        text = self.series.text(self.tokens_per_step)
+        runlog.atomic_write(self.run_dir / runlog.LOSS, text, durable=False, guard=self.attempt.require)
+        runlog.atomic_write(self.run_dir / MARK, json.dumps(self.follower.mark()), durable=False)
+        self.series.changed = False
+
+    def mend(self) -> None:
+        """Write loss.csv anew where the command has put something of its own there."""
+        if runlog.read_text(self.run_dir / runlog.LOSS) != self.series.text(self.tokens_per_step):
+            self._write()
+
+    @property
+    def seconds(self) -> float:
+        """Of training, earlier attempts included as far as they count."""
+        told = [row["seconds"] for _, row in self.series.complete() if "seconds" in row]
+        return max(told, default=time.monotonic() - self.started)
+
+
+def make_follower(source: Mapping[str, Any]) -> sources.Follower | binary.BinaryFollower:
+    """The reader of a source as command.json describes it."""
+    path, kind = Path(source["path"]), source["kind"]
+    if kind in ("tensorboard", "wandb"):
+        return binary.BinaryFollower(path, kind, source["columns"])
+    return sources.Follower(path, sources.make_parser(kind, source["columns"], source["patterns"]))
