@@ -60,8 +60,9 @@ def wsd(step: int, config: TrainerConfig) -> float:
 
 
 def infinite(step: int, config: TrainerConfig) -> float:
-    """Ibrahim et al. 2024, section 4.3: with constant = constant_lr_ratio * peak, over cooldown_steps c half a cosine,
+    """Ibrahim et al. 2024, "Simple and scalable strategies to continually pre-train large language models": with
 
+    constant = constant_lr_ratio * peak, over cooldown_steps c half a cosine from the peak to the constant,
     constant + (peak - constant) * (1 + cos(pi * (t - w) / c)) / 2, then the constant, and in the last anneal_steps a
     the exponential constant * (floor / constant)^((t - max_iters + a) / a).
     """
