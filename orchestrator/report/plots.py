@@ -338,7 +338,8 @@ def context_lengths(analysis: Analysis) -> Figure | None:
     panel = Panel("Context length", "tokens of context", label, lines, (0.0, 1.02 * longest), _around(y, 0.02))
     trained = contexts.trained_length(analysis.base)
     caption = "Held-out NLL of the same tokens at several context lengths after training"
-    caption += f" with {trained}, means over seeds with 95% intervals." if trained else ", means over seeds."
+    caption += f" with {trained}" if trained else ""
+    caption += ", means over seeds; the table has the intervals of the effects."
     legend = tuple((line.label, line.style) for line in lines)
     return Figure("context_lengths", "Context length", caption + remark, (panel,), legend=legend)
 
