@@ -18,12 +18,16 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
-def bare_cluster(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment in which Slurm's commands speak to a second cluster, of one node and without accounting."""
-    lab = "/tmp/slurm-noacct"
+def bare_cluster(cluster: str, worker_id: str) -> Iterator[dict[str, str]]:
+    """Environment in which Slurm's commands speak to a second cluster, of one node and without accounting.
+
+    Each process that runs tests has its own: one would end that of the other when it has done its part of this file.
+    """
+    lab = f"/tmp/slurm-noacct-{worker_id}"
+    first_port = int(os.environ.get("SLURM_LAB_BARE_PORT", "18900"))
     environment = {
         "SLURM_LAB": lab,
-        "SLURM_LAB_PORT": os.environ.get("SLURM_LAB_BARE_PORT", "18900"),
+        "SLURM_LAB_PORT": str(first_port + 20 * int(worker_id.removeprefix("gw").replace("master", "0"))),
         "SLURM_LAB_ACCT": "0",
         "SLURM_LAB_NODES": "1",
         "SLURM_CONF": f"{lab}/etc/slurm.conf",
