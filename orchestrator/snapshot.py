@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import trainer
+from models.config import REFERENCE
 from orchestrator.command import HELPER
 from trainer import runlog
 from trainer.errors import RunError
 
-REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)  # a component of the user's own
 PACKAGES = ("orchestrator", "trainer", "models")
 
 

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from orchestrator import claims, command, ranks
 from orchestrator.ranks import Layout
@@ -56,6 +57,21 @@ def environment(code: Path, threads: int | None = None) -> dict[str, str]:
     if threads:
         values["OMP_NUM_THREADS"] = str(threads)
     return values
+
+
+def spawn(words: Sequence[str], environ: Mapping[str, str], output: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start a process whose whole output goes to `output`.
+
+    In a session of its own: a Ctrl-C in the terminal reaches it once, through us.
+    """
+    return subprocess.Popen(
+        words,
+        env=environ,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 class Member:
@@ -99,18 +115,9 @@ class Member:
             words = trainer_command(self.run_dir)
             # Held back until the trainer has its handlers (it lets them through), or they would kill it
             signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-            try:  # a session of its own: a Ctrl-C in the terminal reaches it once, through us
+            try:
                 for values in environments:
-                    self.children.append(
-                        subprocess.Popen(
-                            words,
-                            env=values,
-                            stdout=output,
-                            stderr=subprocess.STDOUT,
-                            stdin=subprocess.DEVNULL,
-                            start_new_session=True,
-                        )
-                    )
+                    self.children.append(spawn(words, values, output))
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 

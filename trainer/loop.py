@@ -15,14 +15,13 @@ from torch import Tensor
 
 from trainer.config import RunConfig
 from trainer.errors import RunError
+from trainer.events import EVENTS
 from trainer.graphs import GraphedStep
 from trainer.improvement import Improvement
 from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
 from trainer.optimizers import make
 from trainer.parallel.single import Array, Single
 from trainer.schedules import learning_rate
-
-EVENTS = ("on_train_start", "on_batch_end", "on_row", "on_checkpoint", "on_out_of_memory", "on_train_end")
 
 
 class Source(Protocol):

@@ -33,12 +33,11 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import nearest
 from trainer.console import complain
 from trainer.errors import AblatrixError, RunError, UserError
+from trainer.events import EVENTS
 from trainer.memory import first_line
 
 if TYPE_CHECKING:
     from trainer.loop import Trainer
-
-EVENTS = ("on_train_start", "on_batch_end", "on_row", "on_checkpoint", "on_out_of_memory", "on_train_end")
 
 
 @dataclass(frozen=True)

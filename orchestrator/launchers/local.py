@@ -101,14 +101,7 @@ class LocalQueue:
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with open(logs, "ab") as output:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            process = task.spawn(command, environment, output)
         self._running[process] = device
 
     def _stop(self, number: int, frame: object) -> None:

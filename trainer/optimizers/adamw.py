@@ -27,15 +27,11 @@ class AdamW(Optimizer):
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.steps = torch.zeros((), dtype=torch.float32, device=self.device)
-        self.fused = hasattr(torch, "_fused_adamw_") and self.device.type in ("cpu", "cuda", "mps")
+        self.fused = self._has_kernel("_fused_adamw_")
 
     def update(self, too_large: Tensor | None) -> None:
         self.steps += 1
-        for names, weight_decay in self.groups:
-            names = self._live(names)
-            if names:
-                update = self._fused_update if self.fused else self._plain_update
-                update(names, weight_decay, too_large)
+        self._each_group(self._fused_update if self.fused else self._plain_update, too_large)
 
     def _fused_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
         params: list[Any] = [self.named[name] for name in names]

@@ -93,6 +93,16 @@ class Optimizer:
             return None
         return ((norm + 1e-6) / self.grad_norm_clip).clamp(min=1.0)
 
+    def _has_kernel(self, name: str) -> bool:
+        """Has torch this fused kernel, for the device that the parameters are on?"""
+        return hasattr(torch, name) and self.device.type in ("cpu", "cuda", "mps")
+
+    def _each_group(self, change: Callable[[list[str], float, Tensor | None], None], too_large: Tensor | None) -> None:
+        """`change(names, weight_decay, too_large)` of the parameters with a gradient, of both groups."""
+        for names, weight_decay in self.groups:
+            if live := self._live(names):
+                change(live, weight_decay, too_large)
+
     def _live(self, names: list[str]) -> list[str]:
         """Those with a gradient."""
         return [name for name in names if self.named[name].grad is not None]

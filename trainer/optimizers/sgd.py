@@ -24,14 +24,10 @@ class SGD(Optimizer):
         super().__init__(parameters, weight_decay, grad_norm_clip)
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = {name: torch.zeros_like(p) for name, p in self.named.items()} if momentum else {}
-        self.fused = hasattr(torch, "_fused_sgd_") and self.device.type in ("cpu", "cuda", "mps")
+        self.fused = self._has_kernel("_fused_sgd_")
 
     def update(self, too_large: Tensor | None) -> None:
-        for names, weight_decay in self.groups:
-            names = self._live(names)
-            if names:
-                update = self._fused_update if self.fused else self._plain_update
-                update(names, weight_decay, too_large)
+        self._each_group(self._fused_update if self.fused else self._plain_update, too_large)
 
     def _fused_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
         params: list[Any] = [self.named[name] for name in names]
