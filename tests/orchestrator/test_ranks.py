@@ -64,6 +64,7 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         os.kill(rank, signal.SIGKILL)
         if known:
             assert started[0].wait(60) == 1
+            started[1].wait(60)  # it says why, and may be the slower one
             last = runlog.read_events(run.folder)[-1]
             assert last["event"] == "failed" and "killed by SIGKILL" in last["reason"]
         else:
