@@ -193,8 +193,9 @@ class Member:
             runlog.append_event(self.run_dir, "failed", reason=reason)
 
     def _has_failed(self) -> bool:
-        events = runlog.read_events(self.run_dir)
-        return bool(events) and events[-1]["event"] == "failed"
+        """Is a failure the last that was said? A process that another one has left may say so just after the cause."""
+        said = [event["event"] for event in runlog.read_events(self.run_dir) if event["event"] != "lost_peer"]
+        return bool(said) and said[-1] == "failed"
 
     def stopped_for_good(self) -> bool:
         """Has its file or a callback stopped the run? Then it waits for the next submit."""
