@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SEED ?= 1
 
-.PHONY: help demo test fast-test warm-cache report schema lint clean
+.PHONY: help demo test fast-test trust warm-cache report schema lint clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,6 +29,9 @@ test: $(VENV)/.installed-dev ## the whole test suite (the Slurm tests run where 
 
 fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
+
+trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults --full --seed $(SEED) $(PYTEST_ARGS)
 
 warm-cache: $(VENV)/.installed ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
 	$(BIN)/python cache_warm.py $(ARGS)

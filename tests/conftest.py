@@ -17,6 +17,8 @@ from trainer.offline import samples, warm
 from trainer.runlog import atomic_write
 from trainer.tokens.claims import Claims
 
+pytest_plugins = ["tests.evidence"]
+
 WriteJsonl = Callable[..., Path]
 
 

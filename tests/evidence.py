@@ -1,0 +1,86 @@
+"""What the tests of a promise count, and the one table of it that ends a test session.
+
+A test takes the fixture `tally` and calls `tally("what is promised", cases=N)` when its assertions have held; `cases`
+gives the size: a sample in every test run, the whole number with `--full` (`make trust`). What is random comes from
+the fixture `seed` (`--seed`), so that anyone can repeat it with another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+
+Tally = Callable[..., None]
+Cases = Callable[[int, int], int]
+
+NAME = "evidence"  # of the property of a test's report: it travels from the worker processes of pytest-xdist
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ablatrix")
+    group.addoption("--full", action="store_true", help="every case of the tests of promises, not a sample")
+    group.addoption("--seed", type=int, default=1, help="seed of the random cases and faults (default: 1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Searches of hypothesis follow --seed too; how many examples stands with each test."""
+    hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("tests")
+    if getattr(config.option, "hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(config.option.seed)
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of what a test draws at random."""
+    return int(request.config.getoption("--seed"))
+
+
+@pytest.fixture(scope="session")
+def cases(request: pytest.FixtureRequest) -> Cases:
+    """cases(sample, full): how many cases to try."""
+    full = request.config.getoption("--full")
+    return lambda sample, whole: whole if full else sample
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """tally(promise, cases, detail=""): one row of the table; called after the assertions that it speaks of."""
+
+    def count(promise: str, cases: int, detail: str = "") -> None:
+        request.node.user_properties.append((NAME, {"promise": promise, "cases": cases, "detail": detail}))
+
+    return count
+
+
+def rows(reports: list[Any]) -> list[tuple[str, str, str, str, str]]:
+    """(promise, state, cases, seconds, detail) of each tally, and of each failed test that counts something."""
+    found = []
+    for report in reports:
+        tallies = [value for name, value in report.user_properties if name == NAME]
+        if report.failed and "tests/trust/" in report.nodeid and not tallies:
+            tallies = [{"promise": report.nodeid, "cases": 0, "detail": ""}]
+        state = "BROKEN" if report.failed else "kept"
+        seconds = f"{report.duration:.0f}"
+        found += [(row["promise"], state, f"{row['cases']:,}", seconds, row["detail"]) for row in tallies]
+    return sorted(found)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table, where anything was counted."""
+    stats = terminalreporter.stats
+    reports = [report for key in ("passed", "failed", "error") for report in stats.get(key, [])]
+    table = rows([report for report in reports if report.when == "call" or report.failed])
+    if not table:
+        return
+    whole = "all cases" if config.getoption("--full") else "a sample; all cases: make trust"
+    terminalreporter.section(f"what was shown ({whole}; seed {config.getoption('--seed')})")
+    header = ("promise", "state", "cases", "s", "detail")
+    widths = [max(len(row[column]) for row in [header, *table]) for column in range(4)]
+    for row in [header, *table]:
+        promise, state, count, seconds, detail = row
+        line = f"{promise:<{widths[0]}}  {state:<{widths[1]}}  {count:>{widths[2]}}  {seconds:>{widths[3]}}  {detail}"
+        terminalreporter.write_line(line.rstrip())
