@@ -3,6 +3,9 @@
 A file `checkpoint-<step:08d>.pt` is whole or was damaged after it had been written, which the SHA-256 in its last line
 tells (the CRC of the zip format leaves names, sizes and attributes of its parts unguarded, and some flipped bits there
 load as other numbers). One that cannot be read is set aside as `*.bad`, and the one before it is used.
+
+The checksum tells of accidents, not of malice: whoever can write a file can write its checksum too. So nothing in it is
+believed either: it must be a plain file, hold tensors, numbers and words only, and need no more memory than its size.
 """
 
 from __future__ import annotations
@@ -11,22 +14,30 @@ import errno
 import hashlib
 import os
 import pickle
-from collections.abc import Callable
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import torch
 
 from trainer.console import warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
-from trainer.memory import is_out_of_memory
+from trainer.memory import first_line, is_out_of_memory
 
 FORMAT = 2
 KEPT = 2
-KEYS = {"format", "fingerprint", "step", "model", "optimizer", "progress"}
+KINDS = {"format": int, "fingerprint": str, "step": int, "model": dict, "optimizer": dict, "progress": dict}
 SEAL = b"\nsha256 "
 SEAL_SIZE = len(SEAL) + hashlib.sha256().digest_size * 2 + 1
+# What the pickle in it may name: dicts, tensors, and the storages and types of these
+PLAIN = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_tensor_v[23]|torch\.storage UntypedStorage|"
+    r"torch (\w+Storage|[a-z0-9_]+)"
+)
 
 
 class DamagedError(Exception):
@@ -51,7 +62,7 @@ def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: No
 
 
 def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] = lambda: None, keep: int = KEPT) -> Path:
-    """Write the checkpoint of `state` (KEYS without format); once it is safe, drop all but the newest `keep`.
+    """Write the checkpoint of `state` (KINDS without format); once it is safe, drop all but the newest `keep`.
 
     guard: called last before the file gets its name. Raises OSError.
     """
@@ -92,8 +103,7 @@ def newest(run_dir: Path, fingerprint: str) -> tuple[dict[str, Any], Path] | Non
         except FileNotFoundError:  # an attempt that ends behind our back has dropped it
             continue
         except DamagedError as error:
-            aside = path.with_name(path.name + ".bad")
-            os.replace(path, aside)
+            aside = _set_aside(path)
             warn(f"{path} cannot be read ({error}); set aside as {aside.name}")
             continue
         _require(state, path, fingerprint)
@@ -114,47 +124,110 @@ def sweep(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(path.name + ".bad")
+    try:
+        os.replace(path, aside)
+    except OSError as error:  # of the two one is a folder
+        if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        aside = path.with_name(f"{path.name}.{os.urandom(4).hex()}.bad")
+        os.replace(path, aside)
+    return aside
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Raises DamagedError, and whatever else goes wrong for what is not the file's fault."""
     try:
-        retried(path, lambda again: _check_seal(path))
+        retried(path, lambda again: _check(path))
         state = retried(path, lambda again: _load(path))
-    except pickle.UnpicklingError as error:
-        raise DamagedError(str(error).splitlines()[0][:200]) from None
     except OSError as error:
         if error.errno != errno.EIO:
             raise
         raise DamagedError(error.strerror) from None  # waited for in vain: its place on the disk is gone
-    if not isinstance(state, dict) or not set(state) >= KEYS:
+    if not isinstance(state, dict) or not set(state) >= set(KINDS):
         raise DamagedError("not a checkpoint of this program")
     if state["format"] != FORMAT:
-        raise DamagedError(f"written in format {state['format']}, this version reads {FORMAT}")
+        raise DamagedError(f"written in format {state['format']!r:.20}, this version reads {FORMAT}")
+    if any(type(state[name]) is not kind for name, kind in KINDS.items() if kind is not dict) or not all(
+        isinstance(state[name], dict) for name, kind in KINDS.items() if kind is dict
+    ):
+        raise DamagedError("not a checkpoint of this program")
     return state
 
 
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a pickle made by hand leads to
         if is_out_of_memory(error):
             raise
-        # The file is as it was written: what torch, reading it with calls of its own, could not read is the disk's
-        raise OSError(errno.EIO, str(error).splitlines()[0][:200]) from error
+        said = first_line(error)
+        if "PytorchStreamReader" in said and "not found" not in said:
+            # The file is as it was written: what torch, reading it with calls of its own, could not read is the disk's
+            raise OSError(errno.EIO, said) from error
+        if isinstance(error, pickle.UnpicklingError):
+            said = "it holds more than tensors, numbers and words"  # torch would advise to load it all the same
+        raise DamagedError(said) from None
 
 
-def _check_seal(path: Path) -> None:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - SEAL_SIZE
-        while left > 0:
-            part = file.read(min(left, 1 << 20))
-            digest.update(part)
-            left -= len(part) or left
-        seal = file.read()
-    if left < 0 or not seal.startswith(SEAL):
+def _check(path: Path) -> None:
+    """Raises DamagedError unless the file is whole and cannot do harm when torch loads it, OSError."""
+    with _plain_file(path) as file:
+        _check_seal(file)
+        try:
+            _check_content(file)
+        except (DamagedError, MemoryError):
+            raise
+        except Exception as error:  # zipfile and pickletools have no error for all that can be wrong
+            cause = error.__context__ or error  # zipfile makes an error of its own of one of the disk
+            if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
+                raise cause from None
+            raise DamagedError("not a checkpoint of this program") from None
+
+
+@contextmanager
+def _plain_file(path: Path) -> Iterator[BinaryIO]:
+    """The file, open. Raises DamagedError for what is none: reading a pipe would wait for ever, a device never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DamagedError("not a file")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        yield file
+
+
+def _check_seal(file: BinaryIO) -> None:
+    left = os.fstat(file.fileno()).st_size - SEAL_SIZE
+    file.seek(max(left, 0))
+    seal = file.read(SEAL_SIZE)
+    if left < 0 or not seal.startswith(SEAL):  # before all of a file that may be endless is read
         raise DamagedError("its end is missing")
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left > 0 and (part := file.read(min(left, 1 << 20))):
+        digest.update(part)
+        left -= len(part)
     if seal != _seal(digest.hexdigest()):
         raise DamagedError("its checksum is wrong")
+
+
+def _check_content(file: BinaryIO) -> None:
+    """Is it what torch.save writes: parts as large as they are in the file, and a pickle of nothing but PLAIN?"""
+    import pickletools
+    import zipfile
+
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        if not stored or sum(part.file_size for part in parts) > os.fstat(file.fileno()).st_size:
+            raise DamagedError("its parts are larger than the file")
+        (pickled,) = [part for part in parts if part.filename.endswith("/data.pkl")]
+        for operation, argument, _ in pickletools.genops(archive.read(pickled)):
+            if operation.name == "PROTO" and argument != torch.serialization.DEFAULT_PROTOCOL:
+                raise DamagedError("not a checkpoint of this program")
+            if operation.name == "GLOBAL" and not PLAIN.fullmatch(str(argument)):
+                raise DamagedError(f"it names {argument!r:.80}, which is more than tensors, numbers and words")
 
 
 class _Hashing:

@@ -40,5 +40,5 @@ class Improvement:
         return {name: value for name, value in asdict(self).items() if name not in ("patience", "min_delta")}
 
     def load(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self.state():
+            setattr(self, name, state[name])

@@ -22,7 +22,7 @@ from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
 from trainer.loop import Array, Trainer
-from trainer.memory import peak_memory
+from trainer.memory import first_line, is_out_of_memory, peak_memory
 from trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
         trainer = _make_trainer(config, inputs, team.device, team)
         origin = team.hear(FROM)
         if origin:
-            trainer.load_state(checkpoint.load(Path(origin), config.fingerprint()))
+            _continue(trainer, checkpoint.load(Path(origin), config.fingerprint()), origin)
         _attach_follower(trainer, signals)
         signals.training = True
         trainer.run()
@@ -289,7 +289,7 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
     if resume == "none":
         return ""
     if inputs.start is not None:
-        trainer.load_state(inputs.start)
+        _continue(trainer, inputs.start, resume)
         checkpoint.drop_after(run_dir, trainer.iter)  # nothing may resume from what comes after it now
         inputs.start = None  # as large as the model and its optimiser: not kept while training
         return resume
@@ -297,8 +297,21 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
     if found is None:
         return ""
     state, path = found
-    trainer.load_state(state)
+    _continue(trainer, state, path)
     return path.name
+
+
+def _continue(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
+    """Raises UserError where the state is whole, but not of this model: made by hand, or by another version."""
+    try:
+        trainer.load_state(state)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        # of torch's own errors only the plain one: the others tell of the device
+        if is_out_of_memory(error) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise
+        raise UserError(
+            f"{origin}: does not fit this run ({type(error).__name__}: {first_line(error)}); remove it, or name another"
+        ) from error
 
 
 def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
