@@ -88,15 +88,15 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
     """Called by the job: None when it may run the attempt, else why not.
 
     A requeued job finds its own id and goes on; a second job of the same attempt, or one whose attempt was given up
-    and claimed anew, must leave.
+    and claimed anew, must leave. Raises OSError where the folder cannot be written.
     """
     if newest(run_dir) > attempt:
         return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
     path = run_dir / FOLDER / str(attempt) / "job"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".job.{os.getpid()}.{secrets.token_hex(4)}")
-    temporary.write_text(job_id)
     try:
+        temporary.write_text(job_id)
         os.link(temporary, path)  # like mkdir it has one winner, and the winner's file is whole
     except FileExistsError:
         owner = runlog.read_text(path)

@@ -102,7 +102,15 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
         ids = launcher.launch(batch)
     except slurm.ControllerError as error:
         ids = _lost_answer(batch, error)
-    record(batch, launcher.name, ids)
+    except OSError as error:  # its script cannot be written
+        release(batch.members, f"not queued: {error}")
+        raise _unwritten(error, "nothing of it was queued") from None
+    try:
+        record(batch, launcher.name, ids)
+    except OSError as error:
+        raise _unwritten(
+            error, f"its runs are queued as job {ids[0]}, the next submit finds them by its token"
+        ) from None
     with contextlib.suppress(slurm.ControllerError):  # a twin that is not found now finds its runs taken when it starts
         _cancel_twins(batch, ids)
     return ids
@@ -120,18 +128,27 @@ def released_on_error(members: Members) -> Iterator[None]:
     """Whatever goes wrong within it, these claims are given back."""
     try:
         yield
+    except OSError as error:
+        release(members, f"not queued: {error}")
+        raise _unwritten(error, "nothing was queued") from None
     except BaseException as error:
         release(members, f"not queued: {error}")
         raise
 
 
+def _unwritten(error: OSError, outcome: str) -> RunError:
+    return RunError(
+        f"{error.filename or 'the study'}: cannot be written: {error.strerror}; {outcome}; submit again later"
+    )
+
+
 def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
     """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
     path = batch.study.folder / rundir.LOGS / f"{batch.token}-report.sbatch"
-    runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False)
     try:
+        runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False)
         job = slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))
-    except slurm.ControllerError as error:
+    except (slurm.ControllerError, OSError) as error:
         return f"no report job ({error}); call `python -m orchestrator report` when the runs have ended"
     return f"queued the report behind them as job {job}"
 
@@ -174,7 +191,7 @@ def _lost_answer(batch: Batch, error: slurm.ControllerError) -> list[str]:
             f"{error}; whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: "
             "what is in the queue by then is found, the rest is queued, nothing twice"
         )
-    release([member for job in batch.jobs for member in job], str(error))
+    release(batch.members, str(error))
     raise RunError(str(error))
 
 
@@ -217,4 +234,5 @@ def adopt(states: Iterable[RunState]) -> None:
         events = runlog.read_events(state.run.folder) if claim else []
         if claim and not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
             fields = {"attempt": claim.attempt, "token": claim.token}
-            runlog.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
+            with contextlib.suppress(OSError):  # it is found by its token until then
+                runlog.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)

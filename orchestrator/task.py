@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from orchestrator import claims, command, ranks
 from orchestrator.ranks import Layout
@@ -90,15 +90,15 @@ class Member:
         self.trainers = 0  # that had this run before ours
 
     def start(self, job_id: str) -> None:
-        """Start the trainer, unless another job has the run."""
-        claim = claims.follow if self.node else claims.start
-        refusal = claim(self.run_dir, self.attempt, job_id)
-        if not refusal and _restarts() and self._has_failed():
-            refusal = "it failed before the job was requeued for the others"
-        if not refusal and _restarts() and self.stopped_for_good():
-            refusal = "it was asked to stop before the job was requeued for the others"
-        if self.node and self.layout is ALONE:
-            refusal = "it is trained on the first node alone"
+        """Start the trainer, unless another job has the run. A run that cannot be begun does not end the others."""
+        try:
+            self._start(job_id)
+        except OSError as error:
+            self.unplaced = True
+            self.note("failed", reason=f"{error.filename or self.run_dir}: {error.strerror}; submit again with --retry")
+
+    def _start(self, job_id: str) -> None:
+        refusal = self._refusal(job_id)
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
             return
@@ -109,7 +109,7 @@ class Member:
             environments = ranks.environments(self.layout, self.run_dir)
         except OSError as error:
             self.unplaced = True
-            runlog.append_event(self.run_dir, "failed", reason=f"the job's nodes are not known: {error}")
+            self.note("failed", reason=f"the job's nodes are not known: {error}")
             return
         with open(self.output, "ab") as output:
             words = trainer_command(self.run_dir)
@@ -120,6 +120,25 @@ class Member:
                     self.children.append(spawn(words, values, output))
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+
+    def _refusal(self, job_id: str) -> str | None:
+        """Why this job must leave the run alone, None where it need not. Raises OSError."""
+        claim = claims.follow if self.node else claims.start
+        refusal = claim(self.run_dir, self.attempt, job_id)
+        if not refusal and _restarts() and self._has_failed():
+            refusal = "it failed before the job was requeued for the others"
+        if not refusal and _restarts() and self.stopped_for_good():
+            refusal = "it was asked to stop before the job was requeued for the others"
+        if self.node and self.layout is ALONE:
+            refusal = "it is trained on the first node alone"
+        return refusal
+
+    def note(self, event: str, **fields: Any) -> None:
+        """An event, where the disk takes it: without it the job's end says what became of the run."""
+        try:
+            runlog.append_event(self.run_dir, event, **fields)
+        except OSError as error:
+            print(f"{self.run_dir}: {event} {fields} could not be written down: {error.strerror}", flush=True)
 
     def send(self, number: int) -> None:
         for child in self.children:
@@ -185,12 +204,12 @@ class Member:
         else:
             lines = runlog.read_text(self.output)[-4000:].strip().splitlines()
             reason = f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
-        runlog.append_event(self.run_dir, "failed", reason=reason)
+        self.note("failed", reason=reason)
 
     def fail(self, reason: str) -> None:
         """Record a failure, unless one is there."""
         if not self._has_failed():
-            runlog.append_event(self.run_dir, "failed", reason=reason)
+            self.note("failed", reason=reason)
 
     def _has_failed(self) -> bool:
         """Is a failure the last that was said? A process that another one has left may say so just after the cause."""
@@ -255,15 +274,15 @@ class Job:
                 reason = (
                     f"no checkpoint since the last of {_restarts()} restarts: the time limit is too short for this run"
                 )
-                runlog.append_event(member.run_dir, "failed", reason=reason)
+                member.note("failed", reason=reason)
             return False
         for member in stopped:
-            runlog.append_event(member.run_dir, "requeued")
+            member.note("requeued")
         problem = _scontrol_requeue(job_id)
         if problem:
             print(f"scontrol requeue {job_id}: {problem}", flush=True)
             for member in stopped:
-                runlog.append_event(member.run_dir, "stopped", reason=f"scontrol requeue: {problem}")
+                member.note("stopped", reason=f"scontrol requeue: {problem}")
             return False
         time.sleep(60)  # Slurm ends this job now; an exit of our own would count as its end
         return True

@@ -26,6 +26,11 @@ class Batch:
     code: Path  # the snapshot
 
     @property
+    def members(self) -> Members:
+        """The runs of all its jobs."""
+        return [member for job in self.jobs for member in job]
+
+    @property
     def threads(self) -> int:
         """CPU threads of each run: the job's cores divided by the runs that may share them.
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import resource
 from collections import Counter
 from pathlib import Path
 
@@ -96,6 +97,44 @@ def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_p
     members = submission.claim(submission.select(status.collect(study)).chosen)
     with pytest.raises(ZeroDivisionError), submission.released_on_error(members):
         _ = 1 / 0
+    assert {state.state for state in status.collect(study)} == {"planned"}
+
+
+def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(fake: FakeSlurm, tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    (study.folder / rundir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
+    assert "nothing of it was queued" in submit_once(study)
+    assert {state.state for state in status.collect(study)} == {"planned"}
+    (tmp_path / "logs").rename(study.folder / rundir.LOGS)
+    assert submit_once(study) == ""
+    assert set(queued_runs(study, fake).values()) == {1}
+
+
+def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(fake: FakeSlurm, tmp_path: Path) -> None:
+    """The jobs are queued, and their ids cannot be written down."""
+    study = make_study(tmp_path)
+    events = study.runs[2].folder / runlog.EVENTS
+    program = fake.bin / "sbatch"
+    spoil = f"import os\nos.rename({str(events)!r}, {str(events) + '.kept'!r})\nos.mkdir({str(events)!r})\n"
+    text = program.read_text()
+    program.write_text(text.replace("\n", "\n" + spoil, 1))
+    assert "queued as job 1" in submit_once(study)
+    program.write_text(text)
+    events.rmdir()
+    events.with_name(events.name + ".kept").rename(events)
+    assert [state.job_id for state in status.collect(study)] == [f"1_{index}" for index in range(7)]
+    assert submit_once(study) == ""
+    assert set(queued_runs(study, fake).values()) == {1}
+    assert runlog.read_events(study.runs[6].folder)[-1]["event"] == "queued"
+
+
+def test_claims_that_cannot_be_described_are_one_sentence(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    members = submission.claim(submission.select(status.collect(study)).chosen)
+    (study.runs[3].folder / runlog.PROVENANCE).mkdir()
+    code = submission.take_snapshot(study)
+    with pytest.raises(RunError, match="nothing was queued"), submission.released_on_error(members):
+        submission.prepare(study, [[member] for member in members], SlurmSettings(), code)
     assert {state.state for state in status.collect(study)} == {"planned"}
 
 
@@ -202,6 +241,19 @@ def test_only_one_job_runs_an_attempt(tmp_path: Path) -> None:
     assert "job 10_0 runs attempt 1" in str(claims.start(tmp_path, 1, "11_0"))
     assert claims.take(tmp_path, 2)
     assert "attempt 2 has taken its place" in str(claims.start(tmp_path, 1, "10_0"))
+
+
+def test_a_full_disk_leaves_no_half_of_a_started_attempt(tmp_path: Path) -> None:
+    assert claims.take(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            claims.start(tmp_path, 1, "10_0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / claims.FOLDER / "1").iterdir())
+    assert claims.start(tmp_path, 1, "11_0") is None
 
 
 def test_the_plan_shows_as_many_scripts_as_the_cluster_needs(fake: FakeSlurm, workspace: Workspace) -> None:

@@ -106,6 +106,34 @@ def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: Stud
     assert "started" not in events(run)
 
 
+def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace, run: StudyRun) -> None:
+    """As on a full disk; a file in the place of the folder stops root too."""
+    broken = workspace.folder / "out" / "study" / "broken"
+    broken.mkdir()
+    (broken / claims.FOLDER).touch()
+    command = task.task_command([(run.folder, 1), (broken, 1)])
+    with subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stderr=subprocess.PIPE) as process:
+        until(lambda: runlog.read_events(broken) != [])
+        until(lambda: "started" in events(run) or process.poll() is not None)
+        assert process.poll() is None, "the job has ended"
+        (run.folder / runlog.STOP_REQUEST).touch()
+        assert process.stderr and b"Traceback" not in process.stderr.read()
+    assert events(run)[-1] == "stopped"
+    (failed,) = runlog.read_events(broken)
+    assert failed["event"] == "failed" and f"{claims.FOLDER}: Not a directory" in failed["reason"]
+
+
+def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspace: Workspace, run: StudyRun) -> None:
+    (run.folder / runlog.EVENTS).mkdir()
+    command = task.task_command([(run.folder, 1)])
+    ended = subprocess.run(
+        command, cwd=workspace.folder, env=workspace.env(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "could not be written down: Is a directory" in ended.stdout
+
+
 def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeSlurm(tmp_path / "slurm")
     (fake.bin / "squeue").write_text("#!/bin/sh\nexec env\n")
