@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import built_in, count_parameters
-from orchestrator import kinds, slurm, task
+from orchestrator import exports, kinds, slurm, task
 from orchestrator.command import checks as command_checks
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
@@ -58,11 +58,17 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequen
         slow.append(partial(_cluster, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # each waits for a process of its own
         found = list(pool.map(lambda check: list(check()), slow))
-    findings = [*_output(loaded), *_space(loaded, chosen), *chain.from_iterable(found)]
+    findings = [*_exports(loaded), *_output(loaded), *_space(loaded, chosen), *chain.from_iterable(found)]
     if not findings:
         findings += _corpora(ours)
     if findings:
         raise ConfigError(list(dict.fromkeys(findings)))
+
+
+def _exports(loaded: Loaded) -> Iterator[str]:
+    """Variables that the jobs are to get, and this shell does not have."""
+    for name in exports.unset(loaded.experiment.export):
+        yield f"{loaded.at('export')}export: {name} is not set in this shell; set it, or take it out of the list"
 
 
 def _output(loaded: Loaded) -> Iterator[str]:

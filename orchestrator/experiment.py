@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator import inheritance, locate, yamlfile
+from orchestrator import disclosures, exports, inheritance, locate, yamlfile
 from orchestrator.command import checks as command_checks
 from orchestrator.command.settings import CommandKeys
 from orchestrator.inheritance import Overrides
@@ -91,13 +91,15 @@ OWN_OPTIONS = {
         "dependency",
         "error",
         "export",
+        "export-file",
+        "get-user-env",
         "input",
         "job-name",
         "nodes",
         "no-requeue",
         "ntasks",
     ),
-    *("ntasks", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap"),
+    *("open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap"),
 }
 
 
@@ -115,6 +117,7 @@ def usable_path(path: str) -> str:
 
 
 ExtraOption = Annotated[str, AfterValidator(_no_own_option)]
+Exported = Annotated[str, AfterValidator(exports.checked)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -168,6 +171,8 @@ class Experiment(CommandKeys, Strict):
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = SlurmSettings()
+    export: list[Exported] = Field([], description="variables of your shell that jobs get besides the usual ones")
+    not_secret: list[str] = Field([], description="names of settings that only look like secrets")
     output: Annotated[str, AfterValidator(usable_path)] = Field("out", min_length=1)
 
     @property
@@ -237,6 +242,7 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     forced = inheritance.apply_sets(tree, given, TOP_LEVEL)
     problems: list[str] = []
     data = inheritance.fill(tree, problems)
+    disclosures.refuse_filled(data, tree)
     if "name" not in data and source.config is None:
         _ask_for_config(source)
     data.pop("extends", None)

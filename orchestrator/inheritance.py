@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import locate, yamlfile
+from orchestrator import disclosures, locate, yamlfile
 from orchestrator.command import template
 from orchestrator.expressions import Variables
 from orchestrator.locate import Source
@@ -30,6 +30,7 @@ def read(source: Source, given: Overrides | None = None, chain: tuple[Source, ..
         cycle = " -> ".join(_short(link) for link in (*chain[chain.index(identity) :], identity))
         raise UserError(f"{source}: extends itself: {cycle}")
     whole = yamlfile.load(source.path)
+    disclosures.refuse(whole)
     configs = configs_of(whole)
     chain = (*chain, identity)
     if source.config is None:
@@ -171,9 +172,11 @@ def parse_sets(sets: Iterable[str]) -> Overrides:
     parsed: Overrides = {}
     for text in sets:
         key, equals, value = text.partition("=")
+        disclosures.refuse_set(key, value)  # before any message that repeats it
         if not equals:
             raise UserError(f"--set {text}: write --set key=value, for instance --set trainer.max_iters=100")
         parsed[key] = yamlfile.parse_scalar(value)
+        disclosures.refuse_set(key, parsed[key])
     return parsed
 
 

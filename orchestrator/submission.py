@@ -80,9 +80,11 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
         raise RunError(f"{error.filename}: the code snapshot cannot be written: {error.strerror}") from None
 
 
-def prepare(study: Study, jobs: Sequence[Members], settings: SlurmSettings, code: Path) -> Batch:
+def prepare(
+    study: Study, jobs: Sequence[Members], settings: SlurmSettings, code: Path, exports: Sequence[str] = ()
+) -> Batch:
     """The batch of one launch: provenance of each run, claims described. Nothing is queued yet."""
-    batch = Batch(study, jobs, claims.new_token(), settings, code)
+    batch = Batch(study, jobs, claims.new_token(), settings, code, exports)
     shared = rundir.surroundings(code)
     for index, job in enumerate(jobs):
         for run, attempt in job:

@@ -240,7 +240,8 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path,
         return
     jobs = [[member] for member in members]
     with submission.released_on_error(members):
-        batch = submission.prepare(study, jobs, plan.loaded.experiment.slurm, code)
+        experiment = plan.loaded.experiment
+        batch = submission.prepare(study, jobs, experiment.slurm, code, experiment.export)
         submission.record(batch, "local", ["" for _ in jobs])
     queue = LocalQueue(find_devices(plan.options.devices))
     with display.LiveStatus(study, console, Scheduler()) as live:
@@ -260,7 +261,7 @@ def _queue_slurm(
     arrays: list[str] = []
     while waiting:
         with submission.released_on_error([member for jobs in waiting for job in jobs for member in job]):
-            batch = submission.prepare(study, waiting[0], settings, code)
+            batch = submission.prepare(study, waiting[0], settings, code, plan.loaded.experiment.export)
         jobs = waiting.pop(0)
         with submission.released_on_error([member for rest in waiting for job in rest for member in job]):
             arrays.append(submission.queue(launcher, batch)[0].partition("_")[0])
@@ -286,4 +287,5 @@ def scripts(plan: Plan) -> list[str]:
     except slurm.ControllerError:  # the scripts can be shown on a machine that has no cluster
         largest_array = len(members)
     arrays = submission.split(members, settings.runs_per_job, largest_array)
-    return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code)) for jobs in arrays]
+    export = plan.loaded.experiment.export
+    return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code, export)) for jobs in arrays]

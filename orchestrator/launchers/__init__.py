@@ -24,6 +24,7 @@ class Batch:
     token: str
     settings: SlurmSettings
     code: Path  # the snapshot
+    exports: Sequence[str] = ()  # of the user's shell, besides the allow-list
 
     @property
     def members(self) -> Members:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator import task
+from orchestrator import exports, task
 from orchestrator.launchers import Batch
 from orchestrator.ranks import Layout
 from orchestrator.rundir import LOGS
@@ -53,6 +53,7 @@ class LocalQueue:
         self.devices = list(devices)
         self._running: dict[subprocess.Popen[bytes], str] = {}
         self._stopping = False
+        self._shell: dict[str, str] = {}  # what the runs get of the environment
 
     def slots(self, threads: int, processes: int = 1) -> list[str]:
         """A slot per run that may run at once: its GPUs' indices, or '' for a share of the CPU.
@@ -77,6 +78,7 @@ class LocalQueue:
         free = self.slots(threads, layout.processes)
         waiting = batch.commands(layout)
         logs = batch.study.folder / LOGS / f"{batch.token}.out"
+        self._shell = exports.environment(batch.exports)
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self._running or (waiting and not self._stopping):
@@ -95,9 +97,7 @@ class LocalQueue:
             raise StoppedError("stopped; the same command goes on from the last checkpoints")
 
     def _start(self, command: list[str], device: str, threads: int, code: Path, logs: Path) -> None:
-        # inside an allocation, the job is the user's: a run must not take itself for it
-        mine = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_JOB", "SLURM_ARRAY"))}
-        environment = {**mine, **task.environment(code, threads)}
+        environment = {**self._shell, **task.environment(code, threads)}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with open(logs, "ab") as output:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from orchestrator import slurm, task
+from orchestrator import exports, slurm, task
 from orchestrator.experiment import SlurmSettings, minutes
 from orchestrator.launchers import Batch, job_ids
 from orchestrator.rundir import LOGS, Study
@@ -35,6 +35,8 @@ class SbatchLauncher:
             logs=log_path(batch.study, "%A_%a.out" if len(batch.jobs) > 1 else "%j.out"),
             options=sbatch_options(batch.settings),
             nodes=batch.settings.nodes,
+            export=exports.option(batch.exports),
+            wall=exports.wall(batch.exports),
             srun=shlex.join(["srun", *srun_options(batch.settings)]),
             tasks=len(batch.jobs),
             max_parallel=batch.settings.max_parallel,
@@ -65,7 +67,7 @@ def test_script(settings: SlurmSettings) -> str:
     """A job that asks for the study's resources and does nothing, for `sbatch --test-only`."""
     options = [f"#SBATCH --{name}={value}" for name, value in sbatch_options(settings).items()]
     nodes = [f"#SBATCH --nodes={settings.nodes}", f"#SBATCH --ntasks={settings.nodes}"]
-    return "\n".join(["#!/bin/bash", *nodes, *options, "true", ""])
+    return "\n".join(["#!/bin/bash", "#SBATCH --export=NONE", *nodes, *options, "true", ""])
 
 
 def report_script(batch: Batch) -> str:
@@ -79,6 +81,8 @@ def report_script(batch: Batch) -> str:
         options={name: options[name] for name in options if name in ("partition", "account", "qos")},
         extra=batch.settings.extra,
         minutes=min(30, minutes(batch.settings.time)),
+        export=exports.option(batch.exports),
+        wall=exports.wall(batch.exports),
         environment=job_environment(batch),
         setup=batch.settings.setup,
         command=shlex.join(command),
@@ -112,8 +116,8 @@ def sbatch_options(settings: SlurmSettings) -> dict[str, Any]:
 
 
 def srun_options(settings: SlurmSettings) -> list[str]:
-    """How a job starts its task on each node: where it fails on one, the others are ended."""
-    return ["--export=ALL", *(["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else [])]
+    """How a job starts its task on each node, with the environment it has: where one fails, the others are ended."""
+    return ["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else []
 
 
 def job_environment(batch: Batch) -> dict[str, str]:

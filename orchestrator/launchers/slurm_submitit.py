@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator import slurm
+from orchestrator import exports, slurm
 from orchestrator.experiment import minutes
 from orchestrator.launchers import Batch, job_ids
 from orchestrator.launchers.slurm_sbatch import job_environment, log_path, srun_options
@@ -55,8 +55,9 @@ class SubmititLauncher:
         except RuntimeError as error:
             raise UserError(f"launcher submitit: {error}; use --launcher local") from None
         settings = batch.settings
-        extra = {"requeue": True, "chdir": str(Path.cwd()), **settings.extra}
-        setup = [f"export {name}={value}" for name, value in job_environment(batch).items()] + settings.setup
+        own = {"requeue": True, "chdir": str(Path.cwd()), "export": exports.option(batch.exports)}
+        variables = [f"export {name}={value}" for name, value in job_environment(batch).items()]
+        setup = [*exports.wall(batch.exports), *variables, *settings.setup]
         parameters = {
             "name": batch.study.name,
             "timeout_min": minutes(settings.time),
@@ -76,7 +77,7 @@ class SubmititLauncher:
             "slurm_setup": setup,
             "slurm_srun_args": srun_options(settings),
             "slurm_stderr_to_stdout": True,
-            "slurm_additional_parameters": extra,
+            "slurm_additional_parameters": own | settings.extra,
         }
         executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
         return executor

@@ -1,0 +1,94 @@
+"""What looks like a secret: by the name it goes under, or by its form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+# Ends of names: WANDB_API_KEY, db.password, clientSecret
+PHRASES = (
+    *("password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "bearer", "jwt"),
+    *("api key", "apikey", "private key", "access key", "secret key", "account key", "signing key"),
+)
+# `pad_token: "<pad>"`, `max_token: 5`: what the field calls a token
+TEXT_TOKENS = re.compile(
+    "pad|eos|bos|mask|cls|sep|unk|special|start|end|begin|stop|image|audio|text|prefix|suffix|extra|per|last|first|"
+    "next|prompt|delimiter|separator|newline|think|tool|class|max|min|num|n|by|each"
+)
+FORMS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})",
+    "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{16,}",
+    "a Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}",
+    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "an address with a password": r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/@:'\"]*:(?![${])[^\s/@'\"]+@",
+    "an authorization header": r"(?i:\bauthorization\s*[:=]\s*(?:bearer|basic|token)\s+)[^\s'\"$]+",
+    "a key for W&B": r"\bwandb\s+login\s+(?:-\S+\s+)*[0-9a-f]{40}\b",
+}
+_FORMS = {kind: re.compile(pattern) for kind, pattern in FORMS.items()}
+_HEX_KEY = re.compile(r"[0-9a-f]{40}")  # of W&B; a git commit too, so only under a name that ends with `key`
+# $NAME, $(command), {setting}, <placeholder>, a group of a pattern, ***
+_REFERS = re.compile(r"\$[A-Z_{(]|`|\{[A-Za-z_][\w.-]*\}|<[^<>]*>$|\(\?|\*+$")
+# NAME=value and --name value, as a shell or an argument parser reads them
+_WORD = r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s\"';&|]+)"
+_ASSIGNED = re.compile(
+    rf"(?<![\w./$-])(?:(?P<name>-*[A-Za-z_][\w.-]*)=|(?P<flag>--?[A-Za-z_][\w.-]*)[ \t]+(?!-)){_WORD}"
+)
+
+
+def name(key: str) -> bool:
+    """Does a key, dotted or not, or a variable's name say that what it holds is a secret?"""
+    *outer, last = [_words(part) for part in key.split(".")]
+    return any(map(_is_phrase, outer)) or _is_phrase(last) or _is_token(last)
+
+
+def literal(key: str, value: Any) -> bool:
+    """Is the value of a key with such a name one itself? Not a switch, a placeholder, or a number of tokens."""
+    if value is None or isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    text = str(value).strip("\"' \t")
+    if _is_token(_words(key.rpartition(".")[2])) and re.fullmatch(r"[-+]?[\d.]+", text):
+        return False
+    return bool(text) and not _REFERS.match(text) and text.lower() not in ("none", "null", "true", "false", "yes", "no")
+
+
+def form(text: str, key: str = "") -> str:
+    """What kind of secret a text holds by its form, '' for none. key: the name it goes under."""
+    found = next((kind for kind, pattern in _FORMS.items() if pattern.search(text)), "")
+    if not found and _words(key)[-1:] == ["key"] and _HEX_KEY.fullmatch(text.strip()):
+        return "a key of 40 digits"
+    return found
+
+
+def assigned(line: str) -> str:
+    """The name under which a line of a shell, or of arguments, gives a secret; '' for none."""
+    return next((key for key, _ in _assignments(line)), "")
+
+
+def _assignments(line: str) -> Iterator[tuple[str, re.Match[str]]]:
+    for found in _ASSIGNED.finditer(line):
+        key = (found["name"] or found["flag"]).lstrip("-")
+        if name(key) and literal(key, found["value"]):
+            yield key, found
+
+
+def _words(key: str) -> list[str]:
+    """`WANDB_API_KEY`, `wandbApiKey` and `wandb-api-key2` as wandb, api, key."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key)
+    words = (word.rstrip("0123456789") for word in re.split(r"[^A-Za-z0-9]+", spaced.lower()))
+    return [word for word in words if word]
+
+
+def _is_phrase(words: list[str]) -> bool:
+    joined = f" {' '.join(words)}"  # PGPASSWORD has no word before its own
+    return joined.endswith((*(f" {phrase}" for phrase in PHRASES), "password", "passwd")) or words[1:][-1:] == ["pwd"]
+
+
+def _is_token(words: list[str]) -> bool:
+    """`token`, `hf_token`, `auth`; as the last word only, and not of `pad_token`."""
+    return words[-1:] == ["auth"] or (words[-1:] == ["token"] and not any(map(TEXT_TOKENS.fullmatch, words[-2:-1])))

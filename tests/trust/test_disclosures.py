@@ -1,0 +1,171 @@
+"""Secrets in experiment files and on the command line are refused, without being repeated; what is none is not."""
+
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import experiment, sensitive
+from orchestrator.snapshot import code_root
+from tests.evidence import Cases, Tally
+from tests.trust import canaries
+from tests.workspace import Workspace
+from trainer.errors import ConfigError, UserError
+
+KEYS = (
+    *("api_key", "WANDB_API_KEY", "wandbApiKey", "api-key", "token", "hf_token", "HF_TOKEN", "auth", "auth_token"),
+    *("password", "db_password", "PGPASSWORD", "passwd", "DB_PWD", "secret", "client_secret", "AWS_SECRET_ACCESS_KEY"),
+    *("private_key", "credentials", "bearer", "access_key", "passphrase", "jwt", "password2"),
+)
+HARMLESS: dict[str, Any] = {
+    **{"tokenizer": "gpt2", "max_tokens": 100, "eval_tokens": 20, "pad_token": "<pad>", "eos_token": "</s>"},
+    **{"token_dropout": 0.1, "tokens_per_step": 64, "author": "me", "n_kv_head": 2, "key_size": 16, "per_token": "x"},
+    **{"secret": None, "use_auth": True, "auth": False, "token": "", "keys": "a b", "monkey": "see", "max_token": 512},
+    **{"token_file": "~/.token", "revision": "0123456789012345678901234567890123456789", "special_token": "[X]"},
+    **{"url": "https://example.org/data", "ssh": "git@github.com:x/y", "bearing": "north", "password": "{stdin}"},
+    **{"description": "the token is masked; no secret = no leak", "pattern": r"token=(?P<iter>\d+)"},
+}
+
+
+def letters(rng: random.Random, count: int, alphabet: str = string.ascii_letters + string.digits) -> str:
+    return "".join(rng.choices(alphabet, k=count))
+
+
+def known_form(rng: random.Random) -> str:
+    """A random secret of a form that says what it is."""
+    upper, lower = string.ascii_uppercase + string.digits, "0123456789abcdef"
+    return rng.choice(
+        [
+            f"hf_{letters(rng, 34)}",
+            f"sk-{letters(rng, 40)}",
+            f"ghp_{letters(rng, 36)}",
+            f"github_pat_{letters(rng, 22)}",
+            f"glpat-{letters(rng, 20)}",
+            f"AKIA{letters(rng, 16, upper)}",
+            f"xoxb-{letters(rng, 24)}",
+            f"-----BEGIN RSA PRIVATE KEY-----\n{letters(rng, 64)}",
+            f"https://user:{letters(rng, 16)}@example.org/simple",
+            f"http://:{letters(rng, 16)}@proxy:3128",
+            f"wandb login {letters(rng, 40, lower)}",
+            f"curl -H 'Authorization: Bearer {letters(rng, 30)}' example.org",
+        ]
+    )
+
+
+def plant(rng: random.Random, key: str, value: Any) -> dict[str, Any]:
+    """An experiment with the value under the key, somewhere."""
+    nested = rng.choice([{key: value}, {"group": {key: value}}, {f"group.{key}": value}, {"list": [1, {key: value}]}])
+    places = [
+        {"base": nested},
+        {"features": {"other": nested}},
+        {"features": {"other": {"levels": {"low": nested, "high": {"lr": 2}}}}},
+        {"vars": {key: value}},
+        {"configs": {"large": {"base": nested}}},
+        {"experiment_info": {key: value}},
+        {"slurm": {"extra": {key: value}}},
+    ]
+    if isinstance(value, str) and "\n" not in value and "'" not in value:
+        places += [
+            {"env": {key: value}},
+            {"slurm": {"setup": ["module load cuda", f"export {key.replace('-', '_')}={value}"]}},
+            {"command": f"python train.py --{key}={value} --steps=3"},
+            {"command": ["python", "train.py", f"--{key}={value}"]},
+        ]
+    return rng.choice(places)
+
+
+def refusal(path: Path, sets: list[str]) -> str:
+    with pytest.raises((ConfigError, UserError)) as caught:
+        experiment.load(path, sets)
+    return str(caught.value)
+
+
+def test_secrets_are_refused_wherever_they_stand(tmp_path: Path, cases: Cases, seed: int, tally: Tally) -> None:
+    rng, count, path = random.Random(seed), cases(150, 3000), tmp_path / "study.yaml"
+    for number in range(count):
+        core = letters(rng, 24)
+        key, value = rng.choice(KEYS), core
+        if number % 2:
+            value = known_form(rng)
+            key = rng.choice(["option", "x", "data_path", "note"])
+            core = max(value.replace("'", " ").replace("@", " ").replace(":", " ").split(), key=len).strip("-/")
+        study = {"name": "study", "command": "python x.py {flags}", "design": ["baseline"], "base": {"lr": 1}}
+        # neighbours with mistakes of their own, whose messages could show values
+        study |= rng.choice([{}, {"mem": value}, {"seeds": value}, {"unknown": 1}])
+        path.write_text("# a file\n" + yaml.safe_dump(study | plant(rng, key, value), sort_keys=False, width=10**6))
+        said = refusal(path, [])
+        assert core not in said and value not in said, said
+        assert f"{path}:" in said and "export: [WANDB_API_KEY]" in said, (key, said)
+    tally("secrets in an experiment file are refused with file, line and key", count, "0 let in, 0 values repeated")
+
+
+def test_secrets_on_the_command_line_are_refused(tmp_path: Path, cases: Cases, seed: int, tally: Tally) -> None:
+    rng, count, path = random.Random(seed), cases(60, 1000), tmp_path / "study.yaml"
+    path.write_text("name: study\nbase: {}\n")
+    for _ in range(count):
+        core, key = letters(rng, 24), rng.choice(KEYS)
+        text = rng.choice(
+            [f"base.{key}={core}", f"{key}={core}", f"vars.{key}={core}", f"{key}={{x{core}", f"x={known_form(rng)}"]
+        )
+        said = refusal(path, [text])
+        assert core not in said and text.partition("=")[2] not in said, said
+        assert said.startswith("--set ") and "export: [WANDB_API_KEY]" in said
+    tally("secrets given by --set are refused", count, "0 let in, 0 values repeated")
+
+
+@pytest.mark.parametrize("text", ["${env:HF_TOKEN}", "x ${env:MY_PASSWORD,none} y", "${ env:WANDB_API_KEY}"])
+def test_a_secret_of_the_environment_is_not_read(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "MY_PASSWORD", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "kept-to-myself")
+    path = tmp_path / "study.yaml"
+    path.write_text(f"name: study\nbase:\n  note: '{text}'\n")
+    said = refusal(path, [])
+    assert f"{path}:3: base.note: ${{env:" in said and "kept-to-myself" not in said
+
+
+def test_what_variables_become_is_judged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """A neutral name that holds a token, and a secret name that is filled from a neutral one."""
+    rng = random.Random(seed)
+    monkeypatch.setenv("FOO", f"ghp_{letters(rng, 36)}")
+    monkeypatch.setenv("BAR", letters(rng, 20))
+    path = tmp_path / "study.yaml"
+    command = "name: study\ncommand: python x.py {flags}\n"
+    for line in ("base: {note: '${env:FOO}'}", "base: {api_key: '${env:BAR}'}", "vars: {a: x1}\nbase: {token: '${a}'}"):
+        path.write_text(f"{command}{line}\n")
+        said = refusal(path, [])
+        assert "looks like a GitHub token" in said or "its name says" in said
+        assert not any(value in said for value in ("ghp_", "x1"))
+
+
+def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
+    study = {"name": "study", "command": "python x.py {flags}", "design": ["baseline"], "base": dict(HARMLESS)}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study | {"metrics": {"csv": "x.csv"}}))
+    experiment.load(path)
+    own = [*code_root().glob("experiments/*.yaml"), *code_root().glob("docs/recipes/*.yaml")]
+    for file in own:
+        if "name" in yaml.safe_load(file.read_text()):
+            experiment.load(file)
+    assert not [name for name in sensitive.PHRASES if not sensitive.name(name.replace(" ", "_"))]
+    tally("settings that only sound like secrets pass", len(HARMLESS) + len(own), "0 refused")
+
+
+def test_a_setting_that_only_looks_like_a_secret_can_be_let_in(tmp_path: Path) -> None:
+    text = "name: s\ncommand: python x.py {{flags}}\ndesign: [baseline]\n{}metrics: {{csv: x}}\n"
+    text += "base: {{secret: santa, token: y}}\n"
+    path = tmp_path / "study.yaml"
+    path.write_text(text.format(""))
+    said = refusal(path, []).splitlines()
+    assert len(said) == 2 and "`not_secret: [secret]`" in said[0]
+    path.write_text(text.format("not_secret: [secret, base.token]\n"))
+    assert experiment.load(path).experiment.base == {"secret": "santa", "token": "y"}
+
+
+def test_the_command_line_says_it_in_one_line(workspace: Workspace) -> None:
+    study = canaries.write_study(workspace, env={"WANDB_API_KEY": "0123456789abcdef"})
+    refused = workspace.run("submit", study, "--launcher", "local", code=2)
+    (line,) = refused.stderr.splitlines()
+    assert "study.yaml:" in line and "env.WANDB_API_KEY" in line and "0123456789abcdef" not in line
