@@ -41,9 +41,10 @@ def new_token() -> str:
 def newest(run_dir: Path) -> int:
     """Number of the newest attempt, 0 before the first."""
     try:
-        return max((int(name) for name in os.listdir(run_dir / FOLDER) if name.isdigit()), default=0)
-    except FileNotFoundError:
+        names = os.listdir(run_dir / FOLDER)
+    except (FileNotFoundError, NotADirectoryError):
         return 0
+    return max((int(name) for name in names if runlog.is_step(name)), default=0)
 
 
 def take(run_dir: Path, attempt: int) -> bool:
@@ -65,10 +66,10 @@ def describe(run_dir: Path, claim: Claim) -> None:
 def read(run_dir: Path, attempt: int) -> Claim:
     """What is known of a claim; only its number while its owner has not described it yet."""
     record = runlog.read_json(run_dir / FOLDER / str(attempt) / "claim.json") or {}
-    try:
-        return Claim(**{**record, "attempt": attempt})
-    except TypeError:
+    token, index, tasks = (record.get(name) for name in ("token", "index", "tasks"))
+    if not isinstance(token, str) or not all(type(n) is int and 0 <= n < 2**32 for n in (index, tasks)):
         return Claim(attempt)
+    return Claim(attempt, token, index, tasks)  # type: ignore[arg-type]
 
 
 def is_void(run_dir: Path, attempt: int) -> bool:

@@ -59,7 +59,7 @@ def safe_value(value: str) -> str:
 
 def minutes(time: str) -> int:
     """Slurm's time formats (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) as whole minutes, rounded up. Raises ValueError."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", time)
     if not match:
         raise ValueError("not a Slurm time; write HH:MM:SS or D-HH:MM:SS, in quotes")
     days, first, second, third = match.groups()
@@ -139,7 +139,7 @@ class SlurmSettings(Strict):
         None, ge=1, description="that share a run on each node (trainer.strategy); default: one for each GPU"
     )
     cpus_per_task: int = Field(1, ge=1, description="cores on each node")
-    mem: Annotated[str, Field(pattern=r"^\d+[KMGTkmgt]?$")] | None = None
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGTkmgt]?$")] | None = None
     time: Annotated[str, AfterValidator(_checked_time)] = "01:00:00"
     max_parallel: int | None = Field(None, ge=1, description="tasks of the array that run at once")
     runs_per_job: int = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")

@@ -7,11 +7,20 @@ import math
 import operator
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator import yamlfile
 from trainer.errors import UserError
+
+
+def _round(value: float, digits: int | None = None) -> float:
+    """`round` to a reasonable number of digits: Python would compute 10 ** digits."""
+    if digits is not None and not -64 <= digits <= 64:
+        raise ValueError("rounded to more than 64 digits")
+    return round(value, digits)
+
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -27,7 +36,7 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "int": int,
     "float": float,
-    "round": round,
+    "round": _round,
     "min": min,
     "max": max,
     "abs": abs,
@@ -37,6 +46,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _PATTERN = re.compile(r"\$\{([^{}]*)\}")
 _LARGEST = 10**18
+LONGEST = 10_000  # characters of an expression
+MOST_FILLED = 1_000_000  # characters and values that the expressions of a file put in, all together
+DEEPEST = 50  # lists and mappings in what a variable holds
 
 
 class Variables:
@@ -46,6 +58,7 @@ class Variables:
         self._raw = dict(values)
         self._known: dict[str, Any] = {}
         self._open: list[str] = []
+        self._filled = 0
         self._environ = environ
 
     def __getitem__(self, name: str) -> Any:
@@ -75,14 +88,24 @@ class Variables:
             return value
         whole = _PATTERN.fullmatch(value)
         if whole:
-            return self._evaluate(whole[1])
-        text = _PATTERN.sub(lambda match: str(self._evaluate(match[1])), value)
+            return self._counted(whole[1])
+        text = _PATTERN.sub(lambda match: str(self._counted(match[1])), value)
         if "${" in text:
             raise UserError(f"{value!r}: `${{` without its `}}`")
         return text
 
+    def _counted(self, expression: str) -> Any:
+        """The expression's value. Variables that hold one another several times would unfold beyond any memory."""
+        value = self._evaluate(expression)
+        self._filled += _size(value, MOST_FILLED)
+        if self._filled > MOST_FILLED:
+            raise UserError(f"${{{expression[:80]}}}: variables unfold to an unreasonable size")
+        return value
+
     def _evaluate(self, expression: str) -> Any:
         expression = expression.strip()
+        if len(expression) > LONGEST:
+            raise UserError(f"${{{expression[:40]}...}}: longer than {LONGEST:,} characters")
         if expression.startswith("env:"):
             name, comma, default = expression[4:].partition(",")
             if name in self._environ:
@@ -91,16 +114,19 @@ class Variables:
                 raise UserError(f"${{{expression}}}: {name} is not set; set it or write ${{env:{name},default}}")
             return yamlfile.parse_scalar(default.strip())
         try:
-            return self._node(ast.parse(expression, mode="eval").body)
+            with warnings.catch_warnings(action="ignore"):  # Python's remarks on style
+                tree = ast.parse(expression, mode="eval")
+            return self._node(tree.body)
         except UserError:
             raise
         except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
-            reason = "not an expression" if isinstance(error, SyntaxError) else str(error)
+            plain = isinstance(error, SyntaxError | MemoryError | RecursionError)
+            reason = "not an expression" if plain else str(error)
             raise UserError(f"${{{expression}}}: {reason}") from None
 
     def _node(self, node: ast.AST) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
-            return node.value
+            return node.value if isinstance(node.value, str) else self._checked(node.value)
         if isinstance(node, ast.Name):
             return self[node.id]
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
@@ -109,7 +135,7 @@ class Variables:
                 raise ValueError("exponent over 64")
             return self._checked(_OPERATORS[type(node.op)](left, right))
         if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](self._number(node.operand))
+            return self._checked(_OPERATORS[type(node.op)](self._number(node.operand)))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
             if node.keywords:
                 raise ValueError("named arguments are not supported")
@@ -127,3 +153,19 @@ class Variables:
         if isinstance(value, complex) or abs(value) > _LARGEST:
             raise ValueError("the result is not a reasonable number")
         return value
+
+
+def _size(value: Any, most: int, depth: int = 0) -> int:
+    """Characters and values in a value; more than `most` where it has more, or is nested too deeply."""
+    if depth > DEEPEST:
+        return most + 1
+    if isinstance(value, str):
+        return len(value) + 1
+    if not isinstance(value, dict | list):
+        return 1
+    total = 1
+    for inner in value.values() if isinstance(value, dict) else value:
+        total += _size(inner, most, depth + 1)
+        if total > most:
+            break
+    return total

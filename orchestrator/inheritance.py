@@ -16,10 +16,15 @@ from trainer.errors import ConfigError, UserError
 
 CONFIGS = "configs"
 
+MOST_SOURCES = 100  # files and configs that one experiment stands on
+
 Overrides = dict[str, Any]  # dotted trainer key -> value
+Known = dict[Source, Tree]  # what was read: two parents may extend the same file
 
 
-def read(source: Source, given: Overrides | None = None, chain: tuple[Source, ...] = ()) -> Tree:
+def read(
+    source: Source, given: Overrides | None = None, chain: tuple[Source, ...] = (), known: Known | None = None
+) -> Tree:
     """The file, or the config in it, deep-merged over what it extends. Raises UserError or ConfigError.
 
     given: `vars` of the command line, which may choose what is extended. A config stands on the top level of its file,
@@ -29,6 +34,11 @@ def read(source: Source, given: Overrides | None = None, chain: tuple[Source, ..
     if identity in chain:
         cycle = " -> ".join(_short(link) for link in (*chain[chain.index(identity) :], identity))
         raise UserError(f"{source}: extends itself: {cycle}")
+    known = {} if known is None else known
+    if identity in known:
+        return known[identity]
+    if len(known) + len(chain) > MOST_SOURCES:
+        raise UserError(f"{source}: stands on more than {MOST_SOURCES} files and configs by `extends:`; use fewer")
     whole = yamlfile.load(source.path)
     disclosures.refuse(whole)
     configs = configs_of(whole)
@@ -37,12 +47,13 @@ def read(source: Source, given: Overrides | None = None, chain: tuple[Source, ..
         top = {key: value for key, value in whole.data.items() if key != CONFIGS}
         own, merged = _flattened(Tree(top, whole.where)), Tree({})
     else:
-        merged = read(Source(source.path), given, chain)
+        merged = read(Source(source.path), given, chain, known)
         own = _flattened(_config(whole, configs, source, merged.data.get("name")))
     variables = Variables({**plain_vars(merged), **plain_vars(own), **(given or {})})
     for parent in _parents(own, source.path, configs, variables):
-        merged = _merge(merged, read(parent, given, chain))
-    return _merge(merged, own)
+        merged = _merge(merged, read(parent, given, chain, known))
+    known[identity] = _merge(merged, own)
+    return known[identity]
 
 
 def _short(source: Source) -> str:

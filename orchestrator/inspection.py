@@ -33,10 +33,10 @@ def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
 
 def _read_from(path: Path, position: int) -> tuple[str, int]:
     try:
-        with open(path, "rb") as file:
+        with runlog.opened(path) as file:
             file.seek(position)
             content = file.read()
-    except FileNotFoundError:
+    except OSError:
         return "", position
     return content.decode("utf-8", "replace"), position + len(content)
 

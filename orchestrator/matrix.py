@@ -17,6 +17,8 @@ from trainer.parallel import share_problems
 
 LONGEST_NAME = 80
 MOST_CELLS = 10_000
+MOST_COMBINATIONS = 100_000  # looked at for a factorial design, those that `exclude` takes away included
+MOST_RUNS = 100_000
 
 Labels = tuple[str, ...]  # what is switched on: ("swiglu",) or ("lr.high", "rope"), in the file's order
 
@@ -52,11 +54,11 @@ def cells(experiment: Experiment) -> list[Cell]:
     all_on = tuple(group[0] for group in labels)
     chosen: dict[frozenset[str], Cell] = {}
     names: set[str] = set()
+    excluded_sets = [frozenset(combination) for combination in experiment.exclude]
 
     def add(name: str, features: Sequence[str]) -> None:
         key = frozenset(features)
-        excluded = any(set(combination) <= key for combination in experiment.exclude)
-        if key in chosen or excluded:
+        if key in chosen or any(combination <= key for combination in excluded_sets):
             return
         if len(chosen) == MOST_CELLS:
             raise ConfigError([f"design: more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
@@ -79,7 +81,9 @@ def cells(experiment: Experiment) -> list[Cell]:
             for left_out in all_on:
                 add(f"without-{left_out}", [label for label in all_on if label != left_out])
         elif word == "factorial":
-            for features in _factorial(labels, order):
+            for number, features in enumerate(_factorial(labels, order)):
+                if number == MOST_COMBINATIONS:
+                    raise ConfigError([f"design: more than {MOST_COMBINATIONS:,} combinations; use {{factorial: 2}}"])
                 add(_combined_name(features), features)
     for name, members in experiment.cells.items():
         add(name, members)
@@ -120,7 +124,11 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     planned: list[tuple[Cell, Overrides, Config]] = []
     faults: dict[str, str] = {}  # a fault of the base, or of one feature, is told once and not for each cell
     bare = Cell("", ())
-    for cell in [bare, *cells(experiment)]:
+    designed = cells(experiment)
+    count = len(designed) * len(experiment.seed_list)
+    if count > MOST_RUNS:
+        raise ConfigError([f"{loaded.at('seeds')}seeds: {count:,} runs are more than {MOST_RUNS:,}; use fewer"])
+    for cell in [bare, *designed]:
         overrides = overrides_of(experiment, cell.features)
         for pair, fault in _overridden(loaded, cell, overrides):
             faults.setdefault(pair, fault)

@@ -41,8 +41,8 @@ def shares(run_dir: Path) -> bool:
     """Is this run one that several processes share?"""
     if (run_dir / SPEC).exists():  # a command starts its processes itself
         return False
-    config = runlog.read_json(run_dir / runlog.CONFIG) or {}
-    return bool(config.get("trainer", {}).get("strategy", "single") != "single")
+    section = (runlog.read_json(run_dir / runlog.CONFIG) or {}).get("trainer")
+    return isinstance(section, dict) and section.get("strategy", "single") != "single"
 
 
 def node_index(layout: Layout, environ: Mapping[str, str] = os.environ) -> int:

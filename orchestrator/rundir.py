@@ -155,18 +155,63 @@ def planned_steps(folder: Path) -> int:
     config = runlog.read_json(folder / runlog.CONFIG) or {}
     section = config.get("trainer")
     steps = spec.get("steps") if spec else section.get("max_iters") if isinstance(section, dict) else None
-    return steps if isinstance(steps, int) else 0
+    return steps if isinstance(steps, int) and 0 <= steps < runlog.LARGEST_STEP else 0
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """study.json, every value of its type. Raises UserError where there is none or it is damaged."""
+    record = runlog.read_json(folder / STUDY)
+    if record is None:
+        raise UserError(f"{folder}: holds no study ({STUDY} is missing or damaged); submit the experiment again")
+    problem = _damage(record)
+    if problem:
+        raise UserError(f"{folder / STUDY}: damaged ({problem}); submit the experiment again to rewrite it")
+    return record
+
+
+def _damage(record: dict[str, Any]) -> str:
+    """What of a study.json cannot be; '' where all is well."""
+    for name, kind in (("name", str), ("file", str), ("created", int | float), ("features", dict), ("runs", list)):
+        if not isinstance(record.get(name), kind):
+            return f"{name} is missing or of another type"
+    if not _holds(record.get("info", {}), str) or not _holds(record["features"], dict | None):
+        return "info or features are of another type"
+    seen: set[str] = set()
+    for entry in record["runs"]:
+        problem = _run_damage(entry)
+        if problem:
+            return problem
+        if entry["id"] in seen:
+            return f"two runs are called {entry['id']}"
+        seen.add(entry["id"])
+    return ""
+
+
+def _run_damage(entry: Any) -> str:
+    if not isinstance(entry, dict) or not {"id", "cell", "seed"} <= entry.keys():
+        return "a run lacks its id, cell or seed"
+    name, features = entry["id"], entry.get("features", [])
+    if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or not 0 < len(name) < 255:
+        return f"{str(name)[:80]!r} is no run's name"
+    seed = entry["seed"]
+    typed = isinstance(entry["cell"], str) and isinstance(seed, int) and not isinstance(seed, bool)
+    lists = isinstance(features, list) and all(isinstance(feature, str) for feature in features)
+    if not typed or not lists or not isinstance(entry.get("overrides", {}), dict) or not 0 <= seed < 2**63:
+        return f"{name}: its cell, seed, features or overrides are of another type"
+    return ""
+
+
+def _holds(value: Any, kind: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(inner, kind) for inner in value.values())
 
 
 def load_study(folder: Path) -> Study:
     """Read study.json. Raises UserError where there is none or it is damaged."""
-    record = runlog.read_json(folder / STUDY)
-    if record is None:
-        raise UserError(f"{folder}: holds no study ({STUDY} is missing or damaged); submit the experiment again")
+    record = read_plan(folder)
     try:
-        runs = [StudyRun(folder=folder / str(entry["id"]), **entry) for entry in record.pop("runs")]
+        runs = [StudyRun(folder=folder / entry["id"], **entry) for entry in record.pop("runs")]
         return Study(folder=folder, runs=runs, **record)
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise UserError(f"{folder / STUDY}: damaged ({error}); submit the experiment again to rewrite it") from None
 
 
@@ -174,11 +219,11 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
     """The study meant by a folder, a name under `output`, or (None) the one submitted last. Raises UserError."""
     if target is not None:
         for folder in (Path(target), output / target):
-            if (folder / STUDY).is_file():
+            if _holds_study(folder):
                 return load_study(folder)
         raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
     last = Path(runlog.read_text(output / LAST).strip() or output)
-    if (last / STUDY).is_file():
+    if _holds_study(last):
         return load_study(last)
     names = list(_studies(output))
     if not names:
@@ -186,6 +231,13 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
             f"no study in {output}/ yet; start with: python -m orchestrator submit experiments/ablation.yaml"
         )
     return load_study(output / max(names, key=lambda name: (output / name / STUDY).stat().st_mtime))
+
+
+def _holds_study(folder: Path) -> bool:
+    try:
+        return (folder / STUDY).is_file()
+    except (OSError, ValueError):  # no right to look; a name that no folder can have
+        return False
 
 
 def note_last(folder: Path, output: Path = Path("out")) -> None:

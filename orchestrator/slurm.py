@@ -34,6 +34,14 @@ ENDED = (
 )
 
 
+# A job's id as Slurm writes it: 123, 123_4, 123+1 (a part of a heterogeneous job), 123_[0,4-9:2%3]
+_JOB_ID = re.compile(r"[0-9]{1,10}(?:_[0-9]{1,10}|\+[0-9]{1,10})?")
+_ARRAY = re.compile(r"([0-9]{1,10})_\[([0-9,:-]*)(?:%[0-9]+)?\]?")
+_RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10})(?::([0-9]{1,10}))?)?")
+MOST_TASKS = 4_000_001  # of an array; Slurm's own limit
+MOST_JOBS = 100_000  # in one answer; what is longer cannot be the user's queue
+
+
 class ControllerError(RunError):
     """slurmctld (or the command itself) does not answer."""
 
@@ -43,7 +51,7 @@ class Job:
     """One job or array task as the scheduler sees it."""
 
     id: str  # 123 or 123_4
-    state: str  # a word of PENDING, RUNNING or ENDED
+    state: str  # a word of PENDING, RUNNING or ENDED, or of a newer Slurm (see `is_known`)
     node: str = ""
     reason: str = ""
     time_left: str = ""
@@ -136,38 +144,56 @@ def queue() -> dict[str, Job]:
 
 
 def parse_squeue(text: str, user: str) -> dict[str, Job]:
-    """squeue's lines (id|state|user|node|left|reason|comment) as jobs by id; other users' jobs are left out."""
-    jobs = {}
-    for line in text.splitlines():
+    """squeue's lines (id|state|user|node|left|reason|comment) as jobs by id; other users' jobs are left out.
+
+    Raises ControllerError for more jobs than there can be: a part of them would make the others look gone.
+    """
+    jobs: dict[str, Job] = {}
+    for line in text.split("\n"):
         fields = line.strip().split("|", 6)
         if len(fields) < 7 or fields[2] != user:
             continue
-        for job_id in expand(fields[0]):
-            state = full_state(fields[1])
+        state = full_state(fields[1])
+        for job_id in expand(fields[0]) if state else ():
             jobs[job_id] = Job(job_id, state, node=fields[3], time_left=fields[4], reason=fields[5], comment=fields[6])
+            _limit(jobs)
     return jobs
 
 
+def _limit(jobs: Mapping[str, Job]) -> None:
+    if len(jobs) > MOST_JOBS:
+        raise ControllerError(f"more than {MOST_JOBS:,} jobs in Slurm's answer")
+
+
 def expand(job_id: str) -> Iterator[str]:
-    """`123_[0,4-9:2%3]` as 123_0, 123_4, 123_6, 123_8; a plain id as itself."""
-    match = re.fullmatch(r"(\d+)_\[([^\]%]*)(?:%\d+)?\]?", job_id)
-    if not match:
+    """`123_[0,4-9:2%3]` as 123_0, 123_4, 123_6, 123_8; a plain id as itself; what is no id as nothing.
+
+    One at a time: an answer may speak of more tasks than fit into memory.
+    """
+    if _JOB_ID.fullmatch(job_id):
         yield job_id
         return
-    for part in filter(None, match[2].split(",")):
-        bounds = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
-        if bounds:
+    match = _ARRAY.fullmatch(job_id)
+    for part in match[2].split(",") if match else ():
+        bounds = _RANGE.fullmatch(part)
+        if match and bounds:
             first, last, step = int(bounds[1]), int(bounds[2] or bounds[1]), int(bounds[3] or 1)
-            yield from (f"{match[1]}_{index}" for index in range(first, min(last, first + 10**6) + 1, max(step, 1)))
+            if step and last < MOST_TASKS:
+                yield from (f"{match[1]}_{index}" for index in range(first, last + 1, step))
 
 
 def full_state(word: str) -> str:
-    """A state word as Slurm may print it (`CANCELLED by 1000`, `OUT_OF_ME+`) in full and alone."""
+    """A state word as Slurm may print it (`CANCELLED by 1000`, `OUT_OF_ME+`) in full and alone; '' for none."""
     word = word.strip().split(" ")[0].upper()
-    if word.endswith("+"):
+    if word.endswith("+") and len(word) > 1:
         stem = word[:-1]
         return next((s for s in (*ENDED, *sorted(PENDING | RUNNING)) if s.startswith(stem)), stem)
-    return word
+    return word if re.fullmatch(r"[A-Z_]+", word) else ""
+
+
+def is_known(state: str) -> bool:
+    """Is it known what this state means for a run?"""
+    return state in PENDING or state in RUNNING or state in ENDED or state == VANISHED
 
 
 def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
@@ -200,15 +226,15 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
 
 
 def parse_scontrol(text: str) -> dict[str, Job]:
-    """`scontrol --oneliner show job` as jobs by id (array tasks as 123_4)."""
-    jobs = {}
-    for line in text.splitlines():
-        fields = dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(.*?)(?=\s+[A-Za-z/:]+=|$)", line))
-        if "JobId" not in fields or "JobState" not in fields:
+    """`scontrol --oneliner show job` as jobs by id (array tasks as 123_4). Raises as `parse_squeue`."""
+    jobs: dict[str, Job] = {}
+    for line in text.split("\n"):
+        fields = _fields(line)
+        if "JobId" not in fields or not full_state(fields.get("JobState", "")):
             continue
         array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
-        ids = expand(f"{array}_[{task}]") if array and task else [fields["JobId"].split(" ")[0]]
-        for job_id in ids:
+        for job_id in expand(f"{array}_[{task}]") if array and task else expand(fields["JobId"].split(" ")[0]):
+            _limit(jobs)
             jobs[job_id] = Job(
                 job_id,
                 full_state(fields["JobState"]),
@@ -220,14 +246,22 @@ def parse_scontrol(text: str) -> dict[str, Job]:
     return jobs
 
 
+def _fields(line: str) -> dict[str, str]:
+    """`Name=value Name=value ...`; a value may hold blanks."""
+    marks = list(re.finditer(r"(?:^|(?<=\s))([A-Za-z/:]+)=", line))
+    ends = [mark.start() for mark in marks[1:]] + [len(line)]
+    return {mark[1]: line[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=False)}
+
+
 def parse_sacct(text: str) -> dict[str, Job]:
-    """`sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList` as jobs by id."""
-    jobs = {}
-    for line in text.splitlines():
+    """`sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList` as jobs by id. Raises as `parse_squeue`."""
+    jobs: dict[str, Job] = {}
+    for line in text.split("\n"):
         fields = line.strip().split("|")
-        if len(fields) == 4:
-            for job_id in expand(fields[0]):
-                jobs[job_id] = Job(job_id, full_state(fields[1]), exit_code=fields[2], node=fields[3])
+        state = full_state(fields[1]) if len(fields) == 4 else ""
+        for job_id in expand(fields[0]) if state else ():
+            jobs[job_id] = Job(job_id, state, exit_code=fields[2], node=fields[3])
+            _limit(jobs)
     return jobs
 
 
@@ -239,7 +273,10 @@ def settings() -> dict[str, str]:
 
 def max_array_size() -> int:
     """Largest array index + 1 that the cluster takes. Raises ControllerError."""
-    return max(1, int(settings().get("MaxArraySize", "1001")))
+    told = settings().get("MaxArraySize", "1001")
+    if not re.fullmatch(r"[0-9]{1,9}", told):
+        raise ControllerError(f"scontrol show config: MaxArraySize is {told[:40]!r}, which is no number")
+    return max(1, int(told))
 
 
 def test_only(script: str) -> None:
@@ -260,4 +297,5 @@ def submit_limit(account: str | None) -> int | None:
         lines = run_command(["sacctmgr", "-nP", "show", "assoc", *whose, "format=MaxSubmitJobs"]).splitlines()
     except ControllerError:
         return None
-    return max((int(line) for line in lines), default=None) if all(line.isdigit() for line in lines) else None
+    numbers = [int(line) for line in lines if re.fullmatch(r"[0-9]{1,10}", line)]
+    return max(numbers) if numbers and len(numbers) == len(lines) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "
 ACTIVE = ("queued", "running")
 HEARTBEAT_SECONDS = 120  # a living trainer on another host has written within this time
 TAIL_BYTES = 4096
+LONGEST_STEP = 1e7  # seconds; no step takes months
 
 ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
 ENDED = ("stopped", "failed", "ended", "unqueued", "finished")
@@ -134,7 +136,7 @@ class _Files:
         latest = [event for event in events[start:] if event["event"] != "submitting"]
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
         attempt = claims.newest(run.folder)
-        known = max((int(e.get("attempt", 0)) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
+        known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
         return cls(
             run,
             rundir.read_summary(run.folder),
@@ -217,12 +219,14 @@ def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | No
 def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
     life = files.life["event"] if files.life else ""
     if files.life and files.life_is_final:
-        return replace(state, state=str(files.life.get("state", "planned")), reason=str(files.life.get("reason", "")))
+        return replace(state, state=_said(files.life, "planned"), reason=files.life.get("reason", ""))
     if files.life and life == "stopped" and not runlog.may_requeue(files.life):
         return _stopped(state, files.life)  # though its job may go on with other runs; nobody starts it again
     if jobs is None:  # the controller is silent: the files' last word
         return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
     job = _own(jobs.get(state.job_id), files)
+    if job and not slurm.is_known(job.state):  # a newer Slurm's word: no end is concluded from it
+        return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
     if life == "failed":
         return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
     if job and job.state in slurm.PENDING:
@@ -239,7 +243,7 @@ def _judge_process(state: RunState, files: _Files) -> RunState:
     """A run of the local launcher, or one that somebody started by hand: is its process there?"""
     life, event = files.life, files.life["event"] if files.life else ""
     if life and event in ("failed", "ended"):
-        return replace(state, state=str(life.get("state", event)), reason=str(life.get("reason", "")))
+        return replace(state, state=_said(life, "failed"), reason=life.get("reason", ""))
     if life and event == "stopped":
         return _stopped(state, life)
     if life and event == "unqueued":
@@ -253,6 +257,11 @@ def _judge_process(state: RunState, files: _Files) -> RunState:
     return replace(state, state="lost", reason=likely_cause(files.run.folder))
 
 
+def _said(event: Record, otherwise: str) -> str:
+    """The state that an event speaks of."""
+    return event["state"] if event.get("state") in STATES else otherwise
+
+
 def owner(run: StudyRun) -> Record | None:
     """The event of the living process that works at a run without Slurm: its trainer, else its waiting `submit`."""
     files = _Files.read(run)
@@ -264,18 +273,18 @@ def owner(run: StudyRun) -> Record | None:
 def _process_lives(event: Record, newest: Record | None = None) -> bool:
     """Does the process that wrote this event live? From another host only its heartbeat can tell."""
     if event.get("host") != socket.gethostname():
-        return time.time() - float((newest or event).get("time", 0)) < HEARTBEAT_SECONDS
+        return time.time() - (newest or event).get("time", 0) < HEARTBEAT_SECONDS
     try:
-        command = Path(f"/proc/{int(event.get('pid', 0))}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return not Path("/proc/self").exists() and _pid_exists(int(event.get("pid", 0)))
+        command = Path(f"/proc/{event.get('pid', 0)}/cmdline").read_bytes()
+    except OSError:
+        return not Path("/proc/self").exists() and _pid_exists(event.get("pid", 0))
     return b"trainer" in command or b"orchestrator" in command
 
 
 def _pid_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError:
+    except (OSError, OverflowError):
         return False
     return True
 
@@ -286,7 +295,7 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     if job and job.state == slurm.VANISHED:
         job = replace(job, state="CANCELLED") if _never_started(files) else None
     verdict = job.state if job else ""
-    if verdict in slurm.PENDING | slurm.RUNNING:  # it came back between two questions
+    if verdict and verdict not in slurm.ENDED:  # it came back between two questions, or is in a state of a newer Slurm
         return replace(state, state="queued" if verdict in slurm.PENDING else "running", reason="")
     if verdict == "CANCELLED" or (not verdict and life == "stopped" and _stopped_by(files) == "SIGTERM"):
         state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
@@ -313,7 +322,7 @@ def _stopped_by(files: _Files) -> str:
 
 
 def _is_fresh(event: Record) -> bool:
-    return time.time() - float(event.get("time", 0)) < 60
+    return bool(time.time() - event.get("time", 0) < 60)
 
 
 CAUSES = (
@@ -354,9 +363,9 @@ def likely_cause(run_dir: Path, job: slurm.Job | None = None) -> str:
 def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
     """The last bytes of a file as text; '' where there is none."""
     try:
-        with open(path, "rb") as file:
+        with runlog.opened(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read().decode("utf-8", "replace")
+            return file.read(2 * size).decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -372,7 +381,8 @@ def _progress(files: _Files) -> RunState:
     last = dict(zip(names, rows[-1], strict=False))
     step, dt = int(last["iter"]), _number(last.get("dt"))
     tokens = _number(last.get("tokens"))
-    speed = tokens / step / dt if tokens and dt and step else None
+    timed = dt is not None and 0 < dt < LONGEST_STEP
+    speed = tokens / step / dt if timed and tokens and dt and step else None
     validated = [_number(dict(zip(names, row, strict=False)).get("val_loss")) for row in rows]
     return replace(
         state,
@@ -380,30 +390,31 @@ def _progress(files: _Files) -> RunState:
         loss=_number(last.get("loss")),
         val_loss=next((v for v in reversed(validated) if v is not None), None),
         tokens_per_s=speed,
-        seconds_left=max(0, files.max_iters - step) * dt if dt and files.max_iters else None,
+        seconds_left=max(0, files.max_iters - step) * dt if timed and dt and files.max_iters else None,
         node=host,
     )
 
 
 def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
+    return runlog.number(text) if text else None
 
 
 def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
     """Column names and the whole rows in the last bytes of a loss.csv."""
+    try:
+        with runlog.opened(path) as file:
+            header = file.readline(TAIL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return (), []
     tail = tail_text(path)
-    header = ",".join(runlog.COLUMNS)
     if not tail.startswith(header):
-        tail = header + tail[tail.find("\n") :]
-    return runlog.COLUMNS, runlog.whole_rows(tail)
+        tail = header + tail[tail.find("\n") + 1 :]
+    return header.strip().split(","), runlog.whole_rows(tail)
 
 
 def as_json(states: Sequence[RunState], scheduler: Scheduler) -> str:
-    """The states for scripts: one object with `runs` and what is known of the controller."""
-    runs = [
+    """The states for scripts: one object with `runs` and what is known of the controller. What JSON has not is null."""
+    runs: list[Record] = [
         {
             "id": state.run.id,
             "cell": state.run.cell,
@@ -416,4 +427,5 @@ def as_json(states: Sequence[RunState], scheduler: Scheduler) -> str:
         }
         for state in states
     ]
+    runs = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in run.items()} for run in runs]
     return json.dumps({"controller_silent_since": scheduler.silent_since, "runs": runs}, indent=1)

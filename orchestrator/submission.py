@@ -210,7 +210,7 @@ def _jobs_with(token: str) -> list[str]:
     jobs = slurm.queue().values()
     waiting = slurm.PENDING | slurm.RUNNING
     bases = {job.id.partition("_")[0] for job in jobs if job.token == token and job.state in waiting}
-    return sorted(bases, key=int)
+    return sorted((base for base in bases if base.isdigit()), key=int)
 
 
 def put_aside(study: Study, names: Sequence[str]) -> list[str]:

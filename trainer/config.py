@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from models.config import SHORT_FORMS, GPTConfig, Size
 from trainer import choices
 from trainer.errors import ConfigError, UserError
+from trainer.runlog import LARGEST_JSON, read_bytes
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -305,10 +306,10 @@ def load(path: str | Path) -> RunConfig:
 
 def _read_tree(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_bytes(path, LARGEST_JSON).decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run's configuration: the top level must be an object")

@@ -10,12 +10,14 @@ import errno
 import json
 import math
 import os
+import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer.durable import TRANSIENT, append_line, replace, retried, sync_file
 
@@ -44,6 +46,20 @@ COLUMNS = ("iter", "loss", "dt", "val_loss", "lr", "grad_norm", "tokens", "secon
 CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs of one configuration
 
 Row = Mapping[str, float | int | None]
+
+LARGEST_STEP = 10**15  # a float64 holds every whole number up to there; what is larger is no step
+LARGEST_JSON = 1 << 28  # bytes; a study of ten thousand runs has some ten millions
+DEEPEST_JSON = 100  # objects and lists within one another; ours have four
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan", re.ASCII | re.I)
+# What our events say about themselves, by its type: whoever reads them need not look again
+EVENT_FIELDS: dict[str, tuple[type, ...]] = {
+    "event": (str,),
+    "time": (int, float),
+    **dict.fromkeys(("pid", "attempt"), (int,)),
+    "iter": (int, type(None)),
+    **dict.fromkeys(("host", "token", "launcher", "state", "reason", "signal", "by", "slurm"), (str,)),
+    "job_id": (str, type(None)),
+}
 
 # Exit code of a trainer that was asked to stop and left a checkpoint (EX_TEMPFAIL of sysexits.h: try again).
 EXIT_STOPPED = 75
@@ -81,19 +97,53 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole records of events.jsonl, oldest first; a torn line is left out."""
-    return [record for record in json_objects(read_text(run_dir / EVENTS)) if isinstance(record.get("event"), str)]
+    """All whole records of events.jsonl, oldest first; a torn line, or one that nobody of ours writes, is left out."""
+    return [record for record in json_objects(read_text(run_dir / EVENTS)) if _is_event(record)]
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    for name, value in record.items():
+        kinds = EVENT_FIELDS.get(name)
+        if kinds is None:
+            continue
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return False
+        if isinstance(value, int | float) and not 0 <= value < LARGEST_STEP:  # nor NaN
+            return False
+    return "event" in record
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects in a text of one a line; what is none, such as a torn line, is left out."""
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
+    for line in text.split("\n"):
+        record = parse_json(line)
         if isinstance(record, dict):
             yield record
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text holds, None where it is none, or none that can be used: nested beyond reason, or with
+    half of a surrogate pair in a word, which no file could hold again.
+    """
+    try:
+        value = json.loads(text)
+        if text.count("{") + text.count("[") > DEEPEST_JSON and _is_deep(value):
+            return None
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Would those who walk through it by recursion get lost?"""
+    level, depth = [value], 0
+    while level and depth <= DEEPEST_JSON:
+        containers = [inner for inner in level if isinstance(inner, dict | list)]
+        level = [v for inner in containers for v in (inner.values() if isinstance(inner, dict) else inner)]
+        depth += 1
+    return depth > DEEPEST_JSON
 
 
 def may_requeue(stopped: Mapping[str, Any]) -> bool:
@@ -104,16 +154,33 @@ def may_requeue(stopped: Mapping[str, Any]) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None where there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path, LARGEST_JSON).decode("utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
 
+def opened(path: Path) -> BinaryIO:
+    """A file open for reading. Raises OSError, also for what is no file: a device has no end, a pipe may be silent."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """A file's content. Raises OSError as `opened` does, and for a file of more than `most` bytes."""
+    with opened(path) as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read()
+
+
 def read_text(path: Path) -> str:
     """The text of a file, '' where there is none; bytes that are not UTF-8 are replaced."""
     try:
-        return path.read_bytes().decode("utf-8", "replace")
+        return read_bytes(path).decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -121,7 +188,7 @@ def read_text(path: Path) -> str:
 def kept_text(path: Path) -> str:
     """Like `read_text`, for what will be written back: only a file that is not there is empty. Raises OSError."""
     try:
-        return retried(path, lambda again: path.read_bytes()).decode("utf-8", "replace")
+        return retried(path, lambda again: read_bytes(path)).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
 
@@ -137,7 +204,7 @@ def whole_rows(text: str) -> list[list[str]]:
     if tuple(header[:2]) != COLUMNS[:2]:
         return []
     split = (line.split(",") for line in lines[1:])
-    rows = [row for row in split if len(row) == len(header) and row[0].isascii() and row[0].isdigit()]
+    rows = [row for row in split if len(row) == len(header) and is_step(row[0])]
     steps = [int(row[0]) for row in rows]
     if all(a < b for a, b in pairwise(steps)):
         return rows
@@ -145,6 +212,25 @@ def whole_rows(text: str) -> list[list[str]]:
     for step, row in zip(steps, rows, strict=True):
         first.setdefault(step, row)
     return [first[step] for step in sorted(first)]
+
+
+def our_rows(text: str) -> list[list[str]]:
+    """`whole_rows` in the order of COLUMNS, whatever the header's is; what is no number is an empty cell."""
+    header = text[: text.find("\n") + 1].strip().split(",")
+    at = [header.index(name) if name in header else None for name in COLUMNS]
+    rows = whole_rows(text)
+    return [["" if i is None or number(row[i]) is None else row[i].strip() for i in at] for row in rows]
+
+
+def is_step(cell: str) -> bool:
+    """Is this the number of a step, as we write it?"""
+    return cell.isascii() and cell.isdigit() and len(cell) <= 16 and int(cell) < LARGEST_STEP
+
+
+def number(cell: str) -> float | None:
+    """A number as a loss.csv spells it, None for anything else: `float` would take `1_0` and other scripts' digits."""
+    cell = cell.strip()
+    return float(cell) if _NUMBER.fullmatch(cell) else None
 
 
 class StepLog:
@@ -191,7 +277,7 @@ class LossLog(StepLog):
 
     def __init__(self, run_dir: Path, step: int, guard: Callable[[], None] = lambda: None) -> None:
         path = run_dir / LOSS
-        kept = [row for row in whole_rows(kept_text(path)) if int(row[0]) <= step]
+        kept = [row for row in our_rows(kept_text(path)) if int(row[0]) <= step]
         super().__init__(path, [",".join(row) for row in [list(COLUMNS), *kept]], guard)
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
@@ -200,15 +286,14 @@ class LossLog(StepLog):
 
     def rows(self) -> list[Row]:
         """The rows written so far, as numbers; None where a cell is empty."""
-        cells = (line.split(",") for line in self.content.decode().splitlines()[1:])
+        cells = (line.split(",") for line in self.content.decode().split("\n")[1:-1])
         return [{name: _value(name, cell) for name, cell in zip(COLUMNS, row, strict=True)} for row in cells]
 
 
 def _value(name: str, cell: str) -> float | int | None:
-    try:
-        return int(cell) if name in ("iter", "tokens") else float(cell)
-    except ValueError:  # empty, or spoiled
-        return None
+    if name in ("iter", "tokens") and is_step(cell):
+        return int(cell)
+    return number(cell)
 
 
 class MetricsLog(StepLog):
@@ -219,7 +304,8 @@ class MetricsLog(StepLog):
 
     def __init__(self, run_dir: Path, rows: Iterable[Row], guard: Callable[[], None] = lambda: None) -> None:
         path = run_dir / METRICS
-        there = {record.get("iter"): record for record in json_objects(kept_text(path))}
+        records = json_objects(kept_text(path))
+        there = {record["iter"]: record for record in records if isinstance(record.get("iter"), int)}
         super().__init__(path, [_as_json({**there.get(row["iter"], {}), **row}) for row in rows], guard)
 
     def write(self, row: Row) -> None:

@@ -11,7 +11,6 @@ HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
 CLOCK = "_seconds"  # in a row: since the start, as ablatrix_run says it, or when we have seen it
 MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
 NAMES = (*runlog.COLUMNS, MILLISECONDS)
-LARGEST_STEP = 10**15
 
 
 class Series:
@@ -48,8 +47,8 @@ class Series:
             self.last, self._restarted = step, False
         self.last = max(self.last, step)
         row = self.rows.setdefault(step, {})
-        since = found.get(CLOCK, clock)
-        if isinstance(since, int | float):
+        since = _number(found.get(CLOCK, clock))
+        if since is not None and math.isfinite(since):
             row.setdefault(CLOCK, round(self.seconds + since, 6))
         row.update(values)
         self.changed = True
@@ -59,9 +58,8 @@ class Series:
         for name, told in found.items():
             if name in ("iter", CLOCK) or told is None or told == "":
                 continue
-            try:
-                value = float(told)  # type: ignore[arg-type]
-            except (TypeError, ValueError):
+            value = _number(told)
+            if value is None:
                 self.bad += 1
                 continue
             if name == MILLISECONDS:
@@ -105,13 +103,12 @@ class Series:
 
     def load(self, text: str) -> None:
         """The rows of a loss.csv that an earlier attempt has left."""
-        for cells in runlog.whole_rows(text):
+        for cells in runlog.our_rows(text):
             row = {}
-            for name, cell in zip(runlog.COLUMNS[1:], cells[1:], strict=False):
-                try:
-                    row[name] = float(cell)
-                except ValueError:
-                    continue
+            for name, cell in zip(runlog.COLUMNS[1:], cells[1:], strict=True):
+                value = runlog.number(cell)
+                if value is not None:
+                    row[name] = value
             self.rows[int(cells[0])] = row
         self.last = max(self.rows, default=-1)
 
@@ -148,10 +145,18 @@ def _cell(value: float | None) -> str:
     return repr(value)
 
 
+def _number(told: object) -> float | None:
+    """A number as commands tell it: one of JSON's, or its text."""
+    if isinstance(told, str):
+        return runlog.number(told)
+    try:
+        return float(told) if isinstance(told, int | float) else None
+    except OverflowError:
+        return None
+
+
 def _step(told: object) -> int | None:
     """A step that is a whole number, written as 10 or 10.0."""
-    try:
-        value = float(told)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return int(value) if math.isfinite(value) and value == int(value) and 0 <= value < LARGEST_STEP else None
+    value = _number(told)
+    whole = value is not None and math.isfinite(value) and value == int(value) and 0 <= value < runlog.LARGEST_STEP
+    return int(value) if whole and value is not None else None

@@ -57,7 +57,7 @@ def call_sbatch(script: Path, dependency: str | None = None) -> str:
     # a dependency that can no longer be met would wait for ever without the second option
     after = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
     output = slurm.run_command(["sbatch", "--parsable", *after, str(script)], timeout=SBATCH_TIMEOUT)
-    match = re.search(r"^(\d+)(?:;|$)", output.strip(), re.MULTILINE)
+    match = re.search(r"^([0-9]{1,10})(?:;|$)", output.strip(), re.MULTILINE)
     if not match:
         raise slurm.ControllerError(f"sbatch: no job id in its answer: {output.strip()[:200]!r}")
     return match[1]

@@ -16,7 +16,7 @@ CURVES = ".curves.npz"
 TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
 HELD_OUT = ("iter", "tokens", "seconds", "val_loss")
 # Part of the cache: a change of what a Curve holds must not read old ones.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,15 @@ class Curve:
 def load(path: Path) -> dict[str, Curve]:
     """digest -> Curve; empty where there is no cache or it is not one."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        raw = io.BytesIO(runlog.read_bytes(path))
+        with zipfile.ZipFile(raw) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return {}  # none of ours, and may unfold to any size
+        with np.load(raw, allow_pickle=False) as stored:
             data = {name: stored[name] for name in stored.files}
         if int(data["format"]) != FORMAT:
+            return {}
+        if not _is_whole(data):
             return {}
         train = np.split(data["train"], np.cumsum(data["groups"])[:-1], axis=1)
         held_out = np.split(data["held_out"], np.cumsum(data["evaluations"])[:-1], axis=1)
@@ -56,8 +62,23 @@ def load(path: Path) -> dict[str, Curve]:
             str(digest): Curve(int(heads[0]), int(heads[1]), float(heads[2]), float(heads[3]), float(heads[4]), t, h)
             for digest, heads, t, h in zip(data["digest"], data["heads"], train, held_out, strict=True)
         }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever zipfile and numpy make of a damaged file: they promise nothing
         return {}
+
+
+def _is_whole(data: Mapping[str, np.ndarray]) -> bool:
+    """Are the parts as `save` writes them, and do they belong together?"""
+    counted = (groups, evaluations) = data["groups"], data["evaluations"]
+    runs = (len(data["digest"]),)
+    numbers = all(data[name].dtype == np.float64 for name in ("heads", "train", "held_out"))
+    counts = all(part.dtype == np.int64 and part.shape == runs and (part >= 0).all() for part in counted)
+    return bool(
+        numbers
+        and counts
+        and data["heads"].shape == (*runs, 5)
+        and data["train"].shape == (len(TRAIN), groups.sum())
+        and data["held_out"].shape == (len(HELD_OUT), evaluations.sum())
+    )
 
 
 def save(path: Path, curves: Mapping[str, Curve], known: Mapping[str, Curve]) -> None:

@@ -32,7 +32,8 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
         for name, content in files.items():
             runlog.atomic_write(folder / name, content, durable=False)
         for name in old["files"].keys() - files.keys():
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).is_file():
+                (folder / name).unlink(missing_ok=True)
         record = {"key": key, "files": {name: _digest(folder / name) for name in files}}
         runlog.atomic_write(folder / MANIFEST, json.dumps(record, indent=1) + "\n", durable=False)
     except OSError as error:
@@ -44,13 +45,13 @@ def _manifest(folder: Path) -> dict:
     """The manifest of the last report; an empty one where there is none that makes sense."""
     found = runlog.read_json(folder / MANIFEST) or {}
     files = found.get("files")
-    plain = isinstance(files, dict) and all(Path(name).name == name for name in files)
+    plain = isinstance(files, dict) and all(name and Path(name).name == name and name.isprintable() for name in files)
     return {"key": found.get("key"), "files": files if plain else {}}
 
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(runlog.read_bytes(path)).hexdigest()
     except OSError:
         return ""
 
