@@ -2,50 +2,79 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 SEED ?= 1
 
-.PHONY: help demo test fast-test trust warm-cache report schema lint clean
+# The build of torch: TORCH=cpu or TORCH=cuda; without it, what this machine or the cluster's nodes are good for.
+# (Nodes at a loopback address are this machine, whose nvidia-smi has answered already.)
+find_torch = if nvidia-smi -L 2>&1 | grep -q '^GPU '; then echo cuda; \
+	elif sinfo -h -N -o '%o %G' 2>&1 | grep -v '^127\.' | grep -q ' gpu:'; then echo cuda; else echo cpu; fi
+INSTALLED := $(VENV)/.installed$(TORCH:%=-%)
+AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
+
+.PHONY: help demo test fast-test trust warm-cache report schema lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(VENV)/.installed: requirements.txt
+$(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(PYTHON) -c 'import sys; sys.exit("Ablatrix needs Python 3.11 or newer; call: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PYTHON) -m venv $(if $(TORCH),--clear) $(VENV)
+	rm -f $(VENV)/.installed*
+	build=$(or $(TORCH),$$($(find_torch))); \
+	case $$build in cpu) lock=requirements.txt ;; cuda) lock=requirements-cuda.txt ;; *) echo "make: TORCH is cpu or cuda" >&2; exit 2 ;; esac; \
+	echo "make: installing $$lock into $(VENV)"; \
+	$(BIN)/python $(PIP) -r $$lock && touch $(VENV)/.installed-$$build
+	touch $(VENV)/.installed
+
+$(VENV)/.dev-installed: $(INSTALLED) requirements-dev.txt
+	$(BIN)/python $(PIP) -r requirements-dev.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)-tools/.installed: requirements/tools.txt
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/bin/python $(PIP) -r requirements/tools.txt
 	touch $@
 
-demo: $(VENV)/.installed ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
+demo: $(INSTALLED) ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
 	$(BIN)/python cache_warm.py --tokenizer sample
 	$(BIN)/python -m orchestrator submit experiments/quickstart.yaml --wait
 	$(BIN)/python -m orchestrator report out/quickstart
 
-test: $(VENV)/.installed-dev ## the whole test suite (the Slurm tests run where a cluster answers)
+test: $(VENV)/.dev-installed ## the whole test suite (the Slurm tests run where a cluster answers)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
+fast-test: $(VENV)/.dev-installed ## what a developer runs after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
 
-trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
+trust: $(VENV)/.dev-installed ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults --full --seed $(SEED) $(PYTEST_ARGS)
 
-warm-cache: $(VENV)/.installed ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
+warm-cache: $(INSTALLED) ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
 	$(BIN)/python cache_warm.py $(ARGS)
 
-report: $(VENV)/.installed ## the report of the study submitted last
+report: $(INSTALLED) ## the report of the study submitted last
 	$(BIN)/python -m orchestrator report
 
-schema: $(VENV)/.installed ## experiments/schema.json, for editors; after settings were added or changed
+schema: $(INSTALLED) ## experiments/schema.json, for editors; after settings were added or changed
 	$(BIN)/python -m orchestrator schema --output experiments/schema.json
 
-lint: $(VENV)/.installed-dev ## ruff and mypy
+lint: $(VENV)/.dev-installed ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove the virtual environment
-	rm -rf $(VENV)
+lock: $(VENV)-tools/.installed ## all requirements*.txt from pyproject.toml; ARGS=--upgrade for newer versions
+	PATH="$(CURDIR)/$(VENV)-tools/bin:$$PATH" python -m tools.lock $(ARGS)
+
+licenses: $(VENV)/.dev-installed $(VENV)-tools/.installed ## docs/licenses.md, from the locks; after make lock
+	$(BIN)/python -m tools.licenses $(VENV)-tools/bin/python
+
+audit: $(VENV)-tools/.installed ## known vulnerabilities of what is locked; needs a network; ARGS="--vulnerability-service osv"
+	$(VENV)-tools/bin/pip-audit --strict --disable-pip --require-hashes $(AUDITED:%=-r %) $(ARGS)
+
+wheel: $(VENV)/.dev-installed ## dist/: the package from the files of this commit, the same bytes from everybody
+	$(BIN)/python -m tools.wheel
+
+clean: ## remove the virtual environments
+	rm -rf $(VENV) $(VENV)-tools

@@ -21,7 +21,7 @@ def ablatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, root = folder / "source", snapshot.code_root()
     for name in (*snapshot.PACKAGES, "sbatch"):
         shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "cache_warm.py", "ablatrix_run.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "cache_warm.py", "ablatrix_run.py"):
         shutil.copy(root / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")

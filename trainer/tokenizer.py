@@ -75,12 +75,32 @@ def find(name: str, cache_dir: Path) -> TokenizerInfo:
     return TokenizerInfo(name, folder, entry["vocab_size"], digest(entry["files"]), entry.get("bulk", "tokenizers"))
 
 
+def verify(info: TokenizerInfo) -> None:
+    """Compare the files' SHA-256 with the manifest's: milliseconds, and only where the files are about to be used.
+
+    Raises OfflineCacheError for a file that is not the one that entered the cache.
+    """
+    cache_dir = info.folder.parent.parent
+    entry = read_manifest(cache_dir)["tokenizers"].get(info.name, {"files": {}})
+    for file, facts in entry["files"].items():
+        try:
+            digest = hashlib.sha256((info.folder / file).read_bytes()).hexdigest()
+        except OSError as error:
+            digest = error.strerror or ""
+        if digest != facts["sha256"]:
+            raise OfflineCacheError(
+                f"tokenizer {info.name!r}: {info.folder / file} is not the file that was put into the cache "
+                f"(its SHA-256 differs from the manifest's): {mend(info.name, cache_dir)}"
+            )
+
+
 def load(name: str, cache_dir: Path) -> GPT2TokenizerFast:
     """The tokenizer itself, from the cache alone. Takes about a second: the import of transformers.
 
-    Raises OfflineCacheError as `find` does.
+    Raises OfflineCacheError as `find` and `verify` do.
     """
     info = find(name, cache_dir)
+    verify(info)
     go_offline()
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.errors import OfflineCacheError
-from trainer.tokenizer import TokenizerInfo
+from trainer.tokenizer import TokenizerInfo, verify
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +38,8 @@ class Encoder:
     """
 
     def __init__(self, info: TokenizerInfo) -> None:
+        """Raises OfflineCacheError where the tokenizer's files are no longer those of the manifest."""
+        verify(info)
         self.dtype = token_dtype(info.vocab_size)
         self._file = info.folder / "tokenizer.json"
         self._exact: Tokenizer | None = None

@@ -1,0 +1,367 @@
+"""What is installed is what was locked, what is built is what was committed, what was downloaded is what is read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import random
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.markers import Marker, default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.evidence import Cases, Tally
+from tools import licenses, lock, wheel
+from trainer import tokenizer
+from trainer.config import DataConfig
+from trainer.data import open_tokens
+from trainer.errors import OfflineCacheError
+
+ROOT = lock.ROOT
+COMMON = "requirements/common.txt"
+LOCKS = ("requirements.txt", "requirements-cuda.txt", "requirements-dev.txt", COMMON, "requirements/tools.txt")
+BUILDS = {"cpu": "requirements.txt", "cuda": "requirements-cuda.txt"}
+
+
+def entries(name: str) -> list[lock.Entry]:
+    return lock.entries((ROOT / name).read_text())
+
+
+def pins(build: str, where: dict[str, str], *more: str) -> dict[str, str]:
+    """{package: version} that one of the builds installs on a system."""
+    listed = [entry for name in (BUILDS[build], COMMON, *more) for entry in entries(name)]
+    found: dict[str, str] = {}
+    for entry in listed:
+        if not entry.marker or Marker(entry.marker).evaluate(where):
+            assert entry.name not in found, f"{entry.name} twice on {where}"
+            found[entry.name] = entry.pin.partition("==")[2]
+    return found
+
+
+def project() -> tuple[list[Requirement], list[Requirement]]:
+    """(dependencies, those of the extra dev) of pyproject.toml."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*map(Requirement, table["dependencies"])], [*map(Requirement, table["optional-dependencies"]["dev"])]
+
+
+def test_every_locked_package_has_its_hashes(tally: Tally) -> None:
+    packages = hashes = 0
+    for name in LOCKS:
+        found = entries(name)
+        assert len({(entry.name, entry.marker) for entry in found}) == len(found), name
+        for entry in found:
+            assert entry.hashes, f"{name}: {entry.name} has no hash"
+            packages, hashes = packages + 1, hashes + len(entry.hashes)
+        options = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("-")]
+        assert set(options) <= {"-r requirements/common.txt", "-r requirements.txt", *page_option()}, name
+    linked = set(re.findall(r"#sha256=([0-9a-f]{64})", (ROOT / "requirements/torch-cpu.html").read_text()))
+    (linux,) = (entry for entry in entries("requirements.txt") if entry.pin.endswith("+cpu"))
+    assert {f"sha256:{digest}" for digest in linked} == set(linux.hashes)
+    (pypi,) = (entry for entry in entries("requirements-cuda.txt") if entry.name == "torch")
+    assert not set(pypi.hashes) & set(linux.hashes)
+    tally("every locked package has a version and hashes", cases=packages, detail=f"{hashes} hashes in 5 locks")
+
+
+def page_option() -> list[str]:
+    return ["--find-links requirements/torch-cpu.html"]
+
+
+def test_the_locks_satisfy_the_project_on_every_system(tally: Tally) -> None:
+    runs, dev = project()
+    checked = 0
+    for where in lock.environments():
+        for build in BUILDS:
+            found = pins(build, where, "requirements-dev.txt")
+            for need in [*runs, *dev]:
+                if need.marker is None or need.marker.evaluate(where):
+                    version = found[canonicalize_name(need.name)]
+                    assert need.specifier.contains(version), f"{need} but {version} on {where}"
+                    checked += 1
+        proprietary = [name for name in pins("cpu", where) if re.match("nvidia-|triton|cuda-", name)]
+        assert not proprietary, "the CPU lock brings CUDA"
+        assert ("nvidia-cublas" in pins("cuda", where)) == (where["sys_platform"] == "linux")
+    tally(
+        "the locks satisfy pyproject.toml",
+        cases=checked,
+        detail=f"specifiers; CPU and CUDA, {len(lock.environments())} systems",
+    )
+
+
+def test_locked_packages_satisfy_each_other_and_none_is_idle(tally: Tally) -> None:
+    """By the metadata of what is installed; what CUDA brings is for uv's own solution."""
+    environment = {key: str(value) for key, value in default_environment().items()}
+    locked = pins("cpu", environment, "requirements-dev.txt")
+    strangers = [name for name, version in locked.items() if not is_installed(name, version)]
+    if strangers:
+        pytest.skip(f"not the locked environment, by {', '.join(strangers)}")
+    runs, dev = project()
+    waiting = [(canonicalize_name(need.name), need, frozenset(need.extras)) for need in [*runs, *dev] if active(need)]
+    reached: set[tuple[str, frozenset[str]]] = set()
+    edges = 0
+    while waiting:
+        name, need, extras = waiting.pop()
+        assert need.specifier.contains(locked[name], prereleases=True), f"{need}, but {locked[name]} is locked"
+        edges += 1
+        if (name, extras) in reached:
+            continue
+        reached.add((name, extras))
+        for child in map(Requirement, metadata.requires(name) or []):
+            if active(child) or any(active(child, extra) for extra in extras):
+                waiting.append((canonicalize_name(child.name), child, frozenset(child.extras)))
+    assert {name for name, _ in reached} == set(locked), "the lock holds what nothing needs"
+    tally("locked packages satisfy each other, none is idle", cases=edges, detail=f"of {len(locked)} packages")
+
+
+def active(need: Requirement, extra: str = "") -> bool:
+    return need.marker is None or need.marker.evaluate({"extra": extra})
+
+
+def is_installed(name: str, version: str) -> bool:
+    try:
+        return metadata.version(name).partition("+")[0] == version.partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def test_what_installs_asks_for_hashes() -> None:
+    """Every file of the repository that a shell or make runs."""
+    names = ["Makefile", ".ci/run", "tests/slurm/cluster", "orchestrator/workspace/Makefile"]
+    for name in names:
+        text = (ROOT / name).read_text()
+        assert not re.search(r"(curl|wget)[^\n]*\|\s*(ba)?sh", text), name
+        for line in re.findall(r".*pip install.*", text):
+            assert "--require-hashes" in line, f"{name}: {line}"
+    assert all("$(PIP)" in line for line in (ROOT / "Makefile").read_text().splitlines() if " -r requirements" in line)
+
+
+def package(folder: Path, said: str) -> Path:
+    """A wheel of one module."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "canary-1.0-py3-none-any.whl"
+    files = {
+        "canary.py": f"SAID = {said!r}\n",
+        "canary-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: canary\nVersion: 1.0\n",
+        "canary-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {name: hashlib.sha256(text.encode()).digest() for name, text in files.items()}
+    encoded = {name: base64.urlsafe_b64encode(digest).rstrip(b"=").decode() for name, digest in digests.items()}
+    record = "".join(f"{name},sha256={encoded[name]},{len(text)}\n" for name, text in files.items())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**files, "canary-1.0.dist-info/RECORD": record}.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_a_changed_package_is_not_installed(tmp_path: Path, tally: Tally) -> None:
+    digest = hashlib.sha256(package(tmp_path / "index", "good").read_bytes()).hexdigest()
+    entry = lock.Entry("canary", "canary==1.0", "", (f"sha256:{digest}",))
+    (tmp_path / "requirements.txt").write_text(str(entry))
+    (tmp_path / "unhashed.txt").write_text("canary==1.0\n")
+    (line,) = re.findall(r"^PIP := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    def install(requirements: str, target: str) -> bool:
+        command = [sys.executable, *line.split(), "--no-index", "--find-links", str(tmp_path / "index"), "-r"]
+        command += [str(tmp_path / requirements), "--target", str(tmp_path / target)]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        done = subprocess.run(command, env=environ | {"PIP_CONFIG_FILE": os.devnull}, capture_output=True, check=False)
+        return done.returncode == 0
+
+    assert install("requirements.txt", "good")
+    assert "good" in (tmp_path / "good" / "canary.py").read_text()
+    assert not install("unhashed.txt", "unhashed")
+    package(tmp_path / "index", "evil")
+    assert not install("requirements.txt", "evil")
+    assert not (tmp_path / "evil" / "canary.py").exists()
+    tally("a package with another hash, or with none, is not installed", cases=2)
+
+
+def git(folder: Path, *words: str, **environment: str) -> str:
+    command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false", *words]
+    environ = os.environ | environment
+    return subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkout: other folder, modes and times of the files, and things that are no part of the package."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("a checkout of git is needed to build the wheel")
+    folder = tmp_path_factory.mktemp("other") / "a checkout"
+    wheel.export(folder)
+    for path in sorted(folder.rglob("*")):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o700 if path.is_dir() or path.stat().st_mode & 0o100 else 0o600)
+    git(folder, "init", "-q")
+    git(folder, "add", "-A", "-f")
+    date = f"{wheel.commit_time()} +0900"
+    git(folder, "commit", "-qm", "the same files", GIT_COMMITTER_DATE=date, GIT_AUTHOR_DATE=date)
+    for stray in ("orchestrator/stray.py", "trainer/__pycache__/x.pyc", "out/x/loss.csv", "build/lib/trainer/old.py"):
+        (folder / stray).parent.mkdir(parents=True, exist_ok=True)
+        (folder / stray).write_text("stray")
+    return folder
+
+
+SURROUNDINGS: tuple[dict[str, Any], ...] = (
+    {"umask": 0o077, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"},
+    {"umask": 0o002, "TZ": "America/Lima", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "1"},
+    {"umask": 0o022, "HOME": "/nonexistent", "PYTHONHASHSEED": "99", "PYTHONOPTIMIZE": "1"},
+    {"umask": 0o027, "TMPDIR": "", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "user": 65534},
+)
+
+
+def other_user(checkout: Path, target: Path) -> bool:
+    """Whether this process may build as nobody, who then gets the checkout."""
+    if os.geteuid() != 0:
+        return False
+    opened = subprocess.run([sys.executable, "-c", "import setuptools"], user=65534, capture_output=True, check=False)
+    reached = subprocess.run(["test", "-r", str(checkout / "pyproject.toml")], user=65534, check=False)
+    return opened.returncode == 0 and reached.returncode == 0 and target.is_dir()
+
+
+def built(checkout: Path, target: Path, surroundings: dict[str, Any]) -> bytes:
+    """The wheel's bytes, made by the command of `make wheel`."""
+    extra = dict(surroundings)
+    umask, user = extra.pop("umask"), extra.pop("user", None)
+    target.mkdir()
+    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TMPDIR")}
+    environ |= extra | ({"TMPDIR": str(target)} if "TMPDIR" in extra else {})
+    options = {"user": user} if user and other_user(checkout, target) else {}
+    command = [sys.executable, "-m", "tools.wheel", str(target / "dist")]
+    done = subprocess.run(
+        command, cwd=checkout, env=environ, umask=umask, capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (target / "dist").iterdir()
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() in done.stdout
+    return content
+
+
+def test_builds_of_the_wheel_are_equal(elsewhere: Path, tmp_path: Path, cases: Cases, tally: Tally) -> None:
+    first = wheel.build(tmp_path / "here")
+    expected = first.read_bytes()
+    number = cases(1, len(SURROUNDINGS))
+    for k, surroundings in enumerate(SURROUNDINGS[:number]):
+        assert built(elsewhere, tmp_path / str(k), surroundings) == expected, surroundings
+    check_content(first)
+    digest = hashlib.sha256(expected).hexdigest()[:16]
+    tally("builds of the wheel are byte-equal", cases=number + 1, detail=f"other folder, umask, clock; sha256 {digest}")
+
+
+def check_content(path: Path) -> None:
+    """Exactly the tracked files of the packages, with the same modes and time everywhere."""
+    tracked = git(ROOT, "ls-files", "orchestrator", "trainer", "models", "sbatch").split()
+    wanted = {name for name in tracked if (ROOT / name).is_file()} | {"cache_warm.py", "ablatrix_run.py"}
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        about = {info.filename.partition("/")[2] for info in infos if ".dist-info/" in info.filename}
+    assert {info.filename for info in infos if ".dist-info/" not in info.filename} == wanted
+    licences = {"licenses/LICENSE", "licenses/orchestrator/report/vendor/uPlot.LICENSE"}
+    assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", *licences}
+    assert len({info.date_time for info in infos}) == 1
+    modes = {stat.S_IMODE(info.external_attr >> 16) for info in infos}
+    assert modes <= {0o644, 0o664, 0o755}, modes
+
+
+def listed_licences() -> Iterator[tuple[str, str, str]]:
+    for line in licenses.PAGE.read_text().splitlines():
+        if line.startswith("| ") and not line.startswith("| package |"):
+            name, version, licence = (cell.strip() for cell in line.strip("|").split("|"))
+            yield name, version, licence
+
+
+def test_the_licence_of_everything_locked_is_known(tally: Tally) -> None:
+    listed = list(listed_licences())
+    locked = [(entry.name, licenses.version(entry)) for found in licenses.locked().values() for entry in found]
+    assert [(name, version) for name, version, _ in listed] == locked, "call `make licenses`"
+    verified = 0
+    for entry in {entry.name: entry for found in licenses.locked().values() for entry in found}.values():
+        (licence,) = {said for name, _, said in listed if name == entry.name}
+        assert set(licenses.parts(licence)) <= licenses.ALLOWED, f"{entry.name}: {licence}"
+        if facts := licenses.installed(entry):
+            assert licenses.licence(entry.name, facts) == licence
+            verified += 1
+    proprietary = {name for name, _, licence in listed if "NVIDIA" in licence}
+    assert not proprietary & {entry.name for entry in entries(COMMON) + entries("requirements-dev.txt")}
+    tally("the licence of every locked package is known", cases=len(locked), detail=f"{verified} compared here")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"expression": None, "text": "GNU GPL v3", "classifiers": []}, "not understood"),
+        ({"expression": None, "text": None, "classifiers": []}, "not understood"),
+    ],
+)
+def test_a_licence_that_nobody_knows_stops(facts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        licenses.licence("x", facts)
+    assert "GPL-3.0-only" not in licenses.ALLOWED
+
+
+Fault = Callable[[Path, random.Random], None]
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def cut(path: Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def grow(path: Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes() + draw.randbytes(1 + draw.randrange(100)))
+
+
+def swap(path: Path, draw: random.Random) -> None:
+    """Two bytes change places: size and sum stay."""
+    content = bytearray(path.read_bytes())
+    a, b = draw.sample(range(len(content)), 2)
+    while content[a] == content[b]:
+        a, b = draw.sample(range(len(content)), 2)
+    content[a], content[b] = content[b], content[a]
+    path.write_bytes(content)
+
+
+def remove(path: Path, _: random.Random) -> None:
+    path.unlink()
+
+
+FAULTS: tuple[Fault, ...] = (flip, swap, cut, grow, remove)
+
+
+def test_changed_files_of_the_cache_are_refused(
+    offline_cache: Path, corpus: Path, tmp_path: Path, seed: int, cases: Cases, tally: Tally
+) -> None:
+    """As a job meets them: `load` for text, `open_tokens` for a corpus that is not yet tokenised."""
+    cache = tmp_path / "cache"
+    shutil.copytree(offline_cache, cache, ignore=shutil.ignore_patterns("tokens"))
+    draw, number = random.Random(seed), cases(40, 2000)
+    config = DataConfig(file_path=str(corpus), tokenizer="sample")
+    for k in range(number):
+        path = cache / "tokenizers" / "sample" / tokenizer.FILES[k % len(tokenizer.FILES)]
+        whole, fault = path.read_bytes(), FAULTS[k // len(tokenizer.FILES) % len(FAULTS)]
+        fault(path, draw)
+        with pytest.raises(OfflineCacheError, match=rf"{path.name} is .*: run `python -m cache_warm"):
+            tokenizer.load("sample", cache)
+        with pytest.raises(OfflineCacheError, match=rf"{path.name} is .*: run `python -m cache_warm"):
+            open_tokens(config, cache)
+        path.write_bytes(whole)
+    assert len(tokenizer.load("sample", cache)) == tokenizer.find("sample", cache).vocab_size
+    tally("a changed tokenizer file of the offline cache is refused", cases=2 * number, detail="0 used")

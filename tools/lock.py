@@ -1,0 +1,193 @@
+"""The locks of what is installed: `make lock`, or `make lock ARGS=--upgrade` for newer versions.
+
+    requirements/common.txt    what runs need, but for torch
+    requirements.txt           common, with the CPU build of torch
+    requirements-cuda.txt      common, with PyPI's torch, which on Linux brings CUDA
+    requirements-dev.txt       common, with what tests and checks need besides
+    requirements/tools.txt     for this file and `make audit`; in a virtual environment of their own
+
+Versions follow from pyproject.toml: `uv pip compile` chooses them, keeps those that are locked already, and takes the
+hashes of all files of a version from PyPI. The CPU build of torch for Linux is not on PyPI; its files stand in
+requirements/torch-cpu.html, which is made from the page of PyTorch's own index.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.markers import Marker
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PLATFORMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
+CUDA = re.compile(r"torch$|triton$|nvidia-|cuda-")  # what differs between the two builds of torch
+COMPILE = ("pip", "compile", "--quiet", "--no-header", "--no-annotate", "--universal", "--python-version", PYTHONS[0])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One locked package: `pin` is name==version, `marker` where it is needed ("" everywhere)."""
+
+    name: str
+    pin: str
+    marker: str
+    hashes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        first = f"{self.pin} ; {self.marker}" if self.marker else self.pin
+        return " \\\n".join([first, *(f"    --hash={value}" for value in self.hashes)]) + "\n"
+
+
+def entries(text: str) -> list[Entry]:
+    """The entries of a lock. Raises ValueError for a line that is none."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if not line.strip() or line.startswith(("#", "-")):
+            continue
+        match = re.fullmatch(r"(([\w.-]+)==[\w.+!]+)\s*(?:;\s*(.*?))?((?:\s+--hash=sha256:[0-9a-f]{64})*)\s*", line)
+        if match is None:
+            raise ValueError(f"not an entry of a lock: {line}")
+        pin, name, marker, hashes = match.groups()
+        found.append(Entry(name, pin, marker or "", tuple(sorted(re.findall(r"sha256:\w+", hashes)))))
+    return found
+
+
+def environments() -> list[dict[str, str]]:
+    """What markers see on the systems that the locks are for."""
+    return [
+        {
+            "sys_platform": platform,
+            "platform_system": system,
+            "platform_machine": machine,
+            "python_version": python,
+            "python_full_version": f"{python}.1",
+            "implementation_name": "cpython",
+            "platform_python_implementation": "CPython",
+        }
+        for platform, system, machine in PLATFORMS
+        for python in PYTHONS
+    ]
+
+
+def supported(entry: Entry) -> Entry | None:
+    """The entry without a marker that is always true; None for one that no supported system needs."""
+    true = [Marker(entry.marker).evaluate(where) if entry.marker else True for where in environments()]
+    if not any(true):
+        return None
+    return Entry(entry.name, entry.pin, "" if all(true) else entry.marker, entry.hashes)
+
+
+def resolve(arguments: list[str], known: list[Path]) -> dict[str, Entry]:
+    """Ask uv; versions of the `known` locks stay where they can."""
+    pins = [entry for path in known if path.is_file() for entry in entries(path.read_text())]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "lock.txt"
+        output.write_text("".join(f"{pin.split('+')[0]}\n" for pin in {entry.pin for entry in pins}))
+        command = ["uv", *COMPILE, "--generate-hashes", "--output-file", str(output), *arguments]
+        subprocess.run(command, cwd=ROOT, check=True)
+        kept = [supported(entry) for entry in entries(output.read_text())]
+    return {entry.name: entry for entry in kept if entry is not None}
+
+
+def cpu_page(version: str) -> str:
+    """requirements/torch-cpu.html for a version: made anew from PyTorch's index, else the one that is there.
+
+    Raises SystemExit where neither knows the version.
+    """
+    path = ROOT / "requirements" / "torch-cpu.html"
+    tags = "|".join("cp" + python.replace(".", "") for python in PYTHONS)
+    wanted = rf"torch-{re.escape(version)}\+cpu-({tags})-\1-manylinux_\w+_(x86_64|aarch64)\.whl"
+    try:
+        with urllib.request.urlopen(CPU_INDEX, timeout=30) as answer:
+            links = [html.unescape(link) for link in re.findall(r'href="([^"]+)"', answer.read().decode())]
+    except OSError as error:
+        if path.is_file() and f"torch-{version}%2Bcpu" in (text := path.read_text()):
+            print(f"lock: {CPU_INDEX}: {error}; the files of torch {version} are kept as they were", file=sys.stderr)
+            return text
+        raise SystemExit(f"lock: {CPU_INDEX}: {error}: the CPU build of torch {version} cannot be locked") from None
+    found = {}
+    for link in links:
+        url, _, digest = urllib.parse.urljoin(CPU_INDEX, link).partition("#")
+        name = urllib.parse.unquote(url.rpartition("/")[2])
+        if re.fullmatch(wanted, name) and re.fullmatch("sha256=[0-9a-f]{64}", digest):
+            found[name] = digest
+    if not found:
+        raise SystemExit(f"lock: {CPU_INDEX} has no CPU build of torch {version}")
+    return PAGE.format(links="\n".join(link_of(name, found[name]) for name in sorted(found)))
+
+
+def link_of(name: str, digest: str) -> str:
+    """A line of the page."""
+    address = f"https://download.pytorch.org/whl/cpu/{urllib.parse.quote(name)}#{digest}"
+    return f'<a href="{address}" data-yanked="{REASON}">{name}</a><br>'
+
+
+REASON = "nothing is wrong with it; so marked, it is taken only where no index or folder of yours offers this build"
+PAGE = """<!DOCTYPE html>
+<!-- The CPU builds of torch for Linux as PyTorch's index lists them; read by pip, see requirements.txt. -->
+<html><body>
+{links}
+</body></html>
+"""
+
+
+def cpu_torch(page: str, torch: Entry) -> list[Entry]:
+    """torch without CUDA: the page's files for Linux; on a Mac PyPI's torch is one."""
+    linux = tuple(sorted(f"sha256:{digest}" for digest in re.findall(r"#sha256=([0-9a-f]{64})", page)))
+    return [
+        Entry("torch", f"{torch.pin}+cpu", "sys_platform == 'linux'", linux),
+        Entry("torch", torch.pin, "sys_platform != 'linux'", torch.hashes),
+    ]
+
+
+def write(name: str, heading: str, found: list[Entry], *options: str) -> None:
+    """One lock, with a line that says what it is for."""
+    lines = [*(f"# {line}" for line in heading.splitlines()), "# Made by `make lock`.", *options]
+    body = "".join(str(entry) for entry in sorted(found, key=lambda entry: (entry.name, entry.marker)))
+    (ROOT / name).write_text("\n".join(lines) + "\n" + body)
+    print(f"{name}: {len(found)} packages, {sum(len(entry.hashes) for entry in found)} hashes")
+
+
+def main(arguments: list[str]) -> int:
+    """Make all locks; `arguments` go to uv."""
+    names = ["requirements.txt", "requirements-cuda.txt", "requirements-dev.txt", "requirements/common.txt"]
+    locks = [ROOT / name for name in names]
+    whole = resolve([*arguments, "--extra", "dev", "pyproject.toml"], locks)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = Path(folder) / "chosen.txt"
+        chosen.write_text("".join(f"{entry.pin}\n" for entry in whole.values()))
+        runs = resolve(["--constraint", str(chosen), "pyproject.toml"], [])
+    cuda = [entry for entry in runs.values() if CUDA.match(entry.name)]
+    tools = resolve([*arguments, "--group", "pyproject.toml:tools"], [ROOT / "requirements" / "tools.txt"])
+    page = cpu_page(whole["torch"].pin.partition("==")[2])
+
+    (ROOT / "requirements" / "torch-cpu.html").write_text(page)
+    common = "-r requirements/common.txt"
+    write("requirements/common.txt", COMMON, [entry for entry in runs.values() if not CUDA.match(entry.name)])
+    cpu = cpu_torch(page, whole["torch"])
+    write("requirements.txt", CPU, cpu, common, "--find-links requirements/torch-cpu.html")
+    write("requirements-cuda.txt", GPU, cuda, common)
+    write("requirements-dev.txt", DEV, [entry for name, entry in whole.items() if name not in runs], common)
+    write("requirements/tools.txt", TOOLS, list(tools.values()))
+    return 0
+
+
+COMMON = "What runs were tested with, but for torch; requirements.txt and requirements-cuda.txt include it."
+CPU = """What runs were tested with, for machines without a GPU: pip install --require-hashes -r requirements.txt
+On Linux this is PyTorch's own CPU build, which is not on PyPI; pip finds it through the page named here."""
+GPU = """What runs need on NVIDIA GPUs: pip install --require-hashes -r requirements-cuda.txt
+Everything is on PyPI. It works without a GPU as well, but is gigabytes larger."""
+DEV = "What tests and checks need besides: after, or together with, requirements.txt or requirements-cuda.txt."
+TOOLS = "For `make lock`, `make audit` and `make licenses`, in a virtual environment of their own."
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
