@@ -27,7 +27,7 @@ $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(BIN)/python $(PIP) -r $$lock && touch $(VENV)/.installed-$$build
 	touch $(VENV)/.installed
 
-$(VENV)/.dev-installed: $(INSTALLED) requirements-dev.txt
+$(VENV)/.installed-dev: $(INSTALLED) requirements-dev.txt
 	$(BIN)/python $(PIP) -r requirements-dev.txt
 	touch $@
 
@@ -41,13 +41,13 @@ demo: $(INSTALLED) ## the 7-cell study in miniature, from nothing to the verdict
 	$(BIN)/python -m orchestrator submit experiments/quickstart.yaml --wait
 	$(BIN)/python -m orchestrator report out/quickstart
 
-test: $(VENV)/.dev-installed ## the whole test suite (the Slurm tests run where a cluster answers)
+test: $(VENV)/.installed-dev ## the whole test suite (the Slurm tests run where a cluster answers)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-fast-test: $(VENV)/.dev-installed ## what a developer runs after every change
+fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
 
-trust: $(VENV)/.dev-installed ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
+trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults --full --seed $(SEED) $(PYTEST_ARGS)
 
 warm-cache: $(INSTALLED) ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
@@ -59,7 +59,7 @@ report: $(INSTALLED) ## the report of the study submitted last
 schema: $(INSTALLED) ## experiments/schema.json, for editors; after settings were added or changed
 	$(BIN)/python -m orchestrator schema --output experiments/schema.json
 
-lint: $(VENV)/.dev-installed ## ruff and mypy
+lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -67,13 +67,13 @@ lint: $(VENV)/.dev-installed ## ruff and mypy
 lock: $(VENV)-tools/.installed ## all requirements*.txt from pyproject.toml; ARGS=--upgrade for newer versions
 	PATH="$(CURDIR)/$(VENV)-tools/bin:$$PATH" python -m tools.lock $(ARGS)
 
-licenses: $(VENV)/.dev-installed $(VENV)-tools/.installed ## docs/licenses.md, from the locks; after make lock
+licenses: $(VENV)/.installed-dev $(VENV)-tools/.installed ## docs/licenses.md, from the locks; after make lock
 	$(BIN)/python -m tools.licenses $(VENV)-tools/bin/python
 
 audit: $(VENV)-tools/.installed ## known vulnerabilities of what is locked; needs a network; ARGS="--vulnerability-service osv"
 	$(VENV)-tools/bin/pip-audit --strict --disable-pip --require-hashes $(AUDITED:%=-r %) $(ARGS)
 
-wheel: $(VENV)/.dev-installed ## dist/: the package from the files of this commit, the same bytes from everybody
+wheel: $(VENV)/.installed-dev ## dist/: the package from the files of this commit, the same bytes from everybody
 	$(BIN)/python -m tools.wheel
 
 clean: ## remove the virtual environments
