@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator import kinds, snapshot
+from orchestrator import kinds, sensitive, snapshot
 from orchestrator.command import SPEC
 from orchestrator.matrix import Run
 from trainer import runlog
@@ -276,8 +276,8 @@ def write_provenance(folder: Path, shared: dict[str, Any], command: Sequence[str
 
 
 def save_patch(code: Path) -> str | None:
-    """Keep the uncommitted changes beside the snapshot, once, as <hash>.patch; returns the SHA-256."""
-    patch = snapshot.git("diff", "HEAD")
+    """Keep the uncommitted changes beside the snapshot, once, as <hash>.patch, secrets masked; returns the SHA-256."""
+    patch = sensitive.masked(snapshot.git("diff", "HEAD"))
     if not patch:
         return None
     path = code.with_name(f"{code.name}.patch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 # Ends of names: WANDB_API_KEY, db.password, clientSecret
@@ -41,6 +42,19 @@ _ASSIGNED = re.compile(
 )
 
 
+# Files that hold secrets, by their names
+FILES = (
+    *(".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass", ".htpasswd", ".git-credentials"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+    *("credentials*", "*credentials.json", "secret.*", "secrets.*", "*.secret", "pip.conf", "wandb-settings"),
+)
+_KEY_BLOCK = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:\n(?!.-----END)(?!diff --git).*)*")
+_QUOTED = re.compile(r"(?P<name>[\w.-]+)[\"']?\s*[:=]\s*(?P<quote>[\"'])(?P<value>[^\"'\n]{6,})(?P=quote)")
+_PLAIN = re.compile(r"^[-+ ]\s*(?:export\s+|-\s+)?(?P<name>[\w.-]+)\s*[:=]\s*(?P<value>[^\s\"'].*)$", re.MULTILINE)
+CODE = (".py", ".js", ".j2", ".c", ".cpp", ".cu", ".rs", ".md", ".html", ".css")
+MASK = "<masked>"
+
+
 def name(key: str) -> bool:
     """Does a key, dotted or not, or a variable's name say that what it holds is a secret?"""
     *outer, last = [_words(part) for part in key.split(".")]
@@ -63,6 +77,38 @@ def form(text: str, key: str = "") -> str:
     if not found and _words(key)[-1:] == ["key"] and _HEX_KEY.fullmatch(text.strip()):
         return "a key of 40 digits"
     return found
+
+
+def file(path: str) -> bool:
+    """Is a file of this name there to hold secrets? Python code, which a run needs, is not."""
+    base = path.rpartition("/")[2].lower()
+    return not base.endswith(".py") and any(fnmatchcase(base, pattern) for pattern in FILES)
+
+
+def masked(patch: str) -> str:
+    """A git patch without what its files, names and forms give away as secrets; one without any comes back as it is."""
+    parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
+    return "".join(_masked_file(part) for part in parts)
+
+
+def _masked_file(part: str) -> str:
+    header = part.partition("\n")[0]
+    path = header.rpartition(" b/")[2].rstrip('"')
+    if header.startswith("diff --git ") and file(path):
+        return f"{header}\n# left out: the name says that it holds secrets\n"
+    part = _KEY_BLOCK.sub(rf"\1 {MASK}", part)
+    for pattern in _FORMS.values():
+        part = pattern.sub(MASK, part)
+    part = _QUOTED.sub(_without_value, part)
+    # in code, what stands there without quotes is an expression
+    return part if path.endswith(CODE) else _PLAIN.sub(_without_value, part)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    if not (name(found["name"]) and literal(found["name"], found["value"])):
+        return found[0]
+    start = found.start()
+    return found[0][: found.start("value") - start] + MASK + found[0][found.end("value") - start :]
 
 
 def assigned(line: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import trainer
 from models.config import REFERENCE
+from orchestrator import sensitive
 from orchestrator.command import HELPER
 from trainer import runlog
 from trainer.errors import RunError
@@ -29,6 +30,7 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
 
     Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are all
     Python files, tracked or not, that are not ignored, and the packages' templates; elsewhere the installed packages.
+    Files whose names say that they hold secrets (.env, *.pem) are left out.
 
     own: names of modules of the user's own, which the working folder may hold outside the running code.
     """
@@ -59,6 +61,10 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
 
 
 def _code_files(root: Path) -> Iterable[str]:
+    return {name for name in _listed(root) if not sensitive.file(name)}
+
+
+def _listed(root: Path) -> Iterable[str]:
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py", *PACKAGES, "sbatch")
     if listed:
         names = {name for name in listed.split("\0") if name and (root / name).is_file()}

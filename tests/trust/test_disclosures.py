@@ -24,7 +24,7 @@ HARMLESS: dict[str, Any] = {
     **{"tokenizer": "gpt2", "max_tokens": 100, "eval_tokens": 20, "pad_token": "<pad>", "eos_token": "</s>"},
     **{"token_dropout": 0.1, "tokens_per_step": 64, "author": "me", "n_kv_head": 2, "key_size": 16, "per_token": "x"},
     **{"secret": None, "use_auth": True, "auth": False, "token": "", "keys": "a b", "monkey": "see", "max_token": 512},
-    **{"token_file": "~/.token", "revision": "0123456789012345678901234567890123456789", "special_token": "[X]"},
+    **{"token_file": "~/.token", "revision": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3", "special_token": "[X]"},
     **{"url": "https://example.org/data", "ssh": "git@github.com:x/y", "bearing": "north", "password": "{stdin}"},
     **{"description": "the token is masked; no secret = no leak", "pattern": r"token=(?P<iter>\d+)"},
 }
@@ -169,3 +169,40 @@ def test_the_command_line_says_it_in_one_line(workspace: Workspace) -> None:
     refused = workspace.run("submit", study, "--launcher", "local", code=2)
     (line,) = refused.stderr.splitlines()
     assert "study.yaml:" in line and "env.WANDB_API_KEY" in line and "0123456789abcdef" not in line
+
+
+PATCH = """\
+diff --git a/{file} b/{file}
+index 83db48f..bf2a1c3 100644
+--- a/{file}
++++ b/{file}
+@@ -1,3 +1,4 @@
+ first = tokens[0]
+{lines}
+ last
+diff --git a/models/gpt.py b/models/gpt.py
+@@ -1 +1,2 @@
++    token = tokens[index]; api_key = os.environ["WANDB_API_KEY"]; password = getpass()
++    pad_token = "<|endoftext|>"; auth: bool = True; tokenizer = "gpt2-medium"; secret = None
+"""
+
+
+def test_secrets_are_masked_in_the_patch_of_a_dirty_tree(cases: Cases, seed: int, tally: Tally) -> None:
+    rng, count = random.Random(seed), cases(200, 20_000)
+    for number in range(count):
+        core, key = letters(rng, 24), rng.choice(KEYS)
+        quoted = rng.choice([f'{key} = "{core}"', f"{key}: '{core}'", f'{{"{key}": "{core}"}}'])
+        file, line = rng.choice(
+            [
+                ("x.py", quoted),
+                ("a b.yaml", rng.choice([quoted, f"{key}: {core}", f"  - {key}: {core}", f"export {key}={core}"])),
+                (rng.choice([".env", "conf/prod.env", "id_rsa", "a.pem", ".netrc", "secrets.yaml"]), core),
+                ("x.py", f"url = 'https://me:{core}@example.org'"),
+                ("x.sh", f"-----BEGIN PRIVATE KEY-----\n+{core}\n+{core}\n+-----END PRIVATE KEY-----"),
+            ]
+        )
+        patch = PATCH.format(file=file, lines=f"{rng.choice('+- ')}{line}")
+        done = sensitive.masked(patch)
+        assert core not in done, (number, done)
+        assert done.partition("diff --git a/models")[2] == patch.partition("diff --git a/models")[2], "code was changed"
+    tally("secrets in the patch of a dirty tree are masked", count, "0 left; code that only names them unchanged")
