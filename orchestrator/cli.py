@@ -40,7 +40,7 @@ def main() -> None:
     try:
         app()
     except AblatrixError as error:
-        for line in str(error).splitlines():
+        for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `| head` has seen enough

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,35 +84,27 @@ SafeValue = Annotated[str, AfterValidator(safe_value)]
 
 # What Ablatrix sets itself: a second one would win, and the job's runs would not be known again
 OWN_OPTIONS = {
-    *(
-        "array",
-        "chdir",
-        "comment",
-        "dependency",
-        "error",
-        "export",
-        "export-file",
-        "get-user-env",
-        "input",
-        "job-name",
-        "nodes",
-        "no-requeue",
-        "ntasks",
-    ),
-    *("open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap"),
+    *("array", "chdir", "comment", "dependency", "error", "export", "export-file", "get-user-env", "input", "job-name"),
+    *("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal"),
+    *("test-only", "wait", "wrap"),
 }
 
 
 def _no_own_option(name: str) -> str:
-    if name.replace("_", "-") in OWN_OPTIONS or name in SlurmSettings.model_fields:
+    own = OWN_OPTIONS | {key.replace("_", "-") for key in SlurmSettings.model_fields}
+    asked = name.replace("_", "-")
+    # sbatch takes the beginning of an option for the whole: `outp` would be a second --output
+    if asked in own or (asked != "gpus" and any(option.startswith(asked) for option in own)):
         raise ValueError("is set by Ablatrix itself and cannot stand under slurm.extra")
     return safe_name(name)
 
 
 def usable_path(path: str) -> str:
-    """A folder's path, `~` resolved. Raises ValueError for control characters."""
+    """A folder's path, `~` resolved. Raises ValueError for control characters, and for what looks like an option."""
     if not path.isprintable():
         raise ValueError("a path cannot hold control characters")
+    if os.path.normpath(path).startswith("-"):
+        raise ValueError("a path that begins with - would be taken for an option")
     return os.path.expanduser(path)
 
 
@@ -346,12 +338,23 @@ def _check_design(loaded: Loaded) -> list[str]:
             f"{loaded.at('slurm', 'time')}slurm.signal_seconds: {settings.signal_seconds} s before the end of a job of "
             f"{settings.time} is before its start; raise slurm.time or lower slurm.signal_seconds"
         )
+    for name, other in _differing_in_case([*experiment.features, *experiment.cells, *known]):
+        problems.append(f"{loaded.at('features')}features: {name} and {other} differ in case only; rename one")
     if len(set(known)) < len(known):
         problems.append(f"{loaded.at('features')}features: a level and a feature have the same name")
     seeds = experiment.seed_list
     if not seeds or len(set(seeds)) != len(seeds):
         problems.append(f"{loaded.at('seeds')}seeds: give at least one seed, each once, got {experiment.seeds!r}")
     return problems
+
+
+def _differing_in_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names that some file systems, and many eyes, take for one."""
+    first: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            yield other, name
 
 
 def _is_order(value: Any) -> bool:

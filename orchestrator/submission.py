@@ -15,7 +15,7 @@ from orchestrator.launchers import Batch, Launcher, Members, job_ids, slurm_sbat
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState
 from trainer import runlog
-from trainer.errors import RunError
+from trainer.errors import RunError, UserError
 
 
 @dataclass
@@ -107,6 +107,9 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
     except OSError as error:  # its script cannot be written
         release(batch.members, f"not queued: {error}")
         raise _unwritten(error, "nothing of it was queued") from None
+    except UserError as error:  # said before sbatch was called
+        release(batch.members, f"not queued: {error}")
+        raise
     try:
         record(batch, launcher.name, ids)
     except OSError as error:

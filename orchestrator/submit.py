@@ -71,6 +71,7 @@ def make_plan(options: Options) -> Plan:
     for name in options.only:
         if name not in known:
             raise UserError(f"--only {name}: no such cell; cells: {', '.join(dict.fromkeys(r.cell for r in runs))}")
+    launchers.check_folder(loaded.experiment.folder, launcher)
     return Plan(loaded, runs, loaded.experiment.folder, launcher, options)
 
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         console.complain(f"stopped by {signals.name} before training began; start again to continue")
         return EXIT_STOPPED
     except AblatrixError as error:
-        for line in str(error).splitlines():
+        for line in error.lines:
             console.complain(f"error: {line}")
         return error.exit_code
     finally:

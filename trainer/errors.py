@@ -1,10 +1,20 @@
 """The one exception tree. A user sees one line per problem, never a traceback."""
 
 
+def printable(text: str) -> str:
+    """The text in one line; what cannot be shown, in Python's spelling."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class AblatrixError(Exception):
     """Root of every error that Ablatrix raises on purpose."""
 
     exit_code = 1
+
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal is shown, a line per problem: a newline or an escape sequence in a name as `\\n`, `\\x1b`."""
+        return [printable(str(self))]
 
 
 class UserError(AblatrixError):
@@ -19,6 +29,10 @@ class ConfigError(UserError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+    @property
+    def lines(self) -> list[str]:
+        return [printable(problem) for problem in self.problems]
 
 
 class DataError(UserError):

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import nearest
 from trainer.console import complain
-from trainer.errors import AblatrixError, RunError, UserError
+from trainer.errors import AblatrixError, ConfigError, RunError, UserError
 from trainer.events import EVENTS
 from trainer.memory import first_line
 
@@ -74,7 +74,7 @@ def load(names: Sequence[str]) -> list[Plugin]:
         except UserError as error:
             problems.append(f"callbacks.custom: {name}: {error}")
     if problems:
-        raise UserError("\n".join(problems))
+        raise ConfigError(problems)
     return made
 
 

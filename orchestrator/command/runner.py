@@ -323,7 +323,8 @@ def end_leftovers(run_dir: Path, attempt: int) -> None:
     marks = f"ABLATRIX_RUN_DIR={run_dir}".encode(), f"{ATTEMPT}=".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or somebody else's
-            words = (folder / "environ").read_bytes().split(b"\0")
+            told = (folder / "environ").read_bytes()
+            words = told.split(b"\0") if marks[0] in told else []
             number = next((word.partition(b"=")[2] for word in words if word.startswith(marks[1])), b"")
             if marks[0] in words and number.isdigit() and int(number) < attempt:
                 os.kill(int(folder.name), signal.SIGKILL)

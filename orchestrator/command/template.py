@@ -16,6 +16,8 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_+~][\w.+~/@-]*")
 _OPERATORS = re.compile(r"&&|\|\|?|;|[0-9]*(>>?|<)(&[0-9])?|&|[0-9]*>&[0-9]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", re.DOTALL)
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 LONGEST_WORD = 131_071  # bytes; what Linux lets one argument have
 
@@ -25,7 +27,7 @@ Values = Mapping[str, Any]
 def split(command: str) -> list[str]:
     """A command line as words, as a shell would split it, but nothing is expanded. Raises ValueError."""
     try:
-        words = shlex.split(command.replace("\\\n", " "))
+        words = shlex.split(_QUOTED.sub(_joined, command))
     except ValueError as error:
         raise ValueError(f"cannot be split into words: {error}") from None
     if not words:
@@ -38,6 +40,13 @@ def split(command: str) -> list[str]:
     if _ASSIGNMENT.match(words[0]):
         raise ValueError(f"{words[0].partition('=')[0]}=... before the program: give it under `env:`")
     return words
+
+
+def _joined(match: re.Match[str]) -> str:
+    """A line that ends with a backslash goes on in the next; in single quotes it is a text like any other."""
+    if match[0] == "\\\n":
+        return " "
+    return _ESCAPED.sub(lambda e: "" if e[0] == "\\\n" else e[0], match[0]) if match[0][0] == '"' else match[0]
 
 
 def names(word: str) -> list[str]:

@@ -11,6 +11,7 @@ from orchestrator import ranks, slurm, task
 from orchestrator.experiment import SlurmSettings
 from orchestrator.ranks import Layout
 from orchestrator.rundir import Study, StudyRun
+from trainer.errors import UserError
 
 Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each
 
@@ -48,6 +49,33 @@ class Batch:
         """The command of each job, which Slurm starts once on each of its nodes. layout: other than the settings'."""
         layout = layout or self.settings.layout
         return [task.task_command([(run.folder, attempt) for run, attempt in job], layout) for job in self.jobs]
+
+
+def check_folder(study: Path, launcher: str) -> None:
+    """Raises UserError where jobs of this launcher could not be told their study's folder, or the working folder."""
+    for path in (study.resolve(), Path.cwd()):
+        problem = _path_problem(str(path), launcher)
+        if problem:
+            raise UserError(f"{str(path)!r}: {problem}; choose another folder, or another `output:`")
+    names = [path.name for path in study.parent.iterdir()] if study.parent.is_dir() else []
+    other = next((name for name in names if name.casefold() == study.name.casefold()), study.name)
+    if study.name not in names and other != study.name:
+        raise UserError(f"{study.parent / other}: differs from {study.name} in case only; choose another name")
+    if launcher == "submitit" and "%" in str(study.resolve()):
+        raise UserError(f"{study.resolve()}: submitit takes % in a path for its own; use --launcher sbatch")
+
+
+def _path_problem(path: str, launcher: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "is no UTF-8 text, which the files of a run are"
+    if ":" in path:
+        return "a colon would end the path of the code that jobs are to run (PYTHONPATH)"
+    if launcher != "local" and not path.isprintable():
+        return "a path with control characters cannot be used with Slurm"
+    # In --output a backslash means: take the backslashes away, and leave %j as it is
+    return "Slurm finds no log in a path with a backslash" if launcher != "local" and "\\" in path else ""
 
 
 class Launcher(Protocol):

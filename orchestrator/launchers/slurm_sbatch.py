@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -13,11 +14,10 @@ import jinja2
 
 from orchestrator import exports, slurm, task
 from orchestrator.experiment import SlurmSettings, minutes
-from orchestrator.launchers import Batch, job_ids
+from orchestrator.launchers import Batch, check_folder, job_ids
 from orchestrator.rundir import LOGS, Study
 from orchestrator.snapshot import code_root
 from trainer import runlog
-from trainer.errors import UserError
 
 SBATCH_TIMEOUT = float(os.environ.get("ABLATRIX_SBATCH_TIMEOUT", "60"))
 
@@ -91,10 +91,8 @@ def report_script(batch: Batch) -> str:
 
 def log_path(study: Study, pattern: str) -> str:
     """Value of --output: Slurm reads quotes and % in it. Raises UserError for a path that no job script can hold."""
+    check_folder(study.folder, SbatchLauncher.name)
     folder = (study.folder / LOGS).resolve()
-    for path in (folder, Path.cwd()):
-        if not str(path).isprintable():
-            raise UserError(f"{str(path)!r}: a path with control characters cannot be used with Slurm")
     return shlex.quote(str(folder).replace("%", "%%") + "/" + pattern)
 
 
@@ -127,12 +125,15 @@ def job_environment(batch: Batch) -> dict[str, str]:
 
 
 def _render(template: str, **values: Any) -> str:
-    loader = jinja2.FileSystemLoader(code_root() / "sbatch")
-    environment = jinja2.Environment(
-        loader=loader,
+    return _templates().get_template(template).render(working_folder=shlex.quote(str(Path.cwd())), **values)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(code_root() / "sbatch"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(working_folder=shlex.quote(str(Path.cwd())), **values)

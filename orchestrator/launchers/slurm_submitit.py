@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from orchestrator import exports, slurm
 from orchestrator.experiment import minutes
-from orchestrator.launchers import Batch, job_ids
-from orchestrator.launchers.slurm_sbatch import job_environment, log_path, srun_options
+from orchestrator.launchers import Batch, check_folder, job_ids
+from orchestrator.launchers.slurm_sbatch import job_environment, srun_options
 from orchestrator.rundir import LOGS
 from trainer.errors import UserError
 
@@ -44,20 +45,19 @@ class SubmititLauncher:
         import submitit
 
         # %j, not %A_%a: with the latter submitit raises after sbatch and the array is an orphan
-        log_path(batch.study, "submitit")  # refuses paths that submitit would put into its script as commands
-        if "%" in str(batch.study.folder.resolve()):
-            raise UserError(
-                f"{batch.study.folder.resolve()}: submitit takes % in a path for its own; use --launcher sbatch"
-            )
+        check_folder(batch.study.folder, self.name)  # refuses paths that submitit would put into its script as commands
         folder = (batch.study.folder / LOGS / "submitit").resolve() / "%j"
         try:
-            executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+            # -P, as for all that jobs start: a random.py in the working folder must not stand for Python's
+            python = shlex.join([sys.executable, "-P"])
+            executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=python)
         except RuntimeError as error:
             raise UserError(f"launcher submitit: {error}; use --launcher local") from None
         settings = batch.settings
         own = {"requeue": True, "chdir": str(Path.cwd()), "export": exports.option(batch.exports)}
         variables = [f"export {name}={value}" for name, value in job_environment(batch).items()]
-        setup = [*exports.wall(batch.exports), *variables, *settings.setup]
+        # a line of the setup that fails ends the job, as it does in a script of ours
+        setup = ["set -euo pipefail", *exports.wall(batch.exports), *variables, *settings.setup]
         parameters = {
             "name": batch.study.name,
             "timeout_min": minutes(settings.time),

@@ -145,3 +145,9 @@ def test_every_recipe_can_be_planned(path: Path) -> None:
     planned = matrix.runs(experiment.load(path), checks.vocabulary)
     assert len({run.id for run in planned}) == len(planned) >= 3
     assert all(isinstance(run.config, CommandConfig) for run in planned)
+
+
+def test_lines_that_go_on_and_texts_that_hold_such_an_end() -> None:
+    """A backslash at a line's end joins two lines; within single quotes it is a text, as for a shell."""
+    line = "python a.py \\\n --x 'a\\\nb' \"c\\\nd\" e\\\\"
+    assert template.split(line) == ["python", "a.py", "--x", "a\\\nb", "cd", "e\\"]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ import yaml
 
 from orchestrator import checks, claims, experiment, matrix, rundir, task
 from orchestrator.snapshot import code_root
-from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.workspace import Workspace
 from trainer import runlog
 
@@ -151,26 +149,6 @@ def test_hostile_values_arrive_as_they_are(workspace: Workspace) -> None:
         *flags,
         *rest,
     ]
-
-
-def test_hostile_values_arrive_through_an_sbatch_script(workspace: Workspace) -> None:
-    """The very script that sbatch gets, run by bash, task by task."""
-    fake = FakeSlurm(workspace.folder / "slurm")
-    workspace.environment["PATH"] = f"{fake.bin}:{os.environ['PATH']}"
-    features = {"pause": {"pause": 0.0}}
-    study = write_study(
-        workspace, base={**HOSTILE, "learning_rate": 0.01, "max_iters": 4, "pause": 0.001}, features=features
-    )
-    workspace.run("submit", study, "--launcher", "sbatch", "--no-report")
-    (script,) = (workspace.folder / "out/study/logs").glob("*.sbatch")
-    (fake.bin / "srun").write_text('#!/bin/sh\nexec "$@"\n')
-    for index, cell in enumerate(("baseline", "pause")):
-        job = {"SLURM_JOB_ID": str(8 + index), "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
-        subprocess.run(["bash", script], check=True, env={**workspace.env(), **job}, capture_output=True)
-        folder = workspace.run_folder(cell)
-        words = [*expected_words(folder), "--max_iters=4", f"--pause={[0.001, 0.0][index]}"]
-        assert json.loads((folder / "argv.json").read_text()) == words
-        assert workspace.states()[cell]["state"] == "done"
 
 
 def test_the_commands_own_modules_are_its_own(workspace: Workspace) -> None:

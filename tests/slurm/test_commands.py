@@ -1,17 +1,32 @@
-"""A command through a real Slurm: hostile values arrive as they are, under both launchers."""
+"""A command through a real Slurm: hostile values, from a folder with a hostile name, arrive as they are."""
 
+import dataclasses
 import json
+import random
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from orchestrator import slurm, submit
+from orchestrator.launchers import Batch
+from orchestrator.launchers.slurm_sbatch import SbatchLauncher, call_sbatch
+from orchestrator.submit import Options
 from tests.command.test_command_runs import HOSTILE, write_study
+from tests.evidence import Cases, Tally
+from tests.trust.hostile_matrices import FOLDERS
 from tests.workspace import Workspace
+from trainer.errors import UserError
 
 pytestmark = pytest.mark.slurm
 
+FOLDER = '; it\'s "a" $(touch CANARY) {{ 7*7 }} #~ żółw'
+
 
 def test_hostile_values_arrive(slurm_workspace: Workspace) -> None:
-    workspace = slurm_workspace
+    workspace = dataclasses.replace(slurm_workspace, folder=slurm_workspace.folder / FOLDER)
+    workspace.folder.mkdir()
     base = {**HOSTILE, "learning_rate": 0.01, "max_iters": 4}
     for cell, launcher in (("baseline", "sbatch"), ("rate", "submitit")):
         study = write_study(
@@ -26,3 +41,39 @@ def test_hostile_values_arrive(slurm_workspace: Workspace) -> None:
         folder = workspace.run_folder(cell)
         words = [f"--out_dir={folder}", *(f"--{k}={v}" for k, v in {**base, "learning_rate": rate}.items())]
         assert json.loads((folder / "argv.json").read_text()) == words
+    assert not list(slurm_workspace.folder.rglob("CANARY*"))
+
+
+def test_a_jobs_log_is_where_slurm_was_told(
+    slurm_workspace: Workspace, monkeypatch: pytest.MonkeyPatch, seed: int, cases: Cases, tally: Tally
+) -> None:
+    """In whatever folder; without one, Slurm would end the job and nobody would know why."""
+    names = random.Random(seed).sample([*FOLDERS, "back\\slash", "a\\"], cases(8, len(FOLDERS) + 2))
+    logs = []
+    for number, name in enumerate(names):
+        folder = slurm_workspace.folder / str(number) / name
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        study = {"name": "s", "command": ["/bin/true", "{flags}"], "metrics": {"csv": "x"}, "base": {"a": 1}}
+        Path("e.yaml").write_text(json.dumps({**study, "design": ["baseline"], "features": {}}))
+        try:
+            plan = submit.make_plan(Options(Path("e.yaml"), launcher="sbatch"))
+        except UserError:
+            assert "\\" in name
+            continue
+        (folder / "out/s/logs").mkdir(parents=True)
+        planned = submit._planned_study(plan)
+        batch = Batch(planned, [[(planned.runs[0], 1)]], "TOKEN", plan.loaded.experiment.slurm, folder)
+        script = folder / "script"
+        script.write_text(SbatchLauncher().script(batch))
+        job = call_sbatch(script)
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
+        for line in (f"Comment={slurm.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
+            assert line in shown, (name, shown)
+        logs.append(folder / f"out/s/logs/{job}.out")
+    end = time.monotonic() + 120
+    while not all(path.exists() for path in logs):
+        assert time.monotonic() < end, [str(path) for path in logs if not path.exists()]
+        time.sleep(0.5)
+    detail = f"{len(names) - len(logs)} refused before"
+    tally("a job's log is where Slurm was told, in any folder", cases=len(names), detail=detail)
