@@ -27,8 +27,7 @@ base:
   trainer: {{max_iters: 8, batch_size: 2, log_interval: 2, eval_interval: 4, eval_tokens: 500, ckpt_interval: 4}}
   callbacks: {{jsonl: true}}
   system: {{cache_dir: {cache}}}
-features:
-  rope: {{model.rope: true}}
+design: [baseline]
 slurm: {{time: "00:10:00", mem: 1G}}
 """
 

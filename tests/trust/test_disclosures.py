@@ -84,7 +84,7 @@ def refusal(path: Path, sets: list[str]) -> str:
 
 
 def test_secrets_are_refused_wherever_they_stand(tmp_path: Path, cases: Cases, seed: int, tally: Tally) -> None:
-    rng, count, path = random.Random(seed), cases(150, 3000), tmp_path / "study.yaml"
+    rng, count, path = random.Random(seed), cases(150, 2000), tmp_path / "study.yaml"
     for number in range(count):
         core = letters(rng, 24)
         key, value = rng.choice(KEYS), core

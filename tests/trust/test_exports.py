@@ -64,7 +64,7 @@ def test_the_wall_of_a_job_script_leaves_only_the_list(tmp_path: Path, cases: Ca
 
 
 def test_the_list_for_sbatch_holds_names_only(cases: Cases, seed: int, tally: Tally) -> None:
-    rng, count = random.Random(seed), cases(300, 20_000)
+    rng, count = random.Random(seed), cases(100, 2000)
     for _ in range(count):
         environ = random_environment(rng)
         for name in exports.names(["A*", "N*"], environ):
