@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 SEED ?= 1
+SECONDS ?= 600
 
 # The build of torch: TORCH=cpu or TORCH=cuda; without it, what this machine or the cluster's nodes are good for.
 # (Nodes at a loopback address are this machine, whose nvidia-smi has answered already.)
@@ -12,7 +13,7 @@ find_torch = if nvidia-smi -L 2>&1 | grep -q '^GPU '; then echo cuda; \
 INSTALLED := $(VENV)/.installed$(TORCH:%=-%)
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
-.PHONY: help demo test fast-test trust warm-cache report schema lint lock licenses audit wheel clean
+.PHONY: help demo test fast-test trust fuzz warm-cache report schema lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +50,9 @@ fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
 
 trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults --full --seed $(SEED) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-dev ## SECONDS (600) of coverage-guided fuzzing of everything that reads text, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --keep
 
 warm-cache: $(INSTALLED) ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
 	$(BIN)/python cache_warm.py $(ARGS)

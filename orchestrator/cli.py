@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -37,6 +38,9 @@ LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 
 def main() -> None:
     """Entry point: errors of ours are one line each; exit code 2 for a user's mistake, 1 for a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text, a terminal may lack a sign
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AblatrixError as error:

@@ -122,7 +122,7 @@ class Variables:
         except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
             plain = isinstance(error, SyntaxError | MemoryError | RecursionError)
             reason = "not an expression" if plain else str(error)
-            raise UserError(f"${{{expression}}}: {reason}") from None
+            raise UserError(f"${{{expression[:80]}}}: {reason[:200]}") from None
 
     def _node(self, node: ast.AST) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):

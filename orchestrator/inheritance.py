@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,21 @@ CONFIGS = "configs"
 MOST_SOURCES = 100  # files and configs that one experiment stands on
 
 Overrides = dict[str, Any]  # dotted trainer key -> value
-Known = dict[Source, Tree]  # what was read: two parents may extend the same file
+
+
+@dataclass
+class Known:
+    """What was read for one experiment: its parents may stand on the same file, or be configs of one."""
+
+    trees: dict[Source, Tree] = field(default_factory=dict)
+    files: dict[Path, Tree] = field(default_factory=dict)
+
+    def file(self, path: Path) -> Tree:
+        """A file as it stands, not to be changed."""
+        if path not in self.files:
+            self.files[path] = yamlfile.load(path)
+            disclosures.refuse(self.files[path])
+        return self.files[path]
 
 
 def read(
@@ -34,13 +49,12 @@ def read(
     if identity in chain:
         cycle = " -> ".join(_short(link) for link in (*chain[chain.index(identity) :], identity))
         raise UserError(f"{source}: extends itself: {cycle}")
-    known = {} if known is None else known
-    if identity in known:
-        return known[identity]
-    if len(known) + len(chain) > MOST_SOURCES:
+    known = known or Known()
+    if identity in known.trees:
+        return known.trees[identity]
+    if len(known.trees) + len(chain) > MOST_SOURCES:
         raise UserError(f"{source}: stands on more than {MOST_SOURCES} files and configs by `extends:`; use fewer")
-    whole = yamlfile.load(source.path)
-    disclosures.refuse(whole)
+    whole = known.file(source.path)
     configs = configs_of(whole)
     chain = (*chain, identity)
     if source.config is None:
@@ -50,10 +64,10 @@ def read(
         merged = read(Source(source.path), given, chain, known)
         own = _flattened(_config(whole, configs, source, merged.data.get("name")))
     variables = Variables({**plain_vars(merged), **plain_vars(own), **(given or {})})
-    for parent in _parents(own, source.path, configs, variables):
+    for parent in _parents(own, source.path, configs, variables, known):
         merged = _merge(merged, read(parent, given, chain, known))
-    known[identity] = _merge(merged, own)
-    return known[identity]
+    known.trees[identity] = _merge(merged, own)
+    return known.trees[identity]
 
 
 def _short(source: Source) -> str:
@@ -85,7 +99,8 @@ def _config(whole: Tree, configs: list[str], source: Source, study: Any) -> Tree
     name = str(source.config)
     if name not in configs:
         raise UserError(_unknown(source, configs))
-    tree = whole.below(CONFIGS, name)
+    below = whole.below(CONFIGS, name)
+    tree = Tree(dict(below.data), below.where)
     if "name" not in tree.data:
         tree.data["name"] = f"{study}-{name}" if isinstance(study, str) else name
         tree.where[("name",)] = whole.position((CONFIGS, name))
@@ -97,7 +112,7 @@ def _unknown(source: Source, configs: list[str]) -> str:
     return f"{source.path}: no config {source.config!r}{nearest(str(source.config), configs)}; {known}"
 
 
-def _parents(tree: Tree, path: Path, configs: list[str], variables: Variables) -> list[Source]:
+def _parents(tree: Tree, path: Path, configs: list[str], variables: Variables, known: Known) -> list[Source]:
     """What `extends` names, in its order. Raises UserError."""
     value = tree.data.get("extends")
     where = f"{tree.position(('extends',))}: extends: "
@@ -114,7 +129,7 @@ def _parents(tree: Tree, path: Path, configs: list[str], variables: Variables) -
             here = f", and no config of this file{nearest(name, configs)}" if configs else ""
             raise UserError(f"{where}{path.parent / locate.meant(name).path}: no such file{here}{locate.elsewhere()}")
         if source.config is not None and source.path != path:
-            there = configs_of(yamlfile.load(source.path))
+            there = configs_of(known.file(source.path))
             if source.config not in there:
                 raise UserError(f"{where}{_unknown(source, there)}")
         found.append(source)
@@ -146,6 +161,7 @@ def _merge(below: Tree, above: Tree) -> Tree:
 def _flattened(tree: Tree) -> Tree:
     """Nested trainer settings (under base and each feature) as dotted keys, so that both spellings merge alike."""
     problems: list[str] = []
+    tree = Tree(_copied(tree.data), dict(tree.where))
 
     def flat(value: Any, path: KeyPath, prefix: str, found: dict[str, Any], root: KeyPath) -> None:
         for key, inner in value.items():
@@ -176,6 +192,18 @@ def _flattened(tree: Tree) -> Tree:
     if problems:
         raise ConfigError(problems)
     return tree
+
+
+def _copied(data: dict[str, Any]) -> dict[str, Any]:
+    """The data, with containers of its own where `_flattened` puts other values into them."""
+    features = data.get("features")
+    if not isinstance(features, dict):
+        return dict(data)
+    bodies = {name: body.copy() if isinstance(body, dict) else body for name, body in features.items()}
+    for body in bodies.values():
+        if isinstance(body, dict) and isinstance(body.get("levels"), dict):
+            body["levels"] = dict(body["levels"])
+    return {**data, "features": bodies}
 
 
 def parse_sets(sets: Iterable[str]) -> Overrides:

@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help=f"go on from the corpus in {SAVED.name}/, and keep it there"
     )
+    parser.add_argument("--saved", type=Path, default=SAVED, metavar="DIR", help=f"default: {SAVED.name}/")
     parser.add_argument("--reproduce", type=Path, metavar="FILE", help="run the one --target on this input, no fuzzing")
     given = parser.parse_args()
     names = given.target or [*targets.TARGETS]
@@ -87,10 +88,10 @@ def main() -> int:
         )
     if given.keep:
         for name in names:
-            (SAVED / "corpus" / name).mkdir(parents=True, exist_ok=True)
+            (given.saved / "corpus" / name).mkdir(parents=True, exist_ok=True)
     share = given.seconds * given.jobs / len(names)
     with ThreadPoolExecutor(given.jobs) as pool:
-        outcomes = list(pool.map(lambda name: fuzz(name, share, given.seed, SAVED), names))
+        outcomes = list(pool.map(lambda name: fuzz(name, share, given.seed, given.saved.resolve()), names))
     for outcome in outcomes:
         print(outcome, flush=True)
         if outcome.crash:

@@ -37,7 +37,7 @@ def many(count: int) -> Any:
 @pytest.mark.parametrize("name", [name for name in targets.TARGETS if name != "study"])
 def test_damaged_input_is_read_or_refused(name: str, cases: Cases, seed: int, tally: Tally) -> None:
     """The functions of the fuzzer, over inputs damaged at random."""
-    target, count = targets.TARGETS[name], cases(40, 4000)
+    target, count = targets.TARGETS[name], cases(40, 2000)
     rng = random.Random(f"{seed} {name}")
     seeds = list(target.seeds())
     for number in range(count):
@@ -83,7 +83,7 @@ JUNK = st.binary(max_size=40) | st.sampled_from([word for word in damage.WORDS i
 
 def test_rows_of_loss_csv_are_those_written(tmp_path: Path, cases: Cases, tally: Tally) -> None:
     """By each of its readers: the trainer's, `status`, the report."""
-    count = cases(150, 10_000)
+    count = cases(150, 5000)
     path = tmp_path / runlog.LOSS
     width = len(runlog.COLUMNS)
 
@@ -152,7 +152,7 @@ EVENTS = st.fixed_dictionaries(
 
 
 def test_events_are_those_written(tmp_path: Path, cases: Cases, tally: Tally) -> None:
-    count = cases(100, 10_000)
+    count = cases(100, 5000)
 
     @st.composite
     def files(draw: st.DrawFn) -> tuple[list[Json], bytes]:
@@ -235,7 +235,7 @@ def answers(draw: st.DrawFn) -> tuple[Jobs, str, str, str]:
 
 def test_jobs_are_those_that_slurm_told(cases: Cases, tally: Tally) -> None:
     """Warnings, words of another language and torn lines among its answers make no job, and hide none."""
-    count = cases(150, 20_000)
+    count = cases(150, 10_000)
 
     @many(count)
     @given(answers(), st.data())

@@ -1,0 +1,61 @@
+"""Experiment files made to exhaust memory, time or patience: refused in one sentence, within limits of both."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator.snapshot import code_root
+from tests.evidence import Cases, Tally
+from tests.trust import bombs
+from tests.workspace import Workspace
+
+
+def test_bombs_are_refused(tmp_path: Path, cases: Cases, tally: Tally) -> None:
+    """Each within 20 s of one core and 1 GiB of memory; a signal of the limits, or a traceback, ends the process."""
+    names = [name for name in bombs.REFUSED if name not in bombs.SLOW[: cases(len(bombs.SLOW), 0)]]
+    for name in (*names, *bombs.FINE):
+        bombs.write(tmp_path, name)
+    words = [sys.executable, "-m", "tests.trust.bombs", str(tmp_path), *names, *bombs.FINE]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=code_root(), check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout)
+    assert {name: words for name, words in said.items() if bool(words) != (name in bombs.REFUSED)} == {}
+    assert not [name for name, words in said.items() if len(words) > 20_000]
+    assert not (code_root() / "canary").exists()
+    tally(
+        "experiment files that are bombs are refused",
+        cases=len(names),
+        detail=f"within {bombs.SECONDS} s and {bombs.BYTES >> 20} MiB, 0 tracebacks",
+    )
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (bombs.SECONDS, bombs.SECONDS))
+
+
+def test_the_command_line_refuses_them(workspace: Workspace, cases: Cases, tally: Tally) -> None:
+    """`plan`, `check` and `submit` as they are called: exit code 2, nothing created."""
+    names = bombs.REFUSED[:: cases(14, 1)]
+    for name in names:
+        path = bombs.write(workspace.folder, name)
+        for verb in ("plan", "check", "submit")[: cases(1, 3)]:
+            words = workspace.command(verb, path, "--launcher", "local")
+            done = subprocess.run(
+                words,
+                capture_output=True,
+                text=True,
+                cwd=workspace.folder,
+                env=workspace.env(),
+                stdin=subprocess.DEVNULL,
+                preexec_fn=limited,
+                check=False,
+            )
+            assert done.returncode == 2, (name, done.returncode, done.stdout[-500:], done.stderr[-2000:])
+            assert "Traceback" not in done.stderr
+            assert all(line.startswith("error: ") for line in done.stderr.splitlines()), (name, done.stderr[-2000:])
+    assert not (workspace.folder / "out").exists()
+    tally("the command line refuses bombs with exit code 2", cases=len(names), detail="0 tracebacks, nothing created")
