@@ -10,6 +10,7 @@ SECONDS ?= 600
 # (Nodes at a loopback address are this machine, whose nvidia-smi has answered already.)
 find_torch = if nvidia-smi -L 2>&1 | grep -q '^GPU '; then echo cuda; \
 	elif sinfo -h -N -o '%o %G' 2>&1 | grep -v '^127\.' | grep -q ' gpu:'; then echo cuda; else echo cpu; fi
+$(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH is cpu or cuda, not $(TORCH)))
 INSTALLED := $(VENV)/.installed$(TORCH:%=-%)
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
@@ -23,7 +24,7 @@ $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(PYTHON) -m venv $(if $(TORCH),--clear) $(VENV)
 	rm -f $(VENV)/.installed*
 	build=$(or $(TORCH),$$($(find_torch))); \
-	case $$build in cpu) lock=requirements.txt ;; cuda) lock=requirements-cuda.txt ;; *) echo "make: TORCH is cpu or cuda" >&2; exit 2 ;; esac; \
+	if [ $$build = cuda ]; then lock=requirements-cuda.txt; else lock=requirements.txt; fi; \
 	echo "make: installing $$lock into $(VENV)"; \
 	$(BIN)/python $(PIP) -r $$lock && touch $(VENV)/.installed-$$build
 	touch $(VENV)/.installed
