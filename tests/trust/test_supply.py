@@ -218,31 +218,19 @@ SURROUNDINGS: tuple[dict[str, Any], ...] = (
     {"umask": 0o077, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"},
     {"umask": 0o002, "TZ": "America/Lima", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "1"},
     {"umask": 0o022, "HOME": "/nonexistent", "PYTHONHASHSEED": "99", "PYTHONOPTIMIZE": "1"},
-    {"umask": 0o027, "TMPDIR": "", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "user": 65534},
+    {"umask": 0o027, "TMPDIR": "", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"},
 )
-
-
-def other_user(checkout: Path, target: Path) -> bool:
-    """Whether this process may build as nobody, who then gets the checkout."""
-    if os.geteuid() != 0:
-        return False
-    opened = subprocess.run([sys.executable, "-c", "import setuptools"], user=65534, capture_output=True, check=False)
-    reached = subprocess.run(["test", "-r", str(checkout / "pyproject.toml")], user=65534, check=False)
-    return opened.returncode == 0 and reached.returncode == 0 and target.is_dir()
 
 
 def built(checkout: Path, target: Path, surroundings: dict[str, Any]) -> bytes:
     """The wheel's bytes, made by the command of `make wheel`."""
     extra = dict(surroundings)
-    umask, user = extra.pop("umask"), extra.pop("user", None)
+    umask = extra.pop("umask")
     target.mkdir()
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TMPDIR")}
     environ |= extra | ({"TMPDIR": str(target)} if "TMPDIR" in extra else {})
-    options = {"user": user} if user and other_user(checkout, target) else {}
     command = [sys.executable, "-m", "tools.wheel", str(target / "dist")]
-    done = subprocess.run(
-        command, cwd=checkout, env=environ, umask=umask, capture_output=True, text=True, check=False, **options
-    )
+    done = subprocess.run(command, cwd=checkout, env=environ, umask=umask, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = (target / "dist").iterdir()
     content = path.read_bytes()
