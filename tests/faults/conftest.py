@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,14 @@ from tests.workspace import without_clock
 from trainer import runlog
 
 TRAIN = "tests.faults.actions:train"
+
+
+def spread(total: int, most: int, seed: int) -> list[int]:
+    """At most `most` of the numbers 1 .. total, evenly spaced; where they begin depends on the seed."""
+    if total <= most:
+        return list(range(1, total + 1))
+    begin = random.Random(seed).random()
+    return [1 + int((i + begin) * total / most) for i in range(most)]
 
 
 @pytest.fixture(scope="session")

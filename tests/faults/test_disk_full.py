@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Trainers, same_result
+from tests.evidence import Cases, Tally
+from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from trainer import checkpoint, durable, runlog
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-STRIDE = int(os.environ.get("ABLATRIX_FAULT_STRIDE", "9"))  # 1: every system call of a run
 
 
 def one_line(text: str) -> str:
@@ -37,11 +37,13 @@ def check_checkpoints(run_dir: Path) -> None:
 
 @pytest.mark.usefixtures("seccomp")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=lambda n: errno.errorcode[n])
-def test_full_from_some_write_on(trainers: Trainers, number: int) -> None:
+def test_full_from_some_write_on(trainers: Trainers, number: int, cases: Cases, seed: int, tally: Tally) -> None:
     undisturbed = trainers.finish("undisturbed", trainer__max_iters=8)
     calls = trainers.watched("counted", Fault(changing=True), trainer__max_iters=8).calls
     writes = [at for at, name in enumerate(calls, 1) if name == "write"]
-    for at in writes[: -1 : max(1, STRIDE // 2)]:  # the last one is the event after summary.json: the run is done
+    del writes[-1]  # the event after summary.json: the run is done
+    chosen = [writes[i - 1] for i in spread(len(writes), cases(6, len(writes)), seed)]
+    for at in chosen:
         name = f"run{at}"
         run = trainers.folder / name
         outcome = trainers.watched(name, Fault("same", at, number, changing=True), trainer__max_iters=8)
@@ -53,6 +55,8 @@ def test_full_from_some_write_on(trainers: Trainers, number: int) -> None:
         assert (f"it continues from {found[0].name}" if found else "there is no checkpoint yet") in said
         trainers.finish(name, trainer__max_iters=8)
         assert same_result(run, undisturbed)
+    promise = f"{errno.errorcode[number]} at a write of the trainer: one line, exit code 1, and then it goes on"
+    tally(promise, len(chosen), f"of {len(writes)} writes; 0 damaged checkpoints, 0 results that differ")
 
 
 @pytest.mark.usefixtures("seccomp")
@@ -68,11 +72,12 @@ def test_failure_is_recorded_once_there_is_space_for_a_line(trainers: Trainers) 
 
 @pytest.mark.usefixtures("seccomp")
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE], ids=lambda n: errno.errorcode[n])
-def test_what_passes_is_waited_for(trainers: Trainers, number: int) -> None:
+def test_what_passes_is_waited_for(trainers: Trainers, number: int, cases: Cases, seed: int, tally: Tally) -> None:
     """Each call that changes a file fails once: the run does not even stop."""
     undisturbed = trainers.finish("undisturbed", trainer__max_iters=8)
     calls = trainers.watched("counted", Fault(changing=True), trainer__max_iters=8).calls
-    for at in range(1, len(calls) + 1, STRIDE):
+    chosen = spread(len(calls), cases(8, len(calls)), seed)
+    for at in chosen:
         name = f"run{at}"
         outcome = trainers.watched(name, Fault("once", at, number, changing=True), trainer__max_iters=8)
         said = (trainers.folder / f"{name}.out").read_text()
@@ -80,6 +85,8 @@ def test_what_passes_is_waited_for(trainers: Trainers, number: int) -> None:
         assert outcome.code == 0, f"{at} {calls[at - 1]}: {said}"
         assert same_result(trainers.folder / name, undisturbed)
         check_checkpoints(trainers.folder / name)
+    promise = f"{errno.errorcode[number]} once at a system call of the trainer: it is waited for, the run ends done"
+    tally(promise, len(chosen), f"of {len(calls)} calls; 0 results that differ")
 
 
 @pytest.mark.usefixtures("seccomp")

@@ -1,12 +1,7 @@
-"""kill -9 at any moment: a run always goes on, and what it leaves is what an undisturbed one leaves.
-
-ABLATRIX_KILLS=200 pytest tests/faults/test_kills.py -s    random kills, and the figures
-ABLATRIX_FAULT_STRIDE=1 pytest ...                         a kill before every single system call
-"""
+"""kill -9 at any moment: a run always goes on, and what it leaves is what an undisturbed one leaves."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -18,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults.conftest import Trainers, same_result
+from tests import evidence
+from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.seccomp import Fault
 from trainer import checkpoint, runlog
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("ABLATRIX_KILLS", "25"))
-STRIDE = int(os.environ.get("ABLATRIX_FAULT_STRIDE", "12"))
 FEATURES: dict[str, dict[str, Any]] = {
     "baseline": {},
     "swiglu": {"model__swiglu": True},
@@ -73,7 +67,7 @@ def check_finished(run: Path, undisturbed: Path) -> None:
 
 
 @dataclass
-class Tally:
+class Met:
     """What the kills met."""
 
     kills: int = 0
@@ -89,23 +83,25 @@ class Tally:
         self.met["after the last step"] += rows == 31
 
 
-def test_random_kills(trainers: Trainers) -> None:
+def test_random_kills(trainers: Trainers, cases: evidence.Cases, seed: int, tally: evidence.Tally) -> None:
     undisturbed = {name: trainers.finish(f"undisturbed-{name}", **settings) for name, settings in FEATURES.items()}
     begun = time.monotonic()
     trainers.finish("timed")
     whole = time.monotonic() - begun
-    chance = random.Random(20)
-    tally, runs = Tally(), 0
-    while tally.kills < KILLS:
+    chance = random.Random(seed)
+    met, runs, kills = Met(), 0, cases(12, 200)
+    while met.kills < kills:
         name, workers = VARIANTS[runs % len(VARIANTS)]
         runs += 1
-        killed_until_finished(trainers, f"run{runs}", name, workers, undisturbed[name], (chance, whole), tally)
-    print(f"\n{tally.kills} kills, {runs} runs finished, all equal to the undisturbed ones; met: {dict(tally.met)}")
+        killed_until_finished(trainers, f"run{runs}", name, workers, undisturbed[name], (chance, whole), met)
+    promise = "kill -9 at random moments: the run goes on and ends as an undisturbed one"
+    told = ", ".join(f"{count} {where}" for where, count in sorted(met.met.items()) if count)
+    tally(promise, met.kills, f"{runs} runs; rows doubled 0, torn 0, invented 0; met {told}")
 
 
 def killed_until_finished(
     trainers: Trainers, folder: str, name: str, workers: int, undisturbed: Path, luck: tuple[random.Random, float],
-    tally: Tally,
+    met: Met,
 ) -> None:  # fmt: skip
     run, expected = trainers.folder / folder, rows_of(undisturbed)
     chance, whole = luck
@@ -118,19 +114,22 @@ def killed_until_finished(
         assert code in (0, -signal.SIGKILL), f"a run that cannot resume: {child.log.read_text()[-3000:]}"
         if code == 0:
             break
-        tally.note(run, check_in_passing(run, expected) if run.exists() else 0, attempts > 0)
+        met.note(run, check_in_passing(run, expected) if run.exists() else 0, attempts > 0)
         attempts += 1
     check_finished(run, undisturbed)
 
 
 @pytest.mark.usefixtures("seccomp")
-def test_killed_before_every_system_call(trainers: Trainers) -> None:
+def test_killed_before_every_system_call(
+    trainers: Trainers, cases: evidence.Cases, seed: int, tally: evidence.Tally
+) -> None:
     """Twice, for the second attempt begins with what the first has left. Writes are cut, so that rows tear."""
     undisturbed = trainers.finish("undisturbed", trainer__max_iters=8)
     expected = rows_of(undisturbed)
     calls = trainers.watched("counted", Fault(changing=True), True, trainer__max_iters=8).calls
     torn = 0
-    for at in range(1, len(calls) + 1, STRIDE):
+    chosen = spread(len(calls), cases(8, len(calls)), seed)
+    for at in chosen:
         run = trainers.folder / f"run{at}"
         for fault in (Fault("kill", at, changing=True), Fault("kill", at // 2 + 1, changing=True)):
             outcome = trainers.watched(run.name, fault, True, trainer__max_iters=8)
@@ -140,7 +139,12 @@ def test_killed_before_every_system_call(trainers: Trainers) -> None:
             torn += not runlog.read_text(run / runlog.LOSS).endswith("\n")
         trainers.finish(run.name, trainer__max_iters=8)
         check_finished(run, undisturbed)
-    print(
-        f"\nkilled before {len(range(1, len(calls) + 1, STRIDE))} of {len(calls)} calls, twice each; {torn} torn rows"
+    assert torn or len(chosen) < len(calls)
+    detail = (
+        f"before each of {len(calls)} calls, twice; {torn} torn rows met; rows doubled 0, torn 0, invented 0 at the end"
     )
-    assert torn
+    tally(
+        "kill -9 before a system call of the trainer: the run goes on and ends as an undisturbed one",
+        2 * len(chosen),
+        detail,
+    )
