@@ -14,9 +14,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator import elsewhere
 from trainer import runlog
 
-FOLDER = ".queue"
+FOLDER = runlog.QUEUE
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
 VOID_AFTER = float(os.environ.get("ABLATRIX_CLAIM_SECONDS", "180"))
 
@@ -74,15 +75,10 @@ def read(run_dir: Path, attempt: int) -> Claim:
 
 def is_void(run_dir: Path, attempt: int) -> bool:
     """Is this claim so old that its sbatch must have ended? Both times are the file server's, not this machine's."""
-    folder = run_dir / FOLDER / str(attempt)
-    probe = run_dir / FOLDER / f".now.{os.getpid()}"
     try:
-        probe.touch()
-        return probe.stat().st_mtime - folder.stat().st_mtime > VOID_AFTER
-    except OSError:
-        return time.time() - folder.stat().st_mtime > VOID_AFTER
-    finally:
-        probe.unlink(missing_ok=True)
+        return elsewhere.age(run_dir / FOLDER / str(attempt), run_dir / FOLDER) > VOID_AFTER
+    except FileNotFoundError:  # removed meanwhile
+        return True
 
 
 def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
@@ -121,6 +117,15 @@ def follow(run_dir: Path, attempt: int, job_id: str, seconds: float = FOLLOW_SEC
         if time.monotonic() > deadline:
             return f"the job's first node has not begun within {seconds:.0f} s"
         time.sleep(0.2)
+
+
+def unseen(run_dir: Path, attempt: int) -> bool:
+    """May the job of this attempt, which has left the queue, have written what is not seen here yet?
+
+    Counted from when somebody first found it gone, anew whenever something is seen to be written.
+    """
+    delay = elsewhere.delay(run_dir)
+    return not elsewhere.waited(run_dir / FOLDER / f".gone-{attempt}", run_dir / runlog.EVENTS, delay)
 
 
 def has_started(run_dir: Path, attempt: int) -> bool:

@@ -49,6 +49,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
+    except OSError as error:  # a folder that is full, read-only or gone: no place has more to say of it than this
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; mend that and give the same command again", file=sys.stderr)
+        sys.exit(1)
 
 
 def _console() -> Any:
@@ -136,7 +140,7 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from orchestrator import display, rundir
+    from orchestrator import display, missing, rundir
     from orchestrator import status as state_module
 
     found = rundir.find_study(study, output)
@@ -151,6 +155,8 @@ def status(
     console = _console()
     console.print(display.status_table(states, str(found.folder)))
     console.print(display.summary_line(states, scheduler), highlight=False)
+    for line in missing.of_study(found, states):
+        console.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -165,14 +171,18 @@ def report(
 
     Several studies are also put side by side.
     """
-    from orchestrator import display, rundir
+    from orchestrator import display, missing, rundir
     from orchestrator import report as reporting
     from orchestrator import status as state_module
 
     found = [rundir.find_study(name, output) for name in studies or (None,)]
-    states = [state_module.reasons(state_module.collect(study)) for study in found]
-    for one, known in zip(found, states, strict=True):
-        display.print_verdict(reporting.build(one.folder, known, interactive), _console())
+    states = []
+    for one in found:
+        looked = state_module.collect(one)
+        states.append(state_module.reasons(looked))
+        for line in missing.lines(one, looked):
+            _console().print(line, soft_wrap=True)
+        display.print_verdict(reporting.build(one.folder, states[-1], interactive), _console())
     if len(found) > 1:
         display.print_verdict(reporting.compare([one.folder for one in found], states), _console())
 

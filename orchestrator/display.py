@@ -148,9 +148,17 @@ class LiveStatus:
             self.live.stop()
 
     def refresh(self) -> list[RunState]:
-        """Read the states again and show them."""
-        self.states = status.collect(self.study, self.scheduler)
-        line = summary_line(self.states, self.scheduler)
+        """Read the states again and show them. What cannot be read for a while leaves the last states standing.
+
+        Raises RunError where the study is gone: runs without files would look as if they had never begun.
+        """
+        problem = ""
+        try:
+            self.study.require()
+            self.states = status.collect(self.study, self.scheduler)
+        except OSError as error:
+            problem = f"\n{error.filename or self.study.folder}: {error.strerror}; the last known states are shown"
+        line = summary_line(self.states, self.scheduler) + problem
         if self.console.is_terminal:
             order = {name: i for i, name in enumerate(("running", "failed", "lost", "stopped", "queued"))}
             shown = sorted(self.states, key=lambda state: order.get(state.state, 9))

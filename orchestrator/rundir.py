@@ -64,6 +64,16 @@ class Study:
             raise UserError(f"{text}: no such run in {self.folder}; runs: {names}")
         return found
 
+    def require(self) -> None:
+        """Raises RunError where the study's folder is not there any more, OSError where that cannot be told."""
+        try:
+            os.stat(self.folder / STUDY)
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.folder / STUDY}: is gone (removed, purged, or its file system is not mounted any more); submit "
+                "the experiment again when the folder is back"
+            ) from None
+
     def find(self, text: str) -> StudyRun:
         """The one run meant by an id, the beginning of one, or a cell. Raises UserError listing the candidates."""
         found = self.matching(text)
@@ -117,8 +127,10 @@ Origins = Callable[[Run], dict[str, str]]
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
     folder.mkdir(exist_ok=True)
-    if not (folder / runlog.CONFIG).exists():
+    if any(not (folder / name).exists() for name in kinds.files(run.config, folder, run.cell)):
         _write_config(folder, run, origins)
+    elif origins and not (folder / ORIGINS).exists():
+        _write_origins(folder, run, origins)
 
 
 def renew(study: Study, runs: Iterable[Run], origins: Origins | None = None) -> None:
@@ -136,17 +148,28 @@ def renew(study: Study, runs: Iterable[Run], origins: Origins | None = None) -> 
             raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
 
 
+def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
+    runlog.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
+
+
 def _write_config(folder: Path, run: Run, origins: Origins | None) -> None:
     if origins:
-        runlog.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
+        _write_origins(folder, run, origins)
     for name, text in kinds.files(run.config, folder, run.cell).items():
         runlog.atomic_write(folder / name, text, durable=False)
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """A run's summary.json, None while there is none; a file of that name that a command has left is none."""
-    summary = runlog.read_json(folder / runlog.SUMMARY)
-    return summary if summary and "iters" in summary else None
+    """A run's summary.json, None while there is none; a file of that name that a command has left is none.
+
+    Raises OSError where the file system fails: that is not the same as a run without a result.
+    """
+    content = runlog.certain_bytes(folder / runlog.SUMMARY, runlog.LARGEST_JSON)
+    try:
+        summary = runlog.parse_json(content.decode("utf-8"))
+    except ValueError:
+        return None
+    return summary if isinstance(summary, dict) and "iters" in summary else None
 
 
 def planned_steps(folder: Path) -> int:
@@ -221,6 +244,8 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
         for folder in (Path(target), output / target):
             if _holds_study(folder):
                 return load_study(folder)
+        if any(folder.is_dir() and (folder / LOGS).is_dir() for folder in (Path(target), output / target)):
+            raise UserError(f"{target}: its {STUDY} is missing (removed since?); submit the experiment again")
         raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
     last = Path(runlog.read_text(output / LAST).strip() or output)
     if _holds_study(last):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,22 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
 
     own: names of modules of the user's own, which the working folder may hold outside the running code.
     """
-    root = code_root()
-    places = {**_own_files(Path.cwd(), own), **{name: root / name for name in _code_files(root)}}
-    files = {name: places[name].read_bytes() for name in sorted(places)}
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    target = store / digest.hexdigest()[:16]
+    files = _running(own)
+    target = store / _digest(files)
     if target.is_dir():
-        for name in (name for name in files if not (target / name).is_file()):  # a purge of scratch takes files
+        for name in _damaged(target, files):  # a purge of scratch takes files
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             runlog.atomic_write(target / name, files[name], durable=False)
         return target
     temporary = store / f".{target.name}.{os.getpid()}.tmp"
-    for name, content in files.items():
-        path = temporary / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    try:
+        for name, content in files.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError:  # a full disk is not to be filled further
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     try:
         temporary.rename(target)
     except OSError as error:  # somebody else was first: theirs has the same content
@@ -58,6 +57,49 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
         if not target.is_dir():
             raise RunError(f"{target}: the code snapshot cannot be written: {error.strerror}") from None
     return target
+
+
+def _read(places: Mapping[str, Path]) -> dict[str, bytes]:
+    return {name: places[name].read_bytes() for name in sorted(places)}
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    """The name of a snapshot with these files, which are sorted."""
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def lacking(snapshot: Path, own: Iterable[str] = ()) -> list[str] | None:
+    """The files that were removed from a snapshot, or changed; [] where it is whole.
+
+    It is named by its content, so that whatever lacks is noticed; None where the code has changed since, and nothing
+    tells what it is.
+    """
+    places = {str(p.relative_to(snapshot)): p for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    if _digest(_read(places)) == snapshot.name:
+        return []
+    files = _running(own)
+    return _damaged(snapshot, files) if _digest(files) == snapshot.name else None
+
+
+def _running(own: Iterable[str]) -> dict[str, bytes]:
+    """The running code: name -> content."""
+    root = code_root()
+    return _read({**_own_files(Path.cwd(), own), **{name: root / name for name in _code_files(root)}})
+
+
+def _damaged(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Which of these files are not there as they should be."""
+    return [name for name, content in files.items() if _content(folder / name) != content]
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _code_files(root: Path) -> Iterable[str]:

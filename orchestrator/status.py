@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import claims, rundir, slurm
+from orchestrator import claims, elsewhere, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from trainer import runlog
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
 ACTIVE = ("queued", "running")
 HEARTBEAT_SECONDS = 120  # a living trainer on another host has written within this time
+CLOCKS_APART = 3600  # seconds; files of an older record have been copied since, their times say nothing
 TAIL_BYTES = 4096
 LONGEST_STEP = 1e7  # seconds; no step takes months
 
@@ -51,6 +52,8 @@ class RunState:
     job_id: str = ""
     attempt: int = 0  # newest claim; the next attempt is one more
     requeued: bool = False  # stopped, and in the queue again
+    log: str = ""  # in the study's folder of logs, as far as it is known to have been written
+    missing: tuple[str, ...] = ()  # files that it had when it was done, and that somebody has removed
 
     @property
     def active(self) -> bool:
@@ -70,19 +73,22 @@ class Scheduler:
 
     def refresh(self) -> None:
         """Read the queue. When the controller does not answer, keep quiet for a while, longer each time."""
-        if time.time() < self._next_try:
+        if time.monotonic() < self._next_try:
             return
         try:
             self.jobs, self.problem, self.silent_since, self._pause = slurm.queue(), "", None, 5.0
         except slurm.ControllerError as error:
             self.jobs, self.problem = None, str(error)
             self.silent_since = self.silent_since or time.time()
-            self._next_try = time.time() + self._pause
+            self._next_try = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, 120.0)
 
 
 def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
-    """The state of every run of a study. Calls squeue at most once, and only if a job of the study may be in it."""
+    """The state of every run of a study. Calls squeue at most once, and only if a job of the study may be in it.
+
+    Raises OSError where a file is there that cannot be read: guessing would invent a state.
+    """
     scheduler = scheduler or Scheduler()
     read = [_Files.read(run) for run in study.runs]
     if any(files.asks_scheduler for files in read):
@@ -128,23 +134,26 @@ class _Files:
     attempt: int
     claim: claims.Claim | None  # of an attempt that has no `queued` event yet
     max_iters: int
+    missing: tuple[str, ...]
 
     @classmethod
     def read(cls, run: StudyRun) -> _Files:
-        events = runlog.read_events(run.folder)
+        events = runlog.read_events(run.folder, certain=True)
         start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
         latest = [event for event in events[start:] if event["event"] != "submitting"]
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
-        attempt = claims.newest(run.folder)
         known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
+        attempt = max(claims.newest(run.folder), known)  # a purge may have taken the claims
+        summary = rundir.read_summary(run.folder)
         return cls(
             run,
-            rundir.read_summary(run.folder),
+            summary,
             [event for event in latest if event["event"] != "queued"],
             queued,
             attempt,
             claims.read(run.folder, attempt) if attempt > known else None,
             rundir.planned_steps(run.folder),
+            missing.of_run(run.folder, summary, events) if summary else (),
         )
 
     @property
@@ -177,14 +186,25 @@ def _by_token(jobs: dict[str, slurm.Job]) -> ByToken:
 def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
     state = _progress(files)
     if files.summary:
-        return replace(state, state="done", reason=_how_done(files.summary))
+        reason = "; ".join(filter(None, (_how_done(files.summary), missing.told(files.missing))))
+        return replace(state, state="done", reason=reason, missing=files.missing)
     if files.claim:
         return _judge_claim(state, files, jobs, by_token)
+    if files.life and files.life["event"] == "finished":
+        return _judge_finished(state, files)
     if files.queued is None:
         return _judge_process(state, files) if files.events else state
     if files.queued.get("launcher") == "local":
         return _judge_process(state, files)
     return _judge_job(state, files, jobs)
+
+
+def _judge_finished(state: RunState, files: _Files) -> RunState:
+    """The run has said that it is done, after it had written its summary.json, and there is none."""
+    if _last_sign(files) < elsewhere.delay(files.run.folder):
+        return replace(state, state="running", reason=f"finished; its {runlog.SUMMARY} is not seen here yet")
+    reason = f"it finished, but its {runlog.SUMMARY} is gone (removed since): submit --retry writes it again"
+    return replace(state, state="lost", reason=reason, missing=(runlog.SUMMARY,))
 
 
 def _how_done(summary: Record) -> str:
@@ -250,9 +270,9 @@ def _judge_process(state: RunState, files: _Files) -> RunState:
         return replace(state, state="planned", reason=str(life.get("reason", "")))
     witness = next((e for e in reversed(files.events) if e["event"] in ("started", "resumed")), None)
     if witness is None:
-        alive = files.queued is not None and _process_lives(files.queued)
+        alive = files.queued is not None and _process_lives(files.queued, files)
         return replace(state, state="queued" if alive else "planned")
-    if _process_lives(witness, newest=(life or witness)):
+    if _process_lives(witness, files):
         return replace(state, state="running", node=str(witness.get("host", "")))
     return replace(state, state="lost", reason=likely_cause(files.run.folder))
 
@@ -267,18 +287,32 @@ def owner(run: StudyRun) -> Record | None:
     files = _Files.read(run)
     started = [event for event in files.events if event["event"] in ("started", "resumed")]
     candidates = [*reversed(started), *([files.queued] if files.queued else [])]
-    return next((event for event in candidates if _process_lives(event)), None)
+    return next((event for event in candidates if _process_lives(event, files)), None)
 
 
-def _process_lives(event: Record, newest: Record | None = None) -> bool:
+def _process_lives(event: Record, files: _Files) -> bool:
     """Does the process that wrote this event live? From another host only its heartbeat can tell."""
     if event.get("host") != socket.gethostname():
-        return time.time() - (newest or event).get("time", 0) < HEARTBEAT_SECONDS
+        return _last_sign(files) < HEARTBEAT_SECONDS
     try:
         command = Path(f"/proc/{event.get('pid', 0)}/cmdline").read_bytes()
     except OSError:
         return not Path("/proc/self").exists() and _pid_exists(event.get("pid", 0))
     return b"trainer" in command or b"orchestrator" in command
+
+
+def _last_sign(files: _Files) -> float:
+    """Seconds since something was written to the run's events, by no host's clock but the file server's.
+
+    The time in the last event is of a host whose clock may be wrong: it tells only that the file is no late copy.
+    """
+    path = files.run.folder / runlog.EVENTS
+    newest = max((float(event.get("time", 0)) for event in (files.queued, *files.events) if event), default=0.0)
+    try:
+        copied = path.stat().st_mtime - newest > CLOCKS_APART
+        return math.inf if copied else elsewhere.age(path, files.run.folder)
+    except OSError:
+        return math.inf
 
 
 def _pid_exists(pid: int) -> bool:
@@ -301,8 +335,10 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
         state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
     elif life == "stopped":
         return _stopped(state, files.life or {})
-    elif verdict == "COMPLETED" and job and job.exit_code in ("", "0:0") and files.life and _is_fresh(files.life):
+    elif verdict == "COMPLETED" and job and job.exit_code in ("", "0:0") and files.life and _last_sign(files) < 60:
         return replace(state, state="running", reason="ending: its last files are not visible yet")
+    elif claims.unseen(files.run.folder, files.attempt):
+        return replace(state, state="running", reason="its job has ended; what it wrote last may not be seen here yet")
     else:
         state = replace(state, state="lost", reason=likely_cause(files.run.folder, job))
     if verdict:
@@ -319,10 +355,6 @@ def _never_started(files: _Files) -> bool:
 def _stopped_by(files: _Files) -> str:
     signals = [e.get("signal", "") for e in files.events if e["event"] == "signal"]
     return str(signals[0]) if signals else ""
-
-
-def _is_fresh(event: Record) -> bool:
-    return bool(time.time() - event.get("time", 0) < 60)
 
 
 CAUSES = (
@@ -370,10 +402,17 @@ def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
         return ""
 
 
+def _log(files: _Files) -> str:
+    """The file that a run's `submit` has left among the study's logs."""
+    queued = files.queued or {}
+    kind = {"local": "out", "sbatch": "sbatch"}.get(str(queued.get("launcher")), "")
+    return f"{queued.get('token')}.{kind}" if kind and queued.get("token") and files.life else ""
+
+
 def _progress(files: _Files) -> RunState:
     """Step, losses and speed from the last whole rows of loss.csv."""
     job_id = str(files.queued.get("job_id", "")) if files.queued else ""
-    state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt, job_id=job_id)
+    state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt, job_id=job_id, log=_log(files))
     names, rows = _last_rows(files.run.folder / runlog.LOSS)
     host = next((str(e.get("host")) for e in reversed(files.events) if e["event"] in ALIVE), "")
     if not rows:
@@ -423,6 +462,7 @@ def as_json(states: Sequence[RunState], scheduler: Scheduler) -> str:
             "requeued": state.requeued,
             **{name: getattr(state, name) for name in ("reason", "iter", "max_iters", "loss", "val_loss")},
             **{name: getattr(state, name) for name in ("tokens_per_s", "seconds_left", "node", "job_id", "attempt")},
+            "missing": state.missing,
             "folder": str(state.run.folder),
         }
         for state in states

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import claims, rundir, slurm, snapshot, status, task
+from orchestrator import claims, missing, rundir, slurm, snapshot, status, task
 from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch, Launcher, Members, job_ids, slurm_sbatch
 from orchestrator.rundir import Study, StudyRun
@@ -33,6 +33,8 @@ def select(
 ) -> Selection:
     """Planned and stopped runs are queued; done ones reused; failed, lost and cancelled ones only with `retry`.
 
+    With `retry` also the done ones of which something is missing that the report needs.
+
     cells: only these cells (or run ids). rerun: ids of finished runs whose results were put aside.
     """
     selection = Selection()
@@ -41,7 +43,7 @@ def select(
             continue
         if state.active:
             selection.active.append(state)
-        elif state.state == "done" and state.run.id not in rerun:
+        elif state.state == "done" and state.run.id not in rerun and not (retry and missing.incomplete(state.missing)):
             selection.done.append(state)
         elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
             selection.failed.append(state)
@@ -78,6 +80,17 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
         return snapshot.take(study.folder.parent / rundir.SNAPSHOTS, own)
     except OSError as error:
         raise RunError(f"{error.filename}: the code snapshot cannot be written: {error.strerror}") from None
+
+
+def mend_snapshots(study: Study) -> None:
+    """Write again what was removed from the code that the runs were queued with, if it is still the running code.
+
+    Raises RunError where it cannot be written.
+    """
+    codes = missing.snapshots(study)
+    store = study.folder.parent / rundir.SNAPSHOTS
+    if any(snapshot.lacking(store / code, codes.own) for code in codes.names):
+        take_snapshot(study, codes.own)
 
 
 def prepare(

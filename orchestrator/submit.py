@@ -168,7 +168,13 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     states = status.collect(study)
     submission.adopt(states)
     selection = submission.select(states, plan.options.retry, plan.options.only)
+    incomplete = [state.run.id for state in selection.chosen if state.state == "done"]
+    if incomplete:  # what is left of them is put aside
+        submission.put_aside(study, incomplete)
+        study = _create(plan)
+        selection = submission.select(status.collect(study), plan.options.retry, plan.options.only)
     _say(selection, console)
+    submission.mend_snapshots(study)
     if selection.chosen:
         _launch(plan, study, selection.chosen, console)
     if plan.options.wait and plan.launcher != "local":

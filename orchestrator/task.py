@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
-from orchestrator import claims, command, ranks
+from orchestrator import claims, command, elsewhere, ranks
 from orchestrator.ranks import Layout
 from trainer import attempts, runlog
 
@@ -288,6 +288,25 @@ class Job:
         return True
 
 
+def await_config(run_dir: Path) -> bool:
+    """Wait until what submit has written is seen on this node; False where there is not even the run's folder.
+
+    Where only config.json is missing the trainer says so, and the run has failed.
+    """
+    deadline = time.monotonic() + elsewhere.delay(run_dir)
+    # lists the folder, which makes an NFS client ask the server; config.json was written last
+    while runlog.CONFIG not in _names(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return run_dir.is_dir()
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 def _scontrol_requeue(job_id: str) -> str:
     """Have the job queued again; what went wrong, or ''."""
     try:
@@ -317,8 +336,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="that share a run on each node")
     given = parser.parse_args(argv)
     layout = Layout(given.nodes, given.processes)
-    pairs = [word.rpartition(":") for word in given.runs]
-    return Job([Member(Path(folder), int(attempt), layout) for folder, _, attempt in pairs]).run()
+    pairs = [(Path(folder), int(attempt)) for folder, _, attempt in (word.rpartition(":") for word in given.runs)]
+    gone = [folder for folder, _ in pairs if not await_config(folder)]
+    for folder in gone:  # nothing is made in its place
+        print(
+            f"error: {folder}: is not there (removed, purged or not mounted); submit again", file=sys.stderr, flush=True
+        )
+    try:
+        members = [Member(folder, attempt, layout) for folder, attempt in pairs if folder not in gone]
+        return max(Job(members).run() if members else 0, int(bool(gone)))
+    except OSError as error:
+        print(f"error: {error.filename or 'the run folder'}: {error.strerror}", file=sys.stderr, flush=True)
+        return 1
 
 
 if __name__ == "__main__":

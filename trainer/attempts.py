@@ -17,6 +17,10 @@ from trainer.runlog import EXIT_SUPERSEDED
 FOLDER = ".attempts"
 
 
+class GoneError(RunError):
+    """The folder of this attempt is not there any more: it cannot write anything more, and nobody else has the run."""
+
+
 class SupersededError(RunError):
     """A newer attempt has the run: this one must end without writing anything more."""
 
@@ -40,19 +44,29 @@ class Attempt:
 
     def still_mine(self) -> bool:
         """Is there no newer attempt, and is the run's folder still the one that this attempt was made in?"""
+        return newest(self.run_dir) == self.number and self._mark() == self.inode
+
+    def _mark(self) -> int | None:
+        """The inode of this attempt's mark, None where there is none."""
         try:
-            mark = (self.run_dir / FOLDER / str(self.number)).stat()
+            return (self.run_dir / FOLDER / str(self.number)).stat().st_ino
         except FileNotFoundError:
-            return False
-        return newest(self.run_dir) == self.number and mark.st_ino == self.inode
+            return None
 
     def require(self) -> None:
-        """Raises SupersededError unless `still_mine`. Some microseconds: call it before every write."""
-        if not self.still_mine():
-            raise SupersededError(
-                f"{self.run_dir}: another trainer has this run (attempt {newest(self.run_dir)}, this is attempt "
-                f"{self.number}); this one stops and writes nothing more"
+        """Raises SupersededError, or GoneError, unless `still_mine`. Some microseconds: call it before every write."""
+        if self.still_mine():
+            return
+        other = newest(self.run_dir)
+        if other < self.number or (self._mark() is None and other == self.number):
+            raise GoneError(
+                f"{self.run_dir}: is gone (removed, moved, purged, or its file system is not mounted any more); this "
+                "trainer stops and writes nothing more; start the same command again when it is back"
             )
+        raise SupersededError(
+            f"{self.run_dir}: another trainer has this run (attempt {other}, this is attempt "
+            f"{self.number}); this one stops and writes nothing more"
+        )
 
 
 def _next(run_dir: Path) -> int:

@@ -118,6 +118,12 @@ def drop_after(run_dir: Path, step: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def set_aside(run_dir: Path) -> None:
+    """Rename all checkpoints to `*.bad`: nothing may resume from them, and nothing is thrown away."""
+    for path in checkpoints(run_dir):
+        os.replace(path, path.with_name(path.name + ".bad"))
+
+
 def sweep(run_dir: Path) -> None:
     """Remove temporary files that a killed attempt left behind. Whoever still writes one notices and writes anew."""
     for path in run_dir.glob(".*.tmp"):

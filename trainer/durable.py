@@ -73,9 +73,11 @@ def replace(
             _fill(temporary, write, durable)
             guard()
             _rename(temporary, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            if isinstance(error, OSError) and error.filename == str(temporary):
+                error.filename = str(path)  # the one that the user knows
             raise
         if durable:
             sync_folder(path.parent)

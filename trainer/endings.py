@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import runlog
-from trainer.attempts import Attempt, SupersededError
+from trainer.attempts import Attempt, GoneError, SupersededError
 from trainer.console import warn
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import AblatrixError, RunError
@@ -24,8 +24,8 @@ def explained(error: BaseException, run_dir: Path, attempt: Attempt | None, stop
     try:
         if attempt is not None:
             attempt.require()
-    except SupersededError as superseded:
-        return superseded
+    except (SupersededError, GoneError) as over:
+        return over
     except OSError as failing:
         error = error if isinstance(error, OSError) else failing
     if is_lost_peer(error):
@@ -45,6 +45,9 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
     if isinstance(error, SupersededError):
         assert attempt is not None
         note(run_dir, "superseded", attempt=attempt.number)
+    elif isinstance(error, GoneError):
+        if (run_dir / runlog.EVENTS).exists():  # else another folder may come to stand there
+            note(run_dir, "failed", reason=str(error))
     elif isinstance(error, PeerLostError):
         if not _has_failed(run_dir):  # the other process, or the job's task, says why
             note(run_dir, "lost_peer", reason=str(error))

@@ -220,6 +220,13 @@ class Trainer:
         s, i = self.config.trainer, self.iter
         return i in (1, s.max_iters) or i % s.log_interval == 0 or self._eval_due()
 
+    def rows_until(self, step: int) -> set[int]:
+        """The steps up to this one of which loss.csv has a row."""
+        s = self.config.trainer
+        steps = {1, *range(s.log_interval, step + 1, s.log_interval)}
+        steps |= set(range(s.eval_interval, step + 1, s.eval_interval)) if s.eval_interval > 0 else set()
+        return {i for i in (*steps, s.max_iters) if i <= step}
+
     def _eval_due(self) -> bool:
         s, i = self.config.trainer, self.iter
         return i == s.max_iters or (s.eval_interval > 0 and i % s.eval_interval == 0)

@@ -17,7 +17,7 @@ from models.gpt import measure
 from trainer import checkpoint, contexts, data, endings, hooks, parallel, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
-from trainer.console import say
+from trainer.console import say, warn
 from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
@@ -297,6 +297,11 @@ def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
     if found is None:
         return ""
     state, path = found
+    lacking = runlog.lacking_rows(run_dir, trainer.rows_until(int(state["step"])))
+    if lacking:  # removed: going on would leave a result with a hole
+        warn(f"{run_dir / runlog.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
+        checkpoint.set_aside(run_dir)
+        return ""
     _continue(trainer, state, path)
     return path.name
 
@@ -351,7 +356,8 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
-    endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged)
+    files = runlog.contents(run_dir)
+    endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 

@@ -14,7 +14,7 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,7 @@ METRICS = "metrics.jsonl"
 BEST = "best.pt"
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
+QUEUE = ".queue"  # of the orchestrator: who may queue the run
 # Files that a person makes in the run folder: write a checkpoint and go on; write one and stop.
 SAVE_REQUEST = "save"
 STOP_REQUEST = "stop"
@@ -96,9 +97,13 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("SLURM_JOB_ID")
 
 
-def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole records of events.jsonl, oldest first; a torn line, or one that nobody of ours writes, is left out."""
-    return [record for record in json_objects(read_text(run_dir / EVENTS)) if _is_event(record)]
+def read_events(run_dir: Path, certain: bool = False) -> list[dict[str, Any]]:
+    """All whole records of events.jsonl, oldest first; a torn line, or one that nobody of ours writes, is left out.
+
+    certain: raise OSError where the file system fails, instead of taking the file for one that is not there.
+    """
+    text = certain_bytes(run_dir / EVENTS).decode("utf-8", "replace") if certain else read_text(run_dir / EVENTS)
+    return [record for record in json_objects(text) if _is_event(record)]
 
 
 def _is_event(record: Mapping[str, Any]) -> bool:
@@ -177,6 +182,19 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
         return file.read()
 
 
+def certain_bytes(path: Path, most: int | None = None) -> bytes:
+    """Like `read_bytes`, b'' for what is not there or no such file.
+
+    Raises OSError where the file system fails for longer than is waited: then nobody knows what is there.
+    """
+    try:
+        return retried(path, lambda again: read_bytes(path, most))
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
+        return b""
+
+
 def read_text(path: Path) -> str:
     """The text of a file, '' where there is none; bytes that are not UTF-8 are replaced."""
     try:
@@ -231,6 +249,21 @@ def number(cell: str) -> float | None:
     """A number as a loss.csv spells it, None for anything else: `float` would take `1_0` and other scripts' digits."""
     cell = cell.strip()
     return float(cell) if _NUMBER.fullmatch(cell) else None
+
+
+def lacking_rows(run_dir: Path, steps: Collection[int]) -> int:
+    """How many of these steps have no row in loss.csv. Raises OSError where it cannot be read."""
+    return len(set(steps) - {int(row[0]) for row in whole_rows(kept_text(run_dir / LOSS))})
+
+
+def contents(run_dir: Path) -> list[str]:
+    """The names of the files in a run folder, for whoever looks later whether one is missing."""
+    found = []
+    for folder, inner, names in os.walk(run_dir):
+        inner[:] = [name for name in inner if not name.startswith(".") or name == QUEUE]
+        place = os.path.relpath(folder, run_dir)
+        found += [os.path.normpath(os.path.join(place, name)) for name in names if not name.startswith(".")]
+    return sorted(set(found) - {SAVE_REQUEST, STOP_REQUEST})
 
 
 class StepLog:

@@ -24,7 +24,7 @@ from typing import Any
 from orchestrator.command import HELPER, SPEC, series
 from orchestrator.command.losses import Numbers
 from trainer import runlog
-from trainer.attempts import Attempt, SupersededError
+from trainer.attempts import Attempt, GoneError, SupersededError
 from trainer.console import complain, say
 from trainer.errors import RunError
 
@@ -66,6 +66,9 @@ class Runner:
             complain(f"error: {error}")
             runlog.append_event(self.run_dir, "superseded", attempt=self.attempt.number)
             return error.exit_code
+        except GoneError:
+            self._kill()
+            raise
         except OSError as error:
             self._kill()
             return self._fail(f"{error.filename or self.run_dir}: {error.strerror}")
@@ -276,7 +279,10 @@ class Runner:
 
     def _fail(self, reason: str, code: int = 1) -> int:
         complain(f"error: {reason}")
-        runlog.append_event(self.run_dir, "failed", reason=reason)
+        try:
+            runlog.append_event(self.run_dir, "failed", reason=reason)
+        except OSError as error:
+            complain(f"{self.run_dir / runlog.EVENTS}: not written: {error.strerror}")
         return code
 
     def _finish(self) -> int:
@@ -306,7 +312,8 @@ class Runner:
         }
         text = json.dumps({k: v for k, v in summary.items() if v is not None or k == "val_nll"}, indent=2) + "\n"
         runlog.atomic_write(self.run_dir / runlog.SUMMARY, text, guard=self.attempt.require)
-        runlog.append_event(self.run_dir, "finished", iter=rows.last, diverged=summary["diverged"])
+        fields = {"iter": rows.last, "diverged": summary["diverged"], "files": runlog.contents(self.run_dir)}
+        runlog.append_event(self.run_dir, "finished", **fields)
         say(f"finished after iter {rows.last}: {measure} {value}")
         return 0
 

@@ -1,0 +1,139 @@
+"""What somebody, or a purge of scratch that takes single old files, has removed from a finished study.
+
+A run lists its files in its last event; what is not there any more is named, with the command that brings it back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import rundir, snapshot
+from orchestrator.command import SPEC
+from orchestrator.rundir import ORIGINS, Study
+from trainer import runlog
+
+if TYPE_CHECKING:
+    from orchestrator.status import RunState
+
+REPORT, MANIFEST, CURVES = "report", ".made.json", ".curves.npz"
+REWRITTEN = frozenset({runlog.CONFIG, SPEC, ORIGINS})  # by every `submit`
+NEEDED = frozenset({runlog.LOSS})  # by the report: `submit --retry` runs such a run again
+SHOWN = 3
+
+Record = Mapping[str, Any]
+
+
+def of_run(folder: Path, summary: Record, events: Sequence[Record]) -> tuple[str, ...]:
+    """Names of the files, relative to a done run's folder, that it had and has not any more."""
+    names = {runlog.CONFIG, runlog.LOSS, runlog.EVENTS}
+    finished = [event for event in events if event["event"] == "finished"]
+    if finished:
+        listed = finished[-1].get("files")
+        names |= {str(name) for name in listed} if isinstance(listed, list) else set()
+    elif events:  # it could not write its last one
+        return ()
+    return tuple(sorted(_absent(folder, names)))
+
+
+def _absent(folder: Path, names: Collection[str]) -> set[str]:
+    """Each folder is listed once: a look for every name would ask a file server as often."""
+    there: set[str] = set()
+    for place in {os.path.dirname(name) for name in names}:
+        try:
+            there |= {os.path.join(place, name) for name in os.listdir(folder / place)}
+        except OSError:
+            continue
+    return set(names) - there
+
+
+def of_study(study: Study, states: Sequence[RunState]) -> list[str]:
+    """A line for each file that is missing outside the run folders: code, logs, the report."""
+    found = [f"removed since: {study.folder / name} ({how})" for name, how in (*_report(study), *_logs(study, states))]
+    store = study.folder.parent / rundir.SNAPSHOTS
+    codes = snapshots(study)
+    for code in sorted(codes.names):
+        names = snapshot.lacking(store / code, codes.own)
+        if names is None:
+            found.append(f"removed since: a file of the code snapshot {store / code} (of code that has changed)")
+        elif names:
+            found.append(f"removed since: {_list(names)} of the code snapshot {store / code} (submit writes it again)")
+    patches = [f"{code}.patch" for code in codes.patched if not (store / f"{code}.patch").exists()]
+    return [*found, *(f"removed since: {store / name} (nothing needs it)" for name in patches)]
+
+
+def lines(study: Study, states: Sequence[RunState]) -> list[str]:
+    """For whoever shows no table of the runs: what is missing in each, and outside them."""
+    runs = [f"{s.run.id}: {s.reason if s.state != 'done' else told(s.missing)}" for s in states if s.missing]
+    return runs + of_study(study, states)
+
+
+def _report(study: Study) -> Iterator[tuple[str, str]]:
+    """The files of the last report, which are listed in one of them."""
+    folder = study.folder / REPORT
+    names = _names(folder)
+    if names:
+        listed = (runlog.read_json(folder / MANIFEST) or {}).get("files")
+        known = {MANIFEST, CURVES, *(listed if isinstance(listed, dict) else ())}
+        yield from ((f"{REPORT}/{name}", "report writes it again") for name in sorted(known - names))
+
+
+def _logs(study: Study, states: Sequence[RunState]) -> Iterator[tuple[str, str]]:
+    """The scheduler's logs, or the job scripts, of the runs as they were queued last."""
+    names = _names(study.folder / rundir.LOGS)
+    wanted = {state.log for state in states if state.log}
+    yield from ((f"{rundir.LOGS}/{name}", "nothing needs it") for name in sorted(wanted - names))
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+@dataclass
+class Snapshots:
+    """The code that the runs of a study were queued with."""
+
+    names: set[str] = field(default_factory=set)
+    patched: set[str] = field(default_factory=set)  # those beside which there is a patch
+    own: set[str] = field(default_factory=set)  # names of the user's own modules in them
+
+
+def snapshots(study: Study) -> Snapshots:
+    """What the runs' provenance.json and config.json say of their code."""
+    found = Snapshots()
+    for run in study.runs:
+        record = runlog.read_json(run.folder / runlog.PROVENANCE) or {}
+        code = record.get("code_snapshot")
+        if isinstance(code, str) and code == os.path.basename(code):
+            found.names.add(code)
+            found.own |= snapshot.own_modules(runlog.read_json(run.folder / runlog.CONFIG))
+            if record.get("git_patch_sha256"):
+                found.patched.add(code)
+    return found
+
+
+def incomplete(missing: Collection[str]) -> bool:
+    """Is something missing that the report needs?"""
+    return bool(NEEDED & set(missing))
+
+
+def told(missing: Collection[str]) -> str:
+    """`removed since: loss.csv (submit --retry runs it again)`; '' for nothing."""
+    groups = {
+        "submit --retry runs it again": sorted(NEEDED & set(missing)),
+        "submit writes it again": sorted(REWRITTEN & set(missing)),
+        "only submit --rerun makes it again": sorted(set(missing) - NEEDED - REWRITTEN),
+    }
+    words = [f"{_list(names)} ({how})" for how, names in groups.items() if names]
+    return f"removed since: {', '.join(words)}" if words else ""
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

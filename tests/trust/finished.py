@@ -1,0 +1,46 @@
+"""A finished study with its report, made once, to be copied and damaged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.workspace import Workspace, without_clock
+from trainer import runlog
+
+CLOCKS = ("seconds", "peak_memory_bytes")
+
+
+def write(workspace: Workspace, name: str = "study") -> None:
+    """Two tiny runs."""
+    path = workspace.write_study(name, iters=10, ckpt=5)
+    text = path.read_text().partition("features:")[0]
+    path.write_text(text + "features: {swiglu: {model.swiglu: true}}\ndesign: [baseline, one_at_a_time]\nseeds: [1]\n")
+
+
+def make(folder: Path, corpus: Path, cache: Path) -> Workspace:
+    """The study, run by the local launcher, and its report."""
+    workspace = Workspace(folder, corpus, cache)
+    write(workspace)
+    workspace.run("submit", "study.yaml", "--launcher", "local")
+    workspace.run("report", "study")
+    return workspace
+
+
+def copy(made: Workspace, folder: Path) -> Workspace:
+    """Another user's folder with the same in it; checkpoints and models are linked, as nobody writes into them."""
+
+    def link(source: str, target: str) -> None:
+        (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
+
+    shutil.copytree(made.folder, folder, copy_function=link)
+    return Workspace(folder, made.corpus, made.cache)
+
+
+def results(workspace: Workspace, cell: str) -> tuple[object, ...]:
+    """All that a run has found, without what the clock says: rows, numbers, weights."""
+    run = workspace.run_folder(cell)
+    summary = runlog.read_json(run / runlog.SUMMARY) or {}
+    numbers = {name: value for name, value in summary.items() if name not in CLOCKS}
+    return without_clock(run), numbers, (run / runlog.MODEL).read_bytes()

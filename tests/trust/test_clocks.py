@@ -1,0 +1,158 @@
+"""Clocks that are off: no state, no claim and no wait depends on whether two hosts agree about the time."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import claims, elsewhere, rundir, slurm, status
+from orchestrator.rundir import Study, StudyRun
+from tests.evidence import Cases, Tally
+from tests.orchestrator.test_matrix import FIVE, expand
+from tests.workspace import Workspace
+from trainer import runlog
+
+OFF = 600.0  # seconds
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:1])
+
+
+def written(run: StudyRun, *names: str, age: float, off: float, host: str, jump: float = 0.0, **queued: Any) -> None:
+    """Events of a host whose clock is off by `off` seconds, and after the first one by `jump` more; `age` is true."""
+    told = time.time() - age + off
+    about = {"attempt": 1, "token": TOKEN, "time": told, "host": "login"}
+    records = [{"event": "submitting", **about}, {"event": "queued", **about, **queued}]
+    for number, name in enumerate(names):
+        records.append({"event": name, "time": told + jump * (number > 0), "host": host, "pid": 1})
+    path = run.folder / runlog.EVENTS
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def clock_of(monkeypatch: pytest.MonkeyPatch, off: float) -> None:
+    """This host's clock is off by so much; the file server's is not."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + off)
+
+
+def test_states_do_not_depend_on_the_clocks(
+    study: Study, monkeypatch: pytest.MonkeyPatch, cases: Cases, seed: int, tally: Tally
+) -> None:
+    """What is true is drawn first; then it is written down by hosts whose clocks are wrong, and read by another one."""
+    run, chance, count = study.runs[0], random.Random(seed), cases(60, 1500)
+    assert claims.take(run.folder, 1)
+    ended = {"5": slurm.Job("5", "COMPLETED", exit_code="0:0")}
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "queue", dict)
+    monkeypatch.setattr(slurm, "ended_jobs", lambda ids: ended)
+    met: dict[str, int] = {}
+    for _ in range(count):
+        ours, theirs, jump = (chance.choice([-OFF, 0.0, OFF]) for _ in range(3))
+        age = chance.choice([0.0, 30.0, 100.0, 140.0, 500.0, 700.0])
+        launcher = chance.choice(["local", "sbatch"])
+        told = {"age": age, "off": theirs, "jump": jump, "host": "node7", "launcher": launcher, "job_id": "5"}
+        written(run, "started", "heartbeat", **told)
+        with monkeypatch.context() as patch:
+            clock_of(patch, ours)
+            found = status.collect(study)[0]
+        within = status.HEARTBEAT_SECONDS if launcher == "local" else 60
+        assert found.state == ("running" if age < within else "lost"), (ours, told, found.reason)
+        met[found.state] = met.get(found.state, 0) + 1
+    assert set(met) == {"running", "lost"}
+    tally("states with clocks 10 minutes off, forward, back and jumping, equal the true ones", count, "0 wrong states")
+
+
+@pytest.mark.parametrize("off", [-OFF, 0.0, OFF])
+def test_claims_age_by_the_file_servers_clock(study: Study, monkeypatch: pytest.MonkeyPatch, off: float) -> None:
+    folder = study.runs[0].folder
+    clock_of(monkeypatch, off)
+    for age, void in ((claims.VOID_AFTER - 20, False), (claims.VOID_AFTER + 20, True)):
+        claims.take(folder, 1)
+        when = os.stat(folder / claims.FOLDER).st_mtime - age
+        os.utime(folder / claims.FOLDER / "1", (when, when))
+        assert claims.is_void(folder, 1) is void
+    assert not list((folder / claims.FOLDER).glob(".now*"))
+
+
+@pytest.mark.parametrize("jump", [-OFF, OFF])
+def test_a_jump_of_the_clock_does_not_change_how_often_slurm_is_asked(
+    monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    asked: list[int] = []
+    now = [1000.0]
+
+    def silent() -> dict[str, slurm.Job]:
+        asked.append(1)
+        raise slurm.ControllerError("squeue did not answer")
+
+    monkeypatch.setattr(slurm, "queue", silent)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    scheduler = status.Scheduler()
+    scheduler.refresh()
+    clock_of(monkeypatch, jump)
+    scheduler.refresh()
+    assert len(asked) == 1, "it keeps quiet for a while"
+    now[0] += 6
+    scheduler.refresh()
+    assert len(asked) == 2
+
+
+def test_records_that_were_copied_are_no_sign_of_life(study: Study) -> None:
+    """A study of last week, copied here a moment ago: new files, old events."""
+    run = study.runs[0]
+    written(run, "started", age=7 * 86400, off=0.0, host="node7", launcher="local", job_id="")
+    os.utime(run.folder / runlog.EVENTS)
+    assert status.collect(study)[0].state == "lost"
+
+
+def test_age_of_a_file_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.utime(tmp_path / "file", (time.time() - 50,) * 2)
+    assert 49 < elsewhere.age(tmp_path / "file", tmp_path) < 110
+    assert 49 < elsewhere.age(tmp_path / "file", tmp_path / "not there") < 110
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+SHIFTED = """\
+import os, time
+real, begun = time.time, time.monotonic()
+def shifted():
+    return real() + float(os.environ["TEST_CLOCK"]) * (1 if time.monotonic() - begun < 1 else -1)
+time.time = shifted
+"""
+
+
+@pytest.mark.slow
+def test_a_study_on_hosts_whose_clocks_jump(workspace: Workspace, cases: Cases, tally: Tally) -> None:
+    """All its processes are 10 minutes off and, a second after their start, as much the other way."""
+    extra = "design: [baseline]\n"
+    workspace.write_study("study", iters=10, extra=extra)
+    workspace.run("submit", "study.yaml", "--launcher", "local")
+    shim = workspace.folder / "shim"
+    shim.mkdir()
+    (shim / "sitecustomize.py").write_text(SHIFTED)
+    path = f"{shim}{os.pathsep}{workspace.env()['PYTHONPATH']}"
+    signs = [1, -1][: cases(1, 2)]
+    for sign in signs:
+        name = f"off{sign + 1}"
+        workspace.write_study(name, iters=10, extra=extra)
+        workspace.environment = {"PYTHONPATH": path, "TEST_CLOCK": str(sign * OFF)}
+        workspace.run("submit", f"{name}.yaml", "--launcher", "local")
+        workspace.environment = {}
+        assert {state["state"] for state in workspace.states(name).values()} == {"done"}
+        events = runlog.read_events(workspace.run_folder("baseline", name))
+        assert any(abs(event["time"] - time.time()) > OFF / 2 for event in events), "the clock was right"
+        summary = json.loads((workspace.run_folder("baseline", name) / runlog.SUMMARY).read_text())
+        assert 0 < summary["seconds"] < OFF / 2
+        assert workspace.loss("baseline", name) == workspace.loss("baseline")
+    tally("a study trained while its clocks jump by 20 minutes equals an undisturbed one", len(signs), "all rows equal")
