@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.console import visible
 from trainer.errors import AblatrixError
 
 app = typer.Typer(
@@ -56,10 +57,10 @@ def main() -> None:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from orchestrator.terminal import Terminal
 
-    console = Console(markup=False, highlight=False)  # names, paths and reasons hold brackets
-    return console if console.is_terminal else Console(width=180, markup=False, highlight=False)
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=180)
 
 
 def _options(file: Path, launcher: str, **rest: Any) -> Any:
@@ -210,17 +211,17 @@ def logs(
     output: Output = OUT,
 ) -> None:
     """What a run printed."""
-    from orchestrator import inspection, rundir
+    from orchestrator import inspection, rundir, terminal
     from orchestrator import status as state_module
 
     found = rundir.find_study(study, output)
     chosen = found.find(run)
     if not follow:
-        print(inspection.log_text(chosen, lines))
+        print(terminal.log_text(inspection.log_text(chosen, lines)))
         return
     scheduler = state_module.Scheduler()
     for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen, scheduler).active):
-        print(text, end="", flush=True)
+        print(terminal.log_text(text), end="", flush=True)
 
 
 @app.command()
@@ -246,9 +247,8 @@ def cancel(
         print("nothing to cancel: none of these runs is queued or running")
         return
     if not yes:
-        typer.confirm(
-            f"cancel {len(states)} runs of {found.folder}: {', '.join(s.run.id for s in states[:8])}?", abort=True
-        )
+        names = ", ".join(s.run.id for s in states[:8])
+        typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {names}?"), abort=True)
     print(f"cancelled {len(cancelling.cancel(states))} runs")
 
 

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
+
+# Characters that act instead of showing: on a terminal (C0 and C1 controls), on the order in which others are shown
+# (bidirectional controls), without a trace (no-width blanks, tags), or on whoever encodes them (half surrogate pairs)
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with each character that acts instead of showing written out: `\\x1b`. Line ends and tabs stay."""
+    return _ACTING.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def say(text: str) -> None:
     """One line to stdout, at once. Nothing happens where it cannot be written."""
     with contextlib.suppress(OSError):
-        print(text, flush=True)
+        print(visible(text), flush=True)
 
 
 def complain(text: str) -> None:
     """One line to stderr, likewise."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

@@ -196,7 +196,7 @@ def read_study(study_dir: Path, states: States) -> Study:
         file=plan["file"],
         features={name: dict(settings or {}) for name, settings in plan["features"].items()},
         runs=runs,
-        digest=hashlib.sha256("\n".join(said).encode()).hexdigest(),
+        digest=hashlib.sha256("\n".join(said).encode("utf-8", "surrogatepass")).hexdigest(),
         cells={name: tuple(group) for name, group in cells.items()},
         info={name: text for name, text in plan.get("info", {}).items() if text},
     )

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from orchestrator.report.plots import Figure, Forest, ForestRow, Panel, ticks
 from orchestrator.report.wording import tick_labels
+from trainer.console import visible
 
 INK, GREY, BAND = "#1a1a1a", "#767676", "#e4e4e4"
 # Okabe & Ito 2008, without the yellow that vanishes on white; style 0 is the baseline
@@ -189,6 +190,7 @@ def legend(canvas: Canvas, figure: Figure, height: float) -> None:
 
 def short(name: str, most: int) -> str:
     """A long name without its middle: names built from parts differ at both ends."""
+    name = visible(name)
     if len(name) <= most:
         return name
     head = (most - 1) // 2

@@ -12,6 +12,7 @@ import numpy as np
 from orchestrator.report import curves, plots
 from orchestrator.report.analysis import Analysis, CellResult
 from orchestrator.report.curves import Series
+from trainer.console import visible
 
 FOLDER = Path(__file__).parent
 UPLOT = FOLDER / "vendor" / "uPlot.iife.min.js"
@@ -64,7 +65,11 @@ def charts(analysis: Analysis) -> list[dict[str, Any]]:
 def _chart(title: str, unit: str, lines: Sequence[tuple[CellResult, Series]], style: dict[str, int]) -> dict[str, Any]:
     grids = [line.x for _, line in lines if len(line.x)]
     x = np.unique(np.concatenate(grids)) if grids else np.empty(0)
-    series = [{"label": cell.name, "style": style[cell.name], "y": _on(x, line)} for cell, line in lines if len(line.x)]
+    series = [
+        {"label": visible(cell.name), "style": style[cell.name], "y": _on(x, line)}
+        for cell, line in lines
+        if len(line.x)
+    ]
     return {"title": title, "unit": unit, "x": [round(v) for v in x.tolist()], "series": series}
 
 

@@ -19,9 +19,11 @@ from orchestrator.report.content import (
     Text,
     Verdicts,
 )
+from trainer.console import visible
 
 # What Markdown or HTML inside it would take for markup
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+_AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
@@ -36,17 +38,24 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 def text(value: str) -> str:
     """A value as Markdown that shows it and nothing else."""
-    return _SPECIAL.sub(r"\\\1", " ".join(value.split()))
+    return _SPECIAL.sub(r"\\\1", visible(" ".join(value.split())))
+
+
+def paragraph(value: str) -> str:
+    """The same where a line begins."""
+    shown = text(value)
+    start = _AT_START.match(shown)
+    return f"{shown[: start.end() - 1]}\\{shown[start.end() - 1 :]}" if start else shown
 
 
 def _block(block: Block) -> list[str]:
     match block:
         case Text():
-            return [text(block.text)]
+            return [paragraph(block.text)]
         case Heading():
             return [f"### {text(block.text)}"]
         case Notes():
-            return [f"- {text(entry)}" for entry in block.entries]
+            return [f"- {paragraph(entry)}" for entry in block.entries]
         case Health():
             return [", ".join(f"**{count}** {text(state)}" for state, count in block.entries)]
         case Verdicts():
@@ -61,7 +70,9 @@ def _block(block: Block) -> list[str]:
         case Charts():
             return ["Curves to zoom into are in report.html."]
         case Code():
-            return ["```sh", block.text, "```"]
+            code = visible(block.text)
+            fence = "`" * (2 + max(map(len, re.findall("`+", code)), default=1))  # longer than any in the text
+            return [f"{fence}sh", code, fence]
         case Folded():
             inner = [line for b in block.blocks for line in [*_block(b), ""]]
             return ["<details>", f"<summary>{text(block.title)}</summary>", "", *inner, "</details>"]

@@ -123,7 +123,7 @@ def optimizer(get: Callable[[str], Any]) -> str:
         "sgd": ("SGD", momentum + nesterov),
         "muon": ("Muon (the matrices of the blocks) and AdamW (the rest)", f"{momentum}{nesterov}, {betas}"),
         "adafactor": ("Adafactor", f"updates clipped at {get('trainer.update_clip')}"),
-    }[name]
+    }.get(str(name), (f"the optimizer {name}", f"{momentum}, {betas}"))
     return (
         f"{title} (peak learning rate {get('trainer.learning_rate')}, {own}, weight decay "
         f"{get('trainer.weight_decay')}, gradient norm clipped at {get('trainer.grad_norm_clip')}"
@@ -146,7 +146,7 @@ def schedule(get: Callable[[str], Any]) -> str:
             f"cosine cool-down to {get('trainer.constant_lr_ratio')} of the peak over {get('trainer.cooldown_steps')} "
             f"steps, constant afterwards, exponential annealing {floor} over the last {get('trainer.anneal_steps')}"
         ),
-    }[name]
+    }.get(str(name), f"the schedule {name} afterwards")
     return (f"{warmup} steps of warm-up, " if warmup else "no warm-up, ") + after
 
 

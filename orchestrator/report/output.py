@@ -45,7 +45,7 @@ def _manifest(folder: Path) -> dict:
     """The manifest of the last report; an empty one where there is none that makes sense."""
     found = runlog.read_json(folder / MANIFEST) or {}
     files = found.get("files")
-    plain = isinstance(files, dict) and all(name and Path(name).name == name and name.isprintable() for name in files)
+    plain = isinstance(files, dict) and all(Path(n).name == n not in ("", "..") and n.isprintable() for n in files)
     return {"key": found.get("key"), "files": files if plain else {}}
 
 

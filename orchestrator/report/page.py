@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from orchestrator.report import svg
 from orchestrator.report.content import Section
+from trainer.console import visible
 
 _TOGETHER = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -23,6 +24,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def _environment() -> Environment:
     loader = FileSystemLoader(TEMPLATES)
     made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    made.finalize = lambda value: value if isinstance(value, Markup) else visible(str(value))
     made.globals["draw"] = lambda figure: Markup(svg.render(figure))
     made.filters["slug"] = lambda word: word.replace(" ", "-")
     made.filters["joined"] = lambda text: _TOGETHER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)

@@ -7,13 +7,14 @@ text; curves alone are stretched. No style attribute is written: the page's secu
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
+from html import escape as as_html
 
 import numpy as np
 
 from orchestrator.report.figures import COLOURS, DASHES, MARKERS
 from orchestrator.report.plots import Figure, Forest, ForestRow, Line, Panel, ticks
 from orchestrator.report.wording import plain, quantity, signed, tick_labels
+from trainer.console import visible
 
 HEIGHT, BELOW, ABOVE = 150, 36, 8  # pixels: plot, axis under it, room over it
 ROW = 26
@@ -38,6 +39,11 @@ def symbols() -> str:
     """The markers, defined once a page."""
     defined = "".join(f'<g id="m{i}">{_SHAPES[m]}</g>' for i, m in enumerate(MARKERS))
     return f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>{defined}</defs></svg>'
+
+
+def escape(text: str) -> str:
+    """Text that shows in an element or in an attribute, and nothing more."""
+    return as_html(visible(text))
 
 
 def classes(index: int) -> str:

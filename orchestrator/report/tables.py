@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from orchestrator.report import wording
 from orchestrator.report.analysis import Analysis, CellResult
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.statistics import Effect, Reach
+from trainer.console import visible
 
 NUMBERS = (
     "iters",
@@ -110,14 +113,38 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     if rows:
         writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
+
+
+_NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan) *", re.ASCII | re.IGNORECASE)
+# What a spreadsheet, or whoever cleans a table for one, may overlook at the beginning of a cell
+_OVERLOOKED = re.compile("[\\s\"'`\u00ad\u200c\u200d\u2018\u2019\u201c\u201d]+")
+
+
+def _harmless(value: Any) -> Any:
+    """A cell that a spreadsheet takes for text where it is text; numbers, also those written as words, stay numbers."""
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+        return value
+    # A program that cuts lines elsewhere than at commas finds a cell's beginning inside the text too
+    parts = re.split(r"([;\t\n]+)", visible(value))
+    shown = "".join("'" + part if _formula(part) else part for part in parts)
+    return "'" + shown if shown.startswith(("\t", "\n")) else shown
+
+
+def _formula(part: str) -> bool:
+    """Would it begin like a formula, also where blanks, quotes and other widths of a sign are overlooked?"""
+    plain = unicodedata.normalize("NFKC", part)
+    overlooked = _OVERLOOKED.match(plain)
+    start = plain[overlooked.end() :] if overlooked else plain
+    return start.startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(part)
 
 
 _TEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
         **{c: rf"\{c}" for c in "&%$#_{}"},
+        **{c: f"{{{c}}}" for c in "[]*"},  # after the end of a row they would be an argument of it
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
@@ -131,7 +158,7 @@ _TEX = str.maketrans(
 
 def tex(value: str) -> str:
     """Text that LaTeX prints as it stands."""
-    return value.translate(_TEX)
+    return visible(" ".join(value.split())).translate(_TEX)
 
 
 def latex(analysis: Analysis) -> str:

@@ -35,6 +35,7 @@ from trainer.errors import DataError, RunError
 from trainer.tokenizer import TokenizerInfo, find
 from trainer.tokens.corpus import Lines, Source, fingerprint, no_documents, scan_lines
 from trainer.tokens.encoder import Encoder, token_dtype
+from trainer.tokens.tokenstore import offsets_start, write_offsets_header
 
 FORMAT = 1
 # Bytes of the (decompressed) file in a shard: about a second of work for one core; less where the file is small, so
@@ -84,7 +85,7 @@ class Cache:
                     return None
             except OSError:
                 return None
-        return meta
+        return meta if offsets_start(self.folder / "offsets.npy", meta["lines"]) else None
 
     def scanned(self) -> bool:
         """Whether the index is there."""
@@ -247,7 +248,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
     skipped: dict[str, int] = {}
     digest = hashlib.sha256()
     with appearing(cache.folder / "tokens.bin") as tokens, appearing(cache.folder / "offsets.npy") as offsets:
-        np.lib.format.write_array_header_1_0(offsets, {"descr": "<i8", "fortran_order": False, "shape": (n_lines + 1,)})
+        write_offsets_header(offsets, n_lines)
         for number in range(cache.shard_count()):
             shard = Shard.read(cache.shard_file(number), cache.dtype)
             offsets.write((shard.offsets[:-1] + total).astype("<i8").tobytes())

@@ -6,6 +6,7 @@ answer alike, so that a batch does not depend on which one it came from.
 
 from __future__ import annotations
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ class CompleteStore(TokenStore):
         self.skipped, self.fingerprint = meta["skipped"], meta["fingerprint"]
         self.dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         self._path = folder / "tokens.bin"
-        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._offsets = _map_offsets(folder / "offsets.npy", self.n_lines)
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the store
 
     @property
@@ -135,6 +136,32 @@ class CompleteStore(TokenStore):
             if longest >= length:
                 return
         raise too_short(self.name, longest, length)
+
+
+def write_offsets_header(file: BinaryIO, n_lines: int) -> None:
+    """The beginning of an offsets.npy; int64 numbers follow, one more than lines."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (n_lines + 1,)})
+
+
+def offsets_start(path: Path, n_lines: int) -> int | None:
+    """Where the numbers of an offsets.npy of so many lines start, in bytes; None where the file is not one.
+
+    Its header is compared, not understood: one that somebody else wrote may ask for objects, or for any size.
+    """
+    header = io.BytesIO()
+    write_offsets_header(header, n_lines)
+    start = len(header.getvalue())
+    with open(path, "rb") as file:
+        whole = file.read(start) == header.getvalue() and os.fstat(file.fileno()).st_size == start + 8 * (n_lines + 1)
+    return start if whole else None
+
+
+def _map_offsets(path: Path, n_lines: int) -> np.ndarray:
+    """(n_lines + 1,) int64, not read yet. Raises DataError where the file is not one of offsets."""
+    start = offsets_start(path, n_lines)
+    if start is None:
+        raise DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again, to make it anew")
+    return np.memmap(path, dtype="<i8", mode="r", offset=start, shape=(n_lines + 1,))
 
 
 def read_tokens(descriptor: int, start: int, count: int, dtype: np.dtype[Any], skip: int = 0) -> np.ndarray:
