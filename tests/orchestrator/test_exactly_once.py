@@ -26,7 +26,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("orchestrator.launchers.slurm_sbatch.SBATCH_TIMEOUT", 0.5)
     monkeypatch.setattr(submission, "LOOKS", (0.0, 0.3))
-    monkeypatch.setattr(claims, "VOID_AFTER", 2.0)
     return fake
 
 
