@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -33,8 +32,12 @@ def cancel(states: Sequence[RunState]) -> list[str]:
     for start in range(0, len(jobs), SCANCEL_AT_ONCE):
         slurm.run_command(["scancel", *jobs[start : start + SCANCEL_AT_ONCE]])
     for pid in processes:
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            raise UserError(f"process {pid} is another user's; only that user can cancel its runs") from None
     return [state.run.id for state in states]
 
 

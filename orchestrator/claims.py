@@ -16,6 +16,7 @@ from pathlib import Path
 
 from orchestrator import elsewhere
 from trainer import runlog
+from trainer.safe_open import create, make_folder
 
 FOLDER = runlog.QUEUE
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
@@ -50,7 +51,7 @@ def newest(run_dir: Path) -> int:
 
 def take(run_dir: Path, attempt: int) -> bool:
     """Claim this attempt; False when somebody else has it. Raises OSError where the folder cannot be written."""
-    (run_dir / FOLDER).mkdir(exist_ok=True)
+    make_folder(run_dir / FOLDER)
     try:
         (run_dir / FOLDER / str(attempt)).mkdir()
     except FileExistsError:
@@ -90,10 +91,12 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
     if newest(run_dir) > attempt:
         return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
     path = run_dir / FOLDER / str(attempt) / "job"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir, parents=True)
+    make_folder(run_dir / FOLDER)
+    make_folder(path.parent)
     temporary = path.with_name(f".job.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        temporary.write_text(job_id)
+        create(temporary, job_id)
         os.link(temporary, path)  # like mkdir it has one winner, and the winner's file is whole
     except FileExistsError:
         owner = runlog.read_text(path)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import time
 from pathlib import Path
+
+from trainer.safe_open import create, touch
 
 SECONDS = 60.0  # acdirmax of NFS: the longest that a client takes a folder to be as it last was
 VARIABLE = "ABLATRIX_VISIBLE_SECONDS"
@@ -49,14 +50,14 @@ def age(path: Path, folder: Path) -> float:
 
     By this machine's clock where that is not possible. Raises OSError where there is no `path`.
     """
-    return now(folder) - path.stat().st_mtime
+    return now(folder) - path.lstat().st_mtime
 
 
 def now(folder: Path) -> float:
     """The time (Unix seconds) of the machine that keeps `folder`; ours where no file can be made there."""
-    probe = folder / f".now.{socket.gethostname()}.{os.getpid()}"
+    probe = folder / f".now.{os.urandom(8).hex()}"
     try:
-        probe.touch()
+        create(probe, b"")
         return probe.stat().st_mtime
     except OSError:
         return time.time()
@@ -75,7 +76,7 @@ def waited(mark: Path, since: Path, seconds: float) -> bool:
     changed = since.stat().st_mtime if since.exists() else 0.0
     try:
         if not mark.exists() or mark.stat().st_mtime < changed or age(mark, mark.parent) < 0:
-            mark.touch()
+            touch(mark)
         return age(mark, mark.parent) >= seconds
     except OSError:
         return time.time() - changed >= seconds + SECONDS

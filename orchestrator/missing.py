@@ -53,7 +53,7 @@ def _absent(folder: Path, names: Collection[str]) -> set[str]:
 def of_study(study: Study, states: Sequence[RunState]) -> list[str]:
     """A line for each file that is missing outside the run folders: code, logs, the report."""
     found = [f"removed since: {study.folder / name} ({how})" for name, how in (*_report(study), *_logs(study, states))]
-    store = study.folder.parent / rundir.SNAPSHOTS
+    store = rundir.snapshot_store(study.folder)
     codes = snapshots(study)
     for code in sorted(codes.names):
         names = snapshot.lacking(store / code, codes.own)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from orchestrator.command import SPEC
 from orchestrator.matrix import Run
 from trainer import runlog
 from trainer.errors import RunError, UserError
+from trainer.safe_open import is_own, make_folder, owner_name, personal
 
 STUDY = "study.json"
 ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
@@ -27,6 +29,7 @@ SNAPSHOTS = ".snapshots"
 LAST = ".last"  # under out/: the folder of the study submitted last
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a run's folder, as `submit` makes them
 # What of the environment may be recorded: nothing that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
 
@@ -107,14 +110,36 @@ def create_study(
             for r in runs
         ],
     }
+    require_own(folder)
     try:
-        (folder / LOGS).mkdir(parents=True, exist_ok=True)
+        make_folder(folder, parents=True)
+        make_folder(folder / LOGS)
         for run in runs:
             _create_run(folder / run.id, run, origins)
         runlog.atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return load_study(folder)
+
+
+def require_own(folder: Path) -> None:
+    """Raises UserError for another user's study: two people's jobs would not know of each other, nor could they be
+    cancelled. The superuser may act for anybody."""
+    if os.geteuid() and os.path.lexists(folder) and not is_own(folder):
+        raise UserError(
+            f"{folder}: belongs to {owner_name(folder)}; give the study another name, or set `output:` to a folder of "
+            "your own (status, show and logs can be asked of other people's studies)"
+        )
+
+
+def snapshot_store(folder: Path) -> Path:
+    """Where the code of a study's runs is kept, whoever asks: its owner's own place where that user has one."""
+    store = folder.parent / SNAPSHOTS
+    try:
+        own = store.with_name(f"{SNAPSHOTS}-{folder.stat().st_uid}")
+    except OSError:
+        return store
+    return own if own.is_dir() else store
 
 
 def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
@@ -126,7 +151,7 @@ Origins = Callable[[Run], dict[str, str]]
 
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     if any(not (folder / name).exists() for name in kinds.files(run.config, folder, run.cell)):
         _write_config(folder, run, origins)
     elif origins and not (folder / ORIGINS).exists():
@@ -214,7 +239,7 @@ def _run_damage(entry: Any) -> str:
     if not isinstance(entry, dict) or not {"id", "cell", "seed"} <= entry.keys():
         return "a run lacks its id, cell or seed"
     name, features = entry["id"], entry.get("features", [])
-    if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or not 0 < len(name) < 255:
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or len(name) > 254:
         return f"{str(name)[:80]!r} is no run's name"
     seed = entry["seed"]
     typed = isinstance(entry["cell"], str) and isinstance(seed, int) and not isinstance(seed, bool)
@@ -247,7 +272,7 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
         if any(folder.is_dir() and (folder / LOGS).is_dir() for folder in (Path(target), output / target)):
             raise UserError(f"{target}: its {STUDY} is missing (removed since?); submit the experiment again")
         raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
-    last = Path(runlog.read_text(output / LAST).strip() or output)
+    last = Path(runlog.read_text(personal(output / LAST)).strip() or output)
     if _holds_study(last):
         return load_study(last)
     names = list(_studies(output))
@@ -269,7 +294,7 @@ def note_last(folder: Path, output: Path = Path("out")) -> None:
     """Remember the study submitted last, wherever its `output:` is: the one that status and report mean."""
     with contextlib.suppress(OSError):
         output.mkdir(exist_ok=True)
-        runlog.atomic_write(output / LAST, f"{folder}\n", durable=False)
+        runlog.atomic_write(personal(output / LAST), f"{folder}\n", durable=False)
 
 
 def _studies(output: Path) -> Iterator[str]:

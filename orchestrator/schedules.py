@@ -15,6 +15,7 @@ from orchestrator.matrix import Run
 from trainer import choices, runlog
 from trainer.config import TrainerConfig
 from trainer.errors import RunError
+from trainer.safe_open import make_folder
 from trainer.schedules import learning_rate
 
 PICTURE = "planned_schedules"
@@ -101,7 +102,7 @@ def write(found: Sequence[Curve], folder: Path) -> list[Path]:
 
     paths = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, parents=True)
         for kind, content in rates.draw(found[:MOST]).items():
             paths.append(folder / f"{PICTURE}.{kind}")
             runlog.atomic_write(paths[-1], content, durable=False)

@@ -129,18 +129,22 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
     return result.stdout
 
 
-def queue() -> dict[str, Job]:
-    """All jobs of this user that wait or run, by id: one squeue, whatever their number. Raises ControllerError."""
+def queue(user: str = "") -> dict[str, Job]:
+    """All jobs of a user that wait or run, by id: one squeue, whatever their number. Raises ControllerError.
+
+    user: whose; default: this one's.
+    """
+    user = user or getpass.getuser()
     # %k is last: a comment may hold anything, the other fields hold no bar
     command = [
         "squeue",
         "--noheader",
         "--array",
-        f"--user={getpass.getuser()}",
+        f"--user={user}",
         "--states=all",
         "--format=%i|%T|%u|%N|%L|%r|%k",
     ]
-    return parse_squeue(run_command(command), getpass.getuser())
+    return parse_squeue(run_command(command), user)
 
 
 def parse_squeue(text: str, user: str) -> dict[str, Job]:

@@ -16,6 +16,7 @@ from orchestrator import sensitive
 from orchestrator.command import HELPER
 from trainer import runlog
 from trainer.errors import RunError
+from trainer.safe_open import create, is_own, make_folder, owner_name, personal, require_folder
 
 PACKAGES = ("orchestrator", "trainer", "models")
 
@@ -33,30 +34,40 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
     Files whose names say that they hold secrets (.env, *.pem) are left out.
 
     own: names of modules of the user's own, which the working folder may hold outside the running code.
+
+    Jobs run what is in that folder, so it must be this user's: where another one has `store`, `<store>-<uid>` is used.
+    Raises RunError where that is not so, OSError where it cannot be written.
     """
     files = _running(own)
+    store = personal(store)
+    make_folder(store, parents=True)
     target = store / _digest(files)
-    if target.is_dir():
-        for name in _damaged(target, files):  # a purge of scratch takes files
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            runlog.atomic_write(target / name, files[name], durable=False)
-        return target
-    temporary = store / f".{target.name}.{os.getpid()}.tmp"
+    if not os.path.lexists(target):
+        _write(target, files)
+    for folder in (store, target):  # jobs run what is in them
+        require_folder(folder)
+        if not is_own(folder):
+            raise RunError(f"{folder}: belongs to {owner_name(folder)}, and jobs would run that code; remove it")
+    for name in _damaged(target, files):  # a purge of scratch takes files
+        for folder in reversed((target / name).relative_to(target).parents[:-1]):
+            make_folder(target / folder)
+        runlog.atomic_write(target / name, files[name], durable=False)
+    return target
+
+
+def _write(target: Path, files: Mapping[str, bytes]) -> None:
+    """Make a snapshot's folder, whole; nothing happens where somebody else is first."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    temporary.mkdir()
     try:
         for name, content in files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    except OSError:  # a full disk is not to be filled further
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    try:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            create(temporary / name, content)
         temporary.rename(target)
-    except OSError as error:  # somebody else was first: theirs has the same content
-        shutil.rmtree(temporary)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
         if not target.is_dir():
-            raise RunError(f"{target}: the code snapshot cannot be written: {error.strerror}") from None
-    return target
+            raise
 
 
 def _read(places: Mapping[str, Path]) -> dict[str, bytes]:
@@ -97,7 +108,7 @@ def _damaged(folder: Path, files: Mapping[str, bytes]) -> list[str]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return None if path.is_symlink() else runlog.read_bytes(path)
     except OSError:
         return None
 

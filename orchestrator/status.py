@@ -21,6 +21,7 @@ from typing import Any
 from orchestrator import claims, elsewhere, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from trainer import runlog
+from trainer.safe_open import is_own, owner_name
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
 ACTIVE = ("queued", "running")
@@ -63,11 +64,12 @@ class RunState:
 
 @dataclass
 class Scheduler:
-    """Slurm's view, asked once per refresh, and since when it has not answered."""
+    """Slurm's view, asked once per refresh, and since when it has not answered. user: whose jobs; default: ours."""
 
     silent_since: float | None = None
     problem: str = ""
     jobs: dict[str, slurm.Job] | None = field(default=None)
+    user: str | None = None
     _next_try: float = 0.0
     _pause: float = 5.0
 
@@ -76,7 +78,8 @@ class Scheduler:
         if time.monotonic() < self._next_try:
             return
         try:
-            self.jobs, self.problem, self.silent_since, self._pause = slurm.queue(), "", None, 5.0
+            self.jobs = slurm.queue(self.user) if self.user else slurm.queue()
+            self.problem, self.silent_since, self._pause = "", None, 5.0
         except slurm.ControllerError as error:
             self.jobs, self.problem = None, str(error)
             self.silent_since = self.silent_since or time.time()
@@ -92,6 +95,8 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     scheduler = scheduler or Scheduler()
     read = [_Files.read(run) for run in study.runs]
     if any(files.asks_scheduler for files in read):
+        if scheduler.user is None:
+            scheduler.user = "" if is_own(study.folder) else owner_name(study.folder).removeprefix("user ")
         scheduler.refresh()
     by_token = _by_token(scheduler.jobs or {})
     states = [_judge(files, scheduler.jobs, by_token) for files in read]

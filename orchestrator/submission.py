@@ -16,6 +16,7 @@ from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState
 from trainer import runlog
 from trainer.errors import RunError, UserError
+from trainer.safe_open import PRIVATE, require_folder
 
 
 @dataclass
@@ -61,7 +62,8 @@ def claim(chosen: Sequence[RunState]) -> list[tuple[StudyRun, int]]:
             if claims.take(state.run.folder, attempt):
                 taken.append((state.run, attempt))
         except OSError as error:
-            raise RunError(f"{state.run.folder}: cannot be claimed: {error.strerror}") from None
+            where = error.filename or state.run.folder
+            raise RunError(f"{where}: cannot be claimed: {error.strerror}") from None
     return taken
 
 
@@ -88,7 +90,7 @@ def mend_snapshots(study: Study) -> None:
     Raises RunError where it cannot be written.
     """
     codes = missing.snapshots(study)
-    store = study.folder.parent / rundir.SNAPSHOTS
+    store = rundir.snapshot_store(study.folder)
     if any(snapshot.lacking(store / code, codes.own) for code in codes.names):
         take_snapshot(study, codes.own)
 
@@ -164,7 +166,7 @@ def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
     """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
     path = batch.study.folder / rundir.LOGS / f"{batch.token}-report.sbatch"
     try:
-        runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False)
+        runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False, mode=PRIVATE)
         job = slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))
     except (slurm.ControllerError, OSError) as error:
         return f"no report job ({error}); call `python -m orchestrator report` when the runs have ended"
@@ -240,8 +242,12 @@ def put_aside(study: Study, names: Sequence[str]) -> list[str]:
         if run.id in active:
             raise RunError(f"{run.id}: is queued or running; cancel it first")
     for run in runs:
-        number = next(n for n in range(1, 10**6) if not Path(f"{run.folder}.old-{n}").exists())
-        os.rename(run.folder, f"{run.folder}.old-{number}")
+        number = next(n for n in range(1, 10**6) if not os.path.lexists(f"{run.folder}.old-{n}"))
+        try:
+            require_folder(run.folder)
+            os.rename(run.folder, f"{run.folder}.old-{number}")
+        except OSError as error:
+            raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None
     return [run.id for run in runs]
 
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from orchestrator import claims, command, elsewhere, ranks
 from orchestrator.ranks import Layout
 from trainer import attempts, runlog
+from trainer.safe_open import open_to_append
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -111,7 +112,7 @@ class Member:
             self.unplaced = True
             self.note("failed", reason=f"the job's nodes are not known: {error}")
             return
-        with open(self.output, "ab") as output:
+        with open_to_append(self.output) as output:
             words = trainer_command(self.run_dir)
             # Held back until the trainer has its handlers (it lets them through), or they would kill it
             signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)

@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.durable import retried
 from trainer.errors import RunError
 from trainer.runlog import EXIT_SUPERSEDED
+from trainer.safe_open import make_folder
 
 FOLDER = ".attempts"
 
@@ -71,7 +72,7 @@ class Attempt:
 
 def _next(run_dir: Path) -> int:
     folder = run_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     number = newest(run_dir) + 1
     while True:
         try:
@@ -89,6 +90,6 @@ def newest(run_dir: Path) -> int:
     folder = run_dir / FOLDER
     try:
         names = retried(folder, lambda again: os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)

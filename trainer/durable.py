@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from trainer.console import warn
+from trainer.safe_open import PLAIN, open_file
 
 T = TypeVar("T")
 
@@ -57,20 +58,25 @@ def retried(path: Path, action: Callable[[bool], T]) -> T:
 
 
 def replace(
-    path: Path, write: Callable[[IO[bytes]], object], durable: bool = True, guard: Callable[[], None] = lambda: None
+    path: Path,
+    write: Callable[[IO[bytes]], object],
+    durable: bool = True,
+    guard: Callable[[], None] = lambda: None,
+    mode: int = PLAIN,
 ) -> None:
     """Replace `path` by what `write(file)` writes: a reader, or a machine after a power cut, has the old or the new.
 
     write: called once per try. durable=False leaves out the fsyncs, for files that can be made again. guard: called
-    last before the new file takes the place of the old one; what it raises ends the attempt. Raises OSError where the
-    file system fails for longer than `retried` waits; the temporary file is then removed.
+    last before the new file takes the place of the old one; what it raises ends the attempt. mode: of the file, less
+    the umask. A link of this name is replaced, and not what it points to. Raises OSError where the file system fails
+    for longer than `retried` waits; the temporary file is then removed.
     """
 
     def once(again: bool) -> None:
         name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
         temporary = path.with_name(name)
         try:
-            _fill(temporary, write, durable)
+            _fill(temporary, write, durable, mode)
             guard()
             _rename(temporary, path)
         except BaseException as error:
@@ -90,13 +96,13 @@ def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None)
     """Append one line by a single write; a tail torn by a kill is closed first, so that it spoils only itself.
 
     guard: called between opening and writing; what it raises ends the attempt. If the file is replaced after that,
-    the line goes to the file that is no more. Raises OSError as `retried` does; the line is then whole in the file, or
-    nothing of it is.
+    the line goes to the file that is no more. Raises OSError as `retried` and `open_file` do; the line is then
+    whole in the file, or nothing of it is.
     """
     data = (line + "\n").encode()
 
     def once(again: bool) -> None:
-        with _opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
+        with _closing(open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)) as descriptor:
             size = os.fstat(descriptor).st_size
             # close() may have reported an error of a line that is there
             if again and os.pread(descriptor, len(data), max(0, size - len(data))) == data:
@@ -110,13 +116,13 @@ def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None)
 
 def sync_file(path: Path) -> None:
     """Have what was written to a file survive a power cut. Raises OSError at once: a second fsync would lie."""
-    with _opened(path, os.O_RDONLY) as descriptor:
+    with _closing(open_file(path, os.O_RDONLY)) as descriptor:
         os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut (fsync of the directory)."""
-    with _opened(folder, os.O_RDONLY) as descriptor:
+    with _closing(os.open(folder, os.O_RDONLY)) as descriptor:
         try:
             os.fsync(descriptor)
         except OSError as error:
@@ -145,8 +151,8 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-def _fill(path: Path, write: Callable[[IO[bytes]], object], durable: bool) -> None:
-    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+def _fill(path: Path, write: Callable[[IO[bytes]], object], durable: bool, mode: int) -> None:
+    with _closing(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)) as descriptor:
         raw = _Raw(descriptor)
         file = io.BufferedWriter(raw, BUFFER)  # type: ignore[type-var]
         try:
@@ -180,9 +186,8 @@ def _append(descriptor: int, data: bytes, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def _closing(descriptor: int) -> Iterator[int]:
     """A descriptor, closed exactly once; an error of close() counts unless another one is on its way."""
-    descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
     except BaseException:

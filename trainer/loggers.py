@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import runlog
 from trainer.console import say, warn
 from trainer.memory import first_line, peak_memory
+from trainer.safe_open import make_folder
 from trainer.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class TensorBoard:
     def on_train_start(self, trainer: Trainer) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        make_folder(self.folder)
         first = not any(self.folder.glob("events.out.tfevents.*"))
         self.writer = SummaryWriter(str(self.folder), purge_step=None if first else trainer.iter + 1)
         if first:
@@ -165,7 +167,7 @@ class WandB:
         known = "" if fresh else runlog.read_text(path).strip()
         if not known:
             known = secrets.token_hex(6)
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             runlog.atomic_write(path, known + "\n")
         return known
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.durable import TRANSIENT, append_line, replace, retried, sync_file
+from trainer.safe_open import PLAIN
 
 CONFIG = "config.json"
 ARGS = "args.txt"
@@ -71,14 +72,19 @@ EXIT_LOST_PEER = 77
 
 
 def atomic_write(
-    path: Path, content: bytes | str, durable: bool = True, guard: Callable[[], None] = lambda: None
+    path: Path,
+    content: bytes | str,
+    durable: bool = True,
+    guard: Callable[[], None] = lambda: None,
+    mode: int = PLAIN,
 ) -> None:
     """Replace `path` by `content`: `durable.replace` of what is in memory. Raises OSError; the old file is then there.
 
-    durable=False leaves out the fsyncs, for files that can be made again; guard: called last before the replacement.
+    durable=False leaves out the fsyncs, for files that can be made again; guard: called last before the replacement;
+    mode: less the umask.
     """
     data = content.encode() if isinstance(content, str) else content
-    replace(path, lambda file: file.write(data), durable, guard)
+    replace(path, lambda file: file.write(data), durable, guard, mode)
 
 
 def append_event(run_dir: Path, event: str, **fields: Any) -> None:

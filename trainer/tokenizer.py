@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import runlog
 from trainer.errors import OfflineCacheError, UserError
+from trainer.safe_open import owner_name
 
 if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
@@ -63,16 +64,24 @@ def find(name: str, cache_dir: Path) -> TokenizerInfo:
     entry = read_manifest(cache_dir)["tokenizers"].get(name)
     if entry is None:
         raise OfflineCacheError(f"tokenizer {name!r} is not in the offline cache {cache_dir}: {mend(name, cache_dir)}")
-    for file, facts in entry["files"].items():
+    try:
+        files = {file: entry["files"][file] for file in FILES}
+        info = TokenizerInfo(name, folder, int(entry["vocab_size"]), digest(files), entry.get("bulk", "tokenizers"))
+        sizes = {file: facts["size"] for file, facts in files.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise OfflineCacheError(
+            f"{Path(cache_dir) / MANIFEST}: damaged: tokenizer {name!r}: {mend(name, cache_dir)}"
+        ) from None
+    for file, size in sizes.items():
         try:
-            whole = (folder / file).stat().st_size == facts["size"]
+            whole = (folder / file).stat().st_size == size
         except OSError:
             whole = False
         if not whole:
             raise OfflineCacheError(
                 f"tokenizer {name!r}: {folder / file} is missing or incomplete: {mend(name, cache_dir)}"
             )
-    return TokenizerInfo(name, folder, entry["vocab_size"], digest(entry["files"]), entry.get("bulk", "tokenizers"))
+    return info
 
 
 def verify(info: TokenizerInfo) -> None:
@@ -122,12 +131,19 @@ def read_manifest(cache_dir: Path) -> dict[str, Any]:
     """The manifest, with empty sections where there is none yet. Raises OfflineCacheError for a foreign format."""
     path = Path(cache_dir) / MANIFEST
     manifest = runlog.read_json(path) or {}
+    if not manifest and os.path.lexists(path) and not os.access(path, os.R_OK):
+        raise OfflineCacheError(
+            f"{path}: cannot be read; have {owner_name(path)} share the cache (chmod -R a+rX), or choose another"
+        )
     if manifest and manifest.get("format") != FORMAT:
         raise OfflineCacheError(
             f"{path}: format {manifest.get('format')!r} is not this version's ({FORMAT}): "
             "choose another --cache-dir, or remove this one and run `python -m cache_warm`"
         )
-    return {"format": FORMAT, "tokenizers": {}, "data": {}} | manifest
+    sections = {"format": FORMAT, "tokenizers": {}, "data": {}} | manifest
+    if not isinstance(sections["tokenizers"], dict) or not isinstance(sections["data"], dict):
+        raise OfflineCacheError(f"{path}: damaged; remove it and run `python -m cache_warm`")
+    return sections
 
 
 def digest(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from trainer import runlog
 from trainer.attempts import Attempt, GoneError, SupersededError
 from trainer.console import complain, say
 from trainer.errors import RunError
+from trainer.safe_open import make_folder
 
 LISTENED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.5
@@ -139,8 +139,8 @@ class Runner:
         """ablatrix_run.py where the command can import it, and nothing else of ours."""
         helper = Path(__file__).resolve().parent.parent.parent / HELPER
         if helper.exists():
-            (self.run_dir / PACKAGES).mkdir(exist_ok=True)
-            shutil.copyfile(helper, self.run_dir / PACKAGES / HELPER)
+            make_folder(self.run_dir / PACKAGES)
+            runlog.atomic_write(self.run_dir / PACKAGES / HELPER, helper.read_bytes(), durable=False)
 
     def _start(self, argv: list[str]) -> None:
         held = set(LISTENED)

@@ -23,6 +23,7 @@ from orchestrator.ranks import Layout
 from orchestrator.rundir import LOGS
 from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
+from trainer.safe_open import open_to_append
 
 POLL_SECONDS = 0.2
 
@@ -100,7 +101,7 @@ class LocalQueue:
         environment = {**self._shell, **task.environment(code, threads)}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        with open(logs, "ab") as output:
+        with open_to_append(logs) as output:
             process = task.spawn(command, environment, output)
         self._running[process] = device
 

@@ -18,6 +18,7 @@ from orchestrator.launchers import Batch, check_folder, job_ids
 from orchestrator.rundir import LOGS, Study
 from orchestrator.snapshot import code_root
 from trainer import runlog
+from trainer.safe_open import PRIVATE
 
 SBATCH_TIMEOUT = float(os.environ.get("ABLATRIX_SBATCH_TIMEOUT", "60"))
 
@@ -48,7 +49,8 @@ class SbatchLauncher:
 
     def launch(self, batch: Batch) -> list[str]:
         path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
-        runlog.atomic_write(path, self.script(batch), durable=False)
+        # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): Slurm reads the script as the user who submits
+        runlog.atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
         return job_ids(call_sbatch(path), len(batch.jobs))
 
 

@@ -14,6 +14,7 @@ from orchestrator.launchers import Batch, check_folder, job_ids
 from orchestrator.launchers.slurm_sbatch import job_environment, srun_options
 from orchestrator.rundir import LOGS
 from trainer.errors import UserError
+from trainer.safe_open import make_private_folder
 
 
 class SubmititLauncher:
@@ -25,6 +26,8 @@ class SubmititLauncher:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = self._executor(batch)
+        # It holds pickles that a job will load and scripts with the study's setup: for nobody else's eyes or files
+        make_private_folder(batch.study.folder / LOGS / "submitit")
         try:
             with slurm.own_environment(), executor.batch():
                 # The job becomes our task: submitit's signal handling and result pickle are out of the way, and what

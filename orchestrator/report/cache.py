@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer import runlog
+from trainer.safe_open import make_folder
 
 CURVES = ".curves.npz"
 TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
@@ -99,7 +100,7 @@ def save(path: Path, curves: Mapping[str, Curve], known: Mapping[str, Curve]) ->
         held_out=np.concatenate([c.held_out for c in chosen], axis=1),
     )
     try:
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         runlog.atomic_write(path, buffer.getvalue(), durable=False)
     except OSError:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from trainer import runlog
 from trainer.errors import RunError
+from trainer.safe_open import make_folder
 
 MANIFEST = ".made.json"
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as reports are made of; the manifest is read back from the folder
 DRAWN_BY = ("matplotlib", "numpy", "scipy", "jinja2")
 
 
@@ -28,7 +31,7 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
         return tuple(folder / name for name in old["files"])
     files = make()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, parents=True)
         for name, content in files.items():
             runlog.atomic_write(folder / name, content, durable=False)
         for name in old["files"].keys() - files.keys():
@@ -37,7 +40,8 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
         record = {"key": key, "files": {name: _digest(folder / name) for name in files}}
         runlog.atomic_write(folder / MANIFEST, json.dumps(record, indent=1) + "\n", durable=False)
     except OSError as error:
-        raise RunError(f"{folder}: the report cannot be written: {error.strerror}") from None
+        where = error.filename or folder
+        raise RunError(f"{where}: the report cannot be written: {error.strerror}") from None
     return tuple(folder / name for name in files)
 
 
@@ -45,7 +49,7 @@ def _manifest(folder: Path) -> dict:
     """The manifest of the last report; an empty one where there is none that makes sense."""
     found = runlog.read_json(folder / MANIFEST) or {}
     files = found.get("files")
-    plain = isinstance(files, dict) and all(Path(n).name == n not in ("", "..") and n.isprintable() for n in files)
+    plain = isinstance(files, dict) and all(FILE.fullmatch(name) for name in files)
     return {"key": found.get("key"), "files": files if plain else {}}
 
 

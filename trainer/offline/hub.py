@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import RunError, UserError
+from trainer.safe_open import make_private_folder
 
 ADVICE = "run this where there is internet, or use --from DIR with a copy of the files"
 CHUNK = 1 << 20
@@ -33,9 +34,11 @@ class MissingFileError(UserError):
 def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revision: str = "main") -> Download:
     """Download one file into `staging` and verify it. An interrupted download is continued by the next call.
 
-    Raises MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or RunError (no
-    connection, cut short, wrong hash).
+    staging: a folder that becomes this user's alone: what lies in it is believed, and continued. Raises OSError where
+    that cannot be, MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or
+    RunError (no connection, cut short, wrong hash).
     """
+    make_private_folder(staging)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are of no interest, their end is
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url

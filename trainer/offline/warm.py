@@ -22,6 +22,7 @@ from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
 from trainer.offline import hub, samples
 from trainer.runlog import atomic_write
+from trainer.safe_open import make_folder, personal
 from trainer.tokens import tokenbuild
 from trainer.tokens.claims import Claims
 from trainer.tokens.corpus import SKIPS
@@ -121,7 +122,7 @@ def warm_tokenizer(
         say(f"tokenizer {name}: already in {cache_dir}, files verified")
         return
     home = cache_dir / "tokenizers"
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home, parents=True)
     if name == "sample":
         say("tokenizer sample: training on the standard library's sources")
         files, origin = samples.train_tokenizer(d["text"] for d in samples.documents()), {"source": "embedded"}
@@ -172,7 +173,7 @@ def _from_folder(source: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 def _from_hub(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """All files at one commit: the first download tells which."""
     repo, commit, files = REPOSITORIES.get(name, name), revision, {}
-    staging = home / f".{tokenizers.safe_folder(name)}.download"
+    staging = personal(home / f".{tokenizers.safe_folder(name)}.download")
     for file in SOURCES:
         say(f"tokenizer {name}: {file} from {repo}")
         try:
@@ -233,9 +234,11 @@ def verify_offline(folder: Path, name: str) -> dict[str, Any]:
 def _replace(staging: Path, target: Path) -> None:
     """Put a finished folder in the place of an old one."""
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    if target.exists():
+    if os.path.lexists(target):
         target.rename(old)
     staging.rename(target)
+    if old.is_symlink():
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -251,6 +254,8 @@ def update_manifest(cache_dir: Path, section: str, name: str, entry: dict[str, A
 
 def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool = False) -> Path:
     """Download one file of a data set into `data_dir`, unless it is there and whole. Raises as `hub.fetch` does."""
+    if not all(part.isprintable() and part not in ("", ".", "..") for part in file.split("/")):
+        raise UserError(f"--data {repo}:{file!r}: not the path of a file in a repository")
     target, key = data_dir / Path(file).name, f"{repo}:{file}"
     known = tokenizers.read_manifest(cache_dir)["data"].get(key, {})
     if not force and known.get("path") == os.path.abspath(target) and target.exists():
@@ -259,8 +264,8 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
             say(f"data {key}: already in {target}, verified")
             return target
     say(f"data {key}: downloading into {target}")
-    staging = data_dir / ".download"
-    staging.mkdir(parents=True, exist_ok=True)
+    staging = personal(data_dir / ".download")
+    data_dir.mkdir(parents=True, exist_ok=True)
     got = hub.fetch(repo, file, staging, repo_type="dataset")
     os.replace(got.path, target)
     hub.clean(staging)

@@ -22,9 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.runlog import read_bytes
+from trainer.safe_open import LINKED, create, open_file, owner_name
+
 BEAT_SECONDS = 5.0  # between two signs of life
 STALE_SECONDS = 60.0  # without one, by the clock of the process that waits: the hosts' clocks may differ
 OWNER = "owner.json"
+NOT_OURS = (errno.EPERM, errno.EACCES)
 
 
 class Claims:
@@ -51,11 +55,10 @@ class Claims:
     def acquire(self, name: str, take_over: bool = False) -> bool:
         """Claim `name`; False where somebody else has it. take_over: also from an owner that died.
 
-        Raises FileNotFoundError where the folder of all claims is gone: the work is done.
+        Raises FileNotFoundError where the folder of all claims is gone: the work is done. Raises PermissionError where
+        another user's claim was left there that only that user can take away: waiting for it would never end.
         """
-        if not self._make(name) and not (
-            take_over and self._is_stale(name) and self._discard(name) and self._make(name)
-        ):
+        if not self._make(name) and not (take_over and self._is_stale(name) and self._bury(name) and self._make(name)):
             return False
         self._held.add(name)
         if self._thread is None:
@@ -93,11 +96,15 @@ class Claims:
         made = self._hidden(name)
         made.mkdir()
         try:
-            (made / OWNER).write_text(self._owner(0))
+            create(made / OWNER, self._owner(0))
             made.rename(self.folder / name)
         except OSError as error:
             shutil.rmtree(made, ignore_errors=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            if error.errno == errno.ENOTDIR and (self.folder / name).is_symlink():
+                raise OSError(errno.ELOOP, LINKED, str(self.folder / name)) from None
+            if error.errno in NOT_OURS:  # an empty folder of another user's, where names cannot be taken away
                 return False
             raise
         return True
@@ -112,13 +119,24 @@ class Claims:
             self._seen[name], since = (raw, now), now
         return _died(_parse(raw)) or now - since > self.stale
 
-    def _discard(self, name: str) -> bool:
-        """Take a claim away; of several that try, the rename lets one succeed."""
-        grave = self._hidden(name)
+    def _bury(self, name: str) -> bool:
+        """Take a dead owner's claim away. Raises PermissionError where that is not ours to do."""
         try:
-            (self.folder / name).rename(grave)
-        except OSError:
-            return False
+            return self._take_away(name)
+        except OSError as error:
+            if error.errno not in NOT_OURS or not (whose := owner_name(self.folder / name)):
+                return False
+            told = f"was left by {whose}, who has to remove it; or use a cache folder of your own"
+            raise PermissionError(errno.EPERM, told, str(self.folder / name)) from None
+
+    def _discard(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            self._take_away(name)
+
+    def _take_away(self, name: str) -> bool:
+        """Of several that try, the rename lets one succeed. Raises OSError for the others."""
+        grave = self._hidden(name)
+        (self.folder / name).rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
         return True
 
@@ -133,7 +151,8 @@ class Claims:
     def _write(self, name: str, count: int) -> None:
         path = self.folder / name / OWNER
         with contextlib.suppress(OSError):  # taken over, or the work is done and its folder gone
-            path.with_suffix(".new").write_text(self._owner(count))
+            with os.fdopen(open_file(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+                file.write(self._owner(count))
             path.with_suffix(".new").replace(path)
 
     def _owner(self, beat: int) -> str:
@@ -144,7 +163,7 @@ class Claims:
 
     def _read(self, name: str) -> bytes:
         try:
-            return (self.folder / name / OWNER).read_bytes()
+            return read_bytes(self.folder / name / OWNER)
         except OSError:
             return b""
 
@@ -178,4 +197,7 @@ def _born(pid: int) -> str:
 def _died(owner: dict[str, Any]) -> bool:
     """Known to be dead: a process of this very machine that is there no more. Of others nothing is known."""
     machine = _machine()
-    return bool(machine) and owner.get("machine") == machine and owner.get("born") != _born(int(owner.get("pid", 0)))
+    pid = owner.get("pid")
+    if not machine or owner.get("machine") != machine or not isinstance(pid, int):
+        return False
+    return owner.get("born") != _born(pid)

@@ -14,14 +14,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.config import DataConfig
 from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, RunError
+from trainer.safe_open import is_own, make_folder, owner_name
 from trainer.tokens import tokencache
-from trainer.tokens.claims import Claims
+from trainer.tokens.claims import STALE_SECONDS, Claims
 from trainer.tokens.corpus import Lines
 from trainer.tokens.encoder import Encoder
 from trainer.tokens.tokencache import Cache
@@ -62,12 +64,21 @@ class Progress:
 
 
 def prepare(cache: Cache) -> None:
-    """Make the folder and the index, unless they are there; of several processes one scans. Raises DataError."""
+    """Make the folder and the index, unless they are there; of several processes one scans. Raises DataError.
+
+    Where another user builds in a folder that we may not write, that one's index is waited for. Raises RunError where
+    nothing comes of it.
+    """
+    if _is_anothers(cache):
+        return _await(cache, lambda: cache.scanned() or cache.meta() is not None)
     try:
-        cache.claims.mkdir(parents=True, exist_ok=True)
-        (cache.folder / "shards").mkdir(exist_ok=True)
+        make_folder(cache.folder.parent, parents=True)
+        make_folder(cache.folder)
+        make_folder(cache.claims)
+        make_folder(cache.folder / "shards")
     except OSError as error:
-        raise RunError(f"{cache.folder}: cannot be made: {error.strerror}; set system.cache_dir") from None
+        where = error.filename or cache.folder
+        raise RunError(f"{where}: cannot be made: {error.strerror}; set system.cache_dir") from None
     progress = Progress(f"finding lines of {cache.path}", cache.stamp[0])
     with Claims(cache.claims) as claims:
         while not cache.scanned() and cache.meta() is None:
@@ -78,6 +89,39 @@ def prepare(cache: Cache) -> None:
                 progress(0, f"waiting for {claims.owner('index')}")
                 time.sleep(POLL_SECONDS)
     progress.close()
+    return None
+
+
+def _is_anothers(cache: Cache) -> bool:
+    """Is the folder there, of another user, and not for us to write?"""
+    return os.path.isdir(cache.folder) and not os.access(cache.folder, os.W_OK | os.X_OK) and not is_own(cache.folder)
+
+
+def _await(cache: Cache, ready: Callable[[], bool]) -> None:
+    """Wait for what another user builds. Raises RunError where nothing has moved for longer than a dead owner's claim
+    would be waited for."""
+    progress = Progress(f"tokenising {cache.path}", cache.stamp[0])
+    seen, since = None, time.monotonic()
+    while not ready():
+        if (now := _signs_of_life(cache.folder)) != seen:
+            seen, since = now, time.monotonic()
+        if time.monotonic() - since > STALE_SECONDS:
+            raise RunError(
+                f"{cache.folder}: is of {owner_name(cache.folder)}, who has not finished it and is not at work; set "
+                "system.cache_dir to a folder of your own, or have warm-cache --tokens finish it there"
+            )
+        progress(0, f"waiting for {owner_name(cache.folder)}")
+        time.sleep(POLL_SECONDS)
+    progress.close()
+
+
+def _signs_of_life(folder: Path) -> list[tuple[str, int]]:
+    """What is in a cache's folder, and when it changed: claims beat, shards appear, files grow."""
+    signs = []
+    for path in sorted(folder.rglob("*")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            signs.append((str(path), path.stat().st_mtime_ns))
+    return signs
 
 
 def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
@@ -90,10 +134,12 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
     try:
         if cache.meta() is None:
             prepare(cache)
-            shards = cache.shard_count()
-            count = min(workers, shards) - 1
-            helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
-            work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
+            if _is_anothers(cache):
+                _await(cache, lambda: cache.meta() is not None)
+            else:
+                count = min(workers, cache.shard_count()) - 1
+                helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
+                work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
     except OSError as error:
         # Where another process joined the shards and removed them, all is well
         if cache.meta() is None:

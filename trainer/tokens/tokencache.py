@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ import numpy as np
 from trainer import runlog
 from trainer.config import DataConfig
 from trainer.errors import DataError, RunError
+from trainer.safe_open import open_file
 from trainer.tokenizer import TokenizerInfo, find
 from trainer.tokens.corpus import Lines, Source, fingerprint, no_documents, scan_lines
 from trainer.tokens.encoder import Encoder, token_dtype
@@ -144,9 +144,9 @@ def file_stamp(path: Path) -> tuple[int, int]:
 @contextlib.contextmanager
 def appearing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to write that appears under its name, whole, when the block ends well; durable: also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with os.fdopen(open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL), "w+b") as file:
             yield file
             if durable:
                 file.flush()
@@ -206,7 +206,7 @@ class Shard:
 
 def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, dict[str, Any]]:
     """(file at the first token, counts, head) of a shard. Raises FileNotFoundError, also where it is not whole."""
-    file = open(path, "rb")  # noqa: SIM115 - handed to the caller
+    file = runlog.opened(path)
     try:
         head = json.loads(file.readline())
         counts = np.fromfile(file, dtype="<u4", count=head["lines"])
@@ -215,7 +215,8 @@ def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, 
         whole = False
     if not whole:
         file.close()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # of another user, who will see it too
+            path.unlink(missing_ok=True)
         raise FileNotFoundError(path)
     return file, counts, head
 
@@ -294,4 +295,5 @@ def sweep(cache: Cache) -> None:
     for name in ("claims", "shards"):
         shutil.rmtree(cache.folder / name, ignore_errors=True)
     for stray in cache.folder.glob(".*.tmp"):
-        stray.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's
+            stray.unlink()
