@@ -246,7 +246,9 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
         problems += _check_trainer_keys(data, tree)
     try:
         loaded = Loaded(Experiment.model_validate(data), tree, source, forced)
-        problems += [*_check_design(loaded), *command_checks.problems(loaded)]
+        problems += _check_design(loaded)
+        if all(isinstance(overrides, dict) for _, overrides in _blocks(data)):  # else it has been said
+            problems += command_checks.problems(loaded)
     except ValidationError as error:
         problems += [_explain(e, tree, str(source)) for e in error.errors()]
     if problems:

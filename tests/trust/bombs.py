@@ -95,6 +95,8 @@ TEXTS: dict[str, str | bytes] = {
     "factorial design": _many_cells(40, "design: [factorial]\n"),
     "excluded design": _many_cells(40, f"design: [factorial]\nexclude: {[[f'f{i}'] for i in range(40)]}\n"),
     "many seeds": _many_cells(13, "base: {data.file_path: a}\ndesign: [factorial]\nseeds: 10000\n"),
+    "command without settings": "name: x\ncommand: [true]\nbase:\nfeatures: {a: {b: 1}}\n",
+    "command with an empty feature": "name: x\ncommand: [true]\nfeatures: {a: }\n",
     "other digits": HEAD + 'slurm: {time: "٠١:٠٠:٠٠"}\n',
 }
 # Not refused: what they hold is an experiment
