@@ -168,7 +168,7 @@ def _write(matrix: Matrix, drawer: Drawer) -> None:
         tree["metrics"] = {"csv": "none.csv"}
     if rng.random() < 0.2:
         key = rng.choice(list(matrix.base))
-        if not matrix.words or isinstance(matrix.base[key], str):
+        if isinstance(matrix.base[key], str) and (matrix.words or "${" not in matrix.base[key]):
             value = drawer.literal() if matrix.words else matrix.base[key]
             matrix.forced[key] = value
             matrix.sets.append(f"{key}={yaml_text(value)}")
@@ -199,7 +199,7 @@ class Drawer:
 
     def literal(self) -> str:
         """A text that can stand in the file as it is: `${` begins an expression of ours."""
-        return self.text().replace("${", "$")
+        return re.sub(r"\$\{+", "$", self.text())
 
     def value(self) -> Any:
         rng = self.rng

@@ -383,7 +383,7 @@ def restored_signals() -> Iterator[None]:
 
 def test_generated_matrices_under_bash(tmp_path: Path, seed: int, cases: Cases, tally: Tally) -> None:
     """Each matrix: sbatch's script, submitit's, the report's, the local queue, the job's task, args.txt."""
-    number = cases(100, 10_000)
+    number = cases(60, 10_000)
     chunks = [range(start, min(start + CHUNK, number)) for start in range(0, number, CHUNK)]
     work = [(tmp_path / f"{chunk.start}", seed, chunk) for chunk in chunks]
     if number > 1000:
@@ -394,6 +394,24 @@ def test_generated_matrices_under_bash(tmp_path: Path, seed: int, cases: Cases, 
     assert counts["matrices"] == number
     detail = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()) if name != "matrices")
     tally("argv, folder and variables equal the plan under bash", cases=number, detail=f"0 canaries; {detail}")
+
+
+def test_a_setup_line_that_fails_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under both launchers: a run without its modules would fail later, or be another run."""
+    lab = prepared(tmp_path / "lab")
+    matrix = draw(random.Random(1), 0, str(tmp_path / "CANARY"), str(lab.program))
+    matrix.tree["slurm"]["setup"] = ["false"]
+    (tmp_path / "work").mkdir()
+    surround(matrix, lab, tmp_path / "work", monkeypatch)
+    Path("e.yaml").write_text(matrix.text)
+    plan = submit.make_plan(Options(Path("e.yaml"), launcher="local", sets=matrix.sets))
+    run, attempt = claimed(plan)[0]
+    batch = Batch(rundir.load_study(plan.folder), [[(run, attempt)]], "TOKEN", plan.loaded.experiment.slurm, tmp_path)
+    for launcher in (SbatchLauncher(), SubmititLauncher()):
+        script = tmp_path / launcher.name
+        script.write_text(launcher.script(batch))
+        assert subprocess.run(["bash", script], check=False).returncode == 1, launcher.name
+    assert not lab.record.exists()
 
 
 def test_args_of_our_trainer_can_be_pasted(
