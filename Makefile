@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 SEED ?= 1
 SECONDS ?= 600
+RUNS ?= 1000
 
 # The build of torch: TORCH=cpu or TORCH=cuda; without it, what this machine or the cluster's nodes are good for.
 # (Nodes at a loopback address are this machine, whose nvidia-smi has answered already.)
@@ -14,7 +15,7 @@ $(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH is cpu or cuda, not $(TORCH))
 INSTALLED := $(VENV)/.installed$(TORCH:%=-%)
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
-.PHONY: help demo test fast-test trust fuzz warm-cache report schema lint lock licenses audit wheel clean
+.PHONY: help demo test fast-test trust fuzz soak warm-cache report schema lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -54,6 +55,12 @@ trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one ta
 
 fuzz: $(VENV)/.installed-dev ## SECONDS (600) of coverage-guided fuzzing of everything that reads text, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --keep
+
+soak: $(VENV)/.installed-dev ## nightly, as root: RUNS=1000 runs through a Slurm of its own, a fault every 10 s; SEED=n
+	tests/slurm/cluster install
+	tests/slurm/cluster up
+	code=0; OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust/test_soak.py --soak $(RUNS) --seed $(SEED) \
+	  $(PYTEST_ARGS) || code=$$?; tests/slurm/cluster down --purge; exit $$code
 
 warm-cache: $(INSTALLED) ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
 	$(BIN)/python cache_warm.py $(ARGS)

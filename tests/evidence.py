@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ablatrix")
     group.addoption("--full", action="store_true", help="every case of the tests of promises, not a sample")
     group.addoption("--seed", type=int, default=1, help="seed of the random cases and faults (default: 1)")
+    group.addoption("--soak", type=int, metavar="RUNS", help="runs of tests/trust/test_soak.py (make soak: 1000)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
