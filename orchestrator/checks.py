@@ -184,7 +184,7 @@ def _cluster(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str
         return
     settings = loaded.experiment.slurm
     try:
-        slurm.test_only(test_script(settings))
+        slurm.test_only(test_script(settings), settings.partition)
         limit = slurm.submit_limit(settings.account)
     except slurm.ControllerError as error:
         yield f"{loaded.at('slurm')}slurm: {error}"

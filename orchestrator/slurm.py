@@ -283,12 +283,28 @@ def max_array_size() -> int:
     return max(1, int(told))
 
 
-def test_only(script: str) -> None:
+def test_only(script: str, partition: str | None) -> None:
     """`sbatch --test-only`: partition, memory, constraint and time are checked, nothing is queued.
 
-    Raises ControllerError with Slurm's reason. An unknown account or QOS may pass.
+    Raises ControllerError with Slurm's reason. An unknown account or QOS may pass. So does everything while no node of
+    the partition (None: of any) is up: asked this way Slurm leaves out those that are down, for which sbatch would let
+    a job wait.
     """
-    run_command(["sbatch", "--test-only"], text=script)
+    try:
+        run_command(["sbatch", "--test-only"], text=script)
+    except ControllerError as error:
+        if "node configuration is not available" not in str(error) or _has_nodes_up(partition):
+            raise
+
+
+def _has_nodes_up(partition: str | None) -> bool:
+    """True also where that cannot be known."""
+    where = [f"--partition={partition}"] if partition else []
+    try:
+        states = "--states=idle,mixed,allocated,completing"
+        return bool(run_command(["sinfo", "--noheader", "--responding", states, "--format=%n", *where]).strip())
+    except ControllerError:
+        return True
 
 
 def submit_limit(account: str | None) -> int | None:
