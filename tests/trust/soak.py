@@ -91,7 +91,7 @@ class Soak:
             while not self._all_done() and time.monotonic() - began < limit:
                 time.sleep(6 + self.findings.runs / 60)
                 for launcher in STUDIES:
-                    if not self._all_done():
+                    if self._done(launcher) < CELLS * self.seeds:
                         self._submit(launcher)
         finally:
             self._over.set()
@@ -112,9 +112,11 @@ class Soak:
         """Of the runs; empty before the first submit that could make them."""
         return sorted(path for path in (self.out / launcher).glob("*-seed*-*") if path.is_dir())
 
+    def _done(self, launcher: str) -> int:
+        return sum((folder / runlog.SUMMARY).exists() for folder in self.folders(launcher))
+
     def _all_done(self) -> bool:
-        done = sum((folder / runlog.SUMMARY).exists() for launcher in STUDIES for folder in self.folders(launcher))
-        return done == self.findings.runs
+        return sum(map(self._done, STUDIES)) == self.findings.runs
 
     # ---- the user
 
@@ -142,7 +144,7 @@ class Soak:
     # ---- somebody who looks
 
     def _look_now_and_then(self) -> None:
-        while not self._over.wait(self.random.expovariate(1 / (2.5 + self.findings.runs / 100))):
+        while not self._over.wait(self.random.expovariate(1 / (2.5 + self.findings.runs / 250))):
             launcher = self.random.choice(sorted(STUDIES))
             self.look(launcher)
 

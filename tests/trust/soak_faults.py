@@ -90,7 +90,10 @@ class Disk:
 
 
 class Faults:
-    """A fault every `pace` seconds, in an order drawn with `seed`, until `stop` or until there were `most`."""
+    """A fault every `pace` seconds, in an order drawn with `seed`, until `stop` or until there were `most`.
+
+    Where there may be many, those of MORE are among them.
+    """
 
     def __init__(self, cluster: Cluster, disk: Disk | None, out: Path, pace: float, most: int, seed: int) -> None:
         self.cluster, self.disk, self.out, self.pace, self.most = cluster, disk, out, pace, most
@@ -123,7 +126,8 @@ class Faults:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     def kinds(self) -> list[str]:
-        return [kind for kind in (*KINDS, *MORE) if self.disk or kind != "disk"]
+        more = MORE if self.most > 100 else ()
+        return [kind for kind in (*KINDS, *more) if self.disk or kind != "disk"]
 
     def _run(self) -> None:
         bag: list[str] = []
