@@ -42,6 +42,16 @@ MOST_TASKS = 4_000_001  # of an array; Slurm's own limit
 MOST_JOBS = 100_000  # in one answer; what is longer cannot be the user's queue
 
 
+# Slurm holds a job that a node could not start, and lets it wait for ever; nobody has asked for that
+LAUNCH_FAILED = "launch failed requeued held"
+HELD = {
+    LAUNCH_FAILED: "submit again to release it",
+    "JobHeldUser": "scontrol release lets it go",
+    "JobHeldAdmin": "only an administrator can release it",
+}
+RELEASED_AT_ONCE = 100  # ids on one command line
+
+
 class ControllerError(RunError):
     """slurmctld (or the command itself) does not answer."""
 
@@ -267,6 +277,18 @@ def parse_sacct(text: str) -> dict[str, Job]:
             jobs[job_id] = Job(job_id, state, exit_code=fields[2], node=fields[3])
             _limit(jobs)
     return jobs
+
+
+def waits_for(reason: str) -> str:
+    """squeue's reason why a job waits, and what to do where waiting will not help."""
+    advice = next((advice for word, advice in HELD.items() if word in reason), "")
+    return f"{reason}: {advice}" if advice else reason
+
+
+def release(job_ids: Sequence[str]) -> None:
+    """Let held jobs go. Raises ControllerError."""
+    for start in range(0, len(job_ids), RELEASED_AT_ONCE):
+        run_command(["scontrol", "release", ",".join(job_ids[start : start + RELEASED_AT_ONCE])])
 
 
 def settings() -> dict[str, str]:

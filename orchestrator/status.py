@@ -256,9 +256,9 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
         return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
     if job and job.state in slurm.PENDING:
         if files.events:
-            reason = f"requeued at step {state.iter}, waiting ({job.reason})"
+            reason = f"requeued at step {state.iter}, waiting ({slurm.waits_for(job.reason)})"
             return replace(state, state="stopped", reason=reason, requeued=True)
-        return replace(state, state="queued", reason=job.reason)
+        return replace(state, state="queued", reason=slurm.waits_for(job.reason))
     if job and job.state in slurm.RUNNING:
         return replace(state, state="running", node=job.node or state.node)
     return replace(state, state="lost", reason=_GONE)

@@ -81,7 +81,9 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
     try:
         return snapshot.take(study.folder.parent / rundir.SNAPSHOTS, own)
     except OSError as error:
-        raise RunError(f"{error.filename}: the code snapshot cannot be written: {error.strerror}") from None
+        raise RunError(
+            f"{error.filename or study.folder.parent}: the code snapshot cannot be written: {error.strerror}"
+        ) from None
 
 
 def mend_snapshots(study: Study) -> None:
@@ -260,3 +262,35 @@ def adopt(states: Iterable[RunState]) -> None:
             fields = {"attempt": claim.attempt, "token": claim.token}
             with contextlib.suppress(OSError):  # it is found by its token until then
                 runlog.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
+
+
+def release_held(study: Study) -> str:
+    """Let the study's jobs go that Slurm holds because a node could not start them. Returns what to say of it, or ''.
+
+    Also those whose runs are done or queued anew: they find that out and end, while held they would stay in the queue
+    for ever, and the study's report behind them.
+    """
+    try:
+        held = {job.id: job.token for job in slurm.queue().values() if slurm.LAUNCH_FAILED in job.reason and job.token}
+    except slurm.ControllerError:
+        return ""
+    own = _tokens(study) if held else set()
+    jobs = sorted(job for job, token in held.items() if token in own)
+    if not jobs:
+        return ""
+    try:
+        slurm.release(jobs)
+    except slurm.ControllerError as error:
+        return (
+            f"{len(jobs)} jobs are held by Slurm and cannot be released ({error}); cancel them and submit with --retry"
+        )
+    return f"{len(jobs)} jobs that Slurm held because a node could not start them: released"
+
+
+def _tokens(study: Study) -> set[str]:
+    """Of all submissions of the study's runs."""
+    return {
+        claims.read(run.folder, attempt).token
+        for run in study.runs
+        for attempt in range(1, claims.newest(run.folder) + 1)
+    }

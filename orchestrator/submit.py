@@ -167,6 +167,9 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         study = _create(plan)
     states = status.collect(study)
     submission.adopt(states)
+    held = "" if plan.launcher == "local" else submission.release_held(study)
+    if held:
+        console.print(held)
     selection = submission.select(states, plan.options.retry, plan.options.only)
     incomplete = [state.run.id for state in selection.chosen if state.state == "done"]
     if incomplete:  # what is left of them is put aside

@@ -29,6 +29,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
+@pytest.fixture
+def patient(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """For tests in which every sbatch answers, on a busy machine after a while."""
+    monkeypatch.setattr("orchestrator.launchers.slurm_sbatch.SBATCH_TIMEOUT", 60.0)
+    return fake
+
+
 def make_study(folder: Path, runs: list[matrix.Run] | None = None) -> Study:
     return rundir.create_study(folder / "out" / "s", "s", folder / "e.yaml", {}, runs or expand(folder, FIVE))
 
@@ -99,21 +106,21 @@ def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_p
     assert {state.state for state in status.collect(study)} == {"planned"}
 
 
-def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(fake: FakeSlurm, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(patient: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     (study.folder / rundir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
     assert "nothing of it was queued" in submit_once(study)
     assert {state.state for state in status.collect(study)} == {"planned"}
     (tmp_path / "logs").rename(study.folder / rundir.LOGS)
     assert submit_once(study) == ""
-    assert set(queued_runs(study, fake).values()) == {1}
+    assert set(queued_runs(study, patient).values()) == {1}
 
 
-def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(fake: FakeSlurm, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, tmp_path: Path) -> None:
     """The jobs are queued, and their ids cannot be written down."""
     study = make_study(tmp_path)
     events = study.runs[2].folder / runlog.EVENTS
-    program = fake.bin / "sbatch"
+    program = patient.bin / "sbatch"
     spoil = f"import os\nos.rename({str(events)!r}, {str(events) + '.kept'!r})\nos.mkdir({str(events)!r})\n"
     text = program.read_text()
     program.write_text(text.replace("\n", "\n" + spoil, 1))
@@ -123,7 +130,7 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(fake: FakeSlurm, tmp
     events.with_name(events.name + ".kept").rename(events)
     assert [state.job_id for state in status.collect(study)] == [f"1_{index}" for index in range(7)]
     assert submit_once(study) == ""
-    assert set(queued_runs(study, fake).values()) == {1}
+    assert set(queued_runs(study, patient).values()) == {1}
     assert runlog.read_events(study.runs[6].folder)[-1]["event"] == "queued"
 
 
@@ -230,6 +237,39 @@ def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_pat
     assert scheduler.silent_since is not None
     assert "Unable to contact" in scheduler.problem
     assert fake.calls("squeue") == before + 1, "a controller that is down was asked again at once"
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
+    patient: FakeSlurm, tmp_path: Path, permitted: bool
+) -> None:
+    """They would wait for ever, and count as queued."""
+    study = make_study(tmp_path)
+    submit_once(study)
+    squeue, asked = patient.bin / "squeue", tmp_path / "asked"
+    squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
+    (patient.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{"" if permitted else "exit 1"}\n')
+    states = status.collect(study)
+    assert {state.state for state in states} == {"queued"}
+    assert "submit again to release it" in states[0].reason
+    runlog.atomic_write(study.runs[0].folder / runlog.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
+    assert claims.take(study.runs[1].folder, 2)  # queued anew
+    said = submission.release_held(study)
+    assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
+    assert said.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in said
+
+
+def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    submit_once(study)
+    squeue = patient.bin / "squeue"
+    squeue.write_text(squeue.read_text().replace('"Priority"', '"JobHeldUser"'))
+    states = status.collect(study)
+    assert "JobHeldUser: scontrol release lets it go" in states[0].reason
+    squeue.write_text(squeue.read_text().replace('"JobHeldUser"', '"launch failed requeued held"'))
+    assert submission.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE))) == ""
+    squeue.write_text(squeue.read_text().replace('"launch failed requeued held"', '"JobHeldUser"'))
+    assert submission.release_held(study) == ""
 
 
 def test_only_one_job_runs_an_attempt(tmp_path: Path) -> None:

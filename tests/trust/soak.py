@@ -97,6 +97,8 @@ class Soak:
             self._over.set()
             looker.join()
             self.faults.stop()
+        for launcher in STUDIES:  # jobs of finished runs that Slurm holds after a failed start are let go by it
+            self._submit(launcher)
         self.findings.faults = self.faults.counts
         self.findings.seconds = time.monotonic() - began
         for check in (self._count_lost, self._count_left, self._compare, self._against_undisturbed):
