@@ -44,6 +44,8 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
     target = store / _digest(files)
     if not os.path.lexists(target):
         _write(target, files)
+    for half in store.glob(f".{target.name}.*.tmp"):  # of a submit that was killed, or whose work is done already
+        shutil.rmtree(half, ignore_errors=True)
     for folder in (store, target):  # jobs run what is in them
         require_folder(folder)
         if not is_own(folder):

@@ -36,6 +36,15 @@ def test_the_same_code_is_stored_once_and_other_code_beside_it(checkout: Path, t
     assert sorted(path.name for path in store.iterdir()) == sorted([first.name, second.name])
 
 
+def test_half_a_snapshot_of_a_killed_submit_is_swept(checkout: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    taken = snapshot.take(store)
+    half = store / f".{taken.name}.4711.0badcafe.tmp"
+    (half / "trainer").mkdir(parents=True)
+    assert snapshot.take(store) == taken
+    assert [path.name for path in store.iterdir()] == [taken.name]
+
+
 def test_files_that_were_purged_come_back(checkout: Path, tmp_path: Path) -> None:
     taken = snapshot.take(tmp_path / "store")
     (taken / "trainer" / "loop.py").unlink()
