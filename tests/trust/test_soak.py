@@ -27,7 +27,7 @@ def soak(cluster: str, workspace: Workspace, seed: int, request: pytest.FixtureR
         pytest.skip("kills daemons: only with the test cluster, as root (tests/slurm/cluster up)")
     runs = request.config.getoption("--soak") or FEW
     # Few faults that come fast: on a machine where a submit takes longer than a fault, nothing would ever be done
-    pace, most = (10.0, 10**6) if runs >= 1000 else (3.0, runs)
+    pace, most = (10.0, 10**6) if runs >= 1000 else (3.0, runs * 3 // 5)
     soak = Soak(workspace, Cluster(cluster, lab, workspace.env()), max(1, runs // PER_SEED), pace, most, seed)
     yield soak
     for name in STUDIES:
