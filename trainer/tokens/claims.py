@@ -129,9 +129,11 @@ class Claims:
             told = f"was left by {whose}, who has to remove it; or use a cache folder of your own"
             raise PermissionError(errno.EPERM, told, str(self.folder / name)) from None
 
-    def _discard(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            self._take_away(name)
+    def _discard(self, name: str) -> bool:
+        try:
+            return self._take_away(name)
+        except OSError:
+            return False
 
     def _take_away(self, name: str) -> bool:
         """Of several that try, the rename lets one succeed. Raises OSError for the others."""

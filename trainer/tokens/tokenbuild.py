@@ -144,7 +144,7 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
         # Where another process joined the shards and removed them, all is well
         if cache.meta() is None:
             reason = f"cannot be written: {error.strerror or error}"
-            raise RunError(f"{cache.folder}: {reason}; free space or set system.cache_dir") from None
+            raise RunError(f"{error.filename or cache.folder}: {reason}; free space or set system.cache_dir") from None
     finally:
         for helper in helpers:
             stop_worker(helper)
@@ -218,10 +218,10 @@ def _make_shards(
     made, per_shard = 0, cache.stamp[0] / cache.shard_count()
     for take_over in (False, True):
         for shard in todo:
-            if cache.shard_file(shard).exists():
+            if cache.has_shard(shard):
                 continue
             with claims.holding(f"{shard:05d}", take_over) as ours:
-                if ours and not cache.shard_file(shard).exists():
+                if ours and not cache.has_shard(shard):
                     made_here = tokencache.encode_shard(lines, cache.shard_lines(lines, shard), encoder)
                     made_here.write(cache.shard_file(shard))
                     cache.unchanged()

@@ -88,8 +88,8 @@ class Cache:
         return meta if offsets_start(self.folder / "offsets.npy", meta["lines"]) else None
 
     def scanned(self) -> bool:
-        """Whether the index is there."""
-        return (self.folder / "index.json").exists()
+        """Whether the index is there and is one."""
+        return runlog.read_json(self.folder / "index.json") is not None
 
     def index(self) -> dict[str, Any]:
         """index.json. Raises RunError while the file was not scanned."""
@@ -127,7 +127,13 @@ class Cache:
 
     def shards_done(self) -> set[int]:
         """Numbers of the shards that are there. Raises FileNotFoundError once they were joined."""
-        return {int(name) for name in os.listdir(self.folder / "shards") if name.isdigit()}
+        with os.scandir(self.folder / "shards") as found:
+            return {int(e.name) for e in found if e.name.isdigit() and e.is_file(follow_symlinks=False)}
+
+    def has_shard(self, shard: int) -> bool:
+        """Whether a shard is there: a link in its place would be waited for without end."""
+        path = self.shard_file(shard)
+        return path.is_file() and not path.is_symlink()
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
