@@ -37,7 +37,7 @@ def soak(cluster: str, workspace: Workspace, seed: int, request: pytest.FixtureR
 
 def test_soak(soak: Soak, tally: Tally) -> None:
     """Whatever happens to jobs, daemons and disk: each run ends with its result, once, and `status` does not lie."""
-    found = soak.run(limit=600 if soak.findings.runs <= FEW else 5400)
+    found = soak.run(limit=1800 if soak.findings.runs <= FEW else 5400)
     _write_down(found, tally)
     told = soak.faults.diary.read_text()[-30_000:]
     assert not found.lost, f"{found.lost[:20]}\n{told}"
