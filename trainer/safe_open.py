@@ -107,6 +107,20 @@ def require_folder(path: Path) -> None:
         raise OSError(errno.ENOTDIR, NO_FOLDER, str(path))
 
 
+def remove(path: Path) -> None:
+    """Take away a folder with all that is in it, or whatever has its name; what cannot be removed stays.
+
+    `shutil.rmtree` opens what it is given, and would wait for a FIFO for ever.
+    """
+    import shutil
+
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
 # ---- whose it is
 
 

@@ -160,6 +160,15 @@ def test_nobody_waits_for_a_fifo(reader: Callable[[Path], object], tmp_path: Pat
     assert runlog.read_json(tmp_path / "link.json") == {}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_removing_waits_for_nothing_and_follows_nothing(kind: str, tmp_path: Path) -> None:
+    plant(tmp_path / "x", kind, tmp_path / "outside")
+    before = look(tmp_path / "outside")
+    safe_open.remove(tmp_path / "x")
+    assert not os.path.lexists(tmp_path / "x")
+    assert look(tmp_path / "outside") == before
+
+
 def test_folders_above_may_be_links(tmp_path: Path, tally: Tally) -> None:
     """Homes and scratch folders often are."""
     (tmp_path / "disk" / "me").mkdir(parents=True)

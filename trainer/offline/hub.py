@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import RunError, UserError
-from trainer.safe_open import make_private_folder
+from trainer.safe_open import make_private_folder, remove
 
 ADVICE = "run this where there is internet, or use --from DIR with a copy of the files"
 CHUNK = 1 << 20
@@ -76,7 +75,7 @@ def _is_hash(etag: str) -> bool:
 
 def clean(staging: Path) -> None:
     """Remove a staging folder once its files are in place."""
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging)
 
 
 def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:

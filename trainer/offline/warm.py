@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
 from trainer.offline import hub, samples
 from trainer.runlog import atomic_write
-from trainer.safe_open import make_folder, personal
+from trainer.safe_open import make_folder, personal, remove
 from trainer.tokens import tokenbuild
 from trainer.tokens.claims import Claims
 from trainer.tokens.corpus import SKIPS
@@ -139,7 +138,7 @@ def warm_tokenizer(
         entry = {**origin, **facts, "files": _facts(staging), "date": _now(), "versions": _versions()}
         _replace(staging, home / tokenizers.safe_folder(name))
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
     update_manifest(cache_dir, "tokenizers", name, entry)
     say(f"tokenizer {name}: {entry['vocab_size']} tokens, loads offline, in {home / tokenizers.safe_folder(name)}")
 
@@ -237,9 +236,7 @@ def _replace(staging: Path, target: Path) -> None:
     if os.path.lexists(target):
         target.rename(old)
     staging.rename(target)
-    if old.is_symlink():
-        old.unlink()
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def update_manifest(cache_dir: Path, section: str, name: str, entry: dict[str, Any]) -> None:

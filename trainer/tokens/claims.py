@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.runlog import read_bytes
-from trainer.safe_open import LINKED, create, open_file, owner_name
+from trainer.safe_open import create, open_file, owner_name, remove, require_folder
 
 BEAT_SECONDS = 5.0  # between two signs of life
 STALE_SECONDS = 60.0  # without one, by the clock of the process that waits: the hosts' clocks may differ
@@ -99,11 +98,11 @@ class Claims:
             create(made / OWNER, self._owner(0))
             made.rename(self.folder / name)
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
+            remove(made)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False
-            if error.errno == errno.ENOTDIR and (self.folder / name).is_symlink():
-                raise OSError(errno.ELOOP, LINKED, str(self.folder / name)) from None
+            if error.errno == errno.ENOTDIR:
+                require_folder(self.folder / name)  # says what it is
             if error.errno in NOT_OURS:  # an empty folder of another user's, where names cannot be taken away
                 return False
             raise
@@ -139,7 +138,7 @@ class Claims:
         """Of several that try, the rename lets one succeed. Raises OSError for the others."""
         grave = self._hidden(name)
         (self.folder / name).rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
+        remove(grave)
         return True
 
     def _beat_on(self) -> None:

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ import numpy as np
 from trainer import runlog
 from trainer.config import DataConfig
 from trainer.errors import DataError, RunError
-from trainer.safe_open import open_file
+from trainer.safe_open import open_file, remove
 from trainer.tokenizer import TokenizerInfo, find
 from trainer.tokens.corpus import Lines, Source, fingerprint, no_documents, scan_lines
 from trainer.tokens.encoder import Encoder, token_dtype
@@ -299,7 +298,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
 def sweep(cache: Cache) -> None:
     """Remove what a complete cache does not need, and what killed builds left."""
     for name in ("claims", "shards"):
-        shutil.rmtree(cache.folder / name, ignore_errors=True)
+        remove(cache.folder / name)
     for stray in cache.folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another user's
             stray.unlink()
