@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import claims, elsewhere, missing, rundir, slurm
+from orchestrator import causes, claims, elsewhere, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from trainer import runlog
 from trainer.safe_open import is_own, owner_name
@@ -27,7 +26,6 @@ STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "
 ACTIVE = ("queued", "running")
 HEARTBEAT_SECONDS = 120  # a living trainer on another host has written within this time
 CLOCKS_APART = 3600  # seconds; files of an older record have been copied since, their times say nothing
-TAIL_BYTES = 4096
 LONGEST_STEP = 1e7  # seconds; no step takes months
 
 ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
@@ -279,7 +277,7 @@ def _judge_process(state: RunState, files: _Files) -> RunState:
         return replace(state, state="queued" if alive else "planned")
     if _process_lives(witness, files):
         return replace(state, state="running", node=str(witness.get("host", "")))
-    return replace(state, state="lost", reason=likely_cause(files.run.folder))
+    return replace(state, state="lost", reason=causes.likely(files.run.folder))
 
 
 def _said(event: Record, otherwise: str) -> str:
@@ -345,7 +343,7 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     elif claims.unseen(files.run.folder, files.attempt):
         return replace(state, state="running", reason="its job has ended; what it wrote last may not be seen here yet")
     else:
-        state = replace(state, state="lost", reason=likely_cause(files.run.folder, job))
+        state = replace(state, state="lost", reason=causes.likely(files.run.folder, job))
     if verdict:
         with contextlib.suppress(OSError):  # somebody else's study: what was learnt is shown, not kept
             runlog.append_event(files.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
@@ -360,51 +358,6 @@ def _never_started(files: _Files) -> bool:
 def _stopped_by(files: _Files) -> str:
     signals = [e.get("signal", "") for e in files.events if e["event"] == "signal"]
     return str(signals[0]) if signals else ""
-
-
-CAUSES = (
-    (r"OutOfMemoryError|CUDA out of memory|MemoryError|[Oo]om[-_ ]kill|Out Of Memory", "out of memory"),
-    (r"DUE TO TIME LIMIT", "time limit"),
-    (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
-    (r"DUE TO PREEMPTION", "preempted"),
-    (r"No space left|Disk quota exceeded", "disk full or over quota"),
-    (r"OfflineCacheError|warm-cache|cache_warm", "offline cache incomplete: run make warm-cache on the login node"),
-)
-SLURM_CAUSES = {
-    "OUT_OF_MEMORY": "out of memory: ask for more in slurm.mem, or lower trainer.batch_size",
-    "TIMEOUT": "time limit: raise slurm.time, or submit again to continue from the last checkpoint",
-    "NODE_FAIL": "node failure: submit again to continue from the last checkpoint",
-    "PREEMPTED": "preempted and not requeued: submit again to continue",
-    "BOOT_FAIL": "node failure: submit again",
-}
-
-
-def likely_cause(run_dir: Path, job: slurm.Job | None = None) -> str:
-    """Why a run that left no end mark is gone: Slurm's verdict, else the last lines of its log."""
-    tail = tail_text(run_dir / runlog.JOB_OUT)
-    if job and job.state in SLURM_CAUSES:
-        return SLURM_CAUSES[job.state]
-    for pattern, cause in CAUSES:
-        if re.search(pattern, tail):
-            return cause
-    if job and job.exit_code == "0:53":
-        return "Slurm could not open the job's log: its folder is missing or not writable on the node"
-    if job and (job.exit_code.endswith(":9") or job.exit_code == "137:0"):
-        return "killed (signal 9), probably out of memory"
-    if not (run_dir / runlog.JOB_OUT).exists():
-        return "the job ended before the trainer started" + (f" (Slurm says {job.state})" if job else "")
-    ending = f"Slurm says {job.state}, exit code {job.exit_code}" if job else "the process is gone"
-    return f"ended without a word ({ending})"
-
-
-def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
-    """The last bytes of a file as text; '' where there is none."""
-    try:
-        with runlog.opened(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read(2 * size).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def _log(files: _Files) -> str:
@@ -447,10 +400,10 @@ def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
     """Column names and the whole rows in the last bytes of a loss.csv."""
     try:
         with runlog.opened(path) as file:
-            header = file.readline(TAIL_BYTES).decode("utf-8", "replace")
+            header = file.readline(causes.TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return (), []
-    tail = tail_text(path)
+    tail = causes.tail_text(path)
     if not tail.startswith(header):
         tail = header + tail[tail.find("\n") + 1 :]
     return header.strip().split(","), runlog.whole_rows(tail)
