@@ -22,12 +22,25 @@ pytest_plugins = ["tests.evidence"]
 WriteJsonl = Callable[..., Path]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests of the one Slurm cluster, and begins with them: they are the longest chain."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+CLUSTER = ("tests/slurm/", "tests/trust/test_canaries.py", "tests/trust/test_soak.py")  # tests of the one Slurm cluster
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that need the cluster are known by their files."""
+    if item.get_closest_marker("slurm") and not item.nodeid.startswith(CLUSTER):
+        raise pytest.UsageError(f"{item.nodeid} needs the cluster: name its file in {__name__}.CLUSTER")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup` one process runs all tests of the cluster, the longest chain, and begins with them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ClusterFirst(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if nodeid.startswith(CLUSTER) else nodeid
+
+    return ClusterFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")
