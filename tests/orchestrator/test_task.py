@@ -139,14 +139,14 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
     (fake.bin / "squeue").write_text("#!/bin/sh\nexec env\n")
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     for name in ("SBATCH_TIMELIMIT", "SLURM_MEM_PER_CPU", "SQUEUE_PARTITION", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.setenv(name, "3")
+        monkeypatch.setenv(name, "theirs")
     monkeypatch.setenv("SLURM_CONF", "/x/slurm.conf")
     seen = slurm.run_command(["squeue"])
     assert "SLURM_CONF=/x/slurm.conf" in seen
-    assert "=3\n" not in seen
+    assert "theirs" not in seen
     with slurm.own_environment():
         assert "SLURM_MEM_PER_CPU" not in os.environ
-    assert os.environ["SLURM_MEM_PER_CPU"] == "3"
+    assert os.environ["SLURM_MEM_PER_CPU"] == "theirs"
 
 
 def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: StudyRun) -> None:
