@@ -147,7 +147,8 @@ def _take(run_dir: Path) -> Attempt:
     except OSError as error:
         if error.errno in FULL | TRANSIENT:
             raise
-        raise UserError(f"{run_dir}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
+        where = error.filename or run_dir
+        raise UserError(f"{where}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
 
 
 def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:

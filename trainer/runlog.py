@@ -173,11 +173,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def opened(path: Path) -> BinaryIO:
     """A file open for reading. Raises OSError, also for what is no file: a device has no end, a pipe may be silent."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):  # before `open`, which would name the descriptor of a folder instead of its path
+        os.close(descriptor)
+        raise OSError(errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:

@@ -170,8 +170,8 @@ class Plants:
 
     def named(self, text: str) -> list[Path]:
         """Those that an error names."""
-        text = "".join(text.split())  # lines are wrapped
-        names = {path: re.escape(str(path.relative_to(self.scratch))) for path in self.there}
+        wrapped = r"\n?"  # long lines are, in the middle of a path too
+        names = {path: wrapped.join(map(re.escape, str(path.relative_to(self.scratch)))) for path in self.there}
         return [path for path, name in names.items() if re.search(name + r"(?![\w/.-])", text)]
 
     def take_away(self, paths: list[Path]) -> None:
