@@ -166,18 +166,18 @@ class Plants:
         if not os.path.lexists(path):
             return False
         status = path.lstat()
-        return (not stat.S_ISREG(status.st_mode | 0) and not stat.S_ISDIR(status.st_mode)) or status.st_nlink > 1
+        return not stat.S_ISDIR(status.st_mode) and (not stat.S_ISREG(status.st_mode) or status.st_nlink > 1)
 
     def named(self, text: str) -> list[Path]:
         """Those that an error names."""
         wrapped = r"\n?"  # long lines are, in the middle of a path too
         names = {path: wrapped.join(map(re.escape, str(path.relative_to(self.scratch)))) for path in self.there}
-        return [path for path, name in names.items() if re.search(name + r"(?![\w/.-])", text)]
+        told = [path for path, name in names.items() if re.search(name + r"(?![\w/.-])", text)]
+        return [path for path in told if self.is_plant(path)]
 
     def take_away(self, paths: list[Path]) -> None:
         """As the user does who has read the error."""
         for path in paths:
-            assert self.is_plant(path), f"{path}: is named, but it is gone"
             path.unlink()
             del self.there[path]
         waiting, self.waiting = self.waiting, {}
