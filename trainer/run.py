@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ def _take(run_dir: Path) -> Attempt:
     except OSError as error:
         if error.errno in FULL | TRANSIENT:
             raise
-        where = error.filename or run_dir
+        where = error.filename if error.filename and os.path.lexists(error.filename) else run_dir  # what is in the way
         raise UserError(f"{where}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
 
 
