@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -155,7 +156,18 @@ def submit(options: Options, console: Console) -> list[RunState]:
     for state in states:
         if state.state in ("failed", "lost"):
             console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry runs it again)")
+    if plan.launcher == "local":
+        _require_begun(states, plan.folder)
     return states
+
+
+def _require_begun(states: list[RunState], folder: Path) -> None:
+    """Raises RunError where this process has started runs here that ended before they could say a word."""
+    waiting = [state.run for state in states if state.state == "queued"]
+    ours = [run.id for run in waiting if (status.owner(run) or {}).get("pid") == os.getpid()]
+    if ours:
+        logs = folder / rundir.LOGS
+        raise RunError(f"{', '.join(ours)}: ended before it could begin; the newest file in {logs} says why")
 
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:

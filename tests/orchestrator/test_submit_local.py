@@ -215,3 +215,16 @@ def test_logs_show_and_diff(workspace: Workspace) -> None:
     assert lines["trainer.max_iters"] == ["15", "--set"]
     assert "no such run" in workspace.run("show", "rpoe", code=2).stderr
     assert "nothing to cancel" in workspace.run("cancel", "--all", "--yes").stdout
+
+
+def test_a_process_that_dies_before_it_can_say_so_is_a_failure(workspace: Workspace) -> None:
+    workspace.write_study(extra="design: [baseline]\n")
+    (workspace.folder / "sitecustomize.py").write_text(
+        "import sys\nif 'orchestrator.task' in sys.orig_argv:\n    raise SystemExit('no licence for this Python')\n"
+    )
+    workspace.environment = {"PYTHONPATH": f"{workspace.folder}:{workspace.env()['PYTHONPATH']}"}
+    broken = workspace.run("submit", "study.yaml", "--launcher", "local", code=1)
+    assert "ended before it could begin; the newest file in out/study/logs says why" in broken.stderr.replace("\n", " ")
+    (log,) = (workspace.folder / "out" / "study" / "logs").glob("*.out")
+    assert "no licence" in log.read_text()
+    assert {state["state"] for state in workspace.states().values()} == {"planned"}

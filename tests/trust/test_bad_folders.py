@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -60,16 +59,6 @@ def script(workspace: Workspace, *commands: str) -> list[Step]:
     for command, step in zip(commands, steps, strict=True):
         assert step.code == 0 or not command.startswith(":"), (command, step)
     return steps
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, corpus: Path, offline_cache: Path) -> Workspace:
-    return finished.make(tmp_path_factory.mktemp("finished"), corpus, offline_cache)
-
-
-@pytest.fixture
-def work(made: Workspace, tmp_path: Path) -> Workspace:
-    return finished.copy(made, tmp_path / "user")
 
 
 READ_ONLY = {

@@ -127,7 +127,7 @@ SHIFTED = """\
 import os, time
 real, begun = time.time, time.monotonic()
 def shifted():
-    return real() + float(os.environ["TEST_CLOCK"]) * (1 if time.monotonic() - begun < 1 else -1)
+    return real() + float(os.environ["ABLATRIX_TEST_CLOCK"]) * (1 if time.monotonic() - begun < 1 else -1)
 time.time = shifted
 """
 
@@ -146,7 +146,7 @@ def test_a_study_on_hosts_whose_clocks_jump(workspace: Workspace, cases: Cases, 
     for sign in signs:
         name = f"off{sign + 1}"
         workspace.write_study(name, iters=10, extra=extra)
-        workspace.environment = {"PYTHONPATH": path, "TEST_CLOCK": str(sign * OFF)}
+        workspace.environment = {"PYTHONPATH": path, "ABLATRIX_TEST_CLOCK": str(sign * OFF)}
         workspace.run("submit", f"{name}.yaml", "--launcher", "local")
         workspace.environment = {}
         assert {state["state"] for state in workspace.states(name).values()} == {"done"}

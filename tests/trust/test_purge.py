@@ -36,16 +36,6 @@ TABLE: list[tuple[str, str, str | None]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, corpus: Path, offline_cache: Path) -> Workspace:
-    return finished.make(tmp_path_factory.mktemp("finished"), corpus, offline_cache)
-
-
-@pytest.fixture
-def work(made: Workspace, tmp_path: Path) -> Workspace:
-    return finished.copy(made, tmp_path / "user")
-
-
 def files(workspace: Workspace) -> list[str]:
     """Everything below out/, the compiled code apart, which nobody would miss."""
     found = (path for path in (workspace.folder / "out").rglob("*") if path.is_file() and path.suffix != ".pyc")

@@ -1,0 +1,30 @@
+"""A finished study for the tests that look at one, or damage it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import one_at_a_time
+from tests.trust import finished
+from tests.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def finished_study(shared_dir: Path, corpus: Path, offline_cache: Path) -> Workspace:
+    """Made once for all processes. Change nothing in it."""
+    folder = shared_dir / "finished"
+    with one_at_a_time(shared_dir, "finished"):
+        if (folder / "out" / "study" / "report" / "report.html").exists():
+            return Workspace(folder, corpus, offline_cache)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return finished.make(folder, corpus, offline_cache)
+
+
+@pytest.fixture
+def work(finished_study: Workspace, tmp_path: Path) -> Workspace:
+    """The test's own copy of it, to be damaged."""
+    return finished.copy(finished_study, tmp_path / "user")
