@@ -51,7 +51,8 @@ fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
 
 trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults --full --seed $(SEED) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults -n 2 --dist loadgroup \
+		--full --seed $(SEED) $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-dev ## SECONDS (600) of coverage-guided fuzzing of everything that reads text, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --keep
