@@ -130,7 +130,7 @@ def draw(rng: random.Random, number: int, canary: str, program: str) -> Matrix:
     """A study whose runs are a command (`program`), or now and then our trainer. canary: the file's absolute path."""
     drawer = Drawer(rng, canary)
     names = drawer.names(rng.choice([1, 1, 1, 2]))
-    features = {name: {f"on.{name.lower()}": drawer.value(), f"u.n{i}": i + 1} for i, name in enumerate(names)}
+    features = {name: {f"on.{name.lower()}.f{i}": drawer.value(), f"u.n{i}": i + 1} for i, name in enumerate(names)}
     base = {key: drawer.value() for key in drawer.keys(rng.randint(1, 4))}
     tree: dict[str, Any] = {
         "name": drawer.name(),
