@@ -37,7 +37,7 @@ ALLOWED = (
     ),
     *("BASH_FUNC_module%%", "BASH_FUNC_ml%%", "BASH_FUNC__module_raw%%", "BASH_FUNC_switchml%%"),
     # Python and its environments
-    *("PYTHON*", "PYENV_*", "CONDA_*", "_CONDA_*", "_CE_*", "MAMBA_*", "VIRTUAL_ENV"),
+    *("PYTHON*", "PYENV_*", "_PYENV_*", "CONDA_*", "_CONDA_*", "_CE_*", "MAMBA_*", "VIRTUAL_ENV"),
     # what computes
     *("CUDA_*", "CUDNN_*", "NCCL_*", "NVIDIA_*", "HIP_*", "HSA_*", "ROCM_*", "ROCR_*", "MIOPEN_*", "UCX_*", "FI_*"),
     *("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "GLOO_*", "TP_SOCKET_IFNAME"),

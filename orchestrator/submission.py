@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,27 +264,30 @@ def adopt(states: Iterable[RunState]) -> None:
                 runlog.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
 
 
-def release_held(study: Study) -> str:
+def release_held(study: Study, jobs: Mapping[str, slurm.Job] | None = None) -> str:
     """Let the study's jobs go that Slurm holds because a node could not start them. Returns what to say of it, or ''.
+
+    jobs: the queue, where it has just been read.
 
     Also those whose runs are done or queued anew: they find that out and end, while held they would stay in the queue
     for ever, and the study's report behind them.
     """
     try:
-        held = {job.id: job.token for job in slurm.queue().values() if slurm.LAUNCH_FAILED in job.reason and job.token}
+        queued = (slurm.queue() if jobs is None else jobs).values()
     except slurm.ControllerError:
         return ""
+    held = {job.id: job.token for job in queued if slurm.LAUNCH_FAILED in job.reason and job.token}
     own = _tokens(study) if held else set()
-    jobs = sorted(job for job, token in held.items() if token in own)
-    if not jobs:
+    ours = sorted(job for job, token in held.items() if token in own)
+    if not ours:
         return ""
     try:
-        slurm.release(jobs)
+        slurm.release(ours)
     except slurm.ControllerError as error:
         return (
-            f"{len(jobs)} jobs are held by Slurm and cannot be released ({error}); cancel them and submit with --retry"
+            f"{len(ours)} jobs are held by Slurm and cannot be released ({error}); cancel them and submit with --retry"
         )
-    return f"{len(jobs)} jobs that Slurm held because a node could not start them: released"
+    return f"{len(ours)} jobs that Slurm held because a node could not start them: released"
 
 
 def _tokens(study: Study) -> set[str]:

@@ -177,9 +177,10 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     if plan.options.rerun:
         submission.put_aside(study, plan.options.rerun)
         study = _create(plan)
-    states = status.collect(study)
+    scheduler = Scheduler()
+    states = status.collect(study, scheduler)
     submission.adopt(states)
-    held = "" if plan.launcher == "local" else submission.release_held(study)
+    held = "" if plan.launcher == "local" else submission.release_held(study, scheduler.jobs)
     if held:
         console.print(held)
     selection = submission.select(states, plan.options.retry, plan.options.only)
