@@ -269,7 +269,7 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
         for folder in (Path(target), output / target):
             if _holds_study(folder):
                 return load_study(folder)
-        if any(_held_study(folder) for folder in (Path(target), output / target)):
+        if any(_is(Path.is_dir, folder / LOGS) for folder in (Path(target), output / target)):
             raise UserError(f"{target}: its {STUDY} is missing (removed since?); submit the experiment again")
         raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
     last = Path(runlog.read_text(personal(output / LAST)).strip() or output)
@@ -284,15 +284,13 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
 
 
 def _holds_study(folder: Path) -> bool:
-    try:
-        return (folder / STUDY).is_file()
-    except (OSError, ValueError):  # no right to look; a name that no folder can have
-        return False
+    return _is(Path.is_file, folder / STUDY)
 
 
-def _held_study(folder: Path) -> bool:
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """False also where one may not look, and for a name that no file can have."""
     try:
-        return (folder / LOGS).is_dir()
+        return kind(path)
     except (OSError, ValueError):
         return False
 

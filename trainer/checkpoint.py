@@ -16,8 +16,7 @@ import os
 import pickle
 import re
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -27,6 +26,7 @@ from trainer.console import warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
 from trainer.memory import first_line, is_out_of_memory
+from trainer.runlog import opened
 
 FORMAT = 2
 KEPT = 2
@@ -121,7 +121,7 @@ def drop_after(run_dir: Path, step: int) -> None:
 def set_aside(run_dir: Path) -> None:
     """Rename all checkpoints to `*.bad`: nothing may resume from them, and nothing is thrown away."""
     for path in checkpoints(run_dir):
-        os.replace(path, path.with_name(path.name + ".bad"))
+        _set_aside(path)
 
 
 def sweep(run_dir: Path) -> None:
@@ -155,9 +155,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedError("not a checkpoint of this program")
     if state["format"] != FORMAT:
         raise DamagedError(f"written in format {state['format']!r:.20}, this version reads {FORMAT}")
-    if any(type(state[name]) is not kind for name, kind in KINDS.items() if kind is not dict) or not all(
-        isinstance(state[name], dict) for name, kind in KINDS.items() if kind is dict
-    ):
+    if any(not isinstance(state[name], kind) or isinstance(state[name], bool) for name, kind in KINDS.items()):
         raise DamagedError("not a checkpoint of this program")
     return state
 
@@ -181,7 +179,9 @@ def _load(path: Path) -> Any:
 
 def _check(path: Path) -> None:
     """Raises DamagedError unless the file is whole and cannot do harm when torch loads it, OSError."""
-    with _plain_file(path) as file:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DamagedError("not a file")
+    with opened(path) as file:
         _check_seal(file)
         try:
             _check_content(file)
@@ -192,15 +192,6 @@ def _check(path: Path) -> None:
             if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
                 raise cause from None
             raise DamagedError("not a checkpoint of this program") from None
-
-
-@contextmanager
-def _plain_file(path: Path) -> Iterator[BinaryIO]:
-    """The file, open. Raises DamagedError for what is none: reading a pipe would wait for ever, a device never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise DamagedError("not a file")
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        yield file
 
 
 def _check_seal(file: BinaryIO) -> None:
