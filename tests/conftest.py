@@ -22,25 +22,28 @@ pytest_plugins = ["tests.evidence"]
 WriteJsonl = Callable[..., Path]
 
 
-CLUSTER = ("tests/slurm/", "tests/trust/test_canaries.py", "tests/trust/test_soak.py")  # tests of the one Slurm cluster
+CLUSTER = ("tests/slurm/", "tests/trust/test_canaries.py", "tests/trust/test_soak.py")  # tests that need Slurm
+TOGETHER = ("tests/slurm/test_without_accounting.py", "tests/trust/test_two_users.py")  # what they stand on is dear
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that need the cluster are known by their files."""
+    """Tests that need Slurm are known by their files."""
     if item.get_closest_marker("slurm") and not item.nodeid.startswith(CLUSTER):
-        raise pytest.UsageError(f"{item.nodeid} needs the cluster: name its file in {__name__}.CLUSTER")
+        raise pytest.UsageError(f"{item.nodeid} needs Slurm: name its file in {__name__}.CLUSTER")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadgroup` one process runs all tests of the cluster, the longest chain, and begins with them."""
+    """With `--dist loadgroup` one process runs all tests of the one cluster, the longest chain; groups come first."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ClusterFirst(LoadScopeScheduling):
+    class GroupsFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "slurm" if nodeid.startswith(CLUSTER) else nodeid
+            if nodeid.startswith(TOGETHER):
+                return nodeid.partition("::")[0]
+            return "the cluster" if nodeid.startswith(CLUSTER) else nodeid
 
-    return ClusterFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
+    return GroupsFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,11 @@ from trainer import runlog
 pytestmark = pytest.mark.slurm
 
 
+@pytest.fixture(autouse=True)
+def alone() -> None:
+    """They have a cluster of their own, and need not wait for the tests of the other one."""
+
+
 @pytest.fixture(scope="module")
 def bare_cluster(cluster: str, worker_id: str) -> Iterator[dict[str, str]]:
     """Environment in which Slurm's commands speak to a second cluster, of one node and without accounting.

@@ -18,7 +18,8 @@ from tests.trust import soak_truth
 
 KINDS = ("scancel", "requeue", "trainer", "slurmd", "slurmctld", "disk")  # each of them befalls every soak
 OFTEN = ("scancel", "requeue", "trainer")  # what may happen in the place of one that finds nothing to hit
-MORE = ("node", "submit")  # loss of power, and a submit that is killed: where there is time for them
+# Loss of power, a node set down by hand, a trainer that stands still, a submit that is killed: where there is time
+MORE = ("node", "down", "freeze", "submit")
 
 
 @dataclass
@@ -179,16 +180,38 @@ class Faults:
         self.note(" ".join(words) + ("" if done else ": refused"))
         return done
 
-    def _trainer(self) -> bool:
-        own = {folder: pids for folder, pids in soak_truth.trainers().items() if Path(folder).is_relative_to(self.out)}
+    def _trainers(self) -> dict[str, frozenset[int]]:
+        """Of this soak."""
+        return {folder: pids for folder, pids in soak_truth.trainers().items() if Path(folder).is_relative_to(self.out)}
+
+    def _signal(self, number: signal.Signals) -> int | None:
+        """Send it to a trainer; which process that was."""
+        own = self._trainers()
         if not own:
-            return False
+            return None
         folder = self.random.choice(sorted(own))
+        pid = min(own[folder])
         with contextlib.suppress(ProcessLookupError):
-            os.kill(min(own[folder]), signal.SIGKILL)
-            self.note(f"kill -9 of the trainer of {folder}")
-            return True
-        return False
+            os.kill(pid, number)
+            self.note(f"{number.name} to the trainer of {folder}, process {pid}")
+            return pid
+        return None
+
+    def _trainer(self) -> bool:
+        return self._signal(signal.SIGKILL) is not None
+
+    def _freeze(self) -> bool:
+        """While it stands still its job may be cancelled, or begun again elsewhere."""
+        pid = self._signal(signal.SIGSTOP)
+
+        def thaw() -> None:
+            if pid and any(pid in pids for pids in self._trainers().values()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+        if pid:
+            self._later(self.random.choice([3.0, 9.0]), thaw)
+        return pid is not None
 
     def _slurmd(self) -> bool:
         node = self.random.choice(self.cluster.nodes())
@@ -204,6 +227,14 @@ class Faults:
         if self._broken() or not self.cluster.call(self.cluster.script, "fail", node):
             return False
         self.note(f"loss of {node}")
+        self._later(self.random.choice([1.0, 14.0]), self.cluster.up)
+        return True
+
+    def _down(self) -> bool:
+        node = self.random.choice(self.cluster.nodes())
+        state = ("scontrol", "update", f"nodename={node}")
+        if self._broken() or not self._told(*state, "state=down", "reason=soak"):
+            return False
         self._later(self.random.choice([1.0, 14.0]), self.cluster.up)
         return True
 
