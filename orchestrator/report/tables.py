@@ -117,7 +117,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-_NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan) *", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *", re.ASCII | re.IGNORECASE)
 # What a spreadsheet, or whoever cleans a table for one, may overlook at the beginning of a cell
 _OVERLOOKED = re.compile("[\\s\"'`\u00ad\u200c\u200d\u2018\u2019\u201c\u201d]+")
 

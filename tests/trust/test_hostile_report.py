@@ -40,7 +40,7 @@ from tests.trust.payloads import ACTING, FORMULAS, HTML, TERMINAL, Skeleton, spo
 from trainer.console import visible
 
 WORDS = HTML + TERMINAL + FORMULAS
-NUMBERS = ("-0.0421", "-1e-5", "-inf", "+inf", "-0.0", "nan", "1e308", "-3", "+2.5", ".5", "-.5E+3")
+NUMBERS = ("-0.0421", "-1e-5", "-inf", "+inf", "-0.0", "nan", "-INFINITY", "1e308", "-3", "+2.5", ".5", "-.5E+3")
 CELLS = ("baseline", "swiglu", "rope", "all_on")
 KEYED = ("val_nll_by_domain", "skipped_documents")  # of summary.json, whose keys are words
 States = dict[str, tuple[str, str]]
