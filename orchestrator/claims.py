@@ -14,13 +14,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestrator import elsewhere
+from orchestrator import elsewhere, environment
 from trainer import runlog
 from trainer.safe_open import create, make_folder
 
 FOLDER = runlog.QUEUE
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
-VOID_AFTER = float(os.environ.get("ABLATRIX_CLAIM_SECONDS", "180"))
+VOID_AFTER = environment.seconds("ABLATRIX_CLAIM_SECONDS", 180.0)
 
 FOLLOW_SECONDS = 300.0  # within which the first node of a job must have begun
 

@@ -54,6 +54,11 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}; mend that and give the same command again", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        print("error: this machine lets you start no further thread; see ulimit -u", file=sys.stderr)
+        sys.exit(1)
 
 
 def _console() -> Any:
@@ -297,14 +302,17 @@ def schema(
     from trainer.errors import RunError, UserError
 
     text = schema_module.text()
+    if not check and not output:
+        print(text, end="")
+        return
     try:
         if check:
-            if check.read_text(encoding="utf-8", errors="replace") != text:
+            if runlog.read_bytes(check, 1 << 20).decode("utf-8", "replace") != text:
                 raise RunError(f"{check}: is not this version's schema; renew it with: {_schema_command(check)}")
         elif output:
+            if output.exists() and not output.is_file():
+                raise UserError(f"{output}: is no file that can be replaced; name another one, or use > instead")
             runlog.atomic_write(output, text, durable=False)
-        else:
-            print(text, end="")
     except OSError as error:
         raise UserError(f"{check or output}: {error.strerror}") from None
 

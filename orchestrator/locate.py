@@ -48,7 +48,7 @@ def _readings(text: str) -> list[Source]:
 
 def folders() -> list[Path]:
     """The entries of ABLATRIX_PATH."""
-    return [Path(entry).expanduser() for entry in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if entry]
+    return [Path(os.path.expanduser(entry)) for entry in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if entry]
 
 
 def elsewhere() -> str:

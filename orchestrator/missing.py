@@ -33,10 +33,15 @@ def of_run(folder: Path, summary: Record, events: Sequence[Record]) -> tuple[str
     finished = [event for event in events if event["event"] == "finished"]
     if finished:
         listed = finished[-1].get("files")
-        names |= {str(name) for name in listed} if isinstance(listed, list) else set()
+        names |= set(filter(_is_inside, listed)) if isinstance(listed, list) else set()
     elif events:  # it could not write its last one
         return ()
     return tuple(sorted(_absent(folder, names)))
+
+
+def _is_inside(name: Any) -> bool:
+    """Is it the name of a file in a folder, as a run writes it?"""
+    return isinstance(name, str) and name.isprintable() and not name.startswith("/") and ".." not in name.split("/")
 
 
 def _absent(folder: Path, names: Collection[str]) -> set[str]:
@@ -110,7 +115,7 @@ def snapshots(study: Study) -> Snapshots:
     for run in study.runs:
         record = runlog.read_json(run.folder / runlog.PROVENANCE) or {}
         code = record.get("code_snapshot")
-        if isinstance(code, str) and code == os.path.basename(code):
+        if isinstance(code, str) and snapshot.NAME.fullmatch(code):
             found.names.add(code)
             found.own |= snapshot.own_modules(runlog.read_json(run.folder / runlog.CONFIG))
             if record.get("git_patch_sha256"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ from trainer.errors import RunError
 from trainer.safe_open import create, is_own, make_folder, owner_name, personal, require_folder
 
 PACKAGES = ("orchestrator", "trainer", "models")
+NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the beginning of a hash of its content
+LARGEST = 1 << 26  # bytes of a file of code
 
 
 def code_root() -> Path:
@@ -90,8 +93,9 @@ def lacking(snapshot: Path, own: Iterable[str] = ()) -> list[str] | None:
     It is named by its content, so that whatever lacks is noticed; None where the code has changed since, and nothing
     tells what it is.
     """
-    places = {str(p.relative_to(snapshot)): p for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc"}
-    if _digest(_read(places)) == snapshot.name:
+    names = sorted(str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    contents = {name: content for name in names if (content := _content(snapshot / name)) is not None}
+    if len(contents) == len(names) and _digest(contents) == snapshot.name:
         return []
     files = _running(own)
     return _damaged(snapshot, files) if _digest(files) == snapshot.name else None
@@ -110,7 +114,7 @@ def _damaged(folder: Path, files: Mapping[str, bytes]) -> list[str]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return None if path.is_symlink() else runlog.read_bytes(path)
+        return None if path.is_symlink() else runlog.read_bytes(path, LARGEST)
     except OSError:
         return None
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator import causes, claims, elsewhere, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
-from trainer import runlog
+from trainer import processes, runlog
 from trainer.safe_open import is_own, owner_name
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
@@ -297,11 +297,10 @@ def _process_lives(event: Record, files: _Files) -> bool:
     """Does the process that wrote this event live? From another host only its heartbeat can tell."""
     if event.get("host") != socket.gethostname():
         return _last_sign(files) < HEARTBEAT_SECONDS
-    try:
-        command = Path(f"/proc/{event.get('pid', 0)}/cmdline").read_bytes()
-    except OSError:
-        return not Path("/proc/self").exists() and _pid_exists(event.get("pid", 0))
-    return b"trainer" in command or b"orchestrator" in command
+    pid = event.get("pid", 0)
+    if not Path("/proc/self").exists():
+        return _pid_exists(pid)
+    return bool(event.get("born")) and processes.identity(pid) == event["born"]
 
 
 def _last_sign(files: _Files) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.durable import TRANSIENT, append_line, replace, retried, sync_file
+from trainer.processes import identity
 from trainer.safe_open import PLAIN
 
 CONFIG = "config.json"
@@ -59,7 +60,7 @@ EVENT_FIELDS: dict[str, tuple[type, ...]] = {
     "time": (int, float),
     **dict.fromkeys(("pid", "attempt"), (int,)),
     "iter": (int, type(None)),
-    **dict.fromkeys(("host", "token", "launcher", "state", "reason", "signal", "by", "slurm"), (str,)),
+    **dict.fromkeys(("host", "born", "token", "launcher", "state", "reason", "signal", "by", "slurm"), (str,)),
     "job_id": (str, type(None)),
 }
 
@@ -88,8 +89,10 @@ def atomic_write(
 
 
 def append_event(run_dir: Path, event: str, **fields: Any) -> None:
-    """Add one line to events.jsonl: what happened, when (Unix seconds), on which host, in which Slurm job."""
-    record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
+    """Add one line to events.jsonl: what happened, when (Unix seconds), by which process, in which Slurm job."""
+    pid = os.getpid()
+    record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "pid": pid}
+    record["born"] = identity(pid)
     job = slurm_job_id()
     if job:
         record["job_id"] = job

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shlex
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from orchestrator import exports, slurm, task
+from orchestrator import environment, exports, slurm, task
 from orchestrator.experiment import SlurmSettings, minutes
 from orchestrator.launchers import Batch, check_folder, job_ids
 from orchestrator.rundir import LOGS, Study
@@ -20,7 +19,7 @@ from orchestrator.snapshot import code_root
 from trainer import runlog
 from trainer.safe_open import PRIVATE
 
-SBATCH_TIMEOUT = float(os.environ.get("ABLATRIX_SBATCH_TIMEOUT", "60"))
+SBATCH_TIMEOUT = environment.seconds("ABLATRIX_SBATCH_TIMEOUT", 60.0)
 
 
 class SbatchLauncher:

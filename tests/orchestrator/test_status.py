@@ -14,7 +14,7 @@ import pytest
 from orchestrator import claims, inspection, rundir, slurm, status
 from orchestrator.rundir import Study, StudyRun
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import runlog
+from trainer import processes, runlog
 
 TOKEN = "0123456789abcdef"
 Queue = dict[str, slurm.Job]
@@ -240,7 +240,8 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
 
 
 def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
-    record = {"event": event, "time": time.time(), "host": os.uname().nodename, "pid": pid, **fields}
+    who = {"host": os.uname().nodename, "pid": pid, "born": processes.identity(pid)}
+    record = {"event": event, "time": time.time(), **who, **fields}
     runlog.append_line(run.folder / runlog.EVENTS, json.dumps(record))
 
 
@@ -262,16 +263,27 @@ def test_local_runs_are_judged_by_their_process(study: Study, run: StudyRun, dea
 
 
 def test_a_living_local_process_is_running(study: Study, run: StudyRun) -> None:
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "trainer"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            assert process.stdout
-            process.stdout.readline()  # until then it may still carry the name of its parent
             local_event(run, "started", process.pid, iter=0)
             assert now(study).state == "running"
         finally:
             process.kill()
     assert now(study).state == "lost"
+
+
+@pytest.mark.parametrize("born", ["", "1 0a1b2c3d", "another boot"])
+def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: StudyRun, born: str) -> None:
+    """After a reboot, or when the ids have gone round: not even `cancel` takes it for the trainer."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            ticks = processes.born(process.pid)
+            local_event(run, "started", process.pid, iter=0, born=born.replace("another boot", f"{ticks} 0a1b2c3d"))
+            assert now(study).state == "lost"
+            assert status.owner(run) is None
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("age", "state"), [(10, "running"), (3600, "lost")])

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli, experiment, rundir, snapshot
+from orchestrator import cli, experiment, missing, rundir, snapshot
 from orchestrator.report import collect, output
 from tests.evidence import Cases, Tally
-from trainer import tokenizer
+from tests.workspace import Workspace
+from trainer import runlog, tokenizer
 from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, UserError
 from trainer.offline import warm
 from trainer.tokens.claims import Claims
@@ -144,6 +145,31 @@ def test_names_at_the_command_line(
         assert re.search("no such run|no study there|holds no study|Missing argument", told), (words, told)
     assert tree(tmp_path) == before
     tally("a run or study that is named with a path out of the study is not found", len(commands), "0 files touched")
+
+
+def test_a_doctored_run_leads_nowhere(work: Workspace, seed: int, cases: Cases, tally: Tally) -> None:
+    """Its provenance.json names a folder of code, its last event names files."""
+    verbs = ("status", "report", "show baseline")
+    folder = next((work.folder / "out" / "study").glob("baseline-*"))
+    provenance, events = folder / runlog.PROVENANCE, (folder / runlog.EVENTS).read_text()
+    record = json.loads(provenance.read_text())
+    (work.folder / "out" / "big").touch()
+    os.truncate(work.folder / "out" / "big", 1 << 40)
+    names = hostile(seed, cases(25, 200))
+    study = rundir.load_study(folder.parent)
+    for name in names:
+        provenance.write_text(json.dumps({**record, "code_snapshot": name}))
+        assert missing.snapshots(study).names <= {record["code_snapshot"]}
+        *before, last = map(json.loads, events.splitlines())
+        told = missing.of_run(folder, {}, [*before, {**last, "files": [*last["files"], name, None, [name]]}])
+        assert set(told) <= {name}, "files of its own only"
+        assert not told or not re.search(r"(^|/)\.\.(/|$)|^/|[\0-\x1f]", name)
+    for name in ("..", ".", "a\0b"):
+        provenance.write_text(json.dumps({**record, "code_snapshot": name}))
+        (folder / runlog.EVENTS).write_text(events.replace('"files": [', f'"files": [{json.dumps(name)}, '))
+        for verb in verbs:
+            assert "Traceback" not in work.run(*verb.split(), code=0).stderr
+    tally("a run's record that names code or files elsewhere leads nowhere", len(names) + 9, "0 tracebacks")
 
 
 def test_names_in_experiment_files(tmp_path: Path, victim: Path, seed: int, cases: Cases, tally: Tally) -> None:

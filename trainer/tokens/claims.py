@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.processes import born, machine
 from trainer.runlog import read_bytes
 from trainer.safe_open import create, open_file, owner_name, remove, require_folder
 
@@ -159,7 +160,7 @@ class Claims:
     def _owner(self, beat: int) -> str:
         """This process, and how often its heart has beaten."""
         pid = os.getpid()
-        who = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "born": _born(pid)}
+        who = {"host": socket.gethostname(), "machine": machine(), "pid": pid, "born": born(pid)}
         return json.dumps({**who, "token": self._token, "beat": beat})
 
     def _read(self, name: str) -> bytes:
@@ -177,28 +178,10 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _machine() -> str:
-    """Equal for two processes only if one can see the other by its process id: same boot, same pid namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> str:
-    """When a process started, in the kernel's ticks; "" for one that is not there (or is a zombie)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
 def _died(owner: dict[str, Any]) -> bool:
     """Known to be dead: a process of this very machine that is there no more. Of others nothing is known."""
-    machine = _machine()
+    here = machine()
     pid = owner.get("pid")
-    if not machine or owner.get("machine") != machine or not isinstance(pid, int):
+    if not here or owner.get("machine") != here or not isinstance(pid, int):
         return False
-    return owner.get("born") != _born(pid)
+    return owner.get("born") != born(pid)
