@@ -77,8 +77,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     table = rows([report for report in reports if report.when == "call" or report.failed])
     if not table:
         return
-    whole = "all cases" if config.getoption("--full") else "a sample; all cases: make trust"
-    terminalreporter.section(f"what was shown ({whole}; seed {config.getoption('--seed')})")
+    whole = config.getoption("--full") or config.getoption("--soak")
+    extent = "all cases" if whole else "a sample; all cases: make trust"
+    terminalreporter.section(f"what was shown ({extent}; seed {config.getoption('--seed')})")
     header = ("promise", "state", "cases", "s", "detail")
     widths = [max(len(row[column]) for row in [header, *table]) for column in range(4)]
     for row in [header, *table]:
