@@ -32,6 +32,12 @@ VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submiti
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a run's folder, as `submit` makes them
 # What of the environment may be recorded: nothing that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
+# The same patch whatever the user's git is set to, in the form that `sensitive.masked` reads
+PATCH = (
+    *("-c", "core.quotePath=true", "diff", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--unified=3", "--inter-hunk-context=0"),
+    "--diff-algorithm=myers",
+)
 
 
 @dataclass(frozen=True)
@@ -332,7 +338,7 @@ def write_provenance(folder: Path, shared: dict[str, Any], command: Sequence[str
 
 def save_patch(code: Path) -> str | None:
     """Keep the uncommitted changes beside the snapshot, once, as <hash>.patch, secrets masked; returns the SHA-256."""
-    patch = sensitive.masked(snapshot.git("diff", "HEAD"))
+    patch = sensitive.masked(snapshot.git(*PATCH, "HEAD"))
     if not patch:
         return None
     path = code.with_name(f"{code.name}.patch")

@@ -51,6 +51,10 @@ FILES = (
 _KEY_BLOCK = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:\n(?!.-----END)(?!diff --git).*)*")
 _QUOTED = re.compile(r"(?P<name>[\w.-]+)[\"']?\s*[:=]\s*(?P<quote>[\"'])(?P<value>[^\"'\n]{6,})(?P=quote)")
 _PLAIN = re.compile(r"^[-+ ]\s*(?:export\s+|-\s+)?(?P<name>[\w.-]+)\s*[:=]\s*(?P<value>[^\s\"'].*)$", re.MULTILINE)
+# Git tells a file's name here, twice the same; in quotes with escapes where it has unusual characters
+_HEADER = re.compile(r"diff --git (?:a/(?P<plain>.+) b/(?P=plain)|\"a/(?P<quoted>.+)\" \"b/(?P=quoted)\")")
+# What stands behind the numbers is a line from further up, cut off anywhere
+_HEADING = re.compile(r"^(@@ [-+\d, ]+ @@).+$", re.MULTILINE)
 CODE = (".py", ".js", ".j2", ".c", ".cpp", ".cu", ".rs", ".md", ".html", ".css")
 MASK = "<masked>"
 
@@ -86,16 +90,23 @@ def file(path: str) -> bool:
 
 
 def masked(patch: str) -> str:
-    """A git patch without what its files, names and forms give away as secrets; one without any comes back as it is."""
+    """A git patch without what its files, names and forms give away as secrets; the other lines come back as they are.
+
+    It has the prefixes a/ and b/ and no renames or colours; what does not look like that is left out as a whole.
+    """
     parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
-    return "".join(_masked_file(part) for part in parts)
+    return "".join(_masked_file(part) for part in parts if part)
 
 
 def _masked_file(part: str) -> str:
     header = part.partition("\n")[0]
-    path = header.rpartition(" b/")[2].rstrip('"')
-    if header.startswith("diff --git ") and file(path):
+    found = _HEADER.fullmatch(header)
+    if not found:
+        return "# left out: nothing tells which file these lines are of\n"
+    path = found["plain"] or found["quoted"]
+    if file(path):
         return f"{header}\n# left out: the name says that it holds secrets\n"
+    part = _HEADING.sub(r"\1", part)
     part = _KEY_BLOCK.sub(rf"\1 {MASK}", part)
     for pattern in _FORMS.values():
         part = pattern.sub(MASK, part)

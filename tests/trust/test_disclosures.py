@@ -2,13 +2,14 @@
 
 import random
 import string
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from orchestrator import experiment, sensitive
+from orchestrator import experiment, rundir, sensitive, snapshot
 from orchestrator.snapshot import code_root
 from tests.evidence import Cases, Tally
 from tests.trust import canaries
@@ -206,3 +207,64 @@ def test_secrets_are_masked_in_the_patch_of_a_dirty_tree(cases: Cases, seed: int
         assert core not in done, (number, done)
         assert done.partition("diff --git a/models")[2] == patch.partition("diff --git a/models")[2], "code was changed"
     tally("secrets in the patch of a dirty tree are masked", count, "0 left; code that only names them unchanged")
+
+
+GIT_SETTINGS = (
+    *("color.ui=always", "color.diff=always", "diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.external=cat"),
+    *(
+        "core.quotePath=false",
+        "diff.renames=copies",
+        "diff.context=90",
+        "diff.interHunkContext=90",
+        "diff.lab.command=cat",
+    ),
+    *("diff.algorithm=histogram", "diff.wsErrorHighlight=all", "diff.colorMoved=zebra", "diff.submodule=log"),
+    *("diff.lab.textconv=tac", "diff.lab.xfuncname=.*", "diff.relative=true", "diff.srcPrefix=x/", "diff.dstPrefix=y/"),
+)
+
+
+def dirty_checkout(folder: Path, core: str) -> None:
+    """Secrets in what is committed, changed, moved, of unusual names, and in the line that stands above a hunk."""
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    lines = [f"db_password: {core}", *(f"  line: {number}" for number in range(40))]
+    for name in ("settings.yaml", "é b.yaml", ".env", "x\ty.pem"):
+        (folder / name).write_text("\n".join(lines))
+    (folder / ".gitattributes").write_text("* diff=lab\n")
+    git = ["git", "-C", folder, "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "all"], check=True)
+    lines[1:3] = [f"  hf_token: {core}", f'  url: "https://me:{core}@example.org"']
+    for name in ("settings.yaml", "é b.yaml", "x\ty.pem"):
+        (folder / name).write_text("\n".join([*lines[:30], "  other: 1", *lines[31:]]))
+    subprocess.run(["git", "-C", folder, "mv", ".env", "notes.txt"], check=True)
+
+
+def test_the_patch_does_not_depend_on_the_settings_of_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, tally: Tally
+) -> None:
+    core, checkout = letters(random.Random(seed), 24), tmp_path / "checkout"
+    monkeypatch.setattr(snapshot, "code_root", lambda: checkout)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dirty_checkout(checkout, core)
+    patches = set()
+    for number, setting in enumerate(("core.bare=false", *GIT_SETTINGS)):
+        (tmp_path / ".gitconfig").write_text("")
+        subprocess.run(["git", "config", "--global", *setting.split("=")], check=True)
+        store = tmp_path / str(number)
+        store.mkdir()
+        rundir.save_patch(store / "code")
+        patches.add((store / "code.patch").read_text())
+    (patch,) = patches
+    assert core not in patch and patch.count(sensitive.MASK) >= 6 and patch.count("# left out: the name says") == 2
+    tally("the patch of a dirty tree is the same under any settings of git", len(GIT_SETTINGS), "0 secrets in it")
+
+
+@pytest.mark.parametrize("header", ["\x1b[1mdiff --git a/x b/x", "diff --git x.yaml x.yaml", "diff --cc x.yaml", "x"])
+def test_lines_of_an_unknown_file_are_left_out(header: str) -> None:
+    known = "diff --git a/x.py b/x.py\n+lr = 1\n"
+    assert sensitive.masked(f"{header}\n+x: hunter2-canary\n{known}") == (
+        f"# left out: nothing tells which file these lines are of\n{known}"
+    )
