@@ -62,11 +62,22 @@ def _found(value: Any, path: KeyPath, harmless: Sequence[str]) -> Iterator[tuple
     elif isinstance(value, list):
         for inner in value:  # has the key of the list
             yield from _found(inner, path, harmless)
-    elif path and path[0] not in (ESCAPE, "export"):
-        key = ".".join(path)
-        why = _reason(key, value)
-        if why and not f".{key}".endswith(tuple(f".{name}" for name in harmless)):
-            yield path, why, f"; if it is none: `{ESCAPE}: [{path[-1]}]`"
+        yield from _judged(path, _reason_of_words(value), harmless)
+    else:
+        yield from _judged(path, _reason(".".join(path), value), harmless)
+
+
+def _judged(path: KeyPath, why: str, harmless: Sequence[str]) -> Iterator[tuple[KeyPath, str, str]]:
+    known = not path or path[0] in (ESCAPE, "export")
+    if why and not known and not f".{'.'.join(path)}".endswith(tuple(f".{name}" for name in harmless)):
+        yield path, why, f"; if it is none: `{ESCAPE}: [{path[-1]}]`"
+
+
+def _reason_of_words(words: Sequence[Any]) -> str:
+    """What gives neighbours in a list away, as a command's words are: --api-key, then the key."""
+    named = sensitive.given(words)
+    kind = sensitive.form(" ".join(word for word in words if isinstance(word, str)))
+    return f"it gives a secret to {named}" if named else f"it looks like {kind}" if kind else ""
 
 
 def _reason(key: str, value: Any) -> str:

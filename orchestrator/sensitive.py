@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 # Ends of names: WANDB_API_KEY, db.password, clientSecret
@@ -40,7 +41,7 @@ _WORD = r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s\"';&|]+)"
 _ASSIGNED = re.compile(
     rf"(?<![\w./$-])(?:(?P<name>-*[A-Za-z_][\w.-]*)=|(?P<flag>--?[A-Za-z_][\w.-]*)[ \t]+(?!-)){_WORD}"
 )
-
+_OPTION = re.compile(r"--?[A-Za-z_][\w.-]*")
 
 # Files that hold secrets, by their names
 FILES = (
@@ -125,6 +126,15 @@ def _without_value(found: re.Match[str]) -> str:
 def assigned(line: str) -> str:
     """The name under which a line of a shell, or of arguments, gives a secret; '' for none."""
     return next((key for key, _ in _assignments(line)), "")
+
+
+def given(words: Sequence[Any]) -> str:
+    """The option among the words of a command whose value, the next word, is a secret; '' for none."""
+    for option, value in pairwise(words):
+        key = option.lstrip("-") if isinstance(option, str) and _OPTION.fullmatch(option) else ""
+        if name(key) and literal(key, value) and not str(value).startswith("-"):
+            return key
+    return ""
 
 
 def _assignments(line: str) -> Iterator[tuple[str, re.Match[str]]]:

@@ -27,6 +27,20 @@ HARMLESS: dict[str, Any] = {
     **{"secret": None, "use_auth": True, "auth": False, "token": "", "keys": "a b", "monkey": "see", "max_token": 512},
     **{"token_file": "~/.token", "revision": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3", "special_token": "[X]"},
     **{"url": "https://example.org/data", "ssh": "git@github.com:x/y", "bearing": "north", "password": "{stdin}"},
+    **{
+        "args": [
+            "--token",
+            "{token}",
+            "--auth",
+            "--max-token",
+            5,
+            "--password",
+            "$PASSWORD",
+            "--api-key",
+            None,
+            "--jwt",
+        ]
+    },
     **{"description": "the token is masked; no secret = no leak", "pattern": r"token=(?P<iter>\d+)"},
 }
 
@@ -74,6 +88,17 @@ def plant(rng: random.Random, key: str, value: Any) -> dict[str, Any]:
             {"slurm": {"setup": ["module load cuda", f"export {key.replace('-', '_')}={value}"]}},
             {"command": f"python train.py --{key}={value} --steps=3"},
             {"command": ["python", "train.py", f"--{key}={value}"]},
+            {
+                rng.choice(["command", "resume_command"]): [
+                    "python",
+                    "train.py",
+                    f"--{key}",
+                    value,
+                    "--out",
+                    "{run_dir}",
+                ]
+            },
+            {"env": {"ARGUMENTS": ["--lr", 1, rng.choice(["-", "--"]) + key, value]}},
         ]
     return rng.choice(places)
 
@@ -109,7 +134,16 @@ def test_secrets_on_the_command_line_are_refused(tmp_path: Path, cases: Cases, s
     for _ in range(count):
         core, key = letters(rng, 24), rng.choice(KEYS)
         text = rng.choice(
-            [f"base.{key}={core}", f"{key}={core}", f"vars.{key}={core}", f"{key}={{x{core}", f"x={known_form(rng)}"]
+            [
+                *(
+                    f"base.{key}={core}",
+                    f"{key}={core}",
+                    f"vars.{key}={core}",
+                    f"{key}={{x{core}",
+                    f"x={known_form(rng)}",
+                ),
+                f"command=[python, train.py, --{key}, {core}, '{{flags}}']",
+            ]
         )
         said = refusal(path, [text])
         assert core not in said and text.partition("=")[2] not in said, said
@@ -139,6 +173,13 @@ def test_what_variables_become_is_judged_too(tmp_path: Path, monkeypatch: pytest
         said = refusal(path, [])
         assert "looks like a GitHub token" in said or "its name says" in said
         assert not any(value in said for value in ("ghp_", "x1"))
+
+
+@pytest.mark.parametrize("words", ["wandb login {}", "curl -H Authorization: Bearer {}", "x --db-password {}"])
+def test_neighbours_in_a_list_are_judged_together(words: str, tmp_path: Path, seed: int) -> None:
+    path, core = tmp_path / "study.yaml", letters(random.Random(seed), 40, "0123456789abcdef")
+    path.write_text(yaml.safe_dump({"name": "x", "slurm": {"setup": words.format(core).split()}}))
+    assert f"{path}:" in (said := refusal(path, [])) and core not in said
 
 
 def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
