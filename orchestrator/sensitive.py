@@ -18,6 +18,7 @@ TEXT_TOKENS = re.compile(
     "pad|eos|bos|mask|cls|sep|unk|special|start|end|begin|stop|image|audio|text|prefix|suffix|extra|per|last|first|"
     "next|prompt|delimiter|separator|newline|think|tool|class|max|min|num|n|by|each"
 )
+# Each pattern begins where only one place of a long word can match, so that a line's length counts once
 FORMS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
@@ -26,9 +27,9 @@ FORMS = {
     "a Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}",
-    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",
+    "a JSON web token": r"[A-Za-z0-9_-]{8}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "an address with a password": r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/@:'\"]*:(?![${])[^\s/@'\"]+@",
+    "an address with a password": r"(?<=[A-Za-z0-9+.-])://[^\s/@:'\"]*:(?![${])[^\s/'\"]+@",
     "an authorization header": r"(?i:\bauthorization\s*[:=]\s*(?:bearer|basic|token)\s+)[^\s'\"$]+",
     "a key for W&B": r"\bwandb\s+login\s+(?:-\S+\s+)*[0-9a-f]{40}\b",
 }
@@ -50,10 +51,14 @@ FILES = (
     *("credentials*", "*credentials.json", "secret.*", "secrets.*", "*.secret", "pip.conf", "wandb-settings"),
 )
 _KEY_BLOCK = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:\n(?!.-----END)(?!diff --git).*)*")
-_QUOTED = re.compile(r"(?P<name>[\w.-]+)[\"']?\s*[:=]\s*(?P<quote>[\"'])(?P<value>[^\"'\n]{6,})(?P=quote)")
-_PLAIN = re.compile(r"^[-+ ]\s*(?:export\s+|-\s+)?(?P<name>[\w.-]+)\s*[:=]\s*(?P<value>[^\s\"'].*)$", re.MULTILINE)
+_QUOTED = re.compile(r"(?<![\w.-])(?P<name>[\w.-]+)[\"']?\s*[:=]\s*(?P<quote>[\"'])(?P<value>[^\"'\n]{6,})(?P=quote)")
+_PLAIN = re.compile(
+    r"^[-+ ]?[ \t]*(?:export[ \t]+|-[ \t]+)?(?P<name>[\w.-]+)[ \t]*[:=][ \t]*(?P<value>[^\s\"'].*)$", re.MULTILINE
+)
 # Git tells a file's name here, twice the same; in quotes with escapes where it has unusual characters
-_HEADER = re.compile(r"diff --git (?:a/(?P<plain>.+) b/(?P=plain)|\"a/(?P<quoted>.+)\" \"b/(?P=quoted)\")")
+_HEADER = re.compile(
+    r"diff --git (?:a/(?P<plain>.{1,9999}) b/(?P=plain)|\"a/(?P<quoted>.{1,9999})\" \"b/(?P=quoted)\")"
+)
 # What stands behind the numbers is a line from further up, cut off anywhere
 _HEADING = re.compile(r"^(@@ [-+\d, ]+ @@).+$", re.MULTILINE)
 CODE = (".py", ".js", ".j2", ".c", ".cpp", ".cu", ".rs", ".md", ".html", ".css")

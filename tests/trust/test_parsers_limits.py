@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.snapshot import code_root
 from tests.evidence import Cases, Tally
-from tests.trust import bombs
+from tests.trust import bombs, long_words
 from tests.workspace import Workspace
 
 
@@ -59,3 +59,15 @@ def test_the_command_line_refuses_them(workspace: Workspace, cases: Cases, tally
             assert all(line.startswith("error: ") for line in done.stderr.splitlines()), (name, done.stderr[-2000:])
     assert not (workspace.folder / "out").exists()
     tally("the command line refuses bombs with exit code 2", cases=len(names), detail="0 tracebacks, nothing created")
+
+
+def test_long_words_do_not_hold_up_the_search_for_secrets(cases: Cases, tally: Tally) -> None:
+    size = cases(1 << 17, 1 << 20)
+    words = [sys.executable, "-m", "tests.trust.long_words", str(size)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=code_root(), check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    tally(
+        "long words do not hold up the search for secrets",
+        cases=int(done.stdout),
+        detail=f"{size >> 10} KiB of each, in 7 places, within {long_words.SECONDS} s",
+    )
