@@ -160,7 +160,15 @@ def git(*words: str) -> str:
         return ""
     command = ["git", "-C", str(root), *words]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, errors="replace")
+        result = subprocess.run(
+            command, env=git_environment(), capture_output=True, text=True, timeout=30, check=False, errors="replace"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout if result.returncode == 0 else ""
+
+
+def git_environment() -> dict[str, str]:
+    """Without GIT_DIR and the like, by which git would look at another repository: inside a hook they are set."""
+    kept = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH", "GIT_TRACE")
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(kept)}

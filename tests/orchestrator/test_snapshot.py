@@ -68,6 +68,33 @@ def test_in_git_untracked_files_are_taken_and_ignored_ones_are_not(checkout: Pat
     assert "sbatch/array.sbatch.j2" in taken
 
 
+def test_a_hook_of_git_does_not_bring_its_repository_along(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real hook of another repository, whose variables submit would inherit."""
+    other, seen = tmp_path / "other", tmp_path / "seen"
+    for root in (checkout, other):
+        subprocess.run(["git", "init", "-q", root], check=True)
+        (root / f"only_{root.name}.py").touch()
+        subprocess.run(["git", "-C", root, "add", "-A"], check=True)
+    hook = other / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\nenv -0 > '{seen}'\n")
+    hook.chmod(0o755)
+    git = ["git", "-C", other, "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+    subprocess.run([*git, "commit", "-qm", "all"], check=True)
+    inherited = dict(entry.split("=", 1) for entry in seen.read_text().split("\0") if entry.startswith("GIT_"))
+    assert "GIT_INDEX_FILE" in inherited
+    named = {"GIT_DIR": other / ".git", "GIT_WORK_TREE": other, "GIT_OBJECT_DIRECTORY": tmp_path, "GIT_NAMESPACE": "x"}
+    # relative ones are meant from the top of the other repository
+    index = {"GIT_INDEX_FILE": str(other / ".git/index")}
+    for name, value in {**inherited, **index, **{name: str(value) for name, value in named.items()}}.items():
+        monkeypatch.setenv(name, value)
+    taken = files(snapshot.take(tmp_path / "store"))
+    assert "only_checkout.py" in taken and "only_other.py" not in taken
+    assert not snapshot.git("rev-parse", "HEAD"), "only the other one has a commit"
+
+
 def test_the_snapshot_runs_without_its_checkout(checkout: Path, tmp_path: Path) -> None:
     taken = snapshot.take(tmp_path / "store")
     shutil.rmtree(checkout)
