@@ -12,7 +12,11 @@ from typing import Any
 PHRASES = (
     *("password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "bearer", "jwt"),
     *("api key", "apikey", "private key", "access key", "secret key", "account key", "signing key"),
+    *("openai key", "wandb key", "anthropic key", "github pat", "gitlab pat", "db pass", "user pass", "smtp pass"),
+    *("api keys", "access tokens"),
 )
+# What may stand behind such a name: PASSWORD_PROD, HF_TOKEN_READ
+USES = ("prod", "production", "dev", "staging", "test", "read", "write", "ro", "rw")
 # `pad_token: "<pad>"`, `max_token: 5`: what the field calls a token
 TEXT_TOKENS = re.compile(
     "pad|eos|bos|mask|cls|sep|unk|special|start|end|begin|stop|image|audio|text|prefix|suffix|extra|per|last|first|"
@@ -24,19 +28,29 @@ FORMS = {
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})",
     "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{16,}",
-    "a Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "a Slack token": r"\b(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10,}",
+    "a Slack webhook": r"\bhooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_-]{20,}",
+    "a PyPI token": r"\bpypi-AgE[A-Za-z0-9_-]{20,}",
+    "an npm token": r"\bnpm_[A-Za-z0-9]{36}\b",
+    "a Stripe key": r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}",
+    "a Docker token": r"\bdckr_pat_[A-Za-z0-9_-]{20,}",
+    "a Google token": r"\bya29\.[A-Za-z0-9_-]{20,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}",
     "a JSON web token": r"[A-Za-z0-9_-]{8}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "an address with a password": r"(?<=[A-Za-z0-9+.-])://[^\s/@:'\"]*:(?![${])[^\s/'\"]+@",
     "an authorization header": r"(?i:\bauthorization\s*[:=]\s*(?:bearer|basic|token)\s+)[^\s'\"$]+",
-    "a key for W&B": r"\bwandb\s+login\s+(?:-\S+\s+)*[0-9a-f]{40}\b",
+    "a key for W&B": r"\bwandb\s+login\s+(?:-\S+\s+)*[0-9a-f]{40}\b|\bwandb_v1_[A-Za-z0-9_-]{20,}",
 }
 _FORMS = {kind: re.compile(pattern) for kind, pattern in FORMS.items()}
 _HEX_KEY = re.compile(r"[0-9a-f]{40}")  # of W&B; a git commit too, so only under a name that ends with `key`
-# $NAME, $(command), {setting}, <placeholder>, a group of a pattern, ***
-_REFERS = re.compile(r"\$[A-Z_{(]|`|\{[A-Za-z_][\w.-]*\}|<[^<>]*>$|\(\?|\*+$")
+# $NAME, {setting} or a path below one, $(command), <placeholder>, a pattern that begins with a group, ***
+_REFERS = re.compile(
+    r"(?:\$[A-Z_][A-Z0-9_]*|\{[A-Za-z_][\w.-]*\})+(?:/.*)?|\$[{(].*|`.*|<[^<>]*>|"
+    r"\(\?(?:[P:=!<]|[aimsux-]+[:)]).*|\*+",
+    re.DOTALL,
+)
 # NAME=value and --name value, as a shell or an argument parser reads them
 _WORD = r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s\"';&|]+)"
 _ASSIGNED = re.compile(
@@ -78,7 +92,11 @@ def literal(key: str, value: Any) -> bool:
     text = str(value).strip("\"' \t")
     if _is_token(_words(key.rpartition(".")[2])) and re.fullmatch(r"[-+]?[\d.]+", text):
         return False
-    return bool(text) and not _REFERS.match(text) and text.lower() not in ("none", "null", "true", "false", "yes", "no")
+    return (
+        bool(text)
+        and not _REFERS.fullmatch(text)
+        and text.lower() not in ("none", "null", "true", "false", "yes", "no")
+    )
 
 
 def form(text: str, key: str = "") -> str:
@@ -157,10 +175,16 @@ def _words(key: str) -> list[str]:
 
 
 def _is_phrase(words: list[str]) -> bool:
+    words = _without_use(words)
     joined = f" {' '.join(words)}"  # PGPASSWORD has no word before its own
     return joined.endswith((*(f" {phrase}" for phrase in PHRASES), "password", "passwd")) or words[1:][-1:] == ["pwd"]
 
 
 def _is_token(words: list[str]) -> bool:
     """`token`, `hf_token`, `auth`; as the last word only, and not of `pad_token`."""
+    words = _without_use(words)
     return words[-1:] == ["auth"] or (words[-1:] == ["token"] and not any(map(TEXT_TOKENS.fullmatch, words[-2:-1])))
+
+
+def _without_use(words: list[str]) -> list[str]:
+    return words[:-1] if words[-1:] and words[-1] in USES else words

@@ -20,6 +20,16 @@ KEYS = (
     *("api_key", "WANDB_API_KEY", "wandbApiKey", "api-key", "token", "hf_token", "HF_TOKEN", "auth", "auth_token"),
     *("password", "db_password", "PGPASSWORD", "passwd", "DB_PWD", "secret", "client_secret", "AWS_SECRET_ACCESS_KEY"),
     *("private_key", "credentials", "bearer", "access_key", "passphrase", "jwt", "password2"),
+    *(
+        "DB_PASS",
+        "OPENAI_KEY",
+        "WANDB_KEY",
+        "GITHUB_PAT",
+        "HF_TOKEN_READ",
+        "PASSWORD_PROD",
+        "api_keys",
+        "access_tokens",
+    ),
 )
 HARMLESS: dict[str, Any] = {
     **{"tokenizer": "gpt2", "max_tokens": 100, "eval_tokens": 20, "pad_token": "<pad>", "eos_token": "</s>"},
@@ -41,6 +51,26 @@ HARMLESS: dict[str, Any] = {
             "--jwt",
         ]
     },
+    **{"sort_key": "x", "text_key": "text", "token_count": "9", "tokens": "a b", "bypass": "x", "compass": "north"},
+    **{
+        "n_pass": "two",
+        "one_pass": "x",
+        "second_pass": "x",
+        "key": "x",
+        "keys_test": "x",
+        "pad_token_test": "x",
+        "pat": "x",
+    },
+    **{
+        "test": "x",
+        "max_token_test": "x",
+        "input_key": "image",
+        "password_file": "$HOME/.x",
+        "db_password": "{user}{stdin}",
+        "passwd": "$HOME/x",
+        "jwt": "(?i)x",
+        "last_token_read": "x",
+    },
     **{"description": "the token is masked; no secret = no leak", "pattern": r"token=(?P<iter>\d+)"},
 }
 
@@ -61,6 +91,15 @@ def known_form(rng: random.Random) -> str:
             f"glpat-{letters(rng, 20)}",
             f"AKIA{letters(rng, 16, upper)}",
             f"xoxb-{letters(rng, 24)}",
+            f"xapp-1-{letters(rng, 24)}",
+            f"pypi-AgEIcHlwaS5vcmc{letters(rng, 40)}",
+            f"npm_{letters(rng, 36)}",
+            f"{rng.choice('sr')}k_live_{letters(rng, 24)}",
+            f"wandb_v1_{letters(rng, 40)}",
+            f"dckr_pat_{letters(rng, 27)}",
+            f"ya29.{letters(rng, 40)}",
+            f"https://hooks.slack.com/services/T{letters(rng, 9)}/B{letters(rng, 9)}/{letters(rng, 24)}",
+            f"eyJ{letters(rng, 17)}.eyJ{letters(rng, 30)}.{letters(rng, 40)}",
             f"-----BEGIN RSA PRIVATE KEY-----\n{letters(rng, 64)}",
             f"https://user:{letters(rng, 16)}@example.org/simple",
             f"http://:{letters(rng, 16)}@proxy:3128",
@@ -180,6 +219,11 @@ def test_neighbours_in_a_list_are_judged_together(words: str, tmp_path: Path, se
     path, core = tmp_path / "study.yaml", letters(random.Random(seed), 40, "0123456789abcdef")
     path.write_text(yaml.safe_dump({"name": "x", "slurm": {"setup": words.format(core).split()}}))
     assert f"{path}:" in (said := refusal(path, [])) and core not in said
+
+
+@pytest.mark.parametrize("value", ["$Ecret1", "{abc}hunter2", "(?hunter2", "***x", "<a>b", "$HOMEx"])
+def test_what_only_begins_like_a_reference_is_a_secret(value: str) -> None:
+    assert sensitive.literal("password", value)
 
 
 def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
