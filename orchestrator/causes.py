@@ -46,6 +46,12 @@ def likely(run_dir: Path, job: slurm.Job | None = None) -> str:
     return f"ended without a word ({ending})"
 
 
+def last_line(path: Path) -> str:
+    """The last line of a log that says something, cut to fit into a sentence; `no output` for none."""
+    lines = tail_text(path).strip().splitlines()
+    return lines[-1][:200] if lines else "no output"
+
+
 def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
     """The last bytes of a file as text; '' where there is none."""
     try:

@@ -54,6 +54,9 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}; mend that and give the same command again", file=sys.stderr)
         sys.exit(1)
+    except MemoryError:
+        print("error: this needs more memory than there is; see ulimit -v and the sizes of the files", file=sys.stderr)
+        sys.exit(1)
     except RuntimeError as error:
         if "start new thread" not in str(error):
             raise

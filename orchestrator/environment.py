@@ -9,7 +9,7 @@ from trainer.errors import UserError
 
 
 def seconds(name: str, otherwise: float) -> float:
-    """A time; `otherwise` where the variable is not set. Raises UserError for what is no positive number."""
+    """A time; `otherwise` where the variable is not set. Raises UserError for what is none, or is below 0."""
     text = os.environ.get(name)
     if text is None:
         return otherwise
@@ -17,6 +17,6 @@ def seconds(name: str, otherwise: float) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 <= value < math.inf:
         raise UserError(f"{name}={text}: in the environment; give a number of seconds, or unset it")
     return value

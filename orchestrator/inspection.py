@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator import causes
 from orchestrator.rundir import StudyRun
 from trainer import runlog
 from trainer.errors import UserError
 
+PIECE = 1 << 20  # bytes of a log that are shown at once
+LONGEST_LOG = 1 << 26  # bytes of it that are shown at all without --follow
+LONGEST_TAIL = 1 << 22  # bytes in which the lines that were asked for are looked for
 POLL_SECONDS = 1.0  # no inotify: it does not see what another host writes
 ASK_EVERY = 10  # polls without news before it is asked whether the run lives: that costs a squeue
 IGNORED = ("system.work_dir", "command", "submitted")
@@ -35,7 +39,7 @@ def _read_from(path: Path, position: int) -> tuple[str, int]:
     try:
         with runlog.opened(path) as file:
             file.seek(position)
-            content = file.read()
+            content = file.read(PIECE)
     except OSError:
         return "", position
     return content.decode("utf-8", "replace"), position + len(content)
@@ -46,8 +50,12 @@ def log_text(run: StudyRun, lines: int) -> str:
     path = run.folder / runlog.JOB_OUT
     if not path.exists():
         raise UserError(f"{run.id}: has no log yet ({path}); see: python -m orchestrator status")
-    kept = runlog.read_text(path).splitlines()
-    return "\n".join(kept[-lines:] if lines else kept)
+    size = causes.TAIL_BYTES if lines else LONGEST_LOG
+    kept = causes.tail_text(path, size).splitlines()
+    while len(kept) <= lines and size < min(path.stat().st_size, LONGEST_TAIL):
+        size *= 8
+        kept = causes.tail_text(path, size).splitlines()
+    return "\n".join(kept[-lines:])
 
 
 def differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:

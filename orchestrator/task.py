@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
-from orchestrator import claims, command, elsewhere, ranks
+from orchestrator import causes, claims, command, elsewhere, ranks
 from orchestrator.ranks import Layout
 from trainer import attempts, runlog
 from trainer.safe_open import open_to_append
@@ -203,8 +203,7 @@ class Member:
             which = "one of its processes was " if self.layout.world > 1 else ""
             reason = f"{which}killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
         else:
-            lines = runlog.read_text(self.output)[-4000:].strip().splitlines()
-            reason = f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
+            reason = f"exit code {code}: {causes.last_line(self.output)}"
         self.note("failed", reason=reason)
 
     def fail(self, reason: str) -> None:

@@ -52,6 +52,7 @@ Row = Mapping[str, float | int | None]
 
 LARGEST_STEP = 10**15  # a float64 holds every whole number up to there; what is larger is no step
 LARGEST_JSON = 1 << 28  # bytes; a study of ten thousand runs has some ten millions
+LARGEST_FILE = 1 << 30  # bytes of any other file that is read whole; a loss.csv of ten million rows
 DEEPEST_JSON = 100  # objects and lists within one another; ours have four
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan", re.ASCII | re.I)
 # What our events say about themselves, by its type: whoever reads them need not look again
@@ -111,7 +112,8 @@ def read_events(run_dir: Path, certain: bool = False) -> list[dict[str, Any]]:
 
     certain: raise OSError where the file system fails, instead of taking the file for one that is not there.
     """
-    text = certain_bytes(run_dir / EVENTS).decode("utf-8", "replace") if certain else read_text(run_dir / EVENTS)
+    path = run_dir / EVENTS
+    text = certain_bytes(path, LARGEST_JSON).decode("utf-8", "replace") if certain else read_text(path)
     return [record for record in json_objects(text) if _is_event(record)]
 
 
@@ -184,15 +186,15 @@ def opened(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_bytes(path: Path, most: int | None = None) -> bytes:
+def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
     """A file's content. Raises OSError as `opened` does, and for a file of more than `most` bytes."""
     with opened(path) as file:
-        if most is not None and os.fstat(file.fileno()).st_size > most:
+        if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return file.read()
 
 
-def certain_bytes(path: Path, most: int | None = None) -> bytes:
+def certain_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
     """Like `read_bytes`, b'' for what is not there or no such file.
 
     Raises OSError where the file system fails for longer than is waited: then nobody knows what is there.
@@ -206,9 +208,9 @@ def certain_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, '' where there is none; bytes that are not UTF-8 are replaced."""
+    """The text of a file, '' where there is none or too much; bytes that are not UTF-8 are replaced."""
     try:
-        return read_bytes(path).decode("utf-8", "replace")
+        return read_bytes(path, LARGEST_JSON).decode("utf-8", "replace")
     except OSError:
         return ""
 

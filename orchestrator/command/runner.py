@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from orchestrator import causes
 from orchestrator.command import HELPER, SPEC, series
 from orchestrator.command.losses import Numbers
 from trainer import runlog
@@ -346,8 +347,7 @@ def _reason(code: int, run_dir: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
-    lines = runlog.read_text(run_dir / runlog.JOB_OUT)[-4000:].strip().splitlines()
-    return f"exit code {code}: {lines[-1][:200] if lines else 'no output'}"
+    return f"exit code {code}: {causes.last_line(run_dir / runlog.JOB_OUT)}"
 
 
 def _prepare_child() -> None:

@@ -25,6 +25,7 @@ from trainer import runlog
 
 ROWS_KEPT = 400  # rows of loss.csv are averaged in groups, so that at most this many remain
 LARGEST_NUMBER = 1e100
+COUNTED = ("tokens", "seconds")  # columns of loss.csv that grow from 0
 READ = ("iter", "tokens", "seconds", "loss", "lr", "grad_norm", "val_loss")
 
 States = Mapping[str, str | tuple[str, str]]
@@ -269,7 +270,15 @@ def parse_rows(data: bytes) -> dict[str, np.ndarray]:
     except ValueError:  # a spoiled row, or two trainers wrote at once: the slow reader puts it right
         columns = _parse_slowly(data.decode("utf-8", "replace"), header, present)
     rows = len(columns["iter"])
-    return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}
+    return {name: _plausible(name, columns.get(name, np.full(rows, np.nan))) for name in READ}
+
+
+def _plausible(name: str, values: np.ndarray) -> np.ndarray:
+    """(R,): nan in the place of what cannot have been counted, inf of what no sum of squares could hold."""
+    with np.errstate(invalid="ignore"):
+        if name in COUNTED:
+            return np.where((values >= 0) & (values < runlog.LARGEST_STEP), values, np.nan)
+        return np.where(np.abs(values) >= LARGEST_NUMBER, np.copysign(np.inf, values), values)
 
 
 def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.ndarray]:

@@ -108,7 +108,7 @@ def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
     known = np.isfinite(x) & np.isfinite(y)
     if not known.any():
         return np.full(bins, np.nan)
-    index = np.minimum((x[known] / end * bins).astype(int), bins - 1)
+    index = np.clip(x[known] / end * bins, 0, bins - 1).astype(int)
     counts = np.bincount(index, minlength=bins)
     sums = np.bincount(index, weights=y[known], minlength=bins)
     centres = np.arange(bins)

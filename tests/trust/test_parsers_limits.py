@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+from orchestrator import causes
 from orchestrator.snapshot import code_root
 from tests.evidence import Cases, Tally
 from tests.trust import bombs, long_words
 from tests.workspace import Workspace
+from trainer import runlog
+
+TERABYTE = 1 << 40
+MEMORY = 6 << 30  # bytes of address space: torch's libraries alone need two
 
 
 def test_bombs_are_refused(tmp_path: Path, cases: Cases, tally: Tally) -> None:
@@ -35,6 +41,48 @@ def test_bombs_are_refused(tmp_path: Path, cases: Cases, tally: Tally) -> None:
 
 def limited() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (bombs.SECONDS, bombs.SECONDS))
+
+
+def test_files_of_a_terabyte(work: Workspace, cases: Cases, tally: Tally) -> None:
+    """Sparse ones in the place of any file of a study: a sentence or what else is known, never a traceback."""
+    run = next((work.folder / "out" / "study").glob("baseline-*"))
+    looks = ("status", "report", "show baseline", "logs baseline -n 50", "logs baseline -n 0", "cancel baseline --yes")
+    places = {work.folder / "out" / ".last": looks[:1], run / runlog.JOB_OUT: looks[2:5], run / runlog.LOSS: looks[:2]}
+    places |= {
+        run / runlog.EVENTS: looks[:: cases(3, 1)],
+        run / runlog.SUMMARY: looks[:1],
+        run / runlog.CONFIG: looks[:1],
+    }
+    tried = 0
+    for path, verbs in places.items():
+        before = path.read_bytes()
+        os.truncate(path, TERABYTE)
+        for verb in verbs:
+            done = subprocess.run(
+                work.command(*verb.split()),
+                capture_output=True,
+                cwd=work.folder,
+                env=work.env(),
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
+                check=False,
+            )
+            told = done.stderr.decode("utf-8", "replace")
+            assert done.returncode in (0, 1, 2) and "Traceback" not in told, (path, verb, told[-2000:])
+            assert "needs more memory" not in told, (path, verb)
+            tried += 1
+        path.write_bytes(before)
+    tally("files of a terabyte in a study", cases=tried, detail="0 tracebacks within 6 GiB")
+
+
+def test_a_log_of_a_terabyte_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
+    log = tmp_path / "job.out"
+    log.write_text("step 1\n")
+    os.truncate(log, TERABYTE)
+    with open(log, "a") as file:
+        file.write("\nno such file: data.bin\n")
+    assert causes.last_line(log) == "no such file: data.bin"
+    (tmp_path / "empty").touch()
+    assert causes.last_line(tmp_path / "empty") == causes.last_line(tmp_path / "none") == "no output"
 
 
 def test_the_command_line_refuses_them(workspace: Workspace, cases: Cases, tally: Tally) -> None:

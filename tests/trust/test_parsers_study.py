@@ -15,6 +15,7 @@ from orchestrator.report import cache
 from tests.evidence import Cases, Tally
 from tests.fuzz import targets
 from tests.trust import damage
+from trainer import runlog
 
 LOOKS = (
     ("status", "study"),
@@ -80,6 +81,32 @@ def test_damaged_files(
         cases=count,
         detail=f"{reports} of them with a report, 0 tracebacks, exit codes 0, 1, 2",
     )
+
+
+def test_numbers_that_cannot_be(
+    study: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cases: Cases,
+    seed: int,
+    tally: Tally,
+) -> None:
+    """Numbers by their form, but none that a trainer counts or measures: a report is made all the same."""
+    extremes = ["1e40", "1e308", "-1e30", "-1e18", "9" * 400, "-1", "1e-320", "-0.0", "inf", "-inf", "nan", ""]
+    rng, count = random.Random(seed), cases(4, 30)
+    path = next(study.glob("rope-*")) / runlog.LOSS
+    header, *rows = path.read_text().splitlines()
+    columns = header.split(",")[1:]
+    for number in range(count):
+        spoiled = [row.split(",") for row in rows]
+        hit = [columns[number % len(columns)], *rng.sample(columns, rng.randint(0, 2))]
+        for row in rng.sample(spoiled, rng.randint(1, len(spoiled))):
+            for name in hit:
+                row[1 + columns.index(name)] = rng.choice(extremes)
+        path.write_text("\n".join([header, *map(",".join, spoiled), ""]))
+        assert call(monkeypatch, capsys, "status", "study") == 0
+        assert call(monkeypatch, capsys, "report", "study") == 0
+    tally("a report of a loss.csv with numbers that cannot be", cases=count, detail="0 tracebacks")
 
 
 def test_files_that_are_none(
