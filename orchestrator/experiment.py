@@ -32,6 +32,9 @@ class Level:
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+MOST_FAULTS = 50  # of one kind that are told
+MOST_NAMES = 20  # of a list that are told
+MORE = "and more faults like these"
 FIXED = {
     "system.seed": "set per run; give `seeds:` at the top level",
     "system.work_dir": "set per run; give `output:` at the top level",
@@ -293,6 +296,8 @@ def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
             problems.append(f"{tree.position(path)}: {name}: overrides nothing; name what the feature switches on")
         else:
             for key in overrides:
+                if len(problems) == MOST_FAULTS:
+                    return [*problems, MORE]
                 where = f"{tree.position((*path, key))}: {name}.{key}: "
                 if key in FIXED:
                     problems.append(f"{where}{FIXED[key]}")
@@ -314,6 +319,8 @@ def _check_design(loaded: Loaded) -> list[str]:
     experiment, problems = loaded.experiment, []
     levels = [level for group in experiment.levels() for level in group]
     known = [level.label for level in levels]
+    labels = frozenset(known)
+    listed = ", ".join(known[:MOST_NAMES]) + (f" and {len(known) - MOST_NAMES:,} more" if known[MOST_NAMES:] else "")
     for item in experiment.design:
         word = next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
         if word not in DESIGNS or (isinstance(item, dict) and (word != "factorial" or not _is_order(item[word]))):
@@ -323,10 +330,12 @@ def _check_design(loaded: Loaded) -> list[str]:
     groups += [(("exclude",), members) for members in experiment.exclude]
     for path, members in groups:
         for member in members:
-            if member not in known:
+            if len(problems) == MOST_FAULTS:
+                return [*problems, MORE]
+            if member not in labels:
                 problems.append(
                     f"{loaded.at(*path)}{'.'.join(path)}: no feature {member!r}{nearest(member, known)}; "
-                    f"features: {', '.join(known) or 'none'}"
+                    f"features: {listed or 'none'}"
                 )
     for level in levels:
         if not NAME.fullmatch(level.path[-1]):
