@@ -20,7 +20,7 @@ from orchestrator.command import checks as command_checks
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
-from trainer import plugins, tokenizer
+from trainer import plugins, runlog, tokenizer
 from trainer.config import RunConfig
 from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
 
@@ -225,7 +225,7 @@ def check_file(path: Path) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{path}: data.file_path is a folder; give a JSONL file")
-        with open(path, "rb") as file:
+        with runlog.opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")

@@ -176,14 +176,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path, buffering: int = -1) -> BinaryIO:
     """A file open for reading. Raises OSError, also for what is no file: a device has no end, a pipe may be silent."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):  # before `open`, which would name the descriptor of a folder instead of its path
         os.close(descriptor)
         raise OSError(errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL, "not a regular file", str(path))
-    return open(descriptor, "rb")
+    return open(descriptor, "rb", buffering)
 
 
 def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:

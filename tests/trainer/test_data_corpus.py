@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import checks
 from trainer.config import DataConfig
 from trainer.data import TokenStore, open_tokens
-from trainer.errors import DataError
+from trainer.errors import DataError, UserError
 from trainer.tokens import corpus as reading
 
 LONG = json.dumps({"text": "a document that is long enough"})
@@ -83,6 +85,20 @@ def test_another_text_key(tmp_path: Path, offline_cache: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"content": "a document that is long enough", "text": 3}\n')
     assert opened(path, offline_cache, text_key="content").n_documents == 1
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz", "data.bin"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, offline_cache: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=f"{name}: cannot be read: not a regular file"):
+        opened(path, offline_cache)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{name}: cannot be read: not a regular file"):
+        opened(path, offline_cache)
+    with pytest.raises(UserError, match="not a regular file"):
+        checks.check_file(path)
 
 
 def test_an_empty_file(tmp_path: Path, offline_cache: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from trainer.errors import DataError, UserError
+from trainer.runlog import opened
 
 MIN_CHARACTERS = 10  # a text shorter than this is no document
 CHUNK = 1 << 20  # bytes read at a time: fits the cache of a core
@@ -50,7 +51,7 @@ class Source:
         self.path = Path(path)
         self._lock = threading.Lock()
         try:
-            self._file: BinaryIO = open(self.path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the source
+            self._file: BinaryIO = opened(self.path, buffering=0)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         self._stream: BinaryIO | None = None

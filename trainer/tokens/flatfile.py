@@ -16,6 +16,7 @@ import numpy as np
 
 from trainer.config import DataConfig
 from trainer.errors import DataError
+from trainer.runlog import opened
 from trainer.tokenizer import TokenizerInfo
 from trainer.tokens.tokencache import file_stamp
 from trainer.tokens.tokenstore import CompleteStore, read_tokens
@@ -34,7 +35,7 @@ class FlatStore(CompleteStore):
         self.name = str(path)
         self.vocab_size, self.skipped = tokenizer.vocab_size, {}
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the store
+            self._file = opened(path, buffering=0)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         self.dtype = self._find_dtype(size, tokenizer)
