@@ -197,12 +197,13 @@ def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
 def certain_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
     """Like `read_bytes`, b'' for what is not there or no such file.
 
-    Raises OSError where the file system fails for longer than is waited: then nobody knows what is there.
+    Raises OSError where the file system fails for longer than is waited, and for a file of more than `most` bytes:
+    then nobody knows what is there.
     """
     try:
         return retried(path, lambda again: read_bytes(path, most))
     except OSError as error:
-        if error.errno in TRANSIENT:
+        if error.errno in TRANSIENT or error.errno == errno.EFBIG:
             raise
         return b""
 

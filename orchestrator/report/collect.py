@@ -267,10 +267,10 @@ def parse_rows(data: bytes) -> dict[str, np.ndarray]:
     present = [name for name in READ if name in header]
     try:
         columns = _parse_quickly(data, len(header), present)
-    except ValueError:  # a spoiled row, or two trainers wrote at once: the slow reader puts it right
+    except (ValueError, ArithmeticError):  # a spoiled row, or two trainers wrote at once: the slow reader puts it right
         columns = _parse_slowly(data.decode("utf-8", "replace"), header, present)
     rows = len(columns["iter"])
-    return {name: _plausible(name, columns.get(name, np.full(rows, np.nan))) for name in READ}
+    return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}
 
 
 def _plausible(name: str, values: np.ndarray) -> np.ndarray:
@@ -282,7 +282,7 @@ def _plausible(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.ndarray]:
-    """The columns of a file in which every line is as a trainer writes it. Raises ValueError for any other."""
+    """Columns of a file whose lines are as a trainer writes them. Raises ValueError or ArithmeticError for others."""
     body = data[data.find(b"\n") + 1 :]
     if body.translate(None, b"0123456789.,e+-naif\n") or b"\n+" in data or b"\n-" in data:
         raise ValueError("a cell that is no number")
@@ -292,7 +292,8 @@ def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.
     if np.any(np.diff(commas, prepend=0) != width - 1):
         raise ValueError("a line of another length")
     types = {name: np.int64 if name == "iter" else np.float64 for name in present}
-    frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=types)
+    with np.errstate(invalid="raise"):  # a step of forty digits
+        frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=types)
     steps = frame["iter"].to_numpy()
     if np.any(np.diff(steps) <= 0) or np.any(steps >= runlog.LARGEST_STEP):
         raise ValueError("a step twice, or none")
@@ -315,6 +316,7 @@ def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
 
     The group size is a power of two, so that runs of about the same length are grouped alike and stay comparable.
     """
+    columns = {name: _plausible(name, values) for name, values in columns.items()}
     rows = len(columns["iter"])
     size = 1
     while rows > size * ROWS_KEPT:

@@ -69,6 +69,8 @@ def test_files_of_a_terabyte(work: Workspace, cases: Cases, tally: Tally) -> Non
             told = done.stderr.decode("utf-8", "replace")
             assert done.returncode in (0, 1, 2) and "Traceback" not in told, (path, verb, told[-2000:])
             assert "needs more memory" not in told, (path, verb)
+            if verb == "status" and path.name in (runlog.EVENTS, runlog.SUMMARY):  # not a state that may be false
+                assert done.returncode == 1 and f"{path.name}: File too large" in told, told
             tried += 1
         path.write_bytes(before)
     tally("files of a terabyte in a study", cases=tried, detail="0 tracebacks within 6 GiB")
