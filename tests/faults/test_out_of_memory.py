@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,12 @@ def within(trainers: Trainers, name: str, extra: int, **settings: Any) -> Child:
     return trainers.nursery.start(target, argv, extra, report, log=trainers.folder / f"{name}.out")
 
 
+def is_saved(run: Path) -> bool:
+    """Is there a checkpoint since memory ran out last? What is not in one does not outlive a kill."""
+    told = [event["event"] for event in runlog.read_events(run) if event["event"] in ("out_of_memory", "checkpoint")]
+    return told[-1:] == ["checkpoint"]
+
+
 @pytest.mark.slow
 def test_a_real_limit(trainers: Trainers) -> None:
     """The operating system refuses more address space (RLIMIT_AS): smaller parts, which outlive a kill and the limit.
@@ -177,7 +184,7 @@ def test_a_real_limit(trainers: Trainers) -> None:
     growth = int((trainers.folder / "free.grown").read_text())
 
     run, child = trainers.folder / "run", within(trainers, "run", int(growth * 0.7))
-    wait_for(lambda: last_step(run) >= 3 or child.poll() is not None)
+    wait_for(lambda: (last_step(run) >= 3 and is_saved(run)) or child.poll() is not None)
     child.send(signal.SIGKILL)
     said = child.log.read_text()
     assert child.wait() == -signal.SIGKILL, said
