@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 
 from orchestrator import slurm
@@ -44,6 +45,14 @@ def likely(run_dir: Path, job: slurm.Job | None = None) -> str:
         return "the job ended before the trainer started" + (f" (Slurm says {job.state})" if job else "")
     ending = f"Slurm says {job.state}, exit code {job.exit_code}" if job else "the process is gone"
     return f"ended without a word ({ending})"
+
+
+def of_exit(code: int, log: Path, whose: str = "") -> str:
+    """Why a process ended with this code, a negative one for a signal; whose: before `killed by`."""
+    if code < 0:
+        likely_cause = ", probably out of memory" if code == -signal.SIGKILL else ""
+        return f"{whose}killed by {signal.Signals(-code).name}{likely_cause}"
+    return f"exit code {code}: {last_line(log)}"
 
 
 def last_line(path: Path) -> str:

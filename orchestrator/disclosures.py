@@ -68,8 +68,8 @@ def _found(value: Any, path: KeyPath, harmless: Sequence[str]) -> Iterator[tuple
 
 
 def _judged(path: KeyPath, why: str, harmless: Sequence[str]) -> Iterator[tuple[KeyPath, str, str]]:
-    known = not path or path[0] in (ESCAPE, "export")
-    if why and not known and not f".{'.'.join(path)}".endswith(tuple(f".{name}" for name in harmless)):
+    exempt = not path or path[0] in (ESCAPE, "export")
+    if why and not exempt and not f".{'.'.join(path)}".endswith(tuple(f".{name}" for name in harmless)):
         yield path, why, f"; if it is none: `{ESCAPE}: [{path[-1]}]`"
 
 

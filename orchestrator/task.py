@@ -198,13 +198,8 @@ class Member:
         """Say why, unless the trainer has said it itself; one that was killed could not, but those that missed it."""
         if self._has_failed() and not (code < 0 and self.layout.world > 1):
             return
-        if code < 0:
-            name = signal.Signals(-code).name
-            which = "one of its processes was " if self.layout.world > 1 else ""
-            reason = f"{which}killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
-        else:
-            reason = f"exit code {code}: {causes.last_line(self.output)}"
-        self.note("failed", reason=reason)
+        whose = "one of its processes was " if self.layout.world > 1 else ""
+        self.note("failed", reason=causes.of_exit(code, self.output, whose))
 
     def fail(self, reason: str) -> None:
         """Record a failure, unless one is there."""

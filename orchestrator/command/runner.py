@@ -254,7 +254,8 @@ class Runner:
             return self._finish()
         if self.received is not None or code == runlog.EXIT_STOPPED:
             return self._stopped(saved=code == runlog.EXIT_STOPPED)
-        return self._fail(_reason(code, self.run_dir), code if 0 < code < runlog.EXIT_STOPPED else 1)
+        reason = causes.of_exit(code, self.run_dir / runlog.JOB_OUT)
+        return self._fail(reason, code if 0 < code < runlog.EXIT_STOPPED else 1)
 
     def _at_the_end(self) -> bool:
         """Has it made all its steps? The last one may be numbered from 0, and need not have been told."""
@@ -341,13 +342,6 @@ def end_leftovers(run_dir: Path, attempt: int) -> None:
 def _finite(value: float | None) -> float | None:
     """JSON has no nan."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _reason(code: int, run_dir: Path) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (", probably out of memory" if code == -signal.SIGKILL else "")
-    return f"exit code {code}: {causes.last_line(run_dir / runlog.JOB_OUT)}"
 
 
 def _prepare_child() -> None:
