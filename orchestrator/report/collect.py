@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from models.config import GPTConfig, count_parameters, flops_per_token
 from orchestrator import rundir
-from orchestrator.report import cache
+from orchestrator.report import cache, divergence
 from orchestrator.report.cache import Curve
 from trainer import runlog
 
@@ -58,12 +58,26 @@ class RunRecord:
 
     @cached_property
     def diverged(self) -> bool:
-        """Finished, and the loss is not a number or above where it started."""
+        """True if the run finished and the rule of `divergence` applies."""
         if not self.finished:
             return False
-        start = self.number("initial_loss")
-        above = self.val_nll is not None and start is not None and self.val_nll > start
-        return bool(self.summary.get("diverged")) or above or ("val_nll" in self.summary and self.val_nll is None)
+        if self.summary.get("diverged") or ("val_nll" in self.summary and self.val_nll is None):
+            return True
+        return divergence.is_diverged([self._training_ends, self._held_out_ends])
+
+    @property
+    def _training_ends(self) -> divergence.Ends:
+        """First and last training loss."""
+        if not np.isfinite(self.curve.column("loss")).any() and self.curve.rows:
+            return None, None  # a command that reports none: its initial_loss is a held-out one
+        last = self.val_nll if self.measure == "loss" else self.number("final_loss")
+        return self.number("initial_loss"), last
+
+    @property
+    def _held_out_ends(self) -> divergence.Ends:
+        """First and last held-out loss, where there was more than one evaluation."""
+        values = self.curve.evaluated("val_loss")
+        return (float(values[0]), self.val_nll) if len(values) > 1 and self.measure != "loss" else (None, None)
 
     @cached_property
     def evaluations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.inspection import flatten
+from orchestrator.report import divergence
 from orchestrator.report import statistics as st
 from orchestrator.report.analysis import Analysis
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.wording import ONE_SEED, duration, quantity
+
+NAMED = 10  # runs listed by name
 
 
 def paragraphs(analysis: Analysis) -> list[str]:
@@ -197,11 +200,16 @@ def _statistics(analysis: Analysis) -> str:
 
 
 def _diverged(analysis: Analysis) -> str:
-    count = sum(run.diverged for run in analysis.study.runs)
-    if not count:
+    found = [run for run in analysis.study.runs if run.diverged]
+    if not found:
         return ""
-    verb = "is" if count == 1 else "are"
-    return f" {_count(count, 'run')} diverged (loss not a number, or above its start) and {verb} in no interval."
+    verb = "is" if len(found) == 1 else "are"
+    names = ", ".join(f"{run.cell} seed {run.seed}" for run in found[:NAMED])
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return (
+        f" {_count(len(found), 'run')} diverged and {verb} in no mean and no interval: {names}{more}. "
+        f"A run counts as diverged when {divergence.RULE}."
+    )
 
 
 def _resolution(analysis: Analysis) -> str:

@@ -106,6 +106,8 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
     sections = document.compose(report.analysis, [])
     page = page_of("t", "s", sections)
     assert "out of memory on node3" in page
+    assert "4 runs diverged and are in no mean and no interval: " in page
+    assert "more than 20% worse than its own first value" in page
     assert "ValueError: loss is nan" in page
     assert all(escape(r["run"]) in page for r in runs)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.report import cache, collect
+from orchestrator.command.series import Series
+from orchestrator.report import cache, collect, divergence
 from tests.report.studies import Plan, write_study
 from trainer.errors import UserError
 from trainer.runlog import COLUMNS, whole_rows
@@ -134,17 +135,63 @@ def test_what_the_files_say_wins_nothing_over_what_they_lack(tmp_path: Path) -> 
         ({}, False),
         ({"diverged": True}, True),
         ({"val_nll": None}, True),
-        ({"val_nll": 9.0}, True),
-        ({"val_nll": 9.0, "initial_loss": None}, False),
+        ({"val_nll": 9.0, "final_loss": 9.0}, True),
+        ({"val_nll": 9.0}, False),  # training loss fell: overfitting
+        ({"val_nll": 9.0, "initial_loss": None}, True),  # only the held-out loss has two ends
+        ({"val_nll": 6.9, "initial_loss": 0.7, "final_loss": 0.5}, False),
     ],
 )
-def test_diverged_is_nan_or_above_the_start(tmp_path: Path, change: dict, diverged: bool) -> None:
+def test_diverged_is_not_finite_or_worse_than_the_start_of_each_measure(
+    tmp_path: Path, change: dict, diverged: bool
+) -> None:
     states = write_study(tmp_path, SMALL)
     path = next(tmp_path.glob("swiglu-seed1-*")) / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     record = next(r for r in collect.read_study(tmp_path, states).runs if r.cell == "swiglu" and r.seed == 1)
     assert record.diverged is diverged
     assert record.usable is not diverged
+
+
+@pytest.mark.parametrize(
+    ("rows", "diverged"),
+    [
+        ([(0.695, 0.898), (0.464, 0.839)], False),  # held-out loss above the first training loss all the time
+        ([(None, 0.898), (None, 0.839)], False),
+        ([(None, 0.55), (None, 0.6)], False),
+        ([(None, 0.9), (None, 4.0)], True),
+        ([(0.7, 0.9), (5.0, 6.0)], True),
+        ([(0.7, 0.9), (0.1, 1.6)], False),
+        ([(0.7, None), (0.6, 0.9)], False),
+        ([(0.0021, None), (0.0022, None)], False),
+        ([(0.7, None), (3.0, None)], True),
+    ],
+)
+def test_each_measure_of_a_command_is_compared_with_its_own_start(
+    tmp_path: Path, rows: list[tuple[float | None, float | None]], diverged: bool
+) -> None:
+    series = Series()
+    for step, (loss, val_loss) in enumerate(rows):
+        series.add({"iter": step, "loss": loss, "val_loss": val_loss})
+    found = series.headline()
+    assert found
+    measure, value, _ = found
+    states = write_study(tmp_path, SMALL)
+    for folder in tmp_path.glob("swiglu-seed1-*"):
+        (folder / "loss.csv").write_text(series.text())
+        ends = {"initial_loss": series.first_loss(), "final_loss": series.final_loss()}
+        summary = {"iters": 1, "val_nll": value, "measure": measure, "diverged": False, **ends}
+        (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if v is not None}))
+    record = next(r for r in collect.read_study(tmp_path, states).runs if r.cell == "swiglu" and r.seed == 1)
+    assert record.diverged is diverged
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "higher_is_better", "worse"),
+    [(0.5, 0.9, True, False), (0.5, 0.3, True, True), (-300, -250, True, False), (-250, -310, True, True),
+     (2.0, 2.3, False, False), (2.0, 2.5, False, True), (-3.0, -2.0, False, True), (2.0, math.nan, False, False)],
+)  # fmt: skip
+def test_worse_by_a_margin_in_either_direction(first: float, last: float, higher_is_better: bool, worse: bool) -> None:
+    assert divergence.ended_worse(first, last, higher_is_better) is worse
 
 
 @pytest.mark.parametrize(

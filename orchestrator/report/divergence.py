@@ -1,0 +1,30 @@
+"""When a run counts as diverged: each measure is compared with its own first value, never with another measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+MARGIN = 0.2  # of the first value; less is noise, or overfitting
+RULE = (
+    f"a final value is not finite, or every recorded loss ended more than {MARGIN:.0%} worse than its own first value"
+)
+
+Ends = tuple[float | None, float | None]  # first and last value of one measure, None where it is not known
+
+
+def is_diverged(ends: Iterable[Ends], higher_is_better: bool = False) -> bool:
+    """True if every measure whose two ends are known ended worse than it began; False if none is known.
+
+    All must agree: held-out loss that rises while training loss falls is overfitting, a result like any other.
+    """
+    known = [(first, last) for first, last in ends if first is not None and last is not None]
+    return bool(known) and all(ended_worse(first, last, higher_is_better) for first, last in known)
+
+
+def ended_worse(first: float, last: float, higher_is_better: bool = False) -> bool:
+    """True if `last` is worse than `first`, a value of the same measure, by more than MARGIN of its size."""
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return False
+    loss = first - last if higher_is_better else last - first
+    return loss > MARGIN * abs(first)
