@@ -13,14 +13,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
 from orchestrator import causes, claims, command, elsewhere, ranks
+from orchestrator.command.runner import end_leftovers
 from orchestrator.ranks import Layout
-from trainer import attempts, runlog
+from trainer import attempts, processes, runlog
 from trainer.safe_open import open_to_append
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -60,10 +61,12 @@ def environment(code: Path, threads: int | None = None) -> dict[str, str]:
     return values
 
 
-def spawn(words: Sequence[str], environ: Mapping[str, str], output: BinaryIO) -> subprocess.Popen[bytes]:
-    """Start a process whose whole output goes to `output`.
+def spawn(
+    words: Sequence[str], environ: Mapping[str, str], output: BinaryIO, prepare: Callable[[], None] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, so that Ctrl-C reaches it only through us; all output goes to `output`.
 
-    In a session of its own: a Ctrl-C in the terminal reaches it once, through us.
+    prepare: called in the child before the program starts.
     """
     return subprocess.Popen(
         words,
@@ -72,6 +75,7 @@ def spawn(words: Sequence[str], environ: Mapping[str, str], output: BinaryIO) ->
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=prepare,
     )
 
 
@@ -114,13 +118,19 @@ class Member:
             return
         with open_to_append(self.output) as output:
             words = trainer_command(self.run_dir)
+            # A command's runner must be able to end what the command has started
+            prepare = processes.end_with_parent(signal.SIGHUP if self._is_command() else signal.SIGKILL)
             # Held back until the trainer has its handlers (it lets them through), or they would kill it
             signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
             try:
                 for values in environments:
-                    self.children.append(spawn(words, values, output))
+                    self.children.append(spawn(words, values, output, prepare))
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+
+    def _is_command(self) -> bool:
+        """True if the run is a command of the user's, not our trainer."""
+        return (self.run_dir / command.SPEC).exists()
 
     def _refusal(self, job_id: str) -> str | None:
         """Why this job must leave the run alone, None where it need not. Raises OSError."""
@@ -150,6 +160,8 @@ class Member:
     def finish(self) -> int:
         """Wait for the trainer; its exit code, and the reason of a failure in the run's events."""
         code = self._wait() if self.children else int(self.unplaced)
+        if code < 0 and self._is_command():  # its runner was killed, and could not end what the command has started
+            end_leftovers(self.run_dir.absolute(), before=self.trainers + 2)
         if code == runlog.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.trainers + 1:
             return 0  # another job has the run: what became of our trainer says nothing about it
         if code == runlog.EXIT_LOST_PEER and self.layout.nodes > 1:

@@ -1,9 +1,15 @@
-"""Which process of this machine a record speaks of: its id alone is given to another one later."""
+"""Processes of this machine: identity (a pid alone is reused), and children that end with their parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
 
 
 def machine() -> str:
@@ -30,6 +36,23 @@ def identity(pid: int) -> str:
         return f"{ticks} {_boot()[:8]}" if ticks else ""
     except OSError:
         return ""
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
+    """Return a `preexec_fn` by which a child gets signal `number` as soon as this process is gone, even by kill -9.
+
+    Linux only; elsewhere the child lives on. The parent's main thread must start the child.
+    """
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, number)
+            if os.getppid() != parent:  # it died before the call
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return prepare
 
 
 def _boot() -> str:

@@ -7,15 +7,14 @@ failure (its reason is in events.jsonl).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from orchestrator import causes
 from orchestrator.command import HELPER, SPEC, series
 from orchestrator.command.losses import Numbers
-from trainer import runlog
+from trainer import processes, runlog
 from trainer.attempts import Attempt, GoneError, SupersededError
 from trainer.console import complain, say
 from trainer.errors import RunError
@@ -36,7 +35,6 @@ HEARTBEAT_SECONDS = 30.0
 GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own is 30 s after SIGTERM, and 120 s before a time limit
 PACKAGES = ".python"  # in a run's folder: the only thing of ours on the command's PYTHONPATH
 ATTEMPT = "ABLATRIX_ATTEMPT"
-PR_SET_PDEATHSIG = 1
 
 
 class Runner:
@@ -55,6 +53,7 @@ class Runner:
         """Start the command and stay until it has ended."""
         for number in LISTENED:
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_lost_task)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENED)
         if (runlog.read_json(self.run_dir / runlog.SUMMARY) or {}).get("fingerprint") == self.spec["fingerprint"]:
             say(f"{self.run_dir}: already finished")
@@ -154,7 +153,7 @@ class Runner:
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_prepare_child,
+                preexec_fn=_prepare_child(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
@@ -218,6 +217,13 @@ class Runner:
             self.received = number
             if self.child is not None:
                 self._tell()
+
+    def _on_lost_task(self, number: int, frame: FrameType | None) -> None:
+        """The job's task was killed (SIGHUP is our parent-death signal): end at once, with all of the command."""
+        if self.child is not None:
+            self._kill()
+            end_leftovers(self.run_dir, self.attempt.number + 1)
+        os._exit(1)
 
     def _tell(self) -> None:
         """Have the command stop, in the way in which it saves its state, if there is one."""
@@ -327,15 +333,14 @@ class Runner:
         return f"no loss was found in {source['path']} ({what})"
 
 
-def end_leftovers(run_dir: Path, attempt: int) -> None:
-    """Kill what is left on this machine of earlier attempts: the helpers of a command whose keeper was killed."""
+def end_leftovers(run_dir: Path, before: int) -> None:
+    """Kill what is left on this machine of the attempts at a run with a number lower than `before`."""
     marks = f"ABLATRIX_RUN_DIR={run_dir}".encode(), f"{ATTEMPT}=".encode()
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or somebody else's
-            told = (folder / "environ").read_bytes()
-            words = told.split(b"\0") if marks[0] in told else []
+        with contextlib.suppress(OSError, ValueError):  # already gone, or another user's
+            words = (folder / "environ").read_bytes().split(b"\0")
             number = next((word.partition(b"=")[2] for word in words if word.startswith(marks[1])), b"")
-            if marks[0] in words and number.isdigit() and int(number) < attempt:
+            if marks[0] in words and number.isdigit() and int(number) < before:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
@@ -344,13 +349,17 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _prepare_child() -> None:
-    """In the child: die with us, and take signals as if nobody had held them back."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in LISTENED:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENED)
+def _prepare_child() -> Callable[[], None]:
+    """Return a `preexec_fn`: the child dies with us, and no signal is held back or ignored."""
+    end_with_us = processes.end_with_parent()
+
+    def prepare() -> None:
+        end_with_us()
+        for number in (*LISTENED, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENED)
+
+    return prepare
 
 
 def read_spec(run_dir: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Commands that are stopped, killed and started again: what goes on, what begins anew, and what is said of it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checks, experiment, matrix, rundir, status
+from orchestrator import checks, claims, experiment, matrix, rundir, status, task
 from orchestrator.rundir import Study
 from tests.command.test_command_runs import LOSSES, write_study
 from tests.workspace import Workspace
-from trainer import runlog
+from trainer import processes, runlog
 
 RESUME = "python standin.py --out_dir={run_dir} --resume {flags}"
 
@@ -148,6 +149,22 @@ def test_what_a_killed_attempt_has_left_behind_is_ended(workspace: Workspace) ->
     assert left.read_bytes().startswith(b"sleep")
     assert start(workspace, folder).wait(30) == 0
     until(lambda: not left.exists() or not left.read_bytes())
+
+
+@pytest.mark.parametrize("victim", ["task", "runner"])
+def test_kill_9_leaves_no_process_of_the_command(workspace: Workspace, victim: str) -> None:
+    """Whether the job's task is killed or the runner below it: nothing of the command goes on."""
+    script = "echo iter 1: loss 2, time 1ms; sleep 600 & echo $! > $ABLATRIX_RUN_DIR/pid; wait"
+    study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
+    folder = study.runs[0].folder
+    claims.take(folder, 1)
+    words = task.task_command([(folder, 1)])
+    with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as job:
+        until(lambda: runlog.read_text(folder / "pid").endswith("\n"))
+        started = next(event for event in runlog.read_events(folder) if event["event"] == "started")
+        helper = int((folder / "pid").read_text())
+        os.kill(job.pid if victim == "task" else started["pid"], signal.SIGKILL)
+    until(lambda: not processes.born(started["pid"]) and not processes.born(helper))
 
 
 def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:

@@ -13,7 +13,7 @@ from orchestrator import checks, claims, experiment, matrix, rundir, slurm, task
 from orchestrator.rundir import StudyRun
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.workspace import Workspace
-from trainer import runlog
+from trainer import processes, runlog
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {log}
@@ -72,6 +72,23 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
     finally:
         process.kill()
         process.wait()
+
+
+def test_kill_9_of_the_task_ends_its_trainer(workspace: Workspace, run: StudyRun) -> None:
+    process = start(workspace, run)
+    until(lambda: "started" in events(run))
+    trainer = next(event["pid"] for event in runlog.read_events(run.folder) if event["event"] == "started")
+    process.kill()
+    process.wait()
+    until(lambda: not processes.born(trainer))
+
+
+def test_a_child_whose_parent_died_before_it_could_be_bound_to_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # a parent that is not ours
+    prepare = processes.end_with_parent()
+    monkeypatch.undo()
+    with subprocess.Popen(["sleep", "60"], preexec_fn=prepare) as child:
+        assert child.wait(timeout=30) == -signal.SIGKILL
 
 
 def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRun) -> None:
