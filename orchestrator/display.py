@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import budget, causes, inspection, kinds, rundir, status, terminal
+from orchestrator import budget, causes, dotted, kinds, rundir, status, terminal
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
@@ -227,7 +227,7 @@ def print_run(study: Study, run: StudyRun, console: Console) -> None:
     console.print(status_table([status.state_of(study, run)], str(run.folder)))
     overrides = ", ".join(f"{key}={word(value)}" for key, value in run.overrides.items())
     console.print(f"overrides: {overrides or 'none (the baseline)'}")
-    config = inspection.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})
+    config = dotted.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})
     print_config(config, runlog.read_json(run.folder / rundir.ORIGINS) or {}, console)
     files = sorted(path.name for path in run.folder.glob("[!.]*"))
     console.print(f"files: {', '.join(files)}")

@@ -243,7 +243,6 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     data.pop("extends", None)
     data.pop("vars", None)
     if data.get("command") is not None:
-        command_checks.flatten(data, tree)
         problems += command_checks.setting_problems(_blocks(data), tree)
     else:
         problems += _check_trainer_keys(data, tree)

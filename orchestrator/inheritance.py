@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import disclosures, locate, yamlfile
-from orchestrator.command import template
+from orchestrator import disclosures, dotted, locate, yamlfile
 from orchestrator.expressions import Variables
 from orchestrator.locate import Source
 from orchestrator.yamlfile import KeyPath, Tree
@@ -145,12 +144,17 @@ def plain_vars(tree: Tree) -> dict[str, Any]:
 def _merge(below: Tree, above: Tree) -> Tree:
     """Deep merge of mappings; `above` wins, lists and scalars are replaced whole."""
 
-    def deep(low: Any, high: Any) -> Any:
-        if isinstance(low, dict) and isinstance(high, dict):
-            return {**low, **{key: deep(low[key], value) if key in low else value for key, value in high.items()}}
-        return high
+    def deep(low: Any, high: Any, path: KeyPath) -> Any:
+        if not (isinstance(low, dict) and isinstance(high, dict)):
+            return high
+        if _holds_settings(path, low, high):
+            return _without_removed(low, dotted.override(low, high), high)
+        return {
+            **low,
+            **{key: deep(low[key], value, (*path, key)) if key in low else value for key, value in high.items()},
+        }
 
-    data = deep(below.data, above.data)
+    data = deep(below.data, above.data, ())
     for section in ("features", "cells"):  # `rope: null` above takes an inherited one away
         low, high = below.data.get(section), data.get(section)
         if isinstance(low, dict) and isinstance(high, dict):
@@ -158,37 +162,51 @@ def _merge(below: Tree, above: Tree) -> Tree:
     return Tree(data, {**below.where, **above.where})
 
 
+def _holds_settings(path: KeyPath, *blocks: dict[str, Any]) -> bool:
+    """True for what `_flattened` has flattened: base, a feature, a level of one."""
+    if path == ("base",) or (len(path) == 4 and path[0] == "features" and path[2] == "levels"):
+        return True
+    return len(path) == 2 and path[0] == "features" and not any(_levels_of(block) for block in blocks)
+
+
+def _without_removed(low: Overrides, merged: Overrides, high: Overrides) -> Overrides:
+    """The merged settings without each `section: null` that has taken an inherited section away."""
+    sections = {parent for key in low for parent in dotted.parents(key)}
+    return {key: value for key, value in merged.items() if not (key in high and value is None and key in sections)}
+
+
+def _levels_of(body: Any) -> dict[str, Any] | None:
+    """The levels of a feature that has some."""
+    levels = body.get("levels") if isinstance(body, dict) and set(body) == {"levels"} else None
+    return levels if isinstance(levels, dict) else None
+
+
 def _flattened(tree: Tree) -> Tree:
-    """Nested trainer settings (under base and each feature) as dotted keys, so that both spellings merge alike."""
+    """Nested settings (under base and each feature) as dotted keys, so that both spellings merge alike."""
     problems: list[str] = []
     tree = Tree(_copied(tree.data), dict(tree.where))
 
-    def flat(value: Any, path: KeyPath, prefix: str, found: dict[str, Any], root: KeyPath) -> None:
-        for key, inner in value.items():
-            dotted = f"{prefix}.{key}" if prefix else key
-            if isinstance(inner, dict) and inner and dotted.count(".") < 1:
-                flat(inner, (*path, key), dotted, found, root)
-                continue
-            if dotted in found:
-                problems.append(f"{tree.position((*path, key))}: {'.'.join((*root, dotted))}: duplicate key")
-            found[dotted] = inner
-            tree.where[(*root, dotted)] = tree.position((*path, key))
-
     def flatten(container: dict[str, Any], key: str, root: KeyPath) -> None:
-        if isinstance(container.get(key), dict):
-            found: dict[str, Any] = {}
-            flat(container[key], root, "", found, root)
-            container[key] = found
+        if not isinstance(container.get(key), dict):
+            return
+        found: dict[str, Any] = {}
+        for path, value in dotted.leaves(container[key]):
+            name, position = ".".join(path), tree.position((*root, *path))
+            if name in found:
+                problems.append(f"{position}: {'.'.join((*root, name))}: duplicate key")
+            found[name] = value
+            tree.where[(*root, name)] = position
+        container[key] = found
 
     flatten(tree.data, "base", ("base",))
     features = tree.data.get("features")
-    for name, body in features.items() if isinstance(features, dict) else ():
-        assert isinstance(features, dict)
-        if isinstance(body, dict) and set(body) == {"levels"} and isinstance(body["levels"], dict):
-            for level in body["levels"]:
-                flatten(body["levels"], level, ("features", name, "levels", level))
-        else:
-            flatten(features, name, ("features", name))
+    if isinstance(features, dict):
+        for name, body in features.items():
+            levels = _levels_of(body)
+            if levels is None:
+                flatten(features, name, ("features", name))
+            for level in levels or ():
+                flatten(levels or {}, level, ("features", name, "levels", level))
     if problems:
         raise ConfigError(problems)
     return tree
@@ -236,6 +254,7 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
         elif key in top_level and not dot:
             tree.data[key] = value
             tree.where[(key,)] = "--set"
+            tree.data = _flattened(tree).data
         elif (
             section in ("vars", "slurm", "experiment_info")
             and dot
@@ -254,19 +273,12 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
 
 def _free_keys(tree: Tree) -> list[str]:
     """The settings of a command that the file names, with dotted keys."""
-    found: Overrides = {}
-
-    def add(body: Any) -> None:
-        if isinstance(body, dict):
-            found.update(template.flat(body))
-
-    add(tree.data.get("base"))
+    blocks = [tree.data.get("base")]
     features = tree.data.get("features")
     for body in features.values() if isinstance(features, dict) else ():
-        levels = body.get("levels") if isinstance(body, dict) and set(body) == {"levels"} else None
-        for overrides in levels.values() if isinstance(levels, dict) else (body,):
-            add(overrides)
-    return list(found)
+        levels = _levels_of(body)
+        blocks += [body] if levels is None else levels.values()
+    return list(dict.fromkeys(key for block in blocks if isinstance(block, dict) for key in block))
 
 
 def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:

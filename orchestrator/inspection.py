@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from orchestrator import causes
+from orchestrator import causes, dotted
 from orchestrator.rundir import StudyRun
 from trainer import runlog
 from trainer.errors import UserError
@@ -62,19 +61,8 @@ def differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]
     """(what, value in the first, value in the second) for configuration, code and environment."""
     rows = []
     for name in (runlog.CONFIG, runlog.PROVENANCE):
-        one, two = (flatten(runlog.read_json(run.folder / name) or {}) for run in (first, second))
+        one, two = (dotted.flatten(runlog.read_json(run.folder / name) or {}) for run in (first, second))
         for key in sorted(one.keys() | two.keys()):
             if one.get(key) != two.get(key) and key not in IGNORED:
                 rows.append((key, str(one.get(key, "")), str(two.get(key, ""))))
     return rows
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.config import count_parameters
 from models.config import flops_per_token as model_flops
+from orchestrator import dotted
 from orchestrator.command.config import CommandConfig
 from trainer import choices, runlog
 from trainer.config import RunConfig, validate
@@ -29,20 +30,8 @@ def resolve(experiment: Experiment, settings: Mapping[str, Any], vocab_size: Cal
     if experiment.command:
         about = {key.partition(".")[2]: text for key, text in experiment.info.items()}
         return CommandConfig(dict(settings), experiment, info=about)
-    config = validate(_nested({**settings, **experiment.info}))
+    config = validate(dotted.nest({**settings, **experiment.info}))
     return config.resolved(vocab_size(config))
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        section, _, name = key.partition(".")
-        if name:
-            tree.setdefault(section, {})[name] = value
-        else:
-            tree[section] = value
-    return tree
 
 
 def seeded(config: Config, seed: int) -> Config:

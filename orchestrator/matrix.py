@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator import kinds
+from orchestrator import dotted, kinds
 from orchestrator.experiment import Experiment, Loaded, SlurmSettings
 from orchestrator.inheritance import Overrides
 from orchestrator.kinds import Config
@@ -116,7 +116,7 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     merged: Overrides = {}
     for level in itertools.chain.from_iterable(experiment.levels()):
         if level.label in features:
-            merged.update(level.overrides)
+            merged = dotted.override(merged, level.overrides)
     return merged
 
 
@@ -139,7 +139,8 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         for pair, fault in _overridden(loaded, cell, overrides):
             faults.setdefault(pair, fault)
         try:
-            config = kinds.resolve(experiment, {**experiment.base, **overrides, **loaded.forced}, vocab_size)
+            settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
+            config = kinds.resolve(experiment, settings, vocab_size)
             if isinstance(config, RunConfig):
                 _check_sharing(experiment.slurm, config)
             planned.append((cell, overrides, config))
@@ -167,15 +168,17 @@ def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tu
     """
     on = [level for group in loaded.experiment.levels() for level in group if level.label in cell.features]
     for level in on:
-        lost = [k for k, value in level.overrides.items() if overrides[k] != value and k not in loaded.forced]
+        kept = {k for k, value in level.overrides.items() if k in overrides and overrides[k] == value}
+        lost = [k for k in level.overrides if k not in kept and k not in loaded.forced]
         if not lost or not (len(lost) == len(level.overrides) or any(key.startswith("model.") for key in lost)):
             continue
         key = next((key for key in lost if key.startswith("model.")), lost[0])
-        winner = next(other for other in reversed(on) if key in other.overrides)
+        of = key if key in overrides else next(k for k in dotted.parents(key) if k in overrides)
+        winner = next(other for other in reversed(on) if of in other.overrides)
         yield (
             f"{level.label} {winner.label}",
             f"{loaded.at(*level.path, key)}cell {cell.name}: {level.label} sets {key}: {level.overrides[key]}, and "
-            f"{winner.label} sets {overrides[key]}; leave the two out together with "
+            f"{winner.label} sets {of + ': ' if of != key else ''}{overrides[of]}; leave the two out together with "
             f"`exclude: [[{level.label}, {winner.label}]]`, or make them levels of one feature",
         )
 

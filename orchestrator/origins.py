@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import SHORT_FORMS
-from orchestrator import inspection
+from orchestrator import dotted
 from orchestrator.command.config import SETTINGS, CommandConfig
 from orchestrator.experiment import Loaded
 from orchestrator.inheritance import Overrides, plain_vars
@@ -50,7 +50,7 @@ def flat(config: Config, folder: Path | None = None) -> Overrides:
     """Dotted key -> value, in order. folder: the run's, where it is known."""
     if isinstance(config, CommandConfig):
         rest = {key: value for key, value in json.loads(config.to_json()).items() if key != SETTINGS}
-        return inspection.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in config.settings.items()}
+        return dotted.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in config.settings.items()}
     values = _flat(config)
     return values | {"system.work_dir": str(folder)} if folder else values
 

@@ -23,32 +23,6 @@ if TYPE_CHECKING:
 OURS = (runlog.CONFIG, runlog.ARGS, runlog.LOSS, runlog.SUMMARY, runlog.PROVENANCE, runlog.EVENTS)
 
 
-def flatten(data: dict[str, Any], tree: Tree) -> None:
-    """Settings of any depth get dotted keys, in base and in each feature, with the places they stand at."""
-
-    def flat(container: dict[str, Any], key: str, path: KeyPath) -> None:
-        if isinstance(container.get(key), dict):
-            container[key] = template.flat(container[key])
-            for name in container[key]:
-                tree.where.setdefault((*path, name), _written_at(tree, path, name))
-
-    flat(data, "base", ("base",))
-    features = data.get("features")
-    for name, body in features.items() if isinstance(features, dict) else ():
-        if isinstance(body, dict) and set(body) == {"levels"} and isinstance(body["levels"], dict):
-            for level in body["levels"]:
-                flat(body["levels"], level, ("features", name, "levels", level))
-        else:
-            flat(features, name, ("features", name))  # type: ignore[arg-type]
-
-
-def _written_at(tree: Tree, path: KeyPath, key: str) -> str:
-    """Position of a dotted key: of the part of it that has one of its own."""
-    parts = key.split(".")
-    spelt = [(*path, *parts), *((*path, ".".join(parts[:n])) for n in range(len(parts) - 1, 0, -1))]
-    return next((tree.where[where] for where in spelt if where in tree.where), tree.position(path))
-
-
 def setting_problems(blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> list[str]:
     """Names and values that cannot be passed to a command, and features that set nothing."""
     problems = []

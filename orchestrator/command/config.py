@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator import dotted
 from orchestrator.command import CONFIG_FILE, SPEC, series, template
 from orchestrator.command.settings import CommandKeys
 from trainer import runlog
@@ -30,7 +31,7 @@ class CommandConfig:
     def fingerprint(self) -> str:
         """First 8 hex digits of the SHA-256 of what decides the result: the command with its values, not its places."""
         style = self.keys.flags
-        told = template.nested(self.settings) if style in ("config-file", "in-process") else None
+        told = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
         seed = self.seed if style == "in-process" else None  # else it is in the command, or the command ignores it
         values = self._values({name: f"{{{name}}}" for name in template.PLACES if name != "seed"})
         decisive = [self._render(self.keys.command or (), values), self._environment(values), self.keys.workdir]
@@ -58,7 +59,7 @@ class CommandConfig:
     def files(self, folder: Path, cell: str) -> dict[str, str]:
         """What the run's folder must hold: name -> content."""
         spec = self.spec(folder.absolute(), cell)
-        settings = json.dumps(template.nested(self.settings), indent=1, ensure_ascii=False) + "\n"
+        settings = json.dumps(dotted.nest(self.settings), indent=1, ensure_ascii=False) + "\n"
         return {SPEC: json.dumps(spec, indent=1) + "\n", CONFIG_FILE: settings, runlog.CONFIG: self.to_json()}
 
     def to_json(self) -> str:
@@ -70,7 +71,7 @@ class CommandConfig:
             "env": self.keys.env,
             "workdir": self.keys.workdir,
             "seed": self.seed,
-            SETTINGS: template.nested(self.settings),
+            SETTINGS: dotted.nest(self.settings),
         }
         return json.dumps(record, indent=2) + "\n"
 

@@ -30,6 +30,18 @@ LONGEST_LINE = 1 << 20  # bytes; a progress bar may write megabytes without a ne
 TAIL = 64
 
 
+# Colours, cursor movements and titles, as terminals read them (ECMA-48); backspaces of a progress bar
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
+)
+
+
+def plain_lines(raw: bytes) -> Iterator[str]:
+    """The lines of some output as a reader sees them: no colours, each state of a progress bar on a line of its own."""
+    text = _ESCAPES.sub("", raw.decode("utf-8", "replace").replace("\ufeff", "").replace("\0", ""))
+    return (line for line in re.split(r"[\r\n\b]+", text) if line.strip())
+
+
 class Parser(Protocol):
     """Turns lines into what they say."""
 
@@ -132,10 +144,8 @@ class Follower:
                     break
                 self.offset += len(raw)
                 self._tail = (self._tail + raw)[-TAIL:]
-                # a progress bar returns to the start of its line; each of its states may hold numbers
-                for line in raw.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
-                    if line.strip():
-                        yield from self.parser.line(line)
+                for line in plain_lines(raw):
+                    yield from self.parser.line(line)
 
     def _check(self, descriptor: int) -> None:
         size = os.fstat(descriptor).st_size

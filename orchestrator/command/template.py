@@ -101,32 +101,6 @@ def _flag(key: str, value: Any, style: str) -> list[str]:
     return [f"{written[style]}={text(value, style)}"]
 
 
-def nested(settings: Values) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}; a key that is both a value and a section keeps its dots."""
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        place: Any = tree
-        for section in sections:
-            place = place.setdefault(section, {}) if isinstance(place, dict) else None
-        if isinstance(place, dict) and not isinstance(place.get(name), dict):
-            place[name] = value
-        else:
-            tree[key] = value
-    return tree
-
-
-def flat(settings: Values, prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys, whatever their depth; a later spelling of a key wins over an earlier one."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 # ---- what can be wrong
 
 

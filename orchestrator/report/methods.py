@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator.inspection import flatten
+from orchestrator.dotted import flatten
 from orchestrator.report import divergence
 from orchestrator.report import statistics as st
 from orchestrator.report.analysis import Analysis

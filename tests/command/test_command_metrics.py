@@ -150,3 +150,20 @@ def test_garbage_harms_nothing(data: bytes, kind: str) -> None:
     if kind != "csv":  # a stray quote may swallow a row
         assert cells(series)[5] == 2.5
     runlog.whole_rows(series.text())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\x1b[32miter 1\x1b[0m: loss \x1b[1m3.5\x1b[0m\n",
+        "\x1b[38;2;10;20;30miter\x1b[0;39m 1: loss 3.5\x1b[K\n",
+        "\x1b]0;title\x07iter 1: \x1b(Bloss 3.5\x1b[m\n",
+        "\x1b]8;;http://x\x1b\\iter 1: loss\x1b]8;;\x1b\\ 3.5\n",
+        "10%|#  | 1/9 \x1b[A\riter 1: loss 3.5\n",
+        "12/100\b\b\b\b\b\biter 1: loss 3.5\n",
+        "\ufeffiter 1: loss 3.5\r\n",
+    ],
+)
+def test_colours_and_progress_bars_do_not_hide_numbers(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log").write_bytes(line.encode())
+    assert cells(read(tmp_path / "log", "regex")) == {1: 3.5}

@@ -316,3 +316,49 @@ def test_plan_as_tree_and_json_and_show_of_a_planned_run(workspace: Workspace) -
     assert "no such run" in workspace.run("show", study, "--run", "rpoe", code=2).stderr
     assert "choose table, tree or json" in workspace.run("plan", study, "--format", "xml", code=2).stderr
     assert sorted(path.name for path in workspace.folder.iterdir()) == ["study.yaml"]
+
+
+def test_both_spellings_of_a_setting_merge_alike_at_any_depth(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "a.yaml",
+        "name: a\ncommand: train {flags}\nmetrics: {csv: log.csv}\ndesign: [baseline]\n"
+        "base: {opt: {sched: {wd: 4, keep: 1}, betas: [1, 2]}, drop: {a: 1, b: {c: 2}}, off: null}\n"
+        "features: {f: {opt: {sched: {wd: 7}}}, g: {levels: {x: {opt.sched.wd: 1}}}}\n",
+    )
+    write(tmp_path, "b.yaml", "extends: a.yaml\nbase: {opt.sched.wd: 5}\nfeatures: {f: {opt.sched.wd: 8}}\n")
+    path = write(
+        tmp_path,
+        "c.yaml",
+        "extends: b.yaml\n"
+        "base: {opt: {sched: {wd: 9}, betas: [3]}, drop: null, off: {on: 1}}\n"
+        "features: {f: {opt: {sched.wd: 10}}, g: {levels: {x: {opt: {sched: {wd: 2}}}}}}\n",
+    )
+    loaded = load(path)
+    assert loaded.experiment.base == {"opt.sched.wd": 9, "opt.sched.keep": 1, "opt.betas": [3], "off.on": 1}
+    assert [level.overrides for group in loaded.experiment.levels() for level in group] == [
+        {"opt.sched.wd": 10},
+        {"opt.sched.wd": 2},
+    ]
+    run = matrix.runs(loaded, lambda _: 0)[0]
+    origin = origins.of_run(loaded, (), run.config)
+    assert origin["settings.opt.sched.wd"] == f"{path}:2"
+    assert origin["settings.opt.sched.keep"] == f"{tmp_path / 'a.yaml'}:5"
+    assert load(path, "opt.sched.wd=11").forced == {"opt.sched.wd": 11}
+    write(tmp_path, "twice.yaml", "extends: a.yaml\nbase: {opt: {sched: {wd: 5}}, opt.sched.wd: 6}\n")
+    assert "twice.yaml:2: base.opt.sched.wd: duplicate key" in fault(tmp_path / "twice.yaml")
+
+
+def test_a_feature_that_sets_null_takes_the_section_away(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "s.yaml",
+        "name: s\ncommand: train {flags}\nmetrics: {csv: log.csv}\nbase: {opt: {lr: 1, sched: {wd: 4}}}\n"
+        "features: {f: {opt.sched: null}, g: {opt.sched.wd: 5}}\ndesign: [baseline, one_at_a_time]\n",
+    )
+    runs = {run.cell: run for run in matrix.runs(load(path), lambda _: 0)}
+    assert getattr(runs["f"].config, "settings", None) == {"opt.lr": 1, "opt.sched": None}
+    text = path.read_text().replace("{f: {opt.sched: null}, g:", "{g:").replace("5}}", "5}, f: {opt.sched: null}}")
+    path.write_text(text + "cells: {both: [f, g]}\n")
+    with pytest.raises(AblatrixError, match=r"cell both: g sets opt\.sched\.wd: 5, and f sets opt\.sched: None"):
+        matrix.runs(load(path), lambda _: 0)
