@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
+# The locks are complete: with --no-deps no resolver looks for other versions, `pip check` tells if one were missing.
+PIP := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 SEED ?= 1
 SECONDS ?= 600
 RUNS ?= 1000
@@ -13,6 +14,12 @@ find_torch = if nvidia-smi -L 2>&1 | grep -q '^GPU '; then echo cuda; \
 	elif sinfo -h -N -o '%o %G' 2>&1 | grep -v '^127\.' | grep -q ' gpu:'; then echo cuda; else echo cpu; fi
 $(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH is cpu or cuda, not $(TORCH)))
 INSTALLED := $(VENV)/.installed$(TORCH:%=-%)
+# Nothing is removed but a virtual environment, and none behind a link.
+check_venv = for venv in $(1); do \
+	if [ -L "$${venv%/}" ]; then echo "make: $$venv is a link, and what is behind it would be changed;" \
+	    "remove the link, or choose the folder by: make VENV=FOLDER ..." >&2; exit 1; \
+	elif [ -e "$$venv" ] && [ ! -f "$$venv/pyvenv.cfg" ]; then echo "make: $$venv is not a virtual environment;" \
+	    "move it away, or choose another folder by: make VENV=FOLDER ..." >&2; exit 1; fi; done
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
 .PHONY: help demo test fast-test trust fuzz soak warm-cache report schema lint lock licenses audit wheel clean
@@ -22,21 +29,25 @@ help:
 
 $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(PYTHON) -c 'import sys; sys.exit("Ablatrix needs Python 3.11 or newer; call: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv $(if $(TORCH),--clear) $(VENV)
+	$(call check_venv,"$(VENV)")
+	if ls $(VENV)/.installed* >/dev/null 2>&1; then clear=$(if $(TORCH),--clear); fi; $(PYTHON) -m venv $$clear $(VENV)
 	rm -f $(VENV)/.installed*
 	build=$(or $(TORCH),$$($(find_torch))); \
 	if [ $$build = cuda ]; then lock=requirements-cuda.txt; else lock=requirements.txt; fi; \
 	echo "make: installing $$lock into $(VENV)"; \
-	$(BIN)/python $(PIP) -r $$lock && touch $(VENV)/.installed-$$build
+	$(BIN)/python $(PIP) -r $$lock && $(BIN)/python -m pip check && touch $(VENV)/.installed-$$build
 	touch $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(INSTALLED) requirements-dev.txt
-	$(BIN)/python $(PIP) -r requirements-dev.txt
+	$(BIN)/python $(PIP) --no-build-isolation --use-pep517 -r requirements-dev.txt
+	$(BIN)/python -m pip check
 	touch $@
 
 $(VENV)-tools/.installed: requirements/tools.txt
+	$(call check_venv,"$(VENV)-tools")
 	$(PYTHON) -m venv $(VENV)-tools
 	$(VENV)-tools/bin/python $(PIP) -r requirements/tools.txt
+	$(VENV)-tools/bin/python -m pip check
 	touch $@
 
 demo: $(INSTALLED) ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
@@ -90,4 +101,5 @@ wheel: $(VENV)/.installed-dev ## dist/: the package from the files of this commi
 	$(BIN)/python -m tools.wheel
 
 clean: ## remove the virtual environments
-	rm -rf $(VENV) $(VENV)-tools
+	$(call check_venv,"$(VENV)" "$(VENV)-tools")
+	rm -rf "$(VENV)" "$(VENV)-tools"

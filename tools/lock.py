@@ -182,9 +182,9 @@ def main(arguments: list[str]) -> int:
 
 
 COMMON = "What runs were tested with, but for torch; requirements.txt and requirements-cuda.txt include it."
-CPU = """What runs were tested with, for machines without a GPU: pip install --require-hashes -r requirements.txt
+CPU = """What runs were tested with, without a GPU: pip install --no-deps --require-hashes -r requirements.txt
 On Linux this is PyTorch's own CPU build, which is not on PyPI; pip finds it through the page named here."""
-GPU = """What runs need on NVIDIA GPUs: pip install --require-hashes -r requirements-cuda.txt
+GPU = """What runs need on NVIDIA GPUs: pip install --no-deps --require-hashes -r requirements-cuda.txt
 Everything is on PyPI. It works without a GPU as well, but is gigabytes larger."""
 DEV = "What tests and checks need besides: after, or together with, requirements.txt or requirements-cuda.txt."
 TOOLS = "For `make lock`, `make audit` and `make licenses`, in a virtual environment of their own."

@@ -143,48 +143,79 @@ def test_what_installs_asks_for_hashes() -> None:
         text = (ROOT / name).read_text()
         assert not re.search(r"(curl|wget)[^\n]*\|\s*(ba)?sh", text), name
         for line in re.findall(r".*pip install.*", text):
-            assert "--require-hashes" in line, f"{name}: {line}"
+            assert "--no-deps --require-hashes" in line, f"{name}: {line}"
     assert all("$(PIP)" in line for line in (ROOT / "Makefile").read_text().splitlines() if " -r requirements" in line)
 
 
-def package(folder: Path, said: str) -> Path:
+def test_what_people_are_told_to_type_asks_for_hashes_and_no_resolver() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in LOCKS)]
+    for page in pages:
+        for line in re.findall(r"pip install[^`\n]*\n?[^`\n]*-r requirements\S*", page.read_text()):
+            assert "--no-deps --require-hashes" in line, f"{page.name}: {line}"
+
+
+def package(folder: Path, said: str, name: str = "canary", version: str = "1.0", requires: str = "") -> Path:
     """A wheel of one module."""
     folder.mkdir(exist_ok=True)
-    path = folder / "canary-1.0-py3-none-any.whl"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: more\n{requires}"
     files = {
-        "canary.py": f"SAID = {said!r}\n",
-        "canary-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: canary\nVersion: 1.0\n",
-        "canary-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}.py": f"SAID = {said!r}\n",
+        f"{name}-{version}.dist-info/METADATA": about,
+        f"{name}-{version}.dist-info/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     digests = {name: hashlib.sha256(text.encode()).digest() for name, text in files.items()}
     encoded = {name: base64.urlsafe_b64encode(digest).rstrip(b"=").decode() for name, digest in digests.items()}
-    record = "".join(f"{name},sha256={encoded[name]},{len(text)}\n" for name, text in files.items())
+    record = "".join(f"{file},sha256={encoded[file]},{len(text)}\n" for file, text in files.items())
     with zipfile.ZipFile(path, "w") as archive:
-        for name, text in {**files, "canary-1.0.dist-info/RECORD": record}.items():
-            archive.writestr(name, text)
+        for file, text in {**files, f"{name}-{version}.dist-info/RECORD": record}.items():
+            archive.writestr(file, text)
     return path
 
 
-def test_a_changed_package_is_not_installed(tmp_path: Path, tally: Tally) -> None:
-    digest = hashlib.sha256(package(tmp_path / "index", "good").read_bytes()).hexdigest()
-    entry = lock.Entry("canary", "canary==1.0", "", (f"sha256:{digest}",))
-    (tmp_path / "requirements.txt").write_text(str(entry))
-    (tmp_path / "unhashed.txt").write_text("canary==1.0\n")
+def install(requirements: Path, index: Path, target: Path) -> bool:
+    """Run the Makefile's install line against a folder of wheels; True if it succeeds."""
     (line,) = re.findall(r"^PIP := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    command = [sys.executable, *line.split(), "--no-index", "--find-links", str(index)]
+    command += ["-r", str(requirements), "--target", str(target)]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    done = subprocess.run(command, env=environ | {"PIP_CONFIG_FILE": os.devnull}, capture_output=True, check=False)
+    return done.returncode == 0
 
-    def install(requirements: str, target: str) -> bool:
-        command = [sys.executable, *line.split(), "--no-index", "--find-links", str(tmp_path / "index"), "-r"]
-        command += [str(tmp_path / requirements), "--target", str(tmp_path / target)]
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        done = subprocess.run(command, env=environ | {"PIP_CONFIG_FILE": os.devnull}, capture_output=True, check=False)
-        return done.returncode == 0
 
-    assert install("requirements.txt", "good")
+def locked_wheel(wheel: Path) -> str:
+    """The entry of a lock for a wheel."""
+    name, version, *_ = wheel.name.split("-")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return str(lock.Entry(name, f"{name}=={version}", "", (f"sha256:{digest}",)))
+
+
+def test_the_locked_version_is_installed_whatever_is_published_later(tmp_path: Path) -> None:
+    """Old releases of pip take the newest version of a package that another one requires with an extra."""
+    index, target = tmp_path / "index", tmp_path / "site"
+    wheels = [
+        package(index, "locked", "part"),
+        package(index, "locked", "whole", requires="Requires-Dist: part[more]>=1.0\n"),
+    ]
+    (tmp_path / "requirements.txt").write_text("".join(map(locked_wheel, wheels)))
+    package(index, "published later", "part", "2.0")
+    assert install(tmp_path / "requirements.txt", index, target)
+    assert "locked" in (target / "part.py").read_text()
+
+
+def test_a_changed_package_is_not_installed(tmp_path: Path, tally: Tally) -> None:
+    index, evil = tmp_path / "index", tmp_path / "evil"
+    requirements, unhashed = tmp_path / "requirements.txt", tmp_path / "unhashed.txt"
+    requirements.write_text(locked_wheel(package(index, "good")))
+    unhashed.write_text("canary==1.0\n")
+    assert install(requirements, index, tmp_path / "good")
     assert "good" in (tmp_path / "good" / "canary.py").read_text()
-    assert not install("unhashed.txt", "unhashed")
-    package(tmp_path / "index", "evil")
-    assert not install("requirements.txt", "evil")
-    assert not (tmp_path / "evil" / "canary.py").exists()
+    assert not install(unhashed, index, tmp_path / "unhashed")
+    package(index, "evil")
+    assert not install(requirements, index, evil)
+    assert not (evil / "canary.py").exists()
     tally("a package with another hash, or with none, is not installed", cases=2)
 
 
