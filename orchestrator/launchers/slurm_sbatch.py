@@ -11,9 +11,10 @@ from typing import Any
 
 import jinja2
 
-from orchestrator import environment, exports, slurm, task
+from orchestrator import environment, exports, slurm
 from orchestrator.experiment import SlurmSettings, minutes
 from orchestrator.launchers import Batch, check_folder, job_ids
+from orchestrator.launchers.preamble import preamble
 from orchestrator.rundir import LOGS, Study
 from orchestrator.snapshot import code_root
 from trainer import runlog
@@ -36,13 +37,11 @@ class SbatchLauncher:
             options=sbatch_options(batch.settings),
             nodes=batch.settings.nodes,
             export=exports.option(batch.exports),
-            wall=exports.wall(batch.exports),
-            srun=shlex.join(["srun", *srun_options(batch.settings)]),
+            srun=shlex.quote(" ".join(["srun", *srun_options(batch.settings)])),
             tasks=len(batch.jobs),
             max_parallel=batch.settings.max_parallel,
             signal_seconds=batch.settings.signal_seconds,
-            environment=job_environment(batch),
-            setup=batch.settings.setup,
+            preamble=preamble(batch),
             commands=[shlex.join(command) for command in batch.commands()],
         )
 
@@ -83,9 +82,7 @@ def report_script(batch: Batch) -> str:
         extra=batch.settings.extra,
         minutes=min(30, minutes(batch.settings.time)),
         export=exports.option(batch.exports),
-        wall=exports.wall(batch.exports),
-        environment=job_environment(batch),
-        setup=batch.settings.setup,
+        preamble=preamble(batch),
         command=shlex.join(command),
     )
 
@@ -119,14 +116,8 @@ def srun_options(settings: SlurmSettings) -> list[str]:
     return ["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else []
 
 
-def job_environment(batch: Batch) -> dict[str, str]:
-    """Variables a job exports, quoted for the shell. srun does not take --cpus-per-task from the job by itself."""
-    values = {**task.environment(batch.code, batch.threads), "SRUN_CPUS_PER_TASK": str(batch.settings.cpus_per_task)}
-    return {name: shlex.quote(value) for name, value in values.items()}
-
-
 def _render(template: str, **values: Any) -> str:
-    return _templates().get_template(template).render(working_folder=shlex.quote(str(Path.cwd())), **values)
+    return _templates().get_template(template).render(**values)
 
 
 @functools.cache

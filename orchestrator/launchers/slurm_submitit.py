@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from orchestrator import exports, slurm
 from orchestrator.experiment import minutes
 from orchestrator.launchers import Batch, check_folder, job_ids
-from orchestrator.launchers.slurm_sbatch import job_environment, srun_options
+from orchestrator.launchers.preamble import preamble
+from orchestrator.launchers.slurm_sbatch import srun_options
 from orchestrator.rundir import LOGS
 from trainer.errors import UserError
 from trainer.safe_open import make_private_folder
@@ -57,10 +57,7 @@ class SubmititLauncher:
         except RuntimeError as error:
             raise UserError(f"launcher submitit: {error}; use --launcher local") from None
         settings = batch.settings
-        own = {"requeue": True, "chdir": str(Path.cwd()), "export": exports.option(batch.exports)}
-        variables = [f"export {name}={value}" for name, value in job_environment(batch).items()]
-        # a line of the setup that fails ends the job, as it does in a script of ours
-        setup = ["set -euo pipefail", *exports.wall(batch.exports), *variables, *settings.setup]
+        own = {"requeue": True, "export": exports.option(batch.exports)}
         parameters = {
             "name": batch.study.name,
             "timeout_min": minutes(settings.time),
@@ -77,7 +74,7 @@ class SubmititLauncher:
             "slurm_comment": slurm.comment(batch.token),
             "slurm_signal_delay_s": settings.signal_seconds,
             "slurm_array_parallelism": settings.max_parallel or len(batch.jobs),
-            "slurm_setup": setup,
+            "slurm_setup": preamble(batch),
             "slurm_srun_args": srun_options(settings),
             "slurm_stderr_to_stdout": True,
             "slurm_additional_parameters": own | settings.extra,

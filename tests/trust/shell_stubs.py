@@ -37,7 +37,8 @@ esac
 DRIVER = """\
 #!/bin/bash
 while IFS= read -r -d '' folder && IFS= read -r -d '' script && IFS= read -r -d '' task; do
-  ( cd -- "$folder" && SLURM_JOB_ID=1 SLURM_ARRAY_TASK_ID=$task exec bash -- "$script" </dev/null )
+  ( cd -- "$folder" && export SLURM_JOB_ID=1 SLURM_JOB_NODELIST=node1 SLURM_ARRAY_TASK_ID=$task
+    exec bash -- "$script" </dev/null )
   printf '%s ' $?
 done
 """
@@ -74,7 +75,7 @@ def read(path: Path) -> list[Record]:
     words = [field.decode("utf-8", "surrogateescape") for field in fields]
     starts = [i for i, word in enumerate(words) if word in ("\1RUN", "\1SRUN")]
     records = []
-    for start, end in zip(starts, [*starts[1:], len(words)], strict=True):
+    for start, end in zip(starts, [*starts[1:], len(words)][: len(starts)], strict=True):
         count = int(words[start + 1])
         argv, rest = words[start + 2 : start + 2 + count], words[start + 2 + count : end]
         if words[start] == "\1SRUN":

@@ -43,7 +43,14 @@ from trainer.errors import UserError
 CHUNK = 25  # matrices per process and folder
 # What a launcher's job has of its own
 OWN_VARIABLES = {
-    *("SUBMITIT_EXECUTOR", "SRUN_CPUS_PER_TASK", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "CUDA_VISIBLE_DEVICES"),
+    *(
+        "SUBMITIT_EXECUTOR",
+        "SRUN_CPUS_PER_TASK",
+        "SLURM_JOB_ID",
+        "SLURM_JOB_NODELIST",
+        "SLURM_ARRAY_TASK_ID",
+        "CUDA_VISIBLE_DEVICES",
+    ),
     *("PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", RECORD),  # and what bash itself sets
 }
 
@@ -254,7 +261,7 @@ def check_options(text: str, batch: Batch, log: Path | None) -> None:
     if log is not None:
         own |= {"output": str(log.parent).replace("%", "%%") + f"/{log.name}", "ntasks": "1"}
     else:
-        own |= {"chdir": os.getcwd(), "ntasks-per-node": "1", "wckey": "submitit", "output": told["output"]}
+        own |= {"ntasks-per-node": "1", "wckey": "submitit", "output": told["output"]}
         asked["time"] = told["time"]  # in minutes
         if len(batch.jobs) > 1:
             own["array"] = f"0-{len(batch.jobs) - 1}%{min(batch.settings.max_parallel or 10**6, len(batch.jobs))}"
@@ -396,11 +403,11 @@ def test_generated_matrices_under_bash(tmp_path: Path, seed: int, cases: Cases, 
     tally("argv, folder and variables equal the plan under bash", cases=number, detail=f"0 canaries; {detail}")
 
 
-def test_a_setup_line_that_fails_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_that_a_setup_line_marks_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under both launchers: a run without its modules would fail later, or be another run."""
     lab = prepared(tmp_path / "lab")
     matrix = draw(random.Random(1), 0, str(tmp_path / "CANARY"), str(lab.program))
-    matrix.tree["slurm"]["setup"] = ["false"]
+    matrix.tree["slurm"]["setup"] = ["false || exit 1"]
     (tmp_path / "work").mkdir()
     surround(matrix, lab, tmp_path / "work", monkeypatch)
     Path("e.yaml").write_text(matrix.text)
