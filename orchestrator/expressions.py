@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator import yamlfile
+from trainer.config import nearest
 from trainer.errors import UserError
+from trainer.field_errors import show
 
 
 def _round(value: float, digits: int | None = None) -> float:
@@ -54,8 +56,15 @@ DEEPEST = 50  # lists and mappings in what a variable holds
 class Variables:
     """The `vars` of an experiment; values may use one another."""
 
-    def __init__(self, values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        environ: Mapping[str, str] = os.environ,
+        written: Mapping[str, Any] | None = None,
+    ) -> None:
+        """written: `Position.written` of the values, so that `007` stays that within a text."""
         self._raw = dict(values)
+        self._as_written = dict(written or {})
         self._known: dict[str, Any] = {}
         self._open: list[str] = []
         self._filled = 0
@@ -64,7 +73,12 @@ class Variables:
     def __getitem__(self, name: str) -> Any:
         if name not in self._raw:
             known = ", ".join(sorted(self._raw)) or "none are defined"
-            raise UserError(f"${{{name}}}: no such variable under vars (known: {known})")
+            hint = (
+                f"; for the environment write ${{env:{name}}}"
+                if name in self._environ
+                else nearest(name, list(self._raw))
+            )
+            raise UserError(f"${{{name}}}: no such variable under vars (known: {known}){hint}")
         if name in self._open:
             raise UserError(f"vars.{name}: refers to itself: {' -> '.join([*self._open, name])}")
         if name not in self._known:
@@ -89,10 +103,34 @@ class Variables:
         whole = _PATTERN.fullmatch(value)
         if whole:
             return self._counted(whole[1])
-        text = _PATTERN.sub(lambda match: str(self._counted(match[1])), value)
-        if "${" in text:
+        if "${" in _PATTERN.sub("", value):
             raise UserError(f"{value!r}: `${{` without its `}}`")
-        return text
+        return _PATTERN.sub(lambda match: self._within_text(match[1].strip()), value)
+
+    def written(self, value: Any, known: Any = None) -> Any:
+        """Return `Position.written` of `value` once it is filled. known: what it is before."""
+        if isinstance(value, list):
+            known = known if isinstance(known, list) and len(known) == len(value) else [None] * len(value)
+            return [self.written(inner, text) for inner, text in zip(value, known, strict=True)]
+        whole = _PATTERN.fullmatch(value) if isinstance(value, str) else None
+        return self._source(whole[1].strip()) if whole else known
+
+    def _source(self, expression: str) -> Any:
+        """The source text of a variable; None for what is computed."""
+        if expression.startswith("env:"):
+            return self._from_environment(expression)[1]
+        name = expression if expression in self._raw else expression.removeprefix("vars.")
+        return self.written(self._raw[name], self._as_written.get(name)) if name in self._raw else None
+
+    def _within_text(self, expression: str) -> str:
+        """What stands for `${...}` in a longer text: a variable as it was written, a result in YAML's spelling."""
+        value = self._counted(expression)
+        source = self._source(expression)
+        if isinstance(source, str):
+            return source
+        if isinstance(value, dict | list):
+            raise UserError(f"${{{expression}}}: a {'list' if isinstance(value, list) else 'mapping'} within a text")
+        return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
     def _counted(self, expression: str) -> Any:
         """The expression's value. Variables that hold one another several times would unfold beyond any memory."""
@@ -106,13 +144,11 @@ class Variables:
         expression = expression.strip()
         if len(expression) > LONGEST:
             raise UserError(f"${{{expression[:40]}...}}: longer than {LONGEST:,} characters")
+        if expression in self._raw:
+            return self[expression]
+        refuse_foreign(expression)
         if expression.startswith("env:"):
-            name, comma, default = expression[4:].partition(",")
-            if name in self._environ:
-                return yamlfile.parse_scalar(self._environ[name])
-            if not comma:
-                raise UserError(f"${{{expression}}}: {name} is not set; set it or write ${{env:{name},default}}")
-            return yamlfile.parse_scalar(default.strip())
+            return self._from_environment(expression)[0]
         try:
             with warnings.catch_warnings(action="ignore"):  # Python's remarks on style
                 tree = ast.parse(expression, mode="eval")
@@ -124,11 +160,23 @@ class Variables:
             reason = "not an expression" if plain else str(error)
             raise UserError(f"${{{expression[:80]}}}: {reason[:200]}") from None
 
+    def _from_environment(self, expression: str) -> tuple[Any, str]:
+        """The value of `env:NAME,default`, and its text. An empty variable counts as unset where there is a default."""
+        name, comma, default = (part.strip() if part != "," else part for part in expression[4:].partition(","))
+        if name in self._environ and (self._environ[name] or not comma):
+            return yamlfile.typed(self._environ[name]), self._environ[name]
+        if not comma:
+            raise UserError(f"${{{expression}}}: {name} is not set; set it or write ${{env:{name},default}}")
+        value = yamlfile.typed(default) if default else None
+        return value, value if isinstance(value, str) else default
+
     def _node(self, node: ast.AST) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
             return node.value if isinstance(node.value, str) else self._checked(node.value)
         if isinstance(node, ast.Name):
             return self[node.id]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "vars":
+            return self[node.attr]
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             left, right = self._number(node.left), self._number(node.right)
             if isinstance(node.op, ast.Pow) and abs(right) > 64:
@@ -145,7 +193,7 @@ class Variables:
     def _number(self, node: ast.AST) -> int | float:
         value = self._node(node)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{value!r} is not a number")
+            raise ValueError(f"{show(value)} is not a number")
         return value
 
     @staticmethod
@@ -153,6 +201,28 @@ class Variables:
         if isinstance(value, complex) or abs(value) > _LARGEST:
             raise ValueError("the result is not a reasonable number")
         return value
+
+
+def refuse_foreign(expression: str) -> None:
+    """Raise UserError for the references of OmegaConf, Hydra and bash, saying what to write here."""
+    shown = f"${{{expression[:80]}}}"
+    bash = re.fullmatch(r"(?:env:)?([A-Za-z_]\w*):[-=](.*)", expression)
+    environment = re.fullmatch(r"(?:oc\.env:|oc\.decode:|env\.|ENV:|ENV\.|os\.environ\.)\s*(\w+)\s*(,.*)?", expression)
+    if bash:
+        raise UserError(f"{shown}: write ${{env:{bash[1]},{bash[2]}}}")
+    if environment:
+        raise UserError(f"{shown}: write ${{env:{environment[1]}{environment[2] or ''}}}")
+    if expression.startswith(".") or re.fullmatch(r"(?!vars\.)[A-Za-z]\w*(\.[A-Za-z]\w*)+", expression):
+        name = expression.rpartition(".")[2]
+        raise UserError(
+            f"{shown}: settings cannot be referred to, variables can: put `{name}: ...` under vars and write "
+            f"${{{name}}} in both places"
+        )
+    resolver = re.match(r"([A-Za-z_][\w.]*):(?!=)", expression)
+    if resolver and resolver[1] != "env":
+        raise UserError(
+            f"{shown}: there is no ${{{resolver[1]}:...}}; there are ${{name}}, ${{env:NAME,default}} and sums"
+        )
 
 
 def _size(value: Any, most: int, depth: int = 0) -> int:

@@ -10,11 +10,12 @@ from typing import Any
 from orchestrator import disclosures, dotted, locate, yamlfile
 from orchestrator.expressions import Variables
 from orchestrator.locate import Source
-from orchestrator.yamlfile import KeyPath, Tree
+from orchestrator.yamlfile import KeyPath, Position, Tree
 from trainer.config import keys, nearest
 from trainer.errors import ConfigError, UserError
 
 CONFIGS = "configs"
+PRIVATE = "x-"  # begins a key of the top level that only holds anchors
 
 MOST_SOURCES = 100  # files and configs that one experiment stands on
 
@@ -57,12 +58,12 @@ def read(
     configs = configs_of(whole)
     chain = (*chain, identity)
     if source.config is None:
-        top = {key: value for key, value in whole.data.items() if key != CONFIGS}
+        top = {key: value for key, value in whole.data.items() if key != CONFIGS and not key.startswith(PRIVATE)}
         own, merged = _flattened(Tree(top, whole.where)), Tree({})
     else:
         merged = read(Source(source.path), given, chain, known)
         own = _flattened(_config(whole, configs, source, merged.data.get("name")))
-    variables = Variables({**plain_vars(merged), **plain_vars(own), **(given or {})})
+    variables = _variables(merged, own, given=given)
     for parent in _parents(own, source.path, configs, variables, known):
         merged = _merge(merged, read(parent, given, chain, known))
     known.trees[identity] = _merge(merged, own)
@@ -99,7 +100,7 @@ def _config(whole: Tree, configs: list[str], source: Source, study: Any) -> Tree
     if name not in configs:
         raise UserError(_unknown(source, configs))
     below = whole.below(CONFIGS, name)
-    tree = Tree(dict(below.data), below.where)
+    tree = Tree({key: value for key, value in below.data.items() if not key.startswith(PRIVATE)}, below.where)
     if "name" not in tree.data:
         tree.data["name"] = f"{study}-{name}" if isinstance(study, str) else name
         tree.where[("name",)] = whole.position((CONFIGS, name))
@@ -139,6 +140,16 @@ def plain_vars(tree: Tree) -> dict[str, Any]:
     """The tree's `vars` as they were written."""
     values = tree.data.get("vars")
     return values if isinstance(values, dict) else {}
+
+
+def _variables(*trees: Tree, given: Overrides | None = None) -> Variables:
+    """The variables of the trees, later ones winning, then those of the command line."""
+    values: Overrides = {}
+    written: Overrides = {}
+    for tree in trees:
+        values |= plain_vars(tree)
+        written |= {name: tree.written(("vars", name)) for name in plain_vars(tree)}
+    return Variables(values | (given or {}), written=written | dict.fromkeys(given or ()))
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
@@ -265,7 +276,7 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
         else:
             raise UserError(f"--set {key}: unknown key{nearest(key, [*trainer_keys, *top_level])}")
     try:
-        variables = Variables(plain_vars(tree))
+        variables = _variables(tree)
         return {key: variables.fill(value) for key, value in forced.items()}
     except UserError as error:
         raise UserError(f"--set: {error}") from None
@@ -283,16 +294,19 @@ def _free_keys(tree: Tree) -> list[str]:
 
 def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:
     """The tree's data with all `${...}` replaced; each expression that fails is a problem of its own."""
-    variables = Variables(plain_vars(tree))
+    variables = _variables(tree)
 
     def filled(value: Any, path: KeyPath) -> Any:
         if isinstance(value, dict):
             return {key: filled(inner, (*path, key)) for key, inner in value.items()}
         try:
-            return variables.fill(value)
+            full = variables.fill(value)
         except UserError as error:
             problems.append(f"{tree.position(path)}: {'.'.join(path)}: {error}")
             return value
+        if path in tree.where:
+            tree.where[path] = Position(tree.where[path], variables.written(value, tree.written(path)))
+        return full
 
     data = filled({key: value for key, value in tree.data.items() if key != "vars"}, ())
     if problems:

@@ -6,6 +6,7 @@ documents that would unfold beyond reason (alias bombs, endless nesting) are ref
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator import locate
+from orchestrator import locate, yaml_errors
 from trainer import runlog
 from trainer.errors import ConfigError, UserError
 
@@ -24,6 +25,18 @@ LARGEST_INT = 2**64
 TAGS = "tag:yaml.org,2002:"
 
 KeyPath = tuple[str, ...]
+
+
+class Position(str):
+    """`file:line` of a key. written: its number or switch as it stands there (`1e-4`, `007`); a list: of each entry."""
+
+    __slots__ = ("written",)
+    written: Any
+
+    def __new__(cls, text: str, written: Any = None) -> Position:
+        position = super().__new__(cls, text)
+        position.written = written
+        return position
 
 
 @dataclass
@@ -46,6 +59,10 @@ class Tree:
         while path and path not in self.where:
             path = path[:-1]
         return self.where.get(path, "")
+
+    def written(self, path: KeyPath) -> Any:
+        """The scalar at a key as it was written, a list of them for a list; None where nothing is known."""
+        return getattr(self.where.get(path), "written", None)
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -78,18 +95,9 @@ for _tag, _pattern, _first in (
 
 
 def load(path: Path) -> Tree:
-    """Read a YAML mapping. Raises UserError (no such file, not UTF-8, not YAML) or ConfigError (duplicate keys)."""
+    """Read a YAML mapping. Raises UserError (no such file, no text, not YAML) or ConfigError (duplicate keys)."""
     text = _read(path)
-    try:
-        node = yaml.compose(text, Loader=_CoreLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem or error}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply to be an experiment") from None
+    node = _compose(path, text)
     if node is None:
         raise UserError(f"{path}: the file is empty; an experiment needs at least name, base and features")
     builder = _Builder(str(path))
@@ -97,24 +105,58 @@ def load(path: Path) -> Tree:
     if builder.problems:
         raise ConfigError(builder.problems)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: the top level must be keys and values, such as `name: my-study`")
+        line, why = yaml_errors.explain_no_mapping(text)
+        raise UserError(f"{path}:{line}: {why}")
     return Tree(data, builder.where)
+
+
+def _compose(path: Path, text: str) -> yaml.Node | None:
+    """The document's node. Raises UserError."""
+    try:
+        return yaml.compose(text, Loader=_CoreLoader)
+    except yaml.MarkedYAMLError as error:
+        line, why = yaml_errors.explain(error, text)
+        raise UserError(f"{path}:{line}: not valid YAML: {why}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = ord(error.character) if isinstance(error.character, str) else error.character
+        raise UserError(f"{path}:{line}: not valid YAML: a control character (U+{code:04X}); delete it") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be an experiment") from None
 
 
 def parse_scalar(text: str) -> Any:
     """A value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raises UserError when not YAML."""
+    return parse_written(text)[0]
+
+
+def parse_written(text: str) -> tuple[Any, Any]:
+    """The value, and what `Position.written` says of it. Raises UserError when not YAML."""
     shown = text if len(text) < 80 else f"{text[:80]}..."
     if len(text) > MAX_BYTES:
         raise UserError(f"{shown!r}: longer than 1 MiB; this is not a value")
     try:
         node = yaml.compose(text, Loader=_CoreLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"{shown!r}: not a YAML value") from None
+        raise UserError(f"{shown!r}: not a YAML value; put a text with special characters in quotes") from None
     builder = _Builder("value")
     value = None if node is None else builder.build(node, ())
     if builder.problems:
         raise ConfigError(builder.problems)
-    return value
+    return value, None if node is None else _written(node)
+
+
+def typed(text: str) -> Any:
+    """A variable of the environment: a number, a switch, null, a list or mapping, or else the very text."""
+    plain = text.strip()
+    if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in _PATTERNS.values()):
+        return text
+    try:
+        return parse_scalar(plain) if plain else text
+    except UserError:  # no number that fits, or a text that only begins like a list
+        return text
 
 
 def _read(path: Path) -> str:
@@ -133,10 +175,23 @@ def _read(path: Path) -> str:
     if len(raw) > MAX_BYTES:
         raise UserError(f"{path}: larger than 1 MiB; this is not an experiment file")
     try:
-        return raw.decode("utf-8-sig")
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return raw.decode("utf-16")
+        return _without_tabs(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def _without_tabs(text: str) -> str:
+    """JSON may be indented with tabs, YAML not; the lines stay what they are."""
+    if not text.lstrip().startswith("{") or "\t" not in text:
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text.replace("\t", " ")
 
 
 class _Builder:
@@ -156,33 +211,89 @@ class _Builder:
         line = node.start_mark.line + 1
         try:
             if isinstance(node, yaml.ScalarNode):
-                return _scalar(node)
+                return self._scalar(node, path)
             if node.tag not in (f"{TAGS}map", f"{TAGS}seq"):
-                raise ValueError(f"tag {node.tag!r} is not supported in an experiment file")
+                raise ValueError(_unsupported(node.tag))
         except ValueError as error:
             raise UserError(f"{self.name}:{line}: {error}") from None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         return [self.build(child, (*path, str(i)), depth + 1) for i, child in enumerate(node.value)]
 
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        value = _scalar(node)
+        if isinstance(value, str) and node.style is None and path[:1] != ("experiment_info",):
+            odd = yaml_errors.typographic(value)
+            if odd:
+                self.problems.append(f"{self.name}:{node.start_mark.line + 1}: {'.'.join(path)}: {odd}")
+        return value
+
     def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise UserError(f"{self.name}:{line}: a key must be a word, not a list or mapping")
-            try:
-                key = _text(key_node.value)
-            except ValueError as error:
-                raise UserError(f"{self.name}:{line}: {error}") from None
+            key = self._key(key_node)
             if key == "<<" and key_node.style is None:
-                raise UserError(f"{self.name}:{line}: `<<` merges nothing here; use `extends:` with another file")
+                if merged:
+                    self.problems.append(f"{self.name}:{line}: a second `<<`; write one list: `<<: [*a, *b]`")
+                merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
             if key in mapping:
                 first = self.where[(*path, key)]
                 self.problems.append(f"{self.name}:{line}: {'.'.join((*path, key))}: duplicate key (first at {first})")
-            self.where[(*path, key)] = f"{self.name}:{line}"
-            mapping[key] = self.build(value_node, (*path, key), depth + 1)
+            mapping[key] = self._entry(key_node, value_node, (*path, key), depth)
+        for below in merged:
+            self._merge(mapping, below, path, depth)
         return mapping
+
+    def _entry(self, key_node: yaml.Node, value_node: yaml.Node, path: KeyPath, depth: int) -> Any:
+        at = f"{self.name}:{key_node.start_mark.line + 1}"
+        self.where[path] = Position(at)  # for what is wrong below it
+        value = self.build(value_node, path, depth + 1)
+        self.where[path] = Position(at, _written(value_node))
+        return value
+
+    def _merge(self, mapping: dict[str, Any], node: yaml.Node, path: KeyPath, depth: int) -> None:
+        """Add what `<<` brings, one level deep as in YAML: the mapping's own keys win, then the first in the list."""
+        line = node.start_mark.line + 1
+        if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAGS}null":
+            return
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{self.name}:{line}: `<<` merges mappings: `<<: *name` or `<<: [*a, *b]`")
+        where, self.where = self.where, {}
+        brought = self.build(node, path, depth + 1)
+        added = {at: place for at, place in self.where.items() if at[len(path)] not in mapping}
+        self.where = where | added
+        mapping.update({key: value for key, value in brought.items() if key not in mapping})
+
+    def _key(self, node: yaml.Node) -> str:
+        """The text of a key. Raises UserError."""
+        at = f"{self.name}:{node.start_mark.line + 1}"
+        if not isinstance(node, yaml.ScalarNode):
+            hint = "; put a text with {{ }} in quotes" if isinstance(node, yaml.MappingNode) else ""
+            raise UserError(f"{at}: a key must be a word, not a list or mapping{hint}")
+        try:
+            key = _text(node.value)
+        except ValueError as error:
+            raise UserError(f"{at}: {error}") from None
+        odd = (yaml_errors.odd_character(key) or yaml_errors.typographic(key)) if node.style is None else ""
+        if odd:
+            raise UserError(f"{at}: {key!r}: {odd}")
+        return key
+
+
+def _written(node: yaml.Node) -> Any:
+    """A number or switch as it was written; for a list a list of those. None for anything else."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_written(inner) for inner in node.value]
+    kind = node.tag.removeprefix(TAGS)
+    return node.value if isinstance(node, yaml.ScalarNode) and kind in ("bool", "int", "float") else None
+
+
+def _unsupported(tag: str) -> str:
+    shown = tag.replace(TAGS, "!!")
+    return f"the tag {shown} is not supported in an experiment file; put a text that begins with ! in quotes"
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
@@ -192,7 +303,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if kind == "str":
         return _text(text)
     if kind not in _PATTERNS:
-        raise ValueError(f"tag {node.tag!r} is not supported in an experiment file")
+        raise ValueError(_unsupported(node.tag))
     if not _PATTERNS[kind].match(text):
         raise ValueError(f"{text[:80]!r} is not of the type {kind}")
     if kind == "bool":

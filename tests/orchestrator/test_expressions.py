@@ -35,6 +35,60 @@ def test_values_and_types(text: str, value: object) -> None:
     assert type(variables.fill(text)) is type(value)
 
 
+@pytest.mark.parametrize(
+    "value", ["1.10", "007", "1e3", "0x10", "true", "null", "a #b", "1_000", " 5", "[a", "", "9" * 40]
+)
+def test_values_are_put_into_texts_as_they_are(value: str) -> None:
+    variables = Variables({"v": "${env:V}"}, {"V": value})
+    assert variables.fill("data/${env:V}/x") == f"data/{value}/x"
+    assert variables.fill("data/${v}/x") == f"data/{value}/x"
+
+
+def test_variables_are_put_into_texts_as_the_file_writes_them() -> None:
+    variables = Variables({"v": 1.1, "b": True, "n": 7}, {}, {"v": "1.10", "b": "TRUE"})
+    assert variables.fill("${v} ${b} ${n} ${v * 2} ${vars.n}") == "1.10 TRUE 7 2.2 7"
+    assert variables.fill("${v}") == 1.1
+
+
+def test_an_empty_variable_takes_the_default() -> None:
+    variables = Variables({}, {"V": ""})
+    assert variables.fill("${env:V,7}") == 7
+    assert variables.fill("x${env:V,7}") == "x7"
+    assert variables.fill("${env:V,}") is None
+    assert variables.fill("${env:V}") == ""
+
+
+def test_a_text_of_the_environment_is_no_yaml() -> None:
+    variables = Variables({}, {"V": "/data/a #b", "L": "[1, 2]", "B": "[x"})
+    assert variables.fill("${env:V}") == "/data/a #b"
+    assert variables.fill("${env:L}") == [1, 2]
+    assert variables.fill("${env:B}") == "[x"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("${oc.env:HOME}", "write ${env:HOME}"),
+        ("a/${oc.env:X,default}", "write ${env:X,default}"),
+        ("${X:-d}", "write ${env:X,d}"),
+        ("${HOME}", "for the environment write ${env:HOME}"),
+        ("${base.trainer.max_iters}", "put `max_iters: ...` under vars"),
+        ("${.x}", "put `x: ...` under vars"),
+        ("${now:%Y}", "there is no ${now:...}"),
+        ("${iter}", "did you mean iters?"),
+        ("a${list}", "a list within a text"),
+    ],
+)
+def test_other_programs_references_are_translated(text: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Variables({"iters": 1, "list": [1]}, {"HOME": "/h"}).fill(text)
+    assert words in str(caught.value)
+
+
+def test_a_name_with_a_dash_is_a_variable() -> None:
+    assert Variables({"max-iters": 5}).fill("${max-iters}") == 5
+
+
 def test_containers_are_filled_within() -> None:
     assert Variables({"a": 1}).fill({"x": ["${a}", "${a + 1}"], "y": None}) == {"x": [1, 2], "y": None}
 

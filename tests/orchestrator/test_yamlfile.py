@@ -113,3 +113,89 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         yamlfile.load(tmp_path / "ablaton.yaml")
     with pytest.raises(UserError, match="is a folder"):
         yamlfile.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ("a: 1\nb: {c: ${lr}}", 2, '"${lr}"'),
+        ("a: [${x}, 2]", 1, '"${x}"'),
+        ("a: {b: x-${c}, d: 1}", 1, '"x-${c}"'),
+        ("a: {\n  b: ${env:C,1},\n  d: 2}", 2, "in quotes within { } and [ ]"),
+        ("a:\n\tb: 1", 2, "a tab"),
+        ("about: foo: bar", 1, 'put a value with a colon in quotes: "foo: bar"'),
+        ("a:\n  b: 1\n   c: 2", 3, "below line 2, which has a value already"),
+        ("a:\n    b: 1\n  c: 2", 3, "this indentation fits no line above"),
+        ("a: 1\nb:2\nc: 3", 2, "no space after the colon; write `b: 2`"),
+        ("a:1\nb: 2", 1, "no space after the colon; write `a: 1`"),
+        ("a:1\nb:2", 1, "no space after the colon; write `a: 1"),
+        ("a: 1\nb\nc: 2", 2, "write `key: value`"),
+        ("a: @x", 1, "cannot begin with @; put it in quotes"),
+        ("a: 1\nb: %x", 2, "cannot begin with %"),
+        ("a: `x`", 1, "cannot begin with `"),
+        ("a: *x", 1, "no anchor &x stands above"),
+        ("a: *.txt", 1, "begins with * or & in quotes"),
+        ("a: !env X", 1, "the tag !env is not supported"),
+        ('a: 1\nb: "C:\\data"', 2, "use single quotes"),
+        ('a: 1\nb: "x\nc: 1', 2, "the quote that is opened here is not closed"),
+        ("a: [1, 2\nb: 3\n", 2, "the `[` of line 1 is not closed"),
+        ("a: 1\n---\nb: 2", 2, "a second document begins here"),
+        ("a: 1\n- b: 2", 2, "begins an entry of a list"),
+        ("a: - b", 1, "begins an entry of a list"),
+        ("a: | b", 1, "begins in the next line"),
+        ("a: 'it's'", 1, "put the whole value in quotes"),
+        ("a: {python} t.py", 1, "put the whole value in quotes"),
+        ("a: {{ x }}", 1, "a key must be a word, not a list or mapping; put a text with {{ }} in quotes"),
+        ('name = "x"\n[base]\na = 1\n', 1, "`key = value` is no YAML"),
+        ("[base]\na=1\n", 2, "`key = value` is no YAML"),
+        ("name: \u201cx\u201d", 1, 'typographic quotes and belong to the text; write plain ones: "x"'),
+        ("name:\u00a0x\n", 1, "U+00A0"),
+        ("a:\n\u00a0\u00a0b: 1\n", 2, "U+00A0"),
+        ("name\uff1ax\n", 1, "full-width"),
+        ("a: &x {b: 1}\nc: {<<: 3}", 2, "`<<` merges mappings"),
+        ("a: \x07", 1, "a control character (U+0007)"),
+    ],
+)
+def test_a_slip_is_told_with_its_line_and_what_to_write(tmp_path: Path, content: str, line: int, words: str) -> None:
+    path = write(tmp_path / "a.yaml", content)
+    with pytest.raises(UserError) as caught:
+        yamlfile.load(path)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+
+
+def test_merge_keys(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.yaml",
+        "x-a: &a {lr: 1, wd: 2}\nx-b: &b\n  lr: 3\n  bs: 4\none: {wd: 9, <<: *a}\nlist:\n  <<: [*b, *a]\n  n: 5\n"
+        "nested: &n {<<: *a, k: 1}\nagain: {<<: *n}\nnone: {<<: , k: 1}\nquoted: {'<<': 1}\n",
+    )
+    tree = yamlfile.load(path)
+    assert tree.data["one"] == {"lr": 1, "wd": 9}
+    assert tree.data["list"] == {"lr": 3, "bs": 4, "wd": 2, "n": 5}
+    assert tree.data["again"] == {"lr": 1, "wd": 2, "k": 1}
+    assert tree.data["none"] == {"k": 1}
+    assert tree.data["quoted"] == {"<<": 1}
+    assert tree.position(("one", "wd")) == f"{path}:5"
+    assert tree.position(("one", "lr")) == f"{path}:1"
+    assert tree.position(("list", "bs")) == f"{path}:4"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbfname: x\r\nseeds: [1]\r\n",
+        "name: x\nseeds: [1]\n".encode("utf-16"),
+        b'{\n\t"name": "x",\n\t"seeds": [1]\n}\n',
+        b"%YAML 1.2\n---\nname: x\nseeds:\n- 1\n...\n",
+    ],
+)
+def test_what_editors_and_programs_write_is_read(tmp_path: Path, raw: bytes) -> None:
+    assert yamlfile.load(write(tmp_path / "a.yaml", raw)).data == {"name": "x", "seeds": [1]}
+
+
+def test_numbers_are_known_as_they_were_written(tmp_path: Path) -> None:
+    tree = yamlfile.load(write(tmp_path / "a.yaml", "a: 007\nb: {c: 1e-4}\nd: [1.10, x, true]\ne: '007'\n"))
+    assert (tree.written(("a",)), tree.written(("b", "c"))) == ("007", "1e-4")
+    assert tree.written(("d",)) == ["1.10", None, "true"]
+    assert tree.written(("e",)) is None

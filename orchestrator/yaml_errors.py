@@ -1,0 +1,129 @@
+"""Explain in an author's words what the YAML parser stumbled over, and what to write instead."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import yaml
+
+_NO_SPACE = re.compile(r"^\s*(?:- )?(?P<key>[A-Za-z_][\w.-]*)[:\uff1a](?P<value>[^\s:/\\].*)$")
+_ASSIGNMENT = re.compile(r"^\s*(?:\[[\w.\"-]+\]\s*$|[\w.\"-]+\s*=[^=])", re.MULTILINE)
+_REFERENCE = re.compile(r"[^\s,{}\[\]]*\$\{[^{}]*\}[^\s,{}\[\]]*")
+_TWO_COLONS = re.compile(r"^\s*(?:- )?[^\s#'\"{\[][^:]*:\s+(?P<value>[^'\"{\[].*:(?:\s.*)?)$")
+_QUOTES = {"\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'", "\u00ab": '"', "\u00bb": '"'}
+QUOTED = re.compile(f"[{''.join(_QUOTES)}].*[{''.join(_QUOTES)}]", re.DOTALL)
+
+
+def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
+    """Return the line (from 1) and a sentence: what is wrong there, and what to write."""
+    mark = error.problem_mark or error.context_mark
+    lines = text.splitlines() or [""]
+    number = mark.line if mark else 0
+    line = lines[min(number, len(lines) - 1)]
+    opened = error.context_mark.line if error.context_mark else number
+    problem = str(error.problem or error)
+    if _ASSIGNMENT.match(line) or _ASSIGNMENT.match(lines[min(opened, len(lines) - 1)]):
+        return number + 1, other_format(text)
+    for place in dict.fromkeys((number, opened, max(0, number - 1))):
+        odd = odd_character(lines[min(place, len(lines) - 1)])
+        if odd:
+            return place + 1, odd
+    if "expected ',' or" in problem and mark and text[max(0, mark.index - 1) : mark.index + 1] == "${":
+        return number + 1, _unquoted_reference(line, mark.column)
+    if problem == "mapping values are not allowed here":
+        return _second_colon(lines, number)
+    if problem == "could not find expected ':'":
+        return opened + 1, no_space(lines[opened]) or f"{lines[opened].strip()[:40]!r}: write `key: value`"
+    return _known(problem, str(error.context or ""), number + 1, opened + 1)
+
+
+def explain_no_mapping(text: str) -> tuple[int, str]:
+    """Return line and sentence for a document that is a text or a list where keys and values are expected."""
+    for number, line in enumerate(text.splitlines(), 1):
+        why = odd_character(line) or no_space(line) or other_format(line)
+        if why:
+            return number, why
+    return 1, "the top level must be keys and values, such as `name: my-study`"
+
+
+def _known(problem: str, context: str, line: int, opened: int) -> tuple[int, str]:
+    """Explain the problems that need no look at the text."""
+    character = re.search(r"found character '(.+)' that cannot start any token", problem)
+    alias = re.search(r"found undefined alias '(.+)'", problem)
+    closing = re.search(r"expected ',' or '(.)'", problem)
+    if character and character[1] == "\\t":
+        return line, "a tab; YAML is indented with spaces only"
+    if character:
+        return line, f"a value cannot begin with {character[1]}; put it in quotes"
+    if alias:
+        return line, f"*{alias[1]}: no anchor &{alias[1]} stands above; put a text that begins with * in quotes"
+    if closing:
+        bracket = {"]": "[", "}": "{"}[closing[1]]
+        return line, f"the `{bracket}` of line {opened} is not closed, or a comma is missing before this place"
+    if "scanning an alias" in context or "scanning an anchor" in context:
+        return line, "put a text that begins with * or & in quotes"
+    if "quoted scalar" in context and "end of stream" in problem:
+        return opened, "the quote that is opened here is not closed"
+    if "unknown escape" in problem:
+        return line, "a backslash within double quotes is an escape; use single quotes"
+    if "scanning a block scalar" in context:
+        return line, "the text after | or > begins in the next line; put a text that begins with them in quotes"
+    if "found '-'" in problem or problem.startswith("sequence entries"):
+        return line, "`- ` begins an entry of a list, but a key or a value is expected here; check the indentation"
+    if "but found '<scalar>'" in problem:
+        return line, "text after a closing quote or brace; put the whole value in quotes"
+    if problem.startswith("expected <block end>"):
+        return line, "this indentation fits no line above; keys that belong together begin in the same column"
+    if problem == "but found another document":
+        return line, "a second document begins here; one file is one experiment (several: under `configs:`)"
+    if problem == "second occurrence":
+        return line, f"the anchor of line {opened} again; choose another name"
+    if problem.startswith("mapping keys are not allowed"):
+        return line, "put a text that begins with ? in quotes"
+    return line, problem
+
+
+def _unquoted_reference(line: str, column: int) -> str:
+    found = next((match[0] for match in _REFERENCE.finditer(line) if match.start() <= column < match.end()), "${...}")
+    return f'put ${{...}} in quotes within {{ }} and [ ]: "{found}"'
+
+
+def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
+    """Explain a `: ` where none can be: in a value, below a key that has one, or after a line without its space."""
+    above = next((n for n in range(number - 1, -1, -1) if lines[n].strip() and lines[n].strip()[0] != "#"), number)
+    value = _TWO_COLONS.match(lines[number])
+    if value:
+        return number + 1, f'put a value with a colon in quotes: "{value["value"].strip()[:60]}"'
+    if no_space(lines[above]):
+        return above + 1, no_space(lines[above])
+    return number + 1, f"a key below line {above + 1}, which has a value already; check the indentation"
+
+
+def no_space(line: str) -> str:
+    """Return what to write for `key:value`, '' for any other line."""
+    found = _NO_SPACE.match(line)
+    return f"no space after the colon; write `{found['key']}: {found['value'].strip()[:40]}`" if found else ""
+
+
+def other_format(text: str) -> str:
+    """Return a sentence for a file that is TOML, INI or Python, '' for any other."""
+    return "`key = value` is no YAML (TOML? INI?); write `key: value`" if _ASSIGNMENT.search(text) else ""
+
+
+def odd_character(text: str) -> str:
+    """Return a sentence for a character that only looks like a space, a colon or nothing, '' where there is none."""
+    for char in text:
+        if char in "\uff1a\uff0c":
+            return f"a full-width {char} (U+{ord(char):04X}); write the ASCII sign"
+        if not char.isascii() and (unicodedata.category(char) in ("Zs", "Cf") or char in "\u2028\u2029"):
+            name = unicodedata.name(char, "character").lower()
+            return f"an invisible character (U+{ord(char):04X}, {name}); replace it with a space, or delete it"
+    return ""
+
+
+def typographic(text: str) -> str:
+    """Return a sentence for an unquoted value in typographic quotes, '' for any other."""
+    if len(text) < 2 or not QUOTED.fullmatch(text):
+        return ""
+    return f'{text[0]} {text[-1]} are typographic quotes and belong to the text; write plain ones: "{text[1:-1][:60]}"'
