@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,7 +10,8 @@ from collections.abc import Collection, Sequence
 
 from orchestrator import slurm, status
 from orchestrator.status import RunState
-from trainer.errors import UserError
+from trainer import runlog
+from trainer.errors import RunError, UserError
 
 SCANCEL_AT_ONCE = 200  # ids on one command line
 
@@ -24,13 +26,17 @@ def affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list
 def cancel(states: Sequence[RunState]) -> list[str]:
     """Cancel these active runs and return their ids.
 
-    Raises UserError, before anything is cancelled, for a run that cannot be cancelled from here; ControllerError where
-    scancel fails.
+    Raises UserError or RunError, before anything is cancelled, for a run that cannot be cancelled from here;
+    ControllerError where scancel fails.
     """
+    _require_confirmed(states)
     processes = {_process(state) for state in states if not state.job_id}
-    jobs = sorted({state.job_id for state in states if state.job_id})
-    for start in range(0, len(jobs), SCANCEL_AT_ONCE):
-        slurm.run_command(["scancel", *jobs[start : start + SCANCEL_AT_ONCE]])
+    scancel({state.job_id for state in states if state.job_id})
+    for state in states:
+        if state.job_id and (state.state == "queued" or state.requeued):  # it leaves no other trace in some queues
+            with contextlib.suppress(OSError):
+                fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}
+                runlog.append_event(state.run.folder, "ended", **fields)
     for pid in processes:
         try:
             os.kill(pid, signal.SIGTERM)
@@ -41,11 +47,30 @@ def cancel(states: Sequence[RunState]) -> list[str]:
     return [state.run.id for state in states]
 
 
+def _require_confirmed(states: Sequence[RunState]) -> None:
+    """Raise RunError for a run whose job id may be another job's."""
+    unsure = [state for state in states if state.job_id and not state.confirmed]
+    if unsure:
+        jobs = " ".join(sorted({state.job_id for state in unsure}))
+        raise RunError(
+            f"{unsure[0].run.id}: Slurm's queue does not show that job {unsure[0].job_id} is this run's (no answer, or "
+            "a site that replaces comments); nothing was cancelled. Compare `scontrol show job`, then run: scancel "
+            f"{jobs}"
+        )
+
+
+def scancel(job_ids: Collection[str]) -> None:
+    """Cancel these jobs. Raises ControllerError."""
+    jobs = sorted(job_ids)
+    for start in range(0, len(jobs), SCANCEL_AT_ONCE):
+        slurm.run_command(["scancel", *jobs[start : start + SCANCEL_AT_ONCE]])
+
+
 def _process(state: RunState) -> int:
     """Whom to tell: the trainer of a run, or for one that still waits the `submit` that holds its queue."""
     event = status.owner(state.run)
     if event is None:
-        raise UserError(f"{state.run.id}: nobody is known to run it")
+        raise UserError(f"{state.run.id}: is being submitted, its process or job is not known yet; try again later")
     if event.get("host") != socket.gethostname():
         raise UserError(f"{state.run.id}: runs on {event.get('host')} without Slurm; cancel it there")
     return int(event["pid"])

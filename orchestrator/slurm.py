@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.errors import RunError
 
 TIMEOUT = 30  # seconds; squeue gives up on a dead controller after 9, scontrol after 18
-TOKEN = re.compile(r"ablatrix:([0-9a-f]{16})")
+# Our mark on a job: in its comment, or, where a site overwrites comments, in the path of its script
+TOKEN = re.compile(r"ablatrix:([0-9a-f]{16})|/([0-9a-f]{16})(?:-[a-z]+)?\.sbatch\b|/submitit/([0-9a-f]{16})/")
 
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
@@ -39,6 +40,7 @@ _JOB_ID = re.compile(r"[0-9]{1,10}(?:_[0-9]{1,10}|\+[0-9]{1,10})?")
 _ARRAY = re.compile(r"([0-9]{1,10})_\[([0-9,:-]*)(?:%[0-9]+)?\]?")
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10})(?::([0-9]{1,10}))?)?")
 MOST_TASKS = 4_000_001  # of an array; Slurm's own limit
+NO_TASK = ("4294967294", "N/A")  # as ArrayTaskId: the record stands for all tasks of the array
 MOST_JOBS = 100_000  # in one answer; what is longer cannot be the user's queue
 
 
@@ -53,7 +55,15 @@ RELEASED_AT_ONCE = 100  # ids on one command line
 
 
 class ControllerError(RunError):
-    """slurmctld (or the command itself) does not answer."""
+    """A Slurm command failed or did not answer."""
+
+
+class NoAnswerError(ControllerError):
+    """slurmctld cannot be reached: nothing is known of the request, and nothing is wrong with it."""
+
+
+# Slurm's words when the controller could not be reached, or may have done what it was asked for
+NO_ANSWER = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "Communication", "standby mode")
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,23 @@ class Job:
     node: str = ""
     reason: str = ""
     time_left: str = ""
-    comment: str = ""
+    comment: str = ""  # and the path of its script
     exit_code: str = ""
 
     @property
     def token(self) -> str | None:
-        match = TOKEN.search(self.comment)
-        return match[1] if match else None
+        return find_token(self.comment)
+
+    @property
+    def base(self) -> str:
+        """Id of its array, its own id for a plain job."""
+        return self.id.partition("_")[0]
+
+
+def find_token(text: str) -> str | None:
+    """The token in a job's comment or in the path of its script."""
+    match = TOKEN.search(text)
+    return next(filter(None, match.groups()), None) if match else None
 
 
 def available() -> bool:
@@ -132,40 +152,43 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
     except FileNotFoundError:
         raise ControllerError(f"{command[0]}: not found on this machine") from None
     except subprocess.TimeoutExpired:
-        raise ControllerError(f"{command[0]} did not answer in {timeout:g} s") from None
+        raise NoAnswerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
         words = " ".join((result.stderr or result.stdout).split())[-300:]
-        raise ControllerError(f"{command[0]}: {words or f'exit code {result.returncode}'}")
+        kind = NoAnswerError if any(known in words for known in NO_ANSWER) else ControllerError
+        raise kind(f"{command[0]}: {words or f'exit code {result.returncode}'}")
     return result.stdout
 
 
 def queue(user: str = "") -> dict[str, Job]:
     """All jobs of a user that wait or run, by id: one squeue, whatever their number. Raises ControllerError.
 
-    user: whose; default: this one's.
+    user: name or number; default: this process's. LOGNAME and USER are not asked: after `su`, or in a container, they
+    may name somebody else.
     """
-    user = user or getpass.getuser()
-    # %k is last: a comment may hold anything, the other fields hold no bar
-    command = [
-        "squeue",
-        "--noheader",
-        "--array",
-        f"--user={user}",
-        "--states=all",
-        "--format=%i|%T|%u|%N|%L|%r|%k",
-    ]
-    return parse_squeue(run_command(command), user)
+    users = {user} if user else own_names()
+    # The last two may hold anything: the comment and the path of the script. The other fields hold no bar
+    form = "--format=%i|%T|%u|%N|%L|%r|%k|%o"
+    command = ["squeue", "--noheader", "--array", f"--user={user or os.getuid()}", "--states=all", form]
+    return parse_squeue(run_command(command), *users)
 
 
-def parse_squeue(text: str, user: str) -> dict[str, Job]:
-    """squeue's lines (id|state|user|node|left|reason|comment) as jobs by id; other users' jobs are left out.
+def own_names() -> set[str]:
+    """This user as Slurm may print it: the number, and the name where the machine knows one."""
+    with contextlib.suppress(KeyError):
+        return {str(os.getuid()), pwd.getpwuid(os.getuid()).pw_name}
+    return {str(os.getuid())}
+
+
+def parse_squeue(text: str, *users: str) -> dict[str, Job]:
+    """squeue's lines (id|state|user|node|left|reason|comment|script) as jobs by id; others' jobs are left out.
 
     Raises ControllerError for more jobs than there can be: a part of them would make the others look gone.
     """
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
         fields = line.strip().split("|", 6)
-        if len(fields) < 7 or fields[2] != user:
+        if len(fields) < 7 or fields[2] not in users:
             continue
         state = full_state(fields[1])
         for job_id in expand(fields[0]) if state else ():
@@ -224,10 +247,14 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
             found.update(parse_scontrol(run_command(["scontrol", "--oneliner", "show", "job", base])))
         except ControllerError:
             continue
+    for job_id in wanted - found.keys():
+        whole = found.get(f"{job_id.partition('_')[0]}_*")  # one record for all tasks of an array that never started
+        if whole:
+            found[job_id] = replace(whole, id=job_id)
     missing = wanted - found.keys()
     if missing:
         bases = ",".join(sorted({job_id.partition("_")[0] for job_id in missing}))
-        fields = "--format=JobID,State,ExitCode,NodeList"
+        fields = "--format=JobID,State,ExitCode,NodeList,Comment"
         try:
             out = run_command(["sacct", "-n", "-X", "--parsable2", "-j", bases, fields])
             found.update({key: job for key, job in parse_sacct(out).items() if key in missing})
@@ -240,21 +267,28 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
 
 
 def parse_scontrol(text: str) -> dict[str, Job]:
-    """`scontrol --oneliner show job` as jobs by id (array tasks as 123_4). Raises as `parse_squeue`."""
+    """`scontrol --oneliner show job` as jobs by id (array tasks as 123_4). Raises as `parse_squeue`.
+
+    An array that was cancelled before any task of it started is one record, 123_*.
+    """
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
         fields = _fields(line)
         if "JobId" not in fields or not full_state(fields.get("JobState", "")):
             continue
         array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
-        for job_id in expand(f"{array}_[{task}]") if array and task else expand(fields["JobId"].split(" ")[0]):
+        if array and task in NO_TASK:
+            ids: Iterable[str] = [f"{base}_*" for base in expand(array)]
+        else:
+            ids = expand(f"{array}_[{task}]") if array and task else expand(fields["JobId"].split(" ")[0])
+        for job_id in ids:
             _limit(jobs)
             jobs[job_id] = Job(
                 job_id,
                 full_state(fields["JobState"]),
                 node=fields.get("NodeList", "").replace("(null)", ""),
                 reason=fields.get("Reason", "").replace("None", ""),
-                comment=fields.get("Comment", ""),
+                comment=f"{fields.get('Comment', '')}|{fields.get('Command', '')}",
                 exit_code=fields.get("ExitCode", ""),
             )
     return jobs
@@ -268,13 +302,17 @@ def _fields(line: str) -> dict[str, str]:
 
 
 def parse_sacct(text: str) -> dict[str, Job]:
-    """`sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList` as jobs by id. Raises as `parse_squeue`."""
+    """`sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList[,Comment]` as jobs by id.
+
+    Raises as `parse_squeue`.
+    """
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
-        fields = line.strip().split("|")
-        state = full_state(fields[1]) if len(fields) == 4 else ""
+        fields = line.strip().split("|", 4)
+        state = full_state(fields[1]) if len(fields) >= 4 else ""
         for job_id in expand(fields[0]) if state else ():
-            jobs[job_id] = Job(job_id, state, exit_code=fields[2], node=fields[3])
+            comment = fields[4] if len(fields) > 4 else ""
+            jobs[job_id] = Job(job_id, state, exit_code=fields[2], node=fields[3], comment=comment)
             _limit(jobs)
     return jobs
 
@@ -334,7 +372,7 @@ def submit_limit(account: str | None) -> int | None:
 
     account: the one of the jobs; without it the most generous of the user's counts.
     """
-    whose = [f"user={getpass.getuser()}", *([f"account={account}"] if account else [])]
+    whose = [f"user={sorted(own_names())[-1]}", *([f"account={account}"] if account else [])]
     try:
         lines = run_command(["sacctmgr", "-nP", "show", "assoc", *whose, "format=MaxSubmitJobs"]).splitlines()
     except ControllerError:

@@ -49,6 +49,7 @@ class RunState:
     seconds_left: float | None = None
     node: str = ""
     job_id: str = ""
+    confirmed: bool = False  # the queue shows our token on this job, or the job itself has said its id
     attempt: int = 0  # newest claim; the next attempt is one more
     requeued: bool = False  # stopped, and in the queue again
     log: str = ""  # in the study's folder of logs, as far as it is known to have been written
@@ -165,6 +166,23 @@ class _Files:
         return next((e for e in reversed(self.events) if e["event"] in ALIVE + ENDED), None)
 
     @property
+    def job_id(self) -> str:
+        """Id of the run's job: what its trainer said of itself, else what its submit has recorded."""
+        queued = self.queued or {}
+        own = self._own_job_id if queued.get("launcher") != "local" else ""
+        return own or str(queued.get("job_id", ""))
+
+    @property
+    def names_itself(self) -> bool:
+        """True if the trainer has written the id of its job."""
+        return bool(self._own_job_id)
+
+    @property
+    def _own_job_id(self) -> str:
+        started = (e for e in reversed(self.events) if e["event"] in ("started", "resumed"))
+        return str(next(started, {}).get("job_id", ""))
+
+    @property
     def asks_scheduler(self) -> bool:
         if self.summary:
             return False
@@ -183,7 +201,12 @@ ByToken = dict[tuple[str, str], slurm.Job]  # (token, index in the array, or "" 
 
 
 def _by_token(jobs: dict[str, slurm.Job]) -> ByToken:
-    return {(job.token, job.id.partition("_")[2]): job for job in jobs.values() if job.token}
+    """The jobs that carry a token; of two with the same one that runs, else one that waits."""
+    found: ByToken = {}
+    for job in sorted(jobs.values(), key=lambda job: (job.state in slurm.RUNNING, job.state in slurm.PENDING)):
+        if job.token:
+            found[job.token, job.id.partition("_")[2]] = job
+    return found
 
 
 def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
@@ -199,7 +222,7 @@ def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) 
         return _judge_process(state, files) if files.events else state
     if files.queued.get("launcher") == "local":
         return _judge_process(state, files)
-    return _judge_job(state, files, jobs)
+    return _judge_job(state, files, jobs, by_token)
 
 
 def _judge_finished(state: RunState, files: _Files) -> RunState:
@@ -220,7 +243,8 @@ def _stopped(state: RunState, life: Record) -> RunState:
     """Ended, with a checkpoint unless it must begin `anew`; by: who asked for it, where it was no signal."""
     then = "start it anew" if life.get("anew") else "continue"
     by = "" if runlog.may_requeue(life) else f" by {life['by']}"
-    return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}; submit again to {then}")
+    refused = f"; not requeued ({life['reason']})" if life.get("reason") else ""
+    return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}{refused}; submit again to {then}")
 
 
 def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
@@ -228,7 +252,7 @@ def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | No
     claim = files.claim
     assert claim is not None
     job = by_token.get((claim.token, str(claim.index) if claim.tasks > 1 else ""))
-    job_id = job.id if job else next((str(e["job_id"]) for e in reversed(files.events) if e.get("job_id")), "")
+    job_id = job.id if job else files.job_id
     if job_id:
         found = replace(files, claim=None, queued={"launcher": "slurm", "job_id": job_id, "token": claim.token})
         return _judge(found, jobs, by_token)
@@ -239,7 +263,13 @@ def _judge_claim(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | No
     return replace(state, reason="an earlier submit ended before its job was queued")
 
 
-def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None) -> RunState:
+def _find_job(files: _Files, jobs: dict[str, slurm.Job], by_token: ByToken) -> slurm.Job | None:
+    """The run's job in the queue: the one that carries its token, as a recorded id may be another job's."""
+    token = str((files.queued or {}).get("token", ""))
+    return by_token.get((token, files.job_id.partition("_")[2])) or _own(jobs.get(files.job_id), files)
+
+
+def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
     life = files.life["event"] if files.life else ""
     if files.life and files.life_is_final:
         return replace(state, state=_said(files.life, "planned"), reason=files.life.get("reason", ""))
@@ -247,7 +277,9 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
         return _stopped(state, files.life)  # though its job may go on with other runs; nobody starts it again
     if jobs is None:  # the controller is silent: the files' last word
         return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
-    job = _own(jobs.get(state.job_id), files)
+    job = _find_job(files, jobs, by_token)
+    if job:
+        state = replace(state, job_id=job.id, confirmed=bool(job.token) or files.names_itself)
     if job and not slurm.is_known(job.state):  # a newer Slurm's word: no end is concluded from it
         return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
     if life == "failed":
@@ -368,7 +400,7 @@ def _log(files: _Files) -> str:
 
 def _progress(files: _Files) -> RunState:
     """Step, losses and speed from the last whole rows of loss.csv."""
-    job_id = str(files.queued.get("job_id", "")) if files.queued else ""
+    job_id = files.job_id if files.queued else ""
     state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt, job_id=job_id, log=_log(files))
     names, rows = _last_rows(files.run.folder / runlog.LOSS)
     host = next((str(e.get("host")) for e in reversed(files.events) if e["event"] in ALIVE), "")

@@ -118,23 +118,22 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
     Raises RunError when sbatch refused, or when it is not known yet whether the job is in the queue.
     """
     try:
-        ids = launcher.launch(batch)
+        base = _identify(batch, launcher.launch(batch))
     except slurm.ControllerError as error:
-        ids = _lost_answer(batch, error)
+        base = _lost_answer(batch, error)
     except OSError as error:  # its script cannot be written
         release(batch.members, f"not queued: {error}")
         raise _unwritten(error, "nothing of it was queued") from None
     except UserError as error:  # said before sbatch was called
         release(batch.members, f"not queued: {error}")
         raise
+    ids = job_ids(base, len(batch.jobs))
     try:
         record(batch, launcher.name, ids)
     except OSError as error:
         raise _unwritten(
             error, f"its runs are queued as job {ids[0]}, the next submit finds them by its token"
         ) from None
-    with contextlib.suppress(slurm.ControllerError):  # a twin that is not found now finds its runs taken when it starts
-        _cancel_twins(batch, ids)
     return ids
 
 
@@ -169,7 +168,7 @@ def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
     path = batch.study.folder / rundir.LOGS / f"{batch.token}-report.sbatch"
     try:
         runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False, mode=PRIVATE)
-        job = slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))
+        job = slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))[0]
     except (slurm.ControllerError, OSError) as error:
         return f"no report job ({error}); call `python -m orchestrator report` when the runs have ended"
     return f"queued the report behind them as job {job}"
@@ -184,53 +183,69 @@ def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
             )
 
 
-# sbatch's words when the controller may have the job all the same
-UNCERTAIN = (
-    "timed out",
-    "did not answer",
-    "Unable to contact",
-    "Connection",
-    "Zero Bytes",
-    "no job id",
-    "Communication",
-)
 LOOKS = (0.0, 2.0, 5.0)  # seconds between looks into the queue for a job whose answer was lost
 
 
-def _lost_answer(batch: Batch, error: slurm.ControllerError) -> list[str]:
-    """Ids of the batch's jobs, found by their token. Raises RunError when they are not there."""
-    uncertain = any(words in str(error) for words in UNCERTAIN)
+def _identify(batch: Batch, candidates: Sequence[str]) -> str:
+    """Base id of the batch's job: the one that carries its token in the queue, whatever sbatch has printed.
+
+    Where the queue shows no token (it is silent, or the site removes every mark), the only number in sbatch's answer is
+    taken; status looks for the token again. Raises RunError where there are several numbers.
+    """
+    for pause in LOOKS if len(candidates) > 1 else LOOKS[:1]:
+        time.sleep(pause)
+        with contextlib.suppress(slurm.ControllerError):
+            jobs = _jobs_with(batch.token)
+            if jobs:
+                return _cancel_twins(jobs, candidates)
+    if len(candidates) > 1:
+        raise RunError(f"sbatch printed several numbers ({', '.join(candidates)}); {_unknown_fate()}")
+    return candidates[0]
+
+
+def _unknown_fate() -> str:
+    return (
+        f"whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: what is in the queue by "
+        "then is found, the rest is queued, nothing twice"
+    )
+
+
+def _lost_answer(batch: Batch, error: slurm.ControllerError) -> str:
+    """Base id of the batch's job, found by its token. Raises RunError when it is not there."""
+    uncertain = isinstance(error, slurm.NoAnswerError)
     for pause in LOOKS if uncertain else LOOKS[:1]:
         time.sleep(pause)
         try:
-            bases = _jobs_with(batch.token)
+            jobs = _jobs_with(batch.token)
         except slurm.ControllerError:
             continue
-        if bases:
-            return job_ids(bases[0], len(batch.jobs))
+        if jobs:
+            return _cancel_twins(jobs)
     if uncertain:
-        raise RunError(
-            f"{error}; whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: "
-            "what is in the queue by then is found, the rest is queued, nothing twice"
-        )
+        raise RunError(f"{error}; {_unknown_fate()}")
     release(batch.members, str(error))
     raise RunError(str(error))
 
 
-def _cancel_twins(batch: Batch, ids: Sequence[str]) -> None:
-    """sbatch may be repeated on its way to the controller: of two jobs with one token, keep the one we know."""
-    kept = ids[0].partition("_")[0]
-    extra = [base for base in _jobs_with(batch.token) if base != kept]
-    if extra:
-        slurm.run_command(["scancel", *extra])
+def _cancel_twins(jobs: Sequence[slurm.Job], candidates: Sequence[str] = ()) -> str:
+    """sbatch may be repeated on its way to the controller: of the jobs with one token keep one, and return its base id.
+
+    Only those that wait are cancelled. One that runs may have the runs already; the other then leaves by itself.
+    """
+    bases = list(dict.fromkeys(job.base for job in jobs))
+    kept = next((base for base in candidates if base in bases), bases[0])
+    twins = {job.base for job in jobs if job.base != kept and job.state in slurm.PENDING}
+    twins -= {job.base for job in jobs if job.state in slurm.RUNNING}
+    if twins:
+        with contextlib.suppress(slurm.ControllerError):  # one that stays finds its runs taken when it starts
+            slurm.run_command(["scancel", *sorted(twins, key=int)])
+    return kept
 
 
-def _jobs_with(token: str) -> list[str]:
-    """Base ids of the jobs in the queue with this token, lowest first."""
-    jobs = slurm.queue().values()
-    waiting = slurm.PENDING | slurm.RUNNING
-    bases = {job.id.partition("_")[0] for job in jobs if job.token == token and job.state in waiting}
-    return sorted((base for base in bases if base.isdigit()), key=int)
+def _jobs_with(token: str) -> list[slurm.Job]:
+    """The jobs in the queue with this token, those that have just ended included; the lowest id first."""
+    jobs = [job for job in slurm.queue().values() if job.token == token and job.base.isdigit()]
+    return sorted(jobs, key=lambda job: int(job.base))
 
 
 def put_aside(study: Study, names: Sequence[str]) -> list[str]:

@@ -84,9 +84,10 @@ class Launcher(Protocol):
     name: str
 
     def launch(self, batch: Batch) -> list[str]:
-        """Queue it by one sbatch call and return each job's id (`123_4`, or `123` for a single job).
+        """Queue it by one sbatch call and return the ids that it may have got, the likeliest first.
 
-        Raises slurm.ControllerError with sbatch's words; whether a job was queued must then be asked of the queue.
+        Which one is right must be asked of the queue, and so must whether a job was queued at all where it raises
+        slurm.ControllerError (with sbatch's words).
         """
 
     def script(self, batch: Batch) -> str:

@@ -13,7 +13,7 @@ import jinja2
 
 from orchestrator import environment, exports, slurm
 from orchestrator.experiment import SlurmSettings, minutes
-from orchestrator.launchers import Batch, check_folder, job_ids
+from orchestrator.launchers import Batch, check_folder
 from orchestrator.launchers.preamble import preamble
 from orchestrator.rundir import LOGS, Study
 from orchestrator.snapshot import code_root
@@ -49,18 +49,32 @@ class SbatchLauncher:
         path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
         # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): Slurm reads the script as the user who submits
         runlog.atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
-        return job_ids(call_sbatch(path), len(batch.jobs))
+        return call_sbatch(path)
 
 
-def call_sbatch(script: Path, dependency: str | None = None) -> str:
-    """Submit a script and return the job's id. Raises slurm.ControllerError."""
+def call_sbatch(script: Path, dependency: str | None = None) -> list[str]:
+    """Submit a script and return the numbers in sbatch's answer that may be the job's id, the likeliest first.
+
+    A site's wrapper may print lines of its own, such as a year or a quota. Raises slurm.ControllerError.
+    """
     # a dependency that can no longer be met would wait for ever without the second option
     after = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
     output = slurm.run_command(["sbatch", "--parsable", *after, str(script)], timeout=SBATCH_TIMEOUT)
-    match = re.search(r"^([0-9]{1,10})(?:;|$)", output.strip(), re.MULTILINE)
-    if not match:
-        raise slurm.ControllerError(f"sbatch: no job id in its answer: {output.strip()[:200]!r}")
-    return match[1]
+    found = _find_ids(output)
+    if not found:
+        raise slurm.NoAnswerError(f"sbatch: no job id in its answer: {output.strip()[:200]!r}")
+    return found
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ANSWER = re.compile(
+    r"^[ \t]*(?:Submitted batch job )?([0-9]{1,10})(?:;.*|[ \t]+on cluster .*)?[ \t\r]*$", re.MULTILINE
+)
+
+
+def _find_ids(output: str) -> list[str]:
+    """Numbers that stand on a line of their own, the last first: sbatch speaks after its wrapper's greeting."""
+    return list(dict.fromkeys(reversed(_ANSWER.findall(_COLOUR.sub("", output)))))
 
 
 def test_script(settings: SlurmSettings) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator import exports, slurm
 from orchestrator.experiment import minutes
-from orchestrator.launchers import Batch, check_folder, job_ids
+from orchestrator.launchers import Batch, check_folder
 from orchestrator.launchers.preamble import preamble
 from orchestrator.launchers.slurm_sbatch import srun_options
 from orchestrator.rundir import LOGS
@@ -28,14 +28,17 @@ class SubmititLauncher:
         executor = self._executor(batch)
         # It holds pickles that a job will load and scripts with the study's setup: for nobody else's eyes or files
         make_private_folder(batch.study.folder / LOGS / "submitit")
+        make_private_folder(batch.study.folder / LOGS / "submitit" / batch.token)
         try:
             with slurm.own_environment(), executor.batch():
                 # The job becomes our task: submitit's signal handling and result pickle are out of the way, and what
                 # is pickled are strings and a function of the standard library, so nothing of ours is unpickled.
                 jobs = [executor.submit(os.execv, sys.executable, command) for command in batch.commands()]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            raise slurm.ControllerError(" ".join(str(error).split())) from None
-        return job_ids(jobs[0].job_id.partition("_")[0], len(jobs))
+            words = " ".join(str(error).split())
+            kind = slurm.NoAnswerError if any(known in words for known in slurm.NO_ANSWER) else slurm.ControllerError
+            raise kind(words) from None
+        return [jobs[0].job_id.partition("_")[0]]
 
     def script(self, batch: Batch) -> str:
         executor = self._executor(batch)
@@ -49,7 +52,8 @@ class SubmititLauncher:
 
         # %j, not %A_%a: with the latter submitit raises after sbatch and the array is an orphan
         check_folder(batch.study.folder, self.name)  # refuses paths that submitit would put into its script as commands
-        folder = (batch.study.folder / LOGS / "submitit").resolve() / "%j"
+        # the token in the path of the script is our mark on the job where a site overwrites its comment
+        folder = (batch.study.folder / LOGS / "submitit").resolve() / batch.token / "%j"
         try:
             # -P, as for all that jobs start: a random.py in the working folder must not stand for Python's
             python = shlex.join([sys.executable, "-P"])

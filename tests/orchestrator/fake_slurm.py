@@ -1,6 +1,7 @@
 """A stub sbatch, squeue, scontrol, scancel and sacct over a folder, for what a real controller does too rarely.
 
-sbatch may answer late, queue a job twice, answer nothing though the job is queued, or refuse; every call is counted.
+sbatch may answer late, queue a job twice, answer nothing though the job is queued, print other numbers before the id,
+lose the job's comment, or refuse; every call is counted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def add(comment, array):
         except FileExistsError:
             number += 1
     with open(home + "/jobs/%d/.new" % number, "w") as job:
-        job.write(comment + "\\n" + array)
+        job.write(comment + "\\n" + array + "\\n" + os.path.abspath(sys.argv[-1]))
     os.rename(home + "/jobs/%d/.new" % number, home + "/jobs/%d/job" % number)
     return number
 
@@ -48,7 +49,9 @@ if name == "sbatch":
         sys.exit("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     if act == "late":
         time.sleep(random.random() * 0.3)
-    number = add(comment, array)
+    number = add("set by the site" if act in ("overwritten", "unmarked") else comment, array)
+    if act in ("banner", "unmarked"):
+        print("Jobs of yours in the queue:\\n1017\\n2026")
     if act == "twice":
         add(comment, array)
     if act == "never":
@@ -58,12 +61,13 @@ elif name == "squeue":
     user = [w for w in sys.argv if w.startswith("--user=")][0][7:]
     for number in sorted(os.listdir(home + "/jobs"), key=int):
         try:
-            comment, array = open(home + "/jobs/" + number + "/job").read().split("\\n")
+            comment, array, script = open(home + "/jobs/" + number + "/job").read().split("\\n")
         except FileNotFoundError:
             continue
         jobs = ["%s_%d" % (number, i) for i in range(int(array) + 1)] if array else [number]
         for job in jobs:
-            print("|".join([job, "PENDING", user, "", "1:00", "Priority", comment]))
+            shown = [comment] if mode == "unmarked" else [comment, script]
+            print("|".join([job, "PENDING", user, "", "1:00", "Priority", *shown]))
 elif name == "scancel":
     for number in sys.argv[1:]:
         os.unlink(home + "/jobs/" + number.split("_")[0] + "/job")
@@ -75,7 +79,10 @@ else:
 
 
 class FakeSlurm:
-    """Put `bin` first on PATH. `mode`: good, late, twice, never, lost, refuse, down, or chaos (a random one)."""
+    """Put `bin` first on PATH. `mode`: good, late, twice, never, lost, refuse, down, or chaos (a random one).
+
+    banner: other numbers before the id. overwritten: the site sets the comment. unmarked: both, and no script is shown.
+    """
 
     def __init__(self, home: Path, mode: str = "good") -> None:
         self.home, self.bin = home, home / "bin"

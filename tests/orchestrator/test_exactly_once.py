@@ -60,13 +60,12 @@ def queued_runs(study: Study, fake: FakeSlurm) -> Counter[str]:
     """How many waiting array tasks would run each run, by the scripts that were submitted."""
     counts: Counter[str] = Counter()
     for path in (fake.home / "jobs").glob("*/job"):
-        token = path.read_text().split("\n")[0].rpartition(":")[2]
-        script = (study.folder / rundir.LOGS / f"{token}.sbatch").read_text()
+        script = Path(path.read_text().split("\n")[2]).read_text()
         counts.update(run.id for run in study.runs if f"/{run.id}:" in script)
     return counts
 
 
-@pytest.mark.parametrize("mode", ["good", "late", "twice", "never"])
+@pytest.mark.parametrize("mode", ["good", "late", "twice", "never", "banner", "overwritten"])
 def test_one_submit_one_job_whatever_the_answer(fake: FakeSlurm, tmp_path: Path, mode: str) -> None:
     fake.set_mode(mode)
     study = make_study(tmp_path)
@@ -75,6 +74,15 @@ def test_one_submit_one_job_whatever_the_answer(fake: FakeSlurm, tmp_path: Path,
     states = status.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert {state.job_id.partition("_")[0] for state in states} == {str(number) for number in fake.jobs()}
+
+
+def test_no_number_is_believed_where_the_queue_shows_no_mark(fake: FakeSlurm, tmp_path: Path) -> None:
+    fake.set_mode("unmarked")
+    study = make_study(tmp_path)
+    assert "several numbers (1, 2026, 1017)" in submit_once(study)
+    assert len(fake.jobs()) == 1
+    assert fake.calls("scancel") == 0
+    assert {state.state for state in status.collect(study)} == {"queued"}
 
 
 def test_a_refusal_frees_the_runs_at_once(fake: FakeSlurm, tmp_path: Path) -> None:

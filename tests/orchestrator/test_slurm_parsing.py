@@ -158,3 +158,52 @@ def test_a_job_may_wait_for_nodes_that_are_all_down(
         slurm.test_only("", "gpu")
     with pytest.raises(slurm.ControllerError):
         slurm.test_only("", None)
+
+
+def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm keeps one record without a task's number (NO_VAL) for all of them."""
+    line = "JobId=12 ArrayJobId=12 ArrayTaskId=4294967294 JobName=x JobState=CANCELLED ExitCode=0:0"
+    other = "JobId=13 JobName=y JobState=COMPLETED ExitCode=0:0"
+    script = f"case $4 in 12) echo '{line}' ;; 13) echo '{other}' ;; esac"
+    for name, text in (("scontrol", script), ("sacct", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = slurm.ended_jobs(["12_0", "12_7", "13_0"])
+    assert {job_id: (job.id, job.state) for job_id, job in found.items()} == {
+        "12_0": ("12_0", "CANCELLED"),
+        "12_7": ("12_7", "CANCELLED"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shown", "token"),
+    [
+        ("ablatrix:0123456789abcdef", "0123456789abcdef"),
+        ("project 7; ablatrix:0123456789abcdef|/a b/s/logs/fedcba9876543210.sbatch", "0123456789abcdef"),
+        ("set by the site|/a b/s/logs/0123456789abcdef.sbatch", "0123456789abcdef"),
+        ("ablatrix:0123456|/s/logs/0123456789abcdef-report.sbatch", "0123456789abcdef"),
+        ("|/s/logs/submitit/0123456789abcdef/submission_file_1.sh", "0123456789abcdef"),
+        ("(null)|/home/me/0123456789abcdef/job.sh", None),
+    ],
+)
+def test_our_mark_is_in_the_comment_or_in_the_path_of_the_script(shown: str, token: str | None) -> None:
+    assert slurm.parse_squeue(f"8|PENDING|me|||Priority|{shown}\n", "me")["8"].token == token
+
+
+def test_the_user_is_the_one_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LOGNAME may be that of another user: after su, in a container."""
+    (tmp_path / "squeue").write_text('#!/bin/sh\necho "$*" >&2\necho "8|RUNNING|$(id -un)|||None|"\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    assert list(slurm.queue()) == ["8"]
+
+
+def test_numbers_in_the_answer_of_sbatch() -> None:
+    from orchestrator.launchers.slurm_sbatch import _find_ids
+
+    assert _find_ids("Jobs of yours in the queue:\n17\n2026\n4711;alpha\n") == ["4711", "2026", "17"]
+    assert _find_ids("Submitted batch job 4711 on cluster beta\n") == ["4711"]
+    assert _find_ids("\x1b[1;32m4711\x1b[0m \r\n83% of your budget is used\n") == ["4711"]
+    assert _find_ids("no number\n") == []

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import claims, inspection, rundir, slurm, status
+from orchestrator import cancel, claims, inspection, rundir, slurm, status
 from orchestrator.rundir import Study, StudyRun
 from tests.orchestrator.test_matrix import FIVE, expand
 from trainer import processes, runlog
+from trainer.errors import RunError
 
 TOKEN = "0123456789abcdef"
 Queue = dict[str, slurm.Job]
@@ -348,3 +349,43 @@ def test_early_stop_is_done(study: Study, run: StudyRun, cluster: Cluster) -> No
     summary = {"iters": 40, "max_iters": 100, "stopped_early": True, "diverged": False}
     (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
     assert (now(study).state, now(study).reason) == ("done", "stopped early at step 40: no better evaluation")
+
+
+def test_the_token_decides_which_job_is_the_runs(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run, "2026_0")
+    cluster.waiting = job("RUNNING") | {"2026_0": slurm.Job("2026_0", "PENDING", comment="another array of mine")}
+    state = now(study)
+    assert (state.state, state.job_id, state.confirmed) == ("running", "5_0", True)
+
+
+def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
+    study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[str] = []
+    monkeypatch.setattr(cancel, "scancel", cancelled.extend)
+    queue_run(run)
+    cluster.waiting = {"5_0": slurm.Job("5_0", "PENDING", comment="set by the site")}
+    with pytest.raises(RunError, match="run: scancel 5_0"):
+        cancel.cancel([now(study)])
+    runlog.append_event(run.folder, "started", iter=0, job_id="5_0")
+    cancel.cancel([now(study)])
+    assert cancelled == ["5_0"]
+
+
+def test_a_waiting_run_that_is_cancelled_stays_so(
+    study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job never writes anything, and without accounting Slurm forgets it within minutes."""
+    monkeypatch.setattr(cancel, "scancel", lambda jobs: cluster.waiting.clear())
+    queue_run(run)
+    cluster.waiting = job("PENDING")
+    assert cancel.cancel([now(study)]) == [run.id]
+    assert now(study).state == "cancelled"
+
+
+def test_a_requeue_that_slurm_refused_is_told(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    runlog.append_event(run.folder, "started", iter=0)
+    runlog.append_event(run.folder, "stopped", iter=10)
+    runlog.append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
+    assert "not requeued (scontrol requeue: disabled for this job); submit again" in now(study).reason

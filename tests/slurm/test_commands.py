@@ -66,7 +66,7 @@ def test_a_jobs_log_is_where_slurm_was_told(
         batch = Batch(planned, [[(planned.runs[0], 1)]], "TOKEN", plan.loaded.experiment.slurm, folder)
         script = folder / "script"
         script.write_text(SbatchLauncher().script(batch))
-        job = call_sbatch(script)
+        [job] = call_sbatch(script)
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
         for line in (f"Comment={slurm.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
             assert line in shown, (name, shown)
