@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import budget, causes, dotted, kinds, rundir, status, terminal
+from orchestrator import budget, causes, dotted, joblog, kinds, rundir, status, terminal
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
@@ -231,6 +231,7 @@ def print_run(study: Study, run: StudyRun, console: Console) -> None:
     print_config(config, runlog.read_json(run.folder / rundir.ORIGINS) or {}, console)
     files = sorted(path.name for path in run.folder.glob("[!.]*"))
     console.print(f"files: {', '.join(files)}")
-    tail = terminal.log_text(causes.tail_text(run.folder / runlog.JOB_OUT)).splitlines()[-10:]
+    log = joblog.of_unstarted(run.folder) or run.folder / runlog.JOB_OUT
+    tail = terminal.log_text(causes.tail_text(log)).splitlines()[-10:]
     if tail:
-        console.print("last lines of its log:", *(f"  {line}" for line in tail), sep="\n")
+        console.print(f"last lines of {log}:", *(f"  {line}" for line in tail), sep="\n")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator import causes, dotted
+from orchestrator import causes, dotted, joblog
 from orchestrator.rundir import StudyRun
 from trainer import runlog
 from trainer.errors import UserError
@@ -20,7 +20,10 @@ IGNORED = ("system.work_dir", "command", "submitted")
 
 
 def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
-    """The text of a run's job.out as it grows, until `ended()` and nothing more comes."""
+    """The text of a run's job.out as it grows, until `ended()` and nothing more comes.
+
+    If its job ended before the trainer started: the job's own log.
+    """
     path, position, quiet = run.folder / runlog.JOB_OUT, 0, 0
     while True:
         over = quiet % ASK_EVERY == 0 and ended()  # asked before reading: what is written in between is still read
@@ -29,6 +32,9 @@ def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
         if text:
             yield text
         elif over:
+            job_log = joblog.of_unstarted(run.folder)
+            if job_log:
+                yield _from_job(job_log, causes.tail_text(job_log, LONGEST_LOG))
             return
         else:
             time.sleep(POLL_SECONDS)
@@ -45,8 +51,12 @@ def _read_from(path: Path, position: int) -> tuple[str, int]:
 
 
 def log_text(run: StudyRun, lines: int) -> str:
-    """The last lines of a run's job.out. Raises UserError where there is none yet."""
-    path = run.folder / runlog.JOB_OUT
+    """The last lines of a run's job.out, or of its job's own log where the trainer has not started.
+
+    Raises UserError where there is neither yet.
+    """
+    job_log = joblog.of_unstarted(run.folder)
+    path = job_log or run.folder / runlog.JOB_OUT
     if not path.exists():
         raise UserError(f"{run.id}: has no log yet ({path}); see: python -m orchestrator status")
     size = causes.TAIL_BYTES if lines else LONGEST_LOG
@@ -54,7 +64,12 @@ def log_text(run: StudyRun, lines: int) -> str:
     while len(kept) <= lines and size < min(path.stat().st_size, LONGEST_TAIL):
         size *= 8
         kept = causes.tail_text(path, size).splitlines()
-    return "\n".join(kept[-lines:])
+    text = "\n".join(kept[-lines:])
+    return _from_job(path, text) if job_log else text
+
+
+def _from_job(path: Path, text: str) -> str:
+    return f"(the trainer has not started; this is the job's own log, {path})\n{text}"
 
 
 def differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:

@@ -318,7 +318,9 @@ def parse_sacct(text: str) -> dict[str, Job]:
 
 
 def waits_for(reason: str) -> str:
-    """squeue's reason why a job waits, and what to do where waiting will not help."""
+    """Return squeue's reason why a job waits, and what to do where waiting will not help."""
+    if reason in ("", "None", "(null)", "N/A"):
+        return "waiting for the scheduler"
     advice = next((advice for word, advice in HELD.items() if word in reason), "")
     return f"{reason}: {advice}" if advice else reason
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import causes, claims, elsewhere, missing, rundir, slurm
+from orchestrator import causes, claims, elsewhere, joblog, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from trainer import processes, runlog
 from trainer.safe_open import is_own, owner_name
@@ -30,6 +30,13 @@ LONGEST_STEP = 1e7  # seconds; no step takes months
 
 ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
 ENDED = ("stopped", "failed", "ended", "unqueued", "finished")
+
+UNEXPLAINED = {
+    "failed": "failed without giving a reason; see logs RUN",
+    "lost": "ended without giving a reason; see logs RUN",
+    "cancelled": "cancelled",
+    "stopped": "stopped; submit again to continue",
+}
 
 Record = dict[str, Any]
 
@@ -101,11 +108,20 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     states = [_judge(files, scheduler.jobs, by_token) for files in read]
     ended = slurm.ended_jobs(state.job_id for state in states if state.reason == _GONE)
     return [
-        _buried(state, files, _own(ended.get(state.job_id) or (scheduler.jobs or {}).get(state.job_id), files))
-        if state.reason == _GONE
-        else state
+        _explained(
+            _buried(state, files, _own(ended.get(state.job_id) or (scheduler.jobs or {}).get(state.job_id), files))
+            if state.reason == _GONE
+            else state
+        )
         for state, files in zip(states, read, strict=True)
     ]
+
+
+def _explained(state: RunState) -> RunState:
+    """The state with a reason where a reader needs one: the process that ended the run may have given none."""
+    if state.reason or state.state not in UNEXPLAINED:
+        return state
+    return replace(state, reason=UNEXPLAINED[state.state])
 
 
 def state_of(study: Study, run: StudyRun, scheduler: Scheduler | None = None) -> RunState:
@@ -235,14 +251,15 @@ def _judge_finished(state: RunState, files: _Files) -> RunState:
 
 def _how_done(summary: Record) -> str:
     if summary.get("stopped_early"):
-        return f"stopped early at step {summary.get('iters')}: no better evaluation"
+        step = summary.get("iters")
+        return f"stopped early{'' if step is None else f' at step {step}'}: no better evaluation"
     return "diverged" if summary.get("diverged") else ""
 
 
 def _stopped(state: RunState, life: Record) -> RunState:
     """Ended, with a checkpoint unless it must begin `anew`; by: who asked for it, where it was no signal."""
     then = "start it anew" if life.get("anew") else "continue"
-    by = "" if runlog.may_requeue(life) else f" by {life['by']}"
+    by = f" by {life['by']}" if life.get("by") and not runlog.may_requeue(life) else ""
     refused = f"; not requeued ({life['reason']})" if life.get("reason") else ""
     return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}{refused}; submit again to {then}")
 
@@ -361,7 +378,7 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     """The end of a job that left the queue without an end mark, recorded once it is known."""
     life = files.life["event"] if files.life else ""
     if job and job.state == slurm.VANISHED:
-        job = replace(job, state="CANCELLED") if _never_started(files) else None
+        job = replace(job, state="CANCELLED") if _never_started(files, state.job_id) else None
     verdict = job.state if job else ""
     if verdict and verdict not in slurm.ENDED:  # it came back between two questions, or is in a state of a newer Slurm
         return replace(state, state="queued" if verdict in slurm.PENDING else "running", reason="")
@@ -374,16 +391,19 @@ def _buried(state: RunState, files: _Files, job: slurm.Job | None) -> RunState:
     elif claims.unseen(files.run.folder, files.attempt):
         return replace(state, state="running", reason="its job has ended; what it wrote last may not be seen here yet")
     else:
-        state = replace(state, state="lost", reason=causes.likely(files.run.folder, job))
+        reason = causes.likely(files.run.folder, job, joblog.of_unstarted(files.run.folder, state.job_id))
+        state = replace(state, state="lost", reason=reason)
     if verdict:
         with contextlib.suppress(OSError):  # somebody else's study: what was learnt is shown, not kept
             runlog.append_event(files.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
     return state
 
 
-def _never_started(files: _Files) -> bool:
-    """Did no job ever begin this attempt? Without a log folder none could, so then its absence says nothing."""
-    return (files.run.folder.parent / LOGS).is_dir() and not claims.has_started(files.run.folder, files.attempt)
+def _never_started(files: _Files, job_id: str) -> bool:
+    """True if no job ever began this attempt. Without a log folder none could, so then its absence says nothing."""
+    folder = files.run.folder
+    begun = claims.has_started(folder, files.attempt) or joblog.find_of_job(folder, job_id)
+    return (folder.parent / LOGS).is_dir() and not begun
 
 
 def _stopped_by(files: _Files) -> str:

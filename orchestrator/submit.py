@@ -12,9 +12,11 @@ from rich.console import Console
 
 from orchestrator import (
     budget,
+    causes,
     checks,
     display,
     experiment,
+    joblog,
     kinds,
     launchers,
     matrix,
@@ -166,8 +168,9 @@ def _require_begun(states: list[RunState], folder: Path) -> None:
     waiting = [state.run for state in states if state.state == "queued"]
     ours = [run.id for run in waiting if (status.owner(run) or {}).get("pid") == os.getpid()]
     if ours:
-        logs = folder / rundir.LOGS
-        raise RunError(f"{', '.join(ours)}: ended before it could begin; the newest file in {logs} says why")
+        log = joblog.find(folder / ours[0])
+        words = causes.describe_log(log, folder) if log else ""
+        raise RunError(f"{', '.join(ours)}: ended before the trainer started: {words or f'see {folder / rundir.LOGS}'}")
 
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:

@@ -144,6 +144,63 @@ def test_gone_from_the_queue(
     assert words in now(study).reason or not ended
 
 
+@pytest.mark.parametrize("place", ["5_0.out", "submitit/5_0/5_0_0_log.out"])
+@pytest.mark.parametrize(
+    ("printed", "quoted"),
+    [
+        ("hello\nlicence server down\n", "licence server down"),
+        (
+            "\x1b[31mslurmstepd: error: execve(): /x/python: No such file\x1b[0m\nsrun: error: n1: task 0: Exited\n",
+            "slurmstepd: error: execve(): /x/python: No such file",
+        ),
+        (
+            'Lmod has detected the following error: unknown module "cuda/99"\n\nPlease check the spelling\n',
+            'Lmod has detected the following error: unknown module "cuda/99" ... Please check the spelling',
+        ),
+    ],
+)
+def test_a_job_that_ends_before_its_trainer_is_explained_by_its_own_log(
+    study: Study, run: StudyRun, cluster: Cluster, place: str, printed: str, quoted: str
+) -> None:
+    (run.folder / runlog.JOB_OUT).write_text("an earlier attempt\n")
+    queue_run(run)
+    log = study.folder / rundir.LOGS / place
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(printed)
+    cluster.ended = job("FAILED", exit_code="1:0")
+    state = now(study)
+    assert state.state == "lost"
+    assert state.reason == f'the job ended before the trainer started: "{quoted}" (logs/{place})'
+    shown = inspection.log_text(run, 50)
+    assert str(log) in shown and shown.endswith(printed.splitlines()[-1])
+    followed = "".join(inspection.follow(run, lambda: True))
+    assert followed.startswith("an earlier attempt\n") and followed.endswith(printed)
+
+
+def test_a_task_that_failed_while_others_wait_was_not_cancelled(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    """Slurm forgets it after MinJobAge, while its array is still known; its log shows that it began."""
+    queue_run(run)
+    (study.folder / rundir.LOGS / "5_0.out").write_text("module: command not found\n")
+    cluster.ended = job(slurm.VANISHED)
+    assert (now(study).state, "module: command not found" in now(study).reason) == ("lost", True)
+
+
+@pytest.mark.parametrize("reason", ["None", "", "(null)"])
+def test_a_job_that_the_scheduler_has_not_looked_at_waits_for_it(
+    study: Study, run: StudyRun, cluster: Cluster, reason: str
+) -> None:
+    queue_run(run)
+    cluster.waiting = job("PENDING", reason=reason)
+    assert (now(study).state, now(study).reason) == ("queued", "waiting for the scheduler")
+
+
+@pytest.mark.parametrize("event", ["failed", "ended"])
+def test_an_end_without_a_reason_says_so(study: Study, run: StudyRun, cluster: Cluster, event: str) -> None:
+    queue_run(run)
+    runlog.append_event(run.folder, event, state="failed")
+    assert (now(study).state, now(study).reason) == ("failed", "failed without giving a reason; see logs RUN")
+
+
 @pytest.mark.parametrize(("evidence", "state"), [("", "cancelled"), ("started", "lost"), ("no log folder", "lost")])
 def test_a_waiting_task_that_left_its_array_was_cancelled(
     study: Study, run: StudyRun, cluster: Cluster, evidence: str, state: str
