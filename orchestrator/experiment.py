@@ -20,6 +20,7 @@ from orchestrator.ranks import Layout
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import InfoConfig, keys, nearest
 from trainer.errors import ConfigError, UserError
+from trainer.paths import expand_path
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,13 @@ def _no_own_option(name: str) -> str:
 
 
 def usable_path(path: str) -> str:
-    """A folder's path, `~` resolved. Raises ValueError for control characters, and for what looks like an option."""
+    """Return a folder's path, expanded. Raises ValueError for control characters, and for what looks like an option."""
+    path = expand_path(path)
     if not path.isprintable():
         raise ValueError("a path cannot hold control characters")
     if os.path.normpath(path).startswith("-"):
         raise ValueError("a path that begins with - would be taken for an option")
-    return os.path.expanduser(path)
+    return path
 
 
 ExtraOption = Annotated[str, AfterValidator(_no_own_option)]

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from models.config import SHORT_FORMS, GPTConfig, Size
 from trainer import choices
 from trainer.errors import ConfigError, UserError
+from trainer.paths import UserPath
 from trainer.runlog import LARGEST_JSON, read_bytes
 
 Count = Annotated[int, Field(ge=0)]
@@ -70,7 +71,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is read: one JSON object per line, the text under `text_key`."""
 
-    file_path: str = Field("", description="corpus: .jsonl, .jsonl.gz, .jsonl.zst, or .bin of tokens")
+    file_path: UserPath = Field("", description="corpus: .jsonl, .jsonl.gz, .jsonl.zst, or .bin of tokens")
     split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
     test_size: Count = Field(10, description="last documents, held out for validation")
     block_size: Size = Field(256, description="tokens of a training window")
@@ -142,9 +143,10 @@ class TrainerConfig(Section):
 class SystemConfig(Section):
     """Where it runs, and the seed."""
 
-    work_dir: str = Field("out/run", min_length=1, description="run folder")
-    cache_dir: str = Field(
+    work_dir: UserPath = Field("out/run", min_length=1, description="run folder")
+    cache_dir: UserPath = Field(
         default_factory=lambda: os.environ.get("ABLATRIX_CACHE") or ".cache/ablatrix",
+        validate_default=True,
         min_length=1,
         description="offline cache of tokenizers and tokens (default: $ABLATRIX_CACHE, else .cache/ablatrix)",
     )

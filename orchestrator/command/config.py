@@ -14,6 +14,7 @@ from orchestrator import dotted
 from orchestrator.command import CONFIG_FILE, SPEC, series, template
 from orchestrator.command.settings import CommandKeys
 from trainer import runlog
+from trainer.paths import expand_path
 
 SETTINGS = "settings"  # in config.json
 
@@ -91,7 +92,7 @@ class CommandConfig:
             "resume_command": self._render(resume, values) if resume else None,
             "checkpoint": _placed(self.keys.checkpoint, values, folder) if self.keys.checkpoint else None,
             "env": self._environment(values),
-            "workdir": os.path.abspath(os.path.expanduser(template.fill(self.keys.workdir, values))),
+            "workdir": os.path.abspath(expand_path(template.fill(self.keys.workdir, values))),
             # ablatrix_run listens, and the script with it
             "on_signal": "TERM" if self.keys.flags == "in-process" else self.keys.on_signal,
             "metrics": self._source(values, folder),
@@ -139,4 +140,4 @@ def _whole(value: float | None) -> int | None:
 
 def _placed(path: str, values: dict[str, str], folder: Path) -> str:
     """A path with its placeholders filled; a relative one is in the run's folder."""
-    return str(folder / os.path.expanduser(template.fill(path, values)))
+    return str(folder / expand_path(template.fill(path, values)))

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.command import series, template
 from trainer.config import nearest
+from trainer.paths import expand_path
 
 KINDS = ("csv", "jsonl", "regex", "tensorboard", "wandb")
 RESERVED = ("ABLATRIX_", "SLURM_")  # variables that are set per run
@@ -25,6 +26,15 @@ def _variable(name: str) -> str:
 def _text(value: Any) -> Any:
     """`OMP_NUM_THREADS: 4` means the text 4."""
     return template.text(value, "a.b=c") if isinstance(value, bool | int | float) else value
+
+
+def _usable(path: str) -> str:
+    """Return a path as it is written. Raises ValueError where it cannot be expanded."""
+    expand_path(path)
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_usable)]
 
 
 def _words(command: str | list[str]) -> tuple[str, ...]:
@@ -110,7 +120,9 @@ class CommandKeys(Part):
     )
     flags: Literal["--a.b=c", "--a_b=c", "--b c", "--key=value", "a.b=c", "config-file", "in-process"] = "--a.b=c"
     env: dict[Annotated[str, AfterValidator(_variable)], Word] = {}
-    workdir: str = Field(".", min_length=1, description="folder that the command runs in")
+    workdir: Annotated[str, AfterValidator(_usable)] = Field(
+        ".", min_length=1, description="folder that the command runs in"
+    )
     on_signal: Literal["USR1", "USR2", "TERM", "INT", "none"] = Field(
         "none", description="what the command saves its state on"
     )

@@ -5,6 +5,7 @@ What a run is to get is computed here from the parts that its file was made of, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -12,6 +13,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from trainer.paths import expand_path
 
 Settings = dict[str, Any]
 Part = tuple[str, str]  # ("text", what stands there) or ("place", the name of a placeholder)
@@ -277,6 +280,12 @@ class Drawer:
             found["max_parallel"] = rng.randint(1, 9)
         return found
 
+    def path(self) -> str:
+        """Any text that is a path and stands for itself: `~`, variables and outer blanks are expanded already."""
+        with contextlib.suppress(ValueError):
+            return expand_path(self.text()) or "x"
+        return "x"
+
     def command(self, program: str, keys: list[str], tree: dict[str, Any]) -> list[Word]:
         rng = self.rng
         tree["flags"] = rng.choice(STYLES)
@@ -306,12 +315,16 @@ class Drawer:
     def output(self) -> str:
         if self.rng.random() < 0.6:
             return "out"
-        return "/".join(["o", *(self.rng.choice(FOLDERS) for _ in range(self.rng.randint(1, 2)))]).replace("${", "$")
+        return (
+            "/".join(["o", *(self.rng.choice(FOLDERS) for _ in range(self.rng.randint(1, 2)))])
+            .replace("${", "$")
+            .replace("/$", "/-$")
+        )
 
     def trainer(self, names: list[str]) -> tuple[Settings, dict[str, Settings]]:
         """Settings of our own trainer, its texts hostile."""
-        base: Settings = {"data.file_path": self.text() or "x", "callbacks.wandb_project": self.text() or "x"}
+        base: Settings = {"data.file_path": self.path(), "callbacks.wandb_project": self.text() or "x"}
         base |= {"trainer.sample_prompt": [self.text()], "data.tokenizer": "sample", "data.block_size": 32}
-        base |= {"model.model_type": "gpt-nano", "trainer.max_iters": 20, "system.cache_dir": self.text() or "x"}
+        base |= {"model.model_type": "gpt-nano", "trainer.max_iters": 20, "system.cache_dir": self.path()}
         own = ({"model.swiglu": True}, {"model.rope": True}, {"trainer.warmup_steps": 5})
         return base, dict(zip(names, own, strict=False))

@@ -433,8 +433,8 @@ def test_args_of_our_trainer_can_be_pasted(
     monkeypatch.setattr(sys, "executable", str(lab.python))
     before = sorted(os.listdir(lab.root))
     for index in range(number):
-        text = Drawer(random.Random(f"{seed}:{index}"), str(tmp_path / "CANARY")).text
-        words = [f"--data.file_path={text() or 'x'}", f"--info.description={text()}"]
+        drawer = Drawer(random.Random(f"{seed}:{index}"), str(tmp_path / "CANARY"))
+        words = [f"--data.file_path={drawer.path()}", f"--info.description={drawer.text()}"]
         config = from_flags(words)
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             _open_folder(Path(folder), config, words)

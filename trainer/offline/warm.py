@@ -15,11 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from trainer import tokenizer as tokenizers
 from trainer.config import DataConfig, SystemConfig
 from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
 from trainer.offline import hub, samples
+from trainer.paths import expand_path
 from trainer.runlog import atomic_write
 from trainer.safe_open import make_folder, personal, remove
 from trainer.tokens import tokenbuild
@@ -58,25 +61,39 @@ def parser() -> argparse.ArgumentParser:
         "--tokenizer", default="gpt2", help="gpt2, a GPT-2 style repository of the hub, or sample (default: gpt2)"
     )
     p.add_argument("--revision", default="main", help="branch, tag or commit of the tokenizer's repository")
-    p.add_argument("--from", dest="source", type=Path, metavar="DIR", help="take the tokenizer's files from a folder")
+    p.add_argument("--from", dest="source", type=_path, metavar="DIR", help="take the tokenizer's files from a folder")
     p.add_argument(
         "--sample-corpus",
-        type=Path,
+        type=_path,
         metavar="PATH",
         help="write the sample corpus (default with --tokenizer sample: DATA_DIR/sample.jsonl)",
     )
     p.add_argument("--data", metavar="REPO:FILE", help="download a file of a hub data set")
     p.add_argument("--data-repo", metavar="REPO", help="the same, as two options")
     p.add_argument("--data-file", metavar="FILE")
-    p.add_argument("--data-dir", type=Path, default=Path("data"), help="where data files go (default: data)")
-    p.add_argument("--tokens", type=Path, metavar="FILE", help="tokenise a data file now, so that jobs start at once")
+    p.add_argument("--data-dir", type=_path, default=Path("data"), help="where data files go (default: data)")
+    p.add_argument("--tokens", type=_path, metavar="FILE", help="tokenise a data file now, so that jobs start at once")
     p.add_argument("--text-key", default="text", help="key of the text in each line of --tokens (default: text)")
     p.add_argument(
         "--workers", type=int, metavar="N", help="processes for --tokens (default: the cores that this job has)"
     )
-    p.add_argument("--cache-dir", type=Path, default=Path(SystemConfig().cache_dir), help="default: %(default)s")
+    p.add_argument("--cache-dir", type=_path, default=_default_cache(), help="default: %(default)s")
     p.add_argument("--force", action="store_true", help="fetch again what is there already")
     return p
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _default_cache() -> Path:
+    try:
+        return Path(SystemConfig().cache_dir)
+    except ValidationError as error:
+        raise UserError(f"ABLATRIX_CACHE: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _run(options: argparse.Namespace) -> None:
