@@ -8,12 +8,11 @@ import signal
 import socket
 from collections.abc import Collection, Sequence
 
-from orchestrator import slurm, status
+from orchestrator import helper_jobs, slurm, status
+from orchestrator.rundir import Study
 from orchestrator.status import RunState
 from trainer import runlog
 from trainer.errors import RunError, UserError
-
-SCANCEL_AT_ONCE = 200  # ids on one command line
 
 
 def affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:
@@ -31,7 +30,7 @@ def cancel(states: Sequence[RunState]) -> list[str]:
     """
     _require_confirmed(states)
     processes = {_process(state) for state in states if not state.job_id}
-    scancel({state.job_id for state in states if state.job_id})
+    slurm.cancel({state.job_id for state in states if state.job_id})
     for state in states:
         if state.job_id and (state.state == "queued" or state.requeued):  # it leaves no other trace in some queues
             with contextlib.suppress(OSError):
@@ -47,6 +46,22 @@ def cancel(states: Sequence[RunState]) -> list[str]:
     return [state.run.id for state in states]
 
 
+def helper_job_ids(study: Study) -> list[str]:
+    """Ids of the study's report and follow-up jobs; none where Slurm does not answer."""
+    if not slurm.available():
+        return []
+    try:
+        jobs = slurm.queue()
+    except slurm.ControllerError:
+        return []
+    return [job for kind in (helper_jobs.FOLLOW_UP, helper_jobs.REPORT) for job in helper_jobs.find(study, kind, jobs)]
+
+
+def cancel_helpers(study: Study) -> str:
+    """Cancel the study's report and follow-up jobs; which ones, in words. Raises ControllerError."""
+    return ", ".join(f"job {job}" for job in helper_jobs.cancel(study, running=True)) or "no helper job"
+
+
 def _require_confirmed(states: Sequence[RunState]) -> None:
     """Raise RunError for a run whose job id may be another job's."""
     unsure = [state for state in states if state.job_id and not state.confirmed]
@@ -57,13 +72,6 @@ def _require_confirmed(states: Sequence[RunState]) -> None:
             "a site that replaces comments); nothing was cancelled. Compare `scontrol show job`, then run: scancel "
             f"{jobs}"
         )
-
-
-def scancel(job_ids: Collection[str]) -> None:
-    """Cancel these jobs. Raises ControllerError."""
-    jobs = sorted(job_ids)
-    for start in range(0, len(jobs), SCANCEL_AT_ONCE):
-        slurm.run_command(["scancel", *jobs[start : start + SCANCEL_AT_ONCE]])
 
 
 def _process(state: RunState) -> int:

@@ -7,16 +7,18 @@ id of the job that runs the attempt: a second job of the same submission finds i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator import elsewhere, environment
 from trainer import runlog
-from trainer.safe_open import create, make_folder
+from trainer.safe_open import create, make_folder, owner_name
 
 FOLDER = runlog.QUEUE
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
@@ -62,7 +64,8 @@ def take(run_dir: Path, attempt: int) -> bool:
 def describe(run_dir: Path, claim: Claim) -> None:
     """Write claim.json, before the job is submitted."""
     path = run_dir / FOLDER / str(claim.attempt) / "claim.json"
-    runlog.atomic_write(path, json.dumps(asdict(claim)), durable=False)
+    by = f"on {socket.gethostname()}, process {os.getpid()},"
+    runlog.atomic_write(path, json.dumps({**asdict(claim), "by": by}), durable=False)
 
 
 def read(run_dir: Path, attempt: int) -> Claim:
@@ -72,6 +75,16 @@ def read(run_dir: Path, attempt: int) -> Claim:
     if not isinstance(token, str) or not all(type(n) is int and 0 <= n < 2**32 for n in (index, tasks)):
         return Claim(attempt)
     return Claim(attempt, token, index, tasks)  # type: ignore[arg-type]
+
+
+def describe_owner(run_dir: Path, attempt: int) -> str:
+    """Who has claimed this attempt, where and when, as far as it is known."""
+    folder = run_dir / FOLDER / str(attempt)
+    record = runlog.read_json(folder / "claim.json") or {}
+    words = [owner_name(folder), str(record.get("by", ""))]
+    with contextlib.suppress(OSError):
+        words.append(time.strftime("at %H:%M:%S", time.localtime(folder.stat().st_mtime)))
+    return " ".join(filter(None, words))
 
 
 def is_void(run_dir: Path, attempt: int) -> bool:

@@ -149,7 +149,7 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from orchestrator import display, missing, rundir
+    from orchestrator import display, helper_jobs, missing, rundir
     from orchestrator import status as state_module
 
     found = rundir.find_study(study, output)
@@ -164,6 +164,8 @@ def status(
     console = _console()
     console.print(display.status_table(states, str(found.folder)))
     console.print(display.summary_line(states, scheduler), highlight=False)
+    for line in helper_jobs.describe(found, scheduler.jobs):
+        console.print(line, soft_wrap=True, highlight=False)
     for line in missing.of_study(found, states):
         console.print(line, soft_wrap=True)
 
@@ -251,12 +253,15 @@ def cancel(
     found = rundir.find_study(study, output)
     wanted = {run.id for name in runs or () for run in found.matching(name)}
     states = cancelling.affected(state_module.collect(found), None if everything else wanted)
-    if not states:
+    helpers = cancelling.helper_job_ids(found) if everything else []
+    if not states and not helpers:
         print("nothing to cancel: none of these runs is queued or running")
         return
     if not yes:
-        names = ", ".join(s.run.id for s in states[:8])
+        names = ", ".join([s.run.id for s in states[:8]] + [f"job {job}" for job in helpers])
         typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {names}?"), abort=True)
+    if helpers:  # first, or they would queue what is being cancelled
+        print(f"cancelled {cancelling.cancel_helpers(found)}")
     print(f"cancelled {len(cancelling.cancel(states))} runs")
 
 

@@ -103,6 +103,12 @@ def _no_own_option(name: str) -> str:
     return safe_name(name)
 
 
+def _no_identity_option(name: str) -> str:
+    if name.replace("_", "-") in OWN_OPTIONS:
+        raise ValueError("is set by Ablatrix itself and cannot stand under slurm.helper_jobs")
+    return safe_name(name)
+
+
 def usable_path(path: str) -> str:
     """Return a folder's path, expanded. Raises ValueError for control characters, and for what looks like an option."""
     path = expand_path(path)
@@ -114,6 +120,7 @@ def usable_path(path: str) -> str:
 
 
 ExtraOption = Annotated[str, AfterValidator(_no_own_option)]
+HelperOption = Annotated[str, AfterValidator(_no_identity_option)]
 Exported = Annotated[str, AfterValidator(exports.checked)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -143,6 +150,9 @@ class SlurmSettings(Strict):
     signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
     setup: list[str] = Field([], description="shell lines run before the trainer, such as `module load cuda`")
     extra: dict[ExtraOption, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")
+    helper_jobs: dict[HelperOption, SafeValue] = Field(
+        {}, description="sbatch options of the small jobs without GPU (report, next wave): {partition: cpu}"
+    )
 
     @property
     def layout(self) -> Layout:

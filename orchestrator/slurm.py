@@ -51,7 +51,7 @@ HELD = {
     "JobHeldUser": "scontrol release lets it go",
     "JobHeldAdmin": "only an administrator can release it",
 }
-RELEASED_AT_ONCE = 100  # ids on one command line
+IDS_AT_ONCE = 100  # ids on one command line
 
 
 class ControllerError(RunError):
@@ -325,10 +325,17 @@ def waits_for(reason: str) -> str:
     return f"{reason}: {advice}" if advice else reason
 
 
+def cancel(job_ids: Iterable[str]) -> None:
+    """Cancel these jobs. Raises ControllerError."""
+    jobs = sorted(set(job_ids))
+    for start in range(0, len(jobs), IDS_AT_ONCE):
+        run_command(["scancel", *jobs[start : start + IDS_AT_ONCE]])
+
+
 def release(job_ids: Sequence[str]) -> None:
     """Let held jobs go. Raises ControllerError."""
-    for start in range(0, len(job_ids), RELEASED_AT_ONCE):
-        run_command(["scontrol", "release", ",".join(job_ids[start : start + RELEASED_AT_ONCE])])
+    for start in range(0, len(job_ids), IDS_AT_ONCE):
+        run_command(["scontrol", "release", ",".join(job_ids[start : start + IDS_AT_ONCE])])
 
 
 def settings() -> dict[str, str]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import claims, missing, rundir, slurm, snapshot, status, task
+from orchestrator import claims, identity, missing, rundir, slurm, snapshot, status, task
 from orchestrator.experiment import SlurmSettings
-from orchestrator.launchers import Batch, Launcher, Members, job_ids, slurm_sbatch
+from orchestrator.launchers import Batch, Launcher, Members, job_ids
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState
 from trainer import runlog
 from trainer.errors import RunError, UserError
-from trainer.safe_open import PRIVATE, require_folder
+from trainer.safe_open import require_folder
 
 
 @dataclass
@@ -65,6 +64,21 @@ def claim(chosen: Sequence[RunState]) -> list[tuple[StudyRun, int]]:
             where = error.filename or state.run.folder
             raise RunError(f"{where}: cannot be claimed: {error.strerror}") from None
     return taken
+
+
+def describe_taken(chosen: Sequence[RunState], members: Members) -> str:
+    """A sentence about the chosen runs that another submit has claimed meanwhile, '' for none."""
+    ours = {run.id for run, _ in members}
+    taken = [state for state in chosen if state.run.id not in ours]
+    if not taken:
+        return ""
+    by = claims.describe_owner(taken[0].run.folder, taken[0].attempt + 1)
+    return f"{len(taken)} runs were taken by another submit meanwhile ({by}); they are left to it"
+
+
+def arrays_of(states: Iterable[RunState]) -> list[str]:
+    """Base ids of the jobs of these runs, each once."""
+    return list(dict.fromkeys(state.job_id.partition("_")[0] for state in states if state.job_id))
 
 
 def split(members: Members, per_job: int, largest_array: int) -> list[list[Members]]:
@@ -118,7 +132,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
     Raises RunError when sbatch refused, or when it is not known yet whether the job is in the queue.
     """
     try:
-        base = _identify(batch, launcher.launch(batch))
+        base = identity.identify(batch.token, launcher.launch(batch))
     except slurm.ControllerError as error:
         base = _lost_answer(batch, error)
     except OSError as error:  # its script cannot be written
@@ -163,17 +177,6 @@ def _unwritten(error: OSError, outcome: str) -> RunError:
     )
 
 
-def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
-    """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
-    path = batch.study.folder / rundir.LOGS / f"{batch.token}-report.sbatch"
-    try:
-        runlog.atomic_write(path, slurm_sbatch.report_script(batch), durable=False, mode=PRIVATE)
-        job = slurm_sbatch.call_sbatch(path, "afterany:" + ":".join(arrays))[0]
-    except (slurm.ControllerError, OSError) as error:
-        return f"no report job ({error}); call `python -m orchestrator report` when the runs have ended"
-    return f"queued the report behind them as job {job}"
-
-
 def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
     """A `queued` event for each run."""
     for job, job_id in zip(batch.jobs, ids, strict=True):
@@ -183,69 +186,20 @@ def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
             )
 
 
-LOOKS = (0.0, 2.0, 5.0)  # seconds between looks into the queue for a job whose answer was lost
-
-
-def _identify(batch: Batch, candidates: Sequence[str]) -> str:
-    """Base id of the batch's job: the one that carries its token in the queue, whatever sbatch has printed.
-
-    Where the queue shows no token (it is silent, or the site removes every mark), the only number in sbatch's answer is
-    taken; status looks for the token again. Raises RunError where there are several numbers.
-    """
-    for pause in LOOKS if len(candidates) > 1 else LOOKS[:1]:
-        time.sleep(pause)
-        with contextlib.suppress(slurm.ControllerError):
-            jobs = _jobs_with(batch.token)
-            if jobs:
-                return _cancel_twins(jobs, candidates)
-    if len(candidates) > 1:
-        raise RunError(f"sbatch printed several numbers ({', '.join(candidates)}); {_unknown_fate()}")
-    return candidates[0]
-
-
-def _unknown_fate() -> str:
-    return (
-        f"whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: what is in the queue by "
-        "then is found, the rest is queued, nothing twice"
-    )
-
-
 def _lost_answer(batch: Batch, error: slurm.ControllerError) -> str:
     """Base id of the batch's job, found by its token. Raises RunError when it is not there."""
     uncertain = isinstance(error, slurm.NoAnswerError)
-    for pause in LOOKS if uncertain else LOOKS[:1]:
-        time.sleep(pause)
-        try:
-            jobs = _jobs_with(batch.token)
-        except slurm.ControllerError:
-            continue
-        if jobs:
-            return _cancel_twins(jobs)
+    looks = () if isinstance(error, identity.AmbiguousAnswerError) else identity.LOOKS if uncertain else (0.0,)
+    found = identity.find_job(batch.token, looks)
+    if found:
+        return found
     if uncertain:
-        raise RunError(f"{error}; {_unknown_fate()}")
+        raise RunError(
+            f"{error}; whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: "
+            "what is in the queue by then is found, the rest is queued, nothing twice"
+        )
     release(batch.members, str(error))
     raise RunError(str(error))
-
-
-def _cancel_twins(jobs: Sequence[slurm.Job], candidates: Sequence[str] = ()) -> str:
-    """sbatch may be repeated on its way to the controller: of the jobs with one token keep one, and return its base id.
-
-    Only those that wait are cancelled. One that runs may have the runs already; the other then leaves by itself.
-    """
-    bases = list(dict.fromkeys(job.base for job in jobs))
-    kept = next((base for base in candidates if base in bases), bases[0])
-    twins = {job.base for job in jobs if job.base != kept and job.state in slurm.PENDING}
-    twins -= {job.base for job in jobs if job.state in slurm.RUNNING}
-    if twins:
-        with contextlib.suppress(slurm.ControllerError):  # one that stays finds its runs taken when it starts
-            slurm.run_command(["scancel", *sorted(twins, key=int)])
-    return kept
-
-
-def _jobs_with(token: str) -> list[slurm.Job]:
-    """The jobs in the queue with this token, those that have just ended included; the lowest id first."""
-    jobs = [job for job in slurm.queue().values() if job.token == token and job.base.isdigit()]
-    return sorted(jobs, key=lambda job: int(job.base))
 
 
 def put_aside(study: Study, names: Sequence[str]) -> list[str]:

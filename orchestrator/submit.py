@@ -16,6 +16,7 @@ from orchestrator import (
     checks,
     display,
     experiment,
+    helper_jobs,
     joblog,
     kinds,
     launchers,
@@ -195,7 +196,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     _say(selection, console)
     submission.mend_snapshots(study)
     if selection.chosen:
-        _launch(plan, study, selection.chosen, console)
+        _launch(plan, study, selection, console)
     if plan.options.wait and plan.launcher != "local":
         display.watch(study, console, until_settled=True)
     return status.collect(study)
@@ -240,21 +241,25 @@ def _say(selection: submission.Selection, console: Console) -> None:
             console.print(f"{number} {text}")
 
 
-def _launch(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> None:
+def _launch(plan: Plan, study: Study, selection: submission.Selection, console: Console) -> None:
     """Claim the runs and queue them. What can fail before the claims, fails before: they must not be left behind."""
     own = snapshot.own_modules([origins.flat(run.config) for run in plan.runs])
     code = submission.take_snapshot(study, own)
     rundir.note_last(study.folder)
     if plan.launcher == "local":
-        _run_local(plan, study, _claim(plan, study, chosen), code, console)
+        _run_local(plan, study, _claim(plan, study, selection.chosen, console), code, console)
     else:
         largest_array = slurm.max_array_size()
-        _queue_slurm(plan, study, _claim(plan, study, chosen), code, largest_array, console)
+        active = submission.arrays_of(selection.active)
+        _queue_slurm(plan, study, _claim(plan, study, selection.chosen, console), code, largest_array, active, console)
 
 
-def _claim(plan: Plan, study: Study, chosen: Sequence[RunState]) -> launchers.Members:
+def _claim(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> launchers.Members:
     """The runs that are ours to queue now, with what the file says of them today."""
     members = submission.claim(chosen)
+    taken = submission.describe_taken(chosen, members)
+    if taken:
+        console.print(taken)
     ids = {run.id for run, _ in members}
     with submission.released_on_error(members):
         rundir.renew(study, [run for run in plan.runs if run.id in ids], partial(_set_by, plan))
@@ -278,8 +283,15 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path,
 
 
 def _queue_slurm(
-    plan: Plan, study: Study, members: launchers.Members, code: Path, largest_array: int, console: Console
+    plan: Plan,
+    study: Study,
+    members: launchers.Members,
+    code: Path,
+    largest_array: int,
+    active: Sequence[str],
+    console: Console,
 ) -> None:
+    """active: the arrays of earlier submits that still wait or run."""
     if not members:
         return
     launcher, settings = launchers.make(plan.launcher), plan.loaded.experiment.slurm
@@ -293,7 +305,7 @@ def _queue_slurm(
             arrays.append(submission.queue(launcher, batch)[0].partition("_")[0])
         console.print(f"queued {sum(map(len, jobs))} runs as job {arrays[-1]} ({launcher.name})")
     if plan.options.with_report and plan.folder == plan.loaded.experiment.folder:
-        console.print(submission.queue_report(batch, arrays))
+        console.print(helper_jobs.queue_report(batch, [*active, *arrays]))
     console.print(f"follow them with: python -m orchestrator status {study.folder} --watch")
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from orchestrator import environment, exports, slurm
-from orchestrator.experiment import SlurmSettings, minutes
+from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch, check_folder
 from orchestrator.launchers.preamble import preamble
 from orchestrator.rundir import LOGS, Study
@@ -29,7 +28,7 @@ class SbatchLauncher:
     name = "sbatch"
 
     def script(self, batch: Batch) -> str:
-        return _render(
+        return render(
             "array.sbatch.j2",
             job_name=batch.study.name,
             comment=slurm.comment(batch.token),
@@ -84,23 +83,6 @@ def test_script(settings: SlurmSettings) -> str:
     return "\n".join(["#!/bin/bash", "#SBATCH --export=NONE", *nodes, *options, "true", ""])
 
 
-def report_script(batch: Batch) -> str:
-    """The last job of a study: the report, when all runs have ended, however they ended."""
-    command = [sys.executable, "-P", "-m", "orchestrator", "report", str(batch.study.folder)]
-    options = sbatch_options(batch.settings)
-    return _render(
-        "report.sbatch.j2",
-        job_name=f"{batch.study.name}-report",
-        logs=log_path(batch.study, "report-%j.out"),
-        options={name: options[name] for name in options if name in ("partition", "account", "qos")},
-        extra=batch.settings.extra,
-        minutes=min(30, minutes(batch.settings.time)),
-        export=exports.option(batch.exports),
-        preamble=preamble(batch),
-        command=shlex.join(command),
-    )
-
-
 def log_path(study: Study, pattern: str) -> str:
     """Value of --output: Slurm reads quotes and % in it. Raises UserError for a path that no job script can hold."""
     check_folder(study.folder, SbatchLauncher.name)
@@ -130,7 +112,8 @@ def srun_options(settings: SlurmSettings) -> list[str]:
     return ["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else []
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A job script from the folder sbatch/."""
     return _templates().get_template(template).render(**values)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import claims, launchers, matrix, rundir, status, submission
+from orchestrator import claims, identity, launchers, matrix, rundir, status, submission
 from orchestrator.experiment import SlurmSettings
 from orchestrator.rundir import Study
 from tests.orchestrator.fake_slurm import FakeSlurm
@@ -25,7 +25,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("orchestrator.launchers.slurm_sbatch.SBATCH_TIMEOUT", 0.5)
-    monkeypatch.setattr(submission, "LOOKS", (0.0, 0.3))
+    monkeypatch.setattr(identity, "LOOKS", (0.0, 0.3))
     return fake
 
 

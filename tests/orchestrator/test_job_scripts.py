@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import helper_jobs
 from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch
-from orchestrator.launchers.slurm_sbatch import SbatchLauncher, report_script
+from orchestrator.launchers.slurm_sbatch import SbatchLauncher
 from orchestrator.launchers.slurm_submitit import SubmititLauncher
 from orchestrator.rundir import Study, StudyRun
 from tests.trust import shell_stubs
@@ -20,7 +21,7 @@ from tests.trust.shell_stubs import RECORD, Record
 SCRIPTS = {
     "sbatch": lambda batch: SbatchLauncher().script(batch),
     "submitit": lambda batch: SubmititLauncher().script(batch),
-    "report": report_script,
+    "report": lambda batch: helper_jobs.script(batch, helper_jobs.REPORT),
 }
 
 

@@ -419,7 +419,7 @@ def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
     study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled: list[str] = []
-    monkeypatch.setattr(cancel, "scancel", cancelled.extend)
+    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
     queue_run(run)
     cluster.waiting = {"5_0": slurm.Job("5_0", "PENDING", comment="set by the site")}
     with pytest.raises(RunError, match="run: scancel 5_0"):
@@ -433,7 +433,7 @@ def test_a_waiting_run_that_is_cancelled_stays_so(
     study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its job never writes anything, and without accounting Slurm forgets it within minutes."""
-    monkeypatch.setattr(cancel, "scancel", lambda jobs: cluster.waiting.clear())
+    monkeypatch.setattr(slurm, "cancel", lambda jobs: cluster.waiting.clear())
     queue_run(run)
     cluster.waiting = job("PENDING")
     assert cancel.cancel([now(study)]) == [run.id]

@@ -24,13 +24,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import claims, exports, launchers, rundir, slurm, submission, submit, task
+from orchestrator import claims, exports, helper_jobs, launchers, rundir, slurm, submission, submit, task
 from orchestrator.command import runner
 from orchestrator.command.runner import Runner
-from orchestrator.launchers import Batch, local, slurm_sbatch
+from orchestrator.launchers import Batch, job_ids, local, slurm_sbatch
 from orchestrator.launchers.slurm_sbatch import SbatchLauncher
 from orchestrator.launchers.slurm_submitit import SubmititLauncher
-from orchestrator.rundir import Study
 from orchestrator.submit import Options, Plan
 from tests.evidence import Cases, Tally
 from tests.trust import shell_stubs
@@ -218,14 +217,15 @@ def by_slurm(matrix: Matrix, plan: Plan, members: Any, lab: Lab, submitit: bool)
         batches.append(("sbatch", batch, None))
         if not submitit:
             continue
-        ids = SubmititLauncher().launch(batch)
-        script = (study.folder / "logs/submitit" / ids[0].partition("_")[0]).resolve()
+        [base] = SubmititLauncher().launch(batch)
+        ids = job_ids(base, len(batch.jobs))
+        script = (study.folder / "logs/submitit" / batch.token / base).resolve()
         (script,) = script.parent.glob(f"{script.name}/*_submission.sh")
         check_options(script.read_text(), batch, None)
         jobs.append((cwd, script.resolve(), 0))
         batches.append(("submitit", batch, ids))
     report = study.folder.resolve() / "report.sbatch"
-    report.write_text(slurm_sbatch.report_script(batch))
+    report.write_text(helper_jobs.script(batch, helper_jobs.REPORT))
     records = lab.bash([*jobs, (Path("/"), report, 0)])
     assert [record.srun for record in records] == [True, False] * len(jobs) + [False]
     started = [record for record in records if not record.srun]
@@ -237,7 +237,7 @@ def by_slurm(matrix: Matrix, plan: Plan, members: Any, lab: Lab, submitit: bool)
         count = len(batch.jobs) if name == "sbatch" else 1
         mine, started = started[:count], started[count:]
         if name == "submitit":
-            mine = unpickled(mine[0], ids, study)
+            mine = unpickled(mine[0], ids, study.folder / "logs/submitit" / batch.token)
         found[name].append(Started(batch.commands(), mine))
         lab.counts[f"{name} tasks"] += len(mine)
     lab.counts["reports"] += 1
@@ -283,11 +283,11 @@ def shown_scripts(matrix: Matrix, plan: Plan, here: Sequence[Record], lab: Lab) 
     lab.counts["shown scripts"] += 1
 
 
-def unpickled(record: Record, ids: Sequence[str], study: Study) -> list[Record]:
+def unpickled(record: Record, ids: Sequence[str], logs: Path) -> list[Record]:
     """What submitit's own program starts for each task: os.execv of our command."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
-    folder = (study.folder / "logs/submitit").resolve() / "%j"
+    folder = logs.resolve() / "%j"
     assert record.argv == ["-P", "-u", "-m", "submitit.core._submit", str(folder)]
     found = []
     for name in ids:

@@ -1,0 +1,131 @@
+"""A study's small jobs that train nothing: the report behind its runs, and the follow-up that queues the next wave.
+
+They are found in the queue by a token made from the study's folder: there is one of each per study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from orchestrator import exports, rundir, slurm
+from orchestrator.experiment import SlurmSettings, minutes
+from orchestrator.launchers import Batch, slurm_sbatch
+from orchestrator.launchers.preamble import preamble
+from orchestrator.rundir import Study
+from trainer import runlog
+from trainer.safe_open import PRIVATE
+
+REPORT, FOLLOW_UP = "report", "next"
+PURPOSES = {
+    REPORT: "The study's report, once all its runs have ended.",
+    FOLLOW_UP: "Queues the study's next runs, once there is room for them.",
+}
+# Of the runs' own options; the rest (GPUs, nodes, memory, features) is what these jobs must not ask for
+KEPT = ("partition", "account", "qos", "reservation", "wckey", "clusters", "exclude", "mail-type", "mail-user")
+MOST_MINUTES = 30
+MOST_MEMORY = 2048  # MiB
+_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
+
+Queue = Mapping[str, slurm.Job]
+
+
+def token(study: Study, kind: str) -> str:
+    """The token of a study's jobs of one kind."""
+    return hashlib.sha256(f"{kind}\0{study.folder.resolve()}".encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def script(batch: Batch, kind: str) -> str:
+    """The script of a helper job, with the environment and the setup lines that the runs have."""
+    module = {REPORT: ["orchestrator", "report"], FOLLOW_UP: ["orchestrator.waves"]}[kind]
+    command = [sys.executable, "-P", "-m", *module, str(batch.study.folder)]
+    return slurm_sbatch.render(
+        "helper.sbatch.j2",
+        purpose=PURPOSES[kind],
+        job_name=f"{batch.study.name}-{kind}",
+        comment=slurm.comment(token(batch.study, kind)),
+        logs=slurm_sbatch.log_path(batch.study, f"{kind}-%j.out"),
+        export=exports.option(batch.exports),
+        options=options(batch.settings),
+        preamble=preamble(batch),
+        command=shlex.join(command),
+    )
+
+
+def options(settings: SlurmSettings) -> dict[str, Any]:
+    """One core and little memory, where and on whose account the runs are; `slurm.helper_jobs` may say otherwise."""
+    given = {name.replace("_", "-"): value for name, value in slurm_sbatch.sbatch_options(settings).items()}
+    small: dict[str, Any] = {name: given[name] for name in KEPT if name in given}
+    small |= {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "time": min(MOST_MINUTES, minutes(settings.time))}
+    if any(name.startswith("mem") for name in given):  # a site that does not count memory may refuse the option
+        small["mem"] = f"{min(MOST_MEMORY, _mebibytes(given.get('mem')))}M"
+    return small | {name.replace("_", "-"): value for name, value in settings.helper_jobs.items()}
+
+
+def _mebibytes(memory: Any) -> int:
+    """Slurm's sizes (`500M`, `16G`) in MiB; MOST_MEMORY for what is none."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)B?", str(memory).upper())
+    return max(1, int(int(match[1]) * _UNITS[match[2] or "M"])) if match and int(match[1]) else MOST_MEMORY
+
+
+def queue(batch: Batch, kind: str, dependency: str) -> str:
+    """Queue a helper job in place of the study's waiting one of its kind, and return its id.
+
+    Raises ControllerError or OSError.
+    """
+    cancel(batch.study, [kind])
+    path = batch.study.folder / rundir.LOGS / f"{token(batch.study, kind)}-{kind}.sbatch"
+    runlog.atomic_write(path, script(batch, kind), durable=False, mode=PRIVATE)
+    candidates = slurm_sbatch.call_sbatch(path, dependency)
+    try:
+        queued = find(batch.study, kind)
+    except slurm.ControllerError:
+        queued = []
+    return next((job for job in candidates if job in queued), queued[-1] if queued else candidates[0])
+
+
+def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
+    """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
+    try:
+        job = queue(batch, REPORT, "afterany:" + ":".join(arrays))
+    except (slurm.ControllerError, OSError) as error:
+        return (
+            f"no report job ({error}); call `python -m orchestrator report` when the runs have ended, or set "
+            "slurm.helper_jobs, such as {partition: cpu}"
+        )
+    return f"queued the report behind them as job {job}"
+
+
+def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
+    """Ids of the study's jobs of this kind that wait or run, oldest first. Raises ControllerError.
+
+    jobs: the queue, where it has just been read.
+    """
+    found = (slurm.queue() if jobs is None else jobs).values()
+    wanted, alive = token(study, kind), slurm.PENDING | slurm.RUNNING
+    return sorted((j.id for j in found if j.token == wanted and j.state in alive and j.id.isdigit()), key=int)
+
+
+def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bool = False) -> list[str]:
+    """Cancel the study's waiting helper jobs, with `running` all of them, and return their ids.
+
+    Raises ControllerError.
+    """
+    jobs = slurm.queue()
+    ids = [job for kind in kinds for job in find(study, kind, jobs) if running or jobs[job].state in slurm.PENDING]
+    if ids:
+        slurm.cancel(ids)
+    return ids
+
+
+def describe(study: Study, jobs: Queue | None) -> list[str]:
+    """A line for the report job, where the queue shows one."""
+    lines = []
+    for job in find(study, REPORT, jobs) if jobs else []:
+        state = jobs[job].state if jobs else ""
+        lines.append(f"report: job {job} " + ("runs" if state in slurm.RUNNING else "waits for the runs to end"))
+    return lines
