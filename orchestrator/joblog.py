@@ -19,7 +19,8 @@ def find_of_job(run_dir: Path, job_id: str, token: str = "") -> Path | None:
     """Return the log of a Slurm job, or without a job id that of a local submission, if it exists."""
     logs = run_dir.parent / LOGS
     if job_id:
-        candidates = [logs / f"{job_id}.out", logs / "submitit" / job_id / f"{job_id}_0_log.out"]
+        # submitit's are in a folder for each submission
+        candidates = [logs / f"{job_id}.out", *logs.glob(f"submitit/*/{job_id}/{job_id}_0_log.out")]
     else:
         candidates = [logs / f"{token}.out"] if token else []
     return next((path for path in candidates if path.is_file()), None)

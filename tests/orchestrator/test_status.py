@@ -144,7 +144,7 @@ def test_gone_from_the_queue(
     assert words in now(study).reason or not ended
 
 
-@pytest.mark.parametrize("place", ["5_0.out", "submitit/5_0/5_0_0_log.out"])
+@pytest.mark.parametrize("place", ["5_0.out", "submitit/0123456789abcdef/5_0/5_0_0_log.out"])
 @pytest.mark.parametrize(
     ("printed", "quoted"),
     [
