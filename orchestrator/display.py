@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import budget, causes, dotted, joblog, kinds, rundir, status, terminal
+from orchestrator import budget, causes, dotted, joblog, kinds, rundir, slurm, status, terminal
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
@@ -110,7 +110,9 @@ def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
     """`7 runs: 3 done, 2 running, 2 queued`, and the controller's silence if there is one."""
     counts = Counter(state.state for state in states)
     text = f"{len(states)} runs: " + ", ".join(f"{counts[name]} {name}" for name in status.STATES if counts[name])
-    if scheduler.silent_since:
+    if scheduler.silent_since and not slurm.available():
+        text += "\nno Slurm on this machine; its jobs are judged by what they write"
+    elif scheduler.silent_since:
         since = time.strftime("%H:%M:%S", time.localtime(scheduler.silent_since))
         text += (
             f"\nSlurm's controller not answering since {since} ({scheduler.problem}); the last known states are shown"

@@ -94,6 +94,9 @@ def find_token(text: str) -> str | None:
     return next(filter(None, match.groups()), None) if match else None
 
 
+Queue = dict[str, Job]  # by id
+
+
 def available() -> bool:
     """Is there an sbatch on this machine?"""
     return shutil.which("sbatch") is not None
@@ -342,6 +345,14 @@ def settings() -> dict[str, str]:
     """`scontrol show config` as a dict (MaxArraySize, ...). Raises ControllerError."""
     pairs = (line.partition("=") for line in run_command(["scontrol", "show", "config"]).splitlines())
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def cluster_name() -> str:
+    """Return the name of the cluster that this machine belongs to, '' where that cannot be known."""
+    try:
+        return settings().get("ClusterName", "")
+    except ControllerError:
+        return ""
 
 
 def max_array_size() -> int:

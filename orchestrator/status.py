@@ -11,14 +11,14 @@ import json
 import math
 import os
 import socket
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import causes, claims, elsewhere, joblog, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
+from orchestrator.scheduler import Scheduler
 from trainer import processes, runlog
 from trainer.safe_open import is_own, owner_name
 
@@ -68,31 +68,6 @@ class RunState:
         return self.state in ACTIVE or self.requeued
 
 
-@dataclass
-class Scheduler:
-    """Slurm's view, asked once per refresh, and since when it has not answered. user: whose jobs; default: ours."""
-
-    silent_since: float | None = None
-    problem: str = ""
-    jobs: dict[str, slurm.Job] | None = field(default=None)
-    user: str | None = None
-    _next_try: float = 0.0
-    _pause: float = 5.0
-
-    def refresh(self) -> None:
-        """Read the queue. When the controller does not answer, keep quiet for a while, longer each time."""
-        if time.monotonic() < self._next_try:
-            return
-        try:
-            self.jobs = slurm.queue(self.user) if self.user else slurm.queue()
-            self.problem, self.silent_since, self._pause = "", None, 5.0
-        except slurm.ControllerError as error:
-            self.jobs, self.problem = None, str(error)
-            self.silent_since = self.silent_since or time.time()
-            self._next_try = time.monotonic() + self._pause
-            self._pause = min(self._pause * 2, 120.0)
-
-
 def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     """The state of every run of a study. Calls squeue at most once, and only if a job of the study may be in it.
 
@@ -106,15 +81,24 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
         scheduler.refresh()
     by_token = _by_token(scheduler.jobs or {})
     states = [_judge(files, scheduler.jobs, by_token) for files in read]
-    ended = slurm.ended_jobs(state.job_id for state in states if state.reason == _GONE)
-    return [
-        _explained(
-            _buried(state, files, _own(ended.get(state.job_id) or (scheduler.jobs or {}).get(state.job_id), files))
-            if state.reason == _GONE
-            else state
-        )
-        for state, files in zip(states, read, strict=True)
+    hidden = [
+        scheduler.blind_spot(f.cluster) if s.reason in (_GONE, _SILENT) else ""
+        for s, f in zip(states, read, strict=True)
     ]
+    ended = slurm.ended_jobs(s.job_id for s, why in zip(states, hidden, strict=True) if s.reason == _GONE and not why)
+    return [
+        _explained(_settled(state, files, why, scheduler.jobs or {}, ended))
+        for state, files, why in zip(states, read, hidden, strict=True)
+    ]
+
+
+def _settled(state: RunState, files: _Files, hidden: str, jobs: slurm.Queue, ended: slurm.Queue) -> RunState:
+    """The state of a run whose job is in no answer, from what else is known; any other state as it is."""
+    if hidden:
+        return _judge_unseen(state, files, hidden)
+    if state.reason == _GONE:
+        return _buried(state, files, _own(ended.get(state.job_id) or jobs.get(state.job_id), files))
+    return replace(state, reason="") if state.reason == _SILENT else state
 
 
 def _explained(state: RunState) -> RunState:
@@ -141,6 +125,7 @@ def _own(job: slurm.Job | None, files: _Files) -> slurm.Job | None:
 
 
 _GONE = "gone from the queue"
+_SILENT = "no answer from Slurm"
 
 
 @dataclass(frozen=True)
@@ -187,6 +172,12 @@ class _Files:
         queued = self.queued or {}
         own = self._own_job_id if queued.get("launcher") != "local" else ""
         return own or str(queued.get("job_id", ""))
+
+    @property
+    def cluster(self) -> str:
+        """The cluster that the attempt was queued on, or has run on; '' where nothing says it."""
+        events = (event for event in (*reversed(self.events), self.queued) if event)
+        return next((str(event["cluster"]) for event in events if event.get("cluster")), "")
 
     @property
     def names_itself(self) -> bool:
@@ -292,15 +283,16 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
         return replace(state, state=_said(files.life, "planned"), reason=files.life.get("reason", ""))
     if files.life and life == "stopped" and not runlog.may_requeue(files.life):
         return _stopped(state, files.life)  # though its job may go on with other runs; nobody starts it again
-    if jobs is None:  # the controller is silent: the files' last word
-        return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
+    if life == "failed":
+        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
+    if jobs is None:  # the files' last word
+        last = {"": "queued", "stopped": "stopped"}.get(life, "running")
+        return replace(state, state=last, reason=_SILENT)
     job = _find_job(files, jobs, by_token)
     if job:
         state = replace(state, job_id=job.id, confirmed=bool(job.token) or files.names_itself)
     if job and not slurm.is_known(job.state):  # a newer Slurm's word: no end is concluded from it
-        return replace(state, state={"": "queued", "failed": "failed", "stopped": "stopped"}.get(life, "running"))
-    if life == "failed":
-        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
+        return replace(state, state={"": "queued", "stopped": "stopped"}.get(life, "running"))
     if job and job.state in slurm.PENDING:
         if files.events:
             reason = f"requeued at step {state.iter}, waiting ({slurm.waits_for(job.reason)})"
@@ -309,6 +301,26 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
     if job and job.state in slurm.RUNNING:
         return replace(state, state="running", node=job.node or state.node)
     return replace(state, state="lost", reason=_GONE)
+
+
+def _judge_unseen(state: RunState, files: _Files, why: str) -> RunState:
+    """A run whose job Slurm cannot show here: judged by what it writes. `why` its job is not visible."""
+    life = files.life["event"] if files.life else ""
+    if life == "failed":
+        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
+    if life == "stopped":
+        return _stopped(state, files.life or {})
+    if not life:
+        return replace(state, state="queued", reason=f"not known to have started; {why}")
+    if life == "requeued":
+        return replace(state, state="stopped", requeued=True, reason=f"requeued at step {state.iter}; {why}")
+    assert files.life is not None
+    if _process_lives(files.life, files):
+        return replace(state, state="running", reason=f"judged by its heartbeat: {why}")
+    silence = _last_sign(files)
+    since = "" if math.isinf(silence) else f" for {silence / 60:,.0f} min"
+    reason = f"no sign of life{since}, it has ended or been requeued; {why}"
+    return replace(state, state="stopped", reason=reason)
 
 
 def _judge_process(state: RunState, files: _Files) -> RunState:

@@ -178,12 +178,12 @@ def _unwritten(error: OSError, outcome: str) -> RunError:
 
 
 def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
-    """A `queued` event for each run."""
+    """Write a `queued` event for each run."""
+    cluster = "" if launcher == "local" else slurm.cluster_name()
+    fields = {"launcher": launcher, "token": batch.token, **({"cluster": cluster} if cluster else {})}
     for job, job_id in zip(batch.jobs, ids, strict=True):
         for run, attempt in job:
-            runlog.append_event(
-                run.folder, "queued", launcher=launcher, job_id=job_id, attempt=attempt, token=batch.token
-            )
+            runlog.append_event(run.folder, "queued", job_id=job_id, attempt=attempt, **fields)
 
 
 def _lost_answer(batch: Batch, error: slurm.ControllerError) -> str:

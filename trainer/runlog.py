@@ -61,7 +61,9 @@ EVENT_FIELDS: dict[str, tuple[type, ...]] = {
     "time": (int, float),
     **dict.fromkeys(("pid", "attempt"), (int,)),
     "iter": (int, type(None)),
-    **dict.fromkeys(("host", "born", "token", "launcher", "state", "reason", "signal", "by", "slurm"), (str,)),
+    **dict.fromkeys(
+        ("host", "born", "token", "launcher", "state", "reason", "signal", "by", "slurm", "cluster"), (str,)
+    ),
     "job_id": (str, type(None)),
 }
 
@@ -97,6 +99,8 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
     job = slurm_job_id()
     if job:
         record["job_id"] = job
+        if os.environ.get("SLURM_CLUSTER_NAME"):
+            record["cluster"] = os.environ["SLURM_CLUSTER_NAME"]
     append_line(run_dir / EVENTS, json.dumps({**record, **fields}))
 
 

@@ -297,6 +297,70 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     assert json.loads(status.as_json([], scheduler))["controller_silent_since"] == pytest.approx(time.time(), abs=60)
 
 
+def set_age(run: StudyRun, seconds: float) -> None:
+    """The run's events as they look when another host has written nothing for a while."""
+    path = run.folder / runlog.EVENTS
+    records = [{**event, "host": "node7", "time": event["time"] - seconds} for event in runlog.read_events(run.folder)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+BLIND = {
+    "no Slurm": "no Slurm on this machine",
+    "private": "jobs of alice are not visible to you",
+    "other cluster": "it was queued on cluster big, this machine belongs to small",
+}
+
+
+@pytest.mark.parametrize("case", list(BLIND))
+def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
+    study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Never lost while it may live, never running when it has gone; nothing is recorded without knowledge."""
+    monkeypatch.setattr(slurm, "settings", lambda: {"ClusterName": "small", "PrivateData": "usage,jobs"})
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    if case == "other cluster":
+        monkeypatch.setattr(slurm, "cluster_name", lambda: "big")
+        monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
+        monkeypatch.setenv("SLURM_JOB_ID", "5")
+    scheduler = status.Scheduler(user="alice" if case == "private" else "")
+    if case == "no Slurm":
+        monkeypatch.setattr(slurm, "available", lambda: False)
+        cluster.down = True
+    monkeypatch.setattr(slurm, "queue", lambda user="": cluster.queue())
+
+    def look() -> tuple[str, bool]:
+        state = status.collect(study, scheduler)[0]
+        assert BLIND[case] in state.reason
+        return state.state, state.active
+
+    queue_run(run)
+    cluster.ended = job("COMPLETED") if case == "other cluster" else {}  # its id was given to another job here
+    runlog.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
+    runlog.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
+    assert look() == ("queued", True)
+    runlog.append_event(run.folder, "started", iter=0)
+    assert look() == ("running", True)
+    set_age(run, 900)
+    assert look() == ("stopped", False)
+    runlog.append_event(run.folder, "requeued")
+    assert look() == ("stopped", True)
+    assert "ended" not in [event["event"] for event in runlog.read_events(run.folder)]
+    runlog.append_event(run.folder, "failed", reason="boom")
+    assert status.collect(study, scheduler)[0].reason == "boom"
+
+
+@pytest.mark.parametrize("private", ["none", "accounts,usage"])
+def test_another_users_job_that_would_be_visible_is_lost_when_it_is_not(
+    study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, private: str
+) -> None:
+    monkeypatch.setattr(slurm, "settings", lambda: {"PrivateData": private})
+    monkeypatch.setattr(slurm, "queue", lambda user="": cluster.queue())
+    queue_run(run)
+    assert status.collect(study, status.Scheduler(user="alice"))[0].state == "lost"
+
+
 def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
     who = {"host": os.uname().nodename, "pid": pid, "born": processes.identity(pid)}
     record = {"event": event, "time": time.time(), **who, **fields}
