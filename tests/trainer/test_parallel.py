@@ -62,13 +62,20 @@ SAME_MASKS = [variant for variant in VARIANTS if variant != "1f1b-dropout"]
 
 @pytest.mark.parametrize("variant", SAME_MASKS)
 def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
+    """Key biases are not compared: softmax cancels them, so that their gradients are rounding errors (about 1e-11 where
+    others are 1e-4). Adam turns these into steps of 1e-5 that depend on the processor.
+    """
     alone, shared = train(settings(variant, alone=True), None), found[variant]
     assert [row["iter"] for row in shared["rows"]] == [row["iter"] for row in alone["rows"]]
     torch.testing.assert_close(numbers(shared["rows"]), numbers(alone["rows"]), rtol=0, atol=1e-5)
     assert shared["nll"] == pytest.approx(alone["nll"], abs=1e-5)
     assert list(shared["state"]["model"]) == list(alone["state"]["model"])
     for name, weight in alone["state"]["model"].items():
-        torch.testing.assert_close(shared["state"]["model"][name], weight, rtol=0, atol=1e-4)
+        compared = slice(None)
+        if name.endswith("c_attn.bias"):
+            width = len(weight) // 3
+            compared = [*range(width), *range(2 * width, 3 * width)]
+        torch.testing.assert_close(shared["state"]["model"][name][compared], weight[compared], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
