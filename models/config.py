@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from models.reference import REFERENCE
 
 # n_layer, n_head, n_embd
 PRESETS: dict[str, tuple[int, int, int]] = {
@@ -28,8 +29,6 @@ EXTRAPOLATING = ("rope", "alibi", "sinusoidal", "none")  # positions without a t
 GATED = ("swiglu", "geglu", "reglu")
 # `swiglu: true` is short for `feedforward: swiglu`
 SHORT_FORMS = {"swiglu": "feedforward", "rmsnorm": "norm", "rope": "positions"}
-# A user's own component
-REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

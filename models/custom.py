@@ -13,14 +13,12 @@ changed component a new name.
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import sys
 
 import torch
 from torch import nn
 
 from models.config import GPTConfig
+from models.reference import describe_conflict, import_module, top_level
 
 TRIAL = (2, 3)  # B, T of the input that a new component is tried with
 
@@ -45,17 +43,18 @@ def build(setting: str, config: GPTConfig) -> nn.Module:
 
 
 def _load(where: str, reference: str) -> type[nn.Module]:
+    if conflict := describe_conflict(reference):
+        raise ComponentError(f"{where}: {conflict}")
     name, _, attribute = reference.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: nothing there hides a module of ours or of Python's
     try:
-        made: type[nn.Module] = getattr(importlib.import_module(name), attribute)
-    except AttributeError:
-        raise ComponentError(f"{where}: module {name} has no {attribute}") from None
+        module = import_module(reference)
     except Exception as error:
-        advice = f"put its folder on PYTHONPATH, or start in the folder that holds {name.partition('.')[0]}"
+        advice = f"put its folder on PYTHONPATH, or start in the folder that holds {top_level(reference)}"
         missing = isinstance(error, ModuleNotFoundError)
         raise ComponentError(f"{where} cannot be imported: {_told(error)}{'; ' + advice if missing else ''}") from error
+    if not hasattr(module, attribute):
+        raise ComponentError(f"{where}: module {name} ({module.__file__}) has no {attribute}")
+    made: type[nn.Module] = getattr(module, attribute)
     return made
 
 

@@ -1,6 +1,20 @@
-"""python -m orchestrator VERB"""
+"""`python -m orchestrator VERB`, and the command `ablatrix VERB`."""
 
-from orchestrator.cli import main
+import os
+import sys
+
+
+def main() -> None:
+    """Run a verb with Ablatrix's own packages, whatever the working folder and PYTHONPATH hold."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from trainer.program import prefer_own_packages
+
+    del sys.path[0]
+    prefer_own_packages()
+    from orchestrator.cli import main as run_verb
+
+    run_verb()
+
 
 if __name__ == "__main__":
     main()

@@ -125,8 +125,8 @@ def _inputs(runs: Sequence[Run]) -> Iterator[str]:
         except UserError as error:
             yield str(error)
         for name in config.callbacks.custom:
-            if not plugins.is_there(name):
-                yield f"callbacks.custom: {name}: {plugins.missing(name)}"
+            if problem := plugins.find_problem(name):
+                yield f"callbacks.custom: {name}: {problem}"
 
 
 def _loads_offline(info: tokenizer.TokenizerInfo) -> None:

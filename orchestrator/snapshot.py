@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trainer
-from models.config import REFERENCE
+from models.reference import REFERENCE, is_imported_from, is_taken, top_level
 from orchestrator import sensitive
 from orchestrator.command import HELPER
 from trainer import runlog
@@ -120,7 +120,8 @@ def _content(path: Path) -> bytes | None:
 
 
 def _code_files(root: Path) -> Iterable[str]:
-    return {name for name in _listed(root) if not sensitive.file(name)}
+    """Without secrets, and without files that would hide Python's modules: jobs have this folder first on sys.path."""
+    return {name for name in _listed(root) if not sensitive.file(name) and not is_taken(name.removesuffix(".py"))}
 
 
 def _listed(root: Path) -> Iterable[str]:
@@ -140,16 +141,18 @@ def own_modules(value: Any) -> set[str]:
     if isinstance(value, dict | list | tuple):
         inner = value.values() if isinstance(value, dict) else value
         return set().union(*map(own_modules, inner))
-    return (
-        {value.partition(":")[0].partition(".")[0]} if isinstance(value, str) and REFERENCE.fullmatch(value) else set()
-    )
+    return {top_level(value)} if isinstance(value, str) and REFERENCE.fullmatch(value) else set()
 
 
 def _own_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The modules of these names in the folder, and the single files beside them, which they may import."""
+    """The modules of these names in the folder, and the single files beside them, which they may import.
+
+    A job has them first on its path: those that an import here does not find are left out (random.py, yaml.py).
+    """
+    names = [name for name in names if is_imported_from(folder, name)]
     found = [path for name in names for path in ((folder / f"{name}.py"), *(folder / name).rglob("*.py"))]
     found = [path for path in found if path.is_file()]
-    beside = folder.glob("*.py") if found else ()
+    beside = [path for path in folder.glob("*.py") if is_imported_from(folder, path.stem)] if found else []
     return {str(path.relative_to(folder)): path for path in (*beside, *found)}
 
 

@@ -44,6 +44,21 @@ def call(command: Path, *words: object, folder: Path, code: int = 0, **environme
     return done.stdout + done.stderr
 
 
+def names_of_ours_and_others(folder: Path) -> None:
+    """A user's files with the names of Ablatrix's packages, of Python's modules and of required packages."""
+    for name in (
+        "models/__init__.py",
+        "models/mine.py",
+        "trainer.py",
+        "random.py",
+        "yaml.py",
+        "numpy.py",
+        "sbatch/x.py",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("raise SystemExit('this file of the user was run')\n")
+
+
 OWN = """
 import helper
 from torch import nn
@@ -82,6 +97,7 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
 
     (work / "mine.py").write_text(OWN)
     (work / "helper.py").write_text("")
+    names_of_ours_and_others(work)
     (work / "ablation.yaml").write_text((work / "ablation.yaml").read_text() + CONFIG)
     call(ablatrix, "submit", "ablation.yaml#own", "--launcher", "local", folder=work, **places)
     assert "3 done" in call(ablatrix, "status", folder=work)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +75,7 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int) -> None:
     """End this process. One that has others connected does so at once: the connections' threads may abort it else."""
     if "trainer.parallel.team" in sys.modules:
         os._exit(code)
@@ -84,4 +83,7 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    from trainer.program import prefer_own_packages
+
+    prefer_own_packages()
     leave(main())

@@ -19,17 +19,14 @@ hash, for it may change the result; its code is not: give a changed one a new na
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from models.reference import describe_absence, describe_conflict, import_module
 from trainer.config import nearest
 from trainer.console import complain
 from trainer.errors import AblatrixError, ConfigError, RunError, UserError
@@ -78,40 +75,23 @@ def load(names: Sequence[str]) -> list[Plugin]:
     return made
 
 
-def is_there(name: str) -> bool:
-    """Is there a package for `package.module:Class`? Imports nothing."""
-    _look_in_working_folder()
-    return importlib.util.find_spec(_package(name)) is not None
-
-
-def missing(name: str) -> str:
-    """What to say of one that is not there."""
-    package = _package(name)
-    return f"there is no module {package}; put its folder on PYTHONPATH, or start in the folder that holds {package}"
-
-
-def _package(name: str) -> str:
-    return name.partition(":")[0].partition(".")[0]
-
-
-def _look_in_working_folder() -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: nothing there hides a module of ours or of Python's
+def find_problem(name: str) -> str | None:
+    """Return why a callback cannot be found, else None. Imports nothing of the user's."""
+    return describe_conflict(name) or describe_absence(name)
 
 
 def _make(name: str) -> Any:
+    if problem := find_problem(name):
+        raise UserError(problem)
     module_name, _, attribute = name.partition(":")
-    _look_in_working_folder()
     try:
-        module = importlib.import_module(module_name)
+        module = import_module(name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and not is_there(name):
-            raise UserError(missing(name)) from error
         raise UserError(f"cannot be imported: {_told(error)}") from error
     made = getattr(module, attribute, None)
     if made is None:
         classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
-        raise UserError(f"module {module_name} has no {attribute}{nearest(attribute, classes)}")
+        raise UserError(f"module {module_name} ({module.__file__}) has no {attribute}{nearest(attribute, classes)}")
     if not inspect.isclass(made):
         raise UserError("is not a class")
     methods = [n for n, _ in inspect.getmembers(made, callable) if n.startswith("on_")]

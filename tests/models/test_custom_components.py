@@ -154,10 +154,16 @@ def test_counts_of_a_part_that_needs_values() -> None:
             "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'; put",
         ),
         ("own_parts.broken:MyMLP", "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'"),
-        ("own_parts.mlp:MyMPL", "module own_parts.mlp has no MyMPL"),
+        ("own_parts.mlp:MyMPL", r"module own_parts.mlp \(.*mlp.py\) has no MyMPL"),
+        (
+            "models.mlp:MyMLP",
+            "Ablatrix has a package of the name models; rename yours, .* and write my_models.mlp:MyMLP",
+        ),
+        ("trainer:MyMLP", "Ablatrix has a package of the name trainer; rename yours, .* and write my_trainer:MyMLP"),
+        ("random:MyMLP", "Python has a module of the name random; rename yours, .* and write my_random:MyMLP"),
         ("own_parts.mlp:Wants", "cannot be built from the model's config: TypeError: "),
         ("own_parts.mlp:function", "is not a torch.nn.Module"),
-        ("own_parts.mlp:PARTS", "module own_parts.mlp has no PARTS"),
+        ("own_parts.mlp:PARTS", r"module own_parts.mlp \(.*\) has no PARTS"),
         ("own_parts.mlp:Narrow", r"must return the shape it is given, \(2, 3, 12\), but returns \(2, 3, 36\)"),
         ("own_parts.mlp:Pair", r"must return the shape it is given, \(2, 3, 12\), but returns tuple"),
         ("own_parts.mlp:Breaks", r"fails on an input of shape \(2, 3, 12\): RuntimeError: "),
@@ -169,6 +175,11 @@ def test_what_cannot_be_used_is_one_sentence(reference: str, complaint: str) -> 
     with pytest.raises(ComponentError, match=f"^model.feedforward: {reference}.*{complaint}") as caught:
         GPT(tiny(feedforward=reference))
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_ablatrix_itself_may_be_referred_to() -> None:
+    with pytest.raises(ComponentError, match="cannot be built from the model's config"):
+        GPT(tiny(feedforward="models.norms:RMSNorm"))
 
 
 def test_trying_a_part_leaves_it_and_the_random_numbers_alone() -> None:

@@ -107,14 +107,19 @@ def test_the_snapshot_runs_without_its_checkout(checkout: Path, tmp_path: Path) 
 def test_modules_of_the_users_own_are_taken_from_the_working_folder(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("mine/deep/parts.py", "mine/notes.txt", "helper.py", "other/unused.py", "trainer.py"):
+    hiding = ("trainer.py", "models/parts.py", "random.py", "yaml.py", "json.py")  # ours, Python's, a requirement's
+    for name in ("mine/deep/parts.py", "mine/notes.txt", "helper.py", "other/unused.py", *hiding):
         path = tmp_path / "work" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x = 1\n")
     monkeypatch.chdir(tmp_path / "work")
-    config = {"model.feedforward": "mine.deep.parts:MyMLP", "callbacks": ["json:Nothing"], "trainer.device": "cuda:0"}
+    config = {
+        "model.feedforward": "mine.deep.parts:MyMLP",
+        "callbacks": ["json:Nothing", "models.parts:X"],
+        "trainer.device": "cuda:0",
+    }
     own = snapshot.own_modules([config])
-    assert own == {"mine", "json"}
+    assert own == {"mine", "json", "models"}
     plain, taken = files(snapshot.take(tmp_path / "store")), files(snapshot.take(tmp_path / "store", own))
-    assert taken.keys() - plain.keys() == {"mine/deep/parts.py", "helper.py", "trainer.py"}
+    assert taken.keys() - plain.keys() == {"mine/deep/parts.py", "helper.py"}
     assert plain.items() <= taken.items(), "nothing of the running code is replaced"

@@ -1,0 +1,72 @@
+"""References to a user's own code: `package.module:Class`, on PYTHONPATH or in the working folder. Free of torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+OURS = ("models", "orchestrator", "trainer")
+
+
+def top_level(reference: str) -> str:
+    """Return the package or module that a reference begins with."""
+    return reference.partition(":")[0].partition(".")[0]
+
+
+def is_taken(name: str) -> bool:
+    """True if a user's own module cannot have this name, because Ablatrix or Python has it."""
+    return name in OURS or name in sys.stdlib_module_names
+
+
+def is_imported_from(folder: Path, name: str) -> bool:
+    """True if no other module of this name is found before those in the working folder, which comes last."""
+    if is_taken(name):
+        return False
+    others = [entry for entry in sys.path if os.path.realpath(entry) != os.path.realpath(folder)]
+    found = importlib.machinery.PathFinder.find_spec(name, others)
+    return found is None or found.loader is None
+
+
+def import_module(reference: str) -> Any:
+    """Import the module of a reference. Raises what the import raises."""
+    search_working_folder()
+    return importlib.import_module(reference.partition(":")[0])
+
+
+def search_working_folder() -> None:
+    """Put the working folder last on sys.path, where it hides no module of ours or of Python's."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def describe_conflict(reference: str) -> str | None:
+    """Return why a reference finds a module of Ablatrix or of Python instead of the user's, and the way out; else None.
+
+    Imports nothing of the user's.
+    """
+    name = top_level(reference)
+    if not is_taken(name):
+        return None
+    try:
+        if hasattr(import_module(reference), reference.partition(":")[2]):
+            return None
+    except ImportError:
+        pass
+    owner = "Ablatrix has a package" if name in OURS else "Python has a module"
+    return f"{owner} of the name {name}; rename yours, for example to my_{name}, and write my_{reference}"
+
+
+def describe_absence(reference: str) -> str | None:
+    """Return that there is no package or module for a reference, and what to do; None if there is. Imports nothing."""
+    search_working_folder()
+    name = top_level(reference)
+    if importlib.util.find_spec(name) is not None:
+        return None
+    return f"there is no module {name}; put its folder on PYTHONPATH, or start in the folder that holds {name}"

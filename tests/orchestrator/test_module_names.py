@@ -1,0 +1,56 @@
+"""Commands in a folder whose modules have the names of Ablatrix's packages, of Python's modules and of requirements."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator.snapshot import code_root
+from tests.workspace import Workspace
+
+NAMES = ("models.py", "trainer.py", "models/__init__.py", "trainer/__init__.py", "random.py", "yaml.py", "numpy.py")
+
+
+@pytest.fixture(params=["working folder", "PYTHONPATH"])
+def crowded(request: pytest.FixtureRequest, workspace: Workspace) -> Workspace:
+    """A workspace whose own modules end the process that imports them."""
+    folder = workspace.folder
+    if request.param == "PYTHONPATH":
+        folder = folder / "elsewhere"
+        workspace.environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(code_root())])
+    # nobody's Python works with the names of its own modules on PYTHONPATH
+    for name in NAMES if folder == workspace.folder else NAMES[:4]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"raise SystemExit({name!r})\n")
+    return workspace
+
+
+def test_the_users_modules_do_not_replace_ours(crowded: Workspace) -> None:
+    study = crowded.write_study()
+    assert "7 runs" in crowded.run("plan", study).stdout
+    command = [sys.executable, "-m", "cache_warm", "--help"]
+    shown = subprocess.run(command, cwd=crowded.folder, env=crowded.env(), capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_a_single_run_is_ours(workspace: Workspace) -> None:
+    """`-m trainer` itself would be the user's where he has a trainer."""
+    for name in ("models.py", "random.py", "yaml.py"):
+        (workspace.folder / name).write_text(f"raise SystemExit({name!r})\n")
+    flags = ["--data.file_path=x", "--trainer.max_iters=0"]
+    command = [sys.executable, "-m", "trainer", *flags]
+    ended = subprocess.run(
+        command, cwd=workspace.folder, env=workspace.env(), capture_output=True, text=True, check=False
+    )
+    assert "error: " in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_a_callback_with_a_name_of_ours_is_refused(workspace: Workspace) -> None:
+    (workspace.folder / "trainer.py").write_text("class Mine: ...\n")
+    study = workspace.write_study()
+    study.write_text(study.read_text().replace("  system:", "  callbacks: {custom: ['trainer:Mine']}\n  system:"))
+    refused = workspace.run("check", study, "--launcher", "local", code=2)
+    told = " ".join((refused.stdout + refused.stderr).split())
+    assert "Ablatrix has a package of the name trainer; rename yours, for example to my_trainer" in told
+    assert "write my_trainer:Mine" in told
