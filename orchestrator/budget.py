@@ -28,7 +28,7 @@ def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> 
     """
     seconds = {cell: _seconds_per_step(folder / SMOKE, cell) for cell in dict.fromkeys(run.cell for run in runs)}
     settings = experiment.slurm
-    share = settings.nodes * max(1, settings.gpus_per_node) / settings.runs_per_job
+    share = settings.nodes * max(1, settings.gpu_count) / settings.runs_per_job
     return {
         run.cell: step * steps * share / 3600
         for run in runs
@@ -64,7 +64,7 @@ def summary(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
     text = f"{len(runs)} runs"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     hours = hours_per_run(folder, runs, experiment)
-    unit = "GPU-hours" if experiment.slurm.gpus_per_node else "node-hours"
+    unit = "GPU-hours" if experiment.slurm.gpu_count else "node-hours"
     if len(hours) == len({run.cell for run in runs}):
         text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit}"
         text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""

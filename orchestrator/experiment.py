@@ -16,7 +16,8 @@ from orchestrator.command import checks as command_checks
 from orchestrator.command.settings import CommandKeys
 from orchestrator.inheritance import Overrides
 from orchestrator.locate import Source
-from orchestrator.ranks import Layout
+from orchestrator.sbatch_options import SWITCHES, VALUED, long_name, minutes
+from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer.config import InfoConfig, keys, nearest
 from trainer.errors import ConfigError, UserError
@@ -54,59 +55,7 @@ def safe_name(name: str) -> str:
     return name
 
 
-def safe_value(value: str) -> str:
-    """An sbatch value: one printable line without quotes, blanks or shell characters. Raises ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9._+:,=@%/&|*\[\]()-]{1,200}", value) or value.startswith("-"):
-        raise ValueError("has characters that an sbatch option cannot hold safely (blanks, quotes, $, ; ...)")
-    return value
-
-
-def minutes(time: str) -> int:
-    """Slurm's time formats (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) as whole minutes, rounded up. Raises ValueError."""
-    match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", time)
-    if not match:
-        raise ValueError("not a Slurm time; write HH:MM:SS or D-HH:MM:SS, in quotes")
-    days, first, second, third = match.groups()
-    numbers = [int(n) for n in (first, second, third) if n is not None]
-    if days is None and len(numbers) < 3:
-        numbers.insert(0, 0)  # M or M:S
-    hours, mins, secs = [*numbers, 0, 0][:3]
-    total = ((int(days or 0) * 24 + hours) * 60 + mins) * 60 + secs
-    if total <= 0:
-        raise ValueError("the time limit must be more than 0")
-    return -(-total // 60)
-
-
-def _checked_time(time: str) -> str:
-    minutes(time)
-    return time
-
-
 SafeName = Annotated[str, AfterValidator(safe_name)]
-SafeValue = Annotated[str, AfterValidator(safe_value)]
-
-
-# What Ablatrix sets itself: a second one would win, and the job's runs would not be known again
-OWN_OPTIONS = {
-    *("array", "chdir", "comment", "dependency", "error", "export", "export-file", "get-user-env", "input", "job-name"),
-    *("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal"),
-    *("test-only", "wait", "wrap"),
-}
-
-
-def _no_own_option(name: str) -> str:
-    own = OWN_OPTIONS | {key.replace("_", "-") for key in SlurmSettings.model_fields}
-    asked = name.replace("_", "-")
-    # sbatch takes the beginning of an option for the whole: `outp` would be a second --output
-    if asked in own or (asked != "gpus" and any(option.startswith(asked) for option in own)):
-        raise ValueError("is set by Ablatrix itself and cannot stand under slurm.extra")
-    return safe_name(name)
-
-
-def _no_identity_option(name: str) -> str:
-    if name.replace("_", "-") in OWN_OPTIONS:
-        raise ValueError("is set by Ablatrix itself and cannot stand under slurm.helper_jobs")
-    return safe_name(name)
 
 
 def usable_path(path: str) -> str:
@@ -119,45 +68,12 @@ def usable_path(path: str) -> str:
     return path
 
 
-ExtraOption = Annotated[str, AfterValidator(_no_own_option)]
-HelperOption = Annotated[str, AfterValidator(_no_identity_option)]
 Exported = Annotated[str, AfterValidator(exports.checked)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class SlurmSettings(Strict):
-    """Resources of one job. What is left out is left to the cluster's defaults."""
-
-    partition: SafeValue | None = None
-    account: SafeValue | None = None
-    qos: SafeValue | None = None
-    constraint: SafeValue | None = None
-    exclude: SafeValue | None = None
-    nodes: int = Field(1, ge=1, description="of each job; more than one for runs that several processes share")
-    gpus_per_node: int = Field(0, ge=0)
-    processes_per_node: int | None = Field(
-        None, ge=1, description="that share a run on each node (trainer.strategy); default: one for each GPU"
-    )
-    cpus_per_task: int = Field(1, ge=1, description="cores on each node")
-    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGTkmgt]?$")] | None = None
-    time: Annotated[str, AfterValidator(_checked_time)] = "01:00:00"
-    max_parallel: int | None = Field(None, ge=1, description="tasks of the array that run at once")
-    runs_per_job: int = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
-    signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
-    setup: list[str] = Field([], description="shell lines run before the trainer, such as `module load cuda`")
-    extra: dict[ExtraOption, SafeValue] = Field({}, description="other sbatch options: {nodelist: node1}")
-    helper_jobs: dict[HelperOption, SafeValue] = Field(
-        {}, description="sbatch options of the small jobs without GPU (report, next wave): {partition: cpu}"
-    )
-
-    @property
-    def layout(self) -> Layout:
-        """Of the processes of a run that is shared (trainer.strategy)."""
-        return Layout(self.nodes, self.processes_per_node or max(1, self.gpus_per_node))
 
 
 class ExperimentInfo(InfoConfig):
@@ -288,7 +204,9 @@ def _explain(error: Any, tree: Tree, file: str) -> str:
     if kind == "extra_forbidden":
         sections = {"slurm": SlurmSettings.model_fields, "experiment_info": ExperimentInfo.model_fields}
         known = list(sections[path[0]]) if len(path) > 1 and path[0] in sections else list(TOP_LEVEL)
-        return f"{position}: {key}: unknown key{nearest(path[-1], known)}"
+        other = path[0] == "slurm" and long_name(path[-1]) in SWITCHES | VALUED
+        hint = "; sbatch options other than these go under slurm.extra" if other else nearest(path[-1], known)
+        return f"{position}: {key}: unknown key{hint}"
     if kind == "missing":
         return f"{file}: {key}: missing"
     message = error["msg"].removeprefix("Value error, ")

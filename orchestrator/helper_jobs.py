@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator import exports, rundir, slurm
-from orchestrator.experiment import SlurmSettings, minutes
+from orchestrator import rundir, slurm
 from orchestrator.launchers import Batch, slurm_sbatch
 from orchestrator.launchers.preamble import preamble
 from orchestrator.rundir import Study
+from orchestrator.sbatch_options import minutes
+from orchestrator.slurm_settings import SlurmSettings
 from trainer import runlog
 from trainer.safe_open import PRIVATE
 
@@ -47,23 +48,23 @@ def script(batch: Batch, kind: str) -> str:
         "helper.sbatch.j2",
         purpose=PURPOSES[kind],
         job_name=f"{batch.study.name}-{kind}",
-        comment=slurm.comment(token(batch.study, kind)),
         logs=slurm_sbatch.log_path(batch.study, f"{kind}-%j.out"),
-        export=exports.option(batch.exports),
-        options=options(batch.settings),
+        directives=slurm_sbatch.directives(
+            slurm_sbatch.job_marks(batch, token(batch.study, kind)) | options(batch.settings)
+        ),
         preamble=preamble(batch),
         command=shlex.join(command),
     )
 
 
-def options(settings: SlurmSettings) -> dict[str, Any]:
+def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
     """One core and little memory, where and on whose account the runs are; `slurm.helper_jobs` may say otherwise."""
-    given = {name.replace("_", "-"): value for name, value in slurm_sbatch.sbatch_options(settings).items()}
-    small: dict[str, Any] = {name: given[name] for name in KEPT if name in given}
+    given = slurm_sbatch.sbatch_options(settings)
+    small: dict[str, str | int | bool] = {name: given[name] for name in KEPT if name in given}
     small |= {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "time": min(MOST_MINUTES, minutes(settings.time))}
     if any(name.startswith("mem") for name in given):  # a site that does not count memory may refuse the option
         small["mem"] = f"{min(MOST_MEMORY, _mebibytes(given.get('mem')))}M"
-    return small | {name.replace("_", "-"): value for name, value in settings.helper_jobs.items()}
+    return small | settings.helper_jobs
 
 
 def _mebibytes(memory: Any) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator import dotted, kinds
-from orchestrator.experiment import Experiment, Loaded, SlurmSettings
+from orchestrator.experiment import Experiment, Loaded
 from orchestrator.inheritance import Overrides
 from orchestrator.kinds import Config
+from orchestrator.slurm_settings import SlurmSettings
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.parallel import share_problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import re
@@ -116,9 +117,16 @@ def belongs_to_cluster() -> bool:
     return True
 
 
-def comment(token: str) -> str:
-    """The job comment by which a submission finds its job again, whatever id it got."""
-    return f"ablatrix:{token}"
+def comment(token: str, site: str | None = None) -> str:
+    """Return the job comment by which a submission finds its job again, whatever id it got, behind what a site needs.
+
+    A comment that is a JSON object stays one.
+    """
+    mark = f"ablatrix:{token}"
+    with contextlib.suppress(ValueError):
+        fields = json.loads(site or "")
+        return json.dumps({**fields, "job": mark}) if isinstance(fields, dict) else f"{site} {mark}"
+    return f"{site} {mark}" if site else mark
 
 
 def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:

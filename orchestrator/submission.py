@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import claims, identity, missing, rundir, slurm, snapshot, status, task
-from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch, Launcher, Members, job_ids
 from orchestrator.rundir import Study, StudyRun
+from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.status import RunState
 from trainer import runlog
 from trainer.errors import RunError, UserError

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator import ranks, slurm, task
-from orchestrator.experiment import SlurmSettings
 from orchestrator.ranks import Layout
 from orchestrator.rundir import Study, StudyRun
+from orchestrator.slurm_settings import SlurmSettings
 from trainer.errors import UserError
 
 Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from orchestrator import environment, exports, slurm
-from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch, check_folder
 from orchestrator.launchers.preamble import preamble
 from orchestrator.rundir import LOGS, Study
+from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.snapshot import code_root
 from trainer import runlog
 from trainer.safe_open import PRIVATE
@@ -31,11 +32,9 @@ class SbatchLauncher:
         return render(
             "array.sbatch.j2",
             job_name=batch.study.name,
-            comment=slurm.comment(batch.token),
             logs=log_path(batch.study, "%A_%a.out" if len(batch.jobs) > 1 else "%j.out"),
-            options=sbatch_options(batch.settings),
+            directives=directives(job_options(batch)),
             nodes=batch.settings.nodes,
-            export=exports.option(batch.exports),
             srun=shlex.quote(" ".join(["srun", *srun_options(batch.settings)])),
             tasks=len(batch.jobs),
             max_parallel=batch.settings.max_parallel,
@@ -90,9 +89,29 @@ def log_path(study: Study, pattern: str) -> str:
     return shlex.quote(str(folder).replace("%", "%%") + "/" + pattern)
 
 
-def sbatch_options(settings: SlurmSettings) -> dict[str, Any]:
-    """The resources as sbatch options, those that were left out left out."""
+def job_options(batch: Batch) -> dict[str, str | int | bool]:
+    """Return the sbatch options of a batch's jobs that are the same under every launcher."""
+    return {**job_marks(batch, batch.token), **sbatch_options(batch.settings)}
+
+
+def job_marks(batch: Batch, token: str) -> dict[str, str | int | bool]:
+    """Return the options that every job of a study has: the comment with its token, its environment, requeueing."""
+    return {
+        "comment": slurm.comment(token, batch.settings.comment),
+        "export": exports.option(batch.exports),
+        ("requeue" if batch.settings.requeue else "no-requeue"): True,
+    }
+
+
+def directives(options: Mapping[str, str | int | bool]) -> list[str]:
+    """Return sbatch options as `name=value`, quoted as sbatch reads them in a script; those without a value: `name`."""
+    return [name if value is True else f"{name}={shlex.quote(str(value))}" for name, value in options.items()]
+
+
+def sbatch_options(settings: SlurmSettings) -> dict[str, str | int | bool]:
+    """Return the resources as sbatch options; those that are not set are left to the cluster."""
     options = {
+        "clusters": settings.clusters,
         "partition": settings.partition,
         "account": settings.account,
         "qos": settings.qos,

@@ -7,12 +7,12 @@ import shlex
 import sys
 from typing import Any
 
-from orchestrator import exports, slurm
-from orchestrator.experiment import minutes
+from orchestrator import slurm
 from orchestrator.launchers import Batch, check_folder
 from orchestrator.launchers.preamble import preamble
-from orchestrator.launchers.slurm_sbatch import srun_options
+from orchestrator.launchers.slurm_sbatch import job_options, srun_options
 from orchestrator.rundir import LOGS
+from orchestrator.sbatch_options import minutes
 from trainer.errors import UserError
 from trainer.safe_open import make_private_folder
 
@@ -61,27 +61,18 @@ class SubmititLauncher:
         except RuntimeError as error:
             raise UserError(f"launcher submitit: {error}; use --launcher local") from None
         settings = batch.settings
-        own = {"requeue": True, "export": exports.option(batch.exports)}
         parameters = {
             "name": batch.study.name,
             "timeout_min": minutes(settings.time),
             "slurm_nodes": settings.nodes,
             "slurm_ntasks_per_node": 1,
-            "slurm_cpus_per_task": settings.cpus_per_task,
-            "slurm_gpus_per_node": settings.gpus_per_node or None,
-            "slurm_mem": settings.mem,
-            "slurm_partition": settings.partition,
-            "slurm_account": settings.account,
-            "slurm_qos": settings.qos,
-            "slurm_constraint": settings.constraint,
-            "slurm_exclude": settings.exclude,
-            "slurm_comment": slurm.comment(batch.token),
             "slurm_signal_delay_s": settings.signal_seconds,
             "slurm_array_parallelism": settings.max_parallel or len(batch.jobs),
             "slurm_setup": preamble(batch),
             "slurm_srun_args": srun_options(settings),
             "slurm_stderr_to_stdout": True,
-            "slurm_additional_parameters": own | settings.extra,
+            "slurm_additional_parameters": job_options(batch),
         }
-        executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+        executor.update_parameters(**parameters)
+        executor._executor.parameters["wckey"] = None  # submitit's own, which a site that checks wckeys refuses
         return executor

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import claims, identity, launchers, matrix, rundir, status, submission
-from orchestrator.experiment import SlurmSettings
 from orchestrator.rundir import Study
+from orchestrator.slurm_settings import SlurmSettings
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.orchestrator.test_matrix import FIVE, expand
 from tests.workspace import Workspace

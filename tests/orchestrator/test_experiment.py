@@ -130,7 +130,7 @@ def test_set_wins_and_is_checked(tmp_path: Path) -> None:
         ("slurm: {time: '00:00:00'}", "must be more than 0"),
         ("slurm: {mem: lots}", "slurm.mem"),
         ("slurm: {extra: {nodelist: 'a b'}}", "cannot hold safely"),
-        ("slurm: {extra: {comment: mine}}", "is set by Ablatrix itself"),
+        ("slurm: {extra: {output: mine}}", "is set by Ablatrix itself"),
         ("slurm: {extra: {job_name: mine}}", "is set by Ablatrix itself"),
         ("slurm: {time: '00:01:00'}", "is before its start"),
         ("seeds: 100000000", "seeds"),

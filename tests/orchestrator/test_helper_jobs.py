@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import helper_jobs, slurm
-from orchestrator.experiment import SlurmSettings
 from orchestrator.launchers import Batch
 from orchestrator.rundir import LOGS, Study
+from orchestrator.slurm_settings import SlurmSettings
 from tests.orchestrator.fake_slurm import FakeSlurm
 
 
@@ -28,8 +28,9 @@ def make_batch(folder: Path, settings: SlurmSettings | None = None) -> Batch:
 @pytest.mark.parametrize("extra", ["gres", "gpus", "gpus-per-task", "mem-per-gpu", "exclusive", "nodelist", "licenses"])
 def test_a_helper_job_asks_for_one_core_whatever_the_runs_ask_for(extra: str) -> None:
     settings = SlurmSettings(
-        partition="gpu", account="lab", nodes=4, gpus_per_node=8, cpus_per_task=32, mem="500G", constraint="a100",
-        time="2-00:00:00", extra={extra: "2", "reservation": "course", "mail-user": "me@example.org"},
+        partition="gpu", account="lab", nodes=4, cpus_per_task=32, mem="500G", constraint="a100",
+        gpus_per_node=0 if "gpus" in extra else 8, time="2-00:00:00",
+        extra={extra: "2", "reservation": "course", "mail-user": "me@example.org"},
     )  # fmt: skip
     assert helper_jobs.options(settings) == {
         **{"partition": "gpu", "account": "lab", "reservation": "course", "mail-user": "me@example.org"},

@@ -4,49 +4,23 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator import helper_jobs
-from orchestrator.experiment import SlurmSettings
-from orchestrator.launchers import Batch
 from orchestrator.launchers.slurm_sbatch import SbatchLauncher
 from orchestrator.launchers.slurm_submitit import SubmititLauncher
-from orchestrator.rundir import Study, StudyRun
+from orchestrator.slurm_settings import SlurmSettings
+from tests.orchestrator.batches import make_batch
 from tests.trust import shell_stubs
-from tests.trust.shell_stubs import RECORD, Record
+from tests.trust.shell_stubs import Record
 
 SCRIPTS = {
     "sbatch": lambda batch: SbatchLauncher().script(batch),
     "submitit": lambda batch: SubmititLauncher().script(batch),
     "report": lambda batch: helper_jobs.script(batch, helper_jobs.REPORT),
 }
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with stand-ins on PATH."""
-    shell_stubs.install(tmp_path / "bin")
-    monkeypatch.setattr(sys, "executable", str(shell_stubs.program(tmp_path / "env/python")))
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv(RECORD, str(tmp_path / "record"))
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools/cat").symlink_to("/bin/cat")
-    monkeypatch.setenv("ABLATRIX_TOOLS", str(tmp_path / "tools"))
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    folder = tmp_path / "it's work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def make_batch(home: Path, settings: SlurmSettings, runs: int = 2) -> Batch:
-    folder = home / "out/study"
-    members = [(StudyRun(f"cell{i}-seed1", f"cell{i}", 1, [], {}, folder / f"cell{i}-seed1"), 1) for i in range(runs)]
-    study = Study(folder, "study", "study.yaml", 0.0, {}, [run for run, _ in members])
-    return Batch(study, [[member] for member in members], "0123456789abcdef", settings, home / "code")
 
 
 def run_script(home: Path, name: str, setup: list[str]) -> tuple[subprocess.CompletedProcess[str], list[Record]]:

@@ -261,8 +261,7 @@ def check_options(text: str, batch: Batch, log: Path | None) -> None:
     if log is not None:
         own |= {"output": str(log.parent).replace("%", "%%") + f"/{log.name}", "ntasks": "1"}
     else:
-        own |= {"ntasks-per-node": "1", "wckey": "submitit", "output": told["output"]}
-        asked["time"] = told["time"]  # in minutes
+        own |= {"ntasks-per-node": "1", "output": told["output"]}
         if len(batch.jobs) > 1:
             own["array"] = f"0-{len(batch.jobs) - 1}%{min(batch.settings.max_parallel or 10**6, len(batch.jobs))}"
     assert told == {**asked, **own}

@@ -1,0 +1,277 @@
+"""sbatch's options as people write them in YAML: spellings, units, switches, and those that Ablatrix sets itself."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+SHORT = {
+    **{"a": "array", "A": "account", "b": "begin", "B": "extra-node-info", "c": "cpus-per-task", "C": "constraint"},
+    **{"d": "dependency", "D": "chdir", "e": "error", "F": "nodefile", "G": "gpus", "h": "help", "H": "hold"},
+    **{"i": "input", "J": "job-name", "k": "no-kill", "L": "licenses", "m": "distribution", "M": "clusters"},
+    **{"n": "ntasks", "N": "nodes", "o": "output", "O": "overcommit", "p": "partition", "q": "qos", "Q": "quiet"},
+    **{"s": "oversubscribe", "S": "core-spec", "t": "time", "v": "verbose", "V": "version", "w": "nodelist"},
+    **{"W": "wait", "x": "exclude"},
+}
+OLD = {"share": "oversubscribe", "workdir": "chdir", "cluster": "clusters"}
+_LOGS = "logs go to the study's folder"
+_STARTS = "one task starts on each node; slurm.processes_per_node says how many processes share a run there"
+_ANSWER = "the job's id is read from what sbatch prints"
+OWN = {  # name -> why it cannot be given
+    "array": "each run is a task of it; slurm.max_parallel limits how many run at once",
+    "chdir": "jobs run in the folder that submit is called from",
+    "dependency": "the report waits for the runs by it",
+    **dict.fromkeys(("error", "input", "open-mode", "output"), _LOGS),
+    **dict.fromkeys(("export", "export-file", "get-user-env"), "use `export:` at the top level of the file"),
+    "job-name": "it is the study's name",
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), _STARTS),
+    "signal": "use slurm.signal_seconds",
+    **dict.fromkeys(("parsable", "quiet", "verbose"), _ANSWER),
+    **dict.fromkeys(("help", "test-only", "usage", "version"), "with it nothing would be queued"),
+    "wait": "use `submit --wait`",
+    "wrap": "the job script is Ablatrix's",
+}
+SWITCHES = {  # options without a value
+    *("contiguous", "hold", "ignore-pbs", "overcommit", "oversubscribe", "reboot", "spread-job", "use-min-nodes"),
+}
+VALUED = {
+    *("acctg-freq", "bb", "bbf", "begin", "cluster-constraint", "container", "core-spec", "cores-per-socket"),
+    *("cpu-freq", "cpus-per-gpu", "deadline", "delay-boot", "distribution", "extra-node-info", "gid", "gpu-bind"),
+    *("gpu-freq", "gpus", "gpus-per-socket", "gpus-per-task", "gres", "gres-flags", "hint", "licenses", "mail-type"),
+    *("mail-user", "mcs-label", "mem-per-cpu", "mem-per-gpu", "mincpus", "network", "nodefile", "nodelist"),
+    *("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket", "power", "prefer", "priority", "profile"),
+    *("reservation", "sockets-per-node", "switches", "thread-spec", "threads-per-core", "time-min", "tmp", "uid"),
+    *("tres-per-node", "tres-per-task", "wait-all-nodes", "wckey"),
+}
+SIZES = ("mem", "mem-per-cpu", "mem-per-gpu", "tmp")
+QUOTES = "write it in quotes"
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_VALUE = re.compile(r"[A-Za-z0-9._+:,=@%/&|*\[\]()!~-]{1,500}")
+_GPUS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*(?::[0-9]{1,4})?(?:,[A-Za-z][A-Za-z0-9._-]*(?::[0-9]{1,4})?)*")
+_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]?)(i?B)?", re.IGNORECASE)
+
+
+def long_name(name: str) -> str:
+    """Return sbatch's long name of an option as somebody wrote it: `p`, `-p`, `--mail-type`, `mail_type`."""
+    bare = name.strip().lstrip("-")
+    bare = SHORT.get(bare, bare).replace("_", "-")
+    return OLD.get(bare, bare)
+
+
+def named(key: str, value: Any, fields: Container[str]) -> tuple[str, Any]:
+    """Return the setting under `slurm:` that an option is, and its value there; the option itself if there is none."""
+    name = long_name(key)
+    if name == "no-requeue":
+        switch = _word_as_switch(value)
+        return "requeue", (not switch if isinstance(switch, bool) else value)
+    field = name.replace("-", "_")
+    if field not in fields or field in ("setup", "extra", "helper_jobs"):
+        return key, value
+    return field, value
+
+
+def refuse_twice(keys: Iterable[str]) -> None:
+    """Raise ValueError for an option that is given in two spellings."""
+    first: dict[str, str] = {}
+    for key in keys:
+        other = first.setdefault(long_name(key), key)
+        if other != key:
+            raise ValueError(f"extra: {other} and {key} are the same option; keep one of them")
+
+
+def checked_name(key: str) -> str:
+    """Return the long name of an option under `slurm.extra`. Raises ValueError for one that cannot be given."""
+    name = long_name(key)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,79}", name):
+        raise ValueError("is not the name of an sbatch option")
+    if name in OWN:
+        raise ValueError(f"is set by Ablatrix itself and cannot stand under slurm.extra: {OWN[name]}")
+    if name in _SETTINGS:
+        raise ValueError(f"is given as slurm.{name.replace('-', '_')} too; keep one of them")
+    # sbatch takes the beginning of an option for the whole: `outp` would be a second --output
+    whole = next((own for own in (*OWN, *_SETTINGS) if own.startswith(name)), None)
+    if whole and name not in VALUED | SWITCHES:
+        raise ValueError(f"would be read by sbatch as --{whole}, which is set by Ablatrix itself; write the whole name")
+    return name
+
+
+def checked_helper_name(key: str) -> str:
+    """Return the long name of an option under `slurm.helper_jobs`: of its own it may have the resources, too."""
+    name = long_name(key)
+    return name if name in _RESOURCES else checked_name(key)
+
+
+# Options that are settings of their own under `slurm:`, by sbatch's names
+_SETTINGS = (
+    *("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus-per-node", "cpus-per-task", "mem"),
+    *("time", "comment", "requeue", "no-requeue", "clusters"),
+)
+
+
+_RESOURCES = {*_SETTINGS[:10], "ntasks", "ntasks-per-node"}
+
+
+def checked(extra: Mapping[str, str | bool]) -> dict[str, str | bool]:
+    """Return the options that are given, those without a value as True. Raises ValueError."""
+    given: dict[str, str | bool] = {}
+    for name, value in extra.items():
+        if name not in VALUED:
+            switch = _word_as_switch(value)
+            if name in SWITCHES and not isinstance(switch, bool):
+                raise ValueError(f"{name} takes no value; write `{name}: true`")
+            value = switch if name in SWITCHES or name in ("exclusive", "no-kill") else value
+        elif value is True:
+            raise ValueError(f"{name} needs a value")
+        if value is not False:
+            given[name] = as_memory(value) if name in SIZES else value
+    return given
+
+
+def _word_as_switch(value: Any) -> Any:
+    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def as_value(value: Any) -> str | bool:
+    """Return the value of an option under `slurm.extra`: a word, True for a switch, False for what is not given."""
+    return bool(value) if value is None or isinstance(value, bool) else as_word(value)
+
+
+def as_word(value: Any) -> str:
+    """Return a value as one printable word without quotes, blanks or shell characters. Raises ValueError."""
+    if isinstance(value, list):
+        return ",".join(map(as_word, value))
+    text = as_text(value)
+    negative = re.fullmatch(r"-[0-9]+", text)
+    if not negative and (not _VALUE.fullmatch(text) or text.startswith("-")):
+        raise ValueError("has characters that an sbatch option cannot hold safely (blanks, quotes, $, ; ...)")
+    return text
+
+
+def as_text(value: Any) -> str:
+    """Return a text, or a whole number as one. Raises ValueError for a value whose spelling YAML has changed."""
+    if isinstance(value, bool):
+        raise ValueError(f"is a switch here, {QUOTES} if it is a name")
+    if isinstance(value, float):
+        raise ValueError(f"is read as a number and may lose its spelling; {QUOTES}")
+    if not isinstance(value, str | int):
+        raise ValueError("must be a text or a whole number")
+    return str(value)
+
+
+def as_count(value: Any) -> Any:
+    """Return a whole number that is written as text (`"4"`) as a number."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()) else value
+
+
+def as_switch(value: Any) -> Any:
+    """Return yes, no, on and off, which are words in YAML 1.2, as true and false."""
+    return _word_as_switch(value)
+
+
+def as_lines(value: Any) -> Any:
+    """Return shell lines that are one text (`setup: |`) as a list."""
+    return value.splitlines() if isinstance(value, str) else value
+
+
+def as_memory(value: Any) -> str:
+    """Return an amount of memory in Slurm's form: `16GB`, `16 GiB` and `16g` are 16G, `1.5G` is 1536M.
+
+    Raises ValueError.
+    """
+    if isinstance(value, float):
+        raise ValueError("needs a unit, like `1.5G`")
+    match = _MEMORY.fullmatch(as_text(value).strip())
+    if not match:
+        raise ValueError("is not an amount of memory; write it like `16G` or `500M`")
+    number, unit = match[1], match[2].upper()
+    if "." not in number:
+        return number + unit
+    if not unit:
+        raise ValueError("needs a unit, like `1.5G`")
+    smaller = {"K": ("K", 1), "M": ("K", 1024), "G": ("M", 1024), "T": ("G", 1024)}[unit]
+    return f"{math.ceil(float(number) * smaller[1])}{smaller[0]}"
+
+
+def minutes(time: str) -> int:
+    """Slurm's time formats (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) as whole minutes, rounded up. Raises ValueError."""
+    match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", time)
+    if not match:
+        raise ValueError("not a Slurm time; write HH:MM:SS or D-HH:MM:SS, in quotes")
+    days, first, second, third = match.groups()
+    numbers = [int(n) for n in (first, second, third) if n is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # M or M:S
+    hours, mins, secs = [*numbers, 0, 0][:3]
+    total = ((int(days or 0) * 24 + hours) * 60 + mins) * 60 + secs
+    if total <= 0:
+        raise ValueError("the time limit must be more than 0")
+    return -(-total // 60)
+
+
+def as_time(value: Any) -> str:
+    """Return a time limit in Slurm's form; a number is in minutes. Raises ValueError."""
+    time = as_text(value).strip()
+    minutes(time)
+    return time
+
+
+def as_comment(value: Any) -> str:
+    """Return a job comment: printable text in one line without backslashes. Raises ValueError."""
+    text = as_text(value).strip()
+    if not text or len(text) > 1000 or not (text.isascii() and text.isprintable()) or "\\" in text or "'" in text:
+        raise ValueError("a comment is one line of ASCII without backslashes and single quotes")
+    if "ablatrix:" in text:
+        raise ValueError("`ablatrix:` marks the jobs of Ablatrix; leave it out")
+    return text
+
+
+def as_cluster(value: Any) -> str:
+    """Return the name of one cluster. Raises ValueError for several: which one took a job must be known."""
+    text = as_text(value).strip()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", text) or text == "all":
+        raise ValueError("name one cluster, as `sacctmgr show clusters` does")
+    return text
+
+
+def as_gpus(value: Any) -> int | str:
+    """Return a request for GPUs: a number, or types and numbers as in `a100:2`. Raises ValueError."""
+    text = str(value).strip().removeprefix("gpu:") if isinstance(value, str) else value
+    if isinstance(text, str) and not text.isdecimal():
+        if not _GPUS.fullmatch(text):
+            raise ValueError('must be a number of GPUs, or types and numbers such as "a100:2"')
+        return text
+    if isinstance(text, bool) or not isinstance(text, str | int) or int(text) < 0:
+        raise ValueError('must be a number of GPUs, or types and numbers such as "a100:2"')
+    return int(text)
+
+
+def count_gpus(request: int | str) -> int:
+    """Return the number of GPUs in `2`, `a100:2` or `a100:2,v100:1`; a type without a number is one."""
+    if isinstance(request, int):
+        return request
+    last = [part.rpartition(":")[2] for part in request.split(",")]
+    return sum(int(word) if word.isdecimal() else 1 for word in last)
+
+
+def gpus_in(extra: Mapping[str, str | bool], nodes: int) -> int:
+    """Return how many GPUs on each node other options ask for: `gres`, `gpus`, `gpus-per-task`, `tres-per-*`."""
+    found = [_gpus_of_gres(str(extra.get(name, ""))) for name in ("gres", "tres-per-node", "tres-per-task")]
+    if isinstance(extra.get("gpus"), str):
+        found.append(-(-_count(str(extra["gpus"])) // nodes))
+    for name in ("gpus-per-task", "gpus-per-socket"):
+        if isinstance(extra.get(name), str):
+            found.append(_count(str(extra[name])))
+    return max(found, default=0)
+
+
+def _count(request: str) -> int:
+    return int(request) if request.isdecimal() else count_gpus(request)
+
+
+def _gpus_of_gres(request: str) -> int:
+    """Return the GPUs of `gpu`, `gpu:2`, `gpu:a100:2(S:0-1),tmpfs:10G`, `gres/gpu:2` or `gres/gpu=2`."""
+    words = re.sub(r"\([^)]*\)", "", request).replace("gres/", "").replace("=", ":").split(",")
+    counts = [word.partition(":")[2] or "1" for word in words if word.partition(":")[0] == "gpu"]
+    return sum(_count(count) for count in counts)

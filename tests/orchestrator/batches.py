@@ -1,0 +1,17 @@
+"""Batches for tests of job scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.launchers import Batch
+from orchestrator.rundir import Study, StudyRun
+from orchestrator.slurm_settings import SlurmSettings
+
+
+def make_batch(home: Path, settings: SlurmSettings, runs: int = 2) -> Batch:
+    """Return a batch of `runs` jobs of one run each; nothing is on disk."""
+    folder = home / "out/study"
+    members = [(StudyRun(f"cell{i}-seed1", f"cell{i}", 1, [], {}, folder / f"cell{i}-seed1"), 1) for i in range(runs)]
+    study = Study(folder, "study", "study.yaml", 0.0, {}, [run for run, _ in members])
+    return Batch(study, [[member] for member in members], "0123456789abcdef", settings, home / "code")

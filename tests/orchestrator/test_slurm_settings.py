@@ -1,0 +1,173 @@
+"""The `slurm:` section as people write it: what sbatch gets, the same under both launchers, or one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator import budget, experiment, helper_jobs, slurm
+from orchestrator.launchers.slurm_sbatch import SbatchLauncher, sbatch_options
+from orchestrator.launchers.slurm_submitit import SubmititLauncher
+from orchestrator.slurm_settings import SlurmSettings
+from tests.orchestrator.batches import make_batch
+from tests.trust import shell_stubs
+from trainer.errors import UserError
+
+DEFAULTS = {"cpus-per-task": 1, "time": "01:00:00"}
+
+
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        ("{extra: {exclusive: true, hold: false, contiguous: null}}", {"exclusive": True}),
+        ("{extra: {exclusive: yes, overcommit: on}}", {"exclusive": True, "overcommit": True}),
+        ("{extra: {exclusive: user}}", {"exclusive": "user"}),
+        (
+            "{extra: {p: gpu, A: x, C: a100, q: high}}",
+            {"partition": "gpu", "account": "x", "constraint": "a100", "qos": "high"},
+        ),
+        ("{extra: {c: 4, t: '4:00:00', x: [n1, n2]}}", {"cpus-per-task": 4, "time": "4:00:00", "exclude": "n1,n2"}),
+        ("{extra: {-w: n1, --mail-user: a@b.c, mail_type: [END, FAIL]}}", None),
+        ("{gpus_per_node: 'a100:2'}", {"gpus-per-node": "a100:2"}),
+        ("{gpus_per_node: 'gpu:a100:2'}", {"gpus-per-node": "a100:2"}),
+        ("{gpus_per_node: '2'}", {"gpus-per-node": 2}),
+        ("{extra: {gres: 'gpu:a100:2'}}", {"gres": "gpu:a100:2"}),
+        (
+            "{account: 12345, qos: 1, mem: 16000, time: 60}",
+            {"account": "12345", "qos": "1", "mem": "16000", "time": "60"},
+        ),
+        (
+            "{time: 4:00:00, extra: {nice: 100, mem-per-cpu: 4GB}}",
+            {"time": "4:00:00", "nice": "100", "mem-per-cpu": "4G"},
+        ),
+        ("{mem: 16GB}", {"mem": "16G"}),
+        ("{mem: 16 GiB}", {"mem": "16G"}),
+        ("{mem: 1.5G}", {"mem": "1536M"}),
+        ("{clusters: beta}", {"clusters": "beta"}),
+        ("{extra: {M: beta}}", {"clusters": "beta"}),
+        ("{nodes: '2', extra: {G: 4}}", {"gpus": "4"}),
+    ],
+)
+def test_what_sbatch_gets(tmp_path: Path, section: str, options: dict[str, Any] | None) -> None:
+    expected = options or {"nodelist": "n1", "mail-user": "a@b.c", "mail-type": "END,FAIL"}
+    assert sbatch_options(load(tmp_path, section)) == {**DEFAULTS, **expected}
+
+
+def load(folder: Path, section: str) -> SlurmSettings:
+    path = folder / "study.yaml"
+    path.write_text(f"name: s\nbase: {{}}\nfeatures: {{rope: {{model.rope: true}}}}\nslurm: {section}\n")
+    return experiment.load(path).experiment.slurm
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ("{extra: {output: x}}", "logs go to the study's folder"),
+        ("{extra: {o: x}}", "logs go to the study's folder"),
+        ("{extra: {outp: x}}", "would be read by sbatch as --output"),
+        ("{extra: {array: 1-3}}", "slurm.max_parallel"),
+        ("{extra: {J: mine}}", "it is the study's name"),
+        ("{extra: {dependency: 'afterok:1'}}", "set by Ablatrix itself"),
+        ("{extra: {wait: true}}", "use `submit --wait`"),
+        ("{extra: {test-only: true}}", "nothing would be queued"),
+        ("{extra: {n: 4}}", "slurm.processes_per_node"),
+        ("{extra: {quiet: true}}", "the job's id is read from what sbatch prints"),
+        ("{extra: {wrap: ls}}", "set by Ablatrix itself"),
+        ("{partition: a, extra: {partition: b}}", "is given as slurm.partition too; keep one"),
+        ("{partition: a, extra: {p: b}}", "is given as slurm.partition too; keep one"),
+        ("{extra: {w: n1, nodelist: n2}}", "w and nodelist are the same option"),
+        ("{extra: {contiguous: 3}}", "contiguous takes no value"),
+        ("{extra: {reservation: true}}", "reservation needs a value"),
+        ("{extra: {clusters: 'a,b'}}", "name one cluster"),
+        ("{clusters: all}", "name one cluster"),
+        ("{gpus_per_node: 1, extra: {gres: 'gpu:1'}}", "both ask for GPUs; keep one"),
+        ("{gpus_per_node: two}", None),
+        ("{gpus_per_node: true}", "must be a number of GPUs"),
+        ("{account: true}", "write it in quotes"),
+        ("{account: 1.10}", "write it in quotes"),
+        ("{mem: 1.5}", "needs a unit"),
+        ("{mem: plenty}", "is not an amount of memory"),
+        ("{reservation: x}", "go under slurm.extra"),
+        ('{comment: "a\\nb"}', "a comment is one line"),
+        ('{comment: "ablatrix:0123456789abcdef"}', "marks the jobs of Ablatrix"),
+        ('{extra: {nodelist: "n1\\ntouch x"}}', "cannot hold safely"),
+    ],
+)
+def test_refused_in_one_sentence(tmp_path: Path, section: str, says: str | None) -> None:
+    if says is None:  # the name of a type of GPU
+        assert load(tmp_path, section).gpu_count == 1
+        return
+    with pytest.raises(UserError) as error:
+        load(tmp_path, section)
+    assert says in str(error.value)
+    assert "study.yaml:4: slurm" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"extra": {"exclusive": True, "constraint": "[rack1*2&rack2]", "licenses": "matlab:2"}},
+        {"gpus_per_node": "a100:2", "mem": "16GB", "time": "1-00:00:00"},
+        {"comment": "project x", "requeue": False},
+        {"comment": '{"exempt": "60"}', "clusters": "beta"},
+    ],
+)
+def test_both_launchers_give_the_same_options(home: Path, given: dict[str, Any]) -> None:
+    settings = SlurmSettings(**given)
+    batch = make_batch(home, settings)
+    scripts = [launcher.script(batch) for launcher in (SbatchLauncher(), SubmititLauncher())]
+    asked = {**sbatch_options(settings), "comment": slurm.comment(batch.token, settings.comment)}
+    expected = {f"--{name}" if value is True else f"--{name}={value}" for name, value in asked.items()}
+    for script in scripts:
+        told = shell_stubs.sbatch_options(script)
+        assert expected <= set(told)
+        assert ("--requeue" in told, "--no-requeue" in told) == (settings.requeue, not settings.requeue)
+        assert not [word for word in told if "wckey" in word]
+    report = shell_stubs.sbatch_options(helper_jobs.script(batch, helper_jobs.REPORT))
+    assert [word for word in report if word.startswith("--clusters")] == (
+        [f"--clusters={settings.clusters}"] if settings.clusters else []
+    )
+
+
+@pytest.mark.parametrize(
+    "site", [None, "project x", '{"OccupiedIdleGPUsJobReaper": {"exemptIdleTimeMins": "60"}}', "7"]
+)
+def test_the_token_stands_beside_a_sites_comment(site: str | None) -> None:
+    comment = slurm.comment("0123456789abcdef", site)
+    assert slurm.Job("1", "PENDING", comment=comment).token == "0123456789abcdef"
+    assert (site or "").rstrip("}") in comment
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        ({}, 0),
+        ({"gpus_per_node": 2}, 2),
+        ({"gpus_per_node": "a100:2,v100"}, 3),
+        ({"extra": {"gres": "gpu"}}, 1),
+        ({"extra": {"gres": "tmpfs:10G,gpu:a100:2(S:0-1)"}}, 2),
+        ({"extra": {"tres-per-node": "gres/gpu:4"}}, 4),
+        ({"nodes": 2, "extra": {"gpus": 4}}, 2),
+        ({"nodes": 2, "extra": {"gpus-per-task": "h100:3"}}, 3),
+        ({"extra": {"gres": "tmpfs:10G"}}, 0),
+    ],
+)
+def test_gpus_are_counted_however_they_are_asked_for(given: dict[str, Any], gpus: int) -> None:
+    settings = SlurmSettings(**given)
+    assert settings.gpu_count == gpus
+    assert settings.layout.processes == max(1, gpus)
+
+
+def test_the_budget_counts_typed_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: s\nbase: {}\nfeatures: {}\ndesign: [baseline]\nslurm: {extra: {gres: 'gpu:2'}}\n")
+    assert budget.summary(experiment.load(path).experiment, tmp_path, []).endswith("0 GPU-hours")
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        SlurmSettings(tasks=3)  # type: ignore[call-arg]
