@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The locks are complete: with --no-deps no resolver looks for other versions, `pip check` tells if one were missing.
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+EDITABLE := -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
 SEED ?= 1
 SECONDS ?= 600
 RUNS ?= 1000
@@ -29,7 +30,7 @@ help:
 
 $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(PYTHON) -c 'import sys; sys.exit("Ablatrix needs Python 3.11 or newer; call: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
-	$(call check_venv,"$(VENV)")
+	@$(call check_venv,"$(VENV)")
 	if ls $(VENV)/.installed* >/dev/null 2>&1; then clear=$(if $(TORCH),--clear); fi; $(PYTHON) -m venv $$clear $(VENV)
 	rm -f $(VENV)/.installed*
 	build=$(or $(TORCH),$$($(find_torch))); \
@@ -38,22 +39,27 @@ $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(BIN)/python $(PIP) -r $$lock && $(BIN)/python -m pip check && touch $(VENV)/.installed-$$build
 	touch $(VENV)/.installed
 
-$(VENV)/.installed-dev: $(INSTALLED) requirements-dev.txt
+# The command `ablatrix`, which runs this checkout's code
+$(VENV)/.installed-command: $(INSTALLED) pyproject.toml
+	$(BIN)/python $(EDITABLE) .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-command requirements-dev.txt
 	$(BIN)/python $(PIP) --no-build-isolation --use-pep517 -r requirements-dev.txt
 	$(BIN)/python -m pip check
 	touch $@
 
 $(VENV)-tools/.installed: requirements/tools.txt
-	$(call check_venv,"$(VENV)-tools")
+	@$(call check_venv,"$(VENV)-tools")
 	$(PYTHON) -m venv $(VENV)-tools
 	$(VENV)-tools/bin/python $(PIP) -r requirements/tools.txt
 	$(VENV)-tools/bin/python -m pip check
 	touch $@
 
-demo: $(INSTALLED) ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
-	$(BIN)/python cache_warm.py --tokenizer sample
-	$(BIN)/python -m orchestrator submit experiments/quickstart.yaml --wait
-	$(BIN)/python -m orchestrator report out/quickstart
+demo: $(VENV)/.installed-command ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
+	$(BIN)/ablatrix warm-cache --tokenizer sample
+	$(BIN)/ablatrix submit experiments/quickstart.yaml --wait
+	$(BIN)/ablatrix report out/quickstart
 
 test: $(VENV)/.installed-dev ## the whole test suite (the Slurm tests run where a cluster answers)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -74,14 +80,14 @@ soak: $(VENV)/.installed-dev ## nightly, as root: RUNS=1000 runs through a Slurm
 	code=0; OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust/test_soak.py --soak $(RUNS) --seed $(SEED) \
 	  $(PYTEST_ARGS) || code=$$?; tests/slurm/cluster down --purge; exit $$code
 
-warm-cache: $(INSTALLED) ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
-	$(BIN)/python cache_warm.py $(ARGS)
+warm-cache: $(VENV)/.installed-command ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
+	$(BIN)/ablatrix warm-cache $(ARGS)
 
-report: $(INSTALLED) ## the report of the study submitted last
-	$(BIN)/python -m orchestrator report
+report: $(VENV)/.installed-command ## the report of the study submitted last
+	$(BIN)/ablatrix report
 
-schema: $(INSTALLED) ## experiments/schema.json, for editors; after settings were added or changed
-	$(BIN)/python -m orchestrator schema --output experiments/schema.json
+schema: $(VENV)/.installed-command ## experiments/schema.json, for editors; after settings were added or changed
+	$(BIN)/ablatrix schema --output experiments/schema.json
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -101,5 +107,5 @@ wheel: $(VENV)/.installed-dev ## dist/: the package from the files of this commi
 	$(BIN)/python -m tools.wheel
 
 clean: ## remove the virtual environments
-	$(call check_venv,"$(VENV)" "$(VENV)-tools")
+	@$(call check_venv,"$(VENV)" "$(VENV)-tools")
 	rm -rf "$(VENV)" "$(VENV)-tools"

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator import slurm
 from orchestrator.command.sources import plain_lines
 from trainer import runlog
+from trainer.program import program
 
 TAIL_BYTES = 4096
 
@@ -30,7 +31,10 @@ BY_LOG = (
     (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
     (r"DUE TO PREEMPTION", "preempted"),
     (r"No space left|Disk quota exceeded", "disk full or over quota"),
-    (r"OfflineCacheError|warm-cache|cache_warm", "offline cache incomplete: run make warm-cache on the login node"),
+    (
+        r"OfflineCacheError|warm-cache|cache_warm",
+        "offline cache incomplete: run `{program} warm-cache` on the login node",
+    ),
 )
 BY_STATE = {
     "OUT_OF_MEMORY": "out of memory: ask for more in slurm.mem, or lower trainer.batch_size",
@@ -52,7 +56,7 @@ def likely(run_dir: Path, job: slurm.Job | None = None, job_log: Path | None = N
     tail = tail_text(log)
     for pattern, cause in BY_LOG:
         if re.search(pattern, tail):
-            return cause
+            return cause.format(program=program())
     if job and job.exit_code == "0:53":
         return "Slurm could not open the job's log: its folder is missing or not writable on the node"
     if job and (job.exit_code.endswith(":9") or job.exit_code == "137:0"):

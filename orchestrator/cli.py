@@ -12,6 +12,7 @@ import typer
 
 from trainer.console import visible
 from trainer.errors import AblatrixError
+from trainer.program import program
 
 app = typer.Typer(
     name="orchestrator",
@@ -326,7 +327,7 @@ def schema(
 
 
 def _schema_command(file: Path) -> str:
-    return f"python -m orchestrator schema --output {shlex.quote(str(file))}"
+    return f"{program()} schema --output {shlex.quote(str(file))}"
 
 
 @app.command()
@@ -336,10 +337,11 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folde
 
     for path in initialise.create(folder):
         print(path)
+    verb = program(relative=False)
     print(
         f"\nnext: cd {shlex.quote(str(folder))}\n"
-        "      ablatrix warm-cache --tokenizer sample     # a tokenizer and a small corpus, made here, no network\n"
-        "      ablatrix submit ablation.yaml --wait && ablatrix report"
+        f"      {verb} warm-cache --tokenizer sample     # a tokenizer and a small corpus, made here, no network\n"
+        f"      {verb} submit ablation.yaml --wait && {verb} report"
     )
 
 

@@ -19,6 +19,7 @@ from orchestrator.rundir import Study
 from orchestrator.sbatch_options import minutes
 from orchestrator.slurm_settings import SlurmSettings
 from trainer import runlog
+from trainer.program import program
 from trainer.safe_open import PRIVATE
 
 REPORT, FOLLOW_UP = "report", "next"
@@ -95,8 +96,8 @@ def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
         job = queue(batch, REPORT, "afterany:" + ":".join(arrays))
     except (slurm.ControllerError, OSError) as error:
         return (
-            f"no report job ({error}); call `python -m orchestrator report` when the runs have ended, or set "
-            "slurm.helper_jobs, such as {partition: cpu}"
+            f"no report job ({error}); when the runs have ended, run `{program()} report "
+            f"{shlex.quote(str(batch.study.folder))}`, or set slurm.helper_jobs, such as {{partition: cpu}}"
         )
     return f"queued the report behind them as job {job}"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator import schema
 from trainer.errors import UserError
+from trainer.program import program
 
 TEMPLATES = Path(__file__).parent / "workspace"
 RENAMED = {"gitignore": ".gitignore"}  # under its own name it would hide files of this package from git
@@ -39,4 +40,5 @@ def create(folder: Path) -> list[Path]:
 def contents() -> dict[str, str]:
     """Name -> text of each file of a new workspace."""
     found = {RENAMED.get(path.name, path.name): path.read_text("utf-8") for path in sorted(TEMPLATES.iterdir())}
+    found["Makefile"] = found["Makefile"].replace("@PROGRAM@", program(relative=False))
     return found | {schema.FILE: schema.text()}

@@ -10,6 +10,7 @@ from orchestrator import causes, dotted, joblog
 from orchestrator.rundir import StudyRun
 from trainer import runlog
 from trainer.errors import UserError
+from trainer.program import program
 
 PIECE = 1 << 20  # bytes of a log that are shown at once
 LONGEST_LOG = 1 << 26  # bytes of it that are shown at all without --follow
@@ -58,7 +59,7 @@ def log_text(run: StudyRun, lines: int) -> str:
     job_log = joblog.of_unstarted(run.folder)
     path = job_log or run.folder / runlog.JOB_OUT
     if not path.exists():
-        raise UserError(f"{run.id}: has no log yet ({path}); see: python -m orchestrator status")
+        raise UserError(f"{run.id}: has no log yet ({path}); see: {program()} status")
     size = causes.TAIL_BYTES if lines else LONGEST_LOG
     kept = causes.tail_text(path, size).splitlines()
     while len(kept) <= lines and size < min(path.stat().st_size, LONGEST_TAIL):

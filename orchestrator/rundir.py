@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from orchestrator.command import SPEC
 from orchestrator.matrix import Run
 from trainer import runlog
 from trainer.errors import RunError, UserError
+from trainer.program import program
 from trainer.safe_open import is_own, make_folder, owner_name, personal
 
 STUDY = "study.json"
@@ -283,10 +285,15 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
         return load_study(last)
     names = list(_studies(output))
     if not names:
-        raise UserError(
-            f"no study in {output}/ yet; start with: python -m orchestrator submit experiments/ablation.yaml"
-        )
+        raise UserError(f"no study in {output}/ yet; start with: {program()} submit {_suggest_file()}")
     return load_study(output / max(names, key=lambda name: (output / name / STUDY).stat().st_mtime))
+
+
+def _suggest_file() -> str:
+    """Return an experiment file of the working folder, quoted for a shell; FILE.yaml where there is none."""
+    found = [*sorted(Path().glob("*.y*ml")), *sorted(Path("experiments").glob("*.y*ml"))]
+    found.sort(key=lambda path: path.stem != "ablation")
+    return shlex.quote(str(found[0])) if found else "FILE.yaml"
 
 
 def _holds_study(folder: Path) -> bool:

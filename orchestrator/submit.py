@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +36,7 @@ from orchestrator.matrix import Run
 from orchestrator.rundir import Study
 from orchestrator.status import RunState, Scheduler
 from trainer.errors import RunError, UserError
+from trainer.program import program
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,7 @@ def _queue_slurm(
         console.print(f"queued {sum(map(len, jobs))} runs as job {arrays[-1]} ({launcher.name})")
     if plan.options.with_report and plan.folder == plan.loaded.experiment.folder:
         console.print(helper_jobs.queue_report(batch, [*active, *arrays]))
-    console.print(f"follow them with: python -m orchestrator status {study.folder} --watch")
+    console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")
 
 
 def scripts(plan: Plan) -> list[str]:

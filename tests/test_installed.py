@@ -115,6 +115,22 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
     assert "model.feedforward  mine:Mine  feature mine, ablation.yaml:16" in re.sub(" {2,}", "  ", shown)
 
 
+def test_hints_name_the_command_that_was_typed(ablatrix: Path, tmp_path: Path) -> None:
+    onpath = {"PATH": f"{ablatrix.parent}{os.pathsep}{os.environ['PATH']}"}
+    assert f"start with: {ablatrix} submit FILE.yaml" in call(ablatrix, "status", folder=tmp_path, code=2)
+    (tmp_path / "my study.yaml").touch()
+    assert "start with: ablatrix submit 'my study.yaml'" in call(ablatrix, "status", folder=tmp_path, code=2, **onpath)
+    python = ablatrix.with_name("python")
+    told = call(python, "-m", "orchestrator", "status", folder=ablatrix.parents[1], code=2)
+    assert "start with: bin/python -m orchestrator submit FILE.yaml" in told
+    told = call(python, "-m", "orchestrator", "init", tmp_path / "new", folder=ablatrix.parents[1])
+    assert f"{python} -m orchestrator submit ablation.yaml" in told, "the next commands are given in another folder"
+    assert f"ABLATRIX ?= {python} -m orchestrator" in (tmp_path / "new" / "Makefile").read_text()
+    flags = ["--data.file_path=x", "--data.tokenizer=sample", f"--system.cache_dir={tmp_path}"]
+    told = call(python, "-m", "trainer", *flags, folder=tmp_path, code=2)
+    assert f"{ablatrix} warm-cache --tokenizer sample --cache-dir" in told, "a trainer's log is read anywhere"
+
+
 def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:
     call(ablatrix, "init", "studies", folder=tmp_path)
     places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_PATH": tmp_path / "studies"}

@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator
 
+from trainer.program import program
+
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 VARIABLE = re.compile(r"(?<![^/])\$(?:(\w+)|\{(\w+)\})(?![^/])")  # a whole part of a path
 DOWNLOADS = {  # scheme -> command that downloads a URL
@@ -80,7 +82,7 @@ def download_command(url: str) -> str:
     hub = HUB_FILE.fullmatch(url)
     if hub:
         repo, file = hub["repo"] or hub["web_repo"], hub["file"] or hub["web_file"]
-        return f"ablatrix warm-cache --data {shlex.quote(f'{repo}:{unquote(file)}')}"
+        return f"{program()} warm-cache --data {shlex.quote(f'{repo}:{unquote(file)}')}"
     return DOWNLOADS.get(urlsplit(url).scheme.lower(), "").format(shlex.quote(url))
 
 

@@ -18,27 +18,38 @@ def prefer_own_packages() -> None:
         here = None
     entries = [entry for entry in sys.path if entry and os.path.realpath(entry) != here]
     moved = [here] if here and len(entries) < len(sys.path) else []
-    sys.path[:] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.path[:] = [_root()]
     for name in PACKAGES:
         __import__(name)
     sys.path[:] = entries + moved
 
 
-def program() -> str:
-    """Return the words that start Ablatrix as this process was started, ready to paste before a verb."""
+def program(relative: bool = True) -> str:
+    """Return the words that start Ablatrix as this process was started, ready to paste before a verb.
+
+    relative: the path of a program that PATH does not find may be relative to the working folder.
+    """
+    python, command = sys.executable, os.path.join(os.path.dirname(sys.executable), "ablatrix")
+    started = os.path.abspath(sys.argv[0])
+    if os.path.basename(started) == "ablatrix":
+        return _words(started, relative)
+    if started.endswith(os.path.join("orchestrator", "__main__.py")) or not os.path.exists(command):
+        return f"{_words(python, relative)} -m orchestrator"
+    return _words(command, relative)
+
+
+def _words(path: str, relative: bool) -> str:
+    """Return a program's name if PATH finds it, else its path, quoted for a shell."""
     import shlex
-
-    if os.path.basename(sys.argv[0]) == "ablatrix":
-        return shlex.quote(_shortest(os.path.abspath(sys.argv[0])))
-    return f"{shlex.quote(_shortest(sys.executable))} -m orchestrator"
-
-
-def _shortest(path: str) -> str:
-    """Return the name of a program if PATH finds it, else its path, relative if it is below the working folder."""
     import shutil
 
     for name in (os.path.basename(path), "python"):
         if shutil.which(name) == path:
             return name
-    relative = os.path.relpath(path)
-    return path if relative.startswith(os.pardir) else relative
+    below = os.path.relpath(path) if relative else os.pardir
+    return shlex.quote(path if below.startswith(os.pardir) else below)
+
+
+def _root() -> str:
+    """Return the folder that holds our packages: a checkout, a code snapshot or site-packages."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

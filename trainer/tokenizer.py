@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import runlog
 from trainer.errors import OfflineCacheError, UserError
+from trainer.program import program
 from trainer.safe_open import owner_name
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def go_offline() -> None:
 
 def mend(name: str, cache_dir: Path) -> str:
     """The advice at the end of an error: the command that puts this tokenizer into this cache."""
-    command = f"python -m cache_warm --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"
+    command = f"{program()} warm-cache --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"
     return f"run `{command}`" + ("" if name == "sample" else " where there is internet, or with --from DIR")
 
 
@@ -138,11 +139,11 @@ def read_manifest(cache_dir: Path) -> dict[str, Any]:
     if manifest and manifest.get("format") != FORMAT:
         raise OfflineCacheError(
             f"{path}: format {manifest.get('format')!r} is not this version's ({FORMAT}): "
-            "choose another --cache-dir, or remove this one and run `python -m cache_warm`"
+            f"choose another --cache-dir, or remove this one and run `{program()} warm-cache`"
         )
     sections = {"format": FORMAT, "tokenizers": {}, "data": {}} | manifest
     if not isinstance(sections["tokenizers"], dict) or not isinstance(sections["data"], dict):
-        raise OfflineCacheError(f"{path}: damaged; remove it and run `python -m cache_warm`")
+        raise OfflineCacheError(f"{path}: damaged; remove it and run `{program()} warm-cache`")
     return sections
 
 

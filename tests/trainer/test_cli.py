@@ -269,7 +269,7 @@ class TestMistakes:
             ),
             ({"model__n_embd": 50}, "n_embd (50) is not divisible by n_head (3)"),
             ({"data__file_path": "missing.jsonl"}, "missing.jsonl"),
-            ({"data__tokenizer": "nobody/nothing"}, "python -m cache_warm"),
+            ({"data__tokenizer": "nobody/nothing"}, " warm-cache"),
             ({"data__block_size": 100000}, "set data.block_size to at most"),
             ({"data__test_size": 60}, "data.test_size is 60"),
             ({"trainer__device": "cuda:99"}, "cuda:99 is not available"),

@@ -51,7 +51,7 @@ def test_an_existing_file_wins_over_a_variable(home: Path, monkeypatch: pytest.M
     [
         ("https://host/a b.jsonl", "curl -fLO 'https://host/a b.jsonl'"),
         ("s3://bucket/x.jsonl", "aws s3 cp s3://bucket/x.jsonl ."),
-        ("hf://datasets/owner/name@main/d/x.jsonl", "ablatrix warm-cache --data owner/name:d/x.jsonl"),
+        ("hf://datasets/owner/name@main/d/x.jsonl", " warm-cache --data owner/name:d/x.jsonl"),
         ("https://huggingface.co/datasets/o/n/resolve/main/x.jsonl?download=true", "warm-cache --data o/n:x.jsonl"),
         ("abfs://c@a/x", "is a URL"),
         ("/scratch/$NOT_SET_HERE/x", "NOT_SET_HERE is not set"),

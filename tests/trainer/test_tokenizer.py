@@ -72,9 +72,9 @@ def test_loading_forbids_the_network(offline_cache: Path) -> None:
 
 
 def test_a_missing_tokenizer_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(OfflineCacheError, match=r"`python -m cache_warm --tokenizer gpt2 --cache-dir .*--from DIR"):
+    with pytest.raises(OfflineCacheError, match=r"`.* warm-cache --tokenizer gpt2 --cache-dir .*--from DIR"):
         tokenizer.find("gpt2", tmp_path)
-    with pytest.raises(OfflineCacheError, match=rf"`python -m cache_warm --tokenizer sample --cache-dir {tmp_path}`$"):
+    with pytest.raises(OfflineCacheError, match=rf"`.* warm-cache --tokenizer sample --cache-dir {tmp_path}`$"):
         tokenizer.find("sample", tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_damaged_files_are_noticed(offline_cache: Path, tmp_path: Path, damage: 
     shutil.copytree(offline_cache / "tokenizers", tmp_path / "tokenizers")
     victim = tmp_path / "tokenizers" / "sample" / "merges.txt"
     victim.unlink() if damage == "removed" else victim.write_bytes(victim.read_bytes()[:-5])
-    with pytest.raises(OfflineCacheError, match=r"merges.txt is missing or incomplete: run `python -m cache_warm"):
+    with pytest.raises(OfflineCacheError, match=r"merges.txt is missing or incomplete: run `.* warm-cache"):
         tokenizer.load("sample", tmp_path)
 
 

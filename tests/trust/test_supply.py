@@ -143,7 +143,7 @@ def test_what_installs_asks_for_hashes() -> None:
         text = (ROOT / name).read_text()
         assert not re.search(r"(curl|wget)[^\n]*\|\s*(ba)?sh", text), name
         for line in re.findall(r".*pip install.*", text):
-            assert "--no-deps --require-hashes" in line, f"{name}: {line}"
+            assert "--no-deps --require-hashes" in line or "--no-index" in line, f"{name}: {line}"
     assert all("$(PIP)" in line for line in (ROOT / "Makefile").read_text().splitlines() if " -r requirements" in line)
 
 
@@ -377,9 +377,9 @@ def test_changed_files_of_the_cache_are_refused(
         path = cache / "tokenizers" / "sample" / tokenizer.FILES[k % len(tokenizer.FILES)]
         whole, fault = path.read_bytes(), FAULTS[k // len(tokenizer.FILES) % len(FAULTS)]
         fault(path, draw)
-        with pytest.raises(OfflineCacheError, match=rf"{path.name} is .*: run `python -m cache_warm"):
+        with pytest.raises(OfflineCacheError, match=rf"{path.name} is .*: run `.* warm-cache"):
             tokenizer.load("sample", cache)
-        with pytest.raises(OfflineCacheError, match=rf"{path.name} is .*: run `python -m cache_warm"):
+        with pytest.raises(OfflineCacheError, match=rf"{path.name} is .*: run `.* warm-cache"):
             open_tokens(config, cache)
         path.write_bytes(whole)
     assert len(tokenizer.load("sample", cache)) == tokenizer.find("sample", cache).vocab_size

@@ -23,6 +23,7 @@ from trainer.device import allotted_cores
 from trainer.errors import AblatrixError, UserError
 from trainer.offline import hub, samples
 from trainer.paths import expand_path
+from trainer.program import program
 from trainer.runlog import atomic_write
 from trainer.safe_open import make_folder, personal, remove
 from trainer.tokens import tokenbuild
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        "ablatrix warm-cache",
+        f"{program()} warm-cache",
         description="Put a tokenizer and data where jobs without internet find them.",
         allow_abbrev=False,
     )
