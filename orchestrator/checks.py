@@ -21,6 +21,7 @@ from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
 from trainer import plugins, runlog, tokenizer
+from trainer.choices import branch_step
 from trainer.config import RunConfig
 from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
 
@@ -108,7 +109,8 @@ def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
 def _bytes_kept(config: RunConfig) -> int:
     """Of the checkpoints of a run and one being written (weights and two moments each), model.pt and best.pt."""
-    copies = 3 * (config.trainer.save_total_limit + 1) + 1 + config.trainer.save_best
+    checkpoints = config.trainer.save_total_limit + 1 + (branch_step(config.trainer) is not None)
+    copies = 3 * checkpoints + 1 + config.trainer.save_best
     return (count_parameters(built_in(config.model)) or 0) * BYTES_PER_PARAMETER * copies
 
 

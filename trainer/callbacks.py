@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from trainer import checkpoint, runlog
+from trainer.choices import branch_step
 from trainer.console import say, warn
 from trainer.loop import Trainer, step_seed
 from trainer.memory import largest_part, peak_memory
@@ -64,8 +65,10 @@ class Checkpoints:
         self.guard()
         for log in self.logs:
             log.sync()
-        keep = trainer.config.trainer.save_total_limit
-        path = checkpoint.save(self.run_dir, trainer.state(), self.guard, keep)
+        settings = trainer.config.trainer
+        path = checkpoint.save(
+            self.run_dir, trainer.state(), self.guard, settings.save_total_limit, branch_step(settings)
+        )
         fields = {"iter": trainer.iter, "file": path.name, "peak_memory_bytes": peak_memory(trainer.device)}
         runlog.append_event(self.run_dir, "checkpoint", **fields)
 

@@ -28,9 +28,10 @@ from trainer.errors import UserError
 from trainer.memory import first_line, is_out_of_memory
 from trainer.runlog import opened
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 KINDS = {"format": int, "fingerprint": str, "step": int, "model": dict, "optimizer": dict, "progress": dict}
+Expected = str | Callable[[int], str]  # the fingerprint that a checkpoint must have, or a function of its step
 SEAL = b"\nsha256 "
 SEAL_SIZE = len(SEAL) + hashlib.sha256().digest_size * 2 + 1
 # What the pickle in it may name: dicts, tensors, and the storages and types of these
@@ -49,6 +50,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / f"checkpoint-{step:08d}.pt"
 
 
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    return int(path.stem.rpartition("-")[2])
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
     found = retried(run_dir, lambda again: list(run_dir.glob("checkpoint-" + "[0-9]" * 8 + ".pt")))
@@ -61,8 +67,15 @@ def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: No
     replace(path, lambda file: torch.save(value, file), guard=guard)
 
 
-def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] = lambda: None, keep: int = KEPT) -> Path:
-    """Write the checkpoint of `state` (KINDS without format); once it is safe, drop all but the newest `keep`.
+def save(
+    run_dir: Path,
+    state: dict[str, Any],
+    guard: Callable[[], None] = lambda: None,
+    keep: int = KEPT,
+    spare: int | None = None,
+) -> Path:
+    """Write the checkpoint of `state` (KINDS without format); once it is safe, drop all but the newest `keep` and the
+    one of step `spare`.
 
     guard: called last before the file gets its name. Raises OSError.
     """
@@ -70,13 +83,14 @@ def save(run_dir: Path, state: dict[str, Any], guard: Callable[[], None] = lambd
     replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
     try:
         for old in checkpoints(run_dir)[keep:]:
-            old.unlink(missing_ok=True)
+            if step_of(old) != spare:
+                old.unlink(missing_ok=True)
     except OSError as error:  # the next one will try again
         warn(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
     return path
 
 
-def load(path: Path, fingerprint: str) -> dict[str, Any]:
+def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
     """The state in one checkpoint file, on the CPU.
 
     Raises UserError where the file is missing, damaged, or of a run with another configuration.
@@ -91,7 +105,7 @@ def load(path: Path, fingerprint: str) -> dict[str, Any]:
     return state
 
 
-def newest(run_dir: Path, fingerprint: str) -> tuple[dict[str, Any], Path] | None:
+def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] | None:
     """State and path of the newest checkpoint that can be read; None where there is none.
 
     Damaged ones are renamed to `*.bad` with a warning on stderr. Raises UserError where the checkpoint is of another
@@ -252,9 +266,10 @@ def _seal(digest: str) -> bytes:
     return SEAL + digest.encode() + b"\n"
 
 
-def _require(state: dict[str, Any], path: Path, fingerprint: str) -> None:
-    if state["fingerprint"] != fingerprint:
+def _require(state: dict[str, Any], path: Path, fingerprint: Expected) -> None:
+    wanted = fingerprint if isinstance(fingerprint, str) else fingerprint(state["step"])
+    if state["fingerprint"] != wanted:
         raise UserError(
-            f"{path}: of a run with another configuration (fingerprint {state['fingerprint']}, this one is "
-            f"{fingerprint}); choose another --system.work_dir, or name another checkpoint"
+            f"{path}: of a run with other settings (fingerprint {state['fingerprint']}, this one is {wanted}); "
+            "choose another --system.work_dir, or name another checkpoint"
         )

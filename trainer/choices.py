@@ -25,6 +25,8 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "wsd": ("min_lr_ratio", "decay_steps", "decay_shape"),
     "infinite": ("min_lr_ratio", "cooldown_steps", "constant_lr_ratio", "anneal_steps"),
 }
+# By which of them a schedule depends on the end of the run
+END_SETTINGS = ("min_lr_ratio", "decay_steps", "decay_shape", "anneal_steps")
 PHASES = ("decay_steps", "cooldown_steps", "anneal_steps")
 # What is chosen anew takes along what was filled in for the other: two ways to choose, then the settings
 TOGETHER = (("schedule", "use_cosine", *PHASES), ("optimizer", "optimizer", "momentum", "nesterov"))
@@ -53,6 +55,21 @@ def settled(settings: TrainerConfig) -> TrainerConfig:
     return settings.model_copy(
         update={key: value for key, value in update.items() if key in chosen or getattr(settings, key) is None}
     )
+
+
+def steady_until(settings: TrainerConfig) -> int:
+    """Return the last step whose learning rate would be the same with a larger `max_iters`."""
+    name, complete = schedule_name(settings), settled(settings)
+    last_phase = {"wsd": complete.decay_steps, "infinite": complete.anneal_steps}
+    if name in last_phase:
+        return settings.max_iters - (last_phase[name] or 0)
+    return settings.warmup_steps if name in ("cosine", "linear") else settings.max_iters
+
+
+def branch_step(settings: TrainerConfig) -> int | None:
+    """Return the step from whose checkpoint a longer run can go on: the last one before the final phase, if any."""
+    steady = steady_until(settings)
+    return steady if schedule_name(settings) in ("wsd", "infinite") and 0 < steady < settings.max_iters else None
 
 
 def problems(settings: TrainerConfig) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from models.config import SHORT_FORMS, GPTConfig, Size
-from trainer import choices
+from trainer import choices, identity
 from trainer.errors import ConfigError, UserError
 from trainer.paths import UserPath
 from trainer.runlog import LARGEST_JSON, read_bytes
@@ -181,19 +180,6 @@ class InfoConfig(Section):
         return f"experiment: {told}" if told else ""
 
 
-# Where a run lives, how it is restarted, how many processes share it and what is written about it says nothing about
-# its result. A callback of the user's own may do anything to the training, so those are part of what a run is.
-NOT_IDENTITY: dict[str, Any] = {
-    "system": {"work_dir", "cache_dir"},
-    "trainer": {
-        *("resume", "num_workers", "save_total_limit", "save_best"),
-        *("strategy", "pipeline_schedule", "pipeline_microbatches"),
-    },
-    "callbacks": set(CallbacksConfig.model_fields) - {"custom"},
-    "info": True,
-}
-
-
 class RunConfig(Section):
     """The whole configuration of one run."""
 
@@ -246,13 +232,20 @@ class RunConfig(Section):
         return self.model_copy(update={"model": model, "trainer": choices.settled(self.trainer)})
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but places, threads, the way of restarting, and words about it."""
-        return self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        """Return what decides the result; two spellings of one setting give the same."""
+        return identity.whole(self)
+
+    def identity_until(self, step: int) -> dict[str, Any]:
+        """Return what decides the first `step` steps of a resolved configuration, the files it reads aside."""
+        return identity.until(self, step)
 
     def fingerprint(self) -> str:
-        """First 8 hex digits of the SHA-256 of `identity()`."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        """Return the first 8 hex digits of the SHA-256 of `identity()`."""
+        return identity.digest(self.identity())
+
+    def fingerprint_until(self, step: int) -> str:
+        """Return the same of `identity_until(step)`: equal where a checkpoint of one run serves another."""
+        return identity.digest(self.identity_until(step))
 
     def to_json(self) -> str:
         """config.json's text."""

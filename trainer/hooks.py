@@ -52,7 +52,7 @@ def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals, own: Sequen
     resumed run go on behind it. own: callbacks of the user's own come last.
     """
     run_dir, guard = attempt.run_dir, attempt.require
-    log = runlog.LossLog(run_dir, trainer.iter, guard)
+    log = runlog.LossLog(run_dir, trainer.iter, guard, trainer.row_due, trainer.eval_due)
     logs: list[runlog.StepLog] = [log]
     _boundaries(trainer, run_dir, signals, guard)
     trainer.add_callback("on_row", callbacks.LossRows(log))

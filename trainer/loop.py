@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trainer.choices import branch_step
 from trainer.config import RunConfig
 from trainer.errors import RunError
 from trainer.events import EVENTS
@@ -66,6 +67,7 @@ class Trainer:
         self.save_requested = False
         self.diverged = False
         self.evaluations = Improvement(settings.early_stop_patience, settings.early_stop_min_delta)
+        self._branch_step = branch_step(settings)
         self.parts = settings.grad_accum  # that a batch is worked through in
         self.row: dict[str, Any] = {}
         self._graph: GraphedStep | None = None
@@ -83,7 +85,9 @@ class Trainer:
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=wide, device=self.device)  # loss, grad_norm
         self._row_iter, self._row_seconds = 0, 0.0
+        self._before_end: dict[str, Any] = {}  # progress before the last row, for a run that goes on with more steps
         self._since = 0.0
+        self.inputs: dict[str, str] = {}  # fingerprints of what is trained on, for the checkpoints
 
     def add_callback(self, event: str, callback: Callable[[Trainer], None]) -> None:
         """Call `callback(trainer)` at `event`, after those added before. Raises ValueError on an unknown event."""
@@ -205,20 +209,22 @@ class Trainer:
     def _boundary(self) -> None:
         """What is due after this step: a row, an evaluation, a checkpoint."""
         settings = self.config.trainer
-        if self._row_due():
+        if self.row_due:
             with self.paused():
                 self._end_row()
                 self._agree()
-        due = settings.ckpt_interval and self.iter % settings.ckpt_interval == 0
+        due = (settings.ckpt_interval and self.iter % settings.ckpt_interval == 0) or self.iter == self._branch_step
         if not self.diverged and (due or self.save_requested or self.stop_requested or self.finished):
             with self.paused():
                 self.trigger_callbacks("on_checkpoint")
                 self.save_requested = False
                 self._agree()
 
-    def _row_due(self) -> bool:
+    @property
+    def row_due(self) -> bool:
+        """True if loss.csv has a row of the step just done."""
         s, i = self.config.trainer, self.iter
-        return i in (1, s.max_iters) or i % s.log_interval == 0 or self._eval_due()
+        return i in (1, s.max_iters) or i % s.log_interval == 0 or self.eval_due
 
     def rows_until(self, step: int) -> set[int]:
         """The steps up to this one of which loss.csv has a row."""
@@ -227,18 +233,22 @@ class Trainer:
         steps |= set(range(s.eval_interval, step + 1, s.eval_interval)) if s.eval_interval > 0 else set()
         return {i for i in (*steps, s.max_iters) if i <= step}
 
-    def _eval_due(self) -> bool:
+    @property
+    def eval_due(self) -> bool:
+        """True if that row has an evaluation."""
         s, i = self.config.trainer, self.iter
         return i == s.max_iters or (s.eval_interval > 0 and i % s.eval_interval == 0)
 
     def _end_row(self) -> None:
+        if self.iter == self.config.trainer.max_iters:
+            self._before_end = self._progress()
         steps = self.iter - self._row_iter
         loss, norm = (self._sums / steps).tolist()
         self.diverged = not math.isfinite(loss)
         self.final_loss = math.nan if self.diverged else loss
         if self.iter == 1:
             self.initial_loss = self.final_loss
-        if self._eval_due() and not self.diverged:
+        if self.eval_due and not self.diverged:
             self.val_loss = self.evaluate()
             if self.val_loss is not None:
                 self.evaluations.note(self.iter, self.val_loss)
@@ -298,36 +308,50 @@ class Trainer:
 
         The same for every strategy, so that a run can go on with another one; complete in the lead.
         """
-        progress = {
-            "seconds": self.seconds,
-            "initial_loss": self.initial_loss,
-            "final_loss": self.final_loss,
-            "sums": self._sums,
-            "row_iter": self._row_iter,
-            "row_seconds": self._row_seconds,
-            "parts": self.parts,
-            "evaluations": self.evaluations.state(),
-        }
         return {
-            "fingerprint": self.config.fingerprint(),
+            "fingerprint": self.config.fingerprint_until(self.iter),
             "step": self.iter,
             "tokens": self.tokens,
             "model": self.strategy.whole(self.model.state_dict()),
             "optimizer": self.strategy.whole(self.optimizer.state_dict()),
-            "progress": progress,
+            "progress": {**self._progress(), "before_end": self._before_end},
+            "inputs": self.inputs,
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "initial_loss": self.initial_loss,
+            "final_loss": self.final_loss,
+            "sums": self._sums.clone(),
+            "row_iter": self._row_iter,
+            "row_seconds": self._row_seconds,
+            "parts": self.parts,
+            "evaluations": self.evaluations.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a `state()`."""
         self.strategy.load_model(state["model"])
         self.optimizer.load_state_dict(self.strategy.local(state["optimizer"]))
-        progress = state["progress"]
-        self.iter, self.seconds = state["step"], progress["seconds"]
+        self.iter = state["step"]
+        progress = self._without_end(state["progress"])
+        self.seconds = progress["seconds"]
         self.initial_loss, self.final_loss = progress["initial_loss"], progress["final_loss"]
         self._sums.copy_(progress["sums"])
         self._row_iter, self._row_seconds = progress["row_iter"], progress["row_seconds"]
         self.parts = min(progress["parts"], self.windows)
         self.evaluations.load(progress["evaluations"])
+
+    def _without_end(self, progress: dict[str, Any]) -> dict[str, Any]:
+        """Return the progress of a run that has ended as it would be in a longer one, which has no row or evaluation
+        there unless its intervals ask for one."""
+        before = progress.get("before_end")
+        if not before or self.iter >= self.config.trainer.max_iters:
+            return progress
+        undone = [] if self.row_due else ["sums", "row_iter", "row_seconds", "final_loss"]
+        undone += [] if self.eval_due else ["evaluations"]
+        return {**progress, **{name: before[name] for name in undone}}
 
     def result(self) -> tuple[float | None, dict[str, Any]]:
         """The final held-out NLL and the model's state dict, of a run that has not diverged."""

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.gpt import measure
-from trainer import checkpoint, contexts, data, endings, hooks, parallel, runlog, tokenizer
+from trainer import checkpoint, contexts, data, endings, fingerprints, hooks, parallel, resuming, runlog, tokenizer
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
-from trainer.console import say, warn
+from trainer.console import say
 from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
 from trainer.loop import Array, Trainer
-from trainer.memory import first_line, is_out_of_memory, peak_memory
+from trainer.memory import peak_memory
 from trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ class Inputs:
         """
         resume = config.trainer.resume
         named = named and resume not in ("auto", "none")
-        start = checkpoint.load(Path(resume), config.fingerprint()) if named else None
+        start = checkpoint.load(Path(resume), config.fingerprint_until) if named else None
         store = data.open_tokens(config.data, Path(config.system.cache_dir))
         batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
-        return cls(store, batches, data.heldout_windows(store, config.data, config.trainer.eval_tokens), start)
+        heldout = data.heldout_windows(store, config.data, config.trainer.eval_tokens)
+        return cls(store, batches, heldout, start)
 
 
 def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
@@ -77,7 +78,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     try:
         config = config.resolved(_vocab_size(config))
         place.check(config)
-        _refuse_strangers(run_dir, there, config)
+        goes_on = resuming.find_step(run_dir, there, config)
         team = _join(place, config)
         if _already_finished(run_dir, config):
             if team:
@@ -88,9 +89,11 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
         inputs.plugins = hooks.plugins(config)
+        if config.trainer.resume != "none":
+            resuming.refuse_changed_inputs(config, run_dir / runlog.PROVENANCE, "it was submitted")
         attempt = _take(run_dir)
         ours = True
-        _open_folder(run_dir, config, argv)
+        _open_folder(run_dir, config, argv, goes_on)
         _tell(team, GO, True)
         return _train(attempt, config, inputs, device, signals, team)
     except (Exception, Interrupted) as error:
@@ -111,32 +114,11 @@ def _existing(run_dir: Path) -> RunConfig | None:
     return load(path) if path.exists() else None
 
 
-def _refuse_strangers(run_dir: Path, there: RunConfig | None, config: RunConfig) -> None:
-    if there is None:
-        return
-    assert config.model.vocab_size
-    there = there.resolved(config.model.vocab_size)
-    if there.fingerprint() != config.fingerprint():
-        raise UserError(
-            f"{run_dir}: holds a run with another configuration ({_difference(there, config)}); "
-            "choose another --system.work_dir, or remove that folder"
-        )
-
-
-def _difference(there: RunConfig, here: RunConfig) -> str:
-    """`trainer.max_iters: 10 there, 20 here` of the first setting that differs."""
-    ours = here.identity()
-    for section, settings in there.identity().items():
-        for name, value in settings.items():
-            if ours[section][name] != value:
-                return f"{section}.{name}: {value} there, {ours[section][name]} here"
-    return "no setting differs"
-
-
 def _already_finished(run_dir: Path, config: RunConfig) -> bool:
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
         return False
+    resuming.refuse_changed_inputs(config, run_dir / runlog.SUMMARY, "it finished")
     say(f"{run_dir}: already finished; --trainer.resume=none does it again")
     return True
 
@@ -152,8 +134,11 @@ def _take(run_dir: Path) -> Attempt:
         raise UserError(f"{where}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
 
 
-def _open_folder(run_dir: Path, config: RunConfig, argv: list[str]) -> None:
-    """Make the folder ready for this attempt."""
+def _open_folder(run_dir: Path, config: RunConfig, argv: list[str], goes_on: int | None = None) -> None:
+    """Make the folder ready for this attempt. goes_on: the step from which a run with other settings goes on."""
+    if goes_on is not None:
+        checkpoint.drop_after(run_dir, goes_on)
+        _forget_result(run_dir, everything=False)
     command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
     there = _existing(run_dir)
     if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
@@ -188,7 +173,9 @@ def _tell(team: Team | None, key: str, value: Any) -> None:
 
 def _make_trainer(config: RunConfig, inputs: Inputs, device: torch.device, team: Team | None) -> Trainer:
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
-    return Trainer(config, source, inputs.heldout, device, parallel.make(config, device, team))
+    trainer = Trainer(config, source, inputs.heldout, device, parallel.make(config, device, team))
+    trainer.inputs = {**fingerprints.of_inputs(config), fingerprints.DATA: inputs.store.fingerprint}
+    return trainer
 
 
 def _train(
@@ -201,7 +188,9 @@ def _train(
 ) -> int:
     run_dir = attempt.run_dir
     trainer = _make_trainer(config, inputs, device, team)
-    origin = _restore(trainer, run_dir, inputs)
+    start, inputs.start = inputs.start, None  # as large as the model and its optimiser: not kept while training
+    origin = resuming.restore(trainer, run_dir, start)
+    del start
     _tell(team, FROM, str((run_dir / origin).absolute()) if origin else "")
     attached = hooks.attach(trainer, attempt, signals, inputs.plugins)
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
@@ -245,7 +234,7 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
         trainer = _make_trainer(config, inputs, team.device, team)
         origin = team.hear(FROM)
         if origin:
-            _continue(trainer, checkpoint.load(Path(origin), config.fingerprint()), origin)
+            resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until), origin)
         _attach_follower(trainer, signals)
         signals.training = True
         trainer.run()
@@ -285,42 +274,6 @@ def _attach_follower(trainer: Trainer, signals: StopSignals) -> None:
         trainer.add_callback("on_row", share_weights)
 
 
-def _restore(trainer: Trainer, run_dir: Path, inputs: Inputs) -> str:
-    """Bring the trainer to where the run was left; the checkpoint's name, '' where there is none."""
-    resume = trainer.config.trainer.resume
-    if resume == "none":
-        return ""
-    if inputs.start is not None:
-        _continue(trainer, inputs.start, resume)
-        checkpoint.drop_after(run_dir, trainer.iter)  # nothing may resume from what comes after it now
-        inputs.start = None  # as large as the model and its optimiser: not kept while training
-        return resume
-    found = checkpoint.newest(run_dir, trainer.config.fingerprint())
-    if found is None:
-        return ""
-    state, path = found
-    lacking = runlog.lacking_rows(run_dir, trainer.rows_until(int(state["step"])))
-    if lacking:  # removed: going on would leave a result with a hole
-        warn(f"{run_dir / runlog.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
-        checkpoint.set_aside(run_dir)
-        return ""
-    _continue(trainer, state, path)
-    return path.name
-
-
-def _continue(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
-    """Raises UserError where the state is whole, but not of this model: made by hand, or by another version."""
-    try:
-        trainer.load_state(state)
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        # of torch's own errors only the plain one: the others tell of the device
-        if is_out_of_memory(error) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
-            raise
-        raise UserError(
-            f"{origin}: does not fit this run ({type(error).__name__}: {first_line(error)}); remove it, or name another"
-        ) from error
-
-
 def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     """Write model.pt and then summary.json, which says that the run is done."""
     run_dir, config = attempt.run_dir, trainer.config
@@ -352,7 +305,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "device": describe(trainer.device),
         "processes": trainer.strategy.world,
         "fingerprint": config.fingerprint(),
-        "data_fingerprint": store.fingerprint,
+        **trainer.inputs,
         "skipped_documents": store.skipped,
         **({"val_nll_by_block": by_block} if by_block else {}),
     }

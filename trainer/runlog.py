@@ -323,11 +323,24 @@ class StepLog:
 
 
 class LossLog(StepLog):
-    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step."""
+    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step.
 
-    def __init__(self, run_dir: Path, step: int, guard: Callable[[], None] = lambda: None) -> None:
+    due: False drops the row of that step, evaluated: False its evaluation. They were written because the run ended
+    there, and it now goes on.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        guard: Callable[[], None] = lambda: None,
+        due: bool = True,
+        evaluated: bool = True,
+    ) -> None:
         path = run_dir / LOSS
-        kept = [row for row in our_rows(kept_text(path)) if int(row[0]) <= step]
+        kept = [row for row in our_rows(kept_text(path)) if int(row[0]) < step + due]
+        if kept and not evaluated and int(kept[-1][0]) == step:
+            kept[-1][COLUMNS.index("val_loss")] = ""
         super().__init__(path, [",".join(row) for row in [list(COLUMNS), *kept]], guard)
 
     def write(self, row: Mapping[str, float | int | None]) -> None:

@@ -162,7 +162,7 @@ class TestWholeRun:
         source = undisturbed / "checkpoint-00000032.pt"
         command.run(trainer__sample_interval=20, trainer__resume=source)
         expected = without_clock(undisturbed)
-        assert without_clock(command.folder / "run") == [expected[0], *expected[-2:]]
+        assert without_clock(command.folder / "run") == expected, "the rows before come from the checkpoint's run"
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_workers_change_nothing(self, command: Command, undisturbed: Path, workers: int) -> None:
@@ -302,7 +302,7 @@ class TestMistakes:
     def test_checkpoint_of_another_configuration(self, command: Command) -> None:
         command.run("first")
         source = command.folder / "first" / "checkpoint-00000040.pt"
-        assert "of a run with another configuration" in self.refused(
+        assert "of a run with other settings" in self.refused(
             command, "second", trainer__resume=source, trainer__learning_rate=1e-2
         )
 

@@ -23,6 +23,7 @@ from tests.evidence import Cases, Tally
 from tests.faults.conftest import Trainers, nursery, same_result, trainers  # noqa: F401
 from tests.trust import forged
 from trainer import checkpoint, durable, runlog
+from trainer.config import load
 from trainer.errors import UserError
 from trainer.memory import is_out_of_memory
 
@@ -277,7 +278,7 @@ def test_a_run_goes_on_past_a_malicious_checkpoint(trainers: Trainers, seed: int
     undisturbed, run = (trainers.finish(name, trainer__max_iters=20) for name in ("undisturbed", "run"))
     canary, log = trainers.folder / "canary", trainers.folder / "run.out"
     newest = checkpoint.checkpoints(run)[0]
-    state = checkpoint.load(newest, runlog.read_json(run / runlog.SUMMARY)["fingerprint"])  # type: ignore[index]
+    state = checkpoint.load(newest, load(run / runlog.CONFIG).fingerprint_until)
     files = forged.malicious({k: v for k, v in state.items() if k != "format"}, canary)
     chosen = random.Random(seed).sample(sorted(files), 4)
     for name in chosen:
