@@ -29,7 +29,8 @@ def program(relative: bool = True) -> str:
 
     relative: the path of a program that PATH does not find may be relative to the working folder.
     """
-    python, command = sys.executable, os.path.join(os.path.dirname(sys.executable), "ablatrix")
+    python = os.path.abspath(sys.executable)
+    command = os.path.join(os.path.dirname(python), "ablatrix")
     started = os.path.abspath(sys.argv[0])
     if os.path.basename(started) == "ablatrix":
         return _words(started, relative)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,6 +161,7 @@ def test_tuned_products_are_exact() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("toggles", [{}, {"swiglu": True, "rmsnorm": True, "rope": True}], ids=["plain", "all_on"])
 def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
     """What a GPU gets, compiled here for the CPU."""
