@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPORT, MANIFEST, CURVES = "report", ".made.json", ".curves.npz"
 REWRITTEN = frozenset({runlog.CONFIG, SPEC, ORIGINS})  # by every `submit`
 NEEDED = frozenset({runlog.LOSS})  # by the report: `submit --retry` runs such a run again
+RUN_AGAIN = "submit --retry runs it again"
 SHOWN = 3
 
 Record = Mapping[str, Any]
@@ -72,7 +73,11 @@ def of_study(study: Study, states: Sequence[RunState]) -> list[str]:
 
 def lines(study: Study, states: Sequence[RunState]) -> list[str]:
     """For whoever shows no table of the runs: what is missing in each, and outside them."""
-    runs = [f"{s.run.id}: {s.reason if s.state != 'done' else told(s.missing)}" for s in states if s.missing]
+    runs = [
+        f"{s.run.id}: {s.reason if s.state != 'done' else told(s.missing, s.altered)}"
+        for s in states
+        if s.missing or s.altered
+    ]
     return runs + of_study(study, states)
 
 
@@ -123,20 +128,25 @@ def snapshots(study: Study) -> Snapshots:
     return found
 
 
-def incomplete(missing: Collection[str]) -> bool:
-    """Is something missing that the report needs?"""
-    return bool(NEEDED & set(missing))
+def incomplete(state: RunState) -> bool:
+    """True if a finished run has lost or changed something that the report needs."""
+    return bool(NEEDED & set(state.missing)) or bool(state.altered)
 
 
-def told(missing: Collection[str]) -> str:
-    """`removed since: loss.csv (submit --retry runs it again)`; '' for nothing."""
+def told(missing: Collection[str], altered: str = "") -> str:
+    """`removed since: loss.csv (submit --retry runs it again)`; '' for nothing.
+
+    altered: how loss.csv differs from what the run wrote.
+    """
     groups = {
-        "submit --retry runs it again": sorted(NEEDED & set(missing)),
+        RUN_AGAIN: sorted(NEEDED & set(missing)),
         "submit writes it again": sorted(REWRITTEN & set(missing)),
         "only submit --rerun makes it again": sorted(set(missing) - NEEDED - REWRITTEN),
     }
     words = [f"{_list(names)} ({how})" for how, names in groups.items() if names]
-    return f"removed since: {', '.join(words)}" if words else ""
+    said = [f"{altered} ({RUN_AGAIN})"] if altered else []
+    said += [f"removed since: {', '.join(words)}"] if words else []
+    return "; ".join(said)
 
 
 def _list(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator import causes, claims, elsewhere, joblog, missing, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from orchestrator.scheduler import Scheduler
-from trainer import processes, runlog
+from trainer import loss_record, processes, runlog
 from trainer.safe_open import is_own, owner_name
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
@@ -61,6 +61,7 @@ class RunState:
     requeued: bool = False  # stopped, and in the queue again
     log: str = ""  # in the study's folder of logs, as far as it is known to have been written
     missing: tuple[str, ...] = ()  # files that it had when it was done, and that somebody has removed
+    altered: str = ""  # how its loss.csv differs from what the run wrote
 
     @property
     def active(self) -> bool:
@@ -140,6 +141,7 @@ class _Files:
     claim: claims.Claim | None  # of an attempt that has no `queued` event yet
     max_iters: int
     missing: tuple[str, ...]
+    altered: str = ""
 
     @classmethod
     def read(cls, run: StudyRun) -> _Files:
@@ -159,6 +161,7 @@ class _Files:
             claims.read(run.folder, attempt) if attempt > known else None,
             rundir.planned_steps(run.folder),
             missing.of_run(run.folder, summary, events) if summary else (),
+            loss_record.find_change(run.folder, summary) if summary else "",
         )
 
     @property
@@ -219,8 +222,8 @@ def _by_token(jobs: dict[str, slurm.Job]) -> ByToken:
 def _judge(files: _Files, jobs: dict[str, slurm.Job] | None, by_token: ByToken) -> RunState:
     state = _progress(files)
     if files.summary:
-        reason = "; ".join(filter(None, (_how_done(files.summary), missing.told(files.missing))))
-        return replace(state, state="done", reason=reason, missing=files.missing)
+        reason = "; ".join(filter(None, (_how_done(files.summary), missing.told(files.missing, files.altered))))
+        return replace(state, state="done", reason=reason, missing=files.missing, altered=files.altered)
     if files.claim:
         return _judge_claim(state, files, jobs, by_token)
     if files.life and files.life["event"] == "finished":

@@ -33,7 +33,7 @@ def select(
 ) -> Selection:
     """Planned and stopped runs are queued; done ones reused; failed, lost and cancelled ones only with `retry`.
 
-    With `retry` also the done ones of which something is missing that the report needs.
+    With `retry` also the done ones whose loss.csv is missing or was changed.
 
     cells: only these cells (or run ids). rerun: ids of finished runs whose results were put aside.
     """
@@ -43,7 +43,7 @@ def select(
             continue
         if state.active:
             selection.active.append(state)
-        elif state.state == "done" and state.run.id not in rerun and not (retry and missing.incomplete(state.missing)):
+        elif state.state == "done" and state.run.id not in rerun and not (retry and missing.incomplete(state)):
             selection.done.append(state)
         elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
             selection.failed.append(state)

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.gpt import measure
-from trainer import checkpoint, contexts, data, endings, fingerprints, hooks, parallel, resuming, runlog, tokenizer
+from trainer import (
+    checkpoint,
+    contexts,
+    data,
+    endings,
+    fingerprints,
+    hooks,
+    loss_record,
+    parallel,
+    resuming,
+    runlog,
+    tokenizer,
+)
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
 from trainer.console import say
@@ -307,6 +319,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "fingerprint": config.fingerprint(),
         **trainer.inputs,
         "skipped_documents": store.skipped,
+        loss_record.KEY: loss_record.describe(run_dir),
         **({"val_nll_by_block": by_block} if by_block else {}),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"

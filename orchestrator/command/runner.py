@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator import causes
 from orchestrator.command import HELPER, SPEC, series
 from orchestrator.command.losses import Numbers
-from trainer import processes, runlog
+from trainer import loss_record, processes, runlog
 from trainer.attempts import Attempt, GoneError, SupersededError
 from trainer.console import complain, say
 from trainer.errors import RunError
@@ -317,6 +317,7 @@ class Runner:
             "diverged": not math.isfinite(value) or (final is not None and not math.isfinite(final)),
             "unreadable_numbers": rows.bad,
             "fingerprint": self.spec["fingerprint"],
+            loss_record.KEY: loss_record.describe(self.run_dir),
         }
         text = json.dumps({k: v for k, v in summary.items() if v is not None or k == "val_nll"}, indent=2) + "\n"
         runlog.atomic_write(self.run_dir / runlog.SUMMARY, text, guard=self.attempt.require)

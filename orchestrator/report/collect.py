@@ -21,7 +21,7 @@ from models.config import GPTConfig, count_parameters, flops_per_token
 from orchestrator import rundir
 from orchestrator.report import cache, divergence
 from orchestrator.report.cache import Curve
-from trainer import runlog
+from trainer import loss_record, runlog
 
 ROWS_KEPT = 400  # rows of loss.csv are averaged in groups, so that at most this many remain
 LARGEST_NUMBER = 1e100
@@ -46,6 +46,7 @@ class RunRecord:
     summary: dict[str, Any]
     provenance: dict[str, Any]
     curve: Curve
+    altered: str = ""  # how loss.csv differs from what the run wrote
 
     @property
     def finished(self) -> bool:
@@ -232,6 +233,7 @@ def _record(run: dict[str, Any], states: States, files: _Files) -> RunRecord:
         summary=files.summary,
         provenance=files.provenance,
         curve=files.curve,
+        altered=files.altered,
     )
 
 
@@ -243,6 +245,15 @@ class _Files:
     curve: Curve
     loss_digest: str
     digest: str
+
+    @property
+    def altered(self) -> str:
+        """How loss.csv differs from what the finished run wrote; '' if it does not."""
+        if not self.summary:
+            return ""
+        last = self.curve.last_iter
+        last = int(last) if math.isfinite(last) else 0
+        return loss_record.explain_change(self.summary, self.loss_digest, self.curve.rows, last)
 
 
 def _read_files(folder: Path, known: Mapping[str, Curve]) -> _Files:

@@ -277,6 +277,9 @@ def notes(analysis: Analysis) -> list[str]:
     if lost:
         names = _list([f"{r.cell} seed {r.seed}" for r in lost])
         found.append(f"Diverged, shown but in no mean and no interval: {names}.")
+    altered = [f"{run.id}: {run.altered}" for run in study.runs if run.altered]
+    if altered:
+        found.append(f"Curves are not as their runs wrote them, run these again with submit --retry: {_list(altered)}.")
     early = [run for run in study.runs if run.summary.get("stopped_early")]
     if early:
         found.append(f"{_runs(len(early))} ended by early stopping, as the settings ask, and count as finished.")

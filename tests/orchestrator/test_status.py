@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cancel, claims, inspection, rundir, slurm, status
+from orchestrator import cancel, claims, inspection, missing, rundir, slurm, status, submission
 from orchestrator.rundir import Study, StudyRun
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import processes, runlog
+from trainer import loss_record, processes, runlog
 from trainer.errors import RunError
 
 TOKEN = "0123456789abcdef"
@@ -510,3 +510,20 @@ def test_a_requeue_that_slurm_refused_is_told(study: Study, run: StudyRun, clust
     runlog.append_event(run.folder, "stopped", iter=10)
     runlog.append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
     assert "not requeued (scontrol requeue: disabled for this job); submit again" in now(study).reason
+
+
+def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> None:
+    log = runlog.LossLog(run.folder, 0)
+    for step in (1, 2, 3):
+        log.write({"iter": step, "loss": 3.5})
+    summary = {"iters": 3, "max_iters": 3, loss_record.KEY: loss_record.describe(run.folder)}
+    (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
+    assert (now(study).state, now(study).altered) == ("done", "")
+    path = run.folder / runlog.LOSS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    state = now(study)
+    assert state.state == "done"
+    said = "loss.csv has been changed since: 2 of 3 rows, it ends at step 2 of 3 (submit --retry runs it again)"
+    assert said in state.reason and said in missing.lines(study, [state])[0]
+    assert submission.select([state], retry=True).chosen == [state]
+    assert submission.select([state]).done == [state]
