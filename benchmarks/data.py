@@ -30,9 +30,11 @@ from trainer.data import Batches
 from trainer.device import allotted_cores
 from trainer.offline import samples, warm
 from trainer.tokens import tokenbuild
-from trainer.tokens.corpus import Source, scan_lines
+from trainer.tokens.corpus import scan_lines
 from trainer.tokens.encoder import Encoder, exact_tokenizer
+from trainer.tokens.formats import TextFile
 from trainer.tokens.growing import GrowingStore
+from trainer.tokens.source import Source
 from trainer.tokens.tokencache import Cache
 from trainer.tokens.tokenstore import CompleteStore
 
@@ -88,7 +90,7 @@ def scanning(path: Path, count: int) -> str:
             sum(1 for _ in file)
 
     def scan() -> None:
-        scan_lines(Source(path), lambda _: None, lambda _: None)
+        scan_lines(Source([TextFile(path)]), lambda _: None, lambda _: None)
 
     times = rounds({"read only": read, "for line in file": loop, "scan for line starts": scan}, count)
     return compare("one pass", "MB/s", path.stat().st_size / 1e6, times, "read only")
@@ -124,7 +126,7 @@ def building(config: DataConfig, cache_dir: Path, count: int) -> str:
         tokenbuild.build(config, cache_dir, workers)
 
     jobs = {f"{n} process{'es' * (n > 1)}": lambda n=n: build(n) for n in numbers}
-    return compare("token cache", "MB/s", cache.stamp[0] / 1e6, rounds(jobs, count), "1 process")
+    return compare("token cache", "MB/s", cache.size / 1e6, rounds(jobs, count), "1 process")
 
 
 def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str:

@@ -23,12 +23,16 @@ from orchestrator.snapshot import code_root
 from trainer import plugins, runlog, tokenizer
 from trainer.choices import branch_step
 from trainer.config import RunConfig
+from trainer.console import say
 from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
+from trainer.tokens.files import file_stamp, find_files, is_flat, total_size
+from trainer.tokens.formats import detect
 
 # Tokens of well-known tokenizers, so that a study can be planned before its cache is filled
 VOCABULARIES = {"gpt2": 50257, "sample": 4096}
 SMALL_CORPUS = 64 << 20  # bytes; such a file is tokenised by the check itself, in seconds
 TAIL = 1 << 16
+MOST_TOLD = 6  # lines about corpora
 MOST_PROBED = 64  # cells; a larger design is shown by its single features
 BYTES_PER_PARAMETER = 4  # float32
 
@@ -123,7 +127,8 @@ def _inputs(runs: Sequence[Run]) -> Iterator[str]:
         except AblatrixError as error:
             yield str(error)
         try:
-            check_file(Path(config.data.file_path))
+            for path in find_files(config.data):
+                check_file(path)
         except UserError as error:
             yield str(error)
         for name in config.callbacks.custom:
@@ -203,14 +208,19 @@ def _corpora(runs: Sequence[Run]) -> Iterator[str]:
     """Can batches be drawn? A small corpus is tokenised for it, which its runs need anyway."""
     from trainer import data
 
+    told: dict[str, None] = {}
     for config in _distinct(runs):
-        if Path(config.data.file_path).stat().st_size > SMALL_CORPUS:
-            continue
         try:
+            if total_size(config.data) > SMALL_CORPUS:
+                continue
             store = data.open_tokens(config.data, Path(config.system.cache_dir))
             data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
+            text, warnings = data.describe_usage(store, config.data)
+            told |= dict.fromkeys([text, *(f"warning: {warning}" for warning in warnings)])
         except UserError as error:
             yield str(error)
+    for line in list(told)[:MOST_TOLD]:
+        say(line)
 
 
 def _distinct(runs: Sequence[Run]) -> Iterable[RunConfig]:
@@ -223,29 +233,24 @@ def _distinct(runs: Sequence[Run]) -> Iterable[RunConfig]:
 
 
 def check_file(path: Path) -> None:
-    """Raises UserError for a data file that is missing, unreadable or empty, or whose last line is cut off."""
+    """Raises UserError for a data file that is missing, unreadable, empty, no JSON lines, or whose end is cut off."""
+    size, _ = file_stamp(path)
+    if size == 0:
+        raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: data.file_path is a folder; give a JSONL file")
         with runlog.opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")
             file.seek(max(0, size - TAIL))
             tail = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: data.file_path does not exist (looked in {Path.cwd()})") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{str(path)!r}: data.file_path cannot be read: {reason}") from None
-    if path.suffix == ".jsonl":
+    except OSError as error:
+        raise UserError(f"{str(path)!r}: data.file_path cannot be read: {error.strerror}") from None
+    if not is_flat(path) and detect(path).direct:
         _check_last_line(path, tail, whole=size <= TAIL)
 
 
 def _check_last_line(path: Path, tail: bytes, whole: bool) -> None:
-    """A download that broke off ends within a line."""
+    """A download that broke off ends within an object."""
     last = tail[tail.rfind(b"\n") + 1 :]
-    if not last.strip() or (len(last) == len(tail) and not whole):
+    if not last.lstrip().startswith(b"{") or (len(last) == len(tail) and not whole):
         return
     try:
         json.loads(last)

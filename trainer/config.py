@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from models.config import SHORT_FORMS, GPTConfig, Size
 from trainer import choices, identity
 from trainer.errors import ConfigError, UserError
-from trainer.paths import UserPath
+from trainer.paths import UserPath, expand_path
 from trainer.runlog import LARGEST_JSON, read_bytes
 
 Count = Annotated[int, Field(ge=0)]
@@ -59,6 +59,16 @@ def _two_at_least(number: int) -> int:
     return number
 
 
+def _expand_each(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return expand_path(value) if isinstance(value, str) else tuple(map(expand_path, value))
+
+
+# One path, or several in their order
+Files = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v, json_schema_input_type=str | list[str]),
+    AfterValidator(_expand_each),
+]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
 Specs = Annotated[Texts, AfterValidator(_importable)]
 
@@ -70,7 +80,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is read: one JSON object per line, the text under `text_key`."""
 
-    file_path: UserPath = Field("", description="corpus: .jsonl, .jsonl.gz, .jsonl.zst, or .bin of tokens")
+    file_path: Files = Field(
+        "",
+        description="corpus: a file of JSON lines (.gz, .zst, .xz too) or .bin; a folder, a pattern, or a list of them",
+    )
     split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
     test_size: Count = Field(10, description="last documents, held out for validation")
     block_size: Size = Field(256, description="tokens of a training window")
@@ -364,7 +377,7 @@ def parse_value(text: str, annotation: Any) -> Any:
     """A flag's text for pydantic: None and tuples are read here, the rest is pydantic's."""
     if text.lower() in ("none", "null") and type(None) in getattr(annotation, "__args__", ()):
         return None
-    if annotation == tuple[str, ...] and text[:1] not in ("(", "["):
+    if annotation in (tuple[str, ...], str | tuple[str, ...]) and text[:1] not in ("(", "["):
         return text
     if "tuple" in str(annotation):
         try:

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,16 +19,21 @@ import numpy as np
 
 from trainer import tokenizer
 from trainer.config import DataConfig
+from trainer.console import warn
 from trainer.device import allotted_cores
 from trainer.errors import DataError
 from trainer.tokens import tokenbuild
-from trainer.tokens.corpus import is_compressed
+from trainer.tokens.corpus import describe_skipped
+from trainer.tokens.files import find_files, is_flat
 from trainer.tokens.flatfile import FlatStore
+from trainer.tokens.formats import detect
 from trainer.tokens.growing import GrowingStore
 from trainer.tokens.tokencache import Cache
-from trainer.tokens.tokenstore import CompleteStore, TokenStore
+from trainer.tokens.tokenstore import SCAN, CompleteStore, TokenStore
 
 WAIT_BYTES = 64 << 20  # a file up to this size is tokenised before the first step, in seconds
+ENOUGH = 0.5  # share of the tokens that can be drawn; under it there is a warning
+MOST_SKIPPED = 0.1  # share of lines whose documents may be too short without a warning
 PADDING = -1  # a target that is not scored
 STREAM = 0x62617463  # second word of the generator's key: batches, and nothing else that a seed decides
 
@@ -39,14 +45,15 @@ def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
     cache is built in the background, and what is drawn is tokenised meanwhile. Raises DataError where the file cannot
     be used, OfflineCacheError where the tokenizer is missing.
     """
-    path = Path(config.file_path)
-    if path.suffix == ".bin":
+    if is_flat(find_files(config)[0]):
         return FlatStore(config, tokenizer.find(config.tokenizer, cache_dir))
     cache = Cache.of(config, cache_dir)
     meta = cache.meta()
-    if meta is None and cache.stamp[0] > WAIT_BYTES and not is_compressed(path):
+    if meta is None and not cache.folder.is_relative_to(cache_dir):
+        warn(f"{cache_dir}: cannot be written; tokens are kept in {cache.folder.parents[1]}")
+    if meta is None and cache.size > WAIT_BYTES and all(detect(path).direct for path in cache.files):
         tokenbuild.prepare(cache)
-        print(f"{path}: tokenising what is drawn; its token cache is built in the background", file=sys.stderr)
+        print(f"{cache.name}: tokenising what is drawn; its token cache is built in the background", file=sys.stderr)
         return GrowingStore(cache, partial(tokenbuild.start_background, config, cache_dir))
     return CompleteStore(cache.folder, meta or tokenbuild.build(config, cache_dir, allotted_cores()))
 
@@ -59,6 +66,50 @@ def split_lines(store: TokenStore, config: DataConfig) -> range:
     if not config.test_size:
         raise DataError("data.split is test, but data.test_size is 0: no document is held out")
     return range(boundary, store.n_lines)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of a corpus the batches can draw. documents, tokens: trained on; usable_*: that fill a window."""
+
+    documents: int
+    tokens: int
+    usable_documents: int
+    usable_tokens: int
+
+    @classmethod
+    def of(cls, store: TokenStore, config: DataConfig) -> Usage:
+        """Count from a complete store; needs one pass over its offsets."""
+        lines, totals = split_lines(store, config), np.zeros(4, dtype=np.int64)
+        for start in range(lines.start, lines.stop, SCAN):
+            counts = np.diff(store.offsets[start : min(lines.stop, start + SCAN) + 1])
+            usable = counts[counts > config.block_size]
+            totals += [np.count_nonzero(counts), counts.sum(), len(usable), usable.sum()]
+        return cls(*map(int, totals))
+
+
+def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str]]:
+    """Return a sentence about what a complete corpus holds, and warnings about what is never trained on."""
+    usage, length = Usage.of(store, config), config.block_size + 1
+    share = usage.usable_tokens / max(usage.tokens, 1)
+    text = (
+        f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
+        f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
+    )
+    warnings = []
+    if share < ENOUGH:
+        warnings.append(
+            f"{store.name}: only {usage.usable_documents:,} of {usage.documents:,} documents ({share:.1%} of the "
+            f"tokens) have the {length} tokens of a window, and the others are never trained on; lower "
+            "data.block_size, or join short documents"
+        )
+    skipped = describe_skipped(store.name, store.n_lines, store.skipped, store.first_skipped)
+    left_out = sum(store.skipped.values()) - store.skipped.get("blank", 0)
+    if skipped and (left_out > MOST_SKIPPED * store.n_lines or not {"blank", "too_short"} >= store.skipped.keys()):
+        warnings.append(skipped)
+    elif skipped:
+        text += f"; {skipped.partition(': ')[2]}"
+    return text, warnings
 
 
 class Batches:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer import tokenizer
-from trainer.config import RunConfig
+from trainer.config import DataConfig, RunConfig
 from trainer.errors import AblatrixError
 from trainer.runlog import opened
+from trainer.tokens.files import find_files
 
 # In summary.json, provenance.json and checkpoints; DATA, of every line, is known once the corpus has been read
 CORPUS, TOKENIZER, DATA = "corpus_fingerprint", "tokenizer_fingerprint", "data_fingerprint"
@@ -27,15 +28,28 @@ PIECES = 64  # evenly spaced; a file up to 64 MiB is read whole
 def of_inputs(config: RunConfig) -> dict[str, str]:
     """Return the fingerprints of a run's corpus and tokenizer; what cannot be read is left out."""
     found = {}
-    corpus = of_file(Path(config.data.file_path).expanduser())
-    if corpus:
-        found[CORPUS] = corpus
+    with contextlib.suppress(AblatrixError):
+        corpus = of_corpus(config.data)
+        if corpus:
+            found[CORPUS] = corpus
     with contextlib.suppress(AblatrixError):
         found[TOKENIZER] = tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir)).sha256
     return found
 
 
-def of_file(path: Path) -> str | None:
+def of_corpus(data: DataConfig) -> str | None:
+    """Return the fingerprint of a corpus: of its file, or of those of its files in their order. None if unreadable.
+
+    Raises DataError where the files cannot be found.
+    """
+    files = find_files(data)
+    if len(files) == 1:
+        return of_file(files[0])
+    found = [of_file(path, max(2, PIECES // len(files))) for path in files]
+    return None if None in found else hashlib.sha256(" ".join(map(str, found)).encode()).hexdigest()
+
+
+def of_file(path: Path, pieces: int = PIECES) -> str | None:
     """Return the SHA-256 of a file's size and of pieces of it, the first and the last included; None if unreadable.
 
     Copying or touching a file does not change it; appending, replacing or rewriting it does.
@@ -44,17 +58,17 @@ def of_file(path: Path) -> str | None:
         with opened(path, buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(f"{size} ".encode())
-            for start in _starts(size):
+            for start in _starts(size, pieces):
                 digest.update(os.pread(file.fileno(), PIECE, start))
             return digest.hexdigest()
     except (OSError, ValueError):
         return None
 
 
-def _starts(size: int) -> list[int]:
-    if size <= PIECE * PIECES:
+def _starts(size: int, pieces: int) -> list[int]:
+    if size <= PIECE * pieces:
         return list(range(0, size, PIECE))
-    return [k * (size - PIECE) // (PIECES - 1) for k in range(PIECES)]
+    return [k * (size - PIECE) // (pieces - 1) for k in range(pieces)]
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:

@@ -29,7 +29,8 @@ def whole(config: RunConfig) -> dict[str, Any]:
     # a custom callback may do anything to the training
     callbacks = set(type(config.callbacks).model_fields) - {"custom"}
     found = config.model_dump(mode="json", exclude={**NEUTRAL, "callbacks": callbacks})
-    found["data"]["file_path"] = same_place(config.data.file_path)
+    path = config.data.file_path
+    found["data"]["file_path"] = same_place(path) if isinstance(path, str) else list(map(same_place, path))
     found["data"]["tokenizer"] = tokenizer.canonical(config.data.tokenizer)
     if None not in (config.model.n_layer, config.model.n_head, config.model.n_embd):
         del found["model"]["model_type"]  # a name for these sizes
@@ -64,9 +65,9 @@ def same_place(path: str) -> str:
 
     A workspace that is moved keeps the names of its runs.
     """
-    if not path or "://" in path:
+    if not path:
         return path
-    full, here = os.path.abspath(os.path.expanduser(path)), os.getcwd()
+    full, here = os.path.abspath(path), os.getcwd()
     for candidate in (full, os.path.realpath(full)):  # the working folder may have been reached by a link
         if candidate.startswith(here.rstrip(os.sep) + os.sep):
             return os.path.relpath(candidate, here)

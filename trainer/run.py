@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from trainer import (
 )
 from trainer.attempts import Attempt
 from trainer.config import RunConfig, load
-from trainer.console import say
+from trainer.console import say, warn
 from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
@@ -106,6 +106,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         attempt = _take(run_dir)
         ours = True
         _open_folder(run_dir, config, argv, goes_on)
+        _describe_data(inputs.store, config)
         _tell(team, GO, True)
         return _train(attempt, config, inputs, device, signals, team)
     except (Exception, Interrupted) as error:
@@ -115,6 +116,15 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         if told is error:
             raise
         raise told from error
+
+
+def _describe_data(store: data.TokenStore, config: RunConfig) -> None:
+    """Log what the corpus holds and what of it is never trained on, where that is known."""
+    if store.complete:
+        text, warnings = data.describe_usage(store, config.data)
+        say(text)
+        for warning in warnings:
+            warn(warning)
 
 
 def _vocab_size(config: RunConfig) -> int:
@@ -320,6 +330,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         **trainer.inputs,
         "skipped_documents": store.skipped,
         loss_record.KEY: loss_record.describe(run_dir),
+        "corpus": _usage(store, config),
         **({"val_nll_by_block": by_block} if by_block else {}),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
@@ -328,6 +339,10 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
+
+
+def _usage(store: data.TokenStore, config: RunConfig) -> dict[str, int] | None:
+    return asdict(data.Usage.of(store, config.data)) if store.complete else None
 
 
 def _number(value: float) -> float | None:

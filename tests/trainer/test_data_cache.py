@@ -224,11 +224,35 @@ def test_an_error_in_the_file_reaches_every_job(big: Path, tmp_path: Path, cache
         open_complete(config_of(path), cache_dir)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_cache(corpus: Path, cache_dir: Path) -> None:
-    cache_dir.chmod(0o500)
-    with pytest.raises(RunError, match=r"cannot be made: Permission denied; set system.cache_dir"):
-        open_complete(config_of(corpus), cache_dir)
+@pytest.fixture
+def read_only(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that this user may read only (root may write everywhere), and a working folder of the user's own."""
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not Path(path).is_relative_to(cache_dir) and access(path, mode)
+    )
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return cache_dir
+
+
+def test_tokens_are_kept_elsewhere_if_the_cache_is_read_only(
+    corpus: Path, read_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_complete(config_of(corpus), read_only)
+    assert store.folder.parent == Path(".cache/ablatrix/tokens").absolute()
+    assert not (read_only / "tokens").exists()
+    assert "cannot be written; tokens are kept in" in capsys.readouterr().err
+    open_complete(config_of(corpus), read_only)
+    assert not capsys.readouterr().err
+
+
+def test_tokens_in_a_read_only_cache_are_used(corpus: Path, read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: True)
+        built = open_complete(config_of(corpus), read_only)
+    assert open_complete(config_of(corpus), read_only).folder == built.folder
+    assert not Path(".cache").exists()
 
 
 def test_a_cache_folder_that_cannot_be_made(corpus: Path, cache_dir: Path) -> None:

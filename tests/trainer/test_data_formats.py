@@ -105,14 +105,14 @@ def test_zstandard_gives_the_same_tokens(corpus: Path, tmp_path: Path, offline_c
     np.testing.assert_array_equal(packed.offsets, plain.offsets)
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut between", "flip", "none"])
+@pytest.mark.parametrize("damage", ["cut", "cut between", "flip"])
 def test_damaged_zstandard(corpus: Path, tmp_path: Path, offline_cache: Path, damage: str) -> None:
     zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
     path = tmp_path / "data.jsonl.zst"
     packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(corpus.read_bytes()))
     if damage == "flip":
         packed[len(packed) // 2] ^= 0xFF
-    contents = {"cut": packed[:-2000], "cut between": packed + packed[:3], "flip": packed, "none": corpus.read_bytes()}
+    contents = {"cut": packed[:-2000], "cut between": packed + packed[:3], "flip": packed}
     path.write_bytes(bytes(contents[damage]))
     with pytest.raises(DataError, match="damaged or cut short"):
         open_tokens(DataConfig(file_path=str(path), tokenizer="sample"), offline_cache)
@@ -120,7 +120,7 @@ def test_damaged_zstandard(corpus: Path, tmp_path: Path, offline_cache: Path, da
 
 def test_zstandard_without_the_package(tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
-    (tmp_path / "data.jsonl.zst").write_bytes(b"x")
+    (tmp_path / "data.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     with pytest.raises(Exception, match="pip install zstandard") as caught:
         open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl.zst"), tokenizer="sample"), offline_cache)
     assert getattr(caught.value, "exit_code", None) == 2

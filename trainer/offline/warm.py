@@ -28,7 +28,8 @@ from trainer.runlog import atomic_write
 from trainer.safe_open import make_folder, personal, remove
 from trainer.tokens import tokenbuild
 from trainer.tokens.claims import Claims
-from trainer.tokens.corpus import SKIPS
+from trainer.tokens.corpus import describe_skipped
+from trainer.tokens.files import find_files, is_flat
 from trainer.tokens.tokencache import Cache
 
 REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # where a short name lives on the hub
@@ -293,18 +294,20 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
 
 def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: int | None) -> None:
     """Build the token cache of a data file with all cores; a build that was killed goes on where it was."""
-    if path.suffix == ".bin":
-        raise UserError(f"--tokens {path}: is a file of tokens already; give it as data.file_path")
     config = DataConfig(file_path=str(path), text_key=text_key, tokenizer=name)
+    if is_flat(find_files(config)[0]):
+        raise UserError(f"--tokens {path}: is a file of tokens already; give it as data.file_path")
     there = Cache.of(config, cache_dir).meta() is not None
     begin = time.monotonic()
     meta = tokenbuild.build(config, cache_dir, workers or allotted_cores())
     speed = meta["size"] / 1e6 / max(time.monotonic() - begin, 1e-3)
-    skipped = ", ".join(f"{count} {SKIPS[reason]}" for reason, count in meta["skipped"].items()) or "none"
     say(
-        f"tokens of {path}: {meta['documents']} documents, {meta['tokens']} tokens, skipped: {skipped} "
+        f"tokens of {path}: {meta['documents']} documents, {meta['tokens']} tokens "
         f"({'already there' if there else f'{speed:.0f} MB/s'})"
     )
+    skipped = describe_skipped(str(path), meta["lines"], meta["skipped"], meta.get("first_skipped", {}))
+    if skipped:
+        say(skipped)
 
 
 def _now() -> str:

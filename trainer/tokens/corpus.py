@@ -1,4 +1,4 @@
-"""Reading a JSONL corpus: bytes at any offset, an index of its lines, the text of a line. Free of torch.
+"""The lines of a corpus: their index, the text of each, and why some hold no document. Free of torch.
 
 Lines end at b"\\n" and are numbered from 0; blank ones count. A line that cannot be a document is skipped for one of
 the reasons in `SKIPS`; the file as a whole is refused only where no document is left or where it is not UTF-8.
@@ -6,25 +6,19 @@ the reasons in `SKIPS`; the file as a whole is refused only where no document is
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-import os
-import threading
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
-from trainer.errors import DataError, UserError
-from trainer.runlog import opened
+from trainer.errors import DataError
+from trainer.tokens.formats import BOM
+from trainer.tokens.source import Source
+from trainer.tokens.streams import CHUNK
 
 MIN_CHARACTERS = 10  # a text shorter than this is no document
-CHUNK = 1 << 20  # bytes read at a time: fits the cache of a core
-SAMPLES = 64  # pieces of CHUNK bytes that the fingerprint looks at
 SKIPS = {
     "blank": "blank lines",
     "not_json": "lines that are not JSON",
@@ -35,127 +29,12 @@ SKIPS = {
 }
 
 
-def is_compressed(path: Path) -> bool:
-    """Whether a corpus is a compressed stream, by its name."""
-    return path.suffix in (".gz", ".zst")
-
-
-class Source:
-    """The bytes of a corpus at any offset, decompressed where the name ends in .gz or .zst. Safe between threads.
-
-    A compressed file is a stream: reading forward is cheap, reading backward starts it anew. Raises DataError where
-    the file is missing, unreadable or damaged.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock = threading.Lock()
-        try:
-            self._file: BinaryIO = opened(self.path, buffering=0)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        self._stream: BinaryIO | None = None
-        self._position = 0  # of the stream
-        if is_compressed(self.path):
-            self._stream = self._decompress()
-
-    def _decompress(self) -> BinaryIO:
-        self._file.seek(0)
-        self._position = 0
-        return open_gzip(self._file) if self.path.suffix == ".gz" else open_zstd(self._file, self.path)
-
-    def read(self, start: int, size: int) -> bytes:
-        """Up to `size` bytes from `start`; fewer at the end of the file only."""
-        if self._stream is None:
-            return self._pread(start, size)
-        with self._lock, _Damage(self.path):
-            if start < self._position:
-                self._stream = self._decompress()
-            while self._position < start:
-                skipped = self._stream.read(min(CHUNK, start - self._position))
-                if not skipped:
-                    return b""
-                self._position += len(skipped)
-            data = self._stream.read(size)
-            self._position += len(data)
-            return data
-
-    def _pread(self, start: int, size: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, start)
-        while len(data) < size:  # one call gives 2 GiB at most, and less on some file systems
-            more = os.pread(self._file.fileno(), size - len(data), start + len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def sample(self) -> Iterator[bytes]:
-        """Up to SAMPLES evenly spaced pieces of the file as it lies on the disk; all of a small one."""
-        size = os.fstat(self._file.fileno()).st_size
-        pieces = -(-size // CHUNK)
-        for k in range(min(pieces, SAMPLES)):
-            yield self._pread(k * pieces // min(pieces, SAMPLES) * CHUNK, CHUNK)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
-
-
-def open_gzip(file: BinaryIO) -> BinaryIO:
-    """The decompressed stream of a gzip file, of one or several members."""
-    return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), CHUNK))
-
-
-def open_zstd(file: BinaryIO, path: Path) -> BinaryIO:
-    """The decompressed stream of a Zstandard file. Raises UserError where the package for it is missing."""
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path}: reading .zst needs one more package: pip install zstandard") from None
-    return cast(BinaryIO, io.BufferedReader(_ZstdStream(file, zstandard.ZstdDecompressor()), CHUNK))
-
-
-class _ZstdStream(io.RawIOBase):
-    """Frames one after the other. zstandard's own reader takes a file that is cut off for one that ends."""
-
-    def __init__(self, file: BinaryIO, decompressor: Any) -> None:
-        self._file, self._decompressor = file, decompressor
-        self._frame = decompressor.decompressobj()
-        self._begun = False  # whether the frame has got any bytes
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            raw = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame, self._begun = self._decompressor.decompressobj(), False
-            raw = raw or self._file.read(CHUNK)
-            if not raw:
-                if self._begun:
-                    raise EOFError("the last frame is cut off")
-                return 0
-            self._begun = True
-            self._ready = self._frame.decompress(raw)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-
-class _Damage:
-    """Turns a decompressor's complaint into a DataError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)) or type(error).__name__ == "ZstdError":
-            raise DataError(f"{self.path}: damaged or cut short: {error}; copy it anew") from None
+LOOKED_AT = 1000  # lines that are read again to explain an error
+EXPLAINED = ("not_json", "not_object", "not_string")
+JSON_TYPES: dict[type, str] = {
+    **{list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"},
+    **dict.fromkeys((int, float), "a number"),
+}
 
 
 def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: Callable[[int], object]) -> int:
@@ -193,16 +72,16 @@ def fingerprint(source: Source, lengths: Iterator[np.ndarray], *salt: str) -> st
     return digest.hexdigest()
 
 
-def document_text(line: bytes, text_key: str, first: bool = False) -> tuple[str | None, str]:
-    """(text, "") of a line that is a document, else (None, reason), a key of SKIPS.
+def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
+    """Return (text, "") of a line that is a document, else (None, reason), a key of SKIPS.
 
-    first: the line is the file's first one and may begin with a byte order mark. Raises UnicodeDecodeError.
+    A line may begin with a byte order mark, as the first one of each file that was joined. Raises UnicodeDecodeError.
     """
-    line = line.strip(b" \t\r\n")
+    line = line.removeprefix(BOM).strip(b" \t\r\n")
     if not line:
         return None, "blank"
     try:
-        record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        record = json.loads(line.decode())
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError):
@@ -230,42 +109,110 @@ class Lines:
         """Bytes of a line. A text has no more bytes than its line, and no more tokens than bytes."""
         return int(self.starts[line + 1]) - int(self.starts[line])
 
+    def raw(self, line: int) -> bytes:
+        """Return the bytes of a line."""
+        return self.source.read(int(self.starts[line]), self.size(line))
+
     def text(self, line: int) -> tuple[str | None, str]:
         """(text, "") or (None, reason) of one line. Raises DataError where it is not UTF-8."""
-        return self.parse(line, self.source.read(int(self.starts[line]), self.size(line)))
+        return self.parse(line, self.raw(line))
 
     def parse(self, line: int, raw: bytes) -> tuple[str | None, str]:
         """As `text`, from bytes that are already read."""
         try:
-            return document_text(raw, self.text_key, first=line == 0)
+            return document_text(raw, self.text_key)
         except UnicodeDecodeError as error:
-            offset = int(self.starts[line]) + error.start
+            number = self.source.locate(int(self.starts[line]))
+            start = int(self.starts[line]) - self.source.starts[number] + raw.find(error.object)
             raise DataError(
-                f"{self.source.path}: line {line + 1} is not UTF-8 (byte {error.object[error.start]:#04x} near offset "
-                f"{offset}): convert the file, for instance with iconv -f LATIN1 -t UTF-8"
+                f"{self.source.files[number].path}: {self.place(line)} is not UTF-8 (byte "
+                f"{error.object[error.start]:#04x} near offset {start + error.start}): convert the file, for instance "
+                "with iconv -f WINDOWS-1252 -t UTF-8"
             ) from None
 
+    def place(self, line: int) -> str:
+        """Return `line 7` (from 1, in its file), or `element 7` of a JSON array, with the file's name if several."""
+        number = self.source.locate(int(self.starts[line]))
+        file = self.source.files[number]
+        first = int(np.searchsorted(self.starts, self.source.starts[number]))
+        text = f"{'element' if 'values' in file.layers else 'line'} {line - first + 1}"
+        return f"{text} of {file.path.name}" if len(self.source.files) > 1 else text
 
-def no_documents(path: Path, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
-    """The error for a corpus without a single document, telling why."""
+    def explain(self, line: int, reason: str) -> str:
+        """Return where a skipped line is and what is wrong with it, for people."""
+        where, raw = self.place(line), self.raw(line).removeprefix(BOM).strip()
+        try:
+            record = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            return f"{where}: {_json_fault(error, raw)}" if reason == "not_json" else where
+        if reason == "no_text_key":
+            return f"{where}, which has {', '.join(map(repr, list(record)[:8])) or 'no key'}"
+        if reason in ("not_object", "not_string"):
+            value = record if reason == "not_object" else record[self.text_key]
+            return f"{where}, where it is {JSON_TYPES.get(type(value), 'something else')}"
+        return where
+
+
+def _json_fault(error: Exception, raw: bytes) -> str:
+    if raw.startswith((b"{'", b"{u'")):
+        return "it is in Python's notation (single quotes), not JSON's"
+    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "cannot be read"
+
+
+def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:
+    """Return a sentence about the lines that were left out, "" where all but blank ones were read.
+
+    lines: of the corpus. skipped: number by reason. first: what is known of the first one of each reason.
+    """
+    reasons = {reason: count for reason, count in skipped.items() if reason != "blank"}
+    if not reasons:
+        return ""
+    parts = [f"{n:,} {SKIPS[r]}" + (f" (first: {first[r]})" if r in first else "") for r, n in reasons.items()]
+    count, total = sum(reasons.values()), lines - skipped.get("blank", 0)
+    return f"{name}: {count:,} of {total:,} lines ({count / max(total, 1):.0%}) are skipped: {'; '.join(parts)}"
+
+
+def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
+    """Return the error for a corpus without a single document, with the reasons."""
     if not skipped:
-        return DataError(f"{path}: the file is empty; it must hold one JSON object per line")
+        return DataError(f"{name}: the file is empty; it must hold one JSON object per line")
     reasons = ", ".join(f"{count} {SKIPS[reason]}" for reason, count in skipped.items())
-    message = f"{path}: holds no document ({reasons})"
+    message = f"{name}: holds no document ({reasons})"
     if "no_text_key" in skipped:
-        seen = keys_seen(lines)
-        message += f"; there is no key {text_key!r}, but {', '.join(map(repr, seen))}: set data.text_key"
+        message += f"; there is no key {text_key!r}, but {key_advice(lines, text_key)}"
+    else:
+        worst = max(skipped, key=lambda reason: skipped[reason])
+        line = next((k for k in range(min(len(lines), LOOKED_AT)) if lines.text(k)[1] == worst), None)
+        message += f"; {lines.explain(line, worst)}" if line is not None and worst in EXPLAINED else ""
     return DataError(message)
 
 
-def keys_seen(lines: Lines, limit: int = 1000) -> list[str]:
-    """The keys of the first objects, in order of appearance; at most ten."""
-    seen: dict[str, None] = {}
-    for line in range(min(len(lines), limit)):
+def key_advice(lines: Lines, text_key: str) -> str:
+    """Return `'content', 'id': set data.text_key`: the keys that the first objects have, and what may be meant."""
+    seen: dict[str, Any] = {}
+    for line in range(min(len(lines), LOOKED_AT)):
         try:
-            record = json.loads(lines.source.read(int(lines.starts[line]), lines.size(line)))
+            record = json.loads(lines.raw(line).removeprefix(BOM))
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
-            seen |= dict.fromkeys(record)
-    return list(seen)[:10]
+            seen |= {key: value for key, value in record.items() if key not in seen}
+    keys = ", ".join(map(repr, list(seen)[:10])) or "no keys at all"
+    nested = next((f"{key}.{text_key}" for key, value in seen.items() if _has_text(value, text_key)), "")
+    listed = next((key for key, value in seen.items() if len(lines) == 1 and _is_list_of_objects(value)), "")
+    if listed:
+        return f"{keys}; its documents seem to be a list under {listed!r}: jq -c '.{listed}[]' FILE > x.jsonl"
+    if nested:
+        return f"{keys}; the text seems to be {nested}: jq -c '{{text: .{nested}}}' FILE > x.jsonl"
+    texts = [key for key, value in seen.items() if isinstance(value, str)]
+    near = next((key for key in texts if key.casefold() == text_key.casefold()), "")
+    near = near or max(texts, key=lambda key: len(seen[key]), default="")
+    return f"{keys}: set data.text_key" + (f" (probably {near})" if near else "")
+
+
+def _has_text(value: Any, text_key: str) -> bool:
+    return isinstance(value, dict) and isinstance(value.get(text_key), str)
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

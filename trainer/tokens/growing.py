@@ -35,9 +35,9 @@ class GrowingStore(TokenStore):
     def __init__(self, cache: Cache, start_workers: Callable[[], list[Popen[bytes]]] | None = None) -> None:
         """start_workers: starts the processes that go on with the cache; they end with this store. None: nobody."""
         index = cache.index()
-        self.name, self.folder, self.vocab_size = str(cache.path), cache.folder, cache.tokenizer.vocab_size
+        self.name, self.folder, self.vocab_size = cache.name, cache.folder, cache.tokenizer.vocab_size
         self.n_lines, self.fingerprint, self.dtype = index["lines"], index["fingerprint"], cache.dtype
-        self.n_documents, self.skipped = self.n_lines, {}
+        self.n_documents, self.skipped, self.first_skipped = self.n_lines, {}, {}
         self._cache, self._lines, self._encoder = cache, cache.lines(), Encoder(cache.tokenizer)
         self._shard_bytes: int = index["shard_bytes"]
         self._kept, self._shards = _Kept(), _Shards(cache, self._lines)
@@ -125,7 +125,7 @@ class GrowingStore(TokenStore):
                 return self._held_out.setdefault(test_size, boundary)
             boundary = line
         if not documents:
-            raise no_documents(self._cache.path, skipped, self._cache.text_key, self._lines)
+            raise no_documents(self._cache.name, skipped, self._cache.text_key, self._lines)
         raise nothing_left(self.name, test_size, documents)
 
     def require(self, lines: range, length: int) -> None:
@@ -166,6 +166,7 @@ class GrowingStore(TokenStore):
                 elif self._whole is None:
                     whole = CompleteStore(self._cache.folder, meta)
                     self.n_documents, self.skipped = whole.n_documents, whole.skipped
+                    self.first_skipped = whole.first_skipped
                     self._whole = whole
                     self._kept.clear()
                     self._builders.stop()

@@ -79,7 +79,7 @@ def prepare(cache: Cache) -> None:
     except OSError as error:
         where = error.filename or cache.folder
         raise RunError(f"{where}: cannot be made: {error.strerror}; set system.cache_dir") from None
-    progress = Progress(f"finding lines of {cache.path}", cache.stamp[0])
+    progress = Progress(f"finding lines of {cache.name}", cache.size)
     with Claims(cache.claims) as claims:
         while not cache.scanned() and cache.meta() is None:
             with claims.holding("index", take_over=True) as ours:
@@ -100,7 +100,7 @@ def _is_anothers(cache: Cache) -> bool:
 def _await(cache: Cache, ready: Callable[[], bool]) -> None:
     """Wait for what another user builds. Raises RunError where nothing has moved for longer than a dead owner's claim
     would be waited for."""
-    progress = Progress(f"tokenising {cache.path}", cache.stamp[0])
+    progress = Progress(f"tokenising {cache.name}", cache.size)
     seen, since = None, time.monotonic()
     while not ready():
         if (now := _signs_of_life(cache.folder)) != seen:
@@ -139,7 +139,7 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> dict[str, Any]:
             else:
                 count = min(workers, cache.shard_count()) - 1
                 helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
-                work(cache, Progress(f"tokenising {cache.path}", cache.stamp[0]))
+                work(cache, Progress(f"tokenising {cache.name}", cache.size))
     except OSError as error:
         # Where another process joined the shards and removed them, all is well
         if cache.meta() is None:
@@ -198,7 +198,7 @@ def work(cache: Cache, progress: Progress) -> None:
     with Claims(cache.claims) as claims:
         while cache.meta() is None:
             done = cache.shards_done()
-            progress(len(done) / shards * cache.stamp[0])
+            progress(len(done) / shards * cache.size)
             todo = [k for k in range(shards) if k not in done]
             if todo:
                 encoder = encoder or Encoder(cache.tokenizer)
@@ -206,7 +206,7 @@ def work(cache: Cache, progress: Progress) -> None:
             else:
                 worked, name = _join(cache, lines, claims), "join"
             if not worked:
-                progress(len(done) / shards * cache.stamp[0], f"waiting for {claims.owner(name)}")
+                progress(len(done) / shards * cache.size, f"waiting for {claims.owner(name)}")
                 time.sleep(POLL_SECONDS)
     progress.close()
 
@@ -215,7 +215,7 @@ def _make_shards(
     cache: Cache, lines: Lines, encoder: Encoder, claims: Claims, todo: list[int], progress: Progress
 ) -> bool:
     """Make the shards that nobody works at; only if there is none, one of a dead worker. False: nothing to do."""
-    made, per_shard = 0, cache.stamp[0] / cache.shard_count()
+    made, per_shard = 0, cache.size / cache.shard_count()
     for take_over in (False, True):
         for shard in todo:
             if cache.has_shard(shard):

@@ -1,4 +1,4 @@
-"""The token cache of a data file: its folder, its files, how they come to be. Free of torch.
+"""The token cache of a corpus: its folder, its files, how they come to be. Free of torch.
 
     <cache_dir>/tokens/<key>/    key: from path, size and time of the file, text key, tokenizer and format
         index.json, lines.u64    number of lines and fingerprint; where each line starts (one scan of the file)
@@ -19,8 +19,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,8 +32,11 @@ from trainer.config import DataConfig
 from trainer.errors import DataError, RunError
 from trainer.safe_open import open_file, remove
 from trainer.tokenizer import TokenizerInfo, find
-from trainer.tokens.corpus import Lines, Source, fingerprint, no_documents, scan_lines
+from trainer.tokens.corpus import Lines, fingerprint, no_documents, scan_lines
 from trainer.tokens.encoder import Encoder, token_dtype
+from trainer.tokens.files import describe_files, file_stamp, find_files
+from trainer.tokens.formats import TextFile, detect
+from trainer.tokens.source import Source
 from trainer.tokens.tokenstore import offsets_start, write_offsets_header
 
 FORMAT = 1
@@ -41,26 +44,41 @@ FORMAT = 1
 # that all cores have work.
 SHARD_BYTES = (1 << 20, 16 << 20)
 SHARDS = 64
+# Where tokens are kept if system.cache_dir is another user's or read-only
+OWN_CACHES = (".cache/ablatrix", "~/.cache/ablatrix")
+META_KEYS = {"lines", "documents", "tokens", "vocab_size", "dtype", "skipped", "source", "fingerprint", "offsets_bytes"}
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One data file under one tokenizer, and the folder where its tokens are kept."""
+    """A corpus under one tokenizer, and the folder where its tokens are kept."""
 
-    path: Path
+    files: tuple[Path, ...]
+    name: str  # of the corpus, for people
     text_key: str
     tokenizer: TokenizerInfo
     folder: Path
-    stamp: tuple[int, int]  # size and mtime_ns of the file
+    stamps: tuple[tuple[int, int], ...]  # size and mtime_ns of each file
 
     @classmethod
     def of(cls, config: DataConfig, cache_dir: Path) -> Cache:
         """Raises DataError (no such file) or OfflineCacheError (no such tokenizer)."""
-        path, tokenizer = Path(config.file_path), find(config.tokenizer, cache_dir)
-        stamp = file_stamp(path)
-        identity = [FORMAT, os.path.realpath(path), *stamp, config.text_key, tokenizer.sha256]
+        files, tokenizer = find_files(config), find(config.tokenizer, cache_dir)
+        stamps = tuple(file_stamp(path) for path in files)
+        marks: list[Any] = [(os.path.realpath(path), *stamp) for path, stamp in zip(files, stamps, strict=True)]
+        identity = [FORMAT, *(marks[0] if len(marks) == 1 else [marks]), config.text_key, tokenizer.sha256]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-        return cls(path, config.text_key, tokenizer, Path(cache_dir) / "tokens" / key, stamp)
+        folder = Path(cache_dir) / "tokens" / key
+        cache = cls(files, describe_files(config, files), config.text_key, tokenizer, folder, stamps)
+        if not os.path.isdir(folder) and not is_writable(folder):
+            own = next((place for place in map(Path, OWN_CACHES) if is_writable(place.expanduser())), None)
+            return replace(cache, folder=own.expanduser().absolute() / "tokens" / key) if own else cache
+        return cache
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(size for size, _ in self.stamps)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -76,6 +94,8 @@ class Cache:
         """meta.json of a complete cache, None while there is none."""
         meta = runlog.read_json(self.folder / "meta.json")
         if meta is None:
+            return None
+        if not meta.keys() >= META_KEYS:  # another version's
             return None
         sizes = {"tokens.bin": meta["tokens"] * self.dtype.itemsize, "offsets.npy": meta["offsets_bytes"]}
         for name, size in sizes.items():
@@ -99,14 +119,22 @@ class Cache:
 
     def lines(self) -> Lines:
         """The corpus by lines; needs the index."""
-        shape = (self.index()["lines"] + 1,)
-        starts = np.memmap(self.folder / "lines.u64", dtype="<u8", mode="r", shape=shape)
-        return Lines(Source(self.path), starts, self.text_key)
+        index = self.index()
+        starts = np.memmap(self.folder / "lines.u64", dtype="<u8", mode="r", shape=(index["lines"] + 1,))
+        return Lines(self.source(index), starts, self.text_key)
+
+    def source(self, index: Mapping[str, Any]) -> Source:
+        """The text of the corpus. index: what an earlier scan found, {} before it. Raises DataError."""
+        if "layers" not in index:
+            return Source([detect(path) for path in self.files])
+        layers = map(tuple, index["layers"])
+        return Source([TextFile(*file) for file in zip(self.files, layers, strict=True)], index["starts"])
 
     def unchanged(self) -> None:
-        """Raises DataError where the file is no longer the one that this cache is of."""
-        if file_stamp(self.path) != self.stamp:
-            raise DataError(f"{self.path}: changed while it was being read; start again when it is complete")
+        """Raises DataError where a file is no longer the one that this cache is of."""
+        for path, stamp in zip(self.files, self.stamps, strict=True):
+            if file_stamp(path) != stamp:
+                raise DataError(f"{path}: changed while it was being read; start again when it is complete")
 
     def shard_file(self, shard: int) -> Path:
         """Where the tokens of one shard appear."""
@@ -135,15 +163,10 @@ class Cache:
         return path.is_file() and not path.is_symlink()
 
 
-def file_stamp(path: Path) -> tuple[int, int]:
-    """(size, mtime_ns) of a data file. Raises DataError where it cannot be read."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"data.file_path: {path}: cannot be read: {error.strerror}") from None
-    if path.is_dir():
-        raise DataError(f"data.file_path: {path}: is a folder; give the path of a JSONL file")
-    return status.st_size, status.st_mtime_ns
+def is_writable(folder: Path) -> bool:
+    """True if a folder can be made or written to, as far as permissions tell."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    return not there.is_dir() or os.access(there, os.W_OK | os.X_OK)  # a file in the way is told when it is met
 
 
 @contextlib.contextmanager
@@ -163,12 +186,12 @@ def appearing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 def write_index(cache: Cache, report: Any) -> None:
     """Scan the file for line starts and write index.json and lines.u64. report: called with the bytes read."""
-    source = Source(cache.path)
+    source = cache.source({})
     with appearing(cache.folder / "lines.u64") as file:
         lines = scan_lines(source, lambda starts: file.write(starts.astype("<u8").tobytes()), report)
     cache.unchanged()
     if not lines:
-        raise DataError(f"{cache.path}: the file is empty; it must hold one JSON object per line")
+        raise DataError(f"{cache.name}: the file is empty; it must hold one JSON object per line")
     starts = np.memmap(cache.folder / "lines.u64", dtype="<u8", mode="r")
     step = 1 << 20
     lengths = (np.diff(starts[k : k + step + 1]) for k in range(0, lines, step))
@@ -176,17 +199,22 @@ def write_index(cache: Cache, report: Any) -> None:
     size = int(starts[-1])
     shard_bytes = min(max(size // SHARDS, SHARD_BYTES[0]), SHARD_BYTES[1])
     index = {"lines": lines, "bytes": size, "shard_bytes": shard_bytes, "fingerprint": mark}
+    index |= {"starts": source.starts, "layers": [file.layers for file in source.files]}
     source.close()
     runlog.atomic_write(cache.folder / "index.json", json.dumps(index))
 
 
 @dataclass
 class Shard:
-    """Tokens of consecutive lines. counts: tokens of each line, 0 where it was skipped."""
+    """Tokens of consecutive lines. counts: tokens of each line, 0 where it was skipped.
+
+    skipped: number of lines by reason; first: number of the first line of each reason.
+    """
 
     counts: np.ndarray
     tokens: np.ndarray
     skipped: dict[str, int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -196,6 +224,7 @@ class Shard:
     def write(self, path: Path) -> None:
         """One line of JSON, the counts as uint32, the tokens."""
         head = {"lines": len(self.counts), "tokens": len(self.tokens), "skipped": self.skipped}
+        head["first"] = self.first
         with appearing(path, durable=False) as file:  # `open_shard` notices what a power cut left
             file.write(json.dumps(head).encode() + b"\n")
             file.write(self.counts.astype("<u4").tobytes())
@@ -206,7 +235,9 @@ class Shard:
         """Raises FileNotFoundError where the shard is not there (any more)."""
         file, counts, head = open_shard(path, dtype)
         with file:
-            return cls(counts, np.fromfile(file, dtype=dtype, count=head["tokens"]), head["skipped"])
+            return cls(
+                counts, np.fromfile(file, dtype=dtype, count=head["tokens"]), head["skipped"], head.get("first", {})
+            )
 
 
 def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, dict[str, Any]]:
@@ -231,6 +262,7 @@ def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:
     counts = np.zeros(len(numbers), dtype=np.uint32)
     parts: list[np.ndarray] = []
     skipped: dict[str, int] = {}
+    first: dict[str, int] = {}
     begin = int(lines.starts[numbers.start])
     raw = lines.source.read(begin, int(lines.starts[numbers.stop]) - begin)
     for k, line in enumerate(numbers):
@@ -238,11 +270,12 @@ def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:
         text, reason = lines.parse(line, raw[start : start + lines.size(line)])
         if text is None:
             skipped[reason] = skipped.get(reason, 0) + 1
+            first.setdefault(reason, line)
         else:
             parts.append(encoder.encode(text))
             counts[k] = len(parts[-1])
     tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=encoder.dtype)
-    return Shard(counts, tokens, skipped)
+    return Shard(counts, tokens, skipped, first)
 
 
 def join_shards(cache: Cache, lines: Lines) -> None:
@@ -252,6 +285,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
     """
     n_lines, total, longest, documents = len(lines), 0, 0, 0
     skipped: dict[str, int] = {}
+    first: dict[str, int] = {}
     digest = hashlib.sha256()
     with appearing(cache.folder / "tokens.bin") as tokens, appearing(cache.folder / "offsets.npy") as offsets:
         write_offsets_header(offsets, n_lines)
@@ -266,17 +300,18 @@ def join_shards(cache: Cache, lines: Lines) -> None:
             longest = max(longest, int(shard.counts.max(initial=0)))
             for reason, count in shard.skipped.items():
                 skipped[reason] = skipped.get(reason, 0) + count
+            first = shard.first | first
         offsets.write(np.array([total], dtype="<i8").tobytes())
         if not documents:
-            raise no_documents(cache.path, skipped, cache.text_key, lines)
+            raise no_documents(cache.name, skipped, cache.text_key, lines)
         offsets_bytes = offsets.tell()
     cache.unchanged()
     mark = cache.index()["fingerprint"]
     meta = {
         "format": FORMAT,
-        "source": os.path.realpath(cache.path),
-        "size": cache.stamp[0],
-        "mtime_ns": cache.stamp[1],
+        "source": _printable_source(cache),
+        "size": cache.size,
+        "mtime_ns": max(mtime for _, mtime in cache.stamps),
         "text_key": cache.text_key,
         "tokenizer": cache.tokenizer.name,
         "tokenizer_sha256": cache.tokenizer.sha256,
@@ -287,12 +322,21 @@ def join_shards(cache: Cache, lines: Lines) -> None:
         "tokens": total,
         "longest": longest,
         "skipped": skipped,
+        "first_skipped": {reason: lines.explain(line, reason) for reason, line in first.items()},
         "fingerprint": mark,
         "tokens_sha256": digest.hexdigest(),
         "offsets_bytes": offsets_bytes,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     runlog.atomic_write(cache.folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+    if cache.meta() is None:  # not to be built again for ever
+        raise RunError(f"{cache.folder}: meta.json cannot be read back as it was written; set system.cache_dir")
+
+
+def _printable_source(cache: Cache) -> str:
+    """Return what a cache was made of. JSON that is read back holds no name that is not UTF-8."""
+    name = os.path.realpath(cache.files[0]) if len(cache.files) == 1 else cache.name
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def sweep(cache: Cache) -> None:

@@ -23,7 +23,8 @@ SCAN = 1 << 20  # lines looked at in one go
 class TokenStore(ABC):
     """The tokens of a corpus, by line number; lines that are no document have none.
 
-    vocab_size, n_lines, n_documents; skipped: lines left out, by reason; fingerprint: SHA-256 that tells what was read.
+    vocab_size, n_lines, n_documents; skipped: lines left out, by reason; first_skipped: what is known of the first one
+    of each reason; fingerprint: SHA-256 that tells what was read.
     """
 
     name: str  # of the data file, for people
@@ -31,6 +32,7 @@ class TokenStore(ABC):
     n_lines: int
     n_documents: int
     skipped: dict[str, int]
+    first_skipped: dict[str, str]
     fingerprint: str
     dtype: np.dtype[Any]
 
@@ -84,6 +86,7 @@ class CompleteStore(TokenStore):
         self.folder, self.name = folder, meta["source"]
         self.vocab_size, self.n_lines, self.n_documents = meta["vocab_size"], meta["lines"], meta["documents"]
         self.skipped, self.fingerprint = meta["skipped"], meta["fingerprint"]
+        self.first_skipped = meta.get("first_skipped", {})
         self.dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         self._path = folder / "tokens.bin"
         self._offsets = _map_offsets(folder / "offsets.npy", self.n_lines)
