@@ -184,15 +184,17 @@ def _toggles(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
 def _cluster(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
     """Would Slurm take these jobs?"""
-    from orchestrator.launchers.slurm_sbatch import test_script
+    from orchestrator import slurm_checks
 
     if not slurm.available():
         yield f"launcher {launcher}: there is no sbatch on this machine; use --launcher local"
         return
     settings = loaded.experiment.slurm
     try:
-        slurm.test_only(test_script(settings), settings.partition)
+        yield from slurm_checks.check_jobs(loaded, runs, launcher)
         limit = slurm.submit_limit(settings.account)
+    except slurm.NoAnswerError:  # nothing is wrong with the file
+        raise
     except slurm.ControllerError as error:
         yield f"{loaded.at('slurm')}slurm: {error}"
         return

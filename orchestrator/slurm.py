@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from trainer.errors import RunError
 
@@ -371,28 +372,27 @@ def max_array_size() -> int:
     return max(1, int(told))
 
 
-def test_only(script: str, partition: str | None) -> None:
-    """`sbatch --test-only`: partition, memory, constraint and time are checked, nothing is queued.
+def test_only(script: Path) -> str:
+    """Return what `sbatch --test-only` says against a job script, '' where it would be queued. Nothing is queued.
 
-    Raises ControllerError with Slurm's reason. An unknown account or QOS may pass. So does everything while no node of
-    the partition (None: of any) is up: asked this way Slurm leaves out those that are down, for which sbatch would let
-    a job wait.
+    Raises NoAnswerError where the controller cannot be reached.
     """
     try:
-        run_command(["sbatch", "--test-only"], text=script)
+        run_command(["sbatch", "--test-only", str(script)])
+    except NoAnswerError:
+        raise
     except ControllerError as error:
-        if "node configuration is not available" not in str(error) or _has_nodes_up(partition):
-            raise
+        return str(error)
+    return ""
 
 
-def _has_nodes_up(partition: str | None) -> bool:
-    """True also where that cannot be known."""
-    where = [f"--partition={partition}"] if partition else []
-    try:
-        states = "--states=idle,mixed,allocated,completing"
-        return bool(run_command(["sinfo", "--noheader", "--responding", states, "--format=%n", *where]).strip())
-    except ControllerError:
-        return True
+def nodes() -> list[dict[str, str]]:
+    """Return the fields of each node of the cluster (State, Partitions, CPUTot, RealMemory, ...), in any state.
+
+    Raises ControllerError.
+    """
+    lines = run_command(["scontrol", "--oneliner", "show", "node"]).split("\n")
+    return [fields for fields in map(_fields, lines) if "NodeName" in fields]
 
 
 def submit_limit(account: str | None) -> int | None:

@@ -26,6 +26,7 @@ from orchestrator import (
     outline,
     rundir,
     slurm,
+    slurm_checks,
     snapshot,
     status,
     submission,
@@ -318,14 +319,9 @@ def scripts(plan: Plan) -> list[str]:
     """
     if plan.launcher == "local":
         raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
-    launcher, study = launchers.make(plan.launcher), _planned_study(plan)
-    settings = plan.loaded.experiment.slurm
-    code = plan.folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
-    members = [(run, 1) for run in study.runs]
+    launcher = launchers.make(plan.launcher)
     try:
         largest_array = slurm.max_array_size()
     except slurm.ControllerError:  # the scripts can be shown on a machine that has no cluster
-        largest_array = len(members)
-    arrays = submission.split(members, settings.runs_per_job, largest_array)
-    export = plan.loaded.experiment.export
-    return [launcher.script(launchers.Batch(study, jobs, "TOKEN", settings, code, export)) for jobs in arrays]
+        largest_array = len(plan.runs)
+    return [launcher.script(batch) for batch in slurm_checks.planned_batches(plan.loaded, plan.runs, largest_array)]

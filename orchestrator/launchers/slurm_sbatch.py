@@ -75,13 +75,6 @@ def _find_ids(output: str) -> list[str]:
     return list(dict.fromkeys(reversed(_ANSWER.findall(_COLOUR.sub("", output)))))
 
 
-def test_script(settings: SlurmSettings) -> str:
-    """A job that asks for the study's resources and does nothing, for `sbatch --test-only`."""
-    options = [f"#SBATCH --{name}={value}" for name, value in sbatch_options(settings).items()]
-    nodes = [f"#SBATCH --nodes={settings.nodes}", f"#SBATCH --ntasks={settings.nodes}"]
-    return "\n".join(["#!/bin/bash", "#SBATCH --export=NONE", *nodes, *options, "true", ""])
-
-
 def log_path(study: Study, pattern: str) -> str:
     """Value of --output: Slurm reads quotes and % in it. Raises UserError for a path that no job script can hold."""
     check_folder(study.folder, SbatchLauncher.name)

@@ -109,3 +109,10 @@ class FakeSlurm:
             array = path.read_text().split("\n")[1]
             found[int(path.parent.name)] = int(array) + 1 if array else 1
         return found
+
+
+def write_commands(folder: Path, **scripts: str) -> None:
+    """Write stand-ins for single commands, each a shell script."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)

@@ -1,6 +1,5 @@
 """What Slurm's commands print, as jobs: array ranges, cut words, foreign users, silence."""
 
-import contextlib
 import os
 import stat
 from pathlib import Path
@@ -142,22 +141,6 @@ def test_a_task_that_its_array_no_longer_has(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = slurm.ended_jobs(["12_1", "12_3", "13_0"])
     assert {job_id: job.state for job_id, job in found.items()} == {"12_1": "PENDING", "12_3": slurm.VANISHED}
-
-
-@pytest.mark.parametrize(("up", "refused"), [("exit 0", False), ("echo node1", True), ("exit 1", True)])
-def test_a_job_may_wait_for_nodes_that_are_all_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: str, refused: bool
-) -> None:
-    """sbatch would take it, with --test-only it refuses."""
-    said = "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1"
-    for name, script in (("sbatch", said), ("sinfo", f'case "$*" in *--partition=gpu*) {up} ;; *) echo node1 ;; esac')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(slurm.ControllerError) if refused else contextlib.nullcontext():
-        slurm.test_only("", "gpu")
-    with pytest.raises(slurm.ControllerError):
-        slurm.test_only("", None)
 
 
 def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

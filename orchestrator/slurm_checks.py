@@ -1,0 +1,134 @@
+"""Ask Slurm, before anything is queued, whether it would take a study's jobs."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator import helper_jobs, launchers, rundir, slurm, submission
+from orchestrator.experiment import Loaded
+from orchestrator.launchers import Batch
+from orchestrator.matrix import Run
+from orchestrator.rundir import Study
+from orchestrator.sbatch_options import count_gpus
+from orchestrator.slurm_settings import SlurmSettings
+from trainer.errors import UserError
+
+TOKEN = "TOKEN"  # in place of the one that a submission gets
+# sbatch queues these jobs, and they wait; with --test-only it refuses them
+_WAITS = re.compile(
+    r"nodes are busy|[Nn]ode not available|reservation not usable|partition configuration not available now|test-only"
+)
+_NODES = "node configuration is not available"
+_SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queued in waves
+_HINTS = {"comment": "set slurm.comment", "requeue": "set slurm.requeue: false"}
+
+
+def planned_batches(loaded: Loaded, runs: Sequence[Run], largest_array: int) -> Iterator[Batch]:
+    """Yield the batches that a submit of these runs would queue, with placeholders for token and code."""
+    folder, experiment = loaded.experiment.folder, loaded.experiment
+    study = Study(folder, experiment.name, loaded.file, 0.0, {}, rundir.study_runs(folder, runs))
+    code = folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
+    members = [(run, 1) for run in study.runs]
+    for jobs in submission.split(members, experiment.slurm.runs_per_job, largest_array):
+        yield Batch(study, jobs, TOKEN, experiment.slurm, code, experiment.export)
+
+
+def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
+    """Yield why sbatch would refuse the jobs of these runs; what only makes them wait is a warning on stderr.
+
+    Raises ControllerError where Slurm does not answer.
+    """
+    batch = next(planned_batches(loaded, runs, slurm.max_array_size()), None)
+    if batch is None:
+        return
+    where = f"{loaded.at('slurm')}slurm: "
+    try:
+        said = _test(launchers.make(launcher).script(batch))
+    except UserError as error:  # a launcher that cannot be used here
+        yield str(error)
+        return
+    if said and _would_wait(said, batch.settings):
+        _warn(f"{where}the jobs will have to wait: nodes are down, drained or reserved now ({said})")
+    elif said:
+        yield f"{where}{said}{_hint(said)}"
+    report = "" if said else _test(helper_jobs.script(batch, helper_jobs.REPORT))
+    if report and not _would_wait(report, SlurmSettings()):
+        _warn(f"{where}no report job: {report}{_hint(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
+
+
+def _test(script: str) -> str:
+    """Return what `sbatch --test-only` says against this script, '' for nothing. A file, as site filters want one."""
+    with tempfile.TemporaryDirectory(prefix="ablatrix-") as folder:
+        path = Path(folder) / "job.sbatch"
+        path.write_text(script, encoding="utf-8")
+        said = slurm.test_only(path)
+    return "" if _SUBMIT_LIMIT.search(said) else said
+
+
+def _would_wait(said: str, settings: SlurmSettings) -> bool:
+    """Return True if sbatch would queue the job all the same: --test-only knows the nodes that are usable now only."""
+    if _NODES in said:
+        return _fits_somewhere(settings)
+    if "Invalid time specified" in said:
+        return "reservation" in settings.extra  # that begins later
+    return bool(_WAITS.search(said))
+
+
+def _fits_somewhere(settings: SlurmSettings) -> bool:
+    """Return True if some nodes cannot be used now, and enough nodes are large enough whatever their state."""
+    try:
+        nodes = slurm.nodes()
+    except slurm.ControllerError:
+        return True
+    wanted = set((settings.partition or "").split(",")) - {""}
+    nodes = [node for node in nodes if not wanted or wanted & set(node.get("Partitions", "").split(","))]
+    if all(_is_usable(node) for node in nodes):
+        return False
+    return sum(_is_large_enough(node, settings) for node in nodes) >= settings.nodes
+
+
+def _is_usable(node: Mapping[str, str]) -> bool:
+    """Return True for a node that may start jobs now (IDLE, MIXED+PLANNED; not DOWN*, IDLE+DRAIN, IDLE+MAINTENANCE)."""
+    flags = node.get("State", "").rstrip("*~#!%$@^-").split("+")
+    good = {"IDLE", "MIXED", "ALLOCATED", "COMPLETING", "PLANNED", "CLOUD", "DYNAMIC_NORM"}
+    return set(flags) <= good and not node.get("State", "").endswith("*")
+
+
+def _is_large_enough(node: Mapping[str, str], settings: SlurmSettings) -> bool:
+    feature = settings.constraint or ""
+    named = not re.fullmatch(r"[A-Za-z0-9_.-]+", feature) or feature in node.get("AvailableFeatures", "").split(",")
+    memory = _mebibytes(settings.mem or str(settings.extra.get("mem-per-cpu", "")))
+    cpus = settings.cpus_per_task
+    return (
+        named
+        and cpus <= _number(node.get("CPUTot"))
+        and memory * (1 if settings.mem else cpus) <= _number(node.get("RealMemory"))
+        and settings.gpu_count <= _gpus(node.get("Gres", ""))
+    )
+
+
+def _gpus(gres: str) -> int:
+    """Return the GPUs in a node's `gpu:a100:4(S:0-1),tmpfs:1G`."""
+    words = [word for word in re.sub(r"\([^)]*\)", "", gres).split(",") if word.partition(":")[0] == "gpu"]
+    return sum(count_gpus(word) for word in words)
+
+
+def _mebibytes(memory: str) -> float:
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)", memory)
+    return int(match[1]) * {"K": 2**-10, "M": 1, "": 1, "G": 2**10, "T": 2**20}[match[2]] if match else 0
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
+
+
+def _hint(said: str) -> str:
+    return next((f"; {advice}" for word, advice in _HINTS.items() if word in said.lower()), "")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
