@@ -181,17 +181,16 @@ class LiveStatus:
 
 def print_verdict(report: Report, console: Console) -> None:
     """The report's verdict table, its sentences, and where its files are."""
-    title = (
-        f"{report.name}: {report.measured.replace('NLL', 'loss')} (nats/token) against the baseline; lower is better"
-    )
+    measure = report.measure
+    title = f"{report.name}: {measure.label} against the baseline; {measure.better} is better"
     table = Table(title=Text(title), title_justify="left")
-    for name in ("cell", "runs", report.measured.removesuffix(" NLL"), "effect", "95% interval", "p (Holm)", "verdict"):
+    for name in ("cell", "runs", measure.name.removesuffix(" NLL"), "effect", "95% interval", "p (Holm)", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
     for row in report.rows:
         table.add_row(
             Text(row.cell),
             f"{row.done}/{row.total}",
-            _loss(row.val_nll),
+            _loss(row.value),
             "" if row.effect is None else f"{row.effect:+.4f}",
             f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}" if row.interval else "",
             "" if row.p_value is None else f"{row.p_value:.3g}",

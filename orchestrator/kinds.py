@@ -15,6 +15,7 @@ from models.config import count_parameters
 from models.config import flops_per_token as model_flops
 from orchestrator import dotted
 from orchestrator.command.config import CommandConfig
+from orchestrator.measure import Measure
 from trainer import choices, runlog
 from trainer.config import RunConfig, validate
 from trainer.errors import UserError
@@ -62,6 +63,11 @@ def info(config: Config) -> dict[str, str]:
     """What `experiment_info` says about the study."""
     said = config.info if isinstance(config, CommandConfig) else config.info.model_dump()
     return {key: text for key, text in said.items() if text}
+
+
+def measure(config: Config) -> Measure:
+    """What the runs of a study are compared by."""
+    return config.measure if isinstance(config, CommandConfig) else Measure()
 
 
 def as_tree(config: Config) -> dict[str, Any]:

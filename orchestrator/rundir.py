@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator import kinds, sensitive, snapshot
 from orchestrator.command import SPEC
 from orchestrator.matrix import Run
+from orchestrator.measure import Measure, of_record
 from trainer import runlog
 from trainer.errors import RunError, UserError
 from trainer.program import program
@@ -65,6 +66,7 @@ class Study:
     features: dict[str, Any]
     runs: list[StudyRun]
     info: dict[str, str] = field(default_factory=dict)  # experiment_info
+    measure: Measure = field(default_factory=Measure)  # what its runs are compared by
 
     def matching(self, text: str) -> list[StudyRun]:
         """The run with this id, else those of this cell, else those whose ids begin so. Raises UserError for none."""
@@ -113,6 +115,7 @@ def create_study(
         "created": round(time.time(), 3),
         "features": features,
         "info": kinds.info(runs[0].config) if runs else {},
+        "measure": kinds.measure(runs[0].config).as_record() if runs else None,
         "runs": [
             {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
             for r in runs
@@ -266,6 +269,7 @@ def load_study(folder: Path) -> Study:
     record = read_plan(folder)
     try:
         runs = [StudyRun(folder=folder / entry["id"], **entry) for entry in record.pop("runs")]
+        record["measure"] = of_record(record.get("measure"))
         return Study(folder=folder, runs=runs, **record)
     except TypeError as error:
         raise UserError(f"{folder / STUDY}: damaged ({error}); submit the experiment again to rewrite it") from None

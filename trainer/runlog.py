@@ -14,7 +14,7 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -249,10 +249,10 @@ def whole_rows(text: str) -> list[list[str]]:
     return [first[step] for step in sorted(first)]
 
 
-def our_rows(text: str) -> list[list[str]]:
-    """`whole_rows` in the order of COLUMNS, whatever the header's is; what is no number is an empty cell."""
+def our_rows(text: str, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
+    """`whole_rows` in the order of `columns`, whatever the header's is; what is no number is an empty cell."""
     header = text[: text.find("\n") + 1].strip().split(",")
-    at = [header.index(name) if name in header else None for name in COLUMNS]
+    at = [header.index(name) if name in header else None for name in columns]
     rows = whole_rows(text)
     return [["" if i is None or number(row[i]) is None else row[i].strip() for i in at] for row in rows]
 

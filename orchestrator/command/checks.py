@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.command import template
+from orchestrator.command import series, template
 from orchestrator.command.config import CommandConfig
 from orchestrator.command.settings import OWN_KEYS
 from orchestrator.yamlfile import KeyPath, Tree
@@ -52,6 +52,7 @@ def problems(loaded: Loaded) -> Iterator[str]:
     yield from found
     if not found:
         yield from _unreached(loaded)
+        yield from _unwritable(loaded)
         yield from _unseeded(loaded)
     yield from _rest(loaded)
 
@@ -96,14 +97,17 @@ def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
     }
 
 
+def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
+    """(place in the file, key, value) of every setting."""
+    levels = [level for group in loaded.experiment.levels() for level in group]
+    found: list[tuple[KeyPath, str, Any]] = [(("base", k), k, value) for k, value in loaded.experiment.base.items()]
+    found += [((*level.path, key), key, value) for level in levels for key, value in level.overrides.items()]
+    return found + [(("base", key), key, value) for key, value in loaded.forced.items()]
+
+
 def _unreached(loaded: Loaded) -> Iterator[str]:
     """Settings that would change nothing, because no word of the command holds them."""
-    experiment = loaded.experiment
-    levels = [level for group in experiment.levels() for level in group]
-    places = [(("base", key), key) for key in experiment.base]
-    places += [((*level.path, key), key) for level in levels for key in level.overrides]
-    places += [(("base", key), key) for key in loaded.forced]
-    style, parts = experiment.flags, _parts(experiment)
+    style, parts = loaded.experiment.flags.style, _parts(loaded.experiment)
     if style == "in-process":
         return
     if style == "config-file" and not _named(parts, "command", "config_file"):
@@ -113,14 +117,25 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
         if not parts[line] or style == "config-file" or _named(parts, line, template.FLAGS):
             continue
         consequence = "" if line == "command" else " (a resumed run would go on without it)"
-        for path, key in places:
+        for path, key, _ in _settings(loaded):
             if not _named(parts, line, key):
                 yield (
                     f"{loaded.at(*path)}{'.'.join(path)}: never reaches the command: put {{{key}}} or {{flags}} into "
                     f"`{line}`{consequence}"
                 )
-    for key, other in template.clashes(dict.fromkeys(key for _, key in places), style):
-        yield f"{loaded.at('flags')}flags: with {style!r}, {key} and {other} are one and the same flag"
+
+
+def _unwritable(loaded: Loaded) -> Iterator[str]:
+    """Settings that cannot be written as flags of the chosen style, and those that are written alike."""
+    flags, parts = loaded.experiment.flags, _parts(loaded.experiment)
+    lines = [line for line in ("command", "resume_command") if _named(parts, line, template.FLAGS)]
+    written = [entry for entry in _settings(loaded) if not all(_named(parts, line, entry[1]) for line in lines)]
+    for path, key, value in written:
+        problem = template.flag_problem(key, value, flags)
+        if problem:
+            yield f"{loaded.at(*path)}{'.'.join(path)}: {problem}"
+    for key, other in template.clashes(dict.fromkeys(key for _, key, _ in _settings(loaded)), flags.style):
+        yield f"{loaded.at('flags')}flags: with {flags.style!r}, {key} and {other} are one and the same flag"
 
 
 def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
@@ -132,7 +147,7 @@ def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
 def _unseeded(loaded: Loaded) -> Iterator[str]:
     """Several seeds, and the command does not know of them: its runs would be copies of each other."""
     experiment = loaded.experiment
-    if experiment.flags == "in-process" or len(experiment.seed_list) < 2:
+    if experiment.flags.style == "in-process" or len(experiment.seed_list) < 2:
         return
     if not _named(_parts(experiment), "command", "seed"):
         yield f"{loaded.at('seeds')}seeds: never reach the command, so all runs of a cell would be the same: put " + (
@@ -156,7 +171,9 @@ def _rest(loaded: Loaded) -> Iterator[str]:
                 f"{loaded.at('slurm', name)}slurm.{name}: a command is started once, on one node; leave it out, "
                 "and let the command itself start its processes (torchrun)"
             )
-    if metrics is None and experiment.flags != "in-process":
+    if metrics and metrics.path == series.HELPER_METRICS and experiment.flags.style != "in-process":
+        yield f"{loaded.at('metrics')}metrics: name one source: csv, jsonl, regex, tensorboard or wandb"
+    if metrics is None and experiment.flags.style != "in-process":
         yield (
             f"{loaded.at('command')}metrics: missing; say where the losses are (csv, jsonl, or regex over the output), "
             "or set `flags: in-process` for a script that uses ablatrix_run"

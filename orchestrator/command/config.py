@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import dotted
-from orchestrator.command import CONFIG_FILE, SPEC, series, template
-from orchestrator.command.settings import CommandKeys
+from orchestrator.command import CONFIG_FILE, SPEC, template
+from orchestrator.command.settings import CommandKeys, Flags, Metrics
+from orchestrator.measure import COMMAND, Measure
 from trainer import runlog
 from trainer.paths import expand_path
 
@@ -31,7 +33,7 @@ class CommandConfig:
 
     def fingerprint(self) -> str:
         """First 8 hex digits of the SHA-256 of what decides the result: the command with its values, not its places."""
-        style = self.keys.flags
+        style = self.keys.flags.style
         told = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
         seed = self.seed if style == "in-process" else None  # else it is in the command, or the command ignores it
         values = self._values({name: f"{{{name}}}" for name in template.PLACES if name != "seed"})
@@ -65,10 +67,11 @@ class CommandConfig:
 
     def to_json(self) -> str:
         """config.json's text: what was asked for."""
+        flags = self.keys.flags
         record = {
             "command": list(self.keys.command or ()),
             "resume_command": list(self.keys.resume_command) if self.keys.resume_command else None,
-            "flags": self.keys.flags,
+            "flags": flags.style if flags == Flags(style=flags.style) else flags.model_dump(),
             "env": self.keys.env,
             "workdir": self.keys.workdir,
             "seed": self.seed,
@@ -84,6 +87,7 @@ class CommandConfig:
             "run_id": folder.name,
             "cell": cell,
             "config_file": str(folder / CONFIG_FILE),
+            "python": sys.executable,
         }
         values = self._values(places)
         resume = self.keys.resume_command
@@ -94,7 +98,7 @@ class CommandConfig:
             "env": self._environment(values),
             "workdir": os.path.abspath(expand_path(template.fill(self.keys.workdir, values))),
             # ablatrix_run listens, and the script with it
-            "on_signal": "TERM" if self.keys.flags == "in-process" else self.keys.on_signal,
+            "on_signal": "TERM" if self.keys.flags.style == "in-process" else self.keys.on_signal,
             "metrics": self._source(values, folder),
             "steps": self.steps,
             "tokens_per_step": self._number(self.keys.metrics.tokens_per_step if self.keys.metrics else None),
@@ -106,23 +110,30 @@ class CommandConfig:
         }
 
     def _values(self, places: dict[str, str]) -> dict[str, str]:
-        settings = {key: template.text(value, self.keys.flags) for key, value in self.settings.items()}
+        settings = {key: template.text(value, self.keys.flags.style) for key, value in self.settings.items()}
         return settings | places | {"seed": str(self.seed)}
 
     def _render(self, words: Sequence[str], values: dict[str, str]) -> list[str]:
-        named = {name for word in (*words, *self.keys.env.values()) for name in template.names(word)}
-        rest = {key: value for key, value in self.settings.items() if key not in named}
-        return template.render(words, values, template.flags(rest, self.keys.flags))
+        in_env = {name for word in self.keys.env.values() for name in template.names(word)}
+        return template.render(words, values, self.settings, self.keys.flags, in_env)
 
     def _environment(self, values: dict[str, str]) -> dict[str, str]:
         return {name: template.fill(value, values) for name, value in self.keys.env.items()}
 
     def _source(self, values: dict[str, str], folder: Path) -> dict[str, Any]:
-        metrics = self.keys.metrics
-        if metrics is None:
-            return {"kind": "jsonl", "path": str(folder / series.HELPER_METRICS), "columns": {}, "patterns": []}
-        path = _placed(metrics.path, values, folder)
-        return {"kind": metrics.kind, "path": path, "columns": metrics.columns, "patterns": metrics.regex or []}
+        metrics = self.keys.metrics or Metrics.model_construct()
+        return {
+            "kind": metrics.kind,
+            "path": _placed(metrics.path, values, folder),
+            "columns": metrics.source_columns,
+            "patterns": metrics.regex or [],
+            "compare": metrics.compare,
+        }
+
+    @property
+    def measure(self) -> Measure:
+        """What the runs are compared by."""
+        return self.keys.metrics.measure if self.keys.metrics else COMMAND
 
     def _number(self, told: float | str | None) -> float | None:
         """A number of `metrics`, which may be a placeholder such as {max_iters}."""

@@ -24,7 +24,7 @@ class Numbers:
         self.tokens_per_step = spec["tokens_per_step"]
         self.path = Path(source["path"])
         self.follower = make_follower(source)
-        self.series = series.Series()
+        self.series = series.Series(source.get("compare"))
         self.started = time.monotonic()
 
     def catch_up(self) -> None:

@@ -35,6 +35,7 @@ HEARTBEAT_SECONDS = 30.0
 GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own is 30 s after SIGTERM, and 120 s before a time limit
 PACKAGES = ".python"  # in a run's folder: the only thing of ours on the command's PYTHONPATH
 ATTEMPT = "ABLATRIX_ATTEMPT"
+MOST_NAMES = 20  # of a source that are listed
 
 
 class Runner:
@@ -310,7 +311,7 @@ class Runner:
             "tokens": max(told, default=round(rows.last * tokens) if tokens else None),
             "seconds": round(self.numbers.seconds, 3),
             "final_loss": _finite(final),
-            "val_nll": _finite(value),
+            "final_value": _finite(value),
             "measure": measure,
             "measured_at": step,
             "initial_loss": _finite(rows.first_loss()),
@@ -319,7 +320,7 @@ class Runner:
             "fingerprint": self.spec["fingerprint"],
             loss_record.KEY: loss_record.describe(self.run_dir),
         }
-        text = json.dumps({k: v for k, v in summary.items() if v is not None or k == "val_nll"}, indent=2) + "\n"
+        text = json.dumps({k: v for k, v in summary.items() if v is not None or k == "final_value"}, indent=2) + "\n"
         runlog.atomic_write(self.run_dir / runlog.SUMMARY, text, guard=self.attempt.require)
         fields = {"iter": rows.last, "diverged": summary["diverged"], "files": runlog.contents(self.run_dir)}
         runlog.append_event(self.run_dir, "finished", **fields)
@@ -330,8 +331,11 @@ class Runner:
         source = self.spec["metrics"]
         if not Path(source["path"]).exists():
             return f"{source['path']} with its metrics is not there"
-        what = "no line matches the patterns" if source["kind"] == "regex" else "no row has a step and a loss"
-        return f"no loss was found in {source['path']} ({what})"
+        column = source.get("compare") or "loss"
+        what = "no line matches the patterns" if source["kind"] == "regex" else f"no row has a step and a {column}"
+        seen = [name for name in self.numbers.follower.parser.seen if not name.startswith("_")]
+        names = f"; its names: {', '.join(seen[:MOST_NAMES])}" if seen else ""
+        return f"no {column} was found in {source['path']} ({what}{names})"
 
 
 def end_leftovers(run_dir: Path, before: int) -> None:

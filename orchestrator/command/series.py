@@ -14,9 +14,11 @@ NAMES = (*runlog.COLUMNS, MILLISECONDS)
 
 
 class Series:
-    """The rows of one run by step."""
+    """The rows of one run by step. compare: the column that the study compares, where the experiment names one."""
 
-    def __init__(self) -> None:
+    def __init__(self, compare: str | None = None) -> None:
+        self.compare = compare
+        self.columns = (*runlog.COLUMNS, *([compare] if compare and compare not in runlog.COLUMNS else []))
         self.rows: dict[int, dict[str, float]] = {}
         self.last = -1  # the newest step
         self.bad = 0  # values that were no numbers
@@ -96,16 +98,16 @@ class Series:
 
     def text(self, tokens_per_step: float | None = None) -> str:
         """loss.csv's text."""
-        lines = [",".join(runlog.COLUMNS)]
+        lines = [",".join(self.columns)]
         for step, row in self.complete(tokens_per_step):
-            lines.append(",".join([str(step), *(_cell(row.get(name)) for name in runlog.COLUMNS[1:])]))
+            lines.append(",".join([str(step), *(_cell(row.get(name)) for name in self.columns[1:])]))
         return "\n".join(lines) + "\n"
 
     def load(self, text: str) -> None:
         """The rows of a loss.csv that an earlier attempt has left."""
-        for cells in runlog.our_rows(text):
+        for cells in runlog.our_rows(text, self.columns):
             row = {}
-            for name, cell in zip(runlog.COLUMNS[1:], cells[1:], strict=True):
+            for name, cell in zip(self.columns[1:], cells[1:], strict=True):
                 value = runlog.number(cell)
                 if value is not None:
                     row[name] = value
@@ -113,18 +115,23 @@ class Series:
         self.last = max(self.rows, default=-1)
 
     def headline(self) -> tuple[str, float, int] | None:
-        """(`val_loss`, its last value, its step), else (`loss`, the mean over the last tenth of the steps, last step).
+        """(column, value, step) of what the run is compared by; None where it has no value.
 
-        The training loss of one batch is mostly noise, hence the mean. None: there is neither.
+        The last value of the compared column, by default of `val_loss`, else the mean of `loss` over the last tenth of
+        the steps: the training loss of one batch is mostly noise.
         """
-        held = [(step, row["val_loss"]) for step, row in self.ordered() if "val_loss" in row]
-        if held:
-            return "val_loss", held[-1][1], held[-1][0]
-        train = [(step, row["loss"]) for step, row in self.ordered() if "loss" in row]
+        column = self.compare or "val_loss"
+        found = self._values_of(column)
+        if found and column != "loss":
+            return column, found[-1][1], found[-1][0]
+        train = [] if self.compare and column != "loss" else self._values_of("loss")
         if not train:
             return None
         late = [loss for step, loss in train if step > 0.9 * train[-1][0]] or [train[-1][1]]
         return "loss", sum(late) / len(late), train[-1][0]
+
+    def _values_of(self, column: str) -> list[tuple[int, float]]:
+        return [(step, row[column]) for step, row in self.ordered() if column in row]
 
     def first_loss(self) -> float | None:
         """The first training loss, else the first held-out one."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from orchestrator.command import series, template
+from orchestrator.measure import COMMAND, Measure
 from trainer.config import nearest
 from trainer.paths import expand_path
 
@@ -57,6 +58,19 @@ Command = Annotated[str | list[Word], AfterValidator(_words)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
+COUNTED = ("iter", "dt", "dt_ms", "lr", "tokens", "seconds")  # columns that tell nothing of a run's quality
+# Words in the names of measures of which more is better; a report in the wrong direction is worse than a question
+HIGHER = {"acc", "accuracy", "auc", "bleu", "f1", "iou", "miou", "precision", "psnr", "recall", "rouge", "top1"}
+
+
+def _measure_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w./@ -]{0,79}", name):
+        raise ValueError("must be one column of the source, such as val_acc")
+    if name in COUNTED:
+        raise ValueError("is no measure of quality; name a loss, an accuracy or the like")
+    return name
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -80,21 +94,56 @@ class Metrics(Part):
         None, description="steps of a run: {max_iters}, or a number"
     )
     tokens_per_step: Annotated[float, Field(gt=0)] | str | None = Field(None, description="to compare at equal tokens")
+    compare: Annotated[str, AfterValidator(_measure_name)] | None = Field(
+        None, description="what the report compares: a column or key of the source; default: val_loss, else loss"
+    )
+    higher_is_better: bool | None = Field(None, description="of the compared values; default: false")
+    name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
+        None, description="what the report calls the compared values, such as accuracy or MSE"
+    )
+    unit: Annotated[str, Field(max_length=30)] = Field("", description="of the compared values, such as nats per token")
 
     @model_validator(mode="after")
     def _one_source(self) -> Metrics:
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(named) != 1:
+        if len(named) > 1 or (not named and (self.columns or self.file != "job.out" or not self.compare)):
             raise ValueError(f"name one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
+        known = [*series.NAMES, *([self.compare] if self.compare else [])]
         for name in (*self.columns, *self._groups()):
-            if name not in series.NAMES:
-                known = ", ".join(series.NAMES)
-                raise ValueError(f"no column {name!r}{nearest(name, series.NAMES)}; columns: {known}")
+            if name not in known:
+                raise ValueError(
+                    f"no column {name!r}{nearest(name, known)}; columns: {', '.join(known)}; to compare by another "
+                    f"value, name it: `compare: {name}`"
+                )
+        if self.regex and self.compare and self.compare not in (*self._groups(), "loss", "val_loss"):
+            raise ValueError(f"no pattern has the group `compare` names: (?P<{self.compare}>...)")
         if self.regex and self.columns:
             raise ValueError("the names of the groups of `regex` are the columns; leave `columns` out")
         if not self.regex and self.file != "job.out":
             raise ValueError(f"`file` belongs to `regex`; `{named[0]}` names its own file")
         return self
+
+    @model_validator(mode="after")
+    def _direction(self) -> Metrics:
+        column = self.compare or "val_loss"
+        for name in (column, self.columns.get(column, ""), self.name or ""):
+            word = next((w for w in re.split(r"[^a-z0-9]+", name.lower()) if w in HIGHER), None)
+            if word and self.higher_is_better is None:
+                raise ValueError(f"{name}: say `higher_is_better: true`, or false if less of it is better")
+        return self
+
+    @property
+    def source_columns(self) -> dict[str, str]:
+        """`columns`, with the compared one where it is none of the usual."""
+        extra = {self.compare: self.compare} if self.compare and self.compare not in series.NAMES else {}
+        return extra | self.columns
+
+    @property
+    def measure(self) -> Measure:
+        """What the runs are compared by."""
+        column = self.compare or COMMAND.column
+        default = {"val_loss": COMMAND.name, "loss": "training loss"}.get(column, column)
+        return Measure(column, self.name or default, self.unit, bool(self.higher_is_better))
 
     def _groups(self) -> list[str]:
         return [name for pattern in self.regex or () for name in re.compile(pattern).groupindex]
@@ -102,12 +151,50 @@ class Metrics(Part):
     @property
     def path(self) -> str:
         """The file that is read, as it was written."""
-        return self.csv or self.jsonl or self.tensorboard or self.wandb or self.file
+        return (
+            self.csv
+            or self.jsonl
+            or self.tensorboard
+            or self.wandb
+            or (self.file if self.regex else series.HELPER_METRICS)
+        )
 
     @property
     def kind(self) -> str:
         """Which kind of source it is."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+        return next((kind for kind in KINDS if getattr(self, kind) is not None), "jsonl")
+
+
+Style = Literal["--a.b=c", "--a_b=c", "--b c", "--key=value", "a.b=c", "config-file", "in-process"]
+
+
+class Flags(Part):
+    """How the settings of a run are written as flags."""
+
+    style: Style = "--a.b=c"
+    booleans: Literal["value", "switch", "no-prefix"] = Field(
+        "value",
+        description="value: --x=True; switch: --x or nothing (store_true); no-prefix: --x or --no-x; null: left out",
+    )
+    lists: Literal["value", "words", "repeat"] | None = Field(
+        None, description="value: --x=[1, 2]; words: --x 1 2 (nargs); repeat: --x=1 --x=2; default: as the style does"
+    )
+
+    @property
+    def takes_words(self) -> bool:
+        """True where a list is written as several words."""
+        return self.lists == "words" or (self.lists is None and self.style == "--b c")
+
+    @model_validator(mode="after")
+    def _has_flags(self) -> Flags:
+        for name, value, default in (("booleans", self.booleans, "value"), ("lists", self.lists, None)):
+            if value != default and not self.style.startswith("--"):
+                raise ValueError(f"`{name}: {value}` means nothing with `style: {self.style}`")
+        return self
+
+
+def _as_flags(value: Any) -> Any:
+    return {"style": value} if isinstance(value, str) else value
 
 
 class CommandKeys(Part):
@@ -118,7 +205,7 @@ class CommandKeys(Part):
     checkpoint: str | None = Field(
         None, min_length=1, description="a file; resume_command is used only once it is there"
     )
-    flags: Literal["--a.b=c", "--a_b=c", "--b c", "--key=value", "a.b=c", "config-file", "in-process"] = "--a.b=c"
+    flags: Annotated[Flags, BeforeValidator(_as_flags, json_schema_input_type=Style | Flags)] = Flags()
     env: dict[Annotated[str, AfterValidator(_variable)], Word] = {}
     workdir: Annotated[str, AfterValidator(_usable)] = Field(
         ".", min_length=1, description="folder that the command runs in"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.command.series import CLOCK, MILLISECONDS, NAMES
+from orchestrator.command.series import CLOCK, MILLISECONDS
 
 Found = dict[str, object]  # column of ours -> value as it was found
 # What the usual loggers call our columns; `columns:` wins over it
@@ -43,14 +43,16 @@ def plain_lines(raw: bytes) -> Iterator[str]:
 
 
 class Parser(Protocol):
-    """Turns lines into what they say."""
+    """Turns lines into what they say. seen: the names in the newest header or record."""
+
+    seen: Sequence[str]
 
     def line(self, line: str) -> Iterator[Found]: ...
 
 
 def candidates(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Column of ours -> its possible names in the source, the first that is there counts."""
-    return {name: (columns[name],) if name in columns else USUAL[name] for name in NAMES} | {CLOCK: (CLOCK,)}
+    return USUAL | {name: (column,) for name, column in columns.items()} | {CLOCK: (CLOCK,)}
 
 
 class CsvLines:
@@ -60,6 +62,7 @@ class CsvLines:
         self.columns = candidates(columns)
         self.header: dict[str, int] = {}
         self.width = 0
+        self.seen: Sequence[str] = ()
 
     def line(self, line: str) -> Iterator[Found]:
         delimiter = "\t" if "\t" in line and "," not in line else ";" if ";" in line and "," not in line else ","
@@ -67,9 +70,11 @@ class CsvLines:
             cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
         except csv.Error:
             return
+        if not self.seen:
+            self.seen = cells
         at = {name: cells.index(n) for name, known in self.columns.items() for n in reversed(known) if n in cells}
         if "iter" in at:
-            self.header, self.width = at, len(cells)
+            self.header, self.width, self.seen = at, len(cells), cells
         elif self.header and len(cells) == self.width:
             yield {name: cells[index] for name, index in self.header.items()}
 
@@ -79,6 +84,7 @@ class JsonLines:
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = candidates(columns)
+        self.seen: Sequence[str] = ()
 
     def line(self, line: str) -> Iterator[Found]:
         try:
@@ -90,6 +96,7 @@ class JsonLines:
 
     def pick(self, record: dict[str, Any]) -> Iterator[Found]:
         """What a record says, if it says a step."""
+        self.seen = tuple(record)
         found: Found = {}
         for name, known in self.columns.items():
             value = next((v for n in known if (v := _inside(record, n)) is not None), None)
@@ -112,6 +119,7 @@ class Patterns:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self.patterns = [re.compile(pattern) for pattern in patterns]
+        self.seen: Sequence[str] = ()
 
     def line(self, line: str) -> Iterator[Found]:
         for pattern in self.patterns:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
+
+from orchestrator.command import hydra
 
 # What is known of every run; {flags} stands for several words
-PLACES = ("run_dir", "study_dir", "run_id", "cell", "seed", "config_file")
+PLACES = ("run_dir", "study_dir", "run_id", "cell", "seed", "config_file", "python")
 FLAGS = "flags"
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_+~][\w.+~/@-]*")
@@ -22,6 +25,19 @@ SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 LONGEST_WORD = 131_071  # bytes; what Linux lets one argument have
 
 Values = Mapping[str, Any]
+
+
+class Flags(Protocol):
+    """How settings are written; see settings.Flags."""
+
+    @property
+    def style(self) -> str: ...
+    @property
+    def booleans(self) -> str: ...
+    @property
+    def lists(self) -> str | None: ...
+    @property
+    def takes_words(self) -> bool: ...
 
 
 def split(command: str) -> list[str]:
@@ -69,36 +85,93 @@ def fill(word: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(one, word)
 
 
-def render(words: Sequence[str], values: Mapping[str, str], flags: Sequence[str]) -> list[str]:
-    """The words of one run: placeholders filled, `{flags}` replaced by the flags."""
+def render(
+    words: Sequence[str], values: Mapping[str, str], settings: Values, flags: Flags, elsewhere: Iterable[str] = ()
+) -> list[str]:
+    """The words of one run: placeholders filled, `{flags}` replaced by the settings that have none of their own.
+
+    values: of every placeholder, as text. settings: the experiment's, with their types. elsewhere: settings that reach
+    the command in another way.
+    """
+    named = {name for word in words for name in names(word)} | set(elsewhere)
+    rest = {key: value for key, value in settings.items() if key not in named}
     rendered: list[str] = []
     for word in words:
-        rendered += flags if word == f"{{{FLAGS}}}" else [fill(word, values)]
+        if word == f"{{{FLAGS}}}":
+            rendered += flag_words(rest, flags)
+        elif flags.style == "a.b=c":
+            rendered.append(_fill_override(word, values, settings))
+        else:
+            rendered.append(fill(word, values))
     return rendered
 
 
+def _fill_override(word: str, values: Mapping[str, str], settings: Values) -> str:
+    """The word filled; where it is a Hydra override, its value is quoted as Hydra's grammar wants."""
+    parts = hydra.split(word)
+    if parts is None or not names(parts[1]) or names(parts[0]):
+        return fill(word, values)
+    key, rest = parts
+    placeholder = _PLACEHOLDER.fullmatch(rest)
+    if placeholder and placeholder[1] in settings:
+        return key + hydra.value(settings[placeholder[1]])
+    literal = hydra.is_bare(_PLACEHOLDER.sub("", rest))
+    return key + (hydra.value(fill(rest, values)) if literal else fill(rest, values))
+
+
 def text(value: Any, style: str) -> str:
-    """A value as the text of an argument: Python's spelling (True, None), or YAML's for Hydra's `a.b=c`."""
+    """A value as the text of a placeholder: Python's spelling (True, None), or YAML's for Hydra."""
     if isinstance(value, str):
         return value
     if style == "a.b=c":
-        return json.dumps(value, ensure_ascii=False)
+        return hydra.value(value)
     return repr(value)
 
 
-def flags(settings: Values, style: str) -> list[str]:
+def flag_words(settings: Values, flags: Flags) -> list[str]:
     """The settings as words of the command line."""
-    return [word for key, value in settings.items() for word in _flag(key, value, style)]
+    return [word for key, value in settings.items() for word in _flag(key, value, flags)]
 
 
-def _flag(key: str, value: Any, style: str) -> list[str]:
-    last = key.rpartition(".")[2]
-    if style == "--b c":
-        return [f"--{last}", *(text(v, style) for v in (value if isinstance(value, list) else [value]))]
-    if style in ("config-file", "in-process"):
+def _flag(key: str, value: Any, flags: Flags) -> list[str]:
+    if flags.style in ("config-file", "in-process"):
         return []
-    written = {"--a.b=c": f"--{key}", "--a_b=c": f"--{key.replace('.', '_')}", "--key=value": f"--{last}", "a.b=c": key}
-    return [f"{written[style]}={text(value, style)}"]
+    if flags.style == "a.b=c":
+        return [hydra.override(key, value)]
+    name = flag_name(key, flags.style)
+    if flags.booleans != "value" and (value is None or isinstance(value, bool)):
+        return _switch(name, value, flags.booleans)
+    if isinstance(value, list) and flags.lists == "repeat":
+        return [word for item in value for word in _option(name, item, flags.style)]
+    if isinstance(value, list) and flags.takes_words:
+        return [name, *map(_as_word, value)]
+    return _option(name, value, flags.style)
+
+
+def flag_name(key: str, style: str) -> str:
+    """`--lr` of a key, as the style writes it; the key itself for Hydra."""
+    last = key.rpartition(".")[2]
+    names = {"--a.b=c": f"--{key}", "--a_b=c": f"--{key.replace('.', '_')}", "a.b=c": key}
+    return names.get(style, f"--{last}")
+
+
+def _option(name: str, value: Any, style: str) -> list[str]:
+    """`--b c` in two words, unless the value would be taken for another flag."""
+    shown = text(value, style)
+    return [name, shown] if style == "--b c" and not shown.startswith("-") else [f"{name}={shown}"]
+
+
+def _switch(name: str, value: bool | None, booleans: str) -> list[str]:
+    """A flag without a value: there for true; for false `--no-...`, or nothing; nothing for null."""
+    if value:
+        return [name]
+    return [f"--no-{name.removeprefix('--')}"] if value is False and booleans == "no-prefix" else []
+
+
+def _as_word(value: Any) -> str:
+    """An item of a list: argparse knows negative numbers only without an exponent."""
+    shown = text(value, "")
+    return f"{Decimal(shown):f}" if isinstance(value, float) and math.isfinite(value) and value < 0 else shown
 
 
 # ---- what can be wrong
@@ -119,7 +192,7 @@ def word_problems(words: Sequence[str]) -> Iterator[str]:
                 f"{word!r}: a shell would read the values in it again; let it take them as arguments: "
                 "[bash, -c, 'exec python train.py \"$@\"', bash, '{flags}']"
             )
-    if words and names_or_none(words[0]):
+    if words and set(names_or_none(words[0])) - {"python"}:
         yield f"{words[0]!r}: the program cannot depend on the run"
 
 
@@ -142,6 +215,8 @@ def value_problem(value: Any) -> str:
     """Why a value cannot be an argument; '' where it can."""
     if isinstance(value, list):
         return next((problem for item in value if (problem := value_problem(item))), "")
+    if isinstance(value, dict):
+        return next((p for pair in value.items() for item in pair if (p := value_problem(item))), "")
     if not isinstance(value, str | int | float | bool | None):
         return f"must be a text, a number, true, false, null or a list of those, got {value!r}"
     if not isinstance(value, str):
@@ -153,6 +228,23 @@ def value_problem(value: Any) -> str:
     if b"\0" in encoded:
         return "has a NUL character, which no program can be passed"
     return f"is longer than {LONGEST_WORD} bytes; pass it in a file" if len(encoded) > LONGEST_WORD - 1000 else ""
+
+
+def flag_problem(key: str, value: Any, flags: Flags) -> str:
+    """Why a setting cannot be written as a flag of this style; '' where it can."""
+    if flags.style in ("config-file", "in-process"):
+        return ""
+    if flags.style == "a.b=c":
+        if not hydra.is_writable(value):
+            return "Hydra takes mappings only with keys of letters, digits, _ and -"
+        return "" if hydra.is_key(key) else "Hydra takes no such key; a key has ASCII letters, digits and . _ / - @"
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, dict) for item in items):
+        return "a mapping cannot be a flag; use `flags: config-file`, or `flags: a.b=c` for Hydra"
+    if flags.takes_words and isinstance(value, list):
+        found = next((item for item in items if isinstance(item, str) and item.startswith("-")), None)
+        return f"{found!r} in a list would be taken for a flag; choose `lists: repeat`" if found is not None else ""
+    return ""
 
 
 def key_problem(key: str) -> str:
@@ -168,7 +260,7 @@ def clashes(settings: Iterable[str], style: str) -> Iterator[tuple[str, str]]:
     """(key, other key) of settings that would be one and the same flag."""
     first: dict[str, str] = {}
     for key in settings:
-        flag = next(iter(_flag(key, "", style)), key)
+        flag = key if style in ("config-file", "in-process") else flag_name(key, style)
         other = first.setdefault(flag, key)
         if other != key:
             yield key, other

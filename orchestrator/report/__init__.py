@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.measure import NLL, Measure
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ FOLDER = "report"
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """A cell in the verdict table. effect and interval: nats per token against the baseline, negative is better."""
+    """A cell in the verdict table. value: its mean; effect and interval: against the baseline, in its unit."""
 
     cell: str
     done: int
     total: int
-    val_nll: float | None
+    value: float | None
     effect: float | None
     interval: tuple[float, float] | None
     p_value: float | None
@@ -43,7 +44,7 @@ class Report:
     rows: tuple[VerdictRow, ...]
     notes: tuple[str, ...]
     paths: tuple[Path, ...]
-    measured: str = "held-out NLL"
+    measure: Measure = NLL
 
 
 def build(
@@ -60,7 +61,7 @@ def build(
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
     paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
-    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths, analysis.measured)
+    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths, analysis.measure)
 
 
 def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
@@ -114,7 +115,8 @@ def compare(
         for name, a in zip(names, analyses, strict=True)
         for row in verdict_rows(a)
     ]
-    return Report(", ".join(names), tuple(rows), tuple(side_by_side.notes(analyses)), paths)
+    notes, measure = tuple(side_by_side.notes(analyses)), side_by_side.measure(analyses)
+    return Report(", ".join(names), tuple(rows), notes, paths, measure)
 
 
 def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
@@ -144,7 +146,7 @@ def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
                 cell=cell.name,
                 done=cell.done,
                 total=len(cell.runs),
-                val_nll=cell.mean,
+                value=cell.mean,
                 effect=effect.mean if effect else None,
                 interval=(effect.low, effect.high) if known else None,  # type: ignore[union-attr, arg-type]
                 p_value=cell.p_holm,

@@ -8,12 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
+from orchestrator.measure import NLL, Measure
 from orchestrator.report import statistics as st
 from orchestrator.report.collect import RunRecord, Study
 from orchestrator.report.statistics import Effect, Reach
 
 KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
-HELD_OUT = "held-out NLL"
 MATCHED = 0.01  # parameter counts within 1% count as matched
 
 
@@ -21,8 +21,8 @@ MATCHED = 0.01  # parameter counts within 1% count as matched
 class CellResult:
     """A cell, its runs, and how it compares with the baseline (all effects None for the baseline itself).
 
-    effect: final held-out NLL at equal tokens, the headline; equal_flops, equal_seconds: the same at equal training
-    compute and time, read off the held-out curve; *_to: what it took to come down to the baseline's final NLL.
+    effect: final value at equal tokens, the headline; equal_flops, equal_seconds: the same at equal training compute
+    and time, read off the curve of the measure; *_to: what it took to reach the baseline's final value.
     read_off: the headline too had to be read off a curve, because the cell trained on another number of tokens.
     """
 
@@ -37,6 +37,7 @@ class CellResult:
     tokens_to: Reach | None = None
     seconds_to: Reach | None = None
     read_off: bool = False
+    study_measure: Measure = NLL
 
     @cached_property
     def usable(self) -> tuple[RunRecord, ...]:
@@ -44,13 +45,14 @@ class CellResult:
 
     @cached_property
     def values(self) -> dict[int, float]:
-        """seed -> final held-out NLL of the runs that finished and did not diverge."""
-        return {run.seed: run.val_nll for run in self.usable if run.val_nll is not None}
+        """seed -> final value of the runs that finished and did not diverge."""
+        return {run.seed: run.value for run in self.usable if run.value is not None}
 
     @property
-    def measured(self) -> str:
-        """What its values are: a command that tells no held-out loss is judged by its training loss."""
-        return "training loss" if self.usable and all(r.measure == "loss" for r in self.usable) else HELD_OUT
+    def measure(self) -> Measure:
+        """What its values are: a command that reports no held-out loss is judged by its training loss."""
+        training = self.usable and all(r.measure == "loss" for r in self.usable)
+        return self.study_measure.on_training() if training else self.study_measure
 
     @property
     def done(self) -> int:
@@ -131,9 +133,9 @@ class Analysis:
         return self.cells.get(self.reference or "")
 
     @property
-    def measured(self) -> str:
+    def measure(self) -> Measure:
         """What the baseline's values are."""
-        return self.base.measured if self.base else HELD_OUT
+        return self.base.measure if self.base else self.study.measure
 
     @cached_property
     def family(self) -> int:
@@ -149,7 +151,13 @@ class Analysis:
 def analyse(study: Study) -> Analysis:
     """Compare every cell of a study with its baseline."""
     cells = {
-        name: CellResult(name, runs[0].features, kind_of(k for run in runs for k in run.overrides), runs)
+        name: CellResult(
+            name,
+            runs[0].features,
+            kind_of(k for run in runs for k in run.overrides),
+            runs,
+            study_measure=study.measure,
+        )
         for name, runs in study.cells.items()
     }
     reference = find_reference(cells.values())
@@ -233,7 +241,7 @@ def _effect_at(
     axes = {run.id: axis(run) for run in (*cell.usable, *base.usable)}
     spent = [a[-1] for a in axes.values() if a is not None and len(a) and np.isfinite(a[-1])]
     if len(spent) < len(axes) or not cell.usable or not base.usable:
-        unknown = axis is _tokens  # the final NLL stands even where nothing is known about tokens
+        unknown = axis is _tokens  # the final value stands even where nothing is known about tokens
         return (st.difference(cell.values, base.values) if unknown else None), False
     budget = min(spent)
     read_off = max(spent) > budget * 1.001
@@ -242,7 +250,7 @@ def _effect_at(
         found = {}
         for run in result.usable:
             x, y = axes[run.id], run.evaluations[2]
-            value = run.val_nll if x is None or x[-1] <= budget * 1.001 else st.at(x, y, budget)
+            value = run.value if x is None or x[-1] <= budget * 1.001 else st.at(x, y, budget)
             if value is not None:
                 found[run.seed] = value
         return found
@@ -251,21 +259,22 @@ def _effect_at(
 
 
 def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
-    """What the cell's runs needed to come down to the baseline's final NLL of the same seed (else its mean)."""
+    """What the cell's runs needed to reach the baseline's final value of the same seed (else its mean)."""
     if base.mean is None or not cell.usable:
         return None
     which = 0 if unit == "tokens" else 1
+    sign = -1.0 if cell.study_measure.higher_is_better else 1.0
     need: dict[int, float | None] = {}
     limit, own = {}, {}
     for run in cell.usable:
         curve = run.evaluations
         if not len(curve[which]) or not np.isfinite(curve[which][-1]):
             continue
-        need[run.seed] = st.first_reach(curve[which], curve[2], base.values.get(run.seed, base.mean))
+        need[run.seed] = st.first_reach(curve[which], sign * curve[2], sign * base.values.get(run.seed, base.mean))
         limit[run.seed] = float(curve[which][-1])
     for run in base.usable:
         curve = run.evaluations
-        first = st.first_reach(curve[which], curve[2], base.values[run.seed])
+        first = st.first_reach(curve[which], sign * curve[2], sign * base.values[run.seed])
         if first is not None and np.isfinite(first):
             own[run.seed] = first
     return st.reach(need, limit, own) if need else None

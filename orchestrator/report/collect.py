@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from models.config import GPTConfig, count_parameters, flops_per_token
 from orchestrator import rundir
+from orchestrator.measure import COMMAND, NLL, Measure, of_record
 from orchestrator.report import cache, divergence
 from orchestrator.report.cache import Curve
 from trainer import loss_record, runlog
@@ -47,44 +48,57 @@ class RunRecord:
     provenance: dict[str, Any]
     curve: Curve
     altered: str = ""  # how loss.csv differs from what the run wrote
+    study_measure: Measure = NLL
 
     @property
     def finished(self) -> bool:
         return bool(self.summary)
 
     @cached_property
-    def val_nll(self) -> float | None:
-        """Final held-out NLL in nats per token; None where there is none or it is not finite."""
-        return self.number("val_nll")
+    def value(self) -> float | None:
+        """Final value of the study's measure, such as the held-out NLL in nats per token; None if none is finite."""
+        return self.number(self._value_key) if self.has_measure else None
+
+    @property
+    def _value_key(self) -> str:
+        return "final_value" if "final_value" in self.summary else "val_nll"
+
+    @property
+    def has_measure(self) -> bool:
+        """False for a run that was made before the study was compared by another column."""
+        wanted = self.study_measure.column
+        return self.measure == wanted or (self.measure == "loss" and wanted == "val_loss")
 
     @cached_property
     def diverged(self) -> bool:
         """True if the run finished and the rule of `divergence` applies."""
         if not self.finished:
             return False
-        if self.summary.get("diverged") or ("val_nll" in self.summary and self.val_nll is None):
+        if self.summary.get("diverged") or (self._value_key in self.summary and self.number(self._value_key) is None):
             return True
-        return divergence.is_diverged([self._training_ends, self._held_out_ends])
+        return divergence.is_diverged(
+            [(*self._training_ends, False), (*self._held_out_ends, self.study_measure.higher_is_better)]
+        )
 
     @property
     def _training_ends(self) -> divergence.Ends:
         """First and last training loss."""
         if not np.isfinite(self.curve.column("loss")).any() and self.curve.rows:
             return None, None  # a command that reports none: its initial_loss is a held-out one
-        last = self.val_nll if self.measure == "loss" else self.number("final_loss")
+        last = self.value if self.measure == "loss" else self.number("final_loss")
         return self.number("initial_loss"), last
 
     @property
     def _held_out_ends(self) -> divergence.Ends:
-        """First and last held-out loss, where there was more than one evaluation."""
+        """First and last value of the measure, where there was more than one evaluation."""
         values = self.curve.evaluated("val_loss")
-        return (float(values[0]), self.val_nll) if len(values) > 1 and self.measure != "loss" else (None, None)
+        return (float(values[0]), self.value) if len(values) > 1 and self.measure != "loss" else (None, None)
 
     @cached_property
     def evaluations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, seconds, NLL) of every evaluation of the held-out set, the one of summary.json last; each (E,)."""
+        """(tokens, seconds, value) of every evaluation of the measure, the one of summary.json last; each (E,)."""
         tokens, seconds, loss = (self.curve.evaluated(name) for name in ("tokens", "seconds", "val_loss"))
-        end = [v for v in (self.number("tokens"), self.number("seconds"), self.val_nll) if v is not None]
+        end = [v for v in (self.number("tokens"), self.number("seconds"), self.value) if v is not None]
         if len(end) == 3:
             before = tokens < end[0]
             tokens, seconds, loss = (np.append(v[before], e) for v, e in zip((tokens, seconds, loss), end, strict=True))
@@ -92,8 +106,8 @@ class RunRecord:
 
     @cached_property
     def usable(self) -> bool:
-        """Its held-out NLL takes part in means and intervals."""
-        return self.finished and not self.diverged and self.val_nll is not None and not self.wrong_overrides
+        """Its final value takes part in means and intervals."""
+        return self.finished and not self.diverged and self.value is not None and not self.wrong_overrides
 
     def number(self, name: str) -> float | None:
         """A finite number of summary.json, else None."""
@@ -105,7 +119,7 @@ class RunRecord:
 
     @property
     def measure(self) -> str:
-        """What `val_nll` is: `val_loss`; or `loss`, where a command told no held-out loss, the mean training loss."""
+        """The column its final value is of: `loss` (mean training loss) where a command reported no held-out loss."""
         return str(self.summary.get("measure", "val_loss"))
 
     @property
@@ -187,16 +201,19 @@ class Study:
     digest: str
     cells: dict[str, tuple[RunRecord, ...]] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)  # experiment_info: name, description, date, hypothesis
+    measure: Measure = NLL  # what its runs are compared by
 
 
 def read_study(study_dir: Path, states: States) -> Study:
     """Read every run of a study. Raises UserError where `study_dir` holds no usable study.json."""
     plan = rundir.read_plan(study_dir)
     known = cache.load(study_dir / "report" / cache.CURVES)
+    column = of_record(plan.get("measure")).column
     with ThreadPoolExecutor(max_workers=4) as pool:
-        files = list(pool.map(lambda run: _read_files(study_dir / run["id"], known), plan["runs"]))
-    cache.save(study_dir / "report" / cache.CURVES, {f.loss_digest: f.curve for f in files if f.curve.rows}, known)
-    runs = tuple(_record(run, states, found) for run, found in zip(plan["runs"], files, strict=True))
+        files = list(pool.map(lambda run: _read_files(study_dir / run["id"], known, column), plan["runs"]))
+    cache.save(study_dir / "report" / cache.CURVES, {f.curve_key: f.curve for f in files if f.curve.rows}, known)
+    measure = _measure(plan, files)
+    runs = tuple(_record(run, states, found, measure) for run, found in zip(plan["runs"], files, strict=True))
     cells: dict[str, list[RunRecord]] = {}
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
@@ -215,10 +232,18 @@ def read_study(study_dir: Path, states: States) -> Study:
         digest=hashlib.sha256("\n".join(said).encode("utf-8", "surrogatepass")).hexdigest(),
         cells={name: tuple(group) for name, group in cells.items()},
         info={name: text for name, text in plan.get("info", {}).items() if text},
+        measure=measure,
     )
 
 
-def _record(run: dict[str, Any], states: States, files: _Files) -> RunRecord:
+def _measure(plan: Mapping[str, Any], files: Sequence[_Files]) -> Measure:
+    """What the study compares; a study from before this was recorded compares losses."""
+    if "measure" not in plan and any("command" in found.config for found in files):
+        return COMMAND
+    return of_record(plan.get("measure"))
+
+
+def _record(run: dict[str, Any], states: States, files: _Files, measure: Measure) -> RunRecord:
     said = states.get(run["id"], "done" if files.summary else "planned")
     state, reason = (said, "") if isinstance(said, str) else (str(said[0]), str(said[1] or ""))
     return RunRecord(
@@ -234,6 +259,7 @@ def _record(run: dict[str, Any], states: States, files: _Files) -> RunRecord:
         provenance=files.provenance,
         curve=files.curve,
         altered=files.altered,
+        study_measure=measure,
     )
 
 
@@ -243,6 +269,7 @@ class _Files:
     summary: dict[str, Any]
     provenance: dict[str, Any]
     curve: Curve
+    curve_key: str
     loss_digest: str
     digest: str
 
@@ -256,19 +283,21 @@ class _Files:
         return loss_record.explain_change(self.summary, self.loss_digest, self.curve.rows, last)
 
 
-def _read_files(folder: Path, known: Mapping[str, Curve]) -> _Files:
+def _read_files(folder: Path, known: Mapping[str, Curve], column: str) -> _Files:
+    """column: of loss.csv, whose values are the evaluations."""
     small = [_bytes(folder / name) for name in (runlog.CONFIG, runlog.SUMMARY, runlog.PROVENANCE)]
     loss = _bytes(folder / runlog.LOSS)
     loss_digest = hashlib.sha256(loss).hexdigest()
-    curve = known.get(loss_digest)
+    curve_key = loss_digest if column == "val_loss" else f"{loss_digest} {column}"
+    curve = known.get(curve_key)
     if curve is None:
-        curve = reduce_rows(parse_rows(loss))
+        curve = reduce_rows(parse_rows(loss, column))
     digest = hashlib.sha256(
         b"\0".join([*(hashlib.sha256(s).digest() for s in small), loss_digest.encode()])
     ).hexdigest()
     config, summary, provenance = (_object(s) for s in small)
     summary = summary if "iters" in summary else {}  # else a command has left a file of that name
-    return _Files(config, summary, provenance, curve, loss_digest, digest)
+    return _Files(config, summary, provenance, curve, curve_key, loss_digest, digest)
 
 
 def _bytes(path: Path) -> bytes:
@@ -283,10 +312,17 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def parse_rows(data: bytes) -> dict[str, np.ndarray]:
-    """Columns of a loss.csv as float64 (R,): nan where a cell is empty; an unterminated last line is no row."""
+def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
+    """Columns of a loss.csv as float64 (R,): nan where a cell is empty; an unterminated last line is no row.
+
+    column: whose values stand in the place of `val_loss`, because the study compares them; `loss`: no column's.
+    """
     data = data[: data.rfind(b"\n") + 1]
     header = data[: data.find(b"\n")].decode("utf-8", "replace").strip().split(",")
+    if column != "val_loss":
+        swapped = {"val_loss": "", column: "val_loss"} if column != "loss" else {"val_loss": ""}
+        header = [swapped.get(name, name) for name in header]
+        data = ",".join(header).encode() + data[data.find(b"\n") :]
     if tuple(header[:2]) != runlog.COLUMNS[:2]:
         return {name: np.empty(0) for name in READ}
     present = [name for name in READ if name in header]

@@ -7,19 +7,21 @@ from collections.abc import Iterable
 
 MARGIN = 0.2  # of the first value; less is noise, or overfitting
 RULE = (
-    f"a final value is not finite, or every recorded loss ended more than {MARGIN:.0%} worse than its own first value"
+    f"a final value is not finite, or every recorded measure ended more than {MARGIN:.0%} worse than its own first "
+    "value"
 )
 
 Ends = tuple[float | None, float | None]  # first and last value of one measure, None where it is not known
+Measured = tuple[float | None, float | None, bool]  # the same, and whether higher values are better
 
 
-def is_diverged(ends: Iterable[Ends], higher_is_better: bool = False) -> bool:
+def is_diverged(ends: Iterable[Measured]) -> bool:
     """True if every measure whose two ends are known ended worse than it began; False if none is known.
 
     All must agree: held-out loss that rises while training loss falls is overfitting, a result like any other.
     """
-    known = [(first, last) for first, last in ends if first is not None and last is not None]
-    return bool(known) and all(ended_worse(first, last, higher_is_better) for first, last in known)
+    known = [(first, last, higher) for first, last, higher in ends if first is not None and last is not None]
+    return bool(known) and all(ended_worse(*measured) for measured in known)
 
 
 def ended_worse(first: float, last: float, higher_is_better: bool = False) -> bool:

@@ -143,13 +143,13 @@ def main_table(analysis: Analysis) -> Table:
     head = [
         "cell",
         "runs",
-        analysis.measured,
+        analysis.measure.name,
         "seed SD",
         "effect",
         "95% interval",
         "p",
         "p (Holm)",
-        "perplexity",
+        *(["perplexity"] if analysis.measure.is_nll else []),
         "parameters",
         "FLOPs/token",
     ]
@@ -168,7 +168,7 @@ def main_table(analysis: Analysis) -> Table:
             interval(effect),
             p_text(effect.p if effect else None),
             p_text(cell.p_holm),
-            percent(math.exp(effect.mean)) if effect else DASH,
+            *([percent(math.exp(effect.mean)) if effect else DASH] if analysis.measure.is_nll else []),
             parameters,
             quantity(cell.flops_per_token),
         ]
@@ -180,6 +180,7 @@ def budgets(analysis: Analysis) -> Section | None:
     """The effect at equal tokens, compute and time, and what it takes to reach the baseline's loss."""
     if not any(c.effect for c in analysis.compared):
         return None
+    name = analysis.measure.name
     head = ["cell", "equal tokens", "equal FLOPs", "equal time"]
     rows = [
         Row([c.name, *(with_margin(e) for e in (c.effect, c.equal_flops, c.equal_seconds))]) for c in analysis.compared
@@ -202,14 +203,14 @@ def budgets(analysis: Analysis) -> Section | None:
         "At equal cost",
         [
             Text(
-                "Effect on the held-out NLL when the cell and the baseline have spent the same: tokens (the headline), "
-                "training FLOPs, training time. The last two are read off the held-out curves where one cell costs "
+                f"Effect on the {name} when the cell and the baseline have spent the same: tokens (the headline), "
+                "training FLOPs, training time. The last two are read off the curves where one cell costs "
                 "more; a learning-rate schedule was not meant to end there. With 95% intervals, not corrected."
             ),
             Table(head, rows),
-            Heading("To the baseline's final loss"),
+            Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),
             Text(
-                "Tokens and time until the held-out NLL first comes down to the baseline's final one, linear between "
+                f"Tokens and time until the {name} first reaches the baseline's final one, linear between "
                 "evaluations, mean over seeds. Speed factor: the baseline's need divided by the cell's; over 1 is "
                 "faster. “over”: a run never got there, and counts with all it spent."
             ),
@@ -237,29 +238,33 @@ def combined(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None
             Heading("Main effects"),
             Text("Each feature's effect averaged over all combinations of the others (full factorial design)."),
             *_some(pictures.get("main_effects")),
-            _contrasts(analysis.main_effects, "hurts", "helps", "no difference shown"),
+            _contrasts(analysis, analysis.main_effects, "hurts", "helps", "no difference shown"),
         ]
     if analysis.left_out:
         blocks += [
             Heading("With everything else on"),
             Text("All features on, minus all but this one: what the feature adds in the company of the others."),
-            _contrasts(analysis.left_out, "hurts", "helps", "no difference shown"),
+            _contrasts(analysis, analysis.left_out, "hurts", "helps", "no difference shown"),
         ]
     if any(c.effect for c in analysis.interactions):
         blocks += [
             Heading("Interactions"),
             *_some(pictures.get("interactions")),
             _contrasts(
-                analysis.interactions, "worse than the sum", "better than the sum", "no departure from the sum shown"
+                analysis,
+                analysis.interactions,
+                "worse than the sum",
+                "better than the sum",
+                "no departure from the sum shown",
             ),
         ]
     return Section("combinations", "Combinations", blocks) if blocks else None
 
 
-def _contrasts(contrasts: Sequence[Contrast], up: str, down: str, zero: str) -> Table:
+def _contrasts(analysis: Analysis, contrasts: Sequence[Contrast], worse: str, better: str, zero: str) -> Table:
     rows = []
     for c in contrasts:
-        words = wording.contrast_sentence(c, up, down, zero)
+        words = wording.contrast_sentence(c, analysis.measure, worse, better, zero)
         words += f" ({c.missing} comparisons lack a run)" if c.missing else ""
         e = c.effect
         rows.append(
@@ -375,7 +380,7 @@ def repeat(analysis: Analysis) -> Section:
                 run.cell,
                 str(run.seed),
                 "diverged" if run.diverged else run.state,
-                plain(run.val_nll),
+                plain(run.value),
                 _progress(run),
                 run.id,
             ],
@@ -389,7 +394,7 @@ def repeat(analysis: Analysis) -> Section:
     )
     if any(run.command for run in study.runs):
         text = "Each command starts one run's command again by hand, with its values filled in, into the same folder."
-    table = Table(["cell", "seed", "state", "held-out NLL", "last step", "run"], rows, (0, 2, 5))
+    table = Table(["cell", "seed", "state", analysis.measure.name, "last step", "run"], rows, (0, 2, 5))
     return Section(
         "repeat",
         "Every run, and how to repeat it",

@@ -45,16 +45,17 @@ def charts(analysis: Analysis) -> list[dict[str, Any]]:
     base = analysis.base
     every = [base, *cells] if base else cells
     end = curves.span(every)
-    style = plots.styles(analysis)
+    style, measure = plots.styles(analysis), analysis.study.measure
+    unit, loss_unit = measure.unit, measure.unit if measure.is_loss else ""
     found = []
     if base:
         held = [(c, curves.held_out_difference(c, base)) for c in cells]
         train = [(c, curves.training_difference(c, base, end, BINS // 2)) for c in cells]
-        found.append(_chart("Held-out NLL, difference from the baseline", "nats per token", held, style))
-        found.append(_chart("Training loss, difference from the baseline", "nats per token", train, style))
-    found.append(_chart("Held-out NLL", "nats per token", [(c, curves.held_out(c)) for c in every], style))
+        found.append(_chart(f"{measure.title}, difference from the baseline", unit, held, style))
+        found.append(_chart("Training loss, difference from the baseline", loss_unit, train, style))
+    found.append(_chart(measure.title, unit, [(c, curves.held_out(c)) for c in every], style))
     for title, unit, name in (
-        ("Training loss", "nats per token", "loss"),
+        ("Training loss", loss_unit, "loss"),
         ("Gradient norm before clipping", "", "grad_norm"),
         ("Learning rate", "", "lr"),
     ):

@@ -171,9 +171,12 @@ def _statistics(analysis: Analysis) -> str:
     held = run.setting("data.test_size") if run else None
     counts = sorted({int(n) for r in analysis.study.runs if (n := r.number("val_tokens"))})
     if run and run.command:
-        text = "The headline is the held-out loss of the last evaluation, as the command reports it"
+        measure = analysis.measure
+        text = f"The headline is the {measure.label} of the last evaluation, as the command reports it"
         if any(r.measure == "loss" for r in analysis.study.runs if r.finished):
-            text = "The headline is the mean training loss over the last tenth of the steps, as the command reports it"
+            mean = f"the mean {measure.label}" if measure.column == "loss" else "the mean training loss"
+            text = f"The headline is {mean} over the last tenth of the steps, as the command reports it"
+        text += f" ({measure.better} is better)"
     else:
         text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
     if held and counts:
@@ -219,7 +222,8 @@ def _resolution(analysis: Analysis) -> str:
     )
     if not found:
         return ""
-    return f" With this spread an effect has to be about {found[len(found) // 2]:.3f} nats to be shown 4 times in 5."
+    unit = analysis.measure.short_unit
+    return f" With this spread an effect has to be about {found[len(found) // 2]:.3f}{unit} to be shown 4 times in 5."
 
 
 def _place(analysis: Analysis) -> str:

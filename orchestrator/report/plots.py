@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator.measure import Measure
 from orchestrator.report import contexts, curves, wording
 from orchestrator.report.analysis import Analysis, CellResult, Contrast
 from orchestrator.report.curves import Series
@@ -135,7 +136,8 @@ def effects(analysis: Analysis) -> Figure:
         values = (effect.mean, effect.low, effect.high, effect.values) if effect else (None, None, None, ())
         rows.append(ForestRow(cell.name, word, text, *values))
     band = 2 * analysis.noise if analysis.noise is not None else None
-    caption = "Effect of each cell on the held-out NLL at equal tokens (cell − baseline; left of 0 is better)."
+    measure = analysis.measure
+    caption = f"Effect of each cell on the {measure.name} at equal tokens (cell − baseline; {measure.better_side})."
     if any(r.low is not None for r in rows):
         caption += (
             " Bars: 95% intervals, not corrected; small marks: single seeds; filled: shown after Holm's correction."
@@ -145,8 +147,13 @@ def effects(analysis: Analysis) -> Figure:
     if band is not None:
         n = len(analysis.base.values) if analysis.base else 0
         caption += f" Grey band: ±2 seed SD of the baseline alone ({n} seeds)."
-    label = "held-out NLL, difference from baseline (nats per token)"
-    forest = Forest(tuple(rows), label, forest_limits(rows, band), band)
+    forest = Forest(
+        tuple(rows),
+        replace(measure, name=f"{measure.name}, difference from baseline").label,
+        forest_limits(rows, band),
+        band,
+        measure.sides("better", "worse"),
+    )
     return Figure("effects", "Effects", caption + remark, forest=forest)
 
 
@@ -164,41 +171,53 @@ def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[flo
 
 def main_effects(analysis: Analysis) -> Figure | None:
     """Of a full factorial design: each feature averaged over all settings of the others."""
+    measure = analysis.measure
     caption = (
-        "Main effects: each feature's effect on the held-out NLL averaged over all combinations of the others, with "
-        "95% intervals; left of 0 is better. Filled: shown after Holm's correction over the main effects."
+        f"Main effects: each feature's effect on the {measure.name} averaged over all combinations of the others, with "
+        f"95% intervals; {measure.better_side}. Filled: shown after Holm's correction over the main effects."
     )
-    label = "main effect on held-out NLL (nats per token)"
-    return _contrasts("main_effects", "Main effects", caption, label, analysis.main_effects, ("helps", "hurts"))
+    label = f"main effect on {measure.label}"
+    return _contrasts("main_effects", "Main effects", caption, label, analysis.main_effects, measure, _HELPS)
 
 
 def combinations(analysis: Analysis) -> Figure | None:
     """Interactions: what a combination gives beyond the sum of its features."""
+    measure = analysis.measure
+    side = measure.better_side.partition(" is ")[0]
     caption = (
         "Interactions: effect of the combination minus the sum of the effects of its parts; 0 means they add up, "
-        "left of 0 the combination is better than the sum."
+        f"{side} the combination is better than the sum."
     )
-    label = "interaction (nats per token)"
-    return _contrasts("interactions", "Interactions", caption, label, analysis.interactions, ("synergy", "conflict"))
+    label = replace(measure, name="interaction" if measure.is_nll else f"interaction, {measure.name}").label
+    return _contrasts("interactions", "Interactions", caption, label, analysis.interactions, measure, _SYNERGY)
+
+
+_HELPS, _SYNERGY = ("helps", "hurts"), ("synergy", "conflict")
 
 
 def _contrasts(
-    name: str, title: str, caption: str, label: str, contrasts: Sequence[Contrast], words: tuple[str, str]
+    name: str,
+    title: str,
+    caption: str,
+    label: str,
+    contrasts: Sequence[Contrast],
+    measure: Measure,
+    words: tuple[str, str],
 ) -> Figure | None:
     found = [c for c in contrasts if c.effect]
     if not found:
         return None
-    rows = [_contrast_row(c, words) for c in found[:MOST_ROWS]]
+    rows = [_contrast_row(c, measure, words) for c in found[:MOST_ROWS]]
     if len(found) > len(rows):
         caption += f" The first {len(rows)} of {len(found)}."
-    ends = words if words[0] == "synergy" else ("better", "worse")
+    ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
     return Figure(name, title, caption, forest=Forest(tuple(rows), label, forest_limits(rows), ends=ends))
 
 
-def _contrast_row(contrast: Contrast, words: tuple[str, str]) -> ForestRow:
+def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str]) -> ForestRow:
     effect = contrast.effect
     assert effect is not None
-    word = wording.contrast_sentence(contrast, words[1], words[0], "none shown")
+    word = wording.contrast_sentence(contrast, measure, words[1], words[0], "none shown")
     word = "no claim" if word == wording.ONE_SEED else word
     text = f"{wording.signed(effect.mean)}  {word}"
     return ForestRow(contrast.name, word, text, effect.mean, effect.low, effect.high, effect.values)
@@ -214,12 +233,15 @@ def differences(analysis: Analysis) -> Figure | None:
         return None
     end = curves.span(list(analysis.cells.values()))
     cells, remark = chosen(analysis, MOST_PANELS)
-    style = styles(analysis)
+    style, measure = styles(analysis), analysis.measure
     drawn = []
     for cell in cells:
-        train = Line("training loss", style[cell.name], curves.training_difference(cell, base, end), light=True)
-        held = Line("held-out NLL", style[cell.name], curves.held_out_difference(cell, base), dots=True)
-        drawn.append((cell.name, tuple(line for line in (train, held) if len(line.series.x))))
+        held = Line(measure.name, style[cell.name], curves.held_out_difference(cell, base), dots=True)
+        lines = [held]
+        if measure.is_loss:
+            loss = curves.training_difference(cell, base, end)
+            lines.insert(0, Line("training loss", style[cell.name], loss, light=True))
+        drawn.append((cell.name, tuple(line for line in lines if len(line.series.x))))
     ranges = [difference_range(lines, end) for _, lines in drawn]
     sizes = sorted(max(-low, high) for (low, high), (_, lines) in zip(ranges, drawn, strict=True) if lines)
     if not sizes:
@@ -227,13 +249,15 @@ def differences(analysis: Analysis) -> Figure | None:
     alike = sizes[-1] <= 8 * sizes[len(sizes) // 2]
     common = (min(low for low, _ in ranges), max(high for _, high in ranges))
     panels = tuple(
-        Panel(name, TOKENS, "Δ nats per token", lines, _tokens(end), common if alike else own, zero=True)
+        Panel(name, TOKENS, f"Δ {measure.unit or measure.name}", lines, _tokens(end), common if alike else own, True)
         for (name, lines), own in zip(drawn, ranges, strict=True)
     )
+    side = "above" if measure.higher_is_better else "below"
     caption = (
-        "Difference from the baseline along the training, mean over paired seeds (below 0 is better). Marked line: "
-        "held-out NLL, with its 95% interval where there are seeds; thin line: training loss on the same batches."
+        f"Difference from the baseline along the training, mean over paired seeds ({side} 0 is better). Marked line: "
+        f"{measure.name}, with its 95% interval where there are seeds"
     )
+    caption += "; thin line: training loss on the same batches." if measure.is_loss else "."
     caption += "" if alike else " Each panel has its own scale."
     return Figure("differences", "Difference from the baseline", caption + remark, panels)
 
@@ -257,17 +281,22 @@ def loss_curves(analysis: Analysis) -> Figure:
     """The overlay of raw curves."""
     cells, remark = _overlay(analysis)
     end = curves.span(cells)
-    style = styles(analysis)
+    style, measure = styles(analysis), analysis.study.measure
+    unit = measure.unit if measure.is_loss else ""  # of the training loss, where it is the measure's
     held = tuple(Line(c.name, style[c.name], curves.held_out(c), dots=True) for c in cells)
     train = tuple(Line(c.name, style[c.name], curves.training(c, "loss", end, 60)) for c in cells)
     panels = tuple(
-        Panel(title, TOKENS, "nats per token", lines, _tokens(end), settled_range(lines, end))
-        for title, lines in (("Held-out NLL", held), ("Training loss", train))
+        Panel(title, TOKENS, label, lines, _tokens(end), settled_range(lines, end, rising))
+        for title, label, lines, rising in (
+            (measure.title, measure.unit, held, measure.higher_is_better),
+            ("Training loss", unit, train, False),
+        )
         if any(len(line.series.x) for line in lines)
     )
     caption = "Mean over seeds; the steep start is cut off. Training loss is averaged in steps of tokens."
     legend = tuple((c.name, style[c.name]) for c in cells)
-    return Figure("loss_curves", "Loss curves", caption + remark, panels, legend=legend)
+    title = "Loss curves" if measure.is_loss else "Curves"
+    return Figure("loss_curves", title, caption + remark, panels, legend=legend)
 
 
 def _tokens(end: float) -> tuple[float, float]:
@@ -280,8 +309,12 @@ def _overlay(analysis: Analysis) -> tuple[list[CellResult], str]:
     return ([analysis.base] if analysis.base else []) + cells, remark
 
 
-def settled_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
-    """Range of all lines after the steep start; a line that blows up leaves through the top."""
+def settled_range(lines: tuple[Line, ...], end: float, rising: bool = False) -> tuple[float, float]:
+    """Range of all lines after the steep start; a line that goes wrong leaves it (at the bottom if others rise)."""
+    if rising:
+        mirrored = tuple(replace(line, series=replace(line.series, y=-line.series.y)) for line in lines)
+        low, high = settled_range(mirrored, end)
+        return -high, -low
     late = []
     for line in lines:
         x, y = line.series.x, line.series.y
@@ -345,7 +378,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
 
 
 def cost(analysis: Analysis) -> Figure | None:
-    """Held-out NLL against what it cost, a mark a cell."""
+    """The measure against what it cost, a mark a cell."""
     cells, remark = _overlay(analysis)
     cells = [c for c in cells if c.mean is not None]
     base = analysis.base
@@ -353,22 +386,24 @@ def cost(analysis: Analysis) -> Figure | None:
         return None
     style = styles(analysis)
     panels = []
-    measures = (
+    measure = analysis.measure
+    costs = (
         ("Training time", "seconds per run, baseline = 1", lambda c: c.average("seconds")),
         ("Training compute", "FLOPs per run, baseline = 1", _flops),
     )
-    for title, label, measure in measures:
-        unit = measure(base)
-        points = [(c, x / unit) for c in cells if (x := measure(c))] if unit else []
+    for title, label, spent in costs:
+        unit = spent(base)
+        points = [(c, x / unit) for c in cells if (x := spent(c))] if unit else []
         if points:
             lines = tuple(
                 Line(c.name, style[c.name], Series(np.array([x]), np.array([c.mean])), dots=True) for c, x in points
             )
-            panels.append(_scatter(title, label, lines))
+            panels.append(_scatter(title, label, lines, measure.label))
     if not panels:
         return None
     legend = tuple((c.name, style[c.name]) for c in cells)
-    caption = "Final held-out NLL against the cost of a run, means over seeds. Lower and further left is better."
+    side = measure.better.capitalize()
+    caption = f"Final {measure.name} against the cost of a run, means over seeds. {side} and further left is better."
     return Figure("cost", "Cost", caption + remark, tuple(panels), legend=legend)
 
 
@@ -377,10 +412,10 @@ def _flops(cell: CellResult) -> float | None:
     return tokens * cell.flops_per_token if tokens and cell.flops_per_token else None
 
 
-def _scatter(title: str, label: str, lines: tuple[Line, ...]) -> Panel:
+def _scatter(title: str, label: str, lines: tuple[Line, ...], y_label: str) -> Panel:
     x = np.concatenate([line.series.x for line in lines])
     y = np.concatenate([line.series.y for line in lines])
-    return Panel(title, label, "held-out NLL (nats per token)", lines, _around(x, 0.1), _around(y, 0.02))
+    return Panel(title, label, y_label, lines, _around(x, 0.1), _around(y, 0.02))
 
 
 def _around(values: np.ndarray, least: float) -> tuple[float, float]:

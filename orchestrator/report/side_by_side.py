@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from orchestrator.measure import Measure
 from orchestrator.report import tables, wording
 from orchestrator.report.analysis import Analysis, CellResult
 from orchestrator.report.content import Block, Notes, Picture, Row, Section, Table, Text
 from orchestrator.report.plots import MOST_ROWS, Figure, Forest, ForestRow, forest_limits
 from orchestrator.report.wording import DASH, plain, quantity
+from trainer.errors import UserError
 
 
 def label_studies(analyses: Sequence[Analysis]) -> list[str]:
     """A name for each study; folders tell apart those of one name."""
     names = [a.study.name for a in analyses]
     return [n if names.count(n) == 1 else f"{n} ({a.study.folder.name})" for n, a in zip(names, analyses, strict=True)]
+
+
+def measure(analyses: Sequence[Analysis]) -> Measure:
+    """What the studies are compared by. Raises UserError where they differ: one axis cannot hold both."""
+    found = {a.measure for a in analyses if a.base} or {a.measure for a in analyses}
+    if len({(m.name, m.unit, m.higher_is_better) for m in found}) > 1:
+        told = ", ".join(
+            f"{name}: {a.measure.label}" for name, a in zip(label_studies(analyses), analyses, strict=True)
+        )
+        raise UserError(f"these studies are compared by different measures ({told}); make a report of each")
+    return found.pop()
 
 
 def cell_names(analyses: Sequence[Analysis]) -> list[str]:
@@ -32,14 +45,18 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
             if result is not None and result.name != analysis.reference:
                 rows.append(_row(f"{cell} · {name}", result, analysis))
     shown = rows[:MOST_ROWS]
+    shared = measure(analyses)
     caption = (
-        "Effect of each cell on the held-out NLL, within each study (cell − baseline of the same study; left of 0 is "
-        "better), with 95% intervals. Two intervals that overlap do not show that two effects are equal."
+        f"Effect of each cell on the {shared.name}, within each study (cell − baseline of the same study; "
+        f"{shared.better_side}), with 95% intervals. Two intervals that overlap do not show that two effects are equal."
     )
     if len(rows) > len(shown):
         caption += f" The first {len(shown)} of {len(rows)}; all are in comparison.csv."
     drawn = Forest(
-        tuple(shown), "held-out NLL, difference from the study's baseline (nats per token)", forest_limits(shown)
+        tuple(shown),
+        replace(shared, name=f"{shared.name}, difference from the study's baseline").label,
+        forest_limits(shown),
+        ends=shared.sides("better", "worse"),
     )
     return Figure("effects", "Effects by study", caption, forest=drawn)
 
@@ -79,7 +96,7 @@ def _studies(analyses: Sequence[Analysis]) -> Table:
             quantity(base.average("tokens") if base else None),
         ]
         rows.append(Row(cells))
-    head = ["study", "file", "runs", "seeds", "baseline NLL", "seed SD", "parameters", "tokens"]
+    head = ["study", "file", "runs", "seeds", f"baseline {measure(analyses).name}", "seed SD", "parameters", "tokens"]
     return Table(head, rows, (0, 1))
 
 
@@ -117,7 +134,7 @@ def notes(analyses: Sequence[Analysis]) -> list[str]:
         if len({str(r.summary[key]) for a in analyses for r in a.study.runs if key in r.summary}) > 1:
             found.append(f"{text}: compare effects, not losses.")
     if len({str(r.setting("data.tokenizer")) for a in analyses for r in a.study.runs if r.config}) > 1:
-        found.append("The studies use different tokenizers: NLL per token is not comparable between them.")
+        found.append(f"The studies use different tokenizers: their {measure(analyses).name} is not comparable.")
     for cell in cell_names(analyses):
         settings = [str(sorted(a.cells[cell].runs[0].overrides.items())) for a in analyses if cell in a.cells]
         if len(set(settings)) > 1:

@@ -10,12 +10,14 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.measure import Measure
 from orchestrator.report import wording
 from orchestrator.report.analysis import Analysis, CellResult
 from orchestrator.report.collect import RunRecord
 from orchestrator.report.statistics import Effect, Reach
 from trainer.console import visible
 
+VALUE = "val_nll"  # the place of the measure in a row; its column is called by its name
 NUMBERS = (
     "iters",
     "max_iters",
@@ -23,7 +25,7 @@ NUMBERS = (
     "seconds",
     "initial_loss",
     "final_loss",
-    "val_nll",
+    VALUE,
     "val_tokens",
     "peak_memory_bytes",
 )
@@ -31,18 +33,24 @@ NUMBERS = (
 
 def summary(analysis: Analysis) -> str:
     """A row for every run of the study, whatever became of it."""
-    return _csv([_run(run) for run in analysis.study.runs])
+    return _csv([_run(run, analysis.measure) for run in analysis.study.runs])
 
 
-def _run(run: RunRecord) -> dict[str, Any]:
+def _run(run: RunRecord, measure: Measure) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.id, "cell": run.cell, "seed": run.seed, "state": run.state, "reason": run.reason}
     row |= {"diverged": _yes(run.diverged) if run.finished else None, "compared": _yes(run.usable)}
-    row |= {name: run.summary.get(name) for name in NUMBERS}
+    row |= {name: run.value if name == VALUE else run.summary.get(name) for name in NUMBERS}
     row |= {"parameters": run.parameters, "flops_per_token": run.flops_per_token}
     row |= {name: run.summary.get(name) for name in ("device", "fingerprint", "data_fingerprint")}
     row["skipped_documents"] = sum(run.skipped.values())
     row["overrides"] = json.dumps(run.overrides, sort_keys=True)
-    return row
+    return _named(row, measure)
+
+
+def _named(row: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
+    """The row with the measure's own name in place of `val_nll`."""
+    key = measure.key if measure.key == VALUE or measure.key not in row else f"final_{measure.key}"
+    return {key + name.removeprefix(VALUE) if name in (VALUE, f"{VALUE}_sd") else name: v for name, v in row.items()}
 
 
 def _yes(value: bool) -> str:
@@ -90,7 +98,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "peak_memory_bytes": cell.average("peak_memory_bytes"),
         "flags": "; ".join(wording.flags(cell, analysis)),
     }
-    return row
+    return _named(row, analysis.measure)
 
 
 def _ratio(mine: float | None, theirs: float | None) -> float | None:
@@ -108,10 +116,11 @@ def _reach(name: str, reach: Reach | None) -> dict[str, Any]:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as CSV; None is an empty cell, floats keep every digit."""
+    """Rows as CSV; None is an empty cell, floats keep every digit."""
     buffer = io.StringIO()
     if rows:
-        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        names = list(dict.fromkeys(name for row in rows for name in row))  # studies may compare different measures
+        writer = csv.DictWriter(buffer, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
@@ -167,7 +176,7 @@ def latex(analysis: Analysis) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{tabular}{lrrrrl}",
         "\\toprule",
-        "cell & seeds & held-out NLL & effect (95\\% interval) & $p_\\mathrm{Holm}$ & verdict \\\\",
+        f"cell & seeds & {tex(analysis.measure.name)} & effect (95\\% interval) & $p_\\mathrm{{Holm}}$ & verdict \\\\",
         "\\midrule",
     ]
     for cell in analysis.cells.values():

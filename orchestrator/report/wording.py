@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from orchestrator.measure import Measure
 from orchestrator.report import statistics as st
 from orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
 from orchestrator.report.collect import RunRecord
@@ -122,14 +123,14 @@ def verdict(cell: CellResult, analysis: Analysis) -> str:
         return "no claim"
     if cell.p_holm is None or cell.p_holm > st.ALPHA:
         return "no difference shown"
-    return "helps" if cell.effect.mean < 0 else "hurts"
+    return "helps" if analysis.measure.is_better(cell.effect.mean) else "hurts"
 
 
 def sentence(cell: CellResult, analysis: Analysis) -> str:
     """The verdict in one sentence, without the cell's name."""
     word = verdict(cell, analysis)
     if word == "baseline":
-        return f"the reference: {cell.measured} {_mean_sd(cell)}."
+        return f"the reference: {cell.measure.name} {_mean_sd(cell)}."
     if word == "diverged":
         return f"diverged in {len(cell.diverged)} of {_runs(cell.done)} that finished; no effect can be given."
     if word == "no result":
@@ -154,7 +155,8 @@ def _lost_to_correction(cell: CellResult) -> bool:
 
 def _direction(effect: Effect, cell: CellResult) -> str:
     size = f"{abs(effect.mean):.4f}"
-    return f"{cell.measured} {size} nats {'lower' if effect.mean < 0 else 'higher'} than the baseline's"
+    way = "lower" if effect.mean < 0 else "higher"
+    return f"{cell.measure.name} {size}{cell.measure.short_unit} {way} than the baseline's"
 
 
 def _evidence(cell: CellResult, analysis: Analysis) -> str:
@@ -217,20 +219,21 @@ def _runs(count: int) -> str:
 def _mean_sd(cell: CellResult) -> str:
     if cell.mean is None:
         return "not known"
+    unit = f" {cell.measure.unit}" if cell.measure.unit else ""
     if cell.sd is None:
-        return f"{cell.mean:.4f} nats per token ({ONE_SEED})"
-    return f"{cell.mean:.4f} nats per token, seed SD {cell.sd:.4f}, {len(cell.values)} seeds{_caveat(cell)}"
+        return f"{cell.mean:.4f}{unit} ({ONE_SEED})"
+    return f"{cell.mean:.4f}{unit}, seed SD {cell.sd:.4f}, {len(cell.values)} seeds{_caveat(cell)}"
 
 
-def contrast_sentence(contrast: Contrast, up: str, down: str, zero: str) -> str:
-    """Words for a contrast: `down` for a shown negative one, `up` for a positive one, `zero` for neither."""
+def contrast_sentence(contrast: Contrast, measure: Measure, worse: str, better: str, zero: str) -> str:
+    """Words for a contrast: `better` or `worse` for one that is shown, `zero` for neither."""
     if contrast.effect is None:
         return "no result: runs are missing"
     if contrast.p_holm is None:
         return ONE_SEED
     if contrast.p_holm > st.ALPHA:
         return zero
-    return down if contrast.effect.mean < 0 else up
+    return better if measure.is_better(contrast.effect.mean) else worse
 
 
 def flags(cell: CellResult, analysis: Analysis) -> list[str]:
@@ -248,7 +251,8 @@ def flags(cell: CellResult, analysis: Analysis) -> list[str]:
             )
         )
     if cell.read_off:
-        found.append("trained on another number of tokens: NLL read off the curve at the smaller one")
+        name = cell.measure.name
+        found.append(f"trained on another number of tokens: {name} read off the curve at the smaller one")
     if cell.diverged:
         found.append(f"diverged: seed {', '.join(map(str, cell.diverged))}")
     wrong = sorted({key for run in cell.runs for key in run.wrong_overrides})
@@ -272,7 +276,7 @@ def notes(analysis: Analysis) -> list[str]:
     missing = [run for run in study.runs if not run.finished]
     if missing:
         found.append(f"{len(missing)} of {_runs(len(study.runs))} have no result yet; see run health.")
-    found += _measures(study.runs)
+    found += _measures(analysis)
     lost = [run for run in study.runs if run.diverged]
     if lost:
         names = _list([f"{r.cell} seed {r.seed}" for r in lost])
@@ -293,18 +297,28 @@ def notes(analysis: Analysis) -> list[str]:
     return found + _arms(analysis) + _unlike(analysis)
 
 
-def _measures(runs: Sequence[RunRecord]) -> list[str]:
-    """Where a command tells no held-out loss, the headline is something else."""
-    measures = {run.measure for run in runs if run.finished}
-    if measures == {"loss"}:
-        return [
-            "No held-out loss was reported: the headline is the mean training loss over the last tenth of the steps, "
-            "also where a figure says held-out NLL."
-        ]
-    if "loss" in measures:
-        names = _list([run.id for run in runs if run.finished and run.measure == "loss"])
-        return [f"No held-out loss, so the training loss instead, which cannot be compared with the others: {names}."]
-    return []
+def _measures(analysis: Analysis) -> list[str]:
+    """Notes on runs whose final value is of another column than the study compares."""
+    column = analysis.study.measure.column
+    finished = [run for run in analysis.study.runs if run.finished]
+    other = [run for run in finished if not run.has_measure]
+    found = []
+    if other:
+        found.append(
+            f"{_runs(len(other))} ended before `metrics.compare` was {column} and cannot be compared: "
+            f"{_list([run.id for run in other])}. Run them again with `submit --rerun RUN`."
+        )
+    training = [run for run in finished if run.has_measure and run.measure == "loss" != column]
+    if training and len(training) == len(finished):
+        found.append(
+            "No held-out loss was reported: the headline is the mean training loss over the last tenth of the steps."
+        )
+    elif training:
+        names = _list([run.id for run in training])
+        found.append(
+            f"No held-out loss, so the training loss instead, which cannot be compared with the others: {names}."
+        )
+    return found
 
 
 def _arms(analysis: Analysis) -> list[str]:
@@ -324,13 +338,13 @@ def _unlike(analysis: Analysis) -> list[str]:
     usable = [run for run in finished if run.usable]
     checks: Sequence[tuple[list[RunRecord], str, str]] = (
         (usable, "tokens", "Cells trained on different numbers of tokens; the headline compares at the smaller one."),
-        (usable, "val_tokens", "The held-out sets differ in size: the NLLs are not measured on the same text."),
+        (usable, "val_tokens", "The held-out sets differ in size: the runs are not measured on the same text."),
         (finished, "data_fingerprint", "The runs read different data (data fingerprints differ): not comparable."),
         (finished, "device", "The runs used different devices: times are not comparable."),
     )
     found = [text for runs, key, text in checks if len({str(r.summary[key]) for r in runs if key in r.summary}) > 1]
     if len({str(run.setting("data.tokenizer")) for run in finished if run.config}) > 1:
-        found.append("The runs use different tokenizers: NLL per token is not comparable between them.")
+        found.append(f"The runs use different tokenizers: their {analysis.measure.name} is not comparable.")
     return found
 
 

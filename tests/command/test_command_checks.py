@@ -8,6 +8,7 @@ import pytest
 from orchestrator import checks, experiment, matrix
 from orchestrator.command import template
 from orchestrator.command.config import CommandConfig
+from orchestrator.command.settings import Flags
 from orchestrator.snapshot import code_root
 from trainer.errors import ConfigError
 
@@ -56,7 +57,7 @@ def test_a_placeholder_is_not_repeated_among_the_flags(tmp_path: Path) -> None:
         ("--a_b=c", ["--m_rate=5e-05", "--m_deep_on=True", "--m_b=[0.9, 0.95]", "--m_none=None", "--m_text=a b"]),
         ("--b c", ["--rate", "5e-05", "--on", "True", "--b", "0.9", "0.95", "--none", "None", "--text", "a b"]),
         ("--key=value", ["--rate=5e-05", "--on=True", "--b=[0.9, 0.95]", "--none=None", "--text=a b"]),
-        ("a.b=c", ["m.rate=5e-05", "m.deep.on=true", "m.b=[0.9, 0.95]", "m.none=null", "m.text=a b"]),
+        ("a.b=c", ["m.rate=5e-05", "m.deep.on=true", "m.b=[0.9,0.95]", "m.none=null", "m.text='a b'"]),
     ],
 )
 def test_styles_of_flags(tmp_path: Path, style: str, words: list[str]) -> None:
@@ -123,7 +124,8 @@ def test_settings_of_the_command_line(tmp_path: Path) -> None:
 
 def test_what_a_value_holds_is_no_placeholder() -> None:
     values = {"a": "{b} {{x}} $(date)", "b": "no"}
-    assert template.render(["{a}", "{{a}}", "{flags}"], values, ["--c={a}"]) == [values["a"], "{a}", "--c={a}"]
+    rendered = template.render(["{a}", "{{a}}", "{flags}"], values, {"c": "{a}"}, Flags())
+    assert rendered == [values["a"], "{a}", "--c={a}"]
 
 
 def test_the_identity_is_what_is_started(tmp_path: Path) -> None:

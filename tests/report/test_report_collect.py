@@ -93,9 +93,9 @@ def test_the_cache_is_used_and_goes_by_content(tmp_path: Path, monkeypatch: pyte
     parsed: list[int] = []
     real = collect.parse_rows
 
-    def counted(data: bytes) -> dict[str, np.ndarray]:
+    def counted(data: bytes, column: str) -> dict[str, np.ndarray]:
         parsed.append(len(data))
-        return real(data)
+        return real(data, column)
 
     monkeypatch.setattr(collect, "parse_rows", counted)
     collect.read_study(tmp_path, states)
@@ -124,7 +124,7 @@ def test_what_the_files_say_wins_nothing_over_what_they_lack(tmp_path: Path) -> 
     (run / "config.json").unlink()
     record = next(r for r in collect.read_study(tmp_path, states).runs if r.id == run.name)
     assert not record.usable
-    assert record.val_nll is None
+    assert record.value is None
     assert record.parameters is None
     assert record.curve.rows > 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from orchestrator.command.template import nested
+from orchestrator.dotted import nest
 from orchestrator.report import build, figures, methods, plots, tables
 from orchestrator.report.analysis import Analysis, analyse
 from orchestrator.report.collect import read_study
@@ -222,7 +222,7 @@ def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
     ],
 )
 def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words: tuple[str, ...]) -> None:
-    tree = nested({"data.file_path": "x", **settings})
+    tree = nest({"data.file_path": "x", **settings})
     written = RunConfig.model_validate(tree).resolved(100).model_dump(mode="json")
 
     def get(key: str) -> object:

@@ -52,7 +52,7 @@ class Truth:
 
 def _finished(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / runlog.SUMMARY).read_text())["val_nll"])
+        return bool(json.loads((folder / runlog.SUMMARY).read_text())["fingerprint"])
     except (OSError, ValueError, KeyError):
         return False
 

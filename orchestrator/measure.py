@@ -1,0 +1,89 @@
+"""What the runs of a study are compared by: a column of loss.csv with its name, unit and direction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+NATS = "nats per token"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The default is what our trainer reports. unit: "" where it is not known."""
+
+    column: str = "val_loss"
+    name: str = "held-out NLL"
+    unit: str = NATS
+    higher_is_better: bool = False
+
+    @property
+    def label(self) -> str:
+        """Axis label: `held-out NLL (nats per token)`, `accuracy`."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    @property
+    def title(self) -> str:
+        """The name at the beginning of a sentence."""
+        return self.name[:1].upper() + self.name[1:]
+
+    @property
+    def short_unit(self) -> str:
+        """The unit of a difference, with a blank before it: ` nats`; "" where it is not known."""
+        unit = "nats" if self.unit == NATS else self.unit
+        return f" {unit}" if unit else ""
+
+    @property
+    def is_nll(self) -> bool:
+        """True if exp() of it is a perplexity."""
+        return self.unit == NATS
+
+    @property
+    def is_loss(self) -> bool:
+        """True for the loss columns; any other column has no training counterpart to be drawn with."""
+        return self.column in ("loss", "val_loss")
+
+    @property
+    def key(self) -> str:
+        """Column name in CSV files: `val_nll`, `accuracy`."""
+        words = re.sub(r"\W+", "_", self.name.lower(), flags=re.ASCII).strip("_")
+        return "val_nll" if self.is_nll else words or "value"
+
+    def is_better(self, difference: float) -> bool:
+        """True if a value that is larger by `difference` is better."""
+        return difference > 0 if self.higher_is_better else difference < 0
+
+    @property
+    def better(self) -> str:
+        return "higher" if self.higher_is_better else "lower"
+
+    @property
+    def better_side(self) -> str:
+        """Where better values are on an x axis."""
+        return "right of 0 is better" if self.higher_is_better else "left of 0 is better"
+
+    def sides(self, better: str, worse: str) -> tuple[str, str]:
+        """The two words in the order of an x axis."""
+        return (worse, better) if self.higher_is_better else (better, worse)
+
+    def on_training(self) -> Measure:
+        """The measure of runs that report no held-out loss: the training loss; a name given by the user stays."""
+        name = "training loss" if self.name in (NLL.name, COMMAND.name) else self.name
+        return replace(self, column="loss", name=name)
+
+    def as_record(self) -> dict[str, Any]:
+        """For study.json."""
+        return asdict(self)
+
+
+NLL = Measure()  # of our trainer
+COMMAND = Measure(name="held-out loss", unit="")  # of a command that says nothing about its loss
+
+
+def of_record(record: object) -> Measure:
+    """What `as_record` gave; anything else is the trainer's measure."""
+    default = asdict(NLL)
+    found = {name: record.get(name, value) for name, value in default.items()} if isinstance(record, Mapping) else {}
+    return Measure(**found) if all(isinstance(found.get(k), type(v)) for k, v in default.items()) else NLL
