@@ -163,7 +163,7 @@ def status(
         print(state_module.as_json(states, scheduler))
         return
     console = _console()
-    console.print(display.status_table(states, str(found.folder)))
+    console.print(display.status_table(states, str(found.folder), found.measure))
     console.print(display.summary_line(states, scheduler), highlight=False)
     for line in helper_jobs.describe(found, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)

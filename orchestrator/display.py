@@ -16,6 +16,7 @@ from rich.text import Text
 
 from orchestrator import budget, causes, dotted, joblog, kinds, rundir, slurm, status, terminal
 from orchestrator.matrix import Run
+from orchestrator.measure import COMMAND, NLL, Measure
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
 from trainer import runlog
@@ -73,18 +74,19 @@ def word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def status_table(states: Sequence[RunState], title: str) -> Table:
-    """One row a run."""
+def status_table(states: Sequence[RunState], title: str, measure: Measure = NLL) -> Table:
+    """One row a run. measure: what the study compares, which stands in the place of the held-out loss."""
+    held = "held-out" if measure.column == "loss" or measure.name in (NLL.name, COMMAND.name) else measure.name
     table = Table(title=Text(title), title_justify="left")
-    for name in ("run", "state", "step", "loss", "held-out", "tokens/s", "left", "node", "job", "why"):
-        table.add_column(name, justify="right" if name in ("step", "loss", "held-out", "tokens/s", "left") else "left")
+    for name in ("run", "state", "step", "loss", held, "tokens/s", "left", "node", "job", "why"):
+        table.add_column(name, justify="right" if name in ("step", "loss", held, "tokens/s", "left") else "left")
     for state in states:
         table.add_row(
             state.run.id,
             Text(state.state, style=COLOURS[state.state]),
             f"{state.iter}/{state.max_iters}" if state.max_iters else str(state.iter),
             _loss(state.loss),
-            _loss(state.val_loss),
+            _loss(state.val_loss if measure.column in runlog.COLUMNS else state.compared),
             f"{state.tokens_per_s:,.0f}" if state.tokens_per_s and state.state in ("running", "done") else "",
             _duration(state.seconds_left) if state.state == "running" else "",
             state.node if state.active else "",
@@ -166,7 +168,9 @@ class LiveStatus:
             shown = sorted(self.states, key=lambda state: order.get(state.state, 9))
             if len(shown) > MOST_ROWS:
                 line += f" (the first {MOST_ROWS} shown)"
-            self.live.update(Group(status_table(shown[:MOST_ROWS], str(self.study.folder)), line), refresh=True)
+            self.live.update(
+                Group(status_table(shown[:MOST_ROWS], str(self.study.folder), self.study.measure), line), refresh=True
+            )
         elif line != self._line:
             self.console.print(f"{time.strftime('%H:%M:%S')} {line}")
         self._line = line
@@ -225,7 +229,7 @@ def print_config(values: Mapping[str, object], origins: Mapping[str, str], conso
 
 def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
-    console.print(status_table([status.state_of(study, run)], str(run.folder)))
+    console.print(status_table([status.state_of(study, run)], str(run.folder), study.measure))
     overrides = ", ".join(f"{key}={word(value)}" for key, value in run.overrides.items())
     console.print(f"overrides: {overrides or 'none (the baseline)'}")
     config = dotted.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})

@@ -52,6 +52,7 @@ class RunState:
     max_iters: int = 0
     loss: float | None = None
     val_loss: float | None = None
+    compared: float | None = None  # last value of a column that only this study has, because it is compared by it
     tokens_per_s: float | None = None
     seconds_left: float | None = None
     node: str = ""
@@ -446,16 +447,25 @@ def _progress(files: _Files) -> RunState:
     tokens = _number(last.get("tokens"))
     timed = dt is not None and 0 < dt < LONGEST_STEP
     speed = tokens / step / dt if timed and tokens and dt and step else None
-    validated = [_number(dict(zip(names, row, strict=False)).get("val_loss")) for row in rows]
+    own = next((name for name in names if name not in runlog.COLUMNS), "")
     return replace(
         state,
         iter=step,
         loss=_number(last.get("loss")),
-        val_loss=next((v for v in reversed(validated) if v is not None), None),
+        val_loss=_last_value(names, rows, "val_loss"),
+        compared=_last_value(names, rows, own),
         tokens_per_s=speed,
         seconds_left=max(0, files.max_iters - step) * dt if timed and dt and files.max_iters else None,
         node=host,
     )
+
+
+def _last_value(names: Sequence[str], rows: Sequence[Sequence[str]], column: str) -> float | None:
+    """The newest value of a column of loss.csv, None where there is none."""
+    if column not in names:
+        return None
+    values = (_number(row[names.index(column)]) for row in reversed(rows))
+    return next((value for value in values if value is not None), None)
 
 
 def _number(text: str | None) -> float | None:
@@ -484,7 +494,7 @@ def as_json(states: Sequence[RunState], scheduler: Scheduler) -> str:
             "seed": state.run.seed,
             "state": state.state,
             "requeued": state.requeued,
-            **{name: getattr(state, name) for name in ("reason", "iter", "max_iters", "loss", "val_loss")},
+            **{name: getattr(state, name) for name in ("reason", "iter", "max_iters", "loss", "val_loss", "compared")},
             **{name: getattr(state, name) for name in ("tokens_per_s", "seconds_left", "node", "job_id", "attempt")},
             "missing": state.missing,
             "folder": str(state.run.folder),

@@ -16,6 +16,7 @@ from orchestrator.command.settings import Flags
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 HOSTILE = st.text(st.sampled_from("'\"\\=,:[]{}()$ \t\n@%+-~é0ae"))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS | HOSTILE
+KEYS = st.sampled_from(["a", "b-c", "_d"])
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ LOSSES = [
     r"step (?P<iter>\d+): train loss [\d.]+, val loss (?P<val_loss>\S+)",
     r"iter (?P<iter>\d+): loss (?P<loss>[^,]+), time (?P<dt_ms>[\d.]+)ms",
 ]
+MISNAMED = re.compile(r"\bNLL\b|\bnats\b|perplexity|val_nll")
 HOSTILE = {
     "blank": " a  b ",
     "quotes": 'it\'s "quoted" `x`',
@@ -108,10 +110,58 @@ def test_without_a_held_out_loss_the_report_says_so(workspace: Workspace) -> Non
     study = write_study(workspace, metrics={"regex": LOSSES[1]}, features={"nodrop": {"dropout": 0.0}})
     workspace.run("submit", study, "--launcher", "local", "--only", "baseline", "--only", "nodrop")
     shown = " ".join(workspace.run("report").stdout.split())
-    assert "study: training loss (nats/token) against the baseline" in shown
+    assert "study: training loss against the baseline; lower is better" in shown
     assert "No held-out loss was reported: the headline is the mean training loss over the last tenth" in shown
     text = (workspace.folder / "out/study/report/report.md").read_text()
-    assert "the reference: training loss 3.6100 nats" in text
+    assert "the reference: training loss 3.6100 (" in text
+    assert not MISNAMED.search(text)
+
+
+ACCURATE = """\
+import sys
+flags = dict(word[2:].split("=") for word in sys.argv[1:])
+with open(flags["out"] + "/m.csv", "w") as file:
+    print("step,train_loss,val_mse,val_acc", file=file)
+    for step in range(1, 11):
+        noise = int(flags["seed"]) * step % 3 / 1000
+        good = (1 + float(flags["width"])) / 10
+        print(step, 2 / step, 1 / step - good / 10, 0.05 * step + good + noise, sep=",", file=file)
+"""
+
+
+def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: Workspace) -> None:
+    (workspace.folder / "t.py").write_text(ACCURATE)
+    changes = {
+        "command": "{python} t.py --out={run_dir} --seed={seed} {flags}",
+        "base": {"width": 1},
+        "features": {"wide": {"width": 2}, "narrow": {"width": 0}},
+        "design": ["baseline", "one_at_a_time"],
+        "seeds": 2,
+        "metrics": {"csv": "m.csv", "compare": "val_acc", "higher_is_better": True, "name": "accuracy"},
+    }
+    study = write_study(workspace, **changes)
+    workspace.run("submit", study, "--launcher", "local")
+    folder = next((workspace.folder / "out/study").glob("wide-seed1-*"))
+    assert (folder / "loss.csv").read_text().splitlines()[0].endswith(",val_acc")
+    assert " accuracy " in workspace.run("status").stdout
+    shown = " ".join(workspace.run("report").stdout.split())
+    assert "study: accuracy against the baseline; higher is better" in shown
+    report = workspace.folder / "out/study/report"
+    with open(report / "comparison.csv", newline="") as file:
+        cells = {row["cell"]: row for row in csv.DictReader(file)}
+    assert float(cells["wide"]["effect"]) == pytest.approx(0.1)
+    assert float(cells["baseline"]["accuracy"]) == pytest.approx(0.7015)
+    verdicts = {cell: row["verdict"] for cell, row in cells.items()}
+    assert verdicts == {"baseline": "baseline", "wide": "helps", "narrow": "hurts"}
+    text = (report / "report.md").read_text()
+    assert "right of 0 is better" in text and "higher is better" in text
+    for name in ("report.md", "report.html", "comparison.csv", "comparison.tex", "summary.csv"):
+        assert not MISNAMED.search((report / name).read_text()), name
+
+    mse = write_study(workspace, **changes | {"metrics": {"csv": "m.csv", "compare": "val_mse", "name": "MSE"}})
+    assert "6 done already" in workspace.run("submit", mse, "--launcher", "local").stdout
+    shown = " ".join(workspace.run("report").stdout.split())
+    assert "6 runs ended before `metrics.compare` was val_mse and cannot be compared" in shown
 
 
 def test_the_plan_knows_no_more_than_the_file(workspace: Workspace) -> None:
