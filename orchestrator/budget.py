@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from orchestrator import kinds, status
+from orchestrator import kinds, progress
 from orchestrator.experiment import Experiment
 from orchestrator.matrix import Run
 from trainer import runlog
@@ -41,7 +41,7 @@ def _seconds_per_step(smoke: Path, cell: str) -> float | None:
     for folder in smoke.glob(f"{cell}-seed*"):
         rows = runlog.our_rows(runlog.read_text(folder / runlog.LOSS))
         times = [runlog.number(row[runlog.COLUMNS.index("dt")]) for row in rows]
-        found += [time for time in times[1:] or times if time is not None and 0 < time < status.LONGEST_STEP]
+        found += [time for time in times[1:] or times if time is not None and 0 < time < progress.LONGEST_STEP]
     return median(found) if found else None
 
 

@@ -35,6 +35,7 @@ StudyOption = Annotated[str | None, typer.Option("--study", help="study folder o
 RunName = Annotated[str, typer.Argument(help="run id, the beginning of one, or a cell's name")]
 
 OUT = Path("out")
+PIPED_WIDTH = 10_000  # nothing is wrapped or cut where the output is no terminal
 LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 
 
@@ -69,7 +70,7 @@ def _console() -> Any:
     from orchestrator.terminal import Terminal
 
     console = Terminal()
-    return console if console.is_terminal else Terminal(width=180)
+    return console if console.is_terminal else Terminal(width=PIPED_WIDTH)
 
 
 def _options(file: Path, launcher: str, **rest: Any) -> Any:
@@ -147,6 +148,7 @@ def status(
     study: Target = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="refresh until Ctrl-C")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="a line for every run of a large study")] = False,
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
@@ -163,7 +165,7 @@ def status(
         print(state_module.as_json(states, scheduler))
         return
     console = _console()
-    console.print(display.status_table(states, str(found.folder), found.measure))
+    display.print_states(states, str(found.folder), console, found.measure, everything)
     console.print(display.summary_line(states, scheduler), highlight=False)
     for line in helper_jobs.describe(found, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,24 +15,16 @@ from rich.text import Text
 
 from orchestrator import budget, causes, dotted, joblog, kinds, rundir, slurm, status, terminal
 from orchestrator.matrix import Run
-from orchestrator.measure import COMMAND, NLL, Measure
+from orchestrator.measure import NLL, Measure
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.status import RunState, Scheduler
+from orchestrator.status_table import loss, plain_lines, status_table
 from trainer import runlog
+from trainer.console import visible
 
 if TYPE_CHECKING:
     from orchestrator.report import Report
 
-COLOURS = {
-    "planned": "dim",
-    "queued": "yellow",
-    "running": "cyan",
-    "stopped": "magenta",
-    "done": "green",
-    "failed": "bold red",
-    "lost": "bold red",
-    "cancelled": "red",
-}
 REFRESH_SECONDS = 2.0
 MOST_ROWS = 40  # of a live table; the whole is in `status`
 
@@ -74,38 +65,14 @@ def word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def status_table(states: Sequence[RunState], title: str, measure: Measure = NLL) -> Table:
-    """One row a run. measure: what the study compares, which stands in the place of the held-out loss."""
-    held = "held-out" if measure.column == "loss" or measure.name in (NLL.name, COMMAND.name) else measure.name
-    table = Table(title=Text(title), title_justify="left")
-    for name in ("run", "state", "step", "loss", held, "tokens/s", "left", "node", "job", "why"):
-        table.add_column(name, justify="right" if name in ("step", "loss", held, "tokens/s", "left") else "left")
-    for state in states:
-        table.add_row(
-            state.run.id,
-            Text(state.state, style=COLOURS[state.state]),
-            f"{state.iter}/{state.max_iters}" if state.max_iters else str(state.iter),
-            _loss(state.loss),
-            _loss(state.val_loss if measure.column in runlog.COLUMNS else state.compared),
-            f"{state.tokens_per_s:,.0f}" if state.tokens_per_s and state.state in ("running", "done") else "",
-            _duration(state.seconds_left) if state.state == "running" else "",
-            state.node if state.active else "",
-            state.job_id,
-            Text(state.reason),
-        )
-    return table
-
-
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None or not math.isfinite(seconds):
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def print_states(
+    states: Sequence[RunState], title: str, console: Console, measure: Measure = NLL, everything: bool = False
+) -> None:
+    """Print the table of `status`: framed on a terminal, one uncut line per run where the output is piped."""
+    if console.is_terminal:
+        console.print(status_table(states, title, console.width, measure, everything))
+    else:
+        console.file.write("\n".join([visible(title), *plain_lines(states, measure), ""]))
 
 
 def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
@@ -168,9 +135,8 @@ class LiveStatus:
             shown = sorted(self.states, key=lambda state: order.get(state.state, 9))
             if len(shown) > MOST_ROWS:
                 line += f" (the first {MOST_ROWS} shown)"
-            self.live.update(
-                Group(status_table(shown[:MOST_ROWS], str(self.study.folder), self.study.measure), line), refresh=True
-            )
+            table = status_table(shown[:MOST_ROWS], str(self.study.folder), self.console.width, self.study.measure)
+            self.live.update(Group(table, line), refresh=True)
         elif line != self._line:
             self.console.print(f"{time.strftime('%H:%M:%S')} {line}")
         self._line = line
@@ -194,7 +160,7 @@ def print_verdict(report: Report, console: Console) -> None:
         table.add_row(
             Text(row.cell),
             f"{row.done}/{row.total}",
-            _loss(row.value),
+            loss(row.value),
             "" if row.effect is None else f"{row.effect:+.4f}",
             f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}" if row.interval else "",
             "" if row.p_value is None else f"{row.p_value:.3g}",
@@ -203,8 +169,9 @@ def print_verdict(report: Report, console: Console) -> None:
     console.print(table)
     for note in report.notes:
         console.print(f"note: {note}")
-    for path in report.paths:
-        console.print(f"  {path}", soft_wrap=True)
+    page = next((path for path in report.paths if path.name == "report.html"), None)
+    if page:
+        console.print(f"report: {page}", soft_wrap=True)
 
 
 def difference_table(one: StudyRun, two: StudyRun, rows: Sequence[tuple[str, str, str]]) -> Table:
@@ -229,7 +196,7 @@ def print_config(values: Mapping[str, object], origins: Mapping[str, str], conso
 
 def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
-    console.print(status_table([status.state_of(study, run)], str(run.folder), study.measure))
+    print_states([status.state_of(study, run)], str(run.folder), console, study.measure)
     overrides = ", ".join(f"{key}={word(value)}" for key, value in run.overrides.items())
     console.print(f"overrides: {overrides or 'none (the baseline)'}")
     config = dotted.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})

@@ -6,6 +6,7 @@ A run lists its files in its last event; what is not there any more is named, wi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ REWRITTEN = frozenset({runlog.CONFIG, SPEC, ORIGINS})  # by every `submit`
 NEEDED = frozenset({runlog.LOSS})  # by the report: `submit --retry` runs such a run again
 RUN_AGAIN = "submit --retry runs it again"
 SHOWN = 3
+_CODE = re.compile(r'"code_snapshot": *"([0-9a-f]{16})"')
+_PATCH = re.compile(r'"git_patch_sha256": *"')
 
 Record = Mapping[str, Any]
 
@@ -62,7 +65,7 @@ def of_study(study: Study, states: Sequence[RunState]) -> list[str]:
     store = rundir.snapshot_store(study.folder)
     codes = snapshots(study)
     for code in sorted(codes.names):
-        names = snapshot.lacking(store / code, codes.own)
+        names = snapshot.lacking(store / code, codes.own())
         if names is None:
             found.append(f"removed since: a file of the code snapshot {store / code} (of code that has changed)")
         elif names:
@@ -109,22 +112,26 @@ def _names(folder: Path) -> set[str]:
 class Snapshots:
     """The code that the runs of a study were queued with."""
 
+    study: Study
     names: set[str] = field(default_factory=set)
     patched: set[str] = field(default_factory=set)  # those beside which there is a patch
-    own: set[str] = field(default_factory=set)  # names of the user's own modules in them
+
+    def own(self) -> Iterator[str]:
+        """Names of the user's own modules in them; reads the configuration of every run."""
+        for run in self.study.runs:
+            yield from snapshot.own_modules(runlog.read_json(run.folder / runlog.CONFIG))
 
 
 def snapshots(study: Study) -> Snapshots:
-    """What the runs' provenance.json and config.json say of their code."""
-    found = Snapshots()
+    """Return what the runs' provenance.json say of their code."""
+    found = Snapshots(study)
     for run in study.runs:
-        record = runlog.read_json(run.folder / runlog.PROVENANCE) or {}
-        code = record.get("code_snapshot")
-        if isinstance(code, str) and snapshot.NAME.fullmatch(code):
-            found.names.add(code)
-            found.own |= snapshot.own_modules(runlog.read_json(run.folder / runlog.CONFIG))
-            if record.get("git_patch_sha256"):
-                found.patched.add(code)
+        text = runlog.read_text(run.folder / runlog.PROVENANCE)  # thousands of them: parsing each as JSON takes long
+        code = _CODE.search(text)
+        if code:
+            found.names.add(code[1])
+            if _PATCH.search(text):
+                found.patched.add(code[1])
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import causes, claims, elsewhere, joblog, missing, rundir, slurm
+from orchestrator import causes, claims, elsewhere, joblog, missing, progress, rundir, slurm
 from orchestrator.rundir import LOGS, Study, StudyRun
 from orchestrator.scheduler import Scheduler
 from trainer import loss_record, processes, runlog
@@ -26,7 +26,6 @@ STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "
 ACTIVE = ("queued", "running")
 HEARTBEAT_SECONDS = 120  # a living trainer on another host has written within this time
 CLOCKS_APART = 3600  # seconds; files of an older record have been copied since, their times say nothing
-LONGEST_STEP = 1e7  # seconds; no step takes months
 
 ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
 ENDED = ("stopped", "failed", "ended", "unqueued", "finished")
@@ -146,7 +145,7 @@ class _Files:
 
     @classmethod
     def read(cls, run: StudyRun) -> _Files:
-        events = runlog.read_events(run.folder, certain=True)
+        events = runlog.read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
         start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
         latest = [event for event in events[start:] if event["event"] != "submitting"]
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
@@ -435,54 +434,16 @@ def _log(files: _Files) -> str:
 
 
 def _progress(files: _Files) -> RunState:
-    """Step, losses and speed from the last whole rows of loss.csv."""
-    job_id = files.job_id if files.queued else ""
-    state = RunState(files.run, max_iters=files.max_iters, attempt=files.attempt, job_id=job_id, log=_log(files))
-    names, rows = _last_rows(files.run.folder / runlog.LOSS)
-    host = next((str(e.get("host")) for e in reversed(files.events) if e["event"] in ALIVE), "")
-    if not rows:
-        return replace(state, node=host)
-    last = dict(zip(names, rows[-1], strict=False))
-    step, dt = int(last["iter"]), _number(last.get("dt"))
-    tokens = _number(last.get("tokens"))
-    timed = dt is not None and 0 < dt < LONGEST_STEP
-    speed = tokens / step / dt if timed and tokens and dt and step else None
-    own = next((name for name in names if name not in runlog.COLUMNS), "")
-    return replace(
-        state,
-        iter=step,
-        loss=_number(last.get("loss")),
-        val_loss=_last_value(names, rows, "val_loss"),
-        compared=_last_value(names, rows, own),
-        tokens_per_s=speed,
-        seconds_left=max(0, files.max_iters - step) * dt if timed and dt and files.max_iters else None,
-        node=host,
+    """What the run's files say of its progress; its state is judged from there."""
+    return RunState(
+        files.run,
+        max_iters=files.max_iters,
+        attempt=files.attempt,
+        job_id=files.job_id if files.queued else "",
+        log=_log(files),
+        node=next((str(e.get("host")) for e in reversed(files.events) if e["event"] in ALIVE), ""),
+        **progress.read(files.run.folder, files.max_iters),
     )
-
-
-def _last_value(names: Sequence[str], rows: Sequence[Sequence[str]], column: str) -> float | None:
-    """The newest value of a column of loss.csv, None where there is none."""
-    if column not in names:
-        return None
-    values = (_number(row[names.index(column)]) for row in reversed(rows))
-    return next((value for value in values if value is not None), None)
-
-
-def _number(text: str | None) -> float | None:
-    return runlog.number(text) if text else None
-
-
-def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
-    """Column names and the whole rows in the last bytes of a loss.csv."""
-    try:
-        with runlog.opened(path) as file:
-            header = file.readline(causes.TAIL_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return (), []
-    tail = causes.tail_text(path)
-    if not tail.startswith(header):
-        tail = header + tail[tail.find("\n") + 1 :]
-    return header.strip().split(","), runlog.whole_rows(tail)
 
 
 def as_json(states: Sequence[RunState], scheduler: Scheduler) -> str:

@@ -107,8 +107,8 @@ def mend_snapshots(study: Study) -> None:
     """
     codes = missing.snapshots(study)
     store = rundir.snapshot_store(study.folder)
-    if any(snapshot.lacking(store / code, codes.own) for code in codes.names):
-        take_snapshot(study, codes.own)
+    if any(snapshot.lacking(store / code, codes.own()) for code in codes.names):
+        take_snapshot(study, codes.own())
 
 
 def prepare(

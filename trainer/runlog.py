@@ -111,14 +111,29 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("SLURM_JOB_ID")
 
 
-def read_events(run_dir: Path, certain: bool = False) -> list[dict[str, Any]]:
+def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[str] = ()) -> list[dict[str, Any]]:
     """All whole records of events.jsonl, oldest first; a torn line, or one that nobody of ours writes, is left out.
 
     certain: raise OSError where the file system fails, instead of taking the file for one that is not there.
+    newest_only: events of which only the newest few matter; parsing thousands of heartbeats takes long.
     """
     path = run_dir / EVENTS
     text = certain_bytes(path, LARGEST_JSON).decode("utf-8", "replace") if certain else read_text(path)
+    for event in newest_only:
+        text = _without_older(text, event)
     return [record for record in json_objects(text) if _is_event(record)]
+
+
+def _without_older(text: str, event: str, kept: int = 2) -> str:
+    """The lines of an events.jsonl without those of this event but for the last few (the very last may be torn)."""
+    start = f'{{"event": "{event}"'
+    if text.count(start) <= kept:
+        return text
+    lines = text.split("\n")
+    older = [i for i, line in enumerate(lines) if line.startswith(start)][:-kept]
+    for i in reversed(older):
+        del lines[i]
+    return "\n".join(lines)
 
 
 def _is_event(record: Mapping[str, Any]) -> bool:

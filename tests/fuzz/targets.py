@@ -190,7 +190,7 @@ def look_at(where: Path) -> None:
     without_jobs = status.Scheduler(jobs={}, _next_try=math.inf)
     states = status.collect(found, without_jobs)
     json.loads(status.as_json(states, without_jobs), parse_constant=_no_constant)
-    console.print(display.status_table(states, str(where)))
+    console.print(display.status_table(states, str(where), 80))
     display.print_run(found, found.runs[0], console)
     with np.errstate(all="ignore"):
         result = analysis.analyse(collect.read_study(where, status.reasons(states)))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import rundir, slurm, status, yamlfile
+from orchestrator import progress, rundir, slurm, status, yamlfile
 from orchestrator.report import collect
 from tests.evidence import Cases, Tally
 from tests.fuzz import targets
@@ -106,7 +106,7 @@ def test_rows_of_loss_csv_are_those_written(tmp_path: Path, cases: Cases, tally:
         for i, step in enumerate(columns["iter"]):
             for name in collect.READ:
                 assert same(columns[name][i], truth[int(step)][runlog.COLUMNS.index(name)])
-        names, last = status._last_rows(path)
+        names, last = progress._last_rows(path)
         assert all(",".join(row).encode() == as_line(truth[int(row[0])]) for row in last)
         assert not last or tuple(names) == runlog.COLUMNS
         for kept in runlog.LossLog(tmp_path, 10**12).rows():
@@ -128,12 +128,12 @@ def same(read: float | None, written: float | None) -> bool:
 def test_another_header_is_not_taken_for_ours(tmp_path: Path, tally: Tally) -> None:
     path = tmp_path / runlog.LOSS
     path.write_text("iter,loss,val_loss,dt,tokens,lr,seconds,grad_norm\n7,1.5,2.5,0.25,100,1e-3,9.0,3.0\n")
-    names, rows = status._last_rows(path)
+    names, rows = progress._last_rows(path)
     assert dict(zip(names, rows[0], strict=True))["val_loss"] == "2.5"
     (kept,) = runlog.LossLog(tmp_path, 100).rows()
     assert kept == dict(zip(runlog.COLUMNS, (7, 1.5, 0.25, 2.5, 1e-3, 3.0, 100, 9.0), strict=True))
     path.write_text("step,value\n1,2\n")
-    assert status._last_rows(path)[1] == [] and runlog.LossLog(tmp_path, 100).rows() == []
+    assert progress._last_rows(path)[1] == [] and runlog.LossLog(tmp_path, 100).rows() == []
     tally("columns of a loss.csv are found by its header", cases=2, detail="0 invented values")
 
 
