@@ -20,7 +20,7 @@ def states(count: int, state: str = "done", cell: str = "baseline", reason: str 
 def shown(found: list[RunState], width: int | None, everything: bool = False) -> str:
     output = io.StringIO()
     console = Terminal(file=output, width=width or 180, force_terminal=width is not None, color_system=None)
-    display.print_states(found, "out/study", console, everything)
+    display.print_states(found, "out/study", console, everything=everything)
     return output.getvalue()
 
 
