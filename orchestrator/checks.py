@@ -189,21 +189,12 @@ def _cluster(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str
     if not slurm.available():
         yield f"launcher {launcher}: there is no sbatch on this machine; use --launcher local"
         return
-    settings = loaded.experiment.slurm
     try:
         yield from slurm_checks.check_jobs(loaded, runs, launcher)
-        limit = slurm.submit_limit(settings.account)
-    except slurm.NoAnswerError:  # nothing is wrong with the file
-        raise
+    except slurm.NoAnswerError as error:  # nothing is wrong with the file
+        raise RunError(f"Slurm does not answer ({error}); nothing was queued, run the command again later") from None
     except slurm.ControllerError as error:
         yield f"{loaded.at('slurm')}slurm: {error}"
-        return
-    jobs = -(-len(runs) // settings.runs_per_job)
-    if limit is not None and jobs > limit:
-        yield (
-            f"{loaded.at('slurm')}slurm: you may have {limit} jobs in the queue, this study has {jobs}; "
-            "set slurm.runs_per_job, or submit a part of it with --only"
-        )
 
 
 def _corpora(runs: Sequence[Run]) -> Iterator[str]:

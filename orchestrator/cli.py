@@ -152,12 +152,12 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from orchestrator import display, helper_jobs, missing, rundir
+    from orchestrator import display, missing, rundir, waves
     from orchestrator import status as state_module
 
     found = rundir.find_study(study, output)
     if watch:
-        display.watch(found, _console(), until_settled=False)
+        display.watch(found, _console())
         return
     scheduler = state_module.Scheduler()
     states = state_module.collect(found, scheduler)
@@ -167,7 +167,7 @@ def status(
     console = _console()
     display.print_states(states, str(found.folder), console, found.measure, everything)
     console.print(display.summary_line(states, scheduler), highlight=False)
-    for line in helper_jobs.describe(found, scheduler.jobs):
+    for line in waves.describe(found, states, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)
     for line in missing.of_study(found, states):
         console.print(line, soft_wrap=True)
@@ -247,7 +247,7 @@ def cancel(
 ) -> None:
     """Take runs back from the queue, or stop them. They keep their checkpoints."""
     from orchestrator import cancel as cancelling
-    from orchestrator import rundir
+    from orchestrator import rundir, waves
     from orchestrator import status as state_module
     from trainer.errors import UserError
 
@@ -257,7 +257,7 @@ def cancel(
     wanted = {run.id for name in runs or () for run in found.matching(name)}
     states = cancelling.affected(state_module.collect(found), None if everything else wanted)
     helpers = cancelling.helper_job_ids(found) if everything else []
-    if not states and not helpers:
+    if not states and not helpers and not waves.waits(found, None if everything else wanted):
         print("nothing to cancel: none of these runs is queued or running")
         return
     if not yes:
@@ -265,6 +265,9 @@ def cancel(
         typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {names}?"), abort=True)
     if helpers:  # first, or they would queue what is being cancelled
         print(f"cancelled {cancelling.cancel_helpers(found)}")
+    forgotten = waves.forget(found, None if everything else wanted)
+    if forgotten:
+        print(f"{forgotten} runs no longer wait for room in the queue")
     print(f"cancelled {len(cancelling.cancel(states))} runs")
 
 

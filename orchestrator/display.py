@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,13 +89,18 @@ def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
     return text
 
 
-def watch(study: Study, console: Console, until_settled: bool) -> list[RunState]:
-    """Show the study's state live until the user leaves, or (until_settled) until nothing is queued or running."""
+def watch(
+    study: Study, console: Console, go_on: Callable[[Sequence[RunState], Scheduler], bool] | None = None
+) -> list[RunState]:
+    """Show the study's state live until the user leaves.
+
+    go_on: called after each refresh; with it, until it is false and nothing is queued or running.
+    """
     scheduler = Scheduler()
     with LiveStatus(study, console, scheduler) as live:
         while True:
             states = live.refresh()
-            if until_settled and not any(state.active for state in states):
+            if go_on and not go_on(states, scheduler) and not any(state.active for state in states):
                 return states
             time.sleep(REFRESH_SECONDS)
 

@@ -108,8 +108,8 @@ def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
     jobs: the queue, where it has just been read.
     """
     found = (slurm.queue() if jobs is None else jobs).values()
-    wanted, alive = token(study, kind), slurm.PENDING | slurm.RUNNING
-    return sorted((j.id for j in found if j.token == wanted and j.state in alive and j.id.isdigit()), key=int)
+    wanted = token(study, kind)
+    return sorted((job.id for job in found if job.token == wanted and job.alive and job.id.isdigit()), key=int)
 
 
 def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bool = False) -> list[str]:

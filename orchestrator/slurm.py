@@ -85,6 +85,11 @@ class Job:
         return find_token(self.comment)
 
     @property
+    def alive(self) -> bool:
+        """True while it waits or runs."""
+        return self.state in PENDING or self.state in RUNNING
+
+    @property
     def base(self) -> str:
         """Id of its array, its own id for a plain job."""
         return self.id.partition("_")[0]
@@ -364,14 +369,6 @@ def cluster_name() -> str:
         return ""
 
 
-def max_array_size() -> int:
-    """Largest array index + 1 that the cluster takes. Raises ControllerError."""
-    told = settings().get("MaxArraySize", "1001")
-    if not re.fullmatch(r"[0-9]{1,9}", told):
-        raise ControllerError(f"scontrol show config: MaxArraySize is {told[:40]!r}, which is no number")
-    return max(1, int(told))
-
-
 def test_only(script: Path) -> str:
     """Return what `sbatch --test-only` says against a job script, '' where it would be queued. Nothing is queued.
 
@@ -393,17 +390,3 @@ def nodes() -> list[dict[str, str]]:
     """
     lines = run_command(["scontrol", "--oneliner", "show", "node"]).split("\n")
     return [fields for fields in map(_fields, lines) if "NodeName" in fields]
-
-
-def submit_limit(account: str | None) -> int | None:
-    """How many jobs this user may have in the queue (MaxSubmitJobs), where accounting says so; else None.
-
-    account: the one of the jobs; without it the most generous of the user's counts.
-    """
-    whose = [f"user={sorted(own_names())[-1]}", *([f"account={account}"] if account else [])]
-    try:
-        lines = run_command(["sacctmgr", "-nP", "show", "assoc", *whose, "format=MaxSubmitJobs"]).splitlines()
-    except ControllerError:
-        return None
-    numbers = [int(line) for line in lines if re.fullmatch(r"[0-9]{1,10}", line)]
-    return max(numbers) if numbers and len(numbers) == len(lines) else None

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator import helper_jobs, launchers, rundir, slurm, submission
+from orchestrator import helper_jobs, launchers, limits, rundir, slurm, submission
 from orchestrator.experiment import Loaded
 from orchestrator.launchers import Batch
 from orchestrator.matrix import Run
@@ -27,13 +27,13 @@ _SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queue
 _HINTS = {"comment": "set slurm.comment", "requeue": "set slurm.requeue: false"}
 
 
-def planned_batches(loaded: Loaded, runs: Sequence[Run], largest_array: int) -> Iterator[Batch]:
+def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: limits.ArrayLimits) -> Iterator[Batch]:
     """Yield the batches that a submit of these runs would queue, with placeholders for token and code."""
     folder, experiment = loaded.experiment.folder, loaded.experiment
     study = Study(folder, experiment.name, loaded.file, 0.0, {}, rundir.study_runs(folder, runs))
     code = folder.parent / rundir.SNAPSHOTS / "CODE_SNAPSHOT"
     members = [(run, 1) for run in study.runs]
-    for jobs in submission.split(members, experiment.slurm.runs_per_job, largest_array):
+    for jobs in submission.split(members, experiment.slurm, cluster.tasks, cluster.script_bytes):
         yield Batch(study, jobs, TOKEN, experiment.slurm, code, experiment.export)
 
 
@@ -42,7 +42,7 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
 
     Raises ControllerError where Slurm does not answer.
     """
-    batch = next(planned_batches(loaded, runs, slurm.max_array_size()), None)
+    batch = next(planned_batches(loaded, runs, limits.array_limits()), None)
     if batch is None:
         return
     where = f"{loaded.at('slurm')}slurm: "

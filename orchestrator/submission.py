@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from orchestrator import claims, identity, missing, rundir, slurm, snapshot, status, task
+from orchestrator import claims, identity, limits, missing, rundir, slurm, snapshot, status, task
 from orchestrator.launchers import Batch, Launcher, Members, job_ids
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.slurm_settings import SlurmSettings
@@ -16,6 +18,17 @@ from orchestrator.status import RunState
 from trainer import runlog
 from trainer.errors import RunError, UserError
 from trainer.safe_open import require_folder
+
+SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
+LINE_BYTES = 64  # around each command
+
+
+class RefusedError(RunError):
+    """sbatch has refused a batch; none of it is queued. cause: its words."""
+
+    def __init__(self, cause: slurm.ControllerError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 @dataclass
@@ -81,10 +94,27 @@ def arrays_of(states: Iterable[RunState]) -> list[str]:
     return list(dict.fromkeys(state.job_id.partition("_")[0] for state in states if state.job_id))
 
 
-def split(members: Members, per_job: int, largest_array: int) -> list[list[Members]]:
-    """Runs into jobs of `per_job`, jobs into arrays of at most `largest_array`."""
-    jobs = [members[i : i + per_job] for i in range(0, len(members), per_job)]
-    return [jobs[i : i + largest_array] for i in range(0, len(jobs), largest_array)]
+def group(members: Members, per_job: int) -> list[Members]:
+    """Runs into jobs of `per_job`."""
+    return [members[i : i + per_job] for i in range(0, len(members), per_job)]
+
+
+def split(
+    members: Members, settings: SlurmSettings, largest_array: int, script_bytes: int = limits.SCRIPT_BYTES
+) -> list[list[Members]]:
+    """Runs into jobs, jobs into arrays of at most `largest_array`, whose scripts are at most `script_bytes` long."""
+    room = script_bytes - SCRIPT_HEAD - sum(len(line.encode()) for line in settings.setup)
+    arrays: list[list[Members]] = []
+    free = 0
+    for job in group(members, settings.runs_per_job):
+        command = task.task_command([(run.folder, attempt) for run, attempt in job], settings.layout)
+        size = len(shlex.join(command).encode()) + LINE_BYTES
+        if not arrays or len(arrays[-1]) == largest_array or size > free:
+            arrays.append([])
+            free = room
+        arrays[-1].append(job)
+        free -= size
+    return arrays
 
 
 def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
@@ -112,11 +142,20 @@ def mend_snapshots(study: Study) -> None:
 
 
 def prepare(
-    study: Study, jobs: Sequence[Members], settings: SlurmSettings, code: Path, exports: Sequence[str] = ()
+    study: Study,
+    jobs: Sequence[Members],
+    settings: SlurmSettings,
+    code: Path,
+    exports: Sequence[str] = (),
+    after: Sequence[str] = (),
+    surroundings: Mapping[str, Any] | None = None,
 ) -> Batch:
-    """The batch of one launch: provenance of each run, claims described. Nothing is queued yet."""
-    batch = Batch(study, jobs, claims.new_token(), settings, code, exports)
-    shared = rundir.surroundings(code)
+    """The batch of one launch: provenance of each run, claims described. Nothing is queued yet.
+
+    surroundings: what the runs' provenance shares, where it was recorded before.
+    """
+    batch = Batch(study, jobs, claims.new_token(), settings, code, exports, after)
+    shared = dict(surroundings or rundir.surroundings(code))
     for index, job in enumerate(jobs):
         for run, attempt in job:
             claims.describe(run.folder, claims.Claim(attempt, batch.token, index, len(jobs)))
@@ -199,7 +238,7 @@ def _lost_answer(batch: Batch, error: slurm.ControllerError) -> str:
             "what is in the queue by then is found, the rest is queued, nothing twice"
         )
     release(batch.members, str(error))
-    raise RunError(str(error))
+    raise RefusedError(error)
 
 
 def put_aside(study: Study, names: Sequence[str]) -> list[str]:

@@ -17,10 +17,10 @@ from orchestrator import (
     checks,
     display,
     experiment,
-    helper_jobs,
     joblog,
     kinds,
     launchers,
+    limits,
     matrix,
     origins,
     outline,
@@ -30,6 +30,7 @@ from orchestrator import (
     snapshot,
     status,
     submission,
+    waves,
 )
 from orchestrator.experiment import Loaded
 from orchestrator.launchers.local import LocalQueue, find_devices
@@ -190,18 +191,19 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     held = "" if plan.launcher == "local" else submission.release_held(study, scheduler.jobs)
     if held:
         console.print(held)
-    selection = submission.select(states, plan.options.retry, plan.options.only)
+    waiting = [state.run.id for state in waves.find_waiting(study, states)]  # for room in the queue, --retry or not
+    selection = submission.select(states, plan.options.retry, plan.options.only, waiting)
     incomplete = [state.run.id for state in selection.chosen if state.state == "done"]
     if incomplete:  # what is left of them is put aside
         submission.put_aside(study, incomplete)
         study = _create(plan)
-        selection = submission.select(status.collect(study), plan.options.retry, plan.options.only)
+        selection = submission.select(status.collect(study), plan.options.retry, plan.options.only, waiting)
     _say(selection, console)
     submission.mend_snapshots(study)
     if selection.chosen:
         _launch(plan, study, selection, console)
     if plan.options.wait and plan.launcher != "local":
-        display.watch(study, console, until_settled=True)
+        display.watch(study, console, waves.keep_going(study, console.print))
     return status.collect(study)
 
 
@@ -252,9 +254,7 @@ def _launch(plan: Plan, study: Study, selection: submission.Selection, console: 
     if plan.launcher == "local":
         _run_local(plan, study, _claim(plan, study, selection.chosen, console), code, console)
     else:
-        largest_array = slurm.max_array_size()
-        active = submission.arrays_of(selection.active)
-        _queue_slurm(plan, study, _claim(plan, study, selection.chosen, console), code, largest_array, active, console)
+        _queue_slurm(plan, study, selection, code, console)
 
 
 def _claim(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> launchers.Members:
@@ -285,31 +285,22 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path,
             live.refresh()
 
 
-def _queue_slurm(
-    plan: Plan,
-    study: Study,
-    members: launchers.Members,
-    code: Path,
-    largest_array: int,
-    active: Sequence[str],
-    console: Console,
-) -> None:
-    """active: the arrays of earlier submits that still wait or run."""
-    if not members:
-        return
-    launcher, settings = launchers.make(plan.launcher), plan.loaded.experiment.slurm
-    waiting = submission.split(members, settings.runs_per_job, largest_array)
-    arrays: list[str] = []
-    while waiting:
-        with submission.released_on_error([member for jobs in waiting for job in jobs for member in job]):
-            batch = submission.prepare(study, waiting[0], settings, code, plan.loaded.experiment.export)
-        jobs = waiting.pop(0)
-        with submission.released_on_error([member for rest in waiting for job in rest for member in job]):
-            arrays.append(submission.queue(launcher, batch)[0].partition("_")[0])
-        console.print(f"queued {sum(map(len, jobs))} runs as job {arrays[-1]} ({launcher.name})")
-    if plan.options.with_report and plan.folder == plan.loaded.experiment.folder:
-        console.print(helper_jobs.queue_report(batch, [*active, *arrays]))
-    console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")
+def _queue_slurm(plan: Plan, study: Study, selection: submission.Selection, code: Path, console: Console) -> None:
+    experiment, before = plan.loaded.experiment, waves.read(study)
+    order = waves.Order(
+        plan.launcher,
+        experiment.slurm,
+        experiment.export,
+        code.resolve(),
+        rundir.surroundings(code),
+        report=plan.options.with_report and plan.folder == experiment.folder,
+        problem=before.problem if before and before.blocked else "",
+    )
+    ids = {state.run.id for state in selection.chosen}
+    rundir.renew(study, [run for run in plan.runs if run.id in ids], partial(_set_by, plan))
+    arrays = waves.queue(study, order, selection.chosen, selection.active, console.print)
+    if arrays:
+        console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")
 
 
 def scripts(plan: Plan) -> list[str]:
@@ -321,7 +312,7 @@ def scripts(plan: Plan) -> list[str]:
         raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
     launcher = launchers.make(plan.launcher)
     try:
-        largest_array = slurm.max_array_size()
+        cluster = limits.array_limits()
     except slurm.ControllerError:  # the scripts can be shown on a machine that has no cluster
-        largest_array = len(plan.runs)
-    return [launcher.script(batch) for batch in slurm_checks.planned_batches(plan.loaded, plan.runs, largest_array)]
+        cluster = limits.ArrayLimits(len(plan.runs))
+    return [launcher.script(batch) for batch in slurm_checks.planned_batches(plan.loaded, plan.runs, cluster)]

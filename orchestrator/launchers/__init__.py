@@ -26,11 +26,17 @@ class Batch:
     settings: SlurmSettings
     code: Path  # the snapshot
     exports: Sequence[str] = ()  # of the user's shell, besides the allow-list
+    after: Sequence[str] = ()  # jobs that must have ended before it starts
 
     @property
     def members(self) -> Members:
         """The runs of all its jobs."""
         return [member for job in self.jobs for member in job]
+
+    @property
+    def dependency(self) -> str | None:
+        """Value of sbatch's --dependency."""
+        return "afterany:" + ":".join(self.after) if self.after else None
 
     @property
     def threads(self) -> int:

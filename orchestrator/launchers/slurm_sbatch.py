@@ -47,7 +47,7 @@ class SbatchLauncher:
         path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
         # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): Slurm reads the script as the user who submits
         runlog.atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
-        return call_sbatch(path)
+        return call_sbatch(path, batch.dependency)
 
 
 def call_sbatch(script: Path, dependency: str | None = None) -> list[str]:

@@ -61,6 +61,7 @@ class SubmititLauncher:
         except RuntimeError as error:
             raise UserError(f"launcher submitit: {error}; use --launcher local") from None
         settings = batch.settings
+        after = {"dependency": batch.dependency} if batch.dependency else {}
         parameters = {
             "name": batch.study.name,
             "timeout_min": minutes(settings.time),
@@ -71,7 +72,7 @@ class SubmititLauncher:
             "slurm_setup": preamble(batch),
             "slurm_srun_args": srun_options(settings),
             "slurm_stderr_to_stdout": True,
-            "slurm_additional_parameters": job_options(batch),
+            "slurm_additional_parameters": job_options(batch) | after,
         }
         executor.update_parameters(**parameters)
         executor._executor.parameters["wckey"] = None  # submitit's own, which a site that checks wckeys refuses

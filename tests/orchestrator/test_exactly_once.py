@@ -46,7 +46,7 @@ def submit_once(study: Study) -> str:
     submission.adopt(states)
     members = submission.claim(submission.select(states).chosen)
     try:
-        for jobs in submission.split(members, 1, 1001):
+        for jobs in submission.split(members, SlurmSettings(), 1001):
             submission.queue(
                 launchers.make("sbatch"),
                 submission.prepare(study, jobs, SlurmSettings(), submission.take_snapshot(study)),
@@ -230,7 +230,10 @@ def test_status_asks_squeue_once_for_a_hundred_runs(fake: FakeSlurm, tmp_path: P
 def test_jobs_of_an_array_over_the_limit_are_split(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     members = submission.claim(submission.select(status.collect(study)).chosen)
-    assert [[len(job) for job in jobs] for jobs in submission.split(members, 2, 3)] == [[2, 2, 2], [1]]
+    assert [[len(job) for job in jobs] for jobs in submission.split(members, SlurmSettings(runs_per_job=2), 3)] == [
+        [2, 2, 2],
+        [1],
+    ]
 
 
 def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_path: Path) -> None:

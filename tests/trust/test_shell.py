@@ -208,7 +208,7 @@ def by_slurm(matrix: Matrix, plan: Plan, members: Any, lab: Lab, submitit: bool)
     study, cwd, code = rundir.load_study(plan.folder), Path.cwd(), plan.folder / "code"
     jobs: list[tuple[Path, Path, int]] = []
     batches: list[tuple[str, Batch, Any]] = []
-    for chunk in submission.split(members, settings.runs_per_job, matrix.most_tasks):
+    for chunk in submission.split(members, settings, matrix.most_tasks):
         batch = submission.prepare(study, chunk, settings, code)
         SbatchLauncher().launch(batch)
         script = (study.folder / "logs" / f"{batch.token}.sbatch").resolve()
