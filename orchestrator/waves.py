@@ -121,6 +121,8 @@ def queue(study: Study, order: Order, chosen: Sequence[RunState], states: Sequen
         _wait_for_room(batch, order, left, wave, say)
     else:
         (study.folder / RECORD).unlink(missing_ok=True)
+        with contextlib.suppress(slurm.ControllerError):  # one that stays finds nothing to do
+            helper_jobs.cancel(study, [helper_jobs.FOLLOW_UP])
         if order.report and wave.arrays:
             say(helper_jobs.queue_report(batch, [*wave.before, *wave.arrays]))
     return wave.arrays

@@ -29,7 +29,8 @@ def add(comment, array):
         except FileExistsError:
             number += 1
     with open(home + "/jobs/%d/.new" % number, "w") as job:
-        job.write(comment + "\\n" + array + "\\n" + os.path.abspath(sys.argv[-1]))
+        after = [word for word in sys.argv if word.startswith("--dependency=")]
+        job.write("\\n".join([comment, array, os.path.abspath(sys.argv[-1]), *after]))
     os.rename(home + "/jobs/%d/.new" % number, home + "/jobs/%d/job" % number)
     return number
 
@@ -42,6 +43,12 @@ if name == "sbatch":
     comment = re.search(r"--comment=(\\S+)", text)[1]
     array = re.search(r"--array=0-(\\d+)", text)
     array = array[1] if array else ""
+    limit = os.path.exists(home + "/limit") and int(open(home + "/limit").read())
+    held = [open(home + "/jobs/" + n + "/job").read().split("\\n")[1] for n in os.listdir(home + "/jobs")
+            if os.path.exists(home + "/jobs/" + n + "/job")]
+    if limit and sum(int(a or 0) + 1 for a in [*held, array]) > limit:
+        sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: "
+                 "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)")
     act = random.choice(["good", "late", "twice", "never", "lost"]) if mode == "chaos" else mode
     if act == "refuse":
         sys.exit("sbatch: error: Batch job submission failed: Invalid account")
@@ -61,7 +68,7 @@ elif name == "squeue":
     user = [w for w in sys.argv if w.startswith("--user=")][0][7:]
     for number in sorted(os.listdir(home + "/jobs"), key=int):
         try:
-            comment, array, script = open(home + "/jobs/" + number + "/job").read().split("\\n")
+            comment, array, script, *_ = open(home + "/jobs/" + number + "/job").read().split("\\n")
         except FileNotFoundError:
             continue
         jobs = ["%s_%d" % (number, i) for i in range(int(array) + 1)] if array else [number]
@@ -101,6 +108,19 @@ class FakeSlurm:
         """How often a command was called."""
         path = self.home / "calls"
         return path.read_text().splitlines().count(name) if path.exists() else 0
+
+    def set_limit(self, jobs: int) -> None:
+        """How many jobs may be in the queue; sbatch refuses more."""
+        (self.home / "limit").write_text(str(jobs))
+
+    def dependency(self, number: int) -> str:
+        """--dependency of a job, '' for none."""
+        words = (self.home / "jobs" / str(number) / "job").read_text().split("\n")[3:]
+        return words[0].partition("=")[2] if words else ""
+
+    def end(self, number: int) -> None:
+        """Take a job out of the queue."""
+        (self.home / "jobs" / str(number) / "job").unlink()
 
     def jobs(self) -> dict[int, int]:
         """Job number -> number of its tasks, for each job in the queue."""

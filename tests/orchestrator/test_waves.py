@@ -1,0 +1,271 @@
+"""Studies larger than a site's limits: what is queued, what waits for room, and who goes on with it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator import helper_jobs, limits, rundir, slurm, status, submission, waves
+from orchestrator.rundir import Study
+from orchestrator.slurm_settings import SlurmSettings
+from orchestrator.status import RunState, Scheduler
+from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.orchestrator.test_matrix import FIVE, expand
+from trainer import runlog
+from trainer.errors import RunError
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Of seven runs."""
+    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE))
+
+
+@pytest.fixture
+def order(tmp_path: Path, study: Study) -> waves.Order:
+    return waves.Order("sbatch", SlurmSettings(setup=["module load cuda"]), [], tmp_path, {"git_commit": "abc"})
+
+
+class Said(list[str]):
+    """What was printed."""
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+def queue(study: Study, order: waves.Order, said: Said | None = None) -> list[str]:
+    states = status.collect(study)
+    return waves.queue(study, order, submission.select(states).chosen, states, Said() if said is None else said)
+
+
+def by_state(study: Study) -> dict[str, int]:
+    states = [state.state for state in status.collect(study)]
+    return {state: states.count(state) for state in sorted(set(states))}
+
+
+def test_without_a_limit_all_is_queued_at_once(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    assert queue(study, order) == ["1"]
+    assert fake.jobs() == {1: 7, 2: 1}
+    assert fake.dependency(2) == "afterany:1"
+    assert not (study.folder / waves.RECORD).exists()
+
+
+def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
+    fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "find_room", lambda settings: limits.Room(5, "MaxSubmitJobs=5"))
+    fake.set_limit(5)
+    said = Said()
+    assert queue(study, order, said) == ["1", "2"]
+    assert fake.jobs() == {1: 2, 2: 2, 3: 1}, "two arrays, so that the next wave need not wait for both"
+    assert fake.dependency(3) == "afterany:1?afterany:2"
+    assert said[-1].startswith("3 runs wait for room in the queue (MaxSubmitJobs=5); job 3 queues them")
+    assert by_state(study) == {"planned": 3, "queued": 4}
+    lines = waves.describe(study, status.collect(study), slurm.queue())
+    assert lines == ["3 runs wait for room in the queue: job 3 queues them"]
+
+
+def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
+    fake: FakeSlurm, study: Study, order: waves.Order
+) -> None:
+    fake.set_limit(5)
+    queue(study, order)
+    assert fake.jobs() == {1: 3, 2: 1}
+    assert by_state(study) == {"planned": 4, "queued": 3}
+    for run in study.runs[:3]:
+        runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 20}')
+    fake.end(1)
+    fake.end(2)  # the follow-up runs
+    said = Said()
+    assert waves.resume(study, Scheduler(), said)
+    assert fake.jobs() == {3: 4, 4: 1}
+    assert by_state(study) == {"done": 3, "queued": 4}
+    assert said[-1] == "queued the report behind them as job 4"
+    assert not waves.resume(study, Scheduler(), said), "done twice it does nothing"
+    assert fake.jobs() == {3: 4, 4: 1}
+    record = runlog.read_json(study.runs[5].folder / runlog.PROVENANCE) or {}
+    assert record["git_commit"] == "abc", "the node may have no checkout: the submit's surroundings are recorded"
+
+
+def test_the_next_submit_replaces_the_follow_up(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    fake.set_limit(5)
+    queue(study, order)
+    (fake.home / "limit").unlink()
+    queue(study, order)
+    assert fake.jobs() == {1: 3, 3: 4, 4: 1}
+    assert fake.dependency(4) == "afterany:1:3", "the report waits for the arrays of both submits"
+
+
+def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    fake.set_limit(1)
+    (fake.home / "jobs" / "9").mkdir()
+    (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")
+    said = Said()
+    assert queue(study, order, said) == []
+    assert "QOSMaxSubmitJobPerUserLimit" in said[-1]
+    assert "submit again when jobs have ended" in said[-1]
+    assert by_state(study) == {"planned": 7}
+    fake.end(9)
+    fake.set_limit(-1)  # not even one
+    with pytest.raises(RunError, match="though no job of yours is in the queue"):
+        queue(study, order)
+    assert by_state(study) == {"planned": 7}
+
+
+def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    """Chosen by --retry; the follow-up and a submit without --retry go on with them."""
+    for run in study.runs[4:]:
+        runlog.append_event(run.folder, "failed", reason="x")
+    fake.set_limit(5)
+    states = status.collect(study)
+    waves.queue(study, order, submission.select(states, retry=True).chosen, states, Said())
+    states = status.collect(study)
+    waiting = [state.run.id for state in waves.find_waiting(study, states)]
+    assert set(waiting) >= {run.id for run in study.runs[4:]}
+    assert {state.run.id for state in submission.select(states, rerun=waiting).chosen} == set(waiting)
+    assert waves.forget(study, waiting[:1]) == 1
+    assert waves.waits(study)
+    assert waves.forget(study) == 3
+    assert not waves.waits(study)
+
+
+def test_a_node_that_cannot_submit_says_so(
+    fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake.set_limit(5)
+    queue(study, order)
+    fake.end(2)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert waves.main([str(study.folder)]) == 1
+    monkeypatch.setenv("PATH", path)
+    [line] = waves.describe(study, status.collect(study), slurm.queue())
+    assert line.startswith("4 runs wait") and "sbatch: not found on" in line and line.endswith("submit again")
+    before = waves.read(study)
+    assert before is not None and before.blocked
+
+
+def test_max_parallel_holds_for_all_arrays_of_a_study(
+    fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "array_limits", lambda: limits.ArrayLimits(3))
+    order = replace(order, settings=SlurmSettings(max_parallel=2), report=False)
+    states = status.collect(study)
+    waves.queue(study, order, states[:2], states, Said())
+    assert fake.dependency(1) == "", "both may run at once"
+    states = status.collect(study)
+    waves.queue(study, order, states[2:], states, Said())
+    assert fake.jobs() == {1: 2, 2: 3, 3: 2}
+    assert fake.dependency(2) == "afterany:1"
+    assert fake.dependency(3) == "afterany:1:2"
+
+
+def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    fake.set_limit(3)  # the follow-up finds no room
+    said = Said()
+    queue(study, order, said)
+    assert "no follow-up job" in said[-1]
+    for run in study.runs[:3]:
+        runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 20}')
+    fake.end(1)
+    scheduler = Scheduler()
+
+    def look() -> list[RunState]:
+        return status.collect(study, scheduler)
+
+    assert waves.keep_going(study, said)(look(), scheduler)
+    assert fake.jobs() == {2: 2, 3: 1}, "and a follow-up, now that there is room for one"
+    assert by_state(study) == {"done": 3, "planned": 2, "queued": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates "
+         "accounting/QOS policy (job submit limit, user's size and/or time limits)", True),
+        ("sbatch: error: AssocGrpSubmitJobsLimit", True),
+        ("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's "
+         "size and/or time limits)", True),
+        ("sbatch: error: QOSMaxWallDurationPerJobLimit sbatch: error: Batch job submission failed: Job violates "
+         "accounting/QOS policy (job submit limit, user's size and/or time limits)", False),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", False),
+    ],
+)  # fmt: skip
+def test_which_refusals_mean_that_too_much_is_queued(words: str, limit: bool) -> None:
+    assert limits.is_limit(slurm.ControllerError(words)) is limit
+
+
+@pytest.mark.parametrize(
+    ("association", "qos", "partition_qos", "room"),
+    [
+        ("||lab|normal|normal||", "", "", None),
+        ("10||lab|normal|normal||", "", "", 7),
+        ("|8|lab|normal|normal||", "", "", 5),
+        ("||lab|normal|normal||", "6||", "", 4),  # two of the jobs are in this QOS
+        ("||lab|normal|normal||", "6||4", "", 0),  # four, with another user's
+        ("100||lab||normal||", "6||", "", 4),
+        ("||lab|normal|normal||", "", "5||", 4),  # one of the jobs is in this partition
+    ],
+)
+def test_the_narrowest_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, association: str, qos: str, partition_qos: str, room: int | None
+) -> None:
+    own = "lab|normal|cpu\nlab|normal|cpu\nlab|long|gpu\n"
+    programs = {
+        "sacctmgr": f"""case "$*" in *"assoc user="*) echo '{association}' ;; *"qos normal"*) echo '{qos}' ;;
+            *"qos part"*) echo '{partition_qos}' ;; esac""",
+        "squeue": f"""printf '{own}'; case "$*" in *--user=*) ;; *) printf 'x|normal|cpu\nx|normal|cpu\n' ;; esac""",
+        "scontrol": """case "$*" in *partition*) echo "PartitionName=cpu QoS=N/A Default=NO"
+            echo "PartitionName=gpu QoS=part Default=YES" ;; esac""",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert limits.find_room(SlurmSettings()).jobs == room
+
+
+def test_no_accounting_is_no_limit(fake: FakeSlurm) -> None:
+    assert limits.find_room(SlurmSettings()) == limits.Room()
+
+
+def test_arrays_are_split_by_the_size_of_their_script(tmp_path: Path, study: Study) -> None:
+    members = [(run, 1) for run in study.runs]
+    settings = SlurmSettings()
+    whole = submission.SCRIPT_HEAD + 3 * (len(str(study.folder)) + 200)
+    arrays = submission.split(members, settings, 1000, whole)
+    assert len(arrays) > 1
+    assert [member for jobs in arrays for job in jobs for member in job] == members
+    assert len(submission.split(members, settings, 1000)) == 1
+
+
+def test_limits_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = "MaxArraySize = 20001\nMaxJobCount = 5000\nSchedulerParameters = bf_interval=5,max_script_size=65536\n"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\nprintf '{shown}'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert limits.array_limits() == limits.ArrayLimits(4999, 65536)
+
+
+def test_an_order_is_read_back_as_it_was_written(study: Study, order: waves.Order) -> None:
+    settings = SlurmSettings(gpus_per_node="a100:2", extra={"gres": "tmpfs:1"}, comment="p1", setup=["a", "b"])
+    order = replace(order, settings=settings, runs={"a": 1})
+    order.write(study)
+    assert waves.read(study) == order
+    assert (study.folder / waves.RECORD).stat().st_mode & 0o077 == 0
+    (study.folder / waves.RECORD).write_text('{"launcher": 1}')
+    assert waves.read(study) is None
+
+
+def test_helper_jobs_have_a_script_of_their_own(study: Study, order: waves.Order) -> None:
+    batch = helper_jobs.Batch(study, [], "", order.settings, order.code, [])
+    assert helper_jobs.script(batch, helper_jobs.FOLLOW_UP).rstrip().endswith(f"orchestrator.waves {study.folder}")
