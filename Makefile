@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The locks are complete: with --no-deps no resolver looks for other versions, `pip check` tells if one were missing.
-PIP := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
-EDITABLE := -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
+# -I: packages on PYTHONPATH, as modules of clusters set it, are not part of it.
+PIP := -I -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+EDITABLE := -I -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
 SEED ?= 1
 SECONDS ?= 600
 RUNS ?= 1000
@@ -36,7 +37,7 @@ $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	build=$(or $(TORCH),$$($(find_torch))); \
 	if [ $$build = cuda ]; then lock=requirements-cuda.txt; else lock=requirements.txt; fi; \
 	echo "make: installing $$lock into $(VENV)"; \
-	$(BIN)/python $(PIP) -r $$lock && $(BIN)/python -m pip check && touch $(VENV)/.installed-$$build
+	$(BIN)/python $(PIP) -r $$lock && $(BIN)/python -I -m pip check && touch $(VENV)/.installed-$$build
 	touch $(VENV)/.installed
 
 # The command `ablatrix`, which runs this checkout's code
@@ -46,14 +47,14 @@ $(VENV)/.installed-command: $(INSTALLED) pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed-command requirements-dev.txt
 	$(BIN)/python $(PIP) --no-build-isolation --use-pep517 -r requirements-dev.txt
-	$(BIN)/python -m pip check
+	$(BIN)/python -I -m pip check
 	touch $@
 
 $(VENV)-tools/.installed: requirements/tools.txt
 	@$(call check_venv,"$(VENV)-tools")
 	$(PYTHON) -m venv $(VENV)-tools
 	$(VENV)-tools/bin/python $(PIP) -r requirements/tools.txt
-	$(VENV)-tools/bin/python -m pip check
+	$(VENV)-tools/bin/python -I -m pip check
 	touch $@
 
 demo: $(VENV)/.installed-command ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
