@@ -16,7 +16,7 @@ from typing import Any
 
 from models.config import built_in, count_parameters
 from orchestrator import exports, kinds, slurm, task
-from orchestrator.command import checks as command_checks
+from orchestrator.command import preflight as command_preflight
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
@@ -55,7 +55,7 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequen
     """
     if loaded.experiment.command:
         ours: list[Run] = []
-        slow: list[Callable[[], Iterable[str]]] = [partial(command_checks.places, loaded, chosen, launcher)]
+        slow: list[Callable[[], Iterable[str]]] = [partial(command_preflight.check, loaded, chosen, launcher)]
     else:
         ours = list(runs)
         slow = [partial(_inputs, runs), partial(_toggles, loaded, runs)]

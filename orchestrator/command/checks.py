@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.command import series, template
-from orchestrator.command.config import CommandConfig
 from orchestrator.command.settings import OWN_KEYS
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer import runlog
@@ -17,7 +14,6 @@ from trainer.config import nearest
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment, Loaded
-    from orchestrator.matrix import Run
 
 # Files of the run folder that only we write
 OURS = (runlog.CONFIG, runlog.ARGS, runlog.LOSS, runlog.SUMMARY, runlog.PROVENANCE, runlog.EVENTS)
@@ -180,23 +176,3 @@ def _rest(loaded: Loaded) -> Iterator[str]:
         )
     if experiment.checkpoint and not experiment.resume_command:
         yield f"{loaded.at('checkpoint')}checkpoint: means nothing without `resume_command:`"
-
-
-def places(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterable[str]:
-    """The folder that the command runs in, and the program."""
-    environment, setup = loaded.experiment.env, loaded.experiment.slurm.setup
-    for run in runs:
-        config = run.config
-        if not isinstance(config, CommandConfig):
-            continue
-        spec = config.spec((loaded.experiment.folder / run.id).absolute(), run.cell)
-        folder, program = Path(spec["workdir"]), spec["command"][0]
-        if not folder.is_dir():
-            yield f"{loaded.at('workdir')}workdir: {folder} is no folder"
-            continue
-        # modules and environments that a job loads first may bring the program
-        if "/" in program or launcher == "local" or not setup:
-            path = environment.get("PATH") or os.environ.get("PATH")
-            there = shutil.which(folder / program if "/" in program else program, path=path)
-            if not there:
-                yield f"{loaded.at('command')}command: {program}: no such program, or not executable"
