@@ -209,7 +209,12 @@ def check(file: File, sets: Sets = None, launcher: LauncherName = "auto") -> Non
 
     planned = submit.make_plan(_options(file, launcher, sets=sets))
     submit.check(planned)
-    print(f"{file}: {len(planned.runs)} runs, nothing found that would fail ({planned.launcher})")
+    cells, seeds = (list(dict.fromkeys(getattr(run, of) for run in planned.runs)) for of in ("cell", "seed"))
+    shown = ", ".join(map(str, seeds[:10])) + (f", ... {seeds[-1]}" if seeds[10:] else "")
+    print(
+        f"{file}: {len(planned.runs)} runs (cells: {len(cells)}; seeds: {shown}), "
+        f"nothing found that would fail ({planned.launcher})"
+    )
     old = schema_module.outdated(planned.loaded.source.path)
     if old:
         print(f"note: {old} is another version's, editors may be wrong; renew it with: {_schema_command(old)}")

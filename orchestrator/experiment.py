@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from orchestrator import disclosures, exports, inheritance, locate, yamlfile
+from orchestrator import as_written, disclosures, exports, inheritance, locate, yamlfile
 from orchestrator.command import checks as command_checks
 from orchestrator.command.settings import CommandKeys
 from orchestrator.inheritance import Overrides
@@ -19,8 +19,10 @@ from orchestrator.locate import Source
 from orchestrator.sbatch_options import SWITCHES, VALUED, long_name, minutes
 from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.yamlfile import KeyPath, Tree
-from trainer.config import InfoConfig, keys, nearest
+from trainer import field_errors
+from trainer.config import InfoConfig, nearest
 from trainer.errors import ConfigError, UserError
+from trainer.field_errors import spell
 from trainer.paths import expand_path
 
 
@@ -34,17 +36,22 @@ class Level:
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-MOST_FAULTS = 50  # of one kind that are told
 MOST_NAMES = 20  # of a list that are told
-MORE = "and more faults like these"
-FIXED = {
-    "system.seed": "set per run; give `seeds:` at the top level",
-    "system.work_dir": "set per run; give `output:` at the top level",
-    **{
-        f"info.{name}": "the same in all runs; give `experiment_info:` at the top level"
-        for name in InfoConfig.model_fields
-    },
+EXAMPLES = {
+    "features": "features: {swiglu: {model.swiglu: true}}",
+    "cells": "cells: {modern: [swiglu, rope]}",
+    "design": "design: [baseline, one_at_a_time]",
+    "exclude": "exclude: [[rope, alibi]]",
+    "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5",
+    "slurm": 'slurm: {partition: gpu, time: "04:00:00"}',
+    "slurm.setup": "setup: [module load cuda]",
+    "slurm.extra": "extra: {nodelist: node1}",
+    "export": "export: [WANDB_API_KEY]",
+    "env": "env: {WANDB_MODE: offline}",
+    "experiment_info": "experiment_info: {description: seven cells}",
+    "metrics": "metrics: {csv: log.csv}",
 }
+SECTIONS = ("base", "features", "cells", "slurm", "experiment_info", "env")  # may stand empty
 DESIGNS = ("baseline", "one_at_a_time", "all_on", "leave_one_out", "factorial")
 
 
@@ -70,6 +77,12 @@ def usable_path(path: str) -> str:
 
 Exported = Annotated[str, AfterValidator(exports.checked)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(le=as_written.MOST_SEEDS)]
+SeedText = Annotated[str, Field(pattern=as_written.SEEDS)]
+Seeds = Annotated[
+    Count | list[Seed],
+    BeforeValidator(as_written.seeds, json_schema_input_type=Count | list[Seed | SeedText] | SeedText),
+]
 
 
 class Strict(BaseModel):
@@ -90,7 +103,7 @@ class Experiment(CommandKeys, Strict):
     design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
     cells: dict[SafeName, list[str]] = {}
     exclude: list[list[str]] = Field([], description="feature combinations that are left out")
-    seeds: Annotated[int, Field(le=10_000)] | list[Seed] = Field([1], description="a list, or n for 1..n")
+    seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = SlurmSettings()
@@ -168,22 +181,47 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     disclosures.refuse_filled(data, tree)
     if "name" not in data and source.config is None:
         _ask_for_config(source)
-    data.pop("extends", None)
-    data.pop("vars", None)
+    data = _without_empty_sections(data)
+    blocks = _blocks(data)
     if data.get("command") is not None:
-        problems += command_checks.setting_problems(_blocks(data), tree)
+        problems += command_checks.setting_problems(blocks, tree)
     else:
-        problems += _check_trainer_keys(data, tree)
+        problems += as_written.settings_problems(blocks, tree)
+        for key, value in forced.items():
+            forced[key] = as_written.setting(key, value, tree.written(("base", key)))
     try:
-        loaded = Loaded(Experiment.model_validate(data), tree, source, forced)
+        loaded = Loaded(_validated(data, tree), tree, source, forced)
         problems += _check_design(loaded)
-        if all(isinstance(overrides, dict) for _, overrides in _blocks(data)):  # else it has been said
+        if all(isinstance(overrides, dict) for _, overrides in blocks):  # else it has been said
             problems += command_checks.problems(loaded)
     except ValidationError as error:
-        problems += [_explain(e, tree, str(source)) for e in error.errors()]
+        found = field_errors.by_place(error.errors(), data)
+        problems += [_explain(path, errors, tree, str(source)) for path, errors in found if not _unfilled(errors)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return loaded
+
+
+def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
+    """The experiment's own keys. A section without a line below it is as good as none."""
+    empty = {key for key in SECTIONS if key in data and data[key] is None}
+    return {key: value for key, value in data.items() if key not in ("extends", "vars", *empty)}
+
+
+def _validated(data: dict[str, Any], tree: Tree) -> Experiment:
+    """Raises ValidationError."""
+    as_written.restore_words(data.get("slurm"), tree, ("slurm",))
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        if not as_written.repair(data, tree, field_errors.by_place(error.errors(), data)):
+            raise
+    return Experiment.model_validate(data)
+
+
+def _unfilled(errors: list[Any]) -> bool:
+    """True for a value whose `${...}` has been found wrong."""
+    return any(isinstance(error["input"], str) and "${" in error["input"] for error in errors)
 
 
 def _ask_for_config(source: Source) -> None:
@@ -197,42 +235,21 @@ def _ask_for_config(source: Source) -> None:
 # ---- checks
 
 
-def _explain(error: Any, tree: Tree, file: str) -> str:
-    path = tuple(str(part) for part in error["loc"] if part != "[key]")
-    position, key = tree.position(path) or file, ".".join(path)
-    kind = error["type"]
+def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
+    place, entry = field_errors.split_entry(path)
+    position, key, kind = tree.position(place) or file, ".".join(place), errors[0]["type"]
     if kind == "extra_forbidden":
-        sections = {"slurm": SlurmSettings.model_fields, "experiment_info": ExperimentInfo.model_fields}
-        known = list(sections[path[0]]) if len(path) > 1 and path[0] in sections else list(TOP_LEVEL)
-        other = path[0] == "slurm" and long_name(path[-1]) in SWITCHES | VALUED
-        hint = "; sbatch options other than these go under slurm.extra" if other else nearest(path[-1], known)
+        model = field_errors.model_at(Experiment, path[:-1])
+        known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
+        hint = nearest(path[-1], known)
+        if path[0] == "slurm" and not hint and long_name(path[-1]) in SWITCHES | VALUED:
+            hint = "; sbatch options other than these go under slurm.extra"
         return f"{position}: {key}: unknown key{hint}"
-    if kind == "missing":
-        return f"{file}: {key}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{position}: {key}: {message[0].lower() + message[1:]}, got {error['input']!r}"
-
-
-def _check_trainer_keys(data: dict[str, Any], tree: Tree) -> list[str]:
-    """Unknown trainer keys in base and features, each with the nearest name, and features that override nothing."""
-    known = [key for key, _ in keys()]
-    problems = []
-    for path, overrides in _blocks(data):
-        name = ".".join(path)
-        if not isinstance(overrides, dict):
-            problems.append(f"{tree.position(path)}: {name}: must be settings such as `model.swiglu: true`")
-        elif path[0] == "features" and not overrides:
-            problems.append(f"{tree.position(path)}: {name}: overrides nothing; name what the feature switches on")
-        else:
-            for key in overrides:
-                if len(problems) == MOST_FAULTS:
-                    return [*problems, MORE]
-                where = f"{tree.position((*path, key))}: {name}.{key}: "
-                if key in FIXED:
-                    problems.append(f"{where}{FIXED[key]}")
-                elif key not in known:
-                    problems.append(f"{where}unknown key{nearest(key, known)}")
-    return problems
+    if kind == "missing" and path == ("name",):
+        return f"{file}: name: missing; write `name: my-study`"
+    message = field_errors.describe(errors, field_errors.field_at(Experiment, place))
+    example = EXAMPLES.get(key) if kind != "value_error" else None
+    return f"{position}: {key}: {entry}{message}" + (f"; for example `{example}`" if example else "")
 
 
 def _blocks(data: dict[str, Any]) -> list[tuple[KeyPath, Any]]:
@@ -254,13 +271,13 @@ def _check_design(loaded: Loaded) -> list[str]:
         word = next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
         if word not in DESIGNS or (isinstance(item, dict) and (word != "factorial" or not _is_order(item[word]))):
             hint = nearest(str(word), DESIGNS)
-            problems.append(f"{loaded.at('design')}design: {item!r} is not one of {', '.join(DESIGNS)}{hint}")
+            problems.append(f"{loaded.at('design')}design: {spell(item)!r} is not one of {', '.join(DESIGNS)}{hint}")
     groups: list[tuple[KeyPath, list[str]]] = [(("cells", name), m) for name, m in experiment.cells.items()]
     groups += [(("exclude",), members) for members in experiment.exclude]
     for path, members in groups:
         for member in members:
-            if len(problems) == MOST_FAULTS:
-                return [*problems, MORE]
+            if len(problems) == as_written.MOST_FAULTS:
+                return [*problems, as_written.MORE]
             if member not in labels:
                 problems.append(
                     f"{loaded.at(*path)}{'.'.join(path)}: no feature {member!r}{nearest(member, known)}; "

@@ -10,9 +10,10 @@ from typing import Any
 from orchestrator import disclosures, dotted, locate, yamlfile
 from orchestrator.expressions import Variables
 from orchestrator.locate import Source
-from orchestrator.yamlfile import KeyPath, Position, Tree
+from orchestrator.yamlfile import KeyPath, Position, Tree, Written
 from trainer.config import keys, nearest
 from trainer.errors import ConfigError, UserError
+from trainer.field_errors import show
 
 CONFIGS = "configs"
 PRIVATE = "x-"  # begins a key of the top level that only holds anchors
@@ -20,6 +21,7 @@ PRIVATE = "x-"  # begins a key of the top level that only holds anchors
 MOST_SOURCES = 100  # files and configs that one experiment stands on
 
 Overrides = dict[str, Any]  # dotted trainer key -> value
+Given = dict[str, Written]  # what `--set` says
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Known:
 
 
 def read(
-    source: Source, given: Overrides | None = None, chain: tuple[Source, ...] = (), known: Known | None = None
+    source: Source, given: Given | None = None, chain: tuple[Source, ...] = (), known: Known | None = None
 ) -> Tree:
     """The file, or the config in it, deep-merged over what it extends. Raises UserError or ConfigError.
 
@@ -142,14 +144,16 @@ def plain_vars(tree: Tree) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _variables(*trees: Tree, given: Overrides | None = None) -> Variables:
+def _variables(*trees: Tree, given: Given | None = None) -> Variables:
     """The variables of the trees, later ones winning, then those of the command line."""
     values: Overrides = {}
     written: Overrides = {}
     for tree in trees:
         values |= plain_vars(tree)
         written |= {name: tree.written(("vars", name)) for name in plain_vars(tree)}
-    return Variables(values | (given or {}), written=written | dict.fromkeys(given or ()))
+    for name, (value, text) in (given or {}).items():
+        values[name], written[name] = value, text
+    return Variables(values, written=written)
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
@@ -235,28 +239,29 @@ def _copied(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "features": bodies}
 
 
-def parse_sets(sets: Iterable[str]) -> Overrides:
+def parse_sets(sets: Iterable[str]) -> Given:
     """`key=value` texts of the command line, in order. Raises UserError."""
-    parsed: Overrides = {}
+    parsed: Given = {}
     for text in sets:
         key, equals, value = text.partition("=")
         disclosures.refuse_set(key, value)  # before any message that repeats it
         if not equals:
             raise UserError(f"--set {text}: write --set key=value, for instance --set trainer.max_iters=100")
-        parsed[key] = yamlfile.parse_scalar(value)
-        disclosures.refuse_set(key, parsed[key])
+        parsed[key] = yamlfile.parse_written(value)
+        disclosures.refuse_set(key, parsed[key].value)
     return parsed
 
 
-def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrides:
+def apply_sets(tree: Tree, sets: Given, top_level: Sequence[str]) -> Overrides:
     """Put `--set` into the tree; trainer keys are returned, because they must win over features too."""
     trainer_keys = [key for key, _ in keys()] if tree.data.get("command") is None else _free_keys(tree)
     forced: Overrides = {}
-    for key, value in sets.items():
+    for key, (value, written) in sets.items():
         section, dot, rest = key.partition(".")
+        position = Position("--set", written)
         if key in trainer_keys:
             forced[key] = value
-            tree.where[("base", key)] = "--set"
+            tree.where[("base", key)] = position
         elif key in ("extends", CONFIGS):
             raise UserError(
                 f"--set {key}: cannot be given here; choose a config with FILE#NAME, or write "
@@ -264,7 +269,7 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
             )
         elif key in top_level and not dot:
             tree.data[key] = value
-            tree.where[(key,)] = "--set"
+            tree.where[(key,)] = position
             tree.data = _flattened(tree).data
         elif (
             section in ("vars", "slurm", "experiment_info")
@@ -272,11 +277,14 @@ def apply_sets(tree: Tree, sets: Overrides, top_level: Sequence[str]) -> Overrid
             and isinstance(tree.data.setdefault(section, {}), dict)
         ):
             tree.data[section][rest] = value
-            tree.where[(section, rest)] = "--set"
+            tree.where[(section, rest)] = position
         else:
             raise UserError(f"--set {key}: unknown key{nearest(key, [*trainer_keys, *top_level])}")
     try:
         variables = _variables(tree)
+        for key, value in forced.items():
+            written = variables.written(value, sets[key].written)
+            tree.where[("base", key)] = Position("--set", written)
         return {key: variables.fill(value) for key, value in forced.items()}
     except UserError as error:
         raise UserError(f"--set: {error}") from None
@@ -308,7 +316,7 @@ def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:
             tree.where[path] = Position(tree.where[path], variables.written(value, tree.written(path)))
         return full
 
-    data = filled({key: value for key, value in tree.data.items() if key != "vars"}, ())
-    if problems:
-        raise ConfigError(problems)
-    return data
+    values = tree.data.get("vars")
+    if not isinstance(values, dict | None):
+        problems.append(f"{tree.position(('vars',))}: vars: must be names with values, found {show(values)}")
+    return filled({key: value for key, value in tree.data.items() if key != "vars"}, ())

@@ -14,6 +14,7 @@ from orchestrator.kinds import Config
 from orchestrator.slurm_settings import SlurmSettings
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
+from trainer.field_errors import spell
 from trainer.parallel import share_problems
 
 LONGEST_NAME = 80
@@ -176,10 +177,11 @@ def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tu
         key = next((key for key in lost if key.startswith("model.")), lost[0])
         of = key if key in overrides else next(k for k in dotted.parents(key) if k in overrides)
         winner = next(other for other in reversed(on) if of in other.overrides)
+        undone = f"{of}: {spell(overrides[of])}" if of != key else spell(overrides[of])
         yield (
             f"{level.label} {winner.label}",
-            f"{loaded.at(*level.path, key)}cell {cell.name}: {level.label} sets {key}: {level.overrides[key]}, and "
-            f"{winner.label} sets {of + ': ' if of != key else ''}{overrides[of]}; leave the two out together with "
+            f"{loaded.at(*level.path, key)}cell {cell.name}: {level.label} sets {key}: {spell(level.overrides[key])}, "
+            f"and {winner.label} sets {undone}; leave the two out together with "
             f"`exclude: [[{level.label}, {winner.label}]]`, or make them levels of one feature",
         )
 
@@ -225,7 +227,7 @@ def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, Config]
             continue
         blamed.update(cell.features)
         where = loaded.at("features", cell.features[0] if cell.features else "")
-        settings = ", ".join(f"{key}: {value!r}" for key, value in overrides.items())
+        settings = ", ".join(f"{key}: {spell(value)}" for key, value in overrides.items())
         if other.features:
             problems.append(f"{where}cell {cell.name}: is the same configuration as cell {other.name} ({settings})")
         else:

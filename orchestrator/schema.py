@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from orchestrator.experiment import DESIGNS, FIXED, NAME, Experiment
+from orchestrator.as_written import FIXED
+from orchestrator.experiment import DESIGNS, NAME, SECTIONS, Experiment
+from orchestrator.inheritance import PRIVATE
 from trainer.config import RunConfig
 
 Schema = dict[str, Any]
@@ -58,17 +60,19 @@ def build() -> Schema:
         "design": {"type": "array", "items": _design()},
     }
     properties = {name: _described(node, TEXTS.get(name)) for name, node in properties.items()}
+    for name in SECTIONS:
+        properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     configs = {"type": "object", "additionalProperties": _or_none("config")}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Ablatrix experiment",
-        **_by_trainer(_closed(properties | {"configs": _described(configs, TEXTS["configs"])})),
+        **_by_trainer(_with_private(properties | {"configs": _described(configs, TEXTS["configs"])})),
         "$defs": {
             **definitions,
             "expression": EXPRESSION,
             "settings": _closed(known),
             "feature": _closed(known | {"levels": levels}) | {"minProperties": 1},
-            "config": _by_trainer(_closed(properties)),
+            "config": _by_trainer(_with_private(properties)),
         },
     }
 
@@ -118,6 +122,11 @@ def _closed(properties: Schema) -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
+def _with_private(properties: Schema) -> Schema:
+    """Keys that begin with x- hold anchors."""
+    return _closed(properties) | {"patternProperties": {f"^{PRIVATE}": {}}}
+
+
 def _by_trainer(study: Schema) -> Schema:
     """Of a command the settings are free; else they are our trainer's."""
     ours = {name: study["properties"][name] for name in ("base", "features")}
@@ -145,6 +154,8 @@ def _loosened(node: Any) -> Any:
             loose[key] = {name: _loosened(inner) for name, inner in loose[key].items()}
     if "prefixItems" in loose:
         loose |= {"items": loose.pop("prefixItems"), "additionalItems": False}
+    if loose.get("type") == "string" and not loose.keys() & {"enum", "const", "pattern"}:
+        loose["type"] = ["string", "number", "boolean"]  # taken as they are written
     typed = loose.get("type") in ("integer", "number", "boolean", "array")
     if not typed and not loose.keys() & {"enum", "const", "pattern"}:
         return loose

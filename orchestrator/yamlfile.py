@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -132,8 +132,15 @@ def parse_scalar(text: str) -> Any:
     return parse_written(text)[0]
 
 
-def parse_written(text: str) -> tuple[Any, Any]:
-    """The value, and what `Position.written` says of it. Raises UserError when not YAML."""
+class Written(NamedTuple):
+    """A value, and what `Position.written` says of it."""
+
+    value: Any
+    written: Any
+
+
+def parse_written(text: str) -> Written:
+    """The value as `parse_scalar` gives it, and as it was written. Raises UserError when not YAML."""
     shown = text if len(text) < 80 else f"{text[:80]}..."
     if len(text) > MAX_BYTES:
         raise UserError(f"{shown!r}: longer than 1 MiB; this is not a value")
@@ -145,7 +152,7 @@ def parse_written(text: str) -> tuple[Any, Any]:
     value = None if node is None else builder.build(node, ())
     if builder.problems:
         raise ConfigError(builder.problems)
-    return value, None if node is None else _written(node)
+    return Written(value, None if node is None else _written(node))
 
 
 def typed(text: str) -> Any:

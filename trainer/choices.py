@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from trainer.field_errors import spell
+
 if TYPE_CHECKING:
     from trainer.config import TrainerConfig
 
@@ -77,7 +79,7 @@ def problems(settings: TrainerConfig) -> Iterator[str]:
     name = schedule_name(settings)
     if settings.use_cosine is not None and settings.use_cosine != (name == "cosine"):
         yield (
-            f"trainer.use_cosine: {settings.use_cosine} contradicts trainer.schedule {name}; "
+            f"trainer.use_cosine: {spell(settings.use_cosine)} contradicts trainer.schedule {name}; "
             "it is the short form of schedule: cosine, so leave one of the two out"
         )
     yield from _unread(settings, "optimizer", settings.optimizer, OPTIMIZERS)
@@ -95,7 +97,8 @@ def _unread(settings: TrainerConfig, kind: str, name: str, readers: dict[str, tu
         value = getattr(settings, key)
         if key not in readers[name] and value != type(settings).model_fields[key].default:
             those = ", ".join(reader for reader, keys in readers.items() if key in keys)
-            yield f"trainer.{key}: {value} would be ignored by {kind} {name}; leave it out, or choose {kind} {those}"
+            ignored = f"trainer.{key}: {spell(value)} would be ignored by {kind} {name}"
+            yield f"{ignored}; leave it out, or choose {kind} {those}"
 
 
 def _phases(settings: TrainerConfig) -> Iterator[str]:

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from models.config import SHORT_FORMS, GPTConfig, Size
-from trainer import choices, identity
+from trainer import choices, field_errors, identity
+from trainer.aliases import ALIASES
 from trainer.errors import ConfigError, UserError
 from trainer.paths import UserPath, expand_path
 from trainer.runlog import LARGEST_JSON, read_bytes
@@ -69,6 +70,16 @@ Files = Annotated[
     BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v, json_schema_input_type=str | list[str]),
     AfterValidator(_expand_each),
 ]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(DEVICE, name):
+        raise ValueError(f"must be auto, cpu, mps, cuda or cuda:NUMBER, found {name!r}")
+    return name
+
+
+DEVICE = r"(auto|cpu|mps|cuda(:[0-9]+)?)"
+Device = Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": f"^{DEVICE}$"})]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
 Specs = Annotated[Texts, AfterValidator(_importable)]
 
@@ -94,7 +105,7 @@ class DataConfig(Section):
 class TrainerConfig(Section):
     """How it is trained. Intervals are in optimiser steps; 0 switches the thing off."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: cuda, then mps, then cpu")
+    device: Device = Field("auto", description="auto: cuda, then mps, then cpu")
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
     max_iters: Size = Field(1000, description="optimiser steps")
     batch_size: Size = Field(8, description="windows per step")
@@ -274,11 +285,14 @@ def keys() -> Iterator[tuple[str, Any]]:
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """' (did you mean ...?)' for a mistyped key, '' where nothing is near."""
-    tail = {name.rpartition(".")[2]: name for name in known}
-    found = difflib.get_close_matches(key, known, 1, 0.6) or [
-        tail[t] for t in difflib.get_close_matches(key.rpartition(".")[2], list(tail), 1, 0.6)
-    ]
+    """' (did you mean ...?)' for a mistyped key or another program's name for it, '' where nothing is near."""
+    section, _, word = key.rpartition(".")
+    tail = {name.rpartition(".")[2]: name for name in reversed(known)}
+    meant = ALIASES.get(word.lower().replace("-", "_"), ())
+    found = [tail[name] for name in meant if name in tail]
+    found = [name for name in found if name.startswith(f"{section}.")] or found
+    found = found or difflib.get_close_matches(key, known, 1, 0.6)
+    found = found or [tail[t] for t in difflib.get_close_matches(word, list(tail), 1, 0.6)]
     return f" (did you mean {found[0]}?)" if found else ""
 
 
@@ -290,21 +304,17 @@ def validate(tree: dict[str, Any], strict: bool = True) -> RunConfig:
     try:
         return RunConfig.model_validate(tree, strict=strict)
     except ValidationError as error:
-        raise ConfigError([_explain(e) for e in error.errors()]) from None
+        found = field_errors.by_place(error.errors(), tree)
+        raise ConfigError([_explain(path, errors) for path, errors in found]) from None
 
 
-def _explain(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    key, kind = ".".join(location[:2]), error["type"]
-    if kind == "extra_forbidden":
+def _explain(path: field_errors.Path, errors: Sequence[Any]) -> str:
+    place, entry = field_errors.split_entry(path)
+    key = ".".join(place)
+    if errors[0]["type"] == "extra_forbidden":
         known = [k for k, _ in keys()]
-        return f"{key}: unknown key{nearest(key, known if len(location) > 1 else list(RunConfig.model_fields))}"
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{key}: must be a section of settings, got {error['input']!r}"
-    message = error["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message[0].lower() + message[1:]}, got {error['input']!r}"
+        return f"{key}: unknown key{nearest(key, known if len(path) > 1 else list(RunConfig.model_fields))}"
+    return f"{key}: {entry}{field_errors.describe(errors, field_errors.field_at(RunConfig, place))}"
 
 
 def load(path: str | Path) -> RunConfig:
@@ -347,7 +357,12 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
         tree.setdefault(section, {})[name] = parse_value(value, known[key].annotation)
     if problems:
         raise ConfigError(problems)
-    return validate(tree, strict=False)
+    try:
+        return validate(tree, strict=False)
+    except ConfigError as error:
+        given = {key for key, _ in flags}
+        told = [f"--{fault}" if fault.partition(":")[0] in given else fault for fault in error.problems]
+        raise ConfigError(told) from None
 
 
 def _give_way(tree: dict[str, Any], flagged: set[str]) -> None:

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 LONGEST = 60  # characters of a value that are shown
+Path = tuple[str, ...]
 
+_SECTION = "settings (`key: value`)"
 _EXPECTED = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
+    "int_type": "a whole number{limits}",
+    "int_parsing": "a whole number{limits}",
     "int_parsing_size": "a whole number of at most 64 bits",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
+    "int_from_float": "a whole number{limits}",
+    "float_type": "a number{limits}",
+    "float_parsing": "a number{limits}",
+    "finite_number": "a finite number{limits}",
     "string_type": "a text",
-    "string_unicode": "a text",
     "list_type": "a list",
     "tuple_type": "a list",
-    "dict_type": "settings (`key: value`)",
-    "mapping_type": "settings (`key: value`)",
-    "model_type": "settings (`key: value`)",
-    "model_attributes_type": "settings (`key: value`)",
-    "none_required": "nothing",
+    "dict_type": _SECTION,
+    "model_type": _SECTION,
+    "model_attributes_type": _SECTION,
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
-    "multiple_of": "a multiple of {multiple_of}",
-    "string_too_long": "a text of at most {max_length} characters",
-    "too_long": "a list with at most {max_length} entries",
-    "string_pattern_mismatch": "another value",
+    "too_long": "a list of {max_length}",
+    "too_short": "a list of {min_length}",
 }
+_NUMBERS = {"int_type", "float_type", "int_parsing", "float_parsing", "int_from_float"}
+_SWITCHES = {**dict.fromkeys(("yes", "y", "on"), "true"), **dict.fromkeys(("no", "n", "off"), "false")}
+_TYPES = ("str", "int", "float", "bool", "dict", "list", "tuple", "none", "nullable")
+_LIMITS = (("ge", "{} or more"), ("gt", "more than {}"), ("le", "{} or less"), ("lt", "less than {}"))
 
 
 def show(value: Any) -> str:
-    """Return a value as its author would name it: `true`, `nothing`, `a list`, `5`, `'word'`."""
+    """Return a value as its author would name it: `true`, `nothing`, `a list of 2`, `5`, `'word'`."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -48,61 +54,164 @@ def show(value: Any) -> str:
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, Mapping):
         return f"settings ({_shortened(', '.join(map(str, value)))})" if value else "empty settings"
-    if isinstance(value, int | float):
-        return _shortened(str(value))
     return repr(_shortened(value)) if isinstance(value, str) else _shortened(str(value))
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+def spell(value: Any) -> str:
+    """Return a value as YAML spells it: `true`, `null`, `[0.9, 0.95]`, a text without its quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def describe(errors: Iterable[Any]) -> str:
-    """Return what is wrong with one value. errors: pydantic's for it; several where each of some types was tried."""
-    deepest = max((len(error["loc"]) for error in errors), default=0)
-    listed = [error for error in errors if len(error["loc"]) == deepest] or list(errors)
-    told = next((error for error in listed if error["type"] in ("value_error", "assertion_error")), None)
+def by_place(errors: Iterable[Any], data: Any) -> list[tuple[Path, list[Any]]]:
+    """Return (keys, errors) of each value that is refused.
+
+    Where a value may be of several types, pydantic tells of each attempt: those that came furthest are kept.
+    """
+    attempts: dict[Path, list[tuple[Path, Any]]] = {}
+    for error in errors:
+        path, alternative = _place(error, data)
+        attempts.setdefault(path if alternative is None else alternative, []).append((path, error))
+    found: dict[Path, list[Any]] = {}
+    for tried in attempts.values():
+        furthest = max(len(path) for path, _ in tried)
+        for path, error in tried:
+            if len(path) == furthest:
+                found.setdefault(path, []).append(error)
+    return list(found.items())
+
+
+def _place(error: Any, data: Any) -> tuple[Path, Path | None]:
+    """The keys of the value that is refused, and those of the value with several types that it is or belongs to."""
+    path: list[str] = []
+    alternative: Path | None = None
+    value, location = data, error["loc"]
+    for number, part in enumerate(location):
+        last = number == len(location) - 1
+        entry = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+        if entry or (isinstance(value, Mapping) and part in value):
+            value = value[part]
+        elif not (last and isinstance(value, Mapping) and _is_key(part, error)):
+            if part != "[key]" and alternative is None:
+                alternative = tuple(path)
+            continue
+        path.append(str(part))
+    return tuple(path), alternative
+
+
+def _is_key(part: Any, error: Any) -> bool:
+    """True for a key that a mapping lacks, or has under another name; else it is one of several types."""
+    absent = error["type"] in ("missing", "extra_forbidden")
+    return absent or (isinstance(part, str) and part.isidentifier() and part not in _TYPES)
+
+
+def split_entry(path: Path) -> tuple[Path, str]:
+    """Return the key of a value, and `entry 2: ` for one in a list."""
+    return (path[:-1], f"entry {int(path[-1]) + 1}: ") if path and path[-1].isdigit() else (path, "")
+
+
+def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
+    """Return what is expected and what was found. errors: pydantic's for one value. field: its limits are named."""
+    told = next((error for error in errors if error["type"] == "value_error"), None)
     if told:
-        return str(told["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    first = listed[0]
-    if first["type"] == "too_short" or first["type"] == "string_too_short":
-        least = first["ctx"]["min_length"]
-        what = f"must have {least} entries, found {show(first['input'])}"
-        return "must not be empty" if least == 1 else what
-    expected = " or ".join(dict.fromkeys(_expected(error) for error in listed))
-    return f"must be {expected}, found {show(first['input'])}{_hint(listed, first['input'])}"
+        return _with_value(str(told["msg"]).removeprefix("Value error, "), told["input"])
+    value, types = errors[0]["input"], {error["type"] for error in errors}
+    if types & {"too_short", "string_too_short"} and errors[0]["ctx"]["min_length"] == 1:
+        return "must not be empty"
+    if types == {"missing"}:
+        return f"has too few entries, found {show(value)}"
+    expected = " or ".join(dict.fromkeys(_expected(error, _limits(field)) for error in errors))
+    return f"must be {expected}, found {show(value)}{_hint(errors, value)}"
 
 
-def _expected(error: Any) -> str:
-    if error["type"] in ("literal_error", "enum"):
-        return "one of " + re.sub(r" or (?='[^']*'$)", ", ", error["ctx"]["expected"]).replace("'", "")
+def _with_value(message: str, value: Any) -> str:
+    named = not isinstance(value, str | int | float) or repr(value) in message or str(value) in message
+    return message if named else f"{message} (found {show(value)})"
+
+
+def _expected(error: Any, limits: str) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        return "one of " + re.sub(r" or (?='[^']*'$)", ", ", context["expected"]).replace("'", "")
     words = _EXPECTED.get(error["type"])
     if words is None:  # a type that no model of ours has
         return str(error["msg"]).removeprefix("Input should be ")
-    return words.format_map({key: _plain(value) for key, value in error.get("ctx", {}).items()})
+    return words.format(limits=limits, **{key: _plain(value) for key, value in context.items()})
 
 
 def _plain(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
+def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """Return the model that these keys lead to in a model."""
+    for key in path:
+        field = model.model_fields.get(key)
+        models = [part for part in (field.annotation, *get_args(field.annotation)) if _is_model(part)] if field else []
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, type) and issubclass(part, BaseModel)
+
+
+def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
+    """Return the field that these keys name in a model and the models in it."""
+    inner = model_at(model, path[:-1])
+    return inner.model_fields.get(path[-1]) if inner and path else None
+
+
+def _limits(field: FieldInfo | None) -> str:
+    """Return the limits of a number: ` (1 or more)`."""
+    known: dict[str, Any] = {}
+    for part in _metadata(field.annotation, field.metadata) if field else ():
+        known |= {name: getattr(part, name) for name, _ in _LIMITS if getattr(part, name, None) is not None}
+    words = [words.format(_plain(known[name])) for name, words in _LIMITS if name in known and abs(known[name]) < 2**60]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _metadata(annotation: Any, own: Iterable[Any]) -> Iterator[Any]:
+    for part in own:
+        yield from _metadata(None, part.metadata) if isinstance(part, FieldInfo) else (part,)
+    for inner in get_args(annotation):
+        yield from _metadata(inner, getattr(inner, "__metadata__", ()))
+
+
 def _hint(errors: Sequence[Any], value: Any) -> str:
     """Return what to write instead, where the value shows what was meant."""
     types = {error["type"] for error in errors}
     text = value.strip() if isinstance(value, str) else ""
-    if types & {"bool_type", "bool_parsing"} and text.lower() in ("yes", "y", "on", "no", "n", "off", "true", "false"):
-        return f"; write {str(text.lower() in ('yes', 'y', 'on', 'true')).lower()}, without quotes"
-    if types & {"int_type", "float_type", "int_parsing", "float_parsing", "int_from_float"}:
-        plain = re.sub(r"(?<=\d)[_,' ](?=\d{3}\b)|(?<=\d)_(?=\d)", "", text)
-        if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", plain):
-            return f"; write {plain}" + (", without quotes" if plain == text else "")
-        if isinstance(value, float) and "int_type" in types | {"int_from_float"}:
-            return ""
+    if types & {"bool_type", "bool_parsing"} and text.lower() in (*_SWITCHES, "true", "false"):
+        return f"; write {_SWITCHES.get(text.lower(), text.lower())}{_unquoted(text.lower() not in _SWITCHES)}"
+    if types & _NUMBERS:
         if isinstance(value, list | tuple):
-            return "; to compare several values, give a feature levels: `levels: {a: {...}, b: {...}}`"
-    if types & {"dict_type", "model_type", "model_attributes_type", "mapping_type"} and isinstance(value, str):
+            return "; to compare values, make them levels of a feature: `levels: {a: {...}, b: {...}}`"
+        return _number_meant(text, whole=not types & {"float_type", "float_parsing"})
+    if types & {"dict_type", "model_type", "model_attributes_type"}:
         key, colon, rest = text.partition(":")
-        return (
-            f"; write a space after the colon: `{key}: {rest.strip()}`" if colon and re.match(r"[\w.]+$", key) else ""
-        )
+        spaced = f"; write a space after the colon: `{key}: {rest}`"
+        return spaced if colon and rest[:1].strip() and re.fullmatch(r"[A-Za-z][\w.-]*", key) else ""
+    if "literal_error" in types:
+        near = difflib.get_close_matches(text, re.findall("'([^']*)'", errors[0]["ctx"]["expected"]), 1)
+        return f" (did you mean {near[0]}?)" if near else ""
     return ""
+
+
+def _number_meant(text: str, whole: bool) -> str:
+    plain = re.sub(r"(?<=\d)[_,' ](?=\d{3}\b)|(?<=\d)_(?=\d)", "", text)
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", plain):
+        return ""
+    if whole and not float(plain).is_integer():
+        return ""
+    shown = str(int(float(plain))) if whole and not plain.isdigit() else plain
+    return f"; write {shown}{_unquoted(shown == text)}"
+
+
+def _unquoted(same: bool) -> str:
+    return ", without quotes" if same else ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

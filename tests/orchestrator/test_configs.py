@@ -360,5 +360,5 @@ def test_a_feature_that_sets_null_takes_the_section_away(tmp_path: Path) -> None
     assert getattr(runs["f"].config, "settings", None) == {"opt.lr": 1, "opt.sched": None}
     text = path.read_text().replace("{f: {opt.sched: null}, g:", "{g:").replace("5}}", "5}, f: {opt.sched: null}}")
     path.write_text(text + "cells: {both: [f, g]}\n")
-    with pytest.raises(AblatrixError, match=r"cell both: g sets opt\.sched\.wd: 5, and f sets opt\.sched: None"):
+    with pytest.raises(AblatrixError, match=r"cell both: g sets opt\.sched\.wd: 5, and f sets opt\.sched: null"):
         matrix.runs(load(path), lambda _: 0)

@@ -161,6 +161,6 @@ def test_expression_faults_have_their_place(tmp_path: Path) -> None:
 
 def test_errors_are_of_the_tree(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        experiment.load(write(tmp_path, "name: 3\n"))
+        experiment.load(write(tmp_path, "name: [3]\n"))
     with pytest.raises(UserError):
         experiment.load(tmp_path / "missing.yaml")

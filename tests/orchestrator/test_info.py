@@ -50,9 +50,9 @@ def test_set_on_the_command_line(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("experiment_info: {hypotesis: x}", "experiment_info.hypotesis: unknown key (did you mean hypothesis?)"),
-        ("experiment_info: {name: 5}", "experiment_info.name: input should be a valid string, got 5"),
+        ("experiment_info: {name: [5]}", "experiment_info.name: must be a text, found a list of 1"),
         ("experiment_info: {date: 31.1.2026}", "experiment_info.date: '31.1.2026' is not a date; write YYYY-MM-DD"),
-        ("experiment_info: Re-attention", "experiment_info: input should be a valid dictionary"),
+        ("experiment_info: Re-attention", "experiment_info: must be settings (`key: value`), found 'Re-attention'"),
         ("features: {f: {info.name: x}}", "features.f.info.name: the same in all runs; give `experiment_info:`"),
     ],
 )

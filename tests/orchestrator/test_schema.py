@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import initialise, schema, yamlfile
+from orchestrator import as_written, initialise, schema, yamlfile
 from orchestrator.snapshot import code_root
 from tests.workspace import Workspace
 from trainer.config import keys
@@ -66,6 +66,13 @@ def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bo
         'base: {trainer.max_iters: "${iters}", model.rope: "${env:ROPE,true}", trainer.betas: ["${a}", 0.9]}',
         'seeds: ["${n}", 2]',
         'seeds: "${n}"',
+        "seeds: 1-5",
+        "seeds: '1, 2, 3'",
+        "seeds: [1-3, 7]",
+        "seeds: range(5)",
+        "x-common: &c {learning_rate: 1e-3}\nfeatures: {a: {trainer: {<<: *c, warmup_steps: 5}}}",
+        "configs: {a: {x-note: 1, base: {model.n_layer: 1}}}",
+        "name: 007\nslurm: {account: 12345}\nbase: {data: {text_key: 1, file_path: 2024}}\ncells:\n",
         "seeds: 3",
         "extends: [base.yaml, 'sizes.yaml#large']",
         "features: {lr: {levels: {low: {trainer.learning_rate: 1e-4}, high: {trainer: {learning_rate: 1e-2}}}}}",
@@ -115,6 +122,8 @@ def test_what_the_loader_takes_is_accepted(accepts: Callable[[Any], bool], text:
         "configs: {a: {bas: {}}}",
         "configs: {a: {configs: {}}}",
         "seeds: [-1]",
+        "seeds: many",
+        "y-common: 1",
         "launcher: pbs",
         "name: x\ncommand: a\nmetrics: {cvs: a}",
         "name: x\ncommand: a\nflags: --bc\nmetrics: {csv: a}",
@@ -128,7 +137,7 @@ def test_every_setting_is_offered_with_its_description() -> None:
     tree = schema.build()
     offered = tree["$defs"]["settings"]["properties"]
     for key, field in keys():
-        assert (key in offered) == (key not in schema.FIXED), key
+        assert (key in offered) == (key not in as_written.FIXED), key
         if key in offered:
             assert tree["$defs"][key]["description"] == field.description, key
 
