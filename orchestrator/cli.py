@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator import interrupts
 from trainer.console import visible
 from trainer.errors import AblatrixError
 from trainer.program import program
@@ -40,7 +41,8 @@ LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 
 
 def main() -> None:
-    """Entry point: errors of ours are one line each; exit code 2 for a user's mistake, 1 for a failure."""
+    """Entry point: errors are one line each; exit code 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
+    interrupts.raise_on_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text, a terminal may lack a sign
             stream.reconfigure(errors="backslashreplace")
@@ -50,6 +52,9 @@ def main() -> None:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except interrupts.Interrupted as interrupt:
+        print(f"\n{interrupt}" if sys.stderr.isatty() else interrupt, file=sys.stderr)
+        sys.exit(interrupts.EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
     except OSError as error:  # a folder that is full, read-only or gone: no place has more to say of it than this
@@ -157,7 +162,8 @@ def status(
 
     found = rundir.find_study(study, output)
     if watch:
-        display.watch(found, _console())
+        with interrupts.explained("stopped watching; the runs go on"):
+            display.watch(found, _console())
         return
     scheduler = state_module.Scheduler()
     states = state_module.collect(found, scheduler)
@@ -238,8 +244,9 @@ def logs(
         print(terminal.log_text(inspection.log_text(chosen, lines)))
         return
     scheduler = state_module.Scheduler()
-    for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen, scheduler).active):
-        print(terminal.log_text(text), end="", flush=True)
+    with interrupts.explained("stopped following; the run goes on"):
+        for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen, scheduler).active):
+            print(terminal.log_text(text), end="", flush=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from orchestrator import (
     checks,
     display,
     experiment,
+    interrupts,
     joblog,
     kinds,
     launchers,
@@ -203,7 +204,9 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     if selection.chosen:
         _launch(plan, study, selection, console)
     if plan.options.wait and plan.launcher != "local":
-        display.watch(study, console, waves.keep_going(study, console.print))
+        again = f"{program()} status {shlex.quote(str(study.folder))} --watch"
+        with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {again}"):
+            display.watch(study, console, waves.keep_going(study, console.print))
     return status.collect(study)
 
 
@@ -278,11 +281,15 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path,
         batch = submission.prepare(study, jobs, experiment.slurm, code, experiment.export)
         submission.record(batch, "local", ["" for _ in jobs])
     queue = LocalQueue(find_devices(plan.options.devices))
+    console.print(
+        f"running {len(members)} runs on this machine: closing the terminal does not stop them, Ctrl-C does "
+        "(each run keeps its checkpoint)"
+    )
     with display.LiveStatus(study, console, Scheduler()) as live:
         try:
             queue.run(batch, live.tick)
         finally:
-            live.refresh()
+            interrupts.ignoring_lost_output(live.refresh)
 
 
 def _queue_slurm(plan: Plan, study: Study, selection: submission.Selection, code: Path, console: Console) -> None:

@@ -20,6 +20,10 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled: Rich would end the process, and local runs with it."""
+        raise
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Rich's own control sequences, such as those of a live table, are segments of their own."""
         for segment in super().render(renderable, options):

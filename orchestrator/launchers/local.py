@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator import exports, task
+from orchestrator import exports, interrupts, task
 from orchestrator.launchers import Batch
 from orchestrator.ranks import Layout
 from orchestrator.rundir import LOGS
@@ -72,7 +72,10 @@ class LocalQueue:
         return [",".join(self.devices[start : start + processes]) for start in starts]
 
     def run(self, batch: Batch, on_tick: Callable[[], None]) -> None:
-        """Run all jobs, calling `on_tick` a few times a second. SIGINT or SIGTERM stops them, a checkpoint each."""
+        """Run all jobs, calling `on_tick` a few times a second. SIGINT or SIGTERM stops them, a checkpoint each.
+
+        They go on when the terminal is closed.
+        """
         layout = Layout(1, batch.settings.layout.world if batch.shared else 1)
         nodes = batch.settings.nodes if batch.shared else 1
         threads = min(batch.threads * nodes, allotted_cores())
@@ -82,13 +85,14 @@ class LocalQueue:
         self._shell = exports.environment(batch.exports)
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self._running or (waiting and not self._stopping):
-                while waiting and free and not self._stopping:
-                    self._start(waiting.pop(0), free.pop(0), threads, batch.code, logs)
-                for process in [p for p in self._running if p.poll() is not None]:
-                    free.append(self._running.pop(process))
-                on_tick()
-                time.sleep(POLL_SECONDS)
+            with interrupts.surviving_hangup():
+                while self._running or (waiting and not self._stopping):
+                    while waiting and free and not self._stopping:
+                        self._start(waiting.pop(0), free.pop(0), threads, batch.code, logs)
+                    for process in [p for p in self._running if p.poll() is not None]:
+                        free.append(self._running.pop(process))
+                    interrupts.ignoring_lost_output(on_tick)
+                    time.sleep(POLL_SECONDS)
         finally:
             for process in self._running:  # an error of our own must not leave trainers behind
                 process.terminate()

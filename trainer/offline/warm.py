@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("cache_warm: interrupted; run it again to go on", file=sys.stderr)
-        return 1
+        return 130
     return 0
 
 

@@ -1,0 +1,131 @@
+"""A real terminal (pty): what Ctrl-C and closing it do."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import Workspace
+from trainer import runlog
+
+STUDY = """\
+name: study
+command: sh train.sh {run_dir} {seed}
+base: {}
+design: [baseline]
+seeds: 2
+metrics: {regex: 'iter (?P<iter>\\d+) loss (?P<loss>\\S+)'}
+slurm: {cpus_per_task: 64}
+launcher: local
+"""
+TRAIN = 'echo iter 1 loss 2; until [ -e "$PWD/go" ]; do sleep 0.1; done; echo iter 2 loss 1\n'
+
+
+class Session:
+    """A command in a terminal of its own, as its session's leader."""
+
+    def __init__(self, workspace: Workspace, *words: str) -> None:
+        command = workspace.command(*words)
+        self.pid, self.terminal = pty.fork()
+        if not self.pid:
+            os.chdir(workspace.folder)
+            os.execve(command[0], command, {**workspace.env(), "TERM": "xterm", "COLUMNS": "100"})
+        self.text = ""
+
+    def read_until(self, words: str, seconds: float = 60) -> str:
+        """What it has shown so far, once `words` are in it; '' of words: until it ends."""
+        end = time.monotonic() + seconds
+        while not words or words not in self.text:
+            assert time.monotonic() < end, self.text
+            if select.select([self.terminal], [], [], 0.2)[0]:
+                try:
+                    self.text += os.read(self.terminal, 4096).decode("utf-8", "replace")
+                except OSError:  # the other side has closed it
+                    assert not words, self.text
+                    return self.text
+        return self.text
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def study(workspace: Workspace) -> Workspace:
+    (workspace.folder / "study.yaml").write_text(STUDY)
+    (workspace.folder / "train.sh").write_text(TRAIN)
+    return workspace
+
+
+def runs(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.folder / "out" / "study").glob("baseline-seed*"))
+
+
+def until_started(workspace: Workspace) -> None:
+    end = time.monotonic() + 60
+    while not any("started" in runlog.read_text(run / runlog.EVENTS) for run in runs(workspace)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_closing_the_terminal_stops_no_run(study: Workspace) -> None:
+    """Neither the one that runs nor the one that waits for it."""
+    session = Session(study, "submit", "study.yaml")
+    session.read_until("closing the terminal does not stop them, Ctrl-C does")
+    until_started(study)
+    os.close(session.terminal)
+    (study.folder / "go").touch()
+    assert session.wait() == 0
+    assert len(runs(study)) == 2 and all((run / runlog.SUMMARY).exists() for run in runs(study))
+
+
+def test_a_reader_that_leaves_stops_no_run(study: Workspace) -> None:
+    command = f"{' '.join(study.command('submit', 'study.yaml'))} | head -n 2"
+    with subprocess.Popen(["bash", "-c", command], cwd=study.folder, env=study.env()) as process:
+        until_started(study)
+        (study.folder / "go").touch()
+        process.wait(60)
+    end = time.monotonic() + 60
+    while not all((run / runlog.SUMMARY).exists() for run in runs(study)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_ctrl_c_stops_local_runs_and_says_so(study: Workspace) -> None:
+    session = Session(study, "submit", "study.yaml")
+    until_started(study)
+    os.write(session.terminal, b"\x03")
+    text = session.read_until("")
+    assert session.wait() == 130
+    assert "stopped; the same command goes on" in text and "Traceback" not in text
+    assert {state["state"] for state in study.states().values()} <= {"stopped", "planned"}
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "sentence"),
+    [
+        (("status", "--watch"), "2 runs", "stopped watching; the runs go on"),
+        (("logs", "baseline-seed1", "-f"), "iter 1", "stopped following; the run goes on"),
+        (("cancel", "--all"), "[y/N]", "interrupted; rerun the command"),
+    ],
+)
+def test_ctrl_c_in_any_verb_is_one_sentence(
+    study: Workspace, words: tuple[str, ...], shown: str, sentence: str
+) -> None:
+    with subprocess.Popen(
+        study.command("submit", "study.yaml"), cwd=study.folder, env=study.env(), stdout=subprocess.DEVNULL
+    ) as submit:
+        try:
+            until_started(study)
+            session = Session(study, *words)
+            session.read_until(shown)
+            os.write(session.terminal, b"\x03")
+            text = session.read_until("")
+            assert session.wait() == 130
+            assert text.rstrip().splitlines()[-1].startswith(sentence) and "Traceback" not in text
+        finally:
+            submit.send_signal(signal.SIGTERM)
