@@ -106,7 +106,7 @@ class Experiment(CommandKeys, Strict):
     seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
-    slurm: SlurmSettings = SlurmSettings()
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings)
     export: list[Exported] = Field([], description="variables of your shell that jobs get besides the usual ones")
     not_secret: list[str] = Field([], description="names of settings that only look like secrets")
     output: Annotated[str, AfterValidator(usable_path)] = Field("out", min_length=1)

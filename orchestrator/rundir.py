@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator import kinds, sensitive, snapshot
+from orchestrator import kinds, sensitive, slurm, snapshot
 from orchestrator.command import SPEC
 from orchestrator.matrix import Run
 from orchestrator.measure import Measure, of_record
@@ -66,6 +66,7 @@ class Study:
     features: dict[str, Any]
     runs: list[StudyRun]
     info: dict[str, str] = field(default_factory=dict)  # experiment_info
+    cluster: str = ""  # that its jobs are queued on; '' for the one of this machine
     measure: Measure = field(default_factory=Measure)  # what its runs are compared by
 
     def matching(self, text: str) -> list[StudyRun]:
@@ -103,6 +104,7 @@ def create_study(
     features: dict[str, Any],
     runs: Sequence[Run],
     origins: Origins | None = None,
+    cluster: str = "",
 ) -> Study:
     """Make the study's folder and those of its runs; what is there already stays as it is (see `renew`).
 
@@ -120,6 +122,7 @@ def create_study(
             {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
             for r in runs
         ],
+        **({"cluster": cluster} if cluster else {}),
     }
     require_own(folder)
     try:
@@ -233,6 +236,8 @@ def _damage(record: dict[str, Any]) -> str:
     for name, kind in (("name", str), ("file", str), ("created", int | float), ("features", dict), ("runs", list)):
         if not isinstance(record.get(name), kind):
             return f"{name} is missing or of another type"
+    if not isinstance(record.get("cluster", ""), str):
+        return "cluster is of another type"
     if not _holds(record.get("info", {}), str) or not _holds(record["features"], dict | None):
         return "info or features are of another type"
     seen: set[str] = set()
@@ -265,14 +270,16 @@ def _holds(value: Any, kind: Any) -> bool:
 
 
 def load_study(folder: Path) -> Study:
-    """Read study.json. Raises UserError where there is none or it is damaged."""
+    """Read study.json; Slurm's commands then ask about its cluster. Raises UserError where it is missing or damaged."""
     record = read_plan(folder)
     try:
         runs = [StudyRun(folder=folder / entry["id"], **entry) for entry in record.pop("runs")]
         record["measure"] = of_record(record.get("measure"))
-        return Study(folder=folder, runs=runs, **record)
+        study = Study(folder=folder, runs=runs, **record)
     except TypeError as error:
         raise UserError(f"{folder / STUDY}: damaged ({error}); submit the experiment again to rewrite it") from None
+    slurm.select_cluster(study.cluster)
+    return study
 
 
 def find_study(target: str | None, output: Path = Path("out")) -> Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -49,6 +50,7 @@ SIZES = ("mem", "mem-per-cpu", "mem-per-gpu", "tmp")
 QUOTES = "write it in quotes"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _VALUE = re.compile(r"[A-Za-z0-9._+:,=@%/&|*\[\]()!~-]{1,500}")
+_CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _GPUS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*(?::[0-9]{1,4})?(?:,[A-Za-z][A-Za-z0-9._-]*(?::[0-9]{1,4})?)*")
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]?)(i?B)?", re.IGNORECASE)
 
@@ -230,9 +232,15 @@ def as_comment(value: Any) -> str:
 def as_cluster(value: Any) -> str:
     """Return the name of one cluster. Raises ValueError for several: which one took a job must be known."""
     text = as_text(value).strip()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", text) or text == "all":
+    if not _CLUSTER.fullmatch(text) or text == "all":
         raise ValueError("name one cluster, as `sacctmgr show clusters` does")
     return text
+
+
+def cluster_of_shell() -> str | None:
+    """Return the one cluster that the user's shell sends jobs to (SLURM_CLUSTERS), None for that of this machine."""
+    name = os.environ.get("SLURM_CLUSTERS", "")
+    return name if _CLUSTER.fullmatch(name) and name != "all" else None
 
 
 def as_gpus(value: Any) -> int | str:

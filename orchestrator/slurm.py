@@ -138,8 +138,7 @@ def comment(token: str, site: str | None = None) -> str:
 def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables by which a user's session would change our commands and jobs: its defaults, or those of its own job."""
     prefixes = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_")
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
-    return [name for name in environ if name.startswith(prefixes) and not name.startswith(kept)]
+    return [name for name in environ if name.startswith(prefixes) and not name.startswith("SLURM_CONF")]
 
 
 @contextlib.contextmanager
@@ -152,9 +151,24 @@ def own_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+_CLUSTER_COMMANDS = ("squeue", "scontrol", "scancel", "sacct")
+_cluster = ""  # of the study at hand; '' for the one that this machine belongs to
+
+
+def select_cluster(name: str) -> None:
+    """Let Slurm's commands ask about this cluster from now on; '' for the one that this machine belongs to.
+
+    Whoever submitted with `clusters: beta` finds the jobs nowhere else, whatever SLURM_CLUSTERS says today.
+    """
+    global _cluster
+    _cluster = name
+
+
 def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = "") -> str:
     """Output of a Slurm command; `text` is its input. Raises ControllerError where it fails or does not answer."""
     foreign = foreign_variables()
+    if _cluster and command[0] in _CLUSTER_COMMANDS:
+        command = [command[0], f"--clusters={_cluster}", *command[1:]]
     try:
         result = subprocess.run(
             command,
@@ -356,8 +370,19 @@ def release(job_ids: Sequence[str]) -> None:
 
 
 def settings() -> dict[str, str]:
-    """`scontrol show config` as a dict (MaxArraySize, ...). Raises ControllerError."""
-    pairs = (line.partition("=") for line in run_command(["scontrol", "show", "config"]).splitlines())
+    """`scontrol show config` as a dict (MaxArraySize, ...); empty where another cluster does not show it.
+
+    Raises ControllerError.
+    """
+    try:
+        text = run_command(["scontrol", "show", "config"])
+    except NoAnswerError:
+        raise
+    except ControllerError:
+        if not _cluster:
+            raise
+        return {}
+    pairs = (line.partition("=") for line in text.splitlines())
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 

@@ -48,7 +48,9 @@ class SlurmSettings(BaseModel):
     signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
     comment: Comment | None = Field(None, description="that the site asks for; Ablatrix adds its own mark to it")
     requeue: Switch = Field(True, description="false where the site forbids it: submit again to continue a stopped run")
-    clusters: Cluster | None = Field(None, description="the cluster that the jobs go to (sbatch -M); default: this one")
+    clusters: Cluster | None = Field(
+        default_factory=options.cluster_of_shell, description="that the jobs go to (sbatch -M); default: this one"
+    )
     setup: Setup = Field([], description="shell lines run before the trainer, such as `module load cuda`")
     extra: dict[OptionName, OptionValue] = Field({}, description="other sbatch options: {nodelist: node1}")
     helper_jobs: dict[HelperOption, OptionValue] = Field(

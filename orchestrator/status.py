@@ -75,6 +75,7 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     Raises OSError where a file is there that cannot be read: guessing would invent a state.
     """
     scheduler = scheduler or Scheduler()
+    slurm.select_cluster(study.cluster)
     read = [_Files.read(run) for run in study.runs]
     if any(files.asks_scheduler for files in read):
         if scheduler.user is None:

@@ -70,6 +70,11 @@ class Plan:
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
 
+    @property
+    def cluster(self) -> str:
+        """The cluster that the jobs go to, '' for the one of this machine."""
+        return "" if self.launcher == "local" else self.loaded.experiment.slurm.clusters or ""
+
 
 def make_plan(options: Options) -> Plan:
     """Read and expand an experiment; touches nothing. Raises UserError with all that is wrong in the file."""
@@ -81,7 +86,9 @@ def make_plan(options: Options) -> Plan:
         if name not in known:
             raise UserError(f"--only {name}: no such cell; cells: {', '.join(dict.fromkeys(r.cell for r in runs))}")
     launchers.check_folder(loaded.experiment.folder, launcher)
-    return Plan(loaded, runs, loaded.experiment.folder, launcher, options)
+    plan = Plan(loaded, runs, loaded.experiment.folder, launcher, options)
+    slurm.select_cluster(plan.cluster)
+    return plan
 
 
 def show(plan: Plan, console: Console, style: str = "table") -> None:
@@ -118,11 +125,13 @@ def check(plan: Plan) -> None:
 def _planned_study(plan: Plan) -> Study:
     """The study as it would be on disk."""
     runs = rundir.study_runs(plan.folder, plan.runs)
-    return Study(plan.folder, plan.loaded.experiment.name, str(plan.options.file), 0.0, {}, runs)
+    name, file = plan.loaded.experiment.name, str(plan.options.file)
+    return Study(plan.folder, name, file, 0.0, {}, runs, cluster=plan.cluster)
 
 
 def _would_run(plan: Plan) -> list[Run]:
     """The runs that a submit would queue now. Raises UserError for an unknown name in `--rerun`."""
+    _refuse_second_cluster(plan)
     study, options = _planned_study(plan), plan.options
     again = [study.find(name).id for name in options.rerun]
     chosen = submission.select(status.collect(study), options.retry, options.only, again).chosen
@@ -212,7 +221,9 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
 
 def _create(plan: Plan) -> Study:
     experiment, set_by = plan.loaded.experiment, partial(_set_by, plan)
-    return rundir.create_study(plan.folder, experiment.name, plan.options.file, experiment.features, plan.runs, set_by)
+    return rundir.create_study(
+        plan.folder, experiment.name, plan.options.file, experiment.features, plan.runs, set_by, plan.cluster
+    )
 
 
 def _set_by(plan: Plan, run: Run) -> dict[str, str]:
@@ -235,6 +246,23 @@ def _refuse_to_hide(plan: Plan) -> None:
             f"{plan.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
             f"({', '.join(hidden[:4])}); cancel them first (cancel RUN or --all), or give the study another name"
         )
+
+
+def _refuse_second_cluster(plan: Plan) -> None:
+    """Raise UserError where runs of the study are at work on another cluster: only one can be asked about them."""
+    try:
+        earlier = rundir.load_study(plan.folder)
+    except UserError:  # there is none, or this submit writes it anew
+        return
+    if earlier.cluster != plan.cluster:
+        active = [state.run.id for state in status.collect(earlier) if state.active]
+        place = f"on cluster {earlier.cluster}" if earlier.cluster else "here"
+        if active:
+            raise UserError(
+                f"{plan.folder}: {len(active)} runs are queued or running {place} "
+                f"({', '.join(active[:4])}); wait for them or cancel them, or give the study another name"
+            )
+    slurm.select_cluster(plan.cluster)
 
 
 def _say(selection: submission.Selection, console: Console) -> None:

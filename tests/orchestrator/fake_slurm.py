@@ -18,6 +18,10 @@ name = os.path.basename(sys.argv[0])
 with open(home + "/calls", "a") as calls:
     calls.write(name + "\\n")
 mode = open(home + "/mode").read().strip()
+asked = "".join(w[11:] for w in sys.argv if w.startswith("--clusters="))
+sys.argv = [w for w in sys.argv if not w.startswith("--clusters=")]
+if name != "sbatch" and asked != open(home + "/cluster").read():
+    sys.exit(0 if name == "squeue" else name + ": error: Invalid job id specified")
 
 def add(comment, array):
     # the number is taken by mkdir, as several sbatch run at once
@@ -96,6 +100,7 @@ class FakeSlurm:
         (home / "jobs").mkdir(parents=True)
         self.bin.mkdir()
         self.set_mode(mode)
+        self.set_cluster("")
         for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct", "sacctmgr", "srun"):
             path = self.bin / name
             path.write_text(PROGRAM.format(python=sys.executable, home=str(home)))
@@ -103,6 +108,10 @@ class FakeSlurm:
 
     def set_mode(self, mode: str) -> None:
         (self.home / "mode").write_text(mode)
+
+    def set_cluster(self, name: str) -> None:
+        """Have jobs on this cluster, of which Slurm's commands know by --clusters only."""
+        (self.home / "cluster").write_text(name)
 
     def calls(self, name: str) -> int:
         """How often a command was called."""

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import matrix, slurm, slurm_checks
 from orchestrator.experiment import Loaded, load
+from orchestrator.limits import ArrayLimits
 from tests.orchestrator.fake_slurm import write_commands
 from tests.trust import shell_stubs
 
@@ -147,7 +148,7 @@ def test_a_silent_controller_is_no_fault_of_the_file(site: Path, home: Path) -> 
 def test_plan_shows_what_is_asked_about(site: Path, home: Path) -> None:
     loaded = study(home)
     runs = matrix.runs(loaded, lambda config: 50257)
-    (batch,) = slurm_checks.planned_batches(loaded, runs, 1001)
+    (batch,) = slurm_checks.planned_batches(loaded, runs, ArrayLimits(1001))
     assert batch.token == "TOKEN"
     assert len(batch.jobs) == len(runs)
     assert dataclasses.replace(batch, token="0123456789abcdef").settings == loaded.experiment.slurm

@@ -1,0 +1,85 @@
+"""Jobs on another cluster (`slurm.clusters`, SLURM_CLUSTERS): every question about them goes there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cancel, experiment, launchers, limits, rundir, slurm, status, submission, submit
+from orchestrator.launchers import slurm_sbatch
+from orchestrator.slurm_settings import SlurmSettings
+from orchestrator.submit import Options
+from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.orchestrator.test_matrix import FIVE, expand
+from trainer.errors import UserError
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    fake = FakeSlurm(tmp_path / "slurm")
+    fake.set_cluster("beta")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    monkeypatch.setenv("ABLATRIX_VISIBLE_SECONDS", "0")
+    monkeypatch.chdir(tmp_path)
+    yield fake
+    slurm.select_cluster("")
+
+
+def queue_study(folder: Path, cluster: str) -> rundir.Study:
+    runs = expand(folder, FIVE)
+    study = rundir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
+    members = submission.claim(submission.select(status.collect(study)).chosen)
+    jobs = [[member] for member in members]
+    batch = submission.prepare(study, jobs, SlurmSettings(clusters=cluster), submission.take_snapshot(study))
+    submission.queue(launchers.make("sbatch"), batch)
+    (script,) = (study.folder / "logs").glob("*.sbatch")
+    assert f"#SBATCH --clusters={cluster}\n" in script.read_text()
+    return study
+
+
+def test_jobs_on_another_cluster_are_found_and_cancelled_there(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue_study(tmp_path, "beta")
+    slurm.select_cluster("")  # another process, whose shell prefers another cluster
+    monkeypatch.setenv("SLURM_CLUSTERS", "gamma")
+    states = status.collect(rundir.load_study(tmp_path / "out/s"))
+    assert {state.state for state in states} == {"queued"}
+    assert fake.jobs()
+    cancel.cancel(states[:1])
+    assert not fake.jobs()
+
+
+def test_the_shells_cluster_is_the_studys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch would obey SLURM_CLUSTERS: it is written down, as the next shell may not have it."""
+    monkeypatch.setenv("SLURM_CLUSTERS", "beta")
+    assert slurm_sbatch.sbatch_options(SlurmSettings())["clusters"] == "beta"
+    assert "SLURM_CLUSTERS" in slurm.foreign_variables()
+    expand(tmp_path, FIVE)
+    assert experiment.load(tmp_path / "e.yaml").experiment.slurm.clusters == "beta"
+    monkeypatch.setenv("SLURM_CLUSTERS", "beta,gamma")
+    assert SlurmSettings().clusters is None
+
+
+def test_a_study_at_work_stays_on_its_cluster(fake: FakeSlurm, tmp_path: Path) -> None:
+    queue_study(tmp_path, "beta")
+    file = tmp_path / "e.yaml"
+    file.write_text(file.read_text() + "launcher: sbatch\nslurm: {clusters: gamma}\n")
+    plan = submit.make_plan(Options(file))
+    plan.folder = tmp_path / "out/s"
+    with pytest.raises(UserError, match="runs are queued or running on cluster beta"):
+        submit._would_run(plan)
+    for job in fake.jobs():  # it has left the queue
+        (fake.home / f"jobs/{job}/job").unlink()
+    submit._would_run(plan)
+    fake.set_cluster("gamma")
+    assert limits.array_limits().tasks == 1001  # gamma is asked from now on
+
+
+def test_a_cluster_that_does_not_tell_its_limits(fake: FakeSlurm) -> None:
+    slurm.select_cluster("gamma")
+    assert limits.array_limits().tasks == 1001
+    assert slurm.queue() == {}
