@@ -75,11 +75,10 @@ def _container(data: Any, path: Path) -> tuple[Any, Any] | None:
 
 
 def _written_at(tree: Tree, path: Path) -> Any:
-    entry = path[-1] if path and path[-1].isdigit() else None
-    if entry is None or path in tree.where:
+    if path in tree.where or not path or not path[-1].isdigit():
         return tree.written(path)
-    written = tree.written(path[:-1])
-    return written[int(entry)] if isinstance(written, list) and int(entry) < len(written) else None
+    written = _written_at(tree, path[:-1])
+    return written[int(path[-1])] if isinstance(written, list) and int(path[-1]) < len(written) else None
 
 
 def _meant(value: Any, written: Any, kinds: set[type]) -> Any:
@@ -146,7 +145,7 @@ def settings_problems(blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> list
             overrides[key] = setting(key, value, tree.written((*path, key)))
             problem = name_problem(key, value, known)
             problems += [where + problem] if problem else []
-            problem = "" if problem else value_problem(key, overrides[key])
+            problem = "" if problem or "${" in str(value) else value_problem(key, overrides[key])
             values += [where + problem] if problem else []
     return problems + values if problems else []
 

@@ -289,7 +289,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
     section, _, word = key.rpartition(".")
     tail = {name.rpartition(".")[2]: name for name in reversed(known)}
     meant = ALIASES.get(word.lower().replace("-", "_"), ())
-    found = [tail[name] for name in meant if name in tail]
+    found = [name for name in known if name.rpartition(".")[2] in meant]
     found = [name for name in found if name.startswith(f"{section}.")] or found
     found = found or difflib.get_close_matches(key, known, 1, 0.6)
     found = found or [tail[t] for t in difflib.get_close_matches(word, list(tail), 1, 0.6)]

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -26,6 +26,7 @@ _EXPECTED = {
     "float_parsing": "a number{limits}",
     "finite_number": "a finite number{limits}",
     "string_type": "a text",
+    "string_too_long": "a text of at most {max_length} characters",
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": _SECTION,
@@ -105,8 +106,11 @@ def _is_key(part: Any, error: Any) -> bool:
 
 
 def split_entry(path: Path) -> tuple[Path, str]:
-    """Return the key of a value, and `entry 2: ` for one in a list."""
-    return (path[:-1], f"entry {int(path[-1]) + 1}: ") if path and path[-1].isdigit() else (path, "")
+    """Return the key of a value, and `entry 2: ` for one in a list; keys of a mapping are never all digits here."""
+    place = path
+    while place and place[-1].isdigit():
+        place = place[:-1]
+    return place, "".join(f"entry {int(number) + 1}: " for number in path[len(place) :])
 
 
 def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
@@ -166,6 +170,8 @@ def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
 def _limits(field: FieldInfo | None) -> str:
     """Return the limits of a number: ` (1 or more)`."""
     known: dict[str, Any] = {}
+    if field and any(get_origin(kind) is list for kind in get_args(field.annotation)):
+        return ""  # a number or a list of numbers, each with limits of its own
     for part in _metadata(field.annotation, field.metadata) if field else ():
         known |= {name: getattr(part, name) for name, _ in _LIMITS if getattr(part, name, None) is not None}
     words = [words.format(_plain(known[name])) for name, words in _LIMITS if name in known and abs(known[name]) < 2**60]

@@ -83,9 +83,8 @@ class Metrics(Part):
     tensorboard: str | None = Field(None, min_length=1, description="a folder with event files, at any depth")
     wandb: str | None = Field(None, min_length=1, description="a folder with runs of W&B's offline mode, at any depth")
     regex: Annotated[
-        list[Pattern] | None,
+        Annotated[list[Pattern], Field(min_length=1)] | None,
         BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
-        Field(min_length=1),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
     ] = Field(None, description="patterns over its output, the columns as named groups: (?P<iter>\\d+)")
     file: str = Field("job.out", min_length=1, description="what the patterns are looked for in; job.out: its output")
