@@ -127,8 +127,9 @@ def _inputs(runs: Sequence[Run]) -> Iterator[str]:
         except AblatrixError as error:
             yield str(error)
         try:
-            for path in find_files(config.data):
-                check_file(path)
+            files = find_files(config.data)
+            for path in files:
+                check_file(path, alone=len(files) == 1)
         except UserError as error:
             yield str(error)
         for name in config.callbacks.custom:
@@ -204,7 +205,8 @@ def _corpora(runs: Sequence[Run]) -> Iterator[str]:
     told: dict[str, None] = {}
     for config in _distinct(runs):
         try:
-            if total_size(config.data) > SMALL_CORPUS:
+            if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
+                told |= dict.fromkeys(f"warning: {text}" for text in data.check_beginning(config.data))
                 continue
             store = data.open_tokens(config.data, Path(config.system.cache_dir))
             data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
@@ -225,9 +227,14 @@ def _distinct(runs: Sequence[Run]) -> Iterable[RunConfig]:
     return found.values()
 
 
-def check_file(path: Path) -> None:
-    """Raises UserError for a data file that is missing, unreadable, empty, no JSON lines, or whose end is cut off."""
+def check_file(path: Path, alone: bool = True) -> None:
+    """Raises UserError for a data file that is missing, unreadable, no JSON lines, or whose end is cut off.
+
+    alone: an empty one is refused too; of several some may be empty.
+    """
     size, _ = file_stamp(path)
+    if size == 0 and not alone:
+        return
     if size == 0:
         raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")
     try:
@@ -241,13 +248,18 @@ def check_file(path: Path) -> None:
 
 
 def _check_last_line(path: Path, tail: bytes, whole: bool) -> None:
-    """A download that broke off ends within an object."""
-    last = tail[tail.rfind(b"\n") + 1 :]
-    if not last.lstrip().startswith(b"{") or (len(last) == len(tail) and not whole):
+    """A download that broke off ends within an object. whole: `tail` is all of the file."""
+    *before, last = tail.split(b"\n")
+    if not last.lstrip().startswith(b"{") or (not before and not whole) or _is_json(last):
         return
+    if len(before) > (not whole) and not _is_json(before[-1]):
+        return  # not only the last line is wrong
+    raise UserError(f"{path}: the last line is cut off, so the file is not complete; fetch it again, or drop that line")
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        json.loads(last)
-    except ValueError:
-        raise UserError(
-            f"{path}: the last line is cut off, so the file is not complete; fetch it again, or drop that line"
-        ) from None
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

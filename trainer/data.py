@@ -23,15 +23,17 @@ from trainer.console import warn
 from trainer.device import allotted_cores
 from trainer.errors import DataError
 from trainer.tokens import tokenbuild
-from trainer.tokens.corpus import describe_skipped
-from trainer.tokens.files import find_files, is_flat
+from trainer.tokens.corpus import Lines, describe_skipped, no_documents
+from trainer.tokens.files import describe_files, find_files, is_flat
 from trainer.tokens.flatfile import FlatStore
 from trainer.tokens.formats import detect
 from trainer.tokens.growing import GrowingStore
+from trainer.tokens.source import Source
 from trainer.tokens.tokencache import Cache
 from trainer.tokens.tokenstore import SCAN, CompleteStore, TokenStore
 
 WAIT_BYTES = 64 << 20  # a file up to this size is tokenised before the first step, in seconds
+BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
 ENOUGH = 0.5  # share of the tokens that can be drawn; under it there is a warning
 MOST_SKIPPED = 0.1  # share of lines whose documents may be too short without a warning
 PADDING = -1  # a target that is not scored
@@ -110,6 +112,29 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     elif skipped:
         text += f"; {skipped.partition(': ')[2]}"
     return text, warnings
+
+
+def check_beginning(config: DataConfig) -> list[str]:
+    """Return a warning if many of the first lines of a large corpus are left out.
+
+    Raises DataError where none of them is a document.
+    """
+    files = find_files(config)
+    source = Source([detect(path) for path in files])
+    starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1
+    lines = Lines(source, np.concatenate([[0], starts]), config.text_key)
+    skipped: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for line in range(len(lines)):
+        _, reason = lines.text(line)
+        if reason:
+            skipped[reason] = skipped.get(reason, 0) + 1
+            first.setdefault(reason, lines.explain(line, reason))
+    name = f"{describe_files(config, files)} (its beginning)"
+    if len(lines) and sum(skipped.values()) == len(lines):
+        raise no_documents(name, skipped, config.text_key, lines)
+    few = sum(skipped.values()) - skipped.get("blank", 0) <= MOST_SKIPPED * len(lines)
+    return [] if few else [describe_skipped(name, len(lines), skipped, first)]
 
 
 class Batches:

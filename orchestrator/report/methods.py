@@ -73,7 +73,8 @@ def _training(analysis: Analysis) -> str:
         f"{optimizer(get)}, "
         f"{schedule(get)})"
     )
-    data = f" on {get('data.file_path')}"
+    path = get("data.file_path")
+    data = f" on {', '.join(path) if isinstance(path, list | tuple) else path}"
     if run.summary.get("data_fingerprint"):
         data += f" (fingerprint {str(run.summary['data_fingerprint'])[:12]})"
     keys = ("data.file_path", "data.block_size", "data.test_size", "trainer.batch_size", "data.tokenizer")

@@ -81,6 +81,51 @@ def test_flat_files_with_an_odd_number_of_bytes(tmp_path: Path, offline_cache: P
         open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
 
 
+HEADER = np.zeros(256, dtype="<i4")
+HEADER[:3] = 20240520, 1, 1000
+IDS = np.arange(1000) * 7 % 4095 + 1
+
+
+@pytest.mark.parametrize("content", [IDS.astype("<i8").tobytes(), HEADER.tobytes() + IDS.astype("<u2").tobytes()])
+def test_64_bit_ids_and_headers(tmp_path: Path, offline_cache: Path, content: bytes) -> None:
+    (tmp_path / "train.bin").write_bytes(content)
+    store = open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
+    np.testing.assert_array_equal(store.tokens, IDS)
+    np.testing.assert_array_equal(store.read(0, 5, 40), IDS[5:40])
+
+
+def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None:
+    for k, part in enumerate(np.split(IDS, [400, 409, 990])):
+        flat(tmp_path / f"train-{k}.bin", part, "uint16")
+    config = config_of(tmp_path)
+    store = open_tokens(config, offline_cache)
+    one = open_tokens(config_of(flat(tmp_path / "all.bin", IDS, "uint16")), offline_cache)
+    np.testing.assert_array_equal(store.tokens, IDS)
+    np.testing.assert_array_equal(store.read(0, 390, 420), IDS[390:420])
+    np.testing.assert_array_equal(heldout_windows(store, config, 99), heldout_windows(one, config, 99))
+    np.testing.assert_array_equal(Batches(store, config, 8, seed=0)(3), Batches(one, config, 8, seed=0)(3))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (IDS.astype("<i8").tobytes()[:-4], "is cut off within an id"),
+        (IDS.astype("<u4").tobytes()[:-2], "is cut off within an id"),
+        (IDS.astype("<u2").tobytes()[:-1], "no multiple of 2 bytes"),
+        (HEADER.tobytes() + IDS.astype("<u2").tobytes()[:-2], "header promises 1,000 tokens"),
+        (np.where(IDS == 8, -100, IDS).astype("<i8").tobytes(), "negative ids such as -100"),
+        (IDS.astype(">u2").tobytes(), "not token ids of tokenizer"),
+        (b"\x93NUMPY\x01\0" + bytes(200), "is a NumPy array"),
+        (b"<!DOCTYPE html><title>404</title>" * 9, "is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:7\n", "is a Git LFS pointer"),
+    ],
+)
+def test_flat_files_that_are_something_else(tmp_path: Path, offline_cache: Path, content: bytes, message: str) -> None:
+    (tmp_path / "train.bin").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
+
+
 def test_an_id_beyond_the_vocabulary_that_no_sample_saw(tmp_path: Path, offline_cache: Path) -> None:
     """The samples cover a small file; a store opened before the file was spoilt stands for a large one."""
     ids = np.arange(1000) % 4096

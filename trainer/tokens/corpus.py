@@ -149,14 +149,22 @@ class Lines:
             return f"{where}, which has {', '.join(map(repr, list(record)[:8])) or 'no key'}"
         if reason in ("not_object", "not_string"):
             value = record if reason == "not_object" else record[self.text_key]
-            return f"{where}, where it is {JSON_TYPES.get(type(value), 'something else')}"
+            return f"{where}, where it is {JSON_TYPES.get(type(value), 'something else')}{_cure(reason, value)}"
         return where
+
+
+def _cure(reason: str, value: Any) -> str:
+    if reason == "not_object" and isinstance(value, str):
+        return "; make objects of them: jq -c '{text: .}'"
+    if reason == "not_string" and isinstance(value, list):
+        return "; join its parts, for instance with jq -c '.text |= join(\"\\n\")'"
+    return ""
 
 
 def _json_fault(error: Exception, raw: bytes) -> str:
     if raw.startswith((b"{'", b"{u'")):
         return "it is in Python's notation (single quotes), not JSON's"
-    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "cannot be read"
+    return f"{error.msg} (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else "cannot be read"
 
 
 def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:

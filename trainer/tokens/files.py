@@ -34,7 +34,8 @@ def find_files(config: DataConfig) -> tuple[Path, ...]:
     for path in found if len(found) > 1 else ():
         other = seen.setdefault(os.path.realpath(path), path)
         if other is not path:
-            raise DataError(f"data.file_path: {path}: is listed twice (as {other} too); list each file once")
+            alias = "" if str(other) == str(path) else f" (as {other} too)"
+            raise DataError(f"data.file_path: {path}: is listed twice{alias}; list each file once")
     if len({is_flat(path) for path in found}) > 1:
         raise DataError("data.file_path: has both .bin files of token ids and files of text; list one kind")
     return tuple(found)
@@ -86,10 +87,10 @@ def _expand(entry: str) -> list[Path]:
     path = Path(entry)
     if not entry:
         return []
-    if path.is_dir():
+    if os.path.isdir(path):
         return _shards(path)
     if glob.has_magic(entry) and not os.path.lexists(entry):
-        found = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if not p.is_dir())
+        found = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if not os.path.isdir(p))
         if not found:
             raise DataError(f"data.file_path: no file matches {entry!r} (looked in {Path.cwd()}){_brace_hint(entry)}")
         return found
@@ -146,7 +147,7 @@ def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
     if unix != str(path):
         drive = f"/mnt/{unix[0].lower()}/{unix[3:]}" if unix[1:3] == ":/" else unix
         return DataError(f"{text}; it is a Windows path: write {drive}")
-    return DataError(text + _nearest(path))
+    return DataError(text + (_brace_hint(path.name) or _nearest(path)))
 
 
 def _nearest(path: Path) -> str:

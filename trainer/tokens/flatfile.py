@@ -20,7 +20,7 @@ from trainer.errors import DataError
 from trainer.runlog import opened
 from trainer.tokenizer import TokenizerInfo
 from trainer.tokens.files import describe_files, file_stamp, find_files
-from trainer.tokens.formats import SIGNATURES, describe_other
+from trainer.tokens.formats import describe_other, is_other
 from trainer.tokens.tokenstore import CompleteStore, read_tokens
 
 PIECES = 64  # evenly spaced looks at the files
@@ -28,6 +28,7 @@ PIECE = 1 << 18  # bytes of each
 MAGIC = 20240520  # of modded-nanogpt and llm.c: 256 int32 come first (magic, version, number of tokens)
 HEADER = 256 * 4
 VERSIONS = {1: "<u2", 7: "<u4"}
+MOST_MASKED = 1000  # ids over -1000 are masks such as -100, not another type's
 CERTAIN = 16  # ids, of which every second one is not 0 by chance
 TYPES = ("<i8", "<u4", "<u2")  # the first one in which all ids are the tokenizer's; shorter ones would read zeros
 
@@ -43,9 +44,7 @@ class FlatFile:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         head = os.pread(self.file.fileno(), HEADER, 0)
-        if head.startswith(b"version https://git-lfs") or any(
-            head.startswith(m, at) for at, m, *_ in SIGNATURES if at < 9
-        ):
+        if is_other(head):
             raise DataError(f"{path}: is {describe_other(head, str(path))}")
         numbers = np.frombuffer(head[:12], dtype="<i4") if len(head) == HEADER else [0]
         self.skip, self.dtype = 0, ""
@@ -124,7 +123,10 @@ class FlatStore(CompleteStore):
             yield from file.pieces(max(1, PIECES // len(self._files)), align)
 
     def _find_dtype(self, tokenizer: TokenizerInfo) -> np.dtype[Any]:
-        """Return the type that a header names, else the widest one in which all ids looked at are the tokenizer's."""
+        """Return the type that a header names, else the widest one in which all ids looked at are the tokenizer's.
+
+        Raises DataError where there is none.
+        """
         named = {file.dtype for file in self._files}
         if len(named) > 1:
             raise DataError(
@@ -135,10 +137,13 @@ class FlatStore(CompleteStore):
             dtype = np.dtype(name)
             if all(file.bytes and not (file.bytes - file.skip) % dtype.itemsize for file in self._files):
                 ids = [np.frombuffer(piece, dtype=dtype) for piece in self._pieces()]
-                tops[name] = max((int(part.max(initial=0)) for part in ids), default=0)
-                if tops[name] < self.vocab_size and min((int(part.min(initial=0)) for part in ids), default=0) >= 0:
+                top = tops[name] = max((int(part.max(initial=0)) for part in ids), default=0)
+                least = min((int(part.min(initial=0)) for part in ids), default=0)
+                if top < self.vocab_size and least >= 0:
                     self._refuse_halves(ids)
                     return dtype
+                if top < self.vocab_size and least > -MOST_MASKED:
+                    raise DataError(f"{self.name}: holds negative ids such as {least}: masks of labels are no tokens")
         if not tops and all(file.bytes for file in self._files):
             raise DataError(
                 f"{self.name}: not token ids: its size is no multiple of 2 bytes; it is cut off, or no .bin"

@@ -87,6 +87,13 @@ class TextFile:
         return raw
 
 
+def is_other(head: bytes) -> bool:
+    """True if these first bytes are certainly no token ids."""
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"version h")):
+        return True
+    return any(len(magic) > 3 and head.startswith(magic, offset) for offset, magic, *_ in SIGNATURES)
+
+
 def detect(path: Path) -> TextFile:
     """Return how a file is to be read, from its first bytes. Raises DataError for what is not JSON lines."""
     file = TextFile(path)
@@ -124,15 +131,16 @@ def find_layer(head: bytes) -> str:
 
 
 def _spans_lines(text: bytes) -> bool:
-    """True if a JSON object begins here that goes on beyond its line."""
+    """True if a JSON object begins here that goes on beyond its line, or is followed by a comma."""
     first, newline, _ = text.partition(b"\n")
     if not newline or not text.startswith(b"{") or _is_json(first):
         return False
+    decoded = text.decode("utf-8", "replace")
     try:
-        _, end = json.JSONDecoder().raw_decode(text.decode("utf-8", "replace"))
+        _, end = json.JSONDecoder().raw_decode(decoded)
     except (ValueError, RecursionError):
         return bool(re.fullmatch(rb"\{\s*", first))  # an object longer than the head
-    return "\n" in text.decode("utf-8", "replace")[:end]
+    return "\n" in decoded[:end] or decoded[end : end + 1] == ","  # lines of an array without its brackets
 
 
 def _is_json(line: bytes) -> bool:
@@ -154,7 +162,7 @@ def describe_other(head: bytes, name: str) -> str:
         return "nothing but zero bytes: a download or copy that was never finished; fetch it again"
     if text.startswith(b"version https://git-lfs"):
         return LFS
-    if text.startswith(b"<"):
+    if re.match(rb"<[!?A-Za-z]", text):
         kind = "XML" if text.startswith(b"<?xml") else "HTML"
         return PAGE.format(kind=kind, begin=_begin(text))
     lines = [line.strip() for line in text.split(b"\n")]
@@ -178,4 +186,4 @@ def _describe_text(lines: list[bytes], places: dict[str, str]) -> str:
 
 
 def _begin(text: bytes) -> str:
-    return repr(text[:40].decode("utf-8", "replace").splitlines()[0])
+    return repr(text[:40].decode("utf-8", "replace").split("\n")[0])

@@ -32,7 +32,7 @@ BLANKS = re.compile(r"[\s,]*")
 def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
     """Return the stream inside a layer: a name in COMPRESSED or ENCODINGS, "cr" (line ends) or "values" (JSON)."""
     if layer == "gzip":
-        return _buffered(gzip.GzipFile(fileobj=stream))
+        return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
     if layer == "xz":
         return _buffered(lzma.LZMAFile(stream))
     if layer == "bzip2":

@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,8 @@ from trainer.tokens.formats import TextFile, detect
 from trainer.tokens.source import Source
 from trainer.tokens.tokenstore import offsets_start, write_offsets_header
 
-FORMAT = 1
+FORMAT = 2
+OLD_FORMAT = 1  # of a single file; complete caches are still used
 # Bytes of the (decompressed) file in a shard: about a second of work for one core; less where the file is small, so
 # that all cores have work.
 SHARD_BYTES = (1 << 20, 16 << 20)
@@ -65,15 +66,17 @@ class Cache:
         """Raises DataError (no such file) or OfflineCacheError (no such tokenizer)."""
         files, tokenizer = find_files(config), find(config.tokenizer, cache_dir)
         stamps = tuple(file_stamp(path) for path in files)
-        marks: list[Any] = [(os.path.realpath(path), *stamp) for path, stamp in zip(files, stamps, strict=True)]
-        identity = [FORMAT, *(marks[0] if len(marks) == 1 else [marks]), config.text_key, tokenizer.sha256]
-        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-        folder = Path(cache_dir) / "tokens" / key
-        cache = cls(files, describe_files(config, files), config.text_key, tokenizer, folder, stamps)
-        if not os.path.isdir(folder) and not is_writable(folder):
+        name, tokens = describe_files(config, files), Path(cache_dir) / "tokens"
+        new, old = (
+            cls(files, name, config.text_key, tokenizer, tokens / key, stamps)
+            for key in (_key(form, files, stamps, config.text_key, tokenizer.sha256) for form in (FORMAT, OLD_FORMAT))
+        )
+        if len(files) == 1 and _is_trusted(old.meta()):
+            return old
+        if not os.path.isdir(new.folder) and not is_writable(new.folder):
             own = next((place for place in map(Path, OWN_CACHES) if is_writable(place.expanduser())), None)
-            return replace(cache, folder=own.expanduser().absolute() / "tokens" / key) if own else cache
-        return cache
+            return replace(new, folder=own.expanduser().absolute() / "tokens" / new.folder.name) if own else new
+        return new
 
     @property
     def size(self) -> int:
@@ -161,6 +164,17 @@ class Cache:
         """Whether a shard is there: a link in its place would be waited for without end."""
         path = self.shard_file(shard)
         return path.is_file() and not path.is_symlink()
+
+
+def _key(form: int, files: Sequence[Path], stamps: Sequence[tuple[int, int]], *salt: str) -> str:
+    marks = [[os.path.realpath(path), *stamp] for path, stamp in zip(files, stamps, strict=True)]
+    identity = [form, *(marks[0] if form == OLD_FORMAT else [marks]), *salt]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+
+
+def _is_trusted(meta: dict[str, Any] | None) -> bool:
+    """True if a cache of the old format holds what its file does: JSON arrays were mostly taken for broken lines."""
+    return meta is not None and meta["skipped"].get("not_json", 0) <= meta["documents"]
 
 
 def is_writable(folder: Path) -> bool:

@@ -1,0 +1,200 @@
+"""Corpus files are read by their content; what holds no JSON lines is named, with what to do about it."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import sqlite3
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator import checks
+from trainer import data
+from trainer.config import DataConfig
+from trainer.errors import DataError, UserError
+from trainer.tokens import streams
+from trainer.tokens.corpus import Lines
+from trainer.tokens.formats import detect
+from trainer.tokens.source import Source
+
+DOCUMENTS = [{"text": f"document {k}, long enough: é – 😀"} for k in range(40)]
+PLAIN = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in DOCUMENTS)
+RAW = PLAIN.encode()
+
+
+def texts(path: Path, text_key: str = "text") -> list[str | None]:
+    """What the lines of a file hold, None for those that are no document."""
+    source = Source([detect(path)])
+    raw = source.read(0, 1 << 30)
+    starts = np.cumsum([0, *map(len, raw.splitlines(keepends=True))])
+    lines = Lines(source, starts, text_key)
+    return [lines.text(k)[0] for k in range(len(lines))]
+
+
+def zstd(raw: bytes, **settings: int) -> bytes:
+    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, **settings)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return bytes(packer.compress(raw) + packer.flush())
+
+
+SKIPPABLE = b"\x52\x2a\x4d\x18\x04\0\0\0abcd"
+READABLE = {
+    "crlf": PLAIN.replace("\n", "\r\n").encode(),
+    "old Mac line ends": PLAIN.replace("\n", "\r").encode(),
+    "byte order mark": b"\xef\xbb\xbf" + RAW,
+    **{name: PLAIN.encode(name) for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")},
+    "utf-16 with crlf": PLAIN.replace("\n", "\r\n").encode("utf-16"),
+    "array": json.dumps(DOCUMENTS).encode(),
+    "indented array": json.dumps(DOCUMENTS, indent=2).encode(),
+    "array in lines": b"[\n" + RAW.replace(b"}\n", b"},\n").rstrip(b",\n") + b"\n]\n",
+    "array in utf-16": json.dumps(DOCUMENTS).encode("utf-16"),
+    "two arrays": json.dumps(DOCUMENTS[:9]).encode() + b"\n" + json.dumps(DOCUMENTS[9:]).encode(),
+    "commas after lines": RAW.replace(b"}\n", b"},\n"),
+    "indented objects": "\n".join(json.dumps(d, indent=1) for d in DOCUMENTS).encode(),
+    "gzip": gzip.compress(RAW),
+    "gzip twice": gzip.compress(gzip.compress(RAW)),
+    "gzip of an array": gzip.compress(json.dumps(DOCUMENTS).encode()),
+    "xz": lzma.compress(RAW),
+    "lzma": lzma.compress(RAW, format=lzma.FORMAT_ALONE),
+    "bzip2": bz2.compress(RAW[:999]) + bz2.compress(RAW[999:]),
+}
+
+
+@pytest.mark.parametrize("kind", READABLE)
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz", "data"])
+def test_files_are_read_by_their_content(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(READABLE[kind])
+    assert texts(tmp_path / name) == [d["text"] for d in DOCUMENTS]
+
+
+def test_zstandard_frames_of_all_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    packed = SKIPPABLE + zstd(RAW[:999], window_log=28) + zstd(b"") + SKIPPABLE + zstd(RAW[999:])
+    path.write_bytes(packed)
+    assert texts(path) == [d["text"] for d in DOCUMENTS]
+
+
+def test_a_long_window(tmp_path: Path) -> None:
+    (tmp_path / "data.zst").write_bytes(zstd(RAW * 50, window_log=28, enable_ldm=1))
+    assert len(texts(tmp_path / "data.zst")) == 50 * len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_an_array_is_read_in_pieces(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "CHUNK", chunk)
+    values = [{"text": 'a "quoted" [text], {with} all\\ é \n marks'}, {"text": "x" * 200, "n": [1.5e3, {"a": None}]}]
+    (tmp_path / "x.json").write_bytes(json.dumps(values, indent=3, ensure_ascii=False).encode())
+    assert texts(tmp_path / "x.json") == [value["text"] for value in values]
+
+
+def archive(kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as packed:
+            packed.writestr("x.jsonl", RAW)
+    else:
+        with tarfile.open(fileobj=file, mode=kind) as packed_tar:
+            member = tarfile.TarInfo("x.jsonl")
+            member.size = len(RAW)
+            packed_tar.addfile(member, io.BytesIO(RAW))
+    return file.getvalue()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"7" * 64 + b"\nsize 12345678\n"
+REFUSED = {
+    "LFS pointer": (LFS, "is a Git LFS pointer, .*git lfs pull"),
+    "web page": (b"\n<!DOCTYPE html><title>Sign in</title>", "is an HTML page that begins with '<!DOCTYPE html>"),
+    "packed web page": (gzip.compress(b"<html>404</html>"), "is an HTML page"),
+    "XML": (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "is an XML page"),
+    "Parquet": (b"PAR1" + bytes(50) + b"PAR1", "is a Parquet file; convert it: .*read_parquet"),
+    "Arrow": (b"ARROW1\0\0" + bytes(50), "is an Arrow .* file"),
+    "Arrow stream": (b"\xff\xff\xff\xff\x10\0\0\0" + bytes(50), "is an Arrow stream.*datasets"),
+    "SQLite": (b"SQLite format 3\0" + bytes(80), "is an SQLite database; .*sqlite3 -json"),
+    "NumPy": (b"\x93NUMPY\x01\0" + bytes(80), "is a NumPy array"),
+    "pickle": (pickle.dumps(DOCUMENTS), "is a Python pickle; it is not loaded"),
+    "ZIP": (archive("zip"), r"is a ZIP archive .*\(unzip "),
+    "tar": (archive("w"), r"is a tar archive; unpack it \(tar -xf "),
+    "tar.gz": (archive("w:gz"), "is a tar archive"),
+    "CSV": (b"id,text\n1,abc\n2,def\n", "is a CSV table with the columns id, text; convert it: .*read_csv"),
+    "TSV": (b"id\ttext\n1\tabc\n", "is a TSV table .*sep="),
+    "plain text": (b"It was a dark night.\nThe end.\n", "is plain text that begins with 'It was a dark night.'"),
+    "zeros": (bytes(5000), "is nothing but zero bytes"),
+    "noise": (bytes(range(200, 0, -1)) * 9 + b"\0", "is a binary file of an unknown kind"),
+    "cut array": (json.dumps(DOCUMENTS).encode()[:-60], "damaged or cut short: element 40 of its JSON array"),
+    "open array": (
+        json.dumps(DOCUMENTS).encode()[:-1],
+        "damaged or cut short: its JSON array is not closed after element 40",
+    ),
+    "cut xz": (lzma.compress(RAW * 9)[:-30], "damaged or cut short"),
+    "cut utf-16": (PLAIN.encode("utf-16")[:-1], "its text is not UTF-16"),
+    "latin-1 array": ('[{"text": "Öl und mehr"}]'.encode("latin-1"), "its text is not UTF-8 .*iconv"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_files_are_named_with_advice(kind: str, tmp_path: Path) -> None:
+    content, message = REFUSED[kind]
+    (tmp_path / "data.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=rf"data.jsonl: {message}") as refused:
+        texts(tmp_path / "data.jsonl")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_real_database_is_named(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "x.jsonl") as database:
+        database.execute("create table t (text)")
+    with pytest.raises(UserError, match="is an SQLite database"):
+        checks.check_file(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["array", "utf-16", "gzip", "old Mac line ends"])
+def test_whole_files_are_not_called_cut_off(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(READABLE[kind])
+    checks.check_file(tmp_path / "data.jsonl")
+
+
+def test_a_last_line_is_called_cut_off_only_among_whole_ones(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(RAW + b'{"text": "cut in the mid')
+    with pytest.raises(UserError, match="the last line is cut off"):
+        checks.check_file(path)
+    path.write_text("\n".join(map(repr, DOCUMENTS)))
+    checks.check_file(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ({"Text": "a document, long enough", "id": "a"}, r"'Text', 'id': set data.text_key \(probably Text\)"),
+        ({"id": "7", "content": "a document, long enough"}, r"set data.text_key \(probably content\)"),
+        ({"meta": {"text": "a document, long enough"}}, "the text seems to be meta.text: jq"),
+        ({"data": [{"text": "a document, long enough"}]}, "a list under 'data': jq"),
+        ({"text": ["a", "b"]}, r"line 1, where it is a list; join its parts"),
+        ({"text": None}, "line 1, where it is null"),
+        ("a document, long enough", "line 1, where it is a string; make objects of them"),
+    ],
+)
+def test_files_without_documents_say_what_they_hold(
+    line: object, advice: str, tmp_path: Path, offline_cache: Path
+) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
+    config = DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample")
+    with pytest.raises(DataError, match=advice):
+        data.open_tokens(config, offline_cache)
+    with pytest.raises(DataError, match=advice):
+        data.check_beginning(config)
+
+
+def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("\n".join(map(repr, DOCUMENTS)))
+    with pytest.raises(DataError, match=r"line 1: it is in Python's notation"):
+        data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
