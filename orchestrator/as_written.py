@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from orchestrator import yamlfile
+from orchestrator.command import template
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer import field_errors
 from trainer.config import InfoConfig, RunConfig, keys, nearest
@@ -54,14 +55,31 @@ def repair(data: Any, tree: Tree, found: Iterable[tuple[Path, Sequence[Any]]]) -
     return changed
 
 
-def restore_words(section: Any, tree: Tree, path: KeyPath) -> None:
+def restore_words(section: Any, tree: Tree, path: KeyPath, kinds: tuple[type, ...] = (int,)) -> None:
     """Put numbers of a section whose spelling says more than their value (`007`) as texts."""
     for key, value in section.items() if isinstance(section, dict) else ():
         written = tree.written((*path, key))
         if isinstance(value, dict):
-            restore_words(value, tree, (*path, key))
-        elif type(value) is int and isinstance(written, str) and written != str(value):
+            restore_words(value, tree, (*path, key), kinds)
+        elif type(value) in kinds and isinstance(written, str) and written != str(value):
             section[key] = written if _reads_as(written, value) else value
+
+
+def restore_command(data: dict[str, Any], blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> None:
+    """Have the numbers of a command, its environment and its settings reach it as they were written."""
+    restore_words(data.get("env"), tree, ("env",), (int, float))
+    for key in ("command", "resume_command"):
+        if isinstance(data.get(key), list):
+            data[key] = _meant(data[key], tree.written((key,)), {str})
+    for path, overrides in blocks:
+        for key, value in overrides.items() if isinstance(overrides, dict) else ():
+            overrides[key] = spelt(value, tree.written((*path, key)))
+
+
+def spelt(value: Any, written: Any) -> Any:
+    """A number of a command with its spelling, if that is its own."""
+    read = _meant(value, written, {str})
+    return template.spelt(value, read if read is not value else None)
 
 
 def _container(data: Any, path: Path) -> tuple[Any, Any] | None:

@@ -185,6 +185,9 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     blocks = _blocks(data)
     if data.get("command") is not None:
         problems += command_checks.setting_problems(blocks, tree)
+        as_written.restore_command(data, blocks, tree)
+        for key, value in forced.items():
+            forced[key] = as_written.spelt(value, tree.written(("base", key)))
     else:
         problems += as_written.settings_problems(blocks, tree)
         for key, value in forced.items():

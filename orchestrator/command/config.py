@@ -36,8 +36,9 @@ class CommandConfig:
         style = self.keys.flags.style
         told = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
         seed = self.seed if style == "in-process" else None  # else it is in the command, or the command ignores it
-        values = self._values({name: f"{{{name}}}" for name in template.PLACES if name != "seed"})
-        decisive = [self._render(self.keys.command or (), values), self._environment(values), self.keys.workdir]
+        run = replace(self, settings={key: template.decisive(value) for key, value in self.settings.items()})
+        values = run._values({name: f"{{{name}}}" for name in template.PLACES if name != "seed"})
+        decisive = [run._render(self.keys.command or (), values), self._environment(values), self.keys.workdir]
         text = json.dumps([*decisive, told, seed], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -53,10 +53,10 @@ def test_a_placeholder_is_not_repeated_among_the_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("style", "words"),
     [
-        ("--a.b=c", ["--m.rate=5e-05", "--m.deep.on=True", "--m.b=[0.9, 0.95]", "--m.none=None", "--m.text=a b"]),
-        ("--a_b=c", ["--m_rate=5e-05", "--m_deep_on=True", "--m_b=[0.9, 0.95]", "--m_none=None", "--m_text=a b"]),
-        ("--b c", ["--rate", "5e-05", "--on", "True", "--b", "0.9", "0.95", "--none", "None", "--text", "a b"]),
-        ("--key=value", ["--rate=5e-05", "--on=True", "--b=[0.9, 0.95]", "--none=None", "--text=a b"]),
+        ("--a.b=c", ["--m.rate=5e-5", "--m.deep.on=True", "--m.b=[0.9, 0.95]", "--m.none=None", "--m.text=a b"]),
+        ("--a_b=c", ["--m_rate=5e-5", "--m_deep_on=True", "--m_b=[0.9, 0.95]", "--m_none=None", "--m_text=a b"]),
+        ("--b c", ["--rate", "5e-5", "--on", "True", "--b", "0.9", "0.95", "--none", "None", "--text", "a b"]),
+        ("--key=value", ["--rate=5e-5", "--on=True", "--b=[0.9, 0.95]", "--none=None", "--text=a b"]),
         ("a.b=c", ["m.rate=5e-05", "m.deep.on=true", "m.b=[0.9,0.95]", "m.none=null", "m.text='a b'"]),
     ],
 )
