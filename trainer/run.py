@@ -337,6 +337,8 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
     files = runlog.contents(run_dir)
     endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
+    if not isinstance(store, data.CompleteStore):  # its cache was built meanwhile
+        _describe_data(store, config)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 

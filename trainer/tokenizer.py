@@ -51,7 +51,11 @@ def canonical(name: str) -> str:
 def safe_folder(name: str) -> str:
     """A hub id as one folder name. Raises UserError for what is neither a plain name nor `owner/name`."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
-        raise UserError(f"data.tokenizer: {name!r} is not a tokenizer's name; write gpt2, sample or owner/name")
+        advice = "write gpt2, sample or owner/name"
+        if name.startswith(("/", "~", ".", "$")) or name.count("/") > 1:  # a folder of its files
+            command = f"{program()} warm-cache --tokenizer NAME --from {shlex.quote(name)}"
+            advice = f"put the files of a folder into the cache under a name, with `{command}`, and write that name"
+        raise UserError(f"data.tokenizer: {name!r} is not a tokenizer's name; {advice}")
     return name.replace("/", "--")
 
 

@@ -26,6 +26,7 @@ from orchestrator.report.content import (
     Verdict,
     Verdicts,
 )
+from orchestrator.report.corpus_notes import corpus_notes
 from orchestrator.report.plots import Figure
 from orchestrator.report.wording import (
     DASH,
@@ -105,10 +106,7 @@ def health(analysis: Analysis) -> Section:
             for run in bad
         ]
         blocks.append(Table(["cell", "seed", "state", "reason", "last step", "run"], rows, (0, 2, 3, 5), (3,)))
-    skipped = max((run.skipped for run in runs), key=lambda counts: sum(counts.values()), default={})
-    if sum(skipped.values()):
-        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()) if count)
-        blocks.append(Text(f"Documents of the corpus that were skipped: {listed}."))
+    blocks += map(Text, corpus_notes(runs))
     return Section("health", "Run health", blocks)
 
 

@@ -1,0 +1,36 @@
+"""What of the corpus the runs did not read, or read and could never draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.report.collect import RunRecord
+from trainer.tokens.corpus import SKIPS
+
+FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
+
+
+def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield sentences about skipped lines and documents too short for a window."""
+    skipped = max((run.skipped for run in runs), key=lambda counts: sum(counts.values()), default={})
+    listed = ", ".join(f"{count:,} {SKIPS.get(reason, reason)}" for reason, count in sorted(skipped.items()) if count)
+    if listed:
+        yield f"Lines of the corpus that were skipped: {listed}."
+    for block, (documents, tokens, usable, usable_tokens) in sorted(_usages(runs).items()):
+        if usable < documents:
+            yield (
+                f"Documents of at least {block + 1} tokens, from which windows are drawn: {usable:,} of {documents:,}, "
+                f"with {usable_tokens / max(tokens, 1):.1%} of the training tokens."
+            )
+
+
+def _usages(runs: Sequence[RunRecord]) -> dict[int, tuple[int, ...]]:
+    """Return FIELDS of the runs' corpus by block size, one for each."""
+    found: dict[int, tuple[int, ...]] = {}
+    for run in runs:
+        usage, block = run.summary.get("corpus"), run.setting("data.block_size")
+        values = [usage.get(name) for name in FIELDS] if isinstance(usage, dict) else []
+        whole = tuple(value for value in values if type(value) is int and value >= 0)
+        if type(block) is int and len(whole) == len(FIELDS):
+            found.setdefault(block, whole)
+    return found

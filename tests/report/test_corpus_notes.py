@@ -1,0 +1,37 @@
+"""What the report says of a corpus that was not read whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from orchestrator.report.corpus_notes import corpus_notes
+
+
+def run(block_size: int, skipped: dict[str, int], usage: object) -> Any:
+    settings = {"data.block_size": block_size}
+    return SimpleNamespace(skipped=skipped, summary={"corpus": usage}, setting=settings.get)
+
+
+def usage(*values: object) -> dict[str, object]:
+    return dict(zip(("documents", "tokens", "usable_documents", "usable_tokens"), values, strict=True))
+
+
+def test_skipped_lines_and_short_documents_are_told() -> None:
+    runs = [
+        run(256, {"not_json": 30, "too_short": 2, "blank": 0}, usage(3000, 10_000, 222, 1800)),
+        run(256, {}, usage(3000, 10_000, 222, 1800)),
+        run(8, {}, usage(3000, 10_000, 3000, 10_000)),
+    ]
+    skipped, short = corpus_notes(runs)
+    assert skipped == (
+        "Lines of the corpus that were skipped: 30 lines that are not JSON, 2 documents under 10 characters."
+    )
+    assert short == (
+        "Documents of at least 257 tokens, from which windows are drawn: 222 of 3,000, with 18.0% of the training tokens."
+    )
+
+
+def test_nothing_is_said_of_a_corpus_read_whole_or_of_a_damaged_summary() -> None:
+    damaged = [None, [], {"documents": 3}, usage(3, True, 1, 1), usage(3, "x", 1, 1), usage(-3, 1, 1, 1)]
+    assert not list(corpus_notes([run(8, {}, usage(3, 9, 3, 9)), *(run(8, {}, odd) for odd in damaged)]))
