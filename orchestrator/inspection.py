@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestrator import causes, dotted, joblog
 from orchestrator.rundir import StudyRun
-from trainer import runlog
+from trainer import fingerprints, runlog
 from trainer.errors import UserError
 from trainer.program import program
 
@@ -74,11 +75,22 @@ def _from_job(path: Path, text: str) -> str:
 
 
 def differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:
-    """(what, value in the first, value in the second) for configuration, code and environment."""
+    """(what, value in the first, value in the second) for configuration, data, code and environment."""
     rows = []
-    for name in (runlog.CONFIG, runlog.PROVENANCE):
-        one, two = (dotted.flatten(runlog.read_json(run.folder / name) or {}) for run in (first, second))
+    for read in (_config, _provenance):
+        one, two = (dotted.flatten(read(run.folder)) for run in (first, second))
         for key in sorted(one.keys() | two.keys()):
             if one.get(key) != two.get(key) and key not in IGNORED:
                 rows.append((key, str(one.get(key, "")), str(two.get(key, ""))))
     return rows
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return runlog.read_json(folder / runlog.CONFIG) or {}
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """provenance.json, and the fingerprints of what a finished run was trained on."""
+    record, summary = (runlog.read_json(folder / name) or {} for name in (runlog.PROVENANCE, runlog.SUMMARY))
+    names = (fingerprints.CORPUS, fingerprints.TOKENIZER, fingerprints.DATA)
+    return {**record, **{name: summary[name] for name in names if name in summary}}

@@ -21,7 +21,7 @@ from orchestrator import kinds, sensitive, slurm, snapshot
 from orchestrator.command import SPEC
 from orchestrator.matrix import Run
 from orchestrator.measure import Measure, of_record
-from trainer import runlog
+from trainer import fingerprints, runlog
 from trainer.errors import RunError, UserError
 from trainer.program import program
 from trainer.safe_open import is_own, make_folder, owner_name, personal
@@ -32,6 +32,7 @@ SNAPSHOTS = ".snapshots"
 LAST = ".last"  # under out/: the folder of the study submitted last
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
+FACTS = (fingerprints.CORPUS, fingerprints.TOKENIZER, "continued_from")  # of one run, in its provenance.json
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a run's folder, as `submit` makes them
 # What of the environment may be recorded: nothing that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
@@ -348,10 +349,27 @@ def surroundings(code: Path) -> dict[str, Any]:
     }
 
 
+def note_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Record what is known of one run, the content of its data for instance, in its provenance.json. Raises OSError.
+
+    `write_provenance` keeps it: what is queued later, by another process, was planned now.
+    """
+    record = runlog.read_json(folder / runlog.PROVENANCE) or {}
+    known = {name: record[name] for name in FACTS if name in record}
+    if {**known, **facts} != known:
+        rest = {name: value for name, value in record.items() if name not in FACTS}
+        _write_json(folder / runlog.PROVENANCE, {**rest, **known, **facts})
+
+
 def write_provenance(folder: Path, shared: dict[str, Any], command: Sequence[str]) -> None:
     """provenance.json: where the run's code and surroundings came from, and its command."""
-    record = {"command": list(command), **shared}
-    runlog.atomic_write(folder / runlog.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
+    before = runlog.read_json(folder / runlog.PROVENANCE) or {}
+    kept = {name: before[name] for name in FACTS if name in before}
+    _write_json(folder / runlog.PROVENANCE, {"command": list(command), **shared, **kept})
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    runlog.atomic_write(path, json.dumps(record, indent=1) + "\n", durable=False)
 
 
 def save_patch(code: Path) -> str | None:

@@ -241,12 +241,17 @@ def _lost_answer(batch: Batch, error: slurm.ControllerError) -> str:
     raise RefusedError(error)
 
 
+def named(study: Study, names: Sequence[str]) -> list[StudyRun]:
+    """The runs that `--rerun` names: ids, beginnings of them, cells with one run, or `all`. Raises UserError."""
+    return list(study.runs) if "all" in names else [study.find(name) for name in names]
+
+
 def put_aside(study: Study, names: Sequence[str]) -> list[str]:
     """For `--rerun`: move the results of these runs to <run>.old-<n> beside them; returns the ids of the runs.
 
     Raises UserError for an unknown name, RunError for a run that is still active.
     """
-    runs = [study.find(name) for name in names]
+    runs = named(study, names)
     active = {state.run.id for state in status.collect(study) if state.active}
     for run in runs:
         if run.id in active:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from orchestrator import (
     causes,
     checks,
     display,
+    earlier,
     experiment,
     interrupts,
     joblog,
@@ -33,6 +35,7 @@ from orchestrator import (
     submission,
     waves,
 )
+from orchestrator.earlier import Earlier
 from orchestrator.experiment import Loaded
 from orchestrator.launchers.local import LocalQueue, find_devices
 from orchestrator.matrix import Run
@@ -69,6 +72,7 @@ class Plan:
     folder: Path
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
+    earlier: dict[str, Earlier] = field(default_factory=dict)  # run id -> the run that it takes the place of
 
     @property
     def cluster(self) -> str:
@@ -119,6 +123,7 @@ def show_run(plan: Plan, name: str | None, console: Console) -> None:
 
 def check(plan: Plan) -> None:
     """The preflight of the whole study. Raises UserError with every finding."""
+    earlier.refuse_changed_inputs(plan.runs, status.collect(_planned_study(plan)), ())
     checks.preflight(plan.loaded, plan.runs, plan.launcher, plan.runs)
 
 
@@ -130,11 +135,16 @@ def _planned_study(plan: Plan) -> Study:
 
 
 def _would_run(plan: Plan) -> list[Run]:
-    """The runs that a submit would queue now. Raises UserError for an unknown name in `--rerun`."""
+    """The runs that a submit would queue now.
+
+    Raises UserError for an unknown name in `--rerun`, and where runs of the study were trained on other data.
+    """
     _refuse_second_cluster(plan)
     study, options = _planned_study(plan), plan.options
-    again = [study.find(name).id for name in options.rerun]
-    chosen = submission.select(status.collect(study), options.retry, options.only, again).chosen
+    again = [run.id for run in submission.named(study, options.rerun)]
+    states = status.collect(study)
+    earlier.refuse_changed_inputs(plan.runs, states, again)
+    chosen = submission.select(states, options.retry, options.only, again).chosen
     ids = {state.run.id for state in chosen}
     return [run for run in plan.runs if run.id in ids]
 
@@ -158,6 +168,7 @@ def submit(options: Options, console: Console) -> list[RunState]:
     if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
         checks.preflight(plan.loaded, plan.runs, plan.launcher, chosen)
     if options.dry_run:
+        _describe_earlier(plan, console)
         show(plan, console)
         return []
     if options.smoke:
@@ -191,8 +202,11 @@ def _require_begun(states: list[RunState], folder: Path) -> None:
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, and wait where that is asked for."""
     _refuse_to_hide(plan)
+    _describe_earlier(plan, console)
     study = _create(plan)
     if plan.options.rerun:
+        for run in submission.named(study, plan.options.rerun):  # from step 0
+            plan.earlier.pop(run.id, None)
         submission.put_aside(study, plan.options.rerun)
         study = _create(plan)
     scheduler = Scheduler()
@@ -217,6 +231,15 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {again}"):
             display.watch(study, console, waves.keep_going(study, console.print))
     return status.collect(study)
+
+
+def _describe_earlier(plan: Plan, console: Console) -> None:
+    """Look for finished runs that the new settings leave beside, and say so."""
+    if plan.folder != plan.loaded.experiment.folder:  # a smoke test
+        return
+    plan.earlier = earlier.find(plan.folder, plan.runs)
+    for line in earlier.describe(plan.runs, plan.earlier):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _create(plan: Plan) -> Study:
@@ -296,8 +319,23 @@ def _claim(plan: Plan, study: Study, chosen: Sequence[RunState], console: Consol
         console.print(taken)
     ids = {run.id for run, _ in members}
     with submission.released_on_error(members):
-        rundir.renew(study, [run for run in plan.runs if run.id in ids], partial(_set_by, plan))
+        _renew(plan, study, ids)
     return members
+
+
+def _renew(plan: Plan, study: Study, ids: set[str]) -> None:
+    """Bring the folders of these runs up to date: settings, what is known of their data, where they start from.
+
+    Raises OSError, RunError.
+    """
+    runs, inputs = [run for run in plan.runs if run.id in ids], earlier.Inputs()
+    rundir.renew(study, runs, partial(_set_by, plan))
+    for run in runs:
+        folder, facts, before = study.folder / run.id, dict[str, Any](inputs.of(run)), plan.earlier.get(run.id)
+        if before and before.start:
+            earlier.copy_start(before, folder)
+            facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
+        rundir.note_facts(folder, facts)
 
 
 def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path, console: Console) -> None:
@@ -332,7 +370,10 @@ def _queue_slurm(plan: Plan, study: Study, selection: submission.Selection, code
         problem=before.problem if before and before.blocked else "",
     )
     ids = {state.run.id for state in selection.chosen}
-    rundir.renew(study, [run for run in plan.runs if run.id in ids], partial(_set_by, plan))
+    try:
+        _renew(plan, study, ids)
+    except OSError as error:
+        raise RunError(f"{error.filename or study.folder}: cannot be written: {error.strerror}") from None
     arrays = waves.queue(study, order, selection.chosen, selection.active, console.print)
     if arrays:
         console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")

@@ -22,11 +22,12 @@ from typing import IO, Any, BinaryIO
 
 import torch
 
+from trainer import runlog
 from trainer.console import warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
 from trainer.memory import first_line, is_out_of_memory
-from trainer.runlog import opened
+from trainer.runlog import opened, step_of
 
 FORMAT = 3
 KEPT = 2
@@ -50,15 +51,9 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / f"checkpoint-{step:08d}.pt"
 
 
-def step_of(path: Path) -> int:
-    """Return the step in the name of a checkpoint."""
-    return int(path.stem.rpartition("-")[2])
-
-
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
-    found = retried(run_dir, lambda again: list(run_dir.glob("checkpoint-" + "[0-9]" * 8 + ".pt")))
-    return sorted(found, reverse=True)
+    return retried(run_dir, lambda again: runlog.checkpoints(run_dir))
 
 
 def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:

@@ -30,11 +30,14 @@ def whole(config: RunConfig) -> dict[str, Any]:
     callbacks = set(type(config.callbacks).model_fields) - {"custom"}
     found = config.model_dump(mode="json", exclude={**NEUTRAL, "callbacks": callbacks})
     path = config.data.file_path
-    found["data"]["file_path"] = same_place(path) if isinstance(path, str) else list(map(same_place, path))
+    places = [same_place(entry) for entry in ([path] if isinstance(path, str) else path)]
+    found["data"]["file_path"] = places[0] if len(places) == 1 else places
     found["data"]["tokenizer"] = tokenizer.canonical(config.data.tokenizer)
     if None not in (config.model.n_layer, config.model.n_head, config.model.n_embd):
         del found["model"]["model_type"]  # a name for these sizes
     found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]
+    if config.trainer.schedule is not None:
+        del found["trainer"]["use_cosine"]  # a short form of it
     if not config.trainer.early_stop_patience:
         del found["trainer"]["early_stop_min_delta"]  # never read
     return found
@@ -58,6 +61,16 @@ def digest(identity: dict[str, Any]) -> str:
     """Return the first 8 hex digits of the SHA-256 of an identity."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ between two identities: dotted key -> (value there, value here)."""
+    return {
+        f"{section}.{name}": (value, here[section][name])
+        for section, settings in there.items()
+        for name, value in settings.items()
+        if name in here[section] and here[section][name] != value
+    }
 
 
 def same_place(path: str) -> str:

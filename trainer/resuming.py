@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, fingerprints, runlog
+from trainer import checkpoint, fingerprints, identity, runlog
 from trainer.choices import schedule_name, steady_until
 from trainer.config import RunConfig
 from trainer.console import warn
@@ -29,7 +29,7 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
     there = there.resolved(config.model.vocab_size)
     if there.fingerprint() == config.fingerprint():
         return None
-    steps = [checkpoint.step_of(path) for path in checkpoint.checkpoints(run_dir)]
+    steps = [runlog.step_of(path) for path in checkpoint.checkpoints(run_dir)]
     for step in steps if config.trainer.resume == "auto" else []:
         if step <= config.trainer.max_iters and there.fingerprint_until(step) == config.fingerprint_until(step):
             return step
@@ -53,18 +53,8 @@ def _explain_schedule(there: RunConfig, config: RunConfig, steps: Sequence[int])
     )
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ between two identities: dotted key -> (value there, value here)."""
-    return {
-        f"{section}.{name}": (value, here[section][name])
-        for section, settings in there.items()
-        for name, value in settings.items()
-        if name in here[section] and here[section][name] != value
-    }
-
-
 def _describe(there: dict[str, Any], here: dict[str, Any]) -> str:
-    found = [f"{key}: {one} there, {other} here" for key, (one, other) in differences(there, here).items()]
+    found = [f"{key}: {one} there, {other} here" for key, (one, other) in identity.differences(there, here).items()]
     return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
 

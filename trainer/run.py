@@ -34,6 +34,7 @@ from trainer.console import say, warn
 from trainer.device import describe, pick_device, tune_products
 from trainer.durable import FULL, TRANSIENT
 from trainer.errors import UserError
+from trainer.improvement import best_stands
 from trainer.loop import Array, Trainer
 from trainer.memory import peak_memory
 from trainer.signals import Interrupted, StopSignals
@@ -160,6 +161,9 @@ def _open_folder(run_dir: Path, config: RunConfig, argv: list[str], goes_on: int
     """Make the folder ready for this attempt. goes_on: the step from which a run with other settings goes on."""
     if goes_on is not None:
         checkpoint.drop_after(run_dir, goes_on)
+        summary = runlog.read_json(run_dir / runlog.SUMMARY)
+        if summary and not best_stands(summary, goes_on, config.trainer.eval_interval):
+            (run_dir / runlog.BEST).unlink(missing_ok=True)
         _forget_result(run_dir, everything=False)
     command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
     there = _existing(run_dir)

@@ -283,6 +283,16 @@ def number(cell: str) -> float | None:
     return float(cell) if _NUMBER.fullmatch(cell) else None
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoints in a run folder, newest first."""
+    return sorted(run_dir.glob("checkpoint-" + "[0-9]" * 8 + ".pt"), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    return int(checkpoint.stem.rpartition("-")[2])
+
+
 def lacking_rows(run_dir: Path, steps: Collection[int]) -> int:
     """How many of these steps have no row in loss.csv. Raises OSError where it cannot be read."""
     return len(set(steps) - {int(row[0]) for row in whole_rows(kept_text(run_dir / LOSS))})

@@ -47,11 +47,11 @@ def test_more_steps(train: Train, settings: dict[str, Any], steps: int, origin: 
     summary = json.loads((first / runlog.SUMMARY).read_text())
     assert summary["max_iters"] == 29
     resumed = [event for event in runlog.read_events(first) if event["event"] == "resumed"]
-    assert [event["iter"] for event in resumed] == [origin or checkpoint.step_of(newest)]
+    assert [event["iter"] for event in resumed] == [origin or runlog.step_of(newest)]
     if settings.get("callbacks__jsonl"):
         steps_told = [json.loads(line)["iter"] for line in (first / runlog.METRICS).read_text().splitlines()]
         assert steps_told == [int(row[0]) for row in longer[1:]]
-    named = copy / f"checkpoint-{origin or checkpoint.step_of(newest):08d}.pt"
+    named = copy / f"checkpoint-{origin or runlog.step_of(newest):08d}.pt"
     assert without_clock(train("named", trainer__max_iters=29, trainer__resume=named, **settings)) == longer
 
 

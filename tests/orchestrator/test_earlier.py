@@ -1,0 +1,177 @@
+"""What a submit says and does about the runs that the study already has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator import earlier, experiment, inspection, kinds, matrix, rundir, status
+from orchestrator.matrix import Run
+from orchestrator.rundir import Study
+from tests.orchestrator.test_matrix import expand
+from tests.workspace import Workspace, without_clock
+from trainer import fingerprints, loss_record, runlog
+from trainer.errors import UserError
+
+ONE = "features: {rope: {model.rope: true}}\n"
+
+
+def finish(study: Study, steps: int, **facts: object) -> None:
+    """Give every run a result after so many steps."""
+    for run in study.runs:
+        log = runlog.LossLog(run.folder, 0)
+        log.write({"iter": steps, "loss": 3.5})
+        (run.folder / f"checkpoint-{steps:08d}.pt").write_bytes(b"weights")
+        summary = {"iters": steps, loss_record.KEY: loss_record.describe(run.folder), **facts}
+        (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
+
+
+def make(folder: Path, *sets: str, text: str = ONE) -> tuple[list[Run], Study]:
+    runs = expand(folder, text, ("trainer.max_iters=20", *sets))
+    return runs, rundir.create_study(folder / "s", "s", folder / "e.yaml", {}, runs)
+
+
+def told(folder: Path, *sets: str, text: str = ONE) -> list[str]:
+    runs = expand(folder, text, ("trainer.max_iters=20", *sets))
+    return earlier.describe(runs, earlier.find(folder / "s", runs))
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> list[Run]:
+    runs, study = make(tmp_path)
+    finish(study, 20)
+    return runs
+
+
+def test_nothing_to_say(tmp_path: Path, finished: list[Run]) -> None:
+    assert told(tmp_path) == told(tmp_path, "trainer.ckpt_interval=7", "data.file_path=./x.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["trainer.learning_rate=1e-3"], "trainer.learning_rate is 0.001, was 0.0003: 2 finished runs stay beside ("),
+        (["data.file_path=y.jsonl"], "data.file_path is y.jsonl, was x.jsonl: 2 finished"),
+        (["trainer.max_iters=30"], "trainer.max_iters is 30, was 20: 2 finished runs stay beside (IDS); the new ones "
+                                   "go on from step 20"),
+        (["trainer.max_iters=10"], "IDS); the new ones begin from step 0"),
+        (["trainer.max_iters=30", "trainer.batch_size=2"], "IDS); the new ones begin from step 0"),
+    ],
+)  # fmt: skip
+def test_changed_settings(tmp_path: Path, finished: list[Run], sets: list[str], said: str) -> None:
+    (line,) = told(tmp_path, *sets)
+    assert said.replace("IDS", ", ".join(run.id for run in finished)) in line
+
+
+def test_a_schedule_that_depends_on_the_end(tmp_path: Path) -> None:
+    _, study = make(tmp_path, "trainer.schedule=cosine")
+    finish(study, 20)
+    (line,) = told(tmp_path, "trainer.schedule=cosine", "trainer.max_iters=30")
+    assert "begin from step 0: the learning rates of schedule cosine depend on trainer.max_iters" in line
+
+
+def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
+    for run in finished:
+        folder = tmp_path / "s" / run.id
+        folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
+    (line,) = told(tmp_path)
+    assert "names these runs differently, their settings are the same: 2 finished runs stay beside" in line
+    assert "go on from step 20" in line
+
+
+def test_a_command(tmp_path: Path) -> None:
+    text = 'command: [python, train.py, "{flags}"]\nbase: {lr: LR}\nmetrics: {csv: m.csv}\ndesign: [baseline]\n'
+    path = tmp_path / "c.yaml"
+
+    def planned(rate: str) -> list[Run]:
+        path.write_text("name: s\n" + text.replace("LR", rate))
+        return matrix.runs(experiment.load(path, ()), lambda config: 0)
+
+    study = rundir.create_study(tmp_path / "s", "s", path, {}, planned("0.1"))
+    finish(study, 5)
+    runs = planned("0.2")
+    (line,) = earlier.describe(runs, earlier.find(tmp_path / "s", runs))
+    assert "settings.lr is 0.2, was 0.1: 1 finished run stay" in line
+
+
+def test_a_changed_loss_csv_is_no_start(tmp_path: Path, finished: list[Run]) -> None:
+    for run in finished:
+        (tmp_path / "s" / run.id / runlog.LOSS).write_text("")
+    (line,) = told(tmp_path, "trainer.max_iters=30")
+    assert "begin from step 0" in line
+
+
+class TestInputs:
+    @pytest.fixture
+    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        path = tmp_path / "x.jsonl"
+        path.write_text('{"text": "a document"}\n')
+        return path
+
+    def refused(self, folder: Path, again: tuple[str, ...] = ()) -> str:
+        runs, study = make(folder)
+        try:
+            earlier.refuse_changed_inputs(runs, status.collect(study), again)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def test_finished_runs(self, tmp_path: Path, corpus: Path) -> None:
+        runs, study = make(tmp_path)
+        finish(study, 20, **fingerprints.of_inputs(kinds.ours(runs[0].config)))
+        assert self.refused(tmp_path) == ""
+        corpus.touch()
+        assert self.refused(tmp_path) == ""
+        corpus.write_text('{"text": "a Document"}\n')
+        said = self.refused(tmp_path)
+        assert said.startswith("data.file_path (x.jsonl): the content has changed since 2 runs of this study used it")
+        assert f"--rerun {runs[0].id} --rerun {runs[1].id}" in said
+        assert self.refused(tmp_path, tuple(run.id for run in runs)) == ""
+
+    def test_a_stopped_run(self, tmp_path: Path, corpus: Path) -> None:
+        _, study = make(tmp_path)
+        folder = study.runs[0].folder
+        rundir.write_provenance(folder, {fingerprints.CORPUS: "of another file"}, [])
+        assert self.refused(tmp_path) == "", "nothing was trained"
+        runlog.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
+        assert "since 1 run of this study used it" in self.refused(tmp_path)
+
+    def test_old_summaries_say_nothing(self, tmp_path: Path, corpus: Path, finished: list[Run]) -> None:
+        assert self.refused(tmp_path) == ""
+
+    def test_diff(self, tmp_path: Path, corpus: Path) -> None:
+        _, study = make(tmp_path)
+        finish(study, 20)
+        one, two = study.runs[:2]
+        (two.folder / runlog.SUMMARY).write_text(json.dumps({"iters": 20, fingerprints.CORPUS: "b"}))
+        assert (fingerprints.CORPUS, "", "b") in inspection.differences(one, two)
+
+
+def test_more_steps_and_other_data(workspace: Workspace) -> None:
+    """The whole way: 20 steps, then 26 from the last checkpoint; then the corpus changes."""
+    own = workspace.folder / "own.jsonl"
+    own.write_bytes(workspace.corpus.read_bytes())
+    study = workspace.write_study()
+    study.write_text(study.read_text().replace(str(workspace.corpus), "own.jsonl"))
+    only = ("--launcher", "local", "--only", "rope")
+    workspace.run("submit", study, *only)
+    first = workspace.run_folder("rope")
+    before = (first / runlog.LOSS).read_bytes()
+    study.write_text(study.read_text().replace("max_iters: 20", "max_iters: 26"))
+    assert "go on from step 20" in workspace.run("submit", study, *only).stdout
+    second = workspace.folder / workspace.states()["rope"]["folder"]
+    assert second != first and (first / runlog.LOSS).read_bytes() == before
+    assert [event["iter"] for event in runlog.read_events(second) if event["event"] == "resumed"] == [20]
+    config = json.loads((second / runlog.PROVENANCE).read_text())
+    assert config["continued_from"] == {"run": first.name, "iter": 20}
+    workspace.run("submit", study, *only, "--rerun", second.name)  # from step 0
+    assert without_clock(second) == without_clock(Path(f"{second}.old-1"))
+    assert [event["event"] for event in runlog.read_events(second)].count("resumed") == 0
+    own.write_text(own.read_text().replace("the", "THE"))
+    said = workspace.run("submit", study, *only, code=2).stderr
+    assert "own.jsonl): the content has changed since 1 run of this study used it" in said
+    assert f"--rerun {second.name}" in said
+    assert said == workspace.run("check", study, code=2).stderr
