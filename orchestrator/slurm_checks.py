@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +26,11 @@ _WAITS = re.compile(
 )
 _NODES = "node configuration is not available"
 _SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queued in waves
-_HINTS = {"comment": "set slurm.comment", "requeue": "set slurm.requeue: false"}
+_HINTS = {
+    "comment": "set slurm.comment",
+    "requeue": "set slurm.requeue: false",
+    _NODES: "no node has the memory, cores, GPUs or features that slurm asks for",
+}
 
 
 def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: limits.ArrayLimits) -> Iterator[Batch]:
@@ -45,6 +51,9 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
     batch = next(planned_batches(loaded, runs, limits.array_limits()), None)
     if batch is None:
         return
+    fault = _syntax_fault(batch.settings.setup)
+    if fault:
+        yield f"{loaded.at('slurm', 'setup')}slurm.setup: {fault}"
     where = f"{loaded.at('slurm')}slurm: "
     try:
         said = _test(launchers.make(launcher).script(batch))
@@ -65,8 +74,17 @@ def _test(script: str) -> str:
     with tempfile.TemporaryDirectory(prefix="ablatrix-") as folder:
         path = Path(folder) / "job.sbatch"
         path.write_text(script, encoding="utf-8")
-        said = slurm.test_only(path)
+        said = slurm.test_only(path).replace("sbatch: sbatch: ", "sbatch: ")
     return "" if _SUBMIT_LIMIT.search(said) else said
+
+
+def _syntax_fault(lines: Sequence[str]) -> str:
+    """Return what bash says against the grammar of these lines, '' for nothing: they would end every job."""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True, check=False)
+        if done.returncode:
+            return done.stderr.strip().partition("\n")[0].removeprefix("bash: ") or "bash cannot read it"
+    return ""
 
 
 def _would_wait(said: str, settings: SlurmSettings) -> bool:

@@ -43,9 +43,9 @@ class SlurmSettings(BaseModel):
     cpus_per_task: Count = Field(1, ge=1, description="cores on each node")
     mem: Memory | None = Field(None, description="on each node: `16G`; a number without a unit is in MB")
     time: Time = Field("01:00:00", description="limit of a job: HH:MM:SS, D-HH:MM:SS, or minutes")
-    max_parallel: int | None = Field(None, ge=1, description="tasks of the array that run at once")
-    runs_per_job: int = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
-    signal_seconds: int = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
+    max_parallel: Count | None = Field(None, ge=1, description="tasks of the array that run at once")
+    runs_per_job: Count = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
+    signal_seconds: Count = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
     comment: Comment | None = Field(None, description="that the site asks for; Ablatrix adds its own mark to it")
     requeue: Switch = Field(True, description="false where the site forbids it: submit again to continue a stopped run")
     clusters: Cluster | None = Field(
@@ -61,6 +61,8 @@ class SlurmSettings(BaseModel):
     @classmethod
     def _move_named_options(cls, data: Any) -> Any:
         """Move options that have a name of their own from `extra` to it: `extra: {p: gpu}` is `partition: gpu`."""
+        if isinstance(data, dict):  # a key without a value is not given
+            data = {key: value for key, value in data.items() if value is not None}
         if not isinstance(data, dict) or not isinstance(data.get("extra"), dict):
             return data
         options.refuse_twice(map(str, data["extra"]))

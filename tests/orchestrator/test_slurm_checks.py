@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,14 @@ def test_plan_shows_what_is_asked_about(site: Path, home: Path) -> None:
     assert batch.token == "TOKEN"
     assert len(batch.jobs) == len(runs)
     assert dataclasses.replace(batch, token="0123456789abcdef").settings == loaded.experiment.slurm
+
+
+@pytest.mark.parametrize("line", ["echo 'open", "module load cuda &&", "if true; then", "for x in a; do echo $x"])
+def test_setup_lines_that_bash_cannot_read(site: Path, home: Path, line: str) -> None:
+    (found,) = findings(study(home, json.dumps({"setup": ["module load gcc", line]})))
+    assert "study.yaml:4: slurm.setup: line " in found
+
+
+def test_setup_lines_that_bash_can_read(site: Path, home: Path) -> None:
+    lines = ["module load cuda || exit 1", "source ~/.bashrc; conda activate x", "cat <<X\n'\nX", "trailing \\"]
+    assert findings(study(home, json.dumps({"setup": lines}))) == []

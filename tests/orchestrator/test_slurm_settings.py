@@ -44,6 +44,8 @@ DEFAULTS = {"cpus-per-task": 1, "time": "01:00:00"}
             {"time": "4:00:00", "nice": "100", "mem-per-cpu": "4G"},
         ),
         ("{mem: 16GB}", {"mem": "16G"}),
+        ("{setup: , extra: , partition: , cpus_per_task: '2'}", {"cpus-per-task": 2}),
+        ("{account: 0123}", {"account": "0123"}),
         ("{mem: 16 GiB}", {"mem": "16G"}),
         ("{mem: 1.5G}", {"mem": "1536M"}),
         ("{clusters: beta}", {"clusters": "beta"}),
