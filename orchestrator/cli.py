@@ -159,6 +159,7 @@ def status(
     """The truth about each run: files first, then the scheduler."""
     from orchestrator import display, missing, rundir, waves
     from orchestrator import status as state_module
+    from orchestrator.launchers import early_failures
 
     found = rundir.find_study(study, output)
     if watch:
@@ -175,8 +176,9 @@ def status(
     console.print(display.summary_line(states, scheduler), highlight=False)
     for line in waves.describe(found, states, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)
-    for line in missing.of_study(found, states):
-        console.print(line, soft_wrap=True)
+    for line in (*missing.of_study(found, states), early_failures.describe_alike(states)):
+        if line:
+            console.print(line, soft_wrap=True)
 
 
 @app.command()

@@ -354,6 +354,9 @@ def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path,
     with display.LiveStatus(study, console, Scheduler()) as live:
         try:
             queue.run(batch, live.tick)
+        except RunError:
+            submission.release(queue.not_started, "not started, because the first runs failed alike")
+            raise
         finally:
             interrupts.ignoring_lost_output(live.refresh)
 

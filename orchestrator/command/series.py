@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from orchestrator.command import numbers
 from trainer import runlog
 
 HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
@@ -49,7 +50,7 @@ class Series:
             self.last, self._restarted = step, False
         self.last = max(self.last, step)
         row = self.rows.setdefault(step, {})
-        since = _number(found.get(CLOCK, clock))
+        since = numbers.read(found.get(CLOCK, clock))
         if since is not None and math.isfinite(since):
             row.setdefault(CLOCK, round(self.seconds + since, 6))
         row.update(values)
@@ -60,7 +61,7 @@ class Series:
         for name, told in found.items():
             if name in ("iter", CLOCK) or told is None or told == "":
                 continue
-            value = _number(told)
+            value = numbers.read(told, whole=name == "tokens")
             if value is None:
                 self.bad += 1
                 continue
@@ -152,18 +153,8 @@ def _cell(value: float | None) -> str:
     return repr(value)
 
 
-def _number(told: object) -> float | None:
-    """A number as commands tell it: one of JSON's, or its text."""
-    if isinstance(told, str):
-        return runlog.number(told)
-    try:
-        return float(told) if isinstance(told, int | float) else None
-    except OverflowError:
-        return None
-
-
 def _step(told: object) -> int | None:
     """A step that is a whole number, written as 10 or 10.0."""
-    value = _number(told)
+    value = numbers.read(told, whole=True)
     whole = value is not None and math.isfinite(value) and value == int(value) and 0 <= value < runlog.LARGEST_STEP
     return int(value) if whole and value is not None else None

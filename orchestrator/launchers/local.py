@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator import exports, interrupts, task
-from orchestrator.launchers import Batch
+from orchestrator.launchers import Batch, Members
+from orchestrator.launchers.early_failures import EarlyFailures
 from orchestrator.ranks import Layout
 from orchestrator.rundir import LOGS
 from trainer.device import allotted_cores
-from trainer.errors import AblatrixError, UserError
+from trainer.errors import AblatrixError, RunError, UserError
 from trainer.safe_open import open_to_append
 
 POLL_SECONDS = 0.2
@@ -53,6 +54,8 @@ class LocalQueue:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = list(devices)
         self._running: dict[subprocess.Popen[bytes], str] = {}
+        self._begun: dict[subprocess.Popen[bytes], tuple[Path, float]] = {}
+        self.not_started: Members = []
         self._stopping = False
         self._shell: dict[str, str] = {}  # what the runs get of the environment
 
@@ -80,7 +83,8 @@ class LocalQueue:
         nodes = batch.settings.nodes if batch.shared else 1
         threads = min(batch.threads * nodes, allotted_cores())
         free = self.slots(threads, layout.processes)
-        waiting = batch.commands(layout)
+        waiting = list(zip(batch.commands(layout), batch.jobs, strict=True))
+        failures = EarlyFailures()
         logs = batch.study.folder / LOGS / f"{batch.token}.out"
         self._shell = exports.environment(batch.exports)
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -88,9 +92,15 @@ class LocalQueue:
             with interrupts.surviving_hangup():
                 while self._running or (waiting and not self._stopping):
                     while waiting and free and not self._stopping:
-                        self._start(waiting.pop(0), free.pop(0), threads, batch.code, logs)
+                        command, job = waiting.pop(0)
+                        self._start(command, job[0][0].folder, free.pop(0), threads, batch.code, logs)
                     for process in [p for p in self._running if p.poll() is not None]:
                         free.append(self._running.pop(process))
+                        folder, began = self._begun.pop(process)
+                        failures.add(folder, time.monotonic() - began)
+                    if waiting and failures.reason:
+                        self.not_started, waiting = [member for _, job in waiting for member in job], []
+                        why = f"the first {failures.count} runs failed alike: {failures.reason}"
                     interrupts.ignoring_lost_output(on_tick)
                     time.sleep(POLL_SECONDS)
         finally:
@@ -100,14 +110,19 @@ class LocalQueue:
                 signal.signal(number, handler)
         if self._stopping:
             raise StoppedError("stopped; the same command goes on from the last checkpoints")
+        if self.not_started:
+            raise RunError(
+                f"{why}; {len(self.not_started)} more were not started; fix this and rerun the command with --retry"
+            )
 
-    def _start(self, command: list[str], device: str, threads: int, code: Path, logs: Path) -> None:
+    def _start(self, command: list[str], folder: Path, device: str, threads: int, code: Path, logs: Path) -> None:
         environment = {**self._shell, **task.environment(code, threads)}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with open_to_append(logs) as output:
             process = task.spawn(command, environment, output)
         self._running[process] = device
+        self._begun[process] = folder, time.monotonic()
 
     def _stop(self, number: int, frame: object) -> None:
         self._stopping = True

@@ -1,0 +1,58 @@
+"""Runs that fail alike within seconds stop the rest of the study."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import status
+from orchestrator.launchers import early_failures
+from orchestrator.launchers.early_failures import EarlyFailures
+from orchestrator.rundir import StudyRun
+from tests.command.test_command_runs import write_study
+from tests.workspace import Workspace
+from trainer import runlog
+
+
+@pytest.mark.parametrize(
+    ("ends", "stops"),
+    [
+        ([("failed", "exit code 1: KeyError: 'a'", 2), ("failed", "exit code 1: KeyError: 'a'", 3)], True),
+        (
+            [("failed", "/x/a-seed1: bad value 0.1", 2), ("failed", "/x/b-seed2: bad value 0.2", 3)],
+            True,
+        ),
+        ([("failed", "exit code 1: KeyError: 'a'", 2)], False),
+        ([("failed", "exit code 1: KeyError: 'a'", 2), ("failed", "out of memory", 3)], False),
+        ([("failed", "out of memory", 2), ("failed", "out of memory", 300)], False),
+        ([("finished", "", 2), ("failed", "out of memory", 3), ("failed", "out of memory", 3)], False),
+        ([("stopped", "", 2), ("stopped", "", 3)], False),
+    ],
+)
+def test_what_stops_the_rest(tmp_path: Path, ends: list[tuple[str, str, float]], stops: bool) -> None:
+    failures = EarlyFailures()
+    for number, (event, reason, seconds) in enumerate(ends):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        runlog.append_event(folder, event, **({"reason": reason} if reason else {}))
+        failures.add(folder, seconds)
+    assert bool(failures.reason) is stops
+
+
+def test_the_rest_of_a_study_is_not_started(workspace: Workspace) -> None:
+    command = {"command": "{python} -c 'raise SystemExit(\"no such dataset\")' {flags}", "flags": "--key=value"}
+    study = write_study(workspace, **command)
+    result = workspace.run("submit", study, "--launcher", "local", code=1)
+    assert "runs failed alike: exit code 1: no such dataset" in result.stderr
+    assert "more were not started; fix this and rerun the command with --retry" in result.stderr
+    found = sorted(run["state"] for run in workspace.states().values())
+    assert found[0] == "failed" and found[-1] == "planned", found
+
+
+def test_status_says_so_while_others_wait(tmp_path: Path) -> None:
+    def state(word: str, reason: str = "") -> status.RunState:
+        return status.RunState(StudyRun("a", "a", 1, [], {}, tmp_path), state=word, reason=reason)
+
+    alike = [state("failed", "exit code 1: x 1"), state("failed", "exit code 1: x 2")]
+    assert "2 runs failed alike, none is done, 1 wait" in early_failures.describe_alike([*alike, state("queued")])
+    assert early_failures.describe_alike(alike) == ""
+    assert early_failures.describe_alike([*alike, state("queued"), state("done")]) == ""
