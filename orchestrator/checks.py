@@ -102,13 +102,20 @@ def _space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         parent = _existing(loaded.experiment.folder)
     except OSError:
         return  # `_output` has said it
-    needed = sum(_bytes_kept(run.config) for run in runs if isinstance(run.config, RunConfig))
+    folder = loaded.experiment.folder
+    ours = [(run.id, run.config) for run in runs if isinstance(run.config, RunConfig)]
+    needed = sum(max(0, _bytes_kept(config) - _bytes_there(folder / name)) for name, config in ours)
     free = shutil.disk_usage(parent).free
     if needed > free:
         yield (
             f"output: {len(runs)} runs need about {needed / 1e9:.1f} GB for checkpoints, {parent} has "
             f"{free / 1e9:.1f} GB free; choose another `output:` or fewer runs"
         )
+
+
+def _bytes_there(run_dir: Path) -> int:
+    """Bytes of the checkpoints that a stopped or failed run has left: its next attempt replaces them."""
+    return sum(path.stat().st_size for path in run_dir.glob("*.pt"))
 
 
 def _bytes_kept(config: RunConfig) -> int:

@@ -210,12 +210,17 @@ def report(
 
 
 @app.command()
-def check(file: File, sets: Sets = None, launcher: LauncherName = "auto") -> None:
+def check(
+    file: File,
+    sets: Sets = None,
+    launcher: LauncherName = "auto",
+    retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
+) -> None:
     """Everything that can be known to fail before it is queued, all at once. `submit` does this too."""
     from orchestrator import schema as schema_module
     from orchestrator import submit
 
-    planned = submit.make_plan(_options(file, launcher, sets=sets))
+    planned = submit.make_plan(_options(file, launcher, sets=sets, retry=retry))
     submit.check(planned)
     cells, seeds = (list(dict.fromkeys(getattr(run, of) for run in planned.runs)) for of in ("cell", "seed"))
     shown = ", ".join(map(str, seeds[:10])) + (f", ... {seeds[-1]}" if seeds[10:] else "")

@@ -122,9 +122,9 @@ def show_run(plan: Plan, name: str | None, console: Console) -> None:
 
 
 def check(plan: Plan) -> None:
-    """The preflight of the whole study. Raises UserError with every finding."""
+    """The preflight that `submit` would do with the same options. Raises UserError with every finding."""
     earlier.refuse_changed_inputs(plan.runs, status.collect(_planned_study(plan)), ())
-    checks.preflight(plan.loaded, plan.runs, plan.launcher, plan.runs)
+    checks.preflight(plan.loaded, plan.runs, plan.launcher, _would_run(plan))
 
 
 def _planned_study(plan: Plan) -> Study:
@@ -164,6 +164,7 @@ def _shortened(run: Run, steps: int) -> Run:
 def submit(options: Options, console: Console) -> list[RunState]:
     """Carry out `submit` and return the states of the study's runs. Raises UserError or RunError."""
     plan = make_plan(options)
+    _check_devices(plan)
     chosen = _would_run(plan)
     if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
         checks.preflight(plan.loaded, plan.runs, plan.launcher, chosen)
@@ -187,6 +188,17 @@ def submit(options: Options, console: Console) -> list[RunState]:
     if plan.launcher == "local":
         _require_begun(states, plan.folder)
     return states
+
+
+def _check_devices(plan: Plan) -> None:
+    """Raise UserError for GPUs that are not here, or where Slurm assigns them."""
+    wanted = plan.options.devices
+    if wanted is not None and plan.launcher != "local":
+        raise UserError(
+            f"--devices {wanted}: Slurm assigns the GPUs of a job; set slurm.gpus_per_node, or --launcher local"
+        )
+    if wanted is not None:
+        find_devices(wanted)
 
 
 def _require_begun(states: list[RunState], folder: Path) -> None:

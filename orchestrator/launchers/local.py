@@ -10,9 +10,11 @@ when it is resumed alone.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,14 +32,44 @@ POLL_SECONDS = 0.2
 
 
 def find_devices(wanted: str | None) -> list[str]:
-    """GPUs to use: those asked for (`0,1`), else CUDA_VISIBLE_DEVICES, else what nvidia-smi lists; []: the CPU."""
-    chosen = wanted if wanted is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
-    if not shutil.which("nvidia-smi"):
+    """Return the GPUs to use: those asked for (`0,1`), else CUDA_VISIBLE_DEVICES, else all there are; []: the CPU.
+
+    Raises UserError for one that this machine does not have.
+    """
+    if wanted is not None:
+        chosen = [name.strip() for name in wanted.split(",") if name.strip()]
+        _require_devices(chosen, wanted)
+        return chosen
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    return [name for name in _existing_devices() if name.isdigit()]
+
+
+def _require_devices(chosen: Sequence[str], wanted: str) -> None:
+    there = _existing_devices() if chosen else []
+    if chosen and not there:
+        raise UserError(f"--devices {wanted}: no GPU here; leave --devices out to train on the CPU")
+    unknown = [name for name in chosen if not any(name == d or (d.startswith(name) and "-" in name) for d in there)]
+    if unknown:
+        indices = ", ".join(name for name in there if name.isdigit())
+        raise UserError(f"--devices {wanted}: there is no GPU {', '.join(unknown)} here; GPUs: {indices}")
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"--devices {wanted}: names a GPU twice")
+
+
+def _existing_devices() -> list[str]:
+    """Indices and UUIDs (MIG devices included) of this machine's GPUs, by nvidia-smi, else by torch."""
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "-L"]
+    else:
+        count = "import torch; print(*(f'GPU {i}:' for i in range(torch.cuda.device_count())), sep='\\n')"
+        command = [sys.executable, "-P", "-c", count] if os.path.exists("/dev/kfd") else ["true"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
-    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    return re.findall(r"^GPU ([0-9]+):", listed, re.MULTILINE) + re.findall(r"UUID: ([\w/-]+)", listed)
 
 
 class StoppedError(AblatrixError):

@@ -1,0 +1,99 @@
+"""What is checked before anything is queued: GPUs of this machine, and room for what would run."""
+
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestrator import checks, submit
+from orchestrator.launchers.local import find_devices
+from orchestrator.matrix import Run
+from tests.workspace import Workspace
+from trainer import runlog
+from trainer.errors import UserError
+
+LISTED = """\
+GPU 0: NVIDIA H100 (UUID: GPU-11111111-2222-3333-4444-555555555555)
+  MIG 1g.10gb     Device  0: (UUID: MIG-66666666-7777-8888-9999-000000000000)
+GPU 1: NVIDIA H100 (UUID: GPU-aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee)
+"""
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTED}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("wanted", ["0", "1,0", "GPU-aaaaaaaa", "MIG-66666666-7777-8888-9999-000000000000", ""])
+def test_gpus_that_are_here(wanted: str) -> None:
+    assert find_devices(wanted) == [name for name in wanted.split(",") if name]
+    assert find_devices(None) == ["0", "1"]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("2", "there is no GPU 2 here; GPUs: 0, 1"),
+        ("0,7", "no GPU 7 here"),
+        ("cuda:0", "no GPU cuda:0 here"),
+        ("-1", "no GPU -1 here"),
+        ("1,1", "names a GPU twice"),
+    ],
+)
+def test_gpus_that_are_not_here(wanted: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        find_devices(wanted)
+
+
+def test_no_gpu_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no GPU here"):
+        find_devices("0")
+    assert find_devices("") == []
+
+
+def test_devices_are_not_for_slurm(workspace: Workspace) -> None:
+    options = submit.Options(workspace.write_study(), "sbatch", devices="0")
+    with pytest.raises(UserError, match="Slurm assigns the GPUs"):
+        submit._check_devices(submit.make_plan(options))
+
+
+def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def record(loaded: object, runs: object, launcher: str, chosen: Sequence[Run]) -> None:
+        seen.append([run.cell for run in chosen])
+
+    monkeypatch.chdir(workspace.folder)
+    monkeypatch.setattr(checks, "preflight", record)
+    options = submit.Options(workspace.write_study(extra="design: [baseline, one_at_a_time]\n"), "local")
+    plan = submit.make_plan(options)
+    study = submit._create(plan)
+    runlog.append_event(study.runs[0].folder, "failed", reason="No space left on device")
+    submit.check(plan)
+    submit.check(submit.make_plan(submit.Options(options.file, "local", retry=True)))
+    assert "baseline" not in seen[0] and sorted(seen[1]) == sorted(["baseline", *seen[0]])
+
+
+def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace.folder)
+    plan = submit.make_plan(submit.Options(workspace.write_study(extra="design: [baseline]\n"), "local"))
+    folder = submit._create(plan).runs[0].folder
+    needed = checks._bytes_kept(plan.runs[0].config)  # type: ignore[arg-type]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed // 2))
+    assert len(list(checks._space(plan.loaded, plan.runs))) == 1
+    with open(folder / "checkpoint-10.pt", "wb") as file:
+        file.truncate(needed // 2 + 1)
+    assert list(checks._space(plan.loaded, plan.runs)) == []
