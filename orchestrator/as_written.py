@@ -17,7 +17,8 @@ from orchestrator import yamlfile
 from orchestrator.command import template
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer import field_errors
-from trainer.config import InfoConfig, RunConfig, keys, nearest
+from trainer.aliases import nearest
+from trainer.config import InfoConfig, RunConfig, keys
 from trainer.errors import UserError
 from trainer.field_errors import Path, describe, show
 
@@ -166,6 +167,31 @@ def settings_problems(blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> list
             problem = "" if problem or "${" in str(value) else value_problem(key, overrides[key])
             values += [where + problem] if problem else []
     return problems + values if problems else []
+
+
+def level_problems(data: dict[str, Any], tree: Tree) -> list[str]:
+    """Features whose `levels` are not names with settings; each is taken out of the data."""
+    problems = []
+    features = data.get("features")
+    for name, body in list(features.items()) if isinstance(features, dict) else ():
+        keys_found = [key for key in body if _is_levels(key)] if isinstance(body, dict) else []
+        alone = keys_found == ["levels"] and len(body) == 1
+        if not keys_found or (alone and isinstance(body["levels"], dict) and body["levels"]):
+            continue
+        if data.get("command") is not None and not (alone and body["levels"] in (None, {})):
+            continue  # a setting of that name
+        path = ("features", name, keys_found[0])
+        wrong = f"found {show(body['levels'])}" if alone else "and nothing stands beside them"
+        problems.append(
+            f"{tree.position(path)}: {'.'.join(path)}: levels are names with settings, "
+            f"`{name}: {{levels: {{low: {{...}}, high: {{...}}}}}}`, {wrong}"
+        )
+        del data["features"][name]
+    return problems
+
+
+def _is_levels(key: str) -> bool:
+    return key == "levels" or key.startswith("levels.") or key.endswith(".levels")
 
 
 def setting(key: str, value: Any, written: Any) -> Any:

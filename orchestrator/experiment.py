@@ -20,7 +20,8 @@ from orchestrator.sbatch_options import SWITCHES, VALUED, long_name, minutes
 from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer import field_errors
-from trainer.config import InfoConfig, nearest
+from trainer.aliases import nearest
+from trainer.config import InfoConfig, RunConfig, keys
 from trainer.errors import ConfigError, UserError
 from trainer.field_errors import spell
 from trainer.paths import expand_path
@@ -182,6 +183,7 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     if "name" not in data and source.config is None:
         _ask_for_config(source)
     data = _without_empty_sections(data)
+    problems += as_written.level_problems(data, tree)
     blocks = _blocks(data)
     if data.get("command") is not None:
         problems += command_checks.setting_problems(blocks, tree)
@@ -244,7 +246,7 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
     if kind == "extra_forbidden":
         model = field_errors.model_at(Experiment, path[:-1])
         known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
-        hint = nearest(path[-1], known)
+        hint = nearest(path[-1], known) or _place_of(path, known)
         if path[0] == "slurm" and not hint and long_name(path[-1]) in SWITCHES | VALUED:
             hint = "; sbatch options other than these go under slurm.extra"
         return f"{position}: {key}: unknown key{hint}"
@@ -253,6 +255,15 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
     message = field_errors.describe(errors, field_errors.field_at(Experiment, place))
     example = EXAMPLES.get(key) if kind != "value_error" else None
     return f"{position}: {key}: {entry}{message}" + (f"; for example `{example}`" if example else "")
+
+
+def _place_of(path: KeyPath, known: list[str]) -> str:
+    """Where an unknown key belongs: a setting under base; else the keys that a section has."""
+    if len(path) > 1:
+        return f"; keys: {', '.join(known)}"
+    section = nearest(path[0], list(RunConfig.model_fields))
+    setting = section or nearest(path[0], [key for key, _ in keys()])
+    return setting.replace("did you mean ", "settings stand under base: did you mean base.") if setting else ""
 
 
 def _blocks(data: dict[str, Any]) -> list[tuple[KeyPath, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator import yamlfile
-from trainer.config import nearest
+from trainer.aliases import nearest
 from trainer.errors import UserError
 from trainer.field_errors import show
 

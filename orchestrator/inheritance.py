@@ -11,7 +11,8 @@ from orchestrator import disclosures, dotted, locate, yamlfile
 from orchestrator.expressions import Variables
 from orchestrator.locate import Source
 from orchestrator.yamlfile import KeyPath, Position, Tree, Written
-from trainer.config import keys, nearest
+from trainer.aliases import nearest
+from trainer.config import keys
 from trainer.errors import ConfigError, UserError
 from trainer.field_errors import show
 

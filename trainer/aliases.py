@@ -1,6 +1,9 @@
-"""What other programs call our settings: for the hint that goes with an unknown key."""
+"""The nearest valid name for an unknown key, and what other programs call our settings."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 
 _NAMES = {
     # settings of the trainer and the model
@@ -76,3 +79,15 @@ ALIASES: dict[str, list[str]] = {}
 for _name, _words in _NAMES.items():
     for _word in _words.split():
         ALIASES.setdefault(_word, []).append(_name)
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """' (did you mean ...?)' for a mistyped key or another program's name for it, '' where nothing is near."""
+    section, _, word = key.rpartition(".")
+    tail = {name.rpartition(".")[2]: name for name in reversed(known)}
+    meant = ALIASES.get(word.lower().replace("-", "_"), ())
+    found = [name for name in known if name.rpartition(".")[2] in meant]
+    found = [name for name in found if name.startswith(f"{section}.")] or found
+    found = found or difflib.get_close_matches(key, known, 1, 0.6)
+    found = found or [tail[t] for t in difflib.get_close_matches(word, list(tail), 1, 0.6)]
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from models.config import SHORT_FORMS, GPTConfig, Size
 from trainer import choices, field_errors, identity
-from trainer.aliases import ALIASES
+from trainer.aliases import nearest
 from trainer.errors import ConfigError, UserError
 from trainer.paths import UserPath, expand_path
 from trainer.runlog import LARGEST_JSON, read_bytes
@@ -282,18 +281,6 @@ def keys() -> Iterator[tuple[str, Any]]:
         annotation: Any = field.annotation
         for name, inner in annotation.model_fields.items():
             yield f"{section}.{name}", inner
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """' (did you mean ...?)' for a mistyped key or another program's name for it, '' where nothing is near."""
-    section, _, word = key.rpartition(".")
-    tail = {name.rpartition(".")[2]: name for name in reversed(known)}
-    meant = ALIASES.get(word.lower().replace("-", "_"), ())
-    found = [name for name in known if name.rpartition(".")[2] in meant]
-    found = [name for name in found if name.startswith(f"{section}.")] or found
-    found = found or difflib.get_close_matches(key, known, 1, 0.6)
-    found = found or [tail[t] for t in difflib.get_close_matches(word, list(tail), 1, 0.6)]
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def validate(tree: dict[str, Any], strict: bool = True) -> RunConfig:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from models.reference import describe_absence, describe_conflict, import_module
-from trainer.config import nearest
+from trainer.aliases import nearest
 from trainer.console import complain
 from trainer.errors import AblatrixError, ConfigError, RunError, UserError
 from trainer.events import EVENTS

@@ -10,7 +10,7 @@ from orchestrator.command import series, template
 from orchestrator.command.settings import OWN_KEYS
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer import runlog
-from trainer.config import nearest
+from trainer.aliases import nearest
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment, Loaded

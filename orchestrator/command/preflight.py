@@ -22,7 +22,7 @@ from orchestrator.command.program import Program, find_program
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from orchestrator.snapshot import code_root
-from trainer.config import nearest
+from trainer.aliases import nearest
 from trainer.console import say
 
 IMPORTS = Path(__file__).with_name("imports.py")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.command import series, template
 from orchestrator.measure import COMMAND, Measure
-from trainer.config import nearest
+from trainer.aliases import nearest
 from trainer.paths import expand_path
 
 KINDS = ("csv", "jsonl", "regex", "tensorboard", "wandb")
