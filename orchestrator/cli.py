@@ -228,6 +228,9 @@ def check(
         f"{file}: {len(planned.runs)} runs (cells: {len(cells)}; seeds: {shown}), "
         f"nothing found that would fail ({planned.launcher})"
     )
+    waves = submit.describe_waves(planned)
+    if waves:
+        print(f"note: {waves}")
     old = schema_module.outdated(planned.loaded.source.path)
     if old:
         print(f"note: {old} is another version's, editors may be wrong; renew it with: {_schema_command(old)}")

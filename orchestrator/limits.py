@@ -10,7 +10,7 @@ from orchestrator import slurm
 from orchestrator.slurm_settings import SlurmSettings
 
 SCRIPT_BYTES = 4 << 20  # Slurm's default for max_script_size
-REFUSALS = ("SubmitJob", "job submit limit", "temporarily unable to accept job", "Resource temporarily unavailable")
+REFUSALS = ("SubmitJob", "job submit limit", slurm.BUSY, "Resource temporarily unavailable")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class NoAnswerError(ControllerError):
     """slurmctld cannot be reached: nothing is known of the request, and nothing is wrong with it."""
 
 
+BUSY = "temporarily unable to accept job"  # the cluster's MaxJobCount is reached
 # Slurm's words when the controller could not be reached, or may have done what it was asked for
 NO_ANSWER = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "Communication", "standby mode")
 
@@ -182,7 +183,10 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
         )
     except FileNotFoundError:
         raise ControllerError(f"{command[0]}: not found on this machine") from None
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
+        said = (error.stderr or b"").decode("utf-8", "replace") if isinstance(error.stderr, bytes) else ""
+        if BUSY in said:  # it was refused, and sbatch slept before it would try again
+            raise ControllerError(f"{command[0]}: {' '.join(said.split())[-300:]}") from None
         raise NoAnswerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
         words = " ".join((result.stderr or result.stdout).split())[-300:]

@@ -127,6 +127,17 @@ def check(plan: Plan) -> None:
     checks.preflight(plan.loaded, plan.runs, plan.launcher, _would_run(plan))
 
 
+def describe_waves(plan: Plan) -> str:
+    """A sentence where the site's limits let only a part of the study be queued at once, else ''."""
+    if plan.launcher == "local":
+        return ""
+    settings = plan.loaded.experiment.slurm
+    room, jobs = limits.find_room(settings), -(-len(plan.runs) // settings.runs_per_job)
+    if room.jobs is None or room.jobs > jobs:
+        return ""
+    return f"{max(0, room.jobs)} of its {jobs} jobs fit into the queue now ({room.reason}); the rest follows in waves"
+
+
 def _planned_study(plan: Plan) -> Study:
     """The study as it would be on disk."""
     runs = rundir.study_runs(plan.folder, plan.runs)

@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import helper_jobs, launchers, limits, rundir, slurm, status, submission
+from orchestrator import claims, helper_jobs, launchers, limits, rundir, slurm, status, submission
 from orchestrator.launchers import Batch
 from orchestrator.rundir import Study
 from orchestrator.slurm_settings import SlurmSettings
@@ -117,23 +117,33 @@ def queue(study: Study, order: Order, chosen: Sequence[RunState], states: Sequen
     wave = _Wave(study, order, submission.arrays_of(active), len({state.job_id for state in active}), say)
     left = wave.queue(chosen)
     batch = Batch(study, [], "", order.settings, order.code, order.exports)
+    others = _still_waiting(study, {state.run.id for state in chosen})  # of a submit at the same time
     if left:
-        _wait_for_room(batch, order, left, wave, say)
-    else:
+        _wait_for_room(batch, order, {**others, **{state.run.id: state.attempt for state in left}}, wave, say)
+    elif not others and wave.arrays:
         (study.folder / RECORD).unlink(missing_ok=True)
         with contextlib.suppress(slurm.ControllerError):  # one that stays finds nothing to do
             helper_jobs.cancel(study, [helper_jobs.FOLLOW_UP])
-        if order.report and wave.arrays:
+        if order.report:
             say(helper_jobs.queue_report(batch, [*wave.before, *wave.arrays]))
     return wave.arrays
 
 
-def _wait_for_room(batch: Batch, order: Order, left: Sequence[RunState], wave: _Wave, say: Say) -> None:
+def _still_waiting(study: Study, without: Collection[str]) -> dict[str, int]:
+    """The runs of the order, other than these, that nobody has claimed since: id -> newest attempt."""
+    order, folders = read(study), {run.id: run.folder for run in study.runs}
+    runs = order.runs if order else {}
+    return {
+        name: attempt
+        for name, attempt in runs.items()
+        if name not in without and name in folders and claims.newest(folders[name]) == attempt
+    }
+
+
+def _wait_for_room(batch: Batch, order: Order, waiting: Mapping[str, int], wave: _Wave, say: Say) -> None:
     """Write down which runs wait, and queue the job that goes on with them."""
-    study = batch.study
-    waiting = {state.run.id: state.attempt for state in left}
-    replace(order, runs=waiting).write(study)
-    text = f"{len(left)} runs wait for room in the queue ({wave.reason})"
+    replace(order, runs=waiting).write(batch.study)
+    text = f"{len(waiting)} runs wait for room in the queue ({wave.reason})"
     arrays = [*wave.before, *wave.arrays]
     try:
         if order.problem:

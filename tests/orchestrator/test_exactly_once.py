@@ -311,3 +311,13 @@ def test_the_plan_shows_as_many_scripts_as_the_cluster_needs(fake: FakeSlurm, wo
     words = ("plan", workspace.write_study(), "--sbatch", "--launcher", "sbatch", "--set", "seeds=150")
     scripts = workspace.run(*words).stdout
     assert re.findall("#SBATCH --array=(.*)", scripts) == ["0-1000", "0-48"]  # the stub's MaxArraySize is 1001
+
+
+def test_a_dead_controller_is_no_fault_of_the_file(fake: FakeSlurm, workspace: Workspace) -> None:
+    workspace.environment = {"PATH": os.environ["PATH"]}
+    study = workspace.write_study()
+    fake.set_mode("down")
+    said = workspace.run("submit", study, "--launcher", "sbatch", code=1).stderr
+    assert said.startswith("error: Slurm does not answer (") and "Unable to contact" in said
+    assert str(study) not in said
+    assert len(said.splitlines()) == 1

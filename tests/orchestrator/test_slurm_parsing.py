@@ -190,3 +190,14 @@ def test_numbers_in_the_answer_of_sbatch() -> None:
     assert _find_ids("Submitted batch job 4711 on cluster beta\n") == ["4711"]
     assert _find_ids("\x1b[1;32m4711\x1b[0m \r\n83% of your budget is used\n") == ["4711"]
     assert _find_ids("no number\n") == []
+
+
+def test_a_cluster_that_is_full_has_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch sleeps and tries again by itself, for longer than we wait."""
+    words = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{words}' >&2\nexec sleep 30\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(slurm.ControllerError, match="unable to accept job") as raised:
+        slurm.run_command(["sbatch"], timeout=0.5)
+    assert not isinstance(raised.value, slurm.NoAnswerError)

@@ -138,6 +138,30 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
     assert not waves.waits(study)
 
 
+def test_submits_at_the_same_time_leave_each_other_what_waits(
+    fake: FakeSlurm, study: Study, order: waves.Order
+) -> None:
+    before = status.collect(study)
+    fake.set_limit(5)
+    waves.queue(study, order, before, before, Said())
+    said = Said()
+    assert waves.queue(study, order, before[:3], before, said) == []
+    assert said[0].startswith("3 runs were taken by another submit meanwhile (") and "process" in said[0]
+    assert fake.jobs() == {1: 3, 2: 1}
+    assert waves.waits(study), "the record and the follow-up are the other submit's"
+
+
+def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    queue(study, order)
+    squeue, asked = fake.bin / "squeue", fake.home / "asked"
+    squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
+    (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scheduler, said = Scheduler(), Said()
+    assert not waves.keep_going(study, said)(status.collect(study, scheduler), scheduler)
+    assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
+    assert said[0].startswith("7 jobs that Slurm held")
+
+
 def test_a_node_that_cannot_submit_says_so(
     fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

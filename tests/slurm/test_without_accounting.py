@@ -102,6 +102,28 @@ def test_a_pending_job_that_is_cancelled(bare_workspace: Workspace) -> None:
         scancel(workspace, blocker)
 
 
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_an_array_that_is_cancelled_before_it_starts(bare_workspace: Workspace, by_hand: bool) -> None:
+    workspace = bare_workspace
+    wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
+    blocker = subprocess.run(wrap, env=workspace.env(), capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        workspace.run("submit", workspace.write_study())
+        states = workspace.states()
+        assert {state["state"] for state in states.values()} == {"queued"}
+        if by_hand:
+            scancel(workspace, states["rope"]["job_id"].partition("_")[0])
+        else:
+            workspace.run("cancel", "--all", "--yes")
+            queue = ["squeue", "--noheader", "--states=PENDING", "--format=%j"]
+            left = subprocess.run(queue, env=workspace.env(), capture_output=True, text=True, check=True).stdout
+            assert left == "", "the report job is gone too"
+        states = workspace.wait(lambda states: states["rope"]["state"] != "queued")
+        assert {state["state"] for state in states.values()} == {"cancelled"}
+    finally:
+        scancel(workspace, blocker)
+
+
 def test_a_job_without_a_log_folder_is_lost_not_unknown(bare_workspace: Workspace) -> None:
     workspace = bare_workspace
     wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
