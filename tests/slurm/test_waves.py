@@ -42,7 +42,7 @@ def most_jobs_at_once() -> int:
 
 
 def test_waves_go_on_by_themselves(limited: Workspace) -> None:
-    study = limited.write_study(iters=4)
+    study = limited.write_study(iters=20)
     words = ("--set", "seeds=2", "--set", "slurm.time=00:05:00")
     said = limited.run("submit", study, "--launcher", "sbatch", *words).stdout
     assert f"MaxSubmitJobsPerUser of QOS normal={LIMIT}" in said
