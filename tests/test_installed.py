@@ -14,23 +14,34 @@ from orchestrator import initialise, snapshot
 from trainer.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def ablatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command in a fresh virtual environment, which sees the packages of the running one but not the checkout."""
-    folder = tmp_path_factory.mktemp("installed")
-    source, root = folder / "source", snapshot.code_root()
+def copy_source(source: Path) -> None:
+    """Copy what the package is built from."""
+    root = snapshot.code_root()
     for name in (*snapshot.PACKAGES, "sbatch"):
         shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "cache_warm.py", "ablatrix_run.py"):
         shutil.copy(root / name, source / name)
+
+
+def install(folder: Path, *words: str) -> Path:
+    """Run pip for a fresh virtual environment that sees the packages of the running one; return its command."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "venv/bin/python")]
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
-    subprocess.run([*pip, "install", *options, str(source)], check=True, cwd=folder)
-    shutil.rmtree(source)
+    environ = os.environ | {"PIP_PYTHON": str(folder / "venv/bin/python")}
+    subprocess.run([sys.executable, *words], check=True, cwd=folder, env=environ)
     return folder / "venv" / "bin" / "ablatrix"
+
+
+@pytest.fixture(scope="module")
+def ablatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed command, away from the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    copy_source(folder / "source")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
+    command = install(folder, "-m", "pip", "--disable-pip-version-check", "install", *options, "./source")
+    shutil.rmtree(folder / "source")
+    return command
 
 
 def call(command: Path, *words: object, folder: Path, code: int = 0, **environment: object) -> str:
@@ -113,6 +124,20 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
     assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in call(ablatrix, "logs", "mine", folder=work)
     shown = call(ablatrix, "show", "mine", folder=work)
     assert "model.feedforward  mine:Mine  feature mine, ablation.yaml:16" in re.sub(" {2,}", "  ", shown)
+
+
+def test_make_installs_the_command_of_a_checkout(tmp_path: Path) -> None:
+    """Without a network; edits of the checkout are run, and the user's own modules of our names are not."""
+    copy_source(tmp_path / "source")
+    (line,) = re.findall(r"^EDITABLE := (.*)$", (snapshot.code_root() / "Makefile").read_text(), re.MULTILINE)
+    command = install(tmp_path, *line.split(), "./source")
+    main = tmp_path / "source" / "orchestrator" / "__main__.py"
+    main.write_text(main.read_text().replace("    run_verb()", "    print('edited')\n    run_verb()"))
+    work = tmp_path / "work"
+    work.mkdir()
+    names_of_ours_and_others(work)
+    told = call(command, "status", folder=work, code=2, PYTHONPATH=tmp_path / "elsewhere")
+    assert told.startswith("edited") and f"start with: {command} submit FILE.yaml" in told
 
 
 def test_hints_name_the_command_that_was_typed(ablatrix: Path, tmp_path: Path) -> None:
