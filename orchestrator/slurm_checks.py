@@ -22,7 +22,8 @@ from trainer.errors import UserError
 TOKEN = "TOKEN"  # in place of the one that a submission gets
 # sbatch queues these jobs, and they wait; with --test-only it refuses them
 _WAITS = re.compile(
-    r"nodes are busy|[Nn]ode not available|reservation not usable|partition configuration not available now|test-only"
+    r"nodes are busy|[Nn]ode not available|ReqNodeNotAvail|Nodes required for job|[Mm]aintenance|at this time|"
+    r"test-only|[Rr]eservation (?:not usable|not yet|is in use|is not active)|partition configuration not available now"
 )
 _NODES = "node configuration is not available"
 _SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queued in waves
@@ -61,7 +62,8 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
         yield str(error)
         return
     if said and _would_wait(said, batch.settings):
-        _warn(f"{where}the jobs will have to wait: nodes are down, drained or reserved now ({said})")
+        cause = ": nodes are down, drained or reserved now" if _NODES in said else ""
+        _warn(f"{where}the jobs will have to wait{cause} ({said})")
     elif said:
         yield f"{where}{said}{_hint(said)}"
     report = "" if said else _test(helper_jobs.script(batch, helper_jobs.REPORT))

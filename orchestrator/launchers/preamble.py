@@ -10,10 +10,11 @@ from orchestrator import exports, task
 from orchestrator.launchers import Batch
 
 # conda's and a site's scripts return non-zero, use unset variables and print: they run as in an interactive shell
+# The message has no word such as "error": status looks for one above it, and quotes that line with it
 _BEFORE_SETUP = """\
 # slurm.setup: a line that fails does not end the job unless you say so (`module load cuda || exit 1`)
 ablatrix_srun=$(command -v srun || true)
-trap 'code=$?; echo "error: slurm.setup ended the job before its run started (exit code $code)" >&2; \
+trap 'code=$?; echo "slurm.setup ended the job before its run started (exit code $code)" >&2; \
 exit $((code ? code : 1))' EXIT
 set +euo pipefail"""
 _AFTER_SETUP = """\
