@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
-from orchestrator import causes, claims, command, elsewhere, ranks
+from orchestrator import causes, claims, command, elsewhere, promised_code, ranks
 from orchestrator.command.runner import end_leftovers
 from orchestrator.ranks import Layout
 from trainer import attempts, processes, runlog
@@ -106,6 +106,12 @@ class Member:
         refusal = self._refusal(job_id)
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
+            return
+        foreign = promised_code.find_foreign(self.run_dir)
+        if foreign:
+            self.unplaced = True
+            self.note("failed", reason=foreign)
+            print(f"{self.run_dir}: {foreign}", flush=True)
             return
         print(f"{self.run_dir}: output in {self.output}", flush=True)
         self.first_step = _last_step(self.run_dir)

@@ -1,6 +1,7 @@
 """What runs inside a job: signals at any moment, one job per attempt, requeues that end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checks, claims, experiment, matrix, rundir, slurm, task
+from orchestrator import checks, claims, experiment, matrix, rundir, slurm, snapshot, task
 from orchestrator.rundir import StudyRun
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.workspace import Workspace
@@ -179,3 +180,19 @@ def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: St
     assert events(run)[-1] == "stopped"
     (state,) = workspace.states().values()
     assert state["state"] == "stopped" and "by the file stop; submit again" in state["reason"]
+
+
+@pytest.mark.parametrize("hidden", ["models", "all"])
+def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyRun, hidden: str) -> None:
+    """The snapshot, or a part of it, was purged while the job waited, and another copy is on PYTHONPATH."""
+    code = snapshot.take(workspace.folder / ".snapshots")
+    rundir.write_provenance(run.folder, {"code_snapshot": code.name}, [])
+    shutil.rmtree(code / "models" if hidden == "models" else code)
+    other = workspace.env()["PYTHONPATH"]
+    environment = {**workspace.env(), "PYTHONPATH": f"{code}:{other}", "SLURM_JOB_ID": "77"}
+    done = subprocess.run(task.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment, check=False)
+    assert done.returncode == 1
+    last = runlog.read_events(run.folder)[-1]
+    package = "models" if hidden == "models" else "orchestrator"
+    assert last["event"] == "failed" and f"the package {package} is taken from {other}, not from" in last["reason"]
+    assert code.name in last["reason"] and "started" not in events(run)
