@@ -58,7 +58,7 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequen
         slow: list[Callable[[], Iterable[str]]] = [partial(command_preflight.check, loaded, chosen, launcher)]
     else:
         ours = list(runs)
-        slow = [partial(_inputs, runs), partial(_toggles, loaded, runs)]
+        slow = [partial(_inputs, loaded, runs), partial(_toggles, loaded, runs)]
     if launcher != "local":
         slow.append(partial(_cluster, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # each waits for a process of its own
@@ -125,7 +125,7 @@ def _bytes_kept(config: RunConfig) -> int:
     return (count_parameters(built_in(config.model)) or 0) * BYTES_PER_PARAMETER * copies
 
 
-def _inputs(runs: Sequence[Run]) -> Iterator[str]:
+def _inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Tokenizers in the cache and loadable without a network, data files there and whole."""
     for config in _distinct(runs):
         try:
@@ -138,10 +138,19 @@ def _inputs(runs: Sequence[Run]) -> Iterator[str]:
             for path in files:
                 check_file(path, alone=len(files) == 1)
         except UserError as error:
-            yield str(error)
+            yield f"{error}{_beside(loaded, config)}"
         for name in config.callbacks.custom:
             if problem := plugins.find_problem(name):
                 yield f"callbacks.custom: {name}: {problem}"
+
+
+def _beside(loaded: Loaded, config: RunConfig) -> str:
+    """Return a hint if a relative path that leads nowhere would be right from the experiment file's folder."""
+    path = config.data.file_path
+    if not isinstance(path, str) or os.path.isabs(path) or os.path.exists(path):
+        return ""
+    there = loaded.source.path.parent / path
+    return f"; paths start at the folder you submit from: write {os.path.relpath(there)}" if there.exists() else ""
 
 
 def _loads_offline(info: tokenizer.TokenizerInfo) -> None:

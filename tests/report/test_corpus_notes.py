@@ -28,7 +28,8 @@ def test_skipped_lines_and_short_documents_are_told() -> None:
         "Lines of the corpus that were skipped: 30 lines that are not JSON, 2 documents under 10 characters."
     )
     assert short == (
-        "Documents of at least 257 tokens, from which windows are drawn: 222 of 3,000, with 18.0% of the training tokens."
+        "Documents of at least 257 tokens, from which windows are drawn: 222 of 3,000, "
+        "with 18.0% of the training tokens."
     )
 
 
