@@ -30,11 +30,13 @@ class Numbers:
     def catch_up(self) -> None:
         """Read what an earlier life of the command has left since it was last looked at."""
         self.series.load(runlog.kept_text(self.run_dir / runlog.LOSS))
-        self.follower.go_on(runlog.read_json(self.run_dir / MARK) or {})
+        mark = runlog.read_json(self.run_dir / MARK) or {}
+        self.follower.go_on(mark)
+        self.series.go_on(mark)
         for found in self.follower.read():
             self.series.add(found)
         self.series.restart()
-        self.series.bad = 0
+        self.series.bad = self.series.resets = 0
         self.started = time.monotonic()
         self._write()
 
@@ -50,7 +52,7 @@ class Numbers:
         """loss.csv first: a mark that is older than it makes the same rows be read again, which changes nothing."""
         text = self.series.text(self.tokens_per_step)
         runlog.atomic_write(self.run_dir / runlog.LOSS, text, durable=False, guard=self.attempt.require)
-        runlog.atomic_write(self.run_dir / MARK, json.dumps(self.follower.mark()), durable=False)
+        runlog.atomic_write(self.run_dir / MARK, json.dumps(self.follower.mark() | self.series.mark()), durable=False)
         self.series.changed = False
 
     def mend(self) -> None:
@@ -65,9 +67,11 @@ class Numbers:
         return max(told, default=time.monotonic() - self.started)
 
 
-def make_follower(source: Mapping[str, Any]) -> sources.Follower | binary.BinaryFollower:
+def make_follower(source: Mapping[str, Any]) -> sources.Follower | sources.JsonFile | binary.BinaryFollower:
     """The reader of a source as command.json describes it."""
     path, kind = Path(source["path"]), source["kind"]
     if kind in ("tensorboard", "wandb"):
         return binary.BinaryFollower(path, kind, source["columns"])
+    if kind == "jsonl" and path.suffix == ".json":
+        return sources.JsonFile(path, sources.JsonLines(source["columns"]))
     return sources.Follower(path, sources.make_parser(kind, source["columns"], source["patterns"]))

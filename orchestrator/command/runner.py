@@ -317,6 +317,7 @@ class Runner:
             "initial_loss": _finite(rows.first_loss()),
             "diverged": not math.isfinite(value) or (final is not None and not math.isfinite(final)),
             "unreadable_numbers": rows.bad,
+            "steps_began_again": rows.resets,
             "fingerprint": self.spec["fingerprint"],
             loss_record.KEY: loss_record.describe(self.run_dir),
         }

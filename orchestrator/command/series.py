@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from orchestrator.command import numbers
 from trainer import runlog
 
 HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
 CLOCK = "_seconds"  # in a row: since the start, as ablatrix_run says it, or when we have seen it
+EPOCH = "epoch"  # a name in a source: of steps that are counted anew in each epoch
 MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
 NAMES = (*runlog.COLUMNS, MILLISECONDS)
 
@@ -26,10 +28,39 @@ class Series:
         self.changed = False
         self.seconds = 0.0  # of training before this life of the command
         self._restarted = False
+        self.resets = 0  # times that steps began anew, no epoch being reported
+        self._epochs: dict[int, int] = {}  # epoch -> what its steps are behind the run's
+        self._epoch: int | None = None
+        self._raw, self._gap, self._offset = -1, 1, 0  # newest step as reported, distance of two, what is added to it
 
     def restart(self) -> None:
         """A new life of the command begins: its first step is where the earlier rows end."""
         self._restarted = bool(self.rows)
+        self._epoch, self._raw, self._offset = None, -1, 0
+
+    def mark(self) -> dict[str, Any]:
+        """Where the epochs begin, for the next life of the command."""
+        return {"epochs": list(self._epochs.items())} if any(self._epochs.values()) else {}
+
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Take up what `mark` gave; anything else is left alone."""
+        found = mark.get("epochs")
+        pairs = [pair for pair in found if isinstance(pair, list)] if isinstance(found, list) else []
+        self._epochs = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and all(type(n) is int for n in pair)}
+
+    def _count_on(self, step: int, epoch: float | None) -> int:
+        """The step of the run, for one that may be counted anew in each epoch."""
+        if epoch is not None and epoch.is_integer() and epoch != self._epoch:
+            number = int(epoch)
+            if number not in self._epochs:
+                resumed = self._restarted and bool(self._epochs) and number > max(self._epochs)
+                again = resumed or (step <= self._raw and self._epoch is not None)
+                self._epochs[number] = self.last + self._gap - step if again else self._offset
+            self._epoch, self._offset = number, self._epochs[number]
+        if step > self._raw >= 0:
+            self._gap = step - self._raw
+        self._raw = step
+        return step + self._offset
 
     def add(self, found: Mapping[str, object], clock: float | None = None) -> None:
         """Merge what was read about a step; of two values of one cell the later counts.
@@ -44,6 +75,9 @@ class Series:
         values = self._values(found)
         if not values:
             return
+        step = self._count_on(step, numbers.read(found.get(EPOCH)))
+        began_again = step + 1 < self.last and step <= min(self.rows, default=0) and not self._restarted
+        self.resets += began_again and "loss" in values and "loss" in self.rows.get(step, {})
         if self._restarted:
             self.rows = {at: row for at, row in self.rows.items() if at < step}
             self.seconds = max((row.get("seconds", 0.0) for _, row in self.complete()), default=0.0)
@@ -59,7 +93,7 @@ class Series:
     def _values(self, found: Mapping[str, object]) -> dict[str, float]:
         values = {}
         for name, told in found.items():
-            if name in ("iter", CLOCK) or told is None or told == "":
+            if name in ("iter", EPOCH, CLOCK) or told is None or told == "":
                 continue
             value = numbers.read(told, whole=name == "tokens")
             if value is None:

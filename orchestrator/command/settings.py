@@ -107,7 +107,7 @@ class Metrics(Part):
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) > 1 or (not named and (self.columns or self.file != "job.out" or not self.compare)):
             raise ValueError(f"name one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
-        known = [*series.NAMES, *([self.compare] if self.compare else [])]
+        known = [*series.NAMES, series.EPOCH, *([self.compare] if self.compare else [])]
         for name in (*self.columns, *self._groups()):
             if name not in known:
                 raise ValueError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.command.series import CLOCK, MILLISECONDS
+from orchestrator.command.series import CLOCK, EPOCH, MILLISECONDS
 
 Found = dict[str, object]  # column of ours -> value as it was found
 # What the usual loggers call our columns; `columns:` wins over it
@@ -25,6 +25,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "seconds": ("seconds",),
     "dt": ("dt",),
     MILLISECONDS: (MILLISECONDS,),
+    EPOCH: (EPOCH,),
 }
 LONGEST_LINE = 1 << 20  # bytes; a progress bar may write megabytes without a newline
 TAIL = 64
@@ -40,6 +41,19 @@ def plain_lines(raw: bytes) -> Iterator[str]:
     """The lines of some output as a reader sees them: no colours, each state of a progress bar on a line of its own."""
     text = _ESCAPES.sub("", raw.decode("utf-8", "replace").replace("\ufeff", "").replace("\0", ""))
     return (line for line in re.split(r"[\r\n\b]+", text) if line.strip())
+
+
+# How launchers and trainers mark whose line it is: torchrun, mpirun, srun --label, [rank1]:, (RANK 1)
+_RANK = re.compile(
+    r"^\s*(?:\[default(?P<a>\d+)\]:|\[\d+,(?P<b>\d+)\]<std(?:out|err)>:|[\[(]?\s*(?:local_)?rank\s*[:=_]?\s*(?P<c>\d+)\s*[\])]?[:|\s])",
+    re.IGNORECASE,
+)
+
+
+def rank_of(line: str) -> int:
+    """The process that has printed a line, as its beginning says; 0 where it does not."""
+    match = _RANK.match(line)
+    return int(next(filter(None, match.groups()), "0")) if match else 0
 
 
 class Parser(Protocol):
@@ -62,12 +76,19 @@ class CsvLines:
         self.columns = candidates(columns)
         self.header: dict[str, int] = {}
         self.width = 0
+        self.delimiter = ","
         self.seen: Sequence[str] = ()
 
+    @property
+    def _dialect(self) -> dict[str, Any]:
+        return {"delimiter": self.delimiter, "skipinitialspace": True}
+
     def line(self, line: str) -> Iterator[Found]:
-        delimiter = "\t" if "\t" in line and "," not in line else ";" if ";" in line and "," not in line else ","
+        line = line.strip(" \r\n").removeprefix("#").strip(" ")
+        if not self.header:
+            self.delimiter = max(",;\t|", key=line.count) if any(sign in line for sign in ",;\t|") else " "
         try:
-            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+            cells = [cell.strip() for cell in next(csv.reader([line], **self._dialect), [])]
         except csv.Error:
             return
         if not self.seen:
@@ -75,8 +96,8 @@ class CsvLines:
         at = {name: cells.index(n) for name, known in self.columns.items() for n in reversed(known) if n in cells}
         if "iter" in at:
             self.header, self.width, self.seen = at, len(cells), cells
-        elif self.header and len(cells) == self.width:
-            yield {name: cells[index] for name, index in self.header.items()}
+        elif self.header and any(cells):  # a row of another width cannot be read, and is counted
+            yield {name: cells[index] for name, index in self.header.items()} if len(cells) == self.width else {}
 
 
 class JsonLines:
@@ -122,6 +143,8 @@ class Patterns:
         self.seen: Sequence[str] = ()
 
     def line(self, line: str) -> Iterator[Found]:
+        if rank_of(line):  # every process prints its own loss; that of rank 0 counts
+            return
         for pattern in self.patterns:
             for match in pattern.finditer(line):
                 yield {name: value for name, value in match.groupdict().items() if value is not None}
@@ -182,6 +205,47 @@ class Follower:
     def _first_line(self) -> str:
         try:
             with open(self.path, "rb") as file:
-                return file.readline(LONGEST_LINE).decode("utf-8", "replace").strip()
+                return next(plain_lines(file.readline(LONGEST_LINE)), "")
         except OSError:
             return ""
+
+
+class JsonFile:
+    """A whole JSON document that is written anew as it grows: a list of records, or Hugging Face's trainer_state.json.
+
+    Anything else is read as JSON lines.
+    """
+
+    def __init__(self, path: Path, parser: JsonLines) -> None:
+        self.path, self.parser = path, parser
+        self.lines = Follower(path, parser)
+        self._known = (0, 0)  # time and size of what was read last
+        self._count = 0  # its records
+
+    def read(self, final: bool = False) -> Iterator[Found]:
+        """The records that have come since the last call."""
+        try:
+            there = os.stat(self.path)
+            if (there.st_mtime_ns, there.st_size) == self._known and not final:
+                return
+            document = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (ValueError, RecursionError):
+            yield from self.lines.read(final)
+            return
+        self._known = there.st_mtime_ns, there.st_size
+        records = document.get("log_history", [document]) if isinstance(document, dict) else document
+        records = [record for record in records if isinstance(record, dict)] if isinstance(records, list) else []
+        new = records[self._count :] if len(records) >= self._count else records
+        self._count = len(records)
+        for record in new:
+            yield from self.parser.pick(record)
+
+    def mark(self) -> dict[str, Any]:
+        """Where the reader of lines stands; a document is read from its beginning."""
+        return self.lines.mark()
+
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Go on where another one stood."""
+        self.lines.go_on(mark)

@@ -276,7 +276,7 @@ def notes(analysis: Analysis) -> list[str]:
     missing = [run for run in study.runs if not run.finished]
     if missing:
         found.append(f"{len(missing)} of {_runs(len(study.runs))} have no result yet; see run health.")
-    found += _measures(analysis)
+    found += _measures(analysis) + _doubtful_rows(study.runs)
     lost = [run for run in study.runs if run.diverged]
     if lost:
         names = _list([f"{r.cell} seed {r.seed}" for r in lost])
@@ -295,6 +295,21 @@ def notes(analysis: Analysis) -> list[str]:
             f"corrected for {analysis.family} comparisons."
         )
     return found + _arms(analysis) + _unlike(analysis)
+
+
+def _doubtful_rows(runs: Sequence[RunRecord]) -> list[str]:
+    """Notes on what commands print that may not have been read as it was meant."""
+    found = []
+    bad = sum(int(run.number("unreadable_numbers") or 0) for run in runs)
+    if bad:
+        found.append(f"{bad} values or lines of the commands' metrics could not be read as numbers and were left out.")
+    again = [run.id for run in runs if run.number("steps_began_again")]
+    if again:
+        found.append(
+            f"Steps began again from the first one in {_list(again)}, so that later rows took the place of earlier "
+            "ones; if each epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`."
+        )
+    return found
 
 
 def _measures(analysis: Analysis) -> list[str]:

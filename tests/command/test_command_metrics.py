@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.command import numbers
+from orchestrator.command.losses import make_follower
 from orchestrator.command.series import Series
 from orchestrator.command.sources import Follower, make_parser
 from trainer import runlog
@@ -167,3 +169,106 @@ def test_garbage_harms_nothing(data: bytes, kind: str) -> None:
 def test_colours_and_progress_bars_do_not_hide_numbers(tmp_path: Path, line: str) -> None:
     (tmp_path / "log").write_bytes(line.encode())
     assert cells(read(tmp_path / "log", "regex")) == {1: 3.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "value"),
+    [("1,234", True, 1234), ("1,234,567", False, 1234567), ("1,234.5", False, 1234.5), ("3,14", False, 3.14),
+     ("2,345", False, 2.345), ("1_000", True, 1000), ("1e3", True, 1000),
+     ("85.3%", False, 85.3), ("85 %", False, 85),
+     ("tensor(2.5, device='cuda:0')", False, 2.5), ("tensor(2.5,", False, 2.5), ("tensor([2.5])", False, 2.5),
+     ("np.float32(2.5)", False, 2.5), ("2.5,", False, 2.5), ("[2.5]", False, 2.5),
+     ("2.5)", False, 2.5), ("5/100", True, 5),
+     ("-inf", False, -math.inf), ("-1e-05", False, -1e-05),
+     ("1.2.3", False, None), ("n/a", False, None), ("", False, None)],
+)  # fmt: skip
+def test_numbers_as_programs_print_them(text: str, whole: bool, value: float | None) -> None:
+    assert numbers.read(text, whole) == value
+
+
+def test_nan_is_a_number() -> None:
+    assert math.isnan(numbers.read("NaN") or 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffstep;loss;val_loss\n1;3,5;\n2;3,25;3,4\n",
+        "step, loss, val_loss\n1, 3.5,\n2, 3.25, 3.4\n",
+        "# step loss val_loss\n1 3.5 nan\n2 3.25 3.4\n",
+        '"step"\t"loss"\t"val_loss"\n1\t3.5\t\n2\t3.25\t3.4\n',
+        "epoch,lr-AdamW,step,train_loss_step,val_loss\n0,0.1,,,\n0,,1,3.5,\n0,,2,3.25,\n0,,2,,3.4\n",
+    ],
+)
+def test_csv_files_of_all_kinds(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    series = read(tmp_path / "m.csv", "csv")
+    assert cells(series) == {1: 3.5, 2: 3.25}
+    assert cells(series, "val_loss")[2] == 3.4
+
+
+def test_rows_of_another_width_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("step,loss\n1,3.5\n2,3.25,9\n\n3,3.0\n")
+    series = read(tmp_path / "m.csv", "csv")
+    assert (cells(series), series.bad) == ({1: 3.5, 3: 3.0}, 1)
+
+
+def test_a_csv_file_that_gets_a_column_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    follower, series = Follower(path, make_parser("csv", {}, [])), Series()
+    for text in ("step,loss\n1,3.5\n2,3.25\n", "step,loss,val_loss\n1,3.5,\n2,3.25,\n2,,3.4\n"):
+        path.write_text(text)
+        for found in follower.read():
+            series.add(found)
+    assert (cells(series), cells(series, "val_loss")) == ({1: 3.5, 2: 3.25}, {2: 3.4})
+
+
+def test_a_json_document_is_read_as_it_grows(tmp_path: Path) -> None:
+    path = tmp_path / "trainer_state.json"
+    source = {"kind": "jsonl", "path": str(path), "columns": {}, "patterns": []}
+    follower, series = make_follower(source), Series()
+    history = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 3.25, "epoch": 0.5}, {"step": 2, "eval_loss": 3.4}]
+    for length in (1, 3):
+        path.write_text(json.dumps({"best_metric": None, "log_history": history[:length]}, indent=2))
+        for found in follower.read():
+            series.add(found)
+    assert (cells(series), cells(series, "val_loss")) == ({1: 3.5, 2: 3.25}, {2: 3.4})
+
+
+@pytest.mark.parametrize(
+    "prefix", ["[default{}]:", "[1,{}]<stdout>: ", "[rank{}]: ", "rank {}: ", "(RANK={}) ", "Rank{} | "]
+)
+def test_the_loss_of_rank_0_counts(tmp_path: Path, prefix: str) -> None:
+    lines = [f"{prefix.format(rank)}iter {step}: loss {step + rank}" for step in (1, 2) for rank in (0, 1, 2)]
+    (tmp_path / "log").write_text("\n".join(lines) + "\n")
+    assert cells(read(tmp_path / "log", "regex")) == {1: 1, 2: 2}
+
+
+def test_steps_that_each_epoch_counts_anew(tmp_path: Path) -> None:
+    def add(series: Series, epochs: range) -> None:
+        for epoch in epochs:
+            for step in (0, 10, 20):
+                series.add({"epoch": epoch, "iter": step, "loss": epoch + step / 100})
+
+    series = Series()
+    add(series, range(3))
+    assert list(cells(series)) == [0, 10, 20, 30, 40, 50, 60, 70, 80] and not series.resets
+    resumed = Series()
+    resumed.load(series.text())
+    resumed.go_on(json.loads(json.dumps(series.mark())))
+    resumed.restart()
+    add(resumed, range(1, 4))
+    assert list(cells(resumed)) == [*range(0, 120, 10)]
+    counted = Series()
+    for epoch in range(2):
+        for step in (100, 200):
+            counted.add({"epoch": epoch, "iter": epoch * 200 + step, "loss": 1})
+    assert list(cells(counted)) == [100, 200, 300, 400], "counted through"
+
+
+def test_steps_that_begin_again_are_noticed() -> None:
+    series = Series()
+    for step in (1, 2, 3, 1, 2, 3):
+        series.add({"iter": step, "loss": step})
+    series.add({"iter": 1, "val_loss": 3})
+    assert series.resets == 1
