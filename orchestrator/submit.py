@@ -123,7 +123,6 @@ def show_run(plan: Plan, name: str | None, console: Console) -> None:
 
 def check(plan: Plan) -> None:
     """The preflight that `submit` would do with the same options. Raises UserError with every finding."""
-    earlier.refuse_changed_inputs(plan.runs, status.collect(_planned_study(plan)), ())
     checks.preflight(plan.loaded, plan.runs, plan.launcher, _would_run(plan))
 
 
