@@ -294,6 +294,27 @@ def cancel(
 
 
 @app.command()
+def clean(
+    study: Target = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    output: Output = OUT,
+) -> None:
+    """Remove what nothing needs: older checkpoints of finished runs, results put aside, code that no run names."""
+    from orchestrator import clean as cleaning
+    from orchestrator import rundir
+
+    found = rundir.find_study(study, output)
+    items = cleaning.find(found)
+    if not items:
+        print(f"{visible(str(found.folder))}: nothing to remove")
+        return
+    print(visible("\n".join(cleaning.describe(items))))
+    if not yes:
+        typer.confirm(visible(f"remove {cleaning.total(items)}?"), abort=True)
+    print(f"removed {cleaning.total(cleaning.carry_out(found, items))}")
+
+
+@app.command()
 def diff(first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT) -> None:
     """What differs between two runs in configuration, code and environment."""
     from orchestrator import display, inspection, rundir

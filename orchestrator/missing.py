@@ -40,6 +40,9 @@ def of_run(folder: Path, summary: Record, events: Sequence[Record]) -> tuple[str
         names |= set(filter(_is_inside, listed)) if isinstance(listed, list) else set()
     elif events:  # it could not write its last one
         return ()
+    for event in events:
+        if event["event"] == "cleaned" and isinstance(event.get("files"), list):  # removed on request
+            names -= set(filter(_is_inside, event["files"]))
     return tuple(sorted(_absent(folder, names)))
 
 

@@ -20,6 +20,7 @@ from trainer.errors import RunError
 from trainer.safe_open import create, is_own, make_folder, owner_name, personal, require_folder
 
 PACKAGES = ("orchestrator", "trainer", "models")
+NOT_FOR_JOBS = ("tests", "benchmarks", "docs", "tools")  # folders of a checkout; a study may still name modules there
 NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the beginning of a hash of its content
 LARGEST = 1 << 26  # bytes of a file of code
 
@@ -33,7 +34,8 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
     """Copy the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
 
     Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are all
-    Python files, tracked or not, that are not ignored, and the packages' templates; elsewhere the installed packages.
+    Python files, tracked or not, that are not ignored, and the packages' templates, without tests, benchmarks and docs;
+    elsewhere the installed packages.
     Files whose names say that they hold secrets (.env, *.pem) are left out.
 
     own: names of modules of the user's own, which the working folder may hold outside the running code.
@@ -57,6 +59,7 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             make_folder(target / folder)
         runlog.atomic_write(target / name, files[name], durable=False)
+    os.utime(target)  # in use: `clean` leaves it alone until a run names it
     return target
 
 
@@ -130,7 +133,7 @@ def _listed(root: Path) -> Iterable[str]:
         names = {name for name in listed.split("\0") if name and (root / name).is_file()}
         # a virtual environment that nobody told git to ignore is not code of the study, and is large
         environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
-        return {name for name in names if name.partition("/")[0] not in environments}
+        return {name for name in names if name.partition("/")[0] not in {*environments, *NOT_FOR_JOBS}}
     found = (path for package in (*PACKAGES, "sbatch") for path in (root / package).rglob("*") if path.is_file())
     names = {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
     return names | {HELPER} if (root / HELPER).is_file() else names

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import claims, identity, limits, missing, rundir, slurm, snapshot, status, task
+from orchestrator import claims, clean, identity, limits, missing, rundir, slurm, snapshot, status, task
 from orchestrator.launchers import Batch, Launcher, Members, job_ids
 from orchestrator.rundir import Study, StudyRun
 from orchestrator.slurm_settings import SlurmSettings
@@ -123,7 +123,9 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
     Raises RunError where it cannot be written.
     """
     try:
-        return snapshot.take(study.folder.parent / rundir.SNAPSHOTS, own)
+        code = snapshot.take(study.folder.parent / rundir.SNAPSHOTS, own)
+        clean.prune_code(code.parent)
+        return code
     except OSError as error:
         raise RunError(
             f"{error.filename or study.folder.parent}: the code snapshot cannot be written: {error.strerror}"

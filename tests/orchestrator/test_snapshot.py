@@ -62,7 +62,11 @@ def test_in_git_untracked_files_are_taken_and_ignored_ones_are_not(checkout: Pat
     (checkout / "env" / "lib").mkdir(parents=True)  # a virtual environment that .gitignore does not name
     (checkout / "env" / "pyvenv.cfg").touch()
     (checkout / "env" / "lib" / "huge.py").write_text("x = 3\n")
+    for name in ("tests", "docs/recipes", "benchmarks", "tools"):
+        (checkout / name).mkdir(parents=True)
+        (checkout / name / "no_job_needs_it.py").touch()
     taken = files(snapshot.take(tmp_path / "store"))
+    assert not [name for name in taken if "no_job_needs_it" in name]
     assert taken["mine.py"] == b"x = 1\n"
     assert not taken.keys() & {"secret.py", "notes.txt", ".gitignore", "env/lib/huge.py"}
     assert "sbatch/array.sbatch.j2" in taken

@@ -1,0 +1,112 @@
+"""`clean`: what nothing needs goes, after a question; what a run, a report or a job may need stays."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator import clean, missing, rundir, snapshot, status
+from orchestrator.rundir import Study, StudyRun
+from tests.orchestrator.test_matrix import FIVE, expand
+from trainer import runlog
+from trainer.errors import UserError
+
+CODE, OTHER, QUEUED, FRESH = ("0" * 15 + c for c in "1234")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:2])
+
+
+def finish(run: StudyRun, *steps: int, summary: bool = True) -> None:
+    for step in steps:
+        (run.folder / f"checkpoint-{step}.pt").write_bytes(b"x" * 1000)
+    row = {"iter": max(steps), "loss": 2.5}
+    (run.folder / runlog.LOSS).write_text("\n".join(",".join(words) for words in (row, map(str, row.values()))) + "\n")
+    (run.folder / runlog.MODEL).touch()
+    if summary:
+        runlog.atomic_write(run.folder / runlog.SUMMARY, json.dumps({"iters": max(steps)}))
+        runlog.append_event(run.folder, "finished", files=runlog.contents(run.folder))
+
+
+def names(study: Study) -> list[str]:
+    return [item.path.name for item in clean.find(study)]
+
+
+def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: Study) -> None:
+    finish(study.runs[0], 500, 1000)
+    finish(study.runs[1], 500, 1000, summary=False)
+    (item,) = items = clean.find(study)
+    assert (item.path.name, item.bytes, item.inodes) == ("checkpoint-500.pt", 1000, 1)
+    assert clean.carry_out(study, items) == items and names(study) == []
+    folder = study.runs[0].folder
+    assert (folder / "checkpoint-1000.pt").exists() and (folder / runlog.MODEL).exists()
+    assert len(list(study.runs[1].folder.glob("checkpoint-*.pt"))) == 2, "it may have to resume from either"
+    state = status.collect(study)[0]
+    assert (state.state, state.reason, state.missing) == ("done", "", ())
+    assert missing.of_study(study, [state]) == []
+
+
+def test_a_run_that_was_begun_again_meanwhile_keeps_all(study: Study) -> None:
+    finish(study.runs[0], 500, 1000)
+    items = clean.find(study)
+    (study.runs[0].folder / runlog.SUMMARY).unlink()
+    assert clean.carry_out(study, items) == []
+    assert (study.runs[0].folder / "checkpoint-500.pt").exists()
+
+
+def test_the_checkpoint_where_a_longer_run_branches_off_stays(study: Study) -> None:
+    run = study.runs[0]
+    config = json.loads((run.folder / runlog.CONFIG).read_text())
+    config["trainer"] |= {"schedule": "wsd", "max_iters": 1000, "decay_steps": 100}
+    (run.folder / runlog.CONFIG).write_text(json.dumps(config))
+    finish(run, 900, 950, 1000)
+    assert names(study) == ["checkpoint-950.pt"]
+
+
+def test_results_that_were_put_aside_and_damaged_checkpoints(study: Study) -> None:
+    aside = study.folder / f"{study.runs[0].id}.old-1"
+    aside.mkdir()
+    (aside / "loss.csv").write_text("iter\n")
+    (study.folder / "mine.old-1").mkdir()
+    (study.runs[0].folder / "checkpoint-5.pt.bad").touch()
+    assert names(study) == ["checkpoint-5.pt.bad", aside.name]
+    clean.carry_out(study, clean.find(study))
+    assert not aside.exists() and (study.folder / "mine.old-1").exists()
+
+
+def test_code_that_nothing_names(study: Study) -> None:
+    store = study.folder.parent / rundir.SNAPSHOTS
+    for code in (CODE, OTHER, QUEUED, FRESH):
+        (store / code / "trainer").mkdir(parents=True)
+        (store / code / "trainer" / "loop.py").write_text("x = 1\n")
+        if code != FRESH:
+            os.utime(store / code, (time.time() - 7200,) * 2)
+    (store / f"{OTHER}.patch").touch()
+    neighbour = study.folder.parent / "t" / "run.old-1"
+    neighbour.mkdir(parents=True)
+    (neighbour / runlog.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
+    (study.folder / rundir.LOGS / "a.sbatch").write_text(f"export PYTHONPATH={store}/{QUEUED}\n")
+    assert names(study) == [OTHER]
+    clean.carry_out(study, clean.find(study))
+    assert sorted(path.name for path in store.iterdir()) == [CODE, QUEUED, FRESH]
+
+
+def test_submit_prunes_where_many_snapshots_have_gathered(tmp_path: Path) -> None:
+    store = tmp_path / rundir.SNAPSHOTS
+    for i in range(clean.MOST_SNAPSHOTS + 2):
+        (store / f"{i:016x}").mkdir(parents=True)
+        os.utime(store / f"{i:016x}", (time.time() - 7200,) * 2)
+    taken = snapshot.take(store)
+    clean.prune_code(store)
+    assert list(store.iterdir()) == [taken]
+
+
+def test_another_users_study_is_left_alone(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(rundir, "is_own", lambda path: False)
+    with pytest.raises(UserError, match="belongs to"):
+        clean.find(study)
