@@ -179,6 +179,7 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
     forced = inheritance.apply_sets(tree, given, TOP_LEVEL)
     problems: list[str] = []
     data = inheritance.fill(tree, problems)
+    unfilled = bool(problems)
     disclosures.refuse_filled(data, tree)
     if "name" not in data and source.config is None:
         _ask_for_config(source)
@@ -201,7 +202,11 @@ def load(path: Path, sets: Iterable[str] = ()) -> Loaded:
             problems += command_checks.problems(loaded)
     except ValidationError as error:
         found = field_errors.by_place(error.errors(), data)
-        problems += [_explain(path, errors, tree, str(source)) for path, errors in found if not _unfilled(errors)]
+        problems += [
+            _explain(path, errors, tree, str(source))
+            for path, errors in found
+            if not (unfilled and _has_reference(errors))
+        ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return loaded
@@ -224,7 +229,7 @@ def _validated(data: dict[str, Any], tree: Tree) -> Experiment:
     return Experiment.model_validate(data)
 
 
-def _unfilled(errors: list[Any]) -> bool:
+def _has_reference(errors: list[Any]) -> bool:
     """True for a value whose `${...}` has been found wrong."""
     return any(isinstance(error["input"], str) and "${" in error["input"] for error in errors)
 

@@ -22,12 +22,15 @@ class Source:
 
 
 def find(text: str, beside: Path = Path()) -> Source | None:
-    """The file that `text` means: in the folder `beside`, else by name on ABLATRIX_PATH. None: nowhere."""
+    """The file that `text` means: in the folder `beside`, else by name on ABLATRIX_PATH, else beside without its suffix.
+
+    None: nowhere.
+    """
     for source in _readings(text):
         if _is_file(beside / source.path):
             return Source(beside / source.path, source.config)
     for source in _readings(text):
-        for folder in folders() if not source.path.is_absolute() else ():
+        for folder in (*folders(), beside) if not source.path.is_absolute() else (beside,):
             for suffix in SUFFIXES:
                 path = folder / f"{source.path}{suffix}"
                 if _is_file(path):

@@ -19,14 +19,14 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
     """Return the line (from 1) and a sentence: what is wrong there, and what to write."""
     mark = error.problem_mark or error.context_mark
     lines = text.splitlines() or [""]
-    number = mark.line if mark else 0
-    line = lines[min(number, len(lines) - 1)]
-    opened = error.context_mark.line if error.context_mark else number
+    number = min(mark.line if mark else 0, len(lines) - 1)
+    line = lines[number]
+    opened = min(error.context_mark.line if error.context_mark else number, len(lines) - 1)
     problem = str(error.problem or error)
-    if _ASSIGNMENT.match(line) or _ASSIGNMENT.match(lines[min(opened, len(lines) - 1)]):
+    if _ASSIGNMENT.match(line) or _ASSIGNMENT.match(lines[opened]):
         return number + 1, other_format(text)
     for place in dict.fromkeys((number, opened, max(0, number - 1))):
-        odd = odd_character(lines[min(place, len(lines) - 1)])
+        odd = odd_character(lines[place])
         if odd:
             return place + 1, odd
     if "expected ',' or" in problem and mark and text[max(0, mark.index - 1) : mark.index + 1] == "${":

@@ -168,6 +168,12 @@ def test_files_are_found_by_name_on_the_search_path(tmp_path: Path, monkeypatch:
     assert "is no folder" in fault(write(tmp_path, "g.yaml", "name: e\nextends: sise\n"))
 
 
+def test_the_suffix_of_a_file_may_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "sizes.yaml", SIZES)
+    assert load(path.with_suffix("")).source.path == path
+    assert load(f"{path.with_suffix('')}#large").experiment.name == "sizes-large"
+
+
 def test_a_base_is_chosen_by_environment_variable_or_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "laptop.yaml", "slurm: {cpus_per_task: 1}\n")
     write(tmp_path, "cluster.yaml", "slurm: {cpus_per_task: 16}\n")

@@ -105,6 +105,7 @@ def told(tmp_path: Path, text: str, *sets: str) -> str:
         ("design: [{factorial: null}]", "is not one of baseline"),
         ("exclude: [rope]", "exclude: entry 1: must be a list, found 'rope'; for example `exclude: [[rope, alibi]]`"),
         ("cells: {a: rope}", "cells.a: must be a list, found 'rope'"),
+        ("slurm: {'${x': 1}", "unknown key"),
         ("launcher: true", "launcher: must be one of auto, local, submitit, sbatch, found true"),
         ("slurm: {gpus: 2}", "slurm.gpus: unknown key (did you mean gpus_per_node?)"),
         ("slurm: {walltime: 2}", "slurm.walltime: unknown key (did you mean time?)"),
