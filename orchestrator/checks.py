@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -270,7 +271,12 @@ def _check_last_line(path: Path, tail: bytes, whole: bool) -> None:
         return
     if len(before) > (not whole) and not _is_json(before[-1]):
         return  # not only the last line is wrong
-    raise UserError(f"{path}: the last line is cut off, so the file is not complete; fetch it again, or drop that line")
+    writing = (
+        " (it was changed just now: is it still being written?)" if time.time() - path.stat().st_mtime < 60 else ""
+    )
+    raise UserError(
+        f"{path}: the last line is cut off, so the file is not complete{writing}; fetch it again, or drop that line"
+    )
 
 
 def _is_json(line: bytes) -> bool:

@@ -247,6 +247,12 @@ def test_tokens_are_kept_elsewhere_if_the_cache_is_read_only(
     assert not capsys.readouterr().err
 
 
+def test_a_half_written_read_only_cache_is_left_alone(corpus: Path, read_only: Path) -> None:
+    half = Cache.of(config_of(corpus), read_only).folder.name
+    (read_only / "tokens" / half / "shards").mkdir(parents=True)
+    assert open_complete(config_of(corpus), read_only).folder == Path(".cache/ablatrix/tokens").absolute() / half
+
+
 def test_tokens_in_a_read_only_cache_are_used(corpus: Path, read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: True)

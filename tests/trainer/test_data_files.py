@@ -96,6 +96,8 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
         ("empty", r"is a folder without .*it has nothing"),
         ("mixed", r"is a folder with .bin and .jsonl files; give a pattern"),
         ("parquet", "is a Parquet file; convert it"),
+        ("saved", "is an Arrow stream"),
+        ("splits", r"more than the training split \(x_val_0.jsonl too\); give a pattern such as 'splits/\*train\*'"),
         ("nested", r"is a folder without .*it has inner/"),
         ("shards/*.csv", "no file matches"),
         ("part-{0..3}.jsonl", "understood by shells only"),
@@ -112,10 +114,18 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_found(given: object, message: str, shards: Path) -> None:
-    for folder in ("empty", "mixed", "parquet", "nested/inner"):
+    for folder in ("empty", "mixed", "parquet", "nested/inner", "saved", "splits"):
         Path(folder).mkdir(parents=True)
-    for name in ("mixed/a.bin", "mixed/a.jsonl", "x.bin"):
+    for name in (
+        "mixed/a.bin",
+        "mixed/a.jsonl",
+        "x.bin",
+        "saved/state.json",
+        "splits/x_train_0.jsonl",
+        "splits/x_val_0.jsonl",
+    ):
         Path(name).touch()
+    Path("saved/data-0.arrow").write_bytes(b"\xff\xff\xff\xff" + bytes(20))
     Path("parquet/a.parquet").write_bytes(b"PAR1" + bytes(20))
     Path("broken.jsonl").symlink_to("nowhere")
     with pytest.raises(DataError, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,16 @@ from trainer.runlog import opened
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2", ".lzma")
 KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first that is there is taken
 FOREIGN = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".txt", ".zip", ".tar", ".npy", ".pkl")
+METADATA = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "metadata.json",
+    "config.json",
+)
+TRAINING = re.compile(r"(^|[._-])train", re.IGNORECASE)
+OTHER_SPLIT = re.compile(r"(^|[._-])(val|valid|validation|dev|eval|test)([._-]|\d|$)", re.IGNORECASE)
 PIECE = 1 << 20  # bytes read at a time for a fingerprint
 SAMPLES = 64  # pieces of a corpus that its fingerprint looks at
 
@@ -107,13 +118,19 @@ def _shards(folder: Path) -> list[Path]:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"data.file_path: {folder}: cannot be read: {error.strerror}") from None
-    names = [entry for entry in entries if not entry.is_dir()]
+    names = [entry for entry in entries if not entry.is_dir() and entry.name not in METADATA]
     groups = [[entry for entry in names if _plain_suffix(entry) in kind] for kind in KINDS]
     if groups[2] and (groups[0] or groups[1]):
         raise DataError(
             f"data.file_path: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)"
         )
     chosen = next((group for group in groups if group), [])
+    others = [entry.name for entry in chosen if OTHER_SPLIT.search(entry.name)]
+    if others and any(TRAINING.search(entry.name) for entry in chosen):
+        raise DataError(
+            f"data.file_path: {folder}: holds more than the training split ({', '.join(others[:3])} too); give a "
+            f"pattern such as '{folder}/*train*'"
+        )
     # Nothing to read: what a converter or a hub left is told by the content of the first file
     chosen = chosen or [entry for entry in names if _plain_suffix(entry) in FOREIGN][:1]
     if not chosen:

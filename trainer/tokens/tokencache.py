@@ -30,7 +30,7 @@ import numpy as np
 from trainer import runlog
 from trainer.config import DataConfig
 from trainer.errors import DataError, RunError
-from trainer.safe_open import open_file, remove
+from trainer.safe_open import is_own, open_file, remove
 from trainer.tokenizer import TokenizerInfo, find
 from trainer.tokens.corpus import Lines, fingerprint, no_documents, scan_lines
 from trainer.tokens.encoder import Encoder, token_dtype
@@ -73,7 +73,8 @@ class Cache:
         )
         if len(files) == 1 and _is_trusted(old.meta()):
             return old
-        if not os.path.isdir(new.folder) and not is_writable(new.folder):
+        others = os.path.isdir(new.folder) and not is_own(new.folder)  # whoever builds it is waited for
+        if not others and new.meta() is None and not is_writable(new.folder):
             own = next((place for place in map(Path, OWN_CACHES) if is_writable(place.expanduser())), None)
             return replace(new, folder=own.expanduser().absolute() / "tokens" / new.folder.name) if own else new
         return new
