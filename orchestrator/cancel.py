@@ -79,6 +79,6 @@ def _process(state: RunState) -> int:
     event = status.owner(state.run)
     if event is None:
         raise UserError(f"{state.run.id}: is being submitted, its process or job is not known yet; try again later")
-    if event.get("host") != socket.gethostname():
+    if not status.is_here(event) and event.get("host") != socket.gethostname():
         raise UserError(f"{state.run.id}: runs on {event.get('host')} without Slurm; cancel it there")
     return int(event["pid"])

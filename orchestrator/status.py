@@ -359,13 +359,17 @@ def owner(run: StudyRun) -> Record | None:
 
 
 def _process_lives(event: Record, files: _Files) -> bool:
-    """Does the process that wrote this event live? From another host only its heartbeat can tell."""
+    """True if the process that wrote this event lives. From another host only its heartbeat can tell."""
+    if is_here(event):
+        return True
     if event.get("host") != socket.gethostname():
         return _last_sign(files) < HEARTBEAT_SECONDS
-    pid = event.get("pid", 0)
-    if not Path("/proc/self").exists():
-        return _pid_exists(pid)
-    return bool(event.get("born")) and processes.identity(pid) == event["born"]
+    return not Path("/proc/self").exists() and _pid_exists(event.get("pid", 0))
+
+
+def is_here(event: Record) -> bool:
+    """True if the process that wrote this event lives on this machine, whatever the machine is called now."""
+    return bool(event.get("born")) and processes.identity(event.get("pid", 0)) == event["born"]
 
 
 def _last_sign(files: _Files) -> float:

@@ -300,7 +300,8 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
 def set_age(run: StudyRun, seconds: float) -> None:
     """The run's events as they look when another host has written nothing for a while."""
     path = run.folder / runlog.EVENTS
-    records = [{**event, "host": "node7", "time": event["time"] - seconds} for event in runlog.read_events(run.folder)]
+    elsewhere = {"host": "node7", "born": "1 0a1b2c3d"}
+    records = [{**event, **elsewhere, "time": event["time"] - seconds} for event in runlog.read_events(run.folder)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     os.utime(path, (time.time() - seconds,) * 2)
 
@@ -527,3 +528,11 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
     assert said in state.reason and said in missing.lines(study, [state])[0]
     assert submission.select([state], retry=True).chosen == [state]
     assert submission.select([state]).done == [state]
+
+
+def test_a_machine_that_was_renamed_knows_its_processes(study: Study, run: StudyRun) -> None:
+    """By DHCP, or from a short name to a full one; the last sign of the run may be old."""
+    who = {"host": "its-old-name", "pid": os.getpid(), "born": processes.identity(os.getpid())}
+    runlog.append_event(run.folder, "started", iter=0, **who)
+    os.utime(run.folder / runlog.EVENTS, (1, time.time() - 600))
+    assert now(study).state == "running"
