@@ -22,7 +22,7 @@ class Source:
 
 
 def find(text: str, beside: Path = Path()) -> Source | None:
-    """The file that `text` means: in the folder `beside`, else by name on ABLATRIX_PATH, else beside without its suffix.
+    """The file that `text` means: in the folder `beside`, by name on ABLATRIX_PATH, or beside with a suffix added.
 
     None: nowhere.
     """
