@@ -37,6 +37,7 @@ class Numbers:
             self.series.add(found)
         self.series.restart()
         self.series.bad = self.series.resets = 0
+        self.series.repeated.clear()
         self.started = time.monotonic()
         self._write()
 

@@ -47,6 +47,7 @@ class Runner:
         self.child: subprocess.Popen[bytes] | None = None
         self.received: int | None = None
         self.told: float | None = None  # when the command was told to stop
+        self.resumed = False
         self.shortened = False  # a smoke test that has its steps
         self._seen: float | None = None  # the checkpoint's time
 
@@ -79,6 +80,7 @@ class Runner:
 
     def _attend(self) -> int:
         argv, resumed = self._argv()
+        self.resumed = resumed
         self.args = self._command_line(argv)
         self._put_back()
         self._place_helper()
@@ -317,7 +319,8 @@ class Runner:
             "initial_loss": _finite(rows.first_loss()),
             "diverged": not math.isfinite(value) or (final is not None and not math.isfinite(final)),
             "unreadable_numbers": rows.bad,
-            "steps_began_again": rows.resets,
+            "steps_began_again": rows.resets + (self.resumed and rows.replaced),
+            "steps_repeated": len(rows.repeated),
             "fingerprint": self.spec["fingerprint"],
             loss_record.KEY: loss_record.describe(self.run_dir),
         }

@@ -29,6 +29,8 @@ class Series:
         self.seconds = 0.0  # of training before this life of the command
         self._restarted = False
         self.resets = 0  # times that steps began anew, no epoch being reported
+        self.replaced = False  # a new life of the command has taken the place of all earlier rows
+        self.repeated: set[int] = set()  # steps with two losses in one life of the command
         self._epochs: dict[int, int] = {}  # epoch -> what its steps are behind the run's
         self._epoch: int | None = None
         self._raw, self._gap, self._offset = -1, 1, 0  # newest step as reported, distance of two, what is added to it
@@ -79,11 +81,15 @@ class Series:
         began_again = step + 1 < self.last and step <= min(self.rows, default=0) and not self._restarted
         self.resets += began_again and "loss" in values and "loss" in self.rows.get(step, {})
         if self._restarted:
-            self.rows = {at: row for at, row in self.rows.items() if at < step}
+            kept = {at: row for at, row in self.rows.items() if at < step}
+            self.replaced = len(self.rows) > 1 and not kept
+            self.rows = kept
             self.seconds = max((row.get("seconds", 0.0) for _, row in self.complete()), default=0.0)
             self.last, self._restarted = step, False
         self.last = max(self.last, step)
         row = self.rows.setdefault(step, {})
+        if "loss" in values and row.get("loss", values["loss"]) != values["loss"]:
+            self.repeated.add(step)
         since = numbers.read(found.get(CLOCK, clock))
         if since is not None and math.isfinite(since):
             row.setdefault(CLOCK, round(self.seconds + since, 6))

@@ -15,6 +15,7 @@ from orchestrator.report.statistics import Effect, Reach
 ONE_SEED = "descriptive only: one seed, no claim"
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"
+REPEATED = 0.5  # of the rows of a run; fewer are a progress bar's
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -306,8 +307,15 @@ def _doubtful_rows(runs: Sequence[RunRecord]) -> list[str]:
     again = [run.id for run in runs if run.number("steps_began_again")]
     if again:
         found.append(
-            f"Steps began again from the first one in {_list(again)}, so that later rows took the place of earlier "
-            "ones; if each epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`."
+            f"Steps began again from the first one in {_list(again)}, so later rows replaced earlier ones. If each epoch "
+            "counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a resume, print the "
+            "step of the whole run."
+        )
+    repeated = [r.id for r in runs if (r.number("steps_repeated") or 0) > REPEATED * max(r.curve.rows, 1)]
+    if repeated:
+        found.append(
+            f"Steps have more than one loss in {_list(repeated)}, of which the last counts. If several processes print, "
+            "let rank 0 print alone, or begin each line with [rank0]:."
         )
     return found
 

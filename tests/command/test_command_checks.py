@@ -153,3 +153,25 @@ def test_lines_that_go_on_and_texts_that_hold_such_an_end() -> None:
     """A backslash at a line's end joins two lines; within single quotes it is a text, as for a shell."""
     line = "python a.py \\\n --x 'a\\\nb' \"c\\\nd\" e\\\\"
     assert template.split(line) == ["python", "a.py", "--x", "a\\\nb", "cd", "e\\"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ("{csv: m.csv, compare: val_acc}", "val_acc: say `higher_is_better: true`, or false"),
+        ("{csv: m.csv, columns: {val_loss: eval/accuracy}}", "eval/accuracy: say `higher_is_better: true`"),
+        ("{csv: m.csv, compare: lr}", "is no measure of quality"),
+        ("{regex: 'i (?P<iter>.*) (?P<val_mse>.*)'}", "to compare by another value, name it: `compare: val_mse`"),
+        ("{regex: 'i (?P<iter>.*) (?P<loss>.*)', compare: mse}", "no pattern has the group `compare` names"),
+        ("{compare: val_mse}", "metrics: name one source"),
+    ],
+)
+def test_measures_that_cannot_be_compared(tmp_path: Path, metrics: str, words: str) -> None:
+    assert words in refusals(tmp_path, FILE.replace("{csv: log.csv}", metrics))[0]
+
+
+def test_a_script_with_our_helper_may_be_compared_by_any_name(tmp_path: Path) -> None:
+    text = FILE.replace("--out={run_dir} --rate={rate} {flags}", "").replace("{csv: log.csv}", "{compare: val_mse}")
+    source = spec(runs(tmp_path, text + "flags: in-process\n")[0])["metrics"]
+    assert (source["kind"], source["columns"], source["compare"]) == ("jsonl", {"val_mse": "val_mse"}, "val_mse")
+    assert source["path"].endswith("metrics.jsonl")

@@ -272,3 +272,21 @@ def test_steps_that_begin_again_are_noticed() -> None:
         series.add({"iter": step, "loss": step})
     series.add({"iter": 1, "val_loss": 3})
     assert series.resets == 1
+
+
+def test_a_step_with_two_losses_is_noticed() -> None:
+    series = Series()
+    for step in (1, 2):
+        for rank in (0, 1):
+            series.add({"iter": step, "loss": step + rank / 10})
+    series.add({"iter": 2, "loss": 2.1})
+    assert (series.repeated, series.resets) == ({1, 2}, 0)
+
+
+def test_a_resume_that_counts_from_zero_is_noticed() -> None:
+    series = Series()
+    for step in (1, 2, 3):
+        series.add({"iter": step, "loss": step})
+    series.restart()
+    series.add({"iter": 1, "loss": 9})
+    assert series.replaced and cells(series) == {1: 9}
