@@ -303,12 +303,12 @@ def _doubtful_rows(runs: Sequence[RunRecord]) -> list[str]:
     found = []
     bad = sum(int(run.number("unreadable_numbers") or 0) for run in runs)
     if bad:
-        found.append(f"{bad} values or lines of the commands' metrics could not be read as numbers and were left out.")
+        found.append(f"{bad} values or lines of the metrics could not be read as numbers and were left out.")
     again = [run.id for run in runs if run.number("steps_began_again")]
     if again:
         found.append(
-            f"Steps began again from the first one in {_list(again)}, so later rows replaced earlier ones. If each epoch "
-            "counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a resume, print the "
+            f"Steps began again from the first one in {_list(again)}, so later rows replaced earlier ones. If each "
+            "epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a resume, print the "
             "step of the whole run."
         )
     repeated = [r.id for r in runs if (r.number("steps_repeated") or 0) > REPEATED * max(r.curve.rows, 1)]
