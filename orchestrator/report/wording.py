@@ -308,14 +308,14 @@ def _doubtful_rows(runs: Sequence[RunRecord]) -> list[str]:
     if again:
         found.append(
             f"Steps began again from the first one in {_list(again)}, so later rows replaced earlier ones. If each "
-            "epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a resume, print the "
-            "step of the whole run."
+            "epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a resume, "
+            "print the step of the whole run."
         )
     repeated = [r.id for r in runs if (r.number("steps_repeated") or 0) > REPEATED * max(r.curve.rows, 1)]
     if repeated:
         found.append(
-            f"Steps have more than one loss in {_list(repeated)}, of which the last counts. If several processes print, "
-            "let rank 0 print alone, or begin each line with [rank0]:."
+            f"Steps have more than one loss in {_list(repeated)}, of which the last counts. If several processes "
+            "print, let rank 0 print alone, or begin each line with [rank0]:."
         )
     return found
 
