@@ -181,9 +181,9 @@ def _read(path: Path) -> str:
         raise UserError(f"{str(path)!r}: cannot be read: {reason}") from None
     if len(raw) > MAX_BYTES:
         raise UserError(f"{path}: larger than 1 MiB; this is not an experiment file")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: UTF-16 text, as PowerShell and Notepad write it; save the file as UTF-8")
     try:
-        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return raw.decode("utf-16")
         return _without_tabs(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1

@@ -80,6 +80,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (b"a: [1", "not valid YAML"),
         (b"a:\n\t- 1", "not valid YAML"),
         (b"a: \xff\xfe\n", "not UTF-8"),
+        ("a: 1\n".encode("utf-16"), "UTF-16 text, as PowerShell and Notepad write it; save the file as UTF-8"),
+        (b"a: \x93x\x94\n", "not UTF-8 text; save the file as UTF-8"),
         (b"", "the file is empty"),
         (b"# only a comment\n", "the file is empty"),
         (b"- 1\n- 2\n", "top level"),
@@ -185,7 +187,6 @@ def test_merge_keys(tmp_path: Path) -> None:
     "raw",
     [
         b"\xef\xbb\xbfname: x\r\nseeds: [1]\r\n",
-        "name: x\nseeds: [1]\n".encode("utf-16"),
         b'{\n\t"name": "x",\n\t"seeds": [1]\n}\n',
         b"%YAML 1.2\n---\nname: x\nseeds:\n- 1\n...\n",
     ],
