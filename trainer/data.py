@@ -93,6 +93,8 @@ class Usage:
 def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str]]:
     """Return a sentence about what a complete corpus holds, and warnings about what is never trained on."""
     usage, length = Usage.of(store, config), config.block_size + 1
+    if isinstance(store, FlatStore):
+        return f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}", []
     share = usage.usable_tokens / max(usage.tokens, 1)
     text = (
         f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "

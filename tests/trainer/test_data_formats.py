@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.config import DataConfig
-from trainer.data import PADDING, Batches, heldout_windows, open_tokens
+from trainer.data import PADDING, Batches, describe_usage, heldout_windows, open_tokens
 from trainer.errors import DataError
 
 BLOCK = 8
@@ -92,6 +92,8 @@ def test_64_bit_ids_and_headers(tmp_path: Path, offline_cache: Path, content: by
     store = open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
     np.testing.assert_array_equal(store.tokens, IDS)
     np.testing.assert_array_equal(store.read(0, 5, 40), IDS[5:40])
+    text, warnings = describe_usage(store, config_of(tmp_path / "train.bin"))
+    assert text.endswith(f"train.bin: 975 tokens to train on, stored as {store.dtype.name}") and not warnings
 
 
 def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None:

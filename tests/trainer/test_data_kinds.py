@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from orchestrator import checks
+from orchestrator.matrix import Run
 from trainer import data
-from trainer.config import DataConfig
+from trainer.config import DataConfig, from_flags
 from trainer.errors import DataError, UserError
 from trainer.tokens import streams
 from trainer.tokens.corpus import Lines
@@ -198,3 +199,17 @@ def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(map(repr, DOCUMENTS)))
     with pytest.raises(DataError, match=r"line 1: it is in Python's notation"):
         data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
+
+
+def test_a_large_corpus_is_checked_at_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "SMALL_CORPUS", 0)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(RAW + b"not json\n" * 20)
+    run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
+    assert not list(checks._corpora([run]))
+    assert "20 of 60 lines (33%) are skipped: 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
+    path.write_bytes(RAW.replace(b'"text"', b'"body"'))
+    (finding,) = checks._corpora([run])
+    assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding
