@@ -17,7 +17,9 @@ TAIL_BYTES = 4096
 # Slurm's summary of an end, printed below the cause
 _SUMMARY = re.compile(
     r"srun: (error: \S+: tasks? |Job step aborted|Terminating|launch/)|slurmstepd: error: \*{3} STEP "
+    r"|slurm\.setup ended the job"
 )
+_SETUP = re.compile(r"^slurm\.setup ended the job before its run started \((exit code [0-9]+)\)$", re.MULTILINE)
 _SCRIPT = re.compile(r"^\S*/slurm_script: ")  # bash names the script by the place of Slurm's copy
 _ERROR = re.compile(
     r"error|not found|no such|cannot|can't|could not|unable|denied|unknown|failed|fatal|invalid|missing|killed", re.I
@@ -83,8 +85,9 @@ def quote_log(path: Path) -> str:
 
 def describe_log(path: Path, study: Path) -> str:
     """Return the quoted line and the log's place in the study's folder; '' for a log without a word."""
-    words = quote_log(path)
-    return f'"{words}" ({path.relative_to(study)})' if words else ""
+    words, setup = quote_log(path), _SETUP.findall(tail_text(path))
+    by = f"slurm.setup ended it with {setup[-1]}; " if setup else ""
+    return f'"{words}" ({by}{path.relative_to(study)})' if words else ""
 
 
 def of_exit(code: int, log: Path, whose: str = "") -> str:

@@ -206,6 +206,9 @@ def print_run(study: Study, run: StudyRun, console: Console) -> None:
     console.print(f"overrides: {overrides or 'none (the baseline)'}")
     config = dotted.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})
     print_config(config, runlog.read_json(run.folder / rundir.ORIGINS) or {}, console)
+    command = runlog.read_text(run.folder / runlog.ARGS).strip()
+    if command:
+        console.print(f"command: {command}", soft_wrap=True)
     files = sorted(path.name for path in run.folder.glob("[!.]*"))
     console.print(f"files: {', '.join(files)}")
     log = joblog.of_unstarted(run.folder) or run.folder / runlog.JOB_OUT

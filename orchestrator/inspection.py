@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,8 @@ def log_text(run: StudyRun, lines: int) -> str:
     job_log = joblog.of_unstarted(run.folder)
     path = job_log or run.folder / runlog.JOB_OUT
     if not path.exists():
-        raise UserError(f"{run.id}: has no log yet ({path}); see: {program()} status")
+        study = shlex.quote(str(run.folder.parent))
+        raise UserError(f"{run.id}: has no log yet ({path}); see: {program()} status {study}")
     size = causes.TAIL_BYTES if lines else LONGEST_LOG
     kept = causes.tail_text(path, size).splitlines()
     while len(kept) <= lines and size < min(path.stat().st_size, LONGEST_TAIL):

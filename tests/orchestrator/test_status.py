@@ -185,6 +185,14 @@ def test_a_task_that_failed_while_others_wait_was_not_cancelled(study: Study, ru
     assert (now(study).state, "module: command not found" in now(study).reason) == ("lost", True)
 
 
+def test_setup_lines_that_end_the_job_are_named(study: Study, run: StudyRun, cluster: Cluster) -> None:
+    queue_run(run)
+    told = "no licence\nslurm.setup ended the job before its run started (exit code 3)\n"
+    (study.folder / rundir.LOGS / "5_0.out").write_text(told)
+    cluster.ended = job("FAILED", exit_code="3:0")
+    assert now(study).reason.endswith('"no licence" (slurm.setup ended it with exit code 3; logs/5_0.out)')
+
+
 @pytest.mark.parametrize("reason", ["None", "", "(null)"])
 def test_a_job_that_the_scheduler_has_not_looked_at_waits_for_it(
     study: Study, run: StudyRun, cluster: Cluster, reason: str
