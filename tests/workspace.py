@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator import rundir, status
 from orchestrator.snapshot import code_root
 from trainer import runlog
 
@@ -85,11 +86,33 @@ class Workspace:
         """The states once `done(states)`; fails with them when that takes too long."""
         end = time.monotonic() + seconds
         while True:
-            states = self.states(study)
+            states = self._forked_states(study) or self.states(study)
             if states and done(states):
                 return states
             assert time.monotonic() < end, {cell: (s["state"], s["iter"], s["reason"]) for cell, s in states.items()}
-            time.sleep(1)
+            time.sleep(0.5)
+
+    def _forked_states(self, study: str) -> dict[str, dict[str, Any]]:
+        """As `states`, from a fork of this process, without half a second of imports; {} if that fails."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.chdir(self.folder)
+                environment = self.env()
+                os.environ.clear()
+                os.environ.update(environment)
+                scheduler = status.Scheduler()
+                states = status.collect(rundir.find_study(study, Path("out")), scheduler)
+                with os.fdopen(writer, "w") as pipe:
+                    pipe.write(status.as_json(states, scheduler))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            text = pipe.read()
+        os.waitpid(pid, 0)
+        return {run["cell"]: run for run in json.loads(text)["runs"]} if text else {}
 
     def run_folder(self, cell: str, study: str = "study") -> Path:
         (folder,) = (self.folder / "out" / study).glob(f"{cell}-seed*")
