@@ -252,8 +252,8 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
         model = field_errors.model_at(Experiment, path[:-1])
         known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
         hint = nearest(path[-1], known) or _place_of(path, known)
-        if path[0] == "slurm" and not hint and long_name(path[-1]) in SWITCHES | VALUED:
-            hint = "; sbatch options other than these go under slurm.extra"
+        if path[0] == "slurm" and long_name(path[-1]) in SWITCHES | VALUED:
+            hint = "; other sbatch options go under slurm.extra"
         return f"{position}: {key}: unknown key{hint}"
     if kind == "missing" and path == ("name",):
         return f"{file}: name: missing; write `name: my-study`"

@@ -10,7 +10,7 @@ from orchestrator import exports, task
 from orchestrator.launchers import Batch
 
 # conda's and a site's scripts return non-zero, use unset variables and print: they run as in an interactive shell
-# The message has no word such as "error": status looks for one above it, and quotes that line with it
+# status knows the message (orchestrator/causes.py) and quotes the line above it
 _BEFORE_SETUP = """\
 # slurm.setup: a line that fails does not end the job unless you say so (`module load cuda || exit 1`)
 ablatrix_srun=$(command -v srun || true)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import causes, helper_jobs
+from orchestrator import helper_jobs
 from orchestrator.launchers.slurm_sbatch import SbatchLauncher
 from orchestrator.launchers.slurm_submitit import SubmititLauncher
 from orchestrator.slurm_settings import SlurmSettings
@@ -94,15 +94,6 @@ def test_the_job_is_strict_again_after_setup(home: Path, name: str) -> None:
     )
     assert done.returncode != 0
     assert "UNSET_VARIABLE: unbound variable" in done.stderr
-
-
-def test_status_quotes_what_went_wrong_in_setup(home: Path) -> None:
-    done, _ = run_script(home, "sbatch", ["echo loading", "nosuchmodule load x || exit 3"])
-    log = home / "job.out"
-    log.write_text(done.stdout + done.stderr)
-    words = causes.quote_log(log)
-    assert "nosuchmodule: command not found ... slurm.setup ended the job" in words
-    assert words.endswith("(exit code 3)")
 
 
 def test_the_script_can_be_tried_outside_a_job(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
