@@ -39,6 +39,7 @@ class Selection:
     done: list[RunState] = field(default_factory=list)
     active: list[RunState] = field(default_factory=list)
     failed: list[RunState] = field(default_factory=list)
+    at_work: list[RunState] = field(default_factory=list)  # all active runs, those that were not asked for too
 
 
 def select(
@@ -52,6 +53,8 @@ def select(
     """
     selection = Selection()
     for state in states:
+        if state.active:
+            selection.at_work.append(state)
         if cells and state.run.cell not in cells and state.run.id not in cells:
             continue
         if state.active:

@@ -399,7 +399,7 @@ def _queue_slurm(plan: Plan, study: Study, selection: submission.Selection, code
         _renew(plan, study, ids)
     except OSError as error:
         raise RunError(f"{error.filename or study.folder}: cannot be written: {error.strerror}") from None
-    arrays = waves.queue(study, order, selection.chosen, selection.active, console.print)
+    arrays = waves.queue(study, order, selection.chosen, selection.at_work, console.print)
     if arrays:
         console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")
 

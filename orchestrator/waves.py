@@ -48,6 +48,7 @@ class Order:
     report: bool = True
     runs: Mapping[str, int] = field(default_factory=dict)  # id -> newest attempt when it began to wait
     problem: str = ""  # why a follow-up job could not go on
+    most: int = 0  # jobs that sbatch took at once when it had refused more; 0: not known
 
     @property
     def blocked(self) -> bool:
@@ -65,6 +66,7 @@ class Order:
             "report": self.report,
             "runs": dict(self.runs),
             "problem": self.problem,
+            "most": self.most,
         }
         # the setup lines may hold a secret
         runlog.atomic_write(study.folder / RECORD, json.dumps(record, indent=1) + "\n", mode=PRIVATE)
@@ -142,7 +144,7 @@ def _still_waiting(study: Study, without: Collection[str]) -> dict[str, int]:
 
 def _wait_for_room(batch: Batch, order: Order, waiting: Mapping[str, int], wave: _Wave, say: Say) -> None:
     """Write down which runs wait, and queue the job that goes on with them."""
-    replace(order, runs=waiting).write(batch.study)
+    replace(order, runs=waiting, most=wave.most).write(batch.study)
     text = f"{len(waiting)} runs wait for room in the queue ({wave.reason})"
     arrays = [*wave.before, *wave.arrays]
     try:
@@ -166,6 +168,7 @@ class _Wave:
         self.launcher = launchers.make(order.launcher)
         self.arrays: list[str] = []
         self.reason = ""
+        self.most = order.most
         self._refused = False
 
     def queue(self, chosen: Sequence[RunState]) -> list[RunState]:
@@ -175,7 +178,7 @@ class _Wave:
         budget = self._budget(jobs)
         whole = budget >= jobs
         # two arrays while others wait: as soon as one has ended the next runs can be queued, not when both have
-        size = min(cluster.tasks, jobs if whole else -(-budget // 2))
+        size = min(cluster.tasks, jobs if whole else -(-budget // 2), 2 * self.most or jobs)
         chain = settings.max_parallel is not None and self.jobs_before + jobs > settings.max_parallel
         while waiting and budget > 0 and size > 0:
             members = [(state.run, state.attempt + 1) for state in waiting]
@@ -185,13 +188,14 @@ class _Wave:
                 self._queue_array(waiting[:count], chain)
             except _NoRoomError as error:
                 self.reason, self._refused = str(error), True
-                size = len(first) // 2
+                size = self.most = len(first) // 2
                 waiting[:count] = error.states
                 continue
             budget -= len(first)
             waiting = waiting[count:]
             if self._refused and waiting:  # the rest of the room is for the job that goes on
                 break
+        self.most = max(1, self.most) if self._refused else 0
         if waiting and not self.arrays and not any(job.alive for job in slurm.queue().values()):
             raise RunError(f"nothing could be queued, though no job of yours is in the queue: {self.reason}")
         return waiting
@@ -262,6 +266,12 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
     Where a follow-up job is queued, that job goes on.
     """
     next_look = 0.0
+    told: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            say(text)
 
     def go_on(states: Sequence[RunState], scheduler: Scheduler) -> bool:
         nonlocal next_look
@@ -272,7 +282,7 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
         with contextlib.suppress(slurm.NoAnswerError):
             jobs = slurm.queue() if scheduler.jobs is None else scheduler.jobs
             if waiting and not helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs):
-                return resume(study, scheduler, say)
+                return resume(study, scheduler, say_once)
             held = submission.release_held(study, jobs)
             if held:
                 say(held)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import helper_jobs, limits, rundir, slurm, status, submission, waves
+from orchestrator import claims, helper_jobs, limits, rundir, slurm, status, submission, waves
 from orchestrator.rundir import Study
 from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.status import RunState, Scheduler
@@ -94,6 +94,18 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
     assert fake.jobs() == {3: 4, 4: 1}
     record = runlog.read_json(study.runs[5].folder / runlog.PROVENANCE) or {}
     assert record["git_commit"] == "abc", "the node may have no checkout: the submit's surroundings are recorded"
+
+
+def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+    """Each try claims the runs; while the queue is full a --wait tries every minute."""
+    fake.set_limit(1)
+    (fake.home / "jobs" / "9").mkdir()
+    (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")
+    queue(study, order)
+    before = [claims.newest(run.folder) for run in study.runs]
+    waves.resume(study, Scheduler(), Said())
+    assert [claims.newest(run.folder) for run in study.runs[2:]] == before[2:]
+    assert by_state(study) == {"planned": 7}
 
 
 def test_the_next_submit_replaces_the_follow_up(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
