@@ -53,7 +53,7 @@ def test_another_component_leaves_the_short_form_off() -> None:
         ({"positions": "alibis"}, r"unknown 'alibis' \(did you mean alibi\?\); known: learned, rope, alibi, "),
         ({"feedforward": "my_module.MyMLP"}, "known: gelu, .*, or your own as package.module:Class"),
         ({"feedforward": "os; import sys:X"}, "or your own as package.module:Class"),
-        ({"norm_placement": "both"}, "input should be 'pre' or 'post'"),
+        ({"norm_placement": "both"}, "must be one of pre, post, found 'both'"),
         ({"n_kv_head": 4}, r"n_head \(6\) is not divisible by n_kv_head \(4\)"),
         ({"n_kv_head": 12}, r"n_head \(6\) is not divisible by n_kv_head \(12\)"),
         ({"positions": "rope", "n_head": 64}, "rope needs an even head size, but n_embd / n_head = 3"),

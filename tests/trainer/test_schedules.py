@@ -174,8 +174,8 @@ def test_a_shortened_run_is_still_possible(config: TrainerConfig, steps: int) ->
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"use_cosine": True, "schedule": "wsd"}, "trainer.use_cosine: True contradicts trainer.schedule wsd"),
-        ({"use_cosine": False, "schedule": "cosine"}, "trainer.use_cosine: False contradicts trainer.schedule cosine"),
+        ({"use_cosine": True, "schedule": "wsd"}, "trainer.use_cosine: true contradicts trainer.schedule wsd"),
+        ({"use_cosine": False, "schedule": "cosine"}, "trainer.use_cosine: false contradicts trainer.schedule cosine"),
         ({"warmup_steps": 101}, "trainer.warmup_steps: 101 is over trainer.max_iters 100"),
         (
             {"schedule": "wsd", "warmup_steps": 60, "decay_steps": 50},
@@ -197,7 +197,7 @@ def test_a_shortened_run_is_still_possible(config: TrainerConfig, steps: int) ->
         ({"decay_shape": "linear"}, "trainer.decay_shape: linear would be ignored by schedule constant"),
         ({"use_cosine": True, "anneal_steps": 5}, "choose schedule infinite"),
         ({"momentum": 0.8}, "trainer.momentum: 0.8 would be ignored by optimizer adamw; leave it out, or choose"),
-        ({"optimizer": "sgd", "betas": [0.8, 0.9]}, "trainer.betas: (0.8, 0.9) would be ignored by optimizer sgd"),
+        ({"optimizer": "sgd", "betas": [0.8, 0.9]}, "trainer.betas: [0.8, 0.9] would be ignored by optimizer sgd"),
         ({"optimizer": "adafactor", "nesterov": False}, "choose optimizer sgd, muon"),
         ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "trainer.nesterov: true needs trainer.momentum"),
     ],
