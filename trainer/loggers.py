@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import runlog
 from trainer.console import say, warn
 from trainer.memory import first_line, peak_memory
+from trainer.program import pip_install
 from trainer.safe_open import make_folder
 from trainer.signals import SIGNALS
 
@@ -55,7 +56,7 @@ class Dispensable:
         except (Exception, SystemExit) as error:  # whatever another program makes of a bad day
             self.logger = None
             missing = isinstance(error, ModuleNotFoundError) and error.name == self.name
-            what = f"not installed (pip install {self.name})" if missing else f"{type(error).__name__}: {_told(error)}"
+            what = f"not installed ({pip_install(self.name)})" if missing else f"{type(error).__name__}: {_told(error)}"
             warn(f"callbacks.{self.name}: {what}; training goes on without it")
 
 

@@ -39,6 +39,11 @@ def program(relative: bool = True) -> str:
     return _words(command, relative)
 
 
+def pip_install(package: str) -> str:
+    """Return the command that installs a package for the Python that runs this."""
+    return f"{_words(os.path.abspath(sys.executable), relative=False)} -m pip install {package}"
+
+
 def _words(path: str, relative: bool) -> str:
     """Return a program's name if PATH finds it, else its path, quoted for a shell."""
     import shlex

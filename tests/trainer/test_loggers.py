@@ -16,6 +16,7 @@ from tests.workspace import without_clock
 from trainer import checkpoint, runlog
 from trainer.config import from_flags
 from trainer.errors import ConfigError, RunError, UserError
+from trainer.program import pip_install
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., Path]
@@ -141,7 +142,7 @@ def test_neither_installed(corpus: Path, offline_cache: Path, tmp_path: Path) ->
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert warnings(done.stderr) == [
-        f"warning: callbacks.{name}: not installed (pip install {name}); training goes on without it"
+        f"warning: callbacks.{name}: not installed ({pip_install(name)}); training goes on without it"
         for name in ("tensorboard", "wandb")
     ]
     assert "Traceback" not in done.stderr

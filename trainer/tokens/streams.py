@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from trainer.errors import DataError, UserError
+from trainer.program import pip_install
 
 CHUNK = 1 << 20  # bytes read at a time: fits the cache of a core
 COMPRESSED = {
@@ -109,7 +110,7 @@ def _zstd_decompressor(path: Path) -> Any:
         import zstandard
     except ImportError:
         raise UserError(
-            f"{path}: reading Zstandard needs one more package: pip install zstandard (or unpack it with zstd -d)"
+            f"{path}: reading Zstandard needs one more package: {pip_install('zstandard')} (or unpack it with zstd -d)"
         ) from None
     return zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW)
 
