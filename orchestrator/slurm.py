@@ -11,7 +11,6 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from trainer.errors import RunError
 
@@ -396,26 +395,3 @@ def cluster_name() -> str:
         return settings().get("ClusterName", "")
     except ControllerError:
         return ""
-
-
-def test_only(script: Path) -> str:
-    """Return what `sbatch --test-only` says against a job script, '' where it would be queued. Nothing is queued.
-
-    Raises NoAnswerError where the controller cannot be reached.
-    """
-    try:
-        run_command(["sbatch", "--test-only", str(script)])
-    except NoAnswerError:
-        raise
-    except ControllerError as error:
-        return str(error)
-    return ""
-
-
-def nodes() -> list[dict[str, str]]:
-    """Return the fields of each node of the cluster (State, Partitions, CPUTot, RealMemory, ...), in any state.
-
-    Raises ControllerError.
-    """
-    lines = run_command(["scontrol", "--oneliner", "show", "node"]).split("\n")
-    return [fields for fields in map(_fields, lines) if "NodeName" in fields]

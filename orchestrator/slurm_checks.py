@@ -76,8 +76,14 @@ def _test(script: str) -> str:
     with tempfile.TemporaryDirectory(prefix="ablatrix-") as folder:
         path = Path(folder) / "job.sbatch"
         path.write_text(script, encoding="utf-8")
-        said = slurm.test_only(path).replace("sbatch: sbatch: ", "sbatch: ")
-    return "" if _SUBMIT_LIMIT.search(said) else said
+        try:
+            slurm.run_command(["sbatch", "--test-only", str(path)])
+        except slurm.NoAnswerError:
+            raise
+        except slurm.ControllerError as error:
+            said = str(error).replace("sbatch: sbatch: ", "sbatch: ")
+            return "" if _SUBMIT_LIMIT.search(said) else said
+    return ""
 
 
 def _syntax_fault(lines: Sequence[str]) -> str:
@@ -101,9 +107,10 @@ def _would_wait(said: str, settings: SlurmSettings) -> bool:
 def _fits_somewhere(settings: SlurmSettings) -> bool:
     """Return True if some nodes cannot be used now, and enough nodes are large enough whatever their state."""
     try:
-        nodes = slurm.nodes()
+        lines = slurm.run_command(["scontrol", "--oneliner", "show", "node"]).splitlines()
     except slurm.ControllerError:
         return True
+    nodes = [dict(word.partition("=")[::2] for word in line.split()) for line in lines if "NodeName=" in line]
     wanted = set((settings.partition or "").split(",")) - {""}
     nodes = [node for node in nodes if not wanted or wanted & set(node.get("Partitions", "").split(","))]
     if all(_is_usable(node) for node in nodes):
