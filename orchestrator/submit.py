@@ -134,7 +134,8 @@ def describe_waves(plan: Plan) -> str:
     room, jobs = limits.find_room(settings), -(-len(plan.runs) // settings.runs_per_job)
     if room.jobs is None or room.jobs > jobs:
         return ""
-    return f"{max(0, room.jobs)} of its {jobs} jobs fit into the queue now ({room.reason}); the rest follows in waves"
+    fits = max(0, room.jobs - 1)  # one place is for the job that goes on
+    return f"{fits} of its {jobs} jobs fit into the queue now ({room.reason}); the rest follows in waves"
 
 
 def _planned_study(plan: Plan) -> Study:
