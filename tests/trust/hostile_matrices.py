@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.command import hydra, template
+from orchestrator.command.settings import Flags
 from trainer.paths import expand_path
 
 Settings = dict[str, Any]
@@ -102,22 +104,28 @@ class Matrix:
     def filled(self, word: Word, settings: Settings, places: dict[str, str]) -> str:
         style = self.tree.get("flags", "--a.b=c")
         texts = {key: as_text(value, style) for key, value in settings.items()} | places
+        if style == "a.b=c" and word not in self.env.values():  # its grammar has tests of its own
+            braces = str.maketrans({"{": "{{", "}": "}}"})
+            written = "".join(f"{{{text}}}" if kind == "place" else text.translate(braces) for kind, text in word)
+            return template.render([written], texts, settings, Flags(style="a.b=c"))[0]
         return "".join(text if kind == "text" else texts[text] for kind, text in word)
 
 
 def as_text(value: Any, style: str) -> str:
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False) if style == "a.b=c" else repr(value)
+    return hydra.value(value) if style == "a.b=c" else repr(value)
 
 
 def flag(key: str, value: Any, style: str) -> list[str]:
     """A setting as words of the command line, as the README says."""
-    if style == "--b c":
+    if style == "a.b=c":
+        return [hydra.override(key, value)]
+    if style == "--b c" and (isinstance(value, list) or not as_text(value, style).startswith("-")):
         values = value if isinstance(value, list) else [value]
         return ["--" + key.split(".")[-1], *(as_text(v, style) for v in values)]
-    name = {"--a.b=c": key, "--a_b=c": key.replace(".", "_"), "--key=value": key.split(".")[-1], "a.b=c": key}[style]
-    return [("" if style == "a.b=c" else "--") + f"{name}={as_text(value, style)}"]
+    name = {"--a.b=c": key, "--a_b=c": key.replace(".", "_")}.get(style, key.split(".")[-1])
+    return [f"--{name}={as_text(value, style)}"]
 
 
 def yaml_text(tree: Any) -> str:
@@ -133,7 +141,8 @@ def draw(rng: random.Random, number: int, canary: str, program: str) -> Matrix:
     """A study whose runs are a command (`program`), or now and then our trainer. canary: the file's absolute path."""
     drawer = Drawer(rng, canary)
     names = drawer.names(rng.choice([1, 1, 1, 2]))
-    features = {name: {f"on.{name.lower()}.f{i}": drawer.value(), f"u.n{i}": i + 1} for i, name in enumerate(names)}
+    plain = [re.sub(r"[^a-z0-9]", "_", name.lower()) for name in names]  # Hydra takes no other keys
+    features = {name: {f"on.n{plain[i]}.f{i}": drawer.value(), f"u.n{i}": i + 1} for i, name in enumerate(names)}
     base = {key: drawer.value() for key in drawer.keys(rng.randint(1, 4))}
     tree: dict[str, Any] = {
         "name": drawer.name(),
@@ -208,9 +217,13 @@ class Drawer:
         rng = self.rng
         simple: list[Callable[[], Any]] = [
             lambda: rng.randint(-5, 10**6), lambda: rng.choice([True, False, None]), lambda: rng.uniform(-1, 1),
-            lambda: [self.text(), rng.randint(0, 9)], lambda: [self.text() for _ in range(rng.randint(1, 3))],
+            lambda: [self.item(), rng.randint(0, 9)], lambda: [self.item() for _ in range(rng.randint(1, 3))],
         ]  # fmt: skip
         return rng.choice(simple)() if rng.random() < 0.2 else self.text()
+
+    def item(self) -> str:
+        """A text in a list: one that begins like a flag is refused, where items are words."""
+        return self.text().lstrip("-")
 
     def told(self, value: Any, tree: dict[str, Any]) -> Any:
         """How the file says a value: as it is, by a variable, or by the environment of the shell that submits."""
