@@ -154,7 +154,7 @@ def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
         return DataError(f"data.file_path: {str(path)!r}: cannot be read: {reason}")
     if path.is_symlink():
         return DataError(f"data.file_path: {path}: is a link to {os.readlink(path)}, which does not exist")
-    text = f"data.file_path: {path}: cannot be read: it does not exist"
+    text = f"{path}: data.file_path does not exist"
     if not path.is_absolute():
         text += f" (looked in {Path.cwd()})"
     missing = next((p for p in reversed(path.parents) if not os.path.lexists(p)), None)
