@@ -227,7 +227,7 @@ STEPS = {  # key: the value that must win, and the place that must be named
     "trainer.eval_interval": (3, "near.yaml:2"),
     "trainer.ckpt_interval": (4, "e.yaml:3"),
     "trainer.grad_norm_clip": (5.0, "feature hot, e.yaml:5"),
-    "trainer.sample_interval": (6, "feature cold, e.yaml:6"),
+    "trainer.batch_size": (6, "feature cold, e.yaml:6"),
     "trainer.log_interval": (7, "--set"),
 }
 FAR = {"data.file_path": "x", "model.model_type": "gpt-nano"}
