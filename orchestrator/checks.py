@@ -281,7 +281,7 @@ def _check_last_line(path: Path, tail: bytes, whole: bool) -> None:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        json.loads(line.decode(errors="replace"))
     except (ValueError, RecursionError):
         return False
     return True

@@ -43,17 +43,21 @@ def plain_lines(raw: bytes) -> Iterator[str]:
     return (line for line in re.split(r"[\r\n\b]+", text) if line.strip())
 
 
-# How launchers and trainers mark whose line it is: torchrun, mpirun, srun --label, [rank1]:, (RANK 1)
+# How launchers and trainers mark whose line it is: torchrun, mpirun, [rank1]:, (RANK 1), and srun --label
 _RANK = re.compile(
-    r"^\s*(?:\[default(?P<a>\d+)\]:|\[\d+,(?P<b>\d+)\]<std(?:out|err)>:|[\[(]?\s*(?:local_)?rank\s*[:=_]?\s*(?P<c>\d+)\s*[\])]?[:|\s])",
+    r"^\s*(?:\[default(\d+)\]:|\[\d+,(\d+)\]<std(?:out|err)>:|[\[(]?\s*(?:local_)?rank\s*[:=_]?\s*(\d+)\s*[\])]?[:|\s])",
     re.IGNORECASE,
 )
+_LABEL = re.compile(r"^ *(\d+): ")
 
 
-def rank_of(line: str) -> int:
-    """The process that has printed a line, as its beginning says; 0 where it does not."""
-    match = _RANK.match(line)
-    return int(next(filter(None, match.groups()), "0")) if match else 0
+def rank_of(line: str, labelled: bool = False) -> int:
+    """Return the rank that a line names at its beginning, 0 where it names none.
+
+    labelled: `1: ` is one, too, as `srun --label` writes it.
+    """
+    match = _RANK.match(line) or (_LABEL.match(line) if labelled else None)
+    return int(match[match.lastindex or 0]) if match else 0
 
 
 class Parser(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report.collect import RunRecord
-from trainer.tokens.corpus import SKIPS
+from trainer.tokens.corpus import count_skipped
 
 FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 
@@ -13,7 +13,7 @@ FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
     """Yield sentences about skipped lines and documents too short for a window."""
     skipped = max((run.skipped for run in runs), key=lambda counts: sum(counts.values()), default={})
-    listed = ", ".join(f"{count:,} {SKIPS.get(reason, reason)}" for reason, count in sorted(skipped.items()) if count)
+    listed = ", ".join(count_skipped(reason, count) for reason, count in sorted(skipped.items()) if count)
     if listed:
         yield f"Lines of the corpus that were skipped: {listed}."
     for block, (documents, tokens, usable, usable_tokens) in sorted(_usages(runs).items()):

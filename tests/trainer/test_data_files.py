@@ -148,8 +148,8 @@ def test_skipped_lines_are_told_with_the_first_one(shards: Path, offline_cache: 
     store = data.open_tokens(config_of("shards"), offline_cache)
     assert store.skipped == {"not_json": 4, "no_text_key": 1, "blank": 1}
     _, (warning,) = data.describe_usage(store, config_of("shards"))
-    assert "5 of 17 lines (29%) are skipped: 4 lines that are not JSON (first: line 4 of part-1.jsonl: " in warning
-    assert "1 objects without the text key (first: line 8 of part-1.jsonl, which has 'Text', 'id')" in warning
+    assert "skipped 5 of 17 lines (29%): 4 lines that are not JSON (first: line 4 of part-1.jsonl: " in warning
+    assert "1 object without the text key (first: line 8 of part-1.jsonl, which has 'Text', 'id')" in warning
 
 
 def test_documents_that_no_window_fits_into_are_told(shards: Path, offline_cache: Path) -> None:

@@ -137,7 +137,6 @@ REFUSED = {
     ),
     "cut xz": (lzma.compress(RAW * 9)[:-30], "damaged or cut short"),
     "cut utf-16": (PLAIN.encode("utf-16")[:-1], "its text is not UTF-16"),
-    "latin-1 array": ('[{"text": "Öl und mehr"}]'.encode("latin-1"), "its text is not UTF-8 .*iconv"),
 }
 
 
@@ -148,6 +147,18 @@ def test_other_files_are_named_with_advice(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"data.jsonl: {message}") as refused:
         texts(tmp_path / "data.jsonl")
     assert "\n" not in str(refused.value)
+
+
+def test_an_element_that_is_not_utf8_is_skipped(tmp_path: Path, offline_cache: Path) -> None:
+    elements = [json.dumps(d, indent=1).encode() for d in DOCUMENTS]
+    elements[4] = '{\n"text": "Öl, and a text of enough characters"}'.encode("latin-1")
+    (tmp_path / "data.jsonl").write_bytes(b"[" + b",\n".join(elements) + b"]")
+    store = data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
+    assert store.n_documents == len(DOCUMENTS) - 1 and store.skipped == {"not_utf8": 1}
+    assert store.first_skipped["not_utf8"].startswith("element 5, byte 0xd6; ")
+    (tmp_path / "data.jsonl").write_bytes(b"[" + elements[4] + b"]")
+    with pytest.raises(DataError, match=r"no document \(1 line that is not UTF-8\); element 1, byte 0xd6; .*iconv"):
+        data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
 def test_a_real_database_is_named(tmp_path: Path) -> None:
@@ -209,7 +220,7 @@ def test_a_large_corpus_is_checked_at_its_beginning(
     path.write_bytes(RAW + b"not json\n" * 20)
     run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
     assert not list(checks._corpora([run]))
-    assert "20 of 60 lines (33%) are skipped: 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
+    assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
     path.write_bytes(RAW.replace(b'"text"', b'"body"'))
     (finding,) = checks._corpora([run])
     assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding

@@ -1,7 +1,7 @@
 """The lines of a corpus: their index, the text of each, and why some hold no document. Free of torch.
 
 Lines end at b"\\n" and are numbered from 0; blank ones count. A line that cannot be a document is skipped for one of
-the reasons in `SKIPS`; the file as a whole is refused only where no document is left or where it is not UTF-8.
+the reasons in `SKIPS`; the file as a whole is refused only where no document is left.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from trainer.tokens.source import Source
 from trainer.tokens.streams import CHUNK
 
 MIN_CHARACTERS = 10  # a text shorter than this is no document
-SKIPS = {
-    "blank": "blank lines",
-    "not_json": "lines that are not JSON",
-    "not_object": "lines that are not a JSON object",
-    "no_text_key": "objects without the text key",
-    "not_string": "objects whose text is not a string",
-    "too_short": f"documents under {MIN_CHARACTERS} characters",
+SKIPS = {  # reason -> one such line, several
+    "blank": ("blank line", "blank lines"),
+    "not_utf8": ("line that is not UTF-8", "lines that are not UTF-8"),
+    "not_json": ("line that is not JSON", "lines that are not JSON"),
+    "not_object": ("line that is not a JSON object", "lines that are not a JSON object"),
+    "no_text_key": ("object without the text key", "objects without the text key"),
+    "not_string": ("object whose text is not a string", "objects whose text is not a string"),
+    "too_short": (f"document under {MIN_CHARACTERS} characters", f"documents under {MIN_CHARACTERS} characters"),
 }
-
-
+TO_UTF8 = "iconv -f WINDOWS-1252 -t UTF-8"
 LOOKED_AT = 1000  # lines that are read again to explain an error
-EXPLAINED = ("not_json", "not_object", "not_string")
+EXPLAINED = ("not_utf8", "not_json", "not_object", "not_string")
 JSON_TYPES: dict[type, str] = {
     **{list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"},
     **dict.fromkeys((int, float), "a number"),
@@ -75,7 +75,7 @@ def fingerprint(source: Source, lengths: Iterator[np.ndarray], *salt: str) -> st
 def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
     """Return (text, "") of a line that is a document, else (None, reason), a key of SKIPS.
 
-    A line may begin with a byte order mark, as the first one of each file that was joined. Raises UnicodeDecodeError.
+    A line may begin with a byte order mark, as the first one of each file that was joined.
     """
     line = line.removeprefix(BOM).strip(b" \t\r\n")
     if not line:
@@ -83,7 +83,7 @@ def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError:
-        raise
+        return None, "not_utf8"
     except (ValueError, RecursionError):
         return None, "not_json"
     if not isinstance(record, dict):
@@ -114,21 +114,8 @@ class Lines:
         return self.source.read(int(self.starts[line]), self.size(line))
 
     def text(self, line: int) -> tuple[str | None, str]:
-        """(text, "") or (None, reason) of one line. Raises DataError where it is not UTF-8."""
-        return self.parse(line, self.raw(line))
-
-    def parse(self, line: int, raw: bytes) -> tuple[str | None, str]:
-        """As `text`, from bytes that are already read."""
-        try:
-            return document_text(raw, self.text_key)
-        except UnicodeDecodeError as error:
-            number = self.source.locate(int(self.starts[line]))
-            start = int(self.starts[line]) - self.source.starts[number] + raw.find(error.object)
-            raise DataError(
-                f"{self.source.files[number].path}: {self.place(line)} is not UTF-8 (byte "
-                f"{error.object[error.start]:#04x} near offset {start + error.start}): convert the file, for instance "
-                "with iconv -f WINDOWS-1252 -t UTF-8"
-            ) from None
+        """(text, "") or (None, reason) of one line."""
+        return document_text(self.raw(line), self.text_key)
 
     def place(self, line: int) -> str:
         """Return `line 7` (from 1, in its file), or `element 7` of a JSON array, with the file's name if several."""
@@ -142,7 +129,9 @@ class Lines:
         """Return where a skipped line is and what is wrong with it, for people."""
         where, raw = self.place(line), self.raw(line).removeprefix(BOM).strip()
         try:
-            record = json.loads(raw)
+            record = json.loads(raw.decode())
+        except UnicodeDecodeError as error:
+            return f"{where}, byte {raw[error.start]:#04x}; if the whole file is Latin-1: {TO_UTF8}"
         except (ValueError, RecursionError) as error:
             return f"{where}: {_json_fault(error, raw)}" if reason == "not_json" else where
         if reason == "no_text_key":
@@ -167,6 +156,12 @@ def _json_fault(error: Exception, raw: bytes) -> str:
     return f"{error.msg} (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else "cannot be read"
 
 
+def count_skipped(reason: str, count: int) -> str:
+    """Return `1 blank line`, `3 blank lines`."""
+    one, several = SKIPS.get(reason, (reason, reason))
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:
     """Return a sentence about the lines that were left out, "" where all but blank ones were read.
 
@@ -175,16 +170,16 @@ def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict
     reasons = {reason: count for reason, count in skipped.items() if reason != "blank"}
     if not reasons:
         return ""
-    parts = [f"{n:,} {SKIPS[r]}" + (f" (first: {first[r]})" if r in first else "") for r, n in reasons.items()]
+    parts = [count_skipped(r, n) + (f" (first: {first[r]})" if r in first else "") for r, n in reasons.items()]
     count, total = sum(reasons.values()), lines - skipped.get("blank", 0)
-    return f"{name}: {count:,} of {total:,} lines ({count / max(total, 1):.0%}) are skipped: {'; '.join(parts)}"
+    return f"{name}: skipped {count:,} of {total:,} lines ({count / max(total, 1):.0%}): {'; '.join(parts)}"
 
 
 def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
     """Return the error for a corpus without a single document, with the reasons."""
     if not skipped:
         return DataError(f"{name}: the file is empty; it must hold one JSON object per line")
-    reasons = ", ".join(f"{count} {SKIPS[reason]}" for reason, count in skipped.items())
+    reasons = ", ".join(count_skipped(reason, count) for reason, count in skipped.items())
     message = f"{name}: holds no document ({reasons})"
     if "no_text_key" in skipped:
         message += f"; there is no key {text_key!r}, but {key_advice(lines, text_key)}"
@@ -200,7 +195,7 @@ def key_advice(lines: Lines, text_key: str) -> str:
     seen: dict[str, Any] = {}
     for line in range(min(len(lines), LOOKED_AT)):
         try:
-            record = json.loads(lines.raw(line).removeprefix(BOM))
+            record = json.loads(lines.raw(line).removeprefix(BOM).decode())
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):

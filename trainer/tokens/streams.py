@@ -28,6 +28,7 @@ COMPRESSED = {
 LONGEST_WINDOW = 1 << 31  # of zstd --long=31
 ENCODINGS = ("utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be", "utf-32")
 BLANKS = re.compile(r"[\s,]*")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
 
 
 def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
@@ -53,8 +54,7 @@ def explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        advice = "iconv -f WINDOWS-1252 -t UTF-8" if error.encoding == "utf-8" else "copy it again"
-        raise DataError(f"{path}: its text is not {error.encoding.upper()} ({error.reason}); {advice}") from None
+        raise DataError(f"{path}: its text is not {error.encoding.upper()} ({error.reason}); copy it again") from None
     except (EOFError, zlib.error, lzma.LZMAError, _DamagedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
@@ -137,11 +137,11 @@ def _utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
 
 
 def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
-    """The elements of JSON arrays, and JSON values outside of arrays, as one line each.
+    """The elements of JSON arrays, and JSON values outside of arrays, as one line each; what is not UTF-8 stays so.
 
     Raises EOFError where the last one is cut off, _DamagedError for what is not JSON.
     """
-    characters, decoder = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+    characters, decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), json.JSONDecoder()
     buffer, at, inside, count = "", 0, False, 0
     lines: list[bytes] = []
     while True:
@@ -155,7 +155,7 @@ def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
             inside, at = not inside, at + 1
         else:
             try:
-                value, at = decoder.raw_decode(buffer, at)
+                value, end = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError) as error:
                 size = max(CHUNK, len(buffer) - at)
                 more = _read_text(stream, characters, size) if _needs_more(error, buffer) else None
@@ -165,9 +165,17 @@ def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
                 buffer, at = buffer[at:] + more, 0
                 continue
             count += 1
-            lines.append(json.dumps(value).encode() + b"\n")
+            lines.append(_line_of(value, buffer[at:end]))
+            at = end
     if inside:
         raise EOFError(f"its JSON array is not closed after element {count}")
+
+
+def _line_of(value: Any, text: str) -> bytes:
+    """Return a JSON value as a line: its own bytes, escaped by the decoder, where they are not UTF-8."""
+    if NOT_UTF8.search(text):
+        return text.replace("\n", " ").encode("utf-8", "surrogateescape") + b"\n"
+    return json.dumps(value).encode() + b"\n"
 
 
 def _read_text(stream: BinaryIO, decoder: codecs.IncrementalDecoder, size: int) -> str:

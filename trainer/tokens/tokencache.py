@@ -32,7 +32,7 @@ from trainer.config import DataConfig
 from trainer.errors import DataError, RunError
 from trainer.safe_open import is_own, open_file, remove
 from trainer.tokenizer import TokenizerInfo, find
-from trainer.tokens.corpus import Lines, fingerprint, no_documents, scan_lines
+from trainer.tokens.corpus import Lines, document_text, fingerprint, no_documents, scan_lines
 from trainer.tokens.encoder import Encoder, token_dtype
 from trainer.tokens.files import describe_files, file_stamp, find_files
 from trainer.tokens.formats import TextFile, detect
@@ -273,7 +273,7 @@ def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, 
 
 
 def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:
-    """Tokenise the lines of one shard. Raises DataError where one is not UTF-8."""
+    """Tokenise the lines of one shard."""
     counts = np.zeros(len(numbers), dtype=np.uint32)
     parts: list[np.ndarray] = []
     skipped: dict[str, int] = {}
@@ -282,7 +282,7 @@ def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:
     raw = lines.source.read(begin, int(lines.starts[numbers.stop]) - begin)
     for k, line in enumerate(numbers):
         start = int(lines.starts[line]) - begin
-        text, reason = lines.parse(line, raw[start : start + lines.size(line)])
+        text, reason = document_text(raw[start : start + lines.size(line)], lines.text_key)
         if text is None:
             skipped[reason] = skipped.get(reason, 0) + 1
             first.setdefault(reason, line)
