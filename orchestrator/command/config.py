@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator import dotted
 from orchestrator.command import CONFIG_FILE, SPEC, template
 from orchestrator.command.settings import CommandKeys, Flags, Metrics
+from orchestrator.command.sources import are_labelled
 from orchestrator.measure import COMMAND, Measure
 from trainer import runlog
 from trainer.paths import expand_path
@@ -128,6 +129,7 @@ class CommandConfig:
             "path": _placed(metrics.path, values, folder),
             "columns": metrics.source_columns,
             "patterns": metrics.regex or [],
+            "labelled": are_labelled(self.keys.command or ()),
             "compare": metrics.compare,
         }
 

@@ -75,4 +75,5 @@ def make_follower(source: Mapping[str, Any]) -> sources.Follower | sources.JsonF
         return binary.BinaryFollower(path, kind, source["columns"])
     if kind == "jsonl" and path.suffix == ".json":
         return sources.JsonFile(path, sources.JsonLines(source["columns"]))
-    return sources.Follower(path, sources.make_parser(kind, source["columns"], source["patterns"]))
+    labelled = source.get("labelled", False)
+    return sources.Follower(path, sources.make_parser(kind, source["columns"], source["patterns"], labelled))

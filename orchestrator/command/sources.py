@@ -49,6 +49,7 @@ _RANK = re.compile(
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"^ *(\d+): ")
+_LABELLED = re.compile(r"\bsrun\s(?:.*\s)?(?:--label|-l)(?:\s|$)", re.DOTALL)
 
 
 def rank_of(line: str, labelled: bool = False) -> int:
@@ -142,22 +143,28 @@ def _inside(record: Any, name: str) -> Any:
 class Patterns:
     """Regular expressions with named groups; all of them are tried on every line."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], labelled: bool = False) -> None:
+        self.labelled = labelled
         self.patterns = [re.compile(pattern) for pattern in patterns]
         self.seen: Sequence[str] = ()
 
     def line(self, line: str) -> Iterator[Found]:
-        if rank_of(line):  # every process prints its own loss; that of rank 0 counts
+        if rank_of(line, self.labelled):  # every process prints its own loss; that of rank 0 counts
             return
         for pattern in self.patterns:
             for match in pattern.finditer(line):
                 yield {name: value for name, value in match.groupdict().items() if value is not None}
 
 
-def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str]) -> Parser:
-    """The parser of a kind of source."""
+def are_labelled(command: Sequence[str]) -> bool:
+    """True if srun begins each line with its rank."""
+    return bool(_LABELLED.search(" ".join(command)))
+
+
+def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str] = (), labelled: bool = False) -> Parser:
+    """Return the parser of a kind of source. labelled: `1: ` at the beginning of a line of output is its rank."""
     if kind == "regex":
-        return Patterns(patterns)
+        return Patterns(patterns, labelled)
     return CsvLines(columns) if kind == "csv" else JsonLines(columns)
 
 

@@ -69,6 +69,7 @@ def comparisons(analyses: Sequence[Analysis]) -> str:
 
 def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
     base, effect = analysis.base, cell.effect
+    target = "baseline_loss" if analysis.measure.is_loss else f"baseline_{analysis.measure.key}"
     row: dict[str, Any] = {
         "cell": cell.name,
         "features": "+".join(cell.features),
@@ -86,8 +87,8 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "verdict": wording.verdict(cell, analysis),
         **_effect("effect_equal_flops", cell.equal_flops),
         **_effect("effect_equal_seconds", cell.equal_seconds),
-        **_reach("tokens_to_baseline_loss", cell.tokens_to),
-        **_reach("seconds_to_baseline_loss", cell.seconds_to),
+        **_reach(f"tokens_to_{target}", cell.tokens_to),
+        **_reach(f"seconds_to_{target}", cell.seconds_to),
         "parameters": cell.parameters,
         "parameters_ratio": _ratio(cell.parameters, base.parameters if base else None),
         "flops_per_token": cell.flops_per_token,

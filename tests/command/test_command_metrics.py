@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.command import numbers
+from orchestrator.command import numbers, template
 from orchestrator.command.losses import make_follower
 from orchestrator.command.series import Series
-from orchestrator.command.sources import Follower, make_parser
+from orchestrator.command.sources import Follower, are_labelled, make_parser
 from trainer import runlog
 
 PATTERNS = [r"iter (?P<iter>\d+): loss (?P<loss>\S+)", r"step (?P<iter>\d+): .*val loss (?P<val_loss>\S+)"]
@@ -242,6 +242,25 @@ def test_the_loss_of_rank_0_counts(tmp_path: Path, prefix: str) -> None:
     lines = [f"{prefix.format(rank)}iter {step}: loss {step + rank}" for step in (1, 2) for rank in (0, 1, 2)]
     (tmp_path / "log").write_text("\n".join(lines) + "\n")
     assert cells(read(tmp_path / "log", "regex")) == {1: 1, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("command", "losses"),
+    [
+        ("srun --label -n 2 python t.py", {1: 1, 2: 2}),
+        ("bash -c 'srun -n 2 -l python t.py'", {1: 1, 2: 2}),
+        ("srun -n 2 python t.py --labels 3", {1: 2, 2: 3}),
+    ],
+)
+def test_a_number_before_a_line_is_a_rank_where_srun_labels(
+    tmp_path: Path, command: str, losses: dict[int, float]
+) -> None:
+    (tmp_path / "log").write_text("".join(f"{r}: iter {s}: loss {s + r}\n" for s in (1, 2) for r in (0, 1)))
+    parser = make_parser("regex", {}, PATTERNS, are_labelled(template.split(command)))
+    series = Series()
+    for found in Follower(tmp_path / "log", parser).read(final=True):
+        series.add(found)
+    assert cells(series) == losses
 
 
 def test_steps_that_each_epoch_counts_anew(tmp_path: Path) -> None:

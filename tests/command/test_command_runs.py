@@ -151,6 +151,7 @@ def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: 
         cells = {row["cell"]: row for row in csv.DictReader(file)}
     assert float(cells["wide"]["effect"]) == pytest.approx(0.1)
     assert float(cells["baseline"]["accuracy"]) == pytest.approx(0.7015)
+    assert not [name for name in cells["baseline"] if "loss" in name]
     verdicts = {cell: row["verdict"] for cell, row in cells.items()}
     assert verdicts == {"baseline": "baseline", "wide": "helps", "narrow": "hurts"}
     text = (report / "report.md").read_text()
