@@ -128,6 +128,12 @@ class Analysis:
         """Every cell but the reference."""
         return [cell for name, cell in self.cells.items() if name != self.reference]
 
+    @cached_property
+    def budget(self) -> str:
+        """What the training is measured by: `tokens`, or `steps` of a command that reports no tokens."""
+        known = any(not r.command or np.isfinite(r.curve.column("tokens")).any() for r in self.study.runs)
+        return "tokens" if known or not self.study.runs else "steps"
+
     @property
     def base(self) -> CellResult | None:
         return self.cells.get(self.reference or "")

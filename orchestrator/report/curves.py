@@ -34,6 +34,14 @@ def tokens_of(run: RunRecord) -> np.ndarray:
     return run.curve.column("iter") * (step[0] * step[1] if None not in step else 1)
 
 
+def evaluations_of(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, value) of every evaluation; steps in place of tokens for a command that reports none."""
+    tokens, _, values = run.evaluations
+    if np.isfinite(tokens).any() or not len(tokens):
+        return tokens, values
+    return run.curve.evaluated("iter"), values
+
+
 def span(cells: list[CellResult]) -> float:
     """The largest number of tokens in any run; 1 where there is none."""
     ends = [float(t[-1]) for c in cells for r in c.runs if len(t := tokens_of(r)) and np.isfinite(t[-1])]
@@ -62,7 +70,7 @@ def training_difference(cell: CellResult, base: CellResult, end: float, bins: in
 
 def held_out(cell: CellResult) -> Series:
     """Held-out NLL at every evaluation, mean over seeds."""
-    return _on_first([run.evaluations[::2] for run in drawn(cell)], interval=False)
+    return _on_first([evaluations_of(run) for run in drawn(cell)], interval=False)
 
 
 def by_context(cell: CellResult) -> Series:
@@ -78,7 +86,7 @@ def held_out_difference(cell: CellResult, base: CellResult) -> Series:
     """Held-out NLL minus the baseline's of the same seed at the same tokens, with its t interval over seeds."""
     curves = []
     for run, other in _pairs(cell.usable, base.usable):
-        (x, _, y), (bx, _, by) = run.evaluations, other.evaluations
+        (x, y), (bx, by) = evaluations_of(run), evaluations_of(other)
         if len(x) and len(bx):
             both = (x >= bx[0]) & (x <= bx[-1])
             curves.append((x[both], y[both] - np.interp(x[both], bx, by)))

@@ -179,7 +179,7 @@ def budgets(analysis: Analysis) -> Section | None:
     if not any(c.effect for c in analysis.compared):
         return None
     name = analysis.measure.name
-    head = ["cell", "equal tokens", "equal FLOPs", "equal time"]
+    head = ["cell", f"equal {analysis.budget}", "equal FLOPs", "equal time"]
     rows = [
         Row([c.name, *(with_margin(e) for e in (c.effect, c.equal_flops, c.equal_seconds))]) for c in analysis.compared
     ]
@@ -201,9 +201,9 @@ def budgets(analysis: Analysis) -> Section | None:
         "At equal cost",
         [
             Text(
-                f"Effect on the {name} when the cell and the baseline have spent the same: tokens (the headline), "
-                "training FLOPs, training time. The last two are read off the curves where one cell costs "
-                "more; a learning-rate schedule was not meant to end there. With 95% intervals, not corrected."
+                f"Effect on the {name} when the cell and the baseline have spent the same: {analysis.budget} "
+                "(the headline), training FLOPs, training time. The last two are read off the curves where one cell "
+                "costs more; a learning-rate schedule was not meant to end there. With 95% intervals, not corrected."
             ),
             Table(head, rows),
             Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),

@@ -35,7 +35,8 @@ def style() -> str:
 
 def data(analysis: Analysis) -> str:
     """All charts as JSON that may stand in a script element."""
-    text = json.dumps({"charts": charts(analysis)}, allow_nan=False, separators=(",", ":"))
+    found = {"axis": plots.AXES[analysis.budget], "budget": analysis.budget, "charts": charts(analysis)}
+    text = json.dumps(found, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -182,7 +182,9 @@ def _statistics(analysis: Analysis) -> str:
         text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
     if held and counts:
         text += f" ({quantity(counts[0])} tokens of the last {_count(held, 'document')} of the corpus)"
-    text += " after training, at an equal number of training tokens. An effect is the cell minus the baseline."
+    text += (
+        f" after training, at an equal number of training {analysis.budget}. An effect is the cell minus the baseline."
+    )
     used = {c.effect.method for c in analysis.compared if c.effect}
     if "paired t" in used:
         pairs = sorted({c.effect.n for c in analysis.compared if c.effect and c.effect.method == "paired t"})

@@ -17,7 +17,7 @@ MOST_LINES = 12  # of one panel: more cannot be told apart
 MOST_PANELS = 24
 MOST_ROWS = 60
 SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
-TOKENS = "tokens trained on"
+AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def effects(analysis: Analysis) -> Figure:
         rows.append(ForestRow(cell.name, word, text, *values))
     band = 2 * analysis.noise if analysis.noise is not None else None
     measure = analysis.measure
-    caption = f"Effect of each cell on the {measure.name} at equal tokens (cell − baseline; {measure.better_side})."
+    caption = f"Effect of each cell on the {measure.name} at equal {analysis.budget}"
+    caption += f" (cell − baseline; {measure.better_side})."
     if any(r.low is not None for r in rows):
         caption += (
             " Bars: 95% intervals, not corrected; small marks: single seeds; filled: shown after Holm's correction."
@@ -248,8 +249,9 @@ def differences(analysis: Analysis) -> Figure | None:
         return None
     alike = sizes[-1] <= 8 * sizes[len(sizes) // 2]
     common = (min(low for low, _ in ranges), max(high for _, high in ranges))
+    axis = AXES[analysis.budget]
     panels = tuple(
-        Panel(name, TOKENS, f"Δ {measure.unit or measure.name}", lines, _tokens(end), common if alike else own, True)
+        Panel(name, axis, f"Δ {measure.unit or measure.name}", lines, _tokens(end), common if alike else own, True)
         for (name, lines), own in zip(drawn, ranges, strict=True)
     )
     side = "above" if measure.higher_is_better else "below"
@@ -282,18 +284,20 @@ def loss_curves(analysis: Analysis) -> Figure:
     cells, remark = _overlay(analysis)
     end = curves.span(cells)
     style, measure = styles(analysis), analysis.study.measure
+    axis = AXES[analysis.budget]
     unit = measure.unit if measure.is_loss else ""  # of the training loss, where it is the measure's
     held = tuple(Line(c.name, style[c.name], curves.held_out(c), dots=True) for c in cells)
     train = tuple(Line(c.name, style[c.name], curves.training(c, "loss", end, 60)) for c in cells)
     panels = tuple(
-        Panel(title, TOKENS, label, lines, _tokens(end), settled_range(lines, end, rising))
+        Panel(title, axis, label, lines, _tokens(end), settled_range(lines, end, rising))
         for title, label, lines, rising in (
             (measure.title, measure.unit, held, measure.higher_is_better),
             ("Training loss", unit, train, False),
         )
         if any(len(line.series.x) for line in lines)
     )
-    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged in steps of tokens."
+    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged over equal intervals of "
+    caption += f"{analysis.budget}."
     legend = tuple((c.name, style[c.name]) for c in cells)
     title = "Loss curves" if measure.is_loss else "Curves"
     return Figure("loss_curves", title, caption + remark, panels, legend=legend)
@@ -342,14 +346,14 @@ def schedules(analysis: Analysis) -> Figure | None:
         if len(series.x):
             rates.setdefault(key, Line(cell.name, style[cell.name], series))
     norms = tuple(Line(c.name, style[c.name], curves.training(c, "grad_norm", end, 40)) for c in cells)
-    panels = []
+    panels, axis = [], AXES[analysis.budget]
     if rates:
         lines = tuple(rates.values())
         top = max(float(np.nanmax(line.series.y)) for line in lines)
-        panels.append(Panel("Learning rate", TOKENS, "", lines, _tokens(end), (0.0, top * 1.08 or 1.0)))
+        panels.append(Panel("Learning rate", axis, "", lines, _tokens(end), (0.0, top * 1.08 or 1.0)))
     if any(len(line.series.x) for line in norms):
         low, high = settled_range(norms, end)
-        panels.append(Panel("Gradient norm", TOKENS, "", norms, _tokens(end), (max(0.0, low), high)))
+        panels.append(Panel("Gradient norm", axis, "", norms, _tokens(end), (max(0.0, low), high)))
     if not panels:
         return None
     caption = "Learning rate (equal schedules are drawn once) and gradient norm before clipping, mean over seeds."

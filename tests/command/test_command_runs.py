@@ -143,7 +143,7 @@ def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: 
     workspace.run("submit", study, "--launcher", "local")
     folder = next((workspace.folder / "out/study").glob("wide-seed1-*"))
     assert (folder / "loss.csv").read_text().splitlines()[0].endswith(",val_acc")
-    assert " accuracy " in workspace.run("status").stdout
+    assert " accuracy" in workspace.run("status").stdout
     shown = " ".join(workspace.run("report").stdout.split())
     assert "study: accuracy against the baseline; higher is better" in shown
     report = workspace.folder / "out/study/report"
@@ -156,6 +156,8 @@ def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: 
     assert verdicts == {"baseline": "baseline", "wide": "helps", "narrow": "hurts"}
     text = (report / "report.md").read_text()
     assert "right of 0 is better" in text and "higher is better" in text
+    assert "at equal steps" in text and "equal tokens" not in text
+    assert all(f">{curve}<" in (report / "report.html").read_text() for curve in ("Accuracy", "Training loss"))
     for name in ("report.md", "report.html", "comparison.csv", "comparison.tex", "summary.csv"):
         assert not MISNAMED.search((report / name).read_text()), name
 

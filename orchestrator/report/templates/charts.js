@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { charts } = JSON.parse(document.getElementById("data").textContent);
+  const { axis: axisLabel, budget, charts } = JSON.parse(document.getElementById("data").textContent);
   const holder = document.getElementById("charts");
   const dashes = [[], [7, 3], [2, 3], [7, 3, 2, 3]];
   const variable = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -28,8 +28,8 @@
       scales: { x: { time: false } },
       cursor: { drag: { x: true, y: true, uni: 20 }, focus: { prox: 24 } },
       focus: { alpha: 0.25 },
-      axes: [{ ...axis, label: "tokens trained on", labelSize: 16, labelGap: 0, size: 30 }, { ...axis, size: 58 }],
-      series: [{ label: "tokens", value: (u, v) => short(v) }].concat(chart.series.map(line => ({
+      axes: [{ ...axis, label: axisLabel, labelSize: 16, labelGap: 0, size: 30 }, { ...axis, size: 58 }],
+      series: [{ label: budget, value: (u, v) => short(v) }].concat(chart.series.map(line => ({
         label: line.label, spanGaps: true, width: 1.6, dash: dash(line.style), stroke: () => colour(line.style),
         points: { show: chart.x.length <= 40, size: 5 }, value: (u, v) => short(v),
       }))),
