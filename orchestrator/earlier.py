@@ -85,12 +85,13 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Earlier:
-    """A finished run of the same cell and seed, with other settings."""
+    """A finished run of the same cell and seed, with other settings; or one that another version has named."""
 
     folder: Path
     changes: dict[str, tuple[Any, Any]]  # dotted setting -> its value, the new run's value
     start: int | None  # the step of a checkpoint that the new run can start from
     best: bool = False  # whether best.pt is the new run's best so far, too
+    finished: bool = True
 
 
 def find(folder: Path, runs: Iterable[Run]) -> dict[str, Earlier]:
@@ -112,10 +113,13 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, Earlier]:
 
 
 def _compare(folder: Path, run: Run) -> Earlier | None:
-    """Return what an earlier run's folder is to a new run; None where it is not finished, or cannot be read."""
+    """Return what an earlier run's folder is to a new run; None where it cannot be read.
+
+    Also for one that is not finished, but for its name is the same.
+    """
     summary = rundir.read_summary(folder)
     if summary is None:
-        return None
+        return _compare_unfinished(folder, run.config) if isinstance(run.config, RunConfig) else None
     if not isinstance(run.config, RunConfig):
         before = flatten(runlog.read_json(folder / runlog.CONFIG) or {})
         now = flatten(kinds.as_tree(run.config))
@@ -127,8 +131,19 @@ def _compare(folder: Path, run: Run) -> Earlier | None:
         return None
     start = None if loss_record.find_change(folder, summary) else _start(folder, config, run.config)
     changes = identity.differences(config.identity(), run.config.identity())
+    if loss_record.is_of_older_version(summary) and "trainer.max_iters" in changes:
+        start = None
     best = best_stands(summary, start or 0, run.config.trainer.eval_interval)
     return Earlier(folder, changes, start, best)
+
+
+def _compare_unfinished(folder: Path, config: RunConfig) -> Earlier | None:
+    try:
+        there = load(folder / runlog.CONFIG)
+    except AblatrixError:
+        return None
+    start = _start(folder, there, config) if there.fingerprint() == config.fingerprint() else None
+    return Earlier(folder, {}, start, best=True, finished=False) if start else None
 
 
 def _start(folder: Path, there: RunConfig, config: RunConfig) -> int | None:
@@ -150,7 +165,8 @@ def describe(runs: Iterable[Run], found: Mapping[str, Earlier]) -> list[str]:
     lines = []
     for text, members in groups.items():
         names = [earlier.folder.name for _, earlier in members]
-        lines.append(f"{text}: {_count(names, 'finished run')} stay beside ({_list(names)})")
+        noun = "finished run" if all(earlier.finished for _, earlier in members) else "earlier run"
+        lines.append(f"{text}: {_count(names, noun)} {'stays' if len(names) == 1 else 'stay'} beside ({_list(names)})")
         starts = {earlier.start for _, earlier in members if earlier.start}
         if starts:
             lines[-1] += f"; the new ones go on from step {' or '.join(map(str, sorted(starts)))}"
@@ -183,7 +199,7 @@ def _explain_start(members: Sequence[tuple[Run, Earlier]]) -> str:
     if now < before or set(earlier.changes) - {"trainer.max_iters", *(f"trainer.{k}" for k in choices.PHASES)}:
         return "the new ones begin from step 0"
     if name in ("constant", "inverse_sqrt") or not runlog.checkpoints(earlier.folder):
-        return "the new ones begin from step 0: no checkpoint of them is left"
+        return "the new ones begin from step 0: no checkpoint of them is left that fits"
     return f"the new ones begin from step 0: the learning rates of schedule {name} depend on trainer.max_iters"
 
 

@@ -23,13 +23,14 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from trainer import runlog
-from trainer.console import warn
+from trainer.console import say, warn
 from trainer.durable import replace, retried
 from trainer.errors import UserError
 from trainer.memory import first_line, is_out_of_memory
 from trainer.runlog import opened, step_of
 
 FORMAT = 3
+OLDER = 2  # its fingerprint was made in another way, and it says nothing of the run's data
 KEPT = 2
 KINDS = {"format": int, "fingerprint": str, "step": int, "model": dict, "optimizer": dict, "progress": dict}
 Expected = str | Callable[[int], str]  # the fingerprint that a checkpoint must have, or a function of its step
@@ -85,10 +86,11 @@ def save(
     return path
 
 
-def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
+def load(path: Path, fingerprint: Expected, own: bool = False) -> dict[str, Any]:
     """The state in one checkpoint file, on the CPU.
 
-    Raises UserError where the file is missing, damaged, or of a run with another configuration.
+    own: the file is the one that `newest` has found. Raises UserError where the file is missing, damaged, or of a run
+    with another configuration, or where an older version wrote it, which cannot tell.
     """
     try:
         state = _read(path)
@@ -96,6 +98,10 @@ def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable checkpoint ({error}); name another file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name another file") from None
+    if state["format"] == OLDER and not own:
+        raise UserError(
+            f"{path}: written by an older version of Ablatrix; only its own run goes on from it (--trainer.resume=auto)"
+        )
     _require(state, path, fingerprint)
     return state
 
@@ -103,7 +109,8 @@ def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
 def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] | None:
     """State and path of the newest checkpoint that can be read; None where there is none.
 
-    Damaged ones are renamed to `*.bad` with a warning on stderr. Raises UserError where the checkpoint is of another
+    The folder's configuration must have been compared: one of an older version is taken as it is. Damaged ones are
+    renamed to `*.bad` with a warning on stderr. Raises UserError where the checkpoint is of another
     configuration, OSError where the file system fails, MemoryError where a good one does not fit.
     """
     for path in checkpoints(run_dir):
@@ -115,6 +122,8 @@ def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] 
             aside = _set_aside(path)
             warn(f"{path} cannot be read ({error}); set aside as {aside.name}")
             continue
+        if state["format"] == OLDER:
+            say(f"{path}: written by an older version of Ablatrix")
         _require(state, path, fingerprint)
         return state, path
     return None
@@ -162,8 +171,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedError(error.strerror) from None  # waited for in vain: its place on the disk is gone
     if not isinstance(state, dict) or not set(state) >= set(KINDS):
         raise DamagedError("not a checkpoint of this program")
-    if state["format"] != FORMAT:
-        raise DamagedError(f"written in format {state['format']!r:.20}, this version reads {FORMAT}")
+    if state["format"] not in (OLDER, FORMAT):
+        raise DamagedError(f"written in format {state['format']!r:.20}, this version reads {OLDER} and {FORMAT}")
     if any(not isinstance(state[name], kind) or isinstance(state[name], bool) for name, kind in KINDS.items()):
         raise DamagedError("not a checkpoint of this program")
     return state
@@ -263,7 +272,7 @@ def _seal(digest: str) -> bytes:
 
 def _require(state: dict[str, Any], path: Path, fingerprint: Expected) -> None:
     wanted = fingerprint if isinstance(fingerprint, str) else fingerprint(state["step"])
-    if state["fingerprint"] != wanted:
+    if state["fingerprint"] != wanted and state["format"] != OLDER:
         raise UserError(
             f"{path}: of a run with other settings (fingerprint {state['fingerprint']}, this one is {wanted}); "
             "choose another --system.work_dir, or name another checkpoint"

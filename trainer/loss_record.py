@@ -37,6 +37,11 @@ def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
     return explain_change(summary, hashlib.sha256(content).hexdigest(), *_extent(content))
 
 
+def is_of_older_version(summary: Mapping[str, Any]) -> bool:
+    """Return True for the summary of a version whose last checkpoint does not serve a run with more steps."""
+    return bool(summary) and KEY not in summary
+
+
 def explain_change(summary: Mapping[str, Any], sha256: str, rows: int, last: int) -> str:
     """Return what is wrong with a loss.csv of this hash, number of rows and last step; '' for nothing.
 

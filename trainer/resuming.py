@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, fingerprints, identity, runlog
+from trainer import checkpoint, fingerprints, identity, loss_record, runlog
 from trainer.choices import schedule_name, steady_until
 from trainer.config import RunConfig
 from trainer.console import warn
@@ -30,6 +30,8 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
     if there.fingerprint() == config.fingerprint():
         return None
     steps = [runlog.step_of(path) for path in checkpoint.checkpoints(run_dir)]
+    if loss_record.is_of_older_version(runlog.read_json(run_dir / runlog.SUMMARY) or {}):
+        steps = [step for step in steps if step != there.trainer.max_iters]
     for step in steps if config.trainer.resume == "auto" else []:
         if step <= config.trainer.max_iters and there.fingerprint_until(step) == config.fingerprint_until(step):
             return step

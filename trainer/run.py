@@ -260,7 +260,7 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
         trainer = _make_trainer(config, inputs, team.device, team)
         origin = team.hear(FROM)
         if origin:
-            resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until), origin)
+            resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until, own=True), origin)
         _attach_follower(trainer, signals)
         signals.training = True
         trainer.run()
