@@ -16,7 +16,7 @@ from orchestrator.command import checks as command_checks
 from orchestrator.command.settings import CommandKeys
 from orchestrator.inheritance import Overrides
 from orchestrator.locate import Source
-from orchestrator.sbatch_options import SWITCHES, VALUED, long_name, minutes
+from orchestrator.sbatch_options import find_place, minutes
 from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.yamlfile import KeyPath, Tree
 from trainer import field_errors
@@ -251,9 +251,8 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
     if kind == "extra_forbidden":
         model = field_errors.model_at(Experiment, path[:-1])
         known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
-        hint = nearest(path[-1], known) or _place_of(path, known)
-        if path[0] == "slurm" and long_name(path[-1]) in SWITCHES | VALUED:
-            hint = "; other sbatch options go under slurm.extra"
+        hint = (find_place(path[-1], known) if path[0] == "slurm" else "") or nearest(path[-1], known)
+        hint = hint or _place_of(path, known)
         return f"{position}: {key}: unknown key{hint}"
     if kind == "missing" and path == ("name",):
         return f"{file}: name: missing; write `name: my-study`"

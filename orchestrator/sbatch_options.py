@@ -46,6 +46,7 @@ VALUED = {
     *("reservation", "sockets-per-node", "switches", "thread-spec", "threads-per-core", "time-min", "tmp", "uid"),
     *("tres-per-node", "tres-per-task", "wait-all-nodes", "wckey"),
 }
+OPTIONAL = {"exclusive", "nice", "no-kill", "propagate", "x11"}  # with a value or without
 SIZES = ("mem", "mem-per-cpu", "mem-per-gpu", "tmp")
 QUOTES = "write it in quotes"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -60,6 +61,16 @@ def long_name(name: str) -> str:
     bare = name.strip().lstrip("-")
     bare = SHORT.get(bare, bare).replace("_", "-")
     return OLD.get(bare, bare)
+
+
+def find_place(key: str, fields: Container[str]) -> str:
+    """Return where an sbatch option that stands under `slurm:` belongs; '' for what is none."""
+    name = long_name(key)
+    if name in OWN:
+        return f"; it is set by Ablatrix itself: {OWN[name]}"
+    if name.replace("-", "_") in fields:
+        return f" (did you mean {name.replace('-', '_')}?)"
+    return "; other sbatch options go under slurm.extra" if name in SWITCHES | VALUED | OPTIONAL else ""
 
 
 def named(key: str, value: Any, fields: Container[str]) -> tuple[str, Any]:
@@ -231,7 +242,7 @@ def as_comment(value: Any) -> str:
 
 def as_cluster(value: Any) -> str:
     """Return the name of one cluster. Raises ValueError for several: which one took a job must be known."""
-    text = as_text(value).strip()
+    text = as_text(value).strip() if isinstance(value, str | int) else ""
     if not _CLUSTER.fullmatch(text) or text == "all":
         raise ValueError("name one cluster, as `sacctmgr show clusters` does")
     return text
