@@ -59,7 +59,7 @@ def main() -> None:
         sys.stderr.close()
     except OSError as error:  # a folder that is full, read-only or gone: no place has more to say of it than this
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; mend that and give the same command again", file=sys.stderr)
+        print(f"error: {where}{error.strerror or error}; correct this and rerun the command", file=sys.stderr)
         sys.exit(1)
     except MemoryError:
         print("error: this needs more memory than there is; see ulimit -v and the sizes of the files", file=sys.stderr)
@@ -176,7 +176,7 @@ def status(
     console.print(display.summary_line(states, scheduler), highlight=False)
     for line in waves.describe(found, states, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)
-    for line in (*missing.of_study(found, states), early_failures.describe_alike(states)):
+    for line in (*missing.of_study(found, states), early_failures.describe_alike(states, found.folder)):
         if line:
             console.print(line, soft_wrap=True)
 
@@ -320,7 +320,7 @@ def diff(first: RunName, second: RunName, study: StudyOption = None, output: Out
     from orchestrator import display, inspection, rundir
 
     found = rundir.find_study(study, output)
-    one, two = found.find(first), found.find(second)
+    one, two = found.find_any(first), found.find_any(second)
     _console().print(display.difference_table(one, two, inspection.differences(one, two)))
 
 
@@ -345,7 +345,7 @@ def show(
         submitting.show_run(submitting.make_plan(_options(Path(run), "local", sets=sets)), planned, _console())
         return
     found = rundir.find_study(study, output)
-    display.print_run(found, found.find(run), _console())
+    display.print_run(found, found.find_any(run), _console())
 
 
 @app.command()

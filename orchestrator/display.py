@@ -203,7 +203,8 @@ def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
     print_states([status.state_of(study, run)], str(run.folder), console, study.measure)
     overrides = ", ".join(f"{key}={word(value)}" for key, value in run.overrides.items())
-    console.print(f"overrides: {overrides or 'none (the baseline)'}")
+    if run in study.runs:  # of one that was left beside they are not known
+        console.print(f"overrides: {overrides or 'none (the baseline)'}")
     config = dotted.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})
     print_config(config, runlog.read_json(run.folder / rundir.ORIGINS) or {}, console)
     command = runlog.read_text(run.folder / runlog.ARGS).strip()

@@ -91,7 +91,7 @@ def _report(study: Study) -> Iterator[tuple[str, str]]:
     """The files of the last report, which are listed in one of them."""
     folder = study.folder / REPORT
     names = _names(folder)
-    if names:
+    if any(not name.startswith(".") for name in names):  # else the first one is being made
         listed = (runlog.read_json(folder / MANIFEST) or {}).get("files")
         known = {MANIFEST, CURVES, *(listed if isinstance(listed, dict) else ())}
         yield from ((f"{REPORT}/{name}", "report writes it again") for name in sorted(known - names))

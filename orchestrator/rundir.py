@@ -97,6 +97,20 @@ class Study:
             raise UserError(f"{text}: matches more than one run of {self.folder}: {names}")
         return found[0]
 
+    def find_any(self, text: str) -> StudyRun:
+        """The same, or the run of another plan that was left beside: by its id or the beginning of one."""
+        try:
+            return self.find(text)
+        except UserError:
+            beside = sorted(path for path in self.folder.glob("*") if path.name.startswith(text))
+            beside = [path for path in beside if (path / runlog.CONFIG).exists()]
+            exact = [path for path in beside if path.name == text] or beside
+            if len(exact) != 1:
+                raise
+            cell, _, rest = exact[0].name.rpartition("-seed")
+            seed = rest.partition("-")[0]
+            return StudyRun(exact[0].name, cell, int(seed) if seed.isdecimal() else 0, [], {}, exact[0])
+
 
 def create_study(
     folder: Path,

@@ -77,14 +77,11 @@ def _advice(error: OSError) -> str:
     if error.errno in FULL:
         return (
             f"could not be written ({error.strerror}), disk full or over quota; free some space there (df and quota "
-            "tell how much is left), then start the same command again"
+            "show how much is left), then rerun the command"
         )
     if error.errno in TRANSIENT:
-        return (
-            f"the file system fails ({error.strerror}) and waiting did not help; start the same command again when it "
-            "is back"
-        )
-    return f"{error.strerror}; mend that and start the same command again"
+        return f"the file system fails ({error.strerror}) and waiting did not help; rerun the command when it is back"
+    return f"{error.strerror}; correct this and rerun the command"
 
 
 def _left(run_dir: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ class EarlyFailures:
         return len(self._reasons)
 
 
-def describe_alike(states: Sequence[RunState]) -> str:
+def describe_alike(states: Sequence[RunState], study: Path) -> str:
     """A line for `status` while runs still wait although all that have ended failed alike; '' otherwise."""
     failed = [state.reason for state in states if state.state == "failed"]
     waiting = sum(state.state == "queued" for state in states)
@@ -52,7 +53,7 @@ def describe_alike(states: Sequence[RunState]) -> str:
         return ""
     return (
         f"{len(failed)} runs failed alike, none is done, {waiting} wait: {failed[-1]}; stop them with "
-        f"`{program()} cancel --all`, fix this and rerun submit with --retry"
+        f"`{program()} cancel --all --study {shlex.quote(str(study))}`, fix this and rerun submit with --retry"
     )
 
 

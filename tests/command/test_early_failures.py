@@ -53,6 +53,9 @@ def test_status_says_so_while_others_wait(tmp_path: Path) -> None:
         return status.RunState(StudyRun("a", "a", 1, [], {}, tmp_path), state=word, reason=reason)
 
     alike = [state("failed", "exit code 1: x 1"), state("failed", "exit code 1: x 2")]
-    assert "2 runs failed alike, none is done, 1 wait" in early_failures.describe_alike([*alike, state("queued")])
-    assert early_failures.describe_alike(alike) == ""
-    assert early_failures.describe_alike([*alike, state("queued"), state("done")]) == ""
+    assert "2 runs failed alike, none is done, 1 wait" in early_failures.describe_alike(
+        [*alike, state("queued")], tmp_path
+    )
+    assert f"cancel --all --study {tmp_path}`" in early_failures.describe_alike([*alike, state("queued")], tmp_path)
+    assert early_failures.describe_alike(alike, tmp_path) == ""
+    assert early_failures.describe_alike([*alike, state("queued"), state("done")], tmp_path) == ""

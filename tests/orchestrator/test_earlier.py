@@ -81,6 +81,38 @@ def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
     assert "go on from step 20" in line
 
 
+def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
+    for run in finished:
+        folder = tmp_path / "s" / run.id
+        (folder / runlog.SUMMARY).unlink()
+        folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
+    (line,) = told(tmp_path)
+    assert "their settings are the same: 2 earlier runs stay beside" in line
+    assert "go on from step 20" in line
+    assert told(tmp_path, "trainer.learning_rate=1e-3") == []
+
+
+def test_more_steps_for_runs_of_a_version_without_this_record(tmp_path: Path, finished: list[Run]) -> None:
+    for run in finished:
+        path = tmp_path / "s" / run.id / runlog.SUMMARY
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), loss_record.KEY: None}).replace(loss_record.KEY, "x")
+        )
+    (line,) = told(tmp_path, "trainer.max_iters=30")
+    assert "begin from step 0: no checkpoint of them is left that fits" in line
+
+
+def test_a_run_left_beside_can_be_named(tmp_path: Path, finished: list[Run]) -> None:
+    _, study = make(tmp_path, "trainer.learning_rate=1e-3")
+    beside = study.find_any(finished[1].id[:-4])
+    assert (beside.id, beside.cell, beside.seed) == (finished[1].id, "rope", finished[1].seed)
+    assert study.find_any(study.runs[1].id) == study.runs[1]
+    rows = inspection.differences(beside, study.runs[1])
+    assert ("trainer.learning_rate", "0.0003", "0.001") in rows
+    with pytest.raises(UserError, match="no such run"):
+        study.find_any("nothing")
+
+
 def test_a_command(tmp_path: Path) -> None:
     text = 'command: [python, train.py, "{flags}"]\nbase: {lr: LR}\nmetrics: {csv: m.csv}\ndesign: [baseline]\n'
     path = tmp_path / "c.yaml"
