@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import built_in, count_parameters
-from orchestrator import exports, kinds, slurm, task
+from orchestrator import exports, kinds, origins, slurm, task
 from orchestrator.command import preflight as command_preflight
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
@@ -66,7 +66,7 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequen
         found = list(pool.map(lambda check: list(check()), slow))
     findings = [*_exports(loaded), *_output(loaded), *_space(loaded, chosen), *chain.from_iterable(found)]
     if not findings:
-        findings += _corpora(ours)
+        findings += _corpora(loaded, ours)
     if findings:
         raise ConfigError(list(dict.fromkeys(findings)))
 
@@ -128,21 +128,22 @@ def _bytes_kept(config: RunConfig) -> int:
 
 def _inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Tokenizers in the cache and loadable without a network, data files there and whole."""
-    for config in _distinct(runs):
+    for run, config in _distinct(runs):
+        at = partial(origins.position, loaded, run.features)
         try:
             info = tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir))
             _loads_offline(info)
         except AblatrixError as error:
-            yield str(error)
+            yield f"{at('data.tokenizer')}{error}"
         try:
             files = find_files(config.data)
             for path in files:
                 check_file(path, alone=len(files) == 1)
         except UserError as error:
-            yield f"{error}{_beside(loaded, config)}"
+            yield f"{at('data.file_path')}{error}{_beside(loaded, config)}"
         for name in config.callbacks.custom:
             if problem := plugins.find_problem(name):
-                yield f"callbacks.custom: {name}: {problem}"
+                yield f"{at('callbacks.custom')}callbacks.custom: {name}: {problem}"
 
 
 def _beside(loaded: Loaded, config: RunConfig) -> str:
@@ -215,12 +216,12 @@ def _cluster(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str
         yield f"{loaded.at('slurm')}slurm: {error}"
 
 
-def _corpora(runs: Sequence[Run]) -> Iterator[str]:
+def _corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Can batches be drawn? A small corpus is tokenised for it, which its runs need anyway."""
     from trainer import data
 
     told: dict[str, None] = {}
-    for config in _distinct(runs):
+    for run, config in _distinct(runs):
         try:
             if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
                 told |= dict.fromkeys(f"warning: {text}" for text in data.check_beginning(config.data))
@@ -230,17 +231,17 @@ def _corpora(runs: Sequence[Run]) -> Iterator[str]:
             text, warnings = data.describe_usage(store, config.data)
             told |= dict.fromkeys([text, *(f"warning: {warning}" for warning in warnings)])
         except UserError as error:
-            yield str(error)
+            yield f"{origins.position(loaded, run.features, 'data.file_path')}{error}"
     for line in list(told)[:MOST_TOLD]:
         say(line)
 
 
-def _distinct(runs: Sequence[Run]) -> Iterable[RunConfig]:
-    """One configuration for each way of reading data."""
-    found: dict[Any, RunConfig] = {}
+def _distinct(runs: Sequence[Run]) -> Iterable[tuple[Run, RunConfig]]:
+    """One run, with its configuration, for each way of reading data."""
+    found: dict[Any, tuple[Run, RunConfig]] = {}
     for run in runs:
         if isinstance(run.config, RunConfig):
-            found.setdefault((run.config.data, run.config.system.cache_dir), run.config)
+            found.setdefault((run.config.data, run.config.system.cache_dir), (run, run.config))
     return found.values()
 
 

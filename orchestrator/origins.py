@@ -34,6 +34,16 @@ def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[st
     return {key: places.get(key) or _unset(loaded, key, field, values, places) for key, field in keys()}
 
 
+def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
+    """Return `file:line: ` of the key that sets a value in a cell, for the front of a message; "" where none does."""
+    if key in loaded.forced:
+        return f"--set {key}: "
+    levels = [level for group in loaded.experiment.levels() for level in group if level.label in features]
+    paths = [(*level.path, key) for level in reversed(levels) if key in level.overrides]
+    paths += [("base", key)] if key in loaded.experiment.base else []
+    return loaded.at(*paths[0]) if paths else ""
+
+
 def setter(places: Mapping[str, str], key: str) -> str:
     """Who set an override, by what `of_run` says."""
     return places.get(key) or places.get(f"{SETTINGS}.{key}", "")

@@ -9,28 +9,29 @@ from typing import Any
 import pytest
 
 from orchestrator import checks, experiment, matrix
+from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
 from tests.workspace import Workspace
 from trainer.errors import ConfigError
 from trainer.probe import signature
 
 
-def planned(workspace: Workspace) -> list[Run]:
+def planned(workspace: Workspace) -> tuple[Loaded, list[Run]]:
     loaded = experiment.load(workspace.write_study(), ["design=[baseline]"])
-    return matrix.runs(loaded, checks.vocabulary)
+    return loaded, matrix.runs(loaded, checks.vocabulary)
 
 
 def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace.folder)
-    runs = planned(workspace)
+    loaded, runs = planned(workspace)
     own = runs[0].config.callbacks.model_copy(update={"custom": ("no_such_package.callbacks:Mine",)})
     changed = [replace(run, config=run.config.model_copy(update={"callbacks": own})) for run in runs]
-    assert list(checks._inputs(changed)) == [
+    assert list(checks._inputs(loaded, changed)) == [
         "callbacks.custom: no_such_package.callbacks:Mine: there is no module no_such_package; put its folder on "
         "PYTHONPATH, or start in the folder that holds no_such_package"
     ]
     (workspace.folder / "no_such_package").mkdir()
-    assert not list(checks._inputs(changed)) and not list(checks._inputs(runs))
+    assert not list(checks._inputs(loaded, changed)) and not list(checks._inputs(loaded, runs))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, mon
     ],
 )
 def test_the_probe_sees_what_decides_the_end(workspace: Workspace, settings: dict[str, Any], differs: bool) -> None:
-    plain = planned(workspace)[0].config.model_dump(mode="json")
+    plain = planned(workspace)[1][0].config.model_dump(mode="json")
     changed = {name: {**section, **settings.get(name, {})} for name, section in plain.items()}
     assert (signature(changed) != signature(plain)) is differs
 

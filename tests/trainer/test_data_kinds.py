@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import checks
+from orchestrator import checks, experiment
 from orchestrator.matrix import Run
 from trainer import data
 from trainer.config import DataConfig, from_flags
@@ -59,6 +59,8 @@ READABLE = {
     "array in lines": b"[\n" + RAW.replace(b"}\n", b"},\n").rstrip(b",\n") + b"\n]\n",
     "array in utf-16": json.dumps(DOCUMENTS).encode("utf-16"),
     "two arrays": json.dumps(DOCUMENTS[:9]).encode() + b"\n" + json.dumps(DOCUMENTS[9:]).encode(),
+    "no line breaks": b"".join(json.dumps(d).encode() for d in DOCUMENTS),
+    "blanks for line breaks": b" ".join(json.dumps(d).encode() for d in DOCUMENTS),
     "commas after lines": RAW.replace(b"}\n", b"},\n"),
     "indented objects": "\n".join(json.dumps(d, indent=1) for d in DOCUMENTS).encode(),
     "gzip": gzip.compress(RAW),
@@ -191,7 +193,9 @@ def test_a_last_line_is_called_cut_off_only_among_whole_ones(tmp_path: Path) -> 
         ({"meta": {"text": "a document, long enough"}}, "the text seems to be meta.text: jq"),
         ({"data": [{"text": "a document, long enough"}]}, "a list under 'data': jq"),
         ({"text": ["a", "b"]}, r"line 1, where it is a list; join its parts"),
+        ({"text": {"0": "a", "1": "b"}}, r"line 1, where it is an object; a table by columns, .* orient='records'"),
         ({"text": None}, "line 1, where it is null"),
+        ({"turns": ["a"], "id": 3}, "'turns', 'id', of which none holds a string"),
         ("a document, long enough", "line 1, where it is a string; make objects of them"),
     ],
 )
@@ -219,8 +223,11 @@ def test_a_large_corpus_is_checked_at_its_beginning(
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b"not json\n" * 20)
     run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
-    assert not list(checks._corpora([run]))
+    (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
+    loaded = experiment.load(tmp_path / "s.yaml")
+    assert not list(checks._corpora(loaded, [run]))
     assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
     path.write_bytes(RAW.replace(b'"text"', b'"body"'))
-    (finding,) = checks._corpora([run])
+    (finding,) = checks._corpora(loaded, [run])
+    assert finding.startswith(f"{tmp_path}/s.yaml:3: {path} (its beginning): ")
     assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding

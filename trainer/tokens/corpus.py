@@ -145,6 +145,8 @@ class Lines:
 def _cure(reason: str, value: Any) -> str:
     if reason == "not_object" and isinstance(value, str):
         return "; make objects of them: jq -c '{text: .}'"
+    if reason == "not_string" and isinstance(value, dict) and "0" in value:
+        return "; a table by columns, as pandas writes it: pass orient='records', lines=True to to_json"
     if reason == "not_string" and isinstance(value, list):
         return "; join its parts, for instance with jq -c '.text |= join(\"\\n\")'"
     return ""
@@ -208,6 +210,8 @@ def key_advice(lines: Lines, text_key: str) -> str:
     if nested:
         return f"{keys}; the text seems to be {nested}: jq -c '{{text: .{nested}}}' FILE > x.jsonl"
     texts = [key for key, value in seen.items() if isinstance(value, str)]
+    if seen and not texts:
+        return f"{keys}, of which none holds a string: write the text of each document under one key"
     near = next((key for key in texts if key.casefold() == text_key.casefold()), "")
     near = near or max(texts, key=lambda key: len(seen[key]), default="")
     return f"{keys}: set data.text_key" + (f" (probably {near})" if near else "")

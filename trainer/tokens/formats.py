@@ -131,16 +131,17 @@ def find_layer(head: bytes) -> str:
 
 
 def _spans_lines(text: bytes) -> bool:
-    """True if a JSON object begins here that goes on beyond its line, or is followed by a comma."""
+    """True if a JSON object begins here that goes on beyond its line, or is followed by a comma or another object."""
     first, newline, _ = text.partition(b"\n")
-    if not newline or not text.startswith(b"{") or _is_json(first):
+    if not text.startswith(b"{") or _is_json(first):
         return False
     decoded = text.decode("utf-8", "replace")
     try:
         _, end = json.JSONDecoder().raw_decode(decoded)
     except (ValueError, RecursionError):
-        return bool(re.fullmatch(rb"\{\s*", first))  # an object longer than the head
-    return "\n" in decoded[:end] or decoded[end : end + 1] == ","  # lines of an array without its brackets
+        return bool(newline and re.fullmatch(rb"\{\s*", first))  # an object longer than the head
+    follows = decoded[end:].lstrip(" \t\r")[:1]
+    return "\n" in decoded[:end] or follows in (",", "{")  # lines of an array without its brackets, or no line breaks
 
 
 def _is_json(line: bytes) -> bool:
