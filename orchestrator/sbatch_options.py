@@ -48,6 +48,12 @@ VALUED = {
 }
 OPTIONAL = {"exclusive", "nice", "no-kill", "propagate", "x11"}  # with a value or without
 SIZES = ("mem", "mem-per-cpu", "mem-per-gpu", "tmp")
+NODES = "node configuration is not available"
+REFUSALS = {  # words of sbatch -> what to do
+    "comment": "set slurm.comment",
+    "requeue": "set slurm.requeue: false",
+    NODES: "no node has the memory, cores, GPUs or features that slurm asks for",
+}
 QUOTES = "write it in quotes"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _VALUE = re.compile(r"[A-Za-z0-9._+:,=@%/&|*\[\]()!~-]{1,500}")
@@ -61,6 +67,11 @@ def long_name(name: str) -> str:
     bare = name.strip().lstrip("-")
     bare = SHORT.get(bare, bare).replace("_", "-")
     return OLD.get(bare, bare)
+
+
+def advice(said: str) -> str:
+    """Return which setting would change what sbatch says, as the end of a sentence; '' for none."""
+    return next((f"; {todo}" for words, todo in REFUSALS.items() if words in said.lower()), "")
 
 
 def find_place(key: str, fields: Container[str]) -> str:

@@ -188,7 +188,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
             raise ControllerError(f"{command[0]}: {' '.join(said.split())[-300:]}") from None
         raise NoAnswerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
-        words = " ".join((result.stderr or result.stdout).split())[-300:]
+        words = " ".join((result.stderr or result.stdout).split())[-300:].removeprefix(f"{command[0]}: ")
         kind = NoAnswerError if any(known in words for known in NO_ANSWER) else ControllerError
         raise kind(f"{command[0]}: {words or f'exit code {result.returncode}'}")
     return result.stdout
@@ -390,8 +390,8 @@ def settings() -> dict[str, str]:
 
 
 def cluster_name() -> str:
-    """Return the name of the cluster that this machine belongs to, '' where that cannot be known."""
+    """Return the name of the cluster that is asked (see `select_cluster`), '' where that cannot be known."""
     try:
-        return settings().get("ClusterName", "")
+        return _cluster or settings().get("ClusterName", "")
     except ControllerError:
         return ""

@@ -15,7 +15,7 @@ from orchestrator.experiment import Loaded
 from orchestrator.launchers import Batch
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study
-from orchestrator.sbatch_options import count_gpus
+from orchestrator.sbatch_options import NODES, advice, count_gpus
 from orchestrator.slurm_settings import SlurmSettings
 from trainer.errors import UserError
 
@@ -25,13 +25,7 @@ _WAITS = re.compile(
     r"nodes are busy|[Nn]ode not available|ReqNodeNotAvail|Nodes required for job|[Mm]aintenance|at this time|"
     r"test-only|[Rr]eservation (?:not usable|not yet|is in use|is not active)|partition configuration not available now"
 )
-_NODES = "node configuration is not available"
 _SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queued in waves
-_HINTS = {
-    "comment": "set slurm.comment",
-    "requeue": "set slurm.requeue: false",
-    _NODES: "no node has the memory, cores, GPUs or features that slurm asks for",
-}
 
 
 def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: limits.ArrayLimits) -> Iterator[Batch]:
@@ -62,13 +56,13 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
         yield str(error)
         return
     if said and _would_wait(said, batch.settings):
-        cause = ": nodes are down, drained or reserved now" if _NODES in said else ""
+        cause = ": nodes are down, drained or reserved now" if NODES in said else ""
         _warn(f"{where}the jobs will have to wait{cause} ({said})")
     elif said:
-        yield f"{where}{said}{_hint(said)}"
+        yield f"{where}{said}{advice(said)}"
     report = "" if said else _test(helper_jobs.script(batch, helper_jobs.REPORT))
     if report and not _would_wait(report, SlurmSettings()):
-        _warn(f"{where}no report job: {report}{_hint(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
+        _warn(f"{where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
 
 
 def _test(script: str) -> str:
@@ -81,8 +75,7 @@ def _test(script: str) -> str:
         except slurm.NoAnswerError:
             raise
         except slurm.ControllerError as error:
-            said = str(error).replace("sbatch: sbatch: ", "sbatch: ")
-            return "" if _SUBMIT_LIMIT.search(said) else said
+            return "" if _SUBMIT_LIMIT.search(str(error)) else str(error)
     return ""
 
 
@@ -97,7 +90,7 @@ def _syntax_fault(lines: Sequence[str]) -> str:
 
 def _would_wait(said: str, settings: SlurmSettings) -> bool:
     """Return True if sbatch would queue the job all the same: --test-only knows the nodes that are usable now only."""
-    if _NODES in said:
+    if NODES in said:
         return _fits_somewhere(settings)
     if "Invalid time specified" in said:
         return "reservation" in settings.extra  # that begins later
@@ -151,10 +144,6 @@ def _mebibytes(memory: str) -> float:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
-
-
-def _hint(said: str) -> str:
-    return next((f"; {advice}" for word, advice in _HINTS.items() if word in said.lower()), "")
 
 
 def _warn(text: str) -> None:

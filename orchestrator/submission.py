@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator import claims, clean, identity, limits, missing, rundir, slurm, snapshot, status, task
 from orchestrator.launchers import Batch, Launcher, Members, job_ids
 from orchestrator.rundir import Study, StudyRun
+from orchestrator.sbatch_options import advice
 from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.status import RunState
 from trainer import runlog
@@ -27,7 +28,7 @@ class RefusedError(RunError):
     """sbatch has refused a batch; none of it is queued. cause: its words."""
 
     def __init__(self, cause: slurm.ControllerError) -> None:
-        super().__init__(str(cause))
+        super().__init__(f"{cause}{advice(str(cause))}")
         self.cause = cause
 
 

@@ -14,6 +14,7 @@ from orchestrator.slurm_settings import SlurmSettings
 from orchestrator.submit import Options
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.orchestrator.test_matrix import FIVE, expand
+from trainer import runlog
 from trainer.errors import UserError
 
 
@@ -43,7 +44,9 @@ def queue_study(folder: Path, cluster: str) -> rundir.Study:
 def test_jobs_on_another_cluster_are_found_and_cancelled_there(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue_study(tmp_path, "beta")
+    study = queue_study(tmp_path, "beta")
+    queued = [event for event in runlog.read_events(study.runs[0].folder) if event["event"] == "queued"]
+    assert queued[0]["cluster"] == "beta"  # whose limits apply
     slurm.select_cluster("")  # another process, whose shell prefers another cluster
     monkeypatch.setenv("SLURM_CLUSTERS", "gamma")
     states = status.collect(rundir.load_study(tmp_path / "out/s"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import budget, experiment, helper_jobs, slurm
+from orchestrator import budget, experiment, helper_jobs, slurm, submission
 from orchestrator.launchers.slurm_sbatch import SbatchLauncher, sbatch_options
 from orchestrator.launchers.slurm_submitit import SubmititLauncher
 from orchestrator.slurm_settings import SlurmSettings
@@ -177,3 +177,22 @@ def test_the_budget_counts_typed_gpus(tmp_path: Path) -> None:
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError):
         SlurmSettings(tasks=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("said", "todo"),
+    [
+        ("sbatch: error: You must specify a comment with --comment=project", "; set slurm.comment"),
+        ("sbatch: error: Requeue of jobs is not allowed on this cluster", "; set slurm.requeue: false"),
+        ("sbatch: error: Batch job submission failed: Invalid account", ""),
+    ],
+)
+def test_a_refusal_names_the_setting_and_sbatch_once(
+    said: str, todo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(slurm.ControllerError) as refused:
+        slurm.run_command(["sbatch", "job"])
+    assert str(submission.RefusedError(refused.value)) == said + todo
