@@ -44,6 +44,7 @@ EXAMPLES = {
     "design": "design: [baseline, one_at_a_time]",
     "exclude": "exclude: [[rope, alibi]]",
     "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5",
+    "launcher": "launcher: sbatch",
     "slurm": 'slurm: {partition: gpu, time: "04:00:00"}',
     "slurm.setup": "setup: [module load cuda]",
     "slurm.extra": "extra: {nodelist: node1}",
@@ -251,6 +252,8 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
     if kind == "extra_forbidden":
         model = field_errors.model_at(Experiment, path[:-1])
         known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
+        if path[0][0] in "._":
+            return f"{position}: {key}: unknown key; a key that only holds anchors begins with x-: x-{key.lstrip('._')}"
         hint = (find_place(path[-1], known) if path[0] == "slurm" else "") or nearest(path[-1], known)
         hint = hint or _place_of(path, known)
         return f"{position}: {key}: unknown key{hint}"

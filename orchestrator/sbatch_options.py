@@ -79,8 +79,9 @@ def find_place(key: str, fields: Container[str]) -> str:
     name = long_name(key)
     if name in OWN:
         return f"; it is set by Ablatrix itself: {OWN[name]}"
-    if name.replace("-", "_") in fields:
-        return f" (did you mean {name.replace('-', '_')}?)"
+    field = "gpus_per_node" if name in ("gpus", "gres") else name.replace("-", "_")
+    if field in fields:
+        return f" (did you mean {field}?)"
     return "; other sbatch options go under slurm.extra" if name in SWITCHES | VALUED | OPTIONAL else ""
 
 

@@ -124,7 +124,7 @@ def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
     if types == {"missing"}:
         return f"has too few entries, found {show(value)}"
     expected = " or ".join(dict.fromkeys(_expected(error, _limits(field)) for error in errors))
-    return f"must be {expected}, found {show(value)}{_hint(errors, value)}"
+    return f"must be {expected}, found {show(value)}{_hint(errors, value) or _without_value(value, field)}"
 
 
 def _with_value(message: str, value: Any) -> str:
@@ -194,6 +194,8 @@ def _hint(errors: Sequence[Any], value: Any) -> str:
     if types & _NUMBERS:
         if isinstance(value, list | tuple):
             return "; to compare values, make them levels of a feature: `levels: {a: {...}, b: {...}}`"
+        if re.fullmatch(r"\$[A-Za-z_]\w*", text):
+            return f"; write ${{env:{text[1:]}}}"
         return _number_meant(text, whole=not types & {"float_type", "float_parsing"})
     if types & {"dict_type", "model_type", "model_attributes_type"}:
         key, colon, rest = text.partition(":")
@@ -203,6 +205,14 @@ def _hint(errors: Sequence[Any], value: Any) -> str:
         near = difflib.get_close_matches(text, re.findall("'([^']*)'", errors[0]["ctx"]["expected"]), 1)
         return f" (did you mean {near[0]}?)" if near else ""
     return ""
+
+
+def _without_value(value: Any, field: FieldInfo | None) -> str:
+    """Return what to write in place of an empty value."""
+    if value is not None or field is None:
+        return ""
+    words = re.findall(r"\w+", field.description or "")
+    return "; write none, or leave the key out" if "none" in words else "; give a value, or leave the key out"
 
 
 def _number_meant(text: str, whole: bool) -> str:
