@@ -243,7 +243,7 @@ def _lost_answer(batch: Batch, error: slurm.ControllerError) -> str:
             f"{error}; whether the jobs are queued is not known. Submit again in {claims.VOID_AFTER:.0f} s: "
             "what is in the queue by then is found, the rest is queued, nothing twice"
         )
-    release(batch.members, str(error))
+    release(batch.members, "waits for room in the queue" if limits.is_limit(error) else str(error))
     raise RefusedError(error)
 
 

@@ -154,7 +154,9 @@ def _wait_for_room(batch: Batch, order: Order, waiting: Mapping[str, int], wave:
             raise RunError("no job of this study is queued that it could wait for")
         job = helper_jobs.queue(batch, helper_jobs.FOLLOW_UP, "?".join(f"afterany:{array}" for array in arrays))
     except (AblatrixError, OSError) as error:
-        say(f"{text}; no follow-up job ({error}): submit again when jobs have ended, or stay with submit --wait")
+        full = isinstance(error, slurm.ControllerError) and limits.is_limit(error)
+        why = "there is no room for it either" if full else error
+        say(f"{text}; no follow-up job ({why}): submit again when jobs have ended, or stay with submit --wait")
         return
     say(f"{text}; job {job} queues them when jobs of this study have ended")
 
@@ -188,7 +190,7 @@ class _Wave:
                 self._queue_array(waiting[:count], chain)
             except _NoRoomError as error:
                 self.reason, self._refused = str(error), True
-                size = self.most = len(first) // 2
+                size = self.most = max(len(first) > 1, (len(first) - 1) // 2)  # half, and one place for the follow-up
                 waiting[:count] = error.states
                 continue
             budget -= len(first)

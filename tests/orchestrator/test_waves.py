@@ -96,6 +96,16 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
     assert record["git_commit"] == "abc", "the node may have no checkout: the submit's surroundings are recorded"
 
 
+def test_half_of_the_runs_at_the_limit_leaves_room_for_the_follow_up(
+    fake: FakeSlurm, study: Study, order: waves.Order
+) -> None:
+    fake.set_limit(3)
+    states = status.collect(study)
+    waves.queue(study, order, states[:6], states, Said())
+    assert fake.jobs() == {1: 2, 2: 1}
+    assert {s.reason for s in status.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
+
+
 def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
     """Each try claims the runs; while the queue is full a --wait tries every minute."""
     fake.set_limit(1)
@@ -209,7 +219,7 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
     fake.set_limit(3)  # the follow-up finds no room
     said = Said()
     queue(study, order, said)
-    assert "no follow-up job" in said[-1]
+    assert "no follow-up job (there is no room for it either): submit again" in said[-1]
     for run in study.runs[:3]:
         runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 20}')
     fake.end(1)
@@ -219,8 +229,8 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
         return status.collect(study, scheduler)
 
     assert waves.keep_going(study, said)(look(), scheduler)
-    assert fake.jobs() == {2: 2, 3: 1}, "and a follow-up, now that there is room for one"
-    assert by_state(study) == {"done": 3, "planned": 2, "queued": 2}
+    assert fake.jobs() == {2: 1, 3: 1}, "and a follow-up, now that there is room for one"
+    assert by_state(study) == {"done": 3, "planned": 3, "queued": 1}
 
 
 @pytest.mark.parametrize(
