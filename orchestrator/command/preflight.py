@@ -151,6 +151,8 @@ def _import_problems(answer: Mapping[str, Any], name: str, hint: str) -> Iterato
 
 # ---- flags
 
+NO_VALUE, SEVERAL = "no value", "several"
+
 
 def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping[str, Any]) -> Iterator[str]:
     """Flags that the script's own --help does not know. Scripts without a known parser are not started."""
@@ -181,12 +183,15 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
         yield f"{loaded.at('command')}command: {program.script or program.module} requires {flag}"
 
 
-def _flag_problem(flag: str, known: Mapping[str, bool], words: Sequence[str]) -> str:
-    """known: flag -> True if it takes no value."""
+def _flag_problem(flag: str, known: Mapping[str, str], words: Sequence[str]) -> str:
+    """known: flag -> the values it takes, as _known_flags says."""
     if flag not in known and not any(name.startswith(flag) for name in known):
         return f"the script has no such flag{nearest(flag, list(known))}"
-    if known.get(flag) and any("=" in word for word in words):
-        return "takes no value; choose `flags: {style: ..., booleans: switch}`"
+    if known.get(flag) == NO_VALUE and any("=" in word for word in words):
+        booleans = "no-prefix" if f"--no-{flag.removeprefix('--')}" in known else "switch"
+        return f"takes no value; choose `flags: {{style: ..., booleans: {booleans}}}`"
+    if known.get(flag) == SEVERAL and any("=[" in word for word in words):
+        return "takes several words; choose `flags: {style: ..., lists: words}`"
     return ""
 
 
@@ -201,13 +206,22 @@ def _place(loaded: Loaded, key: str | None) -> str:
     return f"{loaded.at(*path, key)}{'.'.join(path)}.{key}: "
 
 
-def _known_flags(text: str) -> dict[str, bool]:
-    """Flag -> True if it takes no value, from the output of --help."""
-    found: dict[str, bool] = {}
+def _known_flags(text: str) -> dict[str, str]:
+    """Flag -> NO_VALUE, SEVERAL or "", from the output of --help."""
+    found: dict[str, str] = {}
     for negated, name in _FLAG.findall(text):
         for flag in (f"--{name}", *([f"--no-{name}", f"--no{name}"] if negated else [])):
-            found.setdefault(flag, f"[{flag}]" in text)
+            found.setdefault(flag, _values_of(flag, text))
     return found
+
+
+def _values_of(flag: str, text: str) -> str:
+    """Return NO_VALUE or SEVERAL where the usage or the list of options shows it."""
+    name = re.escape(flag)
+    alone = rf"(?:\[|\| ){name}(?:\]| \|)|^[ \t│*]*(?:-[^\n]*, )?{name}(?:, --?[\w.-]+)*(?:  |[ \t]*$)"
+    if re.search(alone, text, re.MULTILINE):
+        return NO_VALUE
+    return SEVERAL if re.search(rf"{name} (\S+ )?\[\S+ \.\.\.\]", text) else ""
 
 
 def _required(text: str) -> list[str]:

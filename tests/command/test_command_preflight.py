@@ -99,6 +99,30 @@ def test_a_setting_that_the_script_does_not_know_is_named_where_it_stands(folder
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        (
+            "'--x', action=argparse.BooleanOptionalAction",
+            "true",
+            "--x: takes no value; choose `flags: {style: ..., boo",
+        ),
+        ("'-x', '--x', action='store_true', help='text'", "true", "--x: takes no value"),
+        ("'--x', '--xx', action='store_true'", "true", "--x: takes no value"),
+        ("'--x', nargs='+'", "[1, 2]", "--x: takes several words; choose `flags: {style: ..., lists: words}`"),
+        ("'--x', nargs='*'", "[1, 2]", "--x: takes several words"),
+        ("'-x', '--x'", "true", ""),
+        ("'--x', nargs='?'", "true", ""),
+        ("'--x', '--xx', help='text'", "[1, 2]", ""),
+    ],
+)
+def test_values_that_a_flag_does_not_take(folder: Path, option: str, value: str, told: str) -> None:
+    source = f"import argparse\np = argparse.ArgumentParser()\np.add_argument('--rate')\np.add_argument({option})\n"
+    (folder / "flags.py").write_text(source + "p.parse_args()\n")
+    found = problems(folder, "python flags.py {flags}", "{rate: 0.2}", f"{{x: {value}}}")
+    assert bool(found) == bool(told) and all(told in line for line in found), found
+
+
+@pytest.mark.parametrize(
     ("source", "told"),
     [
         ("import surely_not_there.part\n", "helper.py:1: imports surely_not_there, which"),
