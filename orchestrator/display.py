@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator import budget, causes, dotted, joblog, kinds, rundir, slurm, status, terminal
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from orchestrator.report import Report
 
 REFRESH_SECONDS = 2.0
+WRAPPED = ("overrides", "verdict")  # columns whose cells may go over several lines
+WIDEST = 20  # of such a column, when it is decided which columns fit
+PLAN_DROPPED = ("FLOPs/token", "folder of the first", "parameters", "seeds", "tokens/run", "hours/run")
+VERDICT_DROPPED = ("p (Holm)", "runs", "95% interval")
 MOST_ROWS = 40  # of a live table; the whole is in `status`
 
 
@@ -53,6 +58,31 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
             group[0].id,
         )
     return table
+
+
+def fit_columns(table: Table, width: int, dropped: Sequence[str]) -> Table:
+    """Take columns out of a table until it fits: empty ones first, then `dropped` in their order. Nothing is cut."""
+    empty = [str(c.header) for c in table.columns if {*map(str, c.cells)} <= {"", "-", "unknown"}]
+    for name in (*empty, *dropped):
+        if _total_width(table) <= width:
+            break
+        table.columns[:] = [column for column in table.columns if column.header != name]
+    fits = _total_width(table) <= width
+    for column in table.columns:
+        column.overflow = "fold"
+        column.min_width = _width(column) if fits else None
+    return table
+
+
+def _total_width(table: Table) -> int:
+    return sum(_width(column) + 3 for column in table.columns) + 1
+
+
+def _width(column: Column) -> int:
+    """The width that a column needs, or WIDEST if its cells may go over several lines."""
+    lines = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
+    longest = max(map(cell_len, lines), default=0)
+    return min(longest, WIDEST) if column.header in WRAPPED else longest
 
 
 def known(count: int | None, form: str) -> str:
@@ -171,7 +201,7 @@ def print_verdict(report: Report, console: Console) -> None:
             "" if row.p_value is None else f"{row.p_value:.3g}",
             Text(row.verdict),
         )
-    console.print(table)
+    console.print(fit_columns(table, console.width, VERDICT_DROPPED))
     for note in report.notes:
         console.print(f"note: {note}")
     page = next((path for path in report.paths if path.name == "report.html"), None)

@@ -105,7 +105,8 @@ def show(plan: Plan, console: Console, style: str = "table") -> None:
         console.print(outline.tree(plan.loaded, plan.runs, plan.folder))
     elif style == "table":
         hours = budget.hours_per_run(plan.folder, plan.runs, experiment)
-        console.print(display.plan_table(plan.runs, plan.folder, hours))
+        table = display.plan_table(plan.runs, plan.folder, hours)
+        console.print(display.fit_columns(table, console.width, display.PLAN_DROPPED))
     else:
         raise UserError(f"--format {style}: choose table, tree or json")
     console.print(budget.summary(experiment, plan.folder, plan.runs))

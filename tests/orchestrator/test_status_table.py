@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from orchestrator import display, status_table
 from orchestrator.rundir import StudyRun
@@ -59,3 +60,19 @@ def test_what_is_done_folds_per_cell_in_a_large_study() -> None:
 
 def test_durations() -> None:
     assert [status_table.duration(s) for s in (3723, 63, None, float("inf"))] == ["1:02:03", "1:03", "", ""]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_cell_of_a_table_is_cut(width: int) -> None:
+    table = Table()
+    for name in ("cell", "overrides", "empty", "interval", "folder of the first"):
+        table.add_column(name)
+    for name in ("baseline", "a_feature_with_a_long_name"):
+        table.add_row(name, "model.rope=true", "", "-0.0512 to -0.0401", f"{name}-seed1-0123abcd")
+    output = io.StringIO()
+    console = Terminal(width=width, file=output, color_system=None)
+    console.print(display.fit_columns(table, width, ("folder of the first", "interval")))
+    text = output.getvalue()
+    assert "a_feature_with_a_long_name" in text and "model.rope=true" in text and "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert ("empty" in text, "a_feature_with_a_long_name-seed1-0123abcd" in text) == (width == 200, width == 200)
+    assert ("-0.0512 to -0.0401" in text) == (width >= 80)
