@@ -40,10 +40,10 @@ BY_LOG = (
 )
 BY_STATE = {
     "OUT_OF_MEMORY": "out of memory: ask for more in slurm.mem, or lower trainer.batch_size",
-    "TIMEOUT": "time limit: raise slurm.time, or submit again to continue from the last checkpoint",
-    "NODE_FAIL": "node failure: submit again to continue from the last checkpoint",
-    "PREEMPTED": "preempted and not requeued: submit again to continue",
-    "BOOT_FAIL": "node failure: submit again",
+    "TIMEOUT": "time limit: raise slurm.time; submit --retry continues from the last checkpoint",
+    "NODE_FAIL": "node failure: submit --retry continues from the last checkpoint",
+    "PREEMPTED": "preempted and not requeued: submit --retry continues from the last checkpoint",
+    "BOOT_FAIL": "node failure: submit --retry runs it again",
 }
 
 

@@ -26,6 +26,7 @@ from trainer.choices import branch_step
 from trainer.config import RunConfig
 from trainer.console import say
 from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
+from trainer.field_errors import spell
 from trainer.tokens.files import file_stamp, find_files, is_flat, total_size
 from trainer.tokens.formats import detect
 
@@ -194,7 +195,7 @@ def _toggles(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         return
     for run, signature in zip(cells, others, strict=True):
         if signature == reference:
-            settings = ", ".join(f"{key}: {value!r}" for key, value in run.overrides.items())
+            settings = ", ".join(f"{key}: {spell(value)}" for key, value in run.overrides.items())
             yield (
                 f"{loaded.at('features', run.features[0])}cell {run.cell}: has no effect: with {settings} the model, "
                 "its first steps, the learning rates and the batches are the baseline's"

@@ -22,6 +22,7 @@ from orchestrator.status import RunState, Scheduler
 from orchestrator.status_table import loss, plain_lines, status_table
 from trainer import runlog
 from trainer.console import visible
+from trainer.field_errors import spell
 
 if TYPE_CHECKING:
     from orchestrator.report import Report
@@ -49,7 +50,7 @@ def plan_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float]) ->
         config = group[0].config
         table.add_row(
             cell,
-            Text("\n".join(f"{key}={word(value)}" for key, value in group[0].overrides.items()) or "-"),
+            Text("\n".join(f"{key}={spell(value)}" for key, value in group[0].overrides.items()) or "-"),
             " ".join(str(run.seed) for run in group),
             known(kinds.parameters(config), ","),
             known(kinds.flops_per_token(config), ".3g"),
@@ -88,11 +89,6 @@ def _width(column: Column) -> int:
 def known(count: int | None, form: str) -> str:
     """A model's figure; with a component of the user's own it is known only where that can be imported."""
     return "unknown" if count is None else format(count, form)
-
-
-def word(value: object) -> str:
-    """A setting as it is written in YAML."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def print_states(
@@ -221,7 +217,7 @@ def difference_table(one: StudyRun, two: StudyRun, rows: Sequence[tuple[str, str
 
 def print_config(values: Mapping[str, object], origins: Mapping[str, str], console: Console) -> None:
     """Every setting of a run with its value and, where known, what set it."""
-    words = {key: "" if value is None else word(value) for key, value in values.items()}
+    words = {key: "" if value is None else spell(value) for key, value in values.items()}
     key_width = max(map(len, words), default=0)
     value_width = min(max(map(len, words.values()), default=0), 40)
     for key, text in words.items():
@@ -232,7 +228,7 @@ def print_config(values: Mapping[str, object], origins: Mapping[str, str], conso
 def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
     print_states([status.state_of(study, run)], str(run.folder), console, study.measure)
-    overrides = ", ".join(f"{key}={word(value)}" for key, value in run.overrides.items())
+    overrides = ", ".join(f"{key}={spell(value)}" for key, value in run.overrides.items())
     if run in study.runs:  # of one that was left beside they are not known
         console.print(f"overrides: {overrides or 'none (the baseline)'}")
     config = dotted.flatten(runlog.read_json(run.folder / runlog.CONFIG) or {})

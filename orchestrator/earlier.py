@@ -22,6 +22,7 @@ from orchestrator.status import RunState
 from trainer import choices, fingerprints, identity, loss_record, runlog
 from trainer.config import RunConfig, load
 from trainer.errors import AblatrixError, UserError
+from trainer.field_errors import spell
 from trainer.improvement import best_stands
 
 SHOWN = 4  # names in a message
@@ -183,7 +184,7 @@ def _describe_changes(earlier: Earlier) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "not set" if value is None else spell(value)
 
 
 def _only_longer(run: Run, earlier: Earlier) -> bool:

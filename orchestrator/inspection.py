@@ -12,6 +12,7 @@ from orchestrator import causes, dotted, joblog
 from orchestrator.rundir import StudyRun
 from trainer import fingerprints, runlog
 from trainer.errors import UserError
+from trainer.field_errors import spell
 from trainer.program import program
 
 PIECE = 1 << 20  # bytes of a log that are shown at once
@@ -83,7 +84,7 @@ def differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]
         one, two = (dotted.flatten(read(run.folder)) for run in (first, second))
         for key in sorted(one.keys() | two.keys()):
             if one.get(key) != two.get(key) and key not in IGNORED:
-                rows.append((key, str(one.get(key, "")), str(two.get(key, ""))))
+                rows.append((key, spell(one.get(key, "")), spell(two.get(key, ""))))
     return rows
 
 

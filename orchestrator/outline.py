@@ -11,9 +11,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from orchestrator import budget, kinds, origins
-from orchestrator.display import known, word
+from orchestrator.display import known
 from orchestrator.experiment import Loaded
 from orchestrator.matrix import Run
+from trainer.field_errors import spell
 
 
 def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
@@ -26,7 +27,7 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
         branch = root.add(Text(f"{cell} (parameters: {known(size, ',')})"))
         set_by = origins.of_run(loaded, first.features, first.config)
         for key, value in first.overrides.items():
-            branch.add(Text(f"{key}: {word(value)}  ({origins.setter(set_by, key)})"))
+            branch.add(Text(f"{key}: {spell(value)}  ({origins.setter(set_by, key)})"))
         if not first.overrides:
             branch.add(Text("the base as it is"))
         seeds = branch.add(Text("seeds"))
