@@ -249,7 +249,7 @@ def logs(
     from orchestrator import status as state_module
 
     found = rundir.find_study(study, output)
-    chosen = found.find(run)
+    chosen = found.find_any(run)
     if not follow:
         print(terminal.log_text(inspection.log_text(chosen, lines)))
         return
