@@ -57,4 +57,4 @@ class Scheduler:
                 self._settings = slurm.settings()
             except slurm.ControllerError:
                 return default
-        return self._settings.get(name, default)
+        return self._settings.get(name, "")

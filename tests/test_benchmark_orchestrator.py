@@ -18,6 +18,6 @@ def test_scale(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.split("|")] for line in lines[1:]]
     assert [row[1] for row in rows][1::2] == ["plan, 48 runs", "submit, 16 runs", "submit again, 16 runs"]
-    # sbatch --test-only and one array; nothing is queued twice
-    assert [row[4] for row in rows][3:] == ["2", "0", "0"]
+    # sbatch --test-only of the runs' script and of a helper job's, and one array; nothing is queued twice
+    assert [row[4] for row in rows][3:] == ["3", "0", "0"]
     assert all(int(row[5]) <= 4 for row in rows)  # the queue is never asked for each run
