@@ -84,9 +84,14 @@ def spelt(value: Any, written: Any) -> Any:
 
 
 def _container(data: Any, path: Path) -> tuple[Any, Any] | None:
-    """The mapping or list that holds the value at `path`, and its key there."""
+    """The mapping or list that holds the value at `path`, and its key there; None where the file has no such place.
+
+    A model may look elsewhere: a setting of `slurm:` may have come from `slurm.extra`.
+    """
     for number, part in enumerate(path):
         key = int(part) if isinstance(data, list) else part
+        if isinstance(data, dict) and key not in data:
+            return None
         if number == len(path) - 1 and isinstance(data, dict | list):
             return data, key
         data = data[key]
