@@ -265,7 +265,7 @@ class TestOwn:
                 "there is no module no_such_module; put its folder on PYTHONPATH, or start in the folder",
             ),
             ("broken_callbacks:A", "cannot be imported: NameError: name 'undefined' is not defined$"),
-            ("own_callbacks:Recoder", r"module own_callbacks has no Recoder \(did you mean Recorder\?\)"),
+            ("own_callbacks:Recoder", r"module own_callbacks \(.*\) has no Recoder \(did you mean Recorder\?\)"),
             ("own_callbacks:function", "is not a class"),
             ("own_callbacks:Typo", r"on_batch is no event \(did you mean on_batch_end\?\); events: on_train_start"),
             ("own_callbacks:Nothing", "has none of the methods on_train_start"),

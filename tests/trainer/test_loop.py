@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer import choices
 from trainer.config import RunConfig
 from trainer.loop import Array, Trainer, step_seed
 from trainer.schedules import learning_rate
@@ -185,11 +186,12 @@ def test_stopped_and_continued_equals_undisturbed(cut: int, optimizer: str, sche
     first.add_callback("on_checkpoint", lambda t: saved.append(copy.deepcopy(t.state())))
     before = rows(first)
     first.run()
-    assert first.iter == cut and not first.finished and [s["step"] for s in saved] == [cut]
+    branch = choices.branch_step(first.config.trainer)  # saved for runs with more steps
+    assert first.iter == cut and not first.finished and [s["step"] for s in saved if s["step"] != branch] == [cut]
 
     torch.manual_seed(12345)  # another process has another generator state
     second = trainer(**settings)
-    second.load_state(saved[0])
+    second.load_state(saved[-1])
     after = rows(second)
     second.run()
     assert before + after == expected
