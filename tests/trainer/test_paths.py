@@ -64,7 +64,7 @@ def test_what_cannot_be_a_path_is_refused_with_advice(written: str, advice: str)
     with pytest.raises(ConfigError) as refused:
         from_flags([f"--data.file_path={written}"])
     (line,) = refused.value.lines
-    assert line.startswith("data.file_path: ") and advice in line
+    assert line.startswith("--data.file_path: ") and advice in line
 
 
 def test_every_folder_setting_is_expanded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
