@@ -22,7 +22,7 @@ from trainer.config import InfoConfig, RunConfig, keys
 from trainer.errors import UserError
 from trainer.field_errors import Path, describe, show
 
-MOST_FAULTS = 50  # of one kind that are told
+MOST_FAULTS = 50  # of one kind that are reported
 MOST_SEEDS = 10_000
 SEEDS = r"^\s*\[?\s*(range\( *)?[0-9]+([0-9,;:.\s-]|to)*\)?\s*\]?\s*$"  # what an editor takes for seeds in a text
 MORE = "and more faults like these"

@@ -69,7 +69,7 @@ def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
 
 
 def _mebibytes(memory: Any) -> int:
-    """Slurm's sizes (`500M`, `16G`) in MiB; MOST_MEMORY for what is none."""
+    """Slurm's sizes (`500M`, `16G`) in MiB; MOST_MEMORY for anything else."""
     match = re.fullmatch(r"([0-9]+)([KMGT]?)B?", str(memory).upper())
     return max(1, int(int(match[1]) * _UNITS[match[2] or "M"])) if match and int(match[1]) else MOST_MEMORY
 

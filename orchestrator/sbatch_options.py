@@ -75,7 +75,7 @@ def advice(said: str) -> str:
 
 
 def find_place(key: str, fields: Container[str]) -> str:
-    """Return where an sbatch option that stands under `slurm:` belongs; '' for what is none."""
+    """Return where an sbatch option that stands under `slurm:` belongs; '' for any other key."""
     name = long_name(key)
     if name in OWN:
         return f"; it is set by Ablatrix itself: {OWN[name]}"

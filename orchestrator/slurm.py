@@ -158,7 +158,7 @@ _cluster = ""  # of the study at hand; '' for the one that this machine belongs 
 def select_cluster(name: str) -> None:
     """Let Slurm's commands ask about this cluster from now on; '' for the one that this machine belongs to.
 
-    Whoever submitted with `clusters: beta` finds the jobs nowhere else, whatever SLURM_CLUSTERS says today.
+    Jobs that were submitted with `clusters: beta` are only found there, whatever SLURM_CLUSTERS says today.
     """
     global _cluster
     _cluster = name

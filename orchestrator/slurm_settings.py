@@ -45,7 +45,9 @@ class SlurmSettings(BaseModel):
     time: Time = Field("01:00:00", description="limit of a job: HH:MM:SS, D-HH:MM:SS, or minutes")
     max_parallel: Count | None = Field(None, ge=1, description="jobs of the study that run at once")
     runs_per_job: Count = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
-    signal_seconds: Count = Field(120, ge=10, description="how long before the time limit a job is told to checkpoint")
+    signal_seconds: Count = Field(
+        120, ge=10, description="how long before the time limit a job is signalled to checkpoint"
+    )
     comment: Comment | None = Field(None, description="that the site asks for; Ablatrix adds its own mark to it")
     requeue: Switch = Field(True, description="false where the site forbids it: submit again to continue a stopped run")
     clusters: Cluster | None = Field(

@@ -299,7 +299,7 @@ def _refuse_second_cluster(plan: Plan) -> None:
     """Raise UserError where runs of the study are at work on another cluster: only one can be asked about them."""
     try:
         earlier = rundir.load_study(plan.folder)
-    except UserError:  # there is none, or this submit writes it anew
+    except UserError:  # it does not exist, or this submit writes it again
         return
     if earlier.cluster != plan.cluster:
         active = [state.run.id for state in status.collect(earlier) if state.active]

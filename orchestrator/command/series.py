@@ -11,7 +11,7 @@ from trainer import runlog
 
 HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
 CLOCK = "_seconds"  # in a row: since the start, as ablatrix_run says it, or when we have seen it
-EPOCH = "epoch"  # a name in a source: of steps that are counted anew in each epoch
+EPOCH = "epoch"  # a name in a source, whose step count restarts with each epoch
 MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
 NAMES = (*runlog.COLUMNS, MILLISECONDS)
 
@@ -28,7 +28,7 @@ class Series:
         self.changed = False
         self.seconds = 0.0  # of training before this life of the command
         self._restarted = False
-        self.resets = 0  # times that steps began anew, no epoch being reported
+        self.resets = 0  # times that the step count restarted without an epoch being reported
         self.replaced = False  # a new life of the command has taken the place of all earlier rows
         self.repeated: set[int] = set()  # steps with two losses in one life of the command
         self._epochs: dict[int, int] = {}  # epoch -> what its steps are behind the run's
@@ -51,7 +51,7 @@ class Series:
         self._epochs = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and all(type(n) is int for n in pair)}
 
     def _count_on(self, step: int, epoch: float | None) -> int:
-        """The step of the run, for one that may be counted anew in each epoch."""
+        """Return the step of the run for a reported one, whose count may restart with each epoch."""
         if epoch is not None and epoch.is_integer() and epoch != self._epoch:
             number = int(epoch)
             if number not in self._epochs:

@@ -206,9 +206,7 @@ class CommandKeys(Part):
     )
     flags: Annotated[Flags, BeforeValidator(_as_flags, json_schema_input_type=Style | Flags)] = Flags()
     env: dict[Annotated[str, AfterValidator(_variable)], Word] = {}
-    workdir: Annotated[str, AfterValidator(_usable)] = Field(
-        ".", min_length=1, description="folder that the command runs in"
-    )
+    workdir: Folder = Field(".", min_length=1, description="folder that the command runs in")
     on_signal: Literal["USR1", "USR2", "TERM", "INT", "none"] = Field(
         "none", description="what the command saves its state on"
     )

@@ -222,7 +222,7 @@ class Follower:
 
 
 class JsonFile:
-    """A whole JSON document that is written anew as it grows: a list of records, or Hugging Face's trainer_state.json.
+    """A whole JSON document that is rewritten as it grows: a list of records, or Hugging Face's trainer_state.json.
 
     Anything else is read as JSON lines.
     """

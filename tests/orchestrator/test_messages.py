@@ -1,4 +1,4 @@
-"""What a file's author is told: YAML's words, file, line and key, what is expected and what was found."""
+"""Messages about an experiment file use YAML's words and name file, line, key, what is expected and what was found."""
 
 from __future__ import annotations
 
