@@ -6,17 +6,15 @@ They are found in the queue by a token made from the study's folder: there is on
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from orchestrator import rundir, slurm
 from orchestrator.launchers import Batch, slurm_sbatch
 from orchestrator.launchers.preamble import preamble
 from orchestrator.rundir import Study
-from orchestrator.sbatch_options import minutes
+from orchestrator.sbatch_options import mebibytes, minutes
 from orchestrator.slurm_settings import SlurmSettings
 from trainer import runlog
 from trainer.program import program
@@ -31,7 +29,6 @@ PURPOSES = {
 KEPT = ("partition", "account", "qos", "reservation", "wckey", "clusters", "exclude", "mail-type", "mail-user")
 MOST_MINUTES = 30
 MOST_MEMORY = 2048  # MiB
-_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 
 Queue = Mapping[str, slurm.Job]
 
@@ -64,14 +61,9 @@ def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
     small: dict[str, str | int | bool] = {name: given[name] for name in KEPT if name in given}
     small |= {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "time": min(MOST_MINUTES, minutes(settings.time))}
     if any(name.startswith("mem") for name in given):  # a site that does not count memory may refuse the option
-        small["mem"] = f"{min(MOST_MEMORY, _mebibytes(given.get('mem')))}M"
+        size = mebibytes(str(given.get("mem", ""))) or MOST_MEMORY
+        small["mem"] = f"{min(MOST_MEMORY, max(1, int(size)))}M"
     return small | settings.helper_jobs
-
-
-def _mebibytes(memory: Any) -> int:
-    """Slurm's sizes (`500M`, `16G`) in MiB; MOST_MEMORY for anything else."""
-    match = re.fullmatch(r"([0-9]+)([KMGT]?)B?", str(memory).upper())
-    return max(1, int(int(match[1]) * _UNITS[match[2] or "M"])) if match and int(match[1]) else MOST_MEMORY
 
 
 def queue(batch: Batch, kind: str, dependency: str) -> str:

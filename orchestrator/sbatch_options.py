@@ -89,7 +89,7 @@ def named(key: str, value: Any, fields: Container[str]) -> tuple[str, Any]:
     """Return the setting under `slurm:` that an option is, and its value there; the option itself if there is none."""
     name = long_name(key)
     if name == "no-requeue":
-        switch = _word_as_switch(value)
+        switch = as_switch(value)
         return "requeue", (not switch if isinstance(switch, bool) else value)
     field = name.replace("-", "_")
     if field not in fields or field in ("setup", "extra", "helper_jobs"):
@@ -143,7 +143,7 @@ def checked(extra: Mapping[str, str | bool]) -> dict[str, str | bool]:
     given: dict[str, str | bool] = {}
     for name, value in extra.items():
         if name not in VALUED:
-            switch = _word_as_switch(value)
+            switch = as_switch(value)
             if name in SWITCHES and not isinstance(switch, bool):
                 raise ValueError(f"{name} takes no value; write `{name}: true`")
             value = switch if name in SWITCHES or name in ("exclusive", "no-kill") else value
@@ -152,10 +152,6 @@ def checked(extra: Mapping[str, str | bool]) -> dict[str, str | bool]:
         if value is not False:
             given[name] = as_memory(value) if name in SIZES else value
     return given
-
-
-def _word_as_switch(value: Any) -> Any:
-    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def as_value(value: Any) -> str | bool:
@@ -192,7 +188,7 @@ def as_count(value: Any) -> Any:
 
 def as_switch(value: Any) -> Any:
     """Return yes, no, on and off, which are words in YAML 1.2, as true and false."""
-    return _word_as_switch(value)
+    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def as_lines(value: Any) -> Any:
@@ -217,6 +213,12 @@ def as_memory(value: Any) -> str:
         raise ValueError("needs a unit, like `1.5G`")
     smaller = {"K": ("K", 1), "M": ("K", 1024), "G": ("M", 1024), "T": ("G", 1024)}[unit]
     return f"{math.ceil(float(number) * smaller[1])}{smaller[0]}"
+
+
+def mebibytes(memory: str) -> float:
+    """Return an amount in Slurm's form (`500M`, `16G`, see `as_memory`) in MiB, 0 for any other text."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)", memory)
+    return int(match[1]) * {"K": 2**-10, "M": 1, "": 1, "G": 2**10, "T": 2**20}[match[2]] if match else 0
 
 
 def minutes(time: str) -> int:
@@ -288,21 +290,17 @@ def count_gpus(request: int | str) -> int:
 
 def gpus_in(extra: Mapping[str, str | bool], nodes: int) -> int:
     """Return how many GPUs on each node other options ask for: `gres`, `gpus`, `gpus-per-task`, `tres-per-*`."""
-    found = [_gpus_of_gres(str(extra.get(name, ""))) for name in ("gres", "tres-per-node", "tres-per-task")]
+    found = [gpus_of_gres(str(extra.get(name, ""))) for name in ("gres", "tres-per-node", "tres-per-task")]
     if isinstance(extra.get("gpus"), str):
-        found.append(-(-_count(str(extra["gpus"])) // nodes))
+        found.append(-(-count_gpus(str(extra["gpus"])) // nodes))
     for name in ("gpus-per-task", "gpus-per-socket"):
         if isinstance(extra.get(name), str):
-            found.append(_count(str(extra[name])))
+            found.append(count_gpus(str(extra[name])))
     return max(found, default=0)
 
 
-def _count(request: str) -> int:
-    return int(request) if request.isdecimal() else count_gpus(request)
-
-
-def _gpus_of_gres(request: str) -> int:
+def gpus_of_gres(request: str) -> int:
     """Return the GPUs of `gpu`, `gpu:2`, `gpu:a100:2(S:0-1),tmpfs:10G`, `gres/gpu:2` or `gres/gpu=2`."""
     words = re.sub(r"\([^)]*\)", "", request).replace("gres/", "").replace("=", ":").split(",")
     counts = [word.partition(":")[2] or "1" for word in words if word.partition(":")[0] == "gpu"]
-    return sum(_count(count) for count in counts)
+    return sum(map(count_gpus, counts))

@@ -15,7 +15,7 @@ from orchestrator.experiment import Loaded
 from orchestrator.launchers import Batch
 from orchestrator.matrix import Run
 from orchestrator.rundir import Study
-from orchestrator.sbatch_options import NODES, advice, count_gpus
+from orchestrator.sbatch_options import NODES, advice, gpus_of_gres, mebibytes
 from orchestrator.slurm_settings import SlurmSettings
 from trainer.errors import UserError
 
@@ -121,25 +121,14 @@ def _is_usable(node: Mapping[str, str]) -> bool:
 def _is_large_enough(node: Mapping[str, str], settings: SlurmSettings) -> bool:
     feature = settings.constraint or ""
     named = not re.fullmatch(r"[A-Za-z0-9_.-]+", feature) or feature in node.get("AvailableFeatures", "").split(",")
-    memory = _mebibytes(settings.mem or str(settings.extra.get("mem-per-cpu", "")))
+    memory = mebibytes(settings.mem or str(settings.extra.get("mem-per-cpu", "")))
     cpus = settings.cpus_per_task
     return (
         named
         and cpus <= _number(node.get("CPUTot"))
         and memory * (1 if settings.mem else cpus) <= _number(node.get("RealMemory"))
-        and settings.gpu_count <= _gpus(node.get("Gres", ""))
+        and settings.gpu_count <= gpus_of_gres(node.get("Gres", ""))
     )
-
-
-def _gpus(gres: str) -> int:
-    """Return the GPUs in a node's `gpu:a100:4(S:0-1),tmpfs:1G`."""
-    words = [word for word in re.sub(r"\([^)]*\)", "", gres).split(",") if word.partition(":")[0] == "gpu"]
-    return sum(count_gpus(word) for word in words)
-
-
-def _mebibytes(memory: str) -> float:
-    match = re.fullmatch(r"([0-9]+)([KMGT]?)", memory)
-    return int(match[1]) * {"K": 2**-10, "M": 1, "": 1, "G": 2**10, "T": 2**20}[match[2]] if match else 0
 
 
 def _number(text: str | None) -> int:

@@ -310,8 +310,6 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, slurm.Job] | None
 def _judge_unseen(state: RunState, files: _Files, why: str) -> RunState:
     """A run whose job Slurm cannot show here: judged by what it writes. `why` its job is not visible."""
     life = files.life["event"] if files.life else ""
-    if life == "failed":
-        return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
     if life == "stopped":
         return _stopped(state, files.life or {})
     if not life:

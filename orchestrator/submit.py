@@ -298,12 +298,12 @@ def _refuse_to_hide(plan: Plan) -> None:
 def _refuse_second_cluster(plan: Plan) -> None:
     """Raise UserError where runs of the study are at work on another cluster: only one can be asked about them."""
     try:
-        earlier = rundir.load_study(plan.folder)
+        before = rundir.load_study(plan.folder)
     except UserError:  # it does not exist, or this submit writes it again
         return
-    if earlier.cluster != plan.cluster:
-        active = [state.run.id for state in status.collect(earlier) if state.active]
-        place = f"on cluster {earlier.cluster}" if earlier.cluster else "here"
+    if before.cluster != plan.cluster:
+        active = [state.run.id for state in status.collect(before) if state.active]
+        place = f"on cluster {before.cluster}" if before.cluster else "here"
         if active:
             raise UserError(
                 f"{plan.folder}: {len(active)} runs are queued or running {place} "

@@ -60,11 +60,13 @@ def _require_devices(chosen: Sequence[str], wanted: str) -> None:
 
 def _existing_devices() -> list[str]:
     """Indices and UUIDs (MIG devices included) of this machine's GPUs, by nvidia-smi, else by torch."""
+    count = "import torch; print(*(f'GPU {i}:' for i in range(torch.cuda.device_count())), sep='\\n')"
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "-L"]
+    elif os.path.exists("/dev/kfd"):
+        command = [sys.executable, "-P", "-c", count]
     else:
-        count = "import torch; print(*(f'GPU {i}:' for i in range(torch.cuda.device_count())), sep='\\n')"
-        command = [sys.executable, "-P", "-c", count] if os.path.exists("/dev/kfd") else ["true"]
+        return []
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
