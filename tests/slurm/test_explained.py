@@ -38,7 +38,7 @@ def test_a_job_that_dies_in_its_setup_is_explained(slurm_workspace: Workspace, l
     workspace.run("submit", "study.yaml", "--launcher", launcher, "--no-report")
     states = workspace.wait(lambda states: states["baseline"]["state"] == "lost")
     assert 'ended before the trainer started: "no licence for this cluster"' in states["baseline"]["reason"]
-    assert "no licence" in workspace.run("logs", "baseline-seed1").stdout
+    assert "no licence" in workspace.run("logs", states["baseline"]["id"]).stdout
 
 
 def test_kill_9_of_the_task_leaves_no_process(slurm_workspace: Workspace) -> None:

@@ -237,7 +237,12 @@ class Soak:
                     self.findings.wrong.append(f"{folder}: not as an undisturbed run ({code})")
 
     def _count_left(self) -> None:
-        """Jobs and processes have two minutes to end; a file stays, or it does not."""
+        """Jobs and processes have two minutes to end; a file stays, or it does not.
+
+        A controller that was killed right after `scancel` comes back with the job as running. It compares its jobs with
+        those of the nodes when they register, every few minutes; `reconfigure` makes them register now.
+        """
+        subprocess.run(["scontrol", "reconfigure"], env=self.workspace.env(), capture_output=True, check=False)
         end = time.monotonic() + 120
         while (left := self._living()) and time.monotonic() < end:
             time.sleep(1)
