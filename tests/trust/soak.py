@@ -240,12 +240,12 @@ class Soak:
         """Jobs and processes have two minutes to end; a file stays, or it does not.
 
         A controller that was killed right after `scancel` comes back with the job as running. It compares its jobs with
-        those of the nodes when they register, every few minutes; `reconfigure` makes them register now.
+        those of the nodes when they register, every few minutes; `reconfigure` makes them register.
         """
-        subprocess.run(["scontrol", "reconfigure"], env=self.workspace.env(), capture_output=True, check=False)
         end = time.monotonic() + 120
         while (left := self._living()) and time.monotonic() < end:
-            time.sleep(1)
+            subprocess.run(["scontrol", "reconfigure"], env=self.workspace.env(), capture_output=True, check=False)
+            time.sleep(5)
         strays = [path for pattern in STRAY for path in self.out.rglob(pattern)]
         self.findings.left = left + [str(path) for path in strays]
 
