@@ -1,17 +1,14 @@
 """Fill the offline cache on the login node: `python cache_warm.py --help` (or `make warm-cache`)."""
 
-import os
 import sys
 
 
 def main() -> int:
-    """Run the verb warm-cache with Ablatrix's own packages, whatever the working folder and PYTHONPATH hold."""
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from trainer.program import prefer_own_packages
+    """Run the verb warm-cache, whatever modules the working folder holds."""
+    from ablatrix.trainer.rundir.program import search_working_folder_last
 
-    del sys.path[0]
-    prefer_own_packages()
-    from trainer.offline.warm import main as warm
+    search_working_folder_last()
+    from ablatrix.trainer.data.warm_cache import main as warm
 
     return warm()
 

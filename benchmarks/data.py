@@ -23,20 +23,18 @@ from typing import Any
 
 import numpy as np
 
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data import cache_builder, embedded_sample, tokenizer, warm_cache
+from ablatrix.trainer.data.batches import Batches
+from ablatrix.trainer.data.corpus import scan_lines
+from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer
+from ablatrix.trainer.data.formats import TextFile
+from ablatrix.trainer.data.on_the_fly import GrowingStore
+from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.token_cache import Cache
+from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.device import allotted_cores
 from benchmarks.contest import ROOT, ratio, table
-from trainer import tokenizer
-from trainer.config import DataConfig
-from trainer.data import Batches
-from trainer.device import allotted_cores
-from trainer.offline import samples, warm
-from trainer.tokens import tokenbuild
-from trainer.tokens.corpus import scan_lines
-from trainer.tokens.encoder import Encoder, exact_tokenizer
-from trainer.tokens.formats import TextFile
-from trainer.tokens.growing import GrowingStore
-from trainer.tokens.source import Source
-from trainer.tokens.tokencache import Cache
-from trainer.tokens.tokenstore import CompleteStore
 
 MEDIAN_CHARACTERS, SPREAD = 2000, 1.5  # of a document: half are shorter, the mean is three times as long
 LONGEST = 2_000_000
@@ -45,7 +43,7 @@ BATCH = 8
 
 def make_corpus(path: Path, size: int) -> None:
     """Write `size` bytes of documents; the same for the same Python."""
-    text = "\n".join(record["text"] for record in samples.documents())
+    text = "\n".join(record["text"] for record in embedded_sample.documents())
     draw, written = random.Random(0), 0
     with open(path, "w", encoding="utf-8") as file:
         while written < size:
@@ -123,7 +121,7 @@ def building(config: DataConfig, cache_dir: Path, count: int) -> str:
 
     def build(workers: int) -> None:
         shutil.rmtree(cache.folder, ignore_errors=True)
-        tokenbuild.build(config, cache_dir, workers)
+        cache_builder.build(config, cache_dir, workers)
 
     jobs = {f"{n} process{'es' * (n > 1)}": lambda n=n: build(n) for n in numbers}
     return compare("token cache", "MB/s", cache.size / 1e6, rounds(jobs, count), "1 process")
@@ -132,7 +130,7 @@ def building(config: DataConfig, cache_dir: Path, count: int) -> str:
 def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str:
     """Batches of 8 windows: from the complete cache, tokenised as they are drawn, and with a tokenizer call an item."""
     cache = Cache.of(config, cache_dir)
-    complete = CompleteStore(cache.folder, tokenbuild.build(config, cache_dir, allotted_cores()))
+    complete = CompleteStore(cache.folder, cache_builder.build(config, cache_dir, allotted_cores()))
     lines = cache.lines()
     cached = Batches(complete, config, BATCH, seed=0)
     reference = tokenizer.load(config.tokenizer, cache_dir)
@@ -178,9 +176,8 @@ FIRST = """
 import json, sys, time
 begin = time.perf_counter()
 from pathlib import Path
-from trainer import data
-from trainer.tokens import growing
-from trainer.config import DataConfig
+from ablatrix.trainer.data import batches as data, on_the_fly as growing
+from ablatrix.trainer.config import DataConfig
 data.WAIT_BYTES, workers = 0, growing._Builders.look
 growing._Builders.look = lambda self: None  # the run alone, without its low-priority workers
 peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
@@ -205,7 +202,7 @@ def first_batch(config: DataConfig, cache_dir: Path, count: int) -> str:
                 for name in ("meta.json", "index.json")[: 2 if stage == "unseen file" else 1]:
                     (cache.folder / name).unlink(missing_ok=True)
             else:
-                tokenbuild.build(config, cache_dir, allotted_cores())
+                cache_builder.build(config, cache_dir, allotted_cores())
             command = [sys.executable, "-c", FIRST, config.model_dump_json(), str(cache_dir)]
             output = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=os.environ).stdout
             found.append(json.loads(output))
@@ -234,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache_dir = Path(folder) / "cache"
         if args.cache_dir is None:
-            warm.warm_tokenizer(args.tokenizer, cache_dir, source=None)
+            warm_cache.warm_tokenizer(args.tokenizer, cache_dir, source=None)
         else:
             cache_dir.mkdir()
             for name in (tokenizer.MANIFEST, "tokenizers"):

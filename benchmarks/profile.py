@@ -9,11 +9,11 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from ablatrix.models.config import GPTConfig, flops_per_token
 from benchmarks.contest import table
 from benchmarks.step import CASES, matmul_peak
 from benchmarks.step import parse as parse_step
 from benchmarks.worker import our_trainer
-from models.config import GPTConfig, flops_per_token
 
 HEAD, ATTENTION, OPTIMISER, BATCHES, REST = "head and loss", "attention", "optimiser", "batches", "everything else"
 KERNELS = {

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.report import build
+from ablatrix.orchestrator.report.build import build
+from ablatrix.trainer.rundir.run_files import COLUMNS
 from tests.report.studies import Plan, write_study
-from trainer.runlog import COLUMNS
 
 HEADER = ",".join(COLUMNS) + "\n"
 

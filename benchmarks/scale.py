@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.trainer.data import embedded_sample, warm_cache
 from tests.orchestrator.fake_slurm import FakeSlurm
-from trainer.offline import samples, warm
 
 FEATURES = {
     "a": "model.swiglu: true",
@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         fake = FakeSlurm(folder / "slurm")
         environment = {**os.environ, "PYTHONPATH": str(code_root()), "PATH": f"{fake.bin}:{os.environ['PATH']}"}
-        warm.warm_tokenizer("sample", folder / "cache", source=None)
-        samples.write_corpus(folder / "sample.jsonl")
+        warm_cache.warm_tokenizer("sample", folder / "cache", source=None)
+        embedded_sample.write_corpus(folder / "sample.jsonl")
         large = write_experiment(folder, "large", count, 3, "[factorial]")
         study = write_experiment(folder, "study", count - 3, 8, "[factorial]")
         small = write_experiment(folder, "small", 6, 1, "[baseline, one_at_a_time]")

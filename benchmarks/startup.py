@@ -15,19 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ablatrix.trainer.data import embedded_sample, warm_cache
+from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.run_files import EXIT_STOPPED
 from benchmarks.contest import Contestant, Worker, environment, ratio, table
 from benchmarks.step import peers
-from trainer.device import allotted_cores
-from trainer.offline import samples, warm
-from trainer.runlog import EXIT_STOPPED
 
 VOCAB = 50257
 
 
 def prepare(folder: Path, batch: int) -> list[str]:
     """The command of a one-step run in `folder`, whose tokens are in the cache."""
-    warm.warm_tokenizer("sample", folder / "cache", source=None)
-    samples.write_corpus(folder / "sample.jsonl")
+    warm_cache.warm_tokenizer("sample", folder / "cache", source=None)
+    embedded_sample.write_corpus(folder / "sample.jsonl")
     flags = {
         "data.file_path": folder / "sample.jsonl",
         "data.tokenizer": "sample",

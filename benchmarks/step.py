@@ -8,9 +8,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from ablatrix.models.config import GPTConfig, flops_per_token
+from ablatrix.trainer.device import allotted_cores
 from benchmarks.contest import KEEP_MEMORY, Contestant, Worker, alternate, ratio, table
-from models.config import GPTConfig, flops_per_token
-from trainer.device import allotted_cores
 
 CASES = {"nano1": ("gpt-nano", 1), "nano8": ("gpt-nano", 8), "mini8": ("gpt-mini", 8), "gpt2": ("gpt2", 4)}
 

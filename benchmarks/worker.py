@@ -57,13 +57,13 @@ def tokens(spec: dict[str, Any]) -> Any:
 
 def our_trainer(spec: dict[str, Any]) -> Any:
     """This project's Trainer, ready to run."""
-    from trainer.device import pick_device, prepare, tune_products
+    from ablatrix.trainer.device import pick_device, prepare, tune_products
 
     prepare()
     import numpy as np
 
-    from trainer.config import RunConfig
-    from trainer.loop import Trainer
+    from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.loop import Trainer
 
     model = {"model_type": spec["model"], **spec.get("toggles", {})}
     dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), spec["dropout"])
@@ -171,7 +171,7 @@ def nanogpt(spec: dict[str, Any]) -> None:
 
 def peak(spec: dict[str, Any]) -> None:
     """The machine itself: a step is one product of two square matrices of spec["size"]."""
-    from trainer.device import pick_device, prepare, tune_products
+    from ablatrix.trainer.device import pick_device, prepare, tune_products
 
     prepare()
     import torch

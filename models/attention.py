@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.alibi import ALiBi, distances
-from models.config import GPTConfig
-from models.dropout import Dropout, keep_mask, shares
-from models.layers import Linear
-from models.norms import RMSNorm
-from models.rotary import Rotary
+from ablatrix.models.alibi import ALiBi, distances
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.dropout import Dropout, keep_mask, shares
+from ablatrix.models.layers import Linear
+from ablatrix.models.norms import RMSNorm
+from ablatrix.models.rotary import Rotary
 
 BLOCK = 64  # queries of a block on a CPU: keys after a block's end are left out
 SMALL = 1 << 19  # scores (all heads) up to which blocks cost more than they save

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from models.reference import REFERENCE
+from ablatrix.models.reference import REFERENCE
 
 # n_layer, n_head, n_embd
 PRESETS: dict[str, tuple[int, int, int]] = {

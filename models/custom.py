@@ -17,8 +17,8 @@ import copy
 import torch
 from torch import nn
 
-from models.config import GPTConfig
-from models.reference import describe_conflict, import_module, top_level
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.reference import describe_conflict, import_module, top_level
 
 TRIAL = (2, 3)  # B, T of the input that a new component is tried with
 

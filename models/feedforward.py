@@ -7,11 +7,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import custom
-from models.config import GATED, GPTConfig
-from models.dropout import Dropout
-from models.gated import GatedFeedForward
-from models.layers import Linear
+from ablatrix.models import custom
+from ablatrix.models.config import GATED, GPTConfig
+from ablatrix.models.dropout import Dropout
+from ablatrix.models.gated import GatedFeedForward
+from ablatrix.models.layers import Linear
 
 
 def gelu(x: Tensor) -> Tensor:

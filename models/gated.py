@@ -8,9 +8,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import GPTConfig, gated_hidden
-from models.dropout import Dropout
-from models.layers import Linear
+from ablatrix.models.config import GPTConfig, gated_hidden
+from ablatrix.models.dropout import Dropout
+from ablatrix.models.layers import Linear
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import CausalSelfAttention
-from models.config import GPTConfig, count_parameters, flops_per_token, training_flops
-from models.custom import ComponentError
-from models.dropout import Dropout
-from models.feedforward import build_feedforward
-from models.head import head_loss, probabilities
-from models.layers import Embedding, Linear
-from models.norms import build_norm
-from models.positions import build_positions
+from ablatrix.models.attention import CausalSelfAttention
+from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token, training_flops
+from ablatrix.models.custom import ComponentError
+from ablatrix.models.dropout import Dropout
+from ablatrix.models.feedforward import build_feedforward
+from ablatrix.models.head import head_loss, probabilities
+from ablatrix.models.layers import Embedding, Linear
+from ablatrix.models.norms import build_norm
+from ablatrix.models.positions import build_positions
 
 INIT_STD = 0.02
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import custom
-from models.config import GPTConfig
+from ablatrix.models import custom
+from ablatrix.models.config import GPTConfig
 
 EPS = 1e-5
 

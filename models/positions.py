@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import custom
-from models.config import GPTConfig
-from models.layers import Embedding
-from models.sinusoidal import Sinusoidal
+from ablatrix.models import custom
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.layers import Embedding
+from ablatrix.models.sinusoidal import Sinusoidal
 
 
 class LearnedPositions(Embedding):

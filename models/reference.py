@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ablatrix
+
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-OURS = ("models", "orchestrator", "trainer")
 
 
 def top_level(reference: str) -> str:
@@ -22,7 +23,7 @@ def top_level(reference: str) -> str:
 
 def is_taken(name: str) -> bool:
     """True if a user's own module cannot have this name, because Ablatrix or Python has it."""
-    return name in OURS or name in sys.stdlib_module_names
+    return name == "ablatrix" or name in sys.stdlib_module_names
 
 
 def is_imported_from(folder: Path, name: str) -> bool:
@@ -52,15 +53,27 @@ def describe_conflict(reference: str) -> str | None:
     Imports nothing of the user's.
     """
     name = top_level(reference)
-    if not is_taken(name):
+    ours = name == "ablatrix" or _is_of_checkout(name)
+    if not ours and not is_taken(name):
         return None
     try:
         if hasattr(import_module(reference), reference.partition(":")[2]):
             return None
     except ImportError:
         pass
-    owner = "Ablatrix has a package" if name in OURS else "Python has a module"
+    owner = "Ablatrix has a package" if ours else "Python has a module"
     return f"{owner} of the name {name}; rename yours, for example to my_{name}, and write my_{reference}"
+
+
+def _is_of_checkout(name: str) -> bool:
+    """True if `import name` finds a folder of Ablatrix's checkout, such as its models/."""
+    found = importlib.machinery.PathFinder.find_spec(name)
+    folder = os.path.join(os.path.dirname(ablatrix.__file__), name)
+    return found is not None and found.origin is not None and os.path.realpath(folder) == _folder_of(found.origin)
+
+
+def _folder_of(path: str) -> str:
+    return os.path.dirname(os.path.realpath(path))
 
 
 def describe_absence(reference: str) -> str | None:

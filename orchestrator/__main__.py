@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 
 def _leave(number: int, frame: object) -> None:
@@ -11,15 +10,13 @@ def _leave(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Run a verb with Ablatrix's own packages, whatever the working folder and PYTHONPATH hold."""
+    """Run a verb, whatever modules the working folder holds."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)  # until the verbs say more
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from trainer.program import prefer_own_packages
+    from ablatrix.trainer.rundir.program import search_working_folder_last
 
-    del sys.path[0]
-    prefer_own_packages()
-    from orchestrator.cli import main as run_verb
+    search_working_folder_last()
+    from ablatrix.orchestrator.cli import main as run_verb
 
     run_verb()
 

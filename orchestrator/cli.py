@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator import interrupts
-from trainer.console import visible
-from trainer.errors import AblatrixError
-from trainer.program import program
+from ablatrix.orchestrator.terminal import interrupts
+from ablatrix.trainer.rundir.console import visible
+from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.program import program
 
 app = typer.Typer(
     name="orchestrator",
@@ -72,15 +72,15 @@ def main() -> None:
 
 
 def _console() -> Any:
-    from orchestrator.terminal import Terminal
+    from ablatrix.orchestrator.terminal.printing import Terminal
 
     console = Terminal()
     return console if console.is_terminal else Terminal(width=PIPED_WIDTH)
 
 
 def _options(file: Path, launcher: str, **rest: Any) -> Any:
-    from orchestrator.submit import Options
-    from trainer.errors import UserError
+    from ablatrix.orchestrator.submit.submit import Options
+    from ablatrix.trainer.rundir.errors import UserError
 
     if launcher not in LAUNCHERS:
         raise UserError(f"--launcher {launcher}: choose one of {', '.join(LAUNCHERS)}")
@@ -97,11 +97,11 @@ def plan(
     schedules: Annotated[bool, typer.Option("--schedules", help="draw the learning rates of all cells")] = False,
 ) -> None:
     """Show the runs of an experiment, without creating or queueing anything."""
-    from orchestrator import submit
+    from ablatrix.orchestrator.submit import submit
 
     planned = submit.make_plan(_options(file, launcher, sets=sets))
     if schedules:
-        from orchestrator import schedules as drawing
+        from ablatrix.orchestrator.report import lr_schedules as drawing
 
         drawing.show(planned.runs, planned.folder, _console())
     elif sbatch:
@@ -127,7 +127,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
 ) -> None:
     """Run an experiment: on Slurm where sbatch is, else on this machine. What is done is not run twice."""
-    from orchestrator.submit import submit as carry_out
+    from ablatrix.orchestrator.submit.submit import submit as carry_out
 
     options = _options(
         file,
@@ -157,14 +157,16 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from orchestrator import display, missing, rundir, waves
-    from orchestrator import status as state_module
-    from orchestrator.launchers import early_failures
+    from ablatrix.orchestrator.status import removed_files
+    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.submit import early_failures, waves
+    from ablatrix.orchestrator.terminal import tables
 
-    found = rundir.find_study(study, output)
+    found = study_dir.find_study(study, output)
     if watch:
         with interrupts.explained("stopped watching; the runs go on"):
-            display.watch(found, _console())
+            tables.watch(found, _console())
         return
     scheduler = state_module.Scheduler()
     states = state_module.collect(found, scheduler)
@@ -172,11 +174,11 @@ def status(
         print(state_module.as_json(states, scheduler))
         return
     console = _console()
-    display.print_states(states, str(found.folder), console, found.measure, everything)
-    console.print(display.summary_line(states, scheduler), highlight=False)
+    tables.print_states(states, str(found.folder), console, found.measure, everything)
+    console.print(tables.summary_line(states, scheduler), highlight=False)
     for line in waves.describe(found, states, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)
-    for line in (*missing.of_study(found, states), early_failures.describe_alike(states, found.folder)):
+    for line in (*removed_files.of_study(found, states), early_failures.describe_alike(states, found.folder)):
         if line:
             console.print(line, soft_wrap=True)
 
@@ -193,20 +195,22 @@ def report(
 
     Several studies are also put side by side.
     """
-    from orchestrator import display, missing, rundir
-    from orchestrator import report as reporting
-    from orchestrator import status as state_module
+    from ablatrix.orchestrator.report import build as reporting
+    from ablatrix.orchestrator.status import removed_files
+    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.terminal import tables
 
-    found = [rundir.find_study(name, output) for name in studies or (None,)]
+    found = [study_dir.find_study(name, output) for name in studies or (None,)]
     states = []
     for one in found:
         looked = state_module.collect(one)
         states.append(state_module.reasons(looked))
-        for line in missing.lines(one, looked):
+        for line in removed_files.lines(one, looked):
             _console().print(line, soft_wrap=True)
-        display.print_verdict(reporting.build(one.folder, states[-1], interactive), _console())
+        tables.print_verdict(reporting.build(one.folder, states[-1], interactive), _console())
     if len(found) > 1:
-        display.print_verdict(reporting.compare([one.folder for one in found], states), _console())
+        tables.print_verdict(reporting.compare([one.folder for one in found], states), _console())
 
 
 @app.command()
@@ -217,8 +221,8 @@ def check(
     retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
 ) -> None:
     """Everything that can be known to fail before it is queued, all at once. `submit` does this too."""
-    from orchestrator import schema as schema_module
-    from orchestrator import submit
+    from ablatrix.orchestrator.study import json_schema as schema_module
+    from ablatrix.orchestrator.submit import submit
 
     planned = submit.make_plan(_options(file, launcher, sets=sets, retry=retry))
     submit.check(planned)
@@ -245,18 +249,20 @@ def logs(
     output: Output = OUT,
 ) -> None:
     """What a run printed."""
-    from orchestrator import inspection, rundir, terminal
-    from orchestrator import status as state_module
+    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.terminal import logs as inspection
+    from ablatrix.orchestrator.terminal import printing
 
-    found = rundir.find_study(study, output)
+    found = study_dir.find_study(study, output)
     chosen = found.find_any(run)
     if not follow:
-        print(terminal.log_text(inspection.log_text(chosen, lines)))
+        print(printing.log_text(inspection.log_text(chosen, lines)))
         return
     scheduler = state_module.Scheduler()
     with interrupts.explained("stopped following; the run goes on"):
         for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen, scheduler).active):
-            print(terminal.log_text(text), end="", flush=True)
+            print(printing.log_text(text), end="", flush=True)
 
 
 @app.command()
@@ -268,14 +274,15 @@ def cancel(
     output: Output = OUT,
 ) -> None:
     """Take runs back from the queue, or stop them. They keep their checkpoints."""
-    from orchestrator import cancel as cancelling
-    from orchestrator import rundir, waves
-    from orchestrator import status as state_module
-    from trainer.errors import UserError
+    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.submit import cancel as cancelling
+    from ablatrix.orchestrator.submit import waves
+    from ablatrix.trainer.rundir.errors import UserError
 
     if bool(runs) == everything:
         raise UserError("cancel: name the runs, or give --all")
-    found = rundir.find_study(study, output)
+    found = study_dir.find_study(study, output)
     wanted = {run.id for name in runs or () for run in found.matching(name)}
     states = cancelling.affected(state_module.collect(found), None if everything else wanted)
     helpers = cancelling.helper_job_ids(found) if everything else []
@@ -300,10 +307,10 @@ def clean(
     output: Output = OUT,
 ) -> None:
     """Remove what nothing needs: older checkpoints of finished runs, results put aside, code that no run names."""
-    from orchestrator import clean as cleaning
-    from orchestrator import rundir
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.submit import clean as cleaning
 
-    found = rundir.find_study(study, output)
+    found = study_dir.find_study(study, output)
     items = cleaning.find(found)
     if not items:
         print(f"{visible(str(found.folder))}: nothing to remove")
@@ -317,11 +324,13 @@ def clean(
 @app.command()
 def diff(first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT) -> None:
     """What differs between two runs in configuration, code and environment."""
-    from orchestrator import display, inspection, rundir
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.terminal import logs as inspection
+    from ablatrix.orchestrator.terminal import tables
 
-    found = rundir.find_study(study, output)
+    found = study_dir.find_study(study, output)
     one, two = found.find_any(first), found.find_any(second)
-    _console().print(display.difference_table(one, two, inspection.differences(one, two)))
+    _console().print(tables.difference_table(one, two, inspection.differences(one, two)))
 
 
 @app.command()
@@ -338,14 +347,15 @@ def show(
 
     With an experiment file: a run as it would be, before anything is submitted.
     """
-    from orchestrator import display, rundir
-    from orchestrator import submit as submitting
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.submit import submit as submitting
+    from ablatrix.orchestrator.terminal import tables
 
     if planned or sets or ".yaml" in run or ".yml" in run:
         submitting.show_run(submitting.make_plan(_options(Path(run), "local", sets=sets)), planned, _console())
         return
-    found = rundir.find_study(study, output)
-    display.print_run(found, found.find_any(run), _console())
+    found = study_dir.find_study(study, output)
+    tables.print_run(found, found.find_any(run), _console())
 
 
 @app.command()
@@ -354,9 +364,9 @@ def schema(
     check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="is this file up to date?")] = None,
 ) -> None:
     """The JSON schema of experiment files, for editors."""
-    from orchestrator import schema as schema_module
-    from trainer import runlog
-    from trainer.errors import RunError, UserError
+    from ablatrix.orchestrator.study import json_schema as schema_module
+    from ablatrix.trainer.rundir import run_files
+    from ablatrix.trainer.rundir.errors import RunError, UserError
 
     text = schema_module.text()
     if not check and not output:
@@ -364,12 +374,12 @@ def schema(
         return
     try:
         if check:
-            if runlog.read_bytes(check, 1 << 20).decode("utf-8", "replace") != text:
+            if run_files.read_bytes(check, 1 << 20).decode("utf-8", "replace") != text:
                 raise RunError(f"{check}: is not this version's schema; renew it with: {_schema_command(check)}")
         elif output:
             if output.exists() and not output.is_file():
                 raise UserError(f"{output}: is no file that can be replaced; name another one, or use > instead")
-            runlog.atomic_write(output, text, durable=False)
+            run_files.atomic_write(output, text, durable=False)
     except OSError as error:
         raise UserError(f"{check or output}: {error.strerror}") from None
 
@@ -381,9 +391,9 @@ def _schema_command(file: Path) -> str:
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]) -> None:
     """A small workspace in a folder of your own: a study, its base, a schema for editors, a Makefile."""
-    from orchestrator import initialise
+    from ablatrix.orchestrator.submit import init_workspace
 
-    for path in initialise.create(folder):
+    for path in init_workspace.create(folder):
         print(path)
     verb = program(relative=False)
     print(
@@ -401,6 +411,6 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folde
 )
 def warm_cache(context: typer.Context) -> None:
     """On the login node: a tokenizer and data into the offline cache (`warm-cache --help` lists the options)."""
-    from trainer.offline import warm
+    from ablatrix.trainer.data import warm_cache as warm
 
     raise typer.Exit(warm.main(context.args))

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from ablatrix.trainer.data import embedded_sample, warm_cache
+from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.rundir.run_files import atomic_write
 from tests.workspace import Workspace
-from trainer.offline import samples, warm
-from trainer.runlog import atomic_write
-from trainer.tokens.claims import Claims
 
 pytest_plugins = ["tests.evidence"]
 
@@ -69,7 +69,7 @@ def offline_cache(shared_dir: Path) -> Path:
     """An offline cache that holds the tokenizer `sample`. Read it, or let token caches be added; change nothing."""
     folder = shared_dir / "cache"
     with one_at_a_time(shared_dir, "cache"):
-        warm.warm_tokenizer("sample", folder, source=None)
+        warm_cache.warm_tokenizer("sample", folder, source=None)
     return folder
 
 
@@ -79,7 +79,7 @@ def corpus(shared_dir: Path) -> Path:
     path = shared_dir / "corpus.jsonl"
     with one_at_a_time(shared_dir, "corpus"):
         if not path.exists():
-            small = (record for record in samples.documents() if len(record["text"]) < 12_000)
+            small = (record for record in embedded_sample.documents() if len(record["text"]) < 12_000)
             atomic_write(path, "".join(json.dumps(record) + "\n" for record in islice(small, 60)))
     return path
 

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data import embedded_sample, tokenizer, warm_cache
+from ablatrix.trainer.data.batches import open_tokens
+from ablatrix.trainer.data.encoder import Encoder
+from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.hub_server import COMMIT, HubServer
-from trainer import tokenizer
-from trainer.config import DataConfig
-from trainer.data import open_tokens
-from trainer.errors import OfflineCacheError
-from trainer.offline import samples, warm
-from trainer.tokens.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
 PRIVATE = ("HF_", "HUGGINGFACE", "TRANSFORMERS", "ABLATRIX", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -66,9 +65,9 @@ def without_network(command: list[str], **options: object) -> subprocess.Complet
 LOAD = """
 import sys
 from pathlib import Path
-from trainer.offline.check import refuse_connections
+from ablatrix.trainer.data.tokenizer_check import refuse_connections
 refuse_connections()
-from trainer import tokenizer
+from ablatrix.trainer.data import tokenizer
 loaded = tokenizer.load(sys.argv[1], Path(sys.argv[2]))
 print(loaded("def main() -> None: pass<|endoftext|>")["input_ids"])
 """
@@ -241,7 +240,7 @@ def test_the_sample_needs_no_network_and_tokens_are_made_ahead(tmp_path: Path, o
     (meta,) = (tmp_path / "cache" / "tokens").glob("*/meta.json")
     store = open_tokens(DataConfig(file_path=str(data), tokenizer="sample"), tmp_path / "cache")
     assert store.folder == meta.parent
-    assert store.n_documents == sum(1 for _ in samples.documents()) - sum(store.skipped.values())
+    assert store.n_documents == sum(1 for _ in embedded_sample.documents()) - sum(store.skipped.values())
     first = Encoder(tokenizer.find("sample", offline_cache)).encode(json.loads(data.open().readline())["text"])
     np.testing.assert_array_equal(store.document(0), first)
 
@@ -252,7 +251,7 @@ def test_only_what_works_offline_enters_the_manifest(
     tree = json.loads(gpt2_files["tokenizer.json"])
     tree["pre_tokenizer"]["add_prefix_space"] = True  # GPT2TokenizerFast takes this from tokenizer_config.json
     source = folder_of(tmp_path / "source", gpt2_files | {"tokenizer.json": json.dumps(tree).encode()})
-    code = warm.main(["--from", str(source), "--cache-dir", str(tmp_path / "cache")])
+    code = warm_cache.main(["--from", str(source), "--cache-dir", str(tmp_path / "cache")])
     if code == 0:  # a version that obeys tokenizer.json: then the cached one must be what it obeys
         info = tokenizer.find("gpt2", tmp_path / "cache")
         assert info.bulk == "tokenizers"

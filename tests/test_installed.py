@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import initialise, snapshot
-from trainer.errors import UserError
+from ablatrix.orchestrator.store import code_snapshot
+from ablatrix.orchestrator.submit import init_workspace
+from ablatrix.trainer.rundir.errors import UserError
+from tests.support.checkout import copy_checkout
 
 
 def copy_source(source: Path) -> None:
     """Copy what the package is built from."""
-    root = snapshot.code_root()
-    for name in (*snapshot.PACKAGES, "sbatch"):
-        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "cache_warm.py", "ablatrix_run.py"):
+    root = code_snapshot.code_root()
+    copy_checkout(source)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "ablatrix_run.py"):
         shutil.copy(root / name, source / name)
 
 
@@ -97,7 +98,7 @@ CONFIG = """\
 def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path) -> None:
     told = call(ablatrix, "init", "work", folder=tmp_path)
     work = tmp_path / "work"
-    assert sorted(path.name for path in work.iterdir()) == sorted(initialise.contents())
+    assert sorted(path.name for path in work.iterdir()) == sorted(init_workspace.contents())
     assert "ablatrix submit ablation.yaml" in told
     assert "is not empty" in call(ablatrix, "init", "work", folder=tmp_path, code=2)
 
@@ -119,7 +120,7 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
     assert f'"{ablatrix.parent / "python"}"' in (run / "provenance.json").read_text()
     assert '"ablatrix": "' in (run / "provenance.json").read_text()
     (code,) = (work / "out" / ".snapshots").iterdir()
-    taken = ["ablatrix_run.py", "helper.py", "mine.py", "models", "orchestrator", "sbatch", "trainer"]
+    taken = ["ablatrix", "ablatrix_run.py", "helper.py", "mine.py"]
     assert sorted(path.name for path in code.iterdir() if path.name != "__pycache__") == taken
     assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in call(ablatrix, "logs", "mine", folder=work)
     shown = call(ablatrix, "show", "mine", folder=work)
@@ -129,7 +130,7 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
 def test_make_installs_the_command_of_a_checkout(tmp_path: Path) -> None:
     """Without a network; edits of the checkout are run, and the user's own modules of our names are not."""
     copy_source(tmp_path / "source")
-    (line,) = re.findall(r"^EDITABLE := (.*)$", (snapshot.code_root() / "Makefile").read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^EDITABLE := (.*)$", (code_snapshot.code_root() / "Makefile").read_text(), re.MULTILINE)
     command = install(tmp_path, *line.split(), "./source")
     main = tmp_path / "source" / "orchestrator" / "__main__.py"
     main.write_text(main.read_text().replace("    run_verb()", "    print('edited')\n    run_verb()"))
@@ -146,13 +147,13 @@ def test_hints_name_the_command_that_was_typed(ablatrix: Path, tmp_path: Path) -
     (tmp_path / "my study.yaml").touch()
     assert "start with: ablatrix submit 'my study.yaml'" in call(ablatrix, "status", folder=tmp_path, code=2, **onpath)
     python = ablatrix.with_name("python")
-    told = call(python, "-m", "orchestrator", "status", folder=ablatrix.parents[1], code=2)
-    assert "start with: bin/python -m orchestrator submit FILE.yaml" in told
-    told = call(python, "-m", "orchestrator", "init", tmp_path / "new", folder=ablatrix.parents[1])
-    assert f"{python} -m orchestrator submit ablation.yaml" in told, "the next commands are given in another folder"
-    assert f"ABLATRIX ?= {python} -m orchestrator" in (tmp_path / "new" / "Makefile").read_text()
+    told = call(python, "-m", "ablatrix", "status", folder=ablatrix.parents[1], code=2)
+    assert "start with: bin/python -m ablatrix submit FILE.yaml" in told
+    told = call(python, "-m", "ablatrix", "init", tmp_path / "new", folder=ablatrix.parents[1])
+    assert f"{python} -m ablatrix submit ablation.yaml" in told, "the next commands are given in another folder"
+    assert f"ABLATRIX ?= {python} -m ablatrix" in (tmp_path / "new" / "Makefile").read_text()
     flags = ["--data.file_path=x", "--data.tokenizer=sample", f"--system.cache_dir={tmp_path}"]
-    told = call(python, "-m", "trainer", *flags, folder=tmp_path, code=2)
+    told = call(python, "-m", "ablatrix.trainer", *flags, folder=tmp_path, code=2)
     assert f"{ablatrix} warm-cache --tokenizer sample --cache-dir" in told, "a trainer's log is read anywhere"
 
 
@@ -160,24 +161,24 @@ def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path
     call(ablatrix, "init", "studies", folder=tmp_path)
     places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_PATH": tmp_path / "studies"}
     script = call(ablatrix, "plan", "ablation#quick", "--sbatch", "--launcher", "sbatch", folder=tmp_path, **places)
-    assert f"{ablatrix.parent / 'python'} -P -m orchestrator.task out/ablation-quick/baseline-" in script
+    assert f"{ablatrix.parent / 'python'} -P -m ablatrix.orchestrator.job.task out/ablation-quick/baseline-" in script
     assert call(ablatrix, "schema", folder=tmp_path) == (tmp_path / "studies" / "schema.json").read_text()
     assert not (tmp_path / "out").exists()
 
 
 def test_init_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "repo" / ".git").mkdir(parents=True)
-    made = initialise.create(tmp_path / "repo")
+    made = init_workspace.create(tmp_path / "repo")
     assert tmp_path / "repo" / ".gitignore" in made
     (tmp_path / "notes").mkdir()
     for name in ("Makefile", ".gitignore", "thesis.tex"):
         taken = tmp_path / "notes" / name
         taken.write_text("mine")
         with pytest.raises(UserError, match=f"is not empty .*{name}"):
-            initialise.create(tmp_path / "notes")
+            init_workspace.create(tmp_path / "notes")
         assert taken.read_text() == "mine"
         assert list((tmp_path / "notes").iterdir()) == [taken]
         taken.unlink()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be a workspace"):
-        initialise.create(tmp_path / "file")
+        init_workspace.create(tmp_path / "file")

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import rundir, status
-from orchestrator.snapshot import code_root
-from trainer import runlog
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.trainer.rundir import run_files
 
 CELLS = ("baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on")
 
@@ -102,10 +103,10 @@ class Workspace:
                 environment = self.env()
                 os.environ.clear()
                 os.environ.update(environment)
-                scheduler = status.Scheduler()
-                states = status.collect(rundir.find_study(study, Path("out")), scheduler)
+                scheduler = run_state.Scheduler()
+                states = run_state.collect(study_dir.find_study(study, Path("out")), scheduler)
                 with os.fdopen(writer, "w") as pipe:
-                    pipe.write(status.as_json(states, scheduler))
+                    pipe.write(run_state.as_json(states, scheduler))
             finally:
                 os._exit(0)
         os.close(writer)
@@ -125,6 +126,6 @@ class Workspace:
 
 def without_clock(run_dir: Path) -> list[list[str]]:
     """The rows of loss.csv, header first, without the columns that tell of the clock."""
-    kept = [i for i, name in enumerate(runlog.COLUMNS) if name not in runlog.CLOCK_COLUMNS]
-    lines = (run_dir / runlog.LOSS).read_text().splitlines()
+    kept = [i for i, name in enumerate(run_files.COLUMNS) if name not in run_files.CLOCK_COLUMNS]
+    lines = (run_dir / run_files.LOSS).read_text().splitlines()
     return [[line.split(",")[i] for i in kept] for line in lines]

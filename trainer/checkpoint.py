@@ -22,12 +22,12 @@ from typing import IO, Any, BinaryIO
 
 import torch
 
-from trainer import runlog
-from trainer.console import say, warn
-from trainer.durable import replace, retried
-from trainer.errors import UserError
-from trainer.memory import first_line, is_out_of_memory
-from trainer.runlog import opened, step_of
+from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.atomic import replace, retried
+from ablatrix.trainer.rundir.console import say, warn
+from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.run_files import opened, step_of
 
 FORMAT = 3
 OLDER = 2  # its fingerprint was made in another way, and it says nothing of the run's data
@@ -54,7 +54,7 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
-    return retried(run_dir, lambda again: runlog.checkpoints(run_dir))
+    return retried(run_dir, lambda again: run_files.checkpoints(run_dir))
 
 
 def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:

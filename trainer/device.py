@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import UserError
+from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
     import torch

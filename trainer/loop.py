@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trainer.choices import branch_step
-from trainer.config import RunConfig
-from trainer.errors import RunError
-from trainer.events import EVENTS
-from trainer.graphs import GraphedStep
-from trainer.improvement import Improvement
-from trainer.memory import first_line, give_back, is_out_of_memory, more_parts
-from trainer.optimizers import make
-from trainer.parallel.single import Array, Single
-from trainer.schedules import learning_rate
+from ablatrix.trainer.callbacks.hooks import EVENTS
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.config.optimization import branch_step
+from ablatrix.trainer.cuda_graph import GraphedStep
+from ablatrix.trainer.distributed.single import Array, Single
+from ablatrix.trainer.early_stopping import Improvement
+from ablatrix.trainer.optimizers import make
+from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory, more_parts
+from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.schedules import learning_rate
 
 
 class Source(Protocol):

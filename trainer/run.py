@@ -14,34 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.gpt import measure
-from trainer import (
-    checkpoint,
-    contexts,
-    data,
-    endings,
-    fingerprints,
-    hooks,
-    loss_record,
-    parallel,
-    resuming,
-    runlog,
-    tokenizer,
-)
-from trainer.attempts import Attempt
-from trainer.config import RunConfig, load
-from trainer.console import say, warn
-from trainer.device import describe, pick_device, tune_products
-from trainer.durable import FULL, TRANSIENT
-from trainer.errors import UserError
-from trainer.improvement import best_stands
-from trainer.loop import Array, Trainer
-from trainer.memory import peak_memory
-from trainer.signals import Interrupted, StopSignals
+from ablatrix.models.gpt import measure
+from ablatrix.trainer import checkpoint, eval_context_lengths, failures
+from ablatrix.trainer import resume as resuming
+from ablatrix.trainer.callbacks import registry
+from ablatrix.trainer.config import RunConfig, load
+from ablatrix.trainer.data import batches as data
+from ablatrix.trainer.data import fingerprints, tokenizer
+from ablatrix.trainer.device import describe, pick_device, tune_products
+from ablatrix.trainer.distributed import strategies
+from ablatrix.trainer.early_stopping import best_stands
+from ablatrix.trainer.loop import Array, Trainer
+from ablatrix.trainer.out_of_memory import peak_memory
+from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir.atomic import FULL, TRANSIENT
+from ablatrix.trainer.rundir.attempts import Attempt
+from ablatrix.trainer.rundir.console import say, warn
+from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
-    from trainer.parallel.team import Team
-    from trainer.plugins import Plugin
+    from ablatrix.trainer.callbacks.custom import Plugin
+    from ablatrix.trainer.distributed.process_group import Team
 
 # What the lead of several processes tells the others: whether there is anything to do; the checkpoint to start from,
 # '' for none; that all is written
@@ -78,7 +72,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
 
     argv: the flags as they were given, for args.txt. Of several processes every one calls it.
     """
-    place = parallel.Place.of(config)
+    place = strategies.Place.of(config)
     if place.rank:
         return _follow(config, place, signals)
     run_dir = Path(config.system.work_dir)
@@ -101,9 +95,9 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         tune_products(device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
-        inputs.plugins = hooks.plugins(config)
+        inputs.plugins = registry.plugins(config)
         if config.trainer.resume != "none":
-            resuming.refuse_changed_inputs(config, run_dir / runlog.PROVENANCE, "it was submitted")
+            resuming.refuse_changed_inputs(config, run_dir / run_files.PROVENANCE, "it was submitted")
         attempt = _take(run_dir)
         ours = True
         _open_folder(run_dir, config, argv, goes_on)
@@ -111,9 +105,9 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         _tell(team, GO, True)
         return _train(attempt, config, inputs, device, signals, team)
     except (Exception, Interrupted) as error:
-        told = endings.explained(error, run_dir, attempt, signals.received is not None)
+        told = failures.explained(error, run_dir, attempt, signals.received is not None)
         if ours:
-            endings.record(told, run_dir, attempt, signals.name)
+            failures.record(told, run_dir, attempt, signals.name)
         if told is error:
             raise
         raise told from error
@@ -133,15 +127,15 @@ def _vocab_size(config: RunConfig) -> int:
 
 
 def _existing(run_dir: Path) -> RunConfig | None:
-    path = run_dir / runlog.CONFIG
+    path = run_dir / run_files.CONFIG
     return load(path) if path.exists() else None
 
 
 def _already_finished(run_dir: Path, config: RunConfig) -> bool:
-    summary = runlog.read_json(run_dir / runlog.SUMMARY)
+    summary = run_files.read_json(run_dir / run_files.SUMMARY)
     if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
         return False
-    resuming.refuse_changed_inputs(config, run_dir / runlog.SUMMARY, "it finished")
+    resuming.refuse_changed_inputs(config, run_dir / run_files.SUMMARY, "it finished")
     say(f"{run_dir}: already finished; --trainer.resume=none does it again")
     return True
 
@@ -161,33 +155,33 @@ def _open_folder(run_dir: Path, config: RunConfig, argv: list[str], goes_on: int
     """Make the folder ready for this attempt. goes_on: the step from which a run with other settings goes on."""
     if goes_on is not None:
         checkpoint.drop_after(run_dir, goes_on)
-        summary = runlog.read_json(run_dir / runlog.SUMMARY)
+        summary = run_files.read_json(run_dir / run_files.SUMMARY)
         if summary and not best_stands(summary, goes_on, config.trainer.eval_interval):
-            (run_dir / runlog.BEST).unlink(missing_ok=True)
+            (run_dir / run_files.BEST).unlink(missing_ok=True)
         _forget_result(run_dir, everything=False)
     command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
     there = _existing(run_dir)
     if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
-        runlog.atomic_write(run_dir / runlog.CONFIG, config.to_json())
-    runlog.atomic_write(run_dir / runlog.ARGS, command)
+        run_files.atomic_write(run_dir / run_files.CONFIG, config.to_json())
+    run_files.atomic_write(run_dir / run_files.ARGS, command)
     checkpoint.sweep(run_dir)
     if config.trainer.resume != "auto":
         _forget_result(run_dir, everything=config.trainer.resume == "none")
 
 
 def _forget_result(run_dir: Path, everything: bool) -> None:
-    more = (runlog.BEST, runlog.METRICS, runlog.STOP_REQUEST, runlog.SAVE_REQUEST)
-    for name in (runlog.SUMMARY, runlog.MODEL, *(more if everything else ())):
+    more = (run_files.BEST, run_files.METRICS, run_files.STOP_REQUEST, run_files.SAVE_REQUEST)
+    for name in (run_files.SUMMARY, run_files.MODEL, *(more if everything else ())):
         (run_dir / name).unlink(missing_ok=True)
     for path in checkpoint.checkpoints(run_dir) if everything else []:
         path.unlink()
 
 
-def _join(place: parallel.Place, config: RunConfig) -> Team | None:
+def _join(place: strategies.Place, config: RunConfig) -> Team | None:
     """The processes of this run, once all are there; None where this one is alone."""
     if place.world == 1:
         return None
-    from trainer.parallel.team import Team  # torch.distributed takes a while to import
+    from ablatrix.trainer.distributed.process_group import Team  # torch.distributed takes a while to import
 
     return Team.join(place, config)
 
@@ -199,7 +193,7 @@ def _tell(team: Team | None, key: str, value: Any) -> None:
 
 def _make_trainer(config: RunConfig, inputs: Inputs, device: torch.device, team: Team | None) -> Trainer:
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
-    trainer = Trainer(config, source, inputs.heldout, device, parallel.make(config, device, team))
+    trainer = Trainer(config, source, inputs.heldout, device, strategies.make(config, device, team))
     trainer.inputs = {**fingerprints.of_inputs(config), fingerprints.DATA: inputs.store.fingerprint}
     return trainer
 
@@ -218,11 +212,11 @@ def _train(
     origin = resuming.restore(trainer, run_dir, start)
     del start
     _tell(team, FROM, str((run_dir / origin).absolute()) if origin else "")
-    attached = hooks.attach(trainer, attempt, signals, inputs.plugins)
+    attached = registry.attach(trainer, attempt, signals, inputs.plugins)
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
     fields = {"attempt": attempt.number, "iter": trainer.iter, "device": where}
-    runlog.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
+    run_files.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters, _ = measure(config.model)
     say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")
 
@@ -232,10 +226,10 @@ def _train(
         by = trainer.stopped_by or "another process"
         # Slurm's warning asks for a requeue, also where only another process has got it; a person's file does not
         requeue = trainer.stopped_by in ("", signals.name)
-        runlog.append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
+        run_files.append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
         say(f"stopped by {by} after iter {trainer.iter}; start again to continue")
         attached.close(trainer)
-        return runlog.EXIT_STOPPED
+        return run_files.EXIT_STOPPED
     attached.mend()
     _finish(attempt, trainer, inputs.store)
     attached.close(trainer)
@@ -244,7 +238,7 @@ def _train(
     return 0
 
 
-def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> int:
+def _follow(config: RunConfig, place: strategies.Place, signals: StopSignals) -> int:
     """The run in a process that is not the lead: it computes its share and writes nothing but why it failed."""
     run_dir, training = Path(config.system.work_dir), False
     try:
@@ -265,16 +259,16 @@ def _follow(config: RunConfig, place: parallel.Place, signals: StopSignals) -> i
         signals.training = True
         trainer.run()
         if not trainer.finished:
-            return runlog.EXIT_STOPPED
+            return run_files.EXIT_STOPPED
         if not trainer.diverged:
             trainer.result()
-            contexts.evaluate(trainer, inputs.store)
+            eval_context_lengths.evaluate(trainer, inputs.store)
         team.hear(DONE)  # where one process has ended, a scheduler may end the others
         return 0
     except Exception as error:
-        told = endings.explained(error, run_dir, None, signals.received is not None)
-        if training and not isinstance(told, parallel.PeerLostError | Interrupted):
-            endings.note(run_dir, "failed", reason=f"process {place.rank}: {str(told).strip() or type(told).__name__}")
+        told = failures.explained(error, run_dir, None, signals.received is not None)
+        if training and not isinstance(told, strategies.PeerLostError | Interrupted):
+            failures.note(run_dir, "failed", reason=f"process {place.rank}: {str(told).strip() or type(told).__name__}")
         if told is error:
             raise
         raise told from error
@@ -306,8 +300,8 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     val_nll, by_block = None, {}
     if not trainer.diverged:
         val_nll, weights = trainer.result()
-        checkpoint.save_torch(run_dir / runlog.MODEL, weights, attempt.require)
-        by_block = contexts.evaluate(trainer, store)
+        checkpoint.save_torch(run_dir / run_files.MODEL, weights, attempt.require)
+        by_block = eval_context_lengths.evaluate(trainer, store)
         for length, found in by_block.items():
             if found["nll"] is None:
                 say(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
@@ -333,14 +327,14 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         "fingerprint": config.fingerprint(),
         **trainer.inputs,
         "skipped_documents": store.skipped,
-        loss_record.KEY: loss_record.describe(run_dir),
+        loss_digest.KEY: loss_digest.describe(run_dir),
         "corpus": _usage(store, config),
         **({"val_nll_by_block": by_block} if by_block else {}),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    runlog.atomic_write(run_dir / runlog.SUMMARY, text, guard=attempt.require)
-    files = runlog.contents(run_dir)
-    endings.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
+    run_files.atomic_write(run_dir / run_files.SUMMARY, text, guard=attempt.require)
+    files = run_files.contents(run_dir)
+    failures.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
     if not isinstance(store, data.CompleteStore):  # its cache was built meanwhile
         _describe_data(store, config)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from trainer.choices import schedule_name, settled
-from trainer.config import TrainerConfig
+from ablatrix.trainer.config import TrainerConfig
+from ablatrix.trainer.config.optimization import schedule_name, settled
 
 
 def learning_rate(step: int, config: TrainerConfig) -> float:

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from orchestrator.measure import NLL, Measure
-from orchestrator.report import statistics as st
-from orchestrator.report.collect import RunRecord, Study
-from orchestrator.report.statistics import Effect, Reach
+from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report.collect import RunRecord, Study
+from ablatrix.orchestrator.report.statistics import Effect, Reach
+from ablatrix.orchestrator.study.metric import NLL, Measure
 
 KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
 MATCHED = 0.01  # parameter counts within 1% count as matched

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from models.config import GPTConfig, count_parameters, flops_per_token
-from orchestrator import rundir
-from orchestrator.measure import COMMAND, NLL, Measure, of_record
-from orchestrator.report import cache, divergence
-from orchestrator.report.cache import Curve
-from trainer import loss_record, runlog
+from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
+from ablatrix.orchestrator.report import curve_cache, divergence
+from ablatrix.orchestrator.report.curve_cache import Curve
+from ablatrix.orchestrator.store import study_dir as rundir
+from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure, of_record
+from ablatrix.trainer.rundir import loss_digest as loss_record
+from ablatrix.trainer.rundir import run_files
 
 ROWS_KEPT = 400  # rows of loss.csv are averaged in groups, so that at most this many remain
 LARGEST_NUMBER = 1e100
@@ -207,11 +208,13 @@ class Study:
 def read_study(study_dir: Path, states: States) -> Study:
     """Read every run of a study. Raises UserError where `study_dir` holds no usable study.json."""
     plan = rundir.read_plan(study_dir)
-    known = cache.load(study_dir / "report" / cache.CURVES)
+    known = curve_cache.load(study_dir / "report" / curve_cache.CURVES)
     column = of_record(plan.get("measure")).column
     with ThreadPoolExecutor(max_workers=4) as pool:
         files = list(pool.map(lambda run: _read_files(study_dir / run["id"], known, column), plan["runs"]))
-    cache.save(study_dir / "report" / cache.CURVES, {f.curve_key: f.curve for f in files if f.curve.rows}, known)
+    curve_cache.save(
+        study_dir / "report" / curve_cache.CURVES, {f.curve_key: f.curve for f in files if f.curve.rows}, known
+    )
     measure = _measure(plan, files)
     runs = tuple(_record(run, states, found, measure) for run, found in zip(plan["runs"], files, strict=True))
     cells: dict[str, list[RunRecord]] = {}
@@ -285,8 +288,8 @@ class _Files:
 
 def _read_files(folder: Path, known: Mapping[str, Curve], column: str) -> _Files:
     """column: of loss.csv, whose values are the evaluations."""
-    small = [_bytes(folder / name) for name in (runlog.CONFIG, runlog.SUMMARY, runlog.PROVENANCE)]
-    loss = _bytes(folder / runlog.LOSS)
+    small = [_bytes(folder / name) for name in (run_files.CONFIG, run_files.SUMMARY, run_files.PROVENANCE)]
+    loss = _bytes(folder / run_files.LOSS)
     loss_digest = hashlib.sha256(loss).hexdigest()
     curve_key = loss_digest if column == "val_loss" else f"{loss_digest} {column}"
     curve = known.get(curve_key)
@@ -302,13 +305,13 @@ def _read_files(folder: Path, known: Mapping[str, Curve], column: str) -> _Files
 
 def _bytes(path: Path) -> bytes:
     try:
-        return runlog.read_bytes(path)
+        return run_files.read_bytes(path)
     except OSError:
         return b""
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    value = runlog.parse_json(data.decode("utf-8", "replace"))
+    value = run_files.parse_json(data.decode("utf-8", "replace"))
     return value if isinstance(value, dict) else {}
 
 
@@ -323,7 +326,7 @@ def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
         swapped = {"val_loss": "", column: "val_loss"} if column != "loss" else {"val_loss": ""}
         header = [swapped.get(name, name) for name in header]
         data = ",".join(header).encode() + data[data.find(b"\n") :]
-    if tuple(header[:2]) != runlog.COLUMNS[:2]:
+    if tuple(header[:2]) != run_files.COLUMNS[:2]:
         return {name: np.empty(0) for name in READ}
     present = [name for name in READ if name in header]
     try:
@@ -338,7 +341,7 @@ def _plausible(name: str, values: np.ndarray) -> np.ndarray:
     """(R,): nan in the place of what cannot have been counted, inf of what no sum of squares could hold."""
     with np.errstate(invalid="ignore"):
         if name in COUNTED:
-            return np.where((values >= 0) & (values < runlog.LARGEST_STEP), values, np.nan)
+            return np.where((values >= 0) & (values < run_files.LARGEST_STEP), values, np.nan)
         return np.where(np.abs(values) >= LARGEST_NUMBER, np.copysign(np.inf, values), values)
 
 
@@ -356,19 +359,19 @@ def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.
     with np.errstate(invalid="raise"):  # a step of forty digits
         frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=types)
     steps = frame["iter"].to_numpy()
-    if np.any(np.diff(steps) <= 0) or np.any(steps >= runlog.LARGEST_STEP):
+    if np.any(np.diff(steps) <= 0) or np.any(steps >= run_files.LARGEST_STEP):
         raise ValueError("a step twice, or none")
     return {name: frame[name].to_numpy(np.float64) for name in present}
 
 
 def _parse_slowly(text: str, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
-    rows = runlog.whole_rows(text)
+    rows = run_files.whole_rows(text)
     at = {name: header.index(name) for name in present}
     return {name: np.array([_float(row[i]) for row in rows], dtype=np.float64) for name, i in at.items()}
 
 
 def _float(cell: str) -> float:
-    value = runlog.number(cell)
+    value = run_files.number(cell)
     return math.nan if value is None else value
 
 
@@ -382,9 +385,9 @@ def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
     size = 1
     while rows > size * ROWS_KEPT:
         size *= 2
-    train = np.stack([_group_means(columns[name], size) for name in cache.TRAIN])
+    train = np.stack([_group_means(columns[name], size) for name in curve_cache.TRAIN])
     evaluated = np.isfinite(columns["val_loss"])
-    held_out = np.stack([columns[name][evaluated] for name in cache.HELD_OUT])
+    held_out = np.stack([columns[name][evaluated] for name in curve_cache.HELD_OUT])
     bad = int(np.count_nonzero(np.isinf(columns["loss"])))
     last = [float(columns[name][-1]) if rows else math.nan for name in ("iter", "tokens", "seconds")]
     return Curve(rows, bad, last[0], last[1], last[2], train, held_out)

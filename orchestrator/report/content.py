@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.plots import Figure
+from ablatrix.orchestrator.report.plots import Figure
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.collect import RunRecord
-from trainer.tokens.corpus import count_skipped
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.trainer.data.corpus import count_skipped
 
 FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from orchestrator.report import contexts
-from orchestrator.report.analysis import CellResult
-from orchestrator.report.collect import RunRecord
-from orchestrator.report.statistics import LEVEL
+from ablatrix.orchestrator.report import context_lengths
+from ablatrix.orchestrator.report.analysis import CellResult
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.statistics import LEVEL
 
 BINS = 120
 
@@ -79,7 +79,7 @@ def by_context(cell: CellResult) -> Series:
     Without intervals: those of the cells hide each other, because seeds move all cells alike. The paired ones of the
     effects are in the table.
     """
-    return _on_first([contexts.curve(run) for run in cell.usable], interval=False)
+    return _on_first([context_lengths.curve(run) for run in cell.usable], interval=False)
 
 
 def held_out_difference(cell: CellResult, base: CellResult) -> Series:

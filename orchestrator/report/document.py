@@ -7,10 +7,11 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from orchestrator.report import contexts, methods, wording
-from orchestrator.report.analysis import Analysis, Contrast
-from orchestrator.report.collect import RunRecord
-from orchestrator.report.content import (
+from ablatrix.orchestrator.report import context_lengths as contexts
+from ablatrix.orchestrator.report import methods, wording
+from ablatrix.orchestrator.report.analysis import Analysis, Contrast
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.content import (
     Block,
     Charts,
     Code,
@@ -26,9 +27,9 @@ from orchestrator.report.content import (
     Verdict,
     Verdicts,
 )
-from orchestrator.report.corpus_notes import corpus_notes
-from orchestrator.report.plots import Figure
-from orchestrator.report.wording import (
+from ablatrix.orchestrator.report.corpus_notes import corpus_notes
+from ablatrix.orchestrator.report.plots import Figure
+from ablatrix.orchestrator.report.wording import (
     DASH,
     duration,
     factor_text,

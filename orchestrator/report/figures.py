@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from orchestrator.report.plots import Figure, Forest, ForestRow, Panel, ticks
-from orchestrator.report.wording import tick_labels
-from trainer.console import visible
+from ablatrix.orchestrator.report.plots import Figure, Forest, ForestRow, Panel, ticks
+from ablatrix.orchestrator.report.wording import tick_labels
+from ablatrix.trainer.rundir.console import visible
 
 INK, GREY, BAND = "#1a1a1a", "#767676", "#e4e4e4"
 # Okabe & Ito 2008, without the yellow that vanishes on white; style 0 is the baseline

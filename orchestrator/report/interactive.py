@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report import curves, plots
-from orchestrator.report.analysis import Analysis, CellResult
-from orchestrator.report.curves import Series
-from trainer.console import visible
+from ablatrix.orchestrator.report import curves, plots
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+from ablatrix.orchestrator.report.curves import Series
+from ablatrix.trainer.rundir.console import visible
 
 FOLDER = Path(__file__).parent
 UPLOT = FOLDER / "vendor" / "uPlot.iife.min.js"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from orchestrator.report.content import (
+from ablatrix.orchestrator.report.content import (
     Block,
     Charts,
     Code,
@@ -19,7 +19,7 @@ from orchestrator.report.content import (
     Text,
     Verdicts,
 )
-from trainer.console import visible
+from ablatrix.trainer.rundir.console import visible
 
 # What Markdown or HTML inside it would take for markup
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator.dotted import flatten
-from orchestrator.report import divergence
-from orchestrator.report import statistics as st
-from orchestrator.report.analysis import Analysis
-from orchestrator.report.collect import RunRecord
-from orchestrator.report.wording import ONE_SEED, duration, quantity
+from ablatrix.orchestrator.report import divergence
+from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report.analysis import Analysis
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.wording import ONE_SEED, duration, quantity
+from ablatrix.orchestrator.study.dotted import flatten
 
 NAMED = 10  # runs listed by name
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.report import svg
-from orchestrator.report.content import Section
-from trainer.console import visible
+from ablatrix.orchestrator.report import svg
+from ablatrix.orchestrator.report.content import Section
+from ablatrix.trainer.rundir.console import visible
 
 _TOGETHER = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
 TEMPLATES = Path(__file__).parent / "templates"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.measure import Measure
-from orchestrator.report import contexts, curves, wording
-from orchestrator.report.analysis import Analysis, CellResult, Contrast
-from orchestrator.report.curves import Series
+from ablatrix.orchestrator.report import context_lengths as contexts
+from ablatrix.orchestrator.report import curves, wording
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+from ablatrix.orchestrator.report.curves import Series
+from ablatrix.orchestrator.study.metric import Measure
 
 MOST_LINES = 12  # of one panel: more cannot be told apart
 MOST_PANELS = 24

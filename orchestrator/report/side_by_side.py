@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator.measure import Measure
-from orchestrator.report import tables, wording
-from orchestrator.report.analysis import Analysis, CellResult
-from orchestrator.report.content import Block, Notes, Picture, Row, Section, Table, Text
-from orchestrator.report.plots import MOST_ROWS, Figure, Forest, ForestRow, forest_limits
-from orchestrator.report.wording import DASH, plain, quantity
-from trainer.errors import UserError
+from ablatrix.orchestrator.report import tables, wording
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+from ablatrix.orchestrator.report.content import Block, Notes, Picture, Row, Section, Table, Text
+from ablatrix.orchestrator.report.plots import MOST_ROWS, Figure, Forest, ForestRow, forest_limits
+from ablatrix.orchestrator.report.wording import DASH, plain, quantity
+from ablatrix.orchestrator.study.metric import Measure
+from ablatrix.trainer.rundir.errors import UserError
 
 
 def label_studies(analyses: Sequence[Analysis]) -> list[str]:

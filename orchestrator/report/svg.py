@@ -11,10 +11,10 @@ from html import escape as as_html
 
 import numpy as np
 
-from orchestrator.report.figures import COLOURS, DASHES, MARKERS
-from orchestrator.report.plots import Figure, Forest, ForestRow, Line, Panel, ticks
-from orchestrator.report.wording import plain, quantity, signed, tick_labels
-from trainer.console import visible
+from ablatrix.orchestrator.report.figures import COLOURS, DASHES, MARKERS
+from ablatrix.orchestrator.report.plots import Figure, Forest, ForestRow, Line, Panel, ticks
+from ablatrix.orchestrator.report.wording import plain, quantity, signed, tick_labels
+from ablatrix.trainer.rundir.console import visible
 
 HEIGHT, BELOW, ABOVE = 150, 36, 8  # pixels: plot, axis under it, room over it
 ROW = 26

@@ -10,12 +10,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.measure import Measure
-from orchestrator.report import wording
-from orchestrator.report.analysis import Analysis, CellResult
-from orchestrator.report.collect import RunRecord
-from orchestrator.report.statistics import Effect, Reach
-from trainer.console import visible
+from ablatrix.orchestrator.report import wording
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.statistics import Effect, Reach
+from ablatrix.orchestrator.study.metric import Measure
+from ablatrix.trainer.rundir.console import visible
 
 VALUE = "val_nll"  # the place of the measure in a row; its column is called by its name
 NUMBERS = (

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from orchestrator.measure import Measure
-from orchestrator.report import statistics as st
-from orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
-from orchestrator.report.collect import RunRecord
-from orchestrator.report.statistics import Effect, Reach
+from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.statistics import Effect, Reach
+from ablatrix.orchestrator.study.metric import Measure
 
 ONE_SEED = "descriptive only: one seed, no claim"
 MINUS = "\N{MINUS SIGN}"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.command.binary import BLOCK, DAMAGE, BinaryFollower, event_record, fields, history_record
-from orchestrator.command.series import Series
+from ablatrix.orchestrator.job.binary_logs import BLOCK, DAMAGE, BinaryFollower, event_record, fields, history_record
+from ablatrix.orchestrator.job.metric_series import Series
 
 
 def varint(value: int) -> bytes:

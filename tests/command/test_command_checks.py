@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import checks, experiment, matrix
-from orchestrator.command import template
-from orchestrator.command.config import CommandConfig
-from orchestrator.command.settings import Flags
-from orchestrator.snapshot import code_root
-from trainer.errors import ConfigError
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.orchestrator.study import command_template, experiment, matrix
+from ablatrix.orchestrator.study.command_config import CommandConfig
+from ablatrix.orchestrator.study.command_settings import Flags
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.rundir.errors import ConfigError
 
 FILE = """\
 name: study
@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def runs(folder: Path, text: str, *sets: str) -> list[matrix.Run]:
-    return matrix.runs(experiment.load(write(folder, text), sets), checks.vocabulary)
+    return matrix.runs(experiment.load(write(folder, text), sets), preflight.vocabulary)
 
 
 def refusals(folder: Path, text: str, *sets: str) -> list[str]:
@@ -124,7 +124,7 @@ def test_settings_of_the_command_line(tmp_path: Path) -> None:
 
 def test_what_a_value_holds_is_no_placeholder() -> None:
     values = {"a": "{b} {{x}} $(date)", "b": "no"}
-    rendered = template.render(["{a}", "{{a}}", "{flags}"], values, {"c": "{a}"}, Flags())
+    rendered = command_template.render(["{a}", "{{a}}", "{flags}"], values, {"c": "{a}"}, Flags())
     assert rendered == [values["a"], "{a}", "--c={a}"]
 
 
@@ -144,7 +144,7 @@ def test_the_identity_is_what_is_started(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((code_root() / "docs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_can_be_planned(path: Path) -> None:
-    planned = matrix.runs(experiment.load(path), checks.vocabulary)
+    planned = matrix.runs(experiment.load(path), preflight.vocabulary)
     assert len({run.id for run in planned}) == len(planned) >= 3
     assert all(isinstance(run.config, CommandConfig) for run in planned)
 
@@ -152,7 +152,7 @@ def test_every_recipe_can_be_planned(path: Path) -> None:
 def test_lines_that_go_on_and_texts_that_hold_such_an_end() -> None:
     """A backslash at a line's end joins two lines; within single quotes it is a text, as for a shell."""
     line = "python a.py \\\n --x 'a\\\nb' \"c\\\nd\" e\\\\"
-    assert template.split(line) == ["python", "a.py", "--x", "a\\\nb", "cd", "e\\"]
+    assert command_template.split(line) == ["python", "a.py", "--x", "a\\\nb", "cd", "e\\"]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import ablatrix_run
-from orchestrator import status
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.trainer.rundir import run_files
 from tests.command.test_command_resume import create, start, until
 from tests.workspace import Workspace
-from trainer import runlog
 
 SCRIPT = """\
 import json, sys, time
@@ -45,19 +45,19 @@ def test_in_a_job_it_goes_on_where_it_was_stopped(workspace: Workspace) -> None:
     study = create(workspace, command="python own.py", flags="in-process", base=base, metrics=None, seeds=[7])
     folder = study.runs[0].folder
     process = start(workspace, folder)
-    until(lambda: len(runlog.read_text(folder / "metrics.jsonl").splitlines()) > 10)
+    until(lambda: len(run_files.read_text(folder / "metrics.jsonl").splitlines()) > 10)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(30) == runlog.EXIT_STOPPED
-    (state,) = status.collect(study)
+    assert process.wait(30) == run_files.EXIT_STOPPED
+    (state,) = run_state.collect(study)
     assert (state.state, "submit again to continue" in state.reason) == ("stopped", True)
     assert start(workspace, folder).wait(30) == 0
-    rows = runlog.whole_rows(runlog.read_text(folder / runlog.LOSS))
+    rows = run_files.whole_rows(run_files.read_text(folder / run_files.LOSS))
     assert [(int(row[0]), float(row[1])) for row in rows] == [(step, 4 - 0.02 * step) for step in range(1, 61)]
     seconds = [float(row[-1]) for row in rows]
     assert seconds == sorted(seconds)
     steps = sorted(float(row[2]) for row in rows[1:])
     assert steps[1] > 0.019, "the time of a step is not the pause in it"  # but for the first one after the restart
-    assert "seed 7" in runlog.read_text(folder / runlog.JOB_OUT)
+    assert "seed 7" in run_files.read_text(folder / run_files.JOB_OUT)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 61)), "a step was repeated or left out"
 
@@ -75,7 +75,7 @@ def test_alone_it_works_in_a_folder_of_its_own(tmp_path: Path, workspace: Worksp
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == runlog.EXIT_STOPPED
+    assert process.wait(30) == run_files.EXIT_STOPPED
     assert json.loads((workspace.folder / "run" / "state.json").read_text()) >= 2
 
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.command import numbers, template
-from orchestrator.command.losses import make_follower
-from orchestrator.command.series import Series
-from orchestrator.command.sources import Follower, are_labelled, make_parser
-from trainer import runlog
+from ablatrix.orchestrator.job import number_formats
+from ablatrix.orchestrator.job.loss_table import make_follower
+from ablatrix.orchestrator.job.metric_series import Series
+from ablatrix.orchestrator.job.metric_sources import Follower, are_labelled, make_parser
+from ablatrix.orchestrator.study import command_template
+from ablatrix.trainer.rundir import run_files
 
 PATTERNS = [r"iter (?P<iter>\d+): loss (?P<loss>\S+)", r"step (?P<iter>\d+): .*val loss (?P<val_loss>\S+)"]
 
@@ -93,7 +94,7 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
     assert list(cells(series)) == [1, 3]
     assert math.isnan(cells(series)[3])
     assert series.bad == 6
-    assert [row[0] for row in runlog.whole_rows(series.text())] == ["1", "3"]
+    assert [row[0] for row in run_files.whole_rows(series.text())] == ["1", "3"]
 
 
 def test_the_headline_without_a_held_out_loss_is_no_single_batch() -> None:
@@ -151,7 +152,7 @@ def test_garbage_harms_nothing(data: bytes, kind: str) -> None:
         series = read(Path(file.name), kind)
     if kind != "csv":  # a stray quote may swallow a row
         assert cells(series)[5] == 2.5
-    runlog.whole_rows(series.text())
+    run_files.whole_rows(series.text())
 
 
 @pytest.mark.parametrize(
@@ -183,11 +184,11 @@ def test_colours_and_progress_bars_do_not_hide_numbers(tmp_path: Path, line: str
      ("1.2.3", False, None), ("n/a", False, None), ("", False, None)],
 )  # fmt: skip
 def test_numbers_as_programs_print_them(text: str, whole: bool, value: float | None) -> None:
-    assert numbers.read(text, whole) == value
+    assert number_formats.read(text, whole) == value
 
 
 def test_nan_is_a_number() -> None:
-    assert math.isnan(numbers.read("NaN") or 0)
+    assert math.isnan(number_formats.read("NaN") or 0)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_a_number_before_a_line_is_a_rank_where_srun_labels(
     tmp_path: Path, command: str, losses: dict[int, float]
 ) -> None:
     (tmp_path / "log").write_text("".join(f"{r}: iter {s}: loss {s + r}\n" for s in (1, 2) for r in (0, 1)))
-    parser = make_parser("regex", {}, PATTERNS, are_labelled(template.split(command)))
+    parser = make_parser("regex", {}, PATTERNS, are_labelled(command_template.split(command)))
     series = Series()
     for found in Follower(tmp_path / "log", parser).read(final=True):
         series.add(found)

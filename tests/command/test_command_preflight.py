@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checks, experiment, matrix
-from orchestrator.command import preflight
-from orchestrator.command.program import find_program
-from trainer.errors import ConfigError
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study.command_program import find_program
+from ablatrix.orchestrator.submit import command_preflight
+from ablatrix.orchestrator.submit import preflight as checks
+from ablatrix.trainer.rundir.errors import ConfigError
 
 SCRIPT = """\
 import argparse, json
@@ -51,7 +52,7 @@ def problems(folder: Path, command: str, old: str = "", new: str = "", launcher:
     path.write_text(FILE.format(command=command, folder=folder).replace(old or "\0", new))
     loaded = experiment.load(path)
     found = matrix.runs(loaded, checks.vocabulary)
-    listed = list(preflight.check(loaded, found, launcher))
+    listed = list(command_preflight.check(loaded, found, launcher))
     assert not (folder / "trained").exists()
     return listed
 
@@ -156,7 +157,7 @@ def test_another_python_on_path_is_named(folder: Path, capsys: pytest.CaptureFix
 def test_scripts_whose_flags_cannot_be_known_are_left_alone(
     folder: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "HELP_SECONDS", 1.0)
+    monkeypatch.setattr(command_preflight, "HELP_SECONDS", 1.0)
     (folder / "train.py").write_text(source)
     assert problems(folder, "python train.py --seed={seed} {flags}") == []
 

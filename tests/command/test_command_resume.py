@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checks, claims, experiment, matrix, rundir, status, task
-from orchestrator.rundir import Study
+from ablatrix.orchestrator.job import task
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.rundir import processes, run_files
 from tests.command.test_command_runs import LOSSES, write_study
 from tests.workspace import Workspace
-from trainer import processes, runlog
 
 RESUME = "python standin.py --out_dir={run_dir} --resume {flags}"
 
@@ -25,16 +29,16 @@ def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **change
     study = write_study(
         workspace, **{"base": base, "features": {}, "design": ["baseline"], "workdir": str(workspace.folder), **changes}
     )
-    runs = matrix.runs(experiment.load(study), checks.vocabulary)
-    created = rundir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs)
-    rundir.renew(created, runs)
+    runs = matrix.runs(experiment.load(study), preflight.vocabulary)
+    created = study_dir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs)
+    study_dir.renew(created, runs)
     return created
 
 
 def start(workspace: Workspace, folder: Path) -> "subprocess.Popen[bytes]":
     """What a job starts for a run, its output in job.out."""
-    with open(folder / runlog.JOB_OUT, "ab") as output:
-        command = [sys.executable, "-P", "-m", "orchestrator.command", str(folder)]
+    with open(folder / run_files.JOB_OUT, "ab") as output:
+        command = [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(folder)]
         return subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=output, stderr=output)
 
 
@@ -46,11 +50,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def has_step(folder: Path, step: int) -> bool:
-    return f"iter {step}:" in runlog.read_text(folder / runlog.JOB_OUT)
+    return f"iter {step}:" in run_files.read_text(folder / run_files.JOB_OUT)
 
 
 def losses(folder: Path) -> list[list[str]]:
-    return [[row[0], row[1], row[3]] for row in runlog.whole_rows(runlog.read_text(folder / runlog.LOSS))]
+    return [[row[0], row[1], row[3]] for row in run_files.whole_rows(run_files.read_text(folder / run_files.LOSS))]
 
 
 def expected(steps: int = 100) -> list[list[str]]:
@@ -68,17 +72,17 @@ def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspac
     process = start(workspace, folder)
     until(lambda: has_step(folder, 30))
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(30) == runlog.EXIT_STOPPED
+    assert process.wait(30) == run_files.EXIT_STOPPED
     saved = json.loads((folder / "state.json").read_text())["step"]
-    (state,) = status.collect(study)
+    (state,) = run_state.collect(study)
     assert state.state == "stopped"
     assert state.reason.endswith("submit again to continue")
     assert start(workspace, folder).wait(30) == 0
-    events = [event["event"] for event in runlog.read_events(folder)]
+    events = [event["event"] for event in run_files.read_events(folder)]
     assert events == ["started", "signal", "stopped", "resumed", "finished"]
-    assert f"iter {saved + saved % 2}:" in runlog.read_text(folder / runlog.JOB_OUT).split("Resuming")[1]
+    assert f"iter {saved + saved % 2}:" in run_files.read_text(folder / run_files.JOB_OUT).split("Resuming")[1]
     assert losses(folder) == expected()
-    assert status.collect(study)[0].state == "done"
+    assert run_state.collect(study)[0].state == "done"
 
 
 def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: Workspace) -> None:
@@ -87,10 +91,10 @@ def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: W
     process = start(workspace, folder)
     until(lambda: has_step(folder, 50))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == runlog.EXIT_STOPPED
+    assert process.wait(30) == run_files.EXIT_STOPPED
     assert start(workspace, folder).wait(30) == 0
-    assert "checkpoint" in [event["event"] for event in runlog.read_events(folder)]
-    assert "Resuming" in runlog.read_text(folder / runlog.JOB_OUT)
+    assert "checkpoint" in [event["event"] for event in run_files.read_events(folder)]
+    assert "Resuming" in run_files.read_text(folder / run_files.JOB_OUT)
     assert losses(folder) == expected()
 
 
@@ -106,14 +110,14 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_begins_anew_and_says_so(work
         process = start(workspace, folder)
         until(lambda at=folder: has_step(at, 10))  # type: ignore[misc]
         process.send_signal(signal.SIGUSR2)
-        assert process.wait(30) == runlog.EXIT_STOPPED
+        assert process.wait(30) == run_files.EXIT_STOPPED
         if not changes:
-            assert status.collect(study)[0].reason.endswith("submit again to start it anew")
+            assert run_state.collect(study)[0].reason.endswith("submit again to start it anew")
         assert start(workspace, folder).wait(30) == 0
-        last = [event for event in runlog.read_events(folder) if event["event"] == "started"][-1]
+        last = [event for event in run_files.read_events(folder) if event["event"] == "started"][-1]
         assert words in last["reason"]
         assert losses(folder) == expected()
-        (folder / runlog.SUMMARY).unlink()
+        (folder / run_files.SUMMARY).unlink()
 
 
 @pytest.mark.parametrize("steps", [15, 45, 75])
@@ -125,9 +129,9 @@ def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
     until(lambda: has_step(folder, steps - steps % 2))
     process.kill()
     process.wait()
-    size = (folder / runlog.JOB_OUT).stat().st_size
+    size = (folder / run_files.JOB_OUT).stat().st_size
     assert start(workspace, folder).wait(30) == 0
-    text = runlog.read_text(folder / runlog.JOB_OUT)
+    text = run_files.read_text(folder / run_files.JOB_OUT)
     assert ("Resuming" in text) == (steps > 20)
     assert size < len(text)
     assert losses(folder) == expected()
@@ -141,7 +145,7 @@ def test_what_a_killed_attempt_has_left_behind_is_ended(workspace: Workspace) ->
     study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
     folder = study.runs[0].folder
     first = start(workspace, folder)
-    until(lambda: runlog.read_text(folder / "pid").endswith("\n"))
+    until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
     left = Path("/proc") / (folder / "pid").read_text().strip() / "cmdline"
     until(lambda: left.read_bytes().startswith(b"sleep"))
     first.kill()
@@ -157,11 +161,11 @@ def test_kill_9_leaves_no_process_of_the_command(workspace: Workspace, victim: s
     script = "echo iter 1: loss 2, time 1ms; sleep 600 & echo $! > $ABLATRIX_RUN_DIR/pid; wait"
     study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
     folder = study.runs[0].folder
-    claims.take(folder, 1)
+    submit_attempts.take(folder, 1)
     words = task.task_command([(folder, 1)])
     with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as job:
-        until(lambda: runlog.read_text(folder / "pid").endswith("\n"))
-        started = next(event for event in runlog.read_events(folder) if event["event"] == "started")
+        until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
+        started = next(event for event in run_files.read_events(folder) if event["event"] == "started")
         helper = int((folder / "pid").read_text())
         os.kill(job.pid if victim == "task" else started["pid"], signal.SIGKILL)
     until(lambda: not processes.born(started["pid"]) and not processes.born(helper))
@@ -174,12 +178,12 @@ def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:
     until(lambda: has_step(folder, 4))
     second = start(workspace, folder)
     try:
-        assert first.wait(30) == runlog.EXIT_SUPERSEDED
+        assert first.wait(30) == run_files.EXIT_SUPERSEDED
         assert second.wait(60) == 0
     finally:
         first.kill()
         second.kill()
-    assert "superseded" in [event["event"] for event in runlog.read_events(folder)]
+    assert "superseded" in [event["event"] for event in run_files.read_events(folder)]
     assert losses(folder)[-1] == expected()[-1]
 
 
@@ -189,12 +193,12 @@ def test_a_command_that_does_not_listen_is_killed_with_all_it_has_started(worksp
     )
     study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
     folder = study.runs[0].folder
-    with open(folder / runlog.JOB_OUT, "ab") as output:
-        command = "import sys; from pathlib import Path; from orchestrator.command import runner; "
-        command += f"runner.GRACE_SECONDS = 0.5; sys.exit(runner.main(Path({str(folder)!r})))"
+    with open(folder / run_files.JOB_OUT, "ab") as output:
+        command = "import sys; from pathlib import Path; from ablatrix.orchestrator.job import command_runner; "
+        command += f"command_runner.GRACE_SECONDS = 0.5; sys.exit(command_runner.main(Path({str(folder)!r})))"
         process = subprocess.Popen([sys.executable, "-c", command], env=workspace.env(), stdout=output, stderr=output)
     until((folder / "pid").exists)
-    until(lambda: "started" in [event["event"] for event in runlog.read_events(folder)])
+    until(lambda: "started" in [event["event"] for event in run_files.read_events(folder)])
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == runlog.EXIT_STOPPED
+    assert process.wait(30) == run_files.EXIT_STOPPED
     until(lambda: not Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").exists())

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import checks, claims, experiment, matrix, rundir, task
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.job import task
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import Workspace
-from trainer import runlog
 
 STANDIN = Path(__file__).with_name("standin.py")
 LOSSES = [
@@ -62,9 +65,9 @@ def write_study(workspace: Workspace, **changes: object) -> Path:
 
 def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.CompletedProcess[str]]":
     """The study's first run as a job would run it."""
-    runs = matrix.runs(experiment.load(study), checks.vocabulary)[:1]
-    (run,) = rundir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs).runs
-    claims.take(run.folder, 1)
+    runs = matrix.runs(experiment.load(study), preflight.vocabulary)[:1]
+    (run,) = study_dir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs).runs
+    submit_attempts.take(run.folder, 1)
     command = task.task_command([(run.folder, 1)])
     return run.folder, subprocess.run(
         command, cwd=workspace.folder, env=workspace.env(), check=False, capture_output=True, text=True, timeout=60
@@ -102,7 +105,7 @@ def test_from_file_to_report(workspace: Workspace) -> None:
     shown = workspace.run("show", "baseline").stdout
     assert "settings.learning_rate  0.01" in shown
     (folder / "argv.json").unlink()
-    subprocess.run(["sh", folder / runlog.ARGS], check=True, capture_output=True, env=workspace.env())
+    subprocess.run(["sh", folder / run_files.ARGS], check=True, capture_output=True, env=workspace.env())
     assert (folder / "argv.json").exists(), "args.txt does not start the command"
 
 
@@ -193,7 +196,7 @@ def test_hostile_values_arrive_as_they_are(workspace: Workspace) -> None:
     flags = [word for word in expected_words(folder) if not word.startswith(("--dash=", "--shell=", "--quotes="))]
     assert json.loads((folder / "argv.json").read_text()) == flags + rest
     # and what can be pasted into a shell says the same
-    told = shlex.split((folder / runlog.ARGS).read_bytes().decode())
+    told = shlex.split((folder / run_files.ARGS).read_bytes().decode())
     assert told[3:] == [
         "env",
         f"HOSTILE={HOSTILE['shell']}\n{HOSTILE['quotes']}",
@@ -221,7 +224,7 @@ def test_the_commands_own_modules_are_its_own(workspace: Workspace) -> None:
         metrics={"regex": LOSSES},
     )
     folder, _ = start(workspace, study)
-    assert runlog.read_text(folder / runlog.LOSS).splitlines()[1].startswith("1,1.5,")
+    assert run_files.read_text(folder / run_files.LOSS).splitlines()[1].startswith("1,1.5,")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +240,9 @@ def test_the_commands_own_modules_are_its_own(workspace: Workspace) -> None:
 def test_failures_are_named(workspace: Workspace, changes: dict[str, object], words: str) -> None:
     folder, ended = start(workspace, write_study(workspace, workdir=str(workspace.folder), **changes))
     assert ended.returncode != 0
-    last = runlog.read_events(folder)[-1]
+    last = run_files.read_events(folder)[-1]
     assert (last["event"], words in last["reason"]) == ("failed", True), last
-    assert not (folder / runlog.SUMMARY).exists()
+    assert not (folder / run_files.SUMMARY).exists()
 
 
 def test_what_cannot_be_started_is_found_by_the_check(workspace: Workspace) -> None:
@@ -278,7 +281,7 @@ def test_files_of_ours_that_the_command_writes_over(workspace: Workspace) -> Non
     )  # fmt: skip
     folder, ended = start(workspace, study)
     assert ended.returncode == 0
-    assert runlog.read_text(folder / runlog.LOSS).splitlines()[1].startswith("1,2.5,")
+    assert run_files.read_text(folder / run_files.LOSS).splitlines()[1].startswith("1,2.5,")
     assert json.loads((folder / "config.json").read_text())["command"][0] == "python"
     assert (folder / "args.txt").read_text().startswith("cd ")
     assert json.loads((folder / "summary.json").read_text())["measure"] == "loss"

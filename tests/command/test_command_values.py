@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import experiment, matrix
+from ablatrix.orchestrator.study import experiment, matrix
 
 STUDY = """\
 name: s

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import status
-from orchestrator.launchers import early_failures
-from orchestrator.launchers.early_failures import EarlyFailures
-from orchestrator.rundir import StudyRun
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store.study_dir import StudyRun
+from ablatrix.orchestrator.submit import early_failures
+from ablatrix.orchestrator.submit.early_failures import EarlyFailures
+from ablatrix.trainer.rundir import run_files
 from tests.command.test_command_runs import write_study
 from tests.workspace import Workspace
-from trainer import runlog
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_what_stops_the_rest(tmp_path: Path, ends: list[tuple[str, str, float]],
     for number, (event, reason, seconds) in enumerate(ends):
         folder = tmp_path / str(number)
         folder.mkdir()
-        runlog.append_event(folder, event, **({"reason": reason} if reason else {}))
+        run_files.append_event(folder, event, **({"reason": reason} if reason else {}))
         failures.add(folder, seconds)
     assert bool(failures.reason) is stops
 
@@ -49,8 +49,8 @@ def test_the_rest_of_a_study_is_not_started(workspace: Workspace) -> None:
 
 
 def test_status_says_so_while_others_wait(tmp_path: Path) -> None:
-    def state(word: str, reason: str = "") -> status.RunState:
-        return status.RunState(StudyRun("a", "a", 1, [], {}, tmp_path), state=word, reason=reason)
+    def state(word: str, reason: str = "") -> run_state.RunState:
+        return run_state.RunState(StudyRun("a", "a", 1, [], {}, tmp_path), state=word, reason=reason)
 
     alike = [state("failed", "exit code 1: x 1"), state("failed", "exit code 1: x 2")]
     assert "2 runs failed alike, none is done, 1 wait" in early_failures.describe_alike(

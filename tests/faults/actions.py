@@ -11,11 +11,12 @@ from typing import Any
 import numpy.random  # noqa: F401 - imported on first use otherwise, which a full memory does not allow
 import torch
 
-from models.config import GPTConfig
-from models.gpt import GPT
-from trainer import checkpoint, durable, runlog
-from trainer.__main__ import main
-from trainer.loop import Trainer
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.__main__ import main
+from ablatrix.trainer.loop import Trainer
+from ablatrix.trainer.rundir import atomic, run_files
 
 OLD, NEW = "old\n" * 3, "new and longer\n" * 300
 
@@ -30,7 +31,7 @@ def state(step: int, filling: float = 1.0) -> dict[str, Any]:
 
 def impatient() -> None:
     """Retries without the pauses."""
-    durable.PAUSES = (0.0,) * len(durable.PAUSES)
+    atomic.PAUSES = (0.0,) * len(atomic.PAUSES)
 
 
 def halve_writes() -> None:
@@ -46,11 +47,11 @@ def warm_up(folder: str) -> int:
 
 
 def replace(folder: str, short: bool = False, durable: bool = True) -> int:
-    return _tried(short, lambda: runlog.atomic_write(Path(folder) / "file", NEW, durable))
+    return _tried(short, lambda: run_files.atomic_write(Path(folder) / "file", NEW, durable))
 
 
 def append(folder: str, short: bool = False) -> int:
-    return _tried(short, lambda: runlog.append_line(Path(folder) / "file", "third"))
+    return _tried(short, lambda: run_files.append_line(Path(folder) / "file", "third"))
 
 
 def save(folder: str, short: bool = False) -> int:
@@ -61,7 +62,7 @@ def rows(folder: str, short: bool = False) -> int:
     """A LossLog that is opened behind step 2, gets a row and is synced."""
 
     def act() -> None:
-        log = runlog.LossLog(Path(folder), 2)
+        log = run_files.LossLog(Path(folder), 2)
         log.write({"iter": 3, "loss": 0.5})
         log.sync()
 

@@ -141,7 +141,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    for name in ("tests.faults.actions", "trainer.run", "trainer.__main__"):
+    for name in ("tests.faults.actions", "ablatrix.trainer.run", "ablatrix.trainer.cli"):
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:  # what is imported or read on first use, is now
         call("tests.faults.actions:warm_up", [folder])

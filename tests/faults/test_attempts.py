@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from ablatrix.trainer.config import from_flags
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
+from ablatrix.trainer.rundir.run_files import EXIT_SUPERSEDED, LossLog, whole_rows
 from tests.evidence import Cases, Tally
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
-from trainer import runlog
-from trainer.attempts import Attempt, SupersededError
-from trainer.config import from_flags
-from trainer.runlog import EXIT_SUPERSEDED, LossLog, whole_rows
 
-HEADER = ",".join(runlog.COLUMNS) + "\n"
+HEADER = ",".join(run_files.COLUMNS) + "\n"
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
@@ -34,7 +34,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 
 def last_step(run_dir: Path) -> int:
-    return max((int(row[0]) for row in whole_rows(runlog.read_text(run_dir / runlog.LOSS))), default=0)
+    return max((int(row[0]) for row in whole_rows(run_files.read_text(run_dir / run_files.LOSS))), default=0)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def events(run_dir: Path) -> list[str]:
-    return [record["event"] for record in runlog.read_events(run_dir)]
+    return [record["event"] for record in run_files.read_events(run_dir)]
 
 
 def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
     assert first.wait() == EXIT_SUPERSEDED
     if second_finishes:
         after = files(run)
-        assert {name for name in before if before[name] != after.get(name)} == {runlog.EVENTS}
+        assert {name for name in before if before[name] != after.get(name)} == {run_files.EVENTS}
         assert set(after) == set(before)
     assert second.wait() == 0
     assert same_result(run, undisturbed)
     assert "another trainer has this run (attempt 2, this is attempt 1)" in first.log.read_text()
-    record = next(r for r in runlog.read_events(run) if r["event"] == "superseded")
+    record = next(r for r in run_files.read_events(run) if r["event"] == "superseded")
     assert record["attempt"] == 1
-    begun = [(r["event"], r["attempt"]) for r in runlog.read_events(run) if r["event"] in ("started", "resumed")]
+    begun = [(r["event"], r["attempt"]) for r in run_files.read_events(run) if r["event"] in ("started", "resumed")]
     assert begun == [("started", 1), ("resumed", 2)]
     assert "failed" not in events(run) and "stopped" not in events(run)
 
@@ -129,12 +129,12 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     run = trainers.folder / "run"
     config = from_flags(trainers.argv("run"))
     run.mkdir()
-    runlog.atomic_write(run / runlog.CONFIG, config.resolved(4096).to_json())
-    command = [sys.executable, "-m", "orchestrator.task", f"{run}:1"]
+    run_files.atomic_write(run / run_files.CONFIG, config.resolved(4096).to_json())
+    command = [sys.executable, "-m", "ablatrix.orchestrator.job.task", f"{run}:1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(command, env=environment, cwd=trainers.folder)
     wait_for(lambda: last_step(run) >= 4)
-    trainer = next(r["pid"] for r in runlog.read_events(run) if r["event"] == "started")
+    trainer = next(r["pid"] for r in run_files.read_events(run) if r["event"] == "started")
     os.kill(trainer, signal.SIGSTOP)
     assert trainers.start("run").wait() == 0
     os.kill(trainer, number)
@@ -179,13 +179,13 @@ class TestLossLog:
 
     @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.mend])
     def test_foreign_row_is_removed(self, log: LossLog, put_right: Callable[[LossLog], None]) -> None:
-        runlog.append_line(log.path, self.row(2).strip())
+        run_files.append_line(log.path, self.row(2).strip())
         put_right(log)
         assert log.path.read_text() == HEADER + "".join(self.row(step) for step in (1, 2, 3))
 
     @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.mend])
     def test_lost_rows_come_back(self, log: LossLog, put_right: Callable[[LossLog], None]) -> None:
-        runlog.atomic_write(log.path, HEADER + self.row(1))
+        run_files.atomic_write(log.path, HEADER + self.row(1))
         put_right(log)
         log.path.unlink()
         put_right(log)
@@ -201,7 +201,7 @@ class TestLossLog:
 
         old.guard = successor_comes
         old.write({"iter": 2, "loss": 0.5})
-        assert (tmp_path / runlog.LOSS).read_text() == HEADER + self.row(1) + self.row(2)
+        assert (tmp_path / run_files.LOSS).read_text() == HEADER + self.row(1) + self.row(2)
 
     def test_guard_is_asked_before_anything_is_written(self, tmp_path: Path) -> None:
         log = LossLog(tmp_path, 0)
@@ -214,7 +214,7 @@ class TestLossLog:
         for write in (lambda: log.write({"iter": 1}), lambda: LossLog(tmp_path, 0, refuse), lambda: log._rewrite()):
             with pytest.raises(SupersededError):
                 write()
-        assert log.path.read_text() == text and [p.name for p in tmp_path.iterdir()] == [runlog.LOSS]
+        assert log.path.read_text() == text and [p.name for p in tmp_path.iterdir()] == [run_files.LOSS]
 
 
 def test_readers_see_every_step_once_and_in_order() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.rundir import run_files
 from tests.faults.actions import state
 from tests.faults.conftest import Trainers, same_result
 from tests.faults.seccomp import Fault
-from trainer import checkpoint, runlog
 
 
 @pytest.fixture
@@ -61,16 +62,16 @@ def test_readable_by_torch_alone(tmp_path: Path, whole: bytes) -> None:
 def test_old_ones_are_dropped_only_after_the_new_one_is_safe(
     tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import durable
+    from ablatrix.trainer.rundir import atomic
 
     seen: list[set[str]] = []
-    sync = durable.sync_folder
+    sync = atomic.sync_folder
 
     def look(folder: Path) -> None:
         sync(folder)
         seen.append({path.name for path in checkpoint.checkpoints(folder)})
 
-    monkeypatch.setattr(durable, "sync_folder", look)
+    monkeypatch.setattr(atomic, "sync_folder", look)
     checkpoint.save(tmp_path, state(30))
     assert seen == [{f"checkpoint-000000{step}.pt" for step in (10, 20, 30)}]
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
@@ -83,14 +84,14 @@ def test_old_ones_are_dropped_only_after_the_new_one_is_safe(
 def test_run_goes_on_from_the_one_before(trainers: Trainers, damaged: int) -> None:
     undisturbed = trainers.finish("undisturbed", trainer__max_iters=20)
     run = trainers.finish("run", trainer__max_iters=20)
-    for name in (runlog.SUMMARY, runlog.MODEL):
+    for name in (run_files.SUMMARY, run_files.MODEL):
         (run / name).unlink()
     for path in checkpoint.checkpoints(run)[:damaged]:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
     trainers.finish("run", trainer__max_iters=20)
     assert same_result(run, undisturbed)
-    resumed = [r for r in runlog.read_events(run) if r["event"] in ("started", "resumed")][-1]
+    resumed = [r for r in run_files.read_events(run) if r["event"] in ("started", "resumed")][-1]
     assert resumed["iter"] == (18 if damaged == 1 else 0)
     assert (trainers.folder / "run.out").read_text().count("set aside as") == damaged
 
@@ -115,17 +116,17 @@ def test_checkpoint_on_a_bad_place_of_the_disk(trainers: Trainers) -> None:
     """Reading the newest checkpoint gives EIO for good: as damaged as a torn one."""
     undisturbed = trainers.finish("undisturbed", trainer__max_iters=20)
     run = trainers.finish("run", trainer__max_iters=20)
-    for name in (runlog.SUMMARY, runlog.MODEL):
+    for name in (run_files.SUMMARY, run_files.MODEL):
         (run / name).unlink()
     newest = checkpoint.checkpoints(run)[0]
     reads = trainers.watched("run", Fault(reading=newest.name), trainer__max_iters=20).calls
     assert len(reads) > 4
     for at in range(1, len(reads) + 1):
-        (run / runlog.SUMMARY).unlink()
+        (run / run_files.SUMMARY).unlink()
         outcome = trainers.watched("run", Fault("once", at, errno.EIO, reading=newest.name), trainer__max_iters=20)
         assert outcome.code == 0 and len(outcome.failed) == 1  # it passed
     assert not list(run.glob("*.bad")) and same_result(run, undisturbed)
-    (run / runlog.SUMMARY).unlink()
+    (run / run_files.SUMMARY).unlink()
     outcome = trainers.watched("run", Fault("same", 1, errno.EIO, reading=newest.name), trainer__max_iters=20)
     assert outcome.code == 0 and same_result(run, undisturbed)
     assert newest.with_name(newest.name + ".bad").exists()

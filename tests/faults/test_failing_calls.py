@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.atomic import TRANSIENT
 from tests.faults.actions import NEW, OLD, state
 from tests.faults.nursery import Nursery
 from tests.faults.seccomp import Fault, Outcome
-from trainer import checkpoint, runlog
-from trainer.durable import TRANSIENT
 
 pytestmark = pytest.mark.usefixtures("seccomp")
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EINTR)
-HEADER = ",".join(runlog.COLUMNS) + "\n"
+HEADER = ",".join(run_files.COLUMNS) + "\n"
 ROWS = [f"{step},{1 / step!r},0.1,,0.001,1.0,{step * 16},{step / 10!r}\n" for step in (1, 2, 3)]
 ADDED = "3,0.5,,,,,,\n"
 
@@ -70,11 +71,11 @@ def check_saved(folder: Path, outcome: Outcome) -> None:
 
 
 def write_rows(folder: Path) -> None:
-    (folder / runlog.LOSS).write_text(HEADER + "".join(ROWS) + "4,0.2")
+    (folder / run_files.LOSS).write_text(HEADER + "".join(ROWS) + "4,0.2")
 
 
 def check_rows(folder: Path, outcome: Outcome) -> None:
-    text = (folder / runlog.LOSS).read_text()
+    text = (folder / run_files.LOSS).read_text()
     trimmed = HEADER + "".join(ROWS[:2])
     done = trimmed + ADDED
     assert text in ([done] if outcome.code == 0 else [HEADER + "".join(ROWS) + "4,0.2", trimmed, done])

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from ablatrix.trainer.rundir import run_files
 from tests.faults.conftest import Trainers, same_result
 from tests.faults.seccomp import Fault
 from tests.faults.test_kills import rows_of
 from tests.trainer.test_callbacks import OVERFITTING
-from trainer import runlog
 
 pytestmark = pytest.mark.slow
 
-CLOCKS = {*runlog.CLOCK_COLUMNS, "peak_memory_bytes"}
+CLOCKS = {*run_files.CLOCK_COLUMNS, "peak_memory_bytes"}
 EVERYTHING: dict[str, Any] = {
     "callbacks__jsonl": True,
     "trainer__sample_interval": 20,
@@ -39,12 +39,12 @@ EVERYTHING: dict[str, Any] = {
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = (run / runlog.METRICS).read_text().splitlines()
+    lines = (run / run_files.METRICS).read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in CLOCKS} for line in lines]
 
 
 def weights_of(run: Path) -> list[torch.Tensor]:
-    return list(torch.load(run / runlog.BEST, weights_only=True).values())
+    return list(torch.load(run / run_files.BEST, weights_only=True).values())
 
 
 @pytest.mark.usefixtures("seccomp")
@@ -52,7 +52,7 @@ def test_killed_before_calls_from_first_to_last(trainers: Trainers, write_jsonl:
     """Twice each, the second time in a run that goes on from what the first has left."""
     settings = {**EVERYTHING, "data__file_path": write_jsonl(OVERFITTING)}
     undisturbed = trainers.finish("undisturbed", **settings)
-    found = json.loads((undisturbed / runlog.SUMMARY).read_text())
+    found = json.loads((undisturbed / run_files.SUMMARY).read_text())
     assert found["stopped_early"] and 0 < found["best_iter"] < found["iters"] < 80
     calls = trainers.watched("counted", Fault(changing=True), **settings).calls
     expected = list(rows_of(undisturbed))
@@ -60,12 +60,12 @@ def test_killed_before_calls_from_first_to_last(trainers: Trainers, write_jsonl:
         run = trainers.folder / f"run{at}"
         for fault in (Fault("kill", at, changing=True), Fault("kill", at // 2 + 1, changing=True)):
             assert trainers.watched(run.name, fault, **settings).code in (0, -signal.SIGKILL)
-            text = runlog.read_text(run / runlog.METRICS)
-            steps = [record["iter"] for record in runlog.json_objects(text[: text.rfind("\n") + 1])]
+            text = run_files.read_text(run / run_files.METRICS)
+            steps = [record["iter"] for record in run_files.json_objects(text[: text.rfind("\n") + 1])]
             assert steps == expected[: len(steps)], "a row is doubled, missing or out of order"
         trainers.finish(run.name, **settings)
         assert same_result(run, undisturbed)
         assert metrics(run) == metrics(undisturbed)
-        assert (run / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        assert (run / run_files.SAMPLES).read_bytes() == (undisturbed / run_files.SAMPLES).read_bytes()
         assert all(map(torch.equal, weights_of(run), weights_of(undisturbed)))
         assert not list(run.glob(".*.tmp"))

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.rundir import run_files
 from tests import evidence
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.seccomp import Fault
-from trainer import checkpoint, runlog
 
 pytestmark = pytest.mark.slow
 
@@ -34,25 +35,25 @@ VARIANTS = [(name, workers) for name in FEATURES for workers in (0, 2)]
 def timeless(line: str) -> list[str]:
     """The cells of a row, the clock's left out."""
     cells = line.split(",")
-    return [cell for name, cell in zip(runlog.COLUMNS, cells, strict=True) if name not in runlog.CLOCK_COLUMNS]
+    return [cell for name, cell in zip(run_files.COLUMNS, cells, strict=True) if name not in run_files.CLOCK_COLUMNS]
 
 
 def rows_of(run_dir: Path) -> dict[int, list[str]]:
-    lines = (run_dir / runlog.LOSS).read_text().splitlines()
+    lines = (run_dir / run_files.LOSS).read_text().splitlines()
     return {int(line.split(",")[0]): timeless(line) for line in lines[1:]}
 
 
 def check_in_passing(run: Path, expected: dict[int, list[str]]) -> int:
     """What a killed trainer has left: only whole and true things, but for the very last line. The steps logged."""
-    text = runlog.read_text(run / runlog.LOSS)
+    text = run_files.read_text(run / run_files.LOSS)
     lines = text[: text.rfind("\n") + 1].splitlines()
-    assert not lines or lines[0] == ",".join(runlog.COLUMNS)
+    assert not lines or lines[0] == ",".join(run_files.COLUMNS)
     steps = [int(line.split(",")[0]) for line in lines[1:]]
     assert steps == list(expected)[: len(steps)], "a row is doubled, missing or out of order"
     for step, line in zip(steps, lines[1:], strict=True):
         assert timeless(line) == expected[step], "a row was invented"
     attempts = len(list((run / ".attempts").glob("*")))
-    spoiled = len(runlog.read_text(run / runlog.EVENTS).splitlines()) - len(runlog.read_events(run))
+    spoiled = len(run_files.read_text(run / run_files.EVENTS).splitlines()) - len(run_files.read_events(run))
     assert spoiled <= attempts, "a kill tears one line at most"
     for path in checkpoint.checkpoints(run):
         assert checkpoint._read(path)["step"] == int(path.stem[-8:])
@@ -61,7 +62,7 @@ def check_in_passing(run: Path, expected: dict[int, list[str]]) -> int:
 
 def check_finished(run: Path, undisturbed: Path) -> None:
     assert same_result(run, undisturbed)
-    ours, theirs = (torch.load(folder / runlog.MODEL, weights_only=True) for folder in (run, undisturbed))
+    ours, theirs = (torch.load(folder / run_files.MODEL, weights_only=True) for folder in (run, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not list(run.glob(".*.tmp")) and not list(run.glob("*.bad"))
 
@@ -77,7 +78,7 @@ class Met:
         self.kills += 1
         self.met["before the first row" if not rows else "while training"] += 1
         self.met["a resumed attempt"] += resumed
-        text = runlog.read_text(run / runlog.LOSS)
+        text = run_files.read_text(run / run_files.LOSS)
         self.met["leaving an unterminated row"] += bool(text) and not text.endswith("\n")
         self.met["leaving a temporary file"] += any(run.glob(".*.tmp"))
         self.met["after the last step"] += rows == 31
@@ -136,7 +137,7 @@ def test_killed_before_every_system_call(
             assert outcome.code in (0, -signal.SIGKILL)
             if run.exists():
                 check_in_passing(run, expected)
-            torn += not runlog.read_text(run / runlog.LOSS).endswith("\n")
+            torn += not run_files.read_text(run / run_files.LOSS).endswith("\n")
         trainers.finish(run.name, trainer__max_iters=8)
         check_finished(run, undisturbed)
     assert torn or len(chosen) < len(calls)

@@ -15,11 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import display, experiment, expressions, inheritance, matrix, rundir, slurm, status
-from orchestrator.command import binary, series, sources
-from orchestrator.report import cache, collect
-from trainer import config, runlog
-from trainer.errors import AblatrixError
+from ablatrix.orchestrator.job import binary_logs, metric_series, metric_sources
+from ablatrix.orchestrator.report import collect, curve_cache
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.study import experiment, extends, interpolation, matrix
+from ablatrix.orchestrator.terminal import tables as display
+from ablatrix.trainer import config
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import AblatrixError
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def read_experiment(data: bytes) -> None:
 
 def read_expression(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
-    variables = expressions.Variables({"a": 3, "b": "${a + 1}", "c": text, "d": ["${c}", "${c}"]}, {"E": text})
+    variables = interpolation.Variables({"a": 3, "b": "${a + 1}", "c": text, "d": ["${c}", "${c}"]}, {"E": text})
     for shown in ("${" + text + "}", text, "${c}${d}", "${env:E}"):
         try:
             str(variables.fill(shown)).encode("utf-8", "surrogatepass")
@@ -94,9 +99,9 @@ def read_expression(data: bytes) -> None:
 
 
 def read_sets(data: bytes) -> None:
-    tree = inheritance.yamlfile.Tree({"vars": {}, "base": {}})
-    sets = inheritance.parse_sets(data.decode("utf-8", "replace").split("\0"))
-    inheritance.apply_sets(tree, sets, experiment.TOP_LEVEL)
+    tree = extends.yamlfile.Tree({"vars": {}, "base": {}})
+    sets = extends.parse_sets(data.decode("utf-8", "replace").split("\0"))
+    extends.apply_sets(tree, sets, experiment.TOP_LEVEL)
 
 
 # ---- files of a run
@@ -107,7 +112,7 @@ LOSS = b"iter,loss,dt,val_loss,lr,grad_norm,tokens,seconds\n5,3.25,0.01,,0.001,1
 def read_loss(data: bytes) -> None:
     """Rows are lines of the file, steps rise; the quick reader of the report reads what the careful one does."""
     text = data.decode("utf-8", "replace")
-    rows = runlog.whole_rows(text)
+    rows = run_files.whole_rows(text)
     lines = set(text[: text.rfind("\n") + 1].split("\n"))
     assert all(",".join(row) in lines for row in rows)
     steps = [int(row[0]) for row in rows]
@@ -117,20 +122,20 @@ def read_loss(data: bytes) -> None:
     for name, values in columns.items():
         for row, value in zip(rows, values, strict=True):
             header = text[: text.find("\n")].strip().split(",")
-            told = runlog.number(row[header.index(name)]) if name in header else None
+            told = run_files.number(row[header.index(name)]) if name in header else None
             assert math.isnan(value) if told is None or math.isnan(told) else value == told, (name, row, value)
     with np.errstate(all="ignore"):
         collect.reduce_rows(columns)
     run = folder() / "run"
     run.mkdir(exist_ok=True)
-    (run / runlog.LOSS).write_bytes(data)
-    log = runlog.LossLog(run, 10**9)
+    (run / run_files.LOSS).write_bytes(data)
+    log = run_files.LossLog(run, 10**9)
     assert [row["iter"] for row in log.rows()] == [step for step in steps if step <= 10**9]
-    series.Series().load(text)
+    metric_series.Series().load(text)
 
 
 def read_config(data: bytes) -> None:
-    path = folder() / runlog.CONFIG
+    path = folder() / run_files.CONFIG
     path.write_bytes(data)
     read = config.load(path)
     assert config.validate(json.loads(read.to_json())) == read
@@ -152,21 +157,21 @@ def study() -> tuple[Path, tuple[Path, ...]]:
     studies.write_study(where, plan)
     run = next(path for path in sorted(where.iterdir()) if path.is_dir())
     for event in ("submitting", "queued", "started", "heartbeat", "checkpoint", "signal", "stopped", "ended"):
-        runlog.append_event(
+        run_files.append_event(
             run, event, attempt=1, token="0" * 16, iter=5, launcher="sbatch", state="failed", reason="x"
         )
     claim = run / ".queue" / "1" / "claim.json"
     claim.parent.mkdir(parents=True)
     claim.write_text('{"attempt": 1, "token": "0123456789abcdef", "index": 0, "tasks": 2}')
     others = {
-        rundir.ORIGINS: {"model.rope": "a.yaml:3"},
+        study_dir.ORIGINS: {"model.rope": "a.yaml:3"},
         "command.json": {"command": ["true"], "steps": 5},
-        runlog.PROVENANCE: {"git_commit": "ab", "versions": {"torch": "2"}, "python": "3.11"},
+        run_files.PROVENANCE: {"git_commit": "ab", "versions": {"torch": "2"}, "python": "3.11"},
     }
     for name, content in others.items():
         (run / name).write_text(json.dumps(content))
-    names = (runlog.CONFIG, runlog.SUMMARY, runlog.LOSS, runlog.EVENTS, *others)
-    return where, (where / rundir.STUDY, claim, *(run / name for name in names))
+    names = (run_files.CONFIG, run_files.SUMMARY, run_files.LOSS, run_files.EVENTS, *others)
+    return where, (where / study_dir.STUDY, claim, *(run / name for name in names))
 
 
 def read_study(data: bytes) -> None:
@@ -183,17 +188,22 @@ def read_study(data: bytes) -> None:
 
 def look_at(where: Path) -> None:
     """What `status`, `show` and the words and tables of `report` read."""
-    from orchestrator.report import analysis, methods, tables, wording  # seconds of imports, for this target alone
+    from ablatrix.orchestrator.report import (  # seconds of imports, for this target alone
+        analysis,
+        methods,
+        tables,
+        wording,
+    )
 
     console = display.Console(file=io.StringIO(), width=180, markup=False, highlight=False)
-    found = rundir.load_study(where)
-    without_jobs = status.Scheduler(jobs={}, _next_try=math.inf)
-    states = status.collect(found, without_jobs)
-    json.loads(status.as_json(states, without_jobs), parse_constant=_no_constant)
+    found = study_dir.load_study(where)
+    without_jobs = run_state.Scheduler(jobs={}, _next_try=math.inf)
+    states = run_state.collect(found, without_jobs)
+    json.loads(run_state.as_json(states, without_jobs), parse_constant=_no_constant)
     console.print(display.status_table(states, str(where), 80))
     display.print_run(found, found.runs[0], console)
     with np.errstate(all="ignore"):
-        result = analysis.analyse(collect.read_study(where, status.reasons(states)))
+        result = analysis.analyse(collect.read_study(where, run_state.reasons(states)))
         texts = [*wording.notes(result), *methods.paragraphs(result), tables.summary(result), tables.comparison(result)]
     "".join(texts).encode()
 
@@ -208,16 +218,16 @@ def study_seeds() -> list[bytes]:
 
 
 def read_cache(data: bytes) -> None:
-    path = folder() / cache.CURVES
+    path = folder() / curve_cache.CURVES
     path.write_bytes(data)
-    for curve in cache.load(path).values():
-        assert curve.train.shape[0] == len(cache.TRAIN) and curve.held_out.shape[0] == len(cache.HELD_OUT)
+    for curve in curve_cache.load(path).values():
+        assert curve.train.shape[0] == len(curve_cache.TRAIN) and curve.held_out.shape[0] == len(curve_cache.HELD_OUT)
 
 
 def cache_seeds() -> list[bytes]:
-    path = folder() / cache.CURVES
+    path = folder() / curve_cache.CURVES
     path.unlink(missing_ok=True)
-    cache.save(path, {"ab": collect.reduce_rows(collect.parse_rows(LOSS))}, {})
+    curve_cache.save(path, {"ab": collect.reduce_rows(collect.parse_rows(LOSS))}, {})
     return [path.read_bytes()]
 
 
@@ -227,15 +237,15 @@ def cache_seeds() -> list[bytes]:
 def read_slurm(data: bytes) -> None:
     """Every parser of what Slurm's commands print: jobs whose ids stand in the text, with their states."""
     text = data.decode("utf-8", "replace")
-    for parse in (lambda t: slurm.parse_squeue(t, "me"), slurm.parse_scontrol, slurm.parse_sacct):
+    for parse in (lambda t: commands.parse_squeue(t, "me"), commands.parse_scontrol, commands.parse_sacct):
         try:
             jobs = parse(text)
-        except slurm.ControllerError:
+        except commands.ControllerError:
             continue
         for job_id, job in jobs.items():
             assert job.id == job_id and job_id.partition("_")[0] in text and job.state
     for word in text.split():
-        slurm.full_state(word)
+        commands.full_state(word)
 
 
 SLURM = (
@@ -253,23 +263,23 @@ def read_metrics(data: bytes) -> None:
     kind, rest = data[:1], data[1:]
     found: list[Any] = []
     if kind in (b"t", b"w"):
-        frames = binary.tensorboard_frames if kind == b"t" else binary.wandb_frames
-        record = binary.event_record if kind == b"t" else binary.history_record
+        frames = binary_logs.tensorboard_frames if kind == b"t" else binary_logs.wandb_frames
+        record = binary_logs.event_record if kind == b"t" else binary_logs.history_record
         for _, payload in frames(rest, 0):
             try:
                 told = record(payload)
-            except binary.DAMAGE:
+            except binary_logs.DAMAGE:
                 continue
-            found += sources.JsonLines({}).pick(told)
+            found += metric_sources.JsonLines({}).pick(told)
     else:
-        parser = sources.CsvLines({}) if kind == b"c" else sources.JsonLines({})
+        parser = metric_sources.CsvLines({}) if kind == b"c" else metric_sources.JsonLines({})
         for line in rest.decode("utf-8", "replace").split("\n"):
             found += parser.line(line)
-    rows = series.Series()
+    rows = metric_series.Series()
     for one in found:
         rows.add(one, 1.0)
     text = rows.text(32.0)
-    again = series.Series()
+    again = metric_series.Series()
     again.load(text)
     assert sorted(again.rows) == sorted(rows.rows)
     rows.headline(), rows.first_loss(), rows.final_loss()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.alibi import ALiBi, alibi_slopes, distances
-from models.config import GPTConfig
-from models.gpt import GPT
+from ablatrix.models.alibi import ALiBi, alibi_slopes, distances
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.gpt import GPT
 
 
 def tiny(**changes: object) -> GPTConfig:
@@ -44,7 +44,7 @@ def test_fixed_slopes_are_no_parameters_and_trainable_ones_start_from_them() -> 
 
 
 def test_trainable_slopes_get_gradients_and_no_decay() -> None:
-    from trainer.optimizers import decaying
+    from ablatrix.trainer.optimizers import decaying
 
     model = GPT(tiny(positions="alibi", alibi_trainable=True), seed=1)
     model.loss(torch.arange(9)[None], torch.arange(1, 10)[None]).backward()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import attention, dropout
-from models.attention import CausalSelfAttention, causal_attention, fused_attention
-from models.config import GPTConfig
-from models.dropout import keep_mask
-from models.rotary import Rotary
+from ablatrix.models import attention, dropout
+from ablatrix.models.attention import CausalSelfAttention, causal_attention, fused_attention
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.dropout import keep_mask
+from ablatrix.models.rotary import Rotary
 
 
 @pytest.fixture(autouse=True)

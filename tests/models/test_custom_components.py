@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.config import GPTConfig, count_parameters
-from models.custom import ComponentError
-from models.gpt import GPT, measure
+from ablatrix.models.config import GPTConfig, count_parameters
+from ablatrix.models.custom import ComponentError
+from ablatrix.models.gpt import GPT, measure
+from ablatrix.trainer.config import load
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import Workspace
-from trainer import runlog
-from trainer.config import load
 
 PARTS = """
 import torch
@@ -179,7 +179,7 @@ def test_what_cannot_be_used_is_one_sentence(reference: str, complaint: str) -> 
 
 def test_a_part_of_ablatrix_itself_may_be_referred_to() -> None:
     with pytest.raises(ComponentError, match="cannot be built from the model's config"):
-        GPT(tiny(feedforward="models.norms:RMSNorm"))
+        GPT(tiny(feedforward="ablatrix.models.norms:RMSNorm"))
 
 
 def test_trying_a_part_leaves_it_and_the_random_numbers_alone() -> None:
@@ -203,8 +203,8 @@ def test_a_study_with_own_parts(workspace: Workspace) -> None:
     assert "unknown" in workspace.run("plan", study).stdout
     workspace.run("submit", study, "--launcher", "local", "--only", "mine")
     folder = workspace.run_folder("mine")
-    summary = json.loads((folder / runlog.SUMMARY).read_text())
-    config = load(folder / runlog.CONFIG).model
+    summary = json.loads((folder / run_files.SUMMARY).read_text())
+    config = load(folder / run_files.CONFIG).model
     assert summary["parameters"] == GPT(config, seed=None).n_parameters
     assert summary["flops_per_token"] == GPT(config, seed=None).flops_per_token
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.dropout import Dropout, keep_mask
+from ablatrix.models.dropout import Dropout, keep_mask
 
 
 @pytest.mark.parametrize("pdrop", [0.001, 0.1, 0.25, 0.5, 0.999])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import PRESETS, GPTConfig, count_parameters
-from models.dropout import Dropout
-from models.gpt import GPT
-from models.head import IGNORE
+from ablatrix.models.config import PRESETS, GPTConfig, count_parameters
+from ablatrix.models.dropout import Dropout
+from ablatrix.models.gpt import GPT
+from ablatrix.models.head import IGNORE
 
 TOGGLES = ({}, {"swiglu": True}, {"rmsnorm": True}, {"rope": True}, {"swiglu": True, "rmsnorm": True, "rope": True})
 

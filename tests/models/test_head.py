@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import head
-from models.head import IGNORE, head_loss
+from ablatrix.models import head
+from ablatrix.models.head import IGNORE, head_loss
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from models.config import COMPONENTS, SHORT_FORMS, GPTConfig, built_in, count_parameters, flops_per_token
-from models.gpt import GPT
-from trainer.config import from_flags, validate
-from trainer.errors import ConfigError
+from ablatrix.models.config import COMPONENTS, SHORT_FORMS, GPTConfig, built_in, count_parameters, flops_per_token
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import from_flags, validate
+from ablatrix.trainer.rundir.errors import ConfigError
 
 
 @pytest.mark.parametrize(("short", "setting"), SHORT_FORMS.items())
@@ -150,7 +150,7 @@ def test_planning_does_not_import_torch(tmp_path: Any) -> None:
     import subprocess
     import sys
 
-    code = "import sys, models.config as c; c.GPTConfig(norm='x.y:Z'); sys.exit('torch' in sys.modules)"
+    code = "import sys, ablatrix.models.config as c; c.GPTConfig(norm='x.y:Z'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import GPTConfig
-from models.gpt import GPT
-from trainer.config import RunConfig, validate
-from trainer.loop import Trainer
-from trainer.optimizers import decaying
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import RunConfig, validate
+from ablatrix.trainer.loop import Trainer
+from ablatrix.trainer.optimizers import decaying
 
 VOCABULARY, BLOCK, STEPS = 29, 12, 30
 MATRIX: dict[str, dict[str, Any]] = {
@@ -220,19 +220,19 @@ def test_without_positions_the_order_of_what_came_before_does_not_matter_to_one_
 @pytest.mark.parametrize("changes", [c for c in MATRIX.values() if c], ids=[n for n in MATRIX if MATRIX[n]])
 def test_the_probe_sees_it(changes: dict[str, Any]) -> None:
     """`submit` refuses a feature that trains like the baseline: every component must show."""
-    from trainer.probe import signature
+    from ablatrix.trainer.effect_check import signature
 
     assert signature(run_config(changes).model_dump(mode="json")) != plain_signature()
 
 
 def plain_signature() -> dict[str, str]:
-    from trainer.probe import signature
+    from ablatrix.trainer.effect_check import signature
 
     return signature(run_config({}).model_dump(mode="json"))
 
 
 def test_the_probe_tells_group_sizes_apart() -> None:
-    from trainer.probe import signature
+    from ablatrix.trainer.effect_check import signature
 
     two, one = (signature(run_config({"n_kv_head": n}).model_dump(mode="json")) for n in (2, 1))
     assert two != one

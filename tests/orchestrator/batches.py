@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.launchers import Batch
-from orchestrator.rundir import Study, StudyRun
-from orchestrator.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 
 def make_batch(home: Path, settings: SlurmSettings, runs: int = 2) -> Batch:

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from orchestrator import checks, experiment, matrix
-from orchestrator.experiment import Loaded
-from orchestrator.matrix import Run
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.effect_check import signature
+from ablatrix.trainer.rundir.errors import ConfigError
 from tests.workspace import Workspace
-from trainer.errors import ConfigError
-from trainer.probe import signature
 
 
 def planned(workspace: Workspace) -> tuple[Loaded, list[Run]]:
     loaded = experiment.load(workspace.write_study(), ["design=[baseline]"])
-    return loaded, matrix.runs(loaded, checks.vocabulary)
+    return loaded, matrix.runs(loaded, preflight.vocabulary)
 
 
 def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,12 +27,12 @@ def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, mon
     loaded, runs = planned(workspace)
     own = runs[0].config.callbacks.model_copy(update={"custom": ("no_such_package.callbacks:Mine",)})
     changed = [replace(run, config=run.config.model_copy(update={"callbacks": own})) for run in runs]
-    assert list(checks._inputs(loaded, changed)) == [
+    assert list(preflight._inputs(loaded, changed)) == [
         "callbacks.custom: no_such_package.callbacks:Mine: there is no module no_such_package; put its folder on "
         "PYTHONPATH, or start in the folder that holds no_such_package"
     ]
     (workspace.folder / "no_such_package").mkdir()
-    assert not list(checks._inputs(loaded, changed)) and not list(checks._inputs(loaded, runs))
+    assert not list(preflight._inputs(loaded, changed)) and not list(preflight._inputs(loaded, runs))
 
 
 @pytest.mark.parametrize(
@@ -54,4 +55,4 @@ def test_a_feature_that_only_writes_is_refused(workspace: Workspace) -> None:
     workspace.write_study()
     path.write_text(path.read_text().replace("  rope: {model.rope: true}", "  rope: {callbacks.jsonl: true}"))
     with pytest.raises(ConfigError, match="cell rope: changes nothing"):
-        matrix.runs(experiment.load(Path(path)), checks.vocabulary)
+        matrix.runs(experiment.load(Path(path)), preflight.vocabulary)

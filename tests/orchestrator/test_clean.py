@@ -7,29 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import clean, missing, rundir, snapshot, status
-from orchestrator.rundir import Study, StudyRun
+from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.store import code_snapshot, study_dir
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.submit import clean
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import runlog
-from trainer.errors import UserError
 
 CODE, OTHER, QUEUED, FRESH = ("0" * 15 + c for c in "1234")
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:2])
+    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:2])
 
 
 def finish(run: StudyRun, *steps: int, summary: bool = True) -> None:
     for step in steps:
         (run.folder / f"checkpoint-{step}.pt").write_bytes(b"x" * 1000)
     row = {"iter": max(steps), "loss": 2.5}
-    (run.folder / runlog.LOSS).write_text("\n".join(",".join(words) for words in (row, map(str, row.values()))) + "\n")
-    (run.folder / runlog.MODEL).touch()
+    (run.folder / run_files.LOSS).write_text(
+        "\n".join(",".join(words) for words in (row, map(str, row.values()))) + "\n"
+    )
+    (run.folder / run_files.MODEL).touch()
     if summary:
-        runlog.atomic_write(run.folder / runlog.SUMMARY, json.dumps({"iters": max(steps)}))
-        runlog.append_event(run.folder, "finished", files=runlog.contents(run.folder))
+        run_files.atomic_write(run.folder / run_files.SUMMARY, json.dumps({"iters": max(steps)}))
+        run_files.append_event(run.folder, "finished", files=run_files.contents(run.folder))
 
 
 def names(study: Study) -> list[str]:
@@ -43,26 +47,26 @@ def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: St
     assert (item.path.name, item.bytes, item.inodes) == ("checkpoint-500.pt", 1000, 1)
     assert clean.carry_out(study, items) == items and names(study) == []
     folder = study.runs[0].folder
-    assert (folder / "checkpoint-1000.pt").exists() and (folder / runlog.MODEL).exists()
+    assert (folder / "checkpoint-1000.pt").exists() and (folder / run_files.MODEL).exists()
     assert len(list(study.runs[1].folder.glob("checkpoint-*.pt"))) == 2, "it may have to resume from either"
-    state = status.collect(study)[0]
+    state = run_state.collect(study)[0]
     assert (state.state, state.reason, state.missing) == ("done", "", ())
-    assert missing.of_study(study, [state]) == []
+    assert removed_files.of_study(study, [state]) == []
 
 
 def test_a_run_that_was_begun_again_meanwhile_keeps_all(study: Study) -> None:
     finish(study.runs[0], 500, 1000)
     items = clean.find(study)
-    (study.runs[0].folder / runlog.SUMMARY).unlink()
+    (study.runs[0].folder / run_files.SUMMARY).unlink()
     assert clean.carry_out(study, items) == []
     assert (study.runs[0].folder / "checkpoint-500.pt").exists()
 
 
 def test_the_checkpoint_where_a_longer_run_branches_off_stays(study: Study) -> None:
     run = study.runs[0]
-    config = json.loads((run.folder / runlog.CONFIG).read_text())
+    config = json.loads((run.folder / run_files.CONFIG).read_text())
     config["trainer"] |= {"schedule": "wsd", "max_iters": 1000, "decay_steps": 100}
-    (run.folder / runlog.CONFIG).write_text(json.dumps(config))
+    (run.folder / run_files.CONFIG).write_text(json.dumps(config))
     finish(run, 900, 950, 1000)
     assert names(study) == ["checkpoint-950.pt"]
 
@@ -79,7 +83,7 @@ def test_results_that_were_put_aside_and_damaged_checkpoints(study: Study) -> No
 
 
 def test_code_that_nothing_names(study: Study) -> None:
-    store = study.folder.parent / rundir.SNAPSHOTS
+    store = study.folder.parent / study_dir.SNAPSHOTS
     for code in (CODE, OTHER, QUEUED, FRESH):
         (store / code / "trainer").mkdir(parents=True)
         (store / code / "trainer" / "loop.py").write_text("x = 1\n")
@@ -88,25 +92,25 @@ def test_code_that_nothing_names(study: Study) -> None:
     (store / f"{OTHER}.patch").touch()
     neighbour = study.folder.parent / "t" / "run.old-1"
     neighbour.mkdir(parents=True)
-    (neighbour / runlog.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
-    (study.folder / rundir.LOGS / "a.sbatch").write_text(f"export PYTHONPATH={store}/{QUEUED}\n")
+    (neighbour / run_files.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
+    (study.folder / study_dir.LOGS / "a.sbatch").write_text(f"export PYTHONPATH={store}/{QUEUED}\n")
     assert names(study) == [OTHER]
     clean.carry_out(study, clean.find(study))
     assert sorted(path.name for path in store.iterdir()) == [CODE, QUEUED, FRESH]
 
 
 def test_submit_prunes_where_many_snapshots_have_gathered(tmp_path: Path) -> None:
-    store = tmp_path / rundir.SNAPSHOTS
+    store = tmp_path / study_dir.SNAPSHOTS
     for i in range(clean.MOST_SNAPSHOTS + 2):
         (store / f"{i:016x}").mkdir(parents=True)
         os.utime(store / f"{i:016x}", (time.time() - 7200,) * 2)
-    taken = snapshot.take(store)
+    taken = code_snapshot.take(store)
     clean.prune_code(store)
     assert list(store.iterdir()) == [taken]
 
 
 def test_another_users_study_is_left_alone(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr(rundir, "is_own", lambda path: False)
+    monkeypatch.setattr(study_dir, "is_own", lambda path: False)
     with pytest.raises(UserError, match="belongs to"):
         clean.find(study)

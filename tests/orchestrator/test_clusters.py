@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cancel, experiment, launchers, limits, rundir, slurm, status, submission, submit
-from orchestrator.launchers import slurm_sbatch
-from orchestrator.slurm_settings import SlurmSettings
-from orchestrator.submit import Options
+from ablatrix.orchestrator.slurm import commands, launchers, sbatch, site_limits
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import cancel, queueing, submit
+from ablatrix.orchestrator.submit.submit import Options
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import runlog
-from trainer.errors import UserError
 
 
 @pytest.fixture
@@ -26,16 +29,16 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
     monkeypatch.setenv("ABLATRIX_VISIBLE_SECONDS", "0")
     monkeypatch.chdir(tmp_path)
     yield fake
-    slurm.select_cluster("")
+    commands.select_cluster("")
 
 
-def queue_study(folder: Path, cluster: str) -> rundir.Study:
+def queue_study(folder: Path, cluster: str) -> study_dir.Study:
     runs = expand(folder, FIVE)
-    study = rundir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
-    members = submission.claim(submission.select(status.collect(study)).chosen)
+    study = study_dir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
+    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
     jobs = [[member] for member in members]
-    batch = submission.prepare(study, jobs, SlurmSettings(clusters=cluster), submission.take_snapshot(study))
-    submission.queue(launchers.make("sbatch"), batch)
+    batch = queueing.prepare(study, jobs, SlurmSettings(clusters=cluster), queueing.take_snapshot(study))
+    queueing.queue(launchers.make("sbatch"), batch)
     (script,) = (study.folder / "logs").glob("*.sbatch")
     assert f"#SBATCH --clusters={cluster}\n" in script.read_text()
     return study
@@ -45,11 +48,11 @@ def test_jobs_on_another_cluster_are_found_and_cancelled_there(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = queue_study(tmp_path, "beta")
-    queued = [event for event in runlog.read_events(study.runs[0].folder) if event["event"] == "queued"]
+    queued = [event for event in run_files.read_events(study.runs[0].folder) if event["event"] == "queued"]
     assert queued[0]["cluster"] == "beta"  # whose limits apply
-    slurm.select_cluster("")  # another process, whose shell prefers another cluster
+    commands.select_cluster("")  # another process, whose shell prefers another cluster
     monkeypatch.setenv("SLURM_CLUSTERS", "gamma")
-    states = status.collect(rundir.load_study(tmp_path / "out/s"))
+    states = run_state.collect(study_dir.load_study(tmp_path / "out/s"))
     assert {state.state for state in states} == {"queued"}
     assert fake.jobs()
     cancel.cancel(states[:1])
@@ -59,8 +62,8 @@ def test_jobs_on_another_cluster_are_found_and_cancelled_there(
 def test_the_shells_cluster_is_the_studys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sbatch would obey SLURM_CLUSTERS: it is written down, as the next shell may not have it."""
     monkeypatch.setenv("SLURM_CLUSTERS", "beta")
-    assert slurm_sbatch.sbatch_options(SlurmSettings())["clusters"] == "beta"
-    assert "SLURM_CLUSTERS" in slurm.foreign_variables()
+    assert sbatch.sbatch_options(SlurmSettings())["clusters"] == "beta"
+    assert "SLURM_CLUSTERS" in commands.foreign_variables()
     expand(tmp_path, FIVE)
     assert experiment.load(tmp_path / "e.yaml").experiment.slurm.clusters == "beta"
     monkeypatch.setenv("SLURM_CLUSTERS", "beta,gamma")
@@ -79,10 +82,10 @@ def test_a_study_at_work_stays_on_its_cluster(fake: FakeSlurm, tmp_path: Path) -
         (fake.home / f"jobs/{job}/job").unlink()
     submit._would_run(plan)
     fake.set_cluster("gamma")
-    assert limits.array_limits().tasks == 1001  # gamma is asked from now on
+    assert site_limits.array_limits().tasks == 1001  # gamma is asked from now on
 
 
 def test_a_cluster_that_does_not_tell_its_limits(fake: FakeSlurm) -> None:
-    slurm.select_cluster("gamma")
-    assert limits.array_limits().tasks == 1001
-    assert slurm.queue() == {}
+    commands.select_cluster("gamma")
+    assert site_limits.array_limits().tasks == 1001
+    assert commands.queue() == {}

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import experiment, matrix, origins, outline
-from orchestrator.experiment import Loaded
+from ablatrix.orchestrator.study import experiment, matrix, value_origins
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.submit import plan_tables
+from ablatrix.trainer.rundir.errors import AblatrixError
 from tests.workspace import Workspace
-from trainer.errors import AblatrixError
 
 SIZES = """\
 name: sizes
@@ -254,15 +255,17 @@ def test_each_layer_wins_over_those_below_and_is_named(tmp_path: Path, key: str)
     loaded = layered(tmp_path)
     run = matrix.runs(loaded, lambda config: 100)[-1]
     assert run.cell == "all_on"
-    assert origins.flat(run.config)[key] == value
-    assert origins.of_run(loaded, run.features, run.config)[key].replace(f"{tmp_path}/", "") == place
+    assert value_origins.flat(run.config)[key] == value
+    assert value_origins.of_run(loaded, run.features, run.config)[key].replace(f"{tmp_path}/", "") == place
 
 
 def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) -> None:
     path = write(tmp_path, "sizes.yaml", SIZES.replace("iters: 80", "iters: '${half * 2}', half: 20"))
     loaded = load(f"{path}#large", "vars.half=30")
     run = matrix.runs(loaded, lambda config: 100)[0]
-    found = {key: text.replace(f"{tmp_path}/", "") for key, text in origins.of_run(loaded, (), run.config).items()}
+    found = {
+        key: text.replace(f"{tmp_path}/", "") for key, text in value_origins.of_run(loaded, (), run.config).items()
+    }
     assert run.config.trainer.max_iters == 60
     assert found["trainer.max_iters"] == "sizes.yaml:6 ${iters} (iters: sizes.yaml:14; half: --set)"
     assert found["model.n_head"] == "model_type gpt-mini"
@@ -272,10 +275,10 @@ def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) 
     assert found["system.seed"] == "sizes.yaml:10"
     assert found["model.swiglu"] == "default"
     rope = matrix.runs(loaded, lambda config: 100)[1]
-    assert origins.of_run(loaded, rope.features, rope.config)["model.positions"] == "model.rope"
+    assert value_origins.of_run(loaded, rope.features, rope.config)["model.positions"] == "model.rope"
     assert found["model.n_kv_head"] == "model.n_head"
     assert found["trainer.schedule"] == found["trainer.use_cosine"] == "default"
-    assert list(found) == list(origins.flat(run.config))
+    assert list(found) == list(value_origins.flat(run.config))
 
 
 def test_origins_of_what_a_schedule_and_an_optimiser_fill_in(tmp_path: Path) -> None:
@@ -292,7 +295,8 @@ def placed(loaded: Loaded, folder: Path) -> dict[str, str]:
     """Who set each value of the study's first run."""
     run = matrix.runs(loaded, lambda config: 100)[0]
     return {
-        key: text.replace(f"{folder}/", "") for key, text in origins.of_run(loaded, run.features, run.config).items()
+        key: text.replace(f"{folder}/", "")
+        for key, text in value_origins.of_run(loaded, run.features, run.config).items()
     }
 
 
@@ -301,9 +305,9 @@ def test_a_tree_of_models_with_a_part_of_the_users_own(tmp_path: Path) -> None:
     loaded = load(write(tmp_path, "e.yaml", text))
     runs = matrix.runs(loaded, lambda config: 100)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(outline.tree(loaded, runs, loaded.experiment.folder))
+    console.print(plan_tables.tree(loaded, runs, loaded.experiment.folder))
     assert "baseline (parameters: unknown)" in console.export_text()
-    assert outline.as_json(runs, tmp_path, "local")["runs"][0]["parameters"] is None
+    assert plan_tables.as_json(runs, tmp_path, "local")["runs"][0]["parameters"] is None
 
 
 def test_plan_as_tree_and_json_and_show_of_a_planned_run(workspace: Workspace) -> None:
@@ -347,7 +351,7 @@ def test_both_spellings_of_a_setting_merge_alike_at_any_depth(tmp_path: Path) ->
         {"opt.sched.wd": 2},
     ]
     run = matrix.runs(loaded, lambda _: 0)[0]
-    origin = origins.of_run(loaded, (), run.config)
+    origin = value_origins.of_run(loaded, (), run.config)
     assert origin["settings.opt.sched.wd"] == f"{path}:2"
     assert origin["settings.opt.sched.keep"] == f"{tmp_path / 'a.yaml'}:5"
     assert load(path, "opt.sched.wd=11").forced == {"opt.sched.wd": 11}

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import earlier, experiment, inspection, kinds, matrix, rundir, status
-from orchestrator.matrix import Run
-from orchestrator.rundir import Study
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study import experiment, matrix, run_config
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit import earlier_runs
+from ablatrix.orchestrator.terminal import logs
+from ablatrix.trainer.data import fingerprints
+from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.orchestrator.test_matrix import expand
 from tests.workspace import Workspace, without_clock
-from trainer import fingerprints, loss_record, runlog
-from trainer.errors import UserError
 
 ONE = "features: {rope: {model.rope: true}}\n"
 
@@ -21,21 +26,21 @@ ONE = "features: {rope: {model.rope: true}}\n"
 def finish(study: Study, steps: int, **facts: object) -> None:
     """Give every run a result after so many steps."""
     for run in study.runs:
-        log = runlog.LossLog(run.folder, 0)
+        log = run_files.LossLog(run.folder, 0)
         log.write({"iter": steps, "loss": 3.5})
         (run.folder / f"checkpoint-{steps:08d}.pt").write_bytes(b"weights")
-        summary = {"iters": steps, loss_record.KEY: loss_record.describe(run.folder), **facts}
-        (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
+        summary = {"iters": steps, loss_digest.KEY: loss_digest.describe(run.folder), **facts}
+        (run.folder / run_files.SUMMARY).write_text(json.dumps(summary))
 
 
 def make(folder: Path, *sets: str, text: str = ONE) -> tuple[list[Run], Study]:
     runs = expand(folder, text, ("trainer.max_iters=20", *sets))
-    return runs, rundir.create_study(folder / "s", "s", folder / "e.yaml", {}, runs)
+    return runs, study_dir.create_study(folder / "s", "s", folder / "e.yaml", {}, runs)
 
 
 def told(folder: Path, *sets: str, text: str = ONE) -> list[str]:
     runs = expand(folder, text, ("trainer.max_iters=20", *sets))
-    return earlier.describe(runs, earlier.find(folder / "s", runs))
+    return earlier_runs.describe(runs, earlier_runs.find(folder / "s", runs))
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
 def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
     for run in finished:
         folder = tmp_path / "s" / run.id
-        (folder / runlog.SUMMARY).unlink()
+        (folder / run_files.SUMMARY).unlink()
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
     (line,) = told(tmp_path)
     assert "their settings are the same: 2 earlier runs stay beside" in line
@@ -94,9 +99,9 @@ def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run
 
 def test_more_steps_for_runs_of_a_version_without_this_record(tmp_path: Path, finished: list[Run]) -> None:
     for run in finished:
-        path = tmp_path / "s" / run.id / runlog.SUMMARY
+        path = tmp_path / "s" / run.id / run_files.SUMMARY
         path.write_text(
-            json.dumps({**json.loads(path.read_text()), loss_record.KEY: None}).replace(loss_record.KEY, "x")
+            json.dumps({**json.loads(path.read_text()), loss_digest.KEY: None}).replace(loss_digest.KEY, "x")
         )
     (line,) = told(tmp_path, "trainer.max_iters=30")
     assert "begin from step 0: no checkpoint of them is left that fits" in line
@@ -107,7 +112,7 @@ def test_a_run_left_beside_can_be_named(tmp_path: Path, finished: list[Run]) -> 
     beside = study.find_any(finished[1].id[:-4])
     assert (beside.id, beside.cell, beside.seed) == (finished[1].id, "rope", finished[1].seed)
     assert study.find_any(study.runs[1].id) == study.runs[1]
-    rows = inspection.differences(beside, study.runs[1])
+    rows = logs.differences(beside, study.runs[1])
     assert ("trainer.learning_rate", "0.0003", "0.001") in rows
     with pytest.raises(UserError, match="no such run"):
         study.find_any("nothing")
@@ -121,16 +126,16 @@ def test_a_command(tmp_path: Path) -> None:
         path.write_text("name: s\n" + text.replace("LR", rate))
         return matrix.runs(experiment.load(path, ()), lambda config: 0)
 
-    study = rundir.create_study(tmp_path / "s", "s", path, {}, planned("0.1"))
+    study = study_dir.create_study(tmp_path / "s", "s", path, {}, planned("0.1"))
     finish(study, 5)
     runs = planned("0.2")
-    (line,) = earlier.describe(runs, earlier.find(tmp_path / "s", runs))
+    (line,) = earlier_runs.describe(runs, earlier_runs.find(tmp_path / "s", runs))
     assert "settings.lr is 0.2, was 0.1: 1 finished run stay" in line
 
 
 def test_a_changed_loss_csv_is_no_start(tmp_path: Path, finished: list[Run]) -> None:
     for run in finished:
-        (tmp_path / "s" / run.id / runlog.LOSS).write_text("")
+        (tmp_path / "s" / run.id / run_files.LOSS).write_text("")
     (line,) = told(tmp_path, "trainer.max_iters=30")
     assert "begin from step 0" in line
 
@@ -146,14 +151,14 @@ class TestInputs:
     def refused(self, folder: Path, again: tuple[str, ...] = ()) -> str:
         runs, study = make(folder)
         try:
-            earlier.refuse_changed_inputs(runs, status.collect(study), again)
+            earlier_runs.refuse_changed_inputs(runs, run_state.collect(study), again)
         except UserError as error:
             return str(error)
         return ""
 
     def test_finished_runs(self, tmp_path: Path, corpus: Path) -> None:
         runs, study = make(tmp_path)
-        finish(study, 20, **fingerprints.of_inputs(kinds.ours(runs[0].config)))
+        finish(study, 20, **fingerprints.of_inputs(run_config.ours(runs[0].config)))
         assert self.refused(tmp_path) == ""
         corpus.touch()
         assert self.refused(tmp_path) == ""
@@ -166,9 +171,9 @@ class TestInputs:
     def test_a_stopped_run(self, tmp_path: Path, corpus: Path) -> None:
         _, study = make(tmp_path)
         folder = study.runs[0].folder
-        rundir.write_provenance(folder, {fingerprints.CORPUS: "of another file"}, [])
+        study_dir.write_provenance(folder, {fingerprints.CORPUS: "of another file"}, [])
         assert self.refused(tmp_path) == "", "nothing was trained"
-        runlog.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
+        run_files.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
         assert "since 1 run of this study used it" in self.refused(tmp_path)
 
     def test_old_summaries_say_nothing(self, tmp_path: Path, corpus: Path, finished: list[Run]) -> None:
@@ -178,8 +183,8 @@ class TestInputs:
         _, study = make(tmp_path)
         finish(study, 20)
         one, two = study.runs[:2]
-        (two.folder / runlog.SUMMARY).write_text(json.dumps({"iters": 20, fingerprints.CORPUS: "b"}))
-        assert (fingerprints.CORPUS, "", "b") in inspection.differences(one, two)
+        (two.folder / run_files.SUMMARY).write_text(json.dumps({"iters": 20, fingerprints.CORPUS: "b"}))
+        assert (fingerprints.CORPUS, "", "b") in logs.differences(one, two)
 
 
 def test_more_steps_and_other_data(workspace: Workspace) -> None:
@@ -191,17 +196,17 @@ def test_more_steps_and_other_data(workspace: Workspace) -> None:
     only = ("--launcher", "local", "--only", "rope")
     workspace.run("submit", study, *only)
     first = workspace.run_folder("rope")
-    before = (first / runlog.LOSS).read_bytes()
+    before = (first / run_files.LOSS).read_bytes()
     study.write_text(study.read_text().replace("max_iters: 20", "max_iters: 26"))
     assert "go on from step 20" in workspace.run("submit", study, *only).stdout
     second = workspace.folder / workspace.states()["rope"]["folder"]
-    assert second != first and (first / runlog.LOSS).read_bytes() == before
-    assert [event["iter"] for event in runlog.read_events(second) if event["event"] == "resumed"] == [20]
-    config = json.loads((second / runlog.PROVENANCE).read_text())
+    assert second != first and (first / run_files.LOSS).read_bytes() == before
+    assert [event["iter"] for event in run_files.read_events(second) if event["event"] == "resumed"] == [20]
+    config = json.loads((second / run_files.PROVENANCE).read_text())
     assert config["continued_from"] == {"run": first.name, "iter": 20}
     workspace.run("submit", study, *only, "--rerun", second.name)  # from step 0
     assert without_clock(second) == without_clock(Path(f"{second}.old-1"))
-    assert [event["event"] for event in runlog.read_events(second)].count("resumed") == 0
+    assert [event["event"] for event in run_files.read_events(second)].count("resumed") == 0
     own.write_text(own.read_text().replace("the", "THE"))
     said = workspace.run("submit", study, *only, code=2).stderr
     assert "own.jsonl): the content has changed since 1 run of this study used it" in said

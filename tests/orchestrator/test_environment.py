@@ -2,9 +2,9 @@
 
 import pytest
 
-from orchestrator import environment
+from ablatrix.orchestrator.study import env_settings
+from ablatrix.trainer.rundir.errors import UserError
 from tests.workspace import Workspace
-from trainer.errors import UserError
 
 NAMES = ("ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")
 
@@ -13,14 +13,14 @@ NAMES = ("ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")
 def test_what_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(NAMES[0], text)
     with pytest.raises(UserError, match=f"{NAMES[0]}={text}: .*number of seconds"):
-        environment.seconds(NAMES[0], 180.0)
+        env_settings.seconds(NAMES[0], 180.0)
 
 
 def test_a_time_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAMES[0], raising=False)
-    assert environment.seconds(NAMES[0], 180.0) == 180.0
+    assert env_settings.seconds(NAMES[0], 180.0) == 180.0
     monkeypatch.setenv(NAMES[0], "2.5")
-    assert environment.seconds(NAMES[0], 180.0) == 2.5
+    assert env_settings.seconds(NAMES[0], 180.0) == 2.5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import claims, identity, launchers, matrix, rundir, status, submission
-from orchestrator.rundir import Study
-from orchestrator.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.slurm import job_identity, launchers
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import queueing
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import RunError
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.orchestrator.test_matrix import FIVE, expand
 from tests.workspace import Workspace
-from trainer import runlog
-from trainer.errors import RunError
 
 
 @pytest.fixture
@@ -24,32 +28,32 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.launchers.slurm_sbatch.SBATCH_TIMEOUT", 0.5)
-    monkeypatch.setattr(identity, "LOOKS", (0.0, 0.3))
+    monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 0.5)
+    monkeypatch.setattr(job_identity, "LOOKS", (0.0, 0.3))
     return fake
 
 
 @pytest.fixture
 def patient(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """For tests in which every sbatch answers, on a busy machine after a while."""
-    monkeypatch.setattr("orchestrator.launchers.slurm_sbatch.SBATCH_TIMEOUT", 60.0)
+    monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 60.0)
     return fake
 
 
 def make_study(folder: Path, runs: list[matrix.Run] | None = None) -> Study:
-    return rundir.create_study(folder / "out" / "s", "s", folder / "e.yaml", {}, runs or expand(folder, FIVE))
+    return study_dir.create_study(folder / "out" / "s", "s", folder / "e.yaml", {}, runs or expand(folder, FIVE))
 
 
 def submit_once(study: Study) -> str:
     """What `submit` does between planning and printing."""
-    states = status.collect(study)
-    submission.adopt(states)
-    members = submission.claim(submission.select(states).chosen)
+    states = run_state.collect(study)
+    queueing.adopt(states)
+    members = queueing.claim(queueing.select(states).chosen)
     try:
-        for jobs in submission.split(members, SlurmSettings(), 1001):
-            submission.queue(
+        for jobs in queueing.split(members, SlurmSettings(), 1001):
+            queueing.queue(
                 launchers.make("sbatch"),
-                submission.prepare(study, jobs, SlurmSettings(), submission.take_snapshot(study)),
+                queueing.prepare(study, jobs, SlurmSettings(), queueing.take_snapshot(study)),
             )
     except RunError as error:
         return str(error)
@@ -71,7 +75,7 @@ def test_one_submit_one_job_whatever_the_answer(fake: FakeSlurm, tmp_path: Path,
     study = make_study(tmp_path)
     assert submit_once(study) == ""
     assert set(queued_runs(study, fake).values()) == {1}
-    states = status.collect(study)
+    states = run_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert {state.job_id.partition("_")[0] for state in states} == {str(number) for number in fake.jobs()}
 
@@ -82,14 +86,14 @@ def test_no_number_is_believed_where_the_queue_shows_no_mark(fake: FakeSlurm, tm
     assert "several numbers (1, 2026, 1017)" in submit_once(study)
     assert len(fake.jobs()) == 1
     assert fake.calls("scancel") == 0
-    assert {state.state for state in status.collect(study)} == {"queued"}
+    assert {state.state for state in run_state.collect(study)} == {"queued"}
 
 
 def test_a_refusal_frees_the_runs_at_once(fake: FakeSlurm, tmp_path: Path) -> None:
     fake.set_mode("refuse")
     study = make_study(tmp_path)
     assert "Invalid account" in submit_once(study)
-    assert {state.state for state in status.collect(study)} == {"planned"}
+    assert {state.state for state in run_state.collect(study)} == {"planned"}
     fake.set_mode("good")
     assert submit_once(study) == ""
     assert set(queued_runs(study, fake).values()) == {1}
@@ -108,18 +112,18 @@ def test_a_queue_that_falls_silent_after_sbatch_loses_nothing(fake: FakeSlurm, t
 
 def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = submission.claim(submission.select(status.collect(study)).chosen)
-    with pytest.raises(ZeroDivisionError), submission.released_on_error(members):
+    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    with pytest.raises(ZeroDivisionError), queueing.released_on_error(members):
         _ = 1 / 0
-    assert {state.state for state in status.collect(study)} == {"planned"}
+    assert {state.state for state in run_state.collect(study)} == {"planned"}
 
 
 def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(patient: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    (study.folder / rundir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
+    (study.folder / study_dir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
     assert "nothing of it was queued" in submit_once(study)
-    assert {state.state for state in status.collect(study)} == {"planned"}
-    (tmp_path / "logs").rename(study.folder / rundir.LOGS)
+    assert {state.state for state in run_state.collect(study)} == {"planned"}
+    (tmp_path / "logs").rename(study.folder / study_dir.LOGS)
     assert submit_once(study) == ""
     assert set(queued_runs(study, patient).values()) == {1}
 
@@ -127,7 +131,7 @@ def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(patient: FakeSlurm, t
 def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, tmp_path: Path) -> None:
     """The jobs are queued, and their ids cannot be written down."""
     study = make_study(tmp_path)
-    events = study.runs[2].folder / runlog.EVENTS
+    events = study.runs[2].folder / run_files.EVENTS
     program = patient.bin / "sbatch"
     spoil = f"import os\nos.rename({str(events)!r}, {str(events) + '.kept'!r})\nos.mkdir({str(events)!r})\n"
     text = program.read_text()
@@ -136,20 +140,20 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, 
     program.write_text(text)
     events.rmdir()
     events.with_name(events.name + ".kept").rename(events)
-    assert [state.job_id for state in status.collect(study)] == [f"1_{index}" for index in range(7)]
+    assert [state.job_id for state in run_state.collect(study)] == [f"1_{index}" for index in range(7)]
     assert submit_once(study) == ""
     assert set(queued_runs(study, patient).values()) == {1}
-    assert runlog.read_events(study.runs[6].folder)[-1]["event"] == "queued"
+    assert run_files.read_events(study.runs[6].folder)[-1]["event"] == "queued"
 
 
 def test_claims_that_cannot_be_described_are_one_sentence(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = submission.claim(submission.select(status.collect(study)).chosen)
-    (study.runs[3].folder / runlog.PROVENANCE).mkdir()
-    code = submission.take_snapshot(study)
-    with pytest.raises(RunError, match="nothing was queued"), submission.released_on_error(members):
-        submission.prepare(study, [[member] for member in members], SlurmSettings(), code)
-    assert {state.state for state in status.collect(study)} == {"planned"}
+    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    (study.runs[3].folder / run_files.PROVENANCE).mkdir()
+    code = queueing.take_snapshot(study)
+    with pytest.raises(RunError, match="nothing was queued"), queueing.released_on_error(members):
+        queueing.prepare(study, [[member] for member in members], SlurmSettings(), code)
+    assert {state.state for state in run_state.collect(study)} == {"planned"}
 
 
 def test_an_unknown_fate_blocks_until_it_is_known(
@@ -158,12 +162,12 @@ def test_an_unknown_fate_blocks_until_it_is_known(
     fake.set_mode("lost")
     study = make_study(tmp_path)
     assert "nothing twice" in submit_once(study)
-    assert {state.state for state in status.collect(study)} == {"queued"}
+    assert {state.state for state in run_state.collect(study)} == {"queued"}
     fake.set_mode("good")
     submit_once(study)
     assert not fake.jobs(), "queued again before the first try was known to be void"
-    monkeypatch.setattr(claims, "VOID_AFTER", 0.0)
-    assert {state.state for state in status.collect(study)} == {"planned"}
+    monkeypatch.setattr(submit_attempts, "VOID_AFTER", 0.0)
+    assert {state.state for state in run_state.collect(study)} == {"planned"}
     submit_once(study)
     assert set(queued_runs(study, fake).values()) == {1}
 
@@ -171,16 +175,14 @@ def test_an_unknown_fate_blocks_until_it_is_known(
 def test_a_job_whose_answer_was_lost_is_found_later(fake: FakeSlurm, tmp_path: Path) -> None:
     """The submit died between sbatch and its note of the job id."""
     study = make_study(tmp_path)
-    members = submission.claim(submission.select(status.collect(study)).chosen)
-    batch = submission.prepare(
-        study, [[member] for member in members], SlurmSettings(), submission.take_snapshot(study)
-    )
+    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    batch = queueing.prepare(study, [[member] for member in members], SlurmSettings(), queueing.take_snapshot(study))
     launchers.make("sbatch").launch(batch)
-    states = status.collect(study)
+    states = run_state.collect(study)
     assert [state.job_id for state in states] == [f"1_{index}" for index in range(7)]
     submit_once(study)
     assert len(fake.jobs()) == 1
-    events = runlog.read_events(study.runs[3].folder)
+    events = run_files.read_events(study.runs[3].folder)
     assert events[-1]["event"] == "queued"
     assert events[-1]["job_id"] == "1_3"
 
@@ -208,7 +210,7 @@ def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pyt
             assert process.exitcode == 0
         fake.set_mode("good")  # where an answer stayed unknown: the user submits again, later
         with monkeypatch.context() as later:
-            later.setattr(claims, "VOID_AFTER", 0.0)
+            later.setattr(submit_attempts, "VOID_AFTER", 0.0)
             submit_once(study)
         fake.set_mode("chaos")
         counts = queued_runs(study, fake)
@@ -222,15 +224,15 @@ def test_status_asks_squeue_once_for_a_hundred_runs(fake: FakeSlurm, tmp_path: P
     assert len(study.runs) == 105
     submit_once(study)
     before = fake.calls("squeue"), fake.calls("scontrol"), fake.calls("sacct")
-    states = status.collect(study)
+    states = run_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert (fake.calls("squeue"), fake.calls("scontrol"), fake.calls("sacct")) == (before[0] + 1, *before[1:])
 
 
 def test_jobs_of_an_array_over_the_limit_are_split(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = submission.claim(submission.select(status.collect(study)).chosen)
-    assert [[len(job) for job in jobs] for jobs in submission.split(members, SlurmSettings(runs_per_job=2), 3)] == [
+    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    assert [[len(job) for job in jobs] for jobs in queueing.split(members, SlurmSettings(runs_per_job=2), 3)] == [
         [2, 2, 2],
         [1],
     ]
@@ -240,10 +242,10 @@ def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_pat
     study = make_study(tmp_path)
     submit_once(study)
     fake.set_mode("down")
-    scheduler = status.Scheduler()
+    scheduler = run_state.Scheduler()
     before = fake.calls("squeue")
     for _ in range(5):
-        states = status.collect(study, scheduler)
+        states = run_state.collect(study, scheduler)
     assert {state.state for state in states} == {"queued"}, "the last known truth"
     assert scheduler.silent_since is not None
     assert "Unable to contact" in scheduler.problem
@@ -260,12 +262,12 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     squeue, asked = patient.bin / "squeue", tmp_path / "asked"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
     (patient.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{"" if permitted else "exit 1"}\n')
-    states = status.collect(study)
+    states = run_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert "submit again to release it" in states[0].reason
-    runlog.atomic_write(study.runs[0].folder / runlog.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
-    assert claims.take(study.runs[1].folder, 2)  # queued anew
-    said = submission.release_held(study)
+    run_files.atomic_write(study.runs[0].folder / run_files.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
+    assert submit_attempts.take(study.runs[1].folder, 2)  # queued anew
+    said = queueing.release_held(study)
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
     assert said.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in said
 
@@ -275,35 +277,35 @@ def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path
     submit_once(study)
     squeue = patient.bin / "squeue"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"JobHeldUser"'))
-    states = status.collect(study)
+    states = run_state.collect(study)
     assert "JobHeldUser: scontrol release lets it go" in states[0].reason
     squeue.write_text(squeue.read_text().replace('"JobHeldUser"', '"launch failed requeued held"'))
-    assert submission.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE))) == ""
+    assert queueing.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE))) == ""
     squeue.write_text(squeue.read_text().replace('"launch failed requeued held"', '"JobHeldUser"'))
-    assert submission.release_held(study) == ""
+    assert queueing.release_held(study) == ""
 
 
 def test_only_one_job_runs_an_attempt(tmp_path: Path) -> None:
-    assert claims.take(tmp_path, 1)
-    assert not claims.take(tmp_path, 1)
-    assert claims.start(tmp_path, 1, "10_0") is None
-    assert claims.start(tmp_path, 1, "10_0") is None, "a requeued job goes on"
-    assert "job 10_0 runs attempt 1" in str(claims.start(tmp_path, 1, "11_0"))
-    assert claims.take(tmp_path, 2)
-    assert "attempt 2 has taken its place" in str(claims.start(tmp_path, 1, "10_0"))
+    assert submit_attempts.take(tmp_path, 1)
+    assert not submit_attempts.take(tmp_path, 1)
+    assert submit_attempts.start(tmp_path, 1, "10_0") is None
+    assert submit_attempts.start(tmp_path, 1, "10_0") is None, "a requeued job goes on"
+    assert "job 10_0 runs attempt 1" in str(submit_attempts.start(tmp_path, 1, "11_0"))
+    assert submit_attempts.take(tmp_path, 2)
+    assert "attempt 2 has taken its place" in str(submit_attempts.start(tmp_path, 1, "10_0"))
 
 
 def test_a_full_disk_leaves_no_half_of_a_started_attempt(tmp_path: Path) -> None:
-    assert claims.take(tmp_path, 1)
+    assert submit_attempts.take(tmp_path, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            claims.start(tmp_path, 1, "10_0")
+            submit_attempts.start(tmp_path, 1, "10_0")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list((tmp_path / claims.FOLDER / "1").iterdir())
-    assert claims.start(tmp_path, 1, "11_0") is None
+    assert not list((tmp_path / submit_attempts.FOLDER / "1").iterdir())
+    assert submit_attempts.start(tmp_path, 1, "11_0") is None
 
 
 def test_the_plan_shows_as_many_scripts_as_the_cluster_needs(fake: FakeSlurm, workspace: Workspace) -> None:

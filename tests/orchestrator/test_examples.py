@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import submit
-from orchestrator.snapshot import code_root
-from orchestrator.submit import Options
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.orchestrator.submit import submit
+from ablatrix.orchestrator.submit.submit import Options
 from tests.workspace import Workspace
 
 EXPERIMENTS = code_root() / "experiments"

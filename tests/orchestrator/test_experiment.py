@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import experiment
-from trainer.errors import AblatrixError, ConfigError, UserError
+from ablatrix.orchestrator.study import experiment
+from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, UserError
 
 GOOD = """\
 name: study

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.expressions import Variables
-from trainer.errors import UserError
+from ablatrix.orchestrator.study.interpolation import Variables
+from ablatrix.trainer.rundir.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import helper_jobs, slurm
-from orchestrator.launchers import Batch
-from orchestrator.rundir import LOGS, Study
-from orchestrator.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.slurm import commands, helper_jobs
+from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.store.study_dir import LOGS, Study
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from tests.orchestrator.fake_slurm import FakeSlurm
 
 
@@ -54,7 +54,7 @@ def test_a_study_has_one_waiting_report_job(fake: FakeSlurm, tmp_path: Path) -> 
     batch, another = make_batch(tmp_path), make_batch(tmp_path / "another")
     assert helper_jobs.queue_report(another, ["9"]).endswith("as job 1")
     assert helper_jobs.queue_report(batch, ["9"]).endswith("as job 2")
-    assert helper_jobs.describe(batch.study, slurm.queue()) == ["report: job 2 waits for the runs to end"]
+    assert helper_jobs.describe(batch.study, commands.queue()) == ["report: job 2 waits for the runs to end"]
     assert helper_jobs.queue_report(batch, ["9", "10"]).endswith("as job 3")
     assert sorted(fake.jobs()) == [1, 3]
     assert helper_jobs.cancel(batch.study, running=True) == ["3"]

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import experiment, origins, rundir
-from orchestrator.inspection import differences
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.study import experiment, value_origins
+from ablatrix.orchestrator.terminal.logs import differences
+from ablatrix.trainer.config import load
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from tests.orchestrator.test_matrix import FIVE, expand
 from tests.workspace import Workspace
-from trainer import runlog
-from trainer.config import load
-from trainer.errors import ConfigError, UserError
 
 INFO = """\
 experiment_info:
@@ -29,16 +30,16 @@ def test_goes_into_every_run_and_changes_none(tmp_path: Path) -> None:
     for run in told:
         info = run.config.info
         assert (info.name, info.date, info.hypothesis) == ("Re-attention", "2026-01-31", "SwiGLU helps by 0.05")
-    study = rundir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, told)
+    study = study_dir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, told)
     wanted = {"name": "Re-attention", "date": "2026-01-31", "hypothesis": "SwiGLU helps by 0.05"}
-    assert study.info == rundir.load_study(study.folder).info == wanted
-    assert load(study.runs[0].folder / runlog.CONFIG).info == told[0].config.info
+    assert study.info == study_dir.load_study(study.folder).info == wanted
+    assert load(study.runs[0].folder / run_files.CONFIG).info == told[0].config.info
 
 
 def test_who_said_it_is_known(tmp_path: Path) -> None:
     (run, *_) = expand(tmp_path, FIVE + INFO)
     loaded = experiment.load(tmp_path / "e.yaml")
-    assert origins.of_run(loaded, run.features, run.config)["info.name"] == f"{tmp_path}/e.yaml:10"
+    assert value_origins.of_run(loaded, run.features, run.config)["info.name"] == f"{tmp_path}/e.yaml:10"
 
 
 def test_set_on_the_command_line(tmp_path: Path) -> None:
@@ -71,22 +72,22 @@ def test_a_later_submit_takes_what_is_no_part_of_the_name(workspace: Workspace) 
     words = ("submit", path, "--launcher", "local", "--only", "baseline", "--only", "rope")
     workspace.run(*words)
     done, later = workspace.run_folder("baseline"), workspace.run_folder("rope")
-    assert not (done / runlog.METRICS).exists() and (later / runlog.METRICS).exists()
-    assert load(later / runlog.CONFIG).callbacks.jsonl and not load(done / runlog.CONFIG).callbacks.jsonl
-    study = rundir.load_study(done.parent)
+    assert not (done / run_files.METRICS).exists() and (later / run_files.METRICS).exists()
+    assert load(later / run_files.CONFIG).callbacks.jsonl and not load(done / run_files.CONFIG).callbacks.jsonl
+    study = study_dir.load_study(done.parent)
     changed = {key for key, _, _ in differences(study.find("baseline"), study.find("rope"))}
     assert {"callbacks.jsonl", "info.hypothesis", "model.rope"} <= changed
-    first_line = (later / runlog.JOB_OUT).read_text().splitlines()[0]
+    first_line = (later / run_files.JOB_OUT).read_text().splitlines()[0]
     assert first_line == "experiment: hypothesis: none"
 
 
 def test_renewed_before_it_runs(tmp_path: Path) -> None:
     (run, *_) = expand(tmp_path, FIVE)
-    study = rundir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [run])
+    study = study_dir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [run])
     (again, *_) = expand(tmp_path, FIVE, ("callbacks.jsonl=true",))
     assert again.id == run.id
-    config = study.runs[0].folder / runlog.CONFIG
-    rundir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [again])
+    config = study.runs[0].folder / run_files.CONFIG
+    study_dir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [again])
     assert not load(config).callbacks.jsonl, "a run that may be at work must keep its configuration"
-    rundir.renew(study, [again])
+    study_dir.renew(study, [again])
     assert load(config).callbacks.jsonl and load(config).system.work_dir == str(study.runs[0].folder)

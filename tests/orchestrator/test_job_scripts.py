@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import helper_jobs
-from orchestrator.launchers.slurm_sbatch import SbatchLauncher
-from orchestrator.launchers.slurm_submitit import SubmititLauncher
-from orchestrator.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.slurm import helper_jobs
+from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher
+from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from tests.orchestrator.batches import make_batch
 from tests.trust import shell_stubs
 from tests.trust.shell_stubs import Record

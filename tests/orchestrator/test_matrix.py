@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import experiment, matrix
-from orchestrator.matrix import Run
-from trainer.errors import ConfigError
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.trainer.rundir.errors import ConfigError
 
 HEAD = "name: s\nbase: {data.file_path: x.jsonl, model.model_type: gpt-nano}\n"
 FIVE = """\

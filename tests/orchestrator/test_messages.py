@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from orchestrator import experiment, matrix
-from orchestrator.experiment import Experiment
-from trainer.config import from_flags, keys, validate
-from trainer.errors import AblatrixError, ConfigError
-from trainer.field_errors import model_at
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study.experiment import Experiment
+from ablatrix.trainer.config import from_flags, keys, validate
+from ablatrix.trainer.config.field_errors import model_at
+from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError
 
 HEAD = "name: s\nbase: {data: {file_path: a.jsonl}}\n"
 PYTHON = re.compile(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.workspace import Workspace
 
 NAMES = ("models.py", "trainer.py", "models/__init__.py", "trainer/__init__.py", "random.py", "yaml.py", "numpy.py")

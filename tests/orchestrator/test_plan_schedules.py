@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from orchestrator import experiment, matrix, schedules
-from orchestrator.report import figures, rates
-from orchestrator.schedules import Curve
+from ablatrix.orchestrator.report import figures, lr_figures, lr_schedules
+from ablatrix.orchestrator.report.lr_schedules import Curve
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.trainer.schedules import learning_rate
 from tests.workspace import Workspace
-from trainer.schedules import learning_rate
 
 STUDY = """\
 name: s
@@ -45,7 +45,7 @@ seeds: 2
 def planned(folder: Path, text: str = STUDY) -> list[Curve]:
     path = folder / "s.yaml"
     path.write_text(text)
-    return schedules.curves(matrix.runs(experiment.load(path, ()), lambda config: 4096))
+    return lr_schedules.curves(matrix.runs(experiment.load(path, ()), lambda config: 4096))
 
 
 def test_equal_schedules_come_once_and_in_order(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_more_steps_than_points_and_fewer(tmp_path: Path) -> None:
         text = STUDY.split("features:")[0].replace("3000", str(steps)).replace("170", "0") + "design: [baseline]\n"
         (curve,) = planned(tmp_path, text)
         assert curve.steps[-1] == steps
-        assert len(curve.steps) == len(set(curve.steps)) <= schedules.POINTS + 10
+        assert len(curve.steps) == len(set(curve.steps)) <= lr_schedules.POINTS + 10
 
 
 def texts(canvas: Figure) -> list[Text]:
@@ -91,7 +91,7 @@ def test_no_text_hides_another(tmp_path: Path, count: int, spread: bool) -> None
     found = planned(tmp_path, text)
     curves = sorted(found, key=lambda c: c.cells[0] not in ("low", "baseline"))[:count]
     with figures.settings():
-        canvas = rates.together(curves) if count <= rates.TOGETHER else rates.apart(curves)
+        canvas = lr_figures.together(curves) if count <= lr_figures.TOGETHER else lr_figures.apart(curves)
         painter = FigureCanvasAgg(canvas)
         painter.draw()
         boxes = [(t.get_text(), t.get_window_extent(painter.get_renderer())) for t in texts(canvas)]
@@ -115,8 +115,8 @@ def test_no_text_hides_another(tmp_path: Path, count: int, spread: bool) -> None
     ],
 )
 def test_labels_name_as_many_cells_as_fit(names: list[str], most: int, expected: str) -> None:
-    assert rates.label(names, most) == expected
-    assert len(rates.label([name * 9 for name in names], most)) <= most
+    assert lr_figures.label(names, most) == expected
+    assert len(lr_figures.label([name * 9 for name in names], most)) <= most
 
 
 def test_the_command_writes_a_picture_and_nothing_else(workspace: Workspace) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checks, submit
-from orchestrator.launchers.local import find_devices
-from orchestrator.matrix import Run
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit import preflight, submit
+from ablatrix.orchestrator.submit.local_queue import find_devices
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.workspace import Workspace
-from trainer import runlog
-from trainer.errors import UserError
 
 LISTED = """\
 GPU 0: NVIDIA H100 (UUID: GPU-11111111-2222-3333-4444-555555555555)
@@ -75,11 +75,11 @@ def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, m
         seen.append([run.cell for run in chosen])
 
     monkeypatch.chdir(workspace.folder)
-    monkeypatch.setattr(checks, "preflight", record)
+    monkeypatch.setattr(preflight, "preflight", record)
     options = submit.Options(workspace.write_study(extra="design: [baseline, one_at_a_time]\n"), "local")
     plan = submit.make_plan(options)
     study = submit._create(plan)
-    runlog.append_event(study.runs[0].folder, "failed", reason="No space left on device")
+    run_files.append_event(study.runs[0].folder, "failed", reason="No space left on device")
     submit.check(plan)
     submit.check(submit.make_plan(submit.Options(options.file, "local", retry=True)))
     assert "baseline" not in seen[0] and sorted(seen[1]) == sorted(["baseline", *seen[0]])
@@ -91,9 +91,9 @@ def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
     monkeypatch.chdir(workspace.folder)
     plan = submit.make_plan(submit.Options(workspace.write_study(extra="design: [baseline]\n"), "local"))
     folder = submit._create(plan).runs[0].folder
-    needed = checks._bytes_kept(plan.runs[0].config)  # type: ignore[arg-type]
+    needed = preflight._bytes_kept(plan.runs[0].config)  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed // 2))
-    assert len(list(checks._space(plan.loaded, plan.runs))) == 1
+    assert len(list(preflight._space(plan.loaded, plan.runs))) == 1
     with open(folder / "checkpoint-10.pt", "wb") as file:
         file.truncate(needed // 2 + 1)
-    assert list(checks._space(plan.loaded, plan.runs)) == []
+    assert list(preflight._space(plan.loaded, plan.runs)) == []

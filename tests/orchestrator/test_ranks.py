@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import budget, checks, claims, experiment, matrix, ranks, rundir, task
-from orchestrator.launchers.local import LocalQueue
-from orchestrator.ranks import Layout
+from ablatrix.orchestrator.job import rendezvous, task
+from ablatrix.orchestrator.job.rendezvous import Layout
+from ablatrix.orchestrator.status import cost
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.orchestrator.submit.local_queue import LocalQueue
+from ablatrix.trainer.distributed import network
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from tests.workspace import Workspace
-from trainer import network, runlog
-from trainer.errors import ConfigError, UserError
 
 SCONTROL = """#!/bin/sh
 [ "$1" = show ] || echo "$@" >> asked
@@ -45,9 +50,9 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     loaded = experiment.load(workspace.write_study(iters=5000), ["trainer.strategy=ddp", "slurm.nodes=2"])
-    runs = matrix.runs(loaded, checks.vocabulary)[:1]
-    (run,) = rundir.create_study(workspace.folder / "out/study", "study", Path("study.yaml"), {}, runs).runs
-    claims.take(run.folder, 1)
+    runs = matrix.runs(loaded, preflight.vocabulary)[:1]
+    (run,) = study_dir.create_study(workspace.folder / "out/study", "study", Path("study.yaml"), {}, runs).runs
+    submit_attempts.take(run.folder, 1)
     for name, value in workspace.env().items():
         monkeypatch.setenv(name, value)
     command = task.task_command([(run.folder, 1)], Layout(2, 1))
@@ -56,7 +61,7 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         for node in (0, 1)
     ]
     try:
-        _until(lambda: len(runlog.whole_rows(runlog.read_text(run.folder / runlog.LOSS))) > 3)
+        _until(lambda: len(run_files.whole_rows(run_files.read_text(run.folder / run_files.LOSS))) > 3)
         task_pid = started[1].pid
         rank = int(Path(f"/proc/{task_pid}/task/{task_pid}/children").read_text())
         if not known:
@@ -65,11 +70,11 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         if known:
             assert started[0].wait(60) == 1
             started[1].wait(60)  # it says why, and may be the slower one
-            last = runlog.read_events(run.folder)[-1]
+            last = run_files.read_events(run.folder)[-1]
             assert last["event"] == "failed" and "killed by SIGKILL" in last["reason"]
         else:
-            _until(lambda: "requeue 12" in runlog.read_text(workspace.folder / "asked"))
-            assert "failed" not in [event["event"] for event in runlog.read_events(run.folder)]
+            _until(lambda: "requeue 12" in run_files.read_text(workspace.folder / "asked"))
+            assert "failed" not in [event["event"] for event in run_files.read_events(run.folder)]
     finally:
         for process in started:
             process.kill()
@@ -85,7 +90,7 @@ def _until(true: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("slurm_node")
 def test_processes_of_a_second_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = ranks.environments(Layout(2, 2), Path("out/run"))
+    first, second = rendezvous.environments(Layout(2, 2), Path("out/run"))
     assert [(e["RANK"], e["LOCAL_RANK"], e["WORLD_SIZE"]) for e in (first, second)] == [
         ("2", "0", "4"),
         ("3", "1", "4"),
@@ -96,17 +101,17 @@ def test_processes_of_a_second_node(monkeypatch: pytest.MonkeyPatch) -> None:
     port = first["MASTER_PORT"]
     monkeypatch.setenv("SLURM_NODEID", "0")
     monkeypatch.setenv(network.GLOO_INTERFACE, "ib0")
-    lead = ranks.environments(Layout(2, 2), Path("out/run"))[0]
+    lead = rendezvous.environments(Layout(2, 2), Path("out/run"))[0]
     assert (lead["RANK"], lead["MASTER_PORT"], lead[network.GLOO_INTERFACE]) == ("0", port, "ib0")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert ranks.environments(Layout(2, 2), Path("out/run"))[0]["MASTER_PORT"] != port
+    assert rendezvous.environments(Layout(2, 2), Path("out/run"))[0]["MASTER_PORT"] != port
 
 
 def test_one_process_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    (environment,) = ranks.environments(Layout(), Path("out/run"))
-    assert not set(ranks.VARIABLES) & set(environment)
+    (environment,) = rendezvous.environments(Layout(), Path("out/run"))
+    assert not set(rendezvous.VARIABLES) & set(environment)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_what_cannot_be_shared(workspace: Workspace, slurm: str, settings: dict[
     path.write_text(path.read_text().replace("mem: 1G", f"mem: 1G, {slurm}"))
     sets = [f"trainer.{name}={value}" for name, value in settings.items()]
     with pytest.raises(ConfigError, match=message):
-        matrix.runs(experiment.load(path, sets), checks.vocabulary)
+        matrix.runs(experiment.load(path, sets), preflight.vocabulary)
 
 
 def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
@@ -131,12 +136,12 @@ def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
     hours = []
     for nodes in (1, 2):
         loaded = experiment.load(path, [*sets, f"slurm.nodes={nodes}"])
-        runs = matrix.runs(loaded, checks.vocabulary)[:1]
-        smoke = workspace.folder / budget.SMOKE / runs[0].id
+        runs = matrix.runs(loaded, preflight.vocabulary)[:1]
+        smoke = workspace.folder / cost.SMOKE / runs[0].id
         smoke.mkdir(parents=True, exist_ok=True)
         rows = "1,5.0,3600,,,,,\n2,5.0,3600,,,,,\n"
-        (smoke / runlog.LOSS).write_text(",".join(runlog.COLUMNS) + "\n" + rows)
-        hours.append(budget.hours_per_run(workspace.folder, runs, loaded.experiment)["baseline"])
+        (smoke / run_files.LOSS).write_text(",".join(run_files.COLUMNS) + "\n" + rows)
+        hours.append(cost.hours_per_run(workspace.folder, runs, loaded.experiment)["baseline"])
     assert hours == [4 * 20, 8 * 20]
 
 
@@ -150,7 +155,7 @@ def test_a_local_study_with_two_processes_a_run(workspace: Workspace) -> None:
     workspace.run("submit", workspace.write_study("alone"), "--launcher", "local", "--only", "rope")
     sets = ["--set", "trainer.strategy=ddp", "--set", "slurm.processes_per_node=2"]
     workspace.run("submit", workspace.write_study("shared"), "--launcher", "local", "--only", "rope", *sets)
-    summary = runlog.read_json(workspace.run_folder("rope", "shared") / runlog.SUMMARY) or {}
+    summary = run_files.read_json(workspace.run_folder("rope", "shared") / run_files.SUMMARY) or {}
     assert summary["processes"] == 2
     assert workspace.run_folder("rope", "shared").name == workspace.run_folder("rope", "alone").name
     for shared, alone in zip(workspace.loss("rope", "shared")[1:], workspace.loss("rope", "alone")[1:], strict=True):

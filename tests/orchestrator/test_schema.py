@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import as_written, initialise, schema, yamlfile
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.orchestrator.study import field_checks, json_schema, yaml_tree
+from ablatrix.orchestrator.submit import init_workspace
+from ablatrix.trainer.config import keys
 from tests.workspace import Workspace
-from trainer.config import keys
 
 EXPERIMENTS = code_root() / "experiments"
 
@@ -21,7 +22,7 @@ EXPERIMENTS = code_root() / "experiments"
 def accepts() -> Callable[[Any], bool]:
     """accepts(document): what an editor would say of it."""
     fastjsonschema = pytest.importorskip("fastjsonschema")
-    validate = fastjsonschema.compile(json.loads(schema.text()), use_default=False)
+    validate = fastjsonschema.compile(json.loads(json_schema.text()), use_default=False)
 
     def check(document: Any) -> bool:
         try:
@@ -36,22 +37,22 @@ def accepts() -> Callable[[Any], bool]:
 def parsed(text: str, folder: Path) -> dict[str, Any]:
     path = folder / "document.yaml"
     path.write_text(text)
-    return yamlfile.load(path).data
+    return yaml_tree.load(path).data
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_accepted(accepts: Callable[[Any], bool], path: Path) -> None:
-    assert accepts(yamlfile.load(path).data)
+    assert accepts(yaml_tree.load(path).data)
 
 
 def test_the_schema_beside_the_examples_is_that_of_the_code() -> None:
-    assert (EXPERIMENTS / "schema.json").read_text() == schema.text(), "settings have changed: call `make schema`"
+    assert (EXPERIMENTS / "schema.json").read_text() == json_schema.text(), "settings have changed: call `make schema`"
     for path in EXPERIMENTS.glob("*.yaml"):
         assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), path
 
 
 def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bool], tmp_path: Path) -> None:
-    workspace = [text for name, text in initialise.contents().items() if name.endswith(".yaml")]
+    workspace = [text for name, text in init_workspace.contents().items() if name.endswith(".yaml")]
     readme = re.findall(r"```yaml\n(.*?)```", (code_root() / "README.md").read_text(), re.DOTALL)
     assert len(workspace) == 2
     assert len(readme) >= 2
@@ -134,10 +135,10 @@ def test_what_the_loader_refuses_is_refused(accepts: Callable[[Any], bool], text
 
 
 def test_every_setting_is_offered_with_its_description() -> None:
-    tree = schema.build()
+    tree = json_schema.build()
     offered = tree["$defs"]["settings"]["properties"]
     for key, field in keys():
-        assert (key in offered) == (key not in as_written.FIXED), key
+        assert (key in offered) == (key not in field_checks.FIXED), key
         if key in offered:
             assert tree["$defs"][key]["description"] == field.description, key
 
@@ -145,10 +146,10 @@ def test_every_setting_is_offered_with_its_description() -> None:
 def test_a_schema_of_another_version_is_noticed(workspace: Workspace) -> None:
     study = workspace.write_study()
     study.write_text(f"# yaml-language-server: $schema=schema.json\n{study.read_text()}")
-    assert schema.outdated(study) is None, "a schema that is not there is no fault"
+    assert json_schema.outdated(study) is None, "a schema that is not there is no fault"
     workspace.run("schema", "--output", workspace.folder / "schema.json")
-    assert workspace.run("schema").stdout == (workspace.folder / "schema.json").read_text() == schema.text()
-    assert schema.outdated(study) is None
+    assert workspace.run("schema").stdout == (workspace.folder / "schema.json").read_text() == json_schema.text()
+    assert json_schema.outdated(study) is None
     workspace.run("schema", "--check", "schema.json")
     (workspace.folder / "schema.json").write_text("{}")
     renew = rf"renew it with: \S+ -m orchestrator schema --output {workspace.folder / 'schema.json'}"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import matrix, slurm, slurm_checks
-from orchestrator.experiment import Loaded, load
-from orchestrator.limits import ArrayLimits
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm.site_limits import ArrayLimits
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.experiment import Loaded, load
+from ablatrix.orchestrator.submit import slurm_preflight
 from tests.orchestrator.fake_slurm import write_commands
 from tests.trust import shell_stubs
 
@@ -27,7 +29,7 @@ def study(folder: Path, settings: str = "{}") -> Loaded:
 
 
 def findings(loaded: Loaded, launcher: str = "sbatch") -> list[str]:
-    return list(slurm_checks.check_jobs(loaded, matrix.runs(loaded, lambda config: 50257), launcher))
+    return list(slurm_preflight.check_jobs(loaded, matrix.runs(loaded, lambda config: 50257), launcher))
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_a_site_that_wants_a_comment_or_no_requeue_is_answered_with_the_setting(
 
 def test_a_silent_controller_is_no_fault_of_the_file(site: Path, home: Path) -> None:
     say(site, "sbatch: error: Unable to contact slurm controller (connect failure)")
-    with pytest.raises(slurm.NoAnswerError) as error:
+    with pytest.raises(commands.NoAnswerError) as error:
         findings(study(home))
     assert error.value.exit_code == 1
 
@@ -149,7 +151,7 @@ def test_a_silent_controller_is_no_fault_of_the_file(site: Path, home: Path) -> 
 def test_plan_shows_what_is_asked_about(site: Path, home: Path) -> None:
     loaded = study(home)
     runs = matrix.runs(loaded, lambda config: 50257)
-    (batch,) = slurm_checks.planned_batches(loaded, runs, ArrayLimits(1001))
+    (batch,) = slurm_preflight.planned_batches(loaded, runs, ArrayLimits(1001))
     assert batch.token == "TOKEN"
     assert len(batch.jobs) == len(runs)
     assert dataclasses.replace(batch, token="0123456789abcdef").settings == loaded.experiment.slurm

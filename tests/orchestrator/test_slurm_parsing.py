@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import slurm
+from ablatrix.orchestrator.slurm import commands
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from orchestrator import slurm
     ],
 )
 def test_array_ranges(text: str, ids: list[str]) -> None:
-    assert list(slurm.expand(text)) == ids
+    assert list(commands.expand(text)) == ids
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_array_ranges(text: str, ids: list[str]) -> None:
     ],
 )
 def test_state_words(word: str, state: str) -> None:
-    assert slurm.full_state(word) == state
+    assert commands.full_state(word) == state
 
 
 def test_squeue_lines() -> None:
@@ -51,7 +51,7 @@ def test_squeue_lines() -> None:
 10|PENDING|me||1:00|Dependency|a | b
 torn li
 """
-    jobs = slurm.parse_squeue(text, "me")
+    jobs = commands.parse_squeue(text, "me")
     assert sorted(jobs) == ["10", "8_1", "8_5", "8_6"]
     assert jobs["8_5"].token == "0123456789abcdef"
     assert jobs["8_1"].node == "node3"
@@ -68,7 +68,7 @@ def test_scontrol_lines() -> None:
         "NodeList=(null)\n"
         "JobId=14 JobName=y JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15 NodeList=node2\n"
     )
-    jobs = slurm.parse_scontrol(text)
+    jobs = commands.parse_scontrol(text)
     assert sorted(jobs) == ["10_1", "10_2", "10_3", "14"]
     assert jobs["10_1"].exit_code == "0:53"
     assert jobs["10_1"].token == "0123456789abcdef"
@@ -78,7 +78,7 @@ def test_scontrol_lines() -> None:
 
 
 def test_sacct_lines() -> None:
-    jobs = slurm.parse_sacct("10_1|OUT_OF_ME+|0:125|node1\n10_[2-3]|CANCELLED by 0|0:0|None assigned\nx\n")
+    jobs = commands.parse_sacct("10_1|OUT_OF_ME+|0:125|node1\n10_[2-3]|CANCELLED by 0|0:0|None assigned\nx\n")
     assert {key: job.state for key, job in jobs.items()} == {
         "10_1": "OUT_OF_MEMORY",
         "10_2": "CANCELLED",
@@ -89,9 +89,9 @@ def test_sacct_lines() -> None:
 @given(st.text(max_size=200))
 def test_no_output_breaks_a_parser(text: str) -> None:
     """Whatever the scheduler prints, jobs come out or nothing does."""
-    for job in (*slurm.parse_squeue(text, "me").values(), *slurm.parse_scontrol(text).values()):
+    for job in (*commands.parse_squeue(text, "me").values(), *commands.parse_scontrol(text).values()):
         assert job.id
-    slurm.parse_sacct(text)
+    commands.parse_sacct(text)
 
 
 def test_failing_commands_speak_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,15 +102,15 @@ def test_failing_commands_speak_in_one_line(tmp_path: Path, monkeypatch: pytest.
     script.chmod(script.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        slurm.ControllerError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"
+        commands.ControllerError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"
     ):
-        slurm.queue()
+        commands.queue()
     script.write_text("#!/bin/sh\nexec /bin/sleep 5\n")
-    with pytest.raises(slurm.ControllerError, match="did not answer"):
-        slurm.run_command(["squeue"], timeout=0.1)
+    with pytest.raises(commands.ControllerError, match="did not answer"):
+        commands.run_command(["squeue"], timeout=0.1)
     script.unlink()
-    with pytest.raises(slurm.ControllerError, match="not found"):
-        slurm.run_command(["squeue"])
+    with pytest.raises(commands.ControllerError, match="not found"):
+        commands.run_command(["squeue"])
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,11 @@ def test_commands_without_a_configuration_are_no_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, knows: bool
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not slurm.belongs_to_cluster()
+    assert not commands.belongs_to_cluster()
     for name in ("sbatch", "scontrol"):
         (tmp_path / name).write_text(f"#!/bin/sh\n{said}\n")
         (tmp_path / name).chmod(0o755)
-    assert slurm.belongs_to_cluster() is knows
+    assert commands.belongs_to_cluster() is knows
 
 
 def test_a_task_that_its_array_no_longer_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +139,8 @@ def test_a_task_that_its_array_no_longer_has(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    found = slurm.ended_jobs(["12_1", "12_3", "13_0"])
-    assert {job_id: job.state for job_id, job in found.items()} == {"12_1": "PENDING", "12_3": slurm.VANISHED}
+    found = commands.ended_jobs(["12_1", "12_3", "13_0"])
+    assert {job_id: job.state for job_id, job in found.items()} == {"12_1": "PENDING", "12_3": commands.VANISHED}
 
 
 def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypat
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    found = slurm.ended_jobs(["12_0", "12_7", "13_0"])
+    found = commands.ended_jobs(["12_0", "12_7", "13_0"])
     assert {job_id: (job.id, job.state) for job_id, job in found.items()} == {
         "12_0": ("12_0", "CANCELLED"),
         "12_7": ("12_7", "CANCELLED"),
@@ -171,7 +171,7 @@ def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypat
     ],
 )
 def test_our_mark_is_in_the_comment_or_in_the_path_of_the_script(shown: str, token: str | None) -> None:
-    assert slurm.parse_squeue(f"8|PENDING|me|||Priority|{shown}\n", "me")["8"].token == token
+    assert commands.parse_squeue(f"8|PENDING|me|||Priority|{shown}\n", "me")["8"].token == token
 
 
 def test_the_user_is_the_one_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +180,11 @@ def test_the_user_is_the_one_of_the_process(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("LOGNAME", "somebody-else")
-    assert list(slurm.queue()) == ["8"]
+    assert list(commands.queue()) == ["8"]
 
 
 def test_numbers_in_the_answer_of_sbatch() -> None:
-    from orchestrator.launchers.slurm_sbatch import _find_ids
+    from ablatrix.orchestrator.slurm.sbatch import _find_ids
 
     assert _find_ids("Jobs of yours in the queue:\n17\n2026\n4711;alpha\n") == ["4711", "2026", "17"]
     assert _find_ids("Submitted batch job 4711 on cluster beta\n") == ["4711"]
@@ -198,6 +198,6 @@ def test_a_cluster_that_is_full_has_refused(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{words}' >&2\nexec sleep 30\n")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(slurm.ControllerError, match="unable to accept job") as raised:
-        slurm.run_command(["sbatch"], timeout=0.5)
-    assert not isinstance(raised.value, slurm.NoAnswerError)
+    with pytest.raises(commands.ControllerError, match="unable to accept job") as raised:
+        commands.run_command(["sbatch"], timeout=0.5)
+    assert not isinstance(raised.value, commands.NoAnswerError)

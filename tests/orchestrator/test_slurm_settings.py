@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import budget, experiment, helper_jobs, slurm, submission
-from orchestrator.launchers.slurm_sbatch import SbatchLauncher, sbatch_options
-from orchestrator.launchers.slurm_submitit import SubmititLauncher
-from orchestrator.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.slurm import commands, helper_jobs
+from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, sbatch_options
+from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
+from ablatrix.orchestrator.status import cost
+from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import queueing
+from ablatrix.trainer.rundir.errors import UserError
 from tests.orchestrator.batches import make_batch
 from tests.trust import shell_stubs
-from trainer.errors import UserError
 
 DEFAULTS = {"cpus-per-task": 1, "time": "01:00:00"}
 
@@ -126,7 +129,7 @@ def test_both_launchers_give_the_same_options(home: Path, given: dict[str, Any])
     settings = SlurmSettings(**given)
     batch = make_batch(home, settings)
     scripts = [launcher.script(batch) for launcher in (SbatchLauncher(), SubmititLauncher())]
-    asked = {**sbatch_options(settings), "comment": slurm.comment(batch.token, settings.comment)}
+    asked = {**sbatch_options(settings), "comment": commands.comment(batch.token, settings.comment)}
     expected = {f"--{name}" if value is True else f"--{name}={value}" for name, value in asked.items()}
     for script in scripts:
         told = shell_stubs.sbatch_options(script)
@@ -143,8 +146,8 @@ def test_both_launchers_give_the_same_options(home: Path, given: dict[str, Any])
     "site", [None, "project x", '{"OccupiedIdleGPUsJobReaper": {"exemptIdleTimeMins": "60"}}', "7"]
 )
 def test_the_token_stands_beside_a_sites_comment(site: str | None) -> None:
-    comment = slurm.comment("0123456789abcdef", site)
-    assert slurm.Job("1", "PENDING", comment=comment).token == "0123456789abcdef"
+    comment = commands.comment("0123456789abcdef", site)
+    assert commands.Job("1", "PENDING", comment=comment).token == "0123456789abcdef"
     assert (site or "").rstrip("}") in comment
 
 
@@ -171,7 +174,7 @@ def test_gpus_are_counted_however_they_are_asked_for(given: dict[str, Any], gpus
 def test_the_budget_counts_typed_gpus(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: s\nbase: {}\nfeatures: {}\ndesign: [baseline]\nslurm: {extra: {gres: 'gpu:2'}}\n")
-    assert budget.summary(experiment.load(path).experiment, tmp_path, []).endswith("0 GPU-hours")
+    assert cost.summary(experiment.load(path).experiment, tmp_path, []).endswith("0 GPU-hours")
 
 
 def test_unknown_settings_are_refused() -> None:
@@ -193,6 +196,6 @@ def test_a_refusal_names_the_setting_and_sbatch_once(
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(slurm.ControllerError) as refused:
-        slurm.run_command(["sbatch", "job"])
-    assert str(submission.RefusedError(refused.value)) == said + todo
+    with pytest.raises(commands.ControllerError) as refused:
+        commands.run_command(["sbatch", "job"])
+    assert str(queueing.RefusedError(refused.value)) == said + todo

@@ -1,5 +1,6 @@
 """The code snapshot: the same code once, other code elsewhere, and complete."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,49 +8,51 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import snapshot
+from ablatrix.orchestrator.store import code_snapshot
+from tests.support.checkout import copy_checkout
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the running code, without git, that the snapshot takes for its own."""
     root = tmp_path / "checkout"
-    for package in (*snapshot.PACKAGES, "sbatch"):
-        shutil.copytree(snapshot.code_root() / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(snapshot, "code_root", lambda: root)
+    copy_checkout(root)
+    monkeypatch.setattr(code_snapshot, "code_root", lambda: root)
     return root
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """The files below ablatrix/, those behind links too."""
+    found = (Path(top, name) for top, _, names in os.walk(folder / "ablatrix", followlinks=True) for name in names)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
 
 
 def test_the_same_code_is_stored_once_and_other_code_beside_it(checkout: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    first = snapshot.take(store)
+    first = code_snapshot.take(store)
     assert files(first) == files(checkout)
-    assert snapshot.take(store) == first
+    assert code_snapshot.take(store) == first
     (checkout / "trainer" / "loop.py").write_text("# other\n")
-    second = snapshot.take(store)
+    second = code_snapshot.take(store)
     assert second != first
-    assert "# other\n" not in (first / "trainer/loop.py").read_text()
+    assert "# other\n" not in (first / "ablatrix/trainer/loop.py").read_text()
     assert sorted(path.name for path in store.iterdir()) == sorted([first.name, second.name])
 
 
 def test_half_a_snapshot_of_a_killed_submit_is_swept(checkout: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    taken = snapshot.take(store)
+    taken = code_snapshot.take(store)
     half = store / f".{taken.name}.4711.0badcafe.tmp"
     (half / "trainer").mkdir(parents=True)
-    assert snapshot.take(store) == taken
+    assert code_snapshot.take(store) == taken
     assert [path.name for path in store.iterdir()] == [taken.name]
 
 
 def test_files_that_were_purged_come_back(checkout: Path, tmp_path: Path) -> None:
-    taken = snapshot.take(tmp_path / "store")
-    (taken / "trainer" / "loop.py").unlink()
-    shutil.rmtree(taken / "models")
-    assert snapshot.take(tmp_path / "store") == taken
+    taken = code_snapshot.take(tmp_path / "store")
+    (taken / "ablatrix" / "trainer" / "loop.py").unlink()
+    shutil.rmtree(taken / "ablatrix" / "models")
+    assert code_snapshot.take(tmp_path / "store") == taken
     assert files(taken) == files(checkout)
 
 
@@ -65,7 +68,7 @@ def test_in_git_untracked_files_are_taken_and_ignored_ones_are_not(checkout: Pat
     for name in ("tests", "docs/recipes", "benchmarks", "tools"):
         (checkout / name).mkdir(parents=True)
         (checkout / name / "no_job_needs_it.py").touch()
-    taken = files(snapshot.take(tmp_path / "store"))
+    taken = files(code_snapshot.take(tmp_path / "store"))
     assert not [name for name in taken if "no_job_needs_it" in name]
     assert taken["mine.py"] == b"x = 1\n"
     assert not taken.keys() & {"secret.py", "notes.txt", ".gitignore", "env/lib/huge.py"}
@@ -94,18 +97,20 @@ def test_a_hook_of_git_does_not_bring_its_repository_along(
     index = {"GIT_INDEX_FILE": str(other / ".git/index")}
     for name, value in {**inherited, **index, **{name: str(value) for name, value in named.items()}}.items():
         monkeypatch.setenv(name, value)
-    taken = files(snapshot.take(tmp_path / "store"))
+    taken = files(code_snapshot.take(tmp_path / "store"))
     assert "only_checkout.py" in taken and "only_other.py" not in taken
-    assert not snapshot.git("rev-parse", "HEAD"), "only the other one has a commit"
+    assert not code_snapshot.git("rev-parse", "HEAD"), "only the other one has a commit"
 
 
 def test_the_snapshot_runs_without_its_checkout(checkout: Path, tmp_path: Path) -> None:
-    taken = snapshot.take(tmp_path / "store")
+    taken = code_snapshot.take(tmp_path / "store")
     shutil.rmtree(checkout)
-    code = "import orchestrator.report.page as page, trainer; print(trainer.__file__, page.TEMPLATES.is_dir())"
+    code = (
+        "import ablatrix.orchestrator.report.page as page, ablatrix; print(ablatrix.__file__, page.TEMPLATES.is_dir())"
+    )
     command = [sys.executable, "-P", "-c", code]
     shown = subprocess.run(command, env={"PYTHONPATH": str(taken)}, capture_output=True, text=True, check=True).stdout
-    assert shown.split() == [str(taken / "trainer/__init__.py"), "True"]
+    assert shown.split() == [str(taken / "ablatrix/__init__.py"), "True"]
 
 
 def test_modules_of_the_users_own_are_taken_from_the_working_folder(
@@ -122,8 +127,8 @@ def test_modules_of_the_users_own_are_taken_from_the_working_folder(
         "callbacks": ["json:Nothing", "models.parts:X"],
         "trainer.device": "cuda:0",
     }
-    own = snapshot.own_modules([config])
+    own = code_snapshot.own_modules([config])
     assert own == {"mine", "json", "models"}
-    plain, taken = files(snapshot.take(tmp_path / "store")), files(snapshot.take(tmp_path / "store", own))
+    plain, taken = files(code_snapshot.take(tmp_path / "store")), files(code_snapshot.take(tmp_path / "store", own))
     assert taken.keys() - plain.keys() == {"mine/deep/parts.py", "helper.py"}
     assert plain.items() <= taken.items(), "nothing of the running code is replaced"

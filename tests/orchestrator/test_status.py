@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cancel, claims, inspection, missing, rundir, slurm, status, submission
-from orchestrator.rundir import Study, StudyRun
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.submit import cancel, queueing
+from ablatrix.orchestrator.terminal import logs
+from ablatrix.trainer.rundir import loss_digest, processes, run_files
+from ablatrix.trainer.rundir.errors import RunError
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import loss_record, processes, runlog
-from trainer.errors import RunError
 
 TOKEN = "0123456789abcdef"
-Queue = dict[str, slurm.Job]
+Queue = dict[str, commands.Job]
 
 
 class Cluster:
@@ -31,7 +35,7 @@ class Cluster:
 
     def queue(self) -> Queue:
         if self.down:
-            raise slurm.ControllerError("squeue did not answer")
+            raise commands.ControllerError("squeue did not answer")
         return dict(self.waiting)
 
     def ended_jobs(self, ids: Any) -> Queue:
@@ -42,16 +46,16 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
-    monkeypatch.setattr(slurm, "available", lambda: True)
-    monkeypatch.setattr(slurm, "queue", cluster.queue)
-    monkeypatch.setattr(slurm, "ended_jobs", cluster.ended_jobs)
+    monkeypatch.setattr(commands, "available", lambda: True)
+    monkeypatch.setattr(commands, "queue", cluster.queue)
+    monkeypatch.setattr(commands, "ended_jobs", cluster.ended_jobs)
     return cluster
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     runs = expand(tmp_path, FIVE)[:1]
-    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, runs)
+    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, runs)
 
 
 @pytest.fixture
@@ -60,23 +64,23 @@ def run(study: Study) -> StudyRun:
 
 
 def queue_run(run: StudyRun, job_id: str = "5_0") -> None:
-    attempt = claims.newest(run.folder) + 1
-    claims.take(run.folder, attempt)
-    runlog.append_event(run.folder, "submitting", attempt=attempt, token=TOKEN)
-    runlog.append_event(run.folder, "queued", launcher="sbatch", job_id=job_id, attempt=attempt, token=TOKEN)
+    attempt = submit_attempts.newest(run.folder) + 1
+    submit_attempts.take(run.folder, attempt)
+    run_files.append_event(run.folder, "submitting", attempt=attempt, token=TOKEN)
+    run_files.append_event(run.folder, "queued", launcher="sbatch", job_id=job_id, attempt=attempt, token=TOKEN)
 
 
 def job(state: str, token: str = TOKEN, **fields: str) -> Queue:
-    return {"5_0": slurm.Job("5_0", state, comment=slurm.comment(token), **fields)}
+    return {"5_0": commands.Job("5_0", state, comment=commands.comment(token), **fields)}
 
 
-def now(study: Study) -> status.RunState:
-    return status.collect(study)[0]
+def now(study: Study) -> run_state.RunState:
+    return run_state.collect(study)[0]
 
 
 def write_rows(run: StudyRun, *steps: int) -> None:
-    log = ",".join(runlog.COLUMNS) + "\n"
-    (run.folder / runlog.LOSS).write_text(log + "".join(f"{s},2.5,0.5,,0.001,1.0,{s * 100},{s}\n" for s in steps))
+    log = ",".join(run_files.COLUMNS) + "\n"
+    (run.folder / run_files.LOSS).write_text(log + "".join(f"{s},2.5,0.5,,0.001,1.0,{s * 100},{s}\n" for s in steps))
 
 
 def test_planned_then_queued_then_running_then_done(study: Study, run: StudyRun, cluster: Cluster) -> None:
@@ -85,25 +89,25 @@ def test_planned_then_queued_then_running_then_done(study: Study, run: StudyRun,
     cluster.waiting = job("PENDING", reason="Priority")
     assert (now(study).state, now(study).reason, now(study).job_id) == ("queued", "Priority", "5_0")
     cluster.waiting = job("RUNNING", node="node7")
-    runlog.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "started", iter=0)
     write_rows(run, 1, 10)
     state = now(study)
     assert (state.state, state.node, state.iter, state.loss) == ("running", "node7", 10, 2.5)
     assert state.tokens_per_s == pytest.approx(200)
     assert state.seconds_left == pytest.approx((1000 - 10) * 0.5)
-    runlog.atomic_write(run.folder / runlog.SUMMARY, "{}x")
+    run_files.atomic_write(run.folder / run_files.SUMMARY, "{}x")
     assert now(study).state == "running", "a damaged summary says nothing"
-    runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 10}')
+    run_files.atomic_write(run.folder / run_files.SUMMARY, '{"iters": 10}')
     assert now(study).state == "done"
 
 
 def test_a_running_array_task_whose_first_event_came_before_its_id_was_known(
     study: Study, run: StudyRun, cluster: Cluster
 ) -> None:
-    claims.take(run.folder, 1)
-    runlog.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
-    runlog.append_event(run.folder, "started", iter=0)
-    runlog.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
+    submit_attempts.take(run.folder, 1)
+    run_files.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
+    run_files.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
     cluster.waiting = job("RUNNING")
     assert now(study).state == "running"
 
@@ -133,8 +137,8 @@ def test_gone_from_the_queue(
 ) -> None:
     queue_run(run)
     if log is not None:
-        runlog.append_event(run.folder, "started", iter=0)
-        (run.folder / runlog.JOB_OUT).write_text(log)
+        run_files.append_event(run.folder, "started", iter=0)
+        (run.folder / run_files.JOB_OUT).write_text(log)
     cluster.ended = ended
     found = now(study)
     assert found.state == state
@@ -162,33 +166,33 @@ def test_gone_from_the_queue(
 def test_a_job_that_ends_before_its_trainer_is_explained_by_its_own_log(
     study: Study, run: StudyRun, cluster: Cluster, place: str, printed: str, quoted: str
 ) -> None:
-    (run.folder / runlog.JOB_OUT).write_text("an earlier attempt\n")
+    (run.folder / run_files.JOB_OUT).write_text("an earlier attempt\n")
     queue_run(run)
-    log = study.folder / rundir.LOGS / place
+    log = study.folder / study_dir.LOGS / place
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(printed)
     cluster.ended = job("FAILED", exit_code="1:0")
     state = now(study)
     assert state.state == "lost"
     assert state.reason == f'the job ended before the trainer started: "{quoted}" (logs/{place})'
-    shown = inspection.log_text(run, 50)
+    shown = logs.log_text(run, 50)
     assert str(log) in shown and shown.endswith(printed.splitlines()[-1])
-    followed = "".join(inspection.follow(run, lambda: True))
+    followed = "".join(logs.follow(run, lambda: True))
     assert followed.startswith("an earlier attempt\n") and followed.endswith(printed)
 
 
 def test_a_task_that_failed_while_others_wait_was_not_cancelled(study: Study, run: StudyRun, cluster: Cluster) -> None:
     """Slurm forgets it after MinJobAge, while its array is still known; its log shows that it began."""
     queue_run(run)
-    (study.folder / rundir.LOGS / "5_0.out").write_text("module: command not found\n")
-    cluster.ended = job(slurm.VANISHED)
+    (study.folder / study_dir.LOGS / "5_0.out").write_text("module: command not found\n")
+    cluster.ended = job(commands.VANISHED)
     assert (now(study).state, "module: command not found" in now(study).reason) == ("lost", True)
 
 
 def test_setup_lines_that_end_the_job_are_named(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     told = "no licence\nslurm.setup ended the job before its run started (exit code 3)\n"
-    (study.folder / rundir.LOGS / "5_0.out").write_text(told)
+    (study.folder / study_dir.LOGS / "5_0.out").write_text(told)
     cluster.ended = job("FAILED", exit_code="3:0")
     assert now(study).reason.endswith('"no licence" (slurm.setup ended it with exit code 3; logs/5_0.out)')
 
@@ -205,7 +209,7 @@ def test_a_job_that_the_scheduler_has_not_looked_at_waits_for_it(
 @pytest.mark.parametrize("event", ["failed", "ended"])
 def test_an_end_without_a_reason_says_so(study: Study, run: StudyRun, cluster: Cluster, event: str) -> None:
     queue_run(run)
-    runlog.append_event(run.folder, event, state="failed")
+    run_files.append_event(run.folder, event, state="failed")
     assert (now(study).state, now(study).reason) == ("failed", "failed without giving a reason; see logs RUN")
 
 
@@ -216,10 +220,10 @@ def test_a_waiting_task_that_left_its_array_was_cancelled(
     """Without a database Slurm keeps nothing of it, and forgets a task that ended early while others wait."""
     queue_run(run)
     if evidence == "started":
-        assert claims.start(run.folder, 1, "5_0") is None
+        assert submit_attempts.start(run.folder, 1, "5_0") is None
     elif evidence:
-        (study.folder / rundir.LOGS).rmdir()
-    cluster.ended = job(slurm.VANISHED)
+        (study.folder / study_dir.LOGS).rmdir()
+    cluster.ended = job(commands.VANISHED)
     assert now(study).state == state
     cluster.ended = {}
     assert now(study).state == state
@@ -238,7 +242,7 @@ def test_an_ended_attempt_does_not_speak_for_the_next(study: Study, run: StudyRu
 def test_requeued_and_waiting_is_stopped_not_lost(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     for event in ("started", "signal", "stopped", "requeued"):
-        runlog.append_event(run.folder, event, iter=12)
+        run_files.append_event(run.folder, event, iter=12)
     cluster.waiting = job("PENDING", reason="BeginTime")
     state = now(study)
     assert (state.state, state.requeued, state.active) == ("stopped", True, True)
@@ -258,31 +262,31 @@ def test_a_job_that_is_back_between_two_questions_is_not_buried(study: Study, ru
 def test_without_squeue_a_queued_job_is_not_lost(study: Study, run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     queue_run(run)
     monkeypatch.setenv("PATH", "")
-    scheduler = status.Scheduler()
-    assert status.collect(study, scheduler)[0].state == "queued"
+    scheduler = run_state.Scheduler()
+    assert run_state.collect(study, scheduler)[0].state == "queued"
     assert "not found" in scheduler.problem
 
 
 def test_a_claim_without_a_job_id_is_judged_by_its_own_events(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    claims.take(run.folder, 1)
+    submit_attempts.take(run.folder, 1)
     record = {"attempt": 1, "token": TOKEN}
-    runlog.append_event(run.folder, "submitting", **record)
+    run_files.append_event(run.folder, "submitting", **record)
     for event in ("started", "failed"):
-        runlog.append_event(run.folder, event, job_id="5_0", reason="boom")
+        run_files.append_event(run.folder, event, job_id="5_0", reason="boom")
     assert (now(study).state, now(study).reason, now(study).job_id) == ("failed", "boom", "5_0")
 
 
 def test_a_failed_run_of_a_requeued_job_is_failed(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    runlog.append_event(run.folder, "failed", reason="boom")
+    run_files.append_event(run.folder, "failed", reason="boom")
     cluster.waiting = job("PENDING")
     assert now(study).state == "failed"
 
 
 def test_failed_says_why(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    runlog.append_event(run.folder, "started", iter=0)
-    runlog.append_event(run.folder, "failed", reason="boom")
+    run_files.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "failed", reason="boom")
     assert (now(study).state, now(study).reason) == ("failed", "boom")
 
 
@@ -296,20 +300,20 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     queue_run(run)
     cluster.down = True
     assert now(study).state == "queued"
-    runlog.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "started", iter=0)
     assert now(study).state == "running"
-    runlog.append_event(run.folder, "failed", reason="boom")
+    run_files.append_event(run.folder, "failed", reason="boom")
     assert now(study).state == "failed"
-    scheduler = status.Scheduler()
-    status.collect(study, scheduler)
-    assert json.loads(status.as_json([], scheduler))["controller_silent_since"] == pytest.approx(time.time(), abs=60)
+    scheduler = run_state.Scheduler()
+    run_state.collect(study, scheduler)
+    assert json.loads(run_state.as_json([], scheduler))["controller_silent_since"] == pytest.approx(time.time(), abs=60)
 
 
 def set_age(run: StudyRun, seconds: float) -> None:
     """The run's events as they look when another host has written nothing for a while."""
-    path = run.folder / runlog.EVENTS
+    path = run.folder / run_files.EVENTS
     elsewhere = {"host": "node7", "born": "1 0a1b2c3d"}
-    records = [{**event, **elsewhere, "time": event["time"] - seconds} for event in runlog.read_events(run.folder)]
+    records = [{**event, **elsewhere, "time": event["time"] - seconds} for event in run_files.read_events(run.folder)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     os.utime(path, (time.time() - seconds,) * 2)
 
@@ -326,54 +330,54 @@ def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
     study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """Never lost while it may live, never running when it has gone; nothing is recorded without knowledge."""
-    monkeypatch.setattr(slurm, "settings", lambda: {"ClusterName": "small", "PrivateData": "usage,jobs"})
+    monkeypatch.setattr(commands, "settings", lambda: {"ClusterName": "small", "PrivateData": "usage,jobs"})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     if case == "other cluster":
-        monkeypatch.setattr(slurm, "cluster_name", lambda: "big")
+        monkeypatch.setattr(commands, "cluster_name", lambda: "big")
         monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
         monkeypatch.setenv("SLURM_JOB_ID", "5")
-    scheduler = status.Scheduler(user="alice" if case == "private" else "")
+    scheduler = run_state.Scheduler(user="alice" if case == "private" else "")
     if case == "no Slurm":
-        monkeypatch.setattr(slurm, "available", lambda: False)
+        monkeypatch.setattr(commands, "available", lambda: False)
         cluster.down = True
-    monkeypatch.setattr(slurm, "queue", lambda user="": cluster.queue())
+    monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
 
     def look() -> tuple[str, bool]:
-        state = status.collect(study, scheduler)[0]
+        state = run_state.collect(study, scheduler)[0]
         assert BLIND[case] in state.reason
         return state.state, state.active
 
     queue_run(run)
     cluster.ended = job("COMPLETED") if case == "other cluster" else {}  # its id was given to another job here
-    runlog.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
-    runlog.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
+    run_files.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
+    run_files.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
     assert look() == ("queued", True)
-    runlog.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "started", iter=0)
     assert look() == ("running", True)
     set_age(run, 900)
     assert look() == ("stopped", False)
-    runlog.append_event(run.folder, "requeued")
+    run_files.append_event(run.folder, "requeued")
     assert look() == ("stopped", True)
-    assert "ended" not in [event["event"] for event in runlog.read_events(run.folder)]
-    runlog.append_event(run.folder, "failed", reason="boom")
-    assert status.collect(study, scheduler)[0].reason == "boom"
+    assert "ended" not in [event["event"] for event in run_files.read_events(run.folder)]
+    run_files.append_event(run.folder, "failed", reason="boom")
+    assert run_state.collect(study, scheduler)[0].reason == "boom"
 
 
 @pytest.mark.parametrize("private", ["none", "accounts,usage"])
 def test_another_users_job_that_would_be_visible_is_lost_when_it_is_not(
     study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, private: str
 ) -> None:
-    monkeypatch.setattr(slurm, "settings", lambda: {"PrivateData": private})
-    monkeypatch.setattr(slurm, "queue", lambda user="": cluster.queue())
+    monkeypatch.setattr(commands, "settings", lambda: {"PrivateData": private})
+    monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
     queue_run(run)
-    assert status.collect(study, status.Scheduler(user="alice"))[0].state == "lost"
+    assert run_state.collect(study, run_state.Scheduler(user="alice"))[0].state == "lost"
 
 
 def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
     who = {"host": os.uname().nodename, "pid": pid, "born": processes.identity(pid)}
     record = {"event": event, "time": time.time(), **who, **fields}
-    runlog.append_line(run.folder / runlog.EVENTS, json.dumps(record))
+    run_files.append_line(run.folder / run_files.EVENTS, json.dumps(record))
 
 
 @pytest.fixture
@@ -411,7 +415,7 @@ def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: S
             ticks = processes.born(process.pid)
             local_event(run, "started", process.pid, iter=0, born=born.replace("another boot", f"{ticks} 0a1b2c3d"))
             assert now(study).state == "lost"
-            assert status.owner(run) is None
+            assert run_state.owner(run) is None
             assert process.poll() is None
         finally:
             process.kill()
@@ -420,7 +424,7 @@ def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: S
 @pytest.mark.parametrize(("age", "state"), [(10, "running"), (3600, "lost")])
 def test_on_another_host_the_heartbeat_tells(study: Study, run: StudyRun, age: int, state: str) -> None:
     record = {"event": "started", "time": time.time() - age, "host": "elsewhere", "pid": 1}
-    runlog.append_line(run.folder / runlog.EVENTS, json.dumps(record))
+    run_files.append_line(run.folder / run_files.EVENTS, json.dumps(record))
     assert now(study).state == state
 
 
@@ -428,17 +432,17 @@ def test_torn_files_are_no_news(study: Study, run: StudyRun, cluster: Cluster) -
     queue_run(run)
     cluster.waiting = job("RUNNING")
     write_rows(run, 1, 10)
-    with open(run.folder / runlog.LOSS, "a") as file:
+    with open(run.folder / run_files.LOSS, "a") as file:
         file.write("20,1.2")
-    with open(run.folder / runlog.EVENTS, "a") as file:
+    with open(run.folder / run_files.EVENTS, "a") as file:
         file.write('{"event": "fail')
     state = now(study)
     assert (state.state, state.iter) == ("running", 10)
 
 
 def test_follow_gives_all_that_is_written(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "POLL_SECONDS", 0.0)
-    path = run.folder / runlog.JOB_OUT
+    monkeypatch.setattr(logs, "POLL_SECONDS", 0.0)
+    path = run.folder / run_files.JOB_OUT
     steps: list[Callable[[], bool]] = [
         lambda: False,
         lambda: bool(path.write_text("one\n")) and False,
@@ -446,29 +450,29 @@ def test_follow_gives_all_that_is_written(run: StudyRun, monkeypatch: pytest.Mon
         lambda: bool(path.write_text("one\ntwo\nthree")) or True,
         lambda: True,
     ]
-    assert "".join(inspection.follow(run, lambda: steps.pop(0)())) == "one\ntwo\nthree"
+    assert "".join(logs.follow(run, lambda: steps.pop(0)())) == "one\ntwo\nthree"
 
 
 def test_studies_are_found_by_folder_name_and_age(study: Study, tmp_path: Path) -> None:
-    from trainer.errors import UserError
+    from ablatrix.trainer.rundir.errors import UserError
 
-    assert rundir.find_study(str(study.folder), tmp_path).folder == study.folder
-    assert rundir.find_study("s", tmp_path / "out").folder == study.folder
-    assert rundir.find_study(None, tmp_path / "out").folder == study.folder
+    assert study_dir.find_study(str(study.folder), tmp_path).folder == study.folder
+    assert study_dir.find_study("s", tmp_path / "out").folder == study.folder
+    assert study_dir.find_study(None, tmp_path / "out").folder == study.folder
     with pytest.raises(UserError, match=r"no study there; studies in .*: s"):
-        rundir.find_study("t", tmp_path / "out")
+        study_dir.find_study("t", tmp_path / "out")
     (study.folder / "study.json").write_text('{"name": 1}')
     with pytest.raises(UserError, match="damaged"):
-        rundir.load_study(study.folder)
+        study_dir.load_study(study.folder)
 
 
 @pytest.mark.parametrize("in_queue", ["RUNNING", "PENDING", ""])
 def test_stopped_by_file_in_a_job_that_goes_on(study: Study, run: StudyRun, cluster: Cluster, in_queue: str) -> None:
     queue_run(run)
     cluster.waiting = job(in_queue) if in_queue else {}
-    runlog.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "started", iter=0)
     write_rows(run, 1, 8)
-    runlog.append_event(run.folder, "stopped", iter=9, by=runlog.STOP_FILE, requeue=False)
+    run_files.append_event(run.folder, "stopped", iter=9, by=run_files.STOP_FILE, requeue=False)
     found = now(study)
     assert (found.state, found.active) == ("stopped", False)
     assert found.reason == "stopped at step 8 by the file stop; submit again to continue"
@@ -477,13 +481,13 @@ def test_stopped_by_file_in_a_job_that_goes_on(study: Study, run: StudyRun, clus
 def test_early_stop_is_done(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     summary = {"iters": 40, "max_iters": 100, "stopped_early": True, "diverged": False}
-    (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
+    (run.folder / run_files.SUMMARY).write_text(json.dumps(summary))
     assert (now(study).state, now(study).reason) == ("done", "stopped early at step 40: no better evaluation")
 
 
 def test_the_token_decides_which_job_is_the_runs(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run, "2026_0")
-    cluster.waiting = job("RUNNING") | {"2026_0": slurm.Job("2026_0", "PENDING", comment="another array of mine")}
+    cluster.waiting = job("RUNNING") | {"2026_0": commands.Job("2026_0", "PENDING", comment="another array of mine")}
     state = now(study)
     assert (state.state, state.job_id, state.confirmed) == ("running", "5_0", True)
 
@@ -492,12 +496,12 @@ def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
     study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled: list[str] = []
-    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    monkeypatch.setattr(commands, "cancel", cancelled.extend)
     queue_run(run)
-    cluster.waiting = {"5_0": slurm.Job("5_0", "PENDING", comment="set by the site")}
+    cluster.waiting = {"5_0": commands.Job("5_0", "PENDING", comment="set by the site")}
     with pytest.raises(RunError, match="run: scancel 5_0"):
         cancel.cancel([now(study)])
-    runlog.append_event(run.folder, "started", iter=0, job_id="5_0")
+    run_files.append_event(run.folder, "started", iter=0, job_id="5_0")
     cancel.cancel([now(study)])
     assert cancelled == ["5_0"]
 
@@ -506,7 +510,7 @@ def test_a_waiting_run_that_is_cancelled_stays_so(
     study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its job never writes anything, and without accounting Slurm forgets it within minutes."""
-    monkeypatch.setattr(slurm, "cancel", lambda jobs: cluster.waiting.clear())
+    monkeypatch.setattr(commands, "cancel", lambda jobs: cluster.waiting.clear())
     queue_run(run)
     cluster.waiting = job("PENDING")
     assert cancel.cancel([now(study)]) == [run.id]
@@ -515,32 +519,32 @@ def test_a_waiting_run_that_is_cancelled_stays_so(
 
 def test_a_requeue_that_slurm_refused_is_told(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    runlog.append_event(run.folder, "started", iter=0)
-    runlog.append_event(run.folder, "stopped", iter=10)
-    runlog.append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
+    run_files.append_event(run.folder, "started", iter=0)
+    run_files.append_event(run.folder, "stopped", iter=10)
+    run_files.append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
     assert "not requeued (scontrol requeue: disabled for this job); submit again" in now(study).reason
 
 
 def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> None:
-    log = runlog.LossLog(run.folder, 0)
+    log = run_files.LossLog(run.folder, 0)
     for step in (1, 2, 3):
         log.write({"iter": step, "loss": 3.5})
-    summary = {"iters": 3, "max_iters": 3, loss_record.KEY: loss_record.describe(run.folder)}
-    (run.folder / runlog.SUMMARY).write_text(json.dumps(summary))
+    summary = {"iters": 3, "max_iters": 3, loss_digest.KEY: loss_digest.describe(run.folder)}
+    (run.folder / run_files.SUMMARY).write_text(json.dumps(summary))
     assert (now(study).state, now(study).altered) == ("done", "")
-    path = run.folder / runlog.LOSS
+    path = run.folder / run_files.LOSS
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     state = now(study)
     assert state.state == "done"
     said = "loss.csv has been changed since: 2 of 3 rows, it ends at step 2 of 3 (submit --retry runs it again)"
-    assert said in state.reason and said in missing.lines(study, [state])[0]
-    assert submission.select([state], retry=True).chosen == [state]
-    assert submission.select([state]).done == [state]
+    assert said in state.reason and said in removed_files.lines(study, [state])[0]
+    assert queueing.select([state], retry=True).chosen == [state]
+    assert queueing.select([state]).done == [state]
 
 
 def test_a_machine_that_was_renamed_knows_its_processes(study: Study, run: StudyRun) -> None:
     """By DHCP, or from a short name to a full one; the last sign of the run may be old."""
     who = {"host": "its-old-name", "pid": os.getpid(), "born": processes.identity(os.getpid())}
-    runlog.append_event(run.folder, "started", iter=0, **who)
-    os.utime(run.folder / runlog.EVENTS, (1, time.time() - 600))
+    run_files.append_event(run.folder, "started", iter=0, **who)
+    os.utime(run.folder / run_files.EVENTS, (1, time.time() - 600))
     assert now(study).state == "running"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from orchestrator import display, status_table
-from orchestrator.rundir import StudyRun
-from orchestrator.status import RunState
-from orchestrator.terminal import Terminal
+from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store.study_dir import StudyRun
+from ablatrix.orchestrator.terminal import status_table, tables
+from ablatrix.orchestrator.terminal.printing import Terminal
 
 
 def states(count: int, state: str = "done", cell: str = "baseline", reason: str = "") -> list[RunState]:
@@ -21,7 +21,7 @@ def states(count: int, state: str = "done", cell: str = "baseline", reason: str 
 def shown(found: list[RunState], width: int | None, everything: bool = False) -> str:
     output = io.StringIO()
     console = Terminal(file=output, width=width or 180, force_terminal=width is not None, color_system=None)
-    display.print_states(found, "out/study", console, everything=everything)
+    tables.print_states(found, "out/study", console, everything=everything)
     return output.getvalue()
 
 
@@ -71,7 +71,7 @@ def test_no_cell_of_a_table_is_cut(width: int) -> None:
         table.add_row(name, "model.rope=true", "", "-0.0512 to -0.0401", f"{name}-seed1-0123abcd")
     output = io.StringIO()
     console = Terminal(width=width, file=output, color_system=None)
-    console.print(display.fit_columns(table, width, ("folder of the first", "interval")))
+    console.print(tables.fit_columns(table, width, ("folder of the first", "interval")))
     text = output.getvalue()
     assert "a_feature_with_a_long_name" in text and "model.rope=true" in text and "\N{HORIZONTAL ELLIPSIS}" not in text
     assert ("empty" in text, "a_feature_with_a_long_name-seed1-0123abcd" in text) == (width == 200, width == 200)

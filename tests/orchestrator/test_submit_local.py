@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ablatrix.trainer.config import load
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import CELLS, Workspace, without_clock
-from trainer import runlog
-from trainer.config import load
 
 
 def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
@@ -23,15 +23,22 @@ def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
 
     for cell in CELLS:
         folder = workspace.run_folder(cell)
-        for name in (runlog.ARGS, runlog.LOSS, runlog.MODEL, runlog.SUMMARY, runlog.PROVENANCE, runlog.EVENTS):
+        for name in (
+            run_files.ARGS,
+            run_files.LOSS,
+            run_files.MODEL,
+            run_files.SUMMARY,
+            run_files.PROVENANCE,
+            run_files.EVENTS,
+        ):
             assert (folder / name).is_file(), name
-        assert load(folder / runlog.CONFIG).fingerprint() == folder.name.rpartition("-")[2]
+        assert load(folder / run_files.CONFIG).fingerprint() == folder.name.rpartition("-")[2]
         assert workspace.loss(cell)[-1][0] == "20"
     assert len({json.dumps(workspace.loss(cell)) for cell in CELLS}) == 7, "two cells trained alike"
 
     again = workspace.run("submit", study, "--launcher", "local")
     assert "7 done already" in again.stdout
-    events = runlog.read_events(workspace.run_folder("rope"))
+    events = run_files.read_events(workspace.run_folder("rope"))
     assert [event["event"] for event in events].count("started") == 1
 
     shown = workspace.run("report")
@@ -48,9 +55,9 @@ def test_a_run_folder_repeats_itself(workspace: Workspace, tmp_path: Path) -> No
     """config.json alone, and the pasted args.txt, give the same loss.csv again."""
     workspace.run("submit", workspace.write_study(), "--launcher", "local", "--only", "rope")
     folder = workspace.run_folder("rope")
-    words = shlex.split((folder / runlog.ARGS).read_text())
+    words = shlex.split((folder / run_files.ARGS).read_text())
     other = tmp_path / "again"
-    command = [*words[:3], "--config", str(folder / runlog.CONFIG), f"--system.work_dir={other}"]
+    command = [*words[:3], "--config", str(folder / run_files.CONFIG), f"--system.work_dir={other}"]
     assert words[1:3] == ["-m", "trainer"]
     subprocess.run(command, cwd=workspace.folder, env=workspace.env(), check=True, capture_output=True)
     assert without_clock(other) == without_clock(folder)
@@ -126,7 +133,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     assert 20 <= stopped["iter"] < 4000
 
     folder = workspace.run_folder("baseline")
-    assert "resumed" not in [event["event"] for event in runlog.read_events(folder)]
+    assert "resumed" not in [event["event"] for event in run_files.read_events(folder)]
     process = subprocess.Popen(
         workspace.command(*words),
         cwd=workspace.folder,
@@ -136,7 +143,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     )
     try:
         workspace.wait(lambda states: states["baseline"]["iter"] > stopped["iter"])
-        assert "resumed" in [event["event"] for event in runlog.read_events(folder)]
+        assert "resumed" in [event["event"] for event in run_files.read_events(folder)]
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -220,7 +227,8 @@ def test_logs_show_and_diff(workspace: Workspace) -> None:
 def test_a_process_that_dies_before_it_can_say_so_is_a_failure(workspace: Workspace) -> None:
     workspace.write_study(extra="design: [baseline]\n")
     (workspace.folder / "sitecustomize.py").write_text(
-        "import sys\nif 'orchestrator.task' in sys.orig_argv:\n    raise SystemExit('no licence for this Python')\n"
+        "import sys\nif any(word.endswith('job.task') for word in sys.orig_argv):\n"
+        "    raise SystemExit('no licence for this Python')\n"
     )
     workspace.environment = {"PYTHONPATH": f"{workspace.folder}:{workspace.env()['PYTHONPATH']}"}
     broken = workspace.run("submit", "study.yaml", "--launcher", "local", code=1)

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checks, claims, experiment, matrix, rundir, slurm, snapshot, task
-from orchestrator.rundir import StudyRun
+from ablatrix.orchestrator.job import task
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import StudyRun
+from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.rundir import processes, run_files
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.workspace import Workspace
-from trainer import processes, runlog
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {log}
@@ -26,9 +30,9 @@ exit {code}
 def run(workspace: Workspace) -> StudyRun:
     """A claimed run that trains for a while."""
     loaded = experiment.load(workspace.write_study(iters=5000, ckpt=1000))
-    runs = matrix.runs(loaded, checks.vocabulary)[:1]
-    study = rundir.create_study(workspace.folder / "out" / "study", "study", Path("study.yaml"), {}, runs)
-    claims.take(study.runs[0].folder, 1)
+    runs = matrix.runs(loaded, preflight.vocabulary)[:1]
+    study = study_dir.create_study(workspace.folder / "out" / "study", "study", Path("study.yaml"), {}, runs)
+    submit_attempts.take(study.runs[0].folder, 1)
     return study.runs[0]
 
 
@@ -44,11 +48,11 @@ def start(workspace: Workspace, run: StudyRun, restarts: int = 0, code: int = 0)
 
 
 def asked(workspace: Workspace) -> str:
-    return runlog.read_text(workspace.folder / "asked")
+    return run_files.read_text(workspace.folder / "asked")
 
 
 def events(run: StudyRun) -> list[str]:
-    return [event["event"] for event in runlog.read_events(run.folder)]
+    return [event["event"] for event in run_files.read_events(run.folder)]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -64,11 +68,11 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
 ) -> None:
     process = start(workspace, run)
     try:
-        until(lambda: (run.folder / runlog.JOB_OUT).exists())
+        until(lambda: (run.folder / run_files.JOB_OUT).exists())
         time.sleep(delay)
         process.send_signal(signal.SIGUSR2)
         until(lambda: "requeue 77" in asked(workspace))
-        assert "failed" not in events(run), runlog.read_text(run.folder / runlog.JOB_OUT)
+        assert "failed" not in events(run), run_files.read_text(run.folder / run_files.JOB_OUT)
         assert events(run)[-1] == "requeued"
     finally:
         process.kill()
@@ -78,7 +82,7 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
 def test_kill_9_of_the_task_ends_its_trainer(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run)
     until(lambda: "started" in events(run))
-    trainer = next(event["pid"] for event in runlog.read_events(run.folder) if event["event"] == "started")
+    trainer = next(event["pid"] for event in run_files.read_events(run.folder) if event["event"] == "started")
     process.kill()
     process.wait()
     until(lambda: not processes.born(trainer))
@@ -96,7 +100,7 @@ def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRu
     process = start(workspace, run)
     until(lambda: "started" in events(run))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == runlog.EXIT_STOPPED
+    assert process.wait(timeout=60) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped"
     assert asked(workspace) == ""
 
@@ -105,21 +109,21 @@ def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: Stu
     process = start(workspace, run, code=1)
     until(lambda: "started" in events(run))
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=60) == runlog.EXIT_STOPPED
+    assert process.wait(timeout=60) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped"
 
 
 def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, restarts=task.MOST_VAIN_RESTARTS)
-    until(lambda: (run.folder / runlog.JOB_OUT).exists())
+    until(lambda: (run.folder / run_files.JOB_OUT).exists())
     process.send_signal(signal.SIGUSR2)
     process.wait(timeout=60)
     assert events(run)[-1] == "failed"
-    assert "time limit is too short" in runlog.read_events(run.folder)[-1]["reason"]
+    assert "time limit is too short" in run_files.read_events(run.folder)[-1]["reason"]
 
 
 def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: StudyRun) -> None:
-    claims.start(run.folder, 1, "76")
+    submit_attempts.start(run.folder, 1, "76")
     assert start(workspace, run).wait(timeout=60) == 0
     assert "started" not in events(run)
 
@@ -128,21 +132,21 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
     """As on a full disk; a file in the place of the folder stops root too."""
     broken = workspace.folder / "out" / "study" / "broken"
     broken.mkdir()
-    (broken / claims.FOLDER).touch()
+    (broken / submit_attempts.FOLDER).touch()
     command = task.task_command([(run.folder, 1), (broken, 1)])
     with subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stderr=subprocess.PIPE) as process:
-        until(lambda: runlog.read_events(broken) != [])
+        until(lambda: run_files.read_events(broken) != [])
         until(lambda: "started" in events(run) or process.poll() is not None)
         assert process.poll() is None, "the job has ended"
-        (run.folder / runlog.STOP_REQUEST).touch()
+        (run.folder / run_files.STOP_REQUEST).touch()
         assert process.stderr and b"Traceback" not in process.stderr.read()
     assert events(run)[-1] == "stopped"
-    (failed,) = runlog.read_events(broken)
+    (failed,) = run_files.read_events(broken)
     assert failed["event"] == "failed" and "is in the way of a folder" in failed["reason"]
 
 
 def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspace: Workspace, run: StudyRun) -> None:
-    (run.folder / runlog.EVENTS).mkdir()
+    (run.folder / run_files.EVENTS).mkdir()
     command = task.task_command([(run.folder, 1)])
     ended = subprocess.run(
         command, cwd=workspace.folder, env=workspace.env(), capture_output=True, text=True, check=False
@@ -159,10 +163,10 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
     for name in ("SBATCH_TIMELIMIT", "SLURM_MEM_PER_CPU", "SQUEUE_PARTITION", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.setenv(name, "theirs")
     monkeypatch.setenv("SLURM_CONF", "/x/slurm.conf")
-    seen = slurm.run_command(["squeue"])
+    seen = commands.run_command(["squeue"])
     assert "SLURM_CONF=/x/slurm.conf" in seen
     assert "theirs" not in seen
-    with slurm.own_environment():
+    with commands.own_environment():
         assert "SLURM_MEM_PER_CPU" not in os.environ
     assert os.environ["SLURM_MEM_PER_CPU"] == "theirs"
 
@@ -170,11 +174,11 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
 def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: StudyRun) -> None:
     """Neither the job nor, for its other runs, a requeue of it goes on with the run; only a submit does."""
     with start(workspace, run) as process:
-        until(lambda: (run.folder / runlog.LOSS).exists())
-        (run.folder / runlog.STOP_REQUEST).touch()
-        assert process.wait(60) == runlog.EXIT_STOPPED
+        until(lambda: (run.folder / run_files.LOSS).exists())
+        (run.folder / run_files.STOP_REQUEST).touch()
+        assert process.wait(60) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped" and "requeued" not in events(run)
-    assert not (run.folder / runlog.STOP_REQUEST).exists()
+    assert not (run.folder / run_files.STOP_REQUEST).exists()
     with start(workspace, run, restarts=1) as process:
         assert process.wait(60) == 0
     assert events(run)[-1] == "stopped"
@@ -185,14 +189,14 @@ def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: St
 @pytest.mark.parametrize("hidden", ["models", "all"])
 def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyRun, hidden: str) -> None:
     """The snapshot, or a part of it, was purged while the job waited, and another copy is on PYTHONPATH."""
-    code = snapshot.take(workspace.folder / ".snapshots")
-    rundir.write_provenance(run.folder, {"code_snapshot": code.name}, [])
+    code = code_snapshot.take(workspace.folder / ".snapshots")
+    study_dir.write_provenance(run.folder, {"code_snapshot": code.name}, [])
     shutil.rmtree(code / "models" if hidden == "models" else code)
     other = workspace.env()["PYTHONPATH"]
     environment = {**workspace.env(), "PYTHONPATH": f"{code}:{other}", "SLURM_JOB_ID": "77"}
     done = subprocess.run(task.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment, check=False)
     assert done.returncode == 1
-    last = runlog.read_events(run.folder)[-1]
+    last = run_files.read_events(run.folder)[-1]
     package = "models" if hidden == "models" else "orchestrator"
     assert last["event"] == "failed" and f"the package {package} is taken from {other}, not from" in last["reason"]
     assert code.name in last["reason"] and "started" not in events(run)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import Workspace
-from trainer import runlog
 
 STUDY = """\
 name: study
@@ -67,7 +67,7 @@ def runs(workspace: Workspace) -> list[Path]:
 
 def until_started(workspace: Workspace) -> None:
     end = time.monotonic() + 60
-    while not any("started" in runlog.read_text(run / runlog.EVENTS) for run in runs(workspace)):
+    while not any("started" in run_files.read_text(run / run_files.EVENTS) for run in runs(workspace)):
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -80,7 +80,7 @@ def test_closing_the_terminal_stops_no_run(study: Workspace) -> None:
     os.close(session.terminal)
     (study.folder / "go").touch()
     assert session.wait() == 0
-    assert len(runs(study)) == 2 and all((run / runlog.SUMMARY).exists() for run in runs(study))
+    assert len(runs(study)) == 2 and all((run / run_files.SUMMARY).exists() for run in runs(study))
 
 
 def test_a_reader_that_leaves_stops_no_run(study: Workspace) -> None:
@@ -90,7 +90,7 @@ def test_a_reader_that_leaves_stops_no_run(study: Workspace) -> None:
         (study.folder / "go").touch()
         process.wait(60)
     end = time.monotonic() + 60
-    while not all((run / runlog.SUMMARY).exists() for run in runs(study)):
+    while not all((run / run_files.SUMMARY).exists() for run in runs(study)):
         assert time.monotonic() < end
         time.sleep(0.1)
 

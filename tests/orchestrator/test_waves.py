@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import claims, helper_jobs, limits, rundir, slurm, status, submission, waves
-from orchestrator.rundir import Study
-from orchestrator.slurm_settings import SlurmSettings
-from orchestrator.status import RunState, Scheduler
+from ablatrix.orchestrator.slurm import commands, helper_jobs, site_limits
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status.run_state import RunState, Scheduler
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import queueing, waves
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import RunError
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import runlog
-from trainer.errors import RunError
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     """Of seven runs."""
-    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE))
+    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE))
 
 
 @pytest.fixture
@@ -43,12 +46,12 @@ class Said(list[str]):
 
 
 def queue(study: Study, order: waves.Order, said: Said | None = None) -> list[str]:
-    states = status.collect(study)
-    return waves.queue(study, order, submission.select(states).chosen, states, Said() if said is None else said)
+    states = run_state.collect(study)
+    return waves.queue(study, order, queueing.select(states).chosen, states, Said() if said is None else said)
 
 
 def by_state(study: Study) -> dict[str, int]:
-    states = [state.state for state in status.collect(study)]
+    states = [state.state for state in run_state.collect(study)]
     return {state: states.count(state) for state in sorted(set(states))}
 
 
@@ -62,7 +65,7 @@ def test_without_a_limit_all_is_queued_at_once(fake: FakeSlurm, study: Study, or
 def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
     fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "find_room", lambda settings: limits.Room(5, "MaxSubmitJobs=5"))
+    monkeypatch.setattr(site_limits, "find_room", lambda settings: site_limits.Room(5, "MaxSubmitJobs=5"))
     fake.set_limit(5)
     said = Said()
     assert queue(study, order, said) == ["1", "2"]
@@ -70,7 +73,7 @@ def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
     assert fake.dependency(3) == "afterany:1?afterany:2"
     assert said[-1].startswith("3 runs wait for room in the queue (MaxSubmitJobs=5); job 3 queues them")
     assert by_state(study) == {"planned": 3, "queued": 4}
-    lines = waves.describe(study, status.collect(study), slurm.queue())
+    lines = waves.describe(study, run_state.collect(study), commands.queue())
     assert lines == ["3 runs wait for room in the queue: job 3 queues them"]
 
 
@@ -82,7 +85,7 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
     assert fake.jobs() == {1: 3, 2: 1}
     assert by_state(study) == {"planned": 4, "queued": 3}
     for run in study.runs[:3]:
-        runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 20}')
+        run_files.atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
     fake.end(1)
     fake.end(2)  # the follow-up runs
     said = Said()
@@ -92,7 +95,7 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
     assert said[-1] == "queued the report behind them as job 4"
     assert not waves.resume(study, Scheduler(), said), "done twice it does nothing"
     assert fake.jobs() == {3: 4, 4: 1}
-    record = runlog.read_json(study.runs[5].folder / runlog.PROVENANCE) or {}
+    record = run_files.read_json(study.runs[5].folder / run_files.PROVENANCE) or {}
     assert record["git_commit"] == "abc", "the node may have no checkout: the submit's surroundings are recorded"
 
 
@@ -100,10 +103,10 @@ def test_half_of_the_runs_at_the_limit_leaves_room_for_the_follow_up(
     fake: FakeSlurm, study: Study, order: waves.Order
 ) -> None:
     fake.set_limit(3)
-    states = status.collect(study)
+    states = run_state.collect(study)
     waves.queue(study, order, states[:6], states, Said())
     assert fake.jobs() == {1: 2, 2: 1}
-    assert {s.reason for s in status.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
+    assert {s.reason for s in run_state.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
 
 
 def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
@@ -112,9 +115,9 @@ def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study
     (fake.home / "jobs" / "9").mkdir()
     (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")
     queue(study, order)
-    before = [claims.newest(run.folder) for run in study.runs]
+    before = [submit_attempts.newest(run.folder) for run in study.runs]
     waves.resume(study, Scheduler(), Said())
-    assert [claims.newest(run.folder) for run in study.runs[2:]] == before[2:]
+    assert [submit_attempts.newest(run.folder) for run in study.runs[2:]] == before[2:]
     assert by_state(study) == {"planned": 7}
 
 
@@ -146,14 +149,14 @@ def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: waves.Orde
 def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
     """Chosen by --retry; the follow-up and a submit without --retry go on with them."""
     for run in study.runs[4:]:
-        runlog.append_event(run.folder, "failed", reason="x")
+        run_files.append_event(run.folder, "failed", reason="x")
     fake.set_limit(5)
-    states = status.collect(study)
-    waves.queue(study, order, submission.select(states, retry=True).chosen, states, Said())
-    states = status.collect(study)
+    states = run_state.collect(study)
+    waves.queue(study, order, queueing.select(states, retry=True).chosen, states, Said())
+    states = run_state.collect(study)
     waiting = [state.run.id for state in waves.find_waiting(study, states)]
     assert set(waiting) >= {run.id for run in study.runs[4:]}
-    assert {state.run.id for state in submission.select(states, rerun=waiting).chosen} == set(waiting)
+    assert {state.run.id for state in queueing.select(states, rerun=waiting).chosen} == set(waiting)
     assert waves.forget(study, waiting[:1]) == 1
     assert waves.waits(study)
     assert waves.forget(study) == 3
@@ -163,7 +166,7 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
 def test_submits_at_the_same_time_leave_each_other_what_waits(
     fake: FakeSlurm, study: Study, order: waves.Order
 ) -> None:
-    before = status.collect(study)
+    before = run_state.collect(study)
     fake.set_limit(5)
     waves.queue(study, order, before, before, Said())
     said = Said()
@@ -179,7 +182,7 @@ def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, ord
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
     (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scheduler, said = Scheduler(), Said()
-    assert not waves.keep_going(study, said)(status.collect(study, scheduler), scheduler)
+    assert not waves.keep_going(study, said)(run_state.collect(study, scheduler), scheduler)
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
     assert said[0].startswith("7 jobs that Slurm held")
 
@@ -194,7 +197,7 @@ def test_a_node_that_cannot_submit_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert waves.main([str(study.folder)]) == 1
     monkeypatch.setenv("PATH", path)
-    [line] = waves.describe(study, status.collect(study), slurm.queue())
+    [line] = waves.describe(study, run_state.collect(study), commands.queue())
     assert line.startswith("4 runs wait") and "sbatch: not found on" in line and line.endswith("submit again")
     before = waves.read(study)
     assert before is not None and before.blocked
@@ -203,12 +206,12 @@ def test_a_node_that_cannot_submit_says_so(
 def test_max_parallel_holds_for_all_arrays_of_a_study(
     fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "array_limits", lambda: limits.ArrayLimits(3))
+    monkeypatch.setattr(site_limits, "array_limits", lambda: site_limits.ArrayLimits(3))
     order = replace(order, settings=SlurmSettings(max_parallel=2), report=False)
-    states = status.collect(study)
+    states = run_state.collect(study)
     waves.queue(study, order, states[:2], states, Said())
     assert fake.dependency(1) == "", "both may run at once"
-    states = status.collect(study)
+    states = run_state.collect(study)
     waves.queue(study, order, states[2:], states, Said())
     assert fake.jobs() == {1: 2, 2: 3, 3: 2}
     assert fake.dependency(2) == "afterany:1"
@@ -221,12 +224,12 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
     queue(study, order, said)
     assert "no follow-up job (there is no room for it either): submit again" in said[-1]
     for run in study.runs[:3]:
-        runlog.atomic_write(run.folder / runlog.SUMMARY, '{"iters": 20}')
+        run_files.atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
     fake.end(1)
     scheduler = Scheduler()
 
     def look() -> list[RunState]:
-        return status.collect(study, scheduler)
+        return run_state.collect(study, scheduler)
 
     assert waves.keep_going(study, said)(look(), scheduler)
     assert fake.jobs() == {2: 1, 3: 1}, "and a follow-up, now that there is room for one"
@@ -247,7 +250,7 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
     ],
 )  # fmt: skip
 def test_which_refusals_mean_that_too_much_is_queued(words: str, limit: bool) -> None:
-    assert limits.is_limit(slurm.ControllerError(words)) is limit
+    assert site_limits.is_limit(commands.ControllerError(words)) is limit
 
 
 @pytest.mark.parametrize(
@@ -277,21 +280,21 @@ def test_the_narrowest_limit_counts(
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert limits.find_room(SlurmSettings()).jobs == room
+    assert site_limits.find_room(SlurmSettings()).jobs == room
 
 
 def test_no_accounting_is_no_limit(fake: FakeSlurm) -> None:
-    assert limits.find_room(SlurmSettings()) == limits.Room()
+    assert site_limits.find_room(SlurmSettings()) == site_limits.Room()
 
 
 def test_arrays_are_split_by_the_size_of_their_script(tmp_path: Path, study: Study) -> None:
     members = [(run, 1) for run in study.runs]
     settings = SlurmSettings()
-    whole = submission.SCRIPT_HEAD + 3 * (len(str(study.folder)) + 200)
-    arrays = submission.split(members, settings, 1000, whole)
+    whole = queueing.SCRIPT_HEAD + 3 * (len(str(study.folder)) + 200)
+    arrays = queueing.split(members, settings, 1000, whole)
     assert len(arrays) > 1
     assert [member for jobs in arrays for job in jobs for member in job] == members
-    assert len(submission.split(members, settings, 1000)) == 1
+    assert len(queueing.split(members, settings, 1000)) == 1
 
 
 def test_limits_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +302,7 @@ def test_limits_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\nprintf '{shown}'\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert limits.array_limits() == limits.ArrayLimits(4999, 65536)
+    assert site_limits.array_limits() == site_limits.ArrayLimits(4999, 65536)
 
 
 def test_an_order_is_read_back_as_it_was_written(study: Study, order: waves.Order) -> None:
@@ -314,4 +317,8 @@ def test_an_order_is_read_back_as_it_was_written(study: Study, order: waves.Orde
 
 def test_helper_jobs_have_a_script_of_their_own(study: Study, order: waves.Order) -> None:
     batch = helper_jobs.Batch(study, [], "", order.settings, order.code, [])
-    assert helper_jobs.script(batch, helper_jobs.FOLLOW_UP).rstrip().endswith(f"orchestrator.waves {study.folder}")
+    assert (
+        helper_jobs.script(batch, helper_jobs.FOLLOW_UP)
+        .rstrip()
+        .endswith(f"ablatrix.orchestrator.submit.waves {study.folder}")
+    )

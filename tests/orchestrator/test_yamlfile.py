@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import yamlfile
-from trainer.errors import ConfigError, UserError
+from ablatrix.orchestrator.study import yaml_tree
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -42,19 +42,19 @@ def write(path: Path, text: str | bytes) -> Path:
     ],
 )
 def test_scalars_follow_the_core_schema(text: str, value: object) -> None:
-    assert yamlfile.parse_scalar(text) == value
-    assert type(yamlfile.parse_scalar(text)) is type(value)
+    assert yaml_tree.parse_scalar(text) == value
+    assert type(yaml_tree.parse_scalar(text)) is type(value)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**15), 10**15) | st.booleans())
 def test_python_scalars_survive(value: float | int | bool) -> None:
     text = str(value).lower() if isinstance(value, bool) else repr(value)
-    assert yamlfile.parse_scalar(text) == value
+    assert yaml_tree.parse_scalar(text) == value
 
 
 def test_every_key_knows_its_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "name: x\nbase:\n  model:\n    rope: true\nlist: [1]\n")
-    tree = yamlfile.load(path)
+    tree = yaml_tree.load(path)
     assert tree.position(("base", "model", "rope")) == f"{path}:4"
     assert tree.position(("base", "model", "unknown")) == f"{path}:3"
     assert tree.position(("nothing",)) == ""
@@ -63,7 +63,7 @@ def test_every_key_knows_its_line(tmp_path: Path) -> None:
 def test_duplicate_keys_are_all_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "a: 1\nb: {c: 1, c: 2}\na: 2\n")
     with pytest.raises(ConfigError) as caught:
-        yamlfile.load(path)
+        yaml_tree.load(path)
     assert len(caught.value.problems) == 2
     assert caught.value.problems[0] == f"{path}:2: b.c: duplicate key (first at {path}:2)"
     assert "a.yaml:3: a: duplicate key" in caught.value.problems[1]
@@ -99,22 +99,22 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 def test_damage_is_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:
     path = write(tmp_path / "a.yaml", content)
     with pytest.raises(UserError) as caught:
-        yamlfile.load(path)
+        yaml_tree.load(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
-    assert yamlfile.load(write(tmp_path / "a.yaml", b"\xef\xbb\xbfname: x\n")).data == {"name": "x"}
+    assert yaml_tree.load(write(tmp_path / "a.yaml", b"\xef\xbb\xbfname: x\n")).data == {"name": "x"}
 
 
 def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path / "ablation.yaml", "name: x\n")
     with pytest.raises(UserError, match=r"no such experiment file; .* has: ablation\.yaml"):
-        yamlfile.load(tmp_path / "ablaton.yaml")
+        yaml_tree.load(tmp_path / "ablaton.yaml")
     with pytest.raises(UserError, match="is a folder"):
-        yamlfile.load(tmp_path)
+        yaml_tree.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 def test_a_slip_is_told_with_its_line_and_what_to_write(tmp_path: Path, content: str, line: int, words: str) -> None:
     path = write(tmp_path / "a.yaml", content)
     with pytest.raises(UserError) as caught:
-        yamlfile.load(path)
+        yaml_tree.load(path)
     assert words in str(caught.value)
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
@@ -172,7 +172,7 @@ def test_merge_keys(tmp_path: Path) -> None:
         "x-a: &a {lr: 1, wd: 2}\nx-b: &b\n  lr: 3\n  bs: 4\none: {wd: 9, <<: *a}\nlist:\n  <<: [*b, *a]\n  n: 5\n"
         "nested: &n {<<: *a, k: 1}\nagain: {<<: *n}\nnone: {<<: , k: 1}\nquoted: {'<<': 1}\n",
     )
-    tree = yamlfile.load(path)
+    tree = yaml_tree.load(path)
     assert tree.data["one"] == {"lr": 1, "wd": 9}
     assert tree.data["list"] == {"lr": 3, "bs": 4, "wd": 2, "n": 5}
     assert tree.data["again"] == {"lr": 1, "wd": 2, "k": 1}
@@ -192,11 +192,11 @@ def test_merge_keys(tmp_path: Path) -> None:
     ],
 )
 def test_what_editors_and_programs_write_is_read(tmp_path: Path, raw: bytes) -> None:
-    assert yamlfile.load(write(tmp_path / "a.yaml", raw)).data == {"name": "x", "seeds": [1]}
+    assert yaml_tree.load(write(tmp_path / "a.yaml", raw)).data == {"name": "x", "seeds": [1]}
 
 
 def test_numbers_are_known_as_they_were_written(tmp_path: Path) -> None:
-    tree = yamlfile.load(write(tmp_path / "a.yaml", "a: 007\nb: {c: 1e-4}\nd: [1.10, x, true]\ne: '007'\n"))
+    tree = yaml_tree.load(write(tmp_path / "a.yaml", "a: 007\nb: {c: 1e-4}\nd: [1.10, x, true]\ne: '007'\n"))
     assert (tree.written(("a",)), tree.written(("b", "c"))) == ("007", "1e-4")
     assert tree.written(("d",)) == ["1.10", None, "true"]
     assert tree.written(("e",)) is None

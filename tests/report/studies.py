@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from models.config import count_parameters, flops_per_token
-from trainer.config import validate
-from trainer.runlog import COLUMNS
+from ablatrix.models.config import count_parameters, flops_per_token
+from ablatrix.trainer.config import validate
+from ablatrix.trainer.rundir.run_files import COLUMNS
 
 VOCABULARY = 512
 FEATURES: dict[str, dict[str, Any]] = {

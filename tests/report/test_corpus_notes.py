@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.report.corpus_notes import corpus_notes
+from ablatrix.orchestrator.report.corpus_notes import corpus_notes
 
 
 def run(block_size: int, skipped: dict[str, int], usage: object) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import build, compare
+from ablatrix.orchestrator.report.build import build, compare
 from tests.report import chromium
 from tests.report.chromium import Browser
 from tests.report.studies import FEATURES, Plan, write_study

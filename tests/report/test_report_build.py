@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import Report, VerdictRow, build, collect, document, tables, verdict_rows, wording
-from orchestrator.report.analysis import analyse
-from orchestrator.report.page import render as page_of
+from ablatrix.orchestrator.report import collect, document, tables, wording
+from ablatrix.orchestrator.report.analysis import analyse
+from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
+from ablatrix.orchestrator.report.page import render as page_of
+from ablatrix.trainer.rundir.errors import RunError, UserError
 from tests.report.studies import Plan, write_study
-from trainer.errors import RunError, UserError
 
 FILES = {
     "summary.csv",

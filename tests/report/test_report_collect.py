@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.command.series import Series
-from orchestrator.report import cache, collect, divergence
+from ablatrix.orchestrator.job.metric_series import Series
+from ablatrix.orchestrator.report import collect, curve_cache, divergence
+from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.run_files import COLUMNS, whole_rows
 from tests.report.studies import Plan, write_study
-from trainer.errors import UserError
-from trainer.runlog import COLUMNS, whole_rows
 
 HEADER = ",".join(COLUMNS)
 ROWS = ("1,6.25,0.5,,0.0005,1.5,512,0.5", "10,nan,0.25,3.125,0.0005,,5120,2.75", "20,3.5,0.25,,0.0005,0.75,10240,5.25")
@@ -68,7 +68,7 @@ def test_rows_are_averaged_in_groups_of_a_power_of_two() -> None:
     columns["loss"][4] = np.nan
     columns["val_loss"][:-1] = np.nan
     curve = collect.reduce_rows(columns)
-    assert curve.train.shape == (len(cache.TRAIN), 250)  # groups of four
+    assert curve.train.shape == (len(curve_cache.TRAIN), 250)  # groups of four
     assert curve.column("loss")[:2].tolist() == [2.5, 7.0]
     assert curve.column("iter")[-1] == 998.5
     assert curve.evaluated("val_loss").tolist() == [1000.0]
@@ -78,7 +78,7 @@ def test_rows_are_averaged_in_groups_of_a_power_of_two() -> None:
 def test_the_cache_gives_back_what_was_read(tmp_path: Path) -> None:
     states = write_study(tmp_path, SMALL)
     first = collect.read_study(tmp_path, states)
-    assert (tmp_path / "report" / cache.CURVES).exists()
+    assert (tmp_path / "report" / curve_cache.CURVES).exists()
     second = collect.read_study(tmp_path, states)
     assert first.digest == second.digest
     for a, b in zip(first.runs, second.runs, strict=True):
@@ -111,7 +111,7 @@ def test_the_cache_is_used_and_goes_by_content(tmp_path: Path, monkeypatch: pyte
 def test_a_broken_cache_is_read_over(tmp_path: Path, junk: bytes) -> None:
     states = write_study(tmp_path, SMALL)
     good = collect.read_study(tmp_path, states)
-    (tmp_path / "report" / cache.CURVES).write_bytes(junk)
+    (tmp_path / "report" / curve_cache.CURVES).write_bytes(junk)
     again = collect.read_study(tmp_path, states)
     assert [r.curve.rows for r in again.runs] == [r.curve.rows for r in good.runs]
     assert again.digest == good.digest

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from models.config import GPTConfig
-from orchestrator.report import contents, contexts, document, methods, plots
-from orchestrator.report.analysis import Analysis, analyse
-from orchestrator.report.collect import read_study
+from ablatrix.models.config import GPTConfig
+from ablatrix.orchestrator.report import context_lengths, document, methods, plots
+from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.build import contents
+from ablatrix.orchestrator.report.collect import read_study
 from tests.report.studies import Plan, write_study
 
 POSITIONS = {
@@ -27,7 +28,7 @@ def analysed(folder: Path, lengths: tuple[int, ...] = (32, 64, 256), **changes: 
 
 def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
     analysis = analysed(tmp_path)
-    short, trained, beyond = contexts.rows(analysis)
+    short, trained, beyond = context_lengths.rows(analysis)
     assert [row.length for row in (short, trained, beyond)] == [32, 64, 256]
     for row in (short, trained):
         effect = row.effects["alibi"].effect
@@ -65,14 +66,14 @@ def test_curve_of_each_cell(tmp_path: Path) -> None:
 
 def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
     analysis = analysed(tmp_path, lengths=())
-    assert contexts.rows(analysis) == () and plots.context_lengths(analysis) is None
+    assert context_lengths.rows(analysis) == () and plots.context_lengths(analysis) is None
     assert document.context_lengths(analysis, {}) is None
     folder = tmp_path / "damaged"
     states = write_study(folder, Plan(features=POSITIONS, contexts=(64,)))
     for path in folder.glob("*/summary.json"):
         table = {"64": {"nll": "low"}, "big": {"nll": 1.0}, "128": 3, "256": {"nll": None}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll_by_block": table}))
-    assert contexts.rows(analyse(read_study(folder, states))) == ()
+    assert context_lengths.rows(analyse(read_study(folder, states))) == ()
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.report import build, compare, document, page, plots, wording
-from orchestrator.report.analysis import Analysis, Contrast, analyse
-from orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report import document, page, plots, wording
+from ablatrix.orchestrator.report.analysis import Analysis, Contrast, analyse
+from ablatrix.orchestrator.report.build import build, compare
+from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.trainer.rundir.errors import UserError
 from tests.report.studies import FEATURES, Plan, held_out, write_study
-from trainer.errors import UserError
 
 THREE = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from orchestrator.dotted import nest
-from orchestrator.report import build, figures, methods, plots, tables
-from orchestrator.report.analysis import Analysis, analyse
-from orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report import figures, methods, plots, tables
+from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.build import build
+from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.study.dotted import nest
+from ablatrix.trainer.config import RunConfig
 from tests.report.studies import FEATURES, Plan, write_study
-from trainer.config import RunConfig
 
 HOSTILE = {
     "_x": {"model.swiglu": True},
@@ -35,7 +36,7 @@ HOSTILE = {
 AGAIN = """
 import json, sys
 from pathlib import Path
-from orchestrator.report import build
+from ablatrix.orchestrator.report.build import build
 states = {k: tuple(v) for k, v in json.loads(sys.argv[2]).items()}
 build(Path(sys.argv[1]), states, interactive=True)
 """

@@ -15,7 +15,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from orchestrator.report import statistics as st
+from ablatrix.orchestrator.report import statistics as st
 
 
 def tight(value: Any) -> Any:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import slurm, submit
-from orchestrator.launchers import Batch
-from orchestrator.launchers.slurm_sbatch import SbatchLauncher, call_sbatch
-from orchestrator.submit import Options
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, call_sbatch
+from ablatrix.orchestrator.submit import submit
+from ablatrix.orchestrator.submit.submit import Options
+from ablatrix.trainer.rundir.errors import UserError
 from tests.command.test_command_runs import HOSTILE, write_study
 from tests.evidence import Cases, Tally
 from tests.trust.hostile_matrices import FOLDERS
 from tests.workspace import Workspace
-from trainer.errors import UserError
 
 pytestmark = pytest.mark.slurm
 
@@ -68,7 +69,7 @@ def test_a_jobs_log_is_where_slurm_was_told(
         script.write_text(SbatchLauncher().script(batch))
         [job] = call_sbatch(script)
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
-        for line in (f"Comment={slurm.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
+        for line in (f"Comment={commands.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
             assert line in shown, (name, shown)
         logs.append(folder / f"out/s/logs/{job}.out")
     end = time.monotonic() + 120

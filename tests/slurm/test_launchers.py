@@ -1,15 +1,14 @@
 """The same seven runs through both Slurm launchers: one array each, the same results as on this machine."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from orchestrator.snapshot import PACKAGES, code_root
+from ablatrix.trainer.rundir import run_files
+from tests.support.checkout import copy_checkout
 from tests.workspace import CELLS, Workspace
-from trainer import runlog
 
 pytestmark = pytest.mark.slurm
 
@@ -55,7 +54,7 @@ def test_a_second_submit_queues_nothing(slurm_workspace: Workspace) -> None:
     slurm_workspace.wait(lambda states: states["rope"]["iter"] > 0 and states["swiglu"]["iter"] > 0)
     assert "2 queued or running already" in slurm_workspace.run(*words).stdout
     for cell in ("rope", "swiglu"):
-        events = [event["event"] for event in runlog.read_events(slurm_workspace.run_folder(cell))]
+        events = [event["event"] for event in run_files.read_events(slurm_workspace.run_folder(cell))]
         assert events.count("queued") == events.count("started") == 1
 
 
@@ -74,7 +73,7 @@ def test_the_plan_shows_the_script_that_is_submitted(slurm_workspace: Workspace)
     shown = slurm_workspace.run("plan", study, "--sbatch", "--launcher", "sbatch").stdout
     slurm_workspace.run("submit", study, "--launcher", "sbatch", "--no-report")
     (script,) = (slurm_workspace.folder / "out/study/logs").glob("*.sbatch")
-    code = json.loads((slurm_workspace.run_folder("rope") / runlog.PROVENANCE).read_text())["code_snapshot"]
+    code = json.loads((slurm_workspace.run_folder("rope") / run_files.PROVENANCE).read_text())["code_snapshot"]
     assert shown.strip() == script.read_text().replace(script.stem, "TOKEN").replace(code, "CODE_SNAPSHOT").strip()
     subprocess.run(["bash", "-n", script], check=True)
 
@@ -90,8 +89,7 @@ def test_code_edited_after_submit_does_not_change_a_queued_run(slurm_workspace: 
     """The checkout that a study was submitted from is broken while its run waits."""
     workspace = slurm_workspace
     checkout = workspace.folder / "checkout"
-    for package in (*PACKAGES, "sbatch"):
-        shutil.copytree(code_root() / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_checkout(checkout)
     workspace.environment = {"PYTHONPATH": str(checkout)}
     wrap = ["sbatch", "--parsable", "--exclusive", "--nodes=3", "--time=5", "--wrap=sleep 300"]
     blocker = subprocess.run(wrap, capture_output=True, text=True, check=True).stdout.strip()
@@ -99,7 +97,7 @@ def test_code_edited_after_submit_does_not_change_a_queued_run(slurm_workspace: 
         study = workspace.write_study()
         workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
         assert workspace.states()["rope"]["state"] == "queued"
-        for name in ("trainer/__main__.py", "trainer/loop.py", "orchestrator/task.py"):
+        for name in ("trainer/__main__.py", "trainer/loop.py", "orchestrator/job/task.py"):
             (checkout / name).write_text("raise SystemExit(3)\n")
     finally:
         subprocess.run(["scancel", blocker], check=True)

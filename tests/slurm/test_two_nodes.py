@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import Workspace
-from trainer import runlog
 
 pytestmark = pytest.mark.slurm
 
@@ -21,8 +21,8 @@ SHARED = "--set", "trainer.strategy=ddp", "--set", "slurm.nodes=2"
 
 def numbers(run_dir: Path) -> list[list[float]]:
     """iter, loss, val_loss and grad_norm of each row."""
-    rows = runlog.whole_rows(runlog.read_text(run_dir / runlog.LOSS))
-    kept = [runlog.COLUMNS.index(name) for name in ("iter", "loss", "val_loss", "grad_norm")]
+    rows = run_files.whole_rows(run_files.read_text(run_dir / run_files.LOSS))
+    kept = [run_files.COLUMNS.index(name) for name in ("iter", "loss", "val_loss", "grad_norm")]
     return [[float(row[i] or 0.0) for i in kept] for row in rows]
 
 
@@ -43,11 +43,11 @@ def finished(workspace: Workspace, alone: list[list[float]]) -> list[str]:
     """The events of the run that two nodes have shared, whose rows must be those of one process."""
     workspace.wait(lambda states: states["baseline"]["state"] == "done", "two")
     run_dir = workspace.run_folder("baseline", "two")
-    assert json.loads((run_dir / runlog.SUMMARY).read_text())["processes"] == 2
+    assert json.loads((run_dir / run_files.SUMMARY).read_text())["processes"] == 2
     assert (run_dir / "job-node1.out").exists()
     for row, expected in zip(numbers(run_dir), alone, strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
-    return [event["event"] for event in runlog.read_events(run_dir)]
+    return [event["event"] for event in run_files.read_events(run_dir)]
 
 
 def test_equal_to_one_process_through_a_requeue(slurm_workspace: Workspace, alone: list[list[float]]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from trainer.config import from_flags
-from trainer.run import execute
-from trainer.signals import StopSignals
+from ablatrix.trainer.config import from_flags
+from ablatrix.trainer.run import execute
+from ablatrix.trainer.signals import StopSignals
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.distributed import strategies as parallel
+from ablatrix.trainer.distributed.process_group import Team
+from ablatrix.trainer.loop import Trainer
 from tests.trainer.test_loop import config, heldout, rows, source
-from trainer import parallel
-from trainer.config import RunConfig
-from trainer.loop import Trainer
-from trainer.parallel.team import Team
 
 STEPS, HALF = 10, 5
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import GPTConfig
-from models.gpt import GPT
-from trainer.optimizers import AdamW, decaying
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.optimizers import AdamW, decaying
 
 
 def small(**toggles: bool) -> GPT:

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from models.gpt import GPT
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.callbacks.spikes import Spikes
+from ablatrix.trainer.config import RunConfig, from_flags, load
+from ablatrix.trainer.early_stopping import Improvement
+from ablatrix.trainer.loop import Trainer
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import ConfigError
 from tests.workspace import without_clock
-from trainer import checkpoint, runlog
-from trainer.config import RunConfig, from_flags, load
-from trainer.errors import ConfigError
-from trainer.improvement import Improvement
-from trainer.loop import Trainer
-from trainer.watches import Spikes
 
 TAUGHT, OTHER = "the cat sat on the mat and ", "no dog ever ran to any door or "
 # What is learnt is half of what is held out: its NLL falls, and rises again as the model grows sure of the wrong half
 OVERFITTING = [TAUGHT * 4] * 12 + [(TAUGHT + OTHER) * 2] * 4
-CLOCKS = {*runlog.CLOCK_COLUMNS, "peak_memory_bytes"}
+CLOCKS = {*run_files.CLOCK_COLUMNS, "peak_memory_bytes"}
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def overfit(train: Callable[..., Path], write_jsonl: Callable[..., Path]) -> Cal
 
 
 def summary(run: Path) -> dict[str, Any]:
-    return json.loads((run / runlog.SUMMARY).read_text())
+    return json.loads((run / run_files.SUMMARY).read_text())
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -44,12 +45,12 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the values that tell of the clock and the machine."""
-    records = [json.loads(line) for line in (run / runlog.METRICS).read_text().splitlines()]
+    records = [json.loads(line) for line in (run / run_files.METRICS).read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in CLOCKS} for record in records]
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in runlog.read_events(run) if event["event"] == name]
+    return [event for event in run_files.read_events(run) if event["event"] == name]
 
 
 def test_metrics_say_what_loss_csv_says(train: Callable[..., Path]) -> None:
@@ -57,19 +58,19 @@ def test_metrics_say_what_loss_csv_says(train: Callable[..., Path]) -> None:
     assert [record["iter"] for record in metrics(run)] == [int(row["iter"]) for row in rows(run)]
     for record, row in zip(metrics(run), rows(run), strict=True):
         assert {k: "" if v is None else repr(v) for k, v in record.items()} == row
-    first = json.loads((run / runlog.METRICS).read_text().splitlines()[0])
+    first = json.loads((run / run_files.METRICS).read_text().splitlines()[0])
     assert first["peak_memory_bytes"] > 10e6
 
 
 def test_metrics_of_a_run_that_gets_them_later_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = runlog.LossLog(tmp_path, 0)
+    log = run_files.LossLog(tmp_path, 0)
     for step, loss in ((1, 5.0), (2, math.nan), (3, 4.0), (4, 3.0)):
         log.write({"iter": step, "loss": loss, "dt": 0.1})
     torn = '{"iter": 1, "loss": 9.0, "more": 7}\n{"iter": 4, "loss": 3.0}\n{"iter": 2, "los'
-    (tmp_path / runlog.METRICS).write_text(torn)
-    rows = runlog.LossLog(tmp_path, 3).rows()
-    runlog.MetricsLog(tmp_path, rows).write({"iter": 4, "loss": 3.5})
-    records = list(runlog.json_objects((tmp_path / runlog.METRICS).read_text()))
+    (tmp_path / run_files.METRICS).write_text(torn)
+    rows = run_files.LossLog(tmp_path, 3).rows()
+    run_files.MetricsLog(tmp_path, rows).write({"iter": 4, "loss": 3.5})
+    records = list(run_files.json_objects((tmp_path / run_files.METRICS).read_text()))
     assert [(r["iter"], r["loss"], r.get("more")) for r in records] == [
         (1, 5.0, 7), (2, None, None), (3, 4.0, None), (4, 3.5, None),
     ]  # fmt: skip
@@ -78,9 +79,9 @@ def test_metrics_of_a_run_that_gets_them_later_are_whole(tmp_path: Path, capsys:
 def test_samples_of_several_prompts(train: Callable[..., Path]) -> None:
     several = train("several", trainer__sample_interval=12, trainer__sample_prompt=["The", "It is"])
     one = train("one", trainer__sample_interval=12)
-    text = (several / runlog.SAMPLES).read_text()
+    text = (several / run_files.SAMPLES).read_text()
     assert text.startswith("=== iter 12\n--- 'The'\nThe") and "\n--- 'It is'\nIt is" in text
-    alone = (one / runlog.SAMPLES).read_text().split("=== iter 24\n")[0].removeprefix("=== iter 12\n")
+    alone = (one / run_files.SAMPLES).read_text().split("=== iter 24\n")[0].removeprefix("=== iter 12\n")
     assert f"--- 'The'\n{alone}--- 'It is'\n" in text, "a prompt's sample depends on the prompts beside it"
     assert without_clock(one) == without_clock(several)
 
@@ -119,16 +120,16 @@ class TestCheckpointsKept:
         best = min(evaluated, key=lambda step: evaluated[step])
         assert 4 < best < 44
         assert (summary(run)["best_iter"], summary(run)["best_val_nll"]) == (best, evaluated[best])
-        assert held_out(run, runlog.BEST) == pytest.approx(evaluated[best], abs=1e-6)
-        assert held_out(run, runlog.MODEL) == pytest.approx(evaluated[44], abs=1e-6)
+        assert held_out(run, run_files.BEST) == pytest.approx(evaluated[best], abs=1e-6)
+        assert held_out(run, run_files.MODEL) == pytest.approx(evaluated[44], abs=1e-6)
 
     def test_best_of_what_is_left_where_it_was_removed(self, overfit: Callable[..., Path]) -> None:
         run = overfit(trainer__save_best=True)
         best = summary(run)["best_iter"]
-        (run / runlog.BEST).unlink()
+        (run / run_files.BEST).unlink()
         overfit(trainer__save_best=True, trainer__resume=run / "checkpoint-00000040.pt")
         assert best < 40 and summary(run)["best_iter"] == best
-        assert held_out(run, runlog.BEST) == held_out(run, runlog.MODEL)
+        assert held_out(run, run_files.BEST) == held_out(run, run_files.MODEL)
 
     def test_they_do_not_make_another_run(self) -> None:
         kept = from_flags(["--trainer.save_best=true", "--trainer.save_total_limit=5", "--callbacks.jsonl=true"])
@@ -140,9 +141,9 @@ class TestCheckpointsKept:
 
 def held_out(run: Path, weights: str) -> float | None:
     """NLL of a file of weights on the run's held-out set."""
-    from trainer.data import heldout_windows, open_tokens
+    from ablatrix.trainer.data.batches import heldout_windows, open_tokens
 
-    config = load(run / runlog.CONFIG)
+    config = load(run / run_files.CONFIG)
     windows = heldout_windows(open_tokens(config.data, Path(config.system.cache_dir)), config.data, 128)
     trainer = Trainer(config, lambda start, stop: iter(()), windows)
     trainer.model = GPT.from_state(config.model, torch.load(run / weights, weights_only=True))
@@ -167,7 +168,7 @@ class TestEarlyStop:
     def test_killed_before_its_summary(self, overfit: Callable[..., Path]) -> None:
         run = overfit(**self.SETTINGS)
         told, curve = summary(run), without_clock(run)
-        for name in (runlog.SUMMARY, runlog.MODEL):
+        for name in (run_files.SUMMARY, run_files.MODEL):
             (run / name).unlink()
         overfit(**self.SETTINGS)
         clocks = ("seconds", "peak_memory_bytes", "loss_csv")  # the hash of a file with seconds in it
@@ -216,10 +217,10 @@ class TestRequests:
         self, train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Callable[..., Path]:
         """A run whose folder gets a file at a step, while every step boundary is a second after the one before."""
-        from trainer import callbacks, hooks
+        from ablatrix.trainer.callbacks import outputs, registry
 
         def asking(name: str, step: int, code: int) -> Path:
-            attach = hooks.attach
+            attach = registry.attach
 
             def attached(trainer: Trainer, *rest: Any) -> Any:
                 trainer.add_callback("on_batch_end", self.request(tmp_path / "asked", step, name))
@@ -227,8 +228,8 @@ class TestRequests:
 
             clock = iter(range(10**6))
             with monkeypatch.context() as patched:
-                patched.setattr(hooks, "attach", attached)
-                patched.setattr(callbacks, "time", type("Clock", (), {"monotonic": lambda: float(next(clock))}))
+                patched.setattr(registry, "attach", attached)
+                patched.setattr(outputs, "time", type("Clock", (), {"monotonic": lambda: float(next(clock))}))
                 return train("asked", code)
 
         return asking
@@ -241,10 +242,10 @@ class TestRequests:
         assert without_clock(run) == without_clock(train("whole"))
 
     def test_stop_and_continue(self, asking: Callable[..., Path], train: Callable[..., Path]) -> None:
-        run = asking("stop", 6, runlog.EXIT_STOPPED)
+        run = asking("stop", 6, run_files.EXIT_STOPPED)
         (stopped,) = events(run, "stopped")
         assert stopped["iter"] in (6, 7) and stopped["by"] == "the file stop"
-        assert not (run / "stop").exists() and not (run / runlog.SUMMARY).exists()
+        assert not (run / "stop").exists() and not (run / run_files.SUMMARY).exists()
         train("asked")
         assert without_clock(run) == without_clock(train("whole"))
 

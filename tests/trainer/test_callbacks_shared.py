@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from ablatrix.trainer.rundir import run_files
 from tests.trainer.test_callbacks import OVERFITTING, held_out
 from tests.trainer.test_parallel import ended, flags, ranks
 from tests.workspace import without_clock
-from trainer import runlog
 
 OWN = """
 class Asks:
@@ -36,13 +36,13 @@ def test_best_weights_early_stop_and_a_request_of_one_process(
     for name, count, strategy in (("alone", 1, "single"), ("shared", 2, "fsdp")):
         words = flags(corpus, offline_cache, tmp_path / name, **settings, **{"trainer.strategy": strategy})
         ended(ranks(words, count, cwd=tmp_path), [0] * count)
-        found[name] = json.loads((tmp_path / name / runlog.SUMMARY).read_text())
+        found[name] = json.loads((tmp_path / name / run_files.SUMMARY).read_text())
     assert found["alone"]["stopped_early"] and 0 < found["alone"]["best_iter"] < found["alone"]["iters"] < 60
     for key in ("stopped_early", "iters", "best_iter"):
         assert found["alone"][key] == found["shared"][key]
     assert len(without_clock(tmp_path / "shared")) == len(without_clock(tmp_path / "alone"))
-    steps = [event["iter"] for event in runlog.read_events(tmp_path / "shared") if event["event"] == "checkpoint"]
+    steps = [event["iter"] for event in run_files.read_events(tmp_path / "shared") if event["event"] == "checkpoint"]
     assert steps == [6, *(step for step in (20, 40) if step < found["shared"]["iters"]), found["shared"]["iters"]]
     for name, summary in found.items():
-        assert held_out(tmp_path / name, runlog.BEST) == pytest.approx(summary["best_val_nll"], abs=1e-5)
+        assert held_out(tmp_path / name, run_files.BEST) == pytest.approx(summary["best_val_nll"], abs=1e-5)
     assert found["shared"]["best_val_nll"] == pytest.approx(found["alone"]["best_val_nll"], abs=1e-3)

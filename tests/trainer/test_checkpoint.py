@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import checkpoint
-from trainer.errors import UserError
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.rundir.errors import UserError
 
 
 def state(step: int, fingerprint: str = "aaaa") -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.gpt import GPT
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import load
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import without_clock
-from trainer import runlog
-from trainer.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -66,7 +66,7 @@ class Command:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def events(self, work_dir: str = "run") -> list[str]:
-        return [event["event"] for event in runlog.read_events(self.folder / work_dir)]
+        return [event["event"] for event in run_files.read_events(self.folder / work_dir)]
 
 
 @pytest.fixture
@@ -91,12 +91,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 
 def rows(folder: Path) -> int:
-    return len(runlog.whole_rows(runlog.read_text(folder / runlog.LOSS)))
+    return len(run_files.whole_rows(run_files.read_text(folder / run_files.LOSS)))
 
 
 class TestWholeRun:
     def test_summary(self, undisturbed: Path) -> None:
-        summary = json.loads((undisturbed / runlog.SUMMARY).read_text())
+        summary = json.loads((undisturbed / run_files.SUMMARY).read_text())
         losses = without_clock(undisturbed)
         last = dict(zip(losses[0], losses[-1], strict=True))
         assert summary["iters"] == summary["max_iters"] == 40
@@ -108,7 +108,7 @@ class TestWholeRun:
         assert summary["device"] == "cpu (1 threads)"
         assert 0 < summary["val_tokens"] <= 500
         assert summary["peak_memory_bytes"] > 50e6
-        assert summary["fingerprint"] == load(undisturbed / runlog.CONFIG).fingerprint()
+        assert summary["fingerprint"] == load(undisturbed / run_files.CONFIG).fingerprint()
         assert sum(summary["skipped_documents"].values()) == 0
 
     def test_rows(self, undisturbed: Path) -> None:
@@ -116,22 +116,22 @@ class TestWholeRun:
         assert steps == [1, 7, 14, 15, 21, 28, 30, 35, 40]
 
     def test_model_is_rebuilt_from_the_folder_alone(self, undisturbed: Path) -> None:
-        config = load(undisturbed / runlog.CONFIG)
-        model = GPT.from_state(config.model, torch.load(undisturbed / runlog.MODEL, weights_only=True))
-        summary = json.loads((undisturbed / runlog.SUMMARY).read_text())
+        config = load(undisturbed / run_files.CONFIG)
+        model = GPT.from_state(config.model, torch.load(undisturbed / run_files.MODEL, weights_only=True))
+        summary = json.loads((undisturbed / run_files.SUMMARY).read_text())
         assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
 
     def test_events_and_samples(self, undisturbed: Path) -> None:
-        events = runlog.read_events(undisturbed)
+        events = run_files.read_events(undisturbed)
         assert [e["event"] for e in events] == ["started", *["checkpoint"] * 5, "finished"]
         assert [e["iter"] for e in events] == [0, 8, 16, 24, 32, 40, 40]
-        samples = (undisturbed / runlog.SAMPLES).read_text()
+        samples = (undisturbed / run_files.SAMPLES).read_text()
         assert samples.startswith("=== iter 20\nThe") and "\n=== iter 40\nThe" in samples
 
     def test_args_can_be_pasted(self, command: Command) -> None:
         odd = "a folder with 'quotes' and $HOME"
         command.run(odd)
-        line = (command.folder / odd / runlog.ARGS).read_text()
+        line = (command.folder / odd / run_files.ARGS).read_text()
         assert shlex.split(line) == command.line(odd)
         again = subprocess.run(
             ["sh", "-c", line], cwd=command.folder, env=ENV, capture_output=True, text=True, check=True
@@ -139,10 +139,12 @@ class TestWholeRun:
         assert "already finished" in again.stdout
 
     def test_config_repeats_the_run(self, command: Command, undisturbed: Path) -> None:
-        line = [sys.executable, "-m", "trainer", "--config", str(undisturbed / runlog.CONFIG)]
+        line = [sys.executable, "-m", "trainer", "--config", str(undisturbed / run_files.CONFIG)]
         subprocess.run([*line, "--system.work_dir=again"], cwd=command.folder, env=ENV, check=True, capture_output=True)
         assert without_clock(command.folder / "again") == without_clock(undisturbed)
-        assert (command.folder / "again" / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        assert (command.folder / "again" / run_files.SAMPLES).read_bytes() == (
+            undisturbed / run_files.SAMPLES
+        ).read_bytes()
 
     def test_finished_run_is_left_alone(self, command: Command) -> None:
         command.run()
@@ -155,7 +157,9 @@ class TestWholeRun:
         command.run(trainer__sample_interval=20)
         command.run(trainer__sample_interval=20, trainer__resume="none")
         assert without_clock(command.folder / "run") == without_clock(undisturbed)
-        assert (command.folder / "run" / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        assert (command.folder / "run" / run_files.SAMPLES).read_bytes() == (
+            undisturbed / run_files.SAMPLES
+        ).read_bytes()
         assert command.events().count("started") == 2
 
     def test_resume_from_a_file(self, command: Command, undisturbed: Path) -> None:
@@ -172,15 +176,15 @@ class TestWholeRun:
     def test_sampling_changes_nothing(self, command: Command, undisturbed: Path) -> None:
         command.run()
         assert without_clock(command.folder / "run") == without_clock(undisturbed)
-        assert not (command.folder / "run" / runlog.SAMPLES).exists()
+        assert not (command.folder / "run" / run_files.SAMPLES).exists()
 
     def test_divergence_is_a_result(self, command: Command) -> None:
         done = command.run(trainer__learning_rate=1e30, trainer__grad_norm_clip=0)
-        summary = json.loads((command.folder / "run" / runlog.SUMMARY).read_text())
+        summary = json.loads((command.folder / "run" / run_files.SUMMARY).read_text())
         assert summary["diverged"] is True and summary["val_nll"] is None and summary["final_loss"] is None
         assert summary["iters"] < 40 and without_clock(command.folder / "run")[-1][1] == "nan"
         assert "diverged after iter" in done.stdout
-        assert not (command.folder / "run" / runlog.MODEL).exists()
+        assert not (command.folder / "run" / run_files.MODEL).exists()
 
 
 class TestStops:
@@ -190,15 +194,17 @@ class TestStops:
             wait_for(lambda: rows(command.folder / "run") >= 2, process)
             process.send_signal(number)
             _, stderr = process.communicate(timeout=60)
-        assert process.returncode == runlog.EXIT_STOPPED, stderr
+        assert process.returncode == run_files.EXIT_STOPPED, stderr
         assert stderr == ""
-        events = runlog.read_events(command.folder / "run")
+        events = run_files.read_events(command.folder / "run")
         assert [e["event"] for e in events[-3:]] == ["signal", "checkpoint", "stopped"]
         assert events[-3]["signal"] == signal.Signals(number).name
         assert len({e["iter"] for e in events[-3:]}) == 1
         command.run(trainer__sample_interval=20)
         assert without_clock(command.folder / "run") == without_clock(undisturbed)
-        assert (command.folder / "run" / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
+        assert (command.folder / "run" / run_files.SAMPLES).read_bytes() == (
+            undisturbed / run_files.SAMPLES
+        ).read_bytes()
         assert command.events()[-1] == "finished"
 
     def test_signal_before_training(self, command: Command, write_jsonl: Callable[..., Path]) -> None:
@@ -208,7 +214,7 @@ class TestStops:
             time.sleep(1.0)
             process.send_signal(signal.SIGTERM)
             _, stderr = process.communicate(timeout=60)
-        if process.returncode != runlog.EXIT_STOPPED:
+        if process.returncode != run_files.EXIT_STOPPED:
             # the interpreter itself was still starting
             assert process.returncode == -signal.SIGTERM
         assert "Traceback" not in stderr
@@ -218,19 +224,19 @@ class TestStops:
     def test_kill_at_random_points_equals_undisturbed(self, command: Command, undisturbed: Path, seed: int) -> None:
         chance = random.Random(seed)
         folder, attempts = command.folder / "run", 0
-        while not (folder / runlog.SUMMARY).exists():
+        while not (folder / run_files.SUMMARY).exists():
             attempts += 1
             with command.start(trainer__sample_interval=20) as process:
                 if attempts <= 4:
                     target = chance.randrange(1, 9)
-                    wait_for(lambda t=target: rows(folder) >= t or (folder / runlog.SUMMARY).exists(), process)  # type: ignore[misc]
+                    wait_for(lambda t=target: rows(folder) >= t or (folder / run_files.SUMMARY).exists(), process)  # type: ignore[misc]
                     time.sleep(chance.random() * 0.02)
                     process.kill()
                 process.communicate(timeout=60)
             assert attempts < 10
         assert without_clock(folder) == without_clock(undisturbed)
-        assert (folder / runlog.SAMPLES).read_bytes() == (undisturbed / runlog.SAMPLES).read_bytes()
-        ours, theirs = (torch.load(d / runlog.MODEL, weights_only=True) for d in (folder, undisturbed))
+        assert (folder / run_files.SAMPLES).read_bytes() == (undisturbed / run_files.SAMPLES).read_bytes()
+        ours, theirs = (torch.load(d / run_files.MODEL, weights_only=True) for d in (folder, undisturbed))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         leftovers = [p.name for p in folder.iterdir() if p.name.endswith(".tmp") and "checkpoint" in p.name]
         assert not leftovers
@@ -309,14 +315,14 @@ class TestMistakes:
     def test_a_prepared_folder_hears_of_the_failure(self, command: Command) -> None:
         command.run()
         folder = command.folder / "run"
-        (folder / runlog.SUMMARY).unlink()
+        (folder / run_files.SUMMARY).unlink()
         line = [sys.executable, "-m", "trainer", "--config", "run/config.json"]
-        config = json.loads((folder / runlog.CONFIG).read_text())
+        config = json.loads((folder / run_files.CONFIG).read_text())
         config["data"]["file_path"] = "gone.jsonl"
-        (folder / runlog.CONFIG).write_text(json.dumps(config))
+        (folder / run_files.CONFIG).write_text(json.dumps(config))
         done = subprocess.run(line, cwd=command.folder, env=ENV, capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        last = runlog.read_events(folder)[-1]
+        last = run_files.read_events(folder)[-1]
         assert last["event"] == "failed" and "gone.jsonl" in last["reason"]
 
 
@@ -329,15 +335,15 @@ def test_failure_while_training_is_recorded(command: Command) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "checkpoint-00000005.pt: could not be written" in done.stderr
-    last = runlog.read_events(command.folder / "run")[-1]
+    last = run_files.read_events(command.folder / "run")[-1]
     assert last["event"] == "failed" and "free some space" in last["reason"]
     assert not list((command.folder / "run").glob("*.tmp"))
 
 
 def test_help_lists_every_flag_without_torch() -> None:
-    code = "import sys; from trainer.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from ablatrix.trainer.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True, cwd=ROOT)
-    from trainer.config import keys
+    from ablatrix.trainer.config import keys
 
     for key, field in keys():
         assert f"  --{key}\n      {field.description}" in done.stdout
@@ -347,8 +353,9 @@ def test_help_lists_every_flag_without_torch() -> None:
 def test_offline_is_set_before_anything_is_imported() -> None:
     code = (
         "import os, sys\n"
-        "import trainer.__main__ as m\n"
-        "early = {'torch', 'transformers', 'huggingface_hub', 'tokenizers', 'trainer.config'} & set(sys.modules)\n"
+        "import ablatrix.trainer.cli as m\n"
+        "early = {'torch', 'transformers', 'huggingface_hub', 'tokenizers', 'ablatrix.trainer.config'}\n"
+        "early &= set(sys.modules)\n"
         "m.main(['--help'])\n"
         "print(early, os.environ['HF_HUB_OFFLINE'], os.environ['TRANSFORMERS_OFFLINE'])\n"
     )

@@ -13,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ablatrix.trainer import eval_context_lengths
+from ablatrix.trainer.config import RunConfig, from_flags, validate
+from ablatrix.trainer.data import batches
+from ablatrix.trainer.eval_context_lengths import cut
+from ablatrix.trainer.loop import Trainer
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import ConfigError
 from tests.workspace import Workspace
-from trainer import contexts, data, runlog
-from trainer.config import RunConfig, from_flags, validate
-from trainer.contexts import cut
-from trainer.errors import ConfigError
-from trainer.loop import Trainer
 
 
 @settings(max_examples=60, deadline=None)
@@ -28,12 +30,12 @@ def test_every_length_scores_the_same_tokens(count: int, longest: int, length: i
     y = np.arange(1, count * longest + 1).reshape(count, longest)
     x = y + 1000
     for row in y:  # documents end somewhere, the rest is padding
-        row[random.randint(1, longest) :] = data.PADDING
+        row[random.randint(1, longest) :] = batches.PADDING
     short_x, short_y = cut((x, y), length)
     assert short_x.shape == short_y.shape and short_x.shape[1] == length
-    scored = short_y != data.PADDING
+    scored = short_y != batches.PADDING
     assert scored.any(axis=1).all()
-    assert short_y[scored].tolist() == y[y != data.PADDING].tolist()
+    assert short_y[scored].tolist() == y[y != batches.PADDING].tolist()
     assert (short_x[scored] == short_y[scored] + 1000).all()
 
 
@@ -47,21 +49,21 @@ def run_config(lengths: Any, corpus: Path, cache: Path, **model: Any) -> RunConf
     return validate(tree).resolved(4096)
 
 
-def trainer_of(config: RunConfig) -> tuple[Trainer, data.TokenStore]:
-    store = data.open_tokens(config.data, Path(config.system.cache_dir))
+def trainer_of(config: RunConfig) -> tuple[Trainer, batches.TokenStore]:
+    store = batches.open_tokens(config.data, Path(config.system.cache_dir))
 
     def nothing(start: int, stop: int) -> Iterator[Any]:
         return iter(())
 
-    return Trainer(config, nothing, data.heldout_windows(store, config.data, 700), "cpu"), store
+    return Trainer(config, nothing, batches.heldout_windows(store, config.data, 700), "cpu"), store
 
 
 @pytest.mark.parametrize("positions", ["alibi", "rope", "sinusoidal", "none"])
 def test_values(positions: str, corpus: Path, offline_cache: Path) -> None:
     """Against every scored token predicted on its own, from the context that it has at that length."""
     trainer, store = trainer_of(run_config([8, 16, 48], corpus, offline_cache, positions=positions))
-    found = contexts.evaluate(trainer, store)
-    longest = data.heldout_windows(store, trainer.config.data.model_copy(update={"block_size": 48}), 700)
+    found = eval_context_lengths.evaluate(trainer, store)
+    longest = batches.heldout_windows(store, trainer.config.data.model_copy(update={"block_size": 48}), 700)
     assert list(found) == ["8", "16", "48"]
     trainer.model.eval()
     for length in (8, 16, 48):
@@ -69,19 +71,19 @@ def test_values(positions: str, corpus: Path, offline_cache: Path) -> None:
         for x, y in zip(*longest, strict=True):
             for start in range(0, 48, length):
                 xs, ys = (torch.from_numpy(a[start : start + length])[None] for a in (x, y))
-                scored = ys[0] != data.PADDING
+                scored = ys[0] != batches.PADDING
                 if scored.any():
                     with torch.no_grad():
                         log_p = trainer.model(xs)[0].log_softmax(-1)[0]
                     total -= float(log_p[torch.arange(len(scored)), ys[0].clamp(min=0)][scored].sum())
-        tokens = int((longest[1] != data.PADDING).sum())
+        tokens = int((longest[1] != batches.PADDING).sum())
         assert found[str(length)]["tokens"] == tokens
         assert found[str(length)]["nll"] == pytest.approx(total / tokens, abs=1e-5)
 
 
 def test_learned_positions_end_at_their_table(corpus: Path, offline_cache: Path) -> None:
     trainer, store = trainer_of(run_config([32, 16], corpus, offline_cache))
-    found = contexts.evaluate(trainer, store)
+    found = eval_context_lengths.evaluate(trainer, store)
     assert found["32"] == {"nll": None, "why": "learned positions end at 16"}
     assert found["16"]["nll"] == pytest.approx(np.log(4096), abs=0.3)
 
@@ -96,7 +98,7 @@ def test_too_little_memory_does_not_cost_the_run(corpus: Path, offline_cache: Pa
         return evaluate(windows)
 
     trainer.evaluate = small  # type: ignore[method-assign]
-    found = contexts.evaluate(trainer, store)
+    found = eval_context_lengths.evaluate(trainer, store)
     assert found["16"]["nll"] is not None
     assert found["32"] == {"nll": None, "why": "out of memory (out of memory: 32 tokens)"}
 
@@ -124,12 +126,12 @@ def test_a_study_of_positions(workspace: Workspace) -> None:
     study.write_text(base + "features: {alibi: {model.positions: alibi}}\ndesign: [baseline, one_at_a_time]\n")
     workspace.run("submit", study, "--launcher", "local")
     summaries = {
-        cell: json.loads((workspace.run_folder(cell) / runlog.SUMMARY).read_text()) for cell in ("baseline", "alibi")
+        cell: json.loads((workspace.run_folder(cell) / run_files.SUMMARY).read_text()) for cell in ("baseline", "alibi")
     }
     learned, alibi = (summaries[cell]["val_nll_by_block"] for cell in ("baseline", "alibi"))
     assert learned["64"] == {"nll": None, "why": "learned positions end at 32"}
     assert learned["32"]["tokens"] == alibi["32"]["tokens"] == alibi["64"]["tokens"]
-    said = (workspace.run_folder("baseline") / runlog.JOB_OUT).read_text()
+    said = (workspace.run_folder("baseline") / run_files.JOB_OUT).read_text()
     assert "held-out NLL at 64 tokens of context: not evaluated: learned positions end at 32" in said
     workspace.run("report")
     report = (workspace.folder / "out/study/report/report.md").read_text()

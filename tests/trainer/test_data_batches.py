@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainer.config import DataConfig
-from trainer.data import PADDING, STREAM, Batches, TokenStore, heldout_windows, open_tokens, prefetch
-from trainer.errors import DataError
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data.batches import PADDING, STREAM, Batches, TokenStore, heldout_windows, open_tokens, prefetch
+from ablatrix.trainer.rundir.errors import DataError
 
 BLOCK = 16
 Write = Callable[..., Path]

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.config import DataConfig
-from trainer.data import open_tokens
-from trainer.errors import DataError, RunError
-from trainer.tokens import claims as claims_module
-from trainer.tokens import tokenbuild, tokencache
-from trainer.tokens.claims import Claims
-from trainer.tokens.corpus import Lines
-from trainer.tokens.encoder import Encoder
-from trainer.tokens.tokencache import Cache
-from trainer.tokens.tokenstore import CompleteStore
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data import cache_builder, token_cache
+from ablatrix.trainer.data import shard_claims as claims_module
+from ablatrix.trainer.data.batches import open_tokens
+from ablatrix.trainer.data.corpus import Lines
+from ablatrix.trainer.data.encoder import Encoder
+from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.data.token_cache import Cache
+from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.rundir.errors import DataError, RunError
 
 ROOT = Path(__file__).parents[2]
 Write = Callable[..., Path]
@@ -44,7 +44,7 @@ def cache_dir(offline_cache: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many shards in a small file."""
-    monkeypatch.setattr(tokencache, "SHARD_BYTES", (2000, 2000))
+    monkeypatch.setattr(token_cache, "SHARD_BYTES", (2000, 2000))
 
 
 def config_of(path: Path) -> DataConfig:
@@ -65,9 +65,9 @@ def content(folder: Path) -> dict[str, str]:
 
 def build_in_process(config: DataConfig, cache_dir: Path, workers: int = 1) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from pathlib import Path; from trainer.tokens import tokenbuild; "
-        "from trainer.config import DataConfig; "
-        "tokenbuild.build(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))"
+        "import sys; from pathlib import Path; from ablatrix.trainer.data import cache_builder; "
+        "from ablatrix.trainer.config import DataConfig; "
+        "cache_builder.build(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))"
     )
     command = [sys.executable, "-c", code, config.model_dump_json(), str(cache_dir), str(workers)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
@@ -125,14 +125,14 @@ def test_a_file_that_changes_while_it_is_read(
 ) -> None:
     path = tmp_path / "growing.jsonl"
     path.write_bytes(corpus.read_bytes())
-    encode = tokencache.encode_shard
+    encode = token_cache.encode_shard
 
-    def grow_and_encode(*arguments: object) -> tokencache.Shard:
+    def grow_and_encode(*arguments: object) -> token_cache.Shard:
         with open(path, "a") as file:
             file.write('{"text": "one more document"}\n')
         return encode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tokencache, "encode_shard", grow_and_encode)
+    monkeypatch.setattr(token_cache, "encode_shard", grow_and_encode)
     with pytest.raises(DataError, match="changed while it was being read"):
         open_complete(config_of(path), cache_dir)
     assert not list(cache_dir.rglob("meta.json"))
@@ -181,19 +181,19 @@ def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offl
 def test_shards_of_a_killed_build_are_used(
     corpus: Path, cache_dir: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, made, limit = tokencache.encode_shard, list[int](), 10
+    encode, made, limit = token_cache.encode_shard, list[int](), 10
 
-    def count_and_encode(lines: Lines, numbers: range, encoder: Encoder) -> tokencache.Shard:
+    def count_and_encode(lines: Lines, numbers: range, encoder: Encoder) -> token_cache.Shard:
         if len(made) > limit:
             raise KeyboardInterrupt
         made.extend(numbers)
         return encode(lines, numbers, encoder)
 
-    monkeypatch.setattr(tokencache, "encode_shard", count_and_encode)
+    monkeypatch.setattr(token_cache, "encode_shard", count_and_encode)
     with pytest.raises(KeyboardInterrupt):
-        tokenbuild.build(config_of(corpus), cache_dir, workers=1)
+        cache_builder.build(config_of(corpus), cache_dir, workers=1)
     limit = 60
-    tokenbuild.build(config_of(corpus), cache_dir, workers=1)
+    cache_builder.build(config_of(corpus), cache_dir, workers=1)
     assert made == list(range(60))  # every line once, over both attempts
 
 
@@ -203,13 +203,13 @@ def test_shards_that_a_power_cut_spoilt_are_made_again(
 ) -> None:
     config = config_of(corpus)
     cache = Cache.of(config, cache_dir)
-    tokenbuild.prepare(cache)
+    cache_builder.prepare(cache)
     lines, encoder = cache.lines(), Encoder(cache.tokenizer)
     for number in range(cache.shard_count()):
-        tokencache.encode_shard(lines, cache.shard_lines(lines, number), encoder).write(cache.shard_file(number))
+        token_cache.encode_shard(lines, cache.shard_lines(lines, number), encoder).write(cache.shard_file(number))
     victim = cache.shard_file(cache.shard_count() // 2)
     victim.write_bytes({"empty": b"", "cut": victim.read_bytes()[:-1], "no head": b"\0" * 500}[damage])
-    tokenbuild.build(config, cache_dir, workers=1)
+    cache_builder.build(config, cache_dir, workers=1)
     built, expected = open_complete(config, cache_dir), open_complete(config, offline_cache)
     np.testing.assert_array_equal(built.tokens, expected.tokens)
 
@@ -277,7 +277,7 @@ def test_one_claim_one_owner(tmp_path: Path) -> None:
 
 
 def test_the_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from trainer.tokens.claims import Claims; "
+    code = "import sys, time; from pathlib import Path; from ablatrix.trainer.data.shard_claims import Claims; "
     code += "print(Claims(Path(sys.argv[1])).acquire('x'), flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert owner.stdout is not None and owner.stdout.readline() == b"True\n"
@@ -321,7 +321,8 @@ def test_a_claim_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
 
 def test_many_processes_one_winner(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from trainer.tokens.claims import Claims; sys.stdin.readline(); "
+        "import sys, time; from pathlib import Path; from ablatrix.trainer.data.shard_claims import Claims; "
+        "sys.stdin.readline(); "
         "claims = Claims(Path(sys.argv[1])); print(sum(claims.acquire(str(k)) for k in range(200)), flush=True); "
         "sys.stdin.readline()"
     )
@@ -351,7 +352,7 @@ def test_holders_show_that_they_live(tmp_path: Path) -> None:
 
 
 def test_a_worker_ends_with_its_parent(big: Path, cache_dir: Path) -> None:
-    worker = tokenbuild.start_worker(config_of(big), cache_dir, limit=1)
+    worker = cache_builder.start_worker(config_of(big), cache_dir, limit=1)
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(timeout=30) == 1

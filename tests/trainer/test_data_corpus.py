@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import checks
-from trainer.config import DataConfig
-from trainer.data import TokenStore, open_tokens
-from trainer.errors import DataError, UserError
-from trainer.tokens import corpus as reading
-from trainer.tokens.formats import TextFile
-from trainer.tokens.source import Source
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data import corpus as reading
+from ablatrix.trainer.data.batches import TokenStore, open_tokens
+from ablatrix.trainer.data.formats import TextFile
+from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.rundir.errors import DataError, UserError
 
 LONG = json.dumps({"text": "a document that is long enough"})
 
@@ -100,7 +100,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, offline_cache: Path, 
     with pytest.raises(DataError, match=f"{name}: cannot be read: not a regular file"):
         opened(path, offline_cache)
     with pytest.raises(UserError, match="not a regular file"):
-        checks.check_file(path)
+        preflight.check_file(path)
 
 
 def test_an_empty_file(tmp_path: Path, offline_cache: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.config import DataConfig
-from trainer.data import PADDING, Batches, describe_usage, heldout_windows, open_tokens
-from trainer.errors import DataError
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data.batches import PADDING, Batches, describe_usage, heldout_windows, open_tokens
+from ablatrix.trainer.rundir.errors import DataError
 
 BLOCK = 8
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import data
-from trainer.config import DataConfig
-from trainer.data import Batches, heldout_windows, open_tokens, prefetch
-from trainer.errors import DataError, RunError
-from trainer.tokens import growing, tokenbuild, tokencache
-from trainer.tokens.growing import GrowingStore
-from trainer.tokens.tokencache import Cache
-from trainer.tokens.tokenstore import CompleteStore
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data import batches as data
+from ablatrix.trainer.data import cache_builder, on_the_fly, token_cache
+from ablatrix.trainer.data.batches import Batches, heldout_windows, open_tokens, prefetch
+from ablatrix.trainer.data.on_the_fly import GrowingStore
+from ablatrix.trainer.data.token_cache import Cache
+from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.rundir.errors import DataError, RunError
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 32
@@ -65,12 +65,12 @@ def config_of(path: Path, **settings: int | str) -> DataConfig:
 
 def growing_store(config: DataConfig, cache_dir: Path) -> GrowingStore:
     cache = Cache.of(config, cache_dir)
-    tokenbuild.prepare(cache)
+    cache_builder.prepare(cache)
     return GrowingStore(cache)
 
 
 def finish(config: DataConfig, cache_dir: Path) -> CompleteStore:
-    return CompleteStore(Cache.of(config, cache_dir).folder, tokenbuild.build(config, cache_dir, workers=1))
+    return CompleteStore(Cache.of(config, cache_dir).folder, cache_builder.build(config, cache_dir, workers=1))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -78,8 +78,8 @@ def test_the_same_batches_at_every_stage(
     mixed: Path, cache_dir: Path, offline_cache: Path, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tokenised; some shards there; complete while the run goes on."""
-    monkeypatch.setattr(tokencache, "SHARD_BYTES", (3000, 3000))
-    monkeypatch.setattr(growing, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(token_cache, "SHARD_BYTES", (3000, 3000))
+    monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.0)
     config = config_of(mixed, split=split)
     reference = finish(config, offline_cache)
     expected = [Batches(reference, config, 5, seed=11)(i) for i in range(30)]
@@ -95,7 +95,7 @@ def test_the_same_batches_at_every_stage(
     cache = Cache.of(config, cache_dir)
     for shard in range(0, cache.shard_count(), 2):
         lines = cache.lines()
-        tokencache.encode_shard(lines, cache.shard_lines(lines, shard), store._encoder).write(cache.shard_file(shard))
+        token_cache.encode_shard(lines, cache.shard_lines(lines, shard), store._encoder).write(cache.shard_file(shard))
     store._kept.clear()
     for i, pair in enumerate(prefetch(batches, 10, 20, workers=3), start=10):
         np.testing.assert_array_equal(pair, expected[i])
@@ -115,7 +115,7 @@ def test_little_memory_gives_the_same_batches(mixed: Path, cache_dir: Path, monk
     config = config_of(mixed)
     roomy = Batches(growing_store(config, cache_dir), config, 5, seed=1)
     expected = [roomy(i) for i in range(10)]
-    monkeypatch.setattr(growing, "KEPT_BYTES", 3000)
+    monkeypatch.setattr(on_the_fly, "KEPT_BYTES", 3000)
     store = growing_store(config, cache_dir)
     for i, pair in enumerate(prefetch(Batches(store, config, 5, seed=1), 0, 10, workers=4)):
         np.testing.assert_array_equal(pair, expected[i])
@@ -176,7 +176,7 @@ def test_workers_complete_the_cache_while_the_run_goes_on(
     mixed: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(data, "WAIT_BYTES", 0)
-    monkeypatch.setattr(growing, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.05)
     config = config_of(mixed)
     store = open_tokens(config, cache_dir)
     assert isinstance(store, GrowingStore) and "in the background" in capsys.readouterr().err
@@ -200,7 +200,7 @@ def test_workers_end_with_the_store(mixed: Path, cache_dir: Path, monkeypatch: p
 
     config = config_of(mixed)
     cache = Cache.of(config, cache_dir)
-    tokenbuild.prepare(cache)
+    cache_builder.prepare(cache)
     store = GrowingStore(cache, start)
     Batches(store, config, 2, seed=0)(0)
     assert len(started) == 1 and started[0].poll() is None
@@ -213,12 +213,12 @@ def test_a_failing_worker_does_not_stop_the_run(
     mixed: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cache cannot be completed, the run can."""
-    monkeypatch.setattr(growing, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.02)
     config = config_of(mixed, split="test")
     unknown = config.model_copy(update={"tokenizer": "removed"})
     cache = Cache.of(config, cache_dir)
-    tokenbuild.prepare(cache)
-    store = GrowingStore(cache, lambda: tokenbuild.start_background(unknown, cache_dir))
+    cache_builder.prepare(cache)
+    store = GrowingStore(cache, lambda: cache_builder.start_background(unknown, cache_dir))
     batches = Batches(store, config, 2, seed=0)
     deadline = time.monotonic() + 60
     told = ""
@@ -232,21 +232,20 @@ def test_a_failing_worker_does_not_stop_the_run(
 def test_one_machine_does_not_run_more_workers_than_asked_for(mixed: Path, cache_dir: Path) -> None:
     config = config_of(mixed)
     cache = Cache.of(config, cache_dir)
-    tokenbuild.prepare(cache)
-    with tokenbuild.Claims(cache.claims) as claims:
-        for place in tokenbuild._places(1):
+    cache_builder.prepare(cache)
+    with cache_builder.Claims(cache.claims) as claims:
+        for place in cache_builder._places(1):
             assert claims.acquire(place)
-        worker = tokenbuild.start_worker(config, cache_dir, limit=1)
-        assert worker.wait(timeout=30) == tokenbuild.EXIT_ENOUGH
-    tokenbuild.stop_worker(worker)
+        worker = cache_builder.start_worker(config, cache_dir, limit=1)
+        assert worker.wait(timeout=30) == cache_builder.EXIT_ENOUGH
+    cache_builder.stop_worker(worker)
 
 
 LIMITED = """
 import json, sys
 from pathlib import Path
-from trainer import data
-from trainer.tokens import growing
-from trainer.config import DataConfig
+from ablatrix.trainer.data import batches as data, on_the_fly as growing
+from ablatrix.trainer.config import DataConfig
 growing._Builders.look = lambda self: None  # measured alone
 config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 def peak(): return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024  # MiB

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import checks, experiment
-from orchestrator.matrix import Run
-from trainer import data
-from trainer.config import DataConfig, from_flags
-from trainer.errors import DataError, UserError
-from trainer.tokens import streams
-from trainer.tokens.corpus import Lines
-from trainer.tokens.formats import detect
-from trainer.tokens.source import Source
+from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit import preflight
+from ablatrix.trainer.config import DataConfig, from_flags
+from ablatrix.trainer.data import batches, decoders
+from ablatrix.trainer.data.corpus import Lines
+from ablatrix.trainer.data.formats import detect
+from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.rundir.errors import DataError, UserError
 
 DOCUMENTS = [{"text": f"document {k}, long enough: é – 😀"} for k in range(40)]
 PLAIN = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in DOCUMENTS)
@@ -93,7 +93,7 @@ def test_a_long_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_an_array_is_read_in_pieces(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "CHUNK", chunk)
+    monkeypatch.setattr(decoders, "CHUNK", chunk)
     values = [{"text": 'a "quoted" [text], {with} all\\ é \n marks'}, {"text": "x" * 200, "n": [1.5e3, {"a": None}]}]
     (tmp_path / "x.json").write_bytes(json.dumps(values, indent=3, ensure_ascii=False).encode())
     assert texts(tmp_path / "x.json") == [value["text"] for value in values]
@@ -155,34 +155,34 @@ def test_an_element_that_is_not_utf8_is_skipped(tmp_path: Path, offline_cache: P
     elements = [json.dumps(d, indent=1).encode() for d in DOCUMENTS]
     elements[4] = '{\n"text": "Öl, and a text of enough characters"}'.encode("latin-1")
     (tmp_path / "data.jsonl").write_bytes(b"[" + b",\n".join(elements) + b"]")
-    store = data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
+    store = batches.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
     assert store.n_documents == len(DOCUMENTS) - 1 and store.skipped == {"not_utf8": 1}
     assert store.first_skipped["not_utf8"].startswith("element 5, byte 0xd6; ")
     (tmp_path / "data.jsonl").write_bytes(b"[" + elements[4] + b"]")
     with pytest.raises(DataError, match=r"no document \(1 line that is not UTF-8\); element 1, byte 0xd6; .*iconv"):
-        data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
+        batches.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
 def test_a_real_database_is_named(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.jsonl") as database:
         database.execute("create table t (text)")
     with pytest.raises(UserError, match="is an SQLite database"):
-        checks.check_file(tmp_path / "x.jsonl")
+        preflight.check_file(tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["array", "utf-16", "gzip", "old Mac line ends"])
 def test_whole_files_are_not_called_cut_off(kind: str, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_bytes(READABLE[kind])
-    checks.check_file(tmp_path / "data.jsonl")
+    preflight.check_file(tmp_path / "data.jsonl")
 
 
 def test_a_last_line_is_called_cut_off_only_among_whole_ones(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b'{"text": "cut in the mid')
     with pytest.raises(UserError, match="the last line is cut off"):
-        checks.check_file(path)
+        preflight.check_file(path)
     path.write_text("\n".join(map(repr, DOCUMENTS)))
-    checks.check_file(path)
+    preflight.check_file(path)
 
 
 @pytest.mark.parametrize(
@@ -205,29 +205,29 @@ def test_files_without_documents_say_what_they_hold(
     (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
     config = DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample")
     with pytest.raises(DataError, match=advice):
-        data.open_tokens(config, offline_cache)
+        batches.open_tokens(config, offline_cache)
     with pytest.raises(DataError, match=advice):
-        data.check_beginning(config)
+        batches.check_beginning(config)
 
 
 def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(map(repr, DOCUMENTS)))
     with pytest.raises(DataError, match=r"line 1: it is in Python's notation"):
-        data.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
+        batches.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
 def test_a_large_corpus_is_checked_at_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checks, "SMALL_CORPUS", 0)
+    monkeypatch.setattr(preflight, "SMALL_CORPUS", 0)
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b"not json\n" * 20)
     run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
     (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
     loaded = experiment.load(tmp_path / "s.yaml")
-    assert not list(checks._corpora(loaded, [run]))
+    assert not list(preflight._corpora(loaded, [run]))
     assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
     path.write_bytes(RAW.replace(b'"text"', b'"body"'))
-    (finding,) = checks._corpora(loaded, [run])
+    (finding,) = preflight._corpora(loaded, [run])
     assert finding.startswith(f"{tmp_path}/s.yaml:3: {path} (its beginning): ")
     assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.device import allotted_cores, cgroup_quota, limit_threads, pick_device
-from trainer.errors import UserError
+from ablatrix.trainer.device import allotted_cores, cgroup_quota, limit_threads, pick_device
+from ablatrix.trainer.rundir.errors import UserError
 
 
 def test_auto_prefers_the_accelerator() -> None:

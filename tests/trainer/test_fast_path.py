@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.gpt import GPT
-from trainer.config import RunConfig
-from trainer.device import tune_products
-from trainer.loop import Array, Trainer
-from trainer.optimizers import decaying
-from trainer.schedules import learning_rate
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.device import tune_products
+from ablatrix.trainer.loop import Array, Trainer
+from ablatrix.trainer.optimizers import decaying
+from ablatrix.trainer.schedules import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB, BLOCK, BATCH = 600, 80, 3
@@ -165,7 +165,7 @@ def test_tuned_products_are_exact() -> None:
 @pytest.mark.parametrize("toggles", [{}, {"swiglu": True, "rmsnorm": True, "rope": True}], ids=["plain", "all_on"])
 def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
     """What a GPU gets, compiled here for the CPU."""
-    from models import head
+    from ablatrix.models import head
 
     model = GPT(config(toggles).model, seed=1)
     x, y = (torch.from_numpy(a) for a in batch(0))
@@ -212,7 +212,7 @@ def test_recorded_steps_of_every_optimizer(optimizer: str) -> None:
 
 HEAP = """
 import sys
-from trainer.device import keep_memory
+from ablatrix.trainer.device import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 import torch

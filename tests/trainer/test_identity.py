@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from ablatrix.trainer.config import RunConfig, from_flags, keys
 from tests.workspace import without_clock
-from trainer.config import RunConfig, from_flags, keys
 
 BASE = {"data.file_path": "data/a.jsonl", "data.tokenizer": "gpt2"}
 # (settings beside it, value) for each setting that must change the fingerprint

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import choices
-from trainer.config import RunConfig
-from trainer.loop import Array, Trainer, step_seed
-from trainer.schedules import learning_rate
+from ablatrix.trainer.config import RunConfig, optimization
+from ablatrix.trainer.loop import Array, Trainer, step_seed
+from ablatrix.trainer.schedules import learning_rate
 
 VOCAB, BLOCK = 17, 8
 
@@ -186,7 +185,7 @@ def test_stopped_and_continued_equals_undisturbed(cut: int, optimizer: str, sche
     first.add_callback("on_checkpoint", lambda t: saved.append(copy.deepcopy(t.state())))
     before = rows(first)
     first.run()
-    branch = choices.branch_step(first.config.trainer)  # saved for runs with more steps
+    branch = optimization.branch_step(first.config.trainer)  # saved for runs with more steps
     assert first.iter == cut and not first.finished and [s["step"] for s in saved if s["step"] != branch] == [cut]
 
     torch.manual_seed(12345)  # another process has another generator state

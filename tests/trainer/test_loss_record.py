@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import loss_record, runlog
+from ablatrix.trainer.rundir import loss_digest, run_files
 
 ROWS = 12
 CHANGES: dict[str, Callable[[str], str]] = {
@@ -32,28 +32,28 @@ CHANGES: dict[str, Callable[[str], str]] = {
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    log = runlog.LossLog(folder, 0)
+    log = run_files.LossLog(folder, 0)
     for step in range(1, ROWS + 1):
         log.write({"iter": step, "loss": step + 0.125, "dt": 0.5})
-    summary = {"iters": ROWS, loss_record.KEY: loss_record.describe(folder)}
-    runlog.atomic_write(folder / runlog.SUMMARY, json.dumps(summary))
+    summary = {"iters": ROWS, loss_digest.KEY: loss_digest.describe(folder)}
+    run_files.atomic_write(folder / run_files.SUMMARY, json.dumps(summary))
     return folder
 
 
 def found(run: Path) -> str:
-    return loss_record.find_change(run, json.loads((run / runlog.SUMMARY).read_text()))
+    return loss_digest.find_change(run, json.loads((run / run_files.SUMMARY).read_text()))
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed(run: Path, change: str) -> None:
-    path = run / runlog.LOSS
+    path = run / run_files.LOSS
     path.write_bytes(CHANGES[change](path.read_text()).encode())
     os.utime(path, (2e9, 2e9))
-    assert runlog.LOSS in found(run)
+    assert run_files.LOSS in found(run)
 
 
 def test_what_it_says(run: Path) -> None:
-    path = run / runlog.LOSS
+    path = run / run_files.LOSS
     whole = path.read_text()
     path.write_text(CHANGES["cut"](whole))
     assert found(run) == "loss.csv has been changed since: 5 of 12 rows, it ends at step 5 of 12"
@@ -68,15 +68,15 @@ def test_whole(run: Path) -> None:
     assert found(run) == ""
     copy = run.with_name("copy")
     shutil.copytree(run, copy, copy_function=shutil.copy)
-    os.utime(copy / runlog.LOSS)
+    os.utime(copy / run_files.LOSS)
     assert found(copy) == ""
-    (copy / runlog.LOSS).unlink()
+    (copy / run_files.LOSS).unlink()
     assert found(copy) == "", "said elsewhere"
 
 
 def test_a_summary_of_an_older_version(run: Path) -> None:
-    (run / runlog.SUMMARY).write_text(json.dumps({"iters": ROWS}))
+    (run / run_files.SUMMARY).write_text(json.dumps({"iters": ROWS}))
     assert found(run) == ""
-    path = run / runlog.LOSS
+    path = run / run_files.LOSS
     path.write_text(CHANGES["cut"](path.read_text()))
     assert found(run) == "loss.csv has been changed since: 5 rows, it ends at step 5 of 12"

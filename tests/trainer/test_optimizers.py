@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import GPTConfig
-from models.gpt import GPT
-from trainer.config import TrainerConfig
-from trainer.optimizers import Optimizer, decaying, make
-from trainer.optimizers.adafactor import Adafactor
-from trainer.optimizers.muon import NEWTON_SCHULZ, Muon, newton_schulz
-from trainer.optimizers.sgd import SGD
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import TrainerConfig
+from ablatrix.trainer.optimizers import Optimizer, decaying, make
+from ablatrix.trainer.optimizers.adafactor import Adafactor
+from ablatrix.trainer.optimizers.muon import NEWTON_SCHULZ, Muon, newton_schulz
+from ablatrix.trainer.optimizers.sgd import SGD
 
 NAMES = ("adamw", "sgd", "muon", "adafactor")
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.trainer.distributed import strategies
+from ablatrix.trainer.distributed.pipeline import split
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.trainer.parallel_worker import HALF, STEPS, VARIANTS, settings, train
 from tests.workspace import without_clock
-from trainer import parallel, runlog
-from trainer.errors import UserError
-from trainer.parallel.pipeline import split
 
 
 def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
@@ -105,12 +106,12 @@ def flags(corpus: Path, cache: Path, work_dir: Path, **more: Any) -> list[str]:
 
 
 def events(run_dir: Path) -> list[str]:
-    return [event["event"] for event in runlog.read_events(run_dir)]
+    return [event["event"] for event in run_files.read_events(run_dir)]
 
 
 def after(run_dir: Path, step: int) -> None:
     end = time.monotonic() + 60
-    while len(runlog.whole_rows(runlog.read_text(run_dir / runlog.LOSS))) < step:
+    while len(run_files.whole_rows(run_files.read_text(run_dir / run_files.LOSS))) < step:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -122,31 +123,31 @@ def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path
     first = ranks(flags(corpus, offline_cache, hit))
     after(hit, 22)
     first[1].kill()
-    told, _ = ended(first, [runlog.EXIT_LOST_PEER, -signal.SIGKILL])
+    told, _ = ended(first, [run_files.EXIT_LOST_PEER, -signal.SIGKILL])
     assert "another process of this run has ended" in told and "Traceback" not in told
     assert events(hit)[-1] == "lost_peer"
     second = ranks(flags(corpus, offline_cache, hit))
     after(hit, 24)
     second[1].send_signal(signal.SIGUSR2)
-    ended(second, [runlog.EXIT_STOPPED] * 2)
+    ended(second, [run_files.EXIT_STOPPED] * 2)
     assert events(hit)[-1] == "stopped"
     ended(ranks(flags(corpus, offline_cache, hit)), [0, 0])
     assert without_clock(hit) == without_clock(untouched)
-    assert (runlog.read_json(hit / runlog.SUMMARY) or {})["processes"] == 2
+    assert (run_files.read_json(hit / run_files.SUMMARY) or {})["processes"] == 2
     outputs = ended(ranks(flags(corpus, offline_cache, hit)), [0, 0])
     assert "already finished" in outputs[0] and outputs[1] == ""
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    place = parallel.Place(0, 3, 0)
+    place = strategies.Place(0, 3, 0)
     with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be shared equally by 3 processes"):
         place.check(settings("ddp"))
     with pytest.raises(UserError, match=r"grad_accum: 4 is over the 2 windows"):
-        parallel.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
+        strategies.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
     with pytest.raises(UserError, match=r"muon needs whole matrices"):
-        parallel.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
+        strategies.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
     with pytest.raises(UserError, match=r"sample_interval: with fsdp no process has the whole model"):
-        parallel.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
+        strategies.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
     for problem, more in {
         "2 layers cannot be split into 3 stages": {"batch_size": 6},
         "4 windows cannot be cut into 3 equal micro-batches": {"pipeline_microbatches": 3},
@@ -157,8 +158,8 @@ def test_what_cannot_be_shared_is_refused() -> None:
         with pytest.raises(UserError, match=problem):
             place.check(settings("1f1b", **more))
     with pytest.raises(UserError, match=r"2 processes were started, but trainer.strategy is single"):
-        parallel.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
-    assert parallel.Place.of(settings(), {}) == parallel.Place()
+        strategies.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
+    assert strategies.Place.of(settings(), {}) == strategies.Place()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,9 @@ def test_stages_take_about_as_long(model: dict[str, Any], stages: int, sizes: li
 
 
 def test_one_process_imports_no_distributed() -> None:
-    code = "import sys, trainer.run; print([m for m in sys.modules if m.startswith('torch.distributed.fsdp')], "
-    code += "'trainer.parallel.team' in sys.modules)"
+    code = (
+        "import sys, ablatrix.trainer.run; print([m for m in sys.modules if m.startswith('torch.distributed.fsdp')], "
+    )
+    code += "'ablatrix.trainer.distributed.process_group' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=code_root())
     assert result.stdout.split() == ["[]", "False"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import SystemConfig, from_flags
-from trainer.errors import ConfigError
-from trainer.offline import warm
-from trainer.paths import expand_path
+from ablatrix.trainer.config import SystemConfig, from_flags
+from ablatrix.trainer.config.paths import expand_path
+from ablatrix.trainer.data import warm_cache
+from ablatrix.trainer.rundir.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +72,10 @@ def test_every_folder_setting_is_expanded(home: Path, monkeypatch: pytest.Monkey
     config = from_flags(["--data.file_path=~/x.jsonl", "--system.work_dir=~/run"])
     assert config.data.file_path == f"{home}/x.jsonl"
     assert (config.system.work_dir, config.system.cache_dir) == (f"{home}/run", f"{home}/cache")
-    assert warm.parser().parse_args([]).cache_dir == home / "cache"
-    given = warm.parser().parse_args(["--tokens", "~/x", "--from", "$HOME/y", "--cache-dir", "~/c", "--data-dir=~/d"])
+    assert warm_cache.parser().parse_args([]).cache_dir == home / "cache"
+    given = warm_cache.parser().parse_args(
+        ["--tokens", "~/x", "--from", "$HOME/y", "--cache-dir", "~/c", "--data-dir=~/d"]
+    )
     found = [given.tokens, given.source, given.cache_dir, given.data_dir]
     assert [os.path.relpath(path, home) for path in found] == ["x", "y", "c", "d"]
 
@@ -82,5 +84,5 @@ def test_a_cache_that_cannot_be_a_path(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("ABLATRIX_CACHE", "s3://bucket/cache")
     with pytest.raises(ValidationError):
         SystemConfig()
-    assert warm.main([]) == 2
+    assert warm_cache.main([]) == 2
     assert "ABLATRIX_CACHE: 's3://bucket/cache' is a URL" in capsys.readouterr().err

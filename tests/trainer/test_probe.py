@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from trainer import probe
-from trainer.config import validate
+from ablatrix.trainer import effect_check
+from ablatrix.trainer.config import validate
 
 
 def signature(**settings: Any) -> dict[str, str]:
     tree = {"data": {"file_path": "x"}, "model": {"model_type": "gpt-nano"}, "trainer": {"batch_size": 16, **settings}}
-    return probe.signature(validate(tree).resolved(100).model_dump(mode="json"))
+    return effect_check.signature(validate(tree).resolved(100).model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 16])

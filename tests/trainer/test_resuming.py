@@ -14,11 +14,12 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.config import TrainerConfig, optimization
+from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.schedules import learning_rate
 from tests.workspace import without_clock
-from trainer import checkpoint, choices, loss_record, runlog
-from trainer.config import TrainerConfig
-from trainer.errors import UserError
-from trainer.schedules import learning_rate
 
 WSD = {"trainer__schedule": "wsd", "trainer__decay_steps": 6, "trainer__warmup_steps": 2}
 INFINITE = {"trainer__schedule": "infinite", "trainer__cooldown_steps": 5, "trainer__anneal_steps": 4}
@@ -45,14 +46,14 @@ def test_more_steps(train: Train, settings: dict[str, Any], steps: int, origin: 
     copy = shutil.copytree(first, first.with_name("copy"))
     train("first", trainer__max_iters=29, **settings)
     assert without_clock(first) == longer
-    summary = json.loads((first / runlog.SUMMARY).read_text())
+    summary = json.loads((first / run_files.SUMMARY).read_text())
     assert summary["max_iters"] == 29
-    resumed = [event for event in runlog.read_events(first) if event["event"] == "resumed"]
-    assert [event["iter"] for event in resumed] == [origin or runlog.step_of(newest)]
+    resumed = [event for event in run_files.read_events(first) if event["event"] == "resumed"]
+    assert [event["iter"] for event in resumed] == [origin or run_files.step_of(newest)]
     if settings.get("callbacks__jsonl"):
-        steps_told = [json.loads(line)["iter"] for line in (first / runlog.METRICS).read_text().splitlines()]
+        steps_told = [json.loads(line)["iter"] for line in (first / run_files.METRICS).read_text().splitlines()]
         assert steps_told == [int(row[0]) for row in longer[1:]]
-    named = copy / f"checkpoint-{origin or runlog.step_of(newest):08d}.pt"
+    named = copy / f"checkpoint-{origin or run_files.step_of(newest):08d}.pt"
     assert without_clock(train("named", trainer__max_iters=29, trainer__resume=named, **settings)) == longer
 
 
@@ -79,13 +80,13 @@ class TestOlderCheckpoints:
     def test_a_stopped_run_goes_on(self, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
         folder = train()
         rows = without_clock(folder)
-        for path in (folder / runlog.SUMMARY, folder / "checkpoint-00000024.pt"):
+        for path in (folder / run_files.SUMMARY, folder / "checkpoint-00000024.pt"):
             path.unlink()
         write_as_older(folder / "checkpoint-00000020.pt")
         with pytest.raises(UserError, match="older version of Ablatrix; only its own run goes on from it"):
             train("other", trainer__resume=folder / "checkpoint-00000020.pt")
         train()
-        assert [e["iter"] for e in runlog.read_events(folder) if e["event"] == "resumed"] == [20]
+        assert [e["iter"] for e in run_files.read_events(folder) if e["event"] == "resumed"] == [20]
         assert without_clock(folder) == rows
         assert "checkpoint-00000020.pt: written by an older version" in "".join(capsys.readouterr())
 
@@ -95,24 +96,24 @@ class TestOlderCheckpoints:
         folder = train(trainer__max_iters=22)
         for path in checkpoint.checkpoints(folder):
             write_as_older(path)
-        summary = json.loads((folder / runlog.SUMMARY).read_text())
-        del summary[loss_record.KEY]
-        (folder / runlog.SUMMARY).write_text(json.dumps(summary))
+        summary = json.loads((folder / run_files.SUMMARY).read_text())
+        del summary[loss_digest.KEY]
+        (folder / run_files.SUMMARY).write_text(json.dumps(summary))
         train(trainer__max_iters=29)
-        assert [e["iter"] for e in runlog.read_events(folder) if e["event"] == "resumed"] == [20]
+        assert [e["iter"] for e in run_files.read_events(folder) if e["event"] == "resumed"] == [20]
         assert without_clock(folder) == longer
 
 
 def test_further_evaluations_of_a_finished_run(train: Train) -> None:
     folder = train(model__positions="rope")
-    rows = runlog.read_text(folder / runlog.LOSS)
+    rows = run_files.read_text(folder / run_files.LOSS)
     train(model__positions="rope", trainer__eval_blocks=16)
-    assert "16" in json.loads((folder / runlog.SUMMARY).read_text())["val_nll_by_block"]
-    assert runlog.read_text(folder / runlog.LOSS) == rows
+    assert "16" in json.loads((folder / run_files.SUMMARY).read_text())["val_nll_by_block"]
+    assert run_files.read_text(folder / run_files.LOSS) == rows
 
 
 @given(
-    st.sampled_from(list(choices.SCHEDULES)),
+    st.sampled_from(list(optimization.SCHEDULES)),
     st.integers(1, 40),
     st.integers(0, 12),
     st.integers(0, 12),
@@ -125,11 +126,11 @@ def test_rates_up_to_the_steady_step_do_not_depend_on_the_end(
     phases = {"wsd": {"decay_steps": last}, "infinite": {"cooldown_steps": cooldown, "anneal_steps": last}}
     common = {"schedule": name, "warmup_steps": warmup, **phases.get(name, {})}
     short, long = (TrainerConfig(**common, max_iters=n) for n in (steps, steps + more))
-    assume(not list(choices.problems(short)))
-    steady = choices.steady_until(short)
+    assume(not list(optimization.problems(short)))
+    steady = optimization.steady_until(short)
     for step in range(1, min(steady, steps) + 1):
         assert learning_rate(step, short) == learning_rate(step, long)
-    if 0 < steady < steps and more > 1 and choices.branch_step(short):
+    if 0 < steady < steps and more > 1 and optimization.branch_step(short):
         assert learning_rate(steady + 1, short) != learning_rate(steady + 1, long) or last == 0
 
 
@@ -141,7 +142,7 @@ class TestOtherData:
     def stopped(self, train: Train, own: Path) -> Path:
         """A run with a checkpoint after 10 steps and no result."""
         folder = train(data__file_path=own, trainer__max_iters=12)
-        for path in (folder / runlog.SUMMARY, folder / runlog.MODEL, folder / "checkpoint-00000012.pt"):
+        for path in (folder / run_files.SUMMARY, folder / run_files.MODEL, folder / "checkpoint-00000012.pt"):
             path.unlink()
         return folder
 
@@ -165,11 +166,11 @@ class TestOtherData:
         moved = shutil.copy(own, own.with_name("moved.jsonl"))
         own.unlink()
         train(data__file_path=moved, trainer__max_iters=12)
-        assert [e["iter"] for e in runlog.read_events(folder) if e["event"] == "resumed"] == [10]
+        assert [e["iter"] for e in run_files.read_events(folder) if e["event"] == "resumed"] == [10]
 
     def test_finished(self, train: Train, own: Path) -> None:
         folder = train(data__file_path=own)
-        assert json.loads((folder / runlog.SUMMARY).read_text())["corpus_fingerprint"]
+        assert json.loads((folder / run_files.SUMMARY).read_text())["corpus_fingerprint"]
         train(data__file_path=own)
         own.write_text(own.read_text() * 2)
         with pytest.raises(UserError, match=r"data.file_path .*own.jsonl\) has changed since it finished"):
@@ -177,6 +178,6 @@ class TestOtherData:
 
     def test_submitted(self, train: Train, own: Path, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / runlog.PROVENANCE).write_text(json.dumps({"corpus_fingerprint": "of another file"}))
+        (tmp_path / "run" / run_files.PROVENANCE).write_text(json.dumps({"corpus_fingerprint": "of another file"}))
         with pytest.raises(UserError, match="has changed since it was submitted"):
             train(data__file_path=own)

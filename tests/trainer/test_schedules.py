@@ -11,10 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer import choices
-from trainer.config import RunConfig, TrainerConfig, from_flags
-from trainer.errors import ConfigError
-from trainer.schedules import learning_rate
+from ablatrix.trainer.config import RunConfig, TrainerConfig, from_flags, optimization
+from ablatrix.trainer.rundir.errors import ConfigError
+from ablatrix.trainer.schedules import learning_rate
 
 PEAK, STEPS, WARMUP, RATIO = 4e-3, 200, 30, 0.1
 
@@ -54,7 +53,7 @@ def test_warmup_and_cosine() -> None:
     assert got[-1] == pytest.approx(RATIO * PEAK)
 
 
-@pytest.mark.parametrize("schedule", choices.SCHEDULES)
+@pytest.mark.parametrize("schedule", optimization.SCHEDULES)
 def test_all_steps_warmup(schedule: str) -> None:
     got = rates(warmup_steps=STEPS, schedule=schedule)
     assert got == pytest.approx([PEAK * s / STEPS for s in range(1, STEPS + 1)])
@@ -114,32 +113,32 @@ def test_infinite() -> None:
 
 def test_phases_left_out_are_filled_in() -> None:
     one = TrainerConfig(schedule="wsd", max_iters=1000, warmup_steps=100)
-    assert choices.settled(one).decay_steps == 90
-    two = choices.settled(TrainerConfig(schedule="infinite", max_iters=1000, warmup_steps=100))
+    assert optimization.settled(one).decay_steps == 90
+    two = optimization.settled(TrainerConfig(schedule="infinite", max_iters=1000, warmup_steps=100))
     assert (two.cooldown_steps, two.anneal_steps) == (540, 135)
-    for short, config in ((one, choices.settled(one)), (two, choices.settled(two))):
+    for short, config in ((one, optimization.settled(one)), (two, optimization.settled(two))):
         assert [learning_rate(s, short) for s in range(1, 1001)] == [learning_rate(s, config) for s in range(1, 1001)]
-        assert choices.settled(config) == config
+        assert optimization.settled(config) == config
 
 
 @st.composite
 def schedules(draw: st.DrawFn) -> TrainerConfig:
     """Any schedule that a config can describe, short enough to be walked through."""
     steps = draw(st.integers(1, 60))
-    name = draw(st.sampled_from(list(choices.SCHEDULES)))
+    name = draw(st.sampled_from(list(optimization.SCHEDULES)))
     values: dict[str, Any] = {"max_iters": steps, "schedule": name, "learning_rate": draw(st.floats(1e-6, 10))}
     values["warmup_steps"] = draw(st.integers(0, steps))
-    for key in choices.SCHEDULES[name]:
-        if key in choices.PHASES:
+    for key in optimization.SCHEDULES[name]:
+        if key in optimization.PHASES:
             values[key] = draw(st.none() | st.integers(0, steps))
         elif key == "decay_shape":
             values[key] = draw(st.sampled_from(["sqrt", "linear"]))
         else:
             values[key] = draw(st.floats(0.01, 1))
     config = TrainerConfig.model_validate(values)
-    assume(not list(choices.problems(config)))
-    complete = choices.settled(config)
-    assert config.warmup_steps + sum(getattr(complete, key) or 0 for key in choices.PHASES) <= steps
+    assume(not list(optimization.problems(config)))
+    complete = optimization.settled(config)
+    assert config.warmup_steps + sum(getattr(complete, key) or 0 for key in optimization.PHASES) <= steps
     return config
 
 
@@ -153,7 +152,7 @@ def test_rises_to_the_peak_and_never_again(config: TrainerConfig) -> None:
     assert up == sorted(up)
     assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(down))
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in got)
-    if "min_lr_ratio" in choices.SCHEDULES[config.schedule or ""]:
+    if "min_lr_ratio" in optimization.SCHEDULES[config.schedule or ""]:
         assert min(down) >= floor * (1 - 1e-12)
     if config.warmup_steps:
         assert got[top - 1] == pytest.approx(peak)
@@ -162,9 +161,9 @@ def test_rises_to_the_peak_and_never_again(config: TrainerConfig) -> None:
 @settings(max_examples=100, deadline=None)
 @given(schedules(), st.integers(1, 60))
 def test_a_shortened_run_is_still_possible(config: TrainerConfig, steps: int) -> None:
-    complete = choices.settled(config)
-    short = complete.model_copy(update=choices.shortened(complete, min(steps, config.max_iters)))
-    assert list(choices.problems(short)) == []
+    complete = optimization.settled(config)
+    short = complete.model_copy(update=optimization.shortened(complete, min(steps, config.max_iters)))
+    assert list(optimization.problems(short)) == []
     assert short.schedule == complete.schedule
 
 

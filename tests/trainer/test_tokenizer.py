@@ -16,12 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import tokenizer
-from trainer.errors import OfflineCacheError, UserError
-from trainer.offline import samples
-from trainer.offline.check import BATTERY
-from trainer.tokenizer import TokenizerInfo
-from trainer.tokens.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
+from ablatrix.trainer.data import embedded_sample, tokenizer
+from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
+from ablatrix.trainer.data.tokenizer import TokenizerInfo
+from ablatrix.trainer.data.tokenizer_check import BATTERY
+from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +50,7 @@ def test_the_sample_is_found(info: TokenizerInfo, reference: Any) -> None:
 
 def test_finding_needs_neither_torch_nor_transformers(offline_cache: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from trainer import data, tokenizer; "
+        "import sys; from pathlib import Path; from ablatrix.trainer.data import batches as data, tokenizer; "
         "tokenizer.find('sample', Path(sys.argv[1])); "
         "sys.exit(bool({'torch', 'transformers', 'tokenizers', 'tiktoken', 'huggingface_hub'} & set(sys.modules)))"
     )
@@ -60,8 +59,8 @@ def test_finding_needs_neither_torch_nor_transformers(offline_cache: Path) -> No
 
 def test_loading_forbids_the_network(offline_cache: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from trainer import tokenizer; "
-        "from trainer.offline import check as offline_check; "
+        "import os, sys; from pathlib import Path; from ablatrix.trainer.data import tokenizer; "
+        "from ablatrix.trainer.data import tokenizer_check as offline_check; "
         "offline_check.refuse_connections(); tokenizer.load('sample', Path(sys.argv[1])); "
         "from huggingface_hub import constants; "
         "sys.exit(not (constants.HF_HUB_OFFLINE and os.environ['TRANSFORMERS_OFFLINE'] == '1'))"
@@ -154,12 +153,12 @@ def test_token_types() -> None:
 
 
 def folder_with(path: Path, vocab: list[str], merges: list[str]) -> Path:
-    for name, content in samples.tokenizer_files({token: k for k, token in enumerate(vocab)}, merges).items():
+    for name, content in embedded_sample.tokenizer_files({token: k for k, token in enumerate(vocab)}, merges).items():
         (path / name).write_bytes(content)
     return path / "tokenizer.json"
 
 
-ALPHABET = list(json.loads(samples.train_tokenizer(["a"], vocab_size=257)["vocab.json"]))[:-1]
+ALPHABET = list(json.loads(embedded_sample.train_tokenizer(["a"], vocab_size=257)["vocab.json"]))[:-1]
 
 
 def test_tiktoken_is_refused_where_it_would_merge_what_no_rule_merges(tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_tiktoken_is_refused_for_added_tokens_that_swallow_blanks(info: Tokenize
 
 def test_the_sample_tokenizer_is_the_same_in_every_process(offline_cache: Path) -> None:
     code = (
-        "import hashlib, itertools; from trainer.offline import samples; "
+        "import hashlib, itertools; from ablatrix.trainer.data import embedded_sample as samples; "
         "texts = (d['text'] for d in itertools.islice(samples.documents(), 0, None, 10)); "
         "files = samples.train_tokenizer(texts); "
         "print({name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)})"
@@ -229,7 +228,7 @@ def test_the_sample_tokenizer_is_the_same_in_every_process(offline_cache: Path) 
 
 def test_the_sample_corpus_is_sorted_real_text_without_tests(tmp_path: Path) -> None:
     path = tmp_path / "sample.jsonl"
-    assert samples.write_corpus(path) > 200
+    assert embedded_sample.write_corpus(path) > 200
     first = path.read_bytes()
     records = [json.loads(line) for line in first.splitlines()]
     names = [record["meta"]["module"] for record in records]
@@ -238,5 +237,5 @@ def test_the_sample_corpus_is_sorted_real_text_without_tests(tmp_path: Path) -> 
     assert not any(part in ("test", "tests", "site-packages") for name in names for part in name.split("."))
     assert (json.__doc__ or "").splitlines()[0] in records[names.index("json")]["text"]
     stamp = path.stat().st_mtime_ns
-    samples.write_corpus(path)
+    embedded_sample.write_corpus(path)
     assert path.read_bytes() == first and path.stat().st_mtime_ns == stamp

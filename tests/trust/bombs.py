@@ -150,8 +150,8 @@ SLOW = ("1 MB of one list", "1 MB of newlines", "1 MB of directives", "open quot
 
 def main(folder: Path, names: list[str]) -> None:
     """A JSON object: name -> what the error said, '' where there was none."""
-    from orchestrator import experiment, matrix
-    from trainer.errors import UserError
+    from ablatrix.orchestrator.study import experiment, matrix
+    from ablatrix.trainer.rundir.errors import UserError
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from orchestrator.snapshot import PACKAGES, code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from tests.support.checkout import copy_checkout
 from tests.workspace import Workspace
 
 LOOKER = Path(__file__).with_name("looker.py")
@@ -98,8 +99,7 @@ def plant(canaries: dict[str, str], workspace: Workspace) -> list[Path]:
 
 def _make_checkout(folder: Path) -> None:
     """The code under test as a git checkout of its own, with files of the user's that are about to change."""
-    for package in (*PACKAGES, "sbatch"):
-        shutil.copytree(code_root() / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_checkout(folder)
     shutil.copy(code_root() / "ablatrix_run.py", folder)
     for name in (".env", "orchestrator/.env", "settings.yaml"):
         (folder / name).write_text("lab:\n  before: 1\n")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.orchestrator.fake_slurm import FakeSlurm
 
 TRAINED = """\

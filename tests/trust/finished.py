@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from ablatrix.trainer.rundir import run_files
 from tests.workspace import Workspace, without_clock
-from trainer import runlog
 
 CLOCKS = ("seconds", "peak_memory_bytes", "loss_csv")  # the last is the hash of a file with seconds in it
 
@@ -41,6 +41,6 @@ def copy(made: Workspace, folder: Path) -> Workspace:
 def results(workspace: Workspace, cell: str) -> tuple[object, ...]:
     """All that a run has found, without what the clock says: rows, numbers, weights."""
     run = workspace.run_folder(cell)
-    summary = runlog.read_json(run / runlog.SUMMARY) or {}
+    summary = run_files.read_json(run / run_files.SUMMARY) or {}
     numbers = {name: value for name, value in summary.items() if name not in CLOCKS}
-    return without_clock(run), numbers, (run / runlog.MODEL).read_bytes()
+    return without_clock(run), numbers, (run / run_files.MODEL).read_bytes()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer import checkpoint
+from ablatrix.trainer import checkpoint
 
 
 class Acts:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.command import hydra, template
-from orchestrator.command.settings import Flags
-from trainer.paths import expand_path
+from ablatrix.orchestrator.study import command_template, hydra_overrides
+from ablatrix.orchestrator.study.command_settings import Flags
+from ablatrix.trainer.config.paths import expand_path
 
 Settings = dict[str, Any]
 Part = tuple[str, str]  # ("text", what stands there) or ("place", the name of a placeholder)
@@ -107,20 +107,20 @@ class Matrix:
         if style == "a.b=c" and word not in self.env.values():  # its grammar has tests of its own
             braces = str.maketrans({"{": "{{", "}": "}}"})
             written = "".join(f"{{{text}}}" if kind == "place" else text.translate(braces) for kind, text in word)
-            return template.render([written], texts, settings, Flags(style="a.b=c"))[0]
+            return command_template.render([written], texts, settings, Flags(style="a.b=c"))[0]
         return "".join(text if kind == "text" else texts[text] for kind, text in word)
 
 
 def as_text(value: Any, style: str) -> str:
     if isinstance(value, str):
         return value
-    return hydra.value(value) if style == "a.b=c" else repr(value)
+    return hydra_overrides.value(value) if style == "a.b=c" else repr(value)
 
 
 def flag(key: str, value: Any, style: str) -> list[str]:
     """A setting as words of the command line, as the README says."""
     if style == "a.b=c":
-        return [hydra.override(key, value)]
+        return [hydra_overrides.override(key, value)]
     if style == "--b c" and (isinstance(value, list) or not as_text(value, style).startswith("-")):
         values = value if isinstance(value, list) else [value]
         return ["--" + key.split(".")[-1], *(as_text(v, style) for v in values)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 
-from orchestrator import sensitive
+from ablatrix.orchestrator.study import secrets
 
 SECONDS = 6  # of one core, for each text
 WORDS = (
@@ -74,13 +74,13 @@ def main(size: int) -> None:
     for word in WORDS:
         text = (word * size)[:size]
         for search in (
-            lambda text: sensitive.form(text, "x_key"),
-            lambda text: sensitive.masked(f"diff --git a/x b/x\n+{text}!"),
-            lambda text: sensitive.masked(f"diff --git a/{text}"),
-            lambda text: sensitive.literal("api_key", text),
-            lambda text: sensitive.given([f"--{text}", text]),
-            sensitive.name,
-            sensitive.assigned,
+            lambda text: secrets.form(text, "x_key"),
+            lambda text: secrets.masked(f"diff --git a/x b/x\n+{text}!"),
+            lambda text: secrets.masked(f"diff --git a/{text}"),
+            lambda text: secrets.literal("api_key", text),
+            lambda text: secrets.given([f"--{text}", text]),
+            secrets.name,
+            secrets.assigned,
         ):
             spent = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 1
             resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, resource.RLIM_INFINITY))

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablatrix.trainer.rundir import run_files
 from tests.faults.nursery import Nursery
 from tests.trust import soak_truth
 from tests.trust.soak_faults import Cluster, Disk, Faults
 from tests.trust.soak_truth import Truth
 from tests.workspace import Workspace, without_clock
-from trainer import runlog
 
 STUDY = """\
 name: {name}
@@ -115,7 +115,7 @@ class Soak:
         return sorted(path for path in (self.out / launcher).glob("*-seed*-*") if path.is_dir())
 
     def _done(self, launcher: str) -> int:
-        return sum((folder / runlog.SUMMARY).exists() for folder in self.folders(launcher))
+        return sum((folder / run_files.SUMMARY).exists() for folder in self.folders(launcher))
 
     def _all_done(self) -> bool:
         return sum(map(self._done, STUDIES)) == self.findings.runs
@@ -208,18 +208,18 @@ class Soak:
             folders = self.folders(launcher)
             lost = {path.name for path in folders} - reported.keys()
             lost |= {run["id"] for run in said if run["state"] != "done"}
-            lost |= {path.name for path in folders if not (path / runlog.SUMMARY).exists()}
+            lost |= {path.name for path in folders if not (path / run_files.SUMMARY).exists()}
             missing = CELLS * self.seeds - len(folders)
             self.findings.lost += [f"{launcher}/{name}" for name in sorted(lost)] + ["never created"] * missing
             self.findings.wrong += [f"{name}: {n} times in the report" for name, n in reported.items() if n > 1]
 
     def _check_rows(self, folder: Path) -> None:
         """Each step once, whole lines, one end."""
-        text = (folder / runlog.LOSS).read_text()
+        text = (folder / run_files.LOSS).read_text()
         steps = [line.split(",")[0] for line in text.splitlines()[1:]]
         if steps != ["1", *(str(step) for step in range(2, 21, 2))] or not text.endswith("\n"):
             self.findings.wrong.append(f"{folder}: steps {steps}")
-        ends = [event for event in runlog.read_events(folder) if event["event"] == "finished"]
+        ends = [event for event in run_files.read_events(folder) if event["event"] == "finished"]
         if len(ends) != 1:
             self.findings.wrong.append(f"{folder}: finished {len(ends)} times")
 
@@ -230,7 +230,7 @@ class Soak:
         with Nursery() as nursery:
             for folder in folders:
                 alone = self.workspace.folder / "alone" / folder.name
-                flags = ["--config", str(folder / runlog.CONFIG), f"--system.work_dir={alone}"]
+                flags = ["--config", str(folder / run_files.CONFIG), f"--system.work_dir={alone}"]
                 log = self.workspace.folder / "alone.out"
                 code = nursery.start("tests.faults.actions:train", flags, False, log=log).wait()
                 if code or without_clock(alone) != without_clock(folder):

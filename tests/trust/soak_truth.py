@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.claims import FOLDER as CLAIMS
-from trainer import runlog
+from ablatrix.orchestrator.store.submit_attempts import FOLDER as CLAIMS
+from ablatrix.trainer.rundir import run_files
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 GIVEN_UP = ("lost", "cancelled", "planned")
@@ -52,7 +52,7 @@ class Truth:
 
 def _finished(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / runlog.SUMMARY).read_text())["fingerprint"])
+        return bool(json.loads((folder / run_files.SUMMARY).read_text())["fingerprint"])
     except (OSError, ValueError, KeyError):
         return False
 
@@ -127,7 +127,7 @@ def contradiction(
         return ""
     found = before.job(folder), after.job(folder)
     if state == "running":
-        begun = any(before.time <= event["time"] <= after.time for event in runlog.read_events(folder))
+        begun = any(before.time <= event["time"] <= after.time for event in run_files.read_events(folder))
         moved = working or begun or key in after.done or submitting
         return "" if moved or any(job and job.state not in PENDING for job in found) else _told(said, found)
     return _against_queue(said, found, submitting)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
 from tests.trust import finished
 from tests.workspace import Workspace
-from trainer import runlog
 
 pytestmark = pytest.mark.slow
 ABLATRIX = f"{shlex.quote(sys.executable)} -m orchestrator"
@@ -117,6 +117,6 @@ def test_gone_in_the_middle(work: Workspace, cases: Cases, tally: Tally) -> None
     (again.folder / "out").rmdir()
     (again.folder / "disk").rename(again.folder / "out")
     assert {cell: finished.results(again, cell) for cell in original} == original
-    events = [event["event"] for event in runlog.read_events(again.run_folder("baseline"))]
+    events = [event["event"] for event in run_files.read_events(again.run_folder("baseline"))]
     assert "superseded" not in events
     tally("a folder that is unmounted under its runs: they stop, and mounted again they go on", 1, "results equal")

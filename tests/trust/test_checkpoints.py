@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.config import load
+from ablatrix.trainer.out_of_memory import is_out_of_memory
+from ablatrix.trainer.rundir import atomic, run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.evidence import Cases, Tally
 from tests.faults.conftest import Trainers, nursery, same_result, trainers  # noqa: F401
 from tests.trust import forged
-from trainer import checkpoint, durable, runlog
-from trainer.config import load
-from trainer.errors import UserError
-from trainer.memory import is_out_of_memory
 
 NAME = "checkpoint-00000020.pt"
 
@@ -54,7 +55,7 @@ def stored(state: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two good checkpoints; reading again is tried without pauses."""
-    monkeypatch.setattr(durable, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(atomic, "PAUSES", (0.0, 0.0))
     for step in (10, 20):
         checkpoint.save(tmp_path, tiny(step))
     return tmp_path
@@ -180,8 +181,9 @@ MODEST = """
 import resource, sys
 from pathlib import Path
 import torch
-from trainer import checkpoint, durable
-from trainer.errors import UserError
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.rundir import atomic as durable
+from ablatrix.trainer.rundir.errors import UserError
 durable.PAUSES = ()
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + (96 << 20),) * 2)
@@ -269,7 +271,7 @@ def test_values_of_another_kind(folder: Path, change: dict[str, Any]) -> None:
 
 
 def unfinished(run: Path) -> None:
-    for name in (runlog.SUMMARY, runlog.MODEL):
+    for name in (run_files.SUMMARY, run_files.MODEL):
         (run / name).unlink(missing_ok=True)
 
 
@@ -278,13 +280,13 @@ def test_a_run_goes_on_past_a_malicious_checkpoint(trainers: Trainers, seed: int
     undisturbed, run = (trainers.finish(name, trainer__max_iters=20) for name in ("undisturbed", "run"))
     canary, log = trainers.folder / "canary", trainers.folder / "run.out"
     newest = checkpoint.checkpoints(run)[0]
-    state = checkpoint.load(newest, load(run / runlog.CONFIG).fingerprint_until)
+    state = checkpoint.load(newest, load(run / run_files.CONFIG).fingerprint_until)
     files = forged.malicious({k: v for k, v in state.items() if k != "format"}, canary)
     chosen = random.Random(seed).sample(sorted(files), 4)
     for name in chosen:
         unfinished(run)
         newest.write_bytes(forged.sealed(files[name]))
-        for beside in (runlog.MODEL, runlog.BEST, "checkpoint-00000002.pt.bad", "weights.pkl"):
+        for beside in (run_files.MODEL, run_files.BEST, "checkpoint-00000002.pt.bad", "weights.pkl"):
             (run / beside).write_bytes(files[name])
         log.unlink()
         trainers.finish("run", trainer__max_iters=20)
@@ -302,7 +304,7 @@ def test_a_state_that_does_not_fit(trainers: Trainers, what: str) -> None:  # no
     """Made by hand, under the right checksum and fingerprint: one line, no traceback."""
     run = trainers.finish("run", trainer__max_iters=6)
     unfinished(run)
-    config = runlog.read_json(run / runlog.CONFIG)
+    config = run_files.read_json(run / run_files.CONFIG)
     assert config
     path = checkpoint.checkpoints(run)[0]
     state = torch.load(path, weights_only=True)

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator import claims, elsewhere, rundir, slurm, status
-from orchestrator.rundir import Study, StudyRun
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
 from tests.orchestrator.test_matrix import FIVE, expand
 from tests.workspace import Workspace
-from trainer import runlog
 
 OFF = 600.0  # seconds
 TOKEN = "0123456789abcdef"
@@ -24,7 +26,7 @@ TOKEN = "0123456789abcdef"
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:1])
+    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:1])
 
 
 def written(run: StudyRun, *names: str, age: float, off: float, host: str, jump: float = 0.0, **queued: Any) -> None:
@@ -34,7 +36,7 @@ def written(run: StudyRun, *names: str, age: float, off: float, host: str, jump:
     records = [{"event": "submitting", **about}, {"event": "queued", **about, **queued}]
     for number, name in enumerate(names):
         records.append({"event": name, "time": told + jump * (number > 0), "host": host, "pid": 1})
-    path = run.folder / runlog.EVENTS
+    path = run.folder / run_files.EVENTS
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     os.utime(path, (time.time() - age,) * 2)
 
@@ -50,11 +52,11 @@ def test_states_do_not_depend_on_the_clocks(
 ) -> None:
     """What is true is drawn first; then it is written down by hosts whose clocks are wrong, and read by another one."""
     run, chance, count = study.runs[0], random.Random(seed), cases(60, 1500)
-    assert claims.take(run.folder, 1)
-    ended = {"5": slurm.Job("5", "COMPLETED", exit_code="0:0")}
-    monkeypatch.setattr(slurm, "available", lambda: True)
-    monkeypatch.setattr(slurm, "queue", dict)
-    monkeypatch.setattr(slurm, "ended_jobs", lambda ids: ended)
+    assert submit_attempts.take(run.folder, 1)
+    ended = {"5": commands.Job("5", "COMPLETED", exit_code="0:0")}
+    monkeypatch.setattr(commands, "available", lambda: True)
+    monkeypatch.setattr(commands, "queue", dict)
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: ended)
     met: dict[str, int] = {}
     for _ in range(count):
         ours, theirs, jump = (chance.choice([-OFF, 0.0, OFF]) for _ in range(3))
@@ -64,8 +66,8 @@ def test_states_do_not_depend_on_the_clocks(
         written(run, "started", "heartbeat", **told)
         with monkeypatch.context() as patch:
             clock_of(patch, ours)
-            found = status.collect(study)[0]
-        within = status.HEARTBEAT_SECONDS if launcher == "local" else 60
+            found = run_state.collect(study)[0]
+        within = run_state.HEARTBEAT_SECONDS if launcher == "local" else 60
         assert found.state == ("running" if age < within else "lost"), (ours, told, found.reason)
         met[found.state] = met.get(found.state, 0) + 1
     assert set(met) == {"running", "lost"}
@@ -76,12 +78,12 @@ def test_states_do_not_depend_on_the_clocks(
 def test_claims_age_by_the_file_servers_clock(study: Study, monkeypatch: pytest.MonkeyPatch, off: float) -> None:
     folder = study.runs[0].folder
     clock_of(monkeypatch, off)
-    for age, void in ((claims.VOID_AFTER - 20, False), (claims.VOID_AFTER + 20, True)):
-        claims.take(folder, 1)
-        when = os.stat(folder / claims.FOLDER).st_mtime - age
-        os.utime(folder / claims.FOLDER / "1", (when, when))
-        assert claims.is_void(folder, 1) is void
-    assert not list((folder / claims.FOLDER).glob(".now*"))
+    for age, void in ((submit_attempts.VOID_AFTER - 20, False), (submit_attempts.VOID_AFTER + 20, True)):
+        submit_attempts.take(folder, 1)
+        when = os.stat(folder / submit_attempts.FOLDER).st_mtime - age
+        os.utime(folder / submit_attempts.FOLDER / "1", (when, when))
+        assert submit_attempts.is_void(folder, 1) is void
+    assert not list((folder / submit_attempts.FOLDER).glob(".now*"))
 
 
 @pytest.mark.parametrize("jump", [-OFF, OFF])
@@ -91,13 +93,13 @@ def test_a_jump_of_the_clock_does_not_change_how_often_slurm_is_asked(
     asked: list[int] = []
     now = [1000.0]
 
-    def silent() -> dict[str, slurm.Job]:
+    def silent() -> dict[str, commands.Job]:
         asked.append(1)
-        raise slurm.ControllerError("squeue did not answer")
+        raise commands.ControllerError("squeue did not answer")
 
-    monkeypatch.setattr(slurm, "queue", silent)
+    monkeypatch.setattr(commands, "queue", silent)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    scheduler = status.Scheduler()
+    scheduler = run_state.Scheduler()
     scheduler.refresh()
     clock_of(monkeypatch, jump)
     scheduler.refresh()
@@ -111,15 +113,15 @@ def test_records_that_were_copied_are_no_sign_of_life(study: Study) -> None:
     """A study of last week, copied here a moment ago: new files, old events."""
     run = study.runs[0]
     written(run, "started", age=7 * 86400, off=0.0, host="node7", launcher="local", job_id="")
-    os.utime(run.folder / runlog.EVENTS)
-    assert status.collect(study)[0].state == "lost"
+    os.utime(run.folder / run_files.EVENTS)
+    assert run_state.collect(study)[0].state == "lost"
 
 
 def test_age_of_a_file_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.utime(tmp_path / "file", (time.time() - 50,) * 2)
-    assert 49 < elsewhere.age(tmp_path / "file", tmp_path) < 110
-    assert 49 < elsewhere.age(tmp_path / "file", tmp_path / "not there") < 110
+    assert 49 < shared_fs.age(tmp_path / "file", tmp_path) < 110
+    assert 49 < shared_fs.age(tmp_path / "file", tmp_path / "not there") < 110
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -150,9 +152,9 @@ def test_a_study_on_hosts_whose_clocks_jump(workspace: Workspace, cases: Cases, 
         workspace.run("submit", f"{name}.yaml", "--launcher", "local")
         workspace.environment = {}
         assert {state["state"] for state in workspace.states(name).values()} == {"done"}
-        events = runlog.read_events(workspace.run_folder("baseline", name))
+        events = run_files.read_events(workspace.run_folder("baseline", name))
         assert any(abs(event["time"] - time.time()) > OFF / 2 for event in events), "the clock was right"
-        summary = json.loads((workspace.run_folder("baseline", name) / runlog.SUMMARY).read_text())
+        summary = json.loads((workspace.run_folder("baseline", name) / run_files.SUMMARY).read_text())
         assert 0 < summary["seconds"] < OFF / 2
         assert workspace.loss("baseline", name) == workspace.loss("baseline")
     tally("a study trained while its clocks jump by 20 minutes equals an undisturbed one", len(signs), "all rows equal")

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import experiment, rundir, sensitive, snapshot
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store import code_snapshot, study_dir
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.orchestrator.study import experiment, secrets
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from tests.evidence import Cases, Tally
 from tests.trust import canaries
 from tests.workspace import Workspace
-from trainer.errors import ConfigError, UserError
 
 KEYS = (
     *("api_key", "WANDB_API_KEY", "wandbApiKey", "api-key", "token", "hf_token", "HF_TOKEN", "auth", "auth_token"),
@@ -223,7 +224,7 @@ def test_neighbours_in_a_list_are_judged_together(words: str, tmp_path: Path, se
 
 @pytest.mark.parametrize("value", ["$Ecret1", "{abc}hunter2", "(?hunter2", "***x", "<a>b", "$HOMEx"])
 def test_what_only_begins_like_a_reference_is_a_secret(value: str) -> None:
-    assert sensitive.literal("password", value)
+    assert secrets.literal("password", value)
 
 
 def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
@@ -235,7 +236,7 @@ def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
     for file in own:
         if "name" in yaml.safe_load(file.read_text()):
             experiment.load(file)
-    assert not [name for name in sensitive.PHRASES if not sensitive.name(name.replace(" ", "_"))]
+    assert not [name for name in secrets.PHRASES if not secrets.name(name.replace(" ", "_"))]
     tally("settings that only sound like secrets pass", len(HARMLESS) + len(own), "0 refused")
 
 
@@ -288,7 +289,7 @@ def test_secrets_are_masked_in_the_patch_of_a_dirty_tree(cases: Cases, seed: int
             ]
         )
         patch = PATCH.format(file=file, lines=f"{rng.choice('+- ')}{line}")
-        done = sensitive.masked(patch)
+        done = secrets.masked(patch)
         assert core not in done, (number, done)
         assert done.partition("diff --git a/models")[2] == patch.partition("diff --git a/models")[2], "code was changed"
     tally("secrets in the patch of a dirty tree are masked", count, "0 left; code that only names them unchanged")
@@ -328,7 +329,7 @@ def test_the_patch_does_not_depend_on_the_settings_of_git(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, tally: Tally
 ) -> None:
     core, checkout = letters(random.Random(seed), 24), tmp_path / "checkout"
-    monkeypatch.setattr(snapshot, "code_root", lambda: checkout)
+    monkeypatch.setattr(code_snapshot, "code_root", lambda: checkout)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for name in ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL"):
         monkeypatch.delenv(name, raising=False)
@@ -340,16 +341,16 @@ def test_the_patch_does_not_depend_on_the_settings_of_git(
         subprocess.run(["git", "config", "--global", *setting.split("=")], check=True)
         store = tmp_path / str(number)
         store.mkdir()
-        rundir.save_patch(store / "code")
+        study_dir.save_patch(store / "code")
         patches.add((store / "code.patch").read_text())
     (patch,) = patches
-    assert core not in patch and patch.count(sensitive.MASK) >= 6 and patch.count("# left out: the name says") == 2
+    assert core not in patch and patch.count(secrets.MASK) >= 6 and patch.count("# left out: the name says") == 2
     tally("the patch of a dirty tree is the same under any settings of git", len(GIT_SETTINGS), "0 secrets in it")
 
 
 @pytest.mark.parametrize("header", ["\x1b[1mdiff --git a/x b/x", "diff --git x.yaml x.yaml", "diff --cc x.yaml", "x"])
 def test_lines_of_an_unknown_file_are_left_out(header: str) -> None:
     known = "diff --git a/x.py b/x.py\n+lr = 1\n"
-    assert sensitive.masked(f"{header}\n+x: hunter2-canary\n{known}") == (
+    assert secrets.masked(f"{header}\n+x: hunter2-canary\n{known}") == (
         f"# left out: nothing tells which file these lines are of\n{known}"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import exports
+from ablatrix.orchestrator.study import exported_env
 from tests.evidence import Cases, Tally
 from tests.trust import canaries
 from tests.workspace import Workspace
@@ -18,7 +18,11 @@ from tests.workspace import Workspace
 
 def random_environment(rng: random.Random) -> dict[str, str]:
     """Names on the list, near it, and of any kind, with values that a line-wise reader would break at."""
-    stems = [name.replace("*", "") for name in (*exports.ALLOWED, *exports.OF_THE_NODE) if not name.startswith("BASH")]
+    stems = [
+        name.replace("*", "")
+        for name in (*exported_env.ALLOWED, *exported_env.OF_THE_NODE)
+        if not name.startswith("BASH")
+    ]
     ends = ["", "X", "_TOKEN", "_API_KEY", "1", "_CACHE", "_DIR", "_PASSWORD"]
     kinds = [
         lambda: rng.choice(stems) + rng.choice(ends),
@@ -36,7 +40,7 @@ def random_environment(rng: random.Random) -> dict[str, str]:
 
 def allowed(name: str, named: list[str]) -> bool:
     """The promise in other words than the code's: on one of the lists, or asked for."""
-    listed = any(fnmatchcase(name, pattern) for pattern in (*exports.ALLOWED, *exports.OF_THE_NODE))
+    listed = any(fnmatchcase(name, pattern) for pattern in (*exported_env.ALLOWED, *exported_env.OF_THE_NODE))
     secret = name.endswith(("_TOKEN", "_API_KEY", "_PASSWORD"))
     return any(fnmatchcase(name, entry) for entry in named) or (listed and not secret)
 
@@ -46,9 +50,9 @@ def test_the_wall_of_a_job_script_leaves_only_the_list(tmp_path: Path, cases: Ca
     rng, count, kept = random.Random(seed), cases(25, 1000), 0
     for _ in range(count):
         environ = random_environment(rng)
-        named = rng.sample([name for name in environ if exports._PATTERN.fullmatch(name)], 2)
-        named = [name for name in named if name.upper() not in exports._KEYWORDS and not name.startswith("S")]
-        script = "\n".join(["set -euo pipefail", *exports.wall(named), 'exec env -0 "$@"'])
+        named = rng.sample([name for name in environ if exported_env._PATTERN.fullmatch(name)], 2)
+        named = [name for name in named if name.upper() not in exported_env._KEYWORDS and not name.startswith("S")]
+        script = "\n".join(["set -euo pipefail", *exported_env.wall(named), 'exec env -0 "$@"'])
         done = subprocess.run(["bash", "-c", script], env=environ, cwd=tmp_path, capture_output=True, check=True)
         words = [entry.partition(b"=") for entry in done.stdout.split(b"\0") if entry]
         seen = {os.fsdecode(name): os.fsdecode(value) for name, _, value in words}
@@ -57,7 +61,7 @@ def test_the_wall_of_a_job_script_leaves_only_the_list(tmp_path: Path, cases: Ca
             assert allowed(name, named) or not name.isidentifier(), (name, named)
         for name in environ:
             if allowed(name, named) and name.isidentifier() and name not in ("_", "SHLVL", "PWD", "OLDPWD"):
-                assert seen.get(name) == environ[name] or name in exports._NOT_KEPT, (name, named)
+                assert seen.get(name) == environ[name] or name in exported_env._NOT_KEPT, (name, named)
         kept += len(seen)
     assert kept and not (tmp_path / "never").exists()
     tally("a job script leaves only the allow-list, whatever environment it gets", count, "bash; 0 others, 0 missing")
@@ -67,7 +71,7 @@ def test_the_list_for_sbatch_holds_names_only(cases: Cases, seed: int, tally: Ta
     rng, count = random.Random(seed), cases(100, 2000)
     for _ in range(count):
         environ = random_environment(rng)
-        for name in exports.names(["A*", "N*"], environ):
+        for name in exported_env.names(["A*", "N*"], environ):
             assert name.upper() not in ("ALL", "NONE", "NIL")
             assert name.removesuffix("%%").isidentifier() and name in environ
             assert allowed(name, ["A*", "N*"])
@@ -77,9 +81,9 @@ def test_the_list_for_sbatch_holds_names_only(cases: Cases, seed: int, tally: Ta
 
 def test_a_function_and_a_named_variable_pass() -> None:
     environ = {"BASH_FUNC_module%%": "() { :; }", "MYLAB_A": "1", "WANDB_API_KEY": "k", "HF_TOKEN": "t", "PATH": "/bin"}
-    assert exports.names([], environ) == ["BASH_FUNC_module%%", "PATH"]
-    assert exports.names(["MYLAB_*", "HF_TOKEN"], environ) == ["BASH_FUNC_module%%", "HF_TOKEN", "MYLAB_A", "PATH"]
-    assert exports.names([], {"HTTPS_PROXY": "http://u:p@h", "CUDA_PROXY": "http://u:p@h", "CUDA_HOME": "/c"}) == [
+    assert exported_env.names([], environ) == ["BASH_FUNC_module%%", "PATH"]
+    assert exported_env.names(["MYLAB_*", "HF_TOKEN"], environ) == ["BASH_FUNC_module%%", "HF_TOKEN", "MYLAB_A", "PATH"]
+    assert exported_env.names([], {"HTTPS_PROXY": "http://u:p@h", "CUDA_PROXY": "http://u:p@h", "CUDA_HOME": "/c"}) == [
         "CUDA_HOME"
     ]
 

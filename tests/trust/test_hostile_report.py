@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.report import build, document, interactive, markdown, page, plots, tables
-from orchestrator.report.analysis import Analysis, analyse
-from orchestrator.report.collect import read_study
-from orchestrator.report.content import (
+from ablatrix.orchestrator.report import document, interactive, markdown, page, plots, tables
+from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.build import build
+from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.content import (
     Code,
     Folded,
     Heading,
@@ -32,12 +33,12 @@ from orchestrator.report.content import (
     Verdict,
     Verdicts,
 )
+from ablatrix.trainer.rundir.console import visible
 from tests.evidence import Cases, Tally
 from tests.report import chromium
 from tests.report.chromium import Browser
 from tests.report.studies import FEATURES, Plan, write_study
 from tests.trust.payloads import ACTING, FORMULAS, HTML, TERMINAL, Skeleton, spoil
-from trainer.console import visible
 
 WORDS = HTML + TERMINAL + FORMULAS
 NUMBERS = ("-0.0421", "-1e-5", "-inf", "+inf", "-0.0", "nan", "-INFINITY", "1e308", "-3", "+2.5", ".5", "-.5E+3")

@@ -17,13 +17,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import cli
-from orchestrator.terminal import Terminal, log_text
+from ablatrix.orchestrator import cli
+from ablatrix.orchestrator.terminal.printing import Terminal, log_text
+from ablatrix.trainer.rundir import console
+from ablatrix.trainer.rundir.console import visible
 from tests.evidence import Cases, Tally
 from tests.trust.payloads import ACTING, HTML, TERMINAL
 from tests.trust.test_hostile_report import Words, plant
-from trainer import console
-from trainer.console import visible
 
 OWN = re.compile(r"\x1b\[[0-9;]*m")  # the colours that we write ourselves
 Say = Callable[..., str]

@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator import claims, elsewhere, rundir, slurm, status, task
-from orchestrator.rundir import Study, StudyRun
+from ablatrix.orchestrator.job import task
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
 from tests.orchestrator.test_matrix import FIVE, expand
-from trainer import runlog
 
 TOKEN = "0123456789abcdef"
 QUEUED = {"launcher": "sbatch", "job_id": "5", "attempt": 1, "token": TOKEN}
@@ -41,33 +44,33 @@ class View:
         self.now = now
         seen = [(-100.0, "submitting", QUEUED), (-99.0, "queued", QUEUED)]
         seen += [(when, name, fields) for when, name, fields in self.written if when + delay <= now]
-        path = self.run.folder / runlog.EVENTS
+        path = self.run.folder / run_files.EVENTS
         records = [{"event": name, "time": self.begin + w, "host": "n7", **f} for w, name, f in seen if name != "done"]
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         os.utime(path, (self.begin + seen[-1][0],) * 2)
         if any(name == "done" for _, name, _ in seen):
-            (self.run.folder / runlog.SUMMARY).write_text('{"iters": 10}')
+            (self.run.folder / run_files.SUMMARY).write_text('{"iters": 10}')
 
     def settle(self) -> None:
         """What was made here just now, was made at `now`."""
-        for path in (self.run.folder / claims.FOLDER).glob(".gone-*"):
+        for path in (self.run.folder / submit_attempts.FOLDER).glob(".gone-*"):
             if path.stat().st_mtime > self.begin + 5000:
                 os.utime(path, (self.begin + self.now,) * 2)
 
 
-ENDINGS: dict[str, tuple[list[tuple[str, dict[str, Any]]], slurm.Job]] = {
-    "done": ([("done", {}), ("finished", {})], slurm.Job("5", "COMPLETED", exit_code="0:0")),
-    "failed": ([("failed", {"reason": "exit code 1: boom"})], slurm.Job("5", "FAILED", exit_code="1:0")),
-    "stopped": ([("stopped", {"iter": 4})], slurm.Job("5", "COMPLETED", exit_code="0:0")),
+ENDINGS: dict[str, tuple[list[tuple[str, dict[str, Any]]], commands.Job]] = {
+    "done": ([("done", {}), ("finished", {})], commands.Job("5", "COMPLETED", exit_code="0:0")),
+    "failed": ([("failed", {"reason": "exit code 1: boom"})], commands.Job("5", "FAILED", exit_code="1:0")),
+    "stopped": ([("stopped", {"iter": 4})], commands.Job("5", "COMPLETED", exit_code="0:0")),
 }
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.setenv(elsewhere.VARIABLE, "60")
-    monkeypatch.setattr(slurm, "available", lambda: True)
-    monkeypatch.setattr(slurm, "queue", dict)
-    return rundir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:1])
+    monkeypatch.setenv(shared_fs.VARIABLE, "60")
+    monkeypatch.setattr(commands, "available", lambda: True)
+    monkeypatch.setattr(commands, "queue", dict)
+    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE)[:1])
 
 
 def test_a_run_that_has_ended_elsewhere_is_never_lost(
@@ -75,7 +78,7 @@ def test_a_run_that_has_ended_elsewhere_is_never_lost(
 ) -> None:
     """The job leaves the queue with its last file; we look at random moments, with and without a word of Slurm's."""
     run, chance, count, looks = study.runs[0], random.Random(seed), cases(40, 1000), 0
-    claims.take(run.folder, 1)
+    submit_attempts.take(run.folder, 1)
     for _ in range(count):
         ending = chance.choice(sorted(ENDINGS))
         marks, job = ENDINGS[ending]
@@ -84,56 +87,56 @@ def test_a_run_that_has_ended_elsewhere_is_never_lost(
         written = [(1.0, "started", {"iter": 0}), *beats, *((end, name, fields) for name, fields in marks)]
         view = View(run, written)
         known = {"5": job} if chance.random() < 0.7 else {}
-        monkeypatch.setattr(slurm, "ended_jobs", lambda ids, known=known: known)
-        monkeypatch.setattr(elsewhere, "now", view.clock)
+        monkeypatch.setattr(commands, "ended_jobs", lambda ids, known=known: known)
+        monkeypatch.setattr(shared_fs, "now", view.clock)
         moments = sorted(chance.uniform(end + 0.01, end + 70) for _ in range(6))
         for now in moments:
             view.show(now, delay)
-            state = status.collect(study)[0]
+            state = run_state.collect(study)[0]
             view.settle()
             late = now < end + delay
             assert state.state == ("running" if late else ending), (ending, end, delay, now, known, state.reason)
             looks += 1
-        for path in [*(run.folder / claims.FOLDER).glob(".gone-*"), run.folder / runlog.SUMMARY]:
+        for path in [*(run.folder / submit_attempts.FOLDER).glob(".gone-*"), run.folder / run_files.SUMMARY]:
             path.unlink(missing_ok=True)
     tally("a run that ended where files are seen up to 60 s late is never said to be lost", looks, "0 wrong states")
 
 
 def test_a_run_that_left_nothing_is_lost_after_that(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     run = study.runs[0]
-    claims.take(run.folder, 1)
+    submit_attempts.take(run.folder, 1)
     view = View(run, [(1.0, "started", {"iter": 0})])
-    monkeypatch.setattr(elsewhere, "now", view.clock)
-    monkeypatch.setattr(slurm, "ended_jobs", lambda ids: {"5": slurm.Job("5", "FAILED", exit_code="0:9")})
+    monkeypatch.setattr(shared_fs, "now", view.clock)
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": commands.Job("5", "FAILED", exit_code="0:9")})
     found = []
     for now in (300.0, 330.0, 359.0, 361.0):
         view.show(now, 0.0)
-        found.append(status.collect(study)[0].state)
+        found.append(run_state.collect(study)[0].state)
         view.settle()
     assert found == ["running", "running", "running", "lost"]
 
 
 def test_a_summary_that_is_seen_after_the_event_that_tells_of_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     run = study.runs[0]
-    claims.take(run.folder, 1)
+    submit_attempts.take(run.folder, 1)
     view = View(run, [(1.0, "started", {"iter": 0}), (300.0, "finished", {"iter": 10})])
-    monkeypatch.setattr(elsewhere, "now", view.clock)
+    monkeypatch.setattr(shared_fs, "now", view.clock)
     found = []
     for now in (301.0, 359.0, 361.0):
         view.show(now, 0.0)
-        found.append((status.collect(study)[0].state, status.collect(study)[0].reason))
+        found.append((run_state.collect(study)[0].state, run_state.collect(study)[0].reason))
     assert found[0] == found[1] == ("running", "finished; its summary.json is not seen here yet")
     assert found[2][0] == "lost" and "its summary.json is gone (removed since)" in found[2][1]
 
 
 def test_files_that_are_at_hand_are_not_waited_for(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(elsewhere.VARIABLE)
-    monkeypatch.setattr(elsewhere, "file_system", lambda folder: "ext4")
+    monkeypatch.delenv(shared_fs.VARIABLE)
+    monkeypatch.setattr(shared_fs, "file_system", lambda folder: "ext4")
     run = study.runs[0]
-    claims.take(run.folder, 1)
+    submit_attempts.take(run.folder, 1)
     View(run, [(1.0, "started", {"iter": 0})]).show(300.0, 0.0)
-    monkeypatch.setattr(slurm, "ended_jobs", lambda ids: {"5": slurm.Job("5", "FAILED", exit_code="0:9")})
-    assert status.collect(study)[0].state == "lost"
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": commands.Job("5", "FAILED", exit_code="0:9")})
+    assert run_state.collect(study)[0].state == "lost"
 
 
 def test_kinds_of_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,36 +147,36 @@ def test_kinds_of_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "31 30 0:41 / /home/a\\040b rw - tmpfs none rw\n"
     )
     kinds = {
-        path: elsewhere.file_system(Path(path), str(table)) for path in ("/x", "/home/me", "/home/a b/c", "/homes")
+        path: shared_fs.file_system(Path(path), str(table)) for path in ("/x", "/home/me", "/home/a b/c", "/homes")
     }
     assert kinds == {"/x": "ext4", "/home/me": "nfs4", "/home/a b/c": "tmpfs", "/homes": "ext4"}
-    assert elsewhere.file_system(tmp_path, str(tmp_path / "none")) == ""
-    monkeypatch.delenv(elsewhere.VARIABLE, raising=False)
+    assert shared_fs.file_system(tmp_path, str(tmp_path / "none")) == ""
+    monkeypatch.delenv(shared_fs.VARIABLE, raising=False)
     for kind, seconds in (("nfs4", 60.0), ("lustre", 60.0), ("ext4", 0.0), ("", 0.0)):
-        monkeypatch.setattr(elsewhere, "file_system", lambda folder, kind=kind: kind)
-        assert elsewhere.delay(tmp_path) == seconds
+        monkeypatch.setattr(shared_fs, "file_system", lambda folder, kind=kind: kind)
+        assert shared_fs.delay(tmp_path) == seconds
 
 
 def test_a_task_that_starts_before_its_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(elsewhere.VARIABLE, "60")
+    monkeypatch.setenv(shared_fs.VARIABLE, "60")
     run = tmp_path / "run"
 
     def appear() -> None:
         time.sleep(0.3)
         run.mkdir()
         time.sleep(0.3)
-        (run / runlog.CONFIG).write_text("{}")
+        (run / run_files.CONFIG).write_text("{}")
 
     thread = threading.Thread(target=appear)
     thread.start()
-    assert task.await_config(run) and (run / runlog.CONFIG).exists()
+    assert task.await_config(run) and (run / run_files.CONFIG).exists()
     thread.join()
 
 
 def test_a_task_whose_folder_is_gone_makes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(elsewhere.VARIABLE, "0")
+    monkeypatch.setenv(shared_fs.VARIABLE, "0")
     assert task.main([f"{tmp_path / 'gone'}:1"]) == 1
     assert f"error: {tmp_path / 'gone'}: is not there (removed, purged or not mounted)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import claims, rundir, snapshot
-from orchestrator.report import output
-from orchestrator.rundir import Study, StudyRun
+from ablatrix.orchestrator.report import output
+from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.data.token_cache import appearing
+from ablatrix.trainer.rundir import atomic, attempts, run_files, safe_open
+from ablatrix.trainer.rundir.attempts import Attempt
+from ablatrix.trainer.rundir.errors import AblatrixError
 from tests.evidence import Tally
-from trainer import attempts, durable, runlog, safe_open
-from trainer.attempts import Attempt
-from trainer.errors import AblatrixError
-from trainer.tokens.claims import Claims
-from trainer.tokens.tokencache import appearing
 
 KINDS = ("dangling link", "link to a file", "link to a folder", "hard link", "FIFO", "file", "folder")
 
@@ -35,8 +35,8 @@ def claim(path: Path) -> None:
 
 
 def start_job(path: Path) -> None:
-    claims.take(path.parent, 1)
-    claims.start(path.parent, 1, "7")
+    submit_attempts.take(path.parent, 1)
+    submit_attempts.start(path.parent, 1, "7")
 
 
 def publish(path: Path) -> None:
@@ -44,7 +44,7 @@ def publish(path: Path) -> None:
 
 
 def study_in(path: Path) -> None:
-    rundir.create_study(path, "study", Path("x.yaml"), {}, [])
+    study_dir.create_study(path, "study", Path("x.yaml"), {}, [])
 
 
 def append_to(path: Path) -> None:
@@ -54,16 +54,16 @@ def append_to(path: Path) -> None:
 
 def put_patch(path: Path) -> None:
     """As `.last` is written: an error is of no interest there."""
-    rundir.note_last(path / "x", path.parent)
+    study_dir.note_last(path / "x", path.parent)
 
 
 # what is called -> the name that it makes or writes in its folder
 WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "replaced files": (lambda path: runlog.atomic_write(path, "new\n"), "summary.json"),
-    "private files": (lambda path: runlog.atomic_write(path, "new\n", mode=safe_open.PRIVATE), "x.sbatch"),
-    "appended lines": (lambda path: durable.append_line(path, "new"), "events.jsonl"),
-    "events": (lambda path: runlog.append_event(path.parent, "started"), "events.jsonl"),
-    "loss.csv": (lambda path: runlog.LossLog(path.parent, 0).write({"iter": 1, "loss": 2.0}), "loss.csv"),
+    "replaced files": (lambda path: run_files.atomic_write(path, "new\n"), "summary.json"),
+    "private files": (lambda path: run_files.atomic_write(path, "new\n", mode=safe_open.PRIVATE), "x.sbatch"),
+    "appended lines": (lambda path: atomic.append_line(path, "new"), "events.jsonl"),
+    "events": (lambda path: run_files.append_event(path.parent, "started"), "events.jsonl"),
+    "loss.csv": (lambda path: run_files.LossLog(path.parent, 0).write({"iter": 1, "loss": 2.0}), "loss.csv"),
     "outputs of jobs": (append_to, "job.out"),
     "new files": (lambda path: safe_open.create(path, "new\n"), "file"),
     "emptied files": (lambda path: os.close(safe_open.open_file(path, os.O_WRONLY | os.O_TRUNC)), "owner.new"),
@@ -75,7 +75,7 @@ WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "queued attempts": (start_job, ".queue"),
     "studies": (study_in, "study"),
     "reports": (publish, "report"),
-    "code snapshots": (snapshot.take, ".snapshots"),
+    "code snapshots": (code_snapshot.take, ".snapshots"),
     "the last study": (put_patch, ".last"),
 }
 
@@ -145,19 +145,21 @@ def test_what_is_there_before_is_refused_or_replaced(tmp_path: Path, tally: Tall
     )
 
 
-@pytest.mark.parametrize("reader", [runlog.read_json, runlog.read_text, runlog.read_events, rundir.load_study])
+@pytest.mark.parametrize(
+    "reader", [run_files.read_json, run_files.read_text, run_files.read_events, study_dir.load_study]
+)
 def test_nobody_waits_for_a_fifo(reader: Callable[[Path], object], tmp_path: Path) -> None:
     """A read that waited would never end; a link is read, as people archive results so."""
     for name in ("x", "events.jsonl", "study.json"):
         os.mkfifo(tmp_path / name)
-    if reader is rundir.load_study:
+    if reader is study_dir.load_study:
         with pytest.raises(AblatrixError, match="holds no study"):
             reader(tmp_path)
     else:
-        assert not reader(tmp_path if reader is runlog.read_events else tmp_path / "x")
+        assert not reader(tmp_path if reader is run_files.read_events else tmp_path / "x")
     (tmp_path / "real.json").write_text("{}")
     (tmp_path / "link.json").symlink_to("real.json")
-    assert runlog.read_json(tmp_path / "link.json") == {}
+    assert run_files.read_json(tmp_path / "link.json") == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,9 +183,9 @@ def test_folders_above_may_be_links(tmp_path: Path, tally: Tally) -> None:
     run.mkdir()
     start_job(run / ".queue")
     Attempt.take(run)
-    runlog.append_event(run, "started")
+    run_files.append_event(run, "started")
     publish(study / "report")
-    snapshot.take(study.parent / ".snapshots")
+    code_snapshot.take(study.parent / ".snapshots")
     assert json.loads((tmp_path / "disk/out/study/study.json").read_text())["name"] == "study"
     assert Study(study, "study", "", 0.0, {}, [StudyRun(run.name, "", 1, [], {}, run)]).find(run.name).folder == run
     tally("folders above a study may be links", 6)
@@ -192,6 +194,6 @@ def test_folders_above_may_be_links(tmp_path: Path, tally: Tally) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_attempts_can_be_counted_whatever_is_in_their_place(kind: str, tmp_path: Path) -> None:
     """`status` looks there before anything is made or refused."""
-    plant(tmp_path / claims.FOLDER, kind, tmp_path / "first")
+    plant(tmp_path / submit_attempts.FOLDER, kind, tmp_path / "first")
     plant(tmp_path / attempts.FOLDER, kind, tmp_path / "second")
-    assert claims.newest(tmp_path) == attempts.newest(tmp_path) == 0
+    assert submit_attempts.newest(tmp_path) == attempts.newest(tmp_path) == 0

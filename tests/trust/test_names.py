@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli
+from ablatrix.orchestrator import cli
 from tests.evidence import Cases, Tally
 from tests.trust.hostile_matrices import yaml_text
 

@@ -13,13 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import progress, rundir, slurm, status, yamlfile
-from orchestrator.report import collect
+from ablatrix.orchestrator.report import collect
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.store import run_progress, study_dir
+from ablatrix.orchestrator.study import yaml_tree
+from ablatrix.trainer import config
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import AblatrixError
 from tests.evidence import Cases, Tally
 from tests.fuzz import targets
 from tests.trust import damage
-from trainer import config, runlog
-from trainer.errors import AblatrixError
 
 Json = Any
 WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -53,7 +57,7 @@ def test_experiment_files_say_what_was_written(tmp_path: Path, cases: Cases, tal
     @given(st.dictionaries(WORDS, VALUES, min_size=1, max_size=5))
     def read_back(tree: dict[str, Json]) -> None:
         path.write_text(json.dumps(tree, ensure_ascii=True), encoding="utf-8")
-        read = yamlfile.load(path).data
+        read = yaml_tree.load(path).data
         assert read == tree and json.dumps(read) == json.dumps(tree)
 
     read_back()
@@ -84,14 +88,14 @@ JUNK = st.binary(max_size=40) | st.sampled_from([word for word in damage.WORDS i
 def test_rows_of_loss_csv_are_those_written(tmp_path: Path, cases: Cases, tally: Tally) -> None:
     """By each of its readers: the trainer's, `status`, the report."""
     count = cases(150, 5000)
-    path = tmp_path / runlog.LOSS
-    width = len(runlog.COLUMNS)
+    path = tmp_path / run_files.LOSS
+    width = len(run_files.COLUMNS)
 
     @st.composite
     def files(draw: st.DrawFn) -> tuple[dict[int, list[Any]], bytes]:
         steps = sorted(draw(st.sets(st.integers(0, 10**9), min_size=1, max_size=8)))
         rows = {step: [step, *(draw(NUMBERS) for _ in range(width - 1))] for step in steps}
-        lines = [",".join(runlog.COLUMNS).encode(), *map(as_line, rows.values())]
+        lines = [",".join(run_files.COLUMNS).encode(), *map(as_line, rows.values())]
         return rows, lines[0] + b"\n" + spoiled_lines(draw, lines[1:], JUNK)
 
     @many(count)
@@ -100,19 +104,19 @@ def test_rows_of_loss_csv_are_those_written(tmp_path: Path, cases: Cases, tally:
         truth, content = made
         path.write_bytes(content)
         text = content.decode("utf-8", "replace")
-        for row in runlog.whole_rows(text):
+        for row in run_files.whole_rows(text):
             assert ",".join(row).encode() == as_line(truth[int(row[0])])
         columns = collect.parse_rows(content)
         for i, step in enumerate(columns["iter"]):
             for name in collect.READ:
-                assert same(columns[name][i], truth[int(step)][runlog.COLUMNS.index(name)])
-        names, last = progress._last_rows(path)
+                assert same(columns[name][i], truth[int(step)][run_files.COLUMNS.index(name)])
+        names, last = run_progress._last_rows(path)
         assert all(",".join(row).encode() == as_line(truth[int(row[0])]) for row in last)
-        assert not last or tuple(names) == runlog.COLUMNS
-        for kept in runlog.LossLog(tmp_path, 10**12).rows():
+        assert not last or tuple(names) == run_files.COLUMNS
+        for kept in run_files.LossLog(tmp_path, 10**12).rows():
             step = kept["iter"]
             assert isinstance(step, int)
-            assert all(same(kept[name], truth[step][i]) for i, name in enumerate(runlog.COLUMNS) if name != "tokens")
+            assert all(same(kept[name], truth[step][i]) for i, name in enumerate(run_files.COLUMNS) if name != "tokens")
 
     read_back()
     tally("rows of a spoiled loss.csv are those written", cases=count, detail="4 readers, 0 invented values")
@@ -126,25 +130,25 @@ def same(read: float | None, written: float | None) -> bool:
 
 
 def test_another_header_is_not_taken_for_ours(tmp_path: Path, tally: Tally) -> None:
-    path = tmp_path / runlog.LOSS
+    path = tmp_path / run_files.LOSS
     path.write_text("iter,loss,val_loss,dt,tokens,lr,seconds,grad_norm\n7,1.5,2.5,0.25,100,1e-3,9.0,3.0\n")
-    names, rows = progress._last_rows(path)
+    names, rows = run_progress._last_rows(path)
     assert dict(zip(names, rows[0], strict=True))["val_loss"] == "2.5"
-    (kept,) = runlog.LossLog(tmp_path, 100).rows()
-    assert kept == dict(zip(runlog.COLUMNS, (7, 1.5, 0.25, 2.5, 1e-3, 3.0, 100, 9.0), strict=True))
+    (kept,) = run_files.LossLog(tmp_path, 100).rows()
+    assert kept == dict(zip(run_files.COLUMNS, (7, 1.5, 0.25, 2.5, 1e-3, 3.0, 100, 9.0), strict=True))
     path.write_text("step,value\n1,2\n")
-    assert progress._last_rows(path)[1] == [] and runlog.LossLog(tmp_path, 100).rows() == []
+    assert run_progress._last_rows(path)[1] == [] and run_files.LossLog(tmp_path, 100).rows() == []
     tally("columns of a loss.csv are found by its header", cases=2, detail="0 invented values")
 
 
 EVENTS = st.fixed_dictionaries(
-    {"event": st.sampled_from(status.ALIVE + status.ENDED + ("queued", "submitting"))},
+    {"event": st.sampled_from(run_state.ALIVE + run_state.ENDED + ("queued", "submitting"))},
     optional={
         "time": st.floats(0, 2e9),
         "attempt": st.integers(0, 99),
         "iter": st.integers(0, 10**9),
         "reason": WORDS,
-        "state": st.sampled_from(status.STATES),
+        "state": st.sampled_from(run_state.STATES),
         "job_id": st.from_regex(r"[0-9]{1,6}(_[0-9])?", fullmatch=True),
         "peak_memory_bytes": st.none() | st.integers(0, 2**50),
     },
@@ -170,14 +174,14 @@ def test_events_are_those_written(tmp_path: Path, cases: Cases, tally: Tally) ->
     @given(files())
     def read_back(made: tuple[list[Json], bytes]) -> None:
         truth, content = made
-        (tmp_path / runlog.EVENTS).write_bytes(content)
-        read = runlog.read_events(tmp_path)
+        (tmp_path / run_files.EVENTS).write_bytes(content)
+        read = run_files.read_events(tmp_path)
         assert all(record in truth for record in read)
         if content.endswith(b"\n") and not content.startswith(b"\n"):
             assert len(read) <= len(truth)
-        run = rundir.StudyRun("a", "a", 1, [], {}, tmp_path)
-        study = rundir.Study(tmp_path, "s", "f", 0.0, {}, [run])
-        assert status.collect(study, status.Scheduler(jobs={}, _next_try=math.inf))[0].state in status.STATES
+        run = study_dir.StudyRun("a", "a", 1, [], {}, tmp_path)
+        study = study_dir.Study(tmp_path, "s", "f", 0.0, {}, [run])
+        assert run_state.collect(study, run_state.Scheduler(jobs={}, _next_try=math.inf))[0].state in run_state.STATES
 
     read_back()
     tally("events of a spoiled events.jsonl are those written", cases=count, detail="0 invented records")
@@ -196,15 +200,15 @@ def test_a_json_file_is_read_whole_or_not_at_all(tmp_path: Path, cases: Cases, t
         path = tmp_path / name
         for length in range(0, len(content.rstrip()), step):
             path.write_bytes(content[:length])
-            assert runlog.read_json(path) is None
-            for read in (config.load, lambda p: rundir.load_study(p.parent)):
+            assert run_files.read_json(path) is None
+            for read in (config.load, lambda p: study_dir.load_study(p.parent)):
                 with pytest.raises(AblatrixError):
                     read(path)
             tried += 1
     tally("a cut JSON file is refused at every length", cases=tried, detail=f"{len(json_files())} files")
 
 
-STATES = st.sampled_from((*sorted(slurm.PENDING), *sorted(slurm.RUNNING), *slurm.ENDED))
+STATES = st.sampled_from((*sorted(commands.PENDING), *sorted(commands.RUNNING), *commands.ENDED))
 NOISE = st.sampled_from(
     ("", "slurm_load_jobs: Warnung: Zeitüberschreitung", "squeue: error: x|y|me", "|" * 6, "|" * 3, "JobId=", "=" * 9)
 ) | st.text(max_size=60).map(lambda text: text.replace("\n", " "))
@@ -241,7 +245,7 @@ def test_jobs_are_those_that_slurm_told(cases: Cases, tally: Tally) -> None:
     @given(answers(), st.data())
     def parsed(told: tuple[Jobs, str, str, str], data: st.DataObject) -> None:
         truth, *texts = told
-        parsers = (lambda text: slurm.parse_squeue(text, "me"), slurm.parse_scontrol, slurm.parse_sacct)
+        parsers = (lambda text: commands.parse_squeue(text, "me"), commands.parse_scontrol, commands.parse_sacct)
         for parse, text in zip(parsers, texts, strict=True):
             found = {job_id: job.state for job_id, job in parse(text).items()}
             assert truth.items() <= found.items()
@@ -266,24 +270,24 @@ ENDLESS = (
 
 
 def test_an_answer_is_not_unfolded_beyond_reason(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
-    monkeypatch.setattr(slurm, "MOST_JOBS", 2000)
+    monkeypatch.setattr(commands, "MOST_JOBS", 2000)
     for answer in ENDLESS:
-        for parse in (lambda text: slurm.parse_squeue(text, "me"), slurm.parse_scontrol):
-            with contextlib.suppress(slurm.ControllerError):
+        for parse in (lambda text: commands.parse_squeue(text, "me"), commands.parse_scontrol):
+            with contextlib.suppress(commands.ControllerError):
                 assert len(parse(answer)) == 0
     tally("answers of Slurm's are not unfolded beyond reason", cases=len(ENDLESS), detail="a limit of jobs")
 
 
 def test_a_state_that_we_do_not_know_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
     """A word of a newer Slurm: the files' last word stands, and nothing is written down."""
-    run = rundir.StudyRun("a", "a", 1, [], {}, tmp_path)
-    runlog.append_event(tmp_path, "queued", launcher="sbatch", job_id="12", attempt=1, token="0" * 16)
-    study = rundir.Study(tmp_path, "s", "f", 0.0, {}, [run])
-    jobs = slurm.parse_squeue(f"12|POLISHING|me|node1|1:00|None|ablatrix:{'0' * 16}", "me")
-    monkeypatch.setattr(slurm, "ended_jobs", lambda ids: {})
+    run = study_dir.StudyRun("a", "a", 1, [], {}, tmp_path)
+    run_files.append_event(tmp_path, "queued", launcher="sbatch", job_id="12", attempt=1, token="0" * 16)
+    study = study_dir.Study(tmp_path, "s", "f", 0.0, {}, [run])
+    jobs = commands.parse_squeue(f"12|POLISHING|me|node1|1:00|None|ablatrix:{'0' * 16}", "me")
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {})
     for event, state in (("", "queued"), ("started", "running"), ("failed", "failed")):
         if event:
-            runlog.append_event(tmp_path, event)
-        assert status.collect(study, status.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
-    assert [record["event"] for record in runlog.read_events(tmp_path)] == ["queued", "started", "failed"]
+            run_files.append_event(tmp_path, event)
+        assert run_state.collect(study, run_state.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
+    assert [record["event"] for record in run_files.read_events(tmp_path)] == ["queued", "started", "failed"]
     tally("an unknown state of a job ends no run", cases=3)

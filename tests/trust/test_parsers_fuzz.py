@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.evidence import Tally
 from tests.fuzz import targets
 

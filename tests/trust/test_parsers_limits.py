@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator import causes
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.status import diagnosis
+from ablatrix.orchestrator.store.code_snapshot import code_root
+from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
 from tests.trust import bombs, long_words
 from tests.workspace import Workspace
-from trainer import runlog
 
 TERABYTE = 1 << 40
 MEMORY = 6 << 30  # bytes of address space: torch's libraries alone need two
@@ -47,9 +47,11 @@ def test_files_of_a_terabyte(work: Workspace, cases: Cases, tally: Tally) -> Non
     """Sparse ones in the place of any file of a study: a sentence or what else is known, never a traceback."""
     run = next((work.folder / "out" / "study").glob("baseline-*"))
     looks = ("status", "report", "show baseline", "cancel baseline --yes")
-    places: dict[Path, tuple[str, ...]] = {run / name: looks for name in (runlog.EVENTS, runlog.SUMMARY, runlog.CONFIG)}
-    places |= {work.folder / "out" / ".last": looks, run / runlog.LOSS: looks[1::-1]}
-    places |= {run / runlog.JOB_OUT: ("logs baseline -n 50", "logs baseline -n 0", *looks)}
+    places: dict[Path, tuple[str, ...]] = {
+        run / name: looks for name in (run_files.EVENTS, run_files.SUMMARY, run_files.CONFIG)
+    }
+    places |= {work.folder / "out" / ".last": looks, run / run_files.LOSS: looks[1::-1]}
+    places |= {run / run_files.JOB_OUT: ("logs baseline -n 50", "logs baseline -n 0", *looks)}
     tried = 0
     for path, verbs in places.items():
         before = path.read_bytes()
@@ -66,7 +68,7 @@ def test_files_of_a_terabyte(work: Workspace, cases: Cases, tally: Tally) -> Non
             told = done.stderr.decode("utf-8", "replace")
             assert done.returncode in (0, 1, 2) and "Traceback" not in told, (path, verb, told[-2000:])
             assert "needs more memory" not in told, (path, verb)
-            if verb == "status" and path.name in (runlog.EVENTS, runlog.SUMMARY):  # not a state that may be false
+            if verb == "status" and path.name in (run_files.EVENTS, run_files.SUMMARY):  # not a state that may be false
                 assert done.returncode == 1 and f"{path.name}: File too large" in told, told
             tried += 1
         path.write_bytes(before)
@@ -79,9 +81,9 @@ def test_a_log_of_a_terabyte_does_not_hide_why_a_run_failed(tmp_path: Path) -> N
     os.truncate(log, TERABYTE)
     with open(log, "a") as file:
         file.write("\nno such file: data.bin\n")
-    assert causes.last_line(log) == "no such file: data.bin"
+    assert diagnosis.last_line(log) == "no such file: data.bin"
     (tmp_path / "empty").touch()
-    assert causes.last_line(tmp_path / "empty") == causes.last_line(tmp_path / "none") == "no output"
+    assert diagnosis.last_line(tmp_path / "empty") == diagnosis.last_line(tmp_path / "none") == "no output"
 
 
 def test_the_command_line_refuses_them(workspace: Workspace, cases: Cases, tally: Tally) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli, rundir
-from orchestrator.report import cache
+from ablatrix.orchestrator import cli
+from ablatrix.orchestrator.report import curve_cache
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
 from tests.fuzz import targets
 from tests.trust import damage
-from trainer import runlog
 
 LOOKS = (
     ("status", "study"),
@@ -94,7 +95,7 @@ def test_numbers_that_cannot_be(
     """Numbers by their form, but none that a trainer counts or measures: a report is made all the same."""
     extremes = ["1e40", "1e308", "-1e30", "-1e18", "9" * 400, "-1", "1e-320", "-0.0", "inf", "-inf", "nan", ""]
     rng, count = random.Random(seed), cases(5, 30)
-    path = next(study.glob("rope-*")) / runlog.LOSS
+    path = next(study.glob("rope-*")) / run_files.LOSS
     header, *rows = path.read_text().splitlines()
     columns = header.split(",")
     for number in range(count):
@@ -114,7 +115,7 @@ def test_files_that_are_none(
 ) -> None:
     """A pipe that nobody writes to, a device without an end, a folder, a link that leads nowhere or to itself."""
     (study / "report").mkdir()
-    (study / "report" / cache.CURVES).write_bytes(b"x")
+    (study / "report" / curve_cache.CURVES).write_bytes(b"x")
     tried = 0
     for path in files_of(study)[:: cases(3, 1)]:
         before = path.read_bytes()
@@ -141,6 +142,6 @@ def test_the_name_of_a_study_may_be_anything(
     for name in names:
         assert call(monkeypatch, capsys, "status", name) == 2
     for content in (b"\0", b"\xff", b"x" * 5000, b"/dev/zero", b"../" * 2000):
-        (study.parent / rundir.LAST).write_bytes(content)
+        (study.parent / study_dir.LAST).write_bytes(content)
         assert call(monkeypatch, capsys, "status") == 0  # the newest study that is there
     tally("a study is looked for under any name", cases=len(names) + 5, detail="0 tracebacks")

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli, experiment, missing, rundir, snapshot
-from orchestrator.report import collect, output
+from ablatrix.orchestrator import cli
+from ablatrix.orchestrator.report import collect, output
+from ablatrix.orchestrator.status import removed_files
+from ablatrix.orchestrator.store import code_snapshot, study_dir
+from ablatrix.orchestrator.study import experiment
+from ablatrix.trainer.data import tokenizer, warm_cache
+from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, OfflineCacheError, UserError
 from tests.evidence import Cases, Tally
 from tests.workspace import Workspace
-from trainer import runlog, tokenizer
-from trainer.errors import AblatrixError, ConfigError, OfflineCacheError, UserError
-from trainer.offline import warm
-from trainer.tokens.claims import Claims
 
 PIECES = (
     "..",
@@ -115,7 +118,7 @@ def test_a_doctored_study_leads_nowhere(
     for name in names:
         write_study(study, GOOD, name)
         with pytest.raises(UserError, match=r"study\.json: damaged"):
-            rundir.load_study(study)
+            study_dir.load_study(study)
         if isinstance(name, str):
             with pytest.raises(UserError, match="damaged"):
                 collect.read_study(study, {})
@@ -124,7 +127,7 @@ def test_a_doctored_study_leads_nowhere(
         code, told = verb(*words)
         assert (code, len(told.splitlines())) == (2, 1), told
     write_study(study, GOOD)
-    assert rundir.load_study(study).runs[0].folder == study / GOOD
+    assert study_dir.load_study(study).runs[0].folder == study / GOOD
     tally(
         "a study.json that names a run's folder elsewhere is refused", len(names) + 5, "0 files touched, 0 tracebacks"
     )
@@ -151,22 +154,22 @@ def test_a_doctored_run_leads_nowhere(work: Workspace, seed: int, cases: Cases, 
     """Its provenance.json names a folder of code, its last event names files."""
     verbs = ("status", "report", "show baseline")
     folder = next((work.folder / "out" / "study").glob("baseline-*"))
-    provenance, events = folder / runlog.PROVENANCE, (folder / runlog.EVENTS).read_text()
+    provenance, events = folder / run_files.PROVENANCE, (folder / run_files.EVENTS).read_text()
     record = json.loads(provenance.read_text())
     (work.folder / "out" / "big").touch()
     os.truncate(work.folder / "out" / "big", 1 << 40)
     names = hostile(seed, cases(25, 200))
-    study = rundir.load_study(folder.parent)
+    study = study_dir.load_study(folder.parent)
     for name in names:
         provenance.write_text(json.dumps({**record, "code_snapshot": name}))
-        assert missing.snapshots(study).names <= {record["code_snapshot"]}
+        assert removed_files.snapshots(study).names <= {record["code_snapshot"]}
         *before, last = map(json.loads, events.splitlines())
-        told = missing.of_run(folder, {}, [*before, {**last, "files": [*last["files"], name, None, [name]]}])
+        told = removed_files.of_run(folder, {}, [*before, {**last, "files": [*last["files"], name, None, [name]]}])
         assert set(told) <= {name}, "files of its own only"
         assert not told or not re.search(r"(^|/)\.\.(/|$)|^/|[\0-\x1f]", name)
     for name in ("..", ".", "a\0b"):
         provenance.write_text(json.dumps({**record, "code_snapshot": name}))
-        (folder / runlog.EVENTS).write_text(events.replace('"files": [', f'"files": [{json.dumps(name)}, '))
+        (folder / run_files.EVENTS).write_text(events.replace('"files": [', f'"files": [{json.dumps(name)}, '))
         for verb in verbs:
             assert "Traceback" not in work.run(*verb.split(), code=0).stderr
     tally("a run's record that names code or files elsewhere leads nowhere", len(names) + 9, "0 tracebacks")
@@ -218,10 +221,10 @@ def test_names_of_tokenizers_and_data(tmp_path: Path, victim: Path, seed: int, c
     for name in names:
         with pytest.raises((UserError, OfflineCacheError)):
             tokenizer.find(name, tmp_path / "cache")
-        assert warm.main([f"--tokenizer={name}", "--cache-dir", str(tmp_path / "cache")]) == 2
+        assert warm_cache.main([f"--tokenizer={name}", "--cache-dir", str(tmp_path / "cache")]) == 2
     for name in ("..", "a/..", "../victim/loss.csv", "/etc/passwd", "a//b", "a/\nb", "a/./b"):
         with pytest.raises(UserError, match="not the path of a file"):
-            warm.warm_data("owner/name", name, tmp_path / "data", tmp_path / "cache")
+            warm_cache.warm_data("owner/name", name, tmp_path / "data", tmp_path / "cache")
     assert tree(tmp_path) == before
     tally("a tokenizer or data file named with a path is refused before anything is made", len(names) + 7)
 
@@ -256,19 +259,19 @@ def test_cache_files_that_are_not_what_they_were(tmp_path: Path, offline_cache: 
 def test_a_changed_code_snapshot_is_not_run(tmp_path: Path, tally: Tally) -> None:
     """Jobs run what is in it: files that differ are put back, links in it are not followed."""
     store = tmp_path / ".snapshots"
-    code = snapshot.take(store)
+    code = code_snapshot.take(store)
     outside = tmp_path / "outside.py"
     outside.write_text("raise SystemExit\n")
     good = (code / "trainer" / "loop.py").read_bytes()
     (code / "trainer" / "loop.py").write_text("import evil\n")
     (code / "trainer" / "run.py").unlink()
     (code / "trainer" / "run.py").symlink_to(outside)
-    assert snapshot.take(store) == code
+    assert code_snapshot.take(store) == code
     assert (code / "trainer" / "loop.py").read_bytes() == good
     assert not (code / "trainer" / "run.py").is_symlink()
     assert outside.read_text() == "raise SystemExit\n"
     os.rename(code, tmp_path / "real")
     code.symlink_to(tmp_path / "real")
     with pytest.raises((AblatrixError, OSError), match="link"):
-        snapshot.take(store)
+        code_snapshot.take(store)
     tally("a code snapshot that was changed is put right before a job runs it", 3)

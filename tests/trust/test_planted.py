@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from ablatrix.trainer.data.tokenizer import FILES
 from tests.evidence import Cases, Tally
 from tests.trust.cycle import Cycle
 from tests.trust.recorder import Call, Recorder
-from trainer.tokenizer import FILES
 
 KINDS = ("dangling link", "link to a file", "link to a folder", "hard link", "FIFO")
 MADE = ("out", "cache")

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import missing, rundir, status
-from orchestrator.cli import main
+from ablatrix.orchestrator.cli import main
+from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
 from tests.trust import finished
 from tests.workspace import Workspace
-from trainer import runlog
 
 STUDY = Path("out/study")
 
@@ -62,8 +63,8 @@ def called(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def said_of(study: Path) -> str:
     """What status and report say beside their tables."""
-    found = rundir.load_study(study)
-    return "\n".join(missing.lines(found, status.collect(found)))
+    found = study_dir.load_study(study)
+    return "\n".join(removed_files.lines(found, run_state.collect(found)))
 
 
 def aside(path: Path, place: Path) -> Iterator[None]:
@@ -93,7 +94,7 @@ def test_every_file_is_named(
     for name in names:
         said, _ = kind(name)
         for _ in aside(Path(name), tmp_path / "kept"):
-            if name == str(STUDY / rundir.STUDY):
+            if name == str(STUDY / study_dir.STUDY):
                 for verb in ("status", "report"):
                     code, text = called([verb, str(STUDY)], capsys, monkeypatch)
                     assert code == 2 and said in text
@@ -108,7 +109,7 @@ def test_every_file_is_named(
             assert len(told.splitlines()) == 1 and shown in told, told
             if run:
                 assert told.startswith(run[1])
-                state = next(s for s in status.collect(rundir.load_study(STUDY)) if s.run.id == run[1])
+                state = next(s for s in run_state.collect(study_dir.load_study(STUDY)) if s.run.id == run[1])
                 assert state.state == ("lost" if name.endswith("summary.json") else "done")
                 assert state.missing == (run[2],)
     assert said_of(STUDY) == ""
@@ -148,7 +149,7 @@ def test_what_is_written_again_is_the_same(
             continue
         assert after.keys() == before.keys() - ({"out/.last"} - after.keys()), name
         changed = {other for other in after if after[other] != before[other]}
-        assert changed <= {str(STUDY / rundir.STUDY), "out/study/report/.curves.npz"}, (name, changed)
+        assert changed <= {str(STUDY / study_dir.STUDY), "out/study/report/.curves.npz"}, (name, changed)
         assert said_of(STUDY) == ""
     tally(f"a purged file that `{cure}` writes again is what it was, byte for byte", len(chosen))
 
@@ -158,8 +159,8 @@ def test_what_is_run_again_has_the_same_result(work: Workspace, cases: Cases, se
     """loss.csv and summary.json by --retry; whatever else a run has left by --rerun."""
     original = finished.results(work, "baseline")
     names = [name.partition("baseline-seed")[2].partition("/")[2] for name in files(work) if "/baseline-seed" in name]
-    retried = [runlog.LOSS, runlog.SUMMARY]
-    others = sorted(set(names) - set(retried) - {runlog.CONFIG, "origins.json"})
+    retried = [run_files.LOSS, run_files.SUMMARY]
+    others = sorted(set(names) - set(retried) - {run_files.CONFIG, "origins.json"})
     chosen = retried[: cases(1, 2)] + random.Random(seed).sample(others, cases(0, len(others)))
     for name in chosen:
         (work.run_folder("baseline") / name).unlink()
@@ -197,9 +198,9 @@ def test_any_one_folder(
 def test_a_loss_csv_that_is_gone_is_not_made_from_half(work: Workspace) -> None:
     """The run had been stopped: it begins anew, for a result with a hole would look like a whole one."""
     run, original = work.run_folder("baseline"), finished.results(work, "baseline")
-    for name in (runlog.LOSS, runlog.SUMMARY, runlog.MODEL):
+    for name in (run_files.LOSS, run_files.SUMMARY, run_files.MODEL):
         (run / name).unlink()
     work.run("submit", "study.yaml", "--launcher", "local", "--retry")
     assert finished.results(work, "baseline") == original
-    assert "rows before checkpoint-00000010.pt are gone; the run begins anew" in (run / runlog.JOB_OUT).read_text()
+    assert "rows before checkpoint-00000010.pt are gone; the run begins anew" in (run / run_files.JOB_OUT).read_text()
     assert os.path.exists(run / "checkpoint-00000010.pt.bad")

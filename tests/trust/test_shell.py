@@ -24,20 +24,24 @@ from typing import Any
 
 import pytest
 
-from orchestrator import claims, exports, helper_jobs, launchers, rundir, slurm, submission, submit, task
-from orchestrator.command import runner
-from orchestrator.command.runner import Runner
-from orchestrator.launchers import Batch, job_ids, local, slurm_sbatch
-from orchestrator.launchers.slurm_sbatch import SbatchLauncher
-from orchestrator.launchers.slurm_submitit import SubmititLauncher
-from orchestrator.submit import Options, Plan
+from ablatrix.orchestrator.job import command_runner, task
+from ablatrix.orchestrator.job.command_runner import Runner
+from ablatrix.orchestrator.slurm import commands as slurm
+from ablatrix.orchestrator.slurm import helper_jobs, launchers, sbatch
+from ablatrix.orchestrator.slurm.launchers import Batch, job_ids
+from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher
+from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
+from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.study import exported_env
+from ablatrix.orchestrator.submit import local_queue, queueing, submit
+from ablatrix.orchestrator.submit.submit import Options, Plan
+from ablatrix.trainer.config import from_flags
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
 from tests.evidence import Cases, Tally
 from tests.trust import shell_stubs
 from tests.trust.hostile_matrices import Drawer, Matrix, draw
 from tests.trust.shell_stubs import RECORD, Record, sbatch_options
-from trainer import runlog
-from trainer.config import from_flags
-from trainer.errors import UserError
 
 CHUNK = 25  # matrices per process and folder
 # What a launcher's job has of its own
@@ -144,9 +148,11 @@ def surround(matrix: Matrix, lab: Lab, folder: Path, patch: pytest.MonkeyPatch) 
     for name, text in matrix.environment.items():
         patch.setenv(name, text)
     patch.setattr(sys, "executable", str(lab.python))
-    patch.setattr(rundir, "surroundings", lambda code: {})  # git and package versions, for provenance.json
-    patch.setattr(runner, "end_leftovers", lambda run_dir, attempt: None)  # looks at every process of the machine
-    patch.setattr(local, "POLL_SECONDS", 0.002)
+    patch.setattr(study_dir, "surroundings", lambda code: {})  # git and package versions, for provenance.json
+    patch.setattr(
+        command_runner, "end_leftovers", lambda run_dir, attempt: None
+    )  # looks at every process of the machine
+    patch.setattr(local_queue, "POLL_SECONDS", 0.002)
 
 
 def refusals(plan: Plan) -> dict[str, str]:
@@ -164,9 +170,9 @@ def refusals(plan: Plan) -> dict[str, str]:
     return found
 
 
-def claimed(plan: Plan) -> list[tuple[rundir.StudyRun, int]]:
+def claimed(plan: Plan) -> list[tuple[study_dir.StudyRun, int]]:
     study = submit._create(plan)
-    assert all(claims.take(run.folder, 1) for run in study.runs)
+    assert all(submit_attempts.take(run.folder, 1) for run in study.runs)
     return [(run, 1) for run in study.runs]
 
 
@@ -175,12 +181,12 @@ def check_planned(matrix: Matrix, plan: Plan, folder: Path) -> None:
     for run in plan.runs:
         place = folder / plan.folder / run.id
         if not matrix.is_command:
-            config = runlog.read_json(place / runlog.CONFIG) or {}
+            config = run_files.read_json(place / run_files.CONFIG) or {}
             for key, value in matrix.settings(run.features).items():
                 section, _, name = key.partition(".")
                 assert config[section][name] == value, key
             continue
-        spec = runlog.read_json(place / "command.json") or {}
+        spec = run_files.read_json(place / "command.json") or {}
         places = places_of(run, place)
         assert spec["command"] == matrix.argv(run.features, places)
         assert spec["env"] == matrix.variables(run.features, places)
@@ -205,11 +211,11 @@ class Started:
 def by_slurm(matrix: Matrix, plan: Plan, members: Any, lab: Lab, submitit: bool) -> dict[str, list[Started]]:
     """Every array through sbatch and through submitit, and the report's job, all in one bash."""
     settings = plan.loaded.experiment.slurm
-    study, cwd, code = rundir.load_study(plan.folder), Path.cwd(), plan.folder / "code"
+    study, cwd, code = study_dir.load_study(plan.folder), Path.cwd(), plan.folder / "code"
     jobs: list[tuple[Path, Path, int]] = []
     batches: list[tuple[str, Batch, Any]] = []
-    for chunk in submission.split(members, settings, matrix.most_tasks):
-        batch = submission.prepare(study, chunk, settings, code)
+    for chunk in queueing.split(members, settings, matrix.most_tasks):
+        batch = queueing.prepare(study, chunk, settings, code)
         SbatchLauncher().launch(batch)
         script = (study.folder / "logs" / f"{batch.token}.sbatch").resolve()
         check_options(script.read_text(), batch, script.parent / name_of_log(batch))
@@ -251,9 +257,9 @@ def name_of_log(batch: Batch) -> str:
 def check_options(text: str, batch: Batch, log: Path | None) -> None:
     """Exactly the options that were asked for, with exactly those values."""
     told = dict(word[2:].partition("=")[::2] for word in sbatch_options(text))
-    asked = {key: str(value) for key, value in slurm_sbatch.sbatch_options(batch.settings).items()}
+    asked = {key: str(value) for key, value in sbatch.sbatch_options(batch.settings).items()}
     own = {"job-name": batch.study.name, "comment": slurm.comment(batch.token), "nodes": "1", "requeue": ""}
-    own |= {"signal": f"USR2@{batch.settings.signal_seconds}", "open-mode": "append", "export": exports.option()}
+    own |= {"signal": f"USR2@{batch.settings.signal_seconds}", "open-mode": "append", "export": exported_env.option()}
     if len(batch.jobs) > 1:
         own["array"] = f"0-{len(batch.jobs) - 1}"
         if log is None or batch.settings.max_parallel:
@@ -300,9 +306,9 @@ def unpickled(record: Record, ids: Sequence[str], logs: Path) -> list[Record]:
 
 def by_local(plan: Plan, members: Any, lab: Lab) -> list[Record]:
     """Every run through the queue of this machine."""
-    study, settings = rundir.load_study(plan.folder), plan.loaded.experiment.slurm
-    batch = Batch(study, [[member] for member in members], claims.new_token(), settings, plan.folder / "code")
-    local.LocalQueue(["0"]).run(batch, lambda: None)
+    study, settings = study_dir.load_study(plan.folder), plan.loaded.experiment.slurm
+    batch = Batch(study, [[member] for member in members], submit_attempts.new_token(), settings, plan.folder / "code")
+    local_queue.LocalQueue(["0"]).run(batch, lambda: None)
     records = shell_stubs.read(lab.record)
     assert [[sys.executable, *record.argv] for record in records] == batch.commands()
     lab.counts["local tasks"] += len(records)
@@ -344,7 +350,7 @@ def by_task(matrix: Matrix, plan: Plan, record: Record, lab: Lab) -> None:
         assert task.main(record.argv[3:]) == 0
         (trainer,) = shell_stubs.read(lab.record)
         if matrix.is_command:
-            assert trainer.argv == ["-P", "-m", "orchestrator.command", str(folder)]
+            assert trainer.argv == ["-P", "-m", "ablatrix.orchestrator.job", str(folder)]
             Runner(folder).run()
     if not matrix.is_command:
         words = trainer.argv[3:]
@@ -356,7 +362,7 @@ def by_task(matrix: Matrix, plan: Plan, record: Record, lab: Lab) -> None:
     assert not {"command-args.txt", "command-config.json"} & set(os.listdir(place))
     places = places_of(run, place)
     workdir = os.path.realpath(matrix.tree.get("workdir", ".").format(**places))
-    for started in (*shell_stubs.read(lab.record), *paste(place / runlog.ARGS, lab)):
+    for started in (*shell_stubs.read(lab.record), *paste(place / run_files.ARGS, lab)):
         assert started.argv == matrix.argv(run.features, places)[1:]
         assert started.folder == workdir
         for name, text in matrix.variables(run.features, places).items():
@@ -412,7 +418,9 @@ def test_a_failure_that_a_setup_line_marks_ends_the_job(tmp_path: Path, monkeypa
     Path("e.yaml").write_text(matrix.text)
     plan = submit.make_plan(Options(Path("e.yaml"), launcher="local", sets=matrix.sets))
     run, attempt = claimed(plan)[0]
-    batch = Batch(rundir.load_study(plan.folder), [[(run, attempt)]], "TOKEN", plan.loaded.experiment.slurm, tmp_path)
+    batch = Batch(
+        study_dir.load_study(plan.folder), [[(run, attempt)]], "TOKEN", plan.loaded.experiment.slurm, tmp_path
+    )
     for launcher in (SbatchLauncher(), SubmititLauncher()):
         script = tmp_path / launcher.name
         script.write_text(launcher.script(batch))
@@ -424,7 +432,7 @@ def test_args_of_our_trainer_can_be_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, cases: Cases, tally: Tally
 ) -> None:
     """args.txt, read by bash as if it were typed, starts the trainer with the very words that it was written for."""
-    from trainer.run import _open_folder
+    from ablatrix.trainer.run import _open_folder
 
     lab, number = prepared(tmp_path / "lab"), cases(40, 2000)
     monkeypatch.chdir(lab.root)
@@ -437,7 +445,7 @@ def test_args_of_our_trainer_can_be_pasted(
         config = from_flags(words)
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             _open_folder(Path(folder), config, words)
-            (pasted,) = paste(Path(folder) / runlog.ARGS, lab)
+            (pasted,) = paste(Path(folder) / run_files.ARGS, lab)
         assert pasted.argv == ["-m", "trainer", *words], index
     assert sorted(os.listdir(lab.root)) == before
     assert not (tmp_path / "CANARY").exists()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ablatrix.trainer.rundir import run_files
 from tests.trust.soak_truth import Key, Queued, Truth, claimed, contradiction
-from trainer import runlog
 
 KEY: Key = ("00ff00ff00ff00ff", "3")
 WAITS, RUNS = Queued("7_3", "PENDING", "Priority"), Queued("7_3", "RUNNING", "None")
@@ -96,7 +96,7 @@ def test_a_trainer_that_works_has_not_failed(folder: Path) -> None:
 def test_a_run_that_began_and_was_cancelled_between_two_looks_did_run(folder: Path) -> None:
     before = truth(folder, WAITS)
     time.sleep(0.01)
-    runlog.append_event(folder, "started")
+    run_files.append_event(folder, "started")
     time.sleep(0.01)
     assert not found(folder, said("running"), before, truth(folder, None))
 

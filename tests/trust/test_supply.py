@@ -23,12 +23,12 @@ from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.data.batches import open_tokens
+from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.evidence import Cases, Tally
 from tools import licenses, lock, wheel
-from trainer import tokenizer
-from trainer.config import DataConfig
-from trainer.data import open_tokens
-from trainer.errors import OfflineCacheError
 
 ROOT = lock.ROOT
 COMMON = "requirements/common.txt"

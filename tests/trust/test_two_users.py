@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.snapshot import code_root
+from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.evidence import Tally
 from tests.trust.two_users import ALICE, BOB
 

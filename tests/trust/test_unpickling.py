@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import cli
-from orchestrator.report import build, cache
+from ablatrix.orchestrator import cli
+from ablatrix.orchestrator.report import curve_cache
+from ablatrix.orchestrator.report.build import build
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data.batches import open_tokens
+from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.rundir.errors import DataError
 from tests.evidence import Cases, Tally
 from tests.orchestrator.fake_slurm import FakeSlurm
 from tests.report.studies import Plan, write_study
 from tests.trust import forged
 from tests.workspace import Workspace
-from trainer.config import DataConfig
-from trainer.data import open_tokens
-from trainer.errors import DataError
-from trainer.tokens.tokenstore import CompleteStore
 
 MODULE = "planted_module"
 Say = Callable[..., str]
@@ -75,7 +76,7 @@ def plant_everywhere(folder: Path, canary: Path) -> int:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(plain[number % len(plain)])
     (folder / "report").mkdir(exist_ok=True)
-    (folder / "report" / cache.CURVES).write_bytes(forged.arrays(canary, "npz"))
+    (folder / "report" / curve_cache.CURVES).write_bytes(forged.arrays(canary, "npz"))
     (folder / "report" / ".made.json").write_bytes(plain[0])
     return len(places) + 2
 
@@ -156,8 +157,8 @@ def test_a_damaged_cache_of_curves_is_not_believed(tmp_path: Path, cases: Cases,
     """Each bit of it flipped, each end cut off: what is read of it is what was written, or nothing."""
     states = write_study(tmp_path, Plan(seeds=(1,), features={}, cells={"baseline": []}, rows=4, evaluations=2))
     build(tmp_path, states)
-    path = tmp_path / "report" / cache.CURVES
-    whole, known = path.read_bytes(), cache.load(path)
+    path = tmp_path / "report" / curve_cache.CURVES
+    whole, known = path.read_bytes(), curve_cache.load(path)
     assert len(known) == 1
     chance, number = random.Random(seed), cases(400, 6000)
     kept = 0
@@ -165,7 +166,7 @@ def test_a_damaged_cache_of_curves_is_not_believed(tmp_path: Path, cases: Cases,
         damaged, bit = bytearray(whole), chance.randrange(len(whole) * 8)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged if chance.random() < 0.7 else whole[: bit // 8])
-        found = cache.load(path)
+        found = curve_cache.load(path)
         kept += bool(found)
         for digest, curve in found.items():
             assert repr(curve) == repr(known[digest]) and curve.train.tobytes() == known[digest].train.tobytes()
@@ -178,7 +179,7 @@ def test_a_malicious_cache_of_curves_does_not_act(tmp_path: Path, seen: Seen, ki
     states = write_study(tmp_path, Plan(seeds=(1,), features={}, cells={"baseline": []}, rows=4, evaluations=2))
     build(tmp_path, states)
     before = (tmp_path / "report" / "report.html").read_bytes()
-    path, made = tmp_path / "report" / cache.CURVES, tmp_path / "report" / ".made.json"
+    path, made = tmp_path / "report" / curve_cache.CURVES, tmp_path / "report" / ".made.json"
     whole = path.read_bytes()
     path.write_bytes(
         {

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import AblatrixError
+from ablatrix.trainer.rundir.errors import AblatrixError
 
 ALICE, BOB, GROUP = 61234, 61235, 61240
 Outcome = dict[str, Any]
@@ -78,7 +78,7 @@ def verb(*words: object) -> Callable[[], dict[str, Any]]:
     """`python -m orchestrator WORDS` as a call: its exit code, what it printed and its last line of errors."""
 
     def call() -> dict[str, Any]:
-        from orchestrator import cli
+        from ablatrix.orchestrator import cli
 
         sys.argv = ["orchestrator", *map(str, words)]
         out, err = io.StringIO(), io.StringIO()
@@ -129,16 +129,16 @@ class Place:
 
     def build(self) -> dict[str, Any]:
         """The token cache of the corpus; what its meta.json says."""
-        from trainer.config import DataConfig
-        from trainer.tokens import tokenbuild
+        from ablatrix.trainer.config import DataConfig
+        from ablatrix.trainer.data import cache_builder
 
         config = DataConfig(file_path=str(self.corpus), tokenizer="sample", block_size=16, test_size=4)
-        meta = tokenbuild.build(config, self.cache, 1)
+        meta = cache_builder.build(config, self.cache, 1)
         return {name: meta[name] for name in ("tokens_sha256", "documents", "fingerprint")}
 
     def train(self, run_dir: Path) -> list[str]:
         """loss.csv of a run, its columns of clocks left out."""
-        from trainer.__main__ import main
+        from ablatrix.trainer.__main__ import main
 
         flags = [f"--data.file_path={self.corpus}", "--data.tokenizer=sample", f"--system.cache_dir={self.cache}"]
         flags += ["--data.block_size=16", "--data.test_size=4", "--model.n_layer=1", "--trainer.max_iters=3"]
@@ -172,14 +172,14 @@ def built_at_once(place: Place, umask: int) -> dict[str, Any]:
 
 def left_unfinished(place: Place) -> dict[str, Any]:
     """Alice's job was killed in the middle, in a folder that Bob cannot write."""
-    from trainer.tokens import tokenbuild, tokencache
+    from ablatrix.trainer.data import cache_builder, token_cache
 
     def killed() -> None:
-        tokencache.join_shards = lambda *_: os._exit(9)  # type: ignore[assignment]
+        token_cache.join_shards = lambda *_: os._exit(9)  # type: ignore[assignment]
         place.build()
 
     found: dict[str, Any] = {"alice": as_user(ALICE, killed)}
-    tokenbuild.STALE_SECONDS = 1.0
+    cache_builder.STALE_SECONDS = 1.0
     found["bob"] = as_user(BOB, place.build)
     found["alice again"] = as_user(ALICE, place.build)
     found["bob again"] = as_user(BOB, place.build)
@@ -188,17 +188,17 @@ def left_unfinished(place: Place) -> dict[str, Any]:
 
 def stale_claim(place: Place) -> dict[str, Any]:
     """Alice's process died while it held the cache's manifest."""
-    from trainer.offline import warm
+    from ablatrix.trainer.data import warm_cache
 
     def hold() -> None:
-        from trainer.tokens.claims import Claims
+        from ablatrix.trainer.data.shard_claims import Claims
 
         Claims(place.cache).acquire(".manifest.claim")
         os._exit(9)
 
     def enter() -> str:
         try:
-            warm.update_manifest(place.cache, "data", "x", {"size": 1})
+            warm_cache.update_manifest(place.cache, "data", "x", {"size": 1})
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
         return "entered"
@@ -235,10 +235,10 @@ def studies(place: Place) -> dict[str, Any]:
 
 def run_task(run_dir: Path) -> int:
     """What the job does, without an exec: claim the run and train it."""
-    from orchestrator import claims
-    from trainer.__main__ import main
+    from ablatrix.orchestrator.store import submit_attempts
+    from ablatrix.trainer.__main__ import main
 
-    assert claims.start(run_dir, 1, "1_0") is None
+    assert submit_attempts.start(run_dir, 1, "1_0") is None
     with open(run_dir / "job.out", "ab") as output, contextlib.redirect_stdout(io.TextIOWrapper(output)):
         return main(["--config", str(run_dir / "config.json"), f"--system.work_dir={run_dir}", "--trainer.resume=auto"])
 
@@ -256,9 +256,9 @@ def stub_scheduler(folder: Path) -> None:
 
 def load_everything(scratch: Path, given: Sequence[Path]) -> None:
     """As root, once: what is imported late must be there before the forks, which cannot read the libraries."""
-    from orchestrator import checks
+    from ablatrix.orchestrator.submit import preflight
 
-    checks.preflight = lambda *_: None  # type: ignore[assignment] # it starts interpreters, and has tests of its own
+    preflight.preflight = lambda *_: None  # type: ignore[assignment] # it starts interpreters, and has tests of its own
     place = Place(scratch / "root", given, 0o755)
     place.build()
     os.chdir(place.folder)

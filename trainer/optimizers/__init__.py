@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainer.choices import settled
-from trainer.config import TrainerConfig
-from trainer.optimizers.adamw import AdamW
-from trainer.optimizers.base import Optimizer, decaying
+from ablatrix.trainer.config import TrainerConfig
+from ablatrix.trainer.config.optimization import settled
+from ablatrix.trainer.optimizers.adamw import AdamW
+from ablatrix.trainer.optimizers.base import Optimizer, decaying
 
 __all__ = ["AdamW", "Optimizer", "decaying", "make"]
 
@@ -23,15 +23,15 @@ def make(model: nn.Module, settings: TrainerConfig) -> Optimizer:
     name, decay, clip = settings.optimizer, settings.weight_decay, settings.grad_norm_clip
     momentum, nesterov = settings.momentum or 0.0, bool(settings.nesterov)
     if name == "sgd":
-        from trainer.optimizers.sgd import SGD
+        from ablatrix.trainer.optimizers.sgd import SGD
 
         return SGD(decaying(model), momentum, nesterov, decay, clip)
     if name == "muon":
-        from trainer.optimizers.muon import Muon
+        from ablatrix.trainer.optimizers.muon import Muon
 
         return Muon(model, settings.betas, momentum, nesterov, settings.ns_steps, decay, clip)
     if name == "adafactor":
-        from trainer.optimizers.adafactor import Adafactor
+        from ablatrix.trainer.optimizers.adafactor import Adafactor
 
         return Adafactor(decaying(model), settings.beta2_decay, settings.update_clip, decay, clip)
     return AdamW(decaying(model), settings.betas, decay, clip)

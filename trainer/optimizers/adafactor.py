@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.optimizers.base import Optimizer, Parameters
+from ablatrix.trainer.optimizers.base import Optimizer, Parameters
 
 EPS_SQUARE, EPS_SCALE = 1e-30, 1e-3  # the paper's epsilon 1 and 2
 TINY = torch.finfo(torch.float32).tiny

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.optimizers.base import Optimizer, Parameters
+from ablatrix.trainer.optimizers.base import Optimizer, Parameters
 
 EPS = 1e-8
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.optimizers.adamw import AdamW
-from trainer.optimizers.base import Optimizer, decaying
+from ablatrix.trainer.optimizers.adamw import AdamW
+from ablatrix.trainer.optimizers.base import Optimizer, decaying
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 EPS = 1e-7

@@ -1,0 +1,1 @@
+"""Ablation studies of small GPTs on Slurm: one YAML file in, a verdict with statistics out."""

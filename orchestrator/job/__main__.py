@@ -1,0 +1,11 @@
+"""`python -m ablatrix.orchestrator.job RUN_DIR`: what a job starts in place of `python -m ablatrix.trainer`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ablatrix.orchestrator.job.command_runner import main
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

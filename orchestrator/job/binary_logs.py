@@ -1,0 +1,189 @@
+"""Numbers from TensorBoard's event files and from Weights & Biases' offline folders, without either package.
+
+Both are frames of protocol buffers. TensorBoard: length, checksum, data, checksum. W&B: the log format of LevelDB,
+blocks of 32 KiB in which a record may be split. Only whole frames are read; checksums are not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.job.metric_sources import Found, JsonLines
+
+BLOCK = 32768
+LARGEST_FRAME = 1 << 26  # bytes; a longer one is no frame, but damage
+FIRST, LAST, FULL = 2, 4, 1
+WANDB_HEADER = 7
+
+DAMAGE = (ValueError, IndexError, TypeError, AttributeError, RecursionError, struct.error)
+
+Fields = list[tuple[int, Any]]  # (number, value): int, or bytes as they stand
+
+
+class BinaryFollower:
+    """Reads what the files of a folder have grown by. pattern: their names."""
+
+    def __init__(self, folder: Path, kind: str, columns: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.pattern = {"tensorboard": "*tfevents*", "wandb": "*.wandb"}[kind]
+        self.frames: Callable[[bytes, int], Iterator[tuple[int, bytes]]]
+        self.frames = tensorboard_frames if kind == "tensorboard" else wandb_frames
+        self.record = event_record if kind == "tensorboard" else history_record
+        self.parser = JsonLines(columns)
+        self.offsets: dict[str, int] = {}
+
+    def read(self, final: bool = False) -> Iterator[Found]:
+        """What has come since the last call, file by file in the order of their names, which begin with the time."""
+        for path in sorted({path.resolve() for path in self.folder.rglob(self.pattern)}):
+            if path.is_file():
+                yield from self._read_file(path)
+
+    def _read_file(self, path: Path) -> Iterator[Found]:
+        name = os.path.relpath(path, self.folder.resolve())
+        start = self.offsets.get(name, 0)
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read()
+        for end, payload in self.frames(data, start):
+            self.offsets[name] = end
+            try:
+                record = self.record(payload)
+            except DAMAGE:  # another kind of record, or damage within one
+                continue
+            yield from self.parser.pick(record)
+
+    def mark(self) -> dict[str, Any]:
+        """Where it stands, to go on from there in another process."""
+        return {"offsets": self.offsets}
+
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Go on where another one stood; a mark that makes no sense is left alone."""
+        offsets = mark.get("offsets")
+        if isinstance(offsets, dict) and all(isinstance(offset, int) for offset in offsets.values()):
+            self.offsets = dict(offsets)
+
+
+def tensorboard_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """(offset after it, content) of every whole frame in `data`, which begins at offset `start` of the file."""
+    at = 0
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        end = at + 12 + length + 4
+        if length > LARGEST_FRAME or end > len(data):
+            return
+        yield start + end, data[at + 12 : end - 4]
+        at = end
+
+
+def wandb_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """The same for W&B's blocks."""
+    at, parts = (0, b"") if start else (WANDB_HEADER, b"")
+    while at < len(data):
+        left = BLOCK - (start + at) % BLOCK
+        if left < 7:  # too small for a header: padding
+            at += left
+            continue
+        if at + 7 > len(data):
+            return
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        end = at + 7 + length
+        if end > len(data):
+            return
+        parts = data[at + 7 : end] if kind in (FULL, FIRST) else parts + data[at + 7 : end]
+        if kind in (FULL, LAST):
+            yield start + end, parts
+        at = end
+
+
+def fields(data: bytes) -> Fields:
+    """The fields of a protocol buffer. Raises ValueError or IndexError where it is none."""
+    found: Fields = []
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            found.append((number, value))
+            continue
+        if wire == 2:
+            length, at = _varint(data, at)
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if at + length > len(data):
+            raise ValueError("cut off")
+        found.append((number, data[at : at + length]))
+        at += length
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("too long a number")
+
+
+def event_record(data: bytes) -> dict[str, Any]:
+    """TensorBoard's Event as {"step": n, tag: value, ...}: scalars, as simple values or as tensors of one number."""
+    record: dict[str, Any] = {"step": 0}
+    for number, value in fields(data):
+        if number == 2:
+            record["step"] = value
+        elif number == 5:
+            for _, summary in (pair for pair in fields(value) if pair[0] == 1):
+                parts = dict(fields(summary))
+                scalar = _float(parts[2]) if 2 in parts else _tensor(parts[8]) if 8 in parts else None
+                if 1 in parts and scalar is not None:
+                    record[parts[1].decode("utf-8", "replace")] = scalar
+    return record
+
+
+def _float(data: bytes) -> float:
+    return float(struct.unpack("<f" if len(data) == 4 else "<d", data)[0])
+
+
+def _tensor(data: bytes) -> float | None:
+    """The number in a TensorProto of one: tensor_content, float_val or double_val."""
+    parts = dict(fields(data))
+    content = parts.get(4) or parts.get(5) or parts.get(6)
+    return _float(content) if isinstance(content, bytes) and len(content) in (4, 8) else None
+
+
+def history_record(data: bytes) -> dict[str, Any]:
+    """W&B's HistoryRecord as {"_step": n, name: value, ...}. Raises ValueError for another kind of record."""
+    history = next((value for number, value in fields(data) if number == 2), None)
+    if not isinstance(history, bytes):
+        raise ValueError("no history")
+    record: dict[str, Any] = {}
+    for number, value in fields(history):
+        if number == 1:
+            item = fields(value)
+            nested = [part.decode("utf-8", "replace") for n, part in item if n == 2]
+            parts = dict(item)
+            name = parts[1].decode("utf-8", "replace") if 1 in parts else ".".join(nested)
+            record[name] = _item(parts)
+        elif number == 2:
+            record.setdefault("_step", dict(fields(value)).get(1, 0))
+    return record
+
+
+def _item(parts: Mapping[int, Any]) -> Any:
+    """The value of a HistoryItem: a number of its own, or JSON (all of it, in older versions)."""
+    if 5 in parts:
+        return parts[5]
+    if 6 in parts:
+        return _float(parts[6])
+    return json.loads(parts[16]) if 16 in parts else None

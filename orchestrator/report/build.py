@@ -1,0 +1,157 @@
+"""The report of a study: which features helped, by how much, and how sure that is.
+
+collect.py reads, analysis.py compares (statistics.py), plots.py decides what to draw, figures.py and svg.py draw it,
+wording.py and methods.py put it into words, document.py arranges it, page.py, markdown.py and tables.py write it, and
+output.py puts it on disk. The heavy imports wait until `build` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.study.metric import NLL, Measure
+from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
+
+FOLDER = "report"
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """A cell in the verdict table. value: its mean; effect and interval: against the baseline, in its unit."""
+
+    cell: str
+    done: int
+    total: int
+    value: float | None
+    effect: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    verdict: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, for the terminal, and the files written. p_value: corrected by Holm's method."""
+
+    name: str
+    rows: tuple[VerdictRow, ...]
+    notes: tuple[str, ...]
+    paths: tuple[Path, ...]
+    measure: Measure = NLL
+
+
+def build(
+    study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None, interactive: bool = False
+) -> Report:
+    """Write the report of a study into `study_dir/report/`.
+
+    states: run id -> state or (state, reason); a run not named counts as done if it left a summary, else as planned.
+    Raises UserError where `study_dir` holds no study, RunError where the report cannot be written.
+    """
+    from ablatrix.orchestrator.report import collect, output, wording
+    from ablatrix.orchestrator.report.analysis import analyse
+
+    study = collect.read_study(study_dir, states or {})
+    analysis = analyse(study)
+    paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
+    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths, analysis.measure)
+
+
+def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
+    """Every file of the report: name -> content, a pure function of the analysis."""
+    from ablatrix.orchestrator.report import document, figures, interactive, markdown, page, plots, tables
+
+    study = analysis.study
+    drawn = plots.build_figures(analysis)
+    sections = document.compose(analysis, drawn, interactive.data(analysis) if explorable else "")
+    scripts, css = (interactive.scripts(), interactive.style()) if explorable else ([], "")
+    title, subtitle = f"Ablation: {study.name}", document.subtitle(analysis)
+    files: dict[str, bytes | str] = {
+        "summary.csv": tables.summary(analysis),
+        "comparison.csv": tables.comparison(analysis),
+        "comparison.tex": tables.latex(analysis),
+        "report.md": markdown.render(title, subtitle, sections),
+        "report.html": page.render(title, subtitle, sections, scripts, css),
+    }
+    for figure in drawn:
+        for kind, content in figures.draw(figure).items():
+            files[f"{figure.name}.{kind}"] = content
+    return files
+
+
+def compare(
+    study_dirs: Sequence[Path],
+    states: Sequence[Mapping[str, str | tuple[str, str]]] | None = None,
+    folder: Path | None = None,
+) -> Report:
+    """Write a report of several studies side by side; each effect is within its own study.
+
+    states: as for `build`, one mapping a study. folder: where to write; default `compare-<names>` beside the first
+    study. The rows of the Report are named `cell · study`. Raises UserError and RunError as `build` does, and UserError
+    for fewer than two studies.
+    """
+    from ablatrix.orchestrator.report import collect, output, side_by_side
+    from ablatrix.orchestrator.report.analysis import analyse
+
+    if len(study_dirs) < 2:
+        raise UserError("side by side: give at least two studies")
+    given = states or [{}] * len(study_dirs)
+    analyses = [analyse(collect.read_study(d, s)) for d, s in zip(study_dirs, given, strict=True)]
+    if folder is None:
+        joined = "-".join(d.resolve().name for d in study_dirs)
+        folder = study_dirs[0].resolve().parent / f"compare-{joined}"[:120]
+    inputs = " ".join(a.study.digest for a in analyses)
+    paths = output.refresh(folder, inputs, lambda: _side_by_side(analyses))
+    names = side_by_side.label_studies(analyses)
+    rows = [
+        replace(row, cell=f"{row.cell} · {name}")
+        for name, a in zip(names, analyses, strict=True)
+        for row in verdict_rows(a)
+    ]
+    notes, measure = tuple(side_by_side.notes(analyses)), side_by_side.measure(analyses)
+    return Report(", ".join(names), tuple(rows), notes, paths, measure)
+
+
+def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
+    from ablatrix.orchestrator.report import figures, markdown, page, side_by_side
+
+    figure = side_by_side.forest(analyses)
+    sections = side_by_side.compose(analyses, figure)
+    title, subtitle = "Studies side by side", ", ".join(side_by_side.label_studies(analyses))
+    return {
+        "comparison.csv": side_by_side.comparison(analyses),
+        "report.md": markdown.render(title, subtitle, sections),
+        "report.html": page.render(title, subtitle, sections),
+        **{f"{figure.name}.{kind}": content for kind, content in figures.draw(figure).items()},
+    }
+
+
+def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
+    """The verdict table, a row a cell in the study's order."""
+    from ablatrix.orchestrator.report import wording
+
+    rows = []
+    for cell in analysis.cells.values():
+        effect = cell.effect
+        known = effect is not None and effect.low is not None and effect.high is not None
+        rows.append(
+            VerdictRow(
+                cell=cell.name,
+                done=cell.done,
+                total=len(cell.runs),
+                value=cell.mean,
+                effect=effect.mean if effect else None,
+                interval=(effect.low, effect.high) if known else None,  # type: ignore[union-attr, arg-type]
+                p_value=cell.p_holm,
+                verdict=wording.verdict(cell, analysis),
+                sentence=wording.sentence(cell, analysis),
+            )
+        )
+    return rows

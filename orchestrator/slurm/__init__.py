@@ -1,0 +1,1 @@
+"""Everything that talks to Slurm: its commands, the launchers, the limits of a site."""

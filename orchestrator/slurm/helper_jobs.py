@@ -1,0 +1,124 @@
+"""A study's small jobs that train nothing: the report behind its runs, and the follow-up that queues the next wave.
+
+They are found in the queue by a token made from the study's folder: there is one of each per study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from ablatrix.orchestrator.slurm import commands, sbatch
+from ablatrix.orchestrator.slurm.job_preamble import preamble
+from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study.sbatch_options import mebibytes, minutes
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.program import program
+from ablatrix.trainer.rundir.safe_open import PRIVATE
+
+REPORT, FOLLOW_UP = "report", "next"
+PURPOSES = {
+    REPORT: "The study's report, once all its runs have ended.",
+    FOLLOW_UP: "Queues the study's next runs, once there is room for them.",
+}
+# Of the runs' own options; the rest (GPUs, nodes, memory, features) is what these jobs must not ask for
+KEPT = ("partition", "account", "qos", "reservation", "wckey", "clusters", "exclude", "mail-type", "mail-user")
+MOST_MINUTES = 30
+MOST_MEMORY = 2048  # MiB
+
+Queue = Mapping[str, commands.Job]
+
+
+def token(study: Study, kind: str) -> str:
+    """The token of a study's jobs of one kind."""
+    return hashlib.sha256(f"{kind}\0{study.folder.resolve()}".encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def script(batch: Batch, kind: str) -> str:
+    """The script of a helper job, with the environment and the setup lines that the runs have."""
+    module = {REPORT: ["orchestrator", "report"], FOLLOW_UP: ["ablatrix.orchestrator.submit.waves"]}[kind]
+    command = [sys.executable, "-P", "-m", *module, str(batch.study.folder)]
+    return sbatch.render(
+        "helper.sbatch.j2",
+        purpose=PURPOSES[kind],
+        job_name=f"{batch.study.name}-{kind}",
+        logs=sbatch.log_path(batch.study, f"{kind}-%j.out"),
+        directives=sbatch.directives(sbatch.job_marks(batch, token(batch.study, kind)) | options(batch.settings)),
+        preamble=preamble(batch),
+        command=shlex.join(command),
+    )
+
+
+def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
+    """One core and little memory, where and on whose account the runs are; `slurm.helper_jobs` may say otherwise."""
+    given = sbatch.sbatch_options(settings)
+    small: dict[str, str | int | bool] = {name: given[name] for name in KEPT if name in given}
+    small |= {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "time": min(MOST_MINUTES, minutes(settings.time))}
+    if any(name.startswith("mem") for name in given):  # a site that does not count memory may refuse the option
+        size = mebibytes(str(given.get("mem", ""))) or MOST_MEMORY
+        small["mem"] = f"{min(MOST_MEMORY, max(1, int(size)))}M"
+    return small | settings.helper_jobs
+
+
+def queue(batch: Batch, kind: str, dependency: str) -> str:
+    """Queue a helper job in place of the study's waiting one of its kind, and return its id.
+
+    Raises ControllerError or OSError.
+    """
+    cancel(batch.study, [kind])
+    path = batch.study.folder / study_dir.LOGS / f"{token(batch.study, kind)}-{kind}.sbatch"
+    run_files.atomic_write(path, script(batch, kind), durable=False, mode=PRIVATE)
+    candidates = sbatch.call_sbatch(path, dependency)
+    try:
+        queued = find(batch.study, kind)
+    except commands.ControllerError:
+        queued = []
+    return next((job for job in candidates if job in queued), queued[-1] if queued else candidates[0])
+
+
+def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
+    """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
+    try:
+        job = queue(batch, REPORT, "afterany:" + ":".join(arrays))
+    except (commands.ControllerError, OSError) as error:
+        return (
+            f"no report job ({error}); when the runs have ended, run `{program()} report "
+            f"{shlex.quote(str(batch.study.folder))}`, or set slurm.helper_jobs, such as {{partition: cpu}}"
+        )
+    return f"queued the report behind them as job {job}"
+
+
+def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
+    """Ids of the study's jobs of this kind that wait or run, oldest first. Raises ControllerError.
+
+    jobs: the queue, where it has just been read.
+    """
+    found = (commands.queue() if jobs is None else jobs).values()
+    wanted = token(study, kind)
+    return sorted((job.id for job in found if job.token == wanted and job.alive and job.id.isdigit()), key=int)
+
+
+def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bool = False) -> list[str]:
+    """Cancel the study's waiting helper jobs, with `running` all of them, and return their ids.
+
+    Raises ControllerError.
+    """
+    jobs = commands.queue()
+    ids = [job for kind in kinds for job in find(study, kind, jobs) if running or jobs[job].state in commands.PENDING]
+    if ids:
+        commands.cancel(ids)
+    return ids
+
+
+def describe(study: Study, jobs: Queue | None) -> list[str]:
+    """A line for the report job, where the queue shows one."""
+    lines = []
+    for job in find(study, REPORT, jobs) if jobs else []:
+        state = jobs[job].state if jobs else ""
+        lines.append(f"report: job {job} " + ("runs" if state in commands.RUNNING else "waits for the runs to end"))
+    return lines

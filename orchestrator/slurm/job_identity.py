@@ -1,0 +1,59 @@
+"""Which job in Slurm's queue is ours: the one that carries our token, whatever number sbatch has printed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from ablatrix.orchestrator.slurm import commands
+
+LOOKS = (0.0, 2.0, 5.0)  # seconds between looks into the queue for a job whose answer was lost
+
+
+class AmbiguousAnswerError(commands.NoAnswerError):
+    """sbatch printed several numbers, and the queue does not show which of them is the job."""
+
+
+def identify(token: str, candidates: Sequence[str]) -> str:
+    """Base id of the job with this token.
+
+    Where the queue shows no token (it is silent, or the site removes every mark), the only number in sbatch's answer is
+    taken; status looks for the token again. Raises AmbiguousAnswerError where there are several numbers.
+    """
+    found = find_job(token, LOOKS if len(candidates) > 1 else LOOKS[:1], candidates)
+    if not found and len(candidates) > 1:
+        raise AmbiguousAnswerError(f"sbatch printed several numbers ({', '.join(candidates)})")
+    return found or candidates[0]
+
+
+def find_job(token: str, looks: Sequence[float], candidates: Sequence[str] = ()) -> str:
+    """Base id of the job in the queue with this token, '' for none. Looks again after these pauses (seconds)."""
+    for pause in looks:
+        time.sleep(pause)
+        with contextlib.suppress(commands.ControllerError):
+            jobs = _jobs_with(token)
+            if jobs:
+                return _cancel_twins(jobs, candidates)
+    return ""
+
+
+def _cancel_twins(jobs: Sequence[commands.Job], candidates: Sequence[str]) -> str:
+    """sbatch may be repeated on its way to the controller: of the jobs with one token keep one, and return its base id.
+
+    Only those that wait are cancelled. One that runs may have the runs already; the other then leaves by itself.
+    """
+    bases = list(dict.fromkeys(job.base for job in jobs))
+    kept = next((base for base in candidates if base in bases), bases[0])
+    twins = {job.base for job in jobs if job.base != kept and job.state in commands.PENDING}
+    twins -= {job.base for job in jobs if job.state in commands.RUNNING}
+    if twins:
+        with contextlib.suppress(commands.ControllerError):  # one that stays finds its runs taken when it starts
+            commands.cancel(twins)
+    return kept
+
+
+def _jobs_with(token: str) -> list[commands.Job]:
+    """The jobs in the queue with this token, those that have just ended included; the lowest id first."""
+    jobs = [job for job in commands.queue().values() if job.token == token and job.base.isdigit()]
+    return sorted(jobs, key=lambda job: int(job.base))

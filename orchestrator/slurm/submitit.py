@@ -1,0 +1,83 @@
+"""submitit's AutoExecutor, used to submit only: the truth about the runs comes from their folders and from squeue."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Any
+
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm.job_preamble import preamble
+from ablatrix.orchestrator.slurm.launchers import Batch, check_folder
+from ablatrix.orchestrator.slurm.sbatch import job_options, srun_options
+from ablatrix.orchestrator.store.study_dir import LOGS
+from ablatrix.orchestrator.study.sbatch_options import minutes
+from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.safe_open import make_private_folder
+
+
+class SubmititLauncher:
+    """One array per batch through submitit."""
+
+    name = "submitit"
+
+    def launch(self, batch: Batch) -> list[str]:
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        executor = self._executor(batch)
+        # It holds pickles that a job will load and scripts with the study's setup: for nobody else's eyes or files
+        make_private_folder(batch.study.folder / LOGS / "submitit")
+        make_private_folder(batch.study.folder / LOGS / "submitit" / batch.token)
+        try:
+            with commands.own_environment(), executor.batch():
+                # The job becomes our task: submitit's signal handling and result pickle are out of the way, and what
+                # is pickled are strings and a function of the standard library, so nothing of ours is unpickled.
+                jobs = [executor.submit(os.execv, sys.executable, command) for command in batch.commands()]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            words = " ".join(str(error).split())
+            kind = (
+                commands.NoAnswerError
+                if any(known in words for known in commands.NO_ANSWER)
+                else commands.ControllerError
+            )
+            raise kind(words) from None
+        return [jobs[0].job_id.partition("_")[0]]
+
+    def script(self, batch: Batch) -> str:
+        executor = self._executor(batch)
+        inner = executor._executor
+        if len(batch.jobs) > 1:
+            inner.parameters["map_count"] = len(batch.jobs)
+        return str(inner._make_submission_file_text(inner._submitit_command_str, batch.token))
+
+    def _executor(self, batch: Batch) -> Any:
+        import submitit
+
+        # %j, not %A_%a: with the latter submitit raises after sbatch and the array is an orphan
+        check_folder(batch.study.folder, self.name)  # refuses paths that submitit would put into its script as commands
+        # the token in the path of the script is our mark on the job where a site overwrites its comment
+        folder = (batch.study.folder / LOGS / "submitit").resolve() / batch.token / "%j"
+        try:
+            # -P, as for all that jobs start: a random.py in the working folder must not stand for Python's
+            python = shlex.join([sys.executable, "-P"])
+            executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=python)
+        except RuntimeError as error:
+            raise UserError(f"launcher submitit: {error}; use --launcher local") from None
+        settings = batch.settings
+        after = {"dependency": batch.dependency} if batch.dependency else {}
+        parameters = {
+            "name": batch.study.name,
+            "timeout_min": minutes(settings.time),
+            "slurm_nodes": settings.nodes,
+            "slurm_ntasks_per_node": 1,
+            "slurm_signal_delay_s": settings.signal_seconds,
+            "slurm_array_parallelism": settings.max_parallel or len(batch.jobs),
+            "slurm_setup": preamble(batch),
+            "slurm_srun_args": srun_options(settings),
+            "slurm_stderr_to_stdout": True,
+            "slurm_additional_parameters": job_options(batch) | after,
+        }
+        executor.update_parameters(**parameters)
+        executor._executor.parameters["wckey"] = None  # submitit's own, which a site that checks wckeys refuses
+        return executor

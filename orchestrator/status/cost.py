@@ -1,0 +1,74 @@
+"""What a study will cost: runs and tokens from the plan, hours from the speed that a smoke test measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from ablatrix.orchestrator.store import run_progress
+from ablatrix.orchestrator.study import run_config
+from ablatrix.orchestrator.study.experiment import Experiment
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
+
+SMOKE = "smoke"  # the study of the smoke test, in the study's folder
+
+
+def tokens(run: Run) -> int | None:
+    """Training tokens of a run, None where they are not known."""
+    return run_config.tokens(run.config)
+
+
+def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
+    """Cell -> GPU-hours of one of its runs (node-hours where it asks for no GPU), for the cells smoke-tested.
+
+    The median time per step of the smoke test, its first step left out, times the steps of the run; start-up and
+    evaluations are not in it.
+    """
+    seconds = {cell: _seconds_per_step(folder / SMOKE, cell) for cell in dict.fromkeys(run.cell for run in runs)}
+    settings = experiment.slurm
+    share = settings.nodes * max(1, settings.gpu_count) / settings.runs_per_job
+    return {
+        run.cell: step * steps * share / 3600
+        for run in runs
+        if (step := seconds[run.cell]) is not None and (steps := run_config.steps(run.config))
+    }
+
+
+def _seconds_per_step(smoke: Path, cell: str) -> float | None:
+    found = []
+    for folder in smoke.glob(f"{cell}-seed*"):
+        rows = run_files.our_rows(run_files.read_text(folder / run_files.LOSS))
+        times = [run_files.number(row[run_files.COLUMNS.index("dt")]) for row in rows]
+        found += [time for time in times[1:] or times if time is not None and 0 < time < run_progress.LONGEST_STEP]
+    return median(found) if found else None
+
+
+def check(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
+    """Raises UserError where the runs would cost more than the experiment's `budget`; says nothing while unknown."""
+    hours = hours_per_run(folder, runs, experiment)
+    if experiment.budget is None or len(hours) < len({run.cell for run in runs}):
+        return
+    total = sum(hours[run.cell] for run in runs)
+    if total > experiment.budget:
+        raise UserError(
+            f"budget: {len(runs)} runs will take about {total:.3g} GPU-hours, the budget is {experiment.budget:g}; "
+            "take fewer runs or steps, or give --over-budget"
+        )
+
+
+def summary(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
+    """`21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
+    each = [tokens(run) for run in runs]
+    text = f"{len(runs)} runs"
+    text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
+    hours = hours_per_run(folder, runs, experiment)
+    unit = "GPU-hours" if experiment.slurm.gpu_count else "node-hours"
+    if len(hours) == len({run.cell for run in runs}):
+        text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit}"
+        text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""
+    else:
+        text += f"; hours are known after `submit --smoke N` ({len(hours)} cells measured so far)"
+    return text

@@ -1,0 +1,1 @@
+"""Studies on disk: the study's folder, the code snapshot, submission attempts, logs."""

@@ -1,0 +1,67 @@
+"""How far a run is: step, losses and speed, from the last whole rows of its loss.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.status import diagnosis
+from ablatrix.trainer.rundir import run_files
+
+LONGEST_STEP = 1e7  # seconds; no step takes months
+LAST_ROWS = 12  # that are read first: they usually hold an evaluation
+
+
+def read(run_dir: Path, max_iters: int) -> dict[str, Any]:
+    """Return iter, loss, val_loss, compared, tokens_per_s and seconds_left; {} before the first row.
+
+    compared: the newest value of a command's own metric.
+    """
+    names, rows = _last_rows(run_dir / run_files.LOSS)
+    if not rows:
+        return {}
+    last = dict(zip(names, rows[-1], strict=False))
+    step, dt, tokens = int(last["iter"]), _number(last.get("dt")), _number(last.get("tokens"))
+    timed = dt is not None and 0 < dt < LONGEST_STEP
+    return {
+        "iter": step,
+        "loss": _number(last.get("loss")),
+        "val_loss": _last_value(names, rows, "val_loss"),
+        "compared": _last_value(names, rows, _own_column(names)),
+        "tokens_per_s": tokens / step / dt if timed and tokens and dt and step else None,
+        "seconds_left": max(0, max_iters - step) * dt if timed and dt and max_iters else None,
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return run_files.number(text) if text else None
+
+
+def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
+    """Column names and the last whole rows of a loss.csv, as many of them as it takes to see an evaluation."""
+    try:
+        with run_files.opened(path) as file:
+            header = file.readline(diagnosis.TAIL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return (), []
+    names = header.strip().split(",")
+    tail = diagnosis.tail_text(path)
+    lines = tail[tail.find("\n") + 1 :].splitlines(keepends=True)  # the first line is the header, or was cut
+    rows = run_files.whole_rows(header + "".join(lines[-LAST_ROWS:]))
+    columns = {"val_loss", _own_column(names)} & set(names)
+    if len(lines) > LAST_ROWS and any(_last_value(names, rows, column) is None for column in columns):
+        rows = run_files.whole_rows(header + "".join(lines))
+    return names, rows
+
+
+def _own_column(names: Sequence[str]) -> str:
+    """The column of a command's own metric, '' where there is none."""
+    return next((name for name in names if name not in run_files.COLUMNS), "")
+
+
+def _last_value(names: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> float | None:
+    if name not in names:
+        return None
+    column = names.index(name)
+    return next((value for row in reversed(rows) if (value := _number(row[column])) is not None), None)

@@ -1,0 +1,150 @@
+"""Who may queue a run: attempts are claimed by mkdir, which has one winner on every file system.
+
+`<run>/.queue/<attempt>/` belongs to the submit that created it. `claim.json` in it names the token in the job's
+comment, by which a job whose sbatch answer was lost is found again, and the run's index in the array. `job` holds the
+id of the job that runs the attempt: a second job of the same submission finds it taken and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ablatrix.orchestrator.store import shared_fs
+from ablatrix.orchestrator.study import env_settings
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.safe_open import create, make_folder, owner_name
+
+FOLDER = run_files.QUEUE
+# A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
+VOID_AFTER = env_settings.seconds("ABLATRIX_CLAIM_SECONDS", 180.0)
+
+FOLLOW_SECONDS = 300.0  # within which the first node of a job must have begun
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at queueing a run."""
+
+    attempt: int
+    token: str = ""
+    index: int = 0  # of the run in the submission's array
+    tasks: int = 1  # of that array; 1: a plain job
+
+
+def new_token() -> str:
+    """64 random bits as hex: a name for one sbatch call."""
+    return secrets.token_hex(8)
+
+
+def newest(run_dir: Path) -> int:
+    """Number of the newest attempt, 0 before the first."""
+    try:
+        names = os.listdir(run_dir / FOLDER)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return max((int(name) for name in names if run_files.is_step(name)), default=0)
+
+
+def take(run_dir: Path, attempt: int) -> bool:
+    """Claim this attempt; False when somebody else has it. Raises OSError where the folder cannot be written."""
+    make_folder(run_dir / FOLDER)
+    try:
+        (run_dir / FOLDER / str(attempt)).mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def describe(run_dir: Path, claim: Claim) -> None:
+    """Write claim.json, before the job is submitted."""
+    path = run_dir / FOLDER / str(claim.attempt) / "claim.json"
+    by = f"on {socket.gethostname()}, process {os.getpid()},"
+    run_files.atomic_write(path, json.dumps({**asdict(claim), "by": by}), durable=False)
+
+
+def read(run_dir: Path, attempt: int) -> Claim:
+    """What is known of a claim; only its number while its owner has not described it yet."""
+    record = run_files.read_json(run_dir / FOLDER / str(attempt) / "claim.json") or {}
+    token, index, tasks = (record.get(name) for name in ("token", "index", "tasks"))
+    if not isinstance(token, str) or not all(type(n) is int and 0 <= n < 2**32 for n in (index, tasks)):
+        return Claim(attempt)
+    return Claim(attempt, token, index, tasks)  # type: ignore[arg-type]
+
+
+def describe_owner(run_dir: Path, attempt: int) -> str:
+    """Who has claimed this attempt, where and when, as far as it is known."""
+    folder = run_dir / FOLDER / str(attempt)
+    record = run_files.read_json(folder / "claim.json") or {}
+    words = [owner_name(folder), str(record.get("by", ""))]
+    with contextlib.suppress(OSError):
+        words.append(time.strftime("at %H:%M:%S", time.localtime(folder.stat().st_mtime)))
+    return " ".join(filter(None, words))
+
+
+def is_void(run_dir: Path, attempt: int) -> bool:
+    """Is this claim so old that its sbatch must have ended? Both times are the file server's, not this machine's."""
+    try:
+        return shared_fs.age(run_dir / FOLDER / str(attempt), run_dir / FOLDER) > VOID_AFTER
+    except FileNotFoundError:  # removed meanwhile
+        return True
+
+
+def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
+    """Called by the job: None when it may run the attempt, else why not.
+
+    A requeued job finds its own id and goes on; a second job of the same attempt, or one whose attempt was given up
+    and claimed anew, must leave. Raises OSError where the folder cannot be written.
+    """
+    if newest(run_dir) > attempt:
+        return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
+    path = run_dir / FOLDER / str(attempt) / "job"
+    make_folder(run_dir, parents=True)
+    make_folder(run_dir / FOLDER)
+    make_folder(path.parent)
+    temporary = path.with_name(f".job.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        create(temporary, job_id)
+        os.link(temporary, path)  # like mkdir it has one winner, and the winner's file is whole
+    except FileExistsError:
+        owner = run_files.read_text(path)
+        return None if owner == job_id else f"job {owner} runs attempt {attempt} already"
+    finally:
+        temporary.unlink(missing_ok=True)
+    return None
+
+
+def follow(run_dir: Path, attempt: int, job_id: str, seconds: float = FOLLOW_SECONDS) -> str | None:
+    """`start` on a job's further nodes: None once the first one has the attempt, else why it has not."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if newest(run_dir) > attempt:  # lists the folder, which makes an NFS client ask the server
+            return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
+        owner = run_files.read_text(run_dir / FOLDER / str(attempt) / "job")
+        if owner == job_id:
+            return None
+        if owner:
+            return f"job {owner} runs attempt {attempt} already"
+        if time.monotonic() > deadline:
+            return f"the job's first node has not begun within {seconds:.0f} s"
+        time.sleep(0.2)
+
+
+def unseen(run_dir: Path, attempt: int) -> bool:
+    """May the job of this attempt, which has left the queue, have written what is not seen here yet?
+
+    Counted from when somebody first found it gone, anew whenever something is seen to be written.
+    """
+    delay = shared_fs.delay(run_dir)
+    return not shared_fs.waited(run_dir / FOLDER / f".gone-{attempt}", run_dir / run_files.EVENTS, delay)
+
+
+def has_started(run_dir: Path, attempt: int) -> bool:
+    """Has a job begun this attempt?"""
+    return (run_dir / FOLDER / str(attempt) / "job").exists()

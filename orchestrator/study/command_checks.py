@@ -1,0 +1,179 @@
+"""What is wrong with an experiment whose runs are a command, said before anything is created."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ablatrix.orchestrator.job import metric_series
+from ablatrix.orchestrator.study import command_template
+from ablatrix.orchestrator.study.command_settings import OWN_KEYS
+from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
+from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Experiment, Loaded
+
+# Files of the run folder that only we write
+OURS = (run_files.CONFIG, run_files.ARGS, run_files.LOSS, run_files.SUMMARY, run_files.PROVENANCE, run_files.EVENTS)
+
+
+def setting_problems(blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> list[str]:
+    """Names and values that cannot be passed to a command, and features that set nothing."""
+    problems = []
+    for path, overrides in blocks:
+        name = ".".join(path)
+        if not isinstance(overrides, dict):
+            problems.append(f"{tree.position(path)}: {name}: must be settings such as `learning_rate: 1e-3`")
+            continue
+        if path[0] == "features" and not overrides:
+            problems.append(f"{tree.position(path)}: {name}: overrides nothing; name what the feature switches on")
+        for key, value in overrides.items():
+            problem = command_template.key_problem(key) or command_template.value_problem(value)
+            if problem:
+                problems.append(f"{tree.position((*path, key))}: {name}.{key}: {problem}")
+    return problems
+
+
+def problems(loaded: Loaded) -> Iterator[str]:
+    """Keys that belong to a command without one; placeholders that are unknown; settings that never reach it."""
+    experiment = loaded.experiment
+    if experiment.command is None:
+        for key in OWN_KEYS:
+            if (key,) in loaded.tree.where:
+                yield f"{loaded.at(key)}{key}: means nothing without `command:`"
+        return
+    found = [f"{loaded.at(place)}{place}: {told}" for place, told in _texts(experiment)]
+    yield from found
+    if not found:
+        yield from _unreached(loaded)
+        yield from _unwritable(loaded)
+        yield from _unseeded(loaded)
+    yield from _rest(loaded)
+
+
+def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """(key, problem) of every text that holds placeholders."""
+    known = [*experiment.base, *command_template.PLACES, command_template.FLAGS]
+    switched = {key for group in experiment.levels() for level in group for key in level.overrides}
+    for place, words in _parts(experiment).items():
+        if place in ("command", "resume_command"):
+            for problem in command_template.word_problems(words):
+                yield place, problem
+        for name in dict.fromkeys(name for word in words for name in command_template.names_or_none(word)):
+            if name == command_template.FLAGS and place not in ("command", "resume_command"):
+                yield place, "{flags} belongs into `command`"
+            elif name not in known and name in switched:
+                yield place, f"{{{name}}}: only some features set it; give it a value under base as well"
+            elif name not in known:
+                yield place, f"{{{name}}}: no such setting{nearest(name, known)}; settings: {', '.join(known)}"
+        for word in words:
+            try:
+                command_template.names(word)
+            except ValueError as error:
+                if place not in ("command", "resume_command"):
+                    yield place, str(error)
+            problem = command_template.value_problem(word)
+            if problem:
+                yield place, problem
+
+
+def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Key -> the texts under it that may hold placeholders."""
+    metrics = experiment.metrics
+    told = (metrics.path, metrics.steps, metrics.tokens_per_step) if metrics else ()
+    return {
+        "command": tuple(experiment.command or ()),
+        "resume_command": tuple(experiment.resume_command or ()),
+        "checkpoint": (experiment.checkpoint,) if experiment.checkpoint else (),
+        "env": tuple(experiment.env.values()),
+        "workdir": (experiment.workdir,),
+        "metrics": tuple(text for text in told if isinstance(text, str)),
+    }
+
+
+def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
+    """(place in the file, key, value) of every setting."""
+    levels = [level for group in loaded.experiment.levels() for level in group]
+    found: list[tuple[KeyPath, str, Any]] = [(("base", k), k, value) for k, value in loaded.experiment.base.items()]
+    found += [((*level.path, key), key, value) for level in levels for key, value in level.overrides.items()]
+    return found + [(("base", key), key, value) for key, value in loaded.forced.items()]
+
+
+def _unreached(loaded: Loaded) -> Iterator[str]:
+    """Settings that would change nothing, because no word of the command holds them."""
+    style, parts = loaded.experiment.flags.style, _parts(loaded.experiment)
+    if style == "in-process":
+        return
+    if style == "config-file" and not _named(parts, "command", "config_file"):
+        yield f"{loaded.at('command')}command: does not hold {{config_file}}, which `flags: config-file` writes"
+        return
+    for line in ("command", "resume_command"):
+        if not parts[line] or style == "config-file" or _named(parts, line, command_template.FLAGS):
+            continue
+        consequence = "" if line == "command" else " (a resumed run would go on without it)"
+        for path, key, _ in _settings(loaded):
+            if not _named(parts, line, key):
+                yield (
+                    f"{loaded.at(*path)}{'.'.join(path)}: never reaches the command: put {{{key}}} or {{flags}} into "
+                    f"`{line}`{consequence}"
+                )
+
+
+def _unwritable(loaded: Loaded) -> Iterator[str]:
+    """Settings that cannot be written as flags of the chosen style, and those that are written alike."""
+    flags, parts = loaded.experiment.flags, _parts(loaded.experiment)
+    lines = [line for line in ("command", "resume_command") if _named(parts, line, command_template.FLAGS)]
+    written = [entry for entry in _settings(loaded) if not all(_named(parts, line, entry[1]) for line in lines)]
+    for path, key, value in written:
+        problem = command_template.flag_problem(key, value, flags)
+        if problem:
+            yield f"{loaded.at(*path)}{'.'.join(path)}: {problem}"
+    for key, other in command_template.clashes(dict.fromkeys(key for _, key, _ in _settings(loaded)), flags.style):
+        yield f"{loaded.at('flags')}flags: with {flags.style!r}, {key} and {other} are one and the same flag"
+
+
+def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
+    """Does a command line, or what every command gets, hold this placeholder?"""
+    texts = (*parts[line], *parts["env"], *parts["workdir"])
+    return any(name in command_template.names_or_none(text) for text in texts)
+
+
+def _unseeded(loaded: Loaded) -> Iterator[str]:
+    """Several seeds, and the command does not know of them: its runs would be copies of each other."""
+    experiment = loaded.experiment
+    if experiment.flags.style == "in-process" or len(experiment.seed_list) < 2:
+        return
+    if not _named(_parts(experiment), "command", "seed"):
+        yield f"{loaded.at('seeds')}seeds: never reach the command, so all runs of a cell would be the same: put " + (
+            "{seed} into `command`, or give one seed"
+        )
+
+
+def _rest(loaded: Loaded) -> Iterator[str]:
+    """Files that are ours, and what goes only with something else."""
+    experiment, metrics = loaded.experiment, loaded.experiment.metrics
+    if metrics and not metrics.path.startswith(("/", "~")):
+        name = os.path.normpath(metrics.path.removeprefix("{run_dir}/"))
+        if name in OURS:
+            yield (
+                f"{loaded.at('metrics')}metrics: {name} is written by Ablatrix in every run's folder; let the command "
+                f"write to {{run_dir}}/files/{name}"
+            )
+    for name, count in (("nodes", experiment.slurm.nodes), ("processes_per_node", experiment.slurm.processes_per_node)):
+        if (count or 1) > 1:
+            yield (
+                f"{loaded.at('slurm', name)}slurm.{name}: a command is started once, on one node; leave it out, "
+                "and let the command itself start its processes (torchrun)"
+            )
+    if metrics and metrics.path == metric_series.HELPER_METRICS and experiment.flags.style != "in-process":
+        yield f"{loaded.at('metrics')}metrics: name one source: csv, jsonl, regex, tensorboard or wandb"
+    if metrics is None and experiment.flags.style != "in-process":
+        yield (
+            f"{loaded.at('command')}metrics: missing; say where the losses are (csv, jsonl, or regex over the output), "
+            "or set `flags: in-process` for a script that uses ablatrix_run"
+        )
+    if experiment.checkpoint and not experiment.resume_command:
+        yield f"{loaded.at('checkpoint')}checkpoint: means nothing without `resume_command:`"

@@ -1,0 +1,157 @@
+"""The configuration of a run that is a command: free settings, and the command they are filled into."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.job.metric_sources import are_labelled
+from ablatrix.orchestrator.study import command_template, dotted
+from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
+from ablatrix.orchestrator.study.command_settings import CommandKeys, Flags, Metrics
+from ablatrix.orchestrator.study.metric import COMMAND, Measure
+from ablatrix.trainer.config.paths import expand_path
+from ablatrix.trainer.rundir import run_files
+
+SETTINGS = "settings"  # in config.json
+
+
+@dataclass(frozen=True)
+class CommandConfig:
+    """What RunConfig is to our trainer: one resolved run. settings: dotted key -> value."""
+
+    settings: dict[str, Any]
+    keys: CommandKeys
+    seed: int = 0
+    info: dict[str, str] = field(default_factory=dict)  # what the study is about
+    stop_after: int = 0  # a smoke test ends at this step; 0: never
+
+    def fingerprint(self) -> str:
+        """First 8 hex digits of the SHA-256 of what decides the result: the command with its values, not its places."""
+        style = self.keys.flags.style
+        told = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
+        seed = self.seed if style == "in-process" else None  # else it is in the command, or the command ignores it
+        run = replace(self, settings={key: command_template.decisive(value) for key, value in self.settings.items()})
+        values = run._values({name: f"{{{name}}}" for name in command_template.PLACES if name != "seed"})
+        decisive = [run._render(self.keys.command or (), values), self._environment(values), self.keys.workdir]
+        text = json.dumps([*decisive, told, seed], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def with_seed(self, seed: int) -> CommandConfig:
+        return replace(self, seed=seed)
+
+    def shortened(self, steps: int) -> CommandConfig:
+        """The same run, ended after some steps."""
+        return replace(self, stop_after=steps)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole run, where `metrics.steps` says so."""
+        return _whole(self._number(self.keys.metrics.steps if self.keys.metrics else None))
+
+    @property
+    def tokens(self) -> int | None:
+        """Training tokens of the whole run, where they are known."""
+        per_step = self._number(self.keys.metrics.tokens_per_step if self.keys.metrics else None)
+        return _whole(per_step * self.steps) if per_step and self.steps else None
+
+    def files(self, folder: Path, cell: str) -> dict[str, str]:
+        """What the run's folder must hold: name -> content."""
+        spec = self.spec(folder.absolute(), cell)
+        settings = json.dumps(dotted.nest(self.settings), indent=1, ensure_ascii=False) + "\n"
+        return {SPEC: json.dumps(spec, indent=1) + "\n", CONFIG_FILE: settings, run_files.CONFIG: self.to_json()}
+
+    def to_json(self) -> str:
+        """config.json's text: what was asked for."""
+        flags = self.keys.flags
+        record = {
+            "command": list(self.keys.command or ()),
+            "resume_command": list(self.keys.resume_command) if self.keys.resume_command else None,
+            "flags": flags.style if flags == Flags(style=flags.style) else flags.model_dump(),
+            "env": self.keys.env,
+            "workdir": self.keys.workdir,
+            "seed": self.seed,
+            SETTINGS: dotted.nest(self.settings),
+        }
+        return json.dumps(record, indent=2) + "\n"
+
+    def spec(self, folder: Path, cell: str) -> dict[str, Any]:
+        """What the job starts, every placeholder filled, and how it reads the numbers. folder: absolute."""
+        places = {
+            "run_dir": str(folder),
+            "study_dir": str(folder.parent),
+            "run_id": folder.name,
+            "cell": cell,
+            "config_file": str(folder / CONFIG_FILE),
+            "python": sys.executable,
+        }
+        values = self._values(places)
+        resume = self.keys.resume_command
+        return {
+            "command": self._render(self.keys.command or (), values),
+            "resume_command": self._render(resume, values) if resume else None,
+            "checkpoint": _placed(self.keys.checkpoint, values, folder) if self.keys.checkpoint else None,
+            "env": self._environment(values),
+            "workdir": os.path.abspath(expand_path(command_template.fill(self.keys.workdir, values))),
+            # ablatrix_run listens, and the script with it
+            "on_signal": "TERM" if self.keys.flags.style == "in-process" else self.keys.on_signal,
+            "metrics": self._source(values, folder),
+            "steps": self.steps,
+            "tokens_per_step": self._number(self.keys.metrics.tokens_per_step if self.keys.metrics else None),
+            "stop_after": self.stop_after,
+            "seed": self.seed,
+            "settings": self.settings,
+            "fingerprint": self.fingerprint(),
+            "config": self.to_json(),
+        }
+
+    def _values(self, places: dict[str, str]) -> dict[str, str]:
+        settings = {key: command_template.text(value, self.keys.flags.style) for key, value in self.settings.items()}
+        return settings | places | {"seed": str(self.seed)}
+
+    def _render(self, words: Sequence[str], values: dict[str, str]) -> list[str]:
+        in_env = {name for word in self.keys.env.values() for name in command_template.names(word)}
+        return command_template.render(words, values, self.settings, self.keys.flags, in_env)
+
+    def _environment(self, values: dict[str, str]) -> dict[str, str]:
+        return {name: command_template.fill(value, values) for name, value in self.keys.env.items()}
+
+    def _source(self, values: dict[str, str], folder: Path) -> dict[str, Any]:
+        metrics = self.keys.metrics or Metrics.model_construct()
+        return {
+            "kind": metrics.kind,
+            "path": _placed(metrics.path, values, folder),
+            "columns": metrics.source_columns,
+            "patterns": metrics.regex or [],
+            "labelled": are_labelled(self.keys.command or ()),
+            "compare": metrics.compare,
+        }
+
+    @property
+    def measure(self) -> Measure:
+        """What the runs are compared by."""
+        return self.keys.metrics.measure if self.keys.metrics else COMMAND
+
+    def _number(self, told: float | str | None) -> float | None:
+        """A number of `metrics`, which may be a placeholder such as {max_iters}."""
+        if not isinstance(told, str):
+            return told
+        try:
+            return float(command_template.fill(told, self._values({})))
+        except (ValueError, KeyError):
+            return None
+
+
+def _whole(value: float | None) -> int | None:
+    return int(value) if value is not None and value >= 1 else None
+
+
+def _placed(path: str, values: dict[str, str], folder: Path) -> str:
+    """A path with its placeholders filled; a relative one is in the run's folder."""
+    return str(folder / expand_path(command_template.fill(path, values)))

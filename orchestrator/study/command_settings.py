@@ -1,0 +1,217 @@
+"""What an experiment file says about a command: `command:` and the keys that go with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from ablatrix.orchestrator.job import metric_series
+from ablatrix.orchestrator.study import command_template
+from ablatrix.orchestrator.study.metric import COMMAND, Measure
+from ablatrix.trainer.config.paths import expand_path
+from ablatrix.trainer.config.suggestions import nearest
+
+KINDS = ("csv", "jsonl", "regex", "tensorboard", "wandb")
+RESERVED = ("ABLATRIX_", "SLURM_")  # variables that are set per run
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("is not the name of an environment variable")
+    if name.startswith(RESERVED):
+        raise ValueError("is set by Ablatrix or Slurm itself")
+    return name
+
+
+def _text(value: Any) -> Any:
+    """`OMP_NUM_THREADS: 4` means the text 4."""
+    return command_template.text(value, "a.b=c") if isinstance(value, bool | int | float) else value
+
+
+def _usable(path: str) -> str:
+    """Return a path as it is written. Raises ValueError where it cannot be expanded."""
+    expand_path(path)
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_usable)]
+
+
+def _words(command: str | list[str]) -> tuple[str, ...]:
+    return tuple(command_template.split(command) if isinstance(command, str) else command)
+
+
+def _pattern(pattern: str) -> str:
+    """A regular expression whose named groups are columns. Raises ValueError."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if "iter" not in compiled.groupindex:
+        raise ValueError("needs the step as a named group: (?P<iter>\\d+)")
+    return pattern
+
+
+Word = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Command = Annotated[str | list[Word], AfterValidator(_words)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+COUNTED = ("iter", "dt", "dt_ms", "lr", "tokens", "seconds")  # columns that tell nothing of a run's quality
+# Words in the names of measures of which more is better; a report in the wrong direction is worse than a question
+HIGHER = {"acc", "accuracy", "auc", "bleu", "f1", "iou", "miou", "precision", "psnr", "recall", "rouge", "top1"}
+
+
+def _measure_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w./@ -]{0,79}", name):
+        raise ValueError("must be one column of the source, such as val_acc")
+    if name in COUNTED:
+        raise ValueError("is no measure of quality; name a loss, an accuracy or the like")
+    return name
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Metrics(Part):
+    """Where the numbers come from: one kind of source, and which of its names is which column of loss.csv."""
+
+    csv: str | None = Field(None, min_length=1, description="a CSV file with a header")
+    jsonl: str | None = Field(None, min_length=1, description="a file with a JSON object per line")
+    tensorboard: str | None = Field(None, min_length=1, description="a folder with event files, at any depth")
+    wandb: str | None = Field(None, min_length=1, description="a folder with runs of W&B's offline mode, at any depth")
+    regex: Annotated[
+        Annotated[list[Pattern], Field(min_length=1)] | None,
+        BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    ] = Field(None, description="patterns over its output, the columns as named groups: (?P<iter>\\d+)")
+    file: str = Field("job.out", min_length=1, description="what the patterns are looked for in; job.out: its output")
+    columns: dict[str, str] = Field({}, description="column of loss.csv -> its name in the source")
+    steps: Annotated[int, Field(ge=1)] | str | None = Field(
+        None, description="steps of a run: {max_iters}, or a number"
+    )
+    tokens_per_step: Annotated[float, Field(gt=0)] | str | None = Field(None, description="to compare at equal tokens")
+    compare: Annotated[str, AfterValidator(_measure_name)] | None = Field(
+        None, description="what the report compares: a column or key of the source; default: val_loss, else loss"
+    )
+    higher_is_better: bool | None = Field(None, description="of the compared values; default: false")
+    name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
+        None, description="what the report calls the compared values, such as accuracy or MSE"
+    )
+    unit: Annotated[str, Field(max_length=30)] = Field("", description="of the compared values, such as nats per token")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Metrics:
+        named = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(named) > 1 or (not named and (self.columns or self.file != "job.out" or not self.compare)):
+            raise ValueError(f"name one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
+        known = [*metric_series.NAMES, metric_series.EPOCH, *([self.compare] if self.compare else [])]
+        for name in (*self.columns, *self._groups()):
+            if name not in known:
+                raise ValueError(
+                    f"no column {name!r}{nearest(name, known)}; columns: {', '.join(known)}; to compare by another "
+                    f"value, name it: `compare: {name}`"
+                )
+        if self.regex and self.compare and self.compare not in (*self._groups(), "loss", "val_loss"):
+            raise ValueError(f"no pattern has the group `compare` names: (?P<{self.compare}>...)")
+        if self.regex and self.columns:
+            raise ValueError("the names of the groups of `regex` are the columns; leave `columns` out")
+        if not self.regex and self.file != "job.out":
+            raise ValueError(f"`file` belongs to `regex`; `{named[0]}` names its own file")
+        return self
+
+    @model_validator(mode="after")
+    def _direction(self) -> Metrics:
+        column = self.compare or "val_loss"
+        for name in (column, self.columns.get(column, ""), self.name or ""):
+            word = next((w for w in re.split(r"[^a-z0-9]+", name.lower()) if w in HIGHER), None)
+            if word and self.higher_is_better is None:
+                raise ValueError(f"{name}: say `higher_is_better: true`, or false if less of it is better")
+        return self
+
+    @property
+    def source_columns(self) -> dict[str, str]:
+        """`columns`, with the compared one where it is none of the usual."""
+        extra = {self.compare: self.compare} if self.compare and self.compare not in metric_series.NAMES else {}
+        return extra | self.columns
+
+    @property
+    def measure(self) -> Measure:
+        """What the runs are compared by."""
+        column = self.compare or COMMAND.column
+        default = {"val_loss": COMMAND.name, "loss": "training loss"}.get(column, column)
+        return Measure(column, self.name or default, self.unit, bool(self.higher_is_better))
+
+    def _groups(self) -> list[str]:
+        return [name for pattern in self.regex or () for name in re.compile(pattern).groupindex]
+
+    @property
+    def path(self) -> str:
+        """The file that is read, as it was written."""
+        return (
+            self.csv
+            or self.jsonl
+            or self.tensorboard
+            or self.wandb
+            or (self.file if self.regex else metric_series.HELPER_METRICS)
+        )
+
+    @property
+    def kind(self) -> str:
+        """Which kind of source it is."""
+        return next((kind for kind in KINDS if getattr(self, kind) is not None), "jsonl")
+
+
+Style = Literal["--a.b=c", "--a_b=c", "--b c", "--key=value", "a.b=c", "config-file", "in-process"]
+
+
+class Flags(Part):
+    """How the settings of a run are written as flags."""
+
+    style: Style = "--a.b=c"
+    booleans: Literal["value", "switch", "no-prefix"] = Field(
+        "value",
+        description="value: --x=True; switch: --x or nothing (store_true); no-prefix: --x or --no-x; null: left out",
+    )
+    lists: Literal["value", "words", "repeat"] | None = Field(
+        None, description="value: --x=[1, 2]; words: --x 1 2 (nargs); repeat: --x=1 --x=2; default: as the style does"
+    )
+
+    @property
+    def takes_words(self) -> bool:
+        """True where a list is written as several words."""
+        return self.lists == "words" or (self.lists is None and self.style == "--b c")
+
+    @model_validator(mode="after")
+    def _has_flags(self) -> Flags:
+        for name, value, default in (("booleans", self.booleans, "value"), ("lists", self.lists, None)):
+            if value != default and not self.style.startswith("--"):
+                raise ValueError(f"`{name}: {value}` means nothing with `style: {self.style}`")
+        return self
+
+
+def _as_flags(value: Any) -> Any:
+    return {"style": value} if isinstance(value, str) else value
+
+
+class CommandKeys(Part):
+    """The keys of an experiment whose runs are a command. Without `command`, none of the others means anything."""
+
+    command: Command | None = Field(None, description="what a run starts instead of our trainer")
+    resume_command: Command | None = Field(None, description="what goes on with a run that was interrupted")
+    checkpoint: str | None = Field(
+        None, min_length=1, description="a file; resume_command is used only once it is there"
+    )
+    flags: Annotated[Flags, BeforeValidator(_as_flags, json_schema_input_type=Style | Flags)] = Flags()
+    env: dict[Annotated[str, AfterValidator(_variable)], Word] = {}
+    workdir: Folder = Field(".", min_length=1, description="folder that the command runs in")
+    on_signal: Literal["USR1", "USR2", "TERM", "INT", "none"] = Field(
+        "none", description="what the command saves its state on"
+    )
+    metrics: Metrics | None = None
+
+
+OWN_KEYS = tuple(CommandKeys.model_fields)

@@ -1,0 +1,241 @@
+"""`${...}` in experiment files: variables, the environment and plain arithmetic, evaluated without eval()."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ablatrix.orchestrator.study import yaml_tree
+from ablatrix.trainer.config.field_errors import show
+from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.rundir.errors import UserError
+
+
+def _round(value: float, digits: int | None = None) -> float:
+    """`round` to a reasonable number of digits: Python would compute 10 ** digits."""
+    if digits is not None and not -64 <= digits <= 64:
+        raise ValueError("rounded to more than 64 digits")
+    return round(value, digits)
+
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "int": int,
+    "float": float,
+    "round": _round,
+    "min": min,
+    "max": max,
+    "abs": abs,
+    "ceil": math.ceil,
+    "floor": math.floor,
+    "sqrt": math.sqrt,
+}
+_PATTERN = re.compile(r"\$\{([^{}]*)\}")
+_LARGEST = 10**18
+LONGEST = 10_000  # characters of an expression
+MOST_FILLED = 1_000_000  # characters and values that the expressions of a file put in, all together
+DEEPEST = 50  # lists and mappings in what a variable holds
+
+
+class Variables:
+    """The `vars` of an experiment; values may use one another."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        environ: Mapping[str, str] = os.environ,
+        written: Mapping[str, Any] | None = None,
+    ) -> None:
+        """written: `Position.written` of the values, so that `007` stays that within a text."""
+        self._raw = dict(values)
+        self._as_written = dict(written or {})
+        self._known: dict[str, Any] = {}
+        self._open: list[str] = []
+        self._filled = 0
+        self._environ = environ
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._raw:
+            known = ", ".join(sorted(self._raw)) or "none are defined"
+            hint = (
+                f"; for the environment write ${{env:{name}}}"
+                if name in self._environ
+                else nearest(name, list(self._raw))
+            )
+            raise UserError(f"${{{name}}}: no such variable under vars (known: {known}){hint}")
+        if name in self._open:
+            raise UserError(f"vars.{name}: refers to itself: {' -> '.join([*self._open, name])}")
+        if name not in self._known:
+            self._open.append(name)
+            try:
+                self._known[name] = self.fill(self._raw[name])
+            finally:
+                self._open.pop()
+        return self._known[name]
+
+    def fill(self, value: Any) -> Any:
+        """`value` with each `${...}` replaced. A string that is one `${...}` takes the type of its value.
+
+        Raises UserError naming the expression that cannot be evaluated.
+        """
+        if isinstance(value, dict):
+            return {key: self.fill(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.fill(inner) for inner in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _PATTERN.fullmatch(value)
+        if whole:
+            return self._counted(whole[1])
+        if "${" in _PATTERN.sub("", value):
+            raise UserError(f"{value!r}: `${{` without its `}}`")
+        return _PATTERN.sub(lambda match: self._within_text(match[1].strip()), value)
+
+    def written(self, value: Any, known: Any = None) -> Any:
+        """Return `Position.written` of `value` once it is filled. known: what it is before."""
+        if isinstance(value, list):
+            known = known if isinstance(known, list) and len(known) == len(value) else [None] * len(value)
+            return [self.written(inner, text) for inner, text in zip(value, known, strict=True)]
+        whole = _PATTERN.fullmatch(value) if isinstance(value, str) else None
+        return self._source(whole[1].strip()) if whole else known
+
+    def _source(self, expression: str) -> Any:
+        """The source text of a variable; None for what is computed."""
+        if expression.startswith("env:"):
+            return self._from_environment(expression)[1]
+        name = expression if expression in self._raw else expression.removeprefix("vars.")
+        return self.written(self._raw[name], self._as_written.get(name)) if name in self._raw else None
+
+    def _within_text(self, expression: str) -> str:
+        """What stands for `${...}` in a longer text: a variable as it was written, a result in YAML's spelling."""
+        value = self._counted(expression)
+        source = self._source(expression)
+        if isinstance(source, str):
+            return source
+        if isinstance(value, dict | list):
+            raise UserError(f"${{{expression}}}: a {'list' if isinstance(value, list) else 'mapping'} within a text")
+        return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+    def _counted(self, expression: str) -> Any:
+        """The expression's value. Variables that hold one another several times would unfold beyond any memory."""
+        value = self._evaluate(expression)
+        self._filled += _size(value, MOST_FILLED)
+        if self._filled > MOST_FILLED:
+            raise UserError(f"${{{expression[:80]}}}: variables unfold to an unreasonable size")
+        return value
+
+    def _evaluate(self, expression: str) -> Any:
+        expression = expression.strip()
+        if len(expression) > LONGEST:
+            raise UserError(f"${{{expression[:40]}...}}: longer than {LONGEST:,} characters")
+        if expression in self._raw:
+            return self[expression]
+        refuse_foreign(expression)
+        if expression.startswith("env:"):
+            return self._from_environment(expression)[0]
+        try:
+            with warnings.catch_warnings(action="ignore"):  # Python's remarks on style
+                tree = ast.parse(expression, mode="eval")
+            return self._node(tree.body)
+        except UserError:
+            raise
+        except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+            plain = isinstance(error, SyntaxError | MemoryError | RecursionError)
+            reason = "not an expression" if plain else str(error)
+            raise UserError(f"${{{expression[:80]}}}: {reason[:200]}") from None
+
+    def _from_environment(self, expression: str) -> tuple[Any, str]:
+        """The value of `env:NAME,default`, and its text. An empty variable counts as unset where there is a default."""
+        name, comma, default = (part.strip() if part != "," else part for part in expression[4:].partition(","))
+        if name in self._environ and (self._environ[name] or not comma):
+            return yaml_tree.typed(self._environ[name]), self._environ[name]
+        if not comma:
+            raise UserError(f"${{{expression}}}: {name} is not set; set it or write ${{env:{name},default}}")
+        value = yaml_tree.typed(default) if default else None
+        return value, value if isinstance(value, str) else default
+
+    def _node(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
+            return node.value if isinstance(node.value, str) else self._checked(node.value)
+        if isinstance(node, ast.Name):
+            return self[node.id]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "vars":
+            return self[node.attr]
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            left, right = self._number(node.left), self._number(node.right)
+            if isinstance(node.op, ast.Pow) and abs(right) > 64:
+                raise ValueError("exponent over 64")
+            return self._checked(_OPERATORS[type(node.op)](left, right))
+        if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+            return self._checked(_OPERATORS[type(node.op)](self._number(node.operand)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+            if node.keywords:
+                raise ValueError("named arguments are not supported")
+            return self._checked(_FUNCTIONS[node.func.id](*(self._number(arg) for arg in node.args)))
+        raise ValueError(f"only numbers, variables, + - * / // % ** and {', '.join(sorted(_FUNCTIONS))}() are allowed")
+
+    def _number(self, node: ast.AST) -> int | float:
+        value = self._node(node)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{show(value)} is not a number")
+        return value
+
+    @staticmethod
+    def _checked(value: Any) -> Any:
+        if isinstance(value, complex) or abs(value) > _LARGEST:
+            raise ValueError("the result is not a reasonable number")
+        return value
+
+
+def refuse_foreign(expression: str) -> None:
+    """Raise UserError for the references of OmegaConf, Hydra and bash, saying what to write here."""
+    shown = f"${{{expression[:80]}}}"
+    bash = re.fullmatch(r"(?:env:)?([A-Za-z_]\w*):[-=](.*)", expression)
+    environment = re.fullmatch(r"(?:oc\.env:|oc\.decode:|env\.|ENV:|ENV\.|os\.environ\.)\s*(\w+)\s*(,.*)?", expression)
+    if bash:
+        raise UserError(f"{shown}: write ${{env:{bash[1]},{bash[2]}}}")
+    if environment:
+        raise UserError(f"{shown}: write ${{env:{environment[1]}{environment[2] or ''}}}")
+    if expression.startswith(".") or re.fullmatch(r"(?!vars\.)[A-Za-z]\w*(\.[A-Za-z]\w*)+", expression):
+        name = expression.rpartition(".")[2]
+        raise UserError(
+            f"{shown}: settings cannot be referred to, variables can: put `{name}: ...` under vars and write "
+            f"${{{name}}} in both places"
+        )
+    resolver = re.match(r"([A-Za-z_][\w.]*):(?!=)", expression)
+    if resolver and resolver[1] != "env":
+        raise UserError(
+            f"{shown}: there is no ${{{resolver[1]}:...}}; there are ${{name}}, ${{env:NAME,default}} and sums"
+        )
+
+
+def _size(value: Any, most: int, depth: int = 0) -> int:
+    """Characters and values in a value; more than `most` where it has more, or is nested too deeply."""
+    if depth > DEEPEST:
+        return most + 1
+    if isinstance(value, str):
+        return len(value) + 1
+    if not isinstance(value, dict | list):
+        return 1
+    total = 1
+    for inner in value.values() if isinstance(value, dict) else value:
+        total += _size(inner, most, depth + 1)
+        if total > most:
+            break
+    return total

@@ -1,0 +1,163 @@
+"""A JSON schema of experiment files, for editors: completion, descriptions, and misspelt keys while typing.
+
+An editor finds it by the first line of a file, `# yaml-language-server: $schema=schema.json` (VS Code with its YAML
+extension, and every editor with yaml-language-server). That server reads draft 7.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.study.experiment import DESIGNS, NAME, SECTIONS, Experiment
+from ablatrix.orchestrator.study.extends import PRIVATE
+from ablatrix.orchestrator.study.field_checks import FIXED
+from ablatrix.trainer.config import RunConfig
+
+Schema = dict[str, Any]
+
+FILE = "schema.json"
+MODELINE = re.compile(r"#\s*yaml-language-server:\s*\$schema=(\S+)\s*")
+EXPRESSION = {"type": "string", "pattern": r"\$\{[^{}]*\}", "description": "${variable}, ${env:NAME,default}, ${a * 2}"}
+TEXTS = {
+    "name": "the study's name, and its folder's under `output`",
+    "experiment_info": "what the experiment is about, for people: goes into every run's log and into the report",
+    "extends": "files (`base.yaml`, `sizes.yaml#large`) or configs of this file that this one overrides",
+    "vars": "variables for ${...}",
+    "configs": "variants in this file, each over its top level: submit FILE#NAME",
+    "base": "overrides of the trainer's defaults, in every run; nested or dotted",
+    "features": "name -> what switching it on overrides, or `levels`, of which one is on",
+    "design": "which cells there are: " + ", ".join(DESIGNS),
+    "cells": "named combinations of features",
+    "seeds": "a list, or n for 1..n",
+    "launcher": "auto: Slurm where sbatch is, else this machine",
+    "slurm": "resources of one job",
+    "output": "folder of all studies",
+    "env": "environment variables of the command",
+    "flags": "how settings become words of the command, where it says {flags}",
+    "metrics": "where the command's losses are found",
+}
+
+
+def build() -> Schema:
+    """The schema. Every number, switch or choice may also be a `${...}`; unknown keys are refused everywhere."""
+    run = RunConfig.model_json_schema()
+    study = Experiment.model_json_schema()
+    definitions = {name: _loosened(node) for name, node in (run["$defs"] | study["$defs"]).items()}
+    properties = {name: _loosened(node) for name, node in study["properties"].items()}
+    names = {"pattern": f"^{NAME.pattern}$"}
+    settings = {"$ref": "#/$defs/settings"}
+    levels = {"type": "object", "propertyNames": names, "minProperties": 1, "additionalProperties": settings}
+    known = _settings(definitions)
+    file_or_config = {"type": "string", "minLength": 1}
+    properties |= {
+        "extends": {"anyOf": [file_or_config, {"type": "array", "items": file_or_config}]},
+        "vars": {"type": "object"},
+        "base": settings,
+        "features": {"type": "object", "propertyNames": names, "additionalProperties": _or_none("feature")},
+        "design": {"type": "array", "items": _design()},
+    }
+    properties = {name: _described(node, TEXTS.get(name)) for name, node in properties.items()}
+    for name in SECTIONS:
+        properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+    configs = {"type": "object", "additionalProperties": _or_none("config")}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Ablatrix experiment",
+        **_by_trainer(_with_private(properties | {"configs": _described(configs, TEXTS["configs"])})),
+        "$defs": {
+            **definitions,
+            "expression": EXPRESSION,
+            "settings": _closed(known),
+            "feature": _closed(known | {"levels": levels}) | {"minProperties": 1},
+            "config": _by_trainer(_with_private(properties)),
+        },
+    }
+
+
+def text() -> str:
+    """The schema as a file's content."""
+    return json.dumps(build(), indent=1) + "\n"
+
+
+def outdated(file: Path) -> Path | None:
+    """The schema that an experiment file names, where that is a file and not what this version would write."""
+    try:
+        found = MODELINE.match(file.read_text(encoding="utf-8"))
+        path = file.parent / found[1] if found else None
+        return path if path and path.is_file() and path.read_text(encoding="utf-8") != text() else None
+    except (OSError, ValueError):  # a remark is not worth an error
+        return None
+
+
+def _settings(definitions: Schema) -> Schema:
+    """The trainer's settings, each as `section: {key: ...}` and as `section.key`."""
+    known: Schema = {}
+    for section, field in RunConfig.model_fields.items():
+        annotation: Any = field.annotation
+        nodes = definitions.pop(annotation.__name__)["properties"]
+        nodes = {f"{section}.{key}": node for key, node in nodes.items() if f"{section}.{key}" not in FIXED}
+        if not nodes:
+            continue
+        definitions.update(nodes)
+        dotted = {key: {"$ref": f"#/$defs/{key}"} for key in nodes}
+        nested = {key.partition(".")[2]: node for key, node in dotted.items()}
+        definitions[section] = _described(_closed(nested), annotation.__doc__)
+        known |= {section: {"$ref": f"#/$defs/{section}"}, **dotted}
+    return known
+
+
+def _design() -> Schema:
+    order = _closed({"factorial": _loosened({"type": "integer", "minimum": 1})}) | {"minProperties": 1}
+    return {"anyOf": [{"enum": list(DESIGNS)}, order, {"$ref": "#/$defs/expression"}]}
+
+
+def _or_none(definition: str) -> Schema:
+    return {"anyOf": [{"$ref": f"#/$defs/{definition}"}, {"type": "null"}]}
+
+
+def _closed(properties: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _with_private(properties: Schema) -> Schema:
+    """Keys that begin with x- hold anchors."""
+    return _closed(properties) | {"patternProperties": {f"^{PRIVATE}": {}}}
+
+
+def _by_trainer(study: Schema) -> Schema:
+    """Of a command the settings are free; else they are our trainer's."""
+    ours = {name: study["properties"][name] for name in ("base", "features")}
+    properties = study["properties"] | {name: _described({"type": "object"}, TEXTS[name]) for name in ours}
+    choice = {"if": {"required": ["command"]}, "else": {"properties": ours}}
+    return {**study, "properties": properties, **choice}
+
+
+def _described(node: Schema, words: str | None) -> Schema:
+    return {"description": " ".join(words.split()), **node} if words else node
+
+
+def _loosened(node: Any) -> Any:
+    """A schema of pydantic's in draft 7, with `${...}` allowed in place of whatever a plain word could not be."""
+    if isinstance(node, list):
+        return [_loosened(inner) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    loose = {key: value for key, value in node.items() if key != "title"}
+    for key in ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties"):
+        if key in loose:
+            loose[key] = _loosened(loose[key])
+    for key in ("properties", "$defs"):
+        if key in loose:
+            loose[key] = {name: _loosened(inner) for name, inner in loose[key].items()}
+    if "prefixItems" in loose:
+        loose |= {"items": loose.pop("prefixItems"), "additionalItems": False}
+    if loose.get("type") == "string" and not loose.keys() & {"enum", "const", "pattern"}:
+        loose["type"] = ["string", "number", "boolean"]  # taken as they are written
+    typed = loose.get("type") in ("integer", "number", "boolean", "array")
+    if not typed and not loose.keys() & {"enum", "const", "pattern"}:
+        return loose
+    told = {key: loose.pop(key) for key in ("description", "default") if key in loose}
+    return {**told, "anyOf": [loose, {"$ref": "#/$defs/expression"}]}

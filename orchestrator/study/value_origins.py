@@ -1,0 +1,139 @@
+"""Where each value of a run's configuration was set: file and line, feature, flag, or default."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatrix.models.config import SHORT_FORMS
+from ablatrix.orchestrator.study import dotted
+from ablatrix.orchestrator.study.command_config import SETTINGS, CommandConfig
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.extends import Overrides, plain_vars
+from ablatrix.orchestrator.study.run_config import Config
+from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
+from ablatrix.trainer.config import RunConfig, keys, optimization
+
+DEFAULT = "default"
+DERIVED = "derived from the others"
+SCHEDULE_TWINS = {"trainer.schedule": "trainer.use_cosine", "trainer.use_cosine": "trainer.schedule"}
+PHASES = tuple(f"trainer.{name}" for name in optimization.PHASES)
+
+
+def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[str, str]:
+    """Dotted key -> who set it, for every setting of the configuration of a cell, in order."""
+    if isinstance(config, CommandConfig):
+        return _of_command(loaded, features, config)
+    values = flat(config)
+    places = _places(loaded, features)
+    return {key: places.get(key) or _unset(loaded, key, field, values, places) for key, field in keys()}
+
+
+def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
+    """Return `file:line: ` of the key that sets a value in a cell, for the front of a message; "" where none does."""
+    if key in loaded.forced:
+        return f"--set {key}: "
+    levels = [level for group in loaded.experiment.levels() for level in group if level.label in features]
+    paths = [(*level.path, key) for level in reversed(levels) if key in level.overrides]
+    paths += [("base", key)] if key in loaded.experiment.base else []
+    return loaded.at(*paths[0]) if paths else ""
+
+
+def setter(places: Mapping[str, str], key: str) -> str:
+    """Who set an override, by what `of_run` says."""
+    return places.get(key) or places.get(f"{SETTINGS}.{key}", "")
+
+
+def _of_command(loaded: Loaded, features: tuple[str, ...], config: CommandConfig) -> dict[str, str]:
+    places = _places(loaded, features)
+    keys = {key: loaded.tree.position((key.partition(".")[0],)) or DEFAULT for key in flat(config)}
+    keys["seed"] = loaded.tree.position(("seeds",)) or "default of seeds"
+    return keys | {f"{SETTINGS}.{key}": places[key] for key in config.settings}
+
+
+def flat(config: Config, folder: Path | None = None) -> Overrides:
+    """Dotted key -> value, in order. folder: the run's, where it is known."""
+    if isinstance(config, CommandConfig):
+        rest = {key: value for key, value in json.loads(config.to_json()).items() if key != SETTINGS}
+        return dotted.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in config.settings.items()}
+    values = _flat(config)
+    return values | {"system.work_dir": str(folder)} if folder else values
+
+
+def _flat(config: RunConfig) -> Overrides:
+    return {key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key, _ in keys()}
+
+
+def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
+    """The settings that somebody made, the winner of each: base, then features in the file's order, then --set."""
+    places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
+    for key in loaded.experiment.info:
+        places[key] = _described(loaded.tree, ("experiment_info", key.partition(".")[2]))
+    for group in loaded.experiment.levels():
+        for level in group:
+            if level.label in features:
+                for key in level.overrides:
+                    places[key] = f"feature {level.label}, {_described(loaded.tree, (*level.path, key))}"
+    return places | dict.fromkeys(loaded.forced, "--set")
+
+
+def _described(tree: Tree, path: KeyPath) -> str:
+    """`file:line`, with the expression that stands there and where its variables were set."""
+    where = tree.position(path)
+    raw = _raw(tree, path)
+    if "${" not in str(raw):
+        return where
+    used = "; ".join(f"{name}: {at}" for name, at in _variables(tree, raw, set()))
+    return f"{where} {raw}" + (f" ({used})" if used else "")
+
+
+def _raw(tree: Tree, path: KeyPath) -> Any:
+    value: Any = tree.data
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
+    """(name, place) of the variables in an expression, and of those that these use."""
+    known = plain_vars(tree)
+    for expression in re.findall(r"\$\{([^{}]*)\}", str(raw)):
+        for name in re.findall(r"[A-Za-z_]\w*", expression):
+            if name in known and name not in seen and not expression.startswith("env:"):
+                seen.add(name)
+                yield name, tree.position(("vars", name))
+                yield from _variables(tree, known[name], seen)
+
+
+def _unset(loaded: Loaded, key: str, field: Any, values: Overrides, places: Mapping[str, str]) -> str:
+    """What decided a value that nobody set."""
+    if key == "system.seed":
+        return loaded.tree.position(("seeds",)) or "default of seeds"
+    if key == "system.work_dir":
+        return "the run's folder"
+    if key == "system.cache_dir" and os.environ.get("ABLATRIX_CACHE"):
+        return "$ABLATRIX_CACHE"
+    if values[key] == field.get_default(call_default_factory=True):
+        return DEFAULT
+    if key.startswith("model."):
+        return _of_model(key.removeprefix("model."), values)
+    twin = SCHEDULE_TWINS.get(key)
+    if twin:
+        return twin if twin in places else DEFAULT
+    if key in ("trainer.momentum", "trainer.nesterov"):
+        return f"default of {values['trainer.optimizer']}"
+    return "a part of trainer.max_iters" if key in PHASES else DERIVED
+
+
+def _of_model(name: str, values: Overrides) -> str:
+    if name in ("n_layer", "n_head", "n_embd") and values["model.model_type"]:
+        return f"model_type {values['model.model_type']}"
+    short = next((short for short, setting in SHORT_FORMS.items() if name in (short, setting)), None)
+    if short:
+        return f"model.{SHORT_FORMS[short] if name == short else short}"
+    sources = {"vocab_size": f"tokenizer {values['data.tokenizer']}", "block_size": "data.block_size"}
+    return {**sources, "n_kv_head": "model.n_head"}.get(name, DERIVED)

@@ -1,0 +1,334 @@
+"""YAML with positions: every key knows its file and line, so that an error can say where it is.
+
+Scalars follow YAML 1.2's core schema (`5e-4` is a float, `on` and `no` are words), duplicate keys are errors, and
+documents that would unfold beyond reason (alias bombs, endless nesting) are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ablatrix.orchestrator.study import find_file, yaml_errors
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+MAX_DEPTH = 50
+LARGEST_INT = 2**64
+TAGS = "tag:yaml.org,2002:"
+
+KeyPath = tuple[str, ...]
+
+
+class Position(str):
+    """`file:line` of a key. written: its number or switch as it stands there (`1e-4`, `007`); a list: of each entry."""
+
+    __slots__ = ("written",)
+    written: Any
+
+    def __new__(cls, text: str, written: Any = None) -> Position:
+        position = super().__new__(cls, text)
+        position.written = written
+        return position
+
+
+@dataclass
+class Tree:
+    """A YAML document as plain Python values, and for each key path the `file:line` it stands at."""
+
+    data: dict[str, Any]
+    where: dict[KeyPath, str] = field(default_factory=dict)
+
+    def below(self, *root: str) -> Tree:
+        """The mapping at `root` as a tree of its own, its keys where they are. A key without a value: an empty one."""
+        value: Any = self.data
+        for key in root:
+            value = value[key]
+        where = {path[len(root) :]: at for path, at in self.where.items() if path[: len(root)] == root and path != root}
+        return Tree({} if value is None else value, where)
+
+    def position(self, path: KeyPath) -> str:
+        """`file:line` of a key, or of its nearest parent that has one."""
+        while path and path not in self.where:
+            path = path[:-1]
+        return self.where.get(path, "")
+
+    def written(self, path: KeyPath) -> Any:
+        """The scalar at a key as it was written, a list of them for a list; None where nothing is known."""
+        return getattr(self.where.get(path), "written", None)
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's implicit types in place of 1.1's."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute)
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Counts: the rest of a file that is too large anyway need not be read."""
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES:,} values; this is not an experiment file")
+        return super().compose_node(parent, index)
+
+
+_PATTERNS: dict[str, re.Pattern[str]] = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _PATTERNS[_tag] = re.compile(f"^(?:{_pattern})\\Z")
+    _CoreLoader.add_implicit_resolver(f"{TAGS}{_tag}", _PATTERNS[_tag], list(_first))
+
+
+def load(path: Path) -> Tree:
+    """Read a YAML mapping. Raises UserError (no such file, no text, not YAML) or ConfigError (duplicate keys)."""
+    text = _read(path)
+    node = _compose(path, text)
+    if node is None:
+        raise UserError(f"{path}: the file is empty; an experiment needs at least name, base and features")
+    builder = _Builder(str(path))
+    data = builder.build(node, ())
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    if not isinstance(data, dict):
+        line, why = yaml_errors.explain_no_mapping(text)
+        raise UserError(f"{path}:{line}: {why}")
+    return Tree(data, builder.where)
+
+
+def _compose(path: Path, text: str) -> yaml.Node | None:
+    """The document's node. Raises UserError."""
+    try:
+        return yaml.compose(text, Loader=_CoreLoader)
+    except yaml.MarkedYAMLError as error:
+        line, why = yaml_errors.explain(error, text)
+        raise UserError(f"{path}:{line}: not valid YAML: {why}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = ord(error.character) if isinstance(error.character, str) else error.character
+        raise UserError(f"{path}:{line}: not valid YAML: a control character (U+{code:04X}); delete it") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be an experiment") from None
+
+
+def parse_scalar(text: str) -> Any:
+    """A value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raises UserError when not YAML."""
+    return parse_written(text)[0]
+
+
+class Written(NamedTuple):
+    """A value, and what `Position.written` says of it."""
+
+    value: Any
+    written: Any
+
+
+def parse_written(text: str) -> Written:
+    """The value as `parse_scalar` gives it, and as it was written. Raises UserError when not YAML."""
+    shown = text if len(text) < 80 else f"{text[:80]}..."
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{shown!r}: longer than 1 MiB; this is not a value")
+    try:
+        node = yaml.compose(text, Loader=_CoreLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"{shown!r}: not a YAML value; put a text with special characters in quotes") from None
+    builder = _Builder("value")
+    value = None if node is None else builder.build(node, ())
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    return Written(value, None if node is None else _written(node))
+
+
+def typed(text: str) -> Any:
+    """A variable of the environment: a number, a switch, null, a list or mapping, or else the very text."""
+    plain = text.strip()
+    if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in _PATTERNS.values()):
+        return text
+    try:
+        return parse_scalar(plain) if plain else text
+    except UserError:  # no number that fits, or a text that only begins like a list
+        return text
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the experiment's YAML file")
+        with run_files.opened(path) as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []
+        hint = f"; {path.parent} has: {', '.join(near)}" if near else ""
+        raise UserError(f"{path}: no such experiment file{hint}{find_file.elsewhere()}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{str(path)!r}: cannot be read: {reason}") from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{path}: larger than 1 MiB; this is not an experiment file")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: UTF-16 text, as PowerShell and Notepad write it; save the file as UTF-8")
+    try:
+        return _without_tabs(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def _without_tabs(text: str) -> str:
+    """JSON may be indented with tabs, YAML not; the lines stay what they are."""
+    if not text.lstrip().startswith("{") or "\t" not in text:
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text.replace("\t", " ")
+
+
+class _Builder:
+    """Turns composed nodes into Python values, noting positions and duplicate keys."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.where: dict[KeyPath, str] = {}
+        self.problems: list[str] = []
+        self.nodes = 0
+        self.constructor = _CoreLoader("")
+
+    def build(self, node: yaml.Node, path: KeyPath, depth: int = 0) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise UserError(f"{self.name}: unfolds to an unreasonable size; check its aliases (*name) and nesting")
+        line = node.start_mark.line + 1
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                return self._scalar(node, path)
+            if node.tag not in (f"{TAGS}map", f"{TAGS}seq"):
+                raise ValueError(_unsupported(node.tag))
+        except ValueError as error:
+            raise UserError(f"{self.name}:{line}: {error}") from None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, depth)
+        return [self.build(child, (*path, str(i)), depth + 1) for i, child in enumerate(node.value)]
+
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        value = _scalar(node)
+        if isinstance(value, str) and node.style is None and path[:1] != ("experiment_info",):
+            odd = yaml_errors.typographic(value)
+            if odd:
+                self.problems.append(f"{self.name}:{node.start_mark.line + 1}: {'.'.join(path)}: {odd}")
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = self._key(key_node)
+            if key == "<<" and key_node.style is None:
+                if merged:
+                    self.problems.append(f"{self.name}:{line}: a second `<<`; write one list: `<<: [*a, *b]`")
+                merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
+            if key in mapping:
+                first = self.where[(*path, key)]
+                self.problems.append(f"{self.name}:{line}: {'.'.join((*path, key))}: duplicate key (first at {first})")
+            mapping[key] = self._entry(key_node, value_node, (*path, key), depth)
+        for below in merged:
+            self._merge(mapping, below, path, depth)
+        return mapping
+
+    def _entry(self, key_node: yaml.Node, value_node: yaml.Node, path: KeyPath, depth: int) -> Any:
+        at = f"{self.name}:{key_node.start_mark.line + 1}"
+        self.where[path] = Position(at)  # for what is wrong below it
+        value = self.build(value_node, path, depth + 1)
+        self.where[path] = Position(at, _written(value_node))
+        return value
+
+    def _merge(self, mapping: dict[str, Any], node: yaml.Node, path: KeyPath, depth: int) -> None:
+        """Add what `<<` brings, one level deep as in YAML: the mapping's own keys win, then the first in the list."""
+        line = node.start_mark.line + 1
+        if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAGS}null":
+            return
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{self.name}:{line}: `<<` merges mappings: `<<: *name` or `<<: [*a, *b]`")
+        where, self.where = self.where, {}
+        brought = self.build(node, path, depth + 1)
+        added = {at: place for at, place in self.where.items() if at[len(path)] not in mapping}
+        self.where = where | added
+        mapping.update({key: value for key, value in brought.items() if key not in mapping})
+
+    def _key(self, node: yaml.Node) -> str:
+        """The text of a key. Raises UserError."""
+        at = f"{self.name}:{node.start_mark.line + 1}"
+        if not isinstance(node, yaml.ScalarNode):
+            hint = "; put a text with {{ }} in quotes" if isinstance(node, yaml.MappingNode) else ""
+            raise UserError(f"{at}: a key must be a word, not a list or mapping{hint}")
+        try:
+            key = _text(node.value)
+        except ValueError as error:
+            raise UserError(f"{at}: {error}") from None
+        odd = (yaml_errors.odd_character(key) or yaml_errors.typographic(key)) if node.style is None else ""
+        if odd:
+            raise UserError(f"{at}: {key!r}: {odd}")
+        return key
+
+
+def _written(node: yaml.Node) -> Any:
+    """A number or switch as it was written; for a list a list of those. None for anything else."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_written(inner) for inner in node.value]
+    kind = node.tag.removeprefix(TAGS)
+    return node.value if isinstance(node, yaml.ScalarNode) and kind in ("bool", "int", "float") else None
+
+
+def _unsupported(tag: str) -> str:
+    shown = tag.replace(TAGS, "!!")
+    return f"the tag {shown} is not supported in an experiment file; put a text that begins with ! in quotes"
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    """The value of a scalar. Raises ValueError for one that is not of its tag, or that nothing could hold."""
+    kind = node.tag.removeprefix(TAGS)
+    text = node.value
+    if kind == "str":
+        return _text(text)
+    if kind not in _PATTERNS:
+        raise ValueError(_unsupported(node.tag))
+    if not _PATTERNS[kind].match(text):
+        raise ValueError(f"{text[:80]!r} is not of the type {kind}")
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind == "null":
+        return None
+    if kind == "int":
+        digits = text.lstrip("+-")
+        value = int(text, 0 if digits[:2] in ("0o", "0x") else 10) if len(text) < 100 else LARGEST_INT
+        if abs(value) >= LARGEST_INT:
+            raise ValueError(f"{text[:30]}: a whole number of more than 64 bits")
+        return value
+    return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan"))
+
+
+def _text(text: str) -> str:
+    """The text with the surrogate pairs of JSON's escapes as characters. Raises ValueError for half of one."""
+    try:
+        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("half of a surrogate pair, which is no character") from None

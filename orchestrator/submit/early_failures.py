@@ -1,0 +1,62 @@
+"""Runs that fail alike within seconds: the rest of the study would fail too, and need not be started."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+
+EARLY_SECONDS = 60.0  # from the start of a run; importing a framework from a slow file system takes half of it
+ENOUGH = 2
+
+
+class EarlyFailures:
+    """Judges by the first runs that end. A run that finishes, runs longer or fails otherwise ends the suspicion."""
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+        self._suspected = True
+
+    def add(self, run_dir: Path, seconds: float) -> None:
+        """Note the end of a run that lasted so long."""
+        events = run_files.read_events(run_dir)
+        last = events[-1] if events else {}
+        reason = str(last.get("reason", "")) if last.get("event") == "failed" else ""
+        alike = not self._reasons or _pattern(reason) == _pattern(self._reasons[0])
+        self._suspected = self._suspected and bool(reason) and seconds < EARLY_SECONDS and alike
+        self._reasons.append(reason)
+
+    @property
+    def reason(self) -> str:
+        """Why the first runs failed, once they are enough to stop the rest; else ''."""
+        return self._reasons[-1] if self._suspected and len(self._reasons) >= ENOUGH else ""
+
+    @property
+    def count(self) -> int:
+        return len(self._reasons)
+
+
+def describe_alike(states: Sequence[RunState], study: Path) -> str:
+    """A line for `status` while runs still wait although all that have ended failed alike; '' otherwise."""
+    failed = [state.reason for state in states if state.state == "failed"]
+    waiting = sum(state.state == "queued" for state in states)
+    alike = len({_pattern(reason) for reason in failed}) == 1
+    if len(failed) < ENOUGH or not waiting or not alike or any(state.state == "done" for state in states):
+        return ""
+    return (
+        f"{len(failed)} runs failed alike, none is done, {waiting} wait: {failed[-1]}; stop them with "
+        f"`{program()} cancel --all --study {shlex.quote(str(study))}`, fix this and rerun submit with --retry"
+    )
+
+
+def _pattern(reason: str) -> str:
+    """The reason without its numbers, paths and names of runs."""
+    return re.sub(r"\S*/\S*|\S*[0-9]\S*", "#", reason)

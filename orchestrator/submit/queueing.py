@@ -1,0 +1,322 @@
+"""From planned runs to queued jobs, each run exactly once, whoever else submits at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.job import task
+from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
+from ablatrix.orchestrator.slurm.launchers import Batch, Launcher, Members, job_ids
+from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.study.sbatch_options import advice
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import clean
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import RunError, UserError
+from ablatrix.trainer.rundir.safe_open import require_folder
+
+SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
+LINE_BYTES = 64  # around each command
+
+
+class RefusedError(RunError):
+    """sbatch has refused a batch; none of it is queued. cause: its words."""
+
+    def __init__(self, cause: commands.ControllerError) -> None:
+        super().__init__(f"{cause}{advice(str(cause))}")
+        self.cause = cause
+
+
+@dataclass
+class Selection:
+    """Which runs a submit queues, and why it leaves the others alone."""
+
+    chosen: list[RunState] = field(default_factory=list)
+    done: list[RunState] = field(default_factory=list)
+    active: list[RunState] = field(default_factory=list)
+    failed: list[RunState] = field(default_factory=list)
+    at_work: list[RunState] = field(default_factory=list)  # all active runs, those that were not asked for too
+
+
+def select(
+    states: Iterable[RunState], retry: bool = False, cells: Sequence[str] = (), rerun: Sequence[str] = ()
+) -> Selection:
+    """Planned and stopped runs are queued; done ones reused; failed, lost and cancelled ones only with `retry`.
+
+    With `retry` also the done ones whose loss.csv is missing or was changed.
+
+    cells: only these cells (or run ids). rerun: ids of finished runs whose results were put aside.
+    """
+    selection = Selection()
+    for state in states:
+        if state.active:
+            selection.at_work.append(state)
+        if cells and state.run.cell not in cells and state.run.id not in cells:
+            continue
+        if state.active:
+            selection.active.append(state)
+        elif state.state == "done" and state.run.id not in rerun and not (retry and removed_files.incomplete(state)):
+            selection.done.append(state)
+        elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
+            selection.failed.append(state)
+        else:
+            selection.chosen.append(state)
+    return selection
+
+
+def claim(chosen: Sequence[RunState]) -> list[tuple[StudyRun, int]]:
+    """Claim the next attempt of each run; those that another submit claimed in the meantime are left out."""
+    taken = []
+    for state in chosen:
+        attempt = state.attempt + 1
+        try:
+            if submit_attempts.take(state.run.folder, attempt):
+                taken.append((state.run, attempt))
+        except OSError as error:
+            where = error.filename or state.run.folder
+            raise RunError(f"{where}: cannot be claimed: {error.strerror}") from None
+    return taken
+
+
+def describe_taken(chosen: Sequence[RunState], members: Members) -> str:
+    """A sentence about the chosen runs that another submit has claimed meanwhile, '' for none."""
+    ours = {run.id for run, _ in members}
+    taken = [state for state in chosen if state.run.id not in ours]
+    if not taken:
+        return ""
+    by = submit_attempts.describe_owner(taken[0].run.folder, taken[0].attempt + 1)
+    return f"{len(taken)} runs were taken by another submit meanwhile ({by}); they are left to it"
+
+
+def arrays_of(states: Iterable[RunState]) -> list[str]:
+    """Base ids of the jobs of these runs, each once."""
+    return list(dict.fromkeys(state.job_id.partition("_")[0] for state in states if state.job_id))
+
+
+def group(members: Members, per_job: int) -> list[Members]:
+    """Runs into jobs of `per_job`."""
+    return [members[i : i + per_job] for i in range(0, len(members), per_job)]
+
+
+def split(
+    members: Members, settings: SlurmSettings, largest_array: int, script_bytes: int = site_limits.SCRIPT_BYTES
+) -> list[list[Members]]:
+    """Runs into jobs, jobs into arrays of at most `largest_array`, whose scripts are at most `script_bytes` long."""
+    room = script_bytes - SCRIPT_HEAD - sum(len(line.encode()) for line in settings.setup)
+    arrays: list[list[Members]] = []
+    free = 0
+    for job in group(members, settings.runs_per_job):
+        command = task.task_command([(run.folder, attempt) for run, attempt in job], settings.layout)
+        size = len(shlex.join(command).encode()) + LINE_BYTES
+        if not arrays or len(arrays[-1]) == largest_array or size > free:
+            arrays.append([])
+            free = room
+        arrays[-1].append(job)
+        free -= size
+    return arrays
+
+
+def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
+    """The folder with the code that the study's jobs will run, modules of the user's `own` included.
+
+    Raises RunError where it cannot be written.
+    """
+    try:
+        code = code_snapshot.take(study.folder.parent / study_dir.SNAPSHOTS, own)
+        clean.prune_code(code.parent)
+        return code
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or study.folder.parent}: the code snapshot cannot be written: {error.strerror}"
+        ) from None
+
+
+def mend_snapshots(study: Study) -> None:
+    """Write again what was removed from the code that the runs were queued with, if it is still the running code.
+
+    Raises RunError where it cannot be written.
+    """
+    codes = removed_files.snapshots(study)
+    store = study_dir.snapshot_store(study.folder)
+    if any(code_snapshot.lacking(store / code, codes.own()) for code in codes.names):
+        take_snapshot(study, codes.own())
+
+
+def prepare(
+    study: Study,
+    jobs: Sequence[Members],
+    settings: SlurmSettings,
+    code: Path,
+    exports: Sequence[str] = (),
+    after: Sequence[str] = (),
+    surroundings: Mapping[str, Any] | None = None,
+) -> Batch:
+    """The batch of one launch: provenance of each run, claims described. Nothing is queued yet.
+
+    surroundings: what the runs' provenance shares, where it was recorded before.
+    """
+    batch = Batch(study, jobs, submit_attempts.new_token(), settings, code, exports, after)
+    shared = dict(surroundings or study_dir.surroundings(code))
+    for index, job in enumerate(jobs):
+        for run, attempt in job:
+            submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
+            # all that happens from here on belongs to this attempt; a job may start before its id is known
+            run_files.append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
+            study_dir.write_provenance(run.folder, shared, task.trainer_command(run.folder))
+    return batch
+
+
+def queue(launcher: Launcher, batch: Batch) -> list[str]:
+    """Queue a batch in Slurm and write down its job ids; a lost answer is looked for in the queue.
+
+    Raises RunError when sbatch refused, or when it is not known yet whether the job is in the queue.
+    """
+    try:
+        base = job_identity.identify(batch.token, launcher.launch(batch))
+    except commands.ControllerError as error:
+        base = _lost_answer(batch, error)
+    except OSError as error:  # its script cannot be written
+        release(batch.members, f"not queued: {error}")
+        raise _unwritten(error, "nothing of it was queued") from None
+    except UserError as error:  # said before sbatch was called
+        release(batch.members, f"not queued: {error}")
+        raise
+    ids = job_ids(base, len(batch.jobs))
+    try:
+        record(batch, launcher.name, ids)
+    except OSError as error:
+        raise _unwritten(
+            error, f"its runs are queued as job {ids[0]}, the next submit finds them by its token"
+        ) from None
+    return ids
+
+
+def release(members: Members, reason: str) -> None:
+    """Give claims back that will not be queued."""
+    for run, attempt in members:
+        with contextlib.suppress(OSError):
+            run_files.append_event(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
+
+
+@contextlib.contextmanager
+def released_on_error(members: Members) -> Iterator[None]:
+    """Whatever goes wrong within it, these claims are given back."""
+    try:
+        yield
+    except OSError as error:
+        release(members, f"not queued: {error}")
+        raise _unwritten(error, "nothing was queued") from None
+    except BaseException as error:
+        release(members, f"not queued: {error}")
+        raise
+
+
+def _unwritten(error: OSError, outcome: str) -> RunError:
+    return RunError(
+        f"{error.filename or 'the study'}: cannot be written: {error.strerror}; {outcome}; submit again later"
+    )
+
+
+def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
+    """Write a `queued` event for each run."""
+    cluster = "" if launcher == "local" else commands.cluster_name()
+    fields = {"launcher": launcher, "token": batch.token, **({"cluster": cluster} if cluster else {})}
+    for job, job_id in zip(batch.jobs, ids, strict=True):
+        for run, attempt in job:
+            run_files.append_event(run.folder, "queued", job_id=job_id, attempt=attempt, **fields)
+
+
+def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
+    """Base id of the batch's job, found by its token. Raises RunError when it is not there."""
+    uncertain = isinstance(error, commands.NoAnswerError)
+    looks = () if isinstance(error, job_identity.AmbiguousAnswerError) else job_identity.LOOKS if uncertain else (0.0,)
+    found = job_identity.find_job(batch.token, looks)
+    if found:
+        return found
+    if uncertain:
+        raise RunError(
+            f"{error}; whether the jobs are queued is not known. Submit again in {submit_attempts.VOID_AFTER:.0f} s: "
+            "what is in the queue by then is found, the rest is queued, nothing twice"
+        )
+    release(batch.members, "waits for room in the queue" if site_limits.is_limit(error) else str(error))
+    raise RefusedError(error)
+
+
+def named(study: Study, names: Sequence[str]) -> list[StudyRun]:
+    """The runs that `--rerun` names: ids, beginnings of them, cells with one run, or `all`. Raises UserError."""
+    return list(study.runs) if "all" in names else [study.find(name) for name in names]
+
+
+def put_aside(study: Study, names: Sequence[str]) -> list[str]:
+    """For `--rerun`: move the results of these runs to <run>.old-<n> beside them; returns the ids of the runs.
+
+    Raises UserError for an unknown name, RunError for a run that is still active.
+    """
+    runs = named(study, names)
+    active = {state.run.id for state in run_state.collect(study) if state.active}
+    for run in runs:
+        if run.id in active:
+            raise RunError(f"{run.id}: is queued or running; cancel it first")
+    for run in runs:
+        number = next(n for n in range(1, 10**6) if not os.path.lexists(f"{run.folder}.old-{n}"))
+        try:
+            require_folder(run.folder)
+            os.rename(run.folder, f"{run.folder}.old-{number}")
+        except OSError as error:
+            raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None
+    return [run.id for run in runs]
+
+
+def adopt(states: Iterable[RunState]) -> None:
+    """Write down the job of each run whose sbatch answer was lost and whose job was found since."""
+    for state in states:
+        claim = submit_attempts.read(state.run.folder, state.attempt) if state.attempt and state.job_id else None
+        events = run_files.read_events(state.run.folder) if claim else []
+        if claim and not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
+            fields = {"attempt": claim.attempt, "token": claim.token}
+            with contextlib.suppress(OSError):  # it is found by its token until then
+                run_files.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
+
+
+def release_held(study: Study, jobs: Mapping[str, commands.Job] | None = None) -> str:
+    """Let the study's jobs go that Slurm holds because a node could not start them. Returns what to say of it, or ''.
+
+    jobs: the queue, where it has just been read.
+
+    Also those whose runs are done or queued anew: they find that out and end, while held they would stay in the queue
+    for ever, and the study's report behind them.
+    """
+    try:
+        queued = (commands.queue() if jobs is None else jobs).values()
+    except commands.ControllerError:
+        return ""
+    held = {job.id: job.token for job in queued if commands.LAUNCH_FAILED in job.reason and job.token}
+    own = _tokens(study) if held else set()
+    ours = sorted(job for job, token in held.items() if token in own)
+    if not ours:
+        return ""
+    try:
+        commands.release(ours)
+    except commands.ControllerError as error:
+        return (
+            f"{len(ours)} jobs are held by Slurm and cannot be released ({error}); cancel them and submit with --retry"
+        )
+    return f"{len(ours)} jobs that Slurm held because a node could not start them: released"
+
+
+def _tokens(study: Study) -> set[str]:
+    """Of all submissions of the study's runs."""
+    return {
+        submit_attempts.read(run.folder, attempt).token
+        for run in study.runs
+        for attempt in range(1, submit_attempts.newest(run.folder) + 1)
+    }

@@ -1,0 +1,141 @@
+"""Ask Slurm, before anything is queued, whether it would take a study's jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
+from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.study.sbatch_options import NODES, advice, gpus_of_gres, mebibytes
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import queueing
+from ablatrix.trainer.rundir.errors import UserError
+
+TOKEN = "TOKEN"  # in place of the one that a submission gets
+# sbatch queues these jobs, and they wait; with --test-only it refuses them
+_WAITS = re.compile(
+    r"nodes are busy|[Nn]ode not available|ReqNodeNotAvail|Nodes required for job|[Mm]aintenance|at this time|"
+    r"test-only|[Rr]eservation (?:not usable|not yet|is in use|is not active)|partition configuration not available now"
+)
+_SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queued in waves
+
+
+def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: site_limits.ArrayLimits) -> Iterator[Batch]:
+    """Yield the batches that a submit of these runs would queue, with placeholders for token and code."""
+    folder, experiment = loaded.experiment.folder, loaded.experiment
+    study = Study(folder, experiment.name, loaded.file, 0.0, {}, study_dir.study_runs(folder, runs))
+    code = folder.parent / study_dir.SNAPSHOTS / "CODE_SNAPSHOT"
+    members = [(run, 1) for run in study.runs]
+    for jobs in queueing.split(members, experiment.slurm, cluster.tasks, cluster.script_bytes):
+        yield Batch(study, jobs, TOKEN, experiment.slurm, code, experiment.export)
+
+
+def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
+    """Yield why sbatch would refuse the jobs of these runs; what only makes them wait is a warning on stderr.
+
+    Raises ControllerError where Slurm does not answer.
+    """
+    batch = next(planned_batches(loaded, runs, site_limits.array_limits()), None)
+    if batch is None:
+        return
+    fault = _syntax_fault(batch.settings.setup)
+    if fault:
+        yield f"{loaded.at('slurm', 'setup')}slurm.setup: {fault}"
+    where = f"{loaded.at('slurm')}slurm: "
+    try:
+        said = _test(launchers.make(launcher).script(batch))
+    except UserError as error:  # a launcher that cannot be used here
+        yield str(error)
+        return
+    if said and _would_wait(said, batch.settings):
+        cause = ": nodes are down, drained or reserved now" if NODES in said else ""
+        _warn(f"{where}the jobs will have to wait{cause} ({said})")
+    elif said:
+        yield f"{where}{said}{advice(said)}"
+    report = "" if said else _test(helper_jobs.script(batch, helper_jobs.REPORT))
+    if report and not _would_wait(report, SlurmSettings()):
+        _warn(f"{where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
+
+
+def _test(script: str) -> str:
+    """Return what `sbatch --test-only` says against this script, '' for nothing. A file, as site filters want one."""
+    with tempfile.TemporaryDirectory(prefix="ablatrix-") as folder:
+        path = Path(folder) / "job.sbatch"
+        path.write_text(script, encoding="utf-8")
+        try:
+            commands.run_command(["sbatch", "--test-only", str(path)])
+        except commands.NoAnswerError:
+            raise
+        except commands.ControllerError as error:
+            return "" if _SUBMIT_LIMIT.search(str(error)) else str(error)
+    return ""
+
+
+def _syntax_fault(lines: Sequence[str]) -> str:
+    """Return what bash says against the grammar of these lines, '' for nothing: they would end every job."""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True, check=False)
+        if done.returncode:
+            return done.stderr.strip().partition("\n")[0].removeprefix("bash: ") or "bash cannot read it"
+    return ""
+
+
+def _would_wait(said: str, settings: SlurmSettings) -> bool:
+    """Return True if sbatch would queue the job all the same: --test-only knows the nodes that are usable now only."""
+    if NODES in said:
+        return _fits_somewhere(settings)
+    if "Invalid time specified" in said:
+        return "reservation" in settings.extra  # that begins later
+    return bool(_WAITS.search(said))
+
+
+def _fits_somewhere(settings: SlurmSettings) -> bool:
+    """Return True if some nodes cannot be used now, and enough nodes are large enough whatever their state."""
+    try:
+        lines = commands.run_command(["scontrol", "--oneliner", "show", "node"]).splitlines()
+    except commands.ControllerError:
+        return True
+    nodes = [dict(word.partition("=")[::2] for word in line.split()) for line in lines if "NodeName=" in line]
+    wanted = set((settings.partition or "").split(",")) - {""}
+    nodes = [node for node in nodes if not wanted or wanted & set(node.get("Partitions", "").split(","))]
+    if all(_is_usable(node) for node in nodes):
+        return False
+    return sum(_is_large_enough(node, settings) for node in nodes) >= settings.nodes
+
+
+def _is_usable(node: Mapping[str, str]) -> bool:
+    """Return True for a node that may start jobs now (IDLE, MIXED+PLANNED; not DOWN*, IDLE+DRAIN, IDLE+MAINTENANCE)."""
+    flags = node.get("State", "").rstrip("*~#!%$@^-").split("+")
+    good = {"IDLE", "MIXED", "ALLOCATED", "COMPLETING", "PLANNED", "CLOUD", "DYNAMIC_NORM"}
+    return set(flags) <= good and not node.get("State", "").endswith("*")
+
+
+def _is_large_enough(node: Mapping[str, str], settings: SlurmSettings) -> bool:
+    feature = settings.constraint or ""
+    named = not re.fullmatch(r"[A-Za-z0-9_.-]+", feature) or feature in node.get("AvailableFeatures", "").split(",")
+    memory = mebibytes(settings.mem or str(settings.extra.get("mem-per-cpu", "")))
+    cpus = settings.cpus_per_task
+    return (
+        named
+        and cpus <= _number(node.get("CPUTot"))
+        and memory * (1 if settings.mem else cpus) <= _number(node.get("RealMemory"))
+        and settings.gpu_count <= gpus_of_gres(node.get("Gres", ""))
+    )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What a user sees in the terminal: tables, logs, interrupts."""

@@ -1,0 +1,1 @@
+"""Callbacks: what happens at the events of a training run."""

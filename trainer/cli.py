@@ -1,0 +1,82 @@
+"""The command line of one training run. Flags look like --section.name=value; --help lists them all."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as the flags say and return the exit code: 0 done, 75 stopped, 2 a mistake of the user's, 1 a failure."""
+    # Before anything of Hugging Face is imported, which reads them once: compute nodes have no network
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    from ablatrix.trainer.config import from_flags
+    from ablatrix.trainer.device import prepare
+    from ablatrix.trainer.rundir import console
+    from ablatrix.trainer.rundir.errors import AblatrixError
+    from ablatrix.trainer.rundir.run_files import EXIT_STOPPED
+    from ablatrix.trainer.signals import Interrupted, StopSignals
+
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(usage())
+        return 0
+    signals = StopSignals()
+    try:
+        signals.install()
+        config = from_flags(argv)
+        prepare()
+        from ablatrix.trainer.run import execute
+
+        signals.wait_for_them()
+        code = execute(config, argv, signals)
+        signals.ignore()
+        return code
+    except Interrupted:
+        console.complain(f"stopped by {signals.name} before training began; start again to continue")
+        return EXIT_STOPPED
+    except AblatrixError as error:
+        for line in error.lines:
+            console.complain(f"error: {line}")
+        return error.exit_code
+    finally:
+        console.settle()
+
+
+def usage() -> str:
+    """The text of --help: every flag with its default and what it means."""
+    from ablatrix.trainer.config import RunConfig, keys
+
+    defaults = RunConfig().model_dump(mode="json")
+    lines = [
+        "usage: python -m trainer [--config FILE] [--section.name=value ...]",
+        "",
+        "Trains one model and leaves its results in --system.work_dir. Flags win over the file.",
+        "",
+        "  --config FILE",
+        "      a config.json to start from",
+    ]
+    section = ""
+    for key, field in keys():
+        head, _, name = key.partition(".")
+        if head != section:
+            section = head
+            lines += ["", f"{head}:"]
+        default = defaults[head][name]
+        if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
+            default = ", ".join(default)
+        shown = (
+            ""
+            if default in (None, "") or "default:" in field.description
+            else f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+        )
+        lines += [f"  --{key}", f"      {field.description}{shown}"]
+    lines += ["", "exit codes: 0 done, 75 stopped by a signal with a checkpoint, 2 a mistake in the flags, 1 a failure"]
+    return "\n".join(lines)
+
+
+def leave(code: int) -> None:
+    """End this process. One that has others connected does so at once: the connections' threads may abort it else."""
+    if "ablatrix.trainer.distributed.process_group" in sys.modules:
+        os._exit(code)
+    sys.exit(code)

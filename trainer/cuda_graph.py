@@ -1,0 +1,58 @@
+"""A whole optimiser step as one CUDA graph: of a small model's step on a GPU nearly all is the launching of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ablatrix.trainer.optimizers import Optimizer
+
+WARM_UP = 3  # steps done one kernel at a time before recording: they allocate, choose algorithms and compile
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+class GraphedStep:
+    """Calls `step(x, y)` -> (2,) loss and gradient norm, on a CUDA device; from the fourth call on by replaying it.
+
+    What a step reads besides x and y must lie in tensors that stay where they are: the learning rate does
+    (`optimizer.rate`), and so do weights, moments and gradients. Random numbers follow torch.manual_seed in a replay as
+    they do in a launch. The result is overwritten by the next call.
+    """
+
+    def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
+        self.step, self.optimizer, self.device = step, optimizer, device
+        self.stream = torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls = 0
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls <= WARM_UP:
+            return self._on_side_stream(x, y)
+        if self.graph is None:
+            self._record(x, y)
+        assert self.graph is not None
+        self.x.copy_(x, non_blocking=True)
+        self.y.copy_(y, non_blocking=True)
+        self.graph.replay()
+        return self.result
+
+    def _on_side_stream(self, x: Tensor, y: Tensor) -> Tensor:
+        """A step as recording will do it: not on the default stream."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = self.step(x, y)
+        current.wait_stream(self.stream)
+        return result
+
+    def _record(self, x: Tensor, y: Tensor) -> None:
+        """Recording runs nothing: the parameters are as before."""
+        self.x, self.y = x.clone(), y.clone()
+        self.optimizer.zero_grad()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.result = self.step(self.x, self.y)

@@ -1,0 +1,225 @@
+"""The lines of a corpus: their index, the text of each, and why some hold no document. Free of torch.
+
+Lines end at b"\\n" and are numbered from 0; blank ones count. A line that cannot be a document is skipped for one of
+the reasons in `SKIPS`; the file as a whole is refused only where no document is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ablatrix.trainer.data.decoders import CHUNK
+from ablatrix.trainer.data.formats import BOM
+from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.rundir.errors import DataError
+
+MIN_CHARACTERS = 10  # a text shorter than this is no document
+SKIPS = {  # reason -> one such line, several
+    "blank": ("blank line", "blank lines"),
+    "not_utf8": ("line that is not UTF-8", "lines that are not UTF-8"),
+    "not_json": ("line that is not JSON", "lines that are not JSON"),
+    "not_object": ("line that is not a JSON object", "lines that are not a JSON object"),
+    "no_text_key": ("object without the text key", "objects without the text key"),
+    "not_string": ("object whose text is not a string", "objects whose text is not a string"),
+    "too_short": (f"document under {MIN_CHARACTERS} characters", f"documents under {MIN_CHARACTERS} characters"),
+}
+TO_UTF8 = "iconv -f WINDOWS-1252 -t UTF-8"
+LOOKED_AT = 1000  # lines that are read again to explain an error
+EXPLAINED = ("not_utf8", "not_json", "not_object", "not_string")
+JSON_TYPES: dict[type, str] = {
+    **{list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"},
+    **dict.fromkeys((int, float), "a number"),
+}
+
+
+def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: Callable[[int], object]) -> int:
+    """Find where lines start, in one pass over the file and in constant memory.
+
+    write: called with arrays of offsets, in order: the start of every line, then the end of the file.
+    progress: called with the number of bytes read. Returns the number of lines.
+    """
+    size = lines = 0
+    fresh = True  # a line starts at `size`, if a byte follows
+    while chunk := source.read(size, CHUNK):
+        starts = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + (size + 1)
+        if fresh:
+            starts = np.concatenate([[size], starts])
+        size += len(chunk)
+        fresh = chunk.endswith(b"\n")
+        starts = starts[:-1] if fresh else starts
+        write(starts)
+        lines += len(starts)
+        progress(size)
+    write(np.array([size]))
+    return lines
+
+
+def fingerprint(source: Source, lengths: Iterator[np.ndarray], *salt: str) -> str:
+    """SHA-256 that tells corpora apart without reading all of a large one.
+
+    Over the length of every line, evenly spaced pieces of the file (all of it up to 64 MiB) and `salt`.
+    """
+    digest = hashlib.sha256("\0".join(salt).encode())
+    for part in lengths:
+        digest.update(part.tobytes())
+    for piece in source.sample():
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
+    """Return (text, "") of a line that is a document, else (None, reason), a key of SKIPS.
+
+    A line may begin with a byte order mark, as the first one of each file that was joined.
+    """
+    line = line.removeprefix(BOM).strip(b" \t\r\n")
+    if not line:
+        return None, "blank"
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return None, "not_utf8"
+    except (ValueError, RecursionError):
+        return None, "not_json"
+    if not isinstance(record, dict):
+        return None, "not_object"
+    if text_key not in record:
+        return None, "no_text_key"
+    text = record[text_key]
+    if not isinstance(text, str):
+        return None, "not_string"
+    return (text, "") if len(text) >= MIN_CHARACTERS else (None, "too_short")
+
+
+class Lines:
+    """The documents of a corpus, by line number."""
+
+    def __init__(self, source: Source, starts: np.ndarray, text_key: str) -> None:
+        self.source, self.starts, self.text_key = source, starts, text_key
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def size(self, line: int) -> int:
+        """Bytes of a line. A text has no more bytes than its line, and no more tokens than bytes."""
+        return int(self.starts[line + 1]) - int(self.starts[line])
+
+    def raw(self, line: int) -> bytes:
+        """Return the bytes of a line."""
+        return self.source.read(int(self.starts[line]), self.size(line))
+
+    def text(self, line: int) -> tuple[str | None, str]:
+        """(text, "") or (None, reason) of one line."""
+        return document_text(self.raw(line), self.text_key)
+
+    def place(self, line: int) -> str:
+        """Return `line 7` (from 1, in its file), or `element 7` of a JSON array, with the file's name if several."""
+        number = self.source.locate(int(self.starts[line]))
+        file = self.source.files[number]
+        first = int(np.searchsorted(self.starts, self.source.starts[number]))
+        text = f"{'element' if 'values' in file.layers else 'line'} {line - first + 1}"
+        return f"{text} of {file.path.name}" if len(self.source.files) > 1 else text
+
+    def explain(self, line: int, reason: str) -> str:
+        """Return where a skipped line is and what is wrong with it, for people."""
+        where, raw = self.place(line), self.raw(line).removeprefix(BOM).strip()
+        try:
+            record = json.loads(raw.decode())
+        except UnicodeDecodeError as error:
+            return f"{where}, byte {raw[error.start]:#04x}; if the whole file is Latin-1: {TO_UTF8}"
+        except (ValueError, RecursionError) as error:
+            return f"{where}: {_json_fault(error, raw)}" if reason == "not_json" else where
+        if reason == "no_text_key":
+            return f"{where}, which has {', '.join(map(repr, list(record)[:8])) or 'no key'}"
+        if reason in ("not_object", "not_string"):
+            value = record if reason == "not_object" else record[self.text_key]
+            return f"{where}, where it is {JSON_TYPES.get(type(value), 'something else')}{_cure(reason, value)}"
+        return where
+
+
+def _cure(reason: str, value: Any) -> str:
+    if reason == "not_object" and isinstance(value, str):
+        return "; make objects of them: jq -c '{text: .}'"
+    if reason == "not_string" and isinstance(value, dict) and "0" in value:
+        return "; a table by columns, as pandas writes it: pass orient='records', lines=True to to_json"
+    if reason == "not_string" and isinstance(value, list):
+        return "; join its parts, for instance with jq -c '.text |= join(\"\\n\")'"
+    return ""
+
+
+def _json_fault(error: Exception, raw: bytes) -> str:
+    if raw.startswith((b"{'", b"{u'")):
+        return "it is in Python's notation (single quotes), not JSON's"
+    return f"{error.msg} (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else "cannot be read"
+
+
+def count_skipped(reason: str, count: int) -> str:
+    """Return `1 blank line`, `3 blank lines`."""
+    one, several = SKIPS.get(reason, (reason, reason))
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:
+    """Return a sentence about the lines that were left out, "" where all but blank ones were read.
+
+    lines: of the corpus. skipped: number by reason. first: what is known of the first one of each reason.
+    """
+    reasons = {reason: count for reason, count in skipped.items() if reason != "blank"}
+    if not reasons:
+        return ""
+    parts = [count_skipped(r, n) + (f" (first: {first[r]})" if r in first else "") for r, n in reasons.items()]
+    count, total = sum(reasons.values()), lines - skipped.get("blank", 0)
+    return f"{name}: skipped {count:,} of {total:,} lines ({count / max(total, 1):.0%}): {'; '.join(parts)}"
+
+
+def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
+    """Return the error for a corpus without a single document, with the reasons."""
+    if not skipped:
+        return DataError(f"{name}: the file is empty; it must hold one JSON object per line")
+    reasons = ", ".join(count_skipped(reason, count) for reason, count in skipped.items())
+    message = f"{name}: holds no document ({reasons})"
+    if "no_text_key" in skipped:
+        message += f"; there is no key {text_key!r}, but {key_advice(lines, text_key)}"
+    else:
+        worst = max(skipped, key=lambda reason: skipped[reason])
+        line = next((k for k in range(min(len(lines), LOOKED_AT)) if lines.text(k)[1] == worst), None)
+        message += f"; {lines.explain(line, worst)}" if line is not None and worst in EXPLAINED else ""
+    return DataError(message)
+
+
+def key_advice(lines: Lines, text_key: str) -> str:
+    """Return `'content', 'id': set data.text_key`: the keys that the first objects have, and what may be meant."""
+    seen: dict[str, Any] = {}
+    for line in range(min(len(lines), LOOKED_AT)):
+        try:
+            record = json.loads(lines.raw(line).removeprefix(BOM).decode())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            seen |= {key: value for key, value in record.items() if key not in seen}
+    keys = ", ".join(map(repr, list(seen)[:10])) or "no keys at all"
+    nested = next((f"{key}.{text_key}" for key, value in seen.items() if _has_text(value, text_key)), "")
+    listed = next((key for key, value in seen.items() if len(lines) == 1 and _is_list_of_objects(value)), "")
+    if listed:
+        return f"{keys}; its documents seem to be a list under {listed!r}: jq -c '.{listed}[]' FILE > x.jsonl"
+    if nested:
+        return f"{keys}; the text seems to be {nested}: jq -c '{{text: .{nested}}}' FILE > x.jsonl"
+    texts = [key for key, value in seen.items() if isinstance(value, str)]
+    if seen and not texts:
+        return f"{keys}, of which none holds a string: write the text of each document under one key"
+    near = next((key for key in texts if key.casefold() == text_key.casefold()), "")
+    near = near or max(texts, key=lambda key: len(seen[key]), default="")
+    return f"{keys}: set data.text_key" + (f" (probably {near})" if near else "")
+
+
+def _has_text(value: Any, text_key: str) -> bool:
+    return isinstance(value, dict) and isinstance(value.get(text_key), str)
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

@@ -1,0 +1,176 @@
+"""Find the files of a corpus: one file, a folder of shards, a pattern, or a list. Free of torch."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.rundir.errors import DataError
+from ablatrix.trainer.rundir.run_files import opened
+
+COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2", ".lzma")
+KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first that is there is taken
+FOREIGN = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".txt", ".zip", ".tar", ".npy", ".pkl")
+METADATA = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "metadata.json",
+    "config.json",
+)
+TRAINING = re.compile(r"(^|[._-])train", re.IGNORECASE)
+OTHER_SPLIT = re.compile(r"(^|[._-])(val|valid|validation|dev|eval|test)([._-]|\d|$)", re.IGNORECASE)
+PIECE = 1 << 20  # bytes read at a time for a fingerprint
+SAMPLES = 64  # pieces of a corpus that its fingerprint looks at
+
+
+def find_files(config: DataConfig) -> tuple[Path, ...]:
+    """Return the files of `data.file_path`: as listed, those of a folder or pattern sorted by name.
+
+    Raises DataError where there is none, or where one is listed twice.
+    """
+    given = config.file_path
+    entries = (given,) if isinstance(given, str) else given
+    found = [path for entry in entries for path in _expand(entry)]
+    if not found:
+        raise DataError("data.file_path: missing; give the path of a JSONL file")
+    seen: dict[str, Path] = {}
+    for path in found if len(found) > 1 else ():
+        other = seen.setdefault(os.path.realpath(path), path)
+        if other is not path:
+            alias = "" if str(other) == str(path) else f" (as {other} too)"
+            raise DataError(f"data.file_path: {path}: is listed twice{alias}; list each file once")
+    if len({is_flat(path) for path in found}) > 1:
+        raise DataError("data.file_path: has both .bin files of token ids and files of text; list one kind")
+    return tuple(found)
+
+
+def describe_files(config: DataConfig, files: Sequence[Path]) -> str:
+    """Return the name of a corpus for messages."""
+    if len(files) == 1:
+        return str(files[0])
+    return f"{config.file_path if isinstance(config.file_path, str) else files[0].parent} ({len(files)} files)"
+
+
+def is_flat(path: Path) -> bool:
+    """True if a file holds token ids, by its name."""
+    return path.suffix == ".bin"
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return (size, mtime_ns) of a data file. Raises DataError where it does not exist or is a folder."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise explain_missing(path, error) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError(f"data.file_path: {path}: is a folder; give the path of a JSONL file")
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"data.file_path: {path}: cannot be read: not a regular file")
+    return status.st_size, status.st_mtime_ns
+
+
+def total_size(config: DataConfig) -> int:
+    """Return the bytes of all files of a corpus. Raises DataError as `find_files` does."""
+    return sum(file_stamp(path)[0] for path in find_files(config))
+
+
+def sample_file(path: Path, files: int = 1) -> Iterator[bytes]:
+    """Yield evenly spaced pieces of a file as it lies on the disk, all of a small one. files: that share SAMPLES."""
+    size, most = PIECE if files <= SAMPLES else PIECE // 16, max(1, SAMPLES // files)
+    try:
+        with opened(path, buffering=0) as file:
+            pieces = -(-os.fstat(file.fileno()).st_size // size)
+            for k in range(min(pieces, most)):
+                yield os.pread(file.fileno(), size, k * pieces // min(pieces, most) * size)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _expand(entry: str) -> list[Path]:
+    path = Path(entry)
+    if not entry:
+        return []
+    if os.path.isdir(path):
+        return _shards(path)
+    if glob.has_magic(entry) and not os.path.lexists(entry):
+        found = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if not os.path.isdir(p))
+        if not found:
+            raise DataError(f"data.file_path: no file matches {entry!r} (looked in {Path.cwd()}){_brace_hint(entry)}")
+        return found
+    return [path]
+
+
+def _brace_hint(entry: str) -> str:
+    return "; {a..b} is understood by shells only, use * ? [0-9] or a list" if "{" in entry else ""
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Return the data files in a folder, sorted by name. Raises DataError where there is none."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"data.file_path: {folder}: cannot be read: {error.strerror}") from None
+    names = [entry for entry in entries if not entry.is_dir() and entry.name not in METADATA]
+    groups = [[entry for entry in names if _plain_suffix(entry) in kind] for kind in KINDS]
+    if groups[2] and (groups[0] or groups[1]):
+        raise DataError(
+            f"data.file_path: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)"
+        )
+    chosen = next((group for group in groups if group), [])
+    others = [entry.name for entry in chosen if OTHER_SPLIT.search(entry.name)]
+    if others and any(TRAINING.search(entry.name) for entry in chosen):
+        raise DataError(
+            f"data.file_path: {folder}: holds more than the training split ({', '.join(others[:3])} too); give a "
+            f"pattern such as '{folder}/*train*'"
+        )
+    # Nothing to read: what a converter or a hub left is told by the content of the first file
+    chosen = chosen or [entry for entry in names if _plain_suffix(entry) in FOREIGN][:1]
+    if not chosen:
+        there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
+        raise DataError(
+            f"data.file_path: {folder}: is a folder without .jsonl, .json or .bin files (it has {there}); give the "
+            "path of a JSONL file, or a pattern such as 'folder/*/*.jsonl.gz'"
+        )
+    return chosen
+
+
+def _plain_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
+
+
+def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
+    """Return the error for a file that cannot be looked at: what is missing, and what it may have been meant to be."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        reason = error.strerror if isinstance(error, OSError) else str(error)  # ValueError: a NUL in the name
+        return DataError(f"data.file_path: {str(path)!r}: cannot be read: {reason}")
+    if path.is_symlink():
+        return DataError(f"data.file_path: {path}: is a link to {os.readlink(path)}, which does not exist")
+    text = f"{path}: data.file_path does not exist"
+    if not path.is_absolute():
+        text += f" (looked in {Path.cwd()})"
+    missing = next((p for p in reversed(path.parents) if not os.path.lexists(p)), None)
+    if missing is not None and "\\" not in str(path):
+        return DataError(f"{text}; nor does {missing}{_nearest(missing)}")
+    unix = str(path).replace("\\", "/")
+    if unix != str(path):
+        drive = f"/mnt/{unix[0].lower()}/{unix[3:]}" if unix[1:3] == ":/" else unix
+        return DataError(f"{text}; it is a Windows path: write {drive}")
+    return DataError(text + (_brace_hint(path.name) or _nearest(path)))
+
+
+def _nearest(path: Path) -> str:
+    try:
+        names = {entry.name.casefold(): entry.name for entry in path.parent.iterdir()}
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name.casefold(), names, 1, 0.75)
+    return f" (did you mean {path.with_name(names[near[0]])}?)" if near else ""

@@ -1,0 +1,193 @@
+"""Decode what a corpus is wrapped in: compression, UTF-16, JSON arrays. Every layer is a stream over another one."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ablatrix.trainer.rundir.errors import DataError, UserError
+from ablatrix.trainer.rundir.program import pip_install
+
+CHUNK = 1 << 20  # bytes read at a time: fits the cache of a core
+COMPRESSED = {
+    "gzip": (b"\x1f\x8b",),
+    "xz": (b"\xfd7zXZ\0", b"]\0\0"),  # the second: .lzma
+    "bzip2": (b"BZh",),
+    "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + k]) + b"\x2a\x4d\x18" for k in range(16))),  # skippable frames
+}
+LONGEST_WINDOW = 1 << 31  # of zstd --long=31
+ENCODINGS = ("utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be", "utf-32")
+BLANKS = re.compile(r"[\s,]*")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
+
+
+def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
+    """Return the stream inside a layer: a name in COMPRESSED or ENCODINGS, "cr" (line ends) or "values" (JSON)."""
+    if layer == "gzip":
+        return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
+    if layer == "xz":
+        return _buffered(lzma.LZMAFile(stream))
+    if layer == "bzip2":
+        return _buffered(bz2.BZ2File(stream))
+    if layer == "zstd":
+        return _buffered(_Pieces(_zstd_frames(stream, _zstd_decompressor(path))))
+    if layer == "cr":
+        return _buffered(_Pieces(raw.replace(b"\r", b"\n") for raw in _chunks(stream)))
+    if layer == "values":
+        return _buffered(_Pieces(_lines_of_values(stream)))
+    return _buffered(_Pieces(_utf8(stream, layer)))
+
+
+@contextlib.contextmanager
+def explain_damage(path: Path) -> Iterator[None]:
+    """Turn a decoder's complaint into a DataError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: its text is not {error.encoding.upper()} ({error.reason}); copy it again") from None
+    except (EOFError, zlib.error, lzma.LZMAError, _DamagedError) as error:
+        raise _damaged(path, error) from None
+    except OSError as error:
+        if error.errno is not None:  # of the file system; bz2 and gzip give no number
+            raise
+        raise _damaged(path, error) from None
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged or cut short: {error}; copy it again")
+
+
+class _DamagedError(Exception):
+    """A JSON array that cannot be read on."""
+
+
+class _Pieces(io.RawIOBase):
+    """A stream of the bytes that an iterator yields."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._ready = pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._ready = memoryview(piece)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+def _buffered(raw: Any) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(raw, CHUNK))
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    while chunk := stream.read(CHUNK):
+        yield chunk
+
+
+def _zstd_decompressor(path: Path) -> Any:
+    """Raises UserError where the package is missing."""
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(
+            f"{path}: reading Zstandard needs one more package: {pip_install('zstandard')} (or unpack it with zstd -d)"
+        ) from None
+    return zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW)
+
+
+def _zstd_frames(stream: BinaryIO, decompressor: Any) -> Iterator[bytes]:
+    """Decompress frame after frame. zstandard's own reader takes a file that is cut off for one that ends."""
+    frame, begun, raw = decompressor.decompressobj(), False, b""
+    while raw := raw or stream.read(CHUNK // 8):
+        begun = True
+        yield frame.decompress(raw)
+        raw = b""
+        if frame.eof:
+            raw, begun = frame.unused_data, False
+            frame = decompressor.decompressobj()
+    if begun:
+        raise EOFError("the last frame is cut off")
+
+
+def _utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    for raw in _chunks(stream):
+        yield decoder.decode(raw).encode()
+    yield decoder.decode(b"", final=True).encode()
+
+
+def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
+    """The elements of JSON arrays, and JSON values outside of arrays, as one line each; what is not UTF-8 stays so.
+
+    Raises EOFError where the last one is cut off, _DamagedError for what is not JSON.
+    """
+    characters, decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), json.JSONDecoder()
+    buffer, at, inside, count = "", 0, False, 0
+    lines: list[bytes] = []
+    while True:
+        at = BLANKS.match(buffer, at).end()  # type: ignore[union-attr] # it matches nothing, too
+        if at == len(buffer):
+            yield b"".join(lines)
+            lines, buffer, at = [], _read_text(stream, characters, CHUNK), 0
+            if not buffer:
+                break
+        elif buffer[at] == ("]" if inside else "["):
+            inside, at = not inside, at + 1
+        else:
+            try:
+                value, end = decoder.raw_decode(buffer, at)
+            except (ValueError, RecursionError) as error:
+                size = max(CHUNK, len(buffer) - at)
+                more = _read_text(stream, characters, size) if _needs_more(error, buffer) else None
+                if not more:
+                    kind = _DamagedError if more is None else EOFError
+                    raise kind(f"element {count + 1} of its JSON array ends in the middle or is not JSON") from None
+                buffer, at = buffer[at:] + more, 0
+                continue
+            count += 1
+            lines.append(_line_of(value, buffer[at:end]))
+            at = end
+    if inside:
+        raise EOFError(f"its JSON array is not closed after element {count}")
+
+
+def _line_of(value: Any, text: str) -> bytes:
+    """Return a JSON value as a line: its own bytes, escaped by the decoder, where they are not UTF-8."""
+    if NOT_UTF8.search(text):
+        return text.replace("\n", " ").encode("utf-8", "surrogateescape") + b"\n"
+    return json.dumps(value).encode() + b"\n"
+
+
+def _read_text(stream: BinaryIO, decoder: codecs.IncrementalDecoder, size: int) -> str:
+    """Return some more text, "" at the end only."""
+    while raw := stream.read(size):
+        if text := decoder.decode(raw):
+            return text
+    return decoder.decode(b"", final=True)
+
+
+def _needs_more(error: Exception, buffer: str) -> bool:
+    """True if a JSON value may be incomplete only because `buffer` ends within it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16

@@ -1,0 +1,168 @@
+"""Flat files of token ids, as the prepare scripts of nanoGPT and modded-nanogpt write them (train.bin).
+
+Such files have no documents: all of them but the end is one, and the last `test_size` windows of block_size tokens are
+held out. Several files are read one after the other. The type of the ids is told by a header or by their values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
+from ablatrix.trainer.data.formats import describe_other, is_other
+from ablatrix.trainer.data.token_store import CompleteStore, read_tokens
+from ablatrix.trainer.data.tokenizer import TokenizerInfo
+from ablatrix.trainer.rundir.errors import DataError
+from ablatrix.trainer.rundir.run_files import opened
+
+PIECES = 64  # evenly spaced looks at the files
+PIECE = 1 << 18  # bytes of each
+MAGIC = 20240520  # of modded-nanogpt and llm.c: 256 int32 come first (magic, version, number of tokens)
+HEADER = 256 * 4
+VERSIONS = {1: "<u2", 7: "<u4"}
+MOST_MASKED = 1000  # ids over -1000 are masks such as -100, not another type's
+CERTAIN = 16  # ids, of which every second one is not 0 by chance
+TYPES = ("<i8", "<u4", "<u2")  # the first one in which all ids are the tokenizer's; shorter ones would read zeros
+
+
+class FlatFile:
+    """One open file of token ids."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError where it cannot be read, or is known to be something else."""
+        self.path, (self.bytes, _) = path, file_stamp(path)
+        try:
+            self.file: BinaryIO = opened(path, buffering=0)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        head = os.pread(self.file.fileno(), HEADER, 0)
+        if is_other(head):
+            raise DataError(f"{path}: is {describe_other(head, str(path))}")
+        numbers = np.frombuffer(head[:12], dtype="<i4") if len(head) == HEADER else [0]
+        self.skip, self.dtype = 0, ""
+        if numbers[0] == MAGIC:
+            self.skip, self.dtype = HEADER, VERSIONS.get(int(numbers[1]), "")
+            expected = int(numbers[2]) * np.dtype(self.dtype or "u2").itemsize
+            if not self.dtype or expected != self.bytes - HEADER:
+                raise DataError(
+                    f"{path}: its header promises {numbers[2]:,} tokens, which is not its size; copy it again"
+                )
+
+    def pieces(self, most: int, align: int = 8) -> Iterator[bytes]:
+        """Yield evenly spaced pieces of the ids, each from a multiple of `align` bytes."""
+        size = self.bytes - self.skip
+        count = min(most, -(-size // PIECE))
+        for k in range(count):
+            start = k * (size - PIECE) // (count - 1) // align * align if k else 0
+            yield os.pread(self.file.fileno(), PIECE, self.skip + start)
+
+
+class FlatStore(CompleteStore):
+    """Files of token ids as a store of two lines: what is trained on, and what is held out."""
+
+    def __init__(self, config: DataConfig, tokenizer: TokenizerInfo) -> None:
+        """Raises DataError where the ids are not this tokenizer's or where nothing is left to train on."""
+        paths = find_files(config)
+        self.name = describe_files(config, paths)
+        self.vocab_size, self.skipped, self.first_skipped = tokenizer.vocab_size, {}, {}
+        self._files = [FlatFile(path) for path in paths]
+        self.dtype = self._find_dtype(tokenizer)
+        sizes = [(file.bytes - file.skip) // self.dtype.itemsize for file in self._files]
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+        total, held_out = self._starts[-1], config.test_size * config.block_size + bool(config.test_size)
+        if total - held_out <= config.block_size:
+            raise DataError(
+                f"{self.name}: has {total} tokens, too few to hold out data.test_size {config.test_size} windows of "
+                f"data.block_size {config.block_size} and train on the rest; lower one of them"
+            )
+        self._offsets = np.array([0, total - held_out, total] if held_out else [0, total], dtype=np.int64)
+        self.n_lines = self.n_documents = len(self._offsets) - 1
+        self.fingerprint = self._digest()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(n_tokens,) all ids; of several files a copy in memory."""
+        maps = [np.memmap(file.path, dtype=self.dtype, mode="r", offset=file.skip) for file in self._files]
+        return maps[0] if len(maps) == 1 else np.concatenate(maps)
+
+    def first_held_out(self, test_size: int) -> int:
+        """The line that is held out."""
+        return 1
+
+    def read(self, line: int, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of a line. Raises DataError where one is beyond the vocabulary."""
+        begin = int(self._offsets[line]) + start
+        tokens = self._read(begin, stop - start)
+        top = int(tokens.max(initial=0))
+        if top >= self.vocab_size:
+            position = begin + int(tokens.argmax())
+            raise DataError(
+                f"{self.name}: token {top} at position {position} is beyond the vocabulary ({self.vocab_size})"
+            )
+        return tokens
+
+    def _read(self, begin: int, count: int) -> np.ndarray:
+        parts = []
+        while count > 0:
+            k = bisect_right(self._starts, begin) - 1
+            file, here = self._files[k], min(count, self._starts[k + 1] - begin)
+            parts.append(read_tokens(file.file.fileno(), begin - self._starts[k], here, self.dtype, file.skip))
+            begin, count = begin + here, count - here
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, self.dtype), *parts])
+
+    def _pieces(self, align: int = 8) -> Iterator[bytes]:
+        for file in self._files:
+            yield from file.pieces(max(1, PIECES // len(self._files)), align)
+
+    def _find_dtype(self, tokenizer: TokenizerInfo) -> np.dtype[Any]:
+        """Return the type that a header names, else the widest one in which all ids looked at are the tokenizer's.
+
+        Raises DataError where there is none.
+        """
+        named = {file.dtype for file in self._files}
+        if len(named) > 1:
+            raise DataError(
+                f"{self.name}: some of the files have a header and others have none, or another type of ids"
+            )
+        tops = {}
+        for name in filter(None, named) if named != {""} else TYPES:
+            dtype = np.dtype(name)
+            if all(file.bytes and not (file.bytes - file.skip) % dtype.itemsize for file in self._files):
+                ids = [np.frombuffer(piece, dtype=dtype) for piece in self._pieces()]
+                top = tops[name] = max((int(part.max(initial=0)) for part in ids), default=0)
+                least = min((int(part.min(initial=0)) for part in ids), default=0)
+                if top < self.vocab_size and least >= 0:
+                    self._refuse_halves(ids)
+                    return dtype
+                if top < self.vocab_size and least > -MOST_MASKED:
+                    raise DataError(f"{self.name}: holds negative ids such as {least}: masks of labels are no tokens")
+        if not tops and all(file.bytes for file in self._files):
+            raise DataError(
+                f"{self.name}: not token ids: its size is no multiple of 2 bytes; it is cut off, or no .bin"
+            )
+        raise DataError(
+            f"{self.name}: not token ids of tokenizer {tokenizer.name!r} as uint16 or uint32 (the largest is "
+            f"{min(tops.values(), default=0)}, the vocabulary has {self.vocab_size}); set data.tokenizer to what made "
+            "the file"
+        )
+
+    def _refuse_halves(self, ids: list[np.ndarray]) -> None:
+        """Raises DataError where every second id is 0: wider ids, in a file that was cut off between them."""
+        enough = sum(map(len, ids)) >= CERTAIN
+        if enough and any(part[::2].any() for part in ids) and not any(part[1::2].any() for part in ids):
+            raise DataError(f"{self.name}: every second id would be 0: the file is cut off within an id; copy it again")
+
+    def _digest(self) -> str:
+        size = sum(file.bytes for file in self._files)
+        digest = hashlib.sha256(f"{size} {self.dtype.name} {self.vocab_size}".encode())
+        for piece in self._pieces(align=4):
+            digest.update(piece)
+        return digest.hexdigest()

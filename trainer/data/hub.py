@@ -1,0 +1,112 @@
+"""Downloads from the Hugging Face hub (or HF_ENDPOINT), each verified against the hash that the hub announces."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablatrix.trainer.rundir.errors import RunError, UserError
+from ablatrix.trainer.rundir.safe_open import make_private_folder, remove
+
+ADVICE = "run this where there is internet, or use --from DIR with a copy of the files"
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Download:
+    """A downloaded file. commit: of the repository; etag: what the hub calls the content; sha256: what it is."""
+
+    path: Path
+    commit: str
+    etag: str
+    sha256: str
+    size: int
+
+
+class MissingFileError(UserError):
+    """The repository has no such file."""
+
+
+def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revision: str = "main") -> Download:
+    """Download one file into `staging` and verify it. An interrupted download is continued by the next call.
+
+    staging: a folder that becomes this user's alone: what lies in it is believed, and continued. Raises OSError where
+    that cannot be, MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or
+    RunError (no connection, cut short, wrong hash).
+    """
+    make_private_folder(staging)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are of no interest, their end is
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    try:
+        facts = get_hf_file_metadata(hf_hub_url(repo, file, repo_type=repo_type, revision=revision))
+        commit, etag = facts.commit_hash or "", facts.etag or ""
+        path = Path(
+            hf_hub_download(repo, file, repo_type=repo_type, revision=commit or revision, local_dir=str(staging))
+        )
+    except Exception as error:
+        raise _explain(error, f"{repo}: {file}", repo) from error
+    size = path.stat().st_size
+    sha256, git = hashes(path)
+    if (facts.size is not None and size != facts.size) or (_is_hash(etag) and etag not in (sha256, git)):
+        path.unlink()
+        raise RunError(f"{repo}: {file}: what arrived is not what the hub announced (size or hash differ); try again")
+    return Download(path, commit, etag, sha256, size)
+
+
+def hashes(path: Path) -> tuple[str, str]:
+    """(SHA-256, git's blob hash): the hub's ETag is the first for large files and the second for small ones."""
+    sha256 = hashlib.sha256()
+    git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as source:
+        while chunk := source.read(CHUNK):
+            sha256.update(chunk)
+            git.update(chunk)
+    return sha256.hexdigest(), git.hexdigest()
+
+
+def _is_hash(etag: str) -> bool:
+    return len(etag) in (40, 64) and all(c in "0123456789abcdef" for c in etag)
+
+
+def clean(staging: Path) -> None:
+    """Remove a staging folder once its files are in place."""
+    remove(staging)
+
+
+def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:
+    from huggingface_hub import errors
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{repo}: access must be granted first: accept its terms on {endpoint}/{repo} and set HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(f"{repo}: no such repository at {endpoint} (or it is private and HF_TOKEN is not set)")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{what}: no such revision at {endpoint}")
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return MissingFileError(f"{what}: no such file in the repository at {endpoint}")
+    if isinstance(error, errors.HFValidationError):
+        return UserError(f"{repo!r} is not a repository's name; write owner/name")
+    if isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") in (
+        "1",
+        "true",
+        "True",
+        "ON",
+    ):
+        return UserError(f"{what}: HF_HUB_OFFLINE is set, which forbids downloads; unset it, or {ADVICE}")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else "?"
+        return RunError(f"{what}: {endpoint} answered with status {status}; try again later, or {ADVICE}")
+    if "Consistency check failed" in str(error) or type(error).__name__ == "RemoteProtocolError":
+        return RunError(f"{what}: the download was cut short; run this again, it goes on where it stopped")
+    if isinstance(error, PermissionError):
+        return RunError(f"{what}: cannot be written: {error}")
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return RunError(f"{what}: no connection to {endpoint} ({first}); {ADVICE}")

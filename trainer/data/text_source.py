@@ -1,0 +1,142 @@
+"""The text of a corpus as one run of bytes: the lines of all its files, one file after the other. Free of torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from ablatrix.trainer.data.corpus_files import sample_file
+from ablatrix.trainer.data.decoders import CHUNK, explain_damage
+from ablatrix.trainer.data.formats import TextFile
+
+OPEN_FILES = 64
+
+
+class Source:
+    """The bytes of a corpus at any offset, decompressed and in UTF-8. Safe between threads.
+
+    Files that are streams (see TextFile.direct) are cheap to read forward; reading backward starts them again. A line
+    break is added where a file ends without one and another file follows. Raises DataError for damaged files.
+    """
+
+    def __init__(self, files: Sequence[TextFile], starts: Sequence[int] = (0,)) -> None:
+        """starts: offsets of the files, as far as they are known from an earlier reading."""
+        self.files = tuple(files)
+        self.starts = list(starts)
+        self._open: OrderedDict[int, _Direct | _Stream] = OrderedDict()
+        self._lock = threading.Lock()
+        self._part(0)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start`; fewer at the end of the corpus only."""
+        pieces: list[bytes] = []
+        while size > 0:
+            k = bisect_right(self.starts, start) - 1
+            piece = self._part(k).read(start - self.starts[k], size)
+            if piece:
+                pieces.append(piece)
+                start, size = start + len(piece), size - len(piece)
+            elif k + 1 == len(self.files):
+                break
+            else:
+                self._advance(k)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _advance(self, k: int) -> None:
+        """Note where the file after the k-th one starts."""
+        size = self._part(k).size()
+        with self._lock:
+            if len(self.starts) == k + 1:
+                self.starts.append(self.starts[k] + size)
+
+    def _part(self, k: int) -> _Direct | _Stream:
+        with self._lock:
+            part = self._open.pop(k, None)
+            if part is None:
+                file = self.files[k]
+                part = (_Direct if file.direct else _Stream)(file, last=k + 1 == len(self.files))
+            self._open[k] = part
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)  # closed when no thread reads it any more
+            return part
+
+    def sample(self) -> Iterator[bytes]:
+        """Yield evenly spaced pieces of the files as they lie on the disk; all of a small corpus."""
+        for file in self.files:
+            yield from sample_file(file.path, len(self.files))
+
+    def locate(self, offset: int) -> int:
+        """Return the number of the file that holds this byte."""
+        return bisect_right(self.starts, offset) - 1
+
+    def close(self) -> None:
+        """Close the files."""
+        for part in self._open.values():
+            part.file.close()
+
+
+class _Direct:
+    """A file whose bytes are the text."""
+
+    def __init__(self, file: TextFile, last: bool) -> None:
+        self.file = file.open_raw()
+        self._bytes = os.fstat(self.file.fileno()).st_size
+        ends_well = last or not self._bytes or os.pread(self.file.fileno(), 1, self._bytes - 1) == b"\n"
+        self._end = b"" if ends_well else b"\n"
+
+    def size(self) -> int:
+        return self._bytes + len(self._end)
+
+    def read(self, start: int, size: int) -> bytes:
+        if self._end and start >= self._bytes:
+            return self._end[start - self._bytes :]
+        data = os.pread(self.file.fileno(), size, start)
+        while len(data) < size:  # one call gives 2 GiB at most, and less on some file systems
+            more = os.pread(self.file.fileno(), size - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+
+class _Stream:
+    """A file whose text has to be decoded from its beginning."""
+
+    def __init__(self, file: TextFile, last: bool) -> None:
+        self.file = file.open_raw()
+        self._text, self._last = file, last
+        self._lock = threading.Lock()
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._stream: BinaryIO = self._text.unwrapped(self.file)
+        self._position = 0
+        self._tail = b"\n"  # the last byte that was read
+
+    def size(self) -> int:
+        with self._lock:
+            while self._next(CHUNK):
+                pass
+            return self._position
+
+    def read(self, start: int, size: int) -> bytes:
+        with self._lock:
+            if start < self._position:
+                self._rewind()
+            while self._position < start:
+                if not self._next(min(CHUNK, start - self._position)):
+                    return b""
+            return self._next(size)
+
+    def _next(self, size: int) -> bytes:
+        with explain_damage(self._text.path):
+            data = self._stream.read(size)
+        if not data and not self._last and self._tail != b"\n":
+            data = b"\n"
+        self._tail = data[-1:] or self._tail
+        self._position += len(data)
+        return data

@@ -1,0 +1,90 @@
+"""Proof that a tokenizer's folder works without a network: `python -m ablatrix.trainer.data.tokenizer_check FOLDER`.
+
+Loads it with GPT2TokenizerFast in this process, in which opening a connection is an error, and compares the ids of the
+bulk encoders with its own on difficult texts. Prints one JSON object; an error is one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table
+from ablatrix.trainer.data.tokenizer import TokenizerInfo, go_offline
+
+# Blanks and line ends, contractions, numerals, scripts without blanks, joined emoji, combining marks, byte order marks,
+# special tokens inside a text, half words of the vocabulary.
+BATTERY = (
+    "Hello world",
+    " Hello  world \n\n\t x\r\n  ",
+    "I'll we've you're 'tis IT'S don’t",
+    "3.14159 and 10,000,000 or 1e-4; ½ ² ٣ Ⅷ",
+    "naïve café e\u0301 Ünïcödé ß ſ",
+    "日本語のテキスト、中文，한국어 ไทย हिन्दी العربية עברית",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 \U0001f9d1🏽‍🚀 \ufeff\u200b\u2028\u3000\xa0.",
+    "a<|endoftext|>b <|endoftext|>\n<|endoftext|><|endoftext|> <|endoftext <|endoftext|",
+    "def f(x):\n    return x ** 2  # \\n \\t {}[]()<>\n",
+    "\x00\x01\x1f\x7f\x85\x80",
+    "https://example.org/a_b?c=d&e=%20#f — “quoted” … ok",
+    " " * 50 + "x" + "\n" * 30 + "=" * 80,
+)
+
+
+class NoNetworkError(OSError):
+    """Something tried to open a connection."""
+
+
+def refuse_connections() -> None:
+    """From here on, connecting a socket to anything but a local Unix socket raises NoNetworkError."""
+
+    def refuse(self: socket.socket, address: Any) -> NoReturn:
+        raise NoNetworkError(f"a connection to {address!r} was attempted")
+
+    def resolve(host: object, *_: object, **__: object) -> NoReturn:
+        raise NoNetworkError(f"the address of {host!r} was asked for")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        setattr(socket.socket, name, refuse)
+    socket.getaddrinfo = socket.gethostbyname = resolve
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """{"vocab_size", "bulk"}: number of tokens, and the bulk encoder that gives the same ids (the faster that does).
+
+    Raises ValueError where GPT2TokenizerFast and the cached tokenizer.json disagree.
+    """
+    go_offline()
+    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+
+    reference = GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    wanted = [reference(text, add_special_tokens=False)["input_ids"] for text in BATTERY]
+    exact = exact_tokenizer(folder / "tokenizer.json")
+    if [exact.encode(text, add_special_tokens=False).ids for text in BATTERY] != wanted:
+        raise ValueError("tokenizer.json does not give the ids of GPT2TokenizerFast")
+    top = max(max(ids) for ids in wanted)
+    if top >= len(reference):
+        raise ValueError(f"token {top} is beyond the {len(reference)} tokens of the vocabulary")
+    bulk = "tiktoken" if fast_table(folder / "tokenizer.json") is not None else "tokenizers"
+    info = TokenizerInfo(folder.name, folder, len(reference), "", bulk)
+    encoder = Encoder(info)
+    if [encoder.encode(text).tolist() for text in BATTERY] != wanted:
+        bulk = "tokenizers"
+    return {"vocab_size": len(reference), "bulk": bulk}
+
+
+def main() -> int:
+    """Check one folder and print the result."""
+    refuse_connections()
+    try:
+        print(json.dumps(check(Path(sys.argv[1]))))
+    except Exception as error:
+        print((str(error) or repr(error)).splitlines()[0], file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Data parallel: every process has the whole model and a part of each batch (Li et al. 2020, "PyTorch Distributed").
+
+Not DistributedDataParallel: a process that runs out of memory must be able to tell the others before gradients are
+exchanged, so there is no backward pass to overlap with, and sums instead of means give the gradient of one process.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ablatrix.models import dropout
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.distributed.process_group import Team
+from ablatrix.trainer.distributed.single import NLL, Array, Single
+
+SMALL = 1 << 18  # elements; smaller gradients are sent together
+
+
+class DataParallel(Single):
+    """The gradients of all parts are summed; then every process takes the same step."""
+
+    name = "ddp"
+
+    def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
+        self.team, self.rank, self.world = team, team.rank, team.world
+        self.shares = team.world
+        dropout.take_share(team.rank, team.world)
+        super().__init__(config, device)
+
+    def share(self, windows: Array) -> Array:
+        size = len(windows) // self.shares
+        return windows[self.rank * size : (self.rank + 1) * size]
+
+    def seed(self, value: int) -> None:
+        # on a CPU each takes its part of the same masks; elsewhere torch draws them, of this process's part only
+        torch.manual_seed(value if self.device.type == "cpu" else value + self.rank)
+
+    def reduce(self, loss: Tensor) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return sum_all(self.team, gradients, loss)
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        return self.team.any(*flags)
+
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
+        starts = range(0, len(x), size)[self.rank :: self.world]
+        mine = sum(nll(x[start : start + size], y[start : start + size]) for start in starts)
+        return self.team.total(mine)
+
+
+def sum_all(team: Team, tensors: list[Tensor], loss: Tensor) -> Tensor:
+    """Replace each tensor by its sum over the processes, and return that of the loss."""
+    small = [t for t in tensors if t.numel() < SMALL]
+    waiting = [team.start_sum(t) for t in tensors if t.numel() >= SMALL]
+    together = torch.cat([t.flatten().float() for t in [*small, loss]])
+    waiting.append(team.start_sum(together))
+    for work in waiting:
+        team.wait(work)
+    for tensor, total in zip(small, together.split([t.numel() for t in [*small, loss]])[:-1], strict=True):
+        tensor.copy_(total.view_as(tensor))
+    return together[-1].clone()

@@ -1,0 +1,126 @@
+"""Fully sharded data parallel, for models that one device cannot hold (Zhao et al. 2023, "PyTorch FSDP"; torch's
+fully_shard, also called FSDP2).
+
+Every process keeps a piece of each parameter, of its gradient and of the optimiser's state: rows k to l of it. The
+parameters of a block are put together when it is computed, and dropped again. Each process draws the whole model in its
+main memory at the start; on the device there is never more than one block of it besides the pieces.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
+
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.distributed.ddp import DataParallel, sum_all
+from ablatrix.trainer.distributed.process_group import Team, peers
+from ablatrix.trainer.distributed.single import NLL, Array
+
+
+class FullySharded(DataParallel):
+    """`model` has DTensors as parameters; `trained` is its twin whose parameters are this process's pieces."""
+
+    name = "fsdp"
+    can_retry = False  # half-way through a block the others wait for this process
+
+    def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
+        self.mesh = init_device_mesh(device.type, (team.world,))
+        super().__init__(config, device, team)
+        self.sharded: dict[str, DTensor] = {n: cast(DTensor, p) for n, p in self.model.named_parameters()}
+        self.trained = self._twin()
+        self.pieces = dict(self.trained.named_parameters())
+
+    def build(self) -> nn.Module:
+        model = GPT(self.config.model, seed=self.config.system.seed)
+        for block in model.transformer.h:
+            fully_shard(block, mesh=self.mesh)
+        fully_shard(model, mesh=self.mesh)  # moves what is left to the device
+        register_fsdp_forward_method(model, "loss")
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # sums, as the loss is divided by the whole batch's tokens already
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        return model
+
+    def _twin(self) -> nn.Module:
+        """The same modules with pieces as parameters: optimisers work on plain tensors."""
+        twin = GPT(self.config.model, seed=None)
+        sharded = dict(self.model.named_parameters(remove_duplicate=False))
+        pieces: dict[int, nn.Parameter] = {}  # one for parameters that two modules share
+        for prefix, module in twin.named_modules():
+            for name, _ in list(module.named_parameters(recurse=False)):
+                whole = sharded[f"{prefix}.{name}" if prefix else name]
+                piece = pieces.setdefault(id(whole), nn.Parameter(whole.to_local().detach()))
+                setattr(module, name, piece)
+        return twin
+
+    def reduce(self, loss: Tensor) -> Tensor:
+        for name, whole in self.sharded.items():
+            gradient = cast("DTensor | None", whole.grad)
+            self.pieces[name].grad = None if gradient is None else gradient.to_local()
+            whole.grad = None
+        return sum_all(self.team, [], loss)
+
+    def norm(self, norm: Tensor) -> Tensor:
+        return sum_all(self.team, [], norm**2).sqrt()
+
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
+        """Every process works through equally many windows, some for nothing: all put the blocks together."""
+        starts = range(0, len(x), size)
+        mine, rounds = starts[self.rank :: self.world], starts[:: self.world]
+        total = 0.0
+        for start, _ in zip_longest(mine, rounds):
+            if start is None:
+                nll(x[:1], np.full_like(y[:1], -1))
+            else:
+                total += nll(x[start : start + size], y[start : start + size])
+        return self.team.total(total)
+
+    def whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        with peers():
+            return {key: self._whole(key, value) for key, value in state.items()}
+
+    def _whole(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self._whole(name, inner) for name, inner in value.items()}
+        if isinstance(value, DTensor):
+            found = value.full_tensor()
+        elif key in self.sharded and value.shape == self.pieces[key].shape:
+            like = self.sharded[key]
+            found = DTensor.from_local(
+                value, self.mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride()
+            ).full_tensor()
+        else:
+            return value
+        return found.detach().cpu() if self.rank == 0 else None
+
+    @torch.no_grad()
+    def load_model(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.model.state_dict().items():
+            target = value.to_local() if isinstance(value, DTensor) else value
+            target.copy_(self._piece(name, state[name]))
+
+    def local(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {key: self._piece(key, value) for key, value in state.items()}
+
+    def _piece(self, key: str, value: Any) -> Any:
+        """This process's rows of what is stored under a parameter's name with its shape; all else as it is."""
+        if isinstance(value, dict):
+            return self.local(value)
+        if key not in self._names or value.shape != self._names[key]:
+            return value
+        rows = -(-value.shape[0] // self.world)
+        return value[self.rank * rows : (self.rank + 1) * rows]
+
+    @property
+    def _names(self) -> dict[str, torch.Size]:
+        """Shapes of the whole parameters, shared ones under each of their names."""
+        return {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}

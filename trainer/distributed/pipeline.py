@@ -1,0 +1,173 @@
+"""Pipeline: every process has some of the layers, and a batch goes through them in parts, several at a time.
+
+GPipe (Huang et al. 2019) sends all parts forward and then all back; 1F1B (Narayanan et al. 2019, "PipeDream"; its
+synchronous form) begins with the way back as soon as it can, and holds the activations of fewer parts. Both compute the
+gradient of the whole batch. The schedules are torch's (torch.distributed.pipelining).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from ablatrix.models import dropout
+from ablatrix.models.gpt import GPT
+from ablatrix.models.head import head_loss
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.distributed.ddp import sum_all
+from ablatrix.trainer.distributed.process_group import Team, peers
+from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single
+from ablatrix.trainer.distributed.strategies import microbatches
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+def split(config: RunConfig, stages: int) -> list[range]:
+    """The layers of each stage, at least one each; the last also has the output head, which may be worth many."""
+    n_layer, n_embd, vocab_size = config.model.n_layer, config.model.n_embd, config.model.vocab_size
+    assert n_layer and n_embd and vocab_size
+    head = vocab_size / (12 * n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
+
+    def slowest(last: int) -> float:
+        return max(last + head, -(-(n_layer - last) // (stages - 1)))
+
+    # of equally fast ones that with the fewest layers beside the head
+    last = min(range(1, n_layer - stages + 2), key=slowest)
+    most, more = divmod(n_layer - last, stages - 1)
+    sizes = [most + (i < more) for i in range(stages - 1)] + [last]
+    return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(stages)]
+
+
+class Stage(nn.Module):
+    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C)."""
+
+    def __init__(self, model: GPT, first: bool, last: bool) -> None:
+        super().__init__()
+        self.model, self.first, self.last = model, first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        transformer: Any = self.model.transformer
+        if self.first:
+            x = transformer.embed(x)
+        for block in transformer.h.values():
+            x = block(x)
+        return transformer.ln_f(x) if self.last else x
+
+
+class Pipeline(Single):
+    """`model` has this process's layers only, under the names that they have in the whole model."""
+
+    name = "pipeline"
+    can_retry = False  # the neighbours wait for this process
+
+    def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
+        self.team, self.rank, self.world = team, team.rank, team.world
+        self.first, self.last = team.rank == 0, team.rank == team.world - 1
+        self.layers = split(config, team.world)[team.rank]
+        self.divisor = 1.0
+        dropout.take_share(0, 1)
+        super().__init__(config, device)
+        self.stage = Stage(self.model, self.first, self.last)
+        self.schedule = self._schedule()
+
+    def build(self) -> nn.Module:
+        model = GPT(self.config.model, seed=self.config.system.seed)
+        transformer: Any = model.transformer
+        transformer.h = nn.ModuleDict({str(i): transformer.h[i] for i in self.layers})
+        if not self.first:
+            transformer.wte = transformer.wpe = None
+        if not self.last:
+            transformer.ln_f = model.lm_head = None  # type: ignore[assignment]
+        return model.to(self.device)
+
+    def _schedule(self) -> Any:
+        pieces = microbatches(self.config, self.world)
+        windows, length = self.config.trainer.batch_size // pieces, self.config.data.block_size
+        tokens = torch.empty(windows, length, dtype=torch.int64, device="meta")
+        features = torch.empty(windows, length, self.config.model.n_embd or 0, device="meta")
+        stage = PipelineStage(
+            self.stage,
+            self.rank,
+            self.world,
+            self.device,
+            input_args=tokens if self.first else features.clone().requires_grad_(),
+            output_args=features.requires_grad_(),
+        )
+        return SCHEDULES[self.config.trainer.pipeline_schedule](stage, pieces, loss_fn=self._loss, scale_grads=False)
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return head_loss(x.flatten(0, 1), self.model.lm_head.weight, y.flatten(), self.divisor, self.model.pointwise)
+
+    def seed(self, value: int) -> None:
+        torch.manual_seed(value + self.rank)  # layers of different stages have different masks
+
+    def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
+        self.divisor = divisor
+        losses: list[Tensor] = []
+        with autocast(), peers():
+            if self.last:
+                self.schedule.step(target=y, losses=losses, return_outputs=False)
+            else:
+                self.schedule.step(*([x] if self.first else []), return_outputs=False)
+        if not self.last:
+            return torch.zeros((), device=self.device)
+        return torch.stack([loss.detach() for loss in losses]).sum()
+
+    def reduce(self, loss: Tensor) -> Tensor:
+        return sum_all(self.team, [], loss)
+
+    def norm(self, norm: Tensor) -> Tensor:
+        return sum_all(self.team, [], norm**2).sqrt()
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        return self.team.any(*flags)
+
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
+        total = 0.0
+        half = self.config.trainer.dtype == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), peers():
+            for start in range(0, len(x), size):
+                total += self._nll(x[start : start + size], y[start : start + size])
+        return self.team.total(total)
+
+    def _nll(self, x: Array, y: Array) -> float:
+        """Of some windows, in the last process; 0 in the others, through which they pass."""
+        if self.first:
+            features = torch.from_numpy(x).to(self.device)
+        else:
+            features = torch.empty(*x.shape, self.config.model.n_embd or 0, device=self.device)
+            dist.recv(features, self.rank - 1)
+        features = self.stage(features)
+        if not self.last:
+            dist.send(features.float().contiguous(), self.rank + 1)
+            return 0.0
+        self.divisor = 1.0
+        return float(self._loss(features, torch.from_numpy(y).to(self.device)))
+
+    def whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for part in self.team.gather(_on_cpu(state)):
+            _merge(merged, part)
+        return merged
+
+    def load_model(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict({name: state[name] for name in self.model.state_dict()})
+
+
+def _on_cpu(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _on_cpu(value) for key, value in tree.items()}
+    return tree.detach().cpu() if isinstance(tree, Tensor) else tree
+
+
+def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add what is not there yet."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into.setdefault(key, value)

@@ -1,0 +1,91 @@
+"""One process that holds the whole model; the other strategies are written as differences from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ablatrix.models.custom import ComponentError
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.rundir.errors import UserError
+
+Array = np.ndarray[Any, Any]
+Autocast = Callable[[], AbstractContextManager[Any]]
+NLL = Callable[[Array, Array], float]  # of windows (B, T) and their targets: summed, not differentiated
+
+
+class Single:
+    """How one process takes part in a run: here it does everything.
+
+    `model` is what this process computes with; `trained` the module that holds the parameters which its optimiser
+    changes, under the names that they have in the whole model.
+    """
+
+    name = "single"
+    rank, world = 0, 1
+    shares = 1  # that a batch is cut into, one for each process
+    can_retry = True  # after a failed allocation, without others waiting for what was not computed
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.model: Any = self.build().train()
+        self.trained: nn.Module = self.model
+
+    def build(self) -> nn.Module:
+        """Raises UserError where a component of the user's own cannot be used."""
+        try:
+            return GPT(self.config.model, seed=self.config.system.seed).to(self.device)
+        except ComponentError as error:
+            raise UserError(str(error)) from error
+
+    def share(self, windows: Array) -> Array:
+        """This process's part of a batch, (B, T) -> (B / shares, T)."""
+        return windows
+
+    def seed(self, value: int) -> None:
+        """Before a step: of torch's default generator, which dropout draws from. value: the same in all processes."""
+        torch.manual_seed(value)
+
+    def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
+        """Add the gradient of the summed loss / divisor to the parameters' and return that loss, a scalar."""
+        with autocast():
+            loss = self.model.loss(x, y, divisor=divisor)
+        loss.backward()
+        return loss.detach()
+
+    def reduce(self, loss: Tensor) -> Tensor:
+        """Once all parts of a batch are done: complete the gradients, and return the loss of the whole batch."""
+        return loss
+
+    def norm(self, norm: Tensor) -> Tensor:
+        """The gradient's global norm from that of `trained`."""
+        return norm
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag as raised by any of the processes. Every process must call it."""
+        return flags
+
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
+        """The sum of `nll` over all windows, at most `size` at a time."""
+        return sum(nll(x[start : start + size], y[start : start + size]) for start in range(0, len(x), size))
+
+    def whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state dict of `model` or of the optimiser, as one process would have it. Every process must call it.
+
+        Only the lead's is complete.
+        """
+        return state
+
+    def load_model(self, state: dict[str, Tensor]) -> None:
+        """Set the weights from the whole model's state dict."""
+        self.model.load_state_dict(state)
+
+    def local(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The opposite of `whole` for the optimiser's state: what of it belongs to this process."""
+        return state

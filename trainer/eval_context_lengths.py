@@ -1,0 +1,72 @@
+"""Held-out NLL at other context lengths than trained with: how far a model's positions carry (Press et al. 2021).
+
+The same tokens are scored at every length: windows of the longest one are cut into shorter ones, so that only the
+context differs that each token is predicted from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.data import batches
+from ablatrix.trainer.loop import Array, Trainer
+from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory
+
+
+def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
+    """Windows x, y (N, T) as windows of `length` tokens: each cut from its start on, the rest padded."""
+    x, y = windows
+    count, longest = x.shape
+    pieces = -(-longest // length)
+    short_x = np.zeros((count, pieces * length), dtype=np.int64)
+    short_y = np.full((count, pieces * length), batches.PADDING, dtype=np.int64)
+    short_x[:, :longest], short_y[:, :longest] = x, y
+    short_x, short_y = short_x.reshape(-1, length), short_y.reshape(-1, length)
+    scored = (short_y != batches.PADDING).any(axis=1)
+    return short_x[scored], short_y[scored]
+
+
+def evaluate(trainer: Trainer, store: batches.TokenStore) -> dict[str, dict[str, Any]]:
+    """For each of trainer.eval_blocks {"nll": nats per token, "tokens": scored}, or {"nll": None, "why": reason}.
+
+    Every process of a run must call it. Nothing is evaluated at lengths that the model's positions cannot reach, nor
+    where memory does not suffice: the training is over, and its result must not be lost to that.
+    """
+    config = trainer.config
+    wanted = config.trainer.eval_blocks
+    if not wanted:
+        return {}
+    longest = config.data.model_copy(update={"block_size": max(wanted)})
+    windows = batches.heldout_windows(store, longest, config.trainer.eval_tokens)
+    return {str(length): _at(trainer, windows, length) for length in sorted(set(wanted))}
+
+
+def _at(trainer: Trainer, windows: tuple[Array, Array], length: int) -> dict[str, Any]:
+    why = out_of_reach(trainer.config, length)
+    if why:
+        return {"nll": None, "why": why}
+    pieces = cut(windows, length)
+    try:
+        nll = trainer.evaluate(pieces)
+    except (RuntimeError, MemoryError) as error:
+        if not (trainer.strategy.can_retry and is_out_of_memory(error)):
+            raise
+        why = f"out of memory ({first_line(error)})"
+    if why:
+        give_back(trainer.device)
+        return {"nll": None, "why": why}
+    if nll is None or not np.isfinite(nll):
+        return {"nll": None, "why": "nothing is held out" if nll is None else "not a number"}
+    return {"nll": nll, "tokens": int((pieces[1] != batches.PADDING).sum())}
+
+
+def out_of_reach(config: RunConfig, length: int) -> str:
+    """Why a resolved config's model cannot read `length` tokens; '' where it can."""
+    model = config.model
+    assert model.block_size
+    if length <= model.block_size or model.extrapolates:
+        return ""
+    return f"{model.positions} positions end at {model.block_size}"

@@ -1,0 +1,92 @@
+"""How a run that did not finish ends: what is said to the user and what is left in its events. Free of torch."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ablatrix.trainer.distributed.strategies import PeerLostError, is_lost_peer, lost
+from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.atomic import FULL, TRANSIENT
+from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
+from ablatrix.trainer.rundir.console import warn
+from ablatrix.trainer.rundir.errors import AblatrixError, RunError
+from ablatrix.trainer.signals import Interrupted
+
+
+def explained(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
+    """The error as it concerns the user: what a trainer meets once it has been superseded means nothing more.
+
+    stopping: a signal has come. The other processes of the run have got it too, and one may have been quicker.
+    """
+    try:
+        if attempt is not None:
+            attempt.require()
+    except (SupersededError, GoneError) as over:
+        return over
+    except OSError as failing:
+        error = error if isinstance(error, OSError) else failing
+    if is_lost_peer(error):
+        return Interrupted() if stopping else lost(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(f"{error.filename or run_dir}: {_advice(error)}: {_left(run_dir)}")
+    if is_out_of_memory(error):
+        return RunError(
+            f"out of memory ({first_line(error)}); give the job more memory (slurm.mem, a larger GPU) and start the "
+            f"same command again: {_left(run_dir)}; or lower data.block_size or the model's size"
+        )
+    return error
+
+
+def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_name: str) -> None:
+    """Add to events.jsonl how the run ended. Never raises OSError: the first error is the one to show."""
+    if isinstance(error, SupersededError):
+        assert attempt is not None
+        note(run_dir, "superseded", attempt=attempt.number)
+    elif isinstance(error, GoneError):
+        if (run_dir / run_files.EVENTS).exists():  # else another folder may come to stand there
+            note(run_dir, "failed", reason=str(error))
+    elif isinstance(error, PeerLostError):
+        if not _has_failed(run_dir):  # the other process, or the job's task, says why
+            note(run_dir, "lost_peer", reason=str(error))
+    elif isinstance(error, AblatrixError):
+        note(run_dir, "failed", reason=str(error))
+    elif isinstance(error, Exception):
+        note(run_dir, "failed", reason=traceback.format_exception_only(error)[-1].strip())
+    else:
+        note(run_dir, "signal", signal=signal_name)
+        note(run_dir, "stopped")
+
+
+def note(run_dir: Path, event: str, **fields: Any) -> None:
+    """`runlog.append_event` where nothing depends on it any more: a failure is a warning."""
+    try:
+        run_files.append_event(run_dir, event, **fields)
+    except OSError as error:
+        warn(f"{run_dir / run_files.EVENTS}: not written: {error.strerror}")
+
+
+def _has_failed(run_dir: Path) -> bool:
+    events = run_files.read_events(run_dir)
+    return bool(events) and events[-1]["event"] == "failed"
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in FULL:
+        return (
+            f"could not be written ({error.strerror}), disk full or over quota; free some space there (df and quota "
+            "show how much is left), then rerun the command"
+        )
+    if error.errno in TRANSIENT:
+        return f"the file system fails ({error.strerror}) and waiting did not help; rerun the command when it is back"
+    return f"{error.strerror}; correct this and rerun the command"
+
+
+def _left(run_dir: Path) -> str:
+    try:
+        names = sorted(path.name for path in run_dir.glob("checkpoint-*.pt"))
+    except OSError:
+        names = []
+    return f"it continues from {names[-1]}" if names else "there is no checkpoint yet, it begins anew"

@@ -1,0 +1,133 @@
+"""How a run goes on: from its own checkpoint, from a named one, or as a longer run; never on other data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.config import RunConfig, run_hash
+from ablatrix.trainer.config.optimization import schedule_name, steady_until
+from ablatrix.trainer.data import fingerprints
+from ablatrix.trainer.loop import Trainer
+from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
+from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir.console import warn
+from ablatrix.trainer.rundir.errors import UserError
+
+SHOWN = 4  # settings that differ
+
+
+def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int | None:
+    """Return the step from which a folder's run goes on with other settings, such as more steps.
+
+    there: the folder's configuration; None is returned where it has the same settings, or is not there. Raises
+    UserError where the run cannot go on.
+    """
+    if there is None:
+        return None
+    assert config.model.vocab_size
+    there = there.resolved(config.model.vocab_size)
+    if there.fingerprint() == config.fingerprint():
+        return None
+    steps = [run_files.step_of(path) for path in checkpoint.checkpoints(run_dir)]
+    if loss_digest.is_of_older_version(run_files.read_json(run_dir / run_files.SUMMARY) or {}):
+        steps = [step for step in steps if step != there.trainer.max_iters]
+    for step in steps if config.trainer.resume == "auto" else []:
+        if step <= config.trainer.max_iters and there.fingerprint_until(step) == config.fingerprint_until(step):
+            return step
+    raise UserError(
+        f"{run_dir}: holds a run with another configuration ({_describe(there.identity(), config.identity())})"
+        f"{_explain_schedule(there, config, steps)}; choose another --system.work_dir, or remove that folder"
+    )
+
+
+def _explain_schedule(there: RunConfig, config: RunConfig, steps: Sequence[int]) -> str:
+    """Return why a run that has been given more steps, and nothing else, cannot go on; else ''."""
+    same = config.model_copy(
+        update={"trainer": config.trainer.model_copy(update={"max_iters": there.trainer.max_iters})}
+    )
+    longer = config.trainer.max_iters > there.trainer.max_iters
+    if not (steps and longer and same.identity_until(0) == there.identity_until(0)):
+        return ""
+    return (
+        f", and cannot go on: with schedule {schedule_name(there.trainer)} the learning rates after step "
+        f"{steady_until(there.trainer)} depend on trainer.max_iters, and its oldest checkpoint is of step {min(steps)}"
+    )
+
+
+def _describe(there: dict[str, Any], here: dict[str, Any]) -> str:
+    found = [f"{key}: {one} there, {other} here" for key, (one, other) in run_hash.differences(there, here).items()]
+    return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+
+def refuse_changed_inputs(config: RunConfig, record: Path, event: str) -> None:
+    """Raise UserError where the corpus or the tokenizer has another content than a JSON record of the run says."""
+    before = run_files.read_json(record) or {}
+    if fingerprints.SETTINGS.keys() & before.keys():
+        _refuse_changed(before, fingerprints.of_inputs(config), config, record.parent, event)
+
+
+def _refuse_changed(
+    before: dict[str, Any], now: dict[str, str], config: RunConfig, where: Path | str, event: str
+) -> None:
+    changed = fingerprints.changed(before, now)
+    if changed:
+        names = " and ".join(f"{name} ({getattr(config.data, name.partition('.')[2])})" for name in changed)
+        raise UserError(
+            f"{where}: the content of {names} has changed since {event}; put the old file back, or train from the "
+            "start: with --trainer.resume=none, or with `submit --rerun RUN` in a study"
+        )
+
+
+def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> str:
+    """Bring the trainer to where the run was left and return the checkpoint's name, '' where there is none.
+
+    start: the state in the checkpoint that `trainer.resume` names. Raises UserError where a state does not fit.
+    """
+    resume = trainer.config.trainer.resume
+    if resume == "none":
+        return ""
+    if start is not None:
+        load(trainer, start, resume)
+        checkpoint.drop_after(run_dir, trainer.iter)  # nothing may resume from what comes after it now
+        _copy_rows(Path(resume).parent, run_dir, trainer.rows_until(trainer.iter))
+        return resume
+    found = checkpoint.newest(run_dir, trainer.config.fingerprint_until)
+    if found is None:
+        return ""
+    state, path = found
+    lacking = run_files.lacking_rows(run_dir, trainer.rows_until(int(state["step"])))
+    if lacking:  # removed: going on would leave a result with a hole
+        warn(f"{run_dir / run_files.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
+        checkpoint.set_aside(run_dir)
+        return ""
+    load(trainer, state, path)
+    return path.name
+
+
+def _copy_rows(source: Path, run_dir: Path, steps: set[int]) -> None:
+    """Take the rows before a named checkpoint over from its run, where this run has none of its own."""
+    if not (run_dir / run_files.LOSS).exists() and not run_files.lacking_rows(source, steps):
+        run_files.atomic_write(run_dir / run_files.LOSS, run_files.kept_text(source / run_files.LOSS))
+
+
+def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
+    """Load a checkpoint's state.
+
+    Raises UserError where it was trained on other data, or is whole but not of this model: made by hand, or by another
+    version.
+    """
+    before = state.get("inputs", {})
+    event = f"step {state['step']} was trained"
+    _refuse_changed(before if isinstance(before, dict) else {}, trainer.inputs, trainer.config, origin, event)
+    try:
+        trainer.load_state(state)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        # of torch's own errors only the plain one: the others tell of the device
+        if is_out_of_memory(error) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise
+        raise UserError(
+            f"{origin}: does not fit this run ({type(error).__name__}: {first_line(error)}); remove it, or name another"
+        ) from error

@@ -1,0 +1,73 @@
+"""What summary.json records of loss.csv, by which a change of the file after its run is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatrix.trainer.rundir import run_files
+
+KEY = "loss_csv"  # in summary.json
+
+
+def describe(run_dir: Path) -> dict[str, Any]:
+    """Return rows, last step, size in bytes and SHA-256 of a finished run's loss.csv."""
+    content = run_files.read_bytes(run_dir / run_files.LOSS)
+    rows, last = _extent(content)
+    return {"rows": rows, "last_iter": last, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
+    """Return what is wrong with the loss.csv of a finished run, '' for nothing, or for no file.
+
+    Reads the file only if its size or time says that it was written after summary.json.
+    """
+    path = run_dir / run_files.LOSS
+    try:
+        there = path.stat()
+        recorded = _recorded(summary)
+        untouched = there.st_mtime_ns <= (run_dir / run_files.SUMMARY).stat().st_mtime_ns
+        if recorded and untouched and recorded["bytes"] == there.st_size:
+            return ""
+        content = run_files.read_bytes(path)
+    except OSError:
+        return ""
+    return explain_change(summary, hashlib.sha256(content).hexdigest(), *_extent(content))
+
+
+def is_of_older_version(summary: Mapping[str, Any]) -> bool:
+    """Return True for the summary of a version whose last checkpoint does not serve a run with more steps."""
+    return bool(summary) and KEY not in summary
+
+
+def explain_change(summary: Mapping[str, Any], sha256: str, rows: int, last: int) -> str:
+    """Return what is wrong with a loss.csv of this hash, number of rows and last step; '' for nothing.
+
+    A summary.json of an older version records no hash; it is compared by the last step.
+    """
+    recorded = _recorded(summary)
+    if recorded and recorded["sha256"] == sha256:
+        return ""
+    steps = recorded["last_iter"] if recorded else summary.get("iters")
+    if not isinstance(steps, int) or (not recorded and last >= steps):
+        return ""
+    if not rows:
+        return f"no row of {run_files.LOSS} can be read any more"
+    wanted = f" of {recorded['rows']}" if recorded else ""
+    end = f", it ends at step {last} of {steps}" if last < steps else ", not as they were written"
+    return f"{run_files.LOSS} has been changed since: {rows}{wanted} rows{end}"
+
+
+def _recorded(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = summary.get(KEY)
+    kinds = {"rows": int, "last_iter": int, "bytes": int, "sha256": str}
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if whole else None
+
+
+def _extent(content: bytes) -> tuple[int, int]:
+    """Return the number of rows and the last step."""
+    rows = run_files.whole_rows(content.decode("utf-8", "replace"))
+    return len(rows), int(rows[-1][0]) if rows else 0

@@ -1,0 +1,56 @@
+"""How this process was started: the command that starts Ablatrix again, and where its code lies."""
+
+import os
+import sys
+
+import ablatrix
+
+PACKAGE = os.path.dirname(os.path.abspath(ablatrix.__file__))
+ROOT = os.path.dirname(PACKAGE)  # a checkout, a code snapshot or site-packages: what PYTHONPATH has to hold
+
+
+def search_working_folder_last() -> None:
+    """Move the working folder to the end of sys.path.
+
+    `python -m` puts it first, where a user's own random.py or yaml.py would take the place of the modules that we need.
+    """
+    try:
+        here = os.path.realpath(os.curdir)
+    except FileNotFoundError:  # the working folder was removed
+        return
+    entries = [entry for entry in sys.path if entry and os.path.realpath(entry) != here]
+    if len(entries) < len(sys.path):
+        sys.path[:] = [*entries, here]
+
+
+def program(relative: bool = True) -> str:
+    """Return the words that start Ablatrix as this process was started, ready to paste before a verb.
+
+    relative: the path of a program that PATH does not find may be relative to the working folder.
+    """
+    python = os.path.abspath(sys.executable)
+    command = os.path.join(os.path.dirname(python), "ablatrix")
+    started = os.path.abspath(sys.argv[0])
+    if os.path.basename(started) == "ablatrix":
+        return _words(started, relative)
+    folder, file = os.path.split(started)
+    if file == "__main__.py" and os.path.basename(folder) in ("ablatrix", "orchestrator"):
+        return f"{_words(python, relative)} -m {os.path.relpath(folder, ROOT).replace(os.sep, '.')}"
+    return _words(command, relative) if os.path.exists(command) else f"{_words(python, relative)} -m ablatrix"
+
+
+def pip_install(package: str) -> str:
+    """Return the command that installs a package for the Python that runs this."""
+    return f"{_words(os.path.abspath(sys.executable), relative=False)} -m pip install {package}"
+
+
+def _words(path: str, relative: bool) -> str:
+    """Return a program's name if PATH finds it, else its path, quoted for a shell."""
+    import shlex
+    import shutil
+
+    for name in (os.path.basename(path), "python"):
+        if shutil.which(name) == path:
+            return name
+    below = os.path.relpath(path) if relative else os.pardir
+    return shlex.quote(path if below.startswith(os.pardir) else below)
