@@ -33,7 +33,7 @@ from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import ROOT, ratio, table
 
 MEDIAN_CHARACTERS, SPREAD = 2000, 1.5  # of a document: half are shorter, the mean is three times as long

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.trainer.data import embedded_sample, warm_cache
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.run_files import EXIT_STOPPED
 from benchmarks.contest import Contestant, Worker, environment, ratio, table
 from benchmarks.step import peers

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.models.config import GPTConfig, flops_per_token
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import KEEP_MEMORY, Contestant, Worker, alternate, ratio, table
 
 CASES = {"nano1": ("gpt-nano", 1), "nano8": ("gpt-nano", 8), "mini8": ("gpt-mini", 8), "gpt2": ("gpt2", 4)}

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ablatrix.orchestrator.status import integrity
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import AblatrixError
@@ -157,7 +158,6 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from ablatrix.orchestrator.status import removed_files
     from ablatrix.orchestrator.status import run_state as state_module
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.submit import early_failures, waves
@@ -178,7 +178,7 @@ def status(
     console.print(tables.summary_line(states, scheduler), highlight=False)
     for line in waves.describe(found, states, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)
-    for line in (*removed_files.of_study(found, states), early_failures.describe_alike(states, found.folder)):
+    for line in (*integrity.of_study(found, states), early_failures.describe_alike(states, found.folder)):
         if line:
             console.print(line, soft_wrap=True)
 
@@ -196,7 +196,6 @@ def report(
     Several studies are also put side by side.
     """
     from ablatrix.orchestrator.report import build as reporting
-    from ablatrix.orchestrator.status import removed_files
     from ablatrix.orchestrator.status import run_state as state_module
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.terminal import tables
@@ -206,7 +205,7 @@ def report(
     for one in found:
         looked = state_module.collect(one)
         states.append(state_module.reasons(looked))
-        for line in removed_files.lines(one, looked):
+        for line in integrity.lines(one, looked):
             _console().print(line, soft_wrap=True)
         tables.print_verdict(reporting.build(one.folder, states[-1], interactive), _console())
     if len(found) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,12 +42,3 @@ class Improvement:
     def load(self, state: dict[str, Any]) -> None:
         for name in self.state():
             setattr(self, name, state[name])
-
-
-def best_stands(summary: Mapping[str, Any], step: int, eval_interval: int) -> bool:
-    """True if the best evaluation of a finished run is one that a longer run has made by `step`, too.
-
-    The last evaluation of a run may be one that it made only because it ended there.
-    """
-    best = summary.get("best_iter")
-    return isinstance(best, int) and 0 < best <= step and eval_interval > 0 and best % eval_interval == 0

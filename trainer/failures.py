@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ablatrix.trainer.distributed.strategies import PeerLostError, is_lost_peer, lost
+from ablatrix.trainer.distributed.rank_info import PeerLostError, is_lost_peer, lost
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.atomic import FULL, TRANSIENT

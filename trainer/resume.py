@@ -12,7 +12,7 @@ from ablatrix.trainer.config.optimization import schedule_name, steady_until
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import UserError
 
@@ -65,14 +65,14 @@ def _describe(there: dict[str, Any], here: dict[str, Any]) -> str:
 def refuse_changed_inputs(config: RunConfig, record: Path, event: str) -> None:
     """Raise UserError where the corpus or the tokenizer has another content than a JSON record of the run says."""
     before = run_files.read_json(record) or {}
-    if fingerprints.SETTINGS.keys() & before.keys():
+    if recorded_inputs.SETTINGS.keys() & before.keys():
         _refuse_changed(before, fingerprints.of_inputs(config), config, record.parent, event)
 
 
 def _refuse_changed(
     before: dict[str, Any], now: dict[str, str], config: RunConfig, where: Path | str, event: str
 ) -> None:
-    changed = fingerprints.changed(before, now)
+    changed = recorded_inputs.changed(before, now)
     if changed:
         names = " and ".join(f"{name} ({getattr(config.data, name.partition('.')[2])})" for name in changed)
         raise UserError(

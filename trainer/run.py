@@ -22,15 +22,15 @@ from ablatrix.trainer.config import RunConfig, load
 from ablatrix.trainer.data import batches as data
 from ablatrix.trainer.data import fingerprints, tokenizer
 from ablatrix.trainer.device import describe, pick_device, tune_products
-from ablatrix.trainer.distributed import strategies
-from ablatrix.trainer.early_stopping import best_stands
+from ablatrix.trainer.distributed import rank_info, strategies
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.out_of_memory import peak_memory
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.atomic import FULL, TRANSIENT
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.console import say, warn
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.run_files import best_stands
 from ablatrix.trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
 
     argv: the flags as they were given, for args.txt. Of several processes every one calls it.
     """
-    place = strategies.Place.of(config)
+    place = rank_info.Place.of(config)
     if place.rank:
         return _follow(config, place, signals)
     run_dir = Path(config.system.work_dir)
@@ -177,7 +177,7 @@ def _forget_result(run_dir: Path, everything: bool) -> None:
         path.unlink()
 
 
-def _join(place: strategies.Place, config: RunConfig) -> Team | None:
+def _join(place: rank_info.Place, config: RunConfig) -> Team | None:
     """The processes of this run, once all are there; None where this one is alone."""
     if place.world == 1:
         return None
@@ -194,7 +194,7 @@ def _tell(team: Team | None, key: str, value: Any) -> None:
 def _make_trainer(config: RunConfig, inputs: Inputs, device: torch.device, team: Team | None) -> Trainer:
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
     trainer = Trainer(config, source, inputs.heldout, device, strategies.make(config, device, team))
-    trainer.inputs = {**fingerprints.of_inputs(config), fingerprints.DATA: inputs.store.fingerprint}
+    trainer.inputs = {**fingerprints.of_inputs(config), recorded_inputs.DATA: inputs.store.fingerprint}
     return trainer
 
 
@@ -238,7 +238,7 @@ def _train(
     return 0
 
 
-def _follow(config: RunConfig, place: strategies.Place, signals: StopSignals) -> int:
+def _follow(config: RunConfig, place: rank_info.Place, signals: StopSignals) -> int:
     """The run in a process that is not the lead: it computes its share and writes nothing but why it failed."""
     run_dir, training = Path(config.system.work_dir), False
     try:
@@ -267,7 +267,7 @@ def _follow(config: RunConfig, place: strategies.Place, signals: StopSignals) ->
         return 0
     except Exception as error:
         told = failures.explained(error, run_dir, None, signals.received is not None)
-        if training and not isinstance(told, strategies.PeerLostError | Interrupted):
+        if training and not isinstance(told, rank_info.PeerLostError | Interrupted):
             failures.note(run_dir, "failed", reason=f"process {place.rank}: {str(told).strip() or type(told).__name__}")
         if told is error:
             raise

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ablatrix.orchestrator.job import metric_series
 from ablatrix.orchestrator.job.loss_table import Numbers
-from ablatrix.orchestrator.status import diagnosis
+from ablatrix.orchestrator.store import log_tail
+from ablatrix.orchestrator.study import metric_names
 from ablatrix.orchestrator.study.command import HELPER, SPEC
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
@@ -119,7 +119,7 @@ class Runner:
     def _why_anew(self) -> str:
         if self.spec["resume_command"] and self.spec["checkpoint"]:
             return f"there is no {self.spec['checkpoint']} yet: the command begins anew"
-        if self.spec["on_signal"] != "none" or self.spec["metrics"]["path"].endswith(metric_series.HELPER_METRICS):
+        if self.spec["on_signal"] != "none" or self.spec["metrics"]["path"].endswith(metric_names.HELPER_METRICS):
             return "the same command is started again"
         return "no resume_command is known: the command begins anew"
 
@@ -265,7 +265,7 @@ class Runner:
             return self._finish()
         if self.received is not None or code == run_files.EXIT_STOPPED:
             return self._stopped(saved=code == run_files.EXIT_STOPPED)
-        reason = diagnosis.of_exit(code, self.run_dir / run_files.JOB_OUT)
+        reason = log_tail.of_exit(code, self.run_dir / run_files.JOB_OUT)
         return self._fail(reason, code if 0 < code < run_files.EXIT_STOPPED else 1)
 
     def _at_the_end(self) -> bool:

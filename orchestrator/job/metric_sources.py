@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ablatrix.orchestrator.job.metric_series import CLOCK, EPOCH, MILLISECONDS
+from ablatrix.orchestrator.store.log_tail import plain_lines
+from ablatrix.orchestrator.study.metric_names import CLOCK, EPOCH, MILLISECONDS
 
 Found = dict[str, object]  # column of ours -> value as it was found
 # What the usual loggers call our columns; `columns:` wins over it
@@ -31,25 +32,12 @@ LONGEST_LINE = 1 << 20  # bytes; a progress bar may write megabytes without a ne
 TAIL = 64
 
 
-# Colours, cursor movements and titles, as terminals read them (ECMA-48); backspaces of a progress bar
-_ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
-)
-
-
-def plain_lines(raw: bytes) -> Iterator[str]:
-    """The lines of some output as a reader sees them: no colours, each state of a progress bar on a line of its own."""
-    text = _ESCAPES.sub("", raw.decode("utf-8", "replace").replace("\ufeff", "").replace("\0", ""))
-    return (line for line in re.split(r"[\r\n\b]+", text) if line.strip())
-
-
 # How launchers and trainers mark whose line it is: torchrun, mpirun, [rank1]:, (RANK 1), and srun --label
 _RANK = re.compile(
     r"^\s*(?:\[default(\d+)\]:|\[\d+,(\d+)\]<std(?:out|err)>:|[\[(]?\s*(?:local_)?rank\s*[:=_]?\s*(\d+)\s*[\])]?[:|\s])",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"^ *(\d+): ")
-_LABELLED = re.compile(r"\bsrun\s(?:.*\s)?(?:--label|-l)(?:\s|$)", re.DOTALL)
 
 
 def rank_of(line: str, labelled: bool = False) -> int:
@@ -154,11 +142,6 @@ class Patterns:
         for pattern in self.patterns:
             for match in pattern.finditer(line):
                 yield {name: value for name, value in match.groupdict().items() if value is not None}
-
-
-def are_labelled(command: Sequence[str]) -> bool:
-    """True if srun begins each line with its rank."""
-    return bool(_LABELLED.search(" ".join(command)))
 
 
 def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str] = (), labelled: bool = False) -> Parser:

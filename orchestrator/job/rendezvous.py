@@ -11,39 +11,13 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from ablatrix.orchestrator.study.command import SPEC
-from ablatrix.trainer.distributed import network
-from ablatrix.trainer.rundir import run_files
+from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.trainer.rundir import network, run_files
 
 FIRST_PORT, PORTS = 15_000, 16_000  # below those that systems give out by themselves
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Nodes of a job and processes of a run on each of them."""
-
-    nodes: int = 1
-    processes: int = 1
-
-    @property
-    def world(self) -> int:
-        return self.nodes * self.processes
-
-    def flags(self) -> list[str]:
-        """For the command line of the job's task."""
-        return [f"--nodes={self.nodes}", f"--processes={self.processes}"] if self.world > 1 else []
-
-
-def shares(run_dir: Path) -> bool:
-    """Is this run one that several processes share?"""
-    if (run_dir / SPEC).exists():  # a command starts its processes itself
-        return False
-    section = (run_files.read_json(run_dir / run_files.CONFIG) or {}).get("trainer")
-    return isinstance(section, dict) and section.get("strategy", "single") != "single"
 
 
 def node_index(layout: Layout, environ: Mapping[str, str] = os.environ) -> int:

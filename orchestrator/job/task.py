@@ -20,48 +20,19 @@ from typing import Any, BinaryIO
 
 from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_runner import end_leftovers
-from ablatrix.orchestrator.job.rendezvous import Layout
-from ablatrix.orchestrator.status import diagnosis
-from ablatrix.orchestrator.store import code_check, shared_fs, submit_attempts
+from ablatrix.orchestrator.store import code_check, log_tail, shared_fs, study_dir, submit_attempts
+from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
 from ablatrix.orchestrator.study import command
+from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.trainer.rundir import attempts, processes, run_files
 from ablatrix.trainer.rundir.safe_open import open_to_append
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-ALONE = Layout()
 SETTLE_SECONDS = 15.0  # within which a node that is still there has said why its part of a run has failed
 GRACE_SECONDS = 30.0  # that the processes of a run have to end by themselves when one of them has failed
 MOST_VAIN_RESTARTS = 3  # a job that is told to stop before its first checkpoint is queued again, but not for ever
-
-
-def trainer_command(run_dir: Path | str) -> list[str]:
-    """The command that trains a run, the same under every launcher.
-
-    `-P` keeps the working folder off sys.path: the trainer comes from PYTHONPATH, the code snapshot.
-    """
-    if (Path(run_dir) / command.SPEC).exists():
-        return [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(run_dir)]
-    config = Path(run_dir) / run_files.CONFIG
-    flags = ["--config", str(config), f"--system.work_dir={run_dir}", "--trainer.resume=auto"]
-    return [sys.executable, "-P", "-m", "ablatrix.trainer", *flags]
-
-
-def task_command(members: Sequence[tuple[Path, int]], layout: Layout = ALONE) -> list[str]:
-    """The command that a job runs on each of its nodes: its (run folder, attempt) pairs side by side."""
-    runs = [f"{folder}:{attempt}" for folder, attempt in members]
-    return [sys.executable, "-P", "-m", "ablatrix.orchestrator.job.task", *layout.flags(), *runs]
-
-
-def environment(code: Path, threads: int | None = None) -> dict[str, str]:
-    """What a job's environment must hold: the code snapshot first on PYTHONPATH, offline, `threads` CPU threads."""
-    path = os.pathsep.join(filter(None, [str(code.resolve()), os.environ.get("PYTHONPATH", "")]))
-    values = {**OFFLINE, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    if threads:
-        values["OMP_NUM_THREADS"] = str(threads)
-    return values
 
 
 def spawn(
@@ -88,7 +59,7 @@ class Member:
     def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
-        self.layout = layout if rendezvous.shares(run_dir) else ALONE
+        self.layout = layout if study_dir.shares(run_dir) else ALONE
         self.node = rendezvous.node_index(layout)  # of the first one the task speaks for all
         self.output = run_dir / (f"job-node{self.node}.out" if self.node else run_files.JOB_OUT)
         self.children: list[subprocess.Popen[bytes]] = []
@@ -220,7 +191,7 @@ class Member:
         if self._has_failed() and not (code < 0 and self.layout.world > 1):
             return
         whose = "one of its processes was " if self.layout.world > 1 else ""
-        self.note("failed", reason=diagnosis.of_exit(code, self.output, whose))
+        self.note("failed", reason=log_tail.of_exit(code, self.output, whose))
 
     def fail(self, reason: str) -> None:
         """Record a failure, unless one is there."""

@@ -28,7 +28,7 @@ from ablatrix.orchestrator.report.plots import Figure, ticks
 from ablatrix.orchestrator.report.wording import tick_labels
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.lr_schedules import Curve
+    from ablatrix.orchestrator.report.lr_curves import Curve
 
 TOGETHER = 4  # lines in one pair of axes; more hide each other
 FAR_APART = 10  # where the peaks' ratio is above this, each line is drawn relative to its own peak

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ablatrix.orchestrator.store import selected_cluster
 from ablatrix.trainer.rundir.errors import RunError
 
 TIMEOUT = 30  # seconds; squeue gives up on a dead controller after 9, scontrol after 18
@@ -152,23 +153,14 @@ def own_environment() -> Iterator[None]:
 
 
 _CLUSTER_COMMANDS = ("squeue", "scontrol", "scancel", "sacct")
-_cluster = ""  # of the study at hand; '' for the one that this machine belongs to
-
-
-def select_cluster(name: str) -> None:
-    """Let Slurm's commands ask about this cluster from now on; '' for the one that this machine belongs to.
-
-    Jobs that were submitted with `clusters: beta` are only found there, whatever SLURM_CLUSTERS says today.
-    """
-    global _cluster
-    _cluster = name
 
 
 def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = "") -> str:
     """Output of a Slurm command; `text` is its input. Raises ControllerError where it fails or does not answer."""
     foreign = foreign_variables()
-    if _cluster and command[0] in _CLUSTER_COMMANDS:
-        command = [command[0], f"--clusters={_cluster}", *command[1:]]
+    cluster = selected_cluster.selected()
+    if cluster and command[0] in _CLUSTER_COMMANDS:
+        command = [command[0], f"--clusters={cluster}", *command[1:]]
     try:
         result = subprocess.run(
             command,
@@ -382,7 +374,7 @@ def settings() -> dict[str, str]:
     except NoAnswerError:
         raise
     except ControllerError:
-        if not _cluster:
+        if not selected_cluster.selected():
             raise
         return {}
     pairs = (line.partition("=") for line in text.splitlines())
@@ -390,8 +382,8 @@ def settings() -> dict[str, str]:
 
 
 def cluster_name() -> str:
-    """Return the name of the cluster that is asked (see `select_cluster`), '' where that cannot be known."""
+    """Return the name of the cluster that is asked (see store.selected_cluster), '' where that cannot be known."""
     try:
-        return _cluster or settings().get("ClusterName", "")
+        return selected_cluster.selected() or settings().get("ClusterName", "")
     except ControllerError:
         return ""

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from ablatrix.orchestrator.slurm import commands, sbatch
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.job_preamble import preamble
-from ablatrix.orchestrator.slurm.launchers import Batch
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.sbatch_options import mebibytes, minutes

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablatrix.orchestrator.job import task
-from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.batch import Batch
+from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.study import exported_env
 
 # conda's and a site's scripts return non-zero, use unset variables and print: they run as in an interactive shell
@@ -52,5 +52,8 @@ def _setup(lines: Sequence[str], code: Path) -> list[str]:
 
 def job_environment(batch: Batch) -> dict[str, str]:
     """Variables a job exports, quoted for the shell. srun does not take --cpus-per-task from the job by itself."""
-    values = {**task.environment(batch.code, batch.threads), "SRUN_CPUS_PER_TASK": str(batch.settings.cpus_per_task)}
+    values = {
+        **job_command.environment(batch.code, batch.threads),
+        "SRUN_CPUS_PER_TASK": str(batch.settings.cpus_per_task),
+    }
     return {name: shlex.quote(value) for name, value in values.items()}

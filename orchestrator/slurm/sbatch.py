@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 
 from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm.batch import Batch, check_folder
 from ablatrix.orchestrator.slurm.job_preamble import preamble
-from ablatrix.orchestrator.slurm.launchers import Batch, check_folder
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
 from ablatrix.orchestrator.study import env_settings, exported_env
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm.batch import Batch, check_folder
 from ablatrix.orchestrator.slurm.job_preamble import preamble
-from ablatrix.orchestrator.slurm.launchers import Batch, check_folder
 from ablatrix.orchestrator.slurm.sbatch import job_options, srun_options
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.orchestrator.study.sbatch_options import minutes

@@ -19,7 +19,7 @@ from typing import Any
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.slurm.queue_view import Scheduler
 from ablatrix.orchestrator.status import diagnosis, removed_files
-from ablatrix.orchestrator.store import job_log, run_progress, shared_fs, study_dir, submit_attempts
+from ablatrix.orchestrator.store import job_log, run_progress, selected_cluster, shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import LOGS, Study, StudyRun
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.safe_open import is_own, owner_name
@@ -77,7 +77,7 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     Raises OSError where a file is there that cannot be read: guessing would invent a state.
     """
     scheduler = scheduler or Scheduler()
-    commands.select_cluster(study.cluster)
+    selected_cluster.select(study.cluster)
     read = [_Files.read(run) for run in study.runs]
     if any(files.asks_scheduler for files in read):
         if scheduler.user is None:

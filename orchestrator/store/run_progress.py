@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.status import diagnosis
+from ablatrix.orchestrator.store import log_tail
 from ablatrix.trainer.rundir import run_files
 
 LONGEST_STEP = 1e7  # seconds; no step takes months
@@ -42,11 +42,11 @@ def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
     """Column names and the last whole rows of a loss.csv, as many of them as it takes to see an evaluation."""
     try:
         with run_files.opened(path) as file:
-            header = file.readline(diagnosis.TAIL_BYTES).decode("utf-8", "replace")
+            header = file.readline(log_tail.TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return (), []
     names = header.strip().split(",")
-    tail = diagnosis.tail_text(path)
+    tail = log_tail.tail_text(path)
     lines = tail[tail.find("\n") + 1 :].splitlines(keepends=True)  # the first line is the header, or was cut
     rows = run_files.whole_rows(header + "".join(lines[-LAST_ROWS:]))
     columns = {"val_loss", _own_column(names)} & set(names)

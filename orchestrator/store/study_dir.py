@@ -17,14 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.store import code_snapshot
+from ablatrix.orchestrator.store import code_snapshot, selected_cluster
 from ablatrix.orchestrator.study import run_config, secrets
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.metric import Measure, of_record
-from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
 from ablatrix.trainer.rundir.safe_open import is_own, make_folder, owner_name, personal
@@ -35,7 +33,7 @@ SNAPSHOTS = ".snapshots"
 LAST = ".last"  # under out/: the folder of the study submitted last
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
-FACTS = (fingerprints.CORPUS, fingerprints.TOKENIZER, "continued_from")  # of one run, in its provenance.json
+FACTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, "continued_from")  # of one run, in its provenance.json
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a run's folder, as `submit` makes them
 # What of the environment may be recorded: nothing that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
@@ -296,7 +294,7 @@ def load_study(folder: Path) -> Study:
         study = Study(folder=folder, runs=runs, **record)
     except TypeError as error:
         raise UserError(f"{folder / STUDY}: damaged ({error}); submit the experiment again to rewrite it") from None
-    commands.select_cluster(study.cluster)
+    selected_cluster.select(study.cluster)
     return study
 
 
@@ -409,3 +407,11 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def shares(run_dir: Path) -> bool:
+    """Is this run one that several processes share?"""
+    if (run_dir / SPEC).exists():  # a command starts its processes itself
+        return False
+    section = (run_files.read_json(run_dir / run_files.CONFIG) or {}).get("trainer")
+    return isinstance(section, dict) and section.get("strategy", "single") != "single"

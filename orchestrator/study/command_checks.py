@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.job import metric_series
-from ablatrix.orchestrator.study import command_template
+from ablatrix.orchestrator.study import command_template, metric_names
 from ablatrix.orchestrator.study.command_settings import OWN_KEYS
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.suggestions import nearest
@@ -168,7 +167,7 @@ def _rest(loaded: Loaded) -> Iterator[str]:
                 f"{loaded.at('slurm', name)}slurm.{name}: a command is started once, on one node; leave it out, "
                 "and let the command itself start its processes (torchrun)"
             )
-    if metrics and metrics.path == metric_series.HELPER_METRICS and experiment.flags.style != "in-process":
+    if metrics and metrics.path == metric_names.HELPER_METRICS and experiment.flags.style != "in-process":
         yield f"{loaded.at('metrics')}metrics: name one source: csv, jsonl, regex, tensorboard or wandb"
     if metrics is None and experiment.flags.style != "in-process":
         yield (

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.job.metric_sources import are_labelled
 from ablatrix.orchestrator.study import command_template, dotted
 from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
 from ablatrix.orchestrator.study.command_settings import CommandKeys, Flags, Metrics
+from ablatrix.orchestrator.study.command_template import are_labelled
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.rundir import run_files

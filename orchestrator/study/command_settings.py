@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from ablatrix.orchestrator.job import metric_series
-from ablatrix.orchestrator.study import command_template
+from ablatrix.orchestrator.study import command_template, metric_names
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.config.suggestions import nearest
@@ -108,7 +107,7 @@ class Metrics(Part):
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) > 1 or (not named and (self.columns or self.file != "job.out" or not self.compare)):
             raise ValueError(f"name one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
-        known = [*metric_series.NAMES, metric_series.EPOCH, *([self.compare] if self.compare else [])]
+        known = [*metric_names.NAMES, metric_names.EPOCH, *([self.compare] if self.compare else [])]
         for name in (*self.columns, *self._groups()):
             if name not in known:
                 raise ValueError(
@@ -135,7 +134,7 @@ class Metrics(Part):
     @property
     def source_columns(self) -> dict[str, str]:
         """`columns`, with the compared one where it is none of the usual."""
-        extra = {self.compare: self.compare} if self.compare and self.compare not in metric_series.NAMES else {}
+        extra = {self.compare: self.compare} if self.compare and self.compare not in metric_names.NAMES else {}
         return extra | self.columns
 
     @property
@@ -156,7 +155,7 @@ class Metrics(Part):
             or self.jsonl
             or self.tensorboard
             or self.wandb
-            or (self.file if self.regex else metric_series.HELPER_METRICS)
+            or (self.file if self.regex else metric_names.HELPER_METRICS)
         )
 
     @property

@@ -299,3 +299,11 @@ def clashes(settings: Iterable[str], style: str) -> Iterator[tuple[str, str]]:
         other = first.setdefault(flag, key)
         if other != key:
             yield key, other
+
+
+_LABELLED = re.compile(r"\bsrun\s(?:.*\s)?(?:--label|-l)(?:\s|$)", re.DOTALL)
+
+
+def are_labelled(command: Sequence[str]) -> bool:
+    """True if srun begins each line with its rank."""
+    return bool(_LABELLED.search(" ".join(command)))

@@ -14,7 +14,7 @@ from ablatrix.orchestrator.study.run_config import Config
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.field_errors import spell
-from ablatrix.trainer.distributed.strategies import share_problems
+from ablatrix.trainer.config.parallelism import share_problems
 from ablatrix.trainer.rundir.errors import ConfigError
 
 LONGEST_NAME = 80

@@ -23,9 +23,9 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.config import RunConfig, load, optimization, run_hash
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.early_stopping import best_stands
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
+from ablatrix.trainer.rundir.run_files import best_stands
 
 SHOWN = 4  # names in a message
 NAME = re.compile(r"(.+)-[0-9a-f]{8}")  # <cell>-seed<seed>-<fingerprint>
@@ -60,7 +60,7 @@ def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again
         run = planned.get(state.run.id)
         if run is None or run.id in again or not (state.iter or state.active or state.state == "done"):
             continue
-        changed = fingerprints.changed(_recorded(state.run.folder), inputs.of(run))
+        changed = recorded_inputs.changed(_recorded(state.run.folder), inputs.of(run))
         if changed and isinstance(run.config, RunConfig):
             names = [f"{name} ({getattr(run.config.data, name.partition('.')[2])})" for name in changed]
             affected.setdefault(" and ".join(names), []).append(run.id)
@@ -81,7 +81,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     """Return what a run's files say of the content of its corpus and tokenizer."""
     for name in (run_files.SUMMARY, run_files.PROVENANCE):
         record = run_files.read_json(folder / name) or {}
-        if fingerprints.SETTINGS.keys() & record.keys():
+        if recorded_inputs.SETTINGS.keys() & record.keys():
             return record
     return {}
 

@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ablatrix.orchestrator.job import task
-from ablatrix.orchestrator.job.rendezvous import Layout
-from ablatrix.orchestrator.slurm.launchers import Batch, Members
+from ablatrix.orchestrator.slurm.batch import Batch, Members
+from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.orchestrator.study import exported_env
+from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.orchestrator.submit.early_failures import EarlyFailures
 from ablatrix.orchestrator.terminal import interrupts
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.safe_open import open_to_append
 
@@ -152,7 +153,7 @@ class LocalQueue:
             )
 
     def _start(self, command: list[str], folder: Path, device: str, threads: int, code: Path, logs: Path) -> None:
-        environment = {**self._shell, **task.environment(code, threads)}
+        environment = {**self._shell, **job_command.environment(code, threads)}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with open_to_append(logs) as output:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.models.config import built_in, count_parameters
-from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import exported_env, run_config, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import command_preflight
 from ablatrix.trainer.callbacks import custom
-from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
@@ -45,7 +45,7 @@ BYTES_PER_PARAMETER = 4  # float32
 
 def vocabulary(config: RunConfig) -> int:
     """Number of tokens of a configuration's tokenizer. Raises OfflineCacheError for one that is not in the cache."""
-    name = tokenizer.canonical(config.data.tokenizer)
+    name = tokenizer_names.canonical(config.data.tokenizer)
     try:
         return tokenizer.find(name, Path(config.system.cache_dir)).vocab_size
     except OfflineCacheError:
@@ -171,7 +171,7 @@ def _loads_offline(info: tokenizer.TokenizerInfo) -> None:
 
 def _module(name: str, *arguments: str, text: str | None = None) -> str:
     """Output of `python -m name` with the running code. Raises RunError with its last line."""
-    environment = {**os.environ, **task.environment(code_root(), threads=1)}
+    environment = {**os.environ, **job_command.environment(code_root(), threads=1)}
     command = [sys.executable, "-P", "-m", name, *arguments]
     result = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
-from ablatrix.orchestrator.slurm.launchers import Batch, Launcher, Members, job_ids
-from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
+from ablatrix.orchestrator.status import integrity, run_state
 from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
+from ablatrix.orchestrator.store import code_snapshot, job_command, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study.sbatch_options import advice
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -64,7 +63,7 @@ def select(
             continue
         if state.active:
             selection.active.append(state)
-        elif state.state == "done" and state.run.id not in rerun and not (retry and removed_files.incomplete(state)):
+        elif state.state == "done" and state.run.id not in rerun and not (retry and integrity.incomplete(state)):
             selection.done.append(state)
         elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
             selection.failed.append(state)
@@ -115,7 +114,7 @@ def split(
     arrays: list[list[Members]] = []
     free = 0
     for job in group(members, settings.runs_per_job):
-        command = task.task_command([(run.folder, attempt) for run, attempt in job], settings.layout)
+        command = job_command.task_command([(run.folder, attempt) for run, attempt in job], settings.layout)
         size = len(shlex.join(command).encode()) + LINE_BYTES
         if not arrays or len(arrays[-1]) == largest_array or size > free:
             arrays.append([])
@@ -145,7 +144,7 @@ def mend_snapshots(study: Study) -> None:
 
     Raises RunError where it cannot be written.
     """
-    codes = removed_files.snapshots(study)
+    codes = integrity.snapshots(study)
     store = study_dir.snapshot_store(study.folder)
     if any(code_snapshot.lacking(store / code, codes.own()) for code in codes.names):
         take_snapshot(study, codes.own())
@@ -171,7 +170,7 @@ def prepare(
             submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
             # all that happens from here on belongs to this attempt; a job may start before its id is known
             run_files.append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
-            study_dir.write_provenance(run.folder, shared, task.trainer_command(run.folder))
+            study_dir.write_provenance(run.folder, shared, job_command.trainer_command(run.folder))
     return batch
 
 

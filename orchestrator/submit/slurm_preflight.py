@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
-from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.experiment import Loaded

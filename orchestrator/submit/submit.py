@@ -12,13 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from ablatrix.orchestrator.slurm import commands, launchers, site_limits
-from ablatrix.orchestrator.status import cost, diagnosis, run_state
+from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
+from ablatrix.orchestrator.status import cost, run_state
 from ablatrix.orchestrator.status.run_state import RunState, Scheduler
-from ablatrix.orchestrator.store import code_snapshot, job_log, study_dir
+from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study import experiment, matrix, run_config, value_origins
+from ablatrix.orchestrator.study import matrix, run_config, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import earlier_runs, plan_tables, preflight, queueing, slurm_preflight, waves
 from ablatrix.orchestrator.submit.earlier_runs import Earlier
@@ -65,16 +66,16 @@ class Plan:
 
 def make_plan(options: Options) -> Plan:
     """Read and expand an experiment; touches nothing. Raises UserError with all that is wrong in the file."""
-    loaded = experiment.load(options.file, options.sets)
+    loaded = load_experiment(options.file, options.sets)
     runs = matrix.runs(loaded, preflight.vocabulary)
     launcher = launchers.choose(loaded.experiment.launcher if options.launcher == "auto" else options.launcher)
     known = {run.cell for run in runs} | {run.id for run in runs}
     for name in options.only:
         if name not in known:
             raise UserError(f"--only {name}: no such cell; cells: {', '.join(dict.fromkeys(r.cell for r in runs))}")
-    launchers.check_folder(loaded.experiment.folder, launcher)
+    batch.check_folder(loaded.experiment.folder, launcher)
     plan = Plan(loaded, runs, loaded.experiment.folder, launcher, options)
-    commands.select_cluster(plan.cluster)
+    selected_cluster.select(plan.cluster)
     return plan
 
 
@@ -202,7 +203,7 @@ def _require_begun(states: list[RunState], folder: Path) -> None:
     ours = [run.id for run in waiting if (run_state.owner(run) or {}).get("pid") == os.getpid()]
     if ours:
         log = job_log.find(folder / ours[0])
-        words = diagnosis.describe_log(log, folder) if log else ""
+        words = log_tail.describe_log(log, folder) if log else ""
         raise RunError(
             f"{', '.join(ours)}: ended before the trainer started: {words or f'see {folder / study_dir.LOGS}'}"
         )
@@ -294,7 +295,7 @@ def _refuse_second_cluster(plan: Plan) -> None:
                 f"{plan.folder}: {len(active)} runs are queued or running {place} "
                 f"({', '.join(active[:4])}); wait for them or cancel them, or give the study another name"
             )
-    commands.select_cluster(plan.cluster)
+    selected_cluster.select(plan.cluster)
 
 
 def _say(selection: queueing.Selection, console: Console) -> None:
@@ -320,7 +321,7 @@ def _launch(plan: Plan, study: Study, selection: queueing.Selection, console: Co
         _queue_slurm(plan, study, selection, code, console)
 
 
-def _claim(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> launchers.Members:
+def _claim(plan: Plan, study: Study, chosen: Sequence[RunState], console: Console) -> batch.Members:
     """The runs that are ours to queue now, with what the file says of them today."""
     members = queueing.claim(chosen)
     taken = queueing.describe_taken(chosen, members)
@@ -347,7 +348,7 @@ def _renew(plan: Plan, study: Study, ids: set[str]) -> None:
         study_dir.note_facts(folder, facts)
 
 
-def _run_local(plan: Plan, study: Study, members: launchers.Members, code: Path, console: Console) -> None:
+def _run_local(plan: Plan, study: Study, members: batch.Members, code: Path, console: Console) -> None:
     if not members:
         return
     jobs = [[member] for member in members]

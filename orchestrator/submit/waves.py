@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
-from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.status.run_state import RunState, Scheduler
 from ablatrix.orchestrator.store import study_dir, submit_attempts

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.status import diagnosis
 from ablatrix.orchestrator.store import job_log as joblog
+from ablatrix.orchestrator.store import log_tail
 from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.study import dotted
 from ablatrix.trainer.config.field_errors import spell
-from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -41,7 +40,7 @@ def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
         elif over:
             job_log = joblog.of_unstarted(run.folder)
             if job_log:
-                yield _from_job(job_log, diagnosis.tail_text(job_log, LONGEST_LOG))
+                yield _from_job(job_log, log_tail.tail_text(job_log, LONGEST_LOG))
             return
         else:
             time.sleep(POLL_SECONDS)
@@ -67,11 +66,11 @@ def log_text(run: StudyRun, lines: int) -> str:
     if not path.exists():
         study = shlex.quote(str(run.folder.parent))
         raise UserError(f"{run.id}: has no log yet ({path}); see: {program()} status {study}")
-    size = diagnosis.TAIL_BYTES if lines else LONGEST_LOG
-    kept = diagnosis.tail_text(path, size).splitlines()
+    size = log_tail.TAIL_BYTES if lines else LONGEST_LOG
+    kept = log_tail.tail_text(path, size).splitlines()
     while len(kept) <= lines and size < min(path.stat().st_size, LONGEST_TAIL):
         size *= 8
-        kept = diagnosis.tail_text(path, size).splitlines()
+        kept = log_tail.tail_text(path, size).splitlines()
     text = "\n".join(kept[-lines:])
     return _from_job(path, text) if job_log else text
 
@@ -98,5 +97,5 @@ def _config(folder: Path) -> dict[str, Any]:
 def _provenance(folder: Path) -> dict[str, Any]:
     """provenance.json, and the fingerprints of what a finished run was trained on."""
     record, summary = (run_files.read_json(folder / name) or {} for name in (run_files.PROVENANCE, run_files.SUMMARY))
-    names = (fingerprints.CORPUS, fingerprints.TOKENIZER, fingerprints.DATA)
+    names = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, recorded_inputs.DATA)
     return {**record, **{name: summary[name] for name in names if name in summary}}

@@ -15,9 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import cost, diagnosis, run_state
+from ablatrix.orchestrator.status import cost, run_state
 from ablatrix.orchestrator.status.run_state import RunState, Scheduler
-from ablatrix.orchestrator.store import job_log, study_dir
+from ablatrix.orchestrator.store import job_log, log_tail, study_dir
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study import dotted, run_config
 from ablatrix.orchestrator.study.matrix import Run
@@ -243,6 +243,6 @@ def print_run(study: Study, run: StudyRun, console: Console) -> None:
     files = sorted(path.name for path in run.folder.glob("[!.]*"))
     console.print(f"files: {', '.join(files)}")
     log = job_log.of_unstarted(run.folder) or run.folder / run_files.JOB_OUT
-    tail = printing.log_text(diagnosis.tail_text(log)).splitlines()[-10:]
+    tail = printing.log_text(log_tail.tail_text(log)).splitlines()[-10:]
     if tail:
         console.print(f"last lines of {log}:", *(f"  {line}" for line in tail), sep="\n")

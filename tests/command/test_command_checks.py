@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.orchestrator.study import command_template, experiment, matrix
+from ablatrix.orchestrator.study import command_template, matrix
 from ablatrix.orchestrator.study.command_config import CommandConfig
 from ablatrix.orchestrator.study.command_settings import Flags
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir.errors import ConfigError
 
@@ -29,7 +30,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def runs(folder: Path, text: str, *sets: str) -> list[matrix.Run]:
-    return matrix.runs(experiment.load(write(folder, text), sets), preflight.vocabulary)
+    return matrix.runs(load_experiment(write(folder, text), sets), preflight.vocabulary)
 
 
 def refusals(folder: Path, text: str, *sets: str) -> list[str]:
@@ -144,7 +145,7 @@ def test_the_identity_is_what_is_started(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((code_root() / "docs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_can_be_planned(path: Path) -> None:
-    planned = matrix.runs(experiment.load(path), preflight.vocabulary)
+    planned = matrix.runs(load_experiment(path), preflight.vocabulary)
     assert len({run.id for run in planned}) == len(planned) >= 3
     assert all(isinstance(run.config, CommandConfig) for run in planned)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from ablatrix.orchestrator.job import number_formats
 from ablatrix.orchestrator.job.loss_table import make_follower
 from ablatrix.orchestrator.job.metric_series import Series
-from ablatrix.orchestrator.job.metric_sources import Follower, are_labelled, make_parser
+from ablatrix.orchestrator.job.metric_sources import Follower, make_parser
 from ablatrix.orchestrator.study import command_template
+from ablatrix.orchestrator.study.command_template import are_labelled
 from ablatrix.trainer.rundir import run_files
 
 PATTERNS = [r"iter (?P<iter>\d+): loss (?P<loss>\S+)", r"step (?P<iter>\d+): .*val loss (?P<val_loss>\S+)"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.command_program import find_program
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import command_preflight
 from ablatrix.orchestrator.submit import preflight as checks
 from ablatrix.trainer.rundir.errors import ConfigError
@@ -50,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def problems(folder: Path, command: str, old: str = "", new: str = "", launcher: str = "local") -> list[str]:
     path = folder / "study.yaml"
     path.write_text(FILE.format(command=command, folder=folder).replace(old or "\0", new))
-    loaded = experiment.load(path)
+    loaded = load_experiment(path)
     found = matrix.runs(loaded, checks.vocabulary)
     listed = list(command_preflight.check(loaded, found, launcher))
     assert not (folder / "trained").exists()
@@ -201,7 +202,7 @@ def test_programs_that_cannot_be_looked_into(tmp_path: Path, words: str) -> None
 def test_submit_tells_all_at_once(folder: Path) -> None:
     path = folder / "study.yaml"
     path.write_text(FILE.format(command="python trian.py {flags}", folder=folder))
-    loaded = experiment.load(path)
+    loaded = load_experiment(path)
     found = matrix.runs(loaded, checks.vocabulary)
     with pytest.raises(ConfigError, match=r"did you mean train\.py"):
         checks.preflight(loaded, found, "local", found)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import processes, run_files
 from tests.command.test_command_runs import LOSSES, write_study
@@ -29,7 +29,7 @@ def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **change
     study = write_study(
         workspace, **{"base": base, "features": {}, "design": ["baseline"], "workdir": str(workspace.folder), **changes}
     )
-    runs = matrix.runs(experiment.load(study), preflight.vocabulary)
+    runs = matrix.runs(load_experiment(study), preflight.vocabulary)
     created = study_dir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs)
     study_dir.renew(created, runs)
     return created
@@ -162,7 +162,7 @@ def test_kill_9_leaves_no_process_of_the_command(workspace: Workspace, victim: s
     study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
     folder = study.runs[0].folder
     submit_attempts.take(folder, 1)
-    words = task.task_command([(folder, 1)])
+    words = job_command.task_command([(folder, 1)])
     with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as job:
         until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
         started = next(event for event in run_files.read_events(folder) if event["event"] == "started")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ablatrix.orchestrator.job import task
-from ablatrix.orchestrator.store import study_dir, submit_attempts
+from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import run_files
 from tests.workspace import Workspace
@@ -65,10 +65,10 @@ def write_study(workspace: Workspace, **changes: object) -> Path:
 
 def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.CompletedProcess[str]]":
     """The study's first run as a job would run it."""
-    runs = matrix.runs(experiment.load(study), preflight.vocabulary)[:1]
+    runs = matrix.runs(load_experiment(study), preflight.vocabulary)[:1]
     (run,) = study_dir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs).runs
     submit_attempts.take(run.folder, 1)
-    command = task.task_command([(run.folder, 1)])
+    command = job_command.task_command([(run.folder, 1)])
     return run.folder, subprocess.run(
         command, cwd=workspace.folder, env=workspace.env(), check=False, capture_output=True, text=True, timeout=60
     )

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
 
 STUDY = """\
 name: s
@@ -22,7 +23,7 @@ design: [one_at_a_time]
 
 
 def run_of(path: Path, *sets: str) -> Any:
-    return matrix.runs(experiment.load(path, sets), lambda _: 0)[0].config
+    return matrix.runs(load_experiment(path, sets), lambda _: 0)[0].config
 
 
 def spec(folder: Path, text: str, *sets: str) -> dict[str, Any]:

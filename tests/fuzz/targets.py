@@ -21,6 +21,7 @@ from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.study import experiment, extends, interpolation, matrix
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.terminal import tables as display
 from ablatrix.trainer import config
 from ablatrix.trainer.rundir import run_files
@@ -81,7 +82,7 @@ EXPRESSIONS = (b"int(a * 0.1)", b"x ${b} y", b"max(1, min(a, 5)) ** 2", b"round(
 def read_experiment(data: bytes) -> None:
     path = folder() / "study.yaml"
     path.write_bytes(data)
-    loaded = experiment.load(path)
+    loaded = load_experiment(path)
     if len(matrix.cells(loaded.experiment)) * len(loaded.experiment.seed_list) < 50:
         for run in matrix.runs(loaded, lambda _: 512):
             assert run.id and "/" not in run.id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 

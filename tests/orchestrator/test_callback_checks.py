@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.effect_check import signature
@@ -18,7 +19,7 @@ from tests.workspace import Workspace
 
 
 def planned(workspace: Workspace) -> tuple[Loaded, list[Run]]:
-    loaded = experiment.load(workspace.write_study(), ["design=[baseline]"])
+    loaded = load_experiment(workspace.write_study(), ["design=[baseline]"])
     return loaded, matrix.runs(loaded, preflight.vocabulary)
 
 
@@ -55,4 +56,4 @@ def test_a_feature_that_only_writes_is_refused(workspace: Workspace) -> None:
     workspace.write_study()
     path.write_text(path.read_text().replace("  rope: {model.rope: true}", "  rope: {callbacks.jsonl: true}"))
     with pytest.raises(ConfigError, match="cell rope: changes nothing"):
-        matrix.runs(experiment.load(Path(path)), preflight.vocabulary)
+        matrix.runs(load_experiment(Path(path)), preflight.vocabulary)

@@ -10,8 +10,8 @@ import pytest
 
 from ablatrix.orchestrator.slurm import commands, launchers, sbatch, site_limits
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.store import selected_cluster, study_dir
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import cancel, queueing, submit
 from ablatrix.orchestrator.submit.submit import Options
@@ -29,7 +29,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
     monkeypatch.setenv("ABLATRIX_VISIBLE_SECONDS", "0")
     monkeypatch.chdir(tmp_path)
     yield fake
-    commands.select_cluster("")
+    selected_cluster.select("")
 
 
 def queue_study(folder: Path, cluster: str) -> study_dir.Study:
@@ -50,7 +50,7 @@ def test_jobs_on_another_cluster_are_found_and_cancelled_there(
     study = queue_study(tmp_path, "beta")
     queued = [event for event in run_files.read_events(study.runs[0].folder) if event["event"] == "queued"]
     assert queued[0]["cluster"] == "beta"  # whose limits apply
-    commands.select_cluster("")  # another process, whose shell prefers another cluster
+    selected_cluster.select("")  # another process, whose shell prefers another cluster
     monkeypatch.setenv("SLURM_CLUSTERS", "gamma")
     states = run_state.collect(study_dir.load_study(tmp_path / "out/s"))
     assert {state.state for state in states} == {"queued"}
@@ -65,7 +65,7 @@ def test_the_shells_cluster_is_the_studys(tmp_path: Path, monkeypatch: pytest.Mo
     assert sbatch.sbatch_options(SlurmSettings())["clusters"] == "beta"
     assert "SLURM_CLUSTERS" in commands.foreign_variables()
     expand(tmp_path, FIVE)
-    assert experiment.load(tmp_path / "e.yaml").experiment.slurm.clusters == "beta"
+    assert load_experiment(tmp_path / "e.yaml").experiment.slurm.clusters == "beta"
     monkeypatch.setenv("SLURM_CLUSTERS", "beta,gamma")
     assert SlurmSettings().clusters is None
 
@@ -86,6 +86,6 @@ def test_a_study_at_work_stays_on_its_cluster(fake: FakeSlurm, tmp_path: Path) -
 
 
 def test_a_cluster_that_does_not_tell_its_limits(fake: FakeSlurm) -> None:
-    commands.select_cluster("gamma")
+    selected_cluster.select("gamma")
     assert site_limits.array_limits().tasks == 1001
     assert commands.queue() == {}

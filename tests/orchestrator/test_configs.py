@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ablatrix.orchestrator.study import experiment, matrix, value_origins
+from ablatrix.orchestrator.study import matrix, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import plan_tables
 from ablatrix.trainer.rundir.errors import AblatrixError
 from tests.workspace import Workspace
@@ -45,7 +46,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def load(path: object, *sets: str) -> Loaded:
-    return experiment.load(Path(str(path)), sets)
+    return load_experiment(Path(str(path)), sets)
 
 
 def fault(path: object, *sets: str) -> str:

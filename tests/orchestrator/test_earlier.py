@@ -10,12 +10,13 @@ import pytest
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study import experiment, matrix, run_config
+from ablatrix.orchestrator.study import matrix, run_config
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import earlier_runs
 from ablatrix.orchestrator.terminal import logs
 from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from tests.orchestrator.test_matrix import expand
 from tests.workspace import Workspace, without_clock
@@ -124,7 +125,7 @@ def test_a_command(tmp_path: Path) -> None:
 
     def planned(rate: str) -> list[Run]:
         path.write_text("name: s\n" + text.replace("LR", rate))
-        return matrix.runs(experiment.load(path, ()), lambda config: 0)
+        return matrix.runs(load_experiment(path, ()), lambda config: 0)
 
     study = study_dir.create_study(tmp_path / "s", "s", path, {}, planned("0.1"))
     finish(study, 5)
@@ -171,7 +172,7 @@ class TestInputs:
     def test_a_stopped_run(self, tmp_path: Path, corpus: Path) -> None:
         _, study = make(tmp_path)
         folder = study.runs[0].folder
-        study_dir.write_provenance(folder, {fingerprints.CORPUS: "of another file"}, [])
+        study_dir.write_provenance(folder, {recorded_inputs.CORPUS: "of another file"}, [])
         assert self.refused(tmp_path) == "", "nothing was trained"
         run_files.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
         assert "since 1 run of this study used it" in self.refused(tmp_path)
@@ -183,8 +184,8 @@ class TestInputs:
         _, study = make(tmp_path)
         finish(study, 20)
         one, two = study.runs[:2]
-        (two.folder / run_files.SUMMARY).write_text(json.dumps({"iters": 20, fingerprints.CORPUS: "b"}))
-        assert (fingerprints.CORPUS, "", "b") in logs.differences(one, two)
+        (two.folder / run_files.SUMMARY).write_text(json.dumps({"iters": 20, recorded_inputs.CORPUS: "b"}))
+        assert (recorded_inputs.CORPUS, "", "b") in logs.differences(one, two)
 
 
 def test_more_steps_and_other_data(workspace: Workspace) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, UserError
 
 GOOD = """\
@@ -27,13 +28,13 @@ def write(folder: Path, text: str, name: str = "e.yaml") -> Path:
 
 def problems(path: Path, sets: tuple[str, ...] = ()) -> list[str]:
     with pytest.raises(AblatrixError) as caught:
-        experiment.load(path, sets)
+        load_experiment(path, sets)
     assert caught.value.exit_code == 2
     return str(caught.value).splitlines()
 
 
 def test_nested_and_dotted_keys_mean_the_same(tmp_path: Path) -> None:
-    loaded = experiment.load(write(tmp_path, GOOD)).experiment
+    loaded = load_experiment(write(tmp_path, GOOD)).experiment
     assert loaded.base == {"data.file_path": "data/x.jsonl", "trainer.max_iters": 200}
     assert loaded.features == {"swiglu": {"model.swiglu": True}, "rope": {"model.rope": True}}
     assert loaded.seed_list == [1]
@@ -90,7 +91,7 @@ def test_extends_is_a_deep_merge_and_this_file_wins(tmp_path: Path) -> None:
     path = write(
         tmp_path, "name: x\nextends: c.yaml\nvars: {iters: 20}\nbase: {trainer.max_iters: '${iters + keep}'}\n"
     )
-    loaded = experiment.load(path)
+    loaded = load_experiment(path)
     assert loaded.experiment.base == {"data.file_path": "b", "model.rope": True, "trainer.max_iters": 21}
     assert loaded.experiment.seed_list == [4]
     assert loaded.at("base", "model.rope").startswith(f"{tmp_path / 'b.yaml'}:2")
@@ -106,7 +107,7 @@ def test_extends_cycles_and_missing_files(tmp_path: Path) -> None:
 
 def test_set_wins_and_is_checked(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    loaded = experiment.load(path, ["trainer.learning_rate=5e-4", "slurm.mem=2G", "vars.iters=7", "seeds=[1, 2]"])
+    loaded = load_experiment(path, ["trainer.learning_rate=5e-4", "slurm.mem=2G", "vars.iters=7", "seeds=[1, 2]"])
     assert loaded.forced == {"trainer.learning_rate": 5e-4}
     assert loaded.experiment.slurm.mem == "2G"
     assert loaded.experiment.base["trainer.max_iters"] == 7
@@ -161,6 +162,6 @@ def test_expression_faults_have_their_place(tmp_path: Path) -> None:
 
 def test_errors_are_of_the_tree(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        experiment.load(write(tmp_path, "name: [3]\n"))
+        load_experiment(write(tmp_path, "name: [3]\n"))
     with pytest.raises(UserError):
-        experiment.load(tmp_path / "missing.yaml")
+        load_experiment(tmp_path / "missing.yaml")

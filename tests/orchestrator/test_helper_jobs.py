@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
-from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from tests.orchestrator.fake_slurm import FakeSlurm

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.study import experiment, value_origins
+from ablatrix.orchestrator.study import value_origins
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.terminal.logs import differences
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
@@ -38,7 +39,7 @@ def test_goes_into_every_run_and_changes_none(tmp_path: Path) -> None:
 
 def test_who_said_it_is_known(tmp_path: Path) -> None:
     (run, *_) = expand(tmp_path, FIVE + INFO)
-    loaded = experiment.load(tmp_path / "e.yaml")
+    loaded = load_experiment(tmp_path / "e.yaml")
     assert value_origins.of_run(loaded, run.features, run.config)["info.name"] == f"{tmp_path}/e.yaml:10"
 
 

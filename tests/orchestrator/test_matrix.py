@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.rundir.errors import ConfigError
 
@@ -22,7 +23,7 @@ features:
 def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
     path = folder / "e.yaml"
     path.write_text(HEAD + text)
-    return matrix.runs(experiment.load(path, sets), lambda config: 4096)
+    return matrix.runs(load_experiment(path, sets), lambda config: 4096)
 
 
 def cells(runs: list[Run]) -> list[str]:

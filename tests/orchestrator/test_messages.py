@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.experiment import Experiment
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.config import from_flags, keys, validate
 from ablatrix.trainer.config.field_errors import model_at
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError
@@ -46,7 +47,7 @@ def told(tmp_path: Path, text: str, *sets: str) -> str:
     path = tmp_path / "e.yaml"
     path.write_text(text)
     with pytest.raises(AblatrixError) as caught:
-        matrix.runs(experiment.load(path, sets), lambda _: 300)
+        matrix.runs(load_experiment(path, sets), lambda _: 300)
     return "\n".join(caught.value.lines)
 
 
@@ -165,7 +166,7 @@ def test_no_wrong_value_of_any_key_is_answered_in_pythons_words(tmp_path: Path) 
         command = {"command": "run", "metrics": {"csv": "a"}} if path[0] in ("metrics", "env") else {}
         for value in WRONG:
             file.write_text(json.dumps({"name": "s"} | command | placed(path, value)).replace("NaN", ".nan"))
-            message = answer(lambda: experiment.load(file))
+            message = answer(lambda: load_experiment(file))
             answers += bool(message)
             assert not PYTHON.search(message.replace(str(tmp_path), "")), (path, value, message)
             assert not message or message.startswith(str(file)), (path, value, message)
@@ -258,7 +259,7 @@ def test_texts_and_numbers_arrive_as_they_were_written(
     file = tmp_path / "e.yaml"
     names = "features: {'on': {model.rope: true}, 007: {model.swiglu: true}, 1e3: {model.rmsnorm: true}}\n"
     file.write_text(f"{line}\n{'' if 'features' in line else names}")
-    found: Any = experiment.load(file).experiment
+    found: Any = load_experiment(file).experiment
     for part in path:
         found = getattr(found, part)
     assert found == value
@@ -277,10 +278,10 @@ def test_texts_and_numbers_arrive_as_they_were_written(
 )
 def test_set_takes_texts_as_they_were_written(tmp_path: Path, given: str, path: str, value: Any) -> None:
     (tmp_path / "e.yaml").write_text(HEAD)
-    assert getattr(experiment.load(tmp_path / "e.yaml", [given]).experiment, path) == value
+    assert getattr(load_experiment(tmp_path / "e.yaml", [given]).experiment, path) == value
 
 
 def test_settings_of_set_are_taken_as_written(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(HEAD)
-    loaded = experiment.load(tmp_path / "e.yaml", ["data.tokenizer=007", "trainer.max_iters=1e3", "data.text_key=true"])
+    loaded = load_experiment(tmp_path / "e.yaml", ["data.tokenizer=007", "trainer.max_iters=1e3", "data.text_key=true"])
     assert loaded.forced == {"data.tokenizer": "007", "trainer.max_iters": 1000, "data.text_key": "true"}

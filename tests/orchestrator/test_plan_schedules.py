@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import figures, lr_figures, lr_schedules
-from ablatrix.orchestrator.report.lr_schedules import Curve
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.report import figures, lr_curves, lr_figures
+from ablatrix.orchestrator.report.lr_curves import Curve
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.schedules import learning_rate
 from tests.workspace import Workspace
 
@@ -45,7 +46,7 @@ seeds: 2
 def planned(folder: Path, text: str = STUDY) -> list[Curve]:
     path = folder / "s.yaml"
     path.write_text(text)
-    return lr_schedules.curves(matrix.runs(experiment.load(path, ()), lambda config: 4096))
+    return lr_curves.curves(matrix.runs(load_experiment(path, ()), lambda config: 4096))
 
 
 def test_equal_schedules_come_once_and_in_order(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_more_steps_than_points_and_fewer(tmp_path: Path) -> None:
         text = STUDY.split("features:")[0].replace("3000", str(steps)).replace("170", "0") + "design: [baseline]\n"
         (curve,) = planned(tmp_path, text)
         assert curve.steps[-1] == steps
-        assert len(curve.steps) == len(set(curve.steps)) <= lr_schedules.POINTS + 10
+        assert len(curve.steps) == len(set(curve.steps)) <= lr_curves.POINTS + 10
 
 
 def texts(canvas: Figure) -> list[Text]:

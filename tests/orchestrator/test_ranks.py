@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.job import rendezvous, task
-from ablatrix.orchestrator.job.rendezvous import Layout
+from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.status import cost
-from ablatrix.orchestrator.store import study_dir, submit_attempts
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
-from ablatrix.trainer.distributed import network
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import network, run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from tests.workspace import Workspace
 
@@ -49,13 +49,13 @@ def slurm_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
-    loaded = experiment.load(workspace.write_study(iters=5000), ["trainer.strategy=ddp", "slurm.nodes=2"])
+    loaded = load_experiment(workspace.write_study(iters=5000), ["trainer.strategy=ddp", "slurm.nodes=2"])
     runs = matrix.runs(loaded, preflight.vocabulary)[:1]
     (run,) = study_dir.create_study(workspace.folder / "out/study", "study", Path("study.yaml"), {}, runs).runs
     submit_attempts.take(run.folder, 1)
     for name, value in workspace.env().items():
         monkeypatch.setenv(name, value)
-    command = task.task_command([(run.folder, 1)], Layout(2, 1))
+    command = job_command.task_command([(run.folder, 1)], Layout(2, 1))
     started = [
         subprocess.Popen(command, cwd=workspace.folder, env={**os.environ, "SLURM_NODEID": str(node)})
         for node in (0, 1)
@@ -127,7 +127,7 @@ def test_what_cannot_be_shared(workspace: Workspace, slurm: str, settings: dict[
     path.write_text(path.read_text().replace("mem: 1G", f"mem: 1G, {slurm}"))
     sets = [f"trainer.{name}={value}" for name, value in settings.items()]
     with pytest.raises(ConfigError, match=message):
-        matrix.runs(experiment.load(path, sets), preflight.vocabulary)
+        matrix.runs(load_experiment(path, sets), preflight.vocabulary)
 
 
 def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
@@ -135,7 +135,7 @@ def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
     sets = ["trainer.strategy=ddp", "trainer.batch_size=8", "slurm.gpus_per_node=4"]
     hours = []
     for nodes in (1, 2):
-        loaded = experiment.load(path, [*sets, f"slurm.nodes={nodes}"])
+        loaded = load_experiment(path, [*sets, f"slurm.nodes={nodes}"])
         runs = matrix.runs(loaded, preflight.vocabulary)[:1]
         smoke = workspace.folder / cost.SMOKE / runs[0].id
         smoke.mkdir(parents=True, exist_ok=True)

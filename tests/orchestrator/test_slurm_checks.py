@@ -11,7 +11,7 @@ import pytest
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.slurm.site_limits import ArrayLimits
 from ablatrix.orchestrator.study import matrix
-from ablatrix.orchestrator.study.experiment import Loaded, load
+from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.submit import slurm_preflight
 from tests.orchestrator.fake_slurm import write_commands
 from tests.trust import shell_stubs
@@ -25,7 +25,7 @@ def study(folder: Path, settings: str = "{}") -> Loaded:
     shared = ", trainer.strategy: ddp, trainer.batch_size: 12" if "nodes" in settings else ""
     base = f"base: {{data.file_path: a.jsonl{shared}}}"
     path.write_text(f"name: s\n{base}\nfeatures: {{rope: {{model.rope: true}}}}\nslurm: {settings}\n")
-    return load(path)
+    return load_experiment(path)
 
 
 def findings(loaded: Loaded, launcher: str = "sbatch") -> list[str]:

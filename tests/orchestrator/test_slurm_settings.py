@@ -12,7 +12,7 @@ from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, sbatch_options
 from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 from ablatrix.orchestrator.status import cost
-from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
 from ablatrix.trainer.rundir.errors import UserError
@@ -64,7 +64,7 @@ def test_what_sbatch_gets(tmp_path: Path, section: str, options: dict[str, Any] 
 def load(folder: Path, section: str) -> SlurmSettings:
     path = folder / "study.yaml"
     path.write_text(f"name: s\nbase: {{}}\nfeatures: {{rope: {{model.rope: true}}}}\nslurm: {section}\n")
-    return experiment.load(path).experiment.slurm
+    return load_experiment(path).experiment.slurm
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_gpus_are_counted_however_they_are_asked_for(given: dict[str, Any], gpus
 def test_the_budget_counts_typed_gpus(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: s\nbase: {}\nfeatures: {}\ndesign: [baseline]\nslurm: {extra: {gres: 'gpu:2'}}\n")
-    assert cost.summary(experiment.load(path).experiment, tmp_path, []).endswith("0 GPU-hours")
+    assert cost.summary(load_experiment(path).experiment, tmp_path, []).endswith("0 GPU-hours")
 
 
 def test_unknown_settings_are_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.status import integrity, run_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import cancel, queueing
@@ -537,7 +537,7 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
     state = now(study)
     assert state.state == "done"
     said = "loss.csv has been changed since: 2 of 3 rows, it ends at step 2 of 3 (submit --retry runs it again)"
-    assert said in state.reason and said in removed_files.lines(study, [state])[0]
+    assert said in state.reason and said in integrity.lines(study, [state])[0]
     assert queueing.select([state], retry=True).chosen == [state]
     assert queueing.select([state]).done == [state]
 

@@ -12,9 +12,10 @@ import pytest
 
 from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
+from ablatrix.orchestrator.store import code_snapshot, job_command, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import StudyRun
-from ablatrix.orchestrator.study import experiment, matrix
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import processes, run_files
 from tests.orchestrator.fake_slurm import FakeSlurm
@@ -29,7 +30,7 @@ exit {code}
 @pytest.fixture
 def run(workspace: Workspace) -> StudyRun:
     """A claimed run that trains for a while."""
-    loaded = experiment.load(workspace.write_study(iters=5000, ckpt=1000))
+    loaded = load_experiment(workspace.write_study(iters=5000, ckpt=1000))
     runs = matrix.runs(loaded, preflight.vocabulary)[:1]
     study = study_dir.create_study(workspace.folder / "out" / "study", "study", Path("study.yaml"), {}, runs)
     submit_attempts.take(study.runs[0].folder, 1)
@@ -44,7 +45,7 @@ def start(workspace: Workspace, run: StudyRun, restarts: int = 0, code: int = 0)
     scontrol.chmod(0o755)
     path = f"{scontrol.parent}:{os.environ['PATH']}"
     environment = {**workspace.env(), "PATH": path, "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restarts)}
-    return subprocess.Popen(task.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment)
+    return subprocess.Popen(job_command.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment)
 
 
 def asked(workspace: Workspace) -> str:
@@ -133,7 +134,7 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
     broken = workspace.folder / "out" / "study" / "broken"
     broken.mkdir()
     (broken / submit_attempts.FOLDER).touch()
-    command = task.task_command([(run.folder, 1), (broken, 1)])
+    command = job_command.task_command([(run.folder, 1), (broken, 1)])
     with subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stderr=subprocess.PIPE) as process:
         until(lambda: run_files.read_events(broken) != [])
         until(lambda: "started" in events(run) or process.poll() is not None)
@@ -147,7 +148,7 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
 
 def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspace: Workspace, run: StudyRun) -> None:
     (run.folder / run_files.EVENTS).mkdir()
-    command = task.task_command([(run.folder, 1)])
+    command = job_command.task_command([(run.folder, 1)])
     ended = subprocess.run(
         command, cwd=workspace.folder, env=workspace.env(), capture_output=True, text=True, check=False
     )
@@ -194,7 +195,9 @@ def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyR
     shutil.rmtree(code / "models" if hidden == "models" else code)
     other = workspace.env()["PYTHONPATH"]
     environment = {**workspace.env(), "PYTHONPATH": f"{code}:{other}", "SLURM_JOB_ID": "77"}
-    done = subprocess.run(task.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment, check=False)
+    done = subprocess.run(
+        job_command.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment, check=False
+    )
     assert done.returncode == 1
     last = run_files.read_events(run.folder)[-1]
     package = "models" if hidden == "models" else "orchestrator"

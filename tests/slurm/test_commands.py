@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.slurm.launchers import Batch
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, call_sbatch
 from ablatrix.orchestrator.submit import submit
 from ablatrix.orchestrator.submit.submit import Options

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed import strategies as parallel
 from ablatrix.trainer.distributed.process_group import Team
 from ablatrix.trainer.loop import Trainer
@@ -60,7 +61,7 @@ def copied(tree: Any) -> Any:
 
 def main() -> None:
     out, *strategies = sys.argv[1:]
-    place = parallel.Place.of(settings("ddp"))
+    place = rank_info.Place.of(settings("ddp"))
     team = Team.join(place, settings("ddp"))
     found = {}
     for strategy in strategies:

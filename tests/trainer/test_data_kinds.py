@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.config import DataConfig, from_flags
@@ -224,7 +224,7 @@ def test_a_large_corpus_is_checked_at_its_beginning(
     path.write_bytes(RAW + b"not json\n" * 20)
     run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
     (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
-    loaded = experiment.load(tmp_path / "s.yaml")
+    loaded = load_experiment(tmp_path / "s.yaml")
     assert not list(preflight._corpora(loaded, [run]))
     assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
     path.write_bytes(RAW.replace(b'"text"', b'"body"'))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablatrix.trainer.device import allotted_cores, cgroup_quota, limit_threads, pick_device
+from ablatrix.trainer.device import limit_threads, pick_device
+from ablatrix.trainer.rundir.cpus import allotted_cores, cgroup_quota
 from ablatrix.trainer.rundir.errors import UserError
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.trainer.distributed import strategies
+from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed.pipeline import split
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
@@ -139,15 +139,15 @@ def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    place = strategies.Place(0, 3, 0)
+    place = rank_info.Place(0, 3, 0)
     with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be shared equally by 3 processes"):
         place.check(settings("ddp"))
     with pytest.raises(UserError, match=r"grad_accum: 4 is over the 2 windows"):
-        strategies.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
+        rank_info.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
     with pytest.raises(UserError, match=r"muon needs whole matrices"):
-        strategies.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
+        rank_info.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
     with pytest.raises(UserError, match=r"sample_interval: with fsdp no process has the whole model"):
-        strategies.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
+        rank_info.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
     for problem, more in {
         "2 layers cannot be split into 3 stages": {"batch_size": 6},
         "4 windows cannot be cut into 3 equal micro-batches": {"pipeline_microbatches": 3},
@@ -158,8 +158,8 @@ def test_what_cannot_be_shared_is_refused() -> None:
         with pytest.raises(UserError, match=problem):
             place.check(settings("1f1b", **more))
     with pytest.raises(UserError, match=r"2 processes were started, but trainer.strategy is single"):
-        strategies.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
-    assert strategies.Place.of(settings(), {}) == strategies.Place()
+        rank_info.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
+    assert rank_info.Place.of(settings(), {}) == rank_info.Place()
 
 
 @pytest.mark.parametrize(

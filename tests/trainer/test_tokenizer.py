@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ablatrix.trainer.config import tokenizer_names
 from ablatrix.trainer.data import embedded_sample, tokenizer
 from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
 from ablatrix.trainer.data.tokenizer import TokenizerInfo
@@ -101,7 +102,7 @@ def test_names_that_are_no_names(name: str, tmp_path: Path) -> None:
 
 def test_hub_names_get_a_folder_of_their_own() -> None:
     assert tokenizer.safe_folder("owner/some.name-1") == "owner--some.name-1"
-    assert tokenizer.canonical("openai-community/gpt2") == "gpt2"
+    assert tokenizer_names.canonical("openai-community/gpt2") == "gpt2"
 
 
 # Letters, digits and blanks of many scripts, and what the splitting rule is about.

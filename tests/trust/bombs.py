@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ablatrix.orchestrator.study.load import load_experiment
+
 SECONDS = 20  # of one core, for each file
 BYTES = 1 << 30  # of memory more than the process has when it begins
 
@@ -150,7 +152,7 @@ SLOW = ("1 MB of one list", "1 MB of newlines", "1 MB of directives", "open quot
 
 def main(folder: Path, names: list[str]) -> None:
     """A JSON object: name -> what the error said, '' where there was none."""
-    from ablatrix.orchestrator.study import experiment, matrix
+    from ablatrix.orchestrator.study import matrix
     from ablatrix.trainer.rundir.errors import UserError
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -160,7 +162,7 @@ def main(folder: Path, names: list[str]) -> None:
         spent = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, resource.RLIM_INFINITY))
         try:
-            matrix.runs(experiment.load(called(folder, name)), lambda _: 512)
+            matrix.runs(load_experiment(called(folder, name)), lambda _: 512)
             found[name] = ""
         except UserError as error:
             found[name] = str(error)

@@ -11,7 +11,8 @@ import yaml
 
 from ablatrix.orchestrator.store import code_snapshot, study_dir
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.orchestrator.study import experiment, secrets
+from ablatrix.orchestrator.study import secrets
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from tests.evidence import Cases, Tally
 from tests.trust import canaries
@@ -145,7 +146,7 @@ def plant(rng: random.Random, key: str, value: Any) -> dict[str, Any]:
 
 def refusal(path: Path, sets: list[str]) -> str:
     with pytest.raises((ConfigError, UserError)) as caught:
-        experiment.load(path, sets)
+        load_experiment(path, sets)
     return str(caught.value)
 
 
@@ -231,11 +232,11 @@ def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
     study = {"name": "study", "command": "python x.py {flags}", "design": ["baseline"], "base": dict(HARMLESS)}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study | {"metrics": {"csv": "x.csv"}}))
-    experiment.load(path)
+    load_experiment(path)
     own = [*code_root().glob("experiments/*.yaml"), *code_root().glob("docs/recipes/*.yaml")]
     for file in own:
         if "name" in yaml.safe_load(file.read_text()):
-            experiment.load(file)
+            load_experiment(file)
     assert not [name for name in secrets.PHRASES if not secrets.name(name.replace(" ", "_"))]
     tally("settings that only sound like secrets pass", len(HARMLESS) + len(own), "0 refused")
 
@@ -248,7 +249,7 @@ def test_a_setting_that_only_looks_like_a_secret_can_be_let_in(tmp_path: Path) -
     said = refusal(path, []).splitlines()
     assert len(said) == 2 and "`not_secret: [secret]`" in said[0]
     path.write_text(text.format("not_secret: [secret, base.token]\n"))
-    assert experiment.load(path).experiment.base == {"secret": "santa", "token": "y"}
+    assert load_experiment(path).experiment.base == {"secret": "santa", "token": "y"}
 
 
 def test_the_command_line_says_it_in_one_line(workspace: Workspace) -> None:

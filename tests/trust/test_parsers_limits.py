@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ablatrix.orchestrator.status import diagnosis
+from ablatrix.orchestrator.store import log_tail
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
@@ -81,9 +81,9 @@ def test_a_log_of_a_terabyte_does_not_hide_why_a_run_failed(tmp_path: Path) -> N
     os.truncate(log, TERABYTE)
     with open(log, "a") as file:
         file.write("\nno such file: data.bin\n")
-    assert diagnosis.last_line(log) == "no such file: data.bin"
+    assert log_tail.last_line(log) == "no such file: data.bin"
     (tmp_path / "empty").touch()
-    assert diagnosis.last_line(tmp_path / "empty") == diagnosis.last_line(tmp_path / "none") == "no output"
+    assert log_tail.last_line(tmp_path / "empty") == log_tail.last_line(tmp_path / "none") == "no output"
 
 
 def test_the_command_line_refuses_them(workspace: Workspace, cases: Cases, tally: Tally) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import collect, output
-from ablatrix.orchestrator.status import removed_files
+from ablatrix.orchestrator.status import integrity, removed_files
 from ablatrix.orchestrator.store import code_snapshot, study_dir
-from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.data import tokenizer, warm_cache
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.rundir import run_files
@@ -162,7 +162,7 @@ def test_a_doctored_run_leads_nowhere(work: Workspace, seed: int, cases: Cases, 
     study = study_dir.load_study(folder.parent)
     for name in names:
         provenance.write_text(json.dumps({**record, "code_snapshot": name}))
-        assert removed_files.snapshots(study).names <= {record["code_snapshot"]}
+        assert integrity.snapshots(study).names <= {record["code_snapshot"]}
         *before, last = map(json.loads, events.splitlines())
         told = removed_files.of_run(folder, {}, [*before, {**last, "files": [*last["files"], name, None, [name]]}])
         assert set(told) <= {name}, "files of its own only"
@@ -189,7 +189,7 @@ def test_names_in_experiment_files(tmp_path: Path, victim: Path, seed: int, case
         for place in places:
             path.write_text(place.format(json.dumps(name)), encoding="utf-8")
             with pytest.raises((ConfigError, UserError)):
-                experiment.load(path)
+                load_experiment(path)
     path.unlink()
     assert tree(tmp_path) == before
     tally(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.cli import main
-from ablatrix.orchestrator.status import removed_files, run_state
+from ablatrix.orchestrator.status import integrity, run_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.trainer.rundir import run_files
 from tests.evidence import Cases, Tally
@@ -64,7 +64,7 @@ def called(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
 def said_of(study: Path) -> str:
     """What status and report say beside their tables."""
     found = study_dir.load_study(study)
-    return "\n".join(removed_files.lines(found, run_state.collect(found)))
+    return "\n".join(integrity.lines(found, run_state.collect(found)))
 
 
 def aside(path: Path, place: Path) -> Iterator[None]:

@@ -26,9 +26,9 @@ import pytest
 
 from ablatrix.orchestrator.job import command_runner, task
 from ablatrix.orchestrator.job.command_runner import Runner
+from ablatrix.orchestrator.slurm import batch, helper_jobs, sbatch
 from ablatrix.orchestrator.slurm import commands as slurm
-from ablatrix.orchestrator.slurm import helper_jobs, launchers, sbatch
-from ablatrix.orchestrator.slurm.launchers import Batch, job_ids
+from ablatrix.orchestrator.slurm.batch import Batch, job_ids
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher
 from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 from ablatrix.orchestrator.store import study_dir, submit_attempts
@@ -160,7 +160,7 @@ def refusals(plan: Plan) -> dict[str, str]:
     found = {}
     for name in ("sbatch", "submitit"):
         try:
-            launchers.check_folder(plan.folder, name)
+            batch.check_folder(plan.folder, name)
         except UserError as error:
             found[name] = str(error)
     path = str(plan.folder.resolve())

@@ -7,8 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.trainer.config import optimization
-from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.config import optimization, tokenizer_names
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
@@ -33,7 +32,7 @@ def whole(config: RunConfig) -> dict[str, Any]:
     path = config.data.file_path
     places = [same_place(entry) for entry in ([path] if isinstance(path, str) else path)]
     found["data"]["file_path"] = places[0] if len(places) == 1 else places
-    found["data"]["tokenizer"] = tokenizer.canonical(config.data.tokenizer)
+    found["data"]["tokenizer"] = tokenizer_names.canonical(config.data.tokenizer)
     if None not in (config.model.n_layer, config.model.n_head, config.model.n_embd):
         del found["model"]["model_type"]  # a name for these sizes
     found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]

@@ -27,7 +27,7 @@ from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import SCAN, CompleteStore, TokenStore
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import DataError
 

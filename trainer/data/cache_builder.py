@@ -24,7 +24,7 @@ from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shard_claims import STALE_SECONDS, Claims
 from ablatrix.trainer.data.token_cache import Cache
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
 from ablatrix.trainer.rundir.program import ROOT
 from ablatrix.trainer.rundir.safe_open import is_own, make_folder, owner_name

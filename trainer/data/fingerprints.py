@@ -16,11 +16,10 @@ from ablatrix.trainer.config import DataConfig, RunConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files
 from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TOKENIZER
 from ablatrix.trainer.rundir.run_files import opened
+from ablatrix.trainer.rundir.recorded_inputs import CORPUS, DATA, TOKENIZER
 
-# In summary.json, provenance.json and checkpoints; DATA, of every line, is known once the corpus has been read
-CORPUS, TOKENIZER, DATA = "corpus_fingerprint", "tokenizer_fingerprint", "data_fingerprint"
-SETTINGS = {CORPUS: "data.file_path", TOKENIZER: "data.tokenizer"}
 PIECE = 1 << 20  # bytes
 PIECES = 64  # evenly spaced; a file up to 64 MiB is read whole
 
@@ -71,8 +70,3 @@ def _starts(size: int, pieces: int) -> list[int]:
     return [k * (size - PIECE) // (pieces - 1) for k in range(pieces)]
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
-    """Return the settings whose file has another content `now`; what only one side knows counts as the same."""
-    different = {name for name in (*SETTINGS, DATA) if name in before and before[name] != now.get(name, before[name])}
-    found = [setting for name, setting in SETTINGS.items() if name in different]
-    return found or ([SETTINGS[CORPUS]] if different else [])

@@ -22,6 +22,7 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
 from ablatrix.trainer.rundir.safe_open import owner_name
+from ablatrix.trainer.config.tokenizer_names import canonical
 
 if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifest.json
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
-ALIASES = {"openai-community/gpt2": "gpt2"}  # the hub's name today, and the one everybody writes
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,6 @@ class TokenizerInfo:
     bulk: str = "tokenizers"
 
 
-def canonical(name: str) -> str:
-    """The name under which a tokenizer is kept: one for all the names that mean the same."""
-    return ALIASES.get(name, name)
 
 
 def safe_folder(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ablatrix.trainer.config import tokenizer_names
 import argparse
 import json
 import os
@@ -25,7 +26,7 @@ from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import find_files, is_flat
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.data.token_cache import Cache
-from ablatrix.trainer.device import allotted_cores
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 from ablatrix.trainer.rundir.program import ROOT, program
 from ablatrix.trainer.rundir.run_files import atomic_write
@@ -98,7 +99,7 @@ def _default_cache() -> Path:
 
 
 def _run(options: argparse.Namespace) -> None:
-    name = tokenizers.canonical(options.tokenizer)
+    name = tokenizer_names.canonical(options.tokenizer)
     data = _data_request(options)
     tokenizers.safe_folder(name)
     warm_tokenizer(name, options.cache_dir, options.source, options.revision, options.force)

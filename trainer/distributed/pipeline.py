@@ -18,10 +18,10 @@ from ablatrix.models import dropout
 from ablatrix.models.gpt import GPT
 from ablatrix.models.head import head_loss
 from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.config.parallelism import microbatches
 from ablatrix.trainer.distributed.ddp import sum_all
 from ablatrix.trainer.distributed.process_group import Team, peers
 from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single
-from ablatrix.trainer.distributed.strategies import microbatches
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.device import pick_device
-from ablatrix.trainer.distributed import network
-from ablatrix.trainer.distributed.strategies import PeerLostError, Place, is_lost_peer, lost
+from ablatrix.trainer.distributed.rank_info import PeerLostError, Place, is_lost_peer, lost
+from ablatrix.trainer.rundir import network
 from ablatrix.trainer.rundir.errors import UserError
 
 START_SECONDS = 600.0  # in which all processes must have found each other

@@ -404,3 +404,12 @@ class MetricsLog(StepLog):
 def _as_json(row: Mapping[str, Any]) -> str:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(finite, allow_nan=False)
+
+
+def best_stands(summary: Mapping[str, Any], step: int, eval_interval: int) -> bool:
+    """True if the best evaluation of a finished run is one that a longer run has made by `step`, too.
+
+    The last evaluation of a run may be one that it made only because it ended there.
+    """
+    best = summary.get("best_iter")
+    return isinstance(best, int) and 0 < best <= step and eval_interval > 0 and best % eval_interval == 0

@@ -1,0 +1,105 @@
+"""A batch of jobs, and what a launcher does with one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ablatrix.orchestrator.store import job_command, study_dir
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.trainer.rundir.errors import UserError
+
+Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one launch queues: the jobs of one array, or one plain job."""
+
+    study: Study
+    jobs: Sequence[Members]
+    token: str
+    settings: SlurmSettings
+    code: Path  # the snapshot
+    exports: Sequence[str] = ()  # of the user's shell, besides the allow-list
+    after: Sequence[str] = ()  # jobs that must have ended before it starts
+
+    @property
+    def members(self) -> Members:
+        """The runs of all its jobs."""
+        return [member for job in self.jobs for member in job]
+
+    @property
+    def dependency(self) -> str | None:
+        """Value of sbatch's --dependency."""
+        return "afterany:" + ":".join(self.after) if self.after else None
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each run: the job's cores divided by the runs that may share them.
+
+        Not by those that do: a run that is resumed alone must add up in the same order.
+        """
+        return max(1, self.settings.cpus_per_task // self.settings.runs_per_job)
+
+    @property
+    def shared(self) -> bool:
+        """Are there runs in it that several processes share?"""
+        return any(study_dir.shares(run.folder) for job in self.jobs for run, _ in job)
+
+    def commands(self, layout: Layout | None = None) -> list[list[str]]:
+        """The command of each job, which Slurm starts once on each of its nodes. layout: other than the settings'."""
+        layout = layout or self.settings.layout
+        return [job_command.task_command([(run.folder, attempt) for run, attempt in job], layout) for job in self.jobs]
+
+
+class Launcher(Protocol):
+    """Queues a batch in Slurm."""
+
+    name: str
+
+    def launch(self, batch: Batch) -> list[str]:
+        """Queue it by one sbatch call and return the ids that it may have got, the likeliest first.
+
+        Which one is right must be asked of the queue, and so must whether a job was queued at all where it raises
+        slurm.ControllerError (with sbatch's words).
+        """
+
+    def script(self, batch: Batch) -> str:
+        """The exact text that sbatch would get."""
+
+
+def job_ids(base: str, count: int) -> list[str]:
+    """Ids of the tasks of an array; a single job is no array."""
+    return [base] if count == 1 else [f"{base}_{index}" for index in range(count)]
+
+
+def check_folder(study: Path, launcher: str) -> None:
+    """Raises UserError where jobs of this launcher could not be told their study's folder, or the working folder."""
+    for path in (study.resolve(), Path.cwd()):
+        problem = _path_problem(str(path), launcher)
+        if problem:
+            raise UserError(f"{str(path)!r}: {problem}; choose another folder, or another `output:`")
+    names = [path.name for path in study.parent.iterdir()] if study.parent.is_dir() else []
+    other = next((name for name in names if name.casefold() == study.name.casefold()), study.name)
+    if study.name not in names and other != study.name:
+        raise UserError(f"{study.parent / other}: differs from {study.name} in case only; choose another name")
+    if launcher == "submitit" and "%" in str(study.resolve()):
+        raise UserError(f"{study.resolve()}: submitit takes % in a path for its own; use --launcher sbatch")
+
+
+def _path_problem(path: str, launcher: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "is no UTF-8 text, which the files of a run are"
+    if ":" in path:
+        return "a colon would end the path of the code that jobs are to run (PYTHONPATH)"
+    if launcher != "local" and not path.isprintable():
+        return "a path with control characters cannot be used with Slurm"
+    # In --output a backslash means: take the backslashes away, and leave %j as it is
+    return "Slurm finds no log in a path with a backslash" if launcher != "local" and "\\" in path else ""

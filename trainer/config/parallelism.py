@@ -1,0 +1,69 @@
+"""Whether a batch and a model can be shared by a number of processes."""
+
+from __future__ import annotations
+
+from ablatrix.trainer.config import RunConfig
+
+WHOLE_MATRICES = ("muon", "adafactor")  # optimisers that need them
+
+
+def share_problems(config: RunConfig, world: int) -> list[str]:
+    """Why `world` processes cannot do this run, one line each; a resolved config. Free of torch."""
+    settings, strategy = config.trainer, config.trainer.strategy
+    if world == 1:
+        return []
+    problems = _pipeline_problems(config, world) if strategy == "pipeline" else _batch_problems(config, world)
+    if strategy == "fsdp" and settings.optimizer in WHOLE_MATRICES:
+        problems.append(
+            f"trainer.optimizer: {settings.optimizer} needs whole matrices, of which fsdp keeps pieces; take adamw, or "
+            "trainer.strategy ddp"
+        )
+    if strategy in ("fsdp", "pipeline") and settings.sample_interval:
+        problems.append(
+            f"trainer.sample_interval: with {strategy} no process has the whole model to draw samples from; set it to 0"
+        )
+    return problems
+
+
+def _batch_problems(config: RunConfig, world: int) -> list[str]:
+    settings = config.trainer
+    if settings.batch_size % world:
+        return [
+            f"trainer.batch_size: {settings.batch_size} windows cannot be shared equally by {world} processes; "
+            f"take a multiple of {world}"
+        ]
+    if settings.grad_accum > settings.batch_size // world:
+        return [
+            f"trainer.grad_accum: {settings.grad_accum} is over the {settings.batch_size // world} windows that "
+            f"each of {world} processes has; a part must hold at least one window"
+        ]
+    return []
+
+
+def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
+    settings, layers, problems = config.trainer, config.model.sizes()[0], []
+    pieces = microbatches(config, world)
+    if layers is not None and layers < world:
+        problems.append(f"trainer.strategy: {layers} layers cannot be split into {world} stages; use fewer processes")
+    if settings.batch_size % pieces:
+        problems.append(
+            f"trainer.batch_size: {settings.batch_size} windows cannot be cut into {pieces} equal micro-batches; take "
+            f"a multiple of {pieces}, or set trainer.pipeline_microbatches"
+        )
+    elif settings.pipeline_schedule == "1f1b" and pieces < world:
+        problems.append(
+            f"trainer.pipeline_microbatches: 1f1b needs at least as many as there are processes ({world}), got {pieces}"
+        )
+    if settings.grad_accum > 1:
+        problems.append(
+            f"trainer.grad_accum: {settings.grad_accum}, but a pipeline cuts its batches itself; set "
+            "trainer.pipeline_microbatches instead"
+        )
+    if config.model.tie_embeddings:
+        problems.append("model.tie_embeddings: a pipeline has the embeddings and the head in different processes")
+    return problems
+
+
+def microbatches(config: RunConfig, world: int) -> int:
+    """Into how many parts a pipeline cuts a batch."""
+    return config.trainer.pipeline_microbatches or world
