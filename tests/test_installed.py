@@ -120,7 +120,7 @@ def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, off
     assert f'"{ablatrix.parent / "python"}"' in (run / "provenance.json").read_text()
     assert '"ablatrix": "' in (run / "provenance.json").read_text()
     (code,) = (work / "out" / ".snapshots").iterdir()
-    taken = ["ablatrix", "ablatrix_run.py", "helper.py", "mine.py"]
+    taken = ["ablatrix", "ablatrix_run.py", "helper.py", "mine.py", "trainer.py"]
     assert sorted(path.name for path in code.iterdir() if path.name != "__pycache__") == taken
     assert f"made by {code / 'mine.py'} with {code / 'helper.py'}" in call(ablatrix, "logs", "mine", folder=work)
     shown = call(ablatrix, "show", "mine", folder=work)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.study import experiment
+from ablatrix.orchestrator.study import sbatch_options
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, UserError
 
@@ -152,7 +152,7 @@ def test_faults_of_the_top_level(tmp_path: Path, line: str, words: str) -> None:
     [("30", 30), ("10:30", 11), ("04:00:00", 240), ("1-0", 1440), ("1-12:30", 2190), ("2-00:00:01", 2881), ("0:01", 1)],
 )
 def test_slurm_times(time: str, minutes: int) -> None:
-    assert experiment.minutes(time) == minutes
+    assert sbatch_options.minutes(time) == minutes
 
 
 def test_expression_faults_have_their_place(tmp_path: Path) -> None:

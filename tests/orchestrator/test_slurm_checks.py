@@ -12,6 +12,7 @@ from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.slurm.site_limits import ArrayLimits
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import slurm_preflight
 from tests.orchestrator.fake_slurm import write_commands
 from tests.trust import shell_stubs

@@ -22,9 +22,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The files below ablatrix/, those behind links too."""
-    found = (Path(top, name) for top, _, names in os.walk(folder / "ablatrix", followlinks=True) for name in names)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
+    """The files of a checkout or a snapshot, those behind links once: below ablatrix/."""
+    found = (Path(top, name) for top, _, names in os.walk(folder, followlinks=True) for name in names)
+    named = {str(path.relative_to(folder)): path for path in sorted(found)}
+    return {name: path.read_bytes() for name, path in named.items() if not name.startswith(code_snapshot.LINKED)}
 
 
 def test_the_same_code_is_stored_once_and_other_code_beside_it(checkout: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_in_git_untracked_files_are_taken_and_ignored_ones_are_not(checkout: Pat
     assert not [name for name in taken if "no_job_needs_it" in name]
     assert taken["mine.py"] == b"x = 1\n"
     assert not taken.keys() & {"secret.py", "notes.txt", ".gitignore", "env/lib/huge.py"}
-    assert "sbatch/array.sbatch.j2" in taken
+    assert "ablatrix/sbatch/array.sbatch.j2" in taken
 
 
 def test_a_hook_of_git_does_not_bring_its_repository_along(
