@@ -22,8 +22,8 @@ from typer import rich_utils
 from typer.main import get_group
 from typer.testing import CliRunner
 
-from orchestrator.cli import app
-from orchestrator.report import build
+from ablatrix.orchestrator.cli import app
+from ablatrix.orchestrator.report.build import build
 from tests.report.studies import Plan, write_study
 
 ROOT = Path(__file__).parents[1]
