@@ -23,6 +23,7 @@ WriteJsonl = Callable[..., Path]
 
 
 CLUSTER = ("tests/slurm/", "tests/trust/test_canaries.py", "tests/trust/test_soak.py")  # tests that need Slurm
+SECOND = "test_survival.py"  # in tests/slurm: has a cluster to itself where there are two
 TOGETHER = ("tests/slurm/test_without_accounting.py", "tests/trust/test_two_users.py")  # what they stand on is dear
 
 
@@ -34,13 +35,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadgroup` one process runs all tests of the one cluster, the longest chain; groups come first."""
+    """With `--dist loadgroup` one process runs all tests of one cluster, the longest chain; groups come first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class GroupsFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(TOGETHER):
                 return nodeid.partition("::")[0]
+            if nodeid.startswith(f"tests/slurm/{SECOND}"):
+                return "the second cluster"
             return "the cluster" if nodeid.startswith(CLUSTER) else nodeid
 
     return GroupsFirst(config, log) if config.getvalue("dist") == "loadgroup" else None

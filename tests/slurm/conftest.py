@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import one_at_a_time
+from tests.conftest import SECOND, one_at_a_time
 from tests.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -26,8 +27,8 @@ def cluster_problem() -> str:
     return "" if " is UP" in ping.stdout else "slurmctld is not up"
 
 
-@pytest.fixture(scope="session")
-def cluster() -> str:
+@pytest.fixture
+def cluster(alone: None) -> str:
     """Skips where there is no cluster; else the path of the script that controls the test cluster."""
     problem = cluster_problem()
     if problem:
@@ -36,9 +37,17 @@ def cluster() -> str:
 
 
 @pytest.fixture(autouse=True)
-def alone(shared_dir: Path) -> Iterator[None]:
-    """There is one cluster, and some tests break its daemons: whichever process runs them, one after the other."""
-    with one_at_a_time(shared_dir, "slurm"):
+def alone(shared_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests of one cluster run one after the other, in whichever process: some of them break its daemons.
+
+    Those of test_survival.py, half of the time, have the cluster of SLURM_LAB_2 where that is set.
+    """
+    second = os.environ.get("SLURM_LAB_2", "")
+    lab = second if second and request.path.name == SECOND else ""
+    if lab:
+        monkeypatch.setenv("SLURM_LAB", lab)
+        monkeypatch.setenv("SLURM_CONF", f"{lab}/etc/slurm.conf")
+    with one_at_a_time(shared_dir, "slurm2" if lab else "slurm"):
         yield
 
 
