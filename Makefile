@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 PIP := -I -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 EDITABLE := -I -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
 SEED ?= 1
-SECONDS ?= 600
 RUNS ?= 1000
 
 # The build of torch: TORCH=cpu or TORCH=cuda; without it, what this machine or the cluster's nodes are good for.
@@ -24,7 +23,7 @@ check_venv = for venv in $(1); do \
 	    "move it away, or choose another folder by: make VENV=FOLDER ..." >&2; exit 1; fi; done
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
-.PHONY: help demo test fast-test trust fuzz soak warm-cache report schema lint lock licenses audit wheel clean
+.PHONY: help demo test fast-test trust soak warm-cache report schema lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -71,9 +70,6 @@ fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
 trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults -n 2 --dist loadgroup \
 		--full --seed $(SEED) $(PYTEST_ARGS)
-
-fuzz: $(VENV)/.installed-dev ## SECONDS (600) of coverage-guided fuzzing of everything that reads text, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --keep
 
 soak: $(VENV)/.installed-dev ## nightly, as root: RUNS=1000 runs through a Slurm of its own, a fault every 10 s; SEED=n
 	tests/slurm/cluster install

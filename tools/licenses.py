@@ -33,7 +33,6 @@ PERMISSIVE = {
 # libraries are free to use and proprietary; the CPU lock has none of them.
 ALLOWED = PERMISSIVE | {"MPL-2.0", "LicenseRef-NVIDIA-Proprietary"}
 STATED = {  # where the metadata says nothing or not enough, from the package's own files
-    "atheris": "Apache-2.0",  # the file LICENSE that comes with it
     "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # names other packages and holds no file
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
 }
