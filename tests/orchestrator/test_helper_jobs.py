@@ -1,12 +1,15 @@
 """The report job and the follow-up: what they ask for, and that there is one of each per study."""
 
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.slurm.batch import Batch
+from ablatrix.orchestrator.store import code_snapshot
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from tests.orchestrator.fake_slurm import FakeSlurm
@@ -59,3 +62,14 @@ def test_a_study_has_one_waiting_report_job(fake: FakeSlurm, tmp_path: Path) -> 
     assert sorted(fake.jobs()) == [1, 3]
     assert helper_jobs.cancel(batch.study, running=True) == ["3"]
     assert sorted(fake.jobs()) == [1]
+
+
+@pytest.mark.parametrize("kind", [helper_jobs.REPORT, helper_jobs.FOLLOW_UP])
+def test_a_helper_job_finds_its_module_in_the_code_snapshot(kind: str, tmp_path: Path) -> None:
+    """The study has no study.json, so the job gets as far as saying that."""
+    batch, code = make_batch(tmp_path), code_snapshot.take(tmp_path / "code")
+    command = shlex.split(helper_jobs.script(batch, kind).splitlines()[-1])[1:]
+    environ = os.environ | {"PYTHONPATH": str(code)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert f"{batch.study.folder}: " in done.stdout + done.stderr
+    assert "No module" not in done.stderr
