@@ -44,7 +44,7 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
     """Add to events.jsonl how the run ended. Never raises OSError: the first error is the one to show."""
     if isinstance(error, SupersededError):
         assert attempt is not None
-        note(run_dir, "superseded", attempt=attempt.number)
+        note(run_dir, "superseded", start=attempt.number)
     elif isinstance(error, GoneError):
         if (run_dir / run_files.EVENTS).exists():  # else another folder may come to stand there
             note(run_dir, "failed", reason=str(error))

@@ -215,7 +215,7 @@ def _train(
     attached = registry.attach(trainer, attempt, signals, inputs.plugins)
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
-    fields = {"attempt": attempt.number, "iter": trainer.iter, "device": where}
+    fields = {"start": attempt.number, "iter": trainer.iter, "device": where}
     run_files.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters, _ = measure(config.model)
     say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")

@@ -68,7 +68,7 @@ class Runner:
         except SupersededError as error:
             self._kill()
             complain(f"error: {error}")
-            run_files.append_event(self.run_dir, "superseded", attempt=self.attempt.number)
+            run_files.append_event(self.run_dir, "superseded", start=self.attempt.number)
             return error.exit_code
         except GoneError:
             self._kill()
@@ -90,7 +90,7 @@ class Runner:
         self.numbers.catch_up()
         self._seen = self._checkpoint_time()
         earlier = any(e["event"] in ("started", "resumed") for e in run_files.read_events(self.run_dir))
-        fields: dict[str, Any] = {"attempt": self.attempt.number}
+        fields: dict[str, Any] = {"start": self.attempt.number}
         if resumed:
             fields["iter"] = max(0, self.numbers.series.last)
         elif earlier:

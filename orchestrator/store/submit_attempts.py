@@ -1,4 +1,4 @@
-"""Who may queue a run: attempts are claimed by mkdir, which has one winner on every file system.
+"""Attempts at queueing a run, each claimed by one submit (see trainer/rundir/claims.py).
 
 `<run>/.queue/<attempt>/` belongs to the submit that created it. `claim.json` in it names the token in the job's
 comment, by which a job whose sbatch answer was lost is found again, and the run's index in the array. `job` holds the
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import env_settings
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import claims, run_files
 from ablatrix.trainer.rundir.safe_open import create, make_folder, owner_name
 
 FOLDER = run_files.QUEUE
@@ -44,22 +44,13 @@ def new_token() -> str:
 
 
 def newest(run_dir: Path) -> int:
-    """Number of the newest attempt, 0 before the first."""
-    try:
-        names = os.listdir(run_dir / FOLDER)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    return max((int(name) for name in names if run_files.is_step(name)), default=0)
+    """Return the number of the newest attempt, 0 before the first. Raises OSError."""
+    return claims.newest(run_dir / FOLDER)
 
 
 def take(run_dir: Path, attempt: int) -> bool:
-    """Claim this attempt; False when somebody else has it. Raises OSError where the folder cannot be written."""
-    make_folder(run_dir / FOLDER)
-    try:
-        (run_dir / FOLDER / str(attempt)).mkdir()
-    except FileExistsError:
-        return False
-    return True
+    """Claim this attempt; return False where another submit has it. Raises OSError if the folder cannot be written."""
+    return claims.claim(run_dir / FOLDER, attempt)
 
 
 def describe(run_dir: Path, claim: Claim) -> None:

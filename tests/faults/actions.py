@@ -14,7 +14,7 @@ import torch
 from ablatrix.models.config import GPTConfig
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer import checkpoint
-from ablatrix.trainer.__main__ import main
+from ablatrix.trainer.cli import main
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import atomic, run_files
 

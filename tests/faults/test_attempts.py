@@ -103,8 +103,8 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
     assert same_result(run, undisturbed)
     assert "another trainer has this run (attempt 2, this is attempt 1)" in first.log.read_text()
     record = next(r for r in run_files.read_events(run) if r["event"] == "superseded")
-    assert record["attempt"] == 1
-    begun = [(r["event"], r["attempt"]) for r in run_files.read_events(run) if r["event"] in ("started", "resumed")]
+    assert record["start"] == 1
+    begun = [(r["event"], r["start"]) for r in run_files.read_events(run) if r["event"] in ("started", "resumed")]
     assert begun == [("started", 1), ("resumed", 2)]
     assert "failed" not in events(run) and "stopped" not in events(run)
 

@@ -33,5 +33,7 @@ def make(config: RunConfig, device: torch.device, team: Team | None) -> Single:
     if team is None:
         return Single(config, device)
     module, name = STRATEGIES[config.trainer.strategy]
-    strategy: Single = getattr(importlib.import_module(f"ablatrix.trainer.distributed.{module}"), name)(config, device, team)
+    strategy: Single = getattr(importlib.import_module(f"ablatrix.trainer.distributed.{module}"), name)(
+        config, device, team
+    )
     return strategy

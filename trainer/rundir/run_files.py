@@ -59,7 +59,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-
 EVENT_FIELDS: dict[str, tuple[type, ...]] = {
     "event": (str,),
     "time": (int, float),
-    **dict.fromkeys(("pid", "attempt"), (int,)),
+    **dict.fromkeys(("pid", "attempt", "start"), (int,)),
     "iter": (int, type(None)),
     **dict.fromkeys(
         ("host", "born", "token", "launcher", "state", "reason", "signal", "by", "slurm", "cluster"), (str,)

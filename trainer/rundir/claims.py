@@ -1,0 +1,46 @@
+"""Numbered claims: the folder `<folder>/<n>` belongs to the process that made it.
+
+mkdir has one winner on every file system, NFS and Lustre included, where file locks often do nothing. Two things are
+claimed this way: the right to queue a run (`.queue`, orchestrator/store/submit_attempts.py) and the right to write into
+its folder (`.attempts`, attempts.py).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ablatrix.trainer.rundir.atomic import retried
+from ablatrix.trainer.rundir.run_files import is_step
+from ablatrix.trainer.rundir.safe_open import make_folder
+
+
+def newest(folder: Path) -> int:
+    """Return the highest number claimed, 0 before the first. Raises OSError.
+
+    Lists the folder: that makes an NFS client ask the server, which looking for a single name would not.
+    """
+    try:
+        names = retried(folder, lambda again: os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return max((int(name) for name in names if is_step(name)), default=0)
+
+
+def claim(folder: Path, number: int) -> bool:
+    """Claim a number; return False where another process has it. Raises OSError where the folder cannot be written."""
+    make_folder(folder)
+    try:
+        os.mkdir(folder / str(number))
+    except FileExistsError:
+        return False
+    return True
+
+
+def claim_next(folder: Path) -> int:
+    """Claim the lowest number above all others and return it; missing parents are made. Raises OSError."""
+    make_folder(folder, parents=True)
+    number = newest(folder) + 1
+    while not claim(folder, number):
+        number += 1
+    return number
