@@ -16,7 +16,7 @@ import numpy as np
 
 from ablatrix.orchestrator.report.build import build
 from ablatrix.trainer.rundir.run_files import COLUMNS
-from tests.report.studies import Plan, write_study
+from tests.support.studies import Plan, write_study
 
 HEADER = ",".join(COLUMNS) + "\n"
 

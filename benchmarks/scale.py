@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.data import embedded_sample, warm_cache
-from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.support.fake_slurm import FakeSlurm
 
 FEATURES = {
     "a": "model.swiglu: true",

@@ -18,7 +18,7 @@ from ablatrix.trainer.data import embedded_sample, tokenizer, warm_cache
 from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.rundir.errors import OfflineCacheError
-from tests.hub_server import COMMIT, HubServer
+from tests.support.hub_server import COMMIT, HubServer
 
 ROOT = Path(__file__).parents[1]
 PRIVATE = ("HF_", "HUGGINGFACE", "TRANSFORMERS", "ABLATRIX", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from ablatrix.orchestrator.cli import app
 from ablatrix.orchestrator.report.build import build
-from tests.report.studies import Plan, write_study
+from tests.support.studies import Plan, write_study
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -14,8 +14,8 @@ import ablatrix_run
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import run_files
-from tests.command.test_command_resume import create, start, until
-from tests.workspace import Workspace
+from tests.support.command_studies import create, start, until
+from tests.support.workspace import Workspace
 
 SCRIPT = """\
 import json, sys, time

@@ -5,48 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
-from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study import matrix
-from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.orchestrator.submit import preflight
+from ablatrix.orchestrator.store import job_command, submit_attempts
 from ablatrix.trainer.rundir import processes, run_files
-from tests.command.test_command_runs import LOSSES, write_study
-from tests.workspace import Workspace
+from tests.support.command_studies import LOSSES, create, start, until
+from tests.support.workspace import Workspace
 
-RESUME = "python standin.py --out_dir={run_dir} --resume {flags}"
-
-
-def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **changes: object) -> Study:
-    base = {"learning_rate": 0.01, "max_iters": steps, "pause": pause, "save": 20}
-    study = write_study(
-        workspace, **{"base": base, "features": {}, "design": ["baseline"], "workdir": str(workspace.folder), **changes}
-    )
-    runs = matrix.runs(load_experiment(study), preflight.vocabulary)
-    created = study_dir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs)
-    study_dir.renew(created, runs)
-    return created
-
-
-def start(workspace: Workspace, folder: Path) -> "subprocess.Popen[bytes]":
-    """What a job starts for a run, its output in job.out."""
-    with open(folder / run_files.JOB_OUT, "ab") as output:
-        command = [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(folder)]
-        return subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=output, stderr=output)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+RESUME = "python train_script.py --out_dir={run_dir} --resume {flags}"
 
 
 def has_step(folder: Path, step: int) -> bool:

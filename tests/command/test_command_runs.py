@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
 from ablatrix.orchestrator.store.code_snapshot import code_root
@@ -17,50 +16,10 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import Workspace
+from tests.support.command_studies import HOSTILE, LOSSES, write_study
+from tests.support.workspace import Workspace
 
-STANDIN = Path(__file__).with_name("standin.py")
-LOSSES = [
-    r"step (?P<iter>\d+): train loss [\d.]+, val loss (?P<val_loss>\S+)",
-    r"iter (?P<iter>\d+): loss (?P<loss>[^,]+), time (?P<dt_ms>[\d.]+)ms",
-]
 MISNAMED = re.compile(r"\bNLL\b|\bnats\b|perplexity|val_nll")
-HOSTILE = {
-    "blank": " a  b ",
-    "quotes": 'it\'s "quoted" `x`',
-    "newline": "first\nsecond\r\n\tthird",
-    "shell": "$(touch /tmp/never) $HOME $PATH ; rm -rf x | y && z > w & # no",
-    "dash": "-rf",
-    "dashes": "--out_dir=elsewhere",
-    "unicode": "żółw 学习 🐢 \u202e \u00a0",
-    "braces": "{run_dir} {{x}} {flags} %A %j",
-    "glob": "* ? [a-z] ~ !",
-    "backslash": "\\n \\ \\\\ $'\\x41'",
-    "empty": "",
-    "equals": "a=b=c",
-    "sbatch": "#SBATCH --time=1",
-}
-
-
-def write_study(workspace: Workspace, **changes: object) -> Path:
-    """Baseline, two learning rates and dropout off, of a trainer that prints like nanoGPT."""
-    study = {
-        "name": "study",
-        "command": "python standin.py --out_dir={run_dir} {flags}",
-        "flags": "--key=value",
-        "base": {"learning_rate": 0.01, "max_iters": 40, "dropout": 0.2},
-        "features": {
-            "rate": {"levels": {"low": {"learning_rate": 0.005}, "high": {"learning_rate": 0.02}}},
-            "nodrop": {"dropout": 0.0},
-        },
-        "design": ["baseline", "one_at_a_time"],
-        "metrics": {"regex": LOSSES, "steps": "{max_iters}", "tokens_per_step": 64},
-        **changes,
-    }
-    shutil.copy(STANDIN, workspace.folder)
-    path = workspace.folder / "study.yaml"
-    path.write_text(yaml.safe_dump(study, allow_unicode=True, sort_keys=False))
-    return path
 
 
 def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.CompletedProcess[str]]":
@@ -98,7 +57,7 @@ def test_from_file_to_report(workspace: Workspace) -> None:
     assert float(cells["nodrop"]["effect"]) == pytest.approx(-0.02)
     assert cells["nodrop"]["flags"] == ""
     text = (report / "report.md").read_text()
-    assert "standin.py" in text
+    assert "train_script.py" in text
     assert "No held-out loss" not in text
 
     folder = workspace.run_folder("baseline")
@@ -185,7 +144,16 @@ def expected_words(run_dir: Path) -> list[str]:
 
 def test_hostile_values_arrive_as_they_are(workspace: Workspace) -> None:
     base = {**HOSTILE, "learning_rate": 0.01}
-    command = ["python", "standin.py", "--out_dir={run_dir}", "{flags}", "--max_iters=4", "{dash}", "{shell}", "a {{b"]
+    command = [
+        "python",
+        "train_script.py",
+        "--out_dir={run_dir}",
+        "{flags}",
+        "--max_iters=4",
+        "{dash}",
+        "{shell}",
+        "a {{b",
+    ]
     metrics = {"regex": LOSSES}
     env = {"HOSTILE": "{shell}\n{quotes}"}
     design = {"design": ["baseline"], "features": {}, "metrics": metrics, "command": command, "env": env}
@@ -201,7 +169,7 @@ def test_hostile_values_arrive_as_they_are(workspace: Workspace) -> None:
         "env",
         f"HOSTILE={HOSTILE['shell']}\n{HOSTILE['quotes']}",
         "python",
-        "standin.py",
+        "train_script.py",
         *flags,
         *rest,
     ]
@@ -246,7 +214,7 @@ def test_failures_are_named(workspace: Workspace, changes: dict[str, object], wo
 
 
 def test_what_cannot_be_started_is_found_by_the_check(workspace: Workspace) -> None:
-    study = write_study(workspace, command="pithon standin.py {flags}")
+    study = write_study(workspace, command="pithon train_script.py {flags}")
     told = workspace.run("check", study, "--launcher", "local", code=2).stderr
     assert "study.yaml:2: command: pithon: no such program" in told
     study = write_study(workspace, workdir="nowhere")

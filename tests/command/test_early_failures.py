@@ -9,8 +9,8 @@ from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.submit import early_failures
 from ablatrix.orchestrator.submit.early_failures import EarlyFailures
 from ablatrix.trainer.rundir import run_files
-from tests.command.test_command_runs import write_study
-from tests.workspace import Workspace
+from tests.support.command_studies import write_study
+from tests.support.workspace import Workspace
 
 
 @pytest.mark.parametrize(

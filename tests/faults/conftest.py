@@ -13,7 +13,7 @@ import pytest
 from ablatrix.trainer.rundir import run_files
 from tests.faults.nursery import Child, Nursery
 from tests.faults.seccomp import Fault, Outcome, unsupported
-from tests.workspace import without_clock
+from tests.support.workspace import without_clock
 
 TRAIN = "tests.faults.actions:train"
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,13 @@ from ablatrix.trainer.config import from_flags
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
 from ablatrix.trainer.rundir.run_files import EXIT_SUPERSEDED, LossLog, whole_rows
-from tests.evidence import Cases, Tally
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
+from tests.support.evidence import Cases, Tally
+from tests.support.waiting import last_step, wait_for
 
 HEADER = ",".join(run_files.COLUMNS) + "\n"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def last_step(run_dir: Path) -> int:
-    return max((int(row[0]) for row in whole_rows(run_files.read_text(run_dir / run_files.LOSS))), default=0)
 
 
 def files(folder: Path) -> dict[str, bytes]:

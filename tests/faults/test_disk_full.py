@@ -14,10 +14,10 @@ import pytest
 
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.rundir import atomic, run_files
-from tests.evidence import Cases, Tally
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
+from tests.support.evidence import Cases, Tally
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

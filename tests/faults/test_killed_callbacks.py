@@ -14,8 +14,8 @@ import torch
 from ablatrix.trainer.rundir import run_files
 from tests.faults.conftest import Trainers, same_result
 from tests.faults.seccomp import Fault
-from tests.faults.test_kills import rows_of
-from tests.trainer.test_callbacks import OVERFITTING
+from tests.support.overfitting import OVERFITTING
+from tests.support.rows import rows_of
 
 pytestmark = pytest.mark.slow
 

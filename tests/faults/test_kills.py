@@ -15,9 +15,10 @@ import torch
 
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.rundir import run_files
-from tests import evidence
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.seccomp import Fault
+from tests.support import evidence
+from tests.support.rows import rows_of, timeless
 
 pytestmark = pytest.mark.slow
 
@@ -30,17 +31,6 @@ FEATURES: dict[str, dict[str, Any]] = {
     "cosine": {"trainer__use_cosine": True},
 }
 VARIANTS = [(name, workers) for name in FEATURES for workers in (0, 2)]
-
-
-def timeless(line: str) -> list[str]:
-    """The cells of a row, the clock's left out."""
-    cells = line.split(",")
-    return [cell for name, cell in zip(run_files.COLUMNS, cells, strict=True) if name not in run_files.CLOCK_COLUMNS]
-
-
-def rows_of(run_dir: Path) -> dict[int, list[str]]:
-    lines = (run_dir / run_files.LOSS).read_text().splitlines()
-    return {int(line.split(",")[0]): timeless(line) for line in lines[1:]}
 
 
 def check_in_passing(run: Path, expected: dict[int, list[str]]) -> int:

@@ -24,8 +24,8 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from tests.faults.conftest import Trainers
 from tests.faults.nursery import Child
-from tests.faults.test_attempts import last_step, wait_for
-from tests.workspace import without_clock
+from tests.support.waiting import last_step, wait_for
+from tests.support.workspace import without_clock
 
 BLOCK, VOCAB, BATCH = 8, 17, 8
 

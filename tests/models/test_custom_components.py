@@ -15,7 +15,7 @@ from ablatrix.models.custom import ComponentError
 from ablatrix.models.gpt import GPT, measure
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 PARTS = """
 import torch

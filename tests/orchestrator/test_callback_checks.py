@@ -15,7 +15,7 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.effect_check import signature
 from ablatrix.trainer.rundir.errors import ConfigError
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 
 def planned(workspace: Workspace) -> tuple[Loaded, list[Run]]:

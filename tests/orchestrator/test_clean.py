@@ -13,7 +13,7 @@ from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import clean
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
-from tests.orchestrator.test_matrix import FIVE, expand
+from tests.support.plans import FIVE, expand
 
 CODE, OTHER, QUEUED, FRESH = ("0" * 15 + c for c in "1234")
 

@@ -17,8 +17,8 @@ from ablatrix.orchestrator.submit import cancel, queueing, submit
 from ablatrix.orchestrator.submit.submit import Options
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
-from tests.orchestrator.fake_slurm import FakeSlurm
-from tests.orchestrator.test_matrix import FIVE, expand
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.plans import FIVE, expand
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import plan_tables
 from ablatrix.trainer.rundir.errors import AblatrixError
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 SIZES = """\
 name: sizes

@@ -18,8 +18,8 @@ from ablatrix.orchestrator.terminal import logs
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
-from tests.orchestrator.test_matrix import expand
-from tests.workspace import Workspace, without_clock
+from tests.support.plans import expand
+from tests.support.workspace import Workspace, without_clock
 
 ONE = "features: {rope: {model.rope: true}}\n"
 

@@ -4,7 +4,7 @@ import pytest
 
 from ablatrix.orchestrator.study import env_settings
 from ablatrix.trainer.rundir.errors import UserError
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 NAMES = ("ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")
 

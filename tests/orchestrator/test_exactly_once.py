@@ -18,9 +18,9 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
-from tests.orchestrator.fake_slurm import FakeSlurm
-from tests.orchestrator.test_matrix import FIVE, expand
-from tests.workspace import Workspace
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.plans import FIVE, expand
+from tests.support.workspace import Workspace
 
 
 @pytest.fixture

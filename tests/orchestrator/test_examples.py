@@ -8,7 +8,7 @@ from rich.console import Console
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.submit import submit
 from ablatrix.orchestrator.submit.submit import Options
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 EXPERIMENTS = code_root() / "experiments"
 CELLS = {

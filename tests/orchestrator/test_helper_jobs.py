@@ -12,7 +12,7 @@ from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import code_snapshot
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.support.fake_slurm import FakeSlurm
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from ablatrix.orchestrator.terminal.logs import differences
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
-from tests.orchestrator.test_matrix import FIVE, expand
-from tests.workspace import Workspace
+from tests.support.plans import FIVE, expand
+from tests.support.workspace import Workspace
 
 INFO = """\
 experiment_info:

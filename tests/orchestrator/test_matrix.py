@@ -5,25 +5,9 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.study import matrix
-from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.rundir.errors import ConfigError
-
-HEAD = "name: s\nbase: {data.file_path: x.jsonl, model.model_type: gpt-nano}\n"
-FIVE = """\
-features:
-  swiglu: {model.swiglu: true}
-  rmsnorm: {model.rmsnorm: true}
-  rope: {model.rope: true}
-  warmup: {trainer.warmup_steps: 10}
-  cosine: {trainer.use_cosine: true}
-"""
-
-
-def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
-    path = folder / "e.yaml"
-    path.write_text(HEAD + text)
-    return matrix.runs(load_experiment(path, sets), lambda config: 4096)
+from tests.support.plans import FIVE, expand
 
 
 def cells(runs: list[Run]) -> list[str]:

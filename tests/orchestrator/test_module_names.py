@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 NAMES = ("models.py", "trainer.py", "models/__init__.py", "trainer/__init__.py", "random.py", "yaml.py", "numpy.py")
 

@@ -16,7 +16,7 @@ from ablatrix.orchestrator.report.lr_curves import Curve
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.schedules import learning_rate
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 STUDY = """\
 name: s

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.submit import preflight, submit
 from ablatrix.orchestrator.submit.local_queue import find_devices
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 LISTED = """\
 GPU 0: NVIDIA H100 (UUID: GPU-11111111-2222-3333-4444-555555555555)

@@ -21,7 +21,7 @@ from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.trainer.rundir import network, run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
 [ "$1" = show ] || echo "$@" >> asked

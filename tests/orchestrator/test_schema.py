@@ -13,7 +13,7 @@ from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import field_checks, json_schema, yaml_tree
 from ablatrix.orchestrator.submit import init_workspace
 from ablatrix.trainer.config import keys
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 EXPERIMENTS = code_root() / "experiments"
 

@@ -19,7 +19,7 @@ from ablatrix.orchestrator.submit import cancel, queueing
 from ablatrix.orchestrator.terminal import logs
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.errors import RunError
-from tests.orchestrator.test_matrix import FIVE, expand
+from tests.support.plans import FIVE, expand
 
 TOKEN = "0123456789abcdef"
 Queue = dict[str, commands.Job]

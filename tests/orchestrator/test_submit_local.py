@@ -11,7 +11,7 @@ import pytest
 
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import CELLS, Workspace, without_clock
+from tests.support.workspace import CELLS, Workspace, without_clock
 
 
 def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:

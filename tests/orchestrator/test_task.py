@@ -18,8 +18,8 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import processes, run_files
-from tests.orchestrator.fake_slurm import FakeSlurm
-from tests.workspace import Workspace
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {log}

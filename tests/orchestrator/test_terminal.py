@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 STUDY = """\
 name: study

@@ -15,8 +15,8 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing, waves
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
-from tests.orchestrator.fake_slurm import FakeSlurm
-from tests.orchestrator.test_matrix import FIVE, expand
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.plans import FIVE, expand
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.report.build import build, compare
-from tests.report import chromium
-from tests.report.chromium import Browser
-from tests.report.studies import FEATURES, Plan, write_study
-from tests.report.test_report_output import HOSTILE
+from tests.support import chromium
+from tests.support.chromium import Browser
+from tests.support.hostile_names import HOSTILE
+from tests.support.studies import FEATURES, Plan, write_study
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,7 @@ from ablatrix.orchestrator.report.analysis import analyse
 from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
 from ablatrix.orchestrator.report.page import render as page_of
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from tests.report.studies import Plan, write_study
+from tests.support.studies import Plan, write_study
 
 FILES = {
     "summary.csv",

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.job.metric_series import Series
 from ablatrix.orchestrator.report import collect, curve_cache, divergence
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.run_files import COLUMNS, whole_rows
-from tests.report.studies import Plan, write_study
+from tests.support.studies import Plan, write_study
 
 HEADER = ",".join(COLUMNS)
 ROWS = ("1,6.25,0.5,,0.0005,1.5,512,0.5", "10,nan,0.25,3.125,0.0005,,5120,2.75", "20,3.5,0.25,,0.0005,0.75,10240,5.25")

@@ -12,7 +12,7 @@ from ablatrix.orchestrator.report import context_lengths, document, methods, plo
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import contents
 from ablatrix.orchestrator.report.collect import read_study
-from tests.report.studies import Plan, write_study
+from tests.support.studies import Plan, write_study
 
 POSITIONS = {
     "alibi": {"model.positions": "alibi"},

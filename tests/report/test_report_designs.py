@@ -15,7 +15,7 @@ from ablatrix.orchestrator.report.analysis import Analysis, Contrast, analyse
 from ablatrix.orchestrator.report.build import build, compare
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.trainer.rundir.errors import UserError
-from tests.report.studies import FEATURES, Plan, held_out, write_study
+from tests.support.studies import FEATURES, Plan, held_out, write_study
 
 THREE = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
 

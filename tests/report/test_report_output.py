@@ -22,17 +22,9 @@ from ablatrix.orchestrator.report.build import build
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.study.dotted import nest
 from ablatrix.trainer.config import RunConfig
-from tests.report.studies import FEATURES, Plan, write_study
+from tests.support.hostile_names import HOSTILE
+from tests.support.studies import FEATURES, Plan, write_study
 
-HOSTILE = {
-    "_x": {"model.swiglu": True},
-    "a$b$": {"model.rmsnorm": True},
-    "<script>alert(1)</script>": {"model.rope": True},
-    "x" * 80: {"trainer.warmup_steps": 9},
-    "&amp;|`*_\\": {"trainer.use_cosine": True},
-    "漢字": {"trainer.warmup_steps": 5},
-    "$$": {"trainer.warmup_steps": 4},
-}
 AGAIN = """
 import json, sys
 from pathlib import Path

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SECOND, one_at_a_time
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 HERE = Path(__file__).parent
 

@@ -15,10 +15,10 @@ from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, call_sbatch
 from ablatrix.orchestrator.submit import submit
 from ablatrix.orchestrator.submit.submit import Options
 from ablatrix.trainer.rundir.errors import UserError
-from tests.command.test_command_runs import HOSTILE, write_study
-from tests.evidence import Cases, Tally
+from tests.support.command_studies import HOSTILE, write_study
+from tests.support.evidence import Cases, Tally
+from tests.support.workspace import Workspace
 from tests.trust.hostile_matrices import FOLDERS
-from tests.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
 

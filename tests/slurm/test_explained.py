@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ablatrix.trainer.rundir import processes, run_files
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
 

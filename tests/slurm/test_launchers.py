@@ -8,7 +8,7 @@ import pytest
 
 from ablatrix.trainer.rundir import run_files
 from tests.support.checkout import copy_checkout
-from tests.workspace import CELLS, Workspace
+from tests.support.workspace import CELLS, Workspace
 
 pytestmark = pytest.mark.slurm
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
 

@@ -15,7 +15,7 @@ from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed import strategies as parallel
 from ablatrix.trainer.distributed.process_group import Team
 from ablatrix.trainer.loop import Trainer
-from tests.trainer.test_loop import config, heldout, rows, source
+from tests.support.tiny_training import config, heldout, rows, source
 
 STEPS, HALF = 10, 5
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)

@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from ablatrix.models.gpt import GPT
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.callbacks.spikes import Spikes
-from ablatrix.trainer.config import RunConfig, from_flags, load
+from ablatrix.trainer.config import RunConfig, from_flags
 from ablatrix.trainer.early_stopping import Improvement
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError
-from tests.workspace import without_clock
+from tests.support.overfitting import OVERFITTING, held_out
+from tests.support.workspace import without_clock
 
-TAUGHT, OTHER = "the cat sat on the mat and ", "no dog ever ran to any door or "
-# What is learnt is half of what is held out: its NLL falls, and rises again as the model grows sure of the wrong half
-OVERFITTING = [TAUGHT * 4] * 12 + [(TAUGHT + OTHER) * 2] * 4
 CLOCKS = {*run_files.CLOCK_COLUMNS, "peak_memory_bytes"}
 
 
@@ -137,17 +133,6 @@ class TestCheckpointsKept:
         assert from_flags(["--info.hypothesis=better"]).fingerprint() == RunConfig().fingerprint()
         assert from_flags(["--trainer.early_stop_patience=3"]).fingerprint() != RunConfig().fingerprint()
         assert from_flags(["--callbacks.custom=a.b:C"]).fingerprint() != RunConfig().fingerprint()
-
-
-def held_out(run: Path, weights: str) -> float | None:
-    """NLL of a file of weights on the run's held-out set."""
-    from ablatrix.trainer.data.batches import heldout_windows, open_tokens
-
-    config = load(run / run_files.CONFIG)
-    windows = heldout_windows(open_tokens(config.data, Path(config.system.cache_dir)), config.data, 128)
-    trainer = Trainer(config, lambda start, stop: iter(()), windows)
-    trainer.model = GPT.from_state(config.model, torch.load(run / weights, weights_only=True))
-    return trainer.evaluate()
 
 
 class TestEarlyStop:

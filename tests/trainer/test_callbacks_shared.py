@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ablatrix.trainer.rundir import run_files
-from tests.trainer.test_callbacks import OVERFITTING, held_out
-from tests.trainer.test_parallel import ended, flags, ranks
-from tests.workspace import without_clock
+from tests.support.overfitting import OVERFITTING, held_out
+from tests.support.ranks import ended, flags, ranks
+from tests.support.workspace import without_clock
 
 OWN = """
 class Asks:

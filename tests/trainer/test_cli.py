@@ -20,7 +20,7 @@ import torch
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import without_clock
+from tests.support.workspace import without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ from ablatrix.trainer.eval_context_lengths import cut
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ablatrix.trainer.config import RunConfig, from_flags, keys
-from tests.workspace import without_clock
+from tests.support.workspace import without_clock
 
 BASE = {"data.file_path": "data/a.jsonl", "data.tokenizer": "gpt2"}
 # (settings beside it, value) for each setting that must change the fingerprint

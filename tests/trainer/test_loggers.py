@@ -17,7 +17,7 @@ from ablatrix.trainer.config import from_flags
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError, RunError, UserError
 from ablatrix.trainer.rundir.program import pip_install
-from tests.workspace import without_clock
+from tests.support.workspace import without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., Path]

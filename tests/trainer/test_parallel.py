@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,29 +17,9 @@ from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed.pipeline import split
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
+from tests.support.ranks import ended, flags, ranks
+from tests.support.workspace import without_clock
 from tests.trainer.parallel_worker import HALF, STEPS, VARIANTS, settings, train
-from tests.workspace import without_clock
-
-
-def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
-    """The processes of one run, as a launcher starts them."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    started = []
-    for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
-        environment |= {name: str(value) for name, value in place.items()}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes, **options))
-    return started
-
-
-def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]:
-    """What each has printed; their exit codes must be these."""
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == codes, "\n".join(outputs)
-    return outputs
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +71,6 @@ def test_a_state_goes_on_in_one_process(found: dict[str, Any], variant: str) -> 
     shared = found[variant]
     alone = train(settings(variant, alone=True), None, shared["half"])
     torch.testing.assert_close(numbers(alone["rows"]), numbers(shared["rows"][HALF:]), rtol=0, atol=1e-5)
-
-
-def flags(corpus: Path, cache: Path, work_dir: Path, **more: Any) -> list[str]:
-    values = {
-        "data.file_path": corpus, "data.tokenizer": "sample", "data.block_size": 16, "system.cache_dir": cache,
-        "model.model_type": "gpt-nano", "model.n_layer": 2, "trainer.batch_size": 4, "trainer.max_iters": 60,
-        "trainer.log_interval": 1, "trainer.ckpt_interval": 20, "trainer.eval_tokens": 500, "trainer.device": "cpu",
-        "trainer.strategy": "ddp", "system.work_dir": work_dir, **more,
-    }  # fmt: skip
-    return ["-m", "trainer", *(f"--{key}={value}" for key, value in values.items())]
 
 
 def events(run_dir: Path) -> list[str]:

@@ -19,7 +19,7 @@ from ablatrix.trainer.config import TrainerConfig, optimization
 from ablatrix.trainer.rundir import loss_digest, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.schedules import learning_rate
-from tests.workspace import without_clock
+from tests.support.workspace import without_clock
 
 WSD = {"trainer__schedule": "wsd", "trainer__decay_steps": 6, "trainer__warmup_steps": 2}
 INFINITE = {"trainer__schedule": "infinite", "trainer__cooldown_steps": 5, "trainer__anneal_steps": 4}

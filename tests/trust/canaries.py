@@ -23,7 +23,7 @@ import yaml
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.support.checkout import copy_checkout
-from tests.workspace import Workspace
+from tests.support.workspace import Workspace
 
 LOOKER = Path(__file__).with_name("looker.py")
 SHELL = (

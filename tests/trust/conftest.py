@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import one_at_a_time
-from tests.trust import finished
-from tests.workspace import Workspace
+from tests.support import finished_runs
+from tests.support.workspace import Workspace
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +21,10 @@ def finished_study(shared_dir: Path, corpus: Path, offline_cache: Path) -> Works
             return Workspace(folder, corpus, offline_cache)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        return finished.make(folder, corpus, offline_cache)
+        return finished_runs.make(folder, corpus, offline_cache)
 
 
 @pytest.fixture
 def work(finished_study: Workspace, tmp_path: Path) -> Workspace:
     """The test's own copy of it, to be damaged."""
-    return finished.copy(finished_study, tmp_path / "user")
+    return finished_runs.copy(finished_study, tmp_path / "user")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from tests.orchestrator.fake_slurm import FakeSlurm
+from tests.support.fake_slurm import FakeSlurm
 
 TRAINED = """\
 name: trained

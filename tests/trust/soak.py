@@ -20,10 +20,10 @@ from typing import Any
 
 from ablatrix.trainer.rundir import run_files
 from tests.faults.nursery import Nursery
+from tests.support.workspace import Workspace, without_clock
 from tests.trust import soak_truth
 from tests.trust.soak_faults import Cluster, Disk, Faults
 from tests.trust.soak_truth import Truth
-from tests.workspace import Workspace, without_clock
 
 STUDY = """\
 name: {name}

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import pytest
 
 from ablatrix.trainer.rundir import run_files
-from tests.evidence import Cases, Tally
-from tests.trust import finished
-from tests.workspace import Workspace
+from tests.support import finished_runs
+from tests.support.evidence import Cases, Tally
+from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 ABLATRIX = f"{shlex.quote(sys.executable)} -m orchestrator"
@@ -100,7 +100,7 @@ def test_gone_in_the_middle(work: Workspace, cases: Cases, tally: Tally) -> None
     """`umount -l` under two runs at work: they stop, nothing is made in its place, and mounted again it goes on."""
     if not cases(0, 1):
         pytest.skip("with --full")
-    original = {cell: finished.results(work, cell) for cell in ("baseline", "swiglu")}
+    original = {cell: finished_runs.results(work, cell) for cell in ("baseline", "swiglu")}
     again = Workspace(work.folder.parent / "again", work.corpus, work.cache)
     for name in ("out", "disk"):
         (again.folder / name).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_gone_in_the_middle(work: Workspace, cases: Cases, tally: Tally) -> None
     assert went_on.code == 0, went_on
     (again.folder / "out").rmdir()
     (again.folder / "disk").rename(again.folder / "out")
-    assert {cell: finished.results(again, cell) for cell in original} == original
+    assert {cell: finished_runs.results(again, cell) for cell in original} == original
     events = [event["event"] for event in run_files.read_events(again.run_folder("baseline"))]
     assert "superseded" not in events
     tally("a folder that is unmounted under its runs: they stop, and mounted again they go on", 1, "results equal")

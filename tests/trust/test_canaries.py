@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import one_at_a_time
-from tests.evidence import Tally
 from tests.slurm.conftest import cluster_problem
+from tests.support.evidence import Tally
+from tests.support.exported import allowed
+from tests.support.workspace import Workspace
 from tests.trust import canaries
-from tests.trust.test_exports import allowed
-from tests.workspace import Workspace
 
 TRAINED = """\
 # {comment}

@@ -24,8 +24,8 @@ from ablatrix.trainer.config import load
 from ablatrix.trainer.out_of_memory import is_out_of_memory
 from ablatrix.trainer.rundir import atomic, run_files
 from ablatrix.trainer.rundir.errors import UserError
-from tests.evidence import Cases, Tally
 from tests.faults.conftest import Trainers, nursery, same_result, trainers  # noqa: F401
+from tests.support.evidence import Cases, Tally
 from tests.trust import forged
 
 NAME = "checkpoint-00000020.pt"

@@ -16,9 +16,9 @@ from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir import run_files
-from tests.evidence import Cases, Tally
-from tests.orchestrator.test_matrix import FIVE, expand
-from tests.workspace import Workspace
+from tests.support.evidence import Cases, Tally
+from tests.support.plans import FIVE, expand
+from tests.support.workspace import Workspace
 
 OFF = 600.0  # seconds
 TOKEN = "0123456789abcdef"

@@ -14,9 +14,9 @@ from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import secrets
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
+from tests.support.workspace import Workspace
 from tests.trust import canaries
-from tests.workspace import Workspace
 
 KEYS = (
     *("api_key", "WANDB_API_KEY", "wandbApiKey", "api-key", "token", "hf_token", "HF_TOKEN", "auth", "auth_token"),

@@ -5,15 +5,15 @@ import os
 import random
 import string
 import subprocess
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from ablatrix.orchestrator.study import exported_env
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
+from tests.support.exported import allowed
+from tests.support.workspace import Workspace
 from tests.trust import canaries
-from tests.workspace import Workspace
 
 
 def random_environment(rng: random.Random) -> dict[str, str]:
@@ -36,13 +36,6 @@ def random_environment(rng: random.Random) -> dict[str, str]:
     drawn = {name: value for name, value in drawn.items() if name and name not in outside}
     functions = {name: "() { :; }" for name in drawn if name.endswith("%%")}
     return drawn | functions | {"PATH": os.environ["PATH"], "HOME": "/root"}
-
-
-def allowed(name: str, named: list[str]) -> bool:
-    """The promise in other words than the code's: on one of the lists, or asked for."""
-    listed = any(fnmatchcase(name, pattern) for pattern in (*exported_env.ALLOWED, *exported_env.OF_THE_NODE))
-    secret = name.endswith(("_TOKEN", "_API_KEY", "_PASSWORD"))
-    return any(fnmatchcase(name, entry) for entry in named) or (listed and not secret)
 
 
 def test_the_wall_of_a_job_script_leaves_only_the_list(tmp_path: Path, cases: Cases, seed: int, tally: Tally) -> None:

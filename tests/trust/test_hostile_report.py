@@ -34,10 +34,10 @@ from ablatrix.orchestrator.report.content import (
     Verdicts,
 )
 from ablatrix.trainer.rundir.console import visible
-from tests.evidence import Cases, Tally
-from tests.report import chromium
-from tests.report.chromium import Browser
-from tests.report.studies import FEATURES, Plan, write_study
+from tests.support import chromium
+from tests.support.chromium import Browser
+from tests.support.evidence import Cases, Tally
+from tests.support.studies import FEATURES, Plan, write_study
 from tests.trust.payloads import ACTING, FORMULAS, HTML, TERMINAL, Skeleton, spoil
 
 WORDS = HTML + TERMINAL + FORMULAS

@@ -21,7 +21,7 @@ from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.terminal.printing import Terminal, log_text
 from ablatrix.trainer.rundir import console
 from ablatrix.trainer.rundir.console import visible
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
 from tests.trust.payloads import ACTING, HTML, TERMINAL
 from tests.trust.test_hostile_report import Words, plant
 

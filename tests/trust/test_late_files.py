@@ -21,8 +21,8 @@ from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir import run_files
-from tests.evidence import Cases, Tally
-from tests.orchestrator.test_matrix import FIVE, expand
+from tests.support.evidence import Cases, Tally
+from tests.support.plans import FIVE, expand
 
 TOKEN = "0123456789abcdef"
 QUEUED = {"launcher": "sbatch", "job_id": "5", "attempt": 1, "token": TOKEN}

@@ -18,7 +18,7 @@ from ablatrix.trainer.data.token_cache import appearing
 from ablatrix.trainer.rundir import atomic, attempts, run_files, safe_open
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.errors import AblatrixError
-from tests.evidence import Tally
+from tests.support.evidence import Tally
 
 KINDS = ("dangling link", "link to a file", "link to a folder", "hard link", "FIFO", "file", "folder")
 

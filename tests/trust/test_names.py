@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator import cli
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
 from tests.trust.hostile_matrices import yaml_text
 
 NASTY = (

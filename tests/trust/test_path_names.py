@@ -22,8 +22,8 @@ from ablatrix.trainer.data import tokenizer, warm_cache
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, OfflineCacheError, UserError
-from tests.evidence import Cases, Tally
-from tests.workspace import Workspace
+from tests.support.evidence import Cases, Tally
+from tests.support.workspace import Workspace
 
 PIECES = (
     "..",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.data.tokenizer import FILES
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
 from tests.trust.cycle import Cycle
 from tests.trust.recorder import Call, Recorder
 

@@ -16,9 +16,9 @@ from ablatrix.orchestrator.cli import main
 from ablatrix.orchestrator.status import integrity, run_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.trainer.rundir import run_files
-from tests.evidence import Cases, Tally
-from tests.trust import finished
-from tests.workspace import Workspace
+from tests.support import finished_runs
+from tests.support.evidence import Cases, Tally
+from tests.support.workspace import Workspace
 
 STUDY = Path("out/study")
 
@@ -157,7 +157,7 @@ def test_what_is_written_again_is_the_same(
 @pytest.mark.slow
 def test_what_is_run_again_has_the_same_result(work: Workspace, cases: Cases, seed: int, tally: Tally) -> None:
     """loss.csv and summary.json by --retry; whatever else a run has left by --rerun."""
-    original = finished.results(work, "baseline")
+    original = finished_runs.results(work, "baseline")
     names = [name.partition("baseline-seed")[2].partition("/")[2] for name in files(work) if "/baseline-seed" in name]
     retried = [run_files.LOSS, run_files.SUMMARY]
     others = sorted(set(names) - set(retried) - {run_files.CONFIG, "origins.json"})
@@ -170,7 +170,7 @@ def test_what_is_run_again_has_the_same_result(work: Workspace, cases: Cases, se
             shutil.rmtree(old)
         assert {state["state"] for state in work.states().values()} == {"done"}, name
         assert all(state["missing"] == [] for state in work.states().values()), name
-        assert finished.results(work, "baseline") == original, name
+        assert finished_runs.results(work, "baseline") == original, name
     tally("a run with a purged file that is run again has the same result, bit for bit", len(chosen), "clocks apart")
 
 
@@ -197,10 +197,10 @@ def test_any_one_folder(
 
 def test_a_loss_csv_that_is_gone_is_not_made_from_half(work: Workspace) -> None:
     """The run had been stopped: it begins anew, for a result with a hole would look like a whole one."""
-    run, original = work.run_folder("baseline"), finished.results(work, "baseline")
+    run, original = work.run_folder("baseline"), finished_runs.results(work, "baseline")
     for name in (run_files.LOSS, run_files.SUMMARY, run_files.MODEL):
         (run / name).unlink()
     work.run("submit", "study.yaml", "--launcher", "local", "--retry")
-    assert finished.results(work, "baseline") == original
+    assert finished_runs.results(work, "baseline") == original
     assert "rows before checkpoint-00000010.pt are gone; the run begins anew" in (run / run_files.JOB_OUT).read_text()
     assert os.path.exists(run / "checkpoint-00000010.pt.bad")

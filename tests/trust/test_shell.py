@@ -38,7 +38,7 @@ from ablatrix.orchestrator.submit.submit import Options, Plan
 from ablatrix.trainer.config import from_flags
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
 from tests.trust import shell_stubs
 from tests.trust.hostile_matrices import Drawer, Matrix, draw
 from tests.trust.shell_stubs import RECORD, Record, sbatch_options

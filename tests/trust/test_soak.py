@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.evidence import Tally
 from tests.slurm.conftest import alone, cluster  # noqa: F401 - fixtures
+from tests.support.evidence import Tally
+from tests.support.workspace import Workspace
 from tests.trust.soak import CELLS, STUDIES, Findings, Soak
 from tests.trust.soak_faults import KINDS, Cluster
-from tests.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -27,7 +27,7 @@ from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.rundir.errors import OfflineCacheError
-from tests.evidence import Cases, Tally
+from tests.support.evidence import Cases, Tally
 from tools import licenses, lock, wheel
 
 ROOT = lock.ROOT

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from tests.evidence import Tally
+from tests.support.evidence import Tally
 from tests.trust.two_users import ALICE, BOB
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users")

@@ -26,11 +26,11 @@ from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.rundir.errors import DataError
-from tests.evidence import Cases, Tally
-from tests.orchestrator.fake_slurm import FakeSlurm
-from tests.report.studies import Plan, write_study
+from tests.support.evidence import Cases, Tally
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.studies import Plan, write_study
+from tests.support.workspace import Workspace
 from tests.trust import forged
-from tests.workspace import Workspace
 
 MODULE = "planted_module"
 Say = Callable[..., str]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from ablatrix.trainer.rundir import run_files
-from tests.workspace import Workspace, without_clock
+from tests.support.workspace import Workspace, without_clock
 
 CLOCKS = ("seconds", "peak_memory_bytes", "loss_csv")  # the last is the hash of a file with seconds in it
 

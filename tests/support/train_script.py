@@ -1,6 +1,6 @@
 """A training script as people have them, without a model: it prints like nanoGPT, saves its state, and can go on.
 
-python standin.py --out_dir=DIR --max_iters=N --learning_rate=X [--dropout=X] [--pause=SECONDS] [--save=STEPS]
+python train_script.py --out_dir=DIR --max_iters=N --learning_rate=X [--dropout=X] [--pause=SECONDS] [--save=STEPS]
                   [--listen=USR2] [--resume] [--crash=STEP]
 """
 

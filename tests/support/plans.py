@@ -1,0 +1,25 @@
+"""Runs of small experiments, expanded from text."""
+
+from pathlib import Path
+
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
+from ablatrix.orchestrator.study.matrix import Run
+
+FIVE = """\
+features:
+  swiglu: {model.swiglu: true}
+  rmsnorm: {model.rmsnorm: true}
+  rope: {model.rope: true}
+  warmup: {trainer.warmup_steps: 10}
+  cosine: {trainer.use_cosine: true}
+"""
+
+
+def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
+    path = folder / "e.yaml"
+    path.write_text(HEAD + text)
+    return matrix.runs(load_experiment(path, sets), lambda config: 4096)
+
+
+HEAD = "name: s\nbase: {data.file_path: x.jsonl, model.model_type: gpt-nano}\n"

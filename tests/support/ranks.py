@@ -1,0 +1,43 @@
+"""The processes of one run, as a launcher starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.store.code_snapshot import code_root
+
+
+def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
+    """The processes of one run, as a launcher starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
+        environment |= {name: str(value) for name, value in place.items()}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes, **options))
+    return started
+
+
+def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]:
+    """What each has printed; their exit codes must be these."""
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == codes, "\n".join(outputs)
+    return outputs
+
+
+def flags(corpus: Path, cache: Path, work_dir: Path, **more: Any) -> list[str]:
+    values = {
+        "data.file_path": corpus, "data.tokenizer": "sample", "data.block_size": 16, "system.cache_dir": cache,
+        "model.model_type": "gpt-nano", "model.n_layer": 2, "trainer.batch_size": 4, "trainer.max_iters": 60,
+        "trainer.log_interval": 1, "trainer.ckpt_interval": 20, "trainer.eval_tokens": 500, "trainer.device": "cpu",
+        "trainer.strategy": "ddp", "system.work_dir": work_dir, **more,
+    }  # fmt: skip
+    return ["-m", "trainer", *(f"--{key}={value}" for key, value in values.items())]

@@ -1,0 +1,18 @@
+"""Rows of a run's loss.csv without its clock columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ablatrix.trainer.rundir import run_files
+
+
+def rows_of(run_dir: Path) -> dict[int, list[str]]:
+    lines = (run_dir / run_files.LOSS).read_text().splitlines()
+    return {int(line.split(",")[0]): timeless(line) for line in lines[1:]}
+
+
+def timeless(line: str) -> list[str]:
+    """The cells of a row, the clock's left out."""
+    cells = line.split(",")
+    return [cell for name, cell in zip(run_files.COLUMNS, cells, strict=True) if name not in run_files.CLOCK_COLUMNS]

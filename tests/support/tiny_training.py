@@ -1,0 +1,57 @@
+"""A model of a few hundred parameters and batches that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.loop import Array, Trainer
+
+VOCAB, BLOCK = 17, 8
+
+
+def config(**trainer: Any) -> RunConfig:
+    sizes = {"model_type": None, "n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": VOCAB, "block_size": BLOCK}
+    model = {**sizes, **trainer.pop("model", {})}
+    seed = trainer.pop("seed", 11)
+    settings = {"max_iters": 25, "batch_size": 4, "learning_rate": 1e-2, "log_interval": 10, "eval_interval": 0}
+    return RunConfig.model_validate(
+        {
+            "data": {"file_path": "x", "block_size": BLOCK},
+            "model": model,
+            "trainer": {**settings, **trainer},
+            "system": {"seed": seed},
+        }
+    )
+
+
+def source(start: int, stop: int) -> Iterator[tuple[Array, Array]]:
+    for i in range(start, stop):
+        yield batch(0, i)
+
+
+def heldout() -> tuple[Array, Array]:
+    x, y = batch(1, 0, 7)
+    y[-1, -3:] = -1
+    return x, y
+
+
+def rows(of: Trainer) -> list[dict[str, Any]]:
+    """The rows it writes from now on, clocks left out."""
+    kept: list[dict[str, Any]] = []
+    of.add_callback("on_row", lambda t: kept.append({k: v for k, v in t.row.items() if k not in ("dt", "seconds")}))
+    return kept
+
+
+def batch(seed: int, i: int, size: int = 4) -> tuple[Array, Array]:
+    """Counting upwards modulo VOCAB from a random start: learnable without error."""
+    start = np.random.Generator(np.random.Philox(key=[seed, i])).integers(0, VOCAB, (size, 1))
+    tokens = (start + np.arange(BLOCK + 1)) % VOCAB
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def trainer(**settings: Any) -> Trainer:
+    return Trainer(config(**settings), source, heldout())
