@@ -20,8 +20,8 @@ from ablatrix.orchestrator.store import run_progress, study_dir
 from ablatrix.trainer import config
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import AblatrixError
-from tests.evidence import Cases, Tally
-from tests.report.studies import Plan, write_study
+from tests.support.evidence import Cases, Tally
+from tests.support.studies import Plan, write_study
 
 
 def examples(count: int) -> Any:
