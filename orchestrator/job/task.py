@@ -20,7 +20,13 @@ from typing import Any, BinaryIO
 
 from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_runner import end_leftovers
-from ablatrix.orchestrator.store import code_check, log_tail, shared_fs, study_dir, submit_attempts
+from ablatrix.orchestrator.store import (
+    log_tail,
+    provenance,
+    run_folder,
+    shared_fs,
+    submit_attempts,
+)
 from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
 from ablatrix.orchestrator.study import command
 from ablatrix.orchestrator.study.layout import Layout
@@ -59,7 +65,7 @@ class Member:
     def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
-        self.layout = layout if study_dir.shares(run_dir) else ALONE
+        self.layout = layout if run_folder.is_distributed(run_dir) else ALONE
         self.node = rendezvous.node_index(layout)  # of the first one the task speaks for all
         self.output = run_dir / (f"job-node{self.node}.out" if self.node else run_files.JOB_OUT)
         self.children: list[subprocess.Popen[bytes]] = []
@@ -81,7 +87,7 @@ class Member:
         if refusal:
             print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
             return
-        foreign = code_check.find_foreign(self.run_dir)
+        foreign = provenance.find_foreign_code(self.run_dir)
         if foreign:
             self.unplaced = True
             self.note("failed", reason=foreign)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ablatrix.orchestrator.store import job_command, study_dir
+from ablatrix.orchestrator.store import job_command, run_folder
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -49,7 +49,7 @@ class Batch:
     @property
     def shared(self) -> bool:
         """Are there runs in it that several processes share?"""
-        return any(study_dir.shares(run.folder) for job in self.jobs for run, _ in job)
+        return any(run_folder.is_distributed(run.folder) for job in self.jobs for run, _ in job)
 
     def commands(self, layout: Layout | None = None) -> list[list[str]]:
         """The command of each job, which Slurm starts once on each of its nodes. layout: other than the settings'."""

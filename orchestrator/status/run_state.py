@@ -19,7 +19,14 @@ from typing import Any
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.slurm.queue_view import Scheduler
 from ablatrix.orchestrator.status import diagnosis, removed_files
-from ablatrix.orchestrator.store import job_log, run_progress, selected_cluster, shared_fs, study_dir, submit_attempts
+from ablatrix.orchestrator.store import (
+    job_log,
+    run_folder,
+    run_progress,
+    selected_cluster,
+    shared_fs,
+    submit_attempts,
+)
 from ablatrix.orchestrator.store.study_dir import LOGS, Study, StudyRun
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.safe_open import is_own, owner_name
@@ -156,7 +163,7 @@ class _Files:
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
         known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
         attempt = max(submit_attempts.newest(run.folder), known)  # a purge may have taken the claims
-        summary = study_dir.read_summary(run.folder)
+        summary = run_folder.read_summary(run.folder)
         return cls(
             run,
             summary,
@@ -164,7 +171,7 @@ class _Files:
             queued,
             attempt,
             submit_attempts.read(run.folder, attempt) if attempt > known else None,
-            study_dir.planned_steps(run.folder),
+            run_folder.planned_steps(run.folder),
             removed_files.of_run(run.folder, summary, events) if summary else (),
             loss_digest.find_change(run.folder, summary) if summary else "",
         )

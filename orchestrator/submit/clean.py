@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.store import code_snapshot, shared_fs, study_dir
+from ablatrix.orchestrator.store import code_snapshot, run_folder, shared_fs, study_dir
 from ablatrix.orchestrator.store.study_dir import LOGS, Study, StudyRun
 from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import branch_step
@@ -81,7 +81,7 @@ def _older_checkpoints(folder: Path) -> list[Path]:
     steps = {
         int(match[1]): path for path in folder.glob("checkpoint-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))
     }
-    summary = study_dir.read_summary(folder) or {}
+    summary = run_folder.read_summary(folder) or {}
     last = max(steps, default=0)
     try:
         settings = TrainerConfig.model_validate((run_files.read_json(folder / run_files.CONFIG) or {}).get("trainer"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store import run_folder
 from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.dotted import flatten
 from ablatrix.orchestrator.study.matrix import Run
@@ -120,7 +120,7 @@ def _compare(folder: Path, run: Run) -> Earlier | None:
 
     Also for one that is not finished, but for its name is the same.
     """
-    summary = study_dir.read_summary(folder)
+    summary = run_folder.read_summary(folder)
     if summary is None:
         return _compare_unfinished(folder, run.config) if isinstance(run.config, RunConfig) else None
     if not isinstance(run.config, RunConfig):

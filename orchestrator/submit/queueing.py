@@ -14,7 +14,7 @@ from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
 from ablatrix.orchestrator.status import integrity, run_state
 from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store import code_snapshot, job_command, study_dir, submit_attempts
+from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study.sbatch_options import advice
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -164,13 +164,13 @@ def prepare(
     surroundings: what the runs' provenance shares, where it was recorded before.
     """
     batch = Batch(study, jobs, submit_attempts.new_token(), settings, code, exports, after)
-    shared = dict(surroundings or study_dir.surroundings(code))
+    shared = dict(surroundings or provenance.collect(code))
     for index, job in enumerate(jobs):
         for run, attempt in job:
             submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
             # all that happens from here on belongs to this attempt; a job may start before its id is known
             run_files.append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
-            study_dir.write_provenance(run.folder, shared, job_command.trainer_command(run.folder))
+            provenance.write(run.folder, shared, job_command.trainer_command(run.folder))
     return batch
 
 

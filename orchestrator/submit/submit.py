@@ -15,7 +15,7 @@ from rich.console import Console
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
 from ablatrix.orchestrator.status import cost, run_state
 from ablatrix.orchestrator.status.run_state import RunState, Scheduler
-from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, selected_cluster, study_dir
+from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, run_config, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
@@ -314,7 +314,7 @@ def _launch(plan: Plan, study: Study, selection: queueing.Selection, console: Co
     """Claim the runs and queue them. What can fail before the claims, fails before: they must not be left behind."""
     own = code_snapshot.own_modules([value_origins.flat(run.config) for run in plan.runs])
     code = queueing.take_snapshot(study, own)
-    study_dir.note_last(study.folder)
+    study_dir.remember_last(study.folder)
     if plan.launcher == "local":
         _run_local(plan, study, _claim(plan, study, selection.chosen, console), code, console)
     else:
@@ -339,13 +339,13 @@ def _renew(plan: Plan, study: Study, ids: set[str]) -> None:
     Raises OSError, RunError.
     """
     runs, inputs = [run for run in plan.runs if run.id in ids], earlier_runs.Inputs()
-    study_dir.renew(study, runs, partial(_set_by, plan))
+    study_dir.update_configs(study, runs, partial(_set_by, plan))
     for run in runs:
         folder, facts, before = study.folder / run.id, dict[str, Any](inputs.of(run)), plan.earlier.get(run.id)
         if before and before.start:
             earlier_runs.copy_start(before, folder)
             facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
-        study_dir.note_facts(folder, facts)
+        provenance.add_facts(folder, facts)
 
 
 def _run_local(plan: Plan, study: Study, members: batch.Members, code: Path, console: Console) -> None:
@@ -378,7 +378,7 @@ def _queue_slurm(plan: Plan, study: Study, selection: queueing.Selection, code: 
         experiment.slurm,
         experiment.export,
         code.resolve(),
-        study_dir.surroundings(code),
+        provenance.collect(code),
         report=plan.options.with_report and plan.folder == experiment.folder,
         problem=before.problem if before and before.blocked else "",
     )

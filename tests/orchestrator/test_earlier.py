@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store import provenance, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, run_config
 from ablatrix.orchestrator.study.load import load_experiment
@@ -172,7 +172,7 @@ class TestInputs:
     def test_a_stopped_run(self, tmp_path: Path, corpus: Path) -> None:
         _, study = make(tmp_path)
         folder = study.runs[0].folder
-        study_dir.write_provenance(folder, {recorded_inputs.CORPUS: "of another file"}, [])
+        provenance.write(folder, {recorded_inputs.CORPUS: "of another file"}, [])
         assert self.refused(tmp_path) == "", "nothing was trained"
         run_files.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
         assert "since 1 run of this study used it" in self.refused(tmp_path)

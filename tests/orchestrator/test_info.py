@@ -90,5 +90,5 @@ def test_renewed_before_it_runs(tmp_path: Path) -> None:
     config = study.runs[0].folder / run_files.CONFIG
     study_dir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, [again])
     assert not load(config).callbacks.jsonl, "a run that may be at work must keep its configuration"
-    study_dir.renew(study, [again])
+    study_dir.update_configs(study, [again])
     assert load(config).callbacks.jsonl and load(config).system.work_dir == str(study.runs[0].folder)

@@ -12,7 +12,7 @@ import pytest
 
 from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.store import code_snapshot, job_command, study_dir, submit_attempts
+from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
@@ -191,7 +191,7 @@ def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: St
 def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyRun, hidden: str) -> None:
     """The snapshot, or a part of it, was purged while the job waited, and another copy is on PYTHONPATH."""
     code = code_snapshot.take(workspace.folder / ".snapshots")
-    study_dir.write_provenance(run.folder, {"code_snapshot": code.name}, [])
+    provenance.write(run.folder, {"code_snapshot": code.name}, [])
     shutil.rmtree(code / "models" if hidden == "models" else code)
     other = workspace.env()["PYTHONPATH"]
     environment = {**workspace.env(), "PYTHONPATH": f"{code}:{other}", "SLURM_JOB_ID": "77"}

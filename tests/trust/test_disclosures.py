@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ablatrix.orchestrator.store import code_snapshot, study_dir
+from ablatrix.orchestrator.store import code_snapshot, provenance
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import secrets
 from ablatrix.orchestrator.study.load import load_experiment
@@ -342,7 +342,7 @@ def test_the_patch_does_not_depend_on_the_settings_of_git(
         subprocess.run(["git", "config", "--global", *setting.split("=")], check=True)
         store = tmp_path / str(number)
         store.mkdir()
-        study_dir.save_patch(store / "code")
+        provenance.save_patch(store / "code")
         patches.add((store / "code.patch").read_text())
     (patch,) = patches
     assert core not in patch and patch.count(secrets.MASK) >= 6 and patch.count("# left out: the name says") == 2

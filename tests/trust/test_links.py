@@ -54,7 +54,7 @@ def append_to(path: Path) -> None:
 
 def put_patch(path: Path) -> None:
     """As `.last` is written: an error is of no interest there."""
-    study_dir.note_last(path / "x", path.parent)
+    study_dir.remember_last(path / "x", path.parent)
 
 
 # what is called -> the name that it makes or writes in its folder

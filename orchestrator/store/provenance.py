@@ -1,0 +1,118 @@
+"""provenance.json of a run: the code, the environment and the command that it was submitted with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.store import code_snapshot
+from ablatrix.orchestrator.study import secrets
+from ablatrix.trainer.rundir import recorded_inputs, run_files
+from ablatrix.trainer.rundir.program import ROOT
+
+VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
+FACTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, "continued_from")  # of one run; `write` keeps them
+# Environment variables that are recorded: none that could hold a secret
+RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
+# Options that make the patch independent of the user's git configuration, in the form that `secrets.masked` parses
+PATCH = (
+    *("-c", "core.quotePath=true", "diff", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--unified=3", "--inter-hunk-context=0"),
+    "--diff-algorithm=myers",
+)
+
+
+def collect(code: Path) -> dict[str, Any]:
+    """Return what all runs of a submission share in provenance.json. Never the values of secrets."""
+    dirty = code_snapshot.git("status", "--porcelain").strip()
+    return {
+        "code_snapshot": code.name,
+        "git_commit": code_snapshot.git("rev-parse", "HEAD").strip() or None,
+        "git_dirty": bool(dirty),
+        "git_patch_sha256": save_patch(code) if dirty else None,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "versions": _package_versions(),
+        "environment": {name: os.environ[name] for name in RECORDED_ENVIRONMENT if name in os.environ},
+        "submitted": round(time.time(), 3),
+        "working_folder": str(Path.cwd()),
+    }
+
+
+def write(folder: Path, shared: Mapping[str, Any], command: Sequence[str]) -> None:
+    """Write a run's provenance.json; facts that were added before are kept. Raises OSError."""
+    before = _read(folder)
+    _replace(folder, {"command": list(command), **shared, **{name: before[name] for name in FACTS if name in before}})
+
+
+def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Record facts about one run, such as the fingerprint of its corpus, when it is planned. Raises OSError.
+
+    The run may be queued later, by another process.
+    """
+    before = _read(folder)
+    if {**before, **facts} != before:
+        _replace(folder, {**before, **facts})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return run_files.read_json(folder / run_files.PROVENANCE) or {}
+
+
+def _replace(folder: Path, record: Mapping[str, Any]) -> None:
+    run_files.atomic_write(folder / run_files.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
+
+
+def snapshot_name(folder: Path) -> str:
+    """Return the name of the code snapshot that a run was queued with; '' for a run without one."""
+    name = _read(folder).get("code_snapshot")
+    return name if isinstance(name, str) else ""
+
+
+def has_patch(folder: Path) -> bool:
+    """True if the run was queued from a git checkout with uncommitted changes."""
+    return bool(_read(folder).get("git_patch_sha256"))
+
+
+def find_foreign_code(folder: Path) -> str:
+    """Return an error message if this process does not run the code snapshot that the run was queued with, else ''.
+
+    A purge may remove the snapshot while the job waits. A run that was started by hand has no snapshot.
+    """
+    name, root = snapshot_name(folder), Path(ROOT).resolve()
+    if not name or root.name == name:
+        return ""
+    return (
+        f"Ablatrix is imported from {root}, not from the code snapshot {name} that the run was submitted with: the "
+        "snapshot has been removed, or another copy of Ablatrix comes first on PYTHONPATH; submit again with --retry"
+    )
+
+
+def save_patch(code: Path) -> str | None:
+    """Write the uncommitted changes to <snapshot>.patch, secrets masked, and return the SHA-256; None for no change."""
+    patch = secrets.masked(code_snapshot.git(*PATCH, "HEAD"))
+    if not patch:
+        return None
+    path = code.with_name(f"{code.name}.patch")
+    if not path.exists():
+        run_files.atomic_write(path, patch)
+    return hashlib.sha256(patch.encode()).hexdigest()
+
+
+def _package_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that a result depends on."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
