@@ -69,7 +69,7 @@ def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **change
     )
     runs = matrix.runs(load_experiment(study), preflight.vocabulary)
     created = study_dir.create_study(workspace.folder / "out" / "study", "study", study, {}, runs)
-    study_dir.renew(created, runs)
+    study_dir.update_configs(created, runs)
     return created
 
 
