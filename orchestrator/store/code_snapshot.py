@@ -125,7 +125,9 @@ def _content(path: Path) -> bytes | None:
 
 def _code_files(root: Path) -> Iterable[str]:
     """Without secrets, and without files that would hide Python's modules: jobs have this folder first on sys.path."""
-    return {name for name in _listed(root) if not secrets.file(name) and not is_taken(name.removesuffix(".py"))}
+    return {
+        name for name in _listed(root) if not secrets.is_secret_file(name) and not is_taken(name.removesuffix(".py"))
+    }
 
 
 def _listed(root: Path) -> Iterable[str]:

@@ -23,7 +23,7 @@ VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submiti
 FACTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, "continued_from")  # of one run; `write` keeps them
 # Environment variables that are recorded: none that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
-# Options that make the patch independent of the user's git configuration, in the form that `secrets.masked` parses
+# Options that make the patch independent of the user's git configuration, in the form that `secrets.mask_patch` parses
 PATCH = (
     *("-c", "core.quotePath=true", "diff", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--unified=3", "--inter-hunk-context=0"),
@@ -100,7 +100,7 @@ def find_foreign_code(folder: Path) -> str:
 
 def save_patch(code: Path) -> str | None:
     """Write the uncommitted changes to <snapshot>.patch, secrets masked, and return the SHA-256; None for no change."""
-    patch = secrets.masked(code_snapshot.git(*PATCH, "HEAD"))
+    patch = secrets.mask_patch(code_snapshot.git(*PATCH, "HEAD"))
     if not patch:
         return None
     path = code.with_name(f"{code.name}.patch")

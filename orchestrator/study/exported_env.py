@@ -77,7 +77,7 @@ def names(named: Iterable[str] = (), environ: Mapping[str, str] = os.environ) ->
 
 def environment(named: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a job on this machine, which does not take itself for a job of a surrounding allocation."""
-    here = {name for name in environ if _matches(name, OF_THE_NODE) and not secrets.name(name)}
+    here = {name for name in environ if _matches(name, OF_THE_NODE) and not secrets.is_secret_name(name)}
     here = {name for name in here if not name.startswith(("SLURM_JOB", "SLURM_ARRAY"))} - set(_NOT_KEPT)
     return {name: environ[name] for name in (*names(named, environ), *here)}
 
@@ -135,7 +135,7 @@ def _is_allowed(name: str, value: str) -> bool:
     """On the list, and no secret that a pattern such as NVIDIA_* lets in."""
     if name in ALLOWED:
         return True
-    return _matches(name, ALLOWED) and not secrets.name(name) and not secrets.form(value, name)
+    return _matches(name, ALLOWED) and not secrets.is_secret_name(name) and not secrets.find_form(value, name)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

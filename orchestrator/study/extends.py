@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.study import dotted, find_file, secret_checks, yaml_tree
+from ablatrix.orchestrator.study import dotted, find_file, secrets, yaml_tree
 from ablatrix.orchestrator.study.find_file import Source
 from ablatrix.orchestrator.study.interpolation import Variables
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Position, Tree, Written
@@ -36,7 +36,7 @@ class Known:
         """A file as it stands, not to be changed."""
         if path not in self.files:
             self.files[path] = yaml_tree.load(path)
-            secret_checks.refuse(self.files[path])
+            secrets.refuse_secrets(self.files[path])
         return self.files[path]
 
 
@@ -247,11 +247,11 @@ def parse_sets(sets: Iterable[str]) -> Given:
     parsed: Given = {}
     for text in sets:
         key, equals, value = text.partition("=")
-        secret_checks.refuse_set(key, value)  # before any message that repeats it
+        secrets.refuse_set(key, value)  # before any message that repeats it
         if not equals:
             raise UserError(f"--set {text}: write --set key=value, for instance --set trainer.max_iters=100")
         parsed[key] = yaml_tree.parse_written(value)
-        secret_checks.refuse_set(key, parsed[key].value)
+        secrets.refuse_set(key, parsed[key].value)
     return parsed
 
 
@@ -304,8 +304,13 @@ def _free_keys(tree: Tree) -> list[str]:
 
 
 def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:
-    """The tree's data with all `${...}` replaced; each expression that fails is a problem of its own."""
+    """Return the tree's data with all `${...}` replaced; each expression that fails is added to `problems`.
+
+    Raises ConfigError if a value becomes a secret.
+    """
     variables = _variables(tree)
+    escaped = secrets.escaped_names(tree.data)
+    found: list[str] = []
 
     def filled(value: Any, path: KeyPath) -> Any:
         if isinstance(value, dict):
@@ -315,6 +320,8 @@ def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:
         except UserError as error:
             problems.append(f"{tree.position(path)}: {'.'.join(path)}: {error}")
             return value
+        if full != value:
+            found.extend(secrets.find_secrets(tree, full, path, escaped))
         if path in tree.where:
             tree.where[path] = Position(tree.where[path], variables.written(value, tree.written(path)))
         return full
@@ -322,4 +329,6 @@ def fill(tree: Tree, problems: list[str]) -> dict[str, Any]:
     values = tree.data.get("vars")
     if not isinstance(values, dict | None):
         problems.append(f"{tree.position(('vars',))}: vars: must be names with values, found {show(values)}")
-    return filled({key: value for key, value in tree.data.items() if key != "vars"}, ())
+    data = filled({key: value for key, value in tree.data.items() if key != "vars"}, ())
+    secrets.refuse(found)
+    return data

@@ -13,7 +13,6 @@ from ablatrix.orchestrator.study import (
     extends,
     field_checks,
     find_file,
-    secret_checks,
     yaml_tree,
 )
 from ablatrix.orchestrator.study.experiment import (
@@ -50,7 +49,6 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
     problems: list[str] = []
     data = extends.fill(tree, problems)
     unfilled = bool(problems)
-    secret_checks.refuse_filled(data, tree)
     if "name" not in data and source.config is None:
         _ask_for_config(source)
     data = _without_empty_sections(data)

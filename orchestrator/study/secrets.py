@@ -1,12 +1,19 @@
-"""What looks like a secret: by the name it goes under, or by its form."""
+"""Find secrets in experiment files, arguments and patches, by the name of a key or by the form of a value.
+
+Experiment files and --set must not hold any, because the folder of every run would keep them. A message gives the
+place and the key, never the value.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
+
+from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
 # Ends of names: WANDB_API_KEY, db.password, clientSecret
 PHRASES = (
@@ -15,14 +22,14 @@ PHRASES = (
     *("openai key", "wandb key", "anthropic key", "github pat", "gitlab pat", "db pass", "user pass", "smtp pass"),
     *("api keys", "access tokens"),
 )
-# What may stand behind such a name: PASSWORD_PROD, HF_TOKEN_READ
+# May follow such a name: PASSWORD_PROD, HF_TOKEN_READ
 USES = ("prod", "production", "dev", "staging", "test", "read", "write", "ro", "rw")
-# `pad_token: "<pad>"`, `max_token: 5`: what the field calls a token
+# Words before `token` in names of text tokens: `pad_token: "<pad>"`, `max_token: 5`
 TEXT_TOKENS = re.compile(
     "pad|eos|bos|mask|cls|sep|unk|special|start|end|begin|stop|image|audio|text|prefix|suffix|extra|per|last|first|"
     "next|prompt|delimiter|separator|newline|think|tool|class|max|min|num|n|by|each"
 )
-# Each pattern begins where only one place of a long word can match, so that a line's length counts once
+# Each pattern is anchored so that matching a long line takes linear time
 FORMS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
@@ -69,24 +76,109 @@ _QUOTED = re.compile(r"(?<![\w.-])(?P<name>[\w.-]+)[\"']?\s*[:=]\s*(?P<quote>[\"
 _PLAIN = re.compile(
     r"^[-+ ]?[ \t]*(?:export[ \t]+|-[ \t]+)?(?P<name>[\w.-]+)[ \t]*[:=][ \t]*(?P<value>[^\s\"'].*)$", re.MULTILINE
 )
-# Git tells a file's name here, twice the same; in quotes with escapes where it has unusual characters
+# Git repeats the file's name here; unusual names are quoted and escaped
 _HEADER = re.compile(
     r"diff --git (?:a/(?P<plain>.{1,9999}) b/(?P=plain)|\"a/(?P<quoted>.{1,9999})\" \"b/(?P=quoted)\")"
 )
-# What stands behind the numbers is a line from further up, cut off anywhere
+# Git appends a truncated earlier line to the line numbers of a hunk
 _HEADING = re.compile(r"^(@@ [-+\d, ]+ @@).+$", re.MULTILINE)
 CODE = (".py", ".js", ".j2", ".c", ".cpp", ".cu", ".rs", ".md", ".html", ".css")
 MASK = "<masked>"
+ESCAPE = "not_secret"  # key of an experiment file: names of settings that only look like secrets
+_ADVICE = (
+    "it would be kept in every run's folder: set it as a variable of your shell and name that under `export:`, "
+    "as in `export: [WANDB_API_KEY]`"
+)
+_ENVIRONMENT = re.compile(r"\$\{\s*env:\s*([^,{}\s]+)")
 
 
-def name(key: str) -> bool:
-    """Does a key, dotted or not, or a variable's name say that what it holds is a secret?"""
+# ---- experiment files and --set
+
+
+def refuse_secrets(tree: Tree) -> None:
+    """Raise ConfigError with every secret in a file as it is written, comments aside."""
+    refuse(find_secrets(tree, tree.data, (), escaped_names(tree.data)))
+
+
+def refuse(found: Iterable[str]) -> None:
+    """Raise ConfigError with what `find_secrets` has found, if anything."""
+    problems = list(dict.fromkeys(found))
+    if problems:
+        raise ConfigError(problems)
+
+
+def refuse_set(key: str, value: Any) -> None:
+    """Raise UserError if `key=value` of the command line is a secret."""
+    for _, reason, _ in _search({key: value}, (), ()):
+        shown = "..." if find_form(key) else key
+        raise UserError(f"--set {shown}: {reason}; {_ADVICE}")
+
+
+def escaped_names(data: Mapping[str, Any]) -> list[str]:
+    """Return the settings that `not_secret` names."""
+    names = data.get(ESCAPE)
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def find_secrets(tree: Tree, value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[str]:
+    """Yield a problem for each secret in the value at `path`. escaped: settings that only look like secrets."""
+    for place, reason, escape in _search(value, path, escaped):
+        yield f"{tree.position(place)}: {'.'.join(place)}: {reason}; {_ADVICE}{escape}"
+
+
+def _search(value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[tuple[KeyPath, str, str]]:
+    """Yield (path, reason, how to permit it) of each secret."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if find_form(key):
+                yield path, f"a key below looks like {find_form(key)}", ""
+            else:
+                yield from _search(inner, (*path, key), escaped)
+        return
+    if isinstance(value, list):
+        for inner in value:
+            yield from _search(inner, path, escaped)
+    reason = _reason_in_words(value) if isinstance(value, list) else _reason(".".join(path), value)
+    exempt = (
+        not path or path[0] in (ESCAPE, "export") or ".".join(("", *path)).endswith(tuple(f".{e}" for e in escaped))
+    )
+    if reason and not exempt:
+        yield path, reason, f"; if it is not a secret: `{ESCAPE}: [{path[-1]}]`"
+
+
+def _reason_in_words(words: Sequence[Any]) -> str:
+    """Return why neighbours in a list, such as --api-key and the key, are a secret; '' if they are not."""
+    option = find_secret_option(words)
+    form = find_form(" ".join(word for word in words if isinstance(word, str)))
+    return f"it gives a secret to {option}" if option else f"it looks like {form}" if form else ""
+
+
+def _reason(key: str, value: Any) -> str:
+    """Return why a value is a secret, '' if it is not."""
+    text = value if isinstance(value, str) else ""
+    read = next((name for name in _ENVIRONMENT.findall(text) if is_secret_name(name)), "")
+    if read:
+        return f"${{env:{read}}} would copy a secret out of your environment"
+    if is_secret_name(key) and is_secret_value(key, value):
+        return "its name says that it is a secret"
+    form = find_form(text, key)
+    if form:
+        return f"it looks like {form}"
+    name = find_assignment(text)
+    return f"it gives a secret to {name}" if name else ""
+
+
+# ---- names and values
+
+
+def is_secret_name(key: str) -> bool:
+    """True if a key, dotted or not, or a variable is named like a secret."""
     *outer, last = [_words(part) for part in key.split(".")]
     return any(map(_is_phrase, outer)) or _is_phrase(last) or _is_token(last)
 
 
-def literal(key: str, value: Any) -> bool:
-    """Is the value of a key with such a name one itself? Not a switch, a placeholder, or a number of tokens."""
+def is_secret_value(key: str, value: Any) -> bool:
+    """True if the value of a key with such a name is a secret: not a switch, a reference, or a number of tokens."""
     if value is None or isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     text = str(value).strip("\"' \t")
@@ -99,72 +191,36 @@ def literal(key: str, value: Any) -> bool:
     )
 
 
-def form(text: str, key: str = "") -> str:
-    """What kind of secret a text holds by its form, '' for none. key: the name it goes under."""
+def find_form(text: str, key: str = "") -> str:
+    """Return the kind of secret that a text contains, '' for none. key: its name."""
     found = next((kind for kind, pattern in _FORMS.items() if pattern.search(text)), "")
     if not found and _words(key)[-1:] == ["key"] and _HEX_KEY.fullmatch(text.strip()):
         return "a key of 40 digits"
     return found
 
 
-def file(path: str) -> bool:
-    """Is a file of this name there to hold secrets? Python code, which a run needs, is not."""
+def is_secret_file(path: str) -> bool:
+    """True if a file of this name usually holds secrets; never for Python code, which a run needs."""
     base = path.rpartition("/")[2].lower()
     return not base.endswith(".py") and any(fnmatchcase(base, pattern) for pattern in FILES)
 
 
-def masked(patch: str) -> str:
-    """A git patch without what its files, names and forms give away as secrets; the other lines come back as they are.
-
-    It has the prefixes a/ and b/ and no renames or colours; what does not look like that is left out as a whole.
-    """
-    parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
-    return "".join(_masked_file(part) for part in parts if part)
-
-
-def _masked_file(part: str) -> str:
-    header = part.partition("\n")[0]
-    found = _HEADER.fullmatch(header)
-    if not found:
-        return "# left out: nothing tells which file these lines are of\n"
-    path = found["plain"] or found["quoted"]
-    if file(path):
-        return f"{header}\n# left out: the name says that it holds secrets\n"
-    part = _HEADING.sub(r"\1", part)
-    part = _KEY_BLOCK.sub(rf"\1 {MASK}", part)
-    for pattern in _FORMS.values():
-        part = pattern.sub(MASK, part)
-    part = _QUOTED.sub(_without_value, part)
-    # in code, what stands there without quotes is an expression
-    return part if path.endswith(CODE) else _PLAIN.sub(_without_value, part)
-
-
-def _without_value(found: re.Match[str]) -> str:
-    if not (name(found["name"]) and literal(found["name"], found["value"])):
-        return found[0]
-    start = found.start()
-    return found[0][: found.start("value") - start] + MASK + found[0][found.end("value") - start :]
-
-
-def assigned(line: str) -> str:
-    """The name under which a line of a shell, or of arguments, gives a secret; '' for none."""
-    return next((key for key, _ in _assignments(line)), "")
-
-
-def given(words: Sequence[Any]) -> str:
-    """The option among the words of a command whose value, the next word, is a secret; '' for none."""
-    for option, value in pairwise(words):
-        key = option.lstrip("-") if isinstance(option, str) and _OPTION.fullmatch(option) else ""
-        if name(key) and literal(key, value) and not str(value).startswith("-"):
+def find_assignment(line: str) -> str:
+    """Return the name that a line of a shell, or of arguments, gives a secret to; '' for none."""
+    for found in _ASSIGNED.finditer(line):
+        key = (found["name"] or found["flag"]).lstrip("-")
+        if is_secret_name(key) and is_secret_value(key, found["value"]):
             return key
     return ""
 
 
-def _assignments(line: str) -> Iterator[tuple[str, re.Match[str]]]:
-    for found in _ASSIGNED.finditer(line):
-        key = (found["name"] or found["flag"]).lstrip("-")
-        if name(key) and literal(key, found["value"]):
-            yield key, found
+def find_secret_option(words: Sequence[Any]) -> str:
+    """Return the option in the words of a command whose value, the next word, is a secret; '' for none."""
+    for option, value in pairwise(words):
+        key = option.lstrip("-") if isinstance(option, str) and _OPTION.fullmatch(option) else ""
+        if is_secret_name(key) and is_secret_value(key, value) and not str(value).startswith("-"):
+            return key
+    return ""
 
 
 def _words(key: str) -> list[str]:
@@ -188,3 +244,39 @@ def _is_token(words: list[str]) -> bool:
 
 def _without_use(words: list[str]) -> list[str]:
     return words[:-1] if words[-1:] and words[-1] in USES else words
+
+
+# ---- patches
+
+
+def mask_patch(patch: str) -> str:
+    """Return a git patch with its secrets masked; other lines are unchanged.
+
+    The patch has the prefixes a/ and b/ and no renames or colours; parts in another form are left out.
+    """
+    parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
+    return "".join(_mask_file(part) for part in parts if part)
+
+
+def _mask_file(part: str) -> str:
+    header = part.partition("\n")[0]
+    found = _HEADER.fullmatch(header)
+    if not found:
+        return "# left out: cannot tell which file these lines belong to\n"
+    path = found["plain"] or found["quoted"]
+    if is_secret_file(path):
+        return f"{header}\n# left out: the name says that it holds secrets\n"
+    part = _HEADING.sub(r"\1", part)
+    part = _KEY_BLOCK.sub(rf"\1 {MASK}", part)
+    for pattern in _FORMS.values():
+        part = pattern.sub(MASK, part)
+    part = _QUOTED.sub(_without_value, part)
+    # in code, an unquoted value is an expression
+    return part if path.endswith(CODE) else _PLAIN.sub(_without_value, part)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    if not (is_secret_name(found["name"]) and is_secret_value(found["name"], found["value"])):
+        return found[0]
+    start = found.start()
+    return found[0][: found.start("value") - start] + MASK + found[0][found.end("value") - start :]

@@ -225,7 +225,7 @@ def test_neighbours_in_a_list_are_judged_together(words: str, tmp_path: Path, se
 
 @pytest.mark.parametrize("value", ["$Ecret1", "{abc}hunter2", "(?hunter2", "***x", "<a>b", "$HOMEx"])
 def test_what_only_begins_like_a_reference_is_a_secret(value: str) -> None:
-    assert secrets.literal("password", value)
+    assert secrets.is_secret_value("password", value)
 
 
 def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
@@ -237,7 +237,7 @@ def test_what_is_no_secret_passes(tmp_path: Path, tally: Tally) -> None:
     for file in own:
         if "name" in yaml.safe_load(file.read_text()):
             load_experiment(file)
-    assert not [name for name in secrets.PHRASES if not secrets.name(name.replace(" ", "_"))]
+    assert not [name for name in secrets.PHRASES if not secrets.is_secret_name(name.replace(" ", "_"))]
     tally("settings that only sound like secrets pass", len(HARMLESS) + len(own), "0 refused")
 
 
@@ -290,7 +290,7 @@ def test_secrets_are_masked_in_the_patch_of_a_dirty_tree(cases: Cases, seed: int
             ]
         )
         patch = PATCH.format(file=file, lines=f"{rng.choice('+- ')}{line}")
-        done = secrets.masked(patch)
+        done = secrets.mask_patch(patch)
         assert core not in done, (number, done)
         assert done.partition("diff --git a/models")[2] == patch.partition("diff --git a/models")[2], "code was changed"
     tally("secrets in the patch of a dirty tree are masked", count, "0 left; code that only names them unchanged")
@@ -352,6 +352,6 @@ def test_the_patch_does_not_depend_on_the_settings_of_git(
 @pytest.mark.parametrize("header", ["\x1b[1mdiff --git a/x b/x", "diff --git x.yaml x.yaml", "diff --cc x.yaml", "x"])
 def test_lines_of_an_unknown_file_are_left_out(header: str) -> None:
     known = "diff --git a/x.py b/x.py\n+lr = 1\n"
-    assert secrets.masked(f"{header}\n+x: hunter2-canary\n{known}") == (
-        f"# left out: nothing tells which file these lines are of\n{known}"
+    assert secrets.mask_patch(f"{header}\n+x: hunter2-canary\n{known}") == (
+        f"# left out: cannot tell which file these lines belong to\n{known}"
     )
