@@ -145,7 +145,8 @@ def _inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
             for path in files:
                 check_file(path, alone=len(files) == 1)
         except UserError as error:
-            yield f"{at('data.file_path')}{error}{_beside(loaded, config)}"
+            place = at("data.file_path").removesuffix(": ")
+            yield f"{error}{_beside(loaded, config)}{f' ({place})' if place else ''}"
         for name in config.callbacks.custom:
             if problem := custom.find_problem(name):
                 yield f"{at('callbacks.custom')}callbacks.custom: {name}: {problem}"

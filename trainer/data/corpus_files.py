@@ -153,7 +153,7 @@ def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
         reason = error.strerror if isinstance(error, OSError) else str(error)  # ValueError: a NUL in the name
         return DataError(f"data.file_path: {str(path)!r}: cannot be read: {reason}")
     if path.is_symlink():
-        return DataError(f"data.file_path: {path}: is a link to {os.readlink(path)}, which does not exist")
+        return DataError(f"{path}: data.file_path is a link to {os.readlink(path)}, which does not exist")
     text = f"{path}: data.file_path does not exist"
     if not path.is_absolute():
         text += f" (looked in {Path.cwd()})"
