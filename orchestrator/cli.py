@@ -373,7 +373,7 @@ def schema(
         return
     try:
         if check:
-            if run_files.read_bytes(check, 1 << 20).decode("utf-8", "replace") != text:
+            if run_files.read_bytes(check).decode("utf-8", "replace") != text:
                 raise RunError(f"{check}: is not this version's schema; renew it with: {_schema_command(check)}")
         elif output:
             if output.exists() and not output.is_file():

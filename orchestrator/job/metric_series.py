@@ -191,5 +191,4 @@ def _cell(value: float | None) -> str:
 def _step(told: object) -> int | None:
     """A step that is a whole number, written as 10 or 10.0."""
     value = number_formats.read(told, whole=True)
-    whole = value is not None and math.isfinite(value) and value == int(value) and 0 <= value < run_files.LARGEST_STEP
-    return int(value) if whole and value is not None else None
+    return int(value) if value is not None and math.isfinite(value) and 0 <= value == int(value) else None

@@ -103,7 +103,7 @@ class JsonLines:
     def line(self, line: str) -> Iterator[Found]:
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):
+        except ValueError:
             return
         if isinstance(record, dict):
             yield from self.pick(record)
@@ -225,7 +225,7 @@ class JsonFile:
             document = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return
-        except (ValueError, RecursionError):
+        except ValueError:
             yield from self.lines.read(final)
             return
         self._known = there.st_mtime_ns, there.st_size

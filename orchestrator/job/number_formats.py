@@ -20,10 +20,7 @@ def read(told: object, whole: bool = False) -> float | None:
     """
     if isinstance(told, str):
         return _of_text(told.strip().strip("[](){};:'\"").strip(), whole)
-    try:
-        return float(told) if isinstance(told, int | float) and not isinstance(told, bool) else None
-    except OverflowError:
-        return None
+    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) else None
 
 
 def _of_text(text: str, whole: bool) -> float | None:

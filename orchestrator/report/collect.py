@@ -26,8 +26,6 @@ from ablatrix.trainer.rundir import loss_digest as loss_record
 from ablatrix.trainer.rundir import run_files
 
 ROWS_KEPT = 400  # rows of loss.csv are averaged in groups, so that at most this many remain
-LARGEST_NUMBER = 1e100
-COUNTED = ("tokens", "seconds")  # columns of loss.csv that grow from 0
 READ = ("iter", "tokens", "seconds", "loss", "lr", "grad_norm", "val_loss")
 
 States = Mapping[str, str | tuple[str, str]]
@@ -115,8 +113,7 @@ class RunRecord:
         value = self.summary.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None
-        # beyond any measure: sums of squares of it would be infinite
-        return float(value) if abs(value) < LARGEST_NUMBER else None
+        return float(value) if math.isfinite(value) else None
 
     @property
     def measure(self) -> str:
@@ -232,7 +229,7 @@ def read_study(study_dir: Path, states: States) -> Study:
         file=plan["file"],
         features={name: dict(settings or {}) for name, settings in plan["features"].items()},
         runs=runs,
-        digest=hashlib.sha256("\n".join(said).encode("utf-8", "surrogatepass")).hexdigest(),
+        digest=hashlib.sha256("\n".join(said).encode()).hexdigest(),
         cells={name: tuple(group) for name, group in cells.items()},
         info={name: text for name, text in plan.get("info", {}).items() if text},
         measure=measure,
@@ -337,14 +334,6 @@ def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
     return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}
 
 
-def _plausible(name: str, values: np.ndarray) -> np.ndarray:
-    """(R,): nan in the place of what cannot have been counted, inf of what no sum of squares could hold."""
-    with np.errstate(invalid="ignore"):
-        if name in COUNTED:
-            return np.where((values >= 0) & (values < run_files.LARGEST_STEP), values, np.nan)
-        return np.where(np.abs(values) >= LARGEST_NUMBER, np.copysign(np.inf, values), values)
-
-
 def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.ndarray]:
     """Columns of a file whose lines are as a trainer writes them. Raises ValueError or ArithmeticError for others."""
     body = data[data.find(b"\n") + 1 :]
@@ -356,11 +345,9 @@ def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.
     if np.any(np.diff(commas, prepend=0) != width - 1):
         raise ValueError("a line of another length")
     types = {name: np.int64 if name == "iter" else np.float64 for name in present}
-    with np.errstate(invalid="raise"):  # a step of forty digits
-        frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=types)
-    steps = frame["iter"].to_numpy()
-    if np.any(np.diff(steps) <= 0) or np.any(steps >= run_files.LARGEST_STEP):
-        raise ValueError("a step twice, or none")
+    frame = pd.read_csv(io.BytesIO(data), usecols=present, dtype=types)
+    if np.any(np.diff(frame["iter"].to_numpy()) <= 0):
+        raise ValueError("a step twice")
     return {name: frame[name].to_numpy(np.float64) for name in present}
 
 
@@ -380,7 +367,6 @@ def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
 
     The group size is a power of two, so that runs of about the same length are grouped alike and stay comparable.
     """
-    columns = {name: _plausible(name, values) for name, values in columns.items()}
     rows = len(columns["iter"])
     size = 1
     while rows > size * ROWS_KEPT:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,31 +122,19 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
         names = list(dict.fromkeys(name for row in rows for name in row))  # studies may compare different measures
         writer = csv.DictWriter(buffer, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+        writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 
 _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *", re.ASCII | re.IGNORECASE)
-# What a spreadsheet, or whoever cleans a table for one, may overlook at the beginning of a cell
-_OVERLOOKED = re.compile("[\\s\"'`\u00ad\u200c\u200d\u2018\u2019\u201c\u201d]+")
 
 
-def _harmless(value: Any) -> Any:
-    """A cell that a spreadsheet takes for text where it is text; numbers, also those written as words, stay numbers."""
+def _escape_formula(value: Any) -> Any:
+    """Return a cell that spreadsheets take for text where it is text; numbers, also those in a text, stay numbers."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
-    # A program that cuts lines elsewhere than at commas finds a cell's beginning inside the text too
-    parts = re.split(r"([;\t\n]+)", visible(value))
-    shown = "".join("'" + part if _formula(part) else part for part in parts)
-    return "'" + shown if shown.startswith(("\t", "\n")) else shown
-
-
-def _formula(part: str) -> bool:
-    """Would it begin like a formula, also where blanks, quotes and other widths of a sign are overlooked?"""
-    plain = unicodedata.normalize("NFKC", part)
-    overlooked = _OVERLOOKED.match(plain)
-    start = plain[overlooked.end() :] if overlooked else plain
-    return start.startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(part)
+    shown = visible(value)
+    return "'" + shown if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
 
 
 _TEX = str.maketrans(

@@ -398,7 +398,7 @@ def _last_sign(files: _Files) -> float:
 def _pid_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (OSError, OverflowError):
+    except OSError:
         return False
     return True
 

@@ -118,7 +118,7 @@ def _damaged(folder: Path, files: Mapping[str, bytes]) -> list[str]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return None if path.is_symlink() else run_files.read_bytes(path, LARGEST)
+        return None if path.is_symlink() or path.stat().st_size > LARGEST else run_files.read_bytes(path)
     except OSError:
         return None
 

@@ -14,7 +14,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
     Raises OSError where the file system fails: that is not the same as a run without a result.
     """
-    content = run_files.certain_bytes(folder / run_files.SUMMARY, run_files.LARGEST_JSON)
+    content = run_files.certain_bytes(folder / run_files.SUMMARY)
     try:
         summary = run_files.parse_json(content.decode("utf-8"))
     except ValueError:
@@ -26,7 +26,7 @@ def planned_steps(folder: Path) -> int:
     """Return the number of steps that a run is to make, 0 if it is not known."""
     spec = run_files.read_json(folder / SPEC)
     steps = spec.get("steps") if spec else _trainer_settings(folder).get("max_iters")
-    return steps if isinstance(steps, int) and 0 <= steps < run_files.LARGEST_STEP else 0
+    return steps if isinstance(steps, int) and steps > 0 else 0
 
 
 def is_command(folder: Path) -> bool:

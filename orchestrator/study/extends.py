@@ -19,7 +19,6 @@ from ablatrix.trainer.rundir.errors import ConfigError, UserError
 CONFIGS = "configs"
 PRIVATE = "x-"  # begins a key of the top level that only holds anchors
 
-MOST_SOURCES = 100  # files and configs that one experiment stands on
 
 Overrides = dict[str, Any]  # dotted trainer key -> value
 Given = dict[str, Written]  # what `--set` says
@@ -55,8 +54,6 @@ def read(
     known = known or Known()
     if identity in known.trees:
         return known.trees[identity]
-    if len(known.trees) + len(chain) > MOST_SOURCES:
-        raise UserError(f"{source}: stands on more than {MOST_SOURCES} files and configs by `extends:`; use fewer")
     whole = known.file(source.path)
     configs = configs_of(whole)
     chain = (*chain, identity)

@@ -19,7 +19,6 @@ from ablatrix.trainer.rundir.errors import ConfigError
 
 LONGEST_NAME = 80
 MOST_CELLS = 10_000
-MOST_LABELS = 1_000_000  # in all cells together
 MOST_COMBINATIONS = 100_000  # looked at for a factorial design, those that `exclude` takes away included
 MOST_RUNS = 100_000
 
@@ -57,11 +56,9 @@ def cells(experiment: Experiment) -> list[Cell]:
     all_on = tuple(group[0] for group in labels)
     chosen: dict[frozenset[str], Cell] = {}
     names: set[str] = set()
-    size = 0
     excluded_sets = [frozenset(combination) for combination in experiment.exclude]
 
     def add(name: str, features: Sequence[str]) -> None:
-        nonlocal size
         key = frozenset(features)
         if key in chosen or any(combination <= key for combination in excluded_sets):
             return
@@ -69,9 +66,6 @@ def cells(experiment: Experiment) -> list[Cell]:
             raise ConfigError([f"design: more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
         if name in names:
             raise ConfigError([f"design: two different cells would be called {name}; rename the one under cells"])
-        size += len(key)
-        if size > MOST_LABELS:
-            raise ConfigError([f"design: more than {MOST_LABELS:,} features in all cells together; use fewer"])
         names.add(name)
         chosen[key] = Cell(name, tuple(label for label in flat if label in key))
 

@@ -125,9 +125,7 @@ def _named_code(folder: Path) -> set[str]:
         texts += [path for path in scripts if time.time() - path.stat().st_mtime < SCRIPTS_KEPT]
         for path in texts:
             if path.name != study_dir.STUDY:
-                named.update(
-                    _CODE.findall(run_files.read_bytes(path, run_files.LARGEST_JSON).decode("utf-8", "replace"))
-                )
+                named.update(_CODE.findall(run_files.read_bytes(path).decode("utf-8", "replace")))
     return named
 
 

@@ -289,6 +289,6 @@ def _check_last_line(path: Path, tail: bytes, whole: bool) -> None:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return True

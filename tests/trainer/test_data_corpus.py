@@ -36,8 +36,6 @@ def opened(path: Path, cache: Path, **settings: Any) -> TokenStore:
         (" \t ", "blank"),
         ("not json", "not_json"),
         ('{"text": "cut in the mid', "not_json"),
-        ("[" * 100_000, "not_json"),
-        ('{"n": ' + "9" * 5000 + "}", "not_json"),
         ("[1, 2]", "not_object"),
         ('"a string of some length"', "not_object"),
         ('{"Text": "a document that is long enough"}', "no_text_key"),

@@ -18,7 +18,7 @@ from ablatrix.trainer.config import field_errors, optimization, run_hash
 from ablatrix.trainer.config.paths import UserPath, expand_path
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
-from ablatrix.trainer.rundir.run_files import LARGEST_JSON, read_bytes
+from ablatrix.trainer.rundir.run_files import read_bytes
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -311,10 +311,10 @@ def load(path: str | Path) -> RunConfig:
 
 def _read_tree(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(read_bytes(path, LARGEST_JSON).decode("utf-8"))
+        tree = json.loads(read_bytes(path).decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run's configuration: the top level must be an object")

@@ -156,7 +156,7 @@ def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
         else:
             try:
                 value, end = decoder.raw_decode(buffer, at)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 size = max(CHUNK, len(buffer) - at)
                 more = _read_text(stream, characters, size) if _needs_more(error, buffer) else None
                 if not more:

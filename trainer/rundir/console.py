@@ -7,22 +7,13 @@ import os
 import re
 import sys
 
-# Characters that act instead of showing: on a terminal (C0 and C1 controls), on the order in which others are shown
-# (bidirectional controls), without a trace (no-width blanks, tags), or on whoever encodes them (half surrogate pairs)
-_ACTING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
-    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
-)
+# C0 and C1 control characters, which terminals obey; tabs and line feeds apart
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def visible(text: str) -> str:
-    """The text with each character that acts instead of showing written out: `\\x1b`. Line ends and tabs stay."""
-    return _ACTING.sub(_written_out, text)
-
-
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    """Return the text with each control character written out, as `\\x1b`."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def say(text: str) -> None:

@@ -50,10 +50,6 @@ CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs 
 
 Row = Mapping[str, float | int | None]
 
-LARGEST_STEP = 10**15  # a float64 holds every whole number up to there; what is larger is no step
-LARGEST_JSON = 1 << 28  # bytes; a study of ten thousand runs has some ten millions
-LARGEST_FILE = 1 << 30  # bytes of any other file that is read whole; a loss.csv of ten million rows
-DEEPEST_JSON = 100  # objects and lists within one another; ours have four
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan", re.ASCII | re.I)
 # What our events say about themselves, by its type: whoever reads them need not look again
 EVENT_FIELDS: dict[str, tuple[type, ...]] = {
@@ -118,7 +114,7 @@ def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[st
     newest_only: events of which only the newest few matter; parsing thousands of heartbeats takes long.
     """
     path = run_dir / EVENTS
-    text = certain_bytes(path, LARGEST_JSON).decode("utf-8", "replace") if certain else read_text(path)
+    text = certain_bytes(path).decode("utf-8", "replace") if certain else read_text(path)
     for event in newest_only:
         text = _without_older(text, event)
     return [record for record in json_objects(text) if _is_event(record)]
@@ -143,8 +139,6 @@ def _is_event(record: Mapping[str, Any]) -> bool:
             continue
         if not isinstance(value, kinds) or isinstance(value, bool):
             return False
-        if isinstance(value, int | float) and not 0 <= value < LARGEST_STEP:  # nor NaN
-            return False
     return "event" in record
 
 
@@ -157,28 +151,11 @@ def json_objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a JSON text holds, None where it is none, or none that can be used: nested beyond reason, or with
-    half of a surrogate pair in a word, which no file could hold again.
-    """
+    """Return the value of a JSON text, None if it is not JSON."""
     try:
-        value = json.loads(text)
-        if text.count("{") + text.count("[") > DEEPEST_JSON and _is_deep(value):
-            return None
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+        return json.loads(text)
+    except ValueError:
         return None
-    return value
-
-
-def _is_deep(value: Any) -> bool:
-    """Would those who walk through it by recursion get lost?"""
-    level, depth = [value], 0
-    while level and depth <= DEEPEST_JSON:
-        containers = [inner for inner in level if isinstance(inner, dict | list)]
-        level = [v for inner in containers for v in (inner.values() if isinstance(inner, dict) else inner)]
-        depth += 1
-    return depth > DEEPEST_JSON
 
 
 def may_requeue(stopped: Mapping[str, Any]) -> bool:
@@ -189,7 +166,7 @@ def may_requeue(stopped: Mapping[str, Any]) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None where there is none that can be read."""
     try:
-        value = parse_json(read_bytes(path, LARGEST_JSON).decode("utf-8"))
+        value = parse_json(read_bytes(path).decode("utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -205,32 +182,29 @@ def opened(path: Path, buffering: int = -1) -> BinaryIO:
     return open(descriptor, "rb", buffering)
 
 
-def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
-    """A file's content. Raises OSError as `opened` does, and for a file of more than `most` bytes."""
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises OSError as `opened` does."""
     with opened(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return file.read()
 
 
-def certain_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
-    """Like `read_bytes`, b'' for what is not there or no such file.
+def certain_bytes(path: Path) -> bytes:
+    """Like `read_bytes`, b'' for a file that does not exist.
 
-    Raises OSError where the file system fails for longer than is waited, and for a file of more than `most` bytes:
-    then nobody knows what is there.
+    Raises OSError if the file system still fails after all retries: the content is then unknown, not empty.
     """
     try:
-        return retried(path, lambda again: read_bytes(path, most))
+        return retried(path, lambda again: read_bytes(path))
     except OSError as error:
-        if error.errno in TRANSIENT or error.errno == errno.EFBIG:
+        if error.errno in TRANSIENT:
             raise
         return b""
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, '' where there is none or too much; bytes that are not UTF-8 are replaced."""
+    """Return the text of a file, '' if it cannot be read; bytes that are not UTF-8 are replaced."""
     try:
-        return read_bytes(path, LARGEST_JSON).decode("utf-8", "replace")
+        return read_bytes(path).decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -273,8 +247,8 @@ def our_rows(text: str, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
 
 
 def is_step(cell: str) -> bool:
-    """Is this the number of a step, as we write it?"""
-    return cell.isascii() and cell.isdigit() and len(cell) <= 16 and int(cell) < LARGEST_STEP
+    """True if the cell is the number of a step, as `LossLog` writes it."""
+    return cell.isascii() and cell.isdigit()
 
 
 def number(cell: str) -> float | None:
