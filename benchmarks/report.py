@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ablatrix.orchestrator.report.build import build
-from ablatrix.trainer.rundir.run_files import COLUMNS
+from ablatrix.trainer.rundir.loss_csv import COLUMNS
 from tests.support.studies import Plan, write_study
 
 HEADER = ",".join(COLUMNS) + "\n"

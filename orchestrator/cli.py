@@ -14,6 +14,7 @@ from ablatrix.orchestrator.status import integrity
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.files import atomic_write, read_bytes
 from ablatrix.trainer.rundir.program import program
 
 app = typer.Typer(
@@ -364,7 +365,6 @@ def schema(
 ) -> None:
     """The JSON schema of experiment files, for editors."""
     from ablatrix.orchestrator.study import json_schema as schema_module
-    from ablatrix.trainer.rundir import run_files
     from ablatrix.trainer.rundir.errors import RunError, UserError
 
     text = schema_module.text()
@@ -373,12 +373,12 @@ def schema(
         return
     try:
         if check:
-            if run_files.read_bytes(check).decode("utf-8", "replace") != text:
+            if read_bytes(check).decode("utf-8", "replace") != text:
                 raise RunError(f"{check}: is not this version's schema; renew it with: {_schema_command(check)}")
         elif output:
             if output.exists() and not output.is_file():
                 raise UserError(f"{output}: is no file that can be replaced; name another one, or use > instead")
-            run_files.atomic_write(output, text, durable=False)
+            atomic_write(output, text, durable=False)
     except OSError as error:
         raise UserError(f"{check or output}: {error.strerror}") from None
 

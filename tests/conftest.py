@@ -14,7 +14,7 @@ import pytest
 
 from ablatrix.trainer.data import embedded_sample, warm_cache
 from ablatrix.trainer.data.shard_claims import Claims
-from ablatrix.trainer.rundir.run_files import atomic_write
+from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.workspace import Workspace
 
 pytest_plugins = ["tests.support.evidence"]

@@ -24,10 +24,10 @@ import torch
 
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.atomic import replace, retried
 from ablatrix.trainer.rundir.console import say, warn
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.run_files import opened, step_of
+from ablatrix.trainer.rundir.files import open_for_reading, replace, retry
+from ablatrix.trainer.rundir.run_files import checkpoint_step
 
 FORMAT = 3
 OLDER = 2  # its fingerprint was made in another way, and it says nothing of the run's data
@@ -54,7 +54,7 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
-    return retried(run_dir, lambda again: run_files.checkpoints(run_dir))
+    return retry(run_dir, lambda: run_files.list_checkpoints(run_dir))
 
 
 def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:
@@ -79,7 +79,7 @@ def save(
     replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
     try:
         for old in checkpoints(run_dir)[keep:]:
-            if step_of(old) != spare:
+            if checkpoint_step(old) != spare:
                 old.unlink(missing_ok=True)
     except OSError as error:  # the next one will try again
         warn(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
@@ -163,8 +163,8 @@ def _set_aside(path: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """Raises DamagedError, and whatever else goes wrong for what is not the file's fault."""
     try:
-        retried(path, lambda again: _check(path))
-        state = retried(path, lambda again: _load(path))
+        retry(path, lambda: _check(path))
+        state = retry(path, lambda: _load(path))
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -199,7 +199,7 @@ def _check(path: Path) -> None:
     """Raises DamagedError unless the file is whole and cannot do harm when torch loads it, OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DamagedError("not a file")
-    with opened(path) as file:
+    with open_for_reading(path) as file:
         _check_seal(file)
         try:
             _check_content(file)

@@ -9,10 +9,11 @@ from typing import Any
 from ablatrix.trainer.distributed.rank_info import PeerLostError, is_lost_peer, lost
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.atomic import FULL, TRANSIENT
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
 from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
+from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.files import FULL, TRANSIENT
 from ablatrix.trainer.signals import Interrupted
 
 
@@ -63,13 +64,13 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
 def note(run_dir: Path, event: str, **fields: Any) -> None:
     """`runlog.append_event` where nothing depends on it any more: a failure is a warning."""
     try:
-        run_files.append_event(run_dir, event, **fields)
+        append_event(run_dir, event, **fields)
     except OSError as error:
         warn(f"{run_dir / run_files.EVENTS}: not written: {error.strerror}")
 
 
 def _has_failed(run_dir: Path) -> bool:
-    events = run_files.read_events(run_dir)
+    events = read_events(run_dir)
     return bool(events) and events[-1]["event"] == "failed"
 
 

@@ -12,9 +12,10 @@ from ablatrix.trainer.config.optimization import schedule_name, steady_until
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
-from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
+from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 
 SHOWN = 4  # settings that differ
 
@@ -31,7 +32,7 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
     there = there.resolved(config.model.vocab_size)
     if there.fingerprint() == config.fingerprint():
         return None
-    steps = [run_files.step_of(path) for path in checkpoint.checkpoints(run_dir)]
+    steps = [run_files.checkpoint_step(path) for path in checkpoint.checkpoints(run_dir)]
     if loss_digest.is_of_older_version(run_files.read_json(run_dir / run_files.SUMMARY) or {}):
         steps = [step for step in steps if step != there.trainer.max_iters]
     for step in steps if config.trainer.resume == "auto" else []:
@@ -98,7 +99,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
     if found is None:
         return ""
     state, path = found
-    lacking = run_files.lacking_rows(run_dir, trainer.rows_until(int(state["step"])))
+    lacking = loss_csv.count_missing_rows(run_dir, trainer.rows_until(int(state["step"])))
     if lacking:  # removed: going on would leave a result with a hole
         warn(f"{run_dir / run_files.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
         checkpoint.set_aside(run_dir)
@@ -109,8 +110,8 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
 
 def _copy_rows(source: Path, run_dir: Path, steps: set[int]) -> None:
     """Take the rows before a named checkpoint over from its run, where this run has none of its own."""
-    if not (run_dir / run_files.LOSS).exists() and not run_files.lacking_rows(source, steps):
-        run_files.atomic_write(run_dir / run_files.LOSS, run_files.kept_text(source / run_files.LOSS))
+    if not (run_dir / run_files.LOSS).exists() and not loss_csv.count_missing_rows(source, steps):
+        atomic_write(run_dir / run_files.LOSS, read_text_strict(source / run_files.LOSS))
 
 
 def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:

@@ -26,11 +26,12 @@ from ablatrix.trainer.distributed import rank_info, strategies
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.out_of_memory import peak_memory
 from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
-from ablatrix.trainer.rundir.atomic import FULL, TRANSIENT
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.console import say, warn
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.run_files import best_stands
+from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.files import FULL, TRANSIENT, atomic_write
+from ablatrix.trainer.rundir.run_files import best_is_valid_at
 from ablatrix.trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -156,14 +157,14 @@ def _open_folder(run_dir: Path, config: RunConfig, argv: list[str], goes_on: int
     if goes_on is not None:
         checkpoint.drop_after(run_dir, goes_on)
         summary = run_files.read_json(run_dir / run_files.SUMMARY)
-        if summary and not best_stands(summary, goes_on, config.trainer.eval_interval):
+        if summary and not best_is_valid_at(summary, goes_on, config.trainer.eval_interval):
             (run_dir / run_files.BEST).unlink(missing_ok=True)
         _forget_result(run_dir, everything=False)
     command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
     there = _existing(run_dir)
     if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
-        run_files.atomic_write(run_dir / run_files.CONFIG, config.to_json())
-    run_files.atomic_write(run_dir / run_files.ARGS, command)
+        atomic_write(run_dir / run_files.CONFIG, config.to_json())
+    atomic_write(run_dir / run_files.ARGS, command)
     checkpoint.sweep(run_dir)
     if config.trainer.resume != "auto":
         _forget_result(run_dir, everything=config.trainer.resume == "none")
@@ -216,7 +217,7 @@ def _train(
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
     fields = {"start": attempt.number, "iter": trainer.iter, "device": where}
-    run_files.append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
+    append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters, _ = measure(config.model)
     say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")
 
@@ -226,7 +227,7 @@ def _train(
         by = trainer.stopped_by or "another process"
         # Slurm's warning asks for a requeue, also where only another process has got it; a person's file does not
         requeue = trainer.stopped_by in ("", signals.name)
-        run_files.append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
+        append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
         say(f"stopped by {by} after iter {trainer.iter}; start again to continue")
         attached.close(trainer)
         return run_files.EXIT_STOPPED
@@ -332,8 +333,8 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         **({"val_nll_by_block": by_block} if by_block else {}),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    run_files.atomic_write(run_dir / run_files.SUMMARY, text, guard=attempt.require)
-    files = run_files.contents(run_dir)
+    atomic_write(run_dir / run_files.SUMMARY, text, guard=attempt.require)
+    files = run_files.list_files(run_dir)
     failures.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
     if not isinstance(store, data.CompleteStore):  # its cache was built meanwhile
         _describe_data(store, config)

@@ -27,8 +27,9 @@ from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
 from ablatrix.trainer.rundir.console import complain, say
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.rundir.program import ROOT
-from ablatrix.trainer.rundir.safe_open import make_folder
 
 LISTENED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.5
@@ -68,7 +69,7 @@ class Runner:
         except SupersededError as error:
             self._kill()
             complain(f"error: {error}")
-            run_files.append_event(self.run_dir, "superseded", start=self.attempt.number)
+            append_event(self.run_dir, "superseded", start=self.attempt.number)
             return error.exit_code
         except GoneError:
             self._kill()
@@ -89,7 +90,7 @@ class Runner:
         self.numbers = Numbers(self.run_dir, self.spec, self.attempt)
         self.numbers.catch_up()
         self._seen = self._checkpoint_time()
-        earlier = any(e["event"] in ("started", "resumed") for e in run_files.read_events(self.run_dir))
+        earlier = any(e["event"] in ("started", "resumed") for e in read_events(self.run_dir))
         fields: dict[str, Any] = {"start": self.attempt.number}
         if resumed:
             fields["iter"] = max(0, self.numbers.series.last)
@@ -103,7 +104,7 @@ class Runner:
         except OSError as error:
             where = error.filename or argv[0]
             return self._fail(f"{where}: the command cannot be started: {error.strerror}", code=2)
-        run_files.append_event(self.run_dir, "resumed" if resumed else "started", **fields)
+        append_event(self.run_dir, "resumed" if resumed else "started", **fields)
         if self.received is not None and self.told is None:
             self._tell()
         return self._ended(self._wait())
@@ -111,7 +112,7 @@ class Runner:
     def _argv(self) -> tuple[list[str], bool]:
         """What to start, and whether it goes on with what an earlier attempt has left."""
         resume, checkpoint = self.spec["resume_command"], self.spec["checkpoint"]
-        begun = any(e["event"] in ("started", "resumed") for e in run_files.read_events(self.run_dir))
+        begun = any(e["event"] in ("started", "resumed") for e in read_events(self.run_dir))
         if resume and begun and (checkpoint is None or Path(checkpoint).exists()):
             return resume, True
         return self.spec["command"], False
@@ -132,7 +133,7 @@ class Runner:
             if path.exists() and there != content and not (content is None and "fingerprint" in there):
                 os.replace(path, path.with_name(f"command-{name}"))
             if content is not None and there != content:
-                run_files.atomic_write(path, content, guard=self.attempt.require)
+                atomic_write(path, content, guard=self.attempt.require)
 
     def _command_line(self, argv: list[str]) -> str:
         """args.txt's text, to be pasted or given to sh."""
@@ -145,7 +146,7 @@ class Runner:
         helper = Path(ROOT) / HELPER
         if helper.exists():
             make_folder(self.run_dir / PACKAGES)
-            run_files.atomic_write(self.run_dir / PACKAGES / HELPER, helper.read_bytes(), durable=False)
+            atomic_write(self.run_dir / PACKAGES / HELPER, helper.read_bytes(), durable=False)
 
     def _start(self, argv: list[str]) -> None:
         held = set(LISTENED)
@@ -199,7 +200,7 @@ class Runner:
                 self._note_checkpoint()
             if now - beat >= HEARTBEAT_SECONDS:
                 beat = now
-                run_files.append_event(self.run_dir, "heartbeat", iter=max(0, self.numbers.series.last))
+                append_event(self.run_dir, "heartbeat", iter=max(0, self.numbers.series.last))
             if self.spec["stop_after"] and self.numbers.series.last >= self.spec["stop_after"] and not self.shortened:
                 self.shortened, self.told = True, now
                 self._send(signal.SIGTERM)
@@ -209,7 +210,7 @@ class Runner:
         seen = self._checkpoint_time()
         if seen is not None and seen != self._seen:
             self._seen = seen
-            run_files.append_event(self.run_dir, "checkpoint", iter=max(0, self.numbers.series.last))
+            append_event(self.run_dir, "checkpoint", iter=max(0, self.numbers.series.last))
 
     def _checkpoint_time(self) -> float | None:
         try:
@@ -280,10 +281,10 @@ class Runner:
         if self.child is not None and saves:
             fields["iter"] = max(0, self.numbers.series.last)
         if name:
-            run_files.append_event(self.run_dir, "signal", signal=name, iter=max(0, self._last()))
+            append_event(self.run_dir, "signal", signal=name, iter=max(0, self._last()))
         if not saves and not self.spec["resume_command"]:
             fields["anew"] = True
-        run_files.append_event(self.run_dir, "stopped", **fields)
+        append_event(self.run_dir, "stopped", **fields)
         say(f"stopped by {name or 'itself'}; start again to {'begin anew' if 'anew' in fields else 'continue'}")
         return run_files.EXIT_STOPPED
 
@@ -293,7 +294,7 @@ class Runner:
     def _fail(self, reason: str, code: int = 1) -> int:
         complain(f"error: {reason}")
         try:
-            run_files.append_event(self.run_dir, "failed", reason=reason)
+            append_event(self.run_dir, "failed", reason=reason)
         except OSError as error:
             complain(f"{self.run_dir / run_files.EVENTS}: not written: {error.strerror}")
         return code
@@ -327,9 +328,9 @@ class Runner:
             loss_digest.KEY: loss_digest.describe(self.run_dir),
         }
         text = json.dumps({k: v for k, v in summary.items() if v is not None or k == "final_value"}, indent=2) + "\n"
-        run_files.atomic_write(self.run_dir / run_files.SUMMARY, text, guard=self.attempt.require)
-        fields = {"iter": rows.last, "diverged": summary["diverged"], "files": run_files.contents(self.run_dir)}
-        run_files.append_event(self.run_dir, "finished", **fields)
+        atomic_write(self.run_dir / run_files.SUMMARY, text, guard=self.attempt.require)
+        fields = {"iter": rows.last, "diverged": summary["diverged"], "files": run_files.list_files(self.run_dir)}
+        append_event(self.run_dir, "finished", **fields)
         say(f"finished after iter {rows.last}: {measure} {value}")
         return 0
 

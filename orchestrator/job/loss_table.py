@@ -11,6 +11,7 @@ from typing import Any
 from ablatrix.orchestrator.job import binary_logs, metric_series, metric_sources
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.attempts import Attempt
+from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 
 MARK = ".metrics.json"
 
@@ -29,7 +30,7 @@ class Numbers:
 
     def catch_up(self) -> None:
         """Read what an earlier life of the command has left since it was last looked at."""
-        self.series.load(run_files.kept_text(self.run_dir / run_files.LOSS))
+        self.series.load(read_text_strict(self.run_dir / run_files.LOSS))
         mark = run_files.read_json(self.run_dir / MARK) or {}
         self.follower.go_on(mark)
         self.series.go_on(mark)
@@ -52,10 +53,8 @@ class Numbers:
     def _write(self) -> None:
         """loss.csv first: a mark that is older than it makes the same rows be read again, which changes nothing."""
         text = self.series.text(self.tokens_per_step)
-        run_files.atomic_write(self.run_dir / run_files.LOSS, text, durable=False, guard=self.attempt.require)
-        run_files.atomic_write(
-            self.run_dir / MARK, json.dumps(self.follower.mark() | self.series.mark()), durable=False
-        )
+        atomic_write(self.run_dir / run_files.LOSS, text, durable=False, guard=self.attempt.require)
+        atomic_write(self.run_dir / MARK, json.dumps(self.follower.mark() | self.series.mark()), durable=False)
         self.series.changed = False
 
     def mend(self) -> None:

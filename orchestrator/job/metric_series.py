@@ -8,7 +8,7 @@ from typing import Any
 
 from ablatrix.orchestrator.job import number_formats
 from ablatrix.orchestrator.study.metric_names import CLOCK, EPOCH, MILLISECONDS
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 
 
 class Series:
@@ -16,7 +16,7 @@ class Series:
 
     def __init__(self, compare: str | None = None) -> None:
         self.compare = compare
-        self.columns = (*run_files.COLUMNS, *([compare] if compare and compare not in run_files.COLUMNS else []))
+        self.columns = (*loss_csv.COLUMNS, *([compare] if compare and compare not in loss_csv.COLUMNS else []))
         self.rows: dict[int, dict[str, float]] = {}
         self.last = -1  # the newest step
         self.bad = 0  # values that were no numbers
@@ -141,10 +141,10 @@ class Series:
 
     def load(self, text: str) -> None:
         """The rows of a loss.csv that an earlier attempt has left."""
-        for cells in run_files.our_rows(text, self.columns):
+        for cells in loss_csv.parse_columns(text, self.columns):
             row = {}
             for name, cell in zip(self.columns[1:], cells[1:], strict=True):
-                value = run_files.number(cell)
+                value = loss_csv.parse_number(cell)
                 if value is not None:
                     row[name] = value
             self.rows[int(cells[0])] = row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 
 _TENSOR = re.compile(r"(?:tensor|array|np\.float\d+|np\.int\d+)\(\s*\[?([^,\])]+).*", re.DOTALL)
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
@@ -28,7 +28,7 @@ def _of_text(text: str, whole: bool) -> float | None:
     text = (tensor[1] if tensor else text).rstrip(",%").strip()
     total = _OF_TOTAL.fullmatch(text) if whole else None
     text = total[1] if total else text
-    value = run_files.number(text)
+    value = loss_csv.parse_number(text)
     if value is not None:
         return value
     if _UNDERSCORED.fullmatch(text):

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ablatrix.orchestrator.study.layout import Layout
-from ablatrix.trainer.rundir import network, run_files
+from ablatrix.trainer.rundir import network
+from ablatrix.trainer.rundir.events import slurm_job_id
 
 FIRST_PORT, PORTS = 15_000, 16_000  # below those that systems give out by themselves
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -43,7 +44,7 @@ def _meeting_point(layout: Layout, node: int, run_dir: Path, environ: Mapping[st
     if layout.nodes == 1:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port())}
     hosts = _scontrol("show", "hostnames", environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"]).split()
-    start = f"{run_files.slurm_job_id(environ)}:{environ.get('SLURM_RESTART_COUNT', '0')}:{run_dir}"
+    start = f"{slurm_job_id(environ)}:{environ.get('SLURM_RESTART_COUNT', '0')}:{run_dir}"
     offset = int.from_bytes(hashlib.blake2b(start.encode(), digest_size=4).digest(), "big") % PORTS
     found = {"MASTER_ADDR": _address(hosts[0]), "MASTER_PORT": str(FIRST_PORT + offset)}
     # The first node's own name may mean its loopback there: it asks for the way to another one

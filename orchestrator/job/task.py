@@ -31,7 +31,8 @@ from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
 from ablatrix.orchestrator.study import command
 from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.trainer.rundir import attempts, processes, run_files
-from ablatrix.trainer.rundir.safe_open import open_to_append
+from ablatrix.trainer.rundir.events import append_event, may_requeue, read_events, slurm_job_id
+from ablatrix.trainer.rundir.files import open_to_append
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
@@ -133,7 +134,7 @@ class Member:
     def note(self, event: str, **fields: Any) -> None:
         """An event, where the disk takes it: without it the job's end says what became of the run."""
         try:
-            run_files.append_event(self.run_dir, event, **fields)
+            append_event(self.run_dir, event, **fields)
         except OSError as error:
             print(f"{self.run_dir}: {event} {fields} could not be written down: {error.strerror}", flush=True)
 
@@ -206,13 +207,13 @@ class Member:
 
     def _has_failed(self) -> bool:
         """Is a failure the last that was said? A process that another one has left may say so just after the cause."""
-        said = [event["event"] for event in run_files.read_events(self.run_dir) if event["event"] != "lost_peer"]
+        said = [event["event"] for event in read_events(self.run_dir) if event["event"] != "lost_peer"]
         return bool(said) and said[-1] == "failed"
 
     def stopped_for_good(self) -> bool:
         """Has its file or a callback stopped the run? Then it waits for the next submit."""
-        events = run_files.read_events(self.run_dir)
-        return bool(events) and events[-1]["event"] == "stopped" and not run_files.may_requeue(events[-1])
+        events = read_events(self.run_dir)
+        return bool(events) and events[-1]["event"] == "stopped" and not may_requeue(events[-1])
 
     def has_progressed(self) -> bool:
         """Is there a newer checkpoint than when the job started? Else a requeue would go on for ever."""
@@ -230,7 +231,7 @@ class Job:
         """Train, and return the exit code for the scheduler: 0, or the worst of the trainers'."""
         for number in FORWARDED:
             signal.signal(number, self._on_signal)
-        job_id = run_files.slurm_job_id() or f"local-{os.getpid()}"
+        job_id = slurm_job_id() or f"local-{os.getpid()}"
         for member in self.members:
             member.start(job_id)
         for early in self.received:  # came before there was everybody to pass it on to
@@ -258,7 +259,7 @@ class Job:
 
     def _requeue(self, stopped: Sequence[Member]) -> bool:
         """Have this job, or this one task of an array, queued again; False where that is not wanted or not possible."""
-        job_id = run_files.slurm_job_id()
+        job_id = slurm_job_id()
         asked = any(number in REQUEUE_SIGNALS for number in self.received)
         if not job_id or not (asked or any(member.lost_node for member in stopped)):
             return False
@@ -318,9 +319,7 @@ def _restarts() -> int:
 
 def _last_step(run_dir: Path) -> int:
     """Step of the newest checkpoint that the events tell of, 0 before the first."""
-    saved = (
-        event.get("iter") for event in run_files.read_events(run_dir) if event["event"] in ("checkpoint", "stopped")
-    )
+    saved = (event.get("iter") for event in read_events(run_dir) if event["event"] in ("checkpoint", "stopped"))
     return max((step for step in saved if isinstance(step, int)), default=0)
 
 

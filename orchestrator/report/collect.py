@@ -22,8 +22,9 @@ from ablatrix.orchestrator.report import curve_cache, divergence
 from ablatrix.orchestrator.report.curve_cache import Curve
 from ablatrix.orchestrator.store import study_dir as rundir
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure, of_record
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir import loss_digest as loss_record
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.files import read_bytes
 
 ROWS_KEPT = 400  # rows of loss.csv are averaged in groups, so that at most this many remain
 READ = ("iter", "tokens", "seconds", "loss", "lr", "grad_norm", "val_loss")
@@ -302,7 +303,7 @@ def _read_files(folder: Path, known: Mapping[str, Curve], column: str) -> _Files
 
 def _bytes(path: Path) -> bytes:
     try:
-        return run_files.read_bytes(path)
+        return read_bytes(path)
     except OSError:
         return b""
 
@@ -323,7 +324,7 @@ def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
         swapped = {"val_loss": "", column: "val_loss"} if column != "loss" else {"val_loss": ""}
         header = [swapped.get(name, name) for name in header]
         data = ",".join(header).encode() + data[data.find(b"\n") :]
-    if tuple(header[:2]) != run_files.COLUMNS[:2]:
+    if tuple(header[:2]) != loss_csv.COLUMNS[:2]:
         return {name: np.empty(0) for name in READ}
     present = [name for name in READ if name in header]
     try:
@@ -352,13 +353,13 @@ def _parse_quickly(data: bytes, width: int, present: list[str]) -> dict[str, np.
 
 
 def _parse_slowly(text: str, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
-    rows = run_files.whole_rows(text)
+    rows = loss_csv.parse_rows(text)
     at = {name: header.index(name) for name in present}
     return {name: np.array([_float(row[i]) for row in rows], dtype=np.float64) for name, i in at.items()}
 
 
 def _float(cell: str) -> float:
-    value = run_files.number(cell)
+    value = loss_csv.parse_number(cell)
     return math.nan if value is None else value
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.safe_open import make_folder
+from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_bytes
 
 CURVES = ".curves.npz"
 TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
@@ -47,7 +46,7 @@ class Curve:
 def load(path: Path) -> dict[str, Curve]:
     """digest -> Curve; empty where there is no cache or it is not one."""
     try:
-        raw = io.BytesIO(run_files.read_bytes(path))
+        raw = io.BytesIO(read_bytes(path))
         with zipfile.ZipFile(raw) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 return {}  # none of ours, and may unfold to any size
@@ -101,6 +100,6 @@ def save(path: Path, curves: Mapping[str, Curve], known: Mapping[str, Curve]) ->
     )
     try:
         make_folder(path.parent)
-        run_files.atomic_write(path, buffer.getvalue(), durable=False)
+        atomic_write(path, buffer.getvalue(), durable=False)
     except OSError:
         return

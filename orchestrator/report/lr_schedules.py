@@ -11,9 +11,8 @@ from rich.text import Text
 
 from ablatrix.orchestrator.report.lr_curves import QUARTERS, Curve, curves
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
-from ablatrix.trainer.rundir.safe_open import make_folder
+from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.schedules import learning_rate
 
 PICTURE = "planned_schedules"
@@ -59,7 +58,7 @@ def write(found: Sequence[Curve], folder: Path) -> list[Path]:
         make_folder(folder, parents=True)
         for kind, content in lr_figures.draw(found[:MOST]).items():
             paths.append(folder / f"{PICTURE}.{kind}")
-            run_files.atomic_write(paths[-1], content, durable=False)
+            atomic_write(paths[-1], content, durable=False)
     except OSError as error:
         raise RunError(f"{folder}: the schedules cannot be drawn there: {error.strerror}") from None
     return paths

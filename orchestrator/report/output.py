@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
-from ablatrix.trainer.rundir.safe_open import make_folder
+from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_bytes
 
 MANIFEST = ".made.json"
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as reports are made of; the manifest is read back from the folder
@@ -33,12 +33,12 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
     try:
         make_folder(folder, parents=True)
         for name, content in files.items():
-            run_files.atomic_write(folder / name, content, durable=False)
+            atomic_write(folder / name, content, durable=False)
         for name in old["files"].keys() - files.keys():
             if (folder / name).is_file():
                 (folder / name).unlink(missing_ok=True)
         record = {"key": key, "files": {name: _digest(folder / name) for name in files}}
-        run_files.atomic_write(folder / MANIFEST, json.dumps(record, indent=1) + "\n", durable=False)
+        atomic_write(folder / MANIFEST, json.dumps(record, indent=1) + "\n", durable=False)
     except OSError as error:
         where = error.filename or folder
         raise RunError(f"{where}: the report cannot be written: {error.strerror}") from None
@@ -55,7 +55,7 @@ def _manifest(folder: Path) -> dict:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(run_files.read_bytes(path)).hexdigest()
+        return hashlib.sha256(read_bytes(path)).hexdigest()
     except OSError:
         return ""
 

@@ -17,9 +17,8 @@ from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.sbatch_options import mebibytes, minutes
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
 from ablatrix.trainer.rundir.program import program
-from ablatrix.trainer.rundir.safe_open import PRIVATE
 
 REPORT, FOLLOW_UP = "report", "next"
 PURPOSES = {
@@ -72,7 +71,7 @@ def queue(batch: Batch, kind: str, dependency: str) -> str:
     """
     cancel(batch.study, [kind])
     path = batch.study.folder / study_dir.LOGS / f"{token(batch.study, kind)}-{kind}.sbatch"
-    run_files.atomic_write(path, script(batch, kind), durable=False, mode=PRIVATE)
+    atomic_write(path, script(batch, kind), durable=False, mode=PRIVATE)
     candidates = sbatch.call_sbatch(path, dependency)
     try:
         queued = find(batch.study, kind)

@@ -17,9 +17,8 @@ from ablatrix.orchestrator.slurm.job_preamble import preamble
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
 from ablatrix.orchestrator.study import env_settings, exported_env
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
 from ablatrix.trainer.rundir.program import PACKAGE
-from ablatrix.trainer.rundir.safe_open import PRIVATE
 
 SBATCH_TIMEOUT = env_settings.seconds("ABLATRIX_SBATCH_TIMEOUT", 60.0)
 
@@ -47,7 +46,7 @@ class SbatchLauncher:
     def launch(self, batch: Batch) -> list[str]:
         path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
         # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): Slurm reads the script as the user who submits
-        run_files.atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
+        atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
         return call_sbatch(path, batch.dependency)
 
 

@@ -10,7 +10,7 @@ from ablatrix.orchestrator.store import run_progress
 from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.experiment import Experiment
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import UserError
 
 SMOKE = "smoke"  # the study of the smoke test, in the study's folder
@@ -40,8 +40,8 @@ def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> 
 def _seconds_per_step(smoke: Path, cell: str) -> float | None:
     found = []
     for folder in smoke.glob(f"{cell}-seed*"):
-        rows = run_files.our_rows(run_files.read_text(folder / run_files.LOSS))
-        times = [run_files.number(row[run_files.COLUMNS.index("dt")]) for row in rows]
+        rows = loss_csv.parse_columns(run_files.read_text(folder / run_files.LOSS))
+        times = [loss_csv.parse_number(row[loss_csv.COLUMNS.index("dt")]) for row in rows]
         found += [time for time in times[1:] or times if time is not None and 0 < time < run_progress.LONGEST_STEP]
     return median(found) if found else None
 

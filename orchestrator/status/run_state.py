@@ -29,7 +29,8 @@ from ablatrix.orchestrator.store import (
 )
 from ablatrix.orchestrator.store.study_dir import LOGS, Study, StudyRun
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
-from ablatrix.trainer.rundir.safe_open import is_own, owner_name
+from ablatrix.trainer.rundir.events import append_event, may_requeue, read_events
+from ablatrix.trainer.rundir.files import is_own, owner_name
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
 ACTIVE = ("queued", "running")
@@ -157,7 +158,7 @@ class _Files:
 
     @classmethod
     def read(cls, run: StudyRun) -> _Files:
-        events = run_files.read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
+        events = read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
         start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
         latest = [event for event in events[start:] if event["event"] != "submitting"]
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
@@ -265,7 +266,7 @@ def _how_done(summary: Record) -> str:
 def _stopped(state: RunState, life: Record) -> RunState:
     """Ended, with a checkpoint unless it must begin `anew`; by: who asked for it, where it was no signal."""
     then = "start it anew" if life.get("anew") else "continue"
-    by = f" by {life['by']}" if life.get("by") and not run_files.may_requeue(life) else ""
+    by = f" by {life['by']}" if life.get("by") and not may_requeue(life) else ""
     refused = f"; not requeued ({life['reason']})" if life.get("reason") else ""
     return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}{refused}; submit again to {then}")
 
@@ -296,7 +297,7 @@ def _judge_job(state: RunState, files: _Files, jobs: dict[str, commands.Job] | N
     life = files.life["event"] if files.life else ""
     if files.life and files.life_is_final:
         return replace(state, state=_said(files.life, "planned"), reason=files.life.get("reason", ""))
-    if files.life and life == "stopped" and not run_files.may_requeue(files.life):
+    if files.life and life == "stopped" and not may_requeue(files.life):
         return _stopped(state, files.life)  # though its job may go on with other runs; nobody starts it again
     if life == "failed":
         return replace(state, state="failed", reason=str((files.life or {}).get("reason", "")))
@@ -426,7 +427,7 @@ def _buried(state: RunState, files: _Files, job: commands.Job | None) -> RunStat
         state = replace(state, state="lost", reason=reason)
     if verdict:
         with contextlib.suppress(OSError):  # somebody else's study: what was learnt is shown, not kept
-            run_files.append_event(files.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
+            append_event(files.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
     return state
 
 

@@ -14,10 +14,18 @@ from typing import Any
 from ablatrix.models.reference import REFERENCE, is_imported_from, is_taken, top_level
 from ablatrix.orchestrator.study import secrets
 from ablatrix.orchestrator.study.command import HELPER
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.files import (
+    atomic_write,
+    create,
+    is_own,
+    make_folder,
+    owner_name,
+    personal,
+    read_bytes,
+    require_folder,
+)
 from ablatrix.trainer.rundir.program import ROOT
-from ablatrix.trainer.rundir.safe_open import create, is_own, make_folder, owner_name, personal, require_folder
 
 PACKAGE = "ablatrix"
 LINKED = ("models", "orchestrator", "sbatch", "trainer")  # folders of a checkout to which links in PACKAGE point
@@ -59,7 +67,7 @@ def take(store: Path, own: Iterable[str] = ()) -> Path:
     for name in _damaged(target, files):  # a purge of scratch takes files
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             make_folder(target / folder)
-        run_files.atomic_write(target / name, files[name], durable=False)
+        atomic_write(target / name, files[name], durable=False)
     os.utime(target)  # in use: `clean` leaves it alone until a run names it
     return target
 
@@ -118,7 +126,7 @@ def _damaged(folder: Path, files: Mapping[str, bytes]) -> list[str]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return None if path.is_symlink() or path.stat().st_size > LARGEST else run_files.read_bytes(path)
+        return None if path.is_symlink() or path.stat().st_size > LARGEST else read_bytes(path)
     except OSError:
         return None
 

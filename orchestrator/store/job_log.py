@@ -7,11 +7,12 @@ from pathlib import Path
 from ablatrix.orchestrator.store import submit_attempts
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 
 
 def find(run_dir: Path) -> Path | None:
     """Return the log of the job that a run was queued in last; None where no job of it has written one."""
-    queued = next((e for e in reversed(run_files.read_events(run_dir)) if e["event"] == "queued"), None) or {}
+    queued = next((e for e in reversed(read_events(run_dir)) if e["event"] == "queued"), None) or {}
     return find_of_job(run_dir, str(queued.get("job_id") or ""), str(queued.get("token") or ""))
 
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.files import open_for_reading
 
 # Colours, cursor movements and titles, as terminals read them (ECMA-48); backspaces of a progress bar
 _ESCAPES = re.compile(
@@ -89,7 +89,7 @@ def _tail_lines(path: Path) -> list[str]:
 def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
     """The last bytes of a file as text; '' where there is none."""
     try:
-        with run_files.opened(path) as file:
+        with open_for_reading(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read(2 * size).decode("utf-8", "replace")
     except OSError:

@@ -17,6 +17,7 @@ from typing import Any
 from ablatrix.orchestrator.store import code_snapshot
 from ablatrix.orchestrator.study import secrets
 from ablatrix.trainer.rundir import recorded_inputs, run_files
+from ablatrix.trainer.rundir.files import atomic_write
 from ablatrix.trainer.rundir.program import ROOT
 
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
@@ -70,7 +71,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _replace(folder: Path, record: Mapping[str, Any]) -> None:
-    run_files.atomic_write(folder / run_files.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
+    atomic_write(folder / run_files.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
 
 
 def snapshot_name(folder: Path) -> str:
@@ -105,7 +106,7 @@ def save_patch(code: Path) -> str | None:
         return None
     path = code.with_name(f"{code.name}.patch")
     if not path.exists():
-        run_files.atomic_write(path, patch)
+        atomic_write(path, patch)
     return hashlib.sha256(patch.encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.files import read_bytes_strict
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -14,7 +15,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
     Raises OSError where the file system fails: that is not the same as a run without a result.
     """
-    content = run_files.certain_bytes(folder / run_files.SUMMARY)
+    content = read_bytes_strict(folder / run_files.SUMMARY)
     try:
         summary = run_files.parse_json(content.decode("utf-8"))
     except ValueError:

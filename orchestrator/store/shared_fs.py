@@ -13,7 +13,7 @@ import re
 import time
 from pathlib import Path
 
-from ablatrix.trainer.rundir.safe_open import create, touch
+from ablatrix.trainer.rundir.files import create, touch
 
 SECONDS = 60.0  # acdirmax of NFS: the longest that a client takes a folder to be as it last was
 VARIABLE = "ABLATRIX_VISIBLE_SECONDS"

@@ -21,8 +21,8 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
+from ablatrix.trainer.rundir.files import atomic_write, is_own, make_folder, owner_name, personal, read_text_strict
 from ablatrix.trainer.rundir.program import program
-from ablatrix.trainer.rundir.safe_open import is_own, make_folder, owner_name, personal
 
 STUDY = "study.json"
 ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
@@ -135,7 +135,7 @@ def create_study(
         make_folder(folder / LOGS)
         for run in runs:
             _create_run(folder / run.id, run, origins)
-        run_files.atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
+        atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return load_study(folder)
@@ -185,7 +185,7 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
         folder = study.folder / run.id
         try:
             files = run_config.files(run.config, folder, run.cell)
-            if any(run_files.kept_text(folder / name) != text for name, text in files.items()):
+            if any(read_text_strict(folder / name) != text for name, text in files.items()):
                 _write_config(folder, run, origins)
         except OSError as error:
             raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
@@ -195,11 +195,11 @@ def _write_config(folder: Path, run: Run, origins: Origins | None) -> None:
     if origins:
         _write_origins(folder, run, origins)
     for name, text in run_config.files(run.config, folder, run.cell).items():
-        run_files.atomic_write(folder / name, text, durable=False)
+        atomic_write(folder / name, text, durable=False)
 
 
 def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
-    run_files.atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
+    atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -270,4 +270,4 @@ def remember_last(folder: Path, output: Path = Path("out")) -> None:
     """Record the study submitted last, wherever its `output:` is, for commands without a study's name."""
     with contextlib.suppress(OSError):
         output.mkdir(exist_ok=True)
-        run_files.atomic_write(personal(output / LAST), f"{folder}\n", durable=False)
+        atomic_write(personal(output / LAST), f"{folder}\n", durable=False)

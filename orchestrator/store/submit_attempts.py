@@ -19,7 +19,7 @@ from pathlib import Path
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import env_settings
 from ablatrix.trainer.rundir import claims, run_files
-from ablatrix.trainer.rundir.safe_open import create, make_folder, owner_name
+from ablatrix.trainer.rundir.files import atomic_write, create, make_folder, owner_name
 
 FOLDER = run_files.QUEUE
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
@@ -57,7 +57,7 @@ def describe(run_dir: Path, claim: Claim) -> None:
     """Write claim.json, before the job is submitted."""
     path = run_dir / FOLDER / str(claim.attempt) / "claim.json"
     by = f"on {socket.gethostname()}, process {os.getpid()},"
-    run_files.atomic_write(path, json.dumps({**asdict(claim), "by": by}), durable=False)
+    atomic_write(path, json.dumps({**asdict(claim), "by": by}), durable=False)
 
 
 def read(run_dir: Path, attempt: int) -> Claim:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 
 HELPER_METRICS = "metrics.jsonl"  # what ablatrix_run writes
 
@@ -16,4 +16,4 @@ EPOCH = "epoch"  # a name in a source, whose step count restarts with each epoch
 MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
 
 
-NAMES = (*run_files.COLUMNS, MILLISECONDS)
+NAMES = (*loss_csv.COLUMNS, MILLISECONDS)

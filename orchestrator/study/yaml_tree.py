@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from ablatrix.orchestrator.study import find_file, yaml_errors
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
+from ablatrix.trainer.rundir.files import open_for_reading
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -157,7 +157,7 @@ def _read(path: Path) -> str:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the experiment's YAML file")
-        with run_files.opened(path) as file:
+        with open_for_reading(path) as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []

@@ -12,8 +12,8 @@ from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
+from ablatrix.trainer.rundir.events import append_event
 
 
 def affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:
@@ -36,7 +36,7 @@ def cancel(states: Sequence[RunState]) -> list[str]:
         if state.job_id and (state.state == "queued" or state.requeued):  # it leaves no other trace in some queues
             with contextlib.suppress(OSError):
                 fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}
-                run_files.append_event(state.run.folder, "ended", **fields)
+                append_event(state.run.folder, "ended", **fields)
     for pid in processes:
         try:
             os.kill(pid, signal.SIGTERM)

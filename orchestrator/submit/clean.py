@@ -19,7 +19,8 @@ from ablatrix.orchestrator.store.study_dir import LOGS, Study, StudyRun
 from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.safe_open import is_own, remove
+from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.files import is_own, read_bytes, remove
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,15})\.pt")
 _SET_ASIDE = re.compile(r"\.old-[0-9]+$")
@@ -55,7 +56,7 @@ def carry_out(study: Study, items: Sequence[Item]) -> list[Item]:
         if item.path not in still:
             continue
         if item.run:  # first, or status would miss the file
-            run_files.append_event(item.run.folder, "cleaned", files=[item.path.name])
+            append_event(item.run.folder, "cleaned", files=[item.path.name])
         if item.path.parent == study_dir.snapshot_store(study.folder):
             remove_code(item.path)
         else:
@@ -125,7 +126,7 @@ def _named_code(folder: Path) -> set[str]:
         texts += [path for path in scripts if time.time() - path.stat().st_mtime < SCRIPTS_KEPT]
         for path in texts:
             if path.name != study_dir.STUDY:
-                named.update(_CODE.findall(run_files.read_bytes(path).decode("utf-8", "replace")))
+                named.update(_CODE.findall(read_bytes(path).decode("utf-8", "replace")))
     return named
 
 

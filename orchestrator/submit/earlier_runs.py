@@ -25,7 +25,8 @@ from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
-from ablatrix.trainer.rundir.run_files import best_stands
+from ablatrix.trainer.rundir.files import atomic_write, read_bytes
+from ablatrix.trainer.rundir.run_files import best_is_valid_at
 
 SHOWN = 4  # names in a message
 NAME = re.compile(r"(.+)-[0-9a-f]{8}")  # <cell>-seed<seed>-<fingerprint>
@@ -108,7 +109,8 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, Earlier]:
     found = {}
     for run in runs:
         others = [name for name in there.get(run.id.rpartition("-")[0], ()) if name != run.id]
-        if others and not (folder / run.id / run_files.SUMMARY).exists() and not run_files.checkpoints(folder / run.id):
+        started = (folder / run.id / run_files.SUMMARY).exists() or run_files.list_checkpoints(folder / run.id)
+        if others and not started:
             candidates = [e for name in sorted(others) if (e := _compare(folder / name, run))]
             if candidates:
                 found[run.id] = max(candidates, key=lambda e: (e.start or 0, -len(e.changes)))
@@ -136,7 +138,7 @@ def _compare(folder: Path, run: Run) -> Earlier | None:
     changes = run_hash.differences(config.identity(), run.config.identity())
     if loss_digest.is_of_older_version(summary) and "trainer.max_iters" in changes:
         start = None
-    best = best_stands(summary, start or 0, run.config.trainer.eval_interval)
+    best = best_is_valid_at(summary, start or 0, run.config.trainer.eval_interval)
     return Earlier(folder, changes, start, best)
 
 
@@ -151,7 +153,7 @@ def _compare_unfinished(folder: Path, config: RunConfig) -> Earlier | None:
 
 def _start(folder: Path, there: RunConfig, config: RunConfig) -> int | None:
     """Return the step of the newest checkpoint that serves a run with this configuration too."""
-    steps = map(run_files.step_of, run_files.checkpoints(folder))
+    steps = map(run_files.checkpoint_step, run_files.list_checkpoints(folder))
     fitting = (
         s for s in steps if s <= config.trainer.max_iters and there.identity_until(s) == config.identity_until(s)
     )
@@ -201,7 +203,7 @@ def _explain_start(members: Sequence[tuple[Run, Earlier]]) -> str:
     before, now = earlier.changes["trainer.max_iters"]
     if now < before or set(earlier.changes) - {"trainer.max_iters", *(f"trainer.{k}" for k in optimization.PHASES)}:
         return "the new ones begin from step 0"
-    if name in ("constant", "inverse_sqrt") or not run_files.checkpoints(earlier.folder):
+    if name in ("constant", "inverse_sqrt") or not run_files.list_checkpoints(earlier.folder):
         return "the new ones begin from step 0: no checkpoint of them is left that fits"
     return f"the new ones begin from step 0: the learning rates of schedule {name} depend on trainer.max_iters"
 
@@ -209,11 +211,11 @@ def _explain_start(members: Sequence[tuple[Run, Earlier]]) -> str:
 def copy_start(earlier: Earlier, target: Path) -> None:
     """Give a new run the checkpoint, the rows and the samples that an earlier run has up to `start`. Raises OSError."""
     assert earlier.start is not None
-    if run_files.checkpoints(target):  # another submit was faster
+    if run_files.list_checkpoints(target):  # another submit was faster
         return
     for name in COPIED:
         with contextlib.suppress(FileNotFoundError):
-            run_files.atomic_write(target / name, run_files.read_bytes(earlier.folder / name), durable=False)
+            atomic_write(target / name, read_bytes(earlier.folder / name), durable=False)
     with contextlib.suppress(FileNotFoundError):
         if earlier.best:
             _link(earlier.folder / run_files.BEST, target / run_files.BEST)

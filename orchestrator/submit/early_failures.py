@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.program import program
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class EarlyFailures:
 
     def add(self, run_dir: Path, seconds: float) -> None:
         """Note the end of a run that lasted so long."""
-        events = run_files.read_events(run_dir)
+        events = read_events(run_dir)
         last = events[-1] if events else {}
         reason = str(last.get("reason", "")) if last.get("event") == "failed" else ""
         alike = not self._reasons or _pattern(reason) == _pattern(self._reasons[0])

@@ -29,7 +29,7 @@ from ablatrix.orchestrator.submit.early_failures import EarlyFailures
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
-from ablatrix.trainer.rundir.safe_open import open_to_append
+from ablatrix.trainer.rundir.files import open_to_append
 
 POLL_SECONDS = 0.2
 

@@ -30,9 +30,9 @@ from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import file_stamp, find_files, is_flat, total_size
 from ablatrix.trainer.data.formats import detect
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
+from ablatrix.trainer.rundir.files import open_for_reading
 
 # Tokens of well-known tokenizers, so that a study can be planned before its cache is filled
 VOCABULARIES = {"gpt2": 50257, "sample": 4096}
@@ -262,7 +262,7 @@ def check_file(path: Path, alone: bool = True) -> None:
     if size == 0:
         raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")
     try:
-        with run_files.opened(path) as file:
+        with open_for_reading(path) as file:
             file.seek(max(0, size - TAIL))
             tail = file.read()
     except OSError as error:

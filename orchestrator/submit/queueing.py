@@ -19,9 +19,9 @@ from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study.sbatch_options import advice
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import clean
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.safe_open import require_folder
+from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.files import require_folder
 
 SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
 LINE_BYTES = 64  # around each command
@@ -169,7 +169,7 @@ def prepare(
         for run, attempt in job:
             submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
             # all that happens from here on belongs to this attempt; a job may start before its id is known
-            run_files.append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
+            append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
             provenance.write(run.folder, shared, job_command.trainer_command(run.folder))
     return batch
 
@@ -203,7 +203,7 @@ def release(members: Members, reason: str) -> None:
     """Give claims back that will not be queued."""
     for run, attempt in members:
         with contextlib.suppress(OSError):
-            run_files.append_event(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
+            append_event(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
 
 
 @contextlib.contextmanager
@@ -231,7 +231,7 @@ def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
     fields = {"launcher": launcher, "token": batch.token, **({"cluster": cluster} if cluster else {})}
     for job, job_id in zip(batch.jobs, ids, strict=True):
         for run, attempt in job:
-            run_files.append_event(run.folder, "queued", job_id=job_id, attempt=attempt, **fields)
+            append_event(run.folder, "queued", job_id=job_id, attempt=attempt, **fields)
 
 
 def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
@@ -279,11 +279,11 @@ def adopt(states: Iterable[RunState]) -> None:
     """Write down the job of each run whose sbatch answer was lost and whose job was found since."""
     for state in states:
         claim = submit_attempts.read(state.run.folder, state.attempt) if state.attempt and state.job_id else None
-        events = run_files.read_events(state.run.folder) if claim else []
+        events = read_events(state.run.folder) if claim else []
         if claim and not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
             fields = {"attempt": claim.attempt, "token": claim.token}
             with contextlib.suppress(OSError):  # it is found by its token until then
-                run_files.append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
+                append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
 
 
 def release_held(study: Study, jobs: Mapping[str, commands.Job] | None = None) -> str:

@@ -29,7 +29,7 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
-from ablatrix.trainer.rundir.safe_open import PRIVATE
+from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
 
 RECORD = "next-wave.json"  # in the study's folder
 RETRY_SECONDS = 60.0  # before a follow-up that could queue nothing is started again, and between looks of --wait
@@ -72,7 +72,7 @@ class Order:
             "most": self.most,
         }
         # the setup lines may hold a secret
-        run_files.atomic_write(study.folder / RECORD, json.dumps(record, indent=1) + "\n", mode=PRIVATE)
+        atomic_write(study.folder / RECORD, json.dumps(record, indent=1) + "\n", mode=PRIVATE)
 
 
 def read(study: Study) -> Order | None:

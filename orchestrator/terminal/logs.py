@@ -15,6 +15,7 @@ from ablatrix.orchestrator.study import dotted
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.files import open_for_reading
 from ablatrix.trainer.rundir.program import program
 
 PIECE = 1 << 20  # bytes of a log that are shown at once
@@ -48,7 +49,7 @@ def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
 
 def _read_from(path: Path, position: int) -> tuple[str, int]:
     try:
-        with run_files.opened(path) as file:
+        with open_for_reading(path) as file:
             file.seek(position)
             content = file.read(PIECE)
     except OSError:

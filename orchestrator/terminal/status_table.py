@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 from ablatrix.trainer.rundir.console import visible
 
 COLOURS = {
@@ -95,7 +95,7 @@ def _row(state: RunState, measure: Measure) -> Row:
         "state": state.state,
         "step": f"{state.iter}/{state.max_iters}" if state.max_iters else str(state.iter or ""),
         "loss": loss(state.loss),
-        "held-out": loss(state.val_loss if measure.column in run_files.COLUMNS else state.compared),
+        "held-out": loss(state.val_loss if measure.column in loss_csv.COLUMNS else state.compared),
         "tokens/s": f"{speed:,.0f}" if speed else "",
         "left": duration(state.seconds_left) if state.state == "running" else "",
         "node": state.node if state.active else "",

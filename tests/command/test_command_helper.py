@@ -13,7 +13,7 @@ import pytest
 import ablatrix_run
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from tests.support.command_studies import create, start, until
 from tests.support.workspace import Workspace
 
@@ -51,7 +51,7 @@ def test_in_a_job_it_goes_on_where_it_was_stopped(workspace: Workspace) -> None:
     (state,) = run_state.collect(study)
     assert (state.state, "submit again to continue" in state.reason) == ("stopped", True)
     assert start(workspace, folder).wait(30) == 0
-    rows = run_files.whole_rows(run_files.read_text(folder / run_files.LOSS))
+    rows = loss_csv.parse_rows(run_files.read_text(folder / run_files.LOSS))
     assert [(int(row[0]), float(row[1])) for row in rows] == [(step, 4 - 0.02 * step) for step in range(1, 61)]
     seconds = [float(row[-1]) for row in rows]
     assert seconds == sorted(seconds)

@@ -15,7 +15,7 @@ from ablatrix.orchestrator.job.metric_series import Series
 from ablatrix.orchestrator.job.metric_sources import Follower, make_parser
 from ablatrix.orchestrator.study import command_template
 from ablatrix.orchestrator.study.command_template import are_labelled
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 
 PATTERNS = [r"iter (?P<iter>\d+): loss (?P<loss>\S+)", r"step (?P<iter>\d+): .*val loss (?P<val_loss>\S+)"]
 
@@ -95,7 +95,7 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
     assert list(cells(series)) == [1, 3]
     assert math.isnan(cells(series)[3])
     assert series.bad == 6
-    assert [row[0] for row in run_files.whole_rows(series.text())] == ["1", "3"]
+    assert [row[0] for row in loss_csv.parse_rows(series.text())] == ["1", "3"]
 
 
 def test_the_headline_without_a_held_out_loss_is_no_single_batch() -> None:
@@ -153,7 +153,7 @@ def test_garbage_harms_nothing(data: bytes, kind: str) -> None:
         series = read(Path(file.name), kind)
     if kind != "csv":  # a stray quote may swallow a row
         assert cells(series)[5] == 2.5
-    run_files.whole_rows(series.text())
+    loss_csv.parse_rows(series.text())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import job_command, submit_attempts
-from ablatrix.trainer.rundir import processes, run_files
+from ablatrix.trainer.rundir import loss_csv, processes, run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.command_studies import LOSSES, create, start, until
 from tests.support.workspace import Workspace
 
@@ -23,7 +24,7 @@ def has_step(folder: Path, step: int) -> bool:
 
 
 def losses(folder: Path) -> list[list[str]]:
-    return [[row[0], row[1], row[3]] for row in run_files.whole_rows(run_files.read_text(folder / run_files.LOSS))]
+    return [[row[0], row[1], row[3]] for row in loss_csv.parse_rows(run_files.read_text(folder / run_files.LOSS))]
 
 
 def expected(steps: int = 100) -> list[list[str]]:
@@ -47,7 +48,7 @@ def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspac
     assert state.state == "stopped"
     assert state.reason.endswith("submit again to continue")
     assert start(workspace, folder).wait(30) == 0
-    events = [event["event"] for event in run_files.read_events(folder)]
+    events = [event["event"] for event in read_events(folder)]
     assert events == ["started", "signal", "stopped", "resumed", "finished"]
     assert f"iter {saved + saved % 2}:" in run_files.read_text(folder / run_files.JOB_OUT).split("Resuming")[1]
     assert losses(folder) == expected()
@@ -62,7 +63,7 @@ def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: W
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == run_files.EXIT_STOPPED
     assert start(workspace, folder).wait(30) == 0
-    assert "checkpoint" in [event["event"] for event in run_files.read_events(folder)]
+    assert "checkpoint" in [event["event"] for event in read_events(folder)]
     assert "Resuming" in run_files.read_text(folder / run_files.JOB_OUT)
     assert losses(folder) == expected()
 
@@ -83,7 +84,7 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_begins_anew_and_says_so(work
         if not changes:
             assert run_state.collect(study)[0].reason.endswith("submit again to start it anew")
         assert start(workspace, folder).wait(30) == 0
-        last = [event for event in run_files.read_events(folder) if event["event"] == "started"][-1]
+        last = [event for event in read_events(folder) if event["event"] == "started"][-1]
         assert words in last["reason"]
         assert losses(folder) == expected()
         (folder / run_files.SUMMARY).unlink()
@@ -134,7 +135,7 @@ def test_kill_9_leaves_no_process_of_the_command(workspace: Workspace, victim: s
     words = job_command.task_command([(folder, 1)])
     with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as job:
         until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
-        started = next(event for event in run_files.read_events(folder) if event["event"] == "started")
+        started = next(event for event in read_events(folder) if event["event"] == "started")
         helper = int((folder / "pid").read_text())
         os.kill(job.pid if victim == "task" else started["pid"], signal.SIGKILL)
     until(lambda: not processes.born(started["pid"]) and not processes.born(helper))
@@ -152,7 +153,7 @@ def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:
     finally:
         first.kill()
         second.kill()
-    assert "superseded" in [event["event"] for event in run_files.read_events(folder)]
+    assert "superseded" in [event["event"] for event in read_events(folder)]
     assert losses(folder)[-1] == expected()[-1]
 
 
@@ -167,7 +168,7 @@ def test_a_command_that_does_not_listen_is_killed_with_all_it_has_started(worksp
         command += f"command_runner.GRACE_SECONDS = 0.5; sys.exit(command_runner.main(Path({str(folder)!r})))"
         process = subprocess.Popen([sys.executable, "-c", command], env=workspace.env(), stdout=output, stderr=output)
     until((folder / "pid").exists)
-    until(lambda: "started" in [event["event"] for event in run_files.read_events(folder)])
+    until(lambda: "started" in [event["event"] for event in read_events(folder)])
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == run_files.EXIT_STOPPED
     until(lambda: not Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").exists())

@@ -16,6 +16,7 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.command_studies import HOSTILE, LOSSES, write_study
 from tests.support.workspace import Workspace
 
@@ -208,7 +209,7 @@ def test_the_commands_own_modules_are_its_own(workspace: Workspace) -> None:
 def test_failures_are_named(workspace: Workspace, changes: dict[str, object], words: str) -> None:
     folder, ended = start(workspace, write_study(workspace, workdir=str(workspace.folder), **changes))
     assert ended.returncode != 0
-    last = run_files.read_events(folder)[-1]
+    last = read_events(folder)[-1]
     assert (last["event"], words in last["reason"]) == ("failed", True), last
     assert not (folder / run_files.SUMMARY).exists()
 

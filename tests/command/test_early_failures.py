@@ -8,7 +8,7 @@ from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.submit import early_failures
 from ablatrix.orchestrator.submit.early_failures import EarlyFailures
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import append_event
 from tests.support.command_studies import write_study
 from tests.support.workspace import Workspace
 
@@ -33,7 +33,7 @@ def test_what_stops_the_rest(tmp_path: Path, ends: list[tuple[str, str, float]],
     for number, (event, reason, seconds) in enumerate(ends):
         folder = tmp_path / str(number)
         folder.mkdir()
-        run_files.append_event(folder, event, **({"reason": reason} if reason else {}))
+        append_event(folder, event, **({"reason": reason} if reason else {}))
         failures.add(folder, seconds)
     assert bool(failures.reason) is stops
 

@@ -16,7 +16,8 @@ from ablatrix.models.gpt import GPT
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.cli import main
 from ablatrix.trainer.loop import Trainer
-from ablatrix.trainer.rundir import atomic, run_files
+from ablatrix.trainer.rundir import files, loss_csv
+from ablatrix.trainer.rundir.files import append_line, atomic_write
 
 OLD, NEW = "old\n" * 3, "new and longer\n" * 300
 
@@ -31,7 +32,7 @@ def state(step: int, filling: float = 1.0) -> dict[str, Any]:
 
 def impatient() -> None:
     """Retries without the pauses."""
-    atomic.PAUSES = (0.0,) * len(atomic.PAUSES)
+    files.PAUSES = (0.0,) * len(files.PAUSES)
 
 
 def halve_writes() -> None:
@@ -47,11 +48,11 @@ def warm_up(folder: str) -> int:
 
 
 def replace(folder: str, short: bool = False, durable: bool = True) -> int:
-    return _tried(short, lambda: run_files.atomic_write(Path(folder) / "file", NEW, durable))
+    return _tried(short, lambda: atomic_write(Path(folder) / "file", NEW, durable))
 
 
 def append(folder: str, short: bool = False) -> int:
-    return _tried(short, lambda: run_files.append_line(Path(folder) / "file", "third"))
+    return _tried(short, lambda: append_line(Path(folder) / "file", "third"))
 
 
 def save(folder: str, short: bool = False) -> int:
@@ -62,7 +63,7 @@ def rows(folder: str, short: bool = False) -> int:
     """A LossLog that is opened behind step 2, gets a row and is synced."""
 
     def act() -> None:
-        log = run_files.LossLog(Path(folder), 2)
+        log = loss_csv.LossLog(Path(folder), 2)
         log.write({"iter": 3, "loss": 0.5})
         log.sync()
 

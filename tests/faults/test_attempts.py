@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 
 from ablatrix.trainer.config import from_flags
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
-from ablatrix.trainer.rundir.run_files import EXIT_SUPERSEDED, LossLog, whole_rows
+from ablatrix.trainer.rundir.events import read_events
+from ablatrix.trainer.rundir.files import append_line, atomic_write
+from ablatrix.trainer.rundir.loss_csv import LossLog, parse_rows
+from ablatrix.trainer.rundir.run_files import EXIT_SUPERSEDED
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from tests.support.evidence import Cases, Tally
 from tests.support.waiting import last_step, wait_for
 
-HEADER = ",".join(run_files.COLUMNS) + "\n"
+HEADER = ",".join(loss_csv.COLUMNS) + "\n"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -31,7 +34,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def events(run_dir: Path) -> list[str]:
-    return [record["event"] for record in run_files.read_events(run_dir)]
+    return [record["event"] for record in read_events(run_dir)]
 
 
 def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
@@ -91,9 +94,9 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
     assert second.wait() == 0
     assert same_result(run, undisturbed)
     assert "another trainer has this run (attempt 2, this is attempt 1)" in first.log.read_text()
-    record = next(r for r in run_files.read_events(run) if r["event"] == "superseded")
+    record = next(r for r in read_events(run) if r["event"] == "superseded")
     assert record["start"] == 1
-    begun = [(r["event"], r["start"]) for r in run_files.read_events(run) if r["event"] in ("started", "resumed")]
+    begun = [(r["event"], r["start"]) for r in read_events(run) if r["event"] in ("started", "resumed")]
     assert begun == [("started", 1), ("resumed", 2)]
     assert "failed" not in events(run) and "stopped" not in events(run)
 
@@ -118,12 +121,12 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     run = trainers.folder / "run"
     config = from_flags(trainers.argv("run"))
     run.mkdir()
-    run_files.atomic_write(run / run_files.CONFIG, config.resolved(4096).to_json())
+    atomic_write(run / run_files.CONFIG, config.resolved(4096).to_json())
     command = [sys.executable, "-m", "ablatrix.orchestrator.job.task", f"{run}:1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(command, env=environment, cwd=trainers.folder)
     wait_for(lambda: last_step(run) >= 4)
-    trainer = next(r["pid"] for r in run_files.read_events(run) if r["event"] == "started")
+    trainer = next(r["pid"] for r in read_events(run) if r["event"] == "started")
     os.kill(trainer, signal.SIGSTOP)
     assert trainers.start("run").wait() == 0
     os.kill(trainer, number)
@@ -166,15 +169,15 @@ class TestLossLog:
     def row(self, step: int) -> str:
         return f"{step},{1 / step!r},,,,,,\n"
 
-    @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.mend])
+    @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.restore])
     def test_foreign_row_is_removed(self, log: LossLog, put_right: Callable[[LossLog], None]) -> None:
-        run_files.append_line(log.path, self.row(2).strip())
+        append_line(log.path, self.row(2).strip())
         put_right(log)
         assert log.path.read_text() == HEADER + "".join(self.row(step) for step in (1, 2, 3))
 
-    @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.mend])
+    @pytest.mark.parametrize("put_right", [LossLog.sync, LossLog.restore])
     def test_lost_rows_come_back(self, log: LossLog, put_right: Callable[[LossLog], None]) -> None:
-        run_files.atomic_write(log.path, HEADER + self.row(1))
+        atomic_write(log.path, HEADER + self.row(1))
         put_right(log)
         log.path.unlink()
         put_right(log)
@@ -211,10 +214,10 @@ def test_readers_see_every_step_once_and_in_order() -> None:
         return HEADER + "".join(f"{step},{number}.0,,,,,,\n" for number, step in enumerate(steps))
 
     def read(*steps: int) -> list[tuple[int, float]]:
-        return [(int(row[0]), float(row[1])) for row in whole_rows(text(*steps))]
+        return [(int(row[0]), float(row[1])) for row in parse_rows(text(*steps))]
 
     assert read(1, 10, 20) == [(1, 0), (10, 1), (20, 2)]
     assert read(1, 10, 20, 10, 20, 30) == [(1, 0), (10, 1), (20, 2), (30, 5)]
     assert read(1, 20, 10, 20, 30) == [(1, 0), (10, 2), (20, 1), (30, 4)]
-    assert whole_rows(text(1, 2)[:-1]) == whole_rows(text(1))
-    assert whole_rows("") == whole_rows("iter,los") == whole_rows("a,b\n1,2\n") == []
+    assert parse_rows(text(1, 2)[:-1]) == parse_rows(text(1))
+    assert parse_rows("") == parse_rows("iter,los") == parse_rows("a,b\n1,2\n") == []

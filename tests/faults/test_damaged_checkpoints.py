@@ -13,6 +13,7 @@ import torch
 
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.faults.actions import state
 from tests.faults.conftest import Trainers, same_result
 from tests.faults.seccomp import Fault
@@ -62,16 +63,16 @@ def test_readable_by_torch_alone(tmp_path: Path, whole: bytes) -> None:
 def test_old_ones_are_dropped_only_after_the_new_one_is_safe(
     tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ablatrix.trainer.rundir import atomic
+    from ablatrix.trainer.rundir import files
 
     seen: list[set[str]] = []
-    sync = atomic.sync_folder
+    sync = files.sync_folder
 
     def look(folder: Path) -> None:
         sync(folder)
         seen.append({path.name for path in checkpoint.checkpoints(folder)})
 
-    monkeypatch.setattr(atomic, "sync_folder", look)
+    monkeypatch.setattr(files, "sync_folder", look)
     checkpoint.save(tmp_path, state(30))
     assert seen == [{f"checkpoint-000000{step}.pt" for step in (10, 20, 30)}]
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
@@ -91,7 +92,7 @@ def test_run_goes_on_from_the_one_before(trainers: Trainers, damaged: int) -> No
         path.write_bytes(content[: len(content) // 2])
     trainers.finish("run", trainer__max_iters=20)
     assert same_result(run, undisturbed)
-    resumed = [r for r in run_files.read_events(run) if r["event"] in ("started", "resumed")][-1]
+    resumed = [r for r in read_events(run) if r["event"] in ("started", "resumed")][-1]
     assert resumed["iter"] == (18 if damaged == 1 else 0)
     assert (trainers.folder / "run.out").read_text().count("set aside as") == damaged
 

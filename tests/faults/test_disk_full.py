@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer import checkpoint
-from ablatrix.trainer.rundir import atomic, run_files
+from ablatrix.trainer.rundir import files, run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
@@ -67,7 +68,7 @@ def test_failure_is_recorded_once_there_is_space_for_a_line(trainers: Trainers) 
     run = trainers.folder / "run"
     outcome = trainers.watched("run", Fault("once", second, errno.ENOSPC, changing=True), trainer__max_iters=8)
     assert outcome.code == 1
-    last = run_files.read_events(run)[-1]
+    last = read_events(run)[-1]
     assert last["event"] == "failed" and "disk full or over quota" in last["reason"]
 
 
@@ -113,7 +114,7 @@ def test_finished_run_is_done_though_nothing_more_can_be_written(trainers: Train
 
 
 def test_waits_grow_to_less_than_a_minute() -> None:
-    assert list(atomic.PAUSES) == sorted(atomic.PAUSES) and 10 < sum(atomic.PAUSES) < 60
+    assert list(files.PAUSES) == sorted(files.PAUSES) and 10 < sum(files.PAUSES) < 60
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_a_real_file_system_that_is_full(trainers: Trainers, tmp_path: Path) -> 
     kept = tmp_path / "kept"
     check_checkpoints(kept)
     assert len(checkpoint.checkpoints(kept)) == 2
-    assert "disk full or over quota" in run_files.read_events(kept)[-1]["reason"]
+    assert "disk full or over quota" in read_events(kept)[-1]["reason"]
     shutil.move(kept, tmp_path / "again")
     trainers.finish("again")  # a disk with space
     assert same_result(tmp_path / "again", undisturbed)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from ablatrix.trainer import checkpoint
-from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.atomic import TRANSIENT
+from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.files import TRANSIENT
 from tests.faults.actions import NEW, OLD, state
 from tests.faults.nursery import Nursery
 from tests.faults.seccomp import Fault, Outcome
@@ -24,7 +24,7 @@ from tests.faults.seccomp import Fault, Outcome
 pytestmark = pytest.mark.usefixtures("seccomp")
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EINTR)
-HEADER = ",".join(run_files.COLUMNS) + "\n"
+HEADER = ",".join(loss_csv.COLUMNS) + "\n"
 ROWS = [f"{step},{1 / step!r},0.1,,0.001,1.0,{step * 16},{step / 10!r}\n" for step in (1, 2, 3)]
 ADDED = "3,0.5,,,,,,\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from tests.faults.conftest import Trainers, same_result
 from tests.faults.seccomp import Fault
 from tests.support.overfitting import OVERFITTING
@@ -19,7 +19,7 @@ from tests.support.rows import rows_of
 
 pytestmark = pytest.mark.slow
 
-CLOCKS = {*run_files.CLOCK_COLUMNS, "peak_memory_bytes"}
+CLOCKS = {*loss_csv.CLOCK_COLUMNS, "peak_memory_bytes"}
 EVERYTHING: dict[str, Any] = {
     "callbacks__jsonl": True,
     "trainer__sample_interval": 20,

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from ablatrix.trainer import checkpoint
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.seccomp import Fault
 from tests.support import evidence
@@ -37,13 +38,13 @@ def check_in_passing(run: Path, expected: dict[int, list[str]]) -> int:
     """What a killed trainer has left: only whole and true things, but for the very last line. The steps logged."""
     text = run_files.read_text(run / run_files.LOSS)
     lines = text[: text.rfind("\n") + 1].splitlines()
-    assert not lines or lines[0] == ",".join(run_files.COLUMNS)
+    assert not lines or lines[0] == ",".join(loss_csv.COLUMNS)
     steps = [int(line.split(",")[0]) for line in lines[1:]]
     assert steps == list(expected)[: len(steps)], "a row is doubled, missing or out of order"
     for step, line in zip(steps, lines[1:], strict=True):
         assert timeless(line) == expected[step], "a row was invented"
     attempts = len(list((run / ".attempts").glob("*")))
-    spoiled = len(run_files.read_text(run / run_files.EVENTS).splitlines()) - len(run_files.read_events(run))
+    spoiled = len(run_files.read_text(run / run_files.EVENTS).splitlines()) - len(read_events(run))
     assert spoiled <= attempts, "a kill tears one line at most"
     for path in checkpoint.checkpoints(run):
         assert checkpoint._read(path)["step"] == int(path.stem[-8:])

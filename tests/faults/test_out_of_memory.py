@@ -20,8 +20,8 @@ from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.out_of_memory import is_out_of_memory, largest_part, more_parts
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.events import read_events
 from tests.faults.conftest import Trainers
 from tests.faults.nursery import Child
 from tests.support.waiting import last_step, wait_for
@@ -170,7 +170,7 @@ def within(trainers: Trainers, name: str, extra: int, **settings: Any) -> Child:
 
 def is_saved(run: Path) -> bool:
     """Is there a checkpoint since memory ran out last? What is not in one does not outlive a kill."""
-    told = [event["event"] for event in run_files.read_events(run) if event["event"] in ("out_of_memory", "checkpoint")]
+    told = [event["event"] for event in read_events(run) if event["event"] in ("out_of_memory", "checkpoint")]
     return told[-1:] == ["checkpoint"]
 
 
@@ -189,13 +189,13 @@ def test_a_real_limit(trainers: Trainers) -> None:
     child.send(signal.SIGKILL)
     said = child.log.read_text()
     assert child.wait() == -signal.SIGKILL, said
-    met = [r["micro_batch"] for r in run_files.read_events(run) if r["event"] == "out_of_memory"]
+    met = [r["micro_batch"] for r in read_events(run) if r["event"] == "out_of_memory"]
     assert met and met == [32, 16, 8][: len(met)]
     assert "out of memory in step 1: batches are worked through 32 windows at a time from here on" in said
     shutil.copytree(run, trainers.folder / "again")
     for name in ("run", "again"):
         trainers.finish(name, **BIG)
-        assert sum(r["event"] == "out_of_memory" for r in run_files.read_events(trainers.folder / name)) == len(met)
+        assert sum(r["event"] == "out_of_memory" for r in read_events(trainers.folder / name)) == len(met)
         newest = torch.load(checkpoint.checkpoints(trainers.folder / name)[0], weights_only=True)
         assert largest_part(64, newest["progress"]["parts"]) == met[-1]
     assert without_clock(run) == without_clock(trainers.folder / "again")
@@ -205,5 +205,5 @@ def test_a_real_limit(trainers: Trainers) -> None:
     assert hopeless.wait() == 1
     said = hopeless.log.read_text()
     assert "Traceback" not in said and "error: step 1: out of memory with a single window of the batch" in said
-    last = run_files.read_events(trainers.folder / "hopeless")[-1]
+    last = read_events(trainers.folder / "hopeless")[-1]
     assert last["event"] == "failed" and "lower data.block_size" in last["reason"] and "slurm.mem" in last["reason"]

@@ -13,6 +13,8 @@ from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import clean
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.plans import FIVE, expand
 
 CODE, OTHER, QUEUED, FRESH = ("0" * 15 + c for c in "1234")
@@ -32,8 +34,8 @@ def finish(run: StudyRun, *steps: int, summary: bool = True) -> None:
     )
     (run.folder / run_files.MODEL).touch()
     if summary:
-        run_files.atomic_write(run.folder / run_files.SUMMARY, json.dumps({"iters": max(steps)}))
-        run_files.append_event(run.folder, "finished", files=run_files.contents(run.folder))
+        atomic_write(run.folder / run_files.SUMMARY, json.dumps({"iters": max(steps)}))
+        append_event(run.folder, "finished", files=run_files.list_files(run.folder))
 
 
 def names(study: Study) -> list[str]:

@@ -15,8 +15,8 @@ from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import cancel, queueing, submit
 from ablatrix.orchestrator.submit.submit import Options
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import FIVE, expand
 
@@ -48,7 +48,7 @@ def test_jobs_on_another_cluster_are_found_and_cancelled_there(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = queue_study(tmp_path, "beta")
-    queued = [event for event in run_files.read_events(study.runs[0].folder) if event["event"] == "queued"]
+    queued = [event for event in read_events(study.runs[0].folder) if event["event"] == "queued"]
     assert queued[0]["cluster"] == "beta"  # whose limits apply
     selected_cluster.select("")  # another process, whose shell prefers another cluster
     monkeypatch.setenv("SLURM_CLUSTERS", "gamma")

@@ -16,8 +16,9 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import earlier_runs
 from ablatrix.orchestrator.terminal import logs
 from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
+from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.plans import expand
 from tests.support.workspace import Workspace, without_clock
 
@@ -27,7 +28,7 @@ ONE = "features: {rope: {model.rope: true}}\n"
 def finish(study: Study, steps: int, **facts: object) -> None:
     """Give every run a result after so many steps."""
     for run in study.runs:
-        log = run_files.LossLog(run.folder, 0)
+        log = loss_csv.LossLog(run.folder, 0)
         log.write({"iter": steps, "loss": 3.5})
         (run.folder / f"checkpoint-{steps:08d}.pt").write_bytes(b"weights")
         summary = {"iters": steps, loss_digest.KEY: loss_digest.describe(run.folder), **facts}
@@ -174,7 +175,7 @@ class TestInputs:
         folder = study.runs[0].folder
         provenance.write(folder, {recorded_inputs.CORPUS: "of another file"}, [])
         assert self.refused(tmp_path) == "", "nothing was trained"
-        run_files.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
+        loss_csv.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
         assert "since 1 run of this study used it" in self.refused(tmp_path)
 
     def test_old_summaries_say_nothing(self, tmp_path: Path, corpus: Path, finished: list[Run]) -> None:
@@ -202,12 +203,12 @@ def test_more_steps_and_other_data(workspace: Workspace) -> None:
     assert "go on from step 20" in workspace.run("submit", study, *only).stdout
     second = workspace.folder / workspace.states()["rope"]["folder"]
     assert second != first and (first / run_files.LOSS).read_bytes() == before
-    assert [event["iter"] for event in run_files.read_events(second) if event["event"] == "resumed"] == [20]
+    assert [event["iter"] for event in read_events(second) if event["event"] == "resumed"] == [20]
     config = json.loads((second / run_files.PROVENANCE).read_text())
     assert config["continued_from"] == {"run": first.name, "iter": 20}
     workspace.run("submit", study, *only, "--rerun", second.name)  # from step 0
     assert without_clock(second) == without_clock(Path(f"{second}.old-1"))
-    assert [event["event"] for event in run_files.read_events(second)].count("resumed") == 0
+    assert [event["event"] for event in read_events(second)].count("resumed") == 0
     own.write_text(own.read_text().replace("the", "THE"))
     said = workspace.run("submit", study, *only, code=2).stderr
     assert "own.jsonl): the content has changed since 1 run of this study used it" in said

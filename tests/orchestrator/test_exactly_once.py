@@ -18,6 +18,8 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.events import read_events
+from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import FIVE, expand
 from tests.support.workspace import Workspace
@@ -143,7 +145,7 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, 
     assert [state.job_id for state in run_state.collect(study)] == [f"1_{index}" for index in range(7)]
     assert submit_once(study) == ""
     assert set(queued_runs(study, patient).values()) == {1}
-    assert run_files.read_events(study.runs[6].folder)[-1]["event"] == "queued"
+    assert read_events(study.runs[6].folder)[-1]["event"] == "queued"
 
 
 def test_claims_that_cannot_be_described_are_one_sentence(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_a_job_whose_answer_was_lost_is_found_later(fake: FakeSlurm, tmp_path: P
     assert [state.job_id for state in states] == [f"1_{index}" for index in range(7)]
     submit_once(study)
     assert len(fake.jobs()) == 1
-    events = run_files.read_events(study.runs[3].folder)
+    events = read_events(study.runs[3].folder)
     assert events[-1]["event"] == "queued"
     assert events[-1]["job_id"] == "1_3"
 
@@ -265,7 +267,7 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     states = run_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert "submit again to release it" in states[0].reason
-    run_files.atomic_write(study.runs[0].folder / run_files.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
+    atomic_write(study.runs[0].folder / run_files.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
     assert submit_attempts.take(study.runs[1].folder, 2)  # queued anew
     said = queueing.release_held(study)
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"

@@ -11,8 +11,8 @@ import pytest
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight, submit
 from ablatrix.orchestrator.submit.local_queue import find_devices
-from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.events import append_event
 from tests.support.workspace import Workspace
 
 LISTED = """\
@@ -79,7 +79,7 @@ def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, m
     options = submit.Options(workspace.write_study(extra="design: [baseline, one_at_a_time]\n"), "local")
     plan = submit.make_plan(options)
     study = submit._create(plan)
-    run_files.append_event(study.runs[0].folder, "failed", reason="No space left on device")
+    append_event(study.runs[0].folder, "failed", reason="No space left on device")
     submit.check(plan)
     submit.check(submit.make_plan(submit.Options(options.file, "local", retry=True)))
     assert "baseline" not in seen[0] and sorted(seen[1]) == sorted(["baseline", *seen[0]])

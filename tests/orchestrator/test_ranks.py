@@ -19,8 +19,9 @@ from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
-from ablatrix.trainer.rundir import network, run_files
+from ablatrix.trainer.rundir import loss_csv, network, run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
@@ -61,7 +62,7 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         for node in (0, 1)
     ]
     try:
-        _until(lambda: len(run_files.whole_rows(run_files.read_text(run.folder / run_files.LOSS))) > 3)
+        _until(lambda: len(loss_csv.parse_rows(run_files.read_text(run.folder / run_files.LOSS))) > 3)
         task_pid = started[1].pid
         rank = int(Path(f"/proc/{task_pid}/task/{task_pid}/children").read_text())
         if not known:
@@ -70,11 +71,11 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         if known:
             assert started[0].wait(60) == 1
             started[1].wait(60)  # it says why, and may be the slower one
-            last = run_files.read_events(run.folder)[-1]
+            last = read_events(run.folder)[-1]
             assert last["event"] == "failed" and "killed by SIGKILL" in last["reason"]
         else:
             _until(lambda: "requeue 12" in run_files.read_text(workspace.folder / "asked"))
-            assert "failed" not in [event["event"] for event in run_files.read_events(run.folder)]
+            assert "failed" not in [event["event"] for event in read_events(run.folder)]
     finally:
         for process in started:
             process.kill()
@@ -140,7 +141,7 @@ def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
         smoke = workspace.folder / cost.SMOKE / runs[0].id
         smoke.mkdir(parents=True, exist_ok=True)
         rows = "1,5.0,3600,,,,,\n2,5.0,3600,,,,,\n"
-        (smoke / run_files.LOSS).write_text(",".join(run_files.COLUMNS) + "\n" + rows)
+        (smoke / run_files.LOSS).write_text(",".join(loss_csv.COLUMNS) + "\n" + rows)
         hours.append(cost.hours_per_run(workspace.folder, runs, loaded.experiment)["baseline"])
     assert hours == [4 * 20, 8 * 20]
 

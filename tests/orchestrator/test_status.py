@@ -17,8 +17,10 @@ from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import cancel, queueing
 from ablatrix.orchestrator.terminal import logs
-from ablatrix.trainer.rundir import loss_digest, processes, run_files
+from ablatrix.trainer.rundir import loss_csv, loss_digest, processes, run_files
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.events import STOP_FILE, append_event, read_events
+from ablatrix.trainer.rundir.files import append_line, atomic_write
 from tests.support.plans import FIVE, expand
 
 TOKEN = "0123456789abcdef"
@@ -66,8 +68,8 @@ def run(study: Study) -> StudyRun:
 def queue_run(run: StudyRun, job_id: str = "5_0") -> None:
     attempt = submit_attempts.newest(run.folder) + 1
     submit_attempts.take(run.folder, attempt)
-    run_files.append_event(run.folder, "submitting", attempt=attempt, token=TOKEN)
-    run_files.append_event(run.folder, "queued", launcher="sbatch", job_id=job_id, attempt=attempt, token=TOKEN)
+    append_event(run.folder, "submitting", attempt=attempt, token=TOKEN)
+    append_event(run.folder, "queued", launcher="sbatch", job_id=job_id, attempt=attempt, token=TOKEN)
 
 
 def job(state: str, token: str = TOKEN, **fields: str) -> Queue:
@@ -79,7 +81,7 @@ def now(study: Study) -> run_state.RunState:
 
 
 def write_rows(run: StudyRun, *steps: int) -> None:
-    log = ",".join(run_files.COLUMNS) + "\n"
+    log = ",".join(loss_csv.COLUMNS) + "\n"
     (run.folder / run_files.LOSS).write_text(log + "".join(f"{s},2.5,0.5,,0.001,1.0,{s * 100},{s}\n" for s in steps))
 
 
@@ -89,15 +91,15 @@ def test_planned_then_queued_then_running_then_done(study: Study, run: StudyRun,
     cluster.waiting = job("PENDING", reason="Priority")
     assert (now(study).state, now(study).reason, now(study).job_id) == ("queued", "Priority", "5_0")
     cluster.waiting = job("RUNNING", node="node7")
-    run_files.append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "started", iter=0)
     write_rows(run, 1, 10)
     state = now(study)
     assert (state.state, state.node, state.iter, state.loss) == ("running", "node7", 10, 2.5)
     assert state.tokens_per_s == pytest.approx(200)
     assert state.seconds_left == pytest.approx((1000 - 10) * 0.5)
-    run_files.atomic_write(run.folder / run_files.SUMMARY, "{}x")
+    atomic_write(run.folder / run_files.SUMMARY, "{}x")
     assert now(study).state == "running", "a damaged summary says nothing"
-    run_files.atomic_write(run.folder / run_files.SUMMARY, '{"iters": 10}')
+    atomic_write(run.folder / run_files.SUMMARY, '{"iters": 10}')
     assert now(study).state == "done"
 
 
@@ -105,9 +107,9 @@ def test_a_running_array_task_whose_first_event_came_before_its_id_was_known(
     study: Study, run: StudyRun, cluster: Cluster
 ) -> None:
     submit_attempts.take(run.folder, 1)
-    run_files.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
-    run_files.append_event(run.folder, "started", iter=0)
-    run_files.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
+    append_event(run.folder, "submitting", attempt=1, token=TOKEN)
+    append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
     cluster.waiting = job("RUNNING")
     assert now(study).state == "running"
 
@@ -137,7 +139,7 @@ def test_gone_from_the_queue(
 ) -> None:
     queue_run(run)
     if log is not None:
-        run_files.append_event(run.folder, "started", iter=0)
+        append_event(run.folder, "started", iter=0)
         (run.folder / run_files.JOB_OUT).write_text(log)
     cluster.ended = ended
     found = now(study)
@@ -209,7 +211,7 @@ def test_a_job_that_the_scheduler_has_not_looked_at_waits_for_it(
 @pytest.mark.parametrize("event", ["failed", "ended"])
 def test_an_end_without_a_reason_says_so(study: Study, run: StudyRun, cluster: Cluster, event: str) -> None:
     queue_run(run)
-    run_files.append_event(run.folder, event, state="failed")
+    append_event(run.folder, event, state="failed")
     assert (now(study).state, now(study).reason) == ("failed", "failed without giving a reason; see logs RUN")
 
 
@@ -242,7 +244,7 @@ def test_an_ended_attempt_does_not_speak_for_the_next(study: Study, run: StudyRu
 def test_requeued_and_waiting_is_stopped_not_lost(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     for event in ("started", "signal", "stopped", "requeued"):
-        run_files.append_event(run.folder, event, iter=12)
+        append_event(run.folder, event, iter=12)
     cluster.waiting = job("PENDING", reason="BeginTime")
     state = now(study)
     assert (state.state, state.requeued, state.active) == ("stopped", True, True)
@@ -270,23 +272,23 @@ def test_without_squeue_a_queued_job_is_not_lost(study: Study, run: StudyRun, mo
 def test_a_claim_without_a_job_id_is_judged_by_its_own_events(study: Study, run: StudyRun, cluster: Cluster) -> None:
     submit_attempts.take(run.folder, 1)
     record = {"attempt": 1, "token": TOKEN}
-    run_files.append_event(run.folder, "submitting", **record)
+    append_event(run.folder, "submitting", **record)
     for event in ("started", "failed"):
-        run_files.append_event(run.folder, event, job_id="5_0", reason="boom")
+        append_event(run.folder, event, job_id="5_0", reason="boom")
     assert (now(study).state, now(study).reason, now(study).job_id) == ("failed", "boom", "5_0")
 
 
 def test_a_failed_run_of_a_requeued_job_is_failed(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    run_files.append_event(run.folder, "failed", reason="boom")
+    append_event(run.folder, "failed", reason="boom")
     cluster.waiting = job("PENDING")
     assert now(study).state == "failed"
 
 
 def test_failed_says_why(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    run_files.append_event(run.folder, "started", iter=0)
-    run_files.append_event(run.folder, "failed", reason="boom")
+    append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "failed", reason="boom")
     assert (now(study).state, now(study).reason) == ("failed", "boom")
 
 
@@ -300,9 +302,9 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     queue_run(run)
     cluster.down = True
     assert now(study).state == "queued"
-    run_files.append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "started", iter=0)
     assert now(study).state == "running"
-    run_files.append_event(run.folder, "failed", reason="boom")
+    append_event(run.folder, "failed", reason="boom")
     assert now(study).state == "failed"
     scheduler = run_state.Scheduler()
     run_state.collect(study, scheduler)
@@ -313,7 +315,7 @@ def set_age(run: StudyRun, seconds: float) -> None:
     """The run's events as they look when another host has written nothing for a while."""
     path = run.folder / run_files.EVENTS
     elsewhere = {"host": "node7", "born": "1 0a1b2c3d"}
-    records = [{**event, **elsewhere, "time": event["time"] - seconds} for event in run_files.read_events(run.folder)]
+    records = [{**event, **elsewhere, "time": event["time"] - seconds} for event in read_events(run.folder)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     os.utime(path, (time.time() - seconds,) * 2)
 
@@ -350,17 +352,17 @@ def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
 
     queue_run(run)
     cluster.ended = job("COMPLETED") if case == "other cluster" else {}  # its id was given to another job here
-    run_files.append_event(run.folder, "submitting", attempt=1, token=TOKEN)
-    run_files.append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
+    append_event(run.folder, "submitting", attempt=1, token=TOKEN)
+    append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
     assert look() == ("queued", True)
-    run_files.append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "started", iter=0)
     assert look() == ("running", True)
     set_age(run, 900)
     assert look() == ("stopped", False)
-    run_files.append_event(run.folder, "requeued")
+    append_event(run.folder, "requeued")
     assert look() == ("stopped", True)
-    assert "ended" not in [event["event"] for event in run_files.read_events(run.folder)]
-    run_files.append_event(run.folder, "failed", reason="boom")
+    assert "ended" not in [event["event"] for event in read_events(run.folder)]
+    append_event(run.folder, "failed", reason="boom")
     assert run_state.collect(study, scheduler)[0].reason == "boom"
 
 
@@ -377,7 +379,7 @@ def test_another_users_job_that_would_be_visible_is_lost_when_it_is_not(
 def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
     who = {"host": os.uname().nodename, "pid": pid, "born": processes.identity(pid)}
     record = {"event": event, "time": time.time(), **who, **fields}
-    run_files.append_line(run.folder / run_files.EVENTS, json.dumps(record))
+    append_line(run.folder / run_files.EVENTS, json.dumps(record))
 
 
 @pytest.fixture
@@ -424,7 +426,7 @@ def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: S
 @pytest.mark.parametrize(("age", "state"), [(10, "running"), (3600, "lost")])
 def test_on_another_host_the_heartbeat_tells(study: Study, run: StudyRun, age: int, state: str) -> None:
     record = {"event": "started", "time": time.time() - age, "host": "elsewhere", "pid": 1}
-    run_files.append_line(run.folder / run_files.EVENTS, json.dumps(record))
+    append_line(run.folder / run_files.EVENTS, json.dumps(record))
     assert now(study).state == state
 
 
@@ -470,9 +472,9 @@ def test_studies_are_found_by_folder_name_and_age(study: Study, tmp_path: Path) 
 def test_stopped_by_file_in_a_job_that_goes_on(study: Study, run: StudyRun, cluster: Cluster, in_queue: str) -> None:
     queue_run(run)
     cluster.waiting = job(in_queue) if in_queue else {}
-    run_files.append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "started", iter=0)
     write_rows(run, 1, 8)
-    run_files.append_event(run.folder, "stopped", iter=9, by=run_files.STOP_FILE, requeue=False)
+    append_event(run.folder, "stopped", iter=9, by=STOP_FILE, requeue=False)
     found = now(study)
     assert (found.state, found.active) == ("stopped", False)
     assert found.reason == "stopped at step 8 by the file stop; submit again to continue"
@@ -501,7 +503,7 @@ def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
     cluster.waiting = {"5_0": commands.Job("5_0", "PENDING", comment="set by the site")}
     with pytest.raises(RunError, match="run: scancel 5_0"):
         cancel.cancel([now(study)])
-    run_files.append_event(run.folder, "started", iter=0, job_id="5_0")
+    append_event(run.folder, "started", iter=0, job_id="5_0")
     cancel.cancel([now(study)])
     assert cancelled == ["5_0"]
 
@@ -519,14 +521,14 @@ def test_a_waiting_run_that_is_cancelled_stays_so(
 
 def test_a_requeue_that_slurm_refused_is_told(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    run_files.append_event(run.folder, "started", iter=0)
-    run_files.append_event(run.folder, "stopped", iter=10)
-    run_files.append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
+    append_event(run.folder, "started", iter=0)
+    append_event(run.folder, "stopped", iter=10)
+    append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
     assert "not requeued (scontrol requeue: disabled for this job); submit again" in now(study).reason
 
 
 def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> None:
-    log = run_files.LossLog(run.folder, 0)
+    log = loss_csv.LossLog(run.folder, 0)
     for step in (1, 2, 3):
         log.write({"iter": step, "loss": 3.5})
     summary = {"iters": 3, "max_iters": 3, loss_digest.KEY: loss_digest.describe(run.folder)}
@@ -545,6 +547,6 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
 def test_a_machine_that_was_renamed_knows_its_processes(study: Study, run: StudyRun) -> None:
     """By DHCP, or from a short name to a full one; the last sign of the run may be old."""
     who = {"host": "its-old-name", "pid": os.getpid(), "born": processes.identity(os.getpid())}
-    run_files.append_event(run.folder, "started", iter=0, **who)
+    append_event(run.folder, "started", iter=0, **who)
     os.utime(run.folder / run_files.EVENTS, (1, time.time() - 600))
     assert now(study).state == "running"

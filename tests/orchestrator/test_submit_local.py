@@ -11,6 +11,7 @@ import pytest
 
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import CELLS, Workspace, without_clock
 
 
@@ -38,7 +39,7 @@ def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
 
     again = workspace.run("submit", study, "--launcher", "local")
     assert "7 done already" in again.stdout
-    events = run_files.read_events(workspace.run_folder("rope"))
+    events = read_events(workspace.run_folder("rope"))
     assert [event["event"] for event in events].count("started") == 1
 
     shown = workspace.run("report")
@@ -133,7 +134,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     assert 20 <= stopped["iter"] < 4000
 
     folder = workspace.run_folder("baseline")
-    assert "resumed" not in [event["event"] for event in run_files.read_events(folder)]
+    assert "resumed" not in [event["event"] for event in read_events(folder)]
     process = subprocess.Popen(
         workspace.command(*words),
         cwd=workspace.folder,
@@ -143,7 +144,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     )
     try:
         workspace.wait(lambda states: states["baseline"]["iter"] > stopped["iter"])
-        assert "resumed" in [event["event"] for event in run_files.read_events(folder)]
+        assert "resumed" in [event["event"] for event in read_events(folder)]
     finally:
         process.terminate()
         process.wait(timeout=60)

@@ -18,6 +18,7 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import processes, run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.workspace import Workspace
 
@@ -53,7 +54,7 @@ def asked(workspace: Workspace) -> str:
 
 
 def events(run: StudyRun) -> list[str]:
-    return [event["event"] for event in run_files.read_events(run.folder)]
+    return [event["event"] for event in read_events(run.folder)]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -83,7 +84,7 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
 def test_kill_9_of_the_task_ends_its_trainer(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run)
     until(lambda: "started" in events(run))
-    trainer = next(event["pid"] for event in run_files.read_events(run.folder) if event["event"] == "started")
+    trainer = next(event["pid"] for event in read_events(run.folder) if event["event"] == "started")
     process.kill()
     process.wait()
     until(lambda: not processes.born(trainer))
@@ -120,7 +121,7 @@ def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> N
     process.send_signal(signal.SIGUSR2)
     process.wait(timeout=60)
     assert events(run)[-1] == "failed"
-    assert "time limit is too short" in run_files.read_events(run.folder)[-1]["reason"]
+    assert "time limit is too short" in read_events(run.folder)[-1]["reason"]
 
 
 def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: StudyRun) -> None:
@@ -136,13 +137,13 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
     (broken / submit_attempts.FOLDER).touch()
     command = job_command.task_command([(run.folder, 1), (broken, 1)])
     with subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stderr=subprocess.PIPE) as process:
-        until(lambda: run_files.read_events(broken) != [])
+        until(lambda: read_events(broken) != [])
         until(lambda: "started" in events(run) or process.poll() is not None)
         assert process.poll() is None, "the job has ended"
         (run.folder / run_files.STOP_REQUEST).touch()
         assert process.stderr and b"Traceback" not in process.stderr.read()
     assert events(run)[-1] == "stopped"
-    (failed,) = run_files.read_events(broken)
+    (failed,) = read_events(broken)
     assert failed["event"] == "failed" and "is in the way of a folder" in failed["reason"]
 
 
@@ -199,7 +200,7 @@ def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyR
         job_command.task_command([(run.folder, 1)]), cwd=workspace.folder, env=environment, check=False
     )
     assert done.returncode == 1
-    last = run_files.read_events(run.folder)[-1]
+    last = read_events(run.folder)[-1]
     package = "models" if hidden == "models" else "orchestrator"
     assert last["event"] == "failed" and f"the package {package} is taken from {other}, not from" in last["reason"]
     assert code.name in last["reason"] and "started" not in events(run)

@@ -15,6 +15,8 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing, waves
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import FIVE, expand
 
@@ -85,7 +87,7 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
     assert fake.jobs() == {1: 3, 2: 1}
     assert by_state(study) == {"planned": 4, "queued": 3}
     for run in study.runs[:3]:
-        run_files.atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
+        atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
     fake.end(1)
     fake.end(2)  # the follow-up runs
     said = Said()
@@ -149,7 +151,7 @@ def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: waves.Orde
 def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
     """Chosen by --retry; the follow-up and a submit without --retry go on with them."""
     for run in study.runs[4:]:
-        run_files.append_event(run.folder, "failed", reason="x")
+        append_event(run.folder, "failed", reason="x")
     fake.set_limit(5)
     states = run_state.collect(study)
     waves.queue(study, order, queueing.select(states, retry=True).chosen, states, Said())
@@ -224,7 +226,7 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
     queue(study, order, said)
     assert "no follow-up job (there is no room for it either): submit again" in said[-1]
     for run in study.runs[:3]:
-        run_files.atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
+        atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
     fake.end(1)
     scheduler = Scheduler()
 

@@ -12,7 +12,7 @@ import pytest
 from ablatrix.orchestrator.job.metric_series import Series
 from ablatrix.orchestrator.report import collect, curve_cache, divergence
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.run_files import COLUMNS, whole_rows
+from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_rows
 from tests.support.studies import Plan, write_study
 
 HEADER = ",".join(COLUMNS)
@@ -24,7 +24,7 @@ def test_a_file_cut_anywhere_gives_whole_rows_only() -> None:
     text = "\n".join([HEADER, *ROWS]) + "\n"
     for cut in range(len(text) + 1):
         ours = collect.parse_rows(text[:cut].encode())
-        kept = whole_rows(text[:cut])
+        kept = parse_rows(text[:cut])
         assert ours["iter"].tolist() == [float(row[0]) for row in kept]
         losses = [float(row[1]) for row in kept]
         assert np.array_equal(ours["loss"], losses, equal_nan=True)

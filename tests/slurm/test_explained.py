@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from ablatrix.trainer.rundir import processes, run_files
+from ablatrix.trainer.rundir import processes
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
@@ -46,7 +47,7 @@ def test_kill_9_of_the_task_leaves_no_process(slurm_workspace: Workspace) -> Non
     write(workspace)
     workspace.run("submit", "study.yaml", "--launcher", "sbatch", "--no-report")
     folder = workspace.wait(lambda states: states["baseline"]["iter"] >= 1) and workspace.run_folder("baseline")
-    started = next(event for event in run_files.read_events(folder) if event["event"] == "started")
+    started = next(event for event in read_events(folder) if event["event"] == "started")
     words = ["ps", "-o", "ppid=", "-p", str(started["pid"])]
     task = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     os.kill(task, signal.SIGKILL)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.checkout import copy_checkout
 from tests.support.workspace import CELLS, Workspace
 
@@ -54,7 +55,7 @@ def test_a_second_submit_queues_nothing(slurm_workspace: Workspace) -> None:
     slurm_workspace.wait(lambda states: states["rope"]["iter"] > 0 and states["swiglu"]["iter"] > 0)
     assert "2 queued or running already" in slurm_workspace.run(*words).stdout
     for cell in ("rope", "swiglu"):
-        events = [event["event"] for event in run_files.read_events(slurm_workspace.run_folder(cell))]
+        events = [event["event"] for event in read_events(slurm_workspace.run_folder(cell))]
         assert events.count("queued") == events.count("started") == 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
@@ -73,10 +73,10 @@ class Started:
         return found["baseline"]
 
     def events(self) -> list[str]:
-        return [event["event"] for event in run_files.read_events(self.workspace.run_folder("baseline"))]
+        return [event["event"] for event in read_events(self.workspace.run_folder("baseline"))]
 
     def trainer_pid(self) -> int:
-        events = run_files.read_events(self.workspace.run_folder("baseline"))
+        events = read_events(self.workspace.run_folder("baseline"))
         return int([e for e in events if e["event"] in ("started", "resumed")][-1]["pid"])
 
     def finish(self, undisturbed: list[list[str]], resumed: bool = True) -> None:
@@ -100,7 +100,7 @@ def test_requeue_of_one_array_task(slurm_workspace: Workspace, launcher: str, un
     stopped = started.until(lambda state: state["state"] == "stopped" or "resumed" in started.events())
     assert stopped["state"] != "lost"
     started.finish(undisturbed)
-    rope = run_files.read_events(slurm_workspace.run_folder("rope"))
+    rope = read_events(slurm_workspace.run_folder("rope"))
     assert "signal" not in [event["event"] for event in rope], "the whole array was signalled"
 
 
@@ -160,12 +160,12 @@ def test_time_limit(slurm_workspace: Workspace) -> None:
     folder = slurm_workspace.run_folder("baseline")
 
     def names() -> list[str]:
-        return [event["event"] for event in run_files.read_events(folder)]
+        return [event["event"] for event in read_events(folder)]
 
     slurm_workspace.wait(lambda states: "resumed" in names(), seconds=200)
     trained = names()[names().index("started") :]
     assert trained[: trained.index("resumed")].count("requeued") == 1
-    events = run_files.read_events(folder)
+    events = read_events(folder)
     stopped = next(event for event in events if event["event"] == "stopped")
     resumed = next(event for event in events if event["event"] == "resumed")
     assert resumed["iter"] == stopped["iter"] > 0

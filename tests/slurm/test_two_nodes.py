@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
@@ -21,8 +22,8 @@ SHARED = "--set", "trainer.strategy=ddp", "--set", "slurm.nodes=2"
 
 def numbers(run_dir: Path) -> list[list[float]]:
     """iter, loss, val_loss and grad_norm of each row."""
-    rows = run_files.whole_rows(run_files.read_text(run_dir / run_files.LOSS))
-    kept = [run_files.COLUMNS.index(name) for name in ("iter", "loss", "val_loss", "grad_norm")]
+    rows = loss_csv.parse_rows(run_files.read_text(run_dir / run_files.LOSS))
+    kept = [loss_csv.COLUMNS.index(name) for name in ("iter", "loss", "val_loss", "grad_norm")]
     return [[float(row[i] or 0.0) for i in kept] for row in rows]
 
 
@@ -47,7 +48,7 @@ def finished(workspace: Workspace, alone: list[list[float]]) -> list[str]:
     assert (run_dir / "job-node1.out").exists()
     for row, expected in zip(numbers(run_dir), alone, strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
-    return [event["event"] for event in run_files.read_events(run_dir)]
+    return [event["event"] for event in read_events(run_dir)]
 
 
 def test_equal_to_one_process_through_a_requeue(slurm_workspace: Workspace, alone: list[list[float]]) -> None:

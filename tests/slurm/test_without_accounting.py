@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
@@ -67,7 +67,7 @@ def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> No
     workspace.run("submit", study, "--launcher", launcher, *only, "--no-report")
     states = workspace.wait(lambda states: all(states[cell]["iter"] >= 25 for cell in cells))
     scancel(workspace, states["baseline"]["job_id"])
-    events = run_files.read_events(workspace.run_folder("swiglu"))
+    events = read_events(workspace.run_folder("swiglu"))
     os.kill(int(next(e["pid"] for e in events if e["event"] == "started")), signal.SIGKILL)
     subprocess.run(
         ["scancel", "--signal=USR2", states["rmsnorm"]["job_id"]], env=workspace.env(), check=True, timeout=60
@@ -81,7 +81,7 @@ def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> No
         "rmsnorm": "done",
         "rope": "done",
     }
-    assert "resumed" in [event["event"] for event in run_files.read_events(workspace.run_folder("rmsnorm"))]
+    assert "resumed" in [event["event"] for event in read_events(workspace.run_folder("rmsnorm"))]
     workspace.run("submit", study, "--launcher", launcher, *only, "--retry", "--no-report")
     workspace.wait(lambda states: all(states[cell]["state"] == "done" for cell in cells))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 
 
 def rows_of(run_dir: Path) -> dict[int, list[str]]:
@@ -15,4 +15,4 @@ def rows_of(run_dir: Path) -> dict[int, list[str]]:
 def timeless(line: str) -> list[str]:
     """The cells of a row, the clock's left out."""
     cells = line.split(",")
-    return [cell for name, cell in zip(run_files.COLUMNS, cells, strict=True) if name not in run_files.CLOCK_COLUMNS]
+    return [cell for name, cell in zip(loss_csv.COLUMNS, cells, strict=True) if name not in loss_csv.CLOCK_COLUMNS]

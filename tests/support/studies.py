@@ -14,7 +14,7 @@ import numpy as np
 
 from ablatrix.models.config import count_parameters, flops_per_token
 from ablatrix.trainer.config import validate
-from ablatrix.trainer.rundir.run_files import COLUMNS
+from ablatrix.trainer.rundir.loss_csv import COLUMNS
 
 VOCABULARY = 512
 FEATURES: dict[str, dict[str, Any]] = {

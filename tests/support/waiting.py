@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.run_files import whole_rows
+from ablatrix.trainer.rundir.loss_csv import parse_rows
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
@@ -19,4 +19,4 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 
 def last_step(run_dir: Path) -> int:
-    return max((int(row[0]) for row in whole_rows(run_files.read_text(run_dir / run_files.LOSS))), default=0)
+    return max((int(row[0]) for row in parse_rows(run_files.read_text(run_dir / run_files.LOSS))), default=0)

@@ -15,7 +15,7 @@ from typing import Any
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 
 CELLS = ("baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on")
 
@@ -126,6 +126,6 @@ class Workspace:
 
 def without_clock(run_dir: Path) -> list[list[str]]:
     """The rows of loss.csv, header first, without the columns that tell of the clock."""
-    kept = [i for i, name in enumerate(run_files.COLUMNS) if name not in run_files.CLOCK_COLUMNS]
+    kept = [i for i, name in enumerate(loss_csv.COLUMNS) if name not in loss_csv.CLOCK_COLUMNS]
     lines = (run_dir / run_files.LOSS).read_text().splitlines()
     return [[line.split(",")[i] for i in kept] for line in lines]

@@ -15,12 +15,13 @@ from ablatrix.trainer.callbacks.spikes import Spikes
 from ablatrix.trainer.config import RunConfig, from_flags
 from ablatrix.trainer.early_stopping import Improvement
 from ablatrix.trainer.loop import Trainer
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import ConfigError
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.overfitting import OVERFITTING, held_out
 from tests.support.workspace import without_clock
 
-CLOCKS = {*run_files.CLOCK_COLUMNS, "peak_memory_bytes"}
+CLOCKS = {*loss_csv.CLOCK_COLUMNS, "peak_memory_bytes"}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in run_files.read_events(run) if event["event"] == name]
+    return [event for event in read_events(run) if event["event"] == name]
 
 
 def test_metrics_say_what_loss_csv_says(train: Callable[..., Path]) -> None:
@@ -59,13 +60,13 @@ def test_metrics_say_what_loss_csv_says(train: Callable[..., Path]) -> None:
 
 
 def test_metrics_of_a_run_that_gets_them_later_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = run_files.LossLog(tmp_path, 0)
+    log = loss_csv.LossLog(tmp_path, 0)
     for step, loss in ((1, 5.0), (2, math.nan), (3, 4.0), (4, 3.0)):
         log.write({"iter": step, "loss": loss, "dt": 0.1})
     torn = '{"iter": 1, "loss": 9.0, "more": 7}\n{"iter": 4, "loss": 3.0}\n{"iter": 2, "los'
     (tmp_path / run_files.METRICS).write_text(torn)
-    rows = run_files.LossLog(tmp_path, 3).rows()
-    run_files.MetricsLog(tmp_path, rows).write({"iter": 4, "loss": 3.5})
+    rows = loss_csv.LossLog(tmp_path, 3).rows()
+    loss_csv.MetricsLog(tmp_path, rows).write({"iter": 4, "loss": 3.5})
     records = list(run_files.json_objects((tmp_path / run_files.METRICS).read_text()))
     assert [(r["iter"], r["loss"], r.get("more")) for r in records] == [
         (1, 5.0, 7), (2, None, None), (3, 4.0, None), (4, 3.5, None),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.overfitting import OVERFITTING, held_out
 from tests.support.ranks import ended, flags, ranks
 from tests.support.workspace import without_clock
@@ -41,7 +42,7 @@ def test_best_weights_early_stop_and_a_request_of_one_process(
     for key in ("stopped_early", "iters", "best_iter"):
         assert found["alone"][key] == found["shared"][key]
     assert len(without_clock(tmp_path / "shared")) == len(without_clock(tmp_path / "alone"))
-    steps = [event["iter"] for event in run_files.read_events(tmp_path / "shared") if event["event"] == "checkpoint"]
+    steps = [event["iter"] for event in read_events(tmp_path / "shared") if event["event"] == "checkpoint"]
     assert steps == [6, *(step for step in (20, 40) if step < found["shared"]["iters"]), found["shared"]["iters"]]
     for name, summary in found.items():
         assert held_out(tmp_path / name, run_files.BEST) == pytest.approx(summary["best_val_nll"], abs=1e-5)

@@ -19,7 +19,8 @@ import torch
 
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import load
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ class Command:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def events(self, work_dir: str = "run") -> list[str]:
-        return [event["event"] for event in run_files.read_events(self.folder / work_dir)]
+        return [event["event"] for event in read_events(self.folder / work_dir)]
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 
 def rows(folder: Path) -> int:
-    return len(run_files.whole_rows(run_files.read_text(folder / run_files.LOSS)))
+    return len(loss_csv.parse_rows(run_files.read_text(folder / run_files.LOSS)))
 
 
 class TestWholeRun:
@@ -122,7 +123,7 @@ class TestWholeRun:
         assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
 
     def test_events_and_samples(self, undisturbed: Path) -> None:
-        events = run_files.read_events(undisturbed)
+        events = read_events(undisturbed)
         assert [e["event"] for e in events] == ["started", *["checkpoint"] * 5, "finished"]
         assert [e["iter"] for e in events] == [0, 8, 16, 24, 32, 40, 40]
         samples = (undisturbed / run_files.SAMPLES).read_text()
@@ -196,7 +197,7 @@ class TestStops:
             _, stderr = process.communicate(timeout=60)
         assert process.returncode == run_files.EXIT_STOPPED, stderr
         assert stderr == ""
-        events = run_files.read_events(command.folder / "run")
+        events = read_events(command.folder / "run")
         assert [e["event"] for e in events[-3:]] == ["signal", "checkpoint", "stopped"]
         assert events[-3]["signal"] == signal.Signals(number).name
         assert len({e["iter"] for e in events[-3:]}) == 1
@@ -322,7 +323,7 @@ class TestMistakes:
         (folder / run_files.CONFIG).write_text(json.dumps(config))
         done = subprocess.run(line, cwd=command.folder, env=ENV, capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        last = run_files.read_events(folder)[-1]
+        last = read_events(folder)[-1]
         assert last["event"] == "failed" and "gone.jsonl" in last["reason"]
 
 
@@ -335,7 +336,7 @@ def test_failure_while_training_is_recorded(command: Command) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "checkpoint-00000005.pt: could not be written" in done.stderr
-    last = run_files.read_events(command.folder / "run")[-1]
+    last = read_events(command.folder / "run")[-1]
     assert last["event"] == "failed" and "free some space" in last["reason"]
     assert not list((command.folder / "run").glob("*.tmp"))
 

@@ -16,6 +16,7 @@ from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config import from_flags
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError, RunError, UserError
+from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.program import pip_install
 from tests.support.workspace import without_clock
 
@@ -119,7 +120,7 @@ class TestWandB:
         run = train(callbacks__wandb=True)
         (told,) = warnings(capsys.readouterr().err)
         assert words in told and told.endswith("training goes on without it")
-        assert (run / run_files.SUMMARY).exists() and run_files.read_events(run)[-1]["event"] == "finished"
+        assert (run / run_files.SUMMARY).exists() and read_events(run)[-1]["event"] == "finished"
 
     def test_signal_handlers_are_kept(self, train: Train, modules: Any) -> None:
         import signal
@@ -244,7 +245,7 @@ class TestOwn:
         modules("own_callbacks", OWN.format(batch="if trainer.iter == 12: 1 / 0"))
         with pytest.raises(RunError, match="own_callbacks:Recorder: on_batch_end raised ZeroDivisionError: division"):
             train(callbacks__custom="own_callbacks:Recorder")
-        last = run_files.read_events(tmp_path / "run")[-1]
+        last = read_events(tmp_path / "run")[-1]
         assert last["event"] == "failed" and "callbacks.custom: own_callbacks:Recorder" in last["reason"]
         assert "if trainer.iter == 12: 1 / 0" in capsys.readouterr().err, "the line is not shown"
         assert checkpoint.checkpoints(tmp_path / "run")[0].name == "checkpoint-00000010.pt"
@@ -252,7 +253,7 @@ class TestOwn:
     def test_stops_the_run(self, train: Train, modules: Any, capsys: pytest.CaptureFixture[str]) -> None:
         modules("own_callbacks", OWN.format(batch="trainer.stop_requested = trainer.iter == 7"))
         run = train(code=run_files.EXIT_STOPPED, callbacks__custom="own_callbacks:Recorder")
-        last = run_files.read_events(run)[-1]
+        last = read_events(run)[-1]
         assert (last["event"], last["iter"], last["requeue"]) == ("stopped", 7, False)
         assert "stopped by the callback own_callbacks:Recorder after iter 7" in capsys.readouterr().out
         train(callbacks__custom="own_callbacks:Recorder")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_csv, loss_digest, run_files
+from ablatrix.trainer.rundir.files import atomic_write
 
 ROWS = 12
 CHANGES: dict[str, Callable[[str], str]] = {
@@ -32,11 +33,11 @@ CHANGES: dict[str, Callable[[str], str]] = {
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    log = run_files.LossLog(folder, 0)
+    log = loss_csv.LossLog(folder, 0)
     for step in range(1, ROWS + 1):
         log.write({"iter": step, "loss": step + 0.125, "dt": 0.5})
     summary = {"iters": ROWS, loss_digest.KEY: loss_digest.describe(folder)}
-    run_files.atomic_write(folder / run_files.SUMMARY, json.dumps(summary))
+    atomic_write(folder / run_files.SUMMARY, json.dumps(summary))
     return folder
 
 

@@ -15,8 +15,9 @@ import torch
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed.pipeline import split
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.ranks import ended, flags, ranks
 from tests.support.workspace import without_clock
 from tests.trainer.parallel_worker import HALF, STEPS, VARIANTS, settings, train
@@ -74,12 +75,12 @@ def test_a_state_goes_on_in_one_process(found: dict[str, Any], variant: str) -> 
 
 
 def events(run_dir: Path) -> list[str]:
-    return [event["event"] for event in run_files.read_events(run_dir)]
+    return [event["event"] for event in read_events(run_dir)]
 
 
 def after(run_dir: Path, step: int) -> None:
     end = time.monotonic() + 60
-    while len(run_files.whole_rows(run_files.read_text(run_dir / run_files.LOSS))) < step:
+    while len(loss_csv.parse_rows(run_files.read_text(run_dir / run_files.LOSS))) < step:
         assert time.monotonic() < end
         time.sleep(0.01)
 

@@ -18,6 +18,7 @@ from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config import TrainerConfig, optimization
 from ablatrix.trainer.rundir import loss_digest, run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.schedules import learning_rate
 from tests.support.workspace import without_clock
 
@@ -48,12 +49,12 @@ def test_more_steps(train: Train, settings: dict[str, Any], steps: int, origin: 
     assert without_clock(first) == longer
     summary = json.loads((first / run_files.SUMMARY).read_text())
     assert summary["max_iters"] == 29
-    resumed = [event for event in run_files.read_events(first) if event["event"] == "resumed"]
-    assert [event["iter"] for event in resumed] == [origin or run_files.step_of(newest)]
+    resumed = [event for event in read_events(first) if event["event"] == "resumed"]
+    assert [event["iter"] for event in resumed] == [origin or run_files.checkpoint_step(newest)]
     if settings.get("callbacks__jsonl"):
         steps_told = [json.loads(line)["iter"] for line in (first / run_files.METRICS).read_text().splitlines()]
         assert steps_told == [int(row[0]) for row in longer[1:]]
-    named = copy / f"checkpoint-{origin or run_files.step_of(newest):08d}.pt"
+    named = copy / f"checkpoint-{origin or run_files.checkpoint_step(newest):08d}.pt"
     assert without_clock(train("named", trainer__max_iters=29, trainer__resume=named, **settings)) == longer
 
 
@@ -86,7 +87,7 @@ class TestOlderCheckpoints:
         with pytest.raises(UserError, match="older version of Ablatrix; only its own run goes on from it"):
             train("other", trainer__resume=folder / "checkpoint-00000020.pt")
         train()
-        assert [e["iter"] for e in run_files.read_events(folder) if e["event"] == "resumed"] == [20]
+        assert [e["iter"] for e in read_events(folder) if e["event"] == "resumed"] == [20]
         assert without_clock(folder) == rows
         assert "checkpoint-00000020.pt: written by an older version" in "".join(capsys.readouterr())
 
@@ -100,7 +101,7 @@ class TestOlderCheckpoints:
         del summary[loss_digest.KEY]
         (folder / run_files.SUMMARY).write_text(json.dumps(summary))
         train(trainer__max_iters=29)
-        assert [e["iter"] for e in run_files.read_events(folder) if e["event"] == "resumed"] == [20]
+        assert [e["iter"] for e in read_events(folder) if e["event"] == "resumed"] == [20]
         assert without_clock(folder) == longer
 
 
@@ -166,7 +167,7 @@ class TestOtherData:
         moved = shutil.copy(own, own.with_name("moved.jsonl"))
         own.unlink()
         train(data__file_path=moved, trainer__max_iters=12)
-        assert [e["iter"] for e in run_files.read_events(folder) if e["event"] == "resumed"] == [10]
+        assert [e["iter"] for e in read_events(folder) if e["event"] == "resumed"] == [10]
 
     def test_finished(self, train: Train, own: Path) -> None:
         folder = train(data__file_path=own)

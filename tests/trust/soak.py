@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.faults.nursery import Nursery
 from tests.support.workspace import Workspace, without_clock
 from tests.trust import soak_truth
@@ -219,7 +220,7 @@ class Soak:
         steps = [line.split(",")[0] for line in text.splitlines()[1:]]
         if steps != ["1", *(str(step) for step in range(2, 21, 2))] or not text.endswith("\n"):
             self.findings.wrong.append(f"{folder}: steps {steps}")
-        ends = [event for event in run_files.read_events(folder) if event["event"] == "finished"]
+        ends = [event for event in read_events(folder) if event["event"] == "finished"]
         if len(ends) != 1:
             self.findings.wrong.append(f"{folder}: finished {len(ends)} times")
 

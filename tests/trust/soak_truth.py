@@ -14,6 +14,7 @@ from typing import Any
 
 from ablatrix.orchestrator.store.submit_attempts import FOLDER as CLAIMS
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 GIVEN_UP = ("lost", "cancelled", "planned")
@@ -127,7 +128,7 @@ def contradiction(
         return ""
     found = before.job(folder), after.job(folder)
     if state == "running":
-        begun = any(before.time <= event["time"] <= after.time for event in run_files.read_events(folder))
+        begun = any(before.time <= event["time"] <= after.time for event in read_events(folder))
         moved = working or begun or key in after.done or submitting
         return "" if moved or any(job and job.state not in PENDING for job in found) else _told(said, found)
     return _against_queue(said, found, submitting)

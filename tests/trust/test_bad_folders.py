@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support import finished_runs
 from tests.support.evidence import Cases, Tally
 from tests.support.workspace import Workspace
@@ -117,6 +117,6 @@ def test_gone_in_the_middle(work: Workspace, cases: Cases, tally: Tally) -> None
     (again.folder / "out").rmdir()
     (again.folder / "disk").rename(again.folder / "out")
     assert {cell: finished_runs.results(again, cell) for cell in original} == original
-    events = [event["event"] for event in run_files.read_events(again.run_folder("baseline"))]
+    events = [event["event"] for event in read_events(again.run_folder("baseline"))]
     assert "superseded" not in events
     tally("a folder that is unmounted under its runs: they stop, and mounted again they go on", 1, "results equal")

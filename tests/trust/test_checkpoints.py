@@ -22,7 +22,7 @@ from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config import load
 from ablatrix.trainer.out_of_memory import is_out_of_memory
-from ablatrix.trainer.rundir import atomic, run_files
+from ablatrix.trainer.rundir import files, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from tests.faults.conftest import Trainers, nursery, same_result, trainers  # noqa: F401
 from tests.support.evidence import Cases, Tally
@@ -55,7 +55,7 @@ def stored(state: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two good checkpoints; reading again is tried without pauses."""
-    monkeypatch.setattr(atomic, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0))
     for step in (10, 20):
         checkpoint.save(tmp_path, tiny(step))
     return tmp_path
@@ -182,7 +182,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from ablatrix.trainer import checkpoint
-from ablatrix.trainer.rundir import atomic as durable
+from ablatrix.trainer.rundir import files as durable
 from ablatrix.trainer.rundir.errors import UserError
 durable.PAUSES = ()
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -16,6 +16,7 @@ from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
 from tests.support.evidence import Cases, Tally
 from tests.support.plans import FIVE, expand
 from tests.support.workspace import Workspace
@@ -152,7 +153,7 @@ def test_a_study_on_hosts_whose_clocks_jump(workspace: Workspace, cases: Cases, 
         workspace.run("submit", f"{name}.yaml", "--launcher", "local")
         workspace.environment = {}
         assert {state["state"] for state in workspace.states(name).values()} == {"done"}
-        events = run_files.read_events(workspace.run_folder("baseline", name))
+        events = read_events(workspace.run_folder("baseline", name))
         assert any(abs(event["time"] - time.time()) > OFF / 2 for event in events), "the clock was right"
         summary = json.loads((workspace.run_folder("baseline", name) / run_files.SUMMARY).read_text())
         assert 0 < summary["seconds"] < OFF / 2

@@ -18,8 +18,9 @@ from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.store import run_progress, study_dir
 from ablatrix.trainer import config
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.events import append_event, read_events
 from tests.support.evidence import Cases, Tally
 from tests.support.studies import Plan, write_study
 
@@ -36,7 +37,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_study(where, plan)
     for run in where.glob("*-seed*"):
         for event in ("submitting", "queued", "started", "heartbeat", "checkpoint"):
-            run_files.append_event(run, event, attempt=1, token="0" * 16, iter=5, launcher="local")
+            append_event(run, event, attempt=1, token="0" * 16, iter=5, launcher="local")
         claim = run / ".queue" / "1" / "claim.json"
         claim.parent.mkdir(parents=True)
         claim.write_text('{"attempt": 1, "token": "0123456789abcdef", "index": 0, "tasks": 2}')
@@ -76,8 +77,8 @@ def loss_files(draw: st.DrawFn) -> tuple[dict[int, list[Any]], bytes]:
     """Return the rows by step, and a spoiled file of them."""
     numbers = st.none() | st.floats() | st.floats(0, 10)
     steps = sorted(draw(st.sets(st.integers(0, 10**9), min_size=1, max_size=8)))
-    rows = {step: [step, *(draw(numbers) for _ in run_files.COLUMNS[1:])] for step in steps}
-    return rows, ",".join(run_files.COLUMNS).encode() + b"\n" + spoil_lines(draw, [*map(as_line, rows.values())])
+    rows = {step: [step, *(draw(numbers) for _ in loss_csv.COLUMNS[1:])] for step in steps}
+    return rows, ",".join(loss_csv.COLUMNS).encode() + b"\n" + spoil_lines(draw, [*map(as_line, rows.values())])
 
 
 def test_rows_of_a_spoiled_loss_csv_are_those_written(tmp_path: Path, cases: Cases, tally: Tally) -> None:
@@ -89,16 +90,16 @@ def test_rows_of_a_spoiled_loss_csv_are_those_written(tmp_path: Path, cases: Cas
     def read_back(made: tuple[dict[int, list[Any]], bytes]) -> None:
         truth, content = made
         path.write_bytes(content)
-        for row in run_files.whole_rows(content.decode()) + run_progress._last_rows(path)[1]:
+        for row in loss_csv.parse_rows(content.decode()) + run_progress._last_rows(path)[1]:
             assert ",".join(row).encode() == as_line(truth[int(row[0])])
         columns = collect.parse_rows(content)
         for name in collect.READ:
-            at = run_files.COLUMNS.index(name)
+            at = loss_csv.COLUMNS.index(name)
             written = [truth[int(step)][at] for step in columns["iter"]]
             assert all(map(same, columns[name], written))
-        for kept in run_files.LossLog(tmp_path, 10**12).rows():
-            written = dict(zip(run_files.COLUMNS, truth[int(kept["iter"] or 0)], strict=True))
-            assert all(same(kept[name], written[name]) for name in run_files.COLUMNS if name != "tokens")
+        for kept in loss_csv.LossLog(tmp_path, 10**12).rows():
+            written = dict(zip(loss_csv.COLUMNS, truth[int(kept["iter"] or 0)], strict=True))
+            assert all(same(kept[name], written[name]) for name in loss_csv.COLUMNS if name != "tokens")
 
     read_back()
     tally("rows of a spoiled loss.csv are those written", cases=count, detail="4 readers, 0 invented values")
@@ -109,22 +110,22 @@ def test_columns_are_found_by_the_header(tmp_path: Path) -> None:
     path.write_text("iter,loss,val_loss,dt,tokens,lr,seconds,grad_norm\n7,1.5,2.5,0.25,100,1e-3,9.0,3.0\n")
     names, rows = run_progress._last_rows(path)
     assert dict(zip(names, rows[0], strict=True))["val_loss"] == "2.5"
-    (kept,) = run_files.LossLog(tmp_path, 100).rows()
-    assert kept == dict(zip(run_files.COLUMNS, (7, 1.5, 0.25, 2.5, 1e-3, 3.0, 100, 9.0), strict=True))
+    (kept,) = loss_csv.LossLog(tmp_path, 100).rows()
+    assert kept == dict(zip(loss_csv.COLUMNS, (7, 1.5, 0.25, 2.5, 1e-3, 3.0, 100, 9.0), strict=True))
     path.write_text("step,value\n1,2\n")
-    assert run_progress._last_rows(path)[1] == [] and run_files.LossLog(tmp_path, 100).rows() == []
+    assert run_progress._last_rows(path)[1] == [] and loss_csv.LossLog(tmp_path, 100).rows() == []
 
 
 def test_events_of_a_torn_file_are_those_written(tmp_path: Path, tally: Tally) -> None:
     """Cut at every byte; then appended to by the next attempt."""
     for step in (1, 2):
-        run_files.append_event(tmp_path, "checkpoint", iter=step)
+        append_event(tmp_path, "checkpoint", iter=step)
     path = tmp_path / run_files.EVENTS
-    content, written = path.read_bytes(), run_files.read_events(tmp_path)
+    content, written = path.read_bytes(), read_events(tmp_path)
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        run_files.append_event(tmp_path, "started")
-        *before, last = run_files.read_events(tmp_path)
+        append_event(tmp_path, "started")
+        *before, last = read_events(tmp_path)
         assert last["event"] == "started"
         assert before == written[: len(before)]
     tally("events of a torn events.jsonl are those written", cases=len(content), detail="0 invented records")
@@ -255,13 +256,13 @@ def test_noise_among_slurms_answers_makes_no_job_and_hides_none(cases: Cases, ta
 def test_an_unknown_state_of_a_job_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
     """A state of a newer Slurm: the run's own files decide, and nothing is written."""
     run = study_dir.StudyRun("a", "a", 1, [], {}, tmp_path)
-    run_files.append_event(tmp_path, "queued", launcher="sbatch", job_id="12", attempt=1, token="0" * 16)
+    append_event(tmp_path, "queued", launcher="sbatch", job_id="12", attempt=1, token="0" * 16)
     study = study_dir.Study(tmp_path, "s", "f", 0.0, {}, [run])
     jobs = commands.parse_squeue(f"12|POLISHING|me|node1|1:00|None|ablatrix:{'0' * 16}", "me")
     monkeypatch.setattr(commands, "ended_jobs", lambda ids: {})
     for event, state in (("", "queued"), ("started", "running"), ("failed", "failed")):
         if event:
-            run_files.append_event(tmp_path, event)
+            append_event(tmp_path, event)
         assert run_state.collect(study, run_state.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
-    assert [record["event"] for record in run_files.read_events(tmp_path)] == ["queued", "started", "failed"]
+    assert [record["event"] for record in read_events(tmp_path)] == ["queued", "started", "failed"]
     tally("an unknown state of a job ends no run", cases=3)

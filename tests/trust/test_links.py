@@ -15,9 +15,11 @@ from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempt
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.data.token_cache import appearing
-from ablatrix.trainer.rundir import atomic, attempts, run_files, safe_open
+from ablatrix.trainer.rundir import attempts, files, loss_csv, run_files
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.evidence import Tally
 
 KINDS = ("dangling link", "link to a file", "link to a folder", "hard link", "FIFO", "file", "folder")
@@ -48,7 +50,7 @@ def study_in(path: Path) -> None:
 
 
 def append_to(path: Path) -> None:
-    with safe_open.open_to_append(path) as file:
+    with files.open_to_append(path) as file:
         file.write(b"new\n")
 
 
@@ -59,16 +61,16 @@ def put_patch(path: Path) -> None:
 
 # what is called -> the name that it makes or writes in its folder
 WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "replaced files": (lambda path: run_files.atomic_write(path, "new\n"), "summary.json"),
-    "private files": (lambda path: run_files.atomic_write(path, "new\n", mode=safe_open.PRIVATE), "x.sbatch"),
-    "appended lines": (lambda path: atomic.append_line(path, "new"), "events.jsonl"),
-    "events": (lambda path: run_files.append_event(path.parent, "started"), "events.jsonl"),
-    "loss.csv": (lambda path: run_files.LossLog(path.parent, 0).write({"iter": 1, "loss": 2.0}), "loss.csv"),
+    "replaced files": (lambda path: atomic_write(path, "new\n"), "summary.json"),
+    "private files": (lambda path: atomic_write(path, "new\n", mode=files.PRIVATE), "x.sbatch"),
+    "appended lines": (lambda path: files.append_line(path, "new"), "events.jsonl"),
+    "events": (lambda path: append_event(path.parent, "started"), "events.jsonl"),
+    "loss.csv": (lambda path: loss_csv.LossLog(path.parent, 0).write({"iter": 1, "loss": 2.0}), "loss.csv"),
     "outputs of jobs": (append_to, "job.out"),
-    "new files": (lambda path: safe_open.create(path, "new\n"), "file"),
-    "emptied files": (lambda path: os.close(safe_open.open_file(path, os.O_WRONLY | os.O_TRUNC)), "owner.new"),
-    "folders": (safe_open.make_folder, "folder"),
-    "private folders": (safe_open.make_private_folder, "submitit"),
+    "new files": (lambda path: files.create(path, "new\n"), "file"),
+    "emptied files": (lambda path: os.close(files.open_file(path, os.O_WRONLY | os.O_TRUNC)), "owner.new"),
+    "folders": (files.make_folder, "folder"),
+    "private folders": (files.make_private_folder, "submitit"),
     "files of the cache": (appear, "tokens.bin"),
     "claims of the cache": (claim, "00001"),
     "attempts": (lambda path: Attempt.take(path.parent), ".attempts"),
@@ -145,9 +147,7 @@ def test_what_is_there_before_is_refused_or_replaced(tmp_path: Path, tally: Tall
     )
 
 
-@pytest.mark.parametrize(
-    "reader", [run_files.read_json, run_files.read_text, run_files.read_events, study_dir.load_study]
-)
+@pytest.mark.parametrize("reader", [run_files.read_json, run_files.read_text, read_events, study_dir.load_study])
 def test_nobody_waits_for_a_fifo(reader: Callable[[Path], object], tmp_path: Path) -> None:
     """A read that waited would never end; a link is read, as people archive results so."""
     for name in ("x", "events.jsonl", "study.json"):
@@ -156,7 +156,7 @@ def test_nobody_waits_for_a_fifo(reader: Callable[[Path], object], tmp_path: Pat
         with pytest.raises(AblatrixError, match="holds no study"):
             reader(tmp_path)
     else:
-        assert not reader(tmp_path if reader is run_files.read_events else tmp_path / "x")
+        assert not reader(tmp_path if reader is read_events else tmp_path / "x")
     (tmp_path / "real.json").write_text("{}")
     (tmp_path / "link.json").symlink_to("real.json")
     assert run_files.read_json(tmp_path / "link.json") == {}
@@ -166,7 +166,7 @@ def test_nobody_waits_for_a_fifo(reader: Callable[[Path], object], tmp_path: Pat
 def test_removing_waits_for_nothing_and_follows_nothing(kind: str, tmp_path: Path) -> None:
     plant(tmp_path / "x", kind, tmp_path / "outside")
     before = look(tmp_path / "outside")
-    safe_open.remove(tmp_path / "x")
+    files.remove(tmp_path / "x")
     assert not os.path.lexists(tmp_path / "x")
     assert look(tmp_path / "outside") == before
 
@@ -183,7 +183,7 @@ def test_folders_above_may_be_links(tmp_path: Path, tally: Tally) -> None:
     run.mkdir()
     start_job(run / ".queue")
     Attempt.take(run)
-    run_files.append_event(run, "started")
+    append_event(run, "started")
     publish(study / "report")
     code_snapshot.take(study.parent / ".snapshots")
     assert json.loads((tmp_path / "disk/out/study/study.json").read_text())["name"] == "study"

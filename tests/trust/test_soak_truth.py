@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import append_event
 from tests.trust.soak_truth import Key, Queued, Truth, claimed, contradiction
 
 KEY: Key = ("00ff00ff00ff00ff", "3")
@@ -96,7 +96,7 @@ def test_a_trainer_that_works_has_not_failed(folder: Path) -> None:
 def test_a_run_that_began_and_was_cancelled_between_two_looks_did_run(folder: Path) -> None:
     before = truth(folder, WAITS)
     time.sleep(0.01)
-    run_files.append_event(folder, "started")
+    append_event(folder, "started")
     time.sleep(0.01)
     assert not found(folder, said("running"), before, truth(folder, None))
 

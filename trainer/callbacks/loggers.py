@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.out_of_memory import first_line, peak_memory
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.console import say, warn
+from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.rundir.program import pip_install
-from ablatrix.trainer.rundir.safe_open import make_folder
 from ablatrix.trainer.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _told(error: BaseException) -> str:
     return first_line(error).rstrip(". ")
 
 
-def scalars(row: run_files.Row) -> dict[str, float | int]:
+def scalars(row: loss_csv.Row) -> dict[str, float | int]:
     """What of a row is drawn over the steps."""
     return {name: value for name, value in row.items() if name != "iter" and value is not None}
 
@@ -81,7 +81,7 @@ class TensorBoard:
     no step is shown twice. Rows from before this log was switched on are filled in.
     """
 
-    def __init__(self, run_dir: Path, rows: Sequence[run_files.Row]) -> None:
+    def __init__(self, run_dir: Path, rows: Sequence[loss_csv.Row]) -> None:
         self.folder, self.rows = run_dir / run_files.TENSORBOARD, rows
         self.writer: Any = None
 
@@ -110,7 +110,7 @@ class TensorBoard:
     def close(self, trainer: Trainer) -> None:
         self.writer.close()
 
-    def _add(self, row: run_files.Row) -> None:
+    def _add(self, row: loss_csv.Row) -> None:
         for name, value in scalars(row).items():
             self.writer.add_scalar(name, value, row["iter"])
 
@@ -122,7 +122,7 @@ class WandB:
     begins a new folder that holds all its rows, those from before included: the newest is the one to synchronise.
     """
 
-    def __init__(self, run_dir: Path, rows: Sequence[run_files.Row]) -> None:
+    def __init__(self, run_dir: Path, rows: Sequence[loss_csv.Row]) -> None:
         self.run_dir, self.rows = run_dir, rows
         self.offline = os.environ.setdefault("WANDB_MODE", "offline") == "offline"
         self.run: Any = None
@@ -159,7 +159,7 @@ class WandB:
         if self.offline and folder.exists():
             say(f"to see this run in W&B, where there is a network: wandb sync {folder}")
 
-    def _log(self, row: run_files.Row) -> None:
+    def _log(self, row: loss_csv.Row) -> None:
         self.run.log(scalars(row), step=row["iter"])
 
     def _id(self, fresh: bool) -> str:
@@ -169,7 +169,7 @@ class WandB:
         if not known:
             known = secrets.token_hex(6)
             make_folder(path.parent)
-            run_files.atomic_write(path, known + "\n")
+            atomic_write(path, known + "\n")
         return known
 
 
@@ -184,7 +184,7 @@ def handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-LOGGERS: dict[str, Callable[[Path, Sequence[run_files.Row]], TensorBoard | WandB]] = {
+LOGGERS: dict[str, Callable[[Path, Sequence[loss_csv.Row]], TensorBoard | WandB]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
 }

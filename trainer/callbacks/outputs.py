@@ -18,8 +18,10 @@ from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.out_of_memory import largest_part, peak_memory
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.console import say, warn
+from ablatrix.trainer.rundir.events import STOP_FILE, append_event
+from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 from ablatrix.trainer.signals import StopSignals
 
 HEARTBEAT_SECONDS = 30.0
@@ -33,7 +35,7 @@ Guard = Callable[[], None]
 class LossRows:
     """`on_row`: the row goes to loss.csv and to the terminal."""
 
-    def __init__(self, log: run_files.LossLog) -> None:
+    def __init__(self, log: loss_csv.LossLog) -> None:
         self.log = log
 
     def __call__(self, trainer: Trainer) -> None:
@@ -49,7 +51,7 @@ class LossRows:
 class Metrics:
     """`on_row`: the row goes to metrics.jsonl, with the memory that the run has needed so far."""
 
-    def __init__(self, log: run_files.MetricsLog) -> None:
+    def __init__(self, log: loss_csv.MetricsLog) -> None:
         self.log = log
 
     def __call__(self, trainer: Trainer) -> None:
@@ -59,7 +61,7 @@ class Metrics:
 class Checkpoints:
     """`on_checkpoint`: the state goes to checkpoint-<step>.pt, after all rows up to it are safe in `logs`."""
 
-    def __init__(self, run_dir: Path, logs: Sequence[run_files.StepLog], guard: Guard) -> None:
+    def __init__(self, run_dir: Path, logs: Sequence[loss_csv.LineLog], guard: Guard) -> None:
         self.run_dir, self.logs, self.guard = run_dir, logs, guard
 
     def __call__(self, trainer: Trainer) -> None:
@@ -71,7 +73,7 @@ class Checkpoints:
             self.run_dir, trainer.state(), self.guard, settings.save_total_limit, branch_step(settings)
         )
         fields = {"iter": trainer.iter, "file": path.name, "peak_memory_bytes": peak_memory(trainer.device)}
-        run_files.append_event(self.run_dir, "checkpoint", **fields)
+        append_event(self.run_dir, "checkpoint", **fields)
 
 
 class BestWeights:
@@ -108,7 +110,7 @@ class OutOfMemory:
             f"window{'s' * (size > 1)} at a time from here on, with the same mean gradient"
         )
         fields = {"iter": trainer.iter, "micro_batch": size, "parts": trainer.parts}
-        run_files.append_event(self.run_dir, "out_of_memory", **fields)
+        append_event(self.run_dir, "out_of_memory", **fields)
 
 
 class Heartbeat:
@@ -124,7 +126,7 @@ class Heartbeat:
             self.last = now
             self.guard()
             memory = peak_memory(trainer.device)
-            run_files.append_event(self.run_dir, "heartbeat", iter=trainer.iter, peak_memory_bytes=memory)
+            append_event(self.run_dir, "heartbeat", iter=trainer.iter, peak_memory_bytes=memory)
 
 
 class SignalWatch:
@@ -137,7 +139,7 @@ class SignalWatch:
         if self.signals.received is not None and not trainer.stop_requested:
             trainer.stop_requested, trainer.stopped_by = True, self.signals.name
             self.guard()
-            run_files.append_event(self.run_dir, "signal", signal=self.signals.name, iter=trainer.iter)
+            append_event(self.run_dir, "signal", signal=self.signals.name, iter=trainer.iter)
 
 
 class Requests:
@@ -168,7 +170,7 @@ class Requests:
         if name == self.names[1]:
             trainer.save_requested = True
         elif not trainer.stop_requested:
-            trainer.stop_requested, trainer.stopped_by = True, run_files.STOP_FILE
+            trainer.stop_requested, trainer.stopped_by = True, STOP_FILE
 
     def on_checkpoint(self, trainer: Trainer) -> None:
         for name in self.seen:
@@ -200,7 +202,7 @@ class Samples:
                 if len(texts) > 1:
                     texts = [f"--- {p!r}\n{text}" for p, text in zip(settings.sample_prompt, texts, strict=True)]
                 block = "\n".join([f"{SAMPLE_HEADER}{trainer.iter}", *texts, ""])
-                run_files.atomic_write(self.path, run_files.kept_text(self.path) + block, guard=self.guard)
+                atomic_write(self.path, read_text_strict(self.path) + block, guard=self.guard)
 
     def _sample(self, trainer: Trainer, prompt: str) -> str:
         from ablatrix.trainer.data import tokenizer  # transformers takes a second to import
@@ -215,7 +217,7 @@ class Samples:
 
     def _drop_after(self, step: int) -> None:
         """Samples of steps that are about to be repeated would stand there twice."""
-        text = run_files.kept_text(self.path)
+        text = read_text_strict(self.path)
         kept = []
         for line in text.splitlines(keepends=True):
             number = line.removeprefix(SAMPLE_HEADER).strip()
@@ -223,4 +225,4 @@ class Samples:
                 break
             kept.append(line)
         if "".join(kept) != text:
-            run_files.atomic_write(self.path, "".join(kept), guard=self.guard)
+            atomic_write(self.path, "".join(kept), guard=self.guard)

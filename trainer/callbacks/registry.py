@@ -11,7 +11,7 @@ from ablatrix.trainer.callbacks import outputs
 from ablatrix.trainer.callbacks.spikes import Spikes
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.loop import Trainer
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.signals import StopSignals
 
@@ -33,13 +33,13 @@ def plugins(config: RunConfig) -> list[Plugin]:
 class Attached:
     """What is to be ended when the training has ended."""
 
-    logs: list[run_files.StepLog]  # of the run's rows
+    logs: list[loss_csv.LineLog]  # of the run's rows
     loggers: list[Dispensable]
 
     def mend(self) -> None:
         """The logs are complete: put right what somebody else has changed in them."""
         for log in self.logs:
-            log.mend()
+            log.restore()
 
     def close(self, trainer: Trainer) -> None:
         for logger in self.loggers:
@@ -53,13 +53,13 @@ def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals, own: Sequen
     resumed run go on behind it. own: callbacks of the user's own come last.
     """
     run_dir, guard = attempt.run_dir, attempt.require
-    log = run_files.LossLog(run_dir, trainer.iter, guard, trainer.row_due, trainer.eval_due)
-    logs: list[run_files.StepLog] = [log]
+    log = loss_csv.LossLog(run_dir, trainer.iter, guard, trainer.row_due, trainer.eval_due)
+    logs: list[loss_csv.LineLog] = [log]
     _boundaries(trainer, run_dir, signals, guard)
     trainer.add_callback("on_row", outputs.LossRows(log))
     settings = trainer.config.callbacks
     if settings.jsonl:
-        metrics = run_files.MetricsLog(run_dir, log.rows(), guard)
+        metrics = loss_csv.MetricsLog(run_dir, log.rows(), guard)
         logs.append(metrics)
         trainer.add_callback("on_row", outputs.Metrics(metrics))
     if settings.watch_grad_norm or settings.watch_loss:
@@ -78,7 +78,7 @@ def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals, own: Sequen
     return Attached(logs, loggers)
 
 
-def _loggers(trainer: Trainer, run_dir: Path, log: run_files.LossLog, guard: outputs.Guard) -> list[Dispensable]:
+def _loggers(trainer: Trainer, run_dir: Path, log: loss_csv.LossLog, guard: outputs.Guard) -> list[Dispensable]:
     """Those of other tools that are switched on."""
     settings = trainer.config.callbacks
     names = [name for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb)) if wanted]

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv
 from ablatrix.trainer.rundir.console import warn
+from ablatrix.trainer.rundir.events import append_event
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ class Spikes:
     """
 
     def __init__(
-        self, run_dir: Path, rows: Iterable[run_files.Row], guard: Guard, grad_norm: float = 10.0, loss: float = 10.0
+        self, run_dir: Path, rows: Iterable[loss_csv.Row], guard: Guard, grad_norm: float = 10.0, loss: float = 10.0
     ) -> None:
         self.run_dir, self.guard = run_dir, guard
         self.factors = {name: k for name, k in (("grad_norm", grad_norm), ("loss", loss)) if k}
@@ -54,9 +55,9 @@ class Spikes:
                 "again: a smaller learning_rate, a longer warm-up, or a smaller grad_norm_clip"
             )
             fields = {"iter": trainer.iter, "what": name, "value": value, "median": usual, "lr": rate}
-            run_files.append_event(self.run_dir, "spike", **fields)
+            append_event(self.run_dir, "spike", **fields)
 
-    def _take(self, row: run_files.Row) -> list[tuple[str, float, float]]:
+    def _take(self, row: loss_csv.Row) -> list[tuple[str, float, float]]:
         """Remember a row; (name, value, running median) of what is new and out of order in it."""
         found = []
         for name, factor in self.factors.items():

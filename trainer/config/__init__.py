@@ -18,7 +18,7 @@ from ablatrix.trainer.config import field_errors, optimization, run_hash
 from ablatrix.trainer.config.paths import UserPath, expand_path
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
-from ablatrix.trainer.rundir.run_files import read_bytes
+from ablatrix.trainer.rundir.files import read_bytes
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

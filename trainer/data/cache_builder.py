@@ -27,7 +27,7 @@ from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
 from ablatrix.trainer.rundir.program import ROOT
-from ablatrix.trainer.rundir.safe_open import is_own, make_folder, owner_name
+from ablatrix.trainer.rundir.files import is_own, make_folder, owner_name
 
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # work that ends sooner needs no progress display

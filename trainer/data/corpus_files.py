@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.rundir.errors import DataError
-from ablatrix.trainer.rundir.run_files import opened
+from ablatrix.trainer.rundir.files import open_for_reading
 
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2", ".lzma")
 KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first that is there is taken
@@ -86,7 +86,7 @@ def sample_file(path: Path, files: int = 1) -> Iterator[bytes]:
     """Yield evenly spaced pieces of a file as it lies on the disk, all of a small one. files: that share SAMPLES."""
     size, most = PIECE if files <= SAMPLES else PIECE // 16, max(1, SAMPLES // files)
     try:
-        with opened(path, buffering=0) as file:
+        with open_for_reading(path, buffering=0) as file:
             pieces = -(-os.fstat(file.fileno()).st_size // size)
             for k in range(min(pieces, most)):
                 yield os.pread(file.fileno(), size, k * pieces // min(pieces, most) * size)

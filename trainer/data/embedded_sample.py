@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.run_files import atomic_write
+from ablatrix.trainer.rundir.files import atomic_write
 
 VOCAB_SIZE = 4096  # with END_OF_TEXT, which is the last one, as in GPT-2
 END_OF_TEXT = "<|endoftext|>"

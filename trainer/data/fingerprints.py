@@ -17,7 +17,7 @@ from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TOKENIZER
-from ablatrix.trainer.rundir.run_files import opened
+from ablatrix.trainer.rundir.files import open_for_reading
 from ablatrix.trainer.rundir.recorded_inputs import CORPUS, DATA, TOKENIZER
 
 PIECE = 1 << 20  # bytes
@@ -54,7 +54,7 @@ def of_file(path: Path, pieces: int = PIECES) -> str | None:
     Copying or touching a file does not change it; appending, replacing or rewriting it does.
     """
     try:
-        with opened(path, buffering=0) as file:
+        with open_for_reading(path, buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(f"{size} ".encode())
             for start in _starts(size, pieces):

@@ -21,7 +21,7 @@ from ablatrix.trainer.data.formats import describe_other, is_other
 from ablatrix.trainer.data.token_store import CompleteStore, read_tokens
 from ablatrix.trainer.data.tokenizer import TokenizerInfo
 from ablatrix.trainer.rundir.errors import DataError
-from ablatrix.trainer.rundir.run_files import opened
+from ablatrix.trainer.rundir.files import open_for_reading
 
 PIECES = 64  # evenly spaced looks at the files
 PIECE = 1 << 18  # bytes of each
@@ -40,7 +40,7 @@ class FlatFile:
         """Raises DataError where it cannot be read, or is known to be something else."""
         self.path, (self.bytes, _) = path, file_stamp(path)
         try:
-            self.file: BinaryIO = opened(path, buffering=0)
+            self.file: BinaryIO = open_for_reading(path, buffering=0)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         head = os.pread(self.file.fileno(), HEADER, 0)

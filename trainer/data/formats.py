@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ablatrix.trainer.data.decoders import COMPRESSED, explain_damage, unwrap
 from ablatrix.trainer.rundir.errors import DataError
-from ablatrix.trainer.rundir.run_files import opened
+from ablatrix.trainer.rundir.files import open_for_reading
 
 HEAD = 1 << 16  # bytes that are looked at
 MOST_LAYERS = 6
@@ -75,7 +75,7 @@ class TextFile:
     def open_raw(self) -> BinaryIO:
         """Return the file itself. Raises DataError where it cannot be read."""
         try:
-            return opened(self.path, buffering=0)
+            return open_for_reading(self.path, buffering=0)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
 

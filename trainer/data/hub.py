@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.safe_open import make_private_folder, remove
+from ablatrix.trainer.rundir.files import make_private_folder, remove
 
 ADVICE = "run this where there is internet, or use --from DIR with a copy of the files"
 CHUNK = 1 << 20

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.trainer.rundir.processes import born, machine
-from ablatrix.trainer.rundir.run_files import read_bytes
-from ablatrix.trainer.rundir.safe_open import create, open_file, owner_name, remove, require_folder
+from ablatrix.trainer.rundir.files import read_bytes
+from ablatrix.trainer.rundir.files import create, open_file, owner_name, remove, require_folder
 
 BEAT_SECONDS = 5.0  # between two signs of life
 STALE_SECONDS = 60.0  # without one, by the clock of the process that waits: the hosts' clocks may differ

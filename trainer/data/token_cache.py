@@ -27,6 +27,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ablatrix.trainer.rundir.files import atomic_write
+from ablatrix.trainer.rundir.files import open_for_reading
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.corpus import Lines, document_text, fingerprint, no_documents, scan_lines
 from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
@@ -37,7 +39,7 @@ from ablatrix.trainer.data.token_store import offsets_start, write_offsets_heade
 from ablatrix.trainer.data.tokenizer import TokenizerInfo, find
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import DataError, RunError
-from ablatrix.trainer.rundir.safe_open import is_own, open_file, remove
+from ablatrix.trainer.rundir.files import is_own, open_file, remove
 
 FORMAT = 2
 OLD_FORMAT = 1  # of a single file; complete caches are still used
@@ -216,7 +218,7 @@ def write_index(cache: Cache, report: Any) -> None:
     index = {"lines": lines, "bytes": size, "shard_bytes": shard_bytes, "fingerprint": mark}
     index |= {"starts": source.starts, "layers": [file.layers for file in source.files]}
     source.close()
-    run_files.atomic_write(cache.folder / "index.json", json.dumps(index))
+    atomic_write(cache.folder / "index.json", json.dumps(index))
 
 
 @dataclass
@@ -257,7 +259,7 @@ class Shard:
 
 def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, dict[str, Any]]:
     """(file at the first token, counts, head) of a shard. Raises FileNotFoundError, also where it is not whole."""
-    file = run_files.opened(path)
+    file = open_for_reading(path)
     try:
         head = json.loads(file.readline())
         counts = np.fromfile(file, dtype="<u4", count=head["lines"])
@@ -343,7 +345,7 @@ def join_shards(cache: Cache, lines: Lines) -> None:
         "offsets_bytes": offsets_bytes,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    run_files.atomic_write(cache.folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+    atomic_write(cache.folder / "meta.json", json.dumps(meta, indent=2) + "\n")
     if cache.meta() is None:  # not to be built again for ever
         raise RunError(f"{cache.folder}: meta.json cannot be read back as it was written; set system.cache_dir")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
-from ablatrix.trainer.rundir.safe_open import owner_name
+from ablatrix.trainer.rundir.files import owner_name
 from ablatrix.trainer.config.tokenizer_names import canonical
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 from ablatrix.trainer.rundir.program import ROOT, program
-from ablatrix.trainer.rundir.run_files import atomic_write
-from ablatrix.trainer.rundir.safe_open import make_folder, personal, remove
+from ablatrix.trainer.rundir.files import atomic_write
+from ablatrix.trainer.rundir.files import make_folder, personal, remove
 
 REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # where a short name lives on the hub
 SOURCES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablatrix.trainer.rundir import claims
-from ablatrix.trainer.rundir.atomic import retried
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.files import retry
 from ablatrix.trainer.rundir.run_files import EXIT_SUPERSEDED
 
 FOLDER = ".attempts"
@@ -39,7 +39,7 @@ class Attempt:
     def take(cls, run_dir: Path) -> Attempt:
         """Begin the next attempt, which supersedes all before it. Raises OSError."""
         # a retry skips a number whose mkdir succeeded although it reported an error
-        number = retried(run_dir, lambda again: claims.claim_next(run_dir / FOLDER))
+        number = retry(run_dir, lambda: claims.claim_next(run_dir / FOLDER))
         return cls(run_dir, number, (run_dir / FOLDER / str(number)).stat().st_ino)
 
     def still_mine(self) -> bool:

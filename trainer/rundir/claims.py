@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ablatrix.trainer.rundir.atomic import retried
-from ablatrix.trainer.rundir.run_files import is_step
-from ablatrix.trainer.rundir.safe_open import make_folder
+from ablatrix.trainer.rundir.files import make_folder, retry
 
 
 def newest(folder: Path) -> int:
@@ -21,10 +19,10 @@ def newest(folder: Path) -> int:
     Lists the folder: that makes an NFS client ask the server, which looking for a single name would not.
     """
     try:
-        names = retried(folder, lambda again: os.listdir(folder))
+        names = retry(folder, lambda: os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return 0
-    return max((int(name) for name in names if is_step(name)), default=0)
+    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
 
 def claim(folder: Path, number: int) -> bool:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.files import read_bytes
 
 KEY = "loss_csv"  # in summary.json
 
 
 def describe(run_dir: Path) -> dict[str, Any]:
     """Return rows, last step, size in bytes and SHA-256 of a finished run's loss.csv."""
-    content = run_files.read_bytes(run_dir / run_files.LOSS)
+    content = read_bytes(run_dir / run_files.LOSS)
     rows, last = _extent(content)
     return {"rows": rows, "last_iter": last, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -31,7 +32,7 @@ def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
         untouched = there.st_mtime_ns <= (run_dir / run_files.SUMMARY).stat().st_mtime_ns
         if recorded and untouched and recorded["bytes"] == there.st_size:
             return ""
-        content = run_files.read_bytes(path)
+        content = read_bytes(path)
     except OSError:
         return ""
     return explain_change(summary, hashlib.sha256(content).hexdigest(), *_extent(content))
@@ -69,5 +70,5 @@ def _recorded(summary: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _extent(content: bytes) -> tuple[int, int]:
     """Return the number of rows and the last step."""
-    rows = run_files.whole_rows(content.decode("utf-8", "replace"))
+    rows = loss_csv.parse_rows(content.decode("utf-8", "replace"))
     return len(rows), int(rows[-1][0]) if rows else 0

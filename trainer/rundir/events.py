@@ -1,0 +1,87 @@
+"""events.jsonl: what happened to a run, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatrix.trainer.rundir.files import append_line, read_bytes_strict
+from ablatrix.trainer.rundir.processes import identity
+from ablatrix.trainer.rundir.run_files import EVENTS, STOP_REQUEST, json_objects, read_text
+
+STOP_FILE = f"the file {STOP_REQUEST}"  # `by` of a `stopped` event that a person asked for
+
+# Types of the fields that readers rely on; an event with a field of another type is skipped
+FIELDS: dict[str, tuple[type, ...]] = {
+    "event": (str,),
+    "time": (int, float),
+    **dict.fromkeys(("pid", "attempt", "start"), (int,)),
+    "iter": (int, type(None)),
+    **dict.fromkeys(
+        ("host", "born", "token", "launcher", "state", "reason", "signal", "by", "slurm", "cluster"), (str,)
+    ),
+    "job_id": (str, type(None)),
+}
+
+
+def append_event(run_dir: Path, event: str, **fields: Any) -> None:
+    """Add one line to events.jsonl: what happened, when (Unix seconds), in which process and Slurm job."""
+    pid = os.getpid()
+    record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "pid": pid}
+    record["born"] = identity(pid)
+    job = slurm_job_id()
+    if job:
+        record["job_id"] = job
+        if os.environ.get("SLURM_CLUSTER_NAME"):
+            record["cluster"] = os.environ["SLURM_CLUSTER_NAME"]
+    append_line(run_dir / EVENTS, json.dumps({**record, **fields}))
+
+
+def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return `123_4` for a task of an array, `123` for a plain job, None outside Slurm."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    return environ.get("SLURM_JOB_ID")
+
+
+def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return the events of a run, oldest first; torn and foreign lines are skipped.
+
+    certain: raise OSError if the file system fails, instead of returning no events. newest_only: events of which only
+    the newest few matter; parsing thousands of heartbeats takes long.
+    """
+    path = run_dir / EVENTS
+    text = read_bytes_strict(path).decode("utf-8", "replace") if certain else read_text(path)
+    for event in newest_only:
+        text = _without_older(text, event)
+    return [record for record in json_objects(text) if _is_event(record)]
+
+
+def may_requeue(stopped: Mapping[str, Any]) -> bool:
+    """True if the run of this `stopped` event may go on without a new submit: no person's file asked it to stop."""
+    return stopped.get("requeue", True) is not False
+
+
+def _without_older(text: str, event: str, kept: int = 2) -> str:
+    """Return the text without the lines of this event but for the last few (the very last may be torn)."""
+    start = f'{{"event": "{event}"'
+    if text.count(start) <= kept:
+        return text
+    lines = text.split("\n")
+    older = set([i for i, line in enumerate(lines) if line.startswith(start)][:-kept])
+    return "\n".join(line for i, line in enumerate(lines) if i not in older)
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    for name, value in record.items():
+        kinds = FIELDS.get(name)
+        if kinds is None:
+            continue
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return False
+    return "event" in record

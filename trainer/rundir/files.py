@@ -1,0 +1,403 @@
+"""Files opened, made, replaced and read safely on shared and failing file systems.
+
+Opening: in a folder that others may write (scratch, a group's cache), a name that can be guessed may be taken by a
+symbolic or hard link to a file of the user's, or by a FIFO that blocks for ever. No link of that name is followed, and
+anything but a plain file or folder is refused with an OSError whose `strerror` says what to do. Parent folders may be
+links.
+
+Writing: whatever call fails at whatever moment, a reader finds the old file or the new one. Errors that pass by
+themselves (a file server that restarts, a signal) are retried; a full disk is reported at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO, TypeVar
+
+from ablatrix.trainer.rundir.console import warn
+
+T = TypeVar("T")
+
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: the largest file allowed
+NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  # file systems that cannot fsync a directory
+PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 7.0, 20.0)  # seconds before each retry: as long as a file server restarts
+BUFFER = 1 << 20  # bytes: a file server answers a few large writes sooner than many small ones
+
+LINKED = "is a symbolic link, and nothing is written through one; remove it"
+SHARED = "has another name somewhere (a hard link), which would be written too; put a copy in its place"
+ODD = "is not a plain file; remove it"
+NO_FOLDER = "is in the way of a folder; remove it"
+PLAIN, PRIVATE = 0o666, 0o600  # modes, less the umask; PRIVATE for what may hold a secret
+
+# ---- opening and making
+
+
+def open_file(path: Path, flags: int, mode: int = PLAIN) -> int:
+    """Open a plain file that has one name only, as `os.open` does. Raises OSError for anything else."""
+    # O_NONBLOCK: do not wait for the other end of a FIFO. Truncated only once it is known to be a plain file
+    safe = (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, safe, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, LINKED, str(path)) from None
+        if error.errno == errno.ENXIO:  # a FIFO without a reader
+            raise OSError(errno.ENXIO, ODD, str(path)) from None
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.ENXIO, ODD, str(path))
+        if found.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EMLINK, SHARED, str(path))
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a plain file to append to; it is made if missing. Raises OSError as `open_file` does."""
+    return os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+
+
+def create(path: Path, content: bytes | str, mode: int = PLAIN) -> None:
+    """Write a new file. Raises OSError, FileExistsError if the name is taken."""
+    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def touch(path: Path) -> None:
+    """Make an empty file, or set the time of an existing one to now. Raises OSError as `open_file` does."""
+    descriptor = open_file(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.utime(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path, parents: bool = False) -> None:
+    """Make a folder unless it exists. Raises OSError if the name is a link or no folder.
+
+    parents: make the folders above too, which may be links.
+    """
+    try:
+        os.mkdir(path)
+    except FileNotFoundError:
+        if not parents:
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
+    except FileExistsError:
+        require_folder(path)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that only this user may read or write, for what is loaded as code or resumed from.
+
+    Raises OSError as `make_folder` does, PermissionError if another user has made it.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        require_folder(path)
+        if not is_own(path):
+            raise PermissionError(errno.EPERM, f"belongs to {owner_name(path)}; remove it", str(path)) from None
+        os.chmod(path, 0o700)
+
+
+def require_folder(path: Path) -> None:
+    """Raise OSError unless the name is a folder itself, not a link to one."""
+    kind = os.lstat(path).st_mode
+    if stat.S_ISLNK(kind):
+        raise OSError(errno.ELOOP, LINKED, str(path))
+    if not stat.S_ISDIR(kind):
+        raise OSError(errno.ENOTDIR, NO_FOLDER, str(path))
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with its content, or a file; what cannot be removed stays.
+
+    `shutil.rmtree` alone would open a FIFO of this name and block.
+    """
+    import shutil
+
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
+# ---- reading
+
+
+def open_for_reading(path: Path, buffering: int = -1) -> BinaryIO:
+    """Open a plain file to read, also through a link. Raises OSError for anything else: a pipe would block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):  # before `open`, whose error would name the descriptor instead of the path
+        os.close(descriptor)
+        raise OSError(errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb", buffering)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises OSError as `open_for_reading` does."""
+    with open_for_reading(path) as file:
+        return file.read()
+
+
+def read_bytes_strict(path: Path) -> bytes:
+    """Return a file's content, b'' only if there is no such file.
+
+    Raises OSError if the file system fails for longer than `retry` waits: the content is then unknown, not empty.
+    """
+    try:
+        return retry(path, lambda: read_bytes(path))
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
+        return b""
+
+
+def read_text_strict(path: Path) -> str:
+    """Return the text of a file that will be rewritten, '' only if it does not exist. Raises OSError."""
+    try:
+        return retry(path, lambda: read_bytes(path)).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+# ---- writing
+
+
+def retry(path: Path, action: Callable[[], T]) -> T:
+    """Return the result of `action()`, called again with growing pauses while it fails with a TRANSIENT error.
+
+    path: named in warnings and in the error. Raises the first OSError of another kind, or the last one.
+    """
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.filename is None:  # calls on open files do not know it
+                error.filename = str(path)
+            pause = next(pauses, None) if error.errno in TRANSIENT else None
+            if pause is None:
+                raise
+            warn(f"{path}: {error.strerror}; trying again in {pause:g} s")
+        time.sleep(pause)
+
+
+def replace(
+    path: Path,
+    write: Callable[[IO[bytes]], object],
+    durable: bool = True,
+    guard: Callable[[], None] = lambda: None,
+    mode: int = PLAIN,
+) -> None:
+    """Replace `path` by what `write(file)` writes: readers, and a power cut, leave the old file or the new one.
+
+    write: called once per try. durable=False leaves out the fsyncs, for files that can be made again. guard: called
+    last before the rename; what it raises ends the attempt. mode: of the file, less the umask. A link of this name is
+    replaced, not its target. Raises OSError if the file system fails for longer than `retry` waits; the temporary file
+    is then removed.
+    """
+
+    def once() -> None:
+        name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+        temporary = path.with_name(name)
+        try:
+            _fill(temporary, write, durable, mode)
+            guard()
+            _rename(temporary, path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            if isinstance(error, OSError) and error.filename == str(temporary):
+                error.filename = str(path)  # the one that the user knows
+            raise
+        if durable:
+            sync_folder(path.parent)
+
+    # A failed fsync has dropped the data: everything must be written again, the fsync alone would not do
+    retry(path, once)
+
+
+def atomic_write(
+    path: Path,
+    content: bytes | str,
+    durable: bool = True,
+    guard: Callable[[], None] = lambda: None,
+    mode: int = PLAIN,
+) -> None:
+    """Replace `path` by `content`, as `replace` does."""
+    data = content.encode() if isinstance(content, str) else content
+    replace(path, lambda file: file.write(data), durable, guard, mode)
+
+
+def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None) -> None:
+    """Append one line by a single write; a tail torn by a kill is closed first, so that it spoils only itself.
+
+    guard: called between opening and writing; what it raises ends the attempt. If the file is replaced after that, the
+    line goes to the old one. Raises OSError as `retry` and `open_file` do; the file then has the whole line or nothing
+    of it.
+    """
+    data = (line + "\n").encode()
+    tries = 0
+
+    def once() -> None:
+        nonlocal tries
+        tries += 1
+        with _closing(open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)) as descriptor:
+            size = os.fstat(descriptor).st_size
+            # close() may have reported an error although the line was written
+            if tries > 1 and os.pread(descriptor, len(data), max(0, size - len(data))) == data:
+                return
+            guard()
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            _append(descriptor, b"\n" + data if torn else data, size)
+
+    retry(path, once)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file survive a power cut. Raises OSError at once: a second fsync would lie."""
+    with _closing(open_file(path, os.O_RDONLY)) as descriptor:
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    with _closing(os.open(folder, os.O_RDONLY)) as descriptor:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_FOLDER_SYNC:
+                raise
+
+
+class _Raw(io.RawIOBase):
+    """An open file that keeps its first error: torch.save, written in C++, loses what is raised in it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.error: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        if self.error is None:
+            try:
+                left = memoryview(data).cast("B")
+                while left:
+                    left = left[os.write(self.descriptor, left) :]
+            except BaseException as error:
+                self.error = error
+        return len(data)
+
+
+def _fill(path: Path, write: Callable[[IO[bytes]], object], durable: bool, mode: int) -> None:
+    with _closing(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)) as descriptor:
+        raw = _Raw(descriptor)
+        file = io.BufferedWriter(raw, BUFFER)  # type: ignore[type-var]
+        try:
+            write(file)
+        finally:
+            file.detach()  # flushes
+            if raw.error is not None:  # the cause, instead of what the writer made of it
+                raise raw.error from None
+        if durable:
+            os.fsync(descriptor)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError as error:
+        # A file server that repeats a rename whose answer was lost finds the source gone; writing again settles it
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
+
+
+def _append(descriptor: int, data: bytes, size: int) -> None:
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+    except OSError:
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_size == size + written:  # else another process has appended after the torn part
+                os.ftruncate(descriptor, size)
+        raise
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    """Close a descriptor exactly once; an error of close() counts unless another one is being raised."""
+    try:
+        yield descriptor
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
+    os.close(descriptor)
+
+
+# ---- ownership
+
+
+def is_own(path: Path) -> bool:
+    """True if this user has made the file, or if there is none.
+
+    Some file systems choose the owner of every file (a squashed NFS export, a container's mount): there the owner of a
+    new file shows which one is ours.
+    """
+    try:
+        owner = os.lstat(path).st_uid
+    except FileNotFoundError:
+        return True
+    return owner == os.geteuid() or owner == _owner_of_new_file(path.parent)
+
+
+def owner_name(path: Path) -> str:
+    """Return the name of a file's owner, or `user 1234`; "" if there is no file."""
+    import pwd
+
+    try:
+        uid = os.lstat(path).st_uid
+    except OSError:
+        return ""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return f"user {uid}"
+
+
+def personal(path: Path) -> Path:
+    """Return the path, or `<path>-<uid>` if another user has taken it."""
+    return path if is_own(path) else path.with_name(f"{path.name}-{os.geteuid()}")
+
+
+def _owner_of_new_file(folder: Path) -> int | None:
+    probe = folder / f".{os.urandom(8).hex()}.tmp"
+    try:
+        create(probe, b"", PRIVATE)
+        return os.lstat(probe).st_uid
+    except OSError:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
