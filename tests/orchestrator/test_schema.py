@@ -13,6 +13,7 @@ from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import field_checks, json_schema, yaml_tree
 from ablatrix.orchestrator.submit import init_workspace
 from ablatrix.trainer.config import keys
+from tests.support.pages import PAGES, code_blocks
 from tests.support.workspace import Workspace
 
 EXPERIMENTS = code_root() / "experiments"
@@ -51,13 +52,16 @@ def test_the_schema_beside_the_examples_is_that_of_the_code() -> None:
         assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), path
 
 
-def test_a_new_workspace_and_the_readme_are_accepted(accepts: Callable[[Any], bool], tmp_path: Path) -> None:
+def test_a_new_workspace_is_accepted(accepts: Callable[[Any], bool], tmp_path: Path) -> None:
     workspace = [text for name, text in init_workspace.contents().items() if name.endswith(".yaml")]
-    readme = re.findall(r"```yaml\n(.*?)```", (code_root() / "README.md").read_text(), re.DOTALL)
     assert len(workspace) == 2
-    assert len(readme) >= 2
-    for text in (*workspace, *readme):
+    for text in workspace:
         assert accepts(parsed(text, tmp_path)), text
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for text in code_blocks(page, "yaml")])
+def test_the_documentation_is_accepted(accepts: Callable[[Any], bool], text: str, tmp_path: Path) -> None:
+    assert accepts(parsed(text, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""The pages of the documentation and the code in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ablatrix.orchestrator.store.code_snapshot import code_root
+
+ROOT = code_root()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
