@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ablatrix.orchestrator.status import integrity
+from ablatrix.orchestrator.status import removed_files
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import AblatrixError
@@ -159,7 +159,8 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.slurm import queue_view
+    from ablatrix.orchestrator.status import run_state, study_state
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.submit import early_failures, waves
     from ablatrix.orchestrator.terminal import tables
@@ -169,17 +170,17 @@ def status(
         with interrupts.explained("stopped watching; the runs go on"):
             tables.watch(found, _console())
         return
-    scheduler = state_module.Scheduler()
-    states = state_module.collect(found, scheduler)
+    scheduler = queue_view.Scheduler()
+    states = study_state.collect(found, scheduler)
     if as_json:
-        print(state_module.as_json(states, scheduler))
+        print(run_state.as_json(states, scheduler.silent_since))
         return
     console = _console()
     tables.print_states(states, str(found.folder), console, found.measure, everything)
     console.print(tables.summary_line(states, scheduler), highlight=False)
     for line in waves.describe(found, states, scheduler.jobs):
         console.print(line, soft_wrap=True, highlight=False)
-    for line in (*integrity.of_study(found, states), early_failures.describe_alike(states, found.folder)):
+    for line in (*removed_files.of_study(found, states), early_failures.describe_alike(states, found.folder)):
         if line:
             console.print(line, soft_wrap=True)
 
@@ -197,16 +198,16 @@ def report(
     Several studies are also put side by side.
     """
     from ablatrix.orchestrator.report import build as reporting
-    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.status import run_state, study_state
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.terminal import tables
 
     found = [study_dir.find_study(name, output) for name in studies or (None,)]
     states = []
     for one in found:
-        looked = state_module.collect(one)
-        states.append(state_module.reasons(looked))
-        for line in integrity.lines(one, looked):
+        looked = study_state.collect(one)
+        states.append(run_state.reasons(looked))
+        for line in removed_files.list_all(one, looked):
             _console().print(line, soft_wrap=True)
         tables.print_verdict(reporting.build(one.folder, states[-1], interactive), _console())
     if len(found) > 1:
@@ -249,7 +250,8 @@ def logs(
     output: Output = OUT,
 ) -> None:
     """What a run printed."""
-    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.slurm import queue_view
+    from ablatrix.orchestrator.status import study_state
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.terminal import logs as inspection
     from ablatrix.orchestrator.terminal import printing
@@ -259,9 +261,9 @@ def logs(
     if not follow:
         print(printing.log_text(inspection.log_text(chosen, lines)))
         return
-    scheduler = state_module.Scheduler()
+    scheduler = queue_view.Scheduler()
     with interrupts.explained("stopped following; the run goes on"):
-        for text in inspection.follow(chosen, lambda: not state_module.state_of(found, chosen, scheduler).active):
+        for text in inspection.follow(chosen, lambda: not study_state.state_of(found, chosen, scheduler).active):
             print(printing.log_text(text), end="", flush=True)
 
 
@@ -274,7 +276,7 @@ def cancel(
     output: Output = OUT,
 ) -> None:
     """Take runs back from the queue, or stop them. They keep their checkpoints."""
-    from ablatrix.orchestrator.status import run_state as state_module
+    from ablatrix.orchestrator.status import study_state
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.submit import cancel as cancelling
     from ablatrix.orchestrator.submit import waves
@@ -284,7 +286,7 @@ def cancel(
         raise UserError("cancel: name the runs, or give --all")
     found = study_dir.find_study(study, output)
     wanted = {run.id for name in runs or () for run in found.matching(name)}
-    states = cancelling.affected(state_module.collect(found), None if everything else wanted)
+    states = cancelling.affected(study_state.collect(found), None if everything else wanted)
     helpers = cancelling.helper_job_ids(found) if everything else []
     if not states and not helpers and not waves.waits(found, None if everything else wanted):
         print("nothing to cancel: none of these runs is queued or running")

@@ -266,7 +266,7 @@ class Runner:
             return self._finish()
         if self.received is not None or code == run_files.EXIT_STOPPED:
             return self._stopped(saved=code == run_files.EXIT_STOPPED)
-        reason = log_tail.of_exit(code, self.run_dir / run_files.JOB_OUT)
+        reason = log_tail.describe_exit(code, self.run_dir / run_files.JOB_OUT)
         return self._fail(reason, code if 0 < code < run_files.EXIT_STOPPED else 1)
 
     def _at_the_end(self) -> bool:

@@ -197,8 +197,9 @@ class Member:
         """Say why, unless the trainer has said it itself; one that was killed could not, but those that missed it."""
         if self._has_failed() and not (code < 0 and self.layout.world > 1):
             return
-        whose = "one of its processes was " if self.layout.world > 1 else ""
-        self.note("failed", reason=log_tail.of_exit(code, self.output, whose))
+        reason = log_tail.describe_exit(code, self.output)
+        shared = code < 0 and self.layout.world > 1
+        self.note("failed", reason=f"one of its processes was {reason}" if shared else reason)
 
     def fail(self, reason: str) -> None:
         """Record a failure, unless one is there."""

@@ -329,7 +329,7 @@ def parse_sacct(text: str) -> dict[str, Job]:
     return jobs
 
 
-def waits_for(reason: str) -> str:
+def describe_wait(reason: str) -> str:
     """Return squeue's reason why a job waits, and what to do where waiting will not help."""
     if reason in ("", "None", "(null)", "N/A"):
         return "waiting for the scheduler"

@@ -1,12 +1,13 @@
-"""Why a run ended without a word: what Slurm says of its job, else what the last lines of its log say."""
+"""Diagnose why a run ended without an end mark: by Slurm's verdict on its job, else by the end of its log."""
 
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.store.log_tail import describe_log, tail_text
+from ablatrix.orchestrator.store.log_tail import describe_signal, quote_job_log, tail_text
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.program import program
 
@@ -30,10 +31,10 @@ BY_STATE = {
 }
 
 
-def likely(run_dir: Path, job: commands.Job | None = None, job_log: Path | None = None) -> str:
-    """Return why a run that left no end mark is gone: Slurm's verdict, else what its log says.
+def describe_end(run_dir: Path, job: commands.Job | None = None, job_log: Path | None = None) -> str:
+    """Return why a run ended that left no end mark.
 
-    job_log: the job's own log, where the trainer has not started.
+    job: what Slurm knows of its job. job_log: the job's own log, if the trainer has not started.
     """
     log = job_log or run_dir / run_files.JOB_OUT
     if job and job.state in BY_STATE:
@@ -45,10 +46,10 @@ def likely(run_dir: Path, job: commands.Job | None = None, job_log: Path | None 
     if job and job.exit_code == "0:53":
         return "Slurm could not open the job's log: its folder is missing or not writable on the node"
     if job and (job.exit_code.endswith(":9") or job.exit_code == "137:0"):
-        return "killed (signal 9), probably out of memory"
+        return describe_signal(signal.SIGKILL)
     if job_log or not log.exists():
-        words = describe_log(job_log, run_dir.parent) if job_log else ""
-        ending = f": {words}" if words else f" (Slurm says {job.state})" if job else ""
+        quote = quote_job_log(job_log, run_dir.parent) if job_log else ""
+        ending = f": {quote}" if quote else f" (Slurm says {job.state})" if job else ""
         return f"the job ended before the trainer started{ending}"
-    ending = f"Slurm says {job.state}, exit code {job.exit_code}" if job else "the process is gone"
-    return f"ended without a word ({ending})"
+    ending = f"Slurm says {job.state}, exit code {job.exit_code}" if job else "process not found"
+    return f"exited without reporting a reason ({ending})"

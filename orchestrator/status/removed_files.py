@@ -1,78 +1,121 @@
-"""What somebody, or a purge of scratch that takes single old files, has removed from a finished study.
+"""Files of a finished study that a purge of scratch, or a person, has removed, and how to get each one back.
 
-A run lists its files in its last event; what is not there any more is named, with the command that brings it back.
+A run lists its files in its last event.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ablatrix.orchestrator.store.study_dir import ORIGINS
+from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store import code_snapshot, provenance, study_dir
+from ablatrix.orchestrator.store.study_dir import ORIGINS, Study
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.trainer.rundir import run_files
 
-if TYPE_CHECKING:
-    pass
-
 REWRITTEN = frozenset({run_files.CONFIG, SPEC, ORIGINS})  # by every `submit`
-NEEDED = frozenset({run_files.LOSS})  # by the report: `submit --retry` runs such a run again
-RUN_AGAIN = "submit --retry runs it again"
+RERUN = "submit --retry runs it again"
+REPORT, MANIFEST, CURVES = "report", ".made.json", ".curves.npz"
 SHOWN = 3
 
-Record = Mapping[str, Any]
 
-
-def of_run(folder: Path, summary: Record, events: Sequence[Record]) -> tuple[str, ...]:
-    """Names of the files, relative to a done run's folder, that it had and has not any more."""
+def of_run(folder: Path, events: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the files, relative to the folder of a finished run, that have been removed."""
     names = {run_files.CONFIG, run_files.LOSS, run_files.EVENTS}
     finished = [event for event in events if event["event"] == "finished"]
     if finished:
-        listed = finished[-1].get("files")
-        names |= set(filter(_is_inside, listed)) if isinstance(listed, list) else set()
-    elif events:  # it could not write its last one
+        names |= _listed(finished[-1])
+    elif events:  # the last event could not be written
         return ()
     for event in events:
-        if event["event"] == "cleaned" and isinstance(event.get("files"), list):  # removed on request
-            names -= set(filter(_is_inside, event["files"]))
-    return tuple(sorted(_absent(folder, names)))
+        if event["event"] == "cleaned":  # removed on request
+            names -= _listed(event)
+    return tuple(sorted(names - _existing(folder, names)))
 
 
-def _is_inside(name: Any) -> bool:
-    """Is it the name of a file in a folder, as a run writes it?"""
-    return isinstance(name, str) and name.isprintable() and not name.startswith("/") and ".." not in name.split("/")
+def _listed(event: Mapping[str, Any]) -> set[str]:
+    """Return the file names in an event, without any that lead out of the run's folder."""
+    files = event.get("files")
+    names = (name for name in files if isinstance(name, str) and name.isprintable()) if isinstance(files, list) else ()
+    return {name for name in names if not name.startswith("/") and ".." not in name.split("/")}
 
 
-def _absent(folder: Path, names: Collection[str]) -> set[str]:
-    """Each folder is listed once: a look for every name would ask a file server as often."""
-    there: set[str] = set()
-    for place in {os.path.dirname(name) for name in names}:
-        try:
-            there |= {os.path.join(place, name) for name in os.listdir(folder / place)}
-        except OSError:
-            continue
-    return set(names) - there
+def _existing(folder: Path, names: Collection[str]) -> set[str]:
+    """Return the files in the folders of these names; one listing per folder spares a file server many queries."""
+    places = {os.path.dirname(name) for name in names}
+    return {os.path.join(place, name) for place in places for name in _list_folder(folder / place)}
 
 
-def told(missing: Collection[str], altered: str = "") -> str:
-    """`removed since: loss.csv (submit --retry runs it again)`; '' for nothing.
+def _list_folder(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def describe(missing: Collection[str], altered: str = "") -> str:
+    """Return `removed since: loss.csv (submit --retry runs it again)`; '' if nothing is missing.
 
     altered: how loss.csv differs from what the run wrote.
     """
+    results = {run_files.LOSS}
     groups = {
-        RUN_AGAIN: sorted(NEEDED & set(missing)),
-        "submit writes it again": sorted(REWRITTEN & set(missing)),
-        "only submit --rerun makes it again": sorted(set(missing) - NEEDED - REWRITTEN),
+        RERUN: results & set(missing),
+        "submit writes it again": REWRITTEN & set(missing),
+        "only submit --rerun makes it again": set(missing) - results - REWRITTEN,
     }
-    words = [f"{describe_list(names)} ({how})" for how, names in groups.items() if names]
-    said = [f"{altered} ({RUN_AGAIN})"] if altered else []
-    said += [f"removed since: {', '.join(words)}"] if words else []
-    return "; ".join(said)
+    removed = [f"{_enumerate(sorted(names))} ({how})" for how, names in groups.items() if names]
+    sentences = [f"{altered} ({RERUN})" if altered else "", f"removed since: {', '.join(removed)}" if removed else ""]
+    return "; ".join(filter(None, sentences))
 
 
-def describe_list(names: list[str]) -> str:
-    """Return the first few names and how many more there are."""
+def _enumerate(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def of_study(study: Study, states: Sequence[RunState]) -> list[str]:
+    """Return a line for each file that is missing outside the run folders: report, logs, code snapshots."""
+    return [f"removed since: {text}" for text in (*_report(study), *_logs(study, states), *_snapshots(study))]
+
+
+def list_all(study: Study, states: Sequence[RunState]) -> list[str]:
+    """Return a plain-text list of removed files, per run and outside the run folders."""
+    runs = [
+        f"{s.run.id}: {s.reason if s.state != 'done' else describe(s.missing, s.altered)}"
+        for s in states
+        if s.missing or s.altered
+    ]
+    return runs + of_study(study, states)
+
+
+def _report(study: Study) -> Iterator[str]:
+    folder = study.folder / REPORT
+    names = _list_folder(folder)
+    if any(not name.startswith(".") for name in names):  # else the first report is being written
+        listed = (run_files.read_json(folder / MANIFEST) or {}).get("files")
+        known = {MANIFEST, CURVES, *(listed if isinstance(listed, dict) else ())}
+        yield from (f"{folder / name} (report writes it again)" for name in sorted(known - names))
+
+
+def _logs(study: Study, states: Sequence[RunState]) -> Iterator[str]:
+    """The job scripts and logs of the newest attempts."""
+    folder = study.folder / study_dir.LOGS
+    wanted = {state.log for state in states if state.log}
+    yield from (f"{folder / name} (nothing needs it)" for name in sorted(wanted - _list_folder(folder)))
+
+
+def _snapshots(study: Study) -> Iterator[str]:
+    folders = [run.folder for run in study.runs]
+    store, modules = study_dir.snapshot_store(study.folder), code_snapshot.own_modules_of(folders)
+    for name, has_patch in sorted(provenance.snapshots_of(folders).items()):
+        removed = code_snapshot.removed_files(store / name, modules)
+        if removed is None:
+            yield f"a file of the code snapshot {store / name} (of code that has changed)"
+        elif removed:
+            yield f"{_enumerate(removed)} of the code snapshot {store / name} (submit writes it again)"
+        if has_patch and not (store / f"{name}.patch").exists():
+            yield f"{store / name}.patch (nothing needs it)"

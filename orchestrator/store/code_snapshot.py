@@ -1,4 +1,4 @@
-"""A copy of the code that a study was submitted with: what is edited later does not change a queued run."""
+"""Snapshots of the code that studies are submitted with, so that later edits do not change queued runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from ablatrix.models.reference import REFERENCE, is_imported_from, is_taken, top_level
 from ablatrix.orchestrator.study import secrets
 from ablatrix.orchestrator.study.command import HELPER
+from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import (
     atomic_write,
@@ -30,50 +31,48 @@ from ablatrix.trainer.rundir.program import ROOT
 PACKAGE = "ablatrix"
 LINKED = ("models", "orchestrator", "sbatch", "trainer")  # folders of a checkout to which links in PACKAGE point
 NOT_FOR_JOBS = ("tests", "benchmarks", "docs", "tools")  # folders of a checkout; a study may still name modules there
-NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the beginning of a hash of its content
-LARGEST = 1 << 26  # bytes of a file of code
+NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the first digits of a hash of its content
 
 
 def code_root() -> Path:
-    """The folder that holds the running packages (a checkout, or site-packages)."""
+    """Return the folder that holds the running packages: a checkout, or site-packages."""
     return Path(ROOT).resolve()
 
 
-def take(store: Path, own: Iterable[str] = ()) -> Path:
+def take(store: Path, modules: Iterable[str] = ()) -> Path:
     """Copy the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
 
-    Content-addressed: the same code is stored once, however many studies use it. In a git checkout these are all
-    Python files, tracked or not, that are not ignored, and the packages' templates, without tests, benchmarks and docs;
-    elsewhere the installed packages.
-    Files whose names say that they hold secrets (.env, *.pem) are left out.
+    Content-addressed: the same code is stored once, however many studies use it. In a git checkout it consists of all
+    Python files that git does not ignore and the packages' templates, without tests, benchmarks and docs; elsewhere of
+    the installed packages. Files whose names suggest secrets (.env, *.pem) are left out.
 
-    own: names of modules of the user's own, which the working folder may hold outside the running code.
+    modules: names of the user's own modules, which the working folder may hold.
 
-    Jobs run what is in that folder, so it must be this user's: where another one has `store`, `<store>-<uid>` is used.
-    Raises RunError where that is not so, OSError where it cannot be written.
+    Jobs run this code, so the folder must be this user's: if another user owns `store`, `<store>-<uid>` is used.
+    Raises RunError if the folder is not ours, OSError if it cannot be written.
     """
-    files = _running(own)
+    files = _running_code(modules)
     store = personal(store)
     make_folder(store, parents=True)
     target = store / _digest(files)
     if not os.path.lexists(target):
-        _write(target, files)
-    for half in store.glob(f".{target.name}.*.tmp"):  # of a submit that was killed, or whose work is done already
+        _create(target, files)
+    for half in store.glob(f".{target.name}.*.tmp"):  # of a submit that was killed
         shutil.rmtree(half, ignore_errors=True)
-    for folder in (store, target):  # jobs run what is in them
+    for folder in (store, target):
         require_folder(folder)
         if not is_own(folder):
             raise RunError(f"{folder}: belongs to {owner_name(folder)}, and jobs would run that code; remove it")
-    for name in _damaged(target, files):  # a purge of scratch takes files
+    for name in _different(target, files):  # removed by a purge of scratch
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             make_folder(target / folder)
         atomic_write(target / name, files[name], durable=False)
-    os.utime(target)  # in use: `clean` leaves it alone until a run names it
+    os.utime(target)  # `clean` keeps a snapshot that was used recently
     return target
 
 
-def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """Make a snapshot's folder, whole; nothing happens where somebody else is first."""
+def _create(target: Path, files: Mapping[str, bytes]) -> None:
+    """Create a snapshot's folder by a rename; if another submit is faster, its folder stays."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     temporary.mkdir()
     try:
@@ -87,52 +86,48 @@ def _write(target: Path, files: Mapping[str, bytes]) -> None:
             raise
 
 
-def _read(places: Mapping[str, Path]) -> dict[str, bytes]:
-    return {name: places[name].read_bytes() for name in sorted(places)}
-
-
 def _digest(files: Mapping[str, bytes]) -> str:
-    """The name of a snapshot with these files, which are sorted."""
+    """Return the name of a snapshot with these files."""
     digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    for name in sorted(files):
+        digest.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
     return digest.hexdigest()[:16]
 
 
-def lacking(snapshot: Path, own: Iterable[str] = ()) -> list[str] | None:
-    """The files that were removed from a snapshot, or changed; [] where it is whole.
+def removed_files(snapshot: Path, modules: Iterable[str] = ()) -> list[str] | None:
+    """Return the files that were removed from a snapshot or changed in it; [] if it is whole, as its name tells.
 
-    It is named by its content, so that whatever lacks is noticed; None where the code has changed since, and nothing
-    tells what it is.
+    None if a file is missing and the running code has changed since, so that it cannot be told which one.
     """
-    names = sorted(str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    names = [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     contents = {name: content for name in names if (content := _content(snapshot / name)) is not None}
     if len(contents) == len(names) and _digest(contents) == snapshot.name:
         return []
-    files = _running(own)
-    return _damaged(snapshot, files) if _digest(files) == snapshot.name else None
+    files = _running_code(modules)
+    return _different(snapshot, files) if _digest(files) == snapshot.name else None
 
 
-def _running(own: Iterable[str]) -> dict[str, bytes]:
-    """The running code: name -> content."""
+def _running_code(modules: Iterable[str]) -> dict[str, bytes]:
+    """Return the running code as name -> content."""
     root = code_root()
-    return _read({**_own_files(Path.cwd(), own), **{name: root / name for name in _code_files(root)}})
+    paths = {**_own_files(Path.cwd(), modules), **{name: root / name for name in _code_files(root)}}
+    return {name: paths[name].read_bytes() for name in sorted(paths)}
 
 
-def _damaged(folder: Path, files: Mapping[str, bytes]) -> list[str]:
-    """Which of these files are not there as they should be."""
+def _different(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Return the names of the files that are missing in the folder or have another content there."""
     return [name for name, content in files.items() if _content(folder / name) != content]
 
 
 def _content(path: Path) -> bytes | None:
     try:
-        return None if path.is_symlink() or path.stat().st_size > LARGEST else read_bytes(path)
+        return None if path.is_symlink() else read_bytes(path)
     except OSError:
         return None
 
 
 def _code_files(root: Path) -> Iterable[str]:
-    """Without secrets, and without files that would hide Python's modules: jobs have this folder first on sys.path."""
+    """Return the files of the running code, without secrets and without files that would hide Python's own modules."""
     return {
         name for name in _listed(root) if not secrets.is_secret_file(name) and not is_taken(name.removesuffix(".py"))
     }
@@ -142,7 +137,7 @@ def _listed(root: Path) -> Iterable[str]:
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py", *LINKED)
     if listed:
         names = {_as_imported(name) for name in listed.split("\0") if name and (root / name).is_file()}
-        # a virtual environment that nobody told git to ignore is not code of the study, and is large
+        # a virtual environment that git does not ignore is not code of the study, and is large
         environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
         return {name for name in names if name.partition("/")[0] not in {*environments, *NOT_FOR_JOBS}}
     found = (os.path.join(top, name) for top, _, names in os.walk(root / PACKAGE, followlinks=True) for name in names)
@@ -156,41 +151,46 @@ def _as_imported(name: str) -> str:
 
 
 def own_modules(value: Any) -> set[str]:
-    """The top-level names of what a configuration refers to as `package.module:Class`."""
+    """Return the top-level names of the modules that a configuration refers to as `package.module:Class`."""
     if isinstance(value, dict | list | tuple):
         inner = value.values() if isinstance(value, dict) else value
         return set().union(*map(own_modules, inner))
     return {top_level(value)} if isinstance(value, str) and REFERENCE.fullmatch(value) else set()
 
 
-def _own_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The modules of these names in the folder, and the single files beside them, which they may import.
+def own_modules_of(runs: Iterable[Path]) -> set[str]:
+    """Return `own_modules` of the configurations in these run folders."""
+    return set().union(*(own_modules(run_files.read_json(folder / run_files.CONFIG)) for folder in runs))
 
-    A job has them first on its path: those that an import here does not find are left out (random.py, yaml.py).
+
+def _own_files(folder: Path, modules: Iterable[str]) -> dict[str, Path]:
+    """Return the files of these modules in the folder, and the single-file modules beside them, which they may import.
+
+    Jobs have them first on their path: files that an import here does not find (random.py, yaml.py) are left out.
     """
-    names = [name for name in names if is_imported_from(folder, name)]
-    found = [path for name in names for path in ((folder / f"{name}.py"), *(folder / name).rglob("*.py"))]
+    modules = [name for name in modules if is_imported_from(folder, name)]
+    found = [path for name in modules for path in ((folder / f"{name}.py"), *(folder / name).rglob("*.py"))]
     found = [path for path in found if path.is_file()]
     beside = [path for path in folder.glob("*.py") if is_imported_from(folder, path.stem)] if found else []
     return {str(path.relative_to(folder)): path for path in (*beside, *found)}
 
 
 def git(*words: str) -> str:
-    """Output of a git command in the checkout of the running code; '' where there is no checkout or no git."""
+    """Return the output of a git command in the checkout of the running code; '' without a checkout or git."""
     root = code_root()
     if not (root / ".git").exists():
         return ""
     command = ["git", "-C", str(root), *words]
     try:
         result = subprocess.run(
-            command, env=git_environment(), capture_output=True, text=True, timeout=30, check=False, errors="replace"
+            command, env=_git_environment(), capture_output=True, text=True, timeout=30, check=False, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout if result.returncode == 0 else ""
 
 
-def git_environment() -> dict[str, str]:
-    """Without GIT_DIR and the like, by which git would look at another repository: inside a hook they are set."""
+def _git_environment() -> dict[str, str]:
+    """Return the environment without GIT_DIR and the like, which are set inside a hook and name another repository."""
     kept = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH", "GIT_TRACE")
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(kept)}

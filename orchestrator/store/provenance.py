@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,14 @@ def _replace(folder: Path, record: Mapping[str, Any]) -> None:
     atomic_write(folder / run_files.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
 
 
-def snapshot_name(folder: Path) -> str:
-    """Return the name of the code snapshot that a run was queued with; '' for a run without one."""
-    name = _read(folder).get("code_snapshot")
-    return name if isinstance(name, str) else ""
-
-
-def has_patch(folder: Path) -> bool:
-    """True if the run was queued from a git checkout with uncommitted changes."""
-    return bool(_read(folder).get("git_patch_sha256"))
+def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:
+    """Return the code snapshots of these runs: name -> True if a patch with uncommitted changes belongs to it."""
+    found: dict[str, bool] = {}
+    for record in map(_read, runs):
+        name = record.get("code_snapshot")
+        if isinstance(name, str) and code_snapshot.NAME.fullmatch(name):
+            found[name] = found.get(name, False) or isinstance(record.get("git_patch_sha256"), str)
+    return found
 
 
 def find_foreign_code(folder: Path) -> str:
@@ -90,8 +89,8 @@ def find_foreign_code(folder: Path) -> str:
 
     A purge may remove the snapshot while the job waits. A run that was started by hand has no snapshot.
     """
-    name, root = snapshot_name(folder), Path(ROOT).resolve()
-    if not name or root.name == name:
+    name, root = _read(folder).get("code_snapshot"), Path(ROOT).resolve()
+    if not isinstance(name, str) or root.name == name:
         return ""
     return (
         f"Ablatrix is imported from {root}, not from the code snapshot {name} that the run was submitted with: the "

@@ -127,7 +127,7 @@ def follow(run_dir: Path, attempt: int, job_id: str, seconds: float = FOLLOW_SEC
         time.sleep(0.2)
 
 
-def unseen(run_dir: Path, attempt: int) -> bool:
+def may_be_unseen(run_dir: Path, attempt: int) -> bool:
     """May the job of this attempt, which has left the queue, have written what is not seen here yet?
 
     Counted from when somebody first found it gone, anew whenever something is seen to be written.

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Collection, Sequence
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import run_evidence
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.trainer.rundir.errors import RunError, UserError
@@ -77,9 +77,9 @@ def _require_confirmed(states: Sequence[RunState]) -> None:
 
 def _process(state: RunState) -> int:
     """Whom to tell: the trainer of a run, or for one that still waits the `submit` that holds its queue."""
-    event = run_state.owner(state.run)
+    event = run_evidence.find_owner(state.run)
     if event is None:
         raise UserError(f"{state.run.id}: is being submitted, its process or job is not known yet; try again later")
-    if not run_state.is_here(event) and event.get("host") != socket.gethostname():
+    if not run_evidence.is_here(event) and event.get("host") != socket.gethostname():
         raise UserError(f"{state.run.id}: runs on {event.get('host')} without Slurm; cancel it there")
     return int(event["pid"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import code_snapshot, run_folder, shared_fs, study_dir
 from ablatrix.orchestrator.store.study_dir import LOGS, Study, StudyRun
 from ablatrix.trainer.config import TrainerConfig
@@ -66,7 +66,7 @@ def carry_out(study: Study, items: Sequence[Item]) -> list[Item]:
 
 
 def _run_items(study: Study) -> Iterator[Item]:
-    for state in run_state.collect(study):
+    for state in study_state.collect(study):
         folder = state.run.folder
         if state.active:
             continue

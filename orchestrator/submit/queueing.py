@@ -12,7 +12,7 @@ from typing import Any
 
 from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
-from ablatrix.orchestrator.status import integrity, run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
@@ -63,7 +63,7 @@ def select(
             continue
         if state.active:
             selection.active.append(state)
-        elif state.state == "done" and state.run.id not in rerun and not (retry and integrity.incomplete(state)):
+        elif state.state == "done" and state.run.id not in rerun and not (retry and state.incomplete):
             selection.done.append(state)
         elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
             selection.failed.append(state)
@@ -144,10 +144,10 @@ def mend_snapshots(study: Study) -> None:
 
     Raises RunError where it cannot be written.
     """
-    codes = integrity.snapshots(study)
-    store = study_dir.snapshot_store(study.folder)
-    if any(code_snapshot.lacking(store / code, codes.own()) for code in codes.names):
-        take_snapshot(study, codes.own())
+    folders = [run.folder for run in study.runs]
+    store, modules = study_dir.snapshot_store(study.folder), code_snapshot.own_modules_of(folders)
+    if any(code_snapshot.removed_files(store / name, modules) for name in provenance.snapshots_of(folders)):
+        take_snapshot(study, modules)
 
 
 def prepare(
@@ -261,7 +261,7 @@ def put_aside(study: Study, names: Sequence[str]) -> list[str]:
     Raises UserError for an unknown name, RunError for a run that is still active.
     """
     runs = named(study, names)
-    active = {state.run.id for state in run_state.collect(study) if state.active}
+    active = {state.run.id for state in study_state.collect(study) if state.active}
     for run in runs:
         if run.id in active:
             raise RunError(f"{run.id}: is queued or running; cancel it first")

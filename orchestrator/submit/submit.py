@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
-from ablatrix.orchestrator.status import cost, run_state
-from ablatrix.orchestrator.status.run_state import RunState, Scheduler
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import cost, run_evidence, study_state
+from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, run_config, value_origins
@@ -138,7 +139,7 @@ def _would_run(plan: Plan) -> list[Run]:
     _refuse_second_cluster(plan)
     study, options = _planned_study(plan), plan.options
     again = [run.id for run in queueing.named(study, options.rerun)]
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     earlier_runs.refuse_changed_inputs(plan.runs, states, again)
     chosen = queueing.select(states, options.retry, options.only, again).chosen
     ids = {state.run.id for state in chosen}
@@ -200,10 +201,10 @@ def _check_devices(plan: Plan) -> None:
 def _require_begun(states: list[RunState], folder: Path) -> None:
     """Raises RunError where this process has started runs here that ended before they could say a word."""
     waiting = [state.run for state in states if state.state == "queued"]
-    ours = [run.id for run in waiting if (run_state.owner(run) or {}).get("pid") == os.getpid()]
+    ours = [run.id for run in waiting if (run_evidence.find_owner(run) or {}).get("pid") == os.getpid()]
     if ours:
         log = job_log.find(folder / ours[0])
-        words = log_tail.describe_log(log, folder) if log else ""
+        words = log_tail.quote_job_log(log, folder) if log else ""
         raise RunError(
             f"{', '.join(ours)}: ended before the trainer started: {words or f'see {folder / study_dir.LOGS}'}"
         )
@@ -220,7 +221,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         queueing.put_aside(study, plan.options.rerun)
         study = _create(plan)
     scheduler = Scheduler()
-    states = run_state.collect(study, scheduler)
+    states = study_state.collect(study, scheduler)
     queueing.adopt(states)
     held = "" if plan.launcher == "local" else queueing.release_held(study, scheduler.jobs)
     if held:
@@ -231,7 +232,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     if incomplete:  # what is left of them is put aside
         queueing.put_aside(study, incomplete)
         study = _create(plan)
-        selection = queueing.select(run_state.collect(study), plan.options.retry, plan.options.only, waiting)
+        selection = queueing.select(study_state.collect(study), plan.options.retry, plan.options.only, waiting)
     _say(selection, console)
     queueing.mend_snapshots(study)
     if selection.chosen:
@@ -240,7 +241,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         again = f"{program()} status {shlex.quote(str(study.folder))} --watch"
         with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {again}"):
             tables.watch(study, console, waves.keep_going(study, console.print))
-    return run_state.collect(study)
+    return study_state.collect(study)
 
 
 def _describe_earlier(plan: Plan, console: Console) -> None:
@@ -273,7 +274,7 @@ def _refuse_to_hide(plan: Plan) -> None:
     except UserError:  # damaged: this submit writes it anew
         return
     known = {run.id for run in plan.runs}
-    hidden = [s.run.id for s in run_state.collect(earlier) if s.active and s.run.id not in known]
+    hidden = [s.run.id for s in study_state.collect(earlier) if s.active and s.run.id not in known]
     if hidden:
         raise UserError(
             f"{plan.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
@@ -288,7 +289,7 @@ def _refuse_second_cluster(plan: Plan) -> None:
     except UserError:  # it does not exist, or this submit writes it again
         return
     if before.cluster != plan.cluster:
-        active = [state.run.id for state in run_state.collect(before) if state.active]
+        active = [state.run.id for state in study_state.collect(before) if state.active]
         place = f"on cluster {before.cluster}" if before.cluster else "here"
         if active:
             raise UserError(

@@ -21,8 +21,9 @@ from typing import Any
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch
-from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.status.run_state import RunState, Scheduler
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -251,7 +252,7 @@ def resume(study: Study, scheduler: Scheduler, say: Say) -> bool:
 
     Raises RunError or UserError.
     """
-    states = run_state.collect(study, scheduler)
+    states = study_state.collect(study, scheduler)
     queueing.adopt(states)
     held = queueing.release_held(study, scheduler.jobs)
     if held:

@@ -15,8 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import cost, run_state
-from ablatrix.orchestrator.status.run_state import RunState, Scheduler
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import cost, run_state, study_state
+from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import job_log, log_tail, study_dir
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study import dotted, run_config
@@ -161,7 +162,7 @@ class LiveStatus:
         problem = ""
         try:
             self.study.require()
-            self.states = run_state.collect(self.study, self.scheduler)
+            self.states = study_state.collect(self.study, self.scheduler)
         except OSError as error:
             problem = f"\n{error.filename or self.study.folder}: {error.strerror}; the last known states are shown"
         line = summary_line(self.states, self.scheduler) + problem
@@ -231,7 +232,7 @@ def print_config(values: Mapping[str, object], origins: Mapping[str, str], conso
 
 def print_run(study: Study, run: StudyRun, console: Console) -> None:
     """One run in full: state, overrides, configuration, files, the end of its log."""
-    print_states([run_state.state_of(study, run)], str(run.folder), console, study.measure)
+    print_states([study_state.state_of(study, run)], str(run.folder), console, study.measure)
     overrides = ", ".join(f"{key}={spell(value)}" for key, value in run.overrides.items())
     if run in study.runs:  # of one that was left beside they are not known
         console.print(f"overrides: {overrides or 'none (the baseline)'}")

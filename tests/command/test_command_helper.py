@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ablatrix_run
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import loss_csv, run_files
 from tests.support.command_studies import create, start, until
@@ -48,7 +48,7 @@ def test_in_a_job_it_goes_on_where_it_was_stopped(workspace: Workspace) -> None:
     until(lambda: len(run_files.read_text(folder / "metrics.jsonl").splitlines()) > 10)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(30) == run_files.EXIT_STOPPED
-    (state,) = run_state.collect(study)
+    (state,) = study_state.collect(study)
     assert (state.state, "submit again to continue" in state.reason) == ("stopped", True)
     assert start(workspace, folder).wait(30) == 0
     rows = loss_csv.parse_rows(run_files.read_text(folder / run_files.LOSS))

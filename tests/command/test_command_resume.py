@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import job_command, submit_attempts
 from ablatrix.trainer.rundir import loss_csv, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
@@ -44,7 +44,7 @@ def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspac
     process.send_signal(signal.SIGUSR2)
     assert process.wait(30) == run_files.EXIT_STOPPED
     saved = json.loads((folder / "state.json").read_text())["step"]
-    (state,) = run_state.collect(study)
+    (state,) = study_state.collect(study)
     assert state.state == "stopped"
     assert state.reason.endswith("submit again to continue")
     assert start(workspace, folder).wait(30) == 0
@@ -52,7 +52,7 @@ def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspac
     assert events == ["started", "signal", "stopped", "resumed", "finished"]
     assert f"iter {saved + saved % 2}:" in run_files.read_text(folder / run_files.JOB_OUT).split("Resuming")[1]
     assert losses(folder) == expected()
-    assert run_state.collect(study)[0].state == "done"
+    assert study_state.collect(study)[0].state == "done"
 
 
 def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: Workspace) -> None:
@@ -82,7 +82,7 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_begins_anew_and_says_so(work
         process.send_signal(signal.SIGUSR2)
         assert process.wait(30) == run_files.EXIT_STOPPED
         if not changes:
-            assert run_state.collect(study)[0].reason.endswith("submit again to start it anew")
+            assert study_state.collect(study)[0].reason.endswith("submit again to start it again")
         assert start(workspace, folder).wait(30) == 0
         last = [event for event in read_events(folder) if event["event"] == "started"][-1]
         assert words in last["reason"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.status import integrity, run_state
+from ablatrix.orchestrator.status import removed_files, study_state
 from ablatrix.orchestrator.store import code_snapshot, study_dir
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import clean
@@ -51,9 +51,9 @@ def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: St
     folder = study.runs[0].folder
     assert (folder / "checkpoint-1000.pt").exists() and (folder / run_files.MODEL).exists()
     assert len(list(study.runs[1].folder.glob("checkpoint-*.pt"))) == 2, "it may have to resume from either"
-    state = run_state.collect(study)[0]
+    state = study_state.collect(study)[0]
     assert (state.state, state.reason, state.missing) == ("done", "", ())
-    assert integrity.of_study(study, [state]) == []
+    assert removed_files.of_study(study, [state]) == []
 
 
 def test_a_run_that_was_begun_again_meanwhile_keeps_all(study: Study) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.slurm import commands, launchers, sbatch, site_limits
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -35,7 +35,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
 def queue_study(folder: Path, cluster: str) -> study_dir.Study:
     runs = expand(folder, FIVE)
     study = study_dir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
-    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    members = queueing.claim(queueing.select(study_state.collect(study)).chosen)
     jobs = [[member] for member in members]
     batch = queueing.prepare(study, jobs, SlurmSettings(clusters=cluster), queueing.take_snapshot(study))
     queueing.queue(launchers.make("sbatch"), batch)
@@ -52,7 +52,7 @@ def test_jobs_on_another_cluster_are_found_and_cancelled_there(
     assert queued[0]["cluster"] == "beta"  # whose limits apply
     selected_cluster.select("")  # another process, whose shell prefers another cluster
     monkeypatch.setenv("SLURM_CLUSTERS", "gamma")
-    states = run_state.collect(study_dir.load_study(tmp_path / "out/s"))
+    states = study_state.collect(study_dir.load_study(tmp_path / "out/s"))
     assert {state.state for state in states} == {"queued"}
     assert fake.jobs()
     cancel.cancel(states[:1])

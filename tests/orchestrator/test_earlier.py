@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import provenance, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, run_config
@@ -153,7 +153,7 @@ class TestInputs:
     def refused(self, folder: Path, again: tuple[str, ...] = ()) -> str:
         runs, study = make(folder)
         try:
-            earlier_runs.refuse_changed_inputs(runs, run_state.collect(study), again)
+            earlier_runs.refuse_changed_inputs(runs, study_state.collect(study), again)
         except UserError as error:
             return str(error)
         return ""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.slurm import job_identity, launchers
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.slurm import job_identity, launchers, queue_view
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix
@@ -48,7 +48,7 @@ def make_study(folder: Path, runs: list[matrix.Run] | None = None) -> Study:
 
 def submit_once(study: Study) -> str:
     """What `submit` does between planning and printing."""
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     queueing.adopt(states)
     members = queueing.claim(queueing.select(states).chosen)
     try:
@@ -77,7 +77,7 @@ def test_one_submit_one_job_whatever_the_answer(fake: FakeSlurm, tmp_path: Path,
     study = make_study(tmp_path)
     assert submit_once(study) == ""
     assert set(queued_runs(study, fake).values()) == {1}
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert {state.job_id.partition("_")[0] for state in states} == {str(number) for number in fake.jobs()}
 
@@ -88,14 +88,14 @@ def test_no_number_is_believed_where_the_queue_shows_no_mark(fake: FakeSlurm, tm
     assert "several numbers (1, 2026, 1017)" in submit_once(study)
     assert len(fake.jobs()) == 1
     assert fake.calls("scancel") == 0
-    assert {state.state for state in run_state.collect(study)} == {"queued"}
+    assert {state.state for state in study_state.collect(study)} == {"queued"}
 
 
 def test_a_refusal_frees_the_runs_at_once(fake: FakeSlurm, tmp_path: Path) -> None:
     fake.set_mode("refuse")
     study = make_study(tmp_path)
     assert "Invalid account" in submit_once(study)
-    assert {state.state for state in run_state.collect(study)} == {"planned"}
+    assert {state.state for state in study_state.collect(study)} == {"planned"}
     fake.set_mode("good")
     assert submit_once(study) == ""
     assert set(queued_runs(study, fake).values()) == {1}
@@ -114,17 +114,17 @@ def test_a_queue_that_falls_silent_after_sbatch_loses_nothing(fake: FakeSlurm, t
 
 def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    members = queueing.claim(queueing.select(study_state.collect(study)).chosen)
     with pytest.raises(ZeroDivisionError), queueing.released_on_error(members):
         _ = 1 / 0
-    assert {state.state for state in run_state.collect(study)} == {"planned"}
+    assert {state.state for state in study_state.collect(study)} == {"planned"}
 
 
 def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(patient: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     (study.folder / study_dir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
     assert "nothing of it was queued" in submit_once(study)
-    assert {state.state for state in run_state.collect(study)} == {"planned"}
+    assert {state.state for state in study_state.collect(study)} == {"planned"}
     (tmp_path / "logs").rename(study.folder / study_dir.LOGS)
     assert submit_once(study) == ""
     assert set(queued_runs(study, patient).values()) == {1}
@@ -142,7 +142,7 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, 
     program.write_text(text)
     events.rmdir()
     events.with_name(events.name + ".kept").rename(events)
-    assert [state.job_id for state in run_state.collect(study)] == [f"1_{index}" for index in range(7)]
+    assert [state.job_id for state in study_state.collect(study)] == [f"1_{index}" for index in range(7)]
     assert submit_once(study) == ""
     assert set(queued_runs(study, patient).values()) == {1}
     assert read_events(study.runs[6].folder)[-1]["event"] == "queued"
@@ -150,12 +150,12 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, 
 
 def test_claims_that_cannot_be_described_are_one_sentence(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    members = queueing.claim(queueing.select(study_state.collect(study)).chosen)
     (study.runs[3].folder / run_files.PROVENANCE).mkdir()
     code = queueing.take_snapshot(study)
     with pytest.raises(RunError, match="nothing was queued"), queueing.released_on_error(members):
         queueing.prepare(study, [[member] for member in members], SlurmSettings(), code)
-    assert {state.state for state in run_state.collect(study)} == {"planned"}
+    assert {state.state for state in study_state.collect(study)} == {"planned"}
 
 
 def test_an_unknown_fate_blocks_until_it_is_known(
@@ -164,12 +164,12 @@ def test_an_unknown_fate_blocks_until_it_is_known(
     fake.set_mode("lost")
     study = make_study(tmp_path)
     assert "nothing twice" in submit_once(study)
-    assert {state.state for state in run_state.collect(study)} == {"queued"}
+    assert {state.state for state in study_state.collect(study)} == {"queued"}
     fake.set_mode("good")
     submit_once(study)
     assert not fake.jobs(), "queued again before the first try was known to be void"
     monkeypatch.setattr(submit_attempts, "VOID_AFTER", 0.0)
-    assert {state.state for state in run_state.collect(study)} == {"planned"}
+    assert {state.state for state in study_state.collect(study)} == {"planned"}
     submit_once(study)
     assert set(queued_runs(study, fake).values()) == {1}
 
@@ -177,10 +177,10 @@ def test_an_unknown_fate_blocks_until_it_is_known(
 def test_a_job_whose_answer_was_lost_is_found_later(fake: FakeSlurm, tmp_path: Path) -> None:
     """The submit died between sbatch and its note of the job id."""
     study = make_study(tmp_path)
-    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    members = queueing.claim(queueing.select(study_state.collect(study)).chosen)
     batch = queueing.prepare(study, [[member] for member in members], SlurmSettings(), queueing.take_snapshot(study))
     launchers.make("sbatch").launch(batch)
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     assert [state.job_id for state in states] == [f"1_{index}" for index in range(7)]
     submit_once(study)
     assert len(fake.jobs()) == 1
@@ -226,14 +226,14 @@ def test_status_asks_squeue_once_for_a_hundred_runs(fake: FakeSlurm, tmp_path: P
     assert len(study.runs) == 105
     submit_once(study)
     before = fake.calls("squeue"), fake.calls("scontrol"), fake.calls("sacct")
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert (fake.calls("squeue"), fake.calls("scontrol"), fake.calls("sacct")) == (before[0] + 1, *before[1:])
 
 
 def test_jobs_of_an_array_over_the_limit_are_split(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = queueing.claim(queueing.select(run_state.collect(study)).chosen)
+    members = queueing.claim(queueing.select(study_state.collect(study)).chosen)
     assert [[len(job) for job in jobs] for jobs in queueing.split(members, SlurmSettings(runs_per_job=2), 3)] == [
         [2, 2, 2],
         [1],
@@ -244,10 +244,10 @@ def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_pat
     study = make_study(tmp_path)
     submit_once(study)
     fake.set_mode("down")
-    scheduler = run_state.Scheduler()
+    scheduler = queue_view.Scheduler()
     before = fake.calls("squeue")
     for _ in range(5):
-        states = run_state.collect(study, scheduler)
+        states = study_state.collect(study, scheduler)
     assert {state.state for state in states} == {"queued"}, "the last known truth"
     assert scheduler.silent_since is not None
     assert "Unable to contact" in scheduler.problem
@@ -264,7 +264,7 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     squeue, asked = patient.bin / "squeue", tmp_path / "asked"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
     (patient.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{"" if permitted else "exit 1"}\n')
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert "submit again to release it" in states[0].reason
     atomic_write(study.runs[0].folder / run_files.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
@@ -279,7 +279,7 @@ def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path
     submit_once(study)
     squeue = patient.bin / "squeue"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"JobHeldUser"'))
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     assert "JobHeldUser: scontrol release lets it go" in states[0].reason
     squeue.write_text(squeue.read_text().replace('"JobHeldUser"', '"launch failed requeued held"'))
     assert queueing.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE))) == ""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import integrity, run_state
+from ablatrix.orchestrator.slurm import commands, queue_view
+from ablatrix.orchestrator.status import removed_files, run_evidence, run_state, study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import cancel, queueing
@@ -77,7 +77,7 @@ def job(state: str, token: str = TOKEN, **fields: str) -> Queue:
 
 
 def now(study: Study) -> run_state.RunState:
-    return run_state.collect(study)[0]
+    return study_state.collect(study)[0]
 
 
 def write_rows(run: StudyRun, *steps: int) -> None:
@@ -131,7 +131,7 @@ def test_a_running_array_task_whose_first_event_came_before_its_id_was_known(
         (job("FAILED", exit_code="7:0"), "iter 3\n", "lost", "exit code 7:0"),
         (job("FAILED", exit_code="1:0"), None, "lost", "before the trainer started"),
         (job("COMPLETED", exit_code="0:0"), None, "lost", "before the trainer started"),
-        ({}, "iter 3\n", "lost", "ended without a word"),
+        ({}, "iter 3\n", "lost", "exited without reporting a reason"),
     ],
 )
 def test_gone_from_the_queue(
@@ -264,8 +264,8 @@ def test_a_job_that_is_back_between_two_questions_is_not_buried(study: Study, ru
 def test_without_squeue_a_queued_job_is_not_lost(study: Study, run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     queue_run(run)
     monkeypatch.setenv("PATH", "")
-    scheduler = run_state.Scheduler()
-    assert run_state.collect(study, scheduler)[0].state == "queued"
+    scheduler = queue_view.Scheduler()
+    assert study_state.collect(study, scheduler)[0].state == "queued"
     assert "not found" in scheduler.problem
 
 
@@ -306,9 +306,11 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     assert now(study).state == "running"
     append_event(run.folder, "failed", reason="boom")
     assert now(study).state == "failed"
-    scheduler = run_state.Scheduler()
-    run_state.collect(study, scheduler)
-    assert json.loads(run_state.as_json([], scheduler))["controller_silent_since"] == pytest.approx(time.time(), abs=60)
+    scheduler = queue_view.Scheduler()
+    study_state.collect(study, scheduler)
+    assert json.loads(run_state.as_json([], scheduler.silent_since))["controller_silent_since"] == pytest.approx(
+        time.time(), abs=60
+    )
 
 
 def set_age(run: StudyRun, seconds: float) -> None:
@@ -339,14 +341,14 @@ def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
         monkeypatch.setattr(commands, "cluster_name", lambda: "big")
         monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
         monkeypatch.setenv("SLURM_JOB_ID", "5")
-    scheduler = run_state.Scheduler(user="alice" if case == "private" else "")
+    scheduler = queue_view.Scheduler(user="alice" if case == "private" else "")
     if case == "no Slurm":
         monkeypatch.setattr(commands, "available", lambda: False)
         cluster.down = True
     monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
 
     def look() -> tuple[str, bool]:
-        state = run_state.collect(study, scheduler)[0]
+        state = study_state.collect(study, scheduler)[0]
         assert BLIND[case] in state.reason
         return state.state, state.active
 
@@ -363,7 +365,7 @@ def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
     assert look() == ("stopped", True)
     assert "ended" not in [event["event"] for event in read_events(run.folder)]
     append_event(run.folder, "failed", reason="boom")
-    assert run_state.collect(study, scheduler)[0].reason == "boom"
+    assert study_state.collect(study, scheduler)[0].reason == "boom"
 
 
 @pytest.mark.parametrize("private", ["none", "accounts,usage"])
@@ -373,7 +375,7 @@ def test_another_users_job_that_would_be_visible_is_lost_when_it_is_not(
     monkeypatch.setattr(commands, "settings", lambda: {"PrivateData": private})
     monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
     queue_run(run)
-    assert run_state.collect(study, run_state.Scheduler(user="alice"))[0].state == "lost"
+    assert study_state.collect(study, queue_view.Scheduler(user="alice"))[0].state == "lost"
 
 
 def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
@@ -417,7 +419,7 @@ def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: S
             ticks = processes.born(process.pid)
             local_event(run, "started", process.pid, iter=0, born=born.replace("another boot", f"{ticks} 0a1b2c3d"))
             assert now(study).state == "lost"
-            assert run_state.owner(run) is None
+            assert run_evidence.find_owner(run) is None
             assert process.poll() is None
         finally:
             process.kill()
@@ -539,7 +541,7 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
     state = now(study)
     assert state.state == "done"
     said = "loss.csv has been changed since: 2 of 3 rows, it ends at step 2 of 3 (submit --retry runs it again)"
-    assert said in state.reason and said in integrity.lines(study, [state])[0]
+    assert said in state.reason and said in removed_files.list_all(study, [state])[0]
     assert queueing.select([state], retry=True).chosen == [state]
     assert queueing.select([state]).done == [state]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, site_limits
-from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.status.run_state import RunState, Scheduler
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -48,12 +49,12 @@ class Said(list[str]):
 
 
 def queue(study: Study, order: waves.Order, said: Said | None = None) -> list[str]:
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     return waves.queue(study, order, queueing.select(states).chosen, states, Said() if said is None else said)
 
 
 def by_state(study: Study) -> dict[str, int]:
-    states = [state.state for state in run_state.collect(study)]
+    states = [state.state for state in study_state.collect(study)]
     return {state: states.count(state) for state in sorted(set(states))}
 
 
@@ -75,7 +76,7 @@ def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
     assert fake.dependency(3) == "afterany:1?afterany:2"
     assert said[-1].startswith("3 runs wait for room in the queue (MaxSubmitJobs=5); job 3 queues them")
     assert by_state(study) == {"planned": 3, "queued": 4}
-    lines = waves.describe(study, run_state.collect(study), commands.queue())
+    lines = waves.describe(study, study_state.collect(study), commands.queue())
     assert lines == ["3 runs wait for room in the queue: job 3 queues them"]
 
 
@@ -105,10 +106,10 @@ def test_half_of_the_runs_at_the_limit_leaves_room_for_the_follow_up(
     fake: FakeSlurm, study: Study, order: waves.Order
 ) -> None:
     fake.set_limit(3)
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     waves.queue(study, order, states[:6], states, Said())
     assert fake.jobs() == {1: 2, 2: 1}
-    assert {s.reason for s in run_state.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
+    assert {s.reason for s in study_state.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
 
 
 def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
@@ -153,9 +154,9 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
     for run in study.runs[4:]:
         append_event(run.folder, "failed", reason="x")
     fake.set_limit(5)
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     waves.queue(study, order, queueing.select(states, retry=True).chosen, states, Said())
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     waiting = [state.run.id for state in waves.find_waiting(study, states)]
     assert set(waiting) >= {run.id for run in study.runs[4:]}
     assert {state.run.id for state in queueing.select(states, rerun=waiting).chosen} == set(waiting)
@@ -168,7 +169,7 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
 def test_submits_at_the_same_time_leave_each_other_what_waits(
     fake: FakeSlurm, study: Study, order: waves.Order
 ) -> None:
-    before = run_state.collect(study)
+    before = study_state.collect(study)
     fake.set_limit(5)
     waves.queue(study, order, before, before, Said())
     said = Said()
@@ -184,7 +185,7 @@ def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, ord
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
     (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scheduler, said = Scheduler(), Said()
-    assert not waves.keep_going(study, said)(run_state.collect(study, scheduler), scheduler)
+    assert not waves.keep_going(study, said)(study_state.collect(study, scheduler), scheduler)
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
     assert said[0].startswith("7 jobs that Slurm held")
 
@@ -199,7 +200,7 @@ def test_a_node_that_cannot_submit_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert waves.main([str(study.folder)]) == 1
     monkeypatch.setenv("PATH", path)
-    [line] = waves.describe(study, run_state.collect(study), commands.queue())
+    [line] = waves.describe(study, study_state.collect(study), commands.queue())
     assert line.startswith("4 runs wait") and "sbatch: not found on" in line and line.endswith("submit again")
     before = waves.read(study)
     assert before is not None and before.blocked
@@ -210,10 +211,10 @@ def test_max_parallel_holds_for_all_arrays_of_a_study(
 ) -> None:
     monkeypatch.setattr(site_limits, "array_limits", lambda: site_limits.ArrayLimits(3))
     order = replace(order, settings=SlurmSettings(max_parallel=2), report=False)
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     waves.queue(study, order, states[:2], states, Said())
     assert fake.dependency(1) == "", "both may run at once"
-    states = run_state.collect(study)
+    states = study_state.collect(study)
     waves.queue(study, order, states[2:], states, Said())
     assert fake.jobs() == {1: 2, 2: 3, 3: 2}
     assert fake.dependency(2) == "afterany:1"
@@ -231,7 +232,7 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
     scheduler = Scheduler()
 
     def look() -> list[RunState]:
-        return run_state.collect(study, scheduler)
+        return study_state.collect(study, scheduler)
 
     assert waves.keep_going(study, said)(look(), scheduler)
     assert fake.jobs() == {2: 1, 3: 1}, "and a follow-up, now that there is room for one"

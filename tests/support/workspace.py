@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.slurm import queue_view
+from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import loss_csv, run_files
@@ -103,10 +104,10 @@ class Workspace:
                 environment = self.env()
                 os.environ.clear()
                 os.environ.update(environment)
-                scheduler = run_state.Scheduler()
-                states = run_state.collect(study_dir.find_study(study, Path("out")), scheduler)
+                scheduler = queue_view.Scheduler()
+                states = study_state.collect(study_dir.find_study(study, Path("out")), scheduler)
                 with os.fdopen(writer, "w") as pipe:
-                    pipe.write(run_state.as_json(states, scheduler))
+                    pipe.write(run_state.as_json(states, scheduler.silent_since))
             finally:
                 os._exit(0)
         os.close(writer)

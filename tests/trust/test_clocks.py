@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.slurm import commands, queue_view
+from ablatrix.orchestrator.status import run_evidence, study_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir import run_files
@@ -67,8 +67,8 @@ def test_states_do_not_depend_on_the_clocks(
         written(run, "started", "heartbeat", **told)
         with monkeypatch.context() as patch:
             clock_of(patch, ours)
-            found = run_state.collect(study)[0]
-        within = run_state.HEARTBEAT_SECONDS if launcher == "local" else 60
+            found = study_state.collect(study)[0]
+        within = run_evidence.HEARTBEAT_SECONDS if launcher == "local" else 60
         assert found.state == ("running" if age < within else "lost"), (ours, told, found.reason)
         met[found.state] = met.get(found.state, 0) + 1
     assert set(met) == {"running", "lost"}
@@ -100,7 +100,7 @@ def test_a_jump_of_the_clock_does_not_change_how_often_slurm_is_asked(
 
     monkeypatch.setattr(commands, "queue", silent)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    scheduler = run_state.Scheduler()
+    scheduler = queue_view.Scheduler()
     scheduler.refresh()
     clock_of(monkeypatch, jump)
     scheduler.refresh()
@@ -115,7 +115,7 @@ def test_records_that_were_copied_are_no_sign_of_life(study: Study) -> None:
     run = study.runs[0]
     written(run, "started", age=7 * 86400, off=0.0, host="node7", launcher="local", job_id="")
     os.utime(run.folder / run_files.EVENTS)
-    assert run_state.collect(study)[0].state == "lost"
+    assert study_state.collect(study)[0].state == "lost"
 
 
 def test_age_of_a_file_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

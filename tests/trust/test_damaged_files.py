@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import collect
-from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.slurm import commands, queue_view
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import run_progress, study_dir
 from ablatrix.trainer import config
 from ablatrix.trainer.rundir import loss_csv, run_files
@@ -263,6 +263,6 @@ def test_an_unknown_state_of_a_job_ends_no_run(tmp_path: Path, monkeypatch: pyte
     for event, state in (("", "queued"), ("started", "running"), ("failed", "failed")):
         if event:
             append_event(tmp_path, event)
-        assert run_state.collect(study, run_state.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
+        assert study_state.collect(study, queue_view.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
     assert [record["event"] for record in read_events(tmp_path)] == ["queued", "started", "failed"]
     tally("an unknown state of a job ends no run", cases=3)

@@ -17,7 +17,7 @@ import pytest
 
 from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.status import run_state
+from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir import run_files
@@ -92,7 +92,7 @@ def test_a_run_that_has_ended_elsewhere_is_never_lost(
         moments = sorted(chance.uniform(end + 0.01, end + 70) for _ in range(6))
         for now in moments:
             view.show(now, delay)
-            state = run_state.collect(study)[0]
+            state = study_state.collect(study)[0]
             view.settle()
             late = now < end + delay
             assert state.state == ("running" if late else ending), (ending, end, delay, now, known, state.reason)
@@ -111,7 +111,7 @@ def test_a_run_that_left_nothing_is_lost_after_that(study: Study, monkeypatch: p
     found = []
     for now in (300.0, 330.0, 359.0, 361.0):
         view.show(now, 0.0)
-        found.append(run_state.collect(study)[0].state)
+        found.append(study_state.collect(study)[0].state)
         view.settle()
     assert found == ["running", "running", "running", "lost"]
 
@@ -124,8 +124,8 @@ def test_a_summary_that_is_seen_after_the_event_that_tells_of_it(study: Study, m
     found = []
     for now in (301.0, 359.0, 361.0):
         view.show(now, 0.0)
-        found.append((run_state.collect(study)[0].state, run_state.collect(study)[0].reason))
-    assert found[0] == found[1] == ("running", "finished; its summary.json is not seen here yet")
+        found.append((study_state.collect(study)[0].state, study_state.collect(study)[0].reason))
+    assert found[0] == found[1] == ("running", "finished; its summary.json is not visible here yet")
     assert found[2][0] == "lost" and "its summary.json is gone (removed since)" in found[2][1]
 
 
@@ -136,7 +136,7 @@ def test_files_that_are_at_hand_are_not_waited_for(study: Study, monkeypatch: py
     submit_attempts.take(run.folder, 1)
     View(run, [(1.0, "started", {"iter": 0})]).show(300.0, 0.0)
     monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": commands.Job("5", "FAILED", exit_code="0:9")})
-    assert run_state.collect(study)[0].state == "lost"
+    assert study_state.collect(study)[0].state == "lost"
 
 
 def test_kinds_of_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

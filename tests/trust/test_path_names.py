@@ -15,8 +15,8 @@ import pytest
 
 from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import collect, output
-from ablatrix.orchestrator.status import integrity, removed_files
-from ablatrix.orchestrator.store import code_snapshot, study_dir
+from ablatrix.orchestrator.status import removed_files
+from ablatrix.orchestrator.store import code_snapshot, provenance, study_dir
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.data import tokenizer, warm_cache
 from ablatrix.trainer.data.shard_claims import Claims
@@ -154,21 +154,21 @@ def test_a_doctored_run_leads_nowhere(work: Workspace, seed: int, cases: Cases, 
     """Its provenance.json names a folder of code, its last event names files."""
     verbs = ("status", "report", "show baseline")
     folder = next((work.folder / "out" / "study").glob("baseline-*"))
-    provenance, events = folder / run_files.PROVENANCE, (folder / run_files.EVENTS).read_text()
-    record = json.loads(provenance.read_text())
+    record_file, events = folder / run_files.PROVENANCE, (folder / run_files.EVENTS).read_text()
+    record = json.loads(record_file.read_text())
     (work.folder / "out" / "big").touch()
     os.truncate(work.folder / "out" / "big", 1 << 40)
     names = hostile(seed, cases(25, 200))
     study = study_dir.load_study(folder.parent)
     for name in names:
-        provenance.write_text(json.dumps({**record, "code_snapshot": name}))
-        assert integrity.snapshots(study).names <= {record["code_snapshot"]}
+        record_file.write_text(json.dumps({**record, "code_snapshot": name}))
+        assert provenance.snapshots_of(run.folder for run in study.runs).keys() <= {record["code_snapshot"]}
         *before, last = map(json.loads, events.splitlines())
-        told = removed_files.of_run(folder, {}, [*before, {**last, "files": [*last["files"], name, None, [name]]}])
+        told = removed_files.of_run(folder, [*before, {**last, "files": [*last["files"], name, None, [name]]}])
         assert set(told) <= {name}, "files of its own only"
         assert not told or not re.search(r"(^|/)\.\.(/|$)|^/|[\0-\x1f]", name)
     for name in ("..", ".", "a\0b"):
-        provenance.write_text(json.dumps({**record, "code_snapshot": name}))
+        record_file.write_text(json.dumps({**record, "code_snapshot": name}))
         (folder / run_files.EVENTS).write_text(events.replace('"files": [', f'"files": [{json.dumps(name)}, '))
         for verb in verbs:
             assert "Traceback" not in work.run(*verb.split(), code=0).stderr

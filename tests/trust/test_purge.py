@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.cli import main
-from ablatrix.orchestrator.status import integrity, run_state
+from ablatrix.orchestrator.status import removed_files, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.trainer.rundir import run_files
 from tests.support import finished_runs
@@ -64,7 +64,7 @@ def called(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
 def said_of(study: Path) -> str:
     """What status and report say beside their tables."""
     found = study_dir.load_study(study)
-    return "\n".join(integrity.lines(found, run_state.collect(found)))
+    return "\n".join(removed_files.list_all(found, study_state.collect(found)))
 
 
 def aside(path: Path, place: Path) -> Iterator[None]:
@@ -109,7 +109,7 @@ def test_every_file_is_named(
             assert len(told.splitlines()) == 1 and shown in told, told
             if run:
                 assert told.startswith(run[1])
-                state = next(s for s in run_state.collect(study_dir.load_study(STUDY)) if s.run.id == run[1])
+                state = next(s for s in study_state.collect(study_dir.load_study(STUDY)) if s.run.id == run[1])
                 assert state.state == ("lost" if name.endswith("summary.json") else "done")
                 assert state.missing == (run[2],)
     assert said_of(STUDY) == ""

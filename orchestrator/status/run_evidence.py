@@ -1,0 +1,167 @@
+"""What a run's folder shows: its summary, the events of its newest attempt, and whether its process is alive."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.status import removed_files
+from ablatrix.orchestrator.store import run_folder, shared_fs, submit_attempts
+from ablatrix.orchestrator.store.study_dir import StudyRun
+from ablatrix.trainer.rundir import loss_digest, processes, run_files
+from ablatrix.trainer.rundir.events import read_events
+
+HEARTBEAT_SECONDS = 120  # a trainer on another host that has written nothing for longer is taken for dead
+CLOCKS_APART = 3600  # seconds; a file that is newer than its last record by more has been copied
+
+ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
+ENDED = ("stopped", "failed", "ended", "unqueued", "finished")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """The records in a run's folder, from which its state is judged."""
+
+    run: StudyRun
+    summary: Record | None
+    events: list[Record]  # of the newest attempt, without its `submitting` and `queued`
+    queued: Record | None  # how that attempt was queued
+    attempt: int
+    claim: submit_attempts.Claim | None  # of an attempt that has no `queued` event yet
+    max_iters: int
+    missing: tuple[str, ...]
+    altered: str = ""
+
+    @classmethod
+    def read(cls, run: StudyRun) -> RunEvidence:
+        """Read a run's folder. Raises OSError for a file that cannot be read."""
+        events = read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
+        start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
+        latest = [event for event in events[start:] if event["event"] != "submitting"]
+        queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
+        known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
+        attempt = max(submit_attempts.newest(run.folder), known)  # a purge may have removed the claims
+        summary = run_folder.read_summary(run.folder)
+        return cls(
+            run,
+            summary,
+            [event for event in latest if event["event"] != "queued"],
+            queued,
+            attempt,
+            submit_attempts.read(run.folder, attempt) if attempt > known else None,
+            run_folder.planned_steps(run.folder),
+            removed_files.of_run(run.folder, events) if summary else (),
+            loss_digest.find_change(run.folder, summary) if summary else "",
+        )
+
+    @property
+    def life(self) -> Record:
+        """The last event that shows whether the run is alive; {} before the first."""
+        return next((e for e in reversed(self.events) if e["event"] in ALIVE + ENDED), {})
+
+    @property
+    def last_event(self) -> str:
+        """Name of `life`, '' before the first."""
+        return str(self.life.get("event", ""))
+
+    @property
+    def start(self) -> Record | None:
+        """The event of the newest trainer."""
+        return next((e for e in reversed(self.events) if e["event"] in ("started", "resumed")), None)
+
+    @property
+    def node(self) -> str:
+        """The host that has last written an event of a living run."""
+        return next((str(e.get("host")) for e in reversed(self.events) if e["event"] in ALIVE), "")
+
+    @property
+    def is_local(self) -> bool:
+        """True if the attempt was queued on this machine, without Slurm."""
+        return bool(self.queued) and (self.queued or {}).get("launcher") == "local"
+
+    @property
+    def token(self) -> str:
+        """The token of the submission."""
+        return str((self.queued or {}).get("token", ""))
+
+    @property
+    def own_job_id(self) -> str:
+        """The id of its job that the trainer has recorded."""
+        return str((self.start or {}).get("job_id", ""))
+
+    @property
+    def job_id(self) -> str:
+        """Id of the run's job: the trainer's record, else that of `submit`."""
+        own = "" if self.is_local else self.own_job_id
+        return own or str((self.queued or {}).get("job_id", ""))
+
+    @property
+    def cluster(self) -> str:
+        """The cluster that the attempt was queued on, or has run on; '' if it is not known."""
+        events = (event for event in (*reversed(self.events), self.queued) if event)
+        return next((str(event["cluster"]) for event in events if event.get("cluster")), "")
+
+    @property
+    def is_final(self) -> bool:
+        """True if the attempt has ended for good; a run that only stopped may be in the queue again."""
+        return self.last_event in ("ended", "unqueued")
+
+    @property
+    def needs_queue(self) -> bool:
+        """True if only Slurm's queue can tell the state."""
+        if self.summary:
+            return False
+        return bool(self.claim or (self.queued and not self.is_local and not self.is_final))
+
+    @property
+    def stopped_by(self) -> str:
+        """Name of the first signal that the run received."""
+        return next((str(e.get("signal", "")) for e in self.events if e["event"] == "signal"), "")
+
+    def is_process_alive(self, event: Record) -> bool:
+        """True if the process that wrote this event is alive; of one on another host only the heartbeat tells."""
+        if is_here(event):
+            return True
+        if event.get("host") != socket.gethostname():
+            return self.silence() < HEARTBEAT_SECONDS
+        return not Path("/proc/self").exists() and _pid_exists(event.get("pid", 0))
+
+    def silence(self) -> float:
+        """Return the seconds since the run's events were written, by the file server's clock; infinity if not known.
+
+        The time in the last event, by the clock of another host, only shows whether the file is a later copy.
+        """
+        path = self.run.folder / run_files.EVENTS
+        newest = max((float(event.get("time", 0)) for event in (self.queued, *self.events) if event), default=0.0)
+        try:
+            copied = path.stat().st_mtime - newest > CLOCKS_APART
+            return math.inf if copied else shared_fs.age(path, self.run.folder)
+        except OSError:
+            return math.inf
+
+
+def find_owner(run: StudyRun) -> Record | None:
+    """Return the event of the living process that owns a run without Slurm: its trainer, or its waiting `submit`."""
+    evidence = RunEvidence.read(run)
+    started = [event for event in evidence.events if event["event"] in ("started", "resumed")]
+    candidates = [*reversed(started), *([evidence.queued] if evidence.queued else [])]
+    return next((event for event in candidates if evidence.is_process_alive(event)), None)
+
+
+def is_here(event: Record) -> bool:
+    """True if the process that wrote this event is alive on this machine, even if the machine was renamed."""
+    return bool(event.get("born")) and processes.identity(event.get("pid", 0)) == event["born"]
+
+
+def _pid_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError):
+        return False
+    return True

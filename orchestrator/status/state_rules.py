@@ -1,0 +1,162 @@
+"""The rules by which a run's state follows from its files and from Slurm's queue.
+
+Files come first: only summary.json means `done`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.status import diagnosis, removed_files
+from ablatrix.orchestrator.status.run_evidence import ALIVE, RunEvidence
+from ablatrix.orchestrator.status.run_state import STATES, RunState
+from ablatrix.orchestrator.store import run_progress, shared_fs, submit_attempts
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import may_requeue
+
+
+class JobIndex:
+    """Slurm's queue, searched by token and by id. answered: False while the controller is silent."""
+
+    def __init__(self, jobs: Mapping[str, commands.Job] | None) -> None:
+        self.answered = jobs is not None
+        self.jobs = jobs or {}
+        self._by_token: dict[tuple[str, str], commands.Job] = {}  # (token, index in the array; "" for a plain job)
+        # of two jobs with one token the running one counts, else the waiting one
+        for job in sorted(self.jobs.values(), key=lambda job: (job.state in commands.RUNNING, job.alive)):
+            if job.token:
+                self._by_token[job.token, job.id.partition("_")[2]] = job
+
+    def find(self, token: str, index: str, job_id: str = "") -> commands.Job | None:
+        """Return the job with this token and index, else the one with this id."""
+        return self._by_token.get((token, index)) or owned(self.jobs.get(job_id), token)
+
+
+def owned(job: commands.Job | None, token: str) -> commands.Job | None:
+    """Return the job unless it carries another token: ids are reused after a controller has lost its state."""
+    return job if job and job.token in (None, token) else None
+
+
+def judge(evidence: RunEvidence, queue: JobIndex) -> RunState:
+    """Return the state of a run. Where it depends on a job that the queue does not show, `job` says so."""
+    state = _initial(evidence)
+    if evidence.summary:
+        removed = removed_files.describe(evidence.missing, evidence.altered)
+        reason = "; ".join(filter(None, (_describe_result(evidence.summary), removed)))
+        return replace(state, state="done", reason=reason, missing=evidence.missing, altered=evidence.altered)
+    if evidence.claim:
+        return _judge_claim(state, evidence, queue)
+    if evidence.last_event == "finished":
+        return _judge_finished(state, evidence)
+    if evidence.queued is None and not evidence.events:
+        return state
+    if evidence.queued is None or evidence.is_local:
+        return _judge_process(state, evidence)
+    return _judge_job(state, evidence, queue)
+
+
+def _initial(evidence: RunEvidence) -> RunState:
+    queued = evidence.queued or {}
+    suffix = {"local": "out", "sbatch": "sbatch"}.get(str(queued.get("launcher")), "")
+    return RunState(
+        evidence.run,
+        max_iters=evidence.max_iters,
+        attempt=evidence.attempt,
+        job_id=evidence.job_id if queued else "",
+        log=f"{evidence.token}.{suffix}" if suffix and evidence.token and evidence.life else "",
+        node=evidence.node,
+        **run_progress.read(evidence.run.folder, evidence.max_iters),
+    )
+
+
+def _describe_result(summary: Mapping[str, Any]) -> str:
+    if summary.get("stopped_early"):
+        step = summary.get("iters")
+        return f"stopped early{'' if step is None else f' at step {step}'}: no better evaluation"
+    return "diverged" if summary.get("diverged") else ""
+
+
+def _judge_claim(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunState:
+    """Judge a run that a submit has claimed without recording a job id: its token or its own events may tell."""
+    claim = evidence.claim
+    assert claim is not None
+    job = queue.find(claim.token, str(claim.index) if claim.tasks > 1 else "")
+    job_id = job.id if job else evidence.job_id
+    if job_id:
+        queued = {"launcher": "slurm", "job_id": job_id, "token": claim.token}
+        return judge(replace(evidence, claim=None, queued=queued), queue)
+    if evidence.last_event in ALIVE:
+        return _judge_process(state, evidence)
+    silent = not queue.answered and commands.available()
+    if silent or not submit_attempts.is_void(evidence.run.folder, evidence.attempt):
+        return replace(state, state="queued", reason="being submitted; its job is not known yet")
+    return replace(state, reason="an earlier submit ended before its job was queued")
+
+
+def _judge_finished(state: RunState, evidence: RunEvidence) -> RunState:
+    """Judge a run that has recorded its end, which comes after summary.json, while there is no summary.json."""
+    if evidence.silence() < shared_fs.delay(evidence.run.folder):
+        return replace(state, state="running", reason=f"finished; its {run_files.SUMMARY} is not visible here yet")
+    reason = f"it finished, but its {run_files.SUMMARY} is gone (removed since): submit --retry writes it again"
+    return replace(state, state="lost", reason=reason, missing=(run_files.SUMMARY,))
+
+
+def _judge_process(state: RunState, evidence: RunEvidence) -> RunState:
+    """Judge a run of the local launcher, or one that was started by hand: by its process."""
+    life, event = evidence.life, evidence.last_event
+    if event in ("failed", "ended"):
+        return replace(state, state=_recorded_state(life, "failed"), reason=str(life.get("reason", "")))
+    if event == "stopped":
+        return stopped(state, evidence)
+    if event == "unqueued":
+        return replace(state, state="planned", reason=str(life.get("reason", "")))
+    if evidence.start is None:
+        alive = evidence.queued is not None and evidence.is_process_alive(evidence.queued)
+        return replace(state, state="queued" if alive else "planned")
+    if evidence.is_process_alive(evidence.start):
+        return replace(state, state="running", node=str(evidence.start.get("host", "")))
+    return replace(state, state="lost", reason=diagnosis.describe_end(evidence.run.folder))
+
+
+def _judge_job(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunState:
+    life, event = evidence.life, evidence.last_event
+    if evidence.is_final:
+        return replace(state, state=_recorded_state(life, "planned"), reason=life.get("reason", ""))
+    if event == "stopped" and not may_requeue(life):
+        return stopped(state, evidence)  # although its job may go on with other runs
+    if event == "failed":
+        return replace(state, state="failed", reason=str(life.get("reason", "")))
+    last = {"": "queued", "stopped": "stopped"}.get(event, "running")
+    if not queue.answered:
+        return replace(state, state=last, job="unknown")
+    job = queue.find(evidence.token, evidence.job_id.partition("_")[2], evidence.job_id)
+    if job is None:
+        return replace(state, state="lost", job="gone")
+    state = replace(state, job_id=job.id, confirmed=bool(job.token or evidence.own_job_id))
+    if not commands.is_known(job.state):  # of a newer Slurm: it ends no run
+        return replace(state, state=last)
+    if job.state in commands.PENDING and evidence.events:
+        reason = f"requeued at step {state.iter}, waiting ({commands.describe_wait(job.reason)})"
+        return replace(state, state="stopped", reason=reason, requeued=True)
+    if job.state in commands.PENDING:
+        return replace(state, state="queued", reason=commands.describe_wait(job.reason))
+    if job.state in commands.RUNNING:
+        return replace(state, state="running", node=job.node or state.node)
+    return replace(state, state="lost", job="gone")
+
+
+def _recorded_state(event: Mapping[str, Any], default: str) -> str:
+    """Return the state that an event records."""
+    return str(event["state"]) if event.get("state") in STATES else default
+
+
+def stopped(state: RunState, evidence: RunEvidence) -> RunState:
+    """Return the state of a run that has stopped, with what the next submit will do."""
+    life = evidence.life
+    then = "start it again" if life.get("anew") else "continue"
+    by = f" by {life['by']}" if life.get("by") and not may_requeue(life) else ""
+    refused = f"; not requeued ({life['reason']})" if life.get("reason") else ""
+    return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}{refused}; submit again to {then}")
