@@ -1,4 +1,4 @@
-"""Shape of a GPT: presets, validation, parameter and FLOP counts. Free of torch, so that planning stays fast."""
+"""Configuration of a GPT: presets, validation, parameter and FLOP counts. Free of torch, so that planning is fast."""
 
 from __future__ import annotations
 
@@ -42,12 +42,10 @@ def _component(setting: str, default: str, description: str) -> Any:
 
 
 class GPTConfig(BaseModel):
-    """A GPT's architecture. Sizes left out come from `model_type`; an explicit size wins over the preset.
+    """A GPT's architecture, as a user sets it. Sizes left out come from `model_type`; an explicit size wins.
 
-    The booleans `swiglu`, `rmsnorm` and `rope` always agree with `feedforward`, `norm` and `positions`, which are what
-    the model is built from.
-
-    `resolved()` fills in every size; only a resolved config can build a model.
+    The booleans `swiglu`, `rmsnorm` and `rope` always agree with `feedforward`, `norm` and `positions`, from which the
+    model is built.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -61,8 +59,8 @@ class GPTConfig(BaseModel):
     embd_pdrop: Probability = Field(0.1, description="dropout after the embeddings")
     resid_pdrop: Probability = Field(0.1, description="dropout after each sublayer")
     attn_pdrop: Probability = Field(0.1, description="dropout of the attention weights")
-    positions: str = _component("positions", "learned", "how positions are told apart")
-    alibi_trainable: bool = Field(False, description="ALiBi's slopes are learned, in each layer its own")
+    positions: str = _component("positions", "learned", "how the model knows positions")
+    alibi_trainable: bool = Field(False, description="learn ALiBi's slopes, separately in each layer")
     feedforward: str = _component("feedforward", "gelu", "feed-forward layer; gated ones have as many parameters")
     norm: str = _component("norm", "layernorm", "normalisation")
     norm_placement: Literal["pre", "post"] = Field("pre", description="norm before a sublayer, or after its residual")
@@ -92,15 +90,15 @@ class GPTConfig(BaseModel):
         raise ValueError(f"unknown {name!r}{hint}; known: {', '.join(known)}, or your own as package.module:Class")
 
     @model_validator(mode="after")
-    def _one_meaning(self) -> GPTConfig:
-        """A short form and what it is short for say the same, whichever of them was given."""
+    def _expand_short_forms(self) -> GPTConfig:
+        """Make each short form agree with its long form, whichever of them was set."""
         problems = []
         for short, setting in SHORT_FORMS.items():
             on, chosen = getattr(self, short), getattr(self, setting)
             if {short, setting} <= self.model_fields_set and on != (chosen == short):
                 problems.append(f"{short}: {str(on).lower()} contradicts {setting}: {chosen}; keep one of the two")
             elif short in self.model_fields_set and on:
-                object.__setattr__(self, setting, short)  # the model is frozen to everybody else
+                object.__setattr__(self, setting, short)  # the model is frozen for everyone else
             else:
                 object.__setattr__(self, short, chosen == short)
         if self.alibi_trainable and self.positions != "alibi":
@@ -112,11 +110,10 @@ class GPTConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> GPTConfig:
+    def _check_sizes(self) -> GPTConfig:
         n_layer, n_head, n_embd = self.sizes()
-        if None in (n_layer, n_head, n_embd):
+        if n_layer is None or n_head is None or n_embd is None:
             raise ValueError("without model_type, n_layer, n_head and n_embd must all be given")
-        assert n_head is not None and n_embd is not None
         if n_embd % n_head:
             raise ValueError(f"n_embd ({n_embd}) is not divisible by n_head ({n_head})")
         if n_head % (self.n_kv_head or n_head):
@@ -127,37 +124,57 @@ class GPTConfig(BaseModel):
 
     @property
     def extrapolates(self) -> bool:
-        """Whether the model takes sequences that are longer than block_size."""
+        """True if the model accepts sequences longer than block_size."""
         return self.positions in EXTRAPOLATING
 
     @property
-    def own_parts(self) -> dict[str, str]:
-        """The user's own components: setting -> `package.module:Class`."""
+    def custom_components(self) -> dict[str, str]:
+        """The user's components: setting -> `package.module:Class`."""
         return {name: getattr(self, name) for name, known in COMPONENTS.items() if getattr(self, name) not in known}
 
     def sizes(self) -> tuple[int | None, int | None, int | None]:
-        """(n_layer, n_head, n_embd): the explicit ones, else the preset's."""
-        preset = PRESETS[self.model_type] if self.model_type else (None, None, None)
-        given = (self.n_layer, self.n_head, self.n_embd)
-        return tuple(g if g is not None else p for g, p in zip(given, preset, strict=True))  # type: ignore[return-value]
+        """Return (n_layer, n_head, n_embd): the explicit ones, else the preset's."""
+        n_layer, n_head, n_embd = PRESETS[self.model_type] if self.model_type else (None, None, None)
+        return self.n_layer or n_layer, self.n_head or n_head, self.n_embd or n_embd
 
-    def resolved(self, vocab_size: int, block_size: int) -> GPTConfig:
-        """This config with every size written out; `vocab_size` and `block_size` are used where none was set."""
+    def resolved(self, vocab_size: int, block_size: int) -> ResolvedGPTConfig:
+        """Return this configuration with every size set; the arguments are used where `vocab_size` or `block_size`
+        is not."""
         n_layer, n_head, n_embd = self.sizes()
-        return self.model_copy(
-            update={
-                "n_layer": n_layer,
-                "n_head": n_head,
-                "n_embd": n_embd,
-                "n_kv_head": self.n_kv_head or n_head,
-                "vocab_size": self.vocab_size or vocab_size,
-                "block_size": self.block_size or block_size,
-            }
-        )
+        sizes = {
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "n_kv_head": self.n_kv_head or n_head,
+            "vocab_size": self.vocab_size or vocab_size,
+            "block_size": self.block_size or block_size,
+        }
+        return ResolvedGPTConfig.model_construct(**{**dict(self), **sizes})
+
+
+class ResolvedGPTConfig(GPTConfig):
+    """A configuration with every size set, from which a model can be built."""
+
+    n_layer: int = Field()
+    n_head: int = Field()
+    n_embd: int = Field()
+    n_kv_head: int = Field()
+    vocab_size: int = Field()
+    block_size: int = Field()
+
+    @classmethod
+    def of(cls, config: GPTConfig) -> ResolvedGPTConfig:
+        """Return `config` as what it is. Raises ValueError if a size is missing."""
+        if isinstance(config, ResolvedGPTConfig):
+            return config
+        if None in (*config.sizes(), config.vocab_size, config.block_size):
+            raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
+        return config.resolved(0, 0)
 
 
 def gated_hidden(n_embd: int, bias: bool = True) -> int:
-    """Hidden width at which a gated layer (three matrices) has as many parameters as the plain one (two, hidden 4C).
+    """Return the hidden width at which a gated layer (three matrices) has as many parameters as the plain one (two,
+    hidden 4C).
 
     Shazeer 2020, "GLU Variants Improve Transformer", takes 2/3 of the hidden size; biases are counted here too. The
     width is a multiple of 8 where that stays within 1% of the plain layer's count, else the nearest integer.
@@ -174,58 +191,49 @@ def gated_hidden(n_embd: int, bias: bool = True) -> int:
 
 
 def count_parameters(config: GPTConfig) -> int | None:
-    """Trainable parameters of a resolved config; None where a part is the user's own: its module has to be counted."""
-    if config.own_parts:
+    """Return the trainable parameters of a resolved config; None if a component is custom and has to be measured."""
+    if config.custom_components:
         return None
-    _, vocab_size, _, c = _resolved_sizes(config)
-    return vocab_size * c + _learned_rows(config) + _products(config) - (vocab_size * c if config.tie_embeddings else 0)
+    config = ResolvedGPTConfig.of(config)
+    embeddings = config.vocab_size + (config.block_size if config.positions == "learned" else 0)
+    if config.tie_embeddings:
+        embeddings -= config.vocab_size
+    return embeddings * config.n_embd + _count_multiplied(config)
 
 
 def flops_per_token(config: GPTConfig) -> int | None:
-    """Training FLOPs (forward and backward) per token at full context; None where a part is the user's own.
+    """Return the training FLOPs (forward and backward) per token at full context; None if a component is custom.
 
     PaLM's count (Chowdhery et al. 2022, appendix B): 6 per parameter of a matrix product plus 12 n_layer n_embd T for
     the attention scores; look-ups of embeddings count nothing, a head that is tied to them does.
     """
-    return None if config.own_parts else training_flops(config, _products(config))
+    if config.custom_components:
+        return None
+    config = ResolvedGPTConfig.of(config)
+    return training_flops(config, _count_multiplied(config))
 
 
-def training_flops(config: GPTConfig, products: int) -> int:
-    """FLOPs per token of a resolved config of which `products` parameters are more than looked up."""
-    n_layer, _, block_size, c = _resolved_sizes(config)
-    return 6 * products + 12 * n_layer * c * block_size
+def training_flops(config: ResolvedGPTConfig, multiplied: int) -> int:
+    """Return the FLOPs per token of a model in which `multiplied` parameters are not only looked up."""
+    return 6 * multiplied + 12 * config.n_layer * config.n_embd * config.block_size
 
 
-def built_in(config: GPTConfig) -> GPTConfig:
-    """The config with the default in place of every component of the user's own: for estimates."""
-    return config.model_copy(update={name: COMPONENTS[name][0] for name in config.own_parts})
+def without_custom_components(config: GPTConfig) -> GPTConfig:
+    """Return the config with the default in place of every custom component: for estimates."""
+    return config.model_copy(update={name: COMPONENTS[name][0] for name in config.custom_components})
 
 
-def _products(config: GPTConfig) -> int:
-    """Parameters of the blocks, of the final norm and of the output head, tied or not."""
-    n_layer, vocab_size, _, c = _resolved_sizes(config)
-    assert config.n_head
-    bias = 1 if config.bias else 0
+def _count_multiplied(config: ResolvedGPTConfig) -> int:
+    """Return the parameters of the blocks, of the final norm and of the output head, tied or not."""
+    c, bias = config.n_embd, int(config.bias)
     norm = {"layernorm": c + bias * c, "rmsnorm": c, "none": 0}[config.norm]
     head_size = c // config.n_head
-    qkv = (config.n_head + 2 * (config.n_kv_head or config.n_head)) * head_size
+    qkv = (config.n_head + 2 * config.n_kv_head) * head_size
     attention = qkv * (c + bias) + c * (c + bias)
     attention += 2 * head_size if config.qk_norm else 0
     attention += config.n_head if config.alibi_trainable else 0
-    hidden = gated_hidden(c, config.bias) if config.feedforward in GATED else 4 * c
-    into = 2 * hidden if config.feedforward in GATED else hidden
-    mlp = into * (c + bias) + c * (hidden + bias)
+    gated = config.feedforward in GATED
+    hidden = gated_hidden(c, config.bias) if gated else 4 * c
+    feedforward = (2 if gated else 1) * hidden * (c + bias) + c * (hidden + bias)
     final = norm if config.norm_placement == "pre" else 0
-    return n_layer * (2 * norm + attention + mlp) + final + vocab_size * c
-
-
-def _learned_rows(config: GPTConfig) -> int:
-    _, _, block_size, c = _resolved_sizes(config)
-    return block_size * c if config.positions == "learned" else 0
-
-
-def _resolved_sizes(config: GPTConfig) -> tuple[int, int, int, int]:
-    values: list[Any] = [config.n_layer, config.vocab_size, config.block_size, config.n_embd]
-    if None in values:
-        raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
-    return values[0], values[1], values[2], values[3]
+    return config.n_layer * (2 * norm + attention + feedforward) + final + config.vocab_size * c

@@ -1,12 +1,12 @@
-"""Components of the user's own: `model.feedforward: package.module:Class`, likewise `norm` and `positions`.
+"""Custom components: `model.feedforward: package.module:Class`, likewise `norm` and `positions`.
 
-The class is an nn.Module. It is made from the resolved GPTConfig (`config.n_embd`, `config.resid_pdrop`, ...) and maps
-(B, T, C) to (B, T, C): a feed-forward layer and a norm what they are given, positions the token embeddings to
-embeddings that know where they stand (T is at most `config.block_size`). No position may see a later one. Weights
+The class is an nn.Module. It is constructed from the resolved GPTConfig (`config.n_embd`, `config.resid_pdrop`, ...)
+and maps (B, T, C) to (B, T, C): a feed-forward layer and a norm map features, positions map token embeddings to
+embeddings that depend on their position (T is at most `config.block_size`). No position may see a later one. Weights
 start by GPT-2's rule, see `GPT.initialise`; a method `initialise(generator)` may set others. Buffers must not be
 random.
 
-The module is looked for like every import, and then in the working folder. Its code is not part of a run's hash: give a
+The module is searched like every import, then in the working folder. Its code is not part of a run's hash: give a
 changed component a new name.
 """
 
@@ -17,25 +17,25 @@ import copy
 import torch
 from torch import nn
 
-from ablatrix.models.config import GPTConfig
+from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.reference import describe_conflict, import_module, top_level
 
-TRIAL = (2, 3)  # B, T of the input that a new component is tried with
+TRIAL = (2, 3)  # B, T of the input on which a new component is tried
 
 
 class ComponentError(ValueError):
-    """A component of the user's own cannot be used; the message names the setting and the reason."""
+    """A custom component cannot be used; the message names the setting and the reason."""
 
 
-def build(setting: str, config: GPTConfig) -> nn.Module:
-    """The component that `model.<setting>` names, tried once. Raises ComponentError."""
-    reference = config.own_parts[setting]
+def build(setting: str, config: ResolvedGPTConfig) -> nn.Module:
+    """Return the component that `model.<setting>` names, after trying it once. Raises ComponentError."""
+    reference = config.custom_components[setting]
     where = f"model.{setting}: {reference}"
-    made = _load(where, reference)
+    component = _load(where, reference)
     try:
-        module = made(config)
+        module = component(config)
     except Exception as error:
-        raise ComponentError(f"{where} cannot be built from the model's config: {_told(error)}") from error
+        raise ComponentError(f"{where} cannot be built from the model's config: {_describe(error)}") from error
     if not isinstance(module, nn.Module):
         raise ComponentError(f"{where} is not a torch.nn.Module")
     _try(where, module, config)
@@ -50,17 +50,16 @@ def _load(where: str, reference: str) -> type[nn.Module]:
         module = import_module(reference)
     except Exception as error:
         advice = f"put its folder on PYTHONPATH, or start in the folder that holds {top_level(reference)}"
-        missing = isinstance(error, ModuleNotFoundError)
-        raise ComponentError(f"{where} cannot be imported: {_told(error)}{'; ' + advice if missing else ''}") from error
+        hint = f"; {advice}" if isinstance(error, ModuleNotFoundError) else ""
+        raise ComponentError(f"{where} cannot be imported: {_describe(error)}{hint}") from error
     if not hasattr(module, attribute):
         raise ComponentError(f"{where}: module {name} ({module.__file__}) has no {attribute}")
-    made: type[nn.Module] = getattr(module, attribute)
-    return made
+    component: type[nn.Module] = getattr(module, attribute)
+    return component
 
 
-def _try(where: str, module: nn.Module, config: GPTConfig) -> None:
-    """A copy of it in training, on two inputs that differ at the last position only."""
-    assert config.n_embd and config.block_size
+def _try(where: str, module: nn.Module, config: ResolvedGPTConfig) -> None:
+    """Run a copy in training mode on two inputs that differ only at the last position. Raises ComponentError."""
     shape = (TRIAL[0], min(TRIAL[1], config.block_size), config.n_embd)
     trial = copy.deepcopy(module).train()
     generator = torch.Generator("cpu").manual_seed(0)
@@ -69,21 +68,21 @@ def _try(where: str, module: nn.Module, config: GPTConfig) -> None:
     try:
         first, second = _outputs(trial, inputs, generator)
     except Exception as error:
-        raise ComponentError(f"{where} fails on an input of shape {shape}: {_told(error)}") from error
+        raise ComponentError(f"{where} fails on an input of shape {shape}: {_describe(error)}") from error
     found = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
     if found != shape:
-        raise ComponentError(f"{where} must return the shape it is given, {shape}, but returns {found}")
+        raise ComponentError(f"{where} must return its input's shape, {shape}, but returns {found}")
     if first.is_meta or torch.allclose(first[:, :-1], second[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True):
         return
     raise ComponentError(
-        f"{where} lets positions see later ones: what it returns for the first tokens changes with the last one, so "
-        "that the model would read what it has to predict"
+        f"{where} lets positions see later ones: its output for the first tokens changes with the last token, so the "
+        "model could read what it has to predict"
     )
 
 
 @torch.no_grad()
 def _outputs(module: nn.Module, inputs: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
-    """What it returns for each of the inputs, with some weights, and with the same dropout. Draws no randomness."""
+    """Return its output for each input, with random weights and the same dropout; default generators stay untouched."""
     for parameter in module.parameters():
         if not parameter.is_meta:
             parameter.normal_(0.0, 0.1, generator=generator)
@@ -95,5 +94,5 @@ def _outputs(module: nn.Module, inputs: torch.Tensor, generator: torch.Generator
     return outputs
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]

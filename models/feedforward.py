@@ -1,4 +1,4 @@
-"""Position-wise feed-forward layers with one matrix in and one out; the gated ones are in models.gated."""
+"""Position-wise feed-forward layers: plain (GELU, squared ReLU) and gated (SwiGLU, GEGLU, ReGLU)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablatrix.models import custom
-from ablatrix.models.config import GATED, GPTConfig
-from ablatrix.models.dropout import Dropout
-from ablatrix.models.gated import GatedFeedForward
-from ablatrix.models.layers import Linear
+from ablatrix.models.config import GATED, ResolvedGPTConfig, gated_hidden
+from ablatrix.models.layers import Dropout, Linear
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -24,16 +22,18 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu2": relu2}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"gelu": gelu, "relu2": relu2}
+GATES: dict[str, Activation] = {"swiglu": F.silu, "geglu": gelu, "reglu": F.relu}
 
 
 class FeedForward(nn.Module):
     """W2 f(W1 x), hidden 4C. (..., C) -> (..., C)"""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
-        assert config.n_embd
-        self.activation = ACTIVATIONS[config.feedforward]
+        self.name = config.feedforward
+        self.activation = ACTIVATIONS[self.name]
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.resid_pdrop)
@@ -43,11 +43,34 @@ class FeedForward(nn.Module):
         return self.dropout(self.c_proj(x))
 
     def extra_repr(self) -> str:
-        return self.activation.__name__
+        return self.name
 
 
-def build_feedforward(config: GPTConfig) -> nn.Module:
-    """The feed-forward layer that `config` asks for, (B, T, C) -> (B, T, C)."""
-    if "feedforward" in config.own_parts:
+class GatedFeedForward(nn.Module):
+    """W2 (f(W x) * V x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6), W and V as one product.
+
+    The hidden width H keeps the parameter count of the plain layer (`models.config.gated_hidden`). (..., C) -> (..., C)
+    """
+
+    def __init__(self, config: ResolvedGPTConfig) -> None:
+        super().__init__()
+        self.name = config.feedforward
+        self.gate = GATES[self.name]
+        hidden = gated_hidden(config.n_embd, config.bias)
+        self.c_fc = Linear(config.n_embd, 2 * hidden, bias=config.bias)
+        self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
+        self.dropout = Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.c_fc(x).chunk(2, dim=-1)  # (B, T, H) each
+        return self.dropout(self.c_proj(self.gate(gate) * value))
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+def build_feedforward(config: ResolvedGPTConfig) -> nn.Module:
+    """Return the feed-forward layer of a configuration, (B, T, C) -> (B, T, C)."""
+    if "feedforward" in config.custom_components:
         return custom.build("feedforward", config)
     return GatedFeedForward(config) if config.feedforward in GATED else FeedForward(config)

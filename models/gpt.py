@@ -1,4 +1,4 @@
-"""A GPT-2 shaped language model (Radford et al. 2019), each ablation one component of its own."""
+"""A GPT-2 style language model (Radford et al. 2019) of exchangeable components."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablatrix.models.attention import CausalSelfAttention
-from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token, training_flops
+from ablatrix.models.config import GPTConfig, ResolvedGPTConfig, count_parameters, flops_per_token, training_flops
 from ablatrix.models.custom import ComponentError
-from ablatrix.models.dropout import Dropout
 from ablatrix.models.feedforward import build_feedforward
-from ablatrix.models.head import head_loss, probabilities
-from ablatrix.models.layers import Embedding, Linear
+from ablatrix.models.head_loss import head_loss, softmax_gradient
+from ablatrix.models.layers import Dropout, Embedding, Linear
 from ablatrix.models.norms import build_norm
 from ablatrix.models.positions import build_positions
 
@@ -29,7 +28,7 @@ class Block(nn.Module):
     the two).
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
         self.post = config.norm_placement == "post"
         self.ln_1 = build_norm(config)
@@ -46,11 +45,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token indices to the features that the head reads. (B, T) -> (B, T, C)"""
+    """All of the model but the output head. Token ids (B, T) -> features (B, T, C)"""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
-        assert config.vocab_size and config.block_size and config.n_embd and config.n_layer
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = build_positions(config)
         self.drop = Dropout(config.embd_pdrop)
@@ -65,7 +63,7 @@ class Transformer(nn.Module):
         return self.ln_f(x)
 
     def embed(self, idx: Tensor) -> Tensor:
-        """What the first block reads. (B, T) -> (B, T, C)"""
+        """Return the input of the first block. (B, T) -> (B, T, C)"""
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = self.wpe(x)
@@ -77,50 +75,43 @@ class GPT(nn.Module):
 
     seed: of the initial weights, which are drawn parameter by parameter from (seed, name), so that two models that
     differ in one component start equal in all the others. None: shapes only, on the meta device. Raises ValueError
-    where the config is not resolved, ComponentError where a component of the user's own cannot be used.
+    if the config is not resolved, ComponentError if a custom component cannot be used.
 
-    `n_parameters` are the trainable parameters, `flops_per_token` the FLOPs of a training step per token, both measured
-    from the modules; models.config knows them without, as long as all components are built in.
+    `n_parameters` counts the trainable parameters, `flops_per_token` the FLOPs of a training step per token. Both are
+    measured from the modules; models.config computes them without a model if all components are built in.
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
         super().__init__()
-        if None in (config.n_layer, config.n_head, config.n_embd, config.vocab_size, config.block_size):
-            raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
-        assert config.vocab_size and config.n_embd
-        self.config = config
-        self.pointwise = probabilities
+        self.config = config = ResolvedGPTConfig.of(config)
+        self.pointwise = softmax_gradient
         with torch.device("meta" if seed is None else "cpu"):
             self.transformer = Transformer(config)
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
+        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
+        looked_up = sum(t.numel() for t in tables if t is not self.lm_head.weight)
         self.n_parameters = sum(p.numel() for p in self.parameters())
-        self.flops_per_token = training_flops(config, self.n_parameters - self._looked_up())
+        self.flops_per_token = training_flops(config, self.n_parameters - looked_up)
         if seed is not None:
             self.initialise(seed)
 
-    def _looked_up(self) -> int:
-        """Parameters that no product is done with: the tables of embeddings."""
-        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
-        return sum(t.numel() for t in tables if t is not self.lm_head.weight)
-
     @classmethod
     def from_state(cls, config: GPTConfig, state: dict[str, Tensor]) -> GPT:
-        """The model whose `state_dict()` was saved. Raises RuntimeError where it is that of another config."""
+        """Return the model whose `state_dict()` was saved. Raises RuntimeError if it is that of another config."""
         model = cls(config)
         model.load_state_dict(state)
         return model
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """GPT-2's initialisation: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
+        """Draw GPT-2's weights: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
 
         Decided by name and shape: matrices, those of them called c_proj, other vectors, those called bias. A component
-        that has a method `initialise(generator)` sets its own afterwards. Drawn on the CPU in any case, so that every
-        device starts from the same weights.
+        with a method `initialise(generator)` sets its weights afterwards. Always drawn on the CPU, so that every device
+        starts from the same weights.
         """
-        assert self.config.n_layer
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -136,15 +127,15 @@ class GPT(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """idx (B, T) -> logits (B, T, V) and, with targets (B, T; -1 is not scored), the mean NLL in nats.
 
-        Raises ValueError where T is over the block size and positions are limited to it. Training uses `loss`, which
-        never holds all logits.
+        Raises ValueError if T exceeds the block size and positions are limited to it. Training uses `loss`, which never
+        holds all logits.
         """
         x = self._features(idx)
         loss = None if targets is None else head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         return self.lm_head(x), loss
 
     def loss(self, idx: Tensor, targets: Tensor, divisor: float | None = None) -> Tensor:
-        """Negative log-likelihood in nats of targets (B, T; -1 is not scored): the sum / divisor, by default the mean.
+        """Return the NLL in nats of targets (B, T; -1 is not scored): the sum / divisor, by default the mean.
 
         Differentiable once, by `backward()`.
         """
@@ -152,15 +143,14 @@ class GPT(nn.Module):
         return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), divisor, self.pointwise)
 
     def compile_parts(self) -> None:
-        """Have torch.compile make fewer kernels of the blocks and of the head's pointwise part, for `loss` on a GPU."""
+        """Compile the blocks and the head's pointwise part into fewer kernels, for `loss` on a GPU."""
         self.transformer.compile(dynamic=False)
-        self.pointwise = torch.compile(probabilities)
+        self.pointwise = torch.compile(softmax_gradient)
 
     def _features(self, idx: Tensor) -> Tensor:
-        assert self.config.block_size
         if idx.shape[1] > self.config.block_size and not self.config.extrapolates:
             raise ValueError(
-                f"{idx.shape[1]} tokens are over the model's block_size {self.config.block_size}, and "
+                f"{idx.shape[1]} tokens exceed the model's block_size {self.config.block_size}, and "
                 f"{self.config.positions} positions end there"
             )
         return self.transformer(idx)
@@ -178,16 +168,15 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Continue idx (B, T), T >= 1, to (B, T + max_new_tokens), each from the last `context` tokens.
 
-        context: by default the block size; more where positions extrapolate (ValueError where they do not).
+        context: by default the block size; it may be larger if positions extrapolate (else ValueError).
 
-        do_sample: draw from the softmax at `temperature` (of the `top_k` likeliest tokens, if given) instead of taking
+        do_sample: draw from the softmax at `temperature` (of the `top_k` likeliest tokens, if set) instead of taking
         the likeliest; `generator` makes the draw repeatable and leaves the default generator alone. Dropout is off
-        meanwhile. Raises ValueError where the temperature or top_k is not positive.
+        meanwhile. Raises ValueError if the temperature or top_k is not positive.
         """
         if temperature <= 0 or (top_k is not None and top_k < 1):
             raise ValueError("temperature and top_k must be positive; for the likeliest token leave do_sample out")
         context = context or self.config.block_size
-        assert context
         was_training = self.training
         self.eval()
         try:
@@ -208,13 +197,13 @@ class GPT(nn.Module):
 
 
 def measure(config: GPTConfig) -> tuple[int, int]:
-    """(parameters, training FLOPs per token) of a resolved config, a user's own components included."""
-    known = count_parameters(config), flops_per_token(config)
-    if known[0] is not None and known[1] is not None:
-        return known[0], known[1]
+    """Return (parameters, training FLOPs per token) of a resolved config, custom components included."""
+    parameters, flops = count_parameters(config), flops_per_token(config)
+    if parameters is not None and flops is not None:
+        return parameters, flops
     try:
         model = GPT(config, seed=None)
-    except ComponentError:  # not everybody's code can do without values
+    except ComponentError:  # custom modules may not support the meta device
         model = GPT(config)
     return model.n_parameters, model.flops_per_token
 

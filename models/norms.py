@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatrix.models import custom
-from ablatrix.models.config import GPTConfig
+from ablatrix.models.config import ResolvedGPTConfig
 
 EPS = 1e-5
 
@@ -32,10 +32,9 @@ class RMSNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def build_norm(config: GPTConfig) -> nn.Module:
-    """The norm that `config` asks for, (B, T, C) -> (B, T, C)."""
-    assert config.n_embd
-    if "norm" in config.own_parts:
+def build_norm(config: ResolvedGPTConfig) -> nn.Module:
+    """Return the norm of a configuration, (B, T, C) -> (B, T, C)."""
+    if "norm" in config.custom_components:
         return custom.build("norm", config)
     if config.norm == "none":
         return nn.Identity()

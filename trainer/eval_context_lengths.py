@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import batches
 from ablatrix.trainer.loop import Array, Trainer
@@ -65,8 +66,7 @@ def _at(trainer: Trainer, windows: tuple[Array, Array], length: int) -> dict[str
 
 def out_of_reach(config: RunConfig, length: int) -> str:
     """Why a resolved config's model cannot read `length` tokens; '' where it can."""
-    model = config.model
-    assert model.block_size
+    model = ResolvedGPTConfig.of(config.model)
     if length <= model.block_size or model.extrapolates:
         return ""
     return f"{model.positions} positions end at {model.block_size}"

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ablatrix.models.config import built_in, count_parameters
+from ablatrix.models.config import count_parameters, without_custom_components
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.store.code_snapshot import code_root
@@ -128,7 +128,7 @@ def _bytes_kept(config: RunConfig) -> int:
     """Of the checkpoints of a run and one being written (weights and two moments each), model.pt and best.pt."""
     checkpoints = config.trainer.save_total_limit + 1 + (branch_step(config.trainer) is not None)
     copies = 3 * checkpoints + 1 + config.trainer.save_best
-    return (count_parameters(built_in(config.model)) or 0) * BYTES_PER_PARAMETER * copies
+    return (count_parameters(without_custom_components(config.model)) or 0) * BYTES_PER_PARAMETER * copies
 
 
 def _inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ablatrix.models.alibi import ALiBi, alibi_slopes, distances
+from ablatrix.models.attention import ALiBi, alibi_slopes
 from ablatrix.models.config import GPTConfig
+from ablatrix.models.cpu_kernels import distances
 from ablatrix.models.gpt import GPT
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ablatrix.models import attention, dropout
-from ablatrix.models.attention import CausalSelfAttention, causal_attention, fused_attention
+from ablatrix.models import cpu_kernels
+from ablatrix.models.attention import CausalSelfAttention, Rotary, causal_attention, fused_attention
 from ablatrix.models.config import GPTConfig
-from ablatrix.models.dropout import keep_mask
-from ablatrix.models.rotary import Rotary
+from ablatrix.models.cpu_kernels import keep_mask
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +36,8 @@ def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, slopes:
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 @pytest.mark.parametrize("small", [0, 1 << 30], ids=["blocks", "whole"])
 def test_values_and_gradients(length: int, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", 16)
-    monkeypatch.setattr(attention, "SMALL", small)
+    monkeypatch.setattr(cpu_kernels, "BLOCK", 16)
+    monkeypatch.setattr(cpu_kernels, "SMALL", small)
     qkv = inputs(length)
     upstream = torch.randn(2, 3, length, 8)
     ours, theirs = causal_attention(*qkv, 0.0), formula(*qkv)
@@ -50,8 +49,8 @@ def test_values_and_gradients(length: int, small: int, monkeypatch: pytest.Monke
 
 def test_dropout_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask is drawn block by block; drawn again from the same seed, it gives the formula's result."""
-    monkeypatch.setattr(attention, "BLOCK", 16)
-    monkeypatch.setattr(attention, "SMALL", 0)
+    monkeypatch.setattr(cpu_kernels, "BLOCK", 16)
+    monkeypatch.setattr(cpu_kernels, "SMALL", 0)
     qkv, upstream = inputs(32), torch.randn(2, 3, 32, 8)
     torch.manual_seed(5)
     ours = causal_attention(*qkv, 0.3)
@@ -78,8 +77,8 @@ def test_bfloat16() -> None:
 @pytest.mark.parametrize("length", [1, 16, 17, 40])
 @pytest.mark.parametrize("how", ["blocks", "whole", "fused"])
 def test_alibi_and_the_gradient_of_its_slopes(length: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", 16)
-    monkeypatch.setattr(attention, "SMALL", 0 if how == "blocks" else 1 << 30)
+    monkeypatch.setattr(cpu_kernels, "BLOCK", 16)
+    monkeypatch.setattr(cpu_kernels, "SMALL", 0 if how == "blocks" else 1 << 30)
     leaves = [*inputs(length), torch.tensor([0.5, 0.1, 0.02]).requires_grad_()]
     q, k, v, slopes = leaves
     upstream = torch.randn(2, 3, length, 8)
@@ -92,8 +91,8 @@ def test_alibi_and_the_gradient_of_its_slopes(length: int, how: str, monkeypatch
 
 
 def test_alibi_with_dropout_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", 16)
-    monkeypatch.setattr(attention, "SMALL", 0)
+    monkeypatch.setattr(cpu_kernels, "BLOCK", 16)
+    monkeypatch.setattr(cpu_kernels, "SMALL", 0)
     leaves = [*inputs(32), torch.tensor([0.5, 0.1, 0.02]).requires_grad_()]
     upstream = torch.randn(2, 3, 32, 8)
     torch.manual_seed(5)
@@ -157,14 +156,14 @@ def test_queries_and_keys_are_normalised_before_they_are_turned() -> None:
 @pytest.mark.parametrize("small", [4 * 3 * 32 * 32 - 1, 4 * 3 * 32 * 32], ids=["blocks", "whole"])
 def test_parts_of_a_batch_draw_the_whole_batchs_masks(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a part alone would be small enough to be done in one piece."""
-    monkeypatch.setattr(attention, "BLOCK", 16)
-    monkeypatch.setattr(attention, "SMALL", small)
+    monkeypatch.setattr(cpu_kernels, "BLOCK", 16)
+    monkeypatch.setattr(cpu_kernels, "SMALL", small)
     q, k, v = (torch.randn(4, 3, 32, 8) for _ in range(3))
     torch.manual_seed(5)
     whole = causal_attention(q, k, v, 0.3)
     parts = []
     for index in range(2):
-        monkeypatch.setattr(dropout, "_share", (index, 2))
+        monkeypatch.setattr(cpu_kernels, "_share", (index, 2))
         torch.manual_seed(5)
         parts.append(causal_attention(*(t[2 * index : 2 * index + 2] for t in (q, k, v)), 0.3))
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)

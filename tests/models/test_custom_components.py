@@ -164,8 +164,8 @@ def test_counts_of_a_part_that_needs_values() -> None:
         ("own_parts.mlp:Wants", "cannot be built from the model's config: TypeError: "),
         ("own_parts.mlp:function", "is not a torch.nn.Module"),
         ("own_parts.mlp:PARTS", r"module own_parts.mlp \(.*\) has no PARTS"),
-        ("own_parts.mlp:Narrow", r"must return the shape it is given, \(2, 3, 12\), but returns \(2, 3, 36\)"),
-        ("own_parts.mlp:Pair", r"must return the shape it is given, \(2, 3, 12\), but returns tuple"),
+        ("own_parts.mlp:Narrow", r"must return its input's shape, \(2, 3, 12\), but returns \(2, 3, 36\)"),
+        ("own_parts.mlp:Pair", r"must return its input's shape, \(2, 3, 12\), but returns tuple"),
         ("own_parts.mlp:Breaks", r"fails on an input of shape \(2, 3, 12\): RuntimeError: "),
         ("own_parts.mlp:Future", "lets positions see later ones: "),
         ("own_parts.mlp:Batch", "lets positions see later ones: "),
@@ -211,4 +211,4 @@ def test_a_study_with_own_parts(workspace: Workspace) -> None:
     study.write_text(text + "features: {mine: {model.feedforward: 'own_parts.mlp:Narrow'}}\n")
     refused = workspace.run("submit", study, "--launcher", "local", code=2)
     told = " ".join((refused.stdout + refused.stderr).split())
-    assert "model.feedforward: own_parts.mlp:Narrow must return the shape it is given, (2, 3, 16)" in told
+    assert "model.feedforward: own_parts.mlp:Narrow must return its input's shape, (2, 3, 16)" in told

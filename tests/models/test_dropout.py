@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from ablatrix.models.dropout import Dropout, keep_mask
+from ablatrix.models.cpu_kernels import keep_mask
+from ablatrix.models.layers import Dropout
 
 
 @pytest.mark.parametrize("pdrop", [0.001, 0.1, 0.25, 0.5, 0.999])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ablatrix.models.config import PRESETS, GPTConfig, count_parameters
-from ablatrix.models.dropout import Dropout
 from ablatrix.models.gpt import GPT
-from ablatrix.models.head import IGNORE
+from ablatrix.models.head_loss import IGNORE
+from ablatrix.models.layers import Dropout
 
 TOGGLES = ({}, {"swiglu": True}, {"rmsnorm": True}, {"rope": True}, {"swiglu": True, "rmsnorm": True, "rope": True})
 
@@ -178,9 +178,7 @@ def test_unresolved_config_is_refused() -> None:
 
 
 def test_too_long_input_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="10 tokens are over the model's block_size 9, and learned positions end there"
-    ):
+    with pytest.raises(ValueError, match="10 tokens exceed the model's block_size 9, and learned positions end there"):
         GPT(tiny())(torch.zeros(1, 10, dtype=torch.long))
 
 

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablatrix.models import head
-from ablatrix.models.head import IGNORE, head_loss
+from ablatrix.models import cpu_kernels
+from ablatrix.models import head_loss as head_loss_module
+from ablatrix.models.head_loss import IGNORE, head_loss
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that a test has several chunks and tiles, and ragged ends."""
     torch.manual_seed(0)
-    monkeypatch.setattr(head, "ROWS", 16)
-    monkeypatch.setattr(head, "TILE", 16 * 64)
-    monkeypatch.setattr(head, "DEVICE_CHUNK", 9 * 257)
+    monkeypatch.setattr(cpu_kernels, "ROWS", 16)
+    monkeypatch.setattr(cpu_kernels, "TILE", 16 * 64)
+    monkeypatch.setattr(head_loss_module, "DEVICE_CHUNK", 9 * 257)
 
 
 def inputs(n: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +126,8 @@ def test_the_way_of_gpus_is_the_same() -> None:
     x, weight, targets = inputs(50)
     targets[4] = IGNORE
     scale = (targets != IGNORE).float() / 49
-    whole = head._Whole(x.detach(), weight.detach(), targets.clamp(min=0), scale, torch.float32, True)
+    rows = x.detach(), weight.detach(), targets.clamp(min=0), scale
+    whole = head_loss_module.ChunkedHeadLoss(*rows, torch.float32, needs_grad=True)
     loss = whole.run()
     for ours, theirs in zip((loss, whole.dx, whole.dw), plain(x, weight, targets, None), strict=True):
         assert float((ours - theirs).abs().max()) <= 2e-6 * max(1e-3, float(theirs.abs().max()))

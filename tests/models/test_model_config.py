@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from ablatrix.models.config import COMPONENTS, SHORT_FORMS, GPTConfig, built_in, count_parameters, flops_per_token
+from ablatrix.models.config import (
+    COMPONENTS,
+    SHORT_FORMS,
+    GPTConfig,
+    count_parameters,
+    flops_per_token,
+    without_custom_components,
+)
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import from_flags, validate
 from ablatrix.trainer.rundir.errors import ConfigError
@@ -138,7 +145,7 @@ def test_counts_of_the_known_models() -> None:
 def test_counts_of_a_users_own_part_are_unknown() -> None:
     config = GPTConfig(feedforward="mine.parts:MLP").resolved(37, 11)
     assert count_parameters(config) is None and flops_per_token(config) is None
-    assert count_parameters(built_in(config)) == count_parameters(GPTConfig().resolved(37, 11))
+    assert count_parameters(without_custom_components(config)) == count_parameters(GPTConfig().resolved(37, 11))
 
 
 def test_schema_lists_the_components() -> None:

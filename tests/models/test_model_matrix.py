@@ -148,7 +148,7 @@ def test_longer_than_the_block(changes: dict[str, Any]) -> None:
     model = GPT(config, seed=3).eval()
     tokens = torch.arange(3 * BLOCK)[None] % VOCABULARY
     if config.positions == "learned":
-        with pytest.raises(ValueError, match=f"{3 * BLOCK} tokens are over the model's block_size {BLOCK}"):
+        with pytest.raises(ValueError, match=f"{3 * BLOCK} tokens exceed the model's block_size {BLOCK}"):
             model(tokens)
         return
     logits = model(tokens)[0]

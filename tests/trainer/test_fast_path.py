@@ -165,7 +165,7 @@ def test_tuned_products_are_exact() -> None:
 @pytest.mark.parametrize("toggles", [{}, {"swiglu": True, "rmsnorm": True, "rope": True}], ids=["plain", "all_on"])
 def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
     """What a GPU gets, compiled here for the CPU."""
-    from ablatrix.models import head
+    from ablatrix.models import head_loss
 
     model = GPT(config(toggles).model, seed=1)
     x, y = (torch.from_numpy(a) for a in batch(0))
@@ -183,7 +183,7 @@ def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
     logits, scale = torch.randn(9, VOCAB), torch.rand(9, 1)
     targets = torch.randint(0, VOCAB, (9, 1))
     for ours, plain in zip(
-        model.pointwise(logits, targets, scale), head.probabilities(logits, targets, scale), strict=True
+        model.pointwise(logits, targets, scale), head_loss.softmax_gradient(logits, targets, scale), strict=True
     ):
         torch.testing.assert_close(ours, plain)
 

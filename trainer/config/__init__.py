@@ -219,7 +219,6 @@ class RunConfig(Section):
         vocab_size: the tokenizer's number of tokens. Raises ConfigError where data and model contradict each other.
         """
         model = self.model.resolved(vocab_size, self.data.block_size)
-        assert model.vocab_size and model.block_size
         problems = []
         if not self.data.file_path:
             problems.append("data.file_path: missing; give the path of a JSONL file")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ablatrix.models import dropout
+from ablatrix.models import cpu_kernels
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.distributed.process_group import Team
 from ablatrix.trainer.distributed.single import NLL, Array, Single
@@ -25,7 +25,7 @@ class DataParallel(Single):
     def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
         self.team, self.rank, self.world = team, team.rank, team.world
         self.shares = team.world
-        dropout.take_share(team.rank, team.world)
+        cpu_kernels.take_share(team.rank, team.world)
         super().__init__(config, device)
 
     def share(self, windows: Array) -> Array:

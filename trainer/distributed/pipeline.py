@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from ablatrix.models import dropout
+from ablatrix.models import cpu_kernels
+from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.gpt import GPT
-from ablatrix.models.head import head_loss
+from ablatrix.models.head_loss import head_loss
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.parallelism import microbatches
 from ablatrix.trainer.distributed.ddp import sum_all
@@ -28,9 +29,9 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 def split(config: RunConfig, stages: int) -> list[range]:
     """The layers of each stage, at least one each; the last also has the output head, which may be worth many."""
-    n_layer, n_embd, vocab_size = config.model.n_layer, config.model.n_embd, config.model.vocab_size
-    assert n_layer and n_embd and vocab_size
-    head = vocab_size / (12 * n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
+    model = ResolvedGPTConfig.of(config.model)
+    n_layer = model.n_layer
+    head = model.vocab_size / (12 * model.n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
 
     def slowest(last: int) -> float:
         return max(last + head, -(-(n_layer - last) // (stages - 1)))
@@ -69,7 +70,7 @@ class Pipeline(Single):
         self.first, self.last = team.rank == 0, team.rank == team.world - 1
         self.layers = split(config, team.world)[team.rank]
         self.divisor = 1.0
-        dropout.take_share(0, 1)
+        cpu_kernels.take_share(0, 1)
         super().__init__(config, device)
         self.stage = Stage(self.model, self.first, self.last)
         self.schedule = self._schedule()

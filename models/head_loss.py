@@ -1,0 +1,125 @@
+"""Cross-entropy of the output head without ever holding all logits.
+
+With 50,257 words the head is most of a small GPT's work, and in the plain formulation most of its time goes into
+memory: the logits of one sequence of 256 tokens are 51 MB, and they are written, read and copied many times. Here rows
+are taken in chunks, and the gradients of x and of the weight are computed in the forward pass, while a chunk's logits
+are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablatrix.models.cpu_kernels import TiledHeadLoss
+
+IGNORE = -1  # target of a position that is not scored
+DEVICE_CHUNK = 1 << 26  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
+
+Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of some rows and its gradient by the logits: softmax less one-hot, times the rows' weights.
+
+    logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. A function of its own, because a
+    compiler makes one kernel of it.
+    """
+    wide = logits.float()
+    log_z = wide.logsumexp(1, keepdim=True)
+    loss = ((log_z - wide.gather(1, targets)) * scale).sum()
+    words = torch.arange(logits.shape[1], device=logits.device)
+    gradient = ((wide - log_z).exp() - (words == targets).float()) * scale
+    return loss, gradient.to(logits.dtype)
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    divisor: float | Tensor | None = None,
+    pointwise: Pointwise = softmax_gradient,
+) -> Tensor:
+    """Return the negative log-likelihood of `targets` under softmax(x weight^T) in nats: the sum over rows / divisor.
+
+    x (N, C), weight (V, C), targets (N,) with IGNORE where nothing is scored; divisor None: the number of scored
+    targets. Under autocast the products are done in its type, sums always in float32. The result is a float32 scalar
+    that can be differentiated once. pointwise: `softmax_gradient`, plain or compiled; used on GPUs.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if divisor is None:
+        divisor = (targets != IGNORE).sum()
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _HeadLoss.apply(x, weight, targets, divisor, dtype, needs_grad, pointwise)
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        divisor: float | Tensor,
+        dtype: torch.dtype,
+        needs_grad: bool,
+        pointwise: Pointwise,
+    ) -> Tensor:
+        scale = (targets != IGNORE).to(torch.float32) / divisor  # (N,) weight of each row in the loss
+        rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype, needs_grad
+        chunks = TiledHeadLoss(*rows) if x.device.type == "cpu" else ChunkedHeadLoss(*rows, pointwise)
+        loss = chunks.run()
+        ctx.dx, ctx.dw = (chunks.dx.to(x.dtype), chunks.dw) if needs_grad else (None, None)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (grad,) = grad_outputs
+        if ctx.dx is None:
+            raise RuntimeError("the head's gradients were used up: it can be differentiated once")
+        # handed over, not lent: autograd then keeps them as they are instead of copying
+        dx, dw, ctx.dx, ctx.dw = ctx.dx, ctx.dw, None, None
+        if grad.device.type != "cpu" or grad.item() != 1.0:
+            dx, dw = dx.mul_(grad), dw.mul_(grad)
+        return dx, dw, None, None, None, None, None
+
+
+class ChunkedHeadLoss:
+    """`TiledHeadLoss` for a GPU: chunks of rows with the whole vocabulary; no value is read back."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        dtype: torch.dtype,
+        needs_grad: bool,
+        pointwise: Pointwise = softmax_gradient,
+    ) -> None:
+        self.x, self.targets, self.scale, self.pointwise = x.to(dtype), targets, scale, pointwise
+        self.w = weight.to(dtype)
+        if needs_grad:
+            self.dx = torch.empty_like(self.x)
+            self.dw = torch.zeros_like(weight)
+        self.needs_grad = needs_grad
+
+    def run(self) -> Tensor:
+        """Compute the gradients and return the loss."""
+        size = max(1, DEVICE_CHUNK // self.w.shape[0])
+        losses = [self._chunk(slice(start, start + size)) for start in range(0, len(self.x), size)]
+        return torch.stack(losses).sum()
+
+    def _chunk(self, rows: slice) -> Tensor:
+        x = self.x[rows]
+        loss, gradient = self.pointwise(x @ self.w.t(), self.targets[rows, None], self.scale[rows, None])
+        if self.needs_grad:
+            torch.mm(gradient, self.w, out=self.dx[rows])
+            self.dw += gradient.t() @ x
+        return loss
