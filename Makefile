@@ -1,26 +1,26 @@
-# The commands of the README. Everything is installed into .venv by the first of them.
+# Every target installs what it needs into .venv first. `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The locks are complete: with --no-deps no resolver looks for other versions, `pip check` tells if one were missing.
-# -I: packages on PYTHONPATH, as modules of clusters set it, are not part of it.
+# The locks are complete: --no-deps keeps pip from resolving other versions, and `pip check` fails if one is missing.
+# -I ignores PYTHONPATH, which environment modules often set on clusters.
 PIP := -I -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 EDITABLE := -I -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
 SEED ?= 1
 RUNS ?= 1000
 
-# The build of torch: TORCH=cpu or TORCH=cuda; without it, what this machine or the cluster's nodes are good for.
-# (Nodes at a loopback address are this machine, whose nvidia-smi has answered already.)
+# The build of torch: TORCH=cpu or TORCH=cuda; by default CUDA if this machine or a node of the cluster has a GPU.
+# (Nodes with a loopback address are this machine, where nvidia-smi has the answer.)
 find_torch = if nvidia-smi -L 2>&1 | grep -q '^GPU '; then echo cuda; \
 	elif sinfo -h -N -o '%o %G' 2>&1 | grep -v '^127\.' | grep -q ' gpu:'; then echo cuda; else echo cpu; fi
-$(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH is cpu or cuda, not $(TORCH)))
+$(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH must be cpu or cuda, not $(TORCH)))
 INSTALLED := $(VENV)/.installed$(TORCH:%=-%)
-# Nothing is removed but a virtual environment, and none behind a link.
+# Fail unless these folders are virtual environments or do not exist: never remove anything else, or follow a link.
 check_venv = for venv in $(1); do \
-	if [ -L "$${venv%/}" ]; then echo "make: $$venv is a link, and what is behind it would be changed;" \
-	    "remove the link, or choose the folder by: make VENV=FOLDER ..." >&2; exit 1; \
+	if [ -L "$${venv%/}" ]; then echo "make: $$venv is a link, and its target would be changed;" \
+	    "remove the link, or choose another folder: make VENV=FOLDER ..." >&2; exit 1; \
 	elif [ -e "$$venv" ] && [ ! -f "$$venv/pyvenv.cfg" ]; then echo "make: $$venv is not a virtual environment;" \
-	    "move it away, or choose another folder by: make VENV=FOLDER ..." >&2; exit 1; fi; done
+	    "move it away, or choose another folder: make VENV=FOLDER ..." >&2; exit 1; fi; done
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
 .PHONY: help demo test fast-test trust soak warm-cache report schema lint lock licenses audit wheel clean
@@ -29,7 +29,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
-	$(PYTHON) -c 'import sys; sys.exit("Ablatrix needs Python 3.11 or newer; call: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -c 'import sys; sys.exit("Ablatrix needs Python 3.11 or newer; run: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
 	@$(call check_venv,"$(VENV)")
 	if ls $(VENV)/.installed* >/dev/null 2>&1; then clear=$(if $(TORCH),--clear); fi; $(PYTHON) -m venv $$clear $(VENV)
 	rm -f $(VENV)/.installed*
@@ -39,7 +39,7 @@ $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	$(BIN)/python $(PIP) -r $$lock && $(BIN)/python -I -m pip check && touch $(VENV)/.installed-$$build
 	touch $(VENV)/.installed
 
-# The command `ablatrix`, which runs this checkout's code
+# Install the command `ablatrix`, which runs the code of this checkout.
 $(VENV)/.installed-command: $(INSTALLED) pyproject.toml
 	$(BIN)/python $(EDITABLE) .
 	touch $@
@@ -56,51 +56,51 @@ $(VENV)-tools/.installed: requirements/tools.txt
 	$(VENV)-tools/bin/python -I -m pip check
 	touch $@
 
-demo: $(VENV)/.installed-command ## the 7-cell study in miniature, from nothing to the verdict (minutes on two cores)
+demo: $(VENV)/.installed-command ## run a small study of 7 cells and show the verdict (minutes on two cores)
 	$(BIN)/ablatrix warm-cache --tokenizer sample
 	$(BIN)/ablatrix submit experiments/quickstart.yaml --wait
 	$(BIN)/ablatrix report out/quickstart
 
-test: $(VENV)/.installed-dev ## the whole test suite (the Slurm tests run where a cluster answers)
+test: $(VENV)/.installed-dev ## run the whole test suite (Slurm tests only where a cluster answers)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-fast-test: $(VENV)/.installed-dev ## what a developer runs after every change
+fast-test: $(VENV)/.installed-dev ## run the fast tests; after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
 
-trust: $(VENV)/.installed-dev ## every case behind docs/guarantees.md and one table of them; SEED=n for other ones
+trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and list them in a table; SEED=n draws others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults -n 2 --dist loadgroup \
 		--full --seed $(SEED) $(PYTEST_ARGS)
 
-soak: $(VENV)/.installed-dev ## nightly, as root: RUNS=1000 runs through a Slurm of its own, a fault every 10 s; SEED=n
+soak: $(VENV)/.installed-dev ## as root, overnight: RUNS=1000 runs through a real Slurm with a fault every 10 s; SEED=n
 	tests/slurm/cluster install
 	tests/slurm/cluster up
 	code=0; OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust/test_soak.py --soak $(RUNS) --seed $(SEED) \
 	  $(PYTEST_ARGS) || code=$$?; tests/slurm/cluster down --purge; exit $$code
 
-warm-cache: $(VENV)/.installed-command ## on the login node: tokenizer (and data) into the offline cache; ARGS="--from DIR"
+warm-cache: $(VENV)/.installed-command ## fill the offline cache, on the login node; ARGS="--from DIR"
 	$(BIN)/ablatrix warm-cache $(ARGS)
 
-report: $(VENV)/.installed-command ## the report of the study submitted last
+report: $(VENV)/.installed-command ## write the report of the latest study
 	$(BIN)/ablatrix report
 
-schema: $(VENV)/.installed-command ## experiments/schema.json, for editors; after settings were added or changed
+schema: $(VENV)/.installed-command ## write experiments/schema.json, after a change of settings
 	$(BIN)/ablatrix schema --output experiments/schema.json
 
-lint: $(VENV)/.installed-dev ## ruff and mypy
+lint: $(VENV)/.installed-dev ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(VENV)-tools/.installed ## all requirements*.txt from pyproject.toml; ARGS=--upgrade for newer versions
+lock: $(VENV)-tools/.installed ## write requirements*.txt from pyproject.toml; ARGS=--upgrade takes newer versions
 	PATH="$(CURDIR)/$(VENV)-tools/bin:$$PATH" python -m tools.lock $(ARGS)
 
-licenses: $(VENV)/.installed-dev $(VENV)-tools/.installed ## docs/licenses.md, from the locks; after make lock
+licenses: $(VENV)/.installed-dev $(VENV)-tools/.installed ## write docs/licenses.md from the locks, after make lock
 	$(BIN)/python -m tools.licenses $(VENV)-tools/bin/python
 
-audit: $(VENV)-tools/.installed ## known vulnerabilities of what is locked; needs a network; ARGS="--vulnerability-service osv"
+audit: $(VENV)-tools/.installed ## check the locked packages for known vulnerabilities (needs a network); ARGS="-s osv"
 	$(VENV)-tools/bin/pip-audit --strict --disable-pip --require-hashes $(AUDITED:%=-r %) $(ARGS)
 
-wheel: $(VENV)/.installed-dev ## dist/: the package from the files of this commit, the same bytes from everybody
+wheel: $(VENV)/.installed-dev ## build a reproducible wheel of this commit in dist/
 	$(BIN)/python -m tools.wheel
 
 clean: ## remove the virtual environments

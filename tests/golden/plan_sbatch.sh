@@ -1,7 +1,7 @@
 #!/bin/bash
-# One task per run of the study. Submit it again by hand with: sbatch THIS_FILE
-# (a run that is done, or that another job works at, is left alone).
-# To try a run on this machine: SLURM_ARRAY_TASK_ID=0 bash THIS_FILE
+# One array task per run. To resubmit it by hand: sbatch THIS_FILE
+# (runs that are done, or that another job is working on, are skipped).
+# To try one run on this machine: SLURM_ARRAY_TASK_ID=0 bash THIS_FILE
 #SBATCH --job-name=golden
 #SBATCH --array=0-3%3
 #SBATCH --output=/FOLDER/out/golden/logs/%A_%a.out
@@ -17,7 +17,7 @@
 #SBATCH --mem=1G
 #SBATCH --time=00:10:00
 #SBATCH --reservation=course
-# This long before the time limit or a preemption, a run writes a checkpoint
+# Signal the run so many seconds before its time limit or a preemption, so that it writes a checkpoint
 #SBATCH --signal=USR2@120
 
 set -euo pipefail
@@ -62,7 +62,7 @@ set -euo pipefail
 case "${PYTHONPATH-}:" in /FOLDER/out/.snapshots/CODE_SNAPSHOT:*) ;; *) export PYTHONPATH=/FOLDER/out/.snapshots/CODE_SNAPSHOT${PYTHONPATH:+:$PYTHONPATH} ;; esac
 command cd /FOLDER
 
-[ "${SLURM_JOB_NODELIST-}" ] && srun=srun || srun=  # outside a job the run is started directly
+[ "${SLURM_JOB_NODELIST-}" ] && srun=srun || srun=  # without srun outside of a job
 case "$SLURM_ARRAY_TASK_ID" in
 0) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/baseline-seed1-9f98ebea:1 ;;
 1) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/baseline-seed2-539681a2:1 ;;
