@@ -1,6 +1,6 @@
-"""A text as nanoGPT's character-level data: python characters.py TEXT_FILE DATA_FOLDER. Needs numpy and no network.
+"""Convert a text to nanoGPT's character-level data: python characters.py TEXT_FILE DATA_FOLDER. Needs no network.
 
-The last tenth of the text is held out. Without a text at hand, any long file will do for a first try.
+The last tenth of the text is held out. For a first try, any long text file will do.
 """
 
 import pickle
@@ -20,4 +20,4 @@ ids[:cut].tofile(folder / "train.bin")
 ids[cut:].tofile(folder / "val.bin")
 meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": number}
 (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
-print(f"{folder}: {len(ids):,} characters, {len(characters)} of them different")
+print(f"{folder}: {len(ids):,} characters, {len(characters)} distinct")

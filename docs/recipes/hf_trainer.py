@@ -1,6 +1,6 @@
-"""A Hugging Face Trainer on a small GPT-2 over characters, from nothing and without a network.
+"""Train a small character-level GPT-2 from scratch with the Hugging Face Trainer; needs no network.
 
-Needs transformers and accelerate. Its callback is all that a study needs: losses, and a checkpoint when the job ends.
+Needs transformers and accelerate. A callback reports losses, and saves a checkpoint when the job is asked to stop.
 Alone: python hf_trainer.py. In a study: hf_trainer.yaml.
 """
 
@@ -16,7 +16,7 @@ LENGTH = 64
 
 
 class Study(TrainerCallback):
-    """Losses to the run's log; a job that is asked to end saves, and then stops."""
+    """Report losses; save and stop when the job is asked to end."""
 
     def on_log(self, args, state, control, logs=None, **others):
         names = {"loss": "loss", "eval_loss": "val_loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
@@ -30,7 +30,7 @@ class Study(TrainerCallback):
 
 
 class Characters(torch.utils.data.Dataset):
-    """Consecutive pieces of a text, a character a token."""
+    """Consecutive pieces of a text, one token per character."""
 
     def __init__(self, text):
         self.ids = torch.tensor([min(ord(character), 127) for character in text])

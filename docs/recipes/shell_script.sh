@@ -1,5 +1,5 @@
 #!/bin/sh
-# Any program: this one finds a square root by Newton's steps, and says how far off it is.
+# Any program: this one computes a square root by Newton's method and logs its squared error.
 set -eu
 out=$1 number=$2 damping=$3 steps=$4
 echo step,train_loss > "$out/log.csv"

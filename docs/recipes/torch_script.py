@@ -1,4 +1,4 @@
-"""A plain PyTorch script: a small network learns to tell handwritten-like digits apart. Five lines are ablatrix_run's.
+"""A plain PyTorch script that trains a small network to classify noisy digits. Five lines use ablatrix_run.
 
 Alone: python torch_script.py. In a study: torch_script.yaml.
 """
@@ -10,7 +10,7 @@ from ablatrix_run import run
 
 
 def digits(number: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy 8 x 8 pictures of ten fixed shapes: (number, 64) and their classes (number,)."""
+    """Return noisy 8 x 8 images of ten fixed shapes, (number, 64), and their classes, (number,)."""
     shapes = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
     classes = torch.randint(10, (number,), generator=generator)
     return shapes[classes] + 2.5 * torch.randn(number, 64, generator=generator), classes
