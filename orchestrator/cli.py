@@ -1,21 +1,16 @@
-"""The verbs. Each parses, calls and prints; imports wait until a verb needs them, so that --help is instant."""
+"""The command line: each verb calls the function of its name in verbs/, imported then, so that --help is instant."""
 
 from __future__ import annotations
 
 import io
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ablatrix.orchestrator.status import removed_files
 from ablatrix.orchestrator.terminal import interrupts
-from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import AblatrixError
-from ablatrix.trainer.rundir.files import atomic_write, read_bytes
-from ablatrix.trainer.rundir.program import program
 
 app = typer.Typer(
     name="orchestrator",
@@ -38,8 +33,6 @@ StudyOption = Annotated[str | None, typer.Option("--study", help="study folder o
 RunName = Annotated[str, typer.Argument(help="run id, the beginning of one, or a cell's name")]
 
 OUT = Path("out")
-PIPED_WIDTH = 10_000  # nothing is wrapped or cut where the output is no terminal
-LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 
 
 def main() -> None:
@@ -73,22 +66,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def _console() -> Any:
-    from ablatrix.orchestrator.terminal.printing import Terminal
-
-    console = Terminal()
-    return console if console.is_terminal else Terminal(width=PIPED_WIDTH)
-
-
-def _options(file: Path, launcher: str, **rest: Any) -> Any:
-    from ablatrix.orchestrator.submit.submit import Options
-    from ablatrix.trainer.rundir.errors import UserError
-
-    if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher {launcher}: choose one of {', '.join(LAUNCHERS)}")
-    return Options(file, launcher, **{name: value for name, value in rest.items() if value is not None})
-
-
 @app.command()
 def plan(
     file: File,
@@ -99,18 +76,10 @@ def plan(
     schedules: Annotated[bool, typer.Option("--schedules", help="draw the learning rates of all cells")] = False,
 ) -> None:
     """Show the runs of an experiment, without creating or queueing anything."""
-    from ablatrix.orchestrator.submit import submit
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.plan import Options, plan
 
-    planned = submit.make_plan(_options(file, launcher, sets=sets))
-    if schedules:
-        from ablatrix.orchestrator.report import lr_schedules as drawing
-
-        drawing.show(planned.runs, planned.folder, _console())
-    elif sbatch:
-        for script in submit.scripts(planned):
-            print(script)
-    else:
-        submit.show(planned, _console(), style)
+    plan(Options(file, launcher, sets or ()), open_console(), style, sbatch, schedules)
 
 
 @app.command()
@@ -129,25 +98,25 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
 ) -> None:
     """Run an experiment: on Slurm where sbatch is, else on this machine. What is done is not run twice."""
-    from ablatrix.orchestrator.submit.submit import submit as carry_out
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.plan import Options
+    from ablatrix.orchestrator.verbs.submit import submit
 
-    options = _options(
+    options = Options(
         file,
         launcher,
-        sets=sets,
-        dry_run=dry_run,
-        only=only,
+        sets=sets or (),
+        only=only or (),
         retry=retry,
-        rerun=rerun,
+        rerun=rerun or (),
         smoke=smoke,
         devices=devices,
         wait=wait,
+        dry_run=dry_run,
         with_report=not no_report,
         over_budget=over_budget,
     )
-    states = carry_out(options, _console())
-    if any(state.state in ("failed", "lost") for state in states):
-        raise typer.Exit(1)
+    raise typer.Exit(submit(options, open_console()))
 
 
 @app.command()
@@ -159,30 +128,10 @@ def status(
     output: Output = OUT,
 ) -> None:
     """The truth about each run: files first, then the scheduler."""
-    from ablatrix.orchestrator.slurm import queue_view
-    from ablatrix.orchestrator.status import run_state, study_state
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.submit import early_failures, waves
-    from ablatrix.orchestrator.terminal import tables
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.status import status
 
-    found = study_dir.find_study(study, output)
-    if watch:
-        with interrupts.explained("stopped watching; the runs go on"):
-            tables.watch(found, _console())
-        return
-    scheduler = queue_view.Scheduler()
-    states = study_state.collect(found, scheduler)
-    if as_json:
-        print(run_state.as_json(states, scheduler.silent_since))
-        return
-    console = _console()
-    tables.print_states(states, str(found.folder), console, found.measure, everything)
-    console.print(tables.summary_line(states, scheduler), highlight=False)
-    for line in waves.describe(found, states, scheduler.jobs):
-        console.print(line, soft_wrap=True, highlight=False)
-    for line in (*removed_files.of_study(found, states), early_failures.describe_alike(states, found.folder)):
-        if line:
-            console.print(line, soft_wrap=True)
+    status(study, output, open_console(), watch, as_json, everything)
 
 
 @app.command()
@@ -197,21 +146,10 @@ def report(
 
     Several studies are also put side by side.
     """
-    from ablatrix.orchestrator.report import build as reporting
-    from ablatrix.orchestrator.status import run_state, study_state
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.terminal import tables
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.report import report
 
-    found = [study_dir.find_study(name, output) for name in studies or (None,)]
-    states = []
-    for one in found:
-        looked = study_state.collect(one)
-        states.append(run_state.reasons(looked))
-        for line in removed_files.list_all(one, looked):
-            _console().print(line, soft_wrap=True)
-        tables.print_verdict(reporting.build(one.folder, states[-1], interactive), _console())
-    if len(found) > 1:
-        tables.print_verdict(reporting.compare([one.folder for one in found], states), _console())
+    report(studies or (), output, open_console(), interactive)
 
 
 @app.command()
@@ -222,23 +160,10 @@ def check(
     retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
 ) -> None:
     """Everything that can be known to fail before it is queued, all at once. `submit` does this too."""
-    from ablatrix.orchestrator.study import json_schema as schema_module
-    from ablatrix.orchestrator.submit import submit
+    from ablatrix.orchestrator.verbs.check import check
+    from ablatrix.orchestrator.verbs.plan import Options
 
-    planned = submit.make_plan(_options(file, launcher, sets=sets, retry=retry))
-    submit.check(planned)
-    cells, seeds = (list(dict.fromkeys(getattr(run, of) for run in planned.runs)) for of in ("cell", "seed"))
-    shown = ", ".join(map(str, seeds[:10])) + (f", ... {seeds[-1]}" if seeds[10:] else "")
-    print(
-        f"{file}: {len(planned.runs)} runs (cells: {len(cells)}; seeds: {shown}), "
-        f"nothing found that would fail ({planned.launcher})"
-    )
-    waves = submit.describe_waves(planned)
-    if waves:
-        print(f"note: {waves}")
-    old = schema_module.outdated(planned.loaded.source.path)
-    if old:
-        print(f"note: {old} is another version's, editors may be wrong; renew it with: {_schema_command(old)}")
+    check(Options(file, launcher, sets or (), retry=retry))
 
 
 @app.command()
@@ -250,21 +175,9 @@ def logs(
     output: Output = OUT,
 ) -> None:
     """What a run printed."""
-    from ablatrix.orchestrator.slurm import queue_view
-    from ablatrix.orchestrator.status import study_state
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.terminal import logs as inspection
-    from ablatrix.orchestrator.terminal import printing
+    from ablatrix.orchestrator.verbs.logs import logs
 
-    found = study_dir.find_study(study, output)
-    chosen = found.find_any(run)
-    if not follow:
-        print(printing.log_text(inspection.log_text(chosen, lines)))
-        return
-    scheduler = queue_view.Scheduler()
-    with interrupts.explained("stopped following; the run goes on"):
-        for text in inspection.follow(chosen, lambda: not study_state.state_of(found, chosen, scheduler).active):
-            print(printing.log_text(text), end="", flush=True)
+    logs(run, study, output, lines, follow)
 
 
 @app.command()
@@ -276,30 +189,9 @@ def cancel(
     output: Output = OUT,
 ) -> None:
     """Take runs back from the queue, or stop them. They keep their checkpoints."""
-    from ablatrix.orchestrator.status import study_state
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.submit import cancel as cancelling
-    from ablatrix.orchestrator.submit import waves
-    from ablatrix.trainer.rundir.errors import UserError
+    from ablatrix.orchestrator.verbs.cancel import cancel
 
-    if bool(runs) == everything:
-        raise UserError("cancel: name the runs, or give --all")
-    found = study_dir.find_study(study, output)
-    wanted = {run.id for name in runs or () for run in found.matching(name)}
-    states = cancelling.affected(study_state.collect(found), None if everything else wanted)
-    helpers = cancelling.helper_job_ids(found) if everything else []
-    if not states and not helpers and not waves.waits(found, None if everything else wanted):
-        print("nothing to cancel: none of these runs is queued or running")
-        return
-    if not yes:
-        names = ", ".join([s.run.id for s in states[:8]] + [f"job {job}" for job in helpers])
-        typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {names}?"), abort=True)
-    if helpers:  # first, or they would queue what is being cancelled
-        print(f"cancelled {cancelling.cancel_helpers(found)}")
-    forgotten = waves.forget(found, None if everything else wanted)
-    if forgotten:
-        print(f"{forgotten} runs no longer wait for room in the queue")
-    print(f"cancelled {len(cancelling.cancel(states))} runs")
+    cancel(runs or (), everything, yes, study, output)
 
 
 @app.command()
@@ -309,30 +201,18 @@ def clean(
     output: Output = OUT,
 ) -> None:
     """Remove what nothing needs: older checkpoints of finished runs, results put aside, code that no run names."""
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.submit import clean as cleaning
+    from ablatrix.orchestrator.verbs.clean import clean
 
-    found = study_dir.find_study(study, output)
-    items = cleaning.find(found)
-    if not items:
-        print(f"{visible(str(found.folder))}: nothing to remove")
-        return
-    print(visible("\n".join(cleaning.describe(items))))
-    if not yes:
-        typer.confirm(visible(f"remove {cleaning.total(items)}?"), abort=True)
-    print(f"removed {cleaning.total(cleaning.carry_out(found, items))}")
+    clean(study, output, yes)
 
 
 @app.command()
 def diff(first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT) -> None:
     """What differs between two runs in configuration, code and environment."""
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.terminal import logs as inspection
-    from ablatrix.orchestrator.terminal import tables
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.diff import diff
 
-    found = study_dir.find_study(study, output)
-    one, two = found.find_any(first), found.find_any(second)
-    _console().print(tables.difference_table(one, two, inspection.differences(one, two)))
+    diff(first, second, study, output, open_console())
 
 
 @app.command()
@@ -349,15 +229,10 @@ def show(
 
     With an experiment file: a run as it would be, before anything is submitted.
     """
-    from ablatrix.orchestrator.store import study_dir
-    from ablatrix.orchestrator.submit import submit as submitting
-    from ablatrix.orchestrator.terminal import tables
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.show import show
 
-    if planned or sets or ".yaml" in run or ".yml" in run:
-        submitting.show_run(submitting.make_plan(_options(Path(run), "local", sets=sets)), planned, _console())
-        return
-    found = study_dir.find_study(study, output)
-    tables.print_run(found, found.find_any(run), _console())
+    show(run, planned, sets or (), study, output, open_console())
 
 
 @app.command()
@@ -366,42 +241,17 @@ def schema(
     check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="is this file up to date?")] = None,
 ) -> None:
     """The JSON schema of experiment files, for editors."""
-    from ablatrix.orchestrator.study import json_schema as schema_module
-    from ablatrix.trainer.rundir.errors import RunError, UserError
+    from ablatrix.orchestrator.verbs.schema import schema
 
-    text = schema_module.text()
-    if not check and not output:
-        print(text, end="")
-        return
-    try:
-        if check:
-            if read_bytes(check).decode("utf-8", "replace") != text:
-                raise RunError(f"{check}: is not this version's schema; renew it with: {_schema_command(check)}")
-        elif output:
-            if output.exists() and not output.is_file():
-                raise UserError(f"{output}: is no file that can be replaced; name another one, or use > instead")
-            atomic_write(output, text, durable=False)
-    except OSError as error:
-        raise UserError(f"{check or output}: {error.strerror}") from None
-
-
-def _schema_command(file: Path) -> str:
-    return f"{program()} schema --output {shlex.quote(str(file))}"
+    schema(output, check)
 
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]) -> None:
     """A small workspace in a folder of your own: a study, its base, a schema for editors, a Makefile."""
-    from ablatrix.orchestrator.submit import init_workspace
+    from ablatrix.orchestrator.verbs.init import init
 
-    for path in init_workspace.create(folder):
-        print(path)
-    verb = program(relative=False)
-    print(
-        f"\nnext: cd {shlex.quote(str(folder))}\n"
-        f"      {verb} warm-cache --tokenizer sample     # a tokenizer and a small corpus, made here, no network\n"
-        f"      {verb} submit ablation.yaml --wait && {verb} report"
-    )
+    init(folder)
 
 
 @app.command(
@@ -412,6 +262,6 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folde
 )
 def warm_cache(context: typer.Context) -> None:
     """On the login node: a tokenizer and data into the offline cache (`warm-cache --help` lists the options)."""
-    from ablatrix.trainer.data import warm_cache as warm
+    from ablatrix.trainer.data import warm_cache
 
-    raise typer.Exit(warm.main(context.args))
+    raise typer.Exit(warm_cache.main(context.args))

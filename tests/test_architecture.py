@@ -20,7 +20,8 @@ LAYERS = {
     "report": {"study", "store", "status"},
     "terminal": {"study", "store", "slurm", "status", "report"},
     "submit": {"study", "store", "slurm", "job", "status", "report", "terminal"},
-    "cli": {"study", "store", "slurm", "status", "report", "terminal", "submit"},
+    "verbs": {"study", "store", "slurm", "status", "report", "terminal", "submit"},
+    "cli": {"terminal", "verbs"},
     "__main__": {"cli"},
 }
 # What the orchestrator may import of the trainer and the models: what a run is, and the files that it leaves

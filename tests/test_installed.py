@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.store import code_snapshot
-from ablatrix.orchestrator.submit import init_workspace
+from ablatrix.orchestrator.verbs import init
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.checkout import copy_checkout
 
@@ -98,7 +98,7 @@ CONFIG = """\
 def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path) -> None:
     told = call(ablatrix, "init", "work", folder=tmp_path)
     work = tmp_path / "work"
-    assert sorted(path.name for path in work.iterdir()) == sorted(init_workspace.contents())
+    assert sorted(path.name for path in work.iterdir()) == sorted(init.workspace_files())
     assert "ablatrix submit ablation.yaml" in told
     assert "is not empty" in call(ablatrix, "init", "work", folder=tmp_path, code=2)
 
@@ -168,17 +168,17 @@ def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path
 
 def test_init_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "repo" / ".git").mkdir(parents=True)
-    made = init_workspace.create(tmp_path / "repo")
+    made = init.create_workspace(tmp_path / "repo")
     assert tmp_path / "repo" / ".gitignore" in made
     (tmp_path / "notes").mkdir()
     for name in ("Makefile", ".gitignore", "thesis.tex"):
         taken = tmp_path / "notes" / name
         taken.write_text("mine")
         with pytest.raises(UserError, match=f"is not empty .*{name}"):
-            init_workspace.create(tmp_path / "notes")
+            init.create_workspace(tmp_path / "notes")
         assert taken.read_text() == "mine"
         assert list((tmp_path / "notes").iterdir()) == [taken]
         taken.unlink()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be a workspace"):
-        init_workspace.create(tmp_path / "file")
+        init.create_workspace(tmp_path / "file")

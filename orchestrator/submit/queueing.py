@@ -1,11 +1,11 @@
-"""From planned runs to queued jobs, each run exactly once, whoever else submits at the same time."""
+"""From planned runs to queued jobs, each run exactly once, however many submits are running."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts
+from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts, unused_code
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study.sbatch_options import advice
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.orchestrator.submit import clean
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event, read_events
 from ablatrix.trainer.rundir.files import require_folder
@@ -43,17 +42,25 @@ class Selection:
     done: list[RunState] = field(default_factory=list)
     active: list[RunState] = field(default_factory=list)
     failed: list[RunState] = field(default_factory=list)
-    at_work: list[RunState] = field(default_factory=list)  # all active runs, those that were not asked for too
+    at_work: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
+
+    def describe(self) -> list[str]:
+        """Return a line for each group of runs and what becomes of it."""
+        groups = (
+            (self.failed, "failed, lost or cancelled before; --retry runs them again"),
+            (self.done, "done already, results reused"),
+            (self.active, "queued or running already"),
+            (self.chosen, "to run"),
+        )
+        return [f"{len(states)} {text}" for states, text in groups if states]
 
 
 def select(
     states: Iterable[RunState], retry: bool = False, cells: Sequence[str] = (), rerun: Sequence[str] = ()
 ) -> Selection:
-    """Planned and stopped runs are queued; done ones reused; failed, lost and cancelled ones only with `retry`.
+    """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones lacking files.
 
-    With `retry` also the done ones whose loss.csv is missing or was changed.
-
-    cells: only these cells (or run ids). rerun: ids of finished runs whose results were put aside.
+    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state.
     """
     selection = Selection()
     for state in states:
@@ -72,28 +79,21 @@ def select(
     return selection
 
 
-def claim(chosen: Sequence[RunState]) -> list[tuple[StudyRun, int]]:
-    """Claim the next attempt of each run; those that another submit claimed in the meantime are left out."""
-    taken = []
+def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
+    """Claim the next attempt of each run and return those that are ours; `say` which ones another submit has taken."""
+    members: Members = []
+    taken: Members = []
     for state in chosen:
-        attempt = state.attempt + 1
         try:
-            if submit_attempts.take(state.run.folder, attempt):
-                taken.append((state.run, attempt))
+            ours = submit_attempts.take(state.run.folder, state.attempt + 1)
         except OSError as error:
             where = error.filename or state.run.folder
             raise RunError(f"{where}: cannot be claimed: {error.strerror}") from None
-    return taken
-
-
-def describe_taken(chosen: Sequence[RunState], members: Members) -> str:
-    """A sentence about the chosen runs that another submit has claimed meanwhile, '' for none."""
-    ours = {run.id for run, _ in members}
-    taken = [state for state in chosen if state.run.id not in ours]
-    if not taken:
-        return ""
-    by = submit_attempts.describe_owner(taken[0].run.folder, taken[0].attempt + 1)
-    return f"{len(taken)} runs were taken by another submit meanwhile ({by}); they are left to it"
+        (members if ours else taken).append((state.run, state.attempt + 1))
+    if taken:
+        owner = submit_attempts.describe_owner(taken[0][0].folder, taken[0][1])
+        say(f"{len(taken)} runs were taken by another submit meanwhile ({owner}); they are left to it")
+    return members
 
 
 def arrays_of(states: Iterable[RunState]) -> list[str]:
@@ -131,7 +131,7 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
     """
     try:
         code = code_snapshot.take(study.folder.parent / study_dir.SNAPSHOTS, own)
-        clean.prune_code(code.parent)
+        unused_code.prune(code.parent)
         return code
     except OSError as error:
         raise RunError(
@@ -139,8 +139,8 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
         ) from None
 
 
-def mend_snapshots(study: Study) -> None:
-    """Write again what was removed from the code that the runs were queued with, if it is still the running code.
+def restore_snapshots(study: Study) -> None:
+    """Rewrite files that were removed from the code that the runs were queued with, if it is still the running code.
 
     Raises RunError where it cannot be written.
     """
@@ -250,17 +250,13 @@ def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
     raise RefusedError(error)
 
 
-def named(study: Study, names: Sequence[str]) -> list[StudyRun]:
-    """The runs that `--rerun` names: ids, beginnings of them, cells with one run, or `all`. Raises UserError."""
+def find_runs(study: Study, names: Sequence[str]) -> list[StudyRun]:
+    """Return the runs that `--rerun` names: ids, beginnings of ids, cells with one run, or `all`. Raises UserError."""
     return list(study.runs) if "all" in names else [study.find(name) for name in names]
 
 
-def put_aside(study: Study, names: Sequence[str]) -> list[str]:
-    """For `--rerun`: move the results of these runs to <run>.old-<n> beside them; returns the ids of the runs.
-
-    Raises UserError for an unknown name, RunError for a run that is still active.
-    """
-    runs = named(study, names)
+def put_aside(study: Study, runs: Sequence[StudyRun]) -> None:
+    """Move the results of these runs to <run>.old-<n>. Raises RunError, before any is moved, for an active run."""
     active = {state.run.id for state in study_state.collect(study) if state.active}
     for run in runs:
         if run.id in active:
@@ -272,7 +268,6 @@ def put_aside(study: Study, names: Sequence[str]) -> list[str]:
             os.rename(run.folder, f"{run.folder}.old-{number}")
         except OSError as error:
             raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None
-    return [run.id for run in runs]
 
 
 def adopt(states: Iterable[RunState]) -> None:

@@ -7,7 +7,6 @@ the study's arrays has ended, queues what fits then, and another follow-up behin
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -15,9 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch
@@ -40,55 +41,43 @@ NO_SBATCH = "sbatch: not found"
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(BaseModel):
     """What is to be queued and how: all that another process needs to go on with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     launcher: str
     settings: SlurmSettings
-    exports: Sequence[str]
+    exports: list[str]
     code: Path
-    surroundings: Mapping[str, Any]  # what the runs' provenance.json shares
+    surroundings: dict[str, Any]  # what the runs' provenance.json shares
     report: bool = True
-    runs: Mapping[str, int] = field(default_factory=dict)  # id -> newest attempt when it began to wait
+    runs: dict[str, int] = {}  # id -> newest attempt when it began to wait
     problem: str = ""  # why a follow-up job could not go on
-    most: int = 0  # jobs that sbatch took at once when it had refused more; 0: not known
+    most: int = 0  # jobs that sbatch took at once after it had refused more; 0: not known
 
     @property
     def blocked(self) -> bool:
         """True if jobs cannot submit jobs on this site."""
         return self.problem.startswith(NO_SBATCH)
 
-    def write(self, study: Study) -> None:
-        """Raises OSError."""
-        record = {
-            "launcher": self.launcher,
-            "settings": self.settings.model_dump(),
-            "exports": list(self.exports),
-            "code": str(self.code),
-            "surroundings": dict(self.surroundings),
-            "report": self.report,
-            "runs": dict(self.runs),
-            "problem": self.problem,
-            "most": self.most,
-        }
+    def write(self, study: Study, **changes: Any) -> None:
+        """Write the order, with these changes, into the study's folder. Raises OSError."""
+        text = self.model_copy(update=changes).model_dump_json(indent=1)
         # the setup lines may hold a secret
-        atomic_write(study.folder / RECORD, json.dumps(record, indent=1) + "\n", mode=PRIVATE)
+        atomic_write(study.folder / RECORD, text + "\n", mode=PRIVATE)
 
 
 def read(study: Study) -> Order | None:
-    """The order that waits for room in the queue, None where there is none."""
+    """Return the order that waits for room in the queue, None if there is none."""
     record = run_files.read_json(study.folder / RECORD)
-    if record is None:
-        return None
     try:
-        settings = SlurmSettings.model_validate(record.pop("settings"))
-        return Order(settings=settings, code=Path(record.pop("code")), **record)
-    except (TypeError, ValueError, KeyError):  # damaged, or of another version: the next submit queues the runs
+        return Order.model_validate(record) if record else None
+    except ValidationError:  # damaged, or of another version: the next submit queues the runs
         return None
 
 
-def waits(study: Study, ids: Iterable[str] | None = None) -> bool:
+def is_waiting(study: Study, ids: Iterable[str] | None = None) -> bool:
     """True if one of these runs (None: any) waits for room."""
     order = read(study)
     return bool(order and (order.runs if ids is None else set(ids) & order.runs.keys()))
@@ -101,7 +90,7 @@ def forget(study: Study, ids: Iterable[str] | None = None) -> int:
         return 0
     kept = {name: attempt for name, attempt in order.runs.items() if ids is not None and name not in set(ids)}
     if kept:
-        replace(order, runs=kept).write(study)
+        order.write(study, runs=kept)
     else:
         (study.folder / RECORD).unlink(missing_ok=True)
     return len(order.runs) - len(kept)
@@ -148,7 +137,7 @@ def _still_waiting(study: Study, without: Collection[str]) -> dict[str, int]:
 
 def _wait_for_room(batch: Batch, order: Order, waiting: Mapping[str, int], wave: _Wave, say: Say) -> None:
     """Write down which runs wait, and queue the job that goes on with them."""
-    replace(order, runs=waiting, most=wave.most).write(batch.study)
+    order.write(batch.study, runs=dict(waiting), most=wave.most)
     text = f"{len(waiting)} runs wait for room in the queue ({wave.reason})"
     arrays = [*wave.before, *wave.arrays]
     try:
@@ -217,10 +206,7 @@ class _Wave:
     def _queue_array(self, states: Sequence[RunState], chain: bool) -> None:
         """Queue one array of the runs that no other submit has taken. Raises _NoRoomError."""
         order, settings = self.order, self.order.settings
-        members = queueing.claim(states)
-        taken = queueing.describe_taken(states, members)
-        if taken:
-            self.say(taken)
+        members = queueing.claim(states, self.say)
         if not members:
             return
         jobs = queueing.group(members, settings.runs_per_job)
@@ -324,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         order = read(study) if study else None
         if study is None or (order and not isinstance(error, commands.NoAnswerError)):
             if study and order:
-                replace(order, problem=str(error)).write(study)
+                order.write(study, problem=str(error))
             return 1
     _start_again(study)
     return 0

@@ -1,4 +1,4 @@
-"""What is shown on the user's terminal: text that others wrote shows, and does nothing else."""
+"""The user's terminal: text written by others is shown and has no other effect."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rich.segment import Segment
 
 from ablatrix.trainer.rundir.console import visible
 
+PIPED_WIDTH = 10_000  # nothing is wrapped or cut in a pipe
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 
 
 class Terminal(Console):
-    """A console without markup, emoji codes and highlights, on which the control characters of others show."""
+    """A console without markup, emoji codes and highlights that shows control characters in other people's text."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
-        """Raise the BrokenPipeError that is being handled: Rich would end the process, and local runs with it."""
+        """Raise the BrokenPipeError that is being handled: Rich would exit, and end local runs with it."""
         raise
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -31,6 +32,12 @@ class Terminal(Console):
             yield segment if text == segment.text else Segment(text, segment.style)
 
 
+def open_console() -> Terminal:
+    """Return the console of stdout."""
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=PIPED_WIDTH)
+
+
 def log_text(text: str) -> str:
-    """What a program has printed: without its colours, and a line for each state of a bar that overwrites itself."""
+    """Return what a program printed without its colours, each state of a progress bar on a line of its own."""
     return visible(_COLOUR.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.status import removed_files, study_state
-from ablatrix.orchestrator.store import code_snapshot, study_dir
+from ablatrix.orchestrator.store import code_snapshot, study_dir, unused_code
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.submit import clean
+from ablatrix.orchestrator.verbs import clean
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import append_event
@@ -39,15 +39,15 @@ def finish(run: StudyRun, *steps: int, summary: bool = True) -> None:
 
 
 def names(study: Study) -> list[str]:
-    return [item.path.name for item in clean.find(study)]
+    return [item.path.name for item in clean.find_items(study)]
 
 
 def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: Study) -> None:
     finish(study.runs[0], 500, 1000)
     finish(study.runs[1], 500, 1000, summary=False)
-    (item,) = items = clean.find(study)
+    (item,) = items = clean.find_items(study)
     assert (item.path.name, item.bytes, item.inodes) == ("checkpoint-500.pt", 1000, 1)
-    assert clean.carry_out(study, items) == items and names(study) == []
+    assert clean.remove_items(study, items) == items and names(study) == []
     folder = study.runs[0].folder
     assert (folder / "checkpoint-1000.pt").exists() and (folder / run_files.MODEL).exists()
     assert len(list(study.runs[1].folder.glob("checkpoint-*.pt"))) == 2, "it may have to resume from either"
@@ -58,9 +58,9 @@ def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: St
 
 def test_a_run_that_was_begun_again_meanwhile_keeps_all(study: Study) -> None:
     finish(study.runs[0], 500, 1000)
-    items = clean.find(study)
+    items = clean.find_items(study)
     (study.runs[0].folder / run_files.SUMMARY).unlink()
-    assert clean.carry_out(study, items) == []
+    assert clean.remove_items(study, items) == []
     assert (study.runs[0].folder / "checkpoint-500.pt").exists()
 
 
@@ -80,7 +80,7 @@ def test_results_that_were_put_aside_and_damaged_checkpoints(study: Study) -> No
     (study.folder / "mine.old-1").mkdir()
     (study.runs[0].folder / "checkpoint-5.pt.bad").touch()
     assert names(study) == ["checkpoint-5.pt.bad", aside.name]
-    clean.carry_out(study, clean.find(study))
+    clean.remove_items(study, clean.find_items(study))
     assert not aside.exists() and (study.folder / "mine.old-1").exists()
 
 
@@ -97,17 +97,17 @@ def test_code_that_nothing_names(study: Study) -> None:
     (neighbour / run_files.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
     (study.folder / study_dir.LOGS / "a.sbatch").write_text(f"export PYTHONPATH={store}/{QUEUED}\n")
     assert names(study) == [OTHER]
-    clean.carry_out(study, clean.find(study))
+    clean.remove_items(study, clean.find_items(study))
     assert sorted(path.name for path in store.iterdir()) == [CODE, QUEUED, FRESH]
 
 
 def test_submit_prunes_where_many_snapshots_have_gathered(tmp_path: Path) -> None:
     store = tmp_path / study_dir.SNAPSHOTS
-    for i in range(clean.MOST_SNAPSHOTS + 2):
+    for i in range(unused_code.MOST_SNAPSHOTS + 2):
         (store / f"{i:016x}").mkdir(parents=True)
         os.utime(store / f"{i:016x}", (time.time() - 7200,) * 2)
     taken = code_snapshot.take(store)
-    clean.prune_code(store)
+    unused_code.prune(store)
     assert list(store.iterdir()) == [taken]
 
 
@@ -115,4 +115,4 @@ def test_another_users_study_is_left_alone(study: Study, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr(study_dir, "is_own", lambda path: False)
     with pytest.raises(UserError, match="belongs to"):
-        clean.find(study)
+        clean.find_items(study)

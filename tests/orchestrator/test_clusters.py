@@ -13,8 +13,9 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.orchestrator.submit import cancel, queueing, submit
-from ablatrix.orchestrator.submit.submit import Options
+from ablatrix.orchestrator.submit import queueing
+from ablatrix.orchestrator.verbs import cancel
+from ablatrix.orchestrator.verbs.plan import Options, make_plan, runs_to_queue
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.fake_slurm import FakeSlurm
@@ -35,7 +36,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
 def queue_study(folder: Path, cluster: str) -> study_dir.Study:
     runs = expand(folder, FIVE)
     study = study_dir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
-    members = queueing.claim(queueing.select(study_state.collect(study)).chosen)
+    members = queueing.claim(queueing.select(study_state.collect(study)).chosen, print)
     jobs = [[member] for member in members]
     batch = queueing.prepare(study, jobs, SlurmSettings(clusters=cluster), queueing.take_snapshot(study))
     queueing.queue(launchers.make("sbatch"), batch)
@@ -55,7 +56,7 @@ def test_jobs_on_another_cluster_are_found_and_cancelled_there(
     states = study_state.collect(study_dir.load_study(tmp_path / "out/s"))
     assert {state.state for state in states} == {"queued"}
     assert fake.jobs()
-    cancel.cancel(states[:1])
+    cancel.cancel_runs(states[:1])
     assert not fake.jobs()
 
 
@@ -74,13 +75,13 @@ def test_a_study_at_work_stays_on_its_cluster(fake: FakeSlurm, tmp_path: Path) -
     queue_study(tmp_path, "beta")
     file = tmp_path / "e.yaml"
     file.write_text(file.read_text() + "launcher: sbatch\nslurm: {clusters: gamma}\n")
-    plan = submit.make_plan(Options(file))
+    plan = make_plan(Options(file))
     plan.folder = tmp_path / "out/s"
     with pytest.raises(UserError, match="runs are queued or running on cluster beta"):
-        submit._would_run(plan)
+        runs_to_queue(plan)
     for job in fake.jobs():  # it has left the queue
         (fake.home / f"jobs/{job}/job").unlink()
-    submit._would_run(plan)
+    runs_to_queue(plan)
     fake.set_cluster("gamma")
     assert site_limits.array_limits().tasks == 1001  # gamma is asked from now on
 

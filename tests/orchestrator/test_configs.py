@@ -10,7 +10,7 @@ from rich.console import Console
 from ablatrix.orchestrator.study import matrix, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.orchestrator.submit import plan_tables
+from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.trainer.rundir.errors import AblatrixError
 from tests.support.workspace import Workspace
 

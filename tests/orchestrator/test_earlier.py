@@ -14,7 +14,7 @@ from ablatrix.orchestrator.study import matrix, run_config
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import earlier_runs
-from ablatrix.orchestrator.terminal import logs
+from ablatrix.orchestrator.verbs import diff
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
@@ -114,7 +114,7 @@ def test_a_run_left_beside_can_be_named(tmp_path: Path, finished: list[Run]) -> 
     beside = study.find_any(finished[1].id[:-4])
     assert (beside.id, beside.cell, beside.seed) == (finished[1].id, "rope", finished[1].seed)
     assert study.find_any(study.runs[1].id) == study.runs[1]
-    rows = logs.differences(beside, study.runs[1])
+    rows = diff.find_differences(beside, study.runs[1])
     assert ("trainer.learning_rate", "0.0003", "0.001") in rows
     with pytest.raises(UserError, match="no such run"):
         study.find_any("nothing")
@@ -186,7 +186,7 @@ class TestInputs:
         finish(study, 20)
         one, two = study.runs[:2]
         (two.folder / run_files.SUMMARY).write_text(json.dumps({"iters": 20, recorded_inputs.CORPUS: "b"}))
-        assert (recorded_inputs.CORPUS, "", "b") in logs.differences(one, two)
+        assert (recorded_inputs.CORPUS, "", "b") in diff.find_differences(one, two)
 
 
 def test_more_steps_and_other_data(workspace: Workspace) -> None:

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.orchestrator.submit import submit
-from ablatrix.orchestrator.submit.submit import Options
+from ablatrix.orchestrator.verbs.plan import Options, check_plan, make_plan
+from ablatrix.orchestrator.verbs.submit import run_plan, smoke_plan
 from tests.support.workspace import Workspace
 
 EXPERIMENTS = code_root() / "experiments"
@@ -66,9 +66,7 @@ def test_all_studies_are_known_here() -> None:
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_a_study_plans_its_cells_as_it_stands(name: str, workspace: Workspace) -> None:
     path = EXPERIMENTS / f"{name}.yaml"
-    plan = submit.make_plan(
-        Options(path, "local", sets=["data.tokenizer=sample", f"system.cache_dir={workspace.cache}"])
-    )
+    plan = make_plan(Options(path, "local", sets=["data.tokenizer=sample", f"system.cache_dir={workspace.cache}"]))
     assert list(dict.fromkeys(run.cell for run in plan.runs)) == CELLS[name]
     assert len(plan.runs) % len(CELLS[name]) == 0
     assert plan.loaded.experiment.name == name
@@ -80,9 +78,9 @@ def test_a_study_passes_the_preflight_and_its_smoke_test(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace.folder)
-    plan = submit.make_plan(options(name, workspace))
-    submit.check(plan)
-    states = submit.run_plan(submit.smoke_plan(plan), Console())
+    plan = make_plan(options(name, workspace))
+    check_plan(plan)
+    states = run_plan(smoke_plan(plan), Console())
     ended = {state.run.cell: state.state for state in states if state.run.cell in SMOKED[name]}
     assert ended == dict.fromkeys(SMOKED[name], "done")
     assert {Path(state.run.folder).parent.name for state in states} == {"smoke"}

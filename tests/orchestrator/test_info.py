@@ -9,7 +9,7 @@ import pytest
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.study import value_origins
 from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.orchestrator.terminal.logs import differences
+from ablatrix.orchestrator.verbs.diff import find_differences
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
@@ -76,7 +76,7 @@ def test_a_later_submit_takes_what_is_no_part_of_the_name(workspace: Workspace) 
     assert not (done / run_files.METRICS).exists() and (later / run_files.METRICS).exists()
     assert load(later / run_files.CONFIG).callbacks.jsonl and not load(done / run_files.CONFIG).callbacks.jsonl
     study = study_dir.load_study(done.parent)
-    changed = {key for key, _, _ in differences(study.find("baseline"), study.find("rope"))}
+    changed = {key for key, _, _ in find_differences(study.find("baseline"), study.find("rope"))}
     assert {"callbacks.jsonl", "info.hypothesis", "model.rope"} <= changed
     first_line = (later / run_files.JOB_OUT).read_text().splitlines()[0]
     assert first_line == "experiment: hypothesis: none"

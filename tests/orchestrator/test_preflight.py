@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.submit import preflight, submit
+from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.local_queue import find_devices
+from ablatrix.orchestrator.verbs import submit
+from ablatrix.orchestrator.verbs.plan import Options, check_plan, make_plan
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import append_event
 from tests.support.workspace import Workspace
@@ -63,9 +65,9 @@ def test_no_gpu_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_devices_are_not_for_slurm(workspace: Workspace) -> None:
-    options = submit.Options(workspace.write_study(), "sbatch", devices="0")
+    options = Options(workspace.write_study(), "sbatch", devices="0")
     with pytest.raises(UserError, match="Slurm assigns the GPUs"):
-        submit._check_devices(submit.make_plan(options))
+        submit._check_devices(make_plan(options))
 
 
 def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +78,12 @@ def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, m
 
     monkeypatch.chdir(workspace.folder)
     monkeypatch.setattr(preflight, "preflight", record)
-    options = submit.Options(workspace.write_study(extra="design: [baseline, one_at_a_time]\n"), "local")
-    plan = submit.make_plan(options)
-    study = submit._create(plan)
+    options = Options(workspace.write_study(extra="design: [baseline, one_at_a_time]\n"), "local")
+    plan = make_plan(options)
+    study = plan.create()
     append_event(study.runs[0].folder, "failed", reason="No space left on device")
-    submit.check(plan)
-    submit.check(submit.make_plan(submit.Options(options.file, "local", retry=True)))
+    check_plan(plan)
+    check_plan(make_plan(Options(options.file, "local", retry=True)))
     assert "baseline" not in seen[0] and sorted(seen[1]) == sorted(["baseline", *seen[0]])
 
 
@@ -89,8 +91,8 @@ def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace.folder)
-    plan = submit.make_plan(submit.Options(workspace.write_study(extra="design: [baseline]\n"), "local"))
-    folder = submit._create(plan).runs[0].folder
+    plan = make_plan(Options(workspace.write_study(extra="design: [baseline]\n"), "local"))
+    folder = plan.create().runs[0].folder
     needed = preflight._bytes_kept(plan.runs[0].config)  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed // 2))
     assert len(list(preflight._space(plan.loaded, plan.runs))) == 1

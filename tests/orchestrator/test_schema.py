@@ -11,7 +11,7 @@ import pytest
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import field_checks, json_schema, yaml_tree
-from ablatrix.orchestrator.submit import init_workspace
+from ablatrix.orchestrator.verbs import init
 from ablatrix.trainer.config import keys
 from tests.support.pages import PAGES, code_blocks
 from tests.support.workspace import Workspace
@@ -53,7 +53,7 @@ def test_the_schema_beside_the_examples_is_that_of_the_code() -> None:
 
 
 def test_a_new_workspace_is_accepted(accepts: Callable[[Any], bool], tmp_path: Path) -> None:
-    workspace = [text for name, text in init_workspace.contents().items() if name.endswith(".yaml")]
+    workspace = [text for name, text in init.workspace_files().items() if name.endswith(".yaml")]
     assert len(workspace) == 2
     for text in workspace:
         assert accepts(parsed(text, tmp_path)), text

@@ -15,8 +15,8 @@ from ablatrix.orchestrator.slurm import commands, queue_view
 from ablatrix.orchestrator.status import removed_files, run_evidence, run_state, study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.submit import cancel, queueing
-from ablatrix.orchestrator.terminal import logs
+from ablatrix.orchestrator.submit import queueing
+from ablatrix.orchestrator.verbs import cancel, logs
 from ablatrix.trainer.rundir import loss_csv, loss_digest, processes, run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event, read_events
@@ -177,7 +177,7 @@ def test_a_job_that_ends_before_its_trainer_is_explained_by_its_own_log(
     state = now(study)
     assert state.state == "lost"
     assert state.reason == f'the job ended before the trainer started: "{quoted}" (logs/{place})'
-    shown = logs.log_text(run, 50)
+    shown = logs.read_log(run, 50)
     assert str(log) in shown and shown.endswith(printed.splitlines()[-1])
     followed = "".join(logs.follow(run, lambda: True))
     assert followed.startswith("an earlier attempt\n") and followed.endswith(printed)
@@ -504,9 +504,9 @@ def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
     queue_run(run)
     cluster.waiting = {"5_0": commands.Job("5_0", "PENDING", comment="set by the site")}
     with pytest.raises(RunError, match="run: scancel 5_0"):
-        cancel.cancel([now(study)])
+        cancel.cancel_runs([now(study)])
     append_event(run.folder, "started", iter=0, job_id="5_0")
-    cancel.cancel([now(study)])
+    cancel.cancel_runs([now(study)])
     assert cancelled == ["5_0"]
 
 
@@ -517,7 +517,7 @@ def test_a_waiting_run_that_is_cancelled_stays_so(
     monkeypatch.setattr(commands, "cancel", lambda jobs: cluster.waiting.clear())
     queue_run(run)
     cluster.waiting = job("PENDING")
-    assert cancel.cancel([now(study)]) == [run.id]
+    assert cancel.cancel_runs([now(study)]) == [run.id]
     assert now(study).state == "cancelled"
 
 

@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.table import Table
 
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store.study_dir import StudyRun
@@ -21,7 +20,7 @@ def states(count: int, state: str = "done", cell: str = "baseline", reason: str 
 def shown(found: list[RunState], width: int | None, everything: bool = False) -> str:
     output = io.StringIO()
     console = Terminal(file=output, width=width or 180, force_terminal=width is not None, color_system=None)
-    tables.print_states(found, "out/study", console, everything=everything)
+    status_table.print_states(found, "out/study", console, everything=everything)
     return output.getvalue()
 
 
@@ -59,20 +58,20 @@ def test_what_is_done_folds_per_cell_in_a_large_study() -> None:
 
 
 def test_durations() -> None:
-    assert [status_table.duration(s) for s in (3723, 63, None, float("inf"))] == ["1:02:03", "1:03", "", ""]
+    assert [status_table.format_duration(s) for s in (3723, 63, None, float("inf"))] == ["1:02:03", "1:03", "", ""]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_cell_of_a_table_is_cut(width: int) -> None:
-    table = Table()
-    for name in ("cell", "overrides", "empty", "interval", "folder of the first"):
-        table.add_column(name)
-    for name in ("baseline", "a_feature_with_a_long_name"):
-        table.add_row(name, "model.rope=true", "", "-0.0512 to -0.0401", f"{name}-seed1-0123abcd")
+    names = ("cell", "overrides", "empty", "interval", "folder of the first")
+    rows = [
+        dict(zip(names, (name, "model.rope=true", "", "-0.0512 to -0.0401", f"{name}-seed1-0123abcd"), strict=True))
+        for name in ("baseline", "a_feature_with_a_long_name")
+    ]
     output = io.StringIO()
-    console = Terminal(width=width, file=output, color_system=None)
-    console.print(tables.fit_columns(table, width, ("folder of the first", "interval")))
+    console = Terminal(width=width, file=output, force_terminal=True, color_system=None)
+    tables.print_table("t", rows, console, wrapped=("overrides",), dropped_first=("folder of the first", "interval"))
     text = output.getvalue()
     assert "a_feature_with_a_long_name" in text and "model.rope=true" in text and "\N{HORIZONTAL ELLIPSIS}" not in text
-    assert ("empty" in text, "a_feature_with_a_long_name-seed1-0123abcd" in text) == (width == 200, width == 200)
+    assert "empty" not in text and ("a_feature_with_a_long_name-seed1-0123abcd" in text) == (width == 200)
     assert ("-0.0512 to -0.0401" in text) == (width >= 80)

@@ -1,7 +1,6 @@
 """Studies larger than a site's limits: what is queued, what waits for room, and who goes on with it."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,13 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def order(tmp_path: Path, study: Study) -> waves.Order:
-    return waves.Order("sbatch", SlurmSettings(setup=["module load cuda"]), [], tmp_path, {"git_commit": "abc"})
+    return waves.Order(
+        launcher="sbatch",
+        settings=SlurmSettings(setup=["module load cuda"]),
+        exports=[],
+        code=tmp_path,
+        surroundings={"git_commit": "abc"},
+    )
 
 
 class Said(list[str]):
@@ -161,9 +166,9 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
     assert set(waiting) >= {run.id for run in study.runs[4:]}
     assert {state.run.id for state in queueing.select(states, rerun=waiting).chosen} == set(waiting)
     assert waves.forget(study, waiting[:1]) == 1
-    assert waves.waits(study)
+    assert waves.is_waiting(study)
     assert waves.forget(study) == 3
-    assert not waves.waits(study)
+    assert not waves.is_waiting(study)
 
 
 def test_submits_at_the_same_time_leave_each_other_what_waits(
@@ -176,7 +181,7 @@ def test_submits_at_the_same_time_leave_each_other_what_waits(
     assert waves.queue(study, order, before[:3], before, said) == []
     assert said[0].startswith("3 runs were taken by another submit meanwhile (") and "process" in said[0]
     assert fake.jobs() == {1: 3, 2: 1}
-    assert waves.waits(study), "the record and the follow-up are the other submit's"
+    assert waves.is_waiting(study), "the record and the follow-up are the other submit's"
 
 
 def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
@@ -210,7 +215,7 @@ def test_max_parallel_holds_for_all_arrays_of_a_study(
     fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_limits, "array_limits", lambda: site_limits.ArrayLimits(3))
-    order = replace(order, settings=SlurmSettings(max_parallel=2), report=False)
+    order = order.model_copy(update={"settings": SlurmSettings(max_parallel=2), "report": False})
     states = study_state.collect(study)
     waves.queue(study, order, states[:2], states, Said())
     assert fake.dependency(1) == "", "both may run at once"
@@ -310,7 +315,7 @@ def test_limits_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_order_is_read_back_as_it_was_written(study: Study, order: waves.Order) -> None:
     settings = SlurmSettings(gpus_per_node="a100:2", extra={"gres": "tmpfs:1"}, comment="p1", setup=["a", "b"])
-    order = replace(order, settings=settings, runs={"a": 1})
+    order = order.model_copy(update={"settings": settings, "runs": {"a": 1}})
     order.write(study)
     assert waves.read(study) == order
     assert (study.folder / waves.RECORD).stat().st_mode & 0o077 == 0

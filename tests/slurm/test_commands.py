@@ -12,8 +12,7 @@ import pytest
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, call_sbatch
-from ablatrix.orchestrator.submit import submit
-from ablatrix.orchestrator.submit.submit import Options
+from ablatrix.orchestrator.verbs.plan import Options, make_plan
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.command_studies import HOSTILE, write_study
 from tests.support.evidence import Cases, Tally
@@ -58,12 +57,12 @@ def test_a_jobs_log_is_where_slurm_was_told(
         study = {"name": "s", "command": ["/bin/true", "{flags}"], "metrics": {"csv": "x"}, "base": {"a": 1}}
         Path("e.yaml").write_text(json.dumps({**study, "design": ["baseline"], "features": {}}))
         try:
-            plan = submit.make_plan(Options(Path("e.yaml"), launcher="sbatch"))
+            plan = make_plan(Options(Path("e.yaml"), launcher="sbatch"))
         except UserError:
             assert "\\" in name
             continue
         (folder / "out/s/logs").mkdir(parents=True)
-        planned = submit._planned_study(plan)
+        planned = plan.study
         batch = Batch(planned, [[(planned.runs[0], 1)]], "TOKEN", plan.loaded.experiment.slurm, folder)
         script = folder / "script"
         script.write_text(SbatchLauncher().script(batch))

@@ -33,8 +33,8 @@ from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher
 from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.study import exported_env
-from ablatrix.orchestrator.submit import local_queue, queueing, submit
-from ablatrix.orchestrator.submit.submit import Options, Plan
+from ablatrix.orchestrator.submit import local_queue, queueing
+from ablatrix.orchestrator.verbs.plan import Options, Plan, job_scripts, make_plan
 from ablatrix.trainer.config import from_flags
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
@@ -118,7 +118,7 @@ def _try(matrix: Matrix, lab: Lab, patch: pytest.MonkeyPatch) -> None:
     surround(matrix, lab, folder, patch)
     before = {**os.environ}
     (folder / "e.yaml").write_bytes(matrix.text.encode())
-    plan = submit.make_plan(Options(Path("e.yaml"), launcher="local", sets=matrix.sets))
+    plan = make_plan(Options(Path("e.yaml"), launcher="local", sets=matrix.sets))
     members = claimed(plan)
     check_planned(matrix, plan, folder)
     refused = refusals(plan)
@@ -171,7 +171,7 @@ def refusals(plan: Plan) -> dict[str, str]:
 
 
 def claimed(plan: Plan) -> list[tuple[study_dir.StudyRun, int]]:
-    study = submit._create(plan)
+    study = plan.create()
     assert all(submit_attempts.take(run.folder, 1) for run in study.runs)
     return [(run, 1) for run in study.runs]
 
@@ -277,7 +277,7 @@ def shown_scripts(matrix: Matrix, plan: Plan, here: Sequence[Record], lab: Lab) 
     """What `plan --sbatch` prints, saved and run by bash: every tenth matrix, as it is the same template."""
     if matrix.number % 10:
         return
-    (text,) = submit.scripts(dataclasses.replace(plan, launcher="sbatch"))
+    (text,) = job_scripts(dataclasses.replace(plan, launcher="sbatch"))
     script = plan.folder.resolve() / "shown.sbatch"
     script.write_text(text)
     count = -(-len(here) // plan.loaded.experiment.slurm.runs_per_job)
@@ -416,7 +416,7 @@ def test_a_failure_that_a_setup_line_marks_ends_the_job(tmp_path: Path, monkeypa
     (tmp_path / "work").mkdir()
     surround(matrix, lab, tmp_path / "work", monkeypatch)
     Path("e.yaml").write_text(matrix.text)
-    plan = submit.make_plan(Options(Path("e.yaml"), launcher="local", sets=matrix.sets))
+    plan = make_plan(Options(Path("e.yaml"), launcher="local", sets=matrix.sets))
     run, attempt = claimed(plan)[0]
     batch = Batch(
         study_dir.load_study(plan.folder), [[(run, attempt)]], "TOKEN", plan.loaded.experiment.slurm, tmp_path

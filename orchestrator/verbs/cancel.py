@@ -1,4 +1,4 @@
-"""Taking runs back: scancel for jobs, a signal for runs of this machine."""
+"""The verb `cancel`: take runs out of the queue, or stop them. scancel for jobs, a signal for local runs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,64 @@ import os
 import signal
 import socket
 from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import typer
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
-from ablatrix.orchestrator.status import run_evidence
+from ablatrix.orchestrator.status import run_evidence, study_state
 from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.submit import waves
+from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event
 
+SHOWN = 8  # runs in the question
 
-def affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:
-    """The active runs among those wanted (ids; None: all), and those that share a job with them."""
+
+def cancel(names: Sequence[str], everything: bool, yes: bool, study: str | None, output: Path) -> None:
+    """Cancel the named runs, or with `everything` all of a study and its helper jobs, after asking unless `yes`."""
+    if bool(names) == everything:
+        raise UserError("cancel: name the runs, or give --all")
+    found = study_dir.find_study(study, output)
+    wanted = None if everything else {run.id for name in names for run in found.matching(name)}
+    states = find_affected(study_state.collect(found), wanted)
+    helpers = _find_helper_jobs(found) if everything else []
+    if not states and not helpers and not waves.is_waiting(found, wanted):
+        print("nothing to cancel: none of these runs is queued or running")
+        return
+    if not yes:
+        shown = ", ".join([state.run.id for state in states[:SHOWN]] + [f"job {job}" for job in helpers])
+        typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {shown}?"), abort=True)
+    if helpers:  # first, or they would queue what is being cancelled
+        cancelled = helper_jobs.cancel(found, running=True)
+        print(f"cancelled {', '.join(f'job {job}' for job in cancelled) or 'no helper job'}")
+    forgotten = waves.forget(found, wanted)
+    if forgotten:
+        print(f"{forgotten} runs no longer wait for room in the queue")
+    print(f"cancelled {len(cancel_runs(states))} runs")
+
+
+def find_affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:
+    """Return the active runs among those wanted (ids; None: all), and those that share a job with them."""
     chosen = [state for state in states if state.active and (wanted is None or state.run.id in wanted)]
     jobs = {state.job_id for state in chosen if state.job_id}
     return [state for state in states if state.active and (state in chosen or state.job_id in jobs)]
 
 
-def cancel(states: Sequence[RunState]) -> list[str]:
+def cancel_runs(states: Sequence[RunState]) -> list[str]:
     """Cancel these active runs and return their ids.
 
     Raises UserError or RunError, before anything is cancelled, for a run that cannot be cancelled from here;
     ControllerError where scancel fails.
     """
     _require_confirmed(states)
-    processes = {_process(state) for state in states if not state.job_id}
+    processes = {_find_process(state) for state in states if not state.job_id}
     commands.cancel({state.job_id for state in states if state.job_id})
     for state in states:
-        if state.job_id and (state.state == "queued" or state.requeued):  # it leaves no other trace in some queues
+        if state.job_id and (state.state == "queued" or state.requeued):  # some queues keep no other trace of it
             with contextlib.suppress(OSError):
                 fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}
                 append_event(state.run.folder, "ended", **fields)
@@ -47,8 +78,8 @@ def cancel(states: Sequence[RunState]) -> list[str]:
     return [state.run.id for state in states]
 
 
-def helper_job_ids(study: Study) -> list[str]:
-    """Ids of the study's report and follow-up jobs; none where Slurm does not answer."""
+def _find_helper_jobs(study: Study) -> list[str]:
+    """Return the ids of the study's report and follow-up jobs; none where Slurm does not answer."""
     if not commands.available():
         return []
     try:
@@ -56,11 +87,6 @@ def helper_job_ids(study: Study) -> list[str]:
     except commands.ControllerError:
         return []
     return [job for kind in (helper_jobs.FOLLOW_UP, helper_jobs.REPORT) for job in helper_jobs.find(study, kind, jobs)]
-
-
-def cancel_helpers(study: Study) -> str:
-    """Cancel the study's report and follow-up jobs; which ones, in words. Raises ControllerError."""
-    return ", ".join(f"job {job}" for job in helper_jobs.cancel(study, running=True)) or "no helper job"
 
 
 def _require_confirmed(states: Sequence[RunState]) -> None:
@@ -75,8 +101,8 @@ def _require_confirmed(states: Sequence[RunState]) -> None:
         )
 
 
-def _process(state: RunState) -> int:
-    """Whom to tell: the trainer of a run, or for one that still waits the `submit` that holds its queue."""
+def _find_process(state: RunState) -> int:
+    """Return the process to signal: a run's trainer, or for a waiting run the `submit` that holds its queue."""
     event = run_evidence.find_owner(state.run)
     if event is None:
         raise UserError(f"{state.run.id}: is being submitted, its process or job is not known yet; try again later")

@@ -1,7 +1,8 @@
-"""The verb `init`: a small workspace in a folder of the user's own, with the package installed anywhere."""
+"""The verb `init`: a small workspace in a new folder, wherever the package is installed."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ablatrix.orchestrator.study import json_schema
@@ -12,12 +13,24 @@ TEMPLATES = Path(PACKAGE) / "orchestrator" / "workspace"
 RENAMED = {"gitignore": ".gitignore"}  # under its own name it would hide files of this package from git
 
 
-def create(folder: Path) -> list[Path]:
-    """Write the workspace and return its files. Raises UserError where something is in the way; nothing is replaced.
+def init(folder: Path) -> None:
+    """Write a workspace (see `create_workspace`) and print its files and what to do next."""
+    for path in create_workspace(folder):
+        print(path)
+    verb = program(relative=False)
+    print(
+        f"\nnext: cd {shlex.quote(str(folder))}\n"
+        f"      {verb} warm-cache --tokenizer sample     # a tokenizer and a small corpus, made here, no network\n"
+        f"      {verb} submit ablation.yaml --wait && {verb} report"
+    )
 
-    A folder may hold hidden entries (.git, .venv) that are none of the workspace's.
+
+def create_workspace(folder: Path) -> list[Path]:
+    """Write the workspace and return its files. Raises UserError where the folder is not empty; replaces nothing.
+
+    Other hidden entries than the workspace's (.git, .venv) may be there.
     """
-    files = contents()
+    files = workspace_files()
     try:
         taken = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") or p.name in files)
     except FileNotFoundError:
@@ -37,8 +50,8 @@ def create(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def contents() -> dict[str, str]:
-    """Name -> text of each file of a new workspace."""
+def workspace_files() -> dict[str, str]:
+    """Return name -> text of each file of a new workspace."""
     found = {RENAMED.get(path.name, path.name): path.read_text("utf-8") for path in sorted(TEMPLATES.iterdir())}
     found["Makefile"] = found["Makefile"].replace("@PROGRAM@", program(relative=False))
     return found | {json_schema.FILE: json_schema.text()}

@@ -1,0 +1,86 @@
+"""Live progress: the status table, refreshed in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.terminal.status_table import status_table, summary_line
+
+REFRESH_SECONDS = 2.0
+MOST_ROWS = 40
+ORDER = ("running", "failed", "lost", "stopped", "queued")  # of states; the others come last
+
+
+def watch(
+    study: Study, console: Console, go_on: Callable[[Sequence[RunState], Scheduler], bool] | None = None
+) -> list[RunState]:
+    """Show the study's state until the user leaves.
+
+    go_on: called after each refresh; with it, until it is false and no run is active.
+    """
+    scheduler = Scheduler()
+    with LiveStatus(study, console, scheduler) as live:
+        while True:
+            states = live.refresh()
+            if go_on and not go_on(states, scheduler) and not any(state.active for state in states):
+                return states
+            time.sleep(REFRESH_SECONDS)
+
+
+class LiveStatus:
+    """A table that refreshes in place; in a pipe, a line whenever the counts change."""
+
+    def __init__(self, study: Study, console: Console, scheduler: Scheduler) -> None:
+        self.study, self.console, self.scheduler = study, console, scheduler
+        self.live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
+        self.states: list[RunState] = []
+        self._line, self._next = "", 0.0
+
+    def __enter__(self) -> LiveStatus:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def refresh(self) -> list[RunState]:
+        """Read the states again and show them; while they cannot be read, the last ones.
+
+        Raises RunError if the study no longer exists: runs without files would look as if they had never begun.
+        """
+        problem = ""
+        try:
+            self.study.require()
+            self.states = study_state.collect(self.study, self.scheduler)
+        except OSError as error:
+            problem = f"\n{error.filename or self.study.folder}: {error.strerror}; the last known states are shown"
+        line = summary_line(self.states, self.scheduler) + problem
+        if self.console.is_terminal:
+            self._draw(line)
+        elif line != self._line:
+            self.console.print(f"{time.strftime('%H:%M:%S')} {line}")
+        self._line = line
+        return self.states
+
+    def _draw(self, line: str) -> None:
+        shown = sorted(self.states, key=lambda s: ORDER.index(s.state) if s.state in ORDER else len(ORDER))
+        if len(shown) > MOST_ROWS:
+            line += f" (the first {MOST_ROWS} shown)"
+        table = status_table(shown[:MOST_ROWS], str(self.study.folder), self.console.width, self.study.measure)
+        self.live.update(Group(table, line), refresh=True)
+
+    def tick(self) -> None:
+        """Refresh if it is time to; may be called more often."""
+        if time.monotonic() >= self._next:
+            self.refresh()
+            self._next = time.monotonic() + REFRESH_SECONDS

@@ -1,0 +1,92 @@
+"""A plan as a table, as a tree (study, cells, what each changes, seeds) and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from ablatrix.orchestrator.status import cost
+from ablatrix.orchestrator.study import run_config, value_origins
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.terminal import tables
+from ablatrix.trainer.config.field_errors import spell
+
+LEFT = ("cell", "overrides", "seeds", "folder of the first")
+DROPPED_FIRST = ("FLOPs/token", "folder of the first", "parameters", "seeds", "tokens/run", "hours/run")
+
+
+def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], console: Console) -> None:
+    """Print a row per cell: what it overrides, its size, its cost where known (`hours`), and its first folder."""
+    rows = []
+    for cell, members in _by_cell(runs).items():
+        first = members[0]
+        rows.append(
+            {
+                "cell": cell,
+                "overrides": "\n".join(f"{key}={spell(value)}" for key, value in first.overrides.items()) or "-",
+                "seeds": " ".join(str(run.seed) for run in members),
+                "parameters": _format(run_config.parameters(first.config), ","),
+                "FLOPs/token": _format(run_config.flops_per_token(first.config), ".3g"),
+                "tokens/run": _format(cost.tokens(first), ","),
+                "hours/run": f"{hours[cell]:.3g}" if cell in hours else "?" if hours else "",
+                "folder of the first": first.id,
+            }
+        )
+    title = f"{len(runs)} runs in {folder}/"
+    tables.print_table(title, rows, console, left=LEFT, wrapped=("overrides",), dropped_first=DROPPED_FIRST)
+
+
+def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
+    """Return the study, its cells, what each changes and what sets it, its seeds with their folders."""
+    root = Tree(Text(f"{loaded.experiment.name}: {len(runs)} runs in {folder}/, from {loaded.file}"))
+    for cell, members in _by_cell(runs).items():
+        first = members[0]
+        branch = root.add(Text(f"{cell} (parameters: {_format(run_config.parameters(first.config), ',')})"))
+        set_by = value_origins.of_run(loaded, first.features, first.config)
+        for key, value in first.overrides.items():
+            branch.add(Text(f"{key}: {spell(value)}  ({value_origins.setter(set_by, key)})"))
+        if not first.overrides:
+            branch.add(Text("the base as it is"))
+        seeds = branch.add(Text("seeds"))
+        for run in members:
+            seeds.add(Text(f"{run.seed}: {run.id}"))
+    return root
+
+
+def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
+    """Return everything about each run, its whole configuration included."""
+    return {
+        "folder": str(folder),
+        "launcher": launcher,
+        "runs": [
+            {
+                "id": run.id,
+                "cell": run.cell,
+                "seed": run.seed,
+                "features": list(run.features),
+                "overrides": run.overrides,
+                "parameters": run_config.parameters(run.config),
+                "flops_per_token": run_config.flops_per_token(run.config),
+                "tokens": cost.tokens(run),
+                "config": run_config.as_tree(run.config),
+            }
+            for run in runs
+        ],
+    }
+
+
+def _by_cell(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    ordered = groupby(runs, key=lambda run: run.cell)
+    return {cell: list(members) for cell, members in ordered}
+
+
+def _format(count: float | None, form: str) -> str:
+    """Format a figure; with a user's own component it is known only where that can be imported."""
+    return "unknown" if count is None else format(count, form)

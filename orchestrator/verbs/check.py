@@ -1,0 +1,41 @@
+"""The verb `check`: find what would fail before it is queued."""
+
+from __future__ import annotations
+
+from ablatrix.orchestrator.slurm import site_limits
+from ablatrix.orchestrator.study import json_schema
+from ablatrix.orchestrator.verbs.plan import Options, Plan, check_plan, make_plan
+from ablatrix.orchestrator.verbs.schema import renewal_command
+
+SHOWN = 10  # seeds
+
+
+def check(options: Options) -> None:
+    """Run every check of `submit` and print the outcome. Raises UserError with all findings."""
+    planned = make_plan(options)
+    check_plan(planned)
+    runs = planned.runs
+    cells, seeds = list(dict.fromkeys(run.cell for run in runs)), list(dict.fromkeys(run.seed for run in runs))
+    shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
+    print(
+        f"{options.file}: {len(runs)} runs (cells: {len(cells)}; seeds: {shown}), "
+        f"nothing found that would fail ({planned.launcher})"
+    )
+    waves = _describe_waves(planned)
+    if waves:
+        print(f"note: {waves}")
+    old = json_schema.outdated(planned.loaded.source.path)
+    if old:
+        print(f"note: {old} is another version's, editors may be wrong; renew it with: {renewal_command(old)}")
+
+
+def _describe_waves(planned: Plan) -> str:
+    """Return a sentence if the site's limits let only a part of the study be queued at once, else ''."""
+    if planned.launcher == "local":
+        return ""
+    settings = planned.loaded.experiment.slurm
+    room, jobs = site_limits.find_room(settings), -(-len(planned.runs) // settings.runs_per_job)
+    if room.jobs is None or room.jobs > jobs:
+        return ""
+    fits = max(0, room.jobs - 1)  # one place is for the follow-up job
+    return f"{fits} of its {jobs} jobs fit into the queue now ({room.reason}); the rest follows in waves"

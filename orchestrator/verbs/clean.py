@@ -1,0 +1,121 @@
+"""The verb `clean`: remove what takes room and nothing needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from pydantic import ValidationError
+
+from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.store import run_folder, study_dir, unused_code
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.trainer.config import TrainerConfig
+from ablatrix.trainer.config.optimization import branch_step
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.console import visible
+from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.files import remove
+
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,15})\.pt")
+_SET_ASIDE = re.compile(r"\.old-[0-9]+$")
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that may be removed. run: the run whose folder it is in."""
+
+    path: Path
+    why: str
+    bytes: int
+    inodes: int
+    run: StudyRun | None = None
+
+
+def clean(study: str | None, output: Path, yes: bool) -> None:
+    """List what of a study can go, and remove it after asking unless `yes`."""
+    found = study_dir.find_study(study, output)
+    items = find_items(found)
+    if not items:
+        print(f"{visible(str(found.folder))}: nothing to remove")
+        return
+    for why in dict.fromkeys(item.why for item in items):
+        kind = [item for item in items if item.why == why]
+        print(visible(f"{why}: {_describe_size(kind)}"))
+        print(visible("\n".join(f"  {item.path}" for item in kind)))
+    if not yes:
+        typer.confirm(visible(f"remove {_describe_size(items)}?"), abort=True)
+    print(f"removed {_describe_size(remove_items(found, items))}")
+
+
+def find_items(study: Study) -> list[Item]:
+    """Return what no run, report or resume needs. Raises UserError for another user's study."""
+    study_dir.require_own(study.folder)
+    unused = unused_code.find_unused(study_dir.snapshot_store(study.folder))
+    return [*_run_items(study), *_set_aside(study), *(_item(path, "code that no run names") for path in unused)]
+
+
+def remove_items(study: Study, items: Sequence[Item]) -> list[Item]:
+    """Remove those of the items that may still go, and return them. Runs note what was taken from them."""
+    removed = []
+    still = {item.path for item in find_items(study)}
+    for item in items:
+        if item.path not in still:
+            continue
+        if item.run:  # first, or status would report the file as missing
+            append_event(item.run.folder, "cleaned", files=[item.path.name])
+        if item.path.parent == study_dir.snapshot_store(study.folder):
+            unused_code.remove(item.path)
+        else:
+            remove(item.path)
+        removed.append(item)
+    return removed
+
+
+def _run_items(study: Study) -> Iterator[Item]:
+    for state in study_state.collect(study):
+        folder = state.run.folder
+        if state.active:
+            continue
+        for path in sorted(folder.glob("*.bad*")):
+            yield _item(path, "damaged checkpoint, set aside", state.run)
+        if state.state == "done":
+            for path in _older_checkpoints(folder):
+                yield _item(path, "older checkpoint of a finished run", state.run)
+
+
+def _older_checkpoints(folder: Path) -> list[Path]:
+    """Return all but the last and the one where a longer run would branch off; none if the last is not the end's."""
+    steps = {
+        int(match[1]): path for path in folder.glob("checkpoint-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))
+    }
+    summary = run_folder.read_summary(folder) or {}
+    last = max(steps, default=0)
+    try:
+        settings = TrainerConfig.model_validate((run_files.read_json(folder / run_files.CONFIG) or {}).get("trainer"))
+    except ValidationError:
+        return []
+    if last != summary.get("iters"):
+        return []
+    return [path for step, path in sorted(steps.items()) if step not in (last, branch_step(settings))]
+
+
+def _set_aside(study: Study) -> Iterator[Item]:
+    known = {run.id for run in study.runs}
+    for path in sorted(study.folder.glob("*.old-*")):
+        if _SET_ASIDE.search(path.name) and _SET_ASIDE.sub("", path.name) in known and not path.is_symlink():
+            yield _item(path, "result that --rerun put aside")
+
+
+def _item(path: Path, why: str, run: StudyRun | None = None) -> Item:
+    inside = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return Item(path, why, sum(p.lstat().st_size for p in inside if not p.is_dir()), len(inside), run)
+
+
+def _describe_size(items: Sequence[Item]) -> str:
+    """Return `12.3 MB in 45 files and folders`."""
+    size, inodes = sum(item.bytes for item in items), sum(item.inodes for item in items)
+    return f"{size / 1e6:,.1f} MB in {inodes:,} files and folders"

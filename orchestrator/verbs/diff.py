@@ -1,0 +1,49 @@
+"""The verb `diff`: what differs between two runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store.study_dir import StudyRun
+from ablatrix.orchestrator.study import dotted
+from ablatrix.orchestrator.terminal import tables
+from ablatrix.trainer.config.field_errors import spell
+from ablatrix.trainer.rundir import recorded_inputs, run_files
+
+IGNORED = ("system.work_dir", "command", "submitted")
+INPUTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, recorded_inputs.DATA)
+
+
+def diff(first: str, second: str, study: str | None, output: Path, console: Console) -> None:
+    """Print what differs between two runs in configuration, data, code and environment."""
+    found = study_dir.find_study(study, output)
+    one, two = found.find_any(first), found.find_any(second)
+    rows = find_differences(one, two)
+    names = ("what", one.id, two.id)
+    table = [dict(zip(names, row, strict=True)) for row in rows]
+    tables.print_table(f"{len(rows)} differences", table, console, wrapped=names, columns=names)
+
+
+def find_differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:
+    """Return (what, value in the first, value in the second) for each difference."""
+    rows = []
+    for read in (_read_config, _read_provenance):
+        one, two = (dotted.flatten(read(run.folder)) for run in (first, second))
+        for key in sorted(one.keys() | two.keys()):
+            if one.get(key) != two.get(key) and key not in IGNORED:
+                rows.append((key, spell(one.get(key, "")), spell(two.get(key, ""))))
+    return rows
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return run_files.read_json(folder / run_files.CONFIG) or {}
+
+
+def _read_provenance(folder: Path) -> dict[str, Any]:
+    """Return provenance.json with the fingerprints of what a finished run was trained on."""
+    record, summary = (run_files.read_json(folder / name) or {} for name in (run_files.PROVENANCE, run_files.SUMMARY))
+    return {**record, **{name: summary[name] for name in INPUTS if name in summary}}

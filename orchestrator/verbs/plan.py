@@ -1,0 +1,181 @@
+"""The verb `plan`: the runs of an experiment and what they will cost. Nothing is created."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
+from ablatrix.orchestrator.status import cost, study_state
+from ablatrix.orchestrator.store import selected_cluster, study_dir
+from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study import matrix, value_origins
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.load import load_experiment
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit import earlier_runs, preflight, queueing, slurm_preflight
+from ablatrix.orchestrator.submit.earlier_runs import Earlier
+from ablatrix.orchestrator.terminal import plan_tables
+from ablatrix.trainer.rundir.errors import UserError
+
+LAUNCHERS = ("auto", "local", "submitit", "sbatch")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `plan`, `check` and `submit`."""
+
+    file: Path
+    launcher: str = "auto"
+    sets: Sequence[str] = ()
+    only: Sequence[str] = ()
+    retry: bool = False
+    rerun: Sequence[str] = ()
+    smoke: int = 0
+    devices: str | None = None
+    wait: bool = False
+    dry_run: bool = False
+    with_report: bool = True
+    over_budget: bool = False
+
+
+@dataclass
+class Plan:
+    """A valid study that is ready to be created."""
+
+    loaded: Loaded
+    runs: list[Run]
+    folder: Path
+    launcher: str
+    options: Options = field(default_factory=lambda: Options(Path()))
+    earlier: dict[str, Earlier] = field(default_factory=dict)  # run id -> the run that it replaces or continues
+
+    @property
+    def cluster(self) -> str:
+        """The cluster that the jobs go to, '' for this machine's own."""
+        return "" if self.launcher == "local" else self.loaded.experiment.slurm.clusters or ""
+
+    @property
+    def study(self) -> Study:
+        """The study as it will be on disk."""
+        runs = study_dir.study_runs(self.folder, self.runs)
+        name, file = self.loaded.experiment.name, str(self.options.file)
+        return Study(self.folder, name, file, 0.0, {}, runs, cluster=self.cluster)
+
+    def create(self) -> Study:
+        """Make the folders of the study and its runs; what exists stays as it is."""
+        experiment = self.loaded.experiment
+        return study_dir.create_study(
+            self.folder,
+            experiment.name,
+            self.options.file,
+            experiment.features,
+            self.runs,
+            self.value_origins,
+            self.cluster,
+        )
+
+    def value_origins(self, run: Run) -> dict[str, str]:
+        """Return what set each value of a run's configuration."""
+        return value_origins.of_run(self.loaded, run.features, run.config)
+
+
+def plan(options: Options, console: Console, style: str, sbatch: bool, schedules: bool) -> None:
+    """Show the runs of an experiment, their job scripts, or their learning rates."""
+    planned = make_plan(options)
+    if schedules:
+        from ablatrix.orchestrator.report import lr_schedules
+
+        lr_schedules.show(planned.runs, planned.folder, console)
+    elif sbatch:
+        for script in job_scripts(planned):
+            print(script)
+    else:
+        show_plan(planned, console, style)
+
+
+def make_plan(options: Options) -> Plan:
+    """Read and expand an experiment; writes nothing. Raises UserError with everything that is wrong in the file."""
+    if options.launcher not in LAUNCHERS:
+        raise UserError(f"--launcher {options.launcher}: choose one of {', '.join(LAUNCHERS)}")
+    loaded = load_experiment(options.file, options.sets)
+    runs = matrix.runs(loaded, preflight.vocabulary)
+    launcher = launchers.choose(loaded.experiment.launcher if options.launcher == "auto" else options.launcher)
+    known = {run.cell for run in runs} | {run.id for run in runs}
+    for name in options.only:
+        if name not in known:
+            raise UserError(f"--only {name}: no such cell; cells: {', '.join(dict.fromkeys(r.cell for r in runs))}")
+    batch.check_folder(loaded.experiment.folder, launcher)
+    planned = Plan(loaded, runs, loaded.experiment.folder, launcher, options)
+    selected_cluster.select(planned.cluster)
+    return planned
+
+
+def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
+    """Show a plan as a table or tree with its cost, or as JSON. Raises UserError for another format."""
+    loaded, runs, folder = planned.loaded, planned.runs, planned.folder
+    if style == "json":
+        console.print_json(data=plan_tables.as_json(runs, folder, planned.launcher))
+        return
+    if style == "tree":
+        console.print(plan_tables.tree(loaded, runs, folder))
+    elif style == "table":
+        plan_tables.print_table(runs, folder, cost.hours_per_run(folder, runs, loaded.experiment), console)
+    else:
+        raise UserError(f"--format {style}: choose table, tree or json")
+    console.print(cost.summary(loaded.experiment, folder, runs))
+
+
+def job_scripts(planned: Plan) -> list[str]:
+    """Return the exact job scripts that `submit` would give to sbatch for all runs, with a placeholder for the token.
+
+    Raises UserError for the local launcher, which has none.
+    """
+    if planned.launcher == "local":
+        raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
+    launcher = launchers.make(planned.launcher)
+    try:
+        cluster = site_limits.array_limits()
+    except commands.ControllerError:  # scripts can be shown on a machine without a cluster
+        cluster = site_limits.ArrayLimits(len(planned.runs))
+    return [launcher.script(batch) for batch in slurm_preflight.planned_batches(planned.loaded, planned.runs, cluster)]
+
+
+def check_plan(planned: Plan) -> None:
+    """Run the preflight that `submit` would run with the same options. Raises UserError with every finding."""
+    preflight.preflight(planned.loaded, planned.runs, planned.launcher, runs_to_queue(planned))
+
+
+def runs_to_queue(planned: Plan) -> list[Run]:
+    """Return the runs that a submit would queue now.
+
+    Raises UserError for an unknown name in `--rerun`, and where runs of the study were trained on other data.
+    """
+    _refuse_second_cluster(planned)
+    study, options = planned.study, planned.options
+    again = [run.id for run in queueing.find_runs(study, options.rerun)]
+    states = study_state.collect(study)
+    earlier_runs.refuse_changed_inputs(planned.runs, states, again)
+    chosen = queueing.select(states, options.retry, options.only, again).chosen
+    ids = {state.run.id for state in chosen}
+    return [run for run in planned.runs if run.id in ids]
+
+
+def _refuse_second_cluster(planned: Plan) -> None:
+    """Raise UserError if runs of the study are active on another cluster: Slurm is asked about one cluster only."""
+    try:
+        before = study_dir.load_study(planned.folder)
+    except UserError:  # it does not exist, or this submit rewrites it
+        return
+    if before.cluster != planned.cluster:
+        place = f"on cluster {before.cluster}" if before.cluster else "here"
+        active = [state.run.id for state in study_state.collect(before) if state.active]
+        if active:
+            raise UserError(
+                f"{planned.folder}: {len(active)} runs are queued or running {place} "
+                f"({', '.join(active[:4])}); wait for them or cancel them, or give the study another name"
+            )
+    selected_cluster.select(planned.cluster)

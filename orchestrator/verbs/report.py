@@ -1,0 +1,55 @@
+"""The verb `report`: compare the cells of a study, and studies with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ablatrix.orchestrator.report import build
+from ablatrix.orchestrator.report.build import Report
+from ablatrix.orchestrator.status import removed_files, run_state, study_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.terminal import tables
+
+DROPPED_FIRST = ("p (Holm)", "runs", "95% interval")
+
+
+def report(studies: Sequence[str], output: Path, console: Console, interactive: bool) -> None:
+    """Write the report of each study, and one that puts several side by side; print the verdicts."""
+    found = [study_dir.find_study(name, output) for name in studies or (None,)]
+    reasons = []
+    for study in found:
+        states = study_state.collect(study)
+        reasons.append(run_state.reasons(states))
+        for line in removed_files.list_all(study, states):
+            console.print(line, soft_wrap=True)
+        _print_verdict(build.build(study.folder, reasons[-1], interactive), console)
+    if len(found) > 1:
+        _print_verdict(build.compare([study.folder for study in found], reasons), console)
+
+
+def _print_verdict(made: Report, console: Console) -> None:
+    """Print a report's verdict table, its sentences, and where its files are."""
+    measure = made.measure
+    rows = [
+        {
+            "cell": row.cell,
+            "runs": f"{row.done}/{row.total}",
+            measure.name.removesuffix(" NLL"): tables.format_loss(row.value),
+            "effect": "" if row.effect is None else f"{row.effect:+.4f}",
+            "95% interval": f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}" if row.interval else "",
+            "p (Holm)": "" if row.p_value is None else f"{row.p_value:.3g}",
+            "verdict": row.verdict,
+        }
+        for row in made.rows
+    ]
+    title = f"{made.name}: {measure.label} against the baseline; {measure.better} is better"
+    left = ("cell", "verdict")
+    tables.print_table(title, rows, console, left=left, wrapped=("verdict",), dropped_first=DROPPED_FIRST)
+    for note in made.notes:
+        console.print(f"note: {note}")
+    page = next((path for path in made.paths if path.name == "report.html"), None)
+    if page:
+        console.print(f"report: {page}", soft_wrap=True)

@@ -1,0 +1,36 @@
+"""The verb `status`: what each run is doing. Files first, then the scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import removed_files, run_state, study_state
+from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.submit import early_failures, waves
+from ablatrix.orchestrator.terminal import interrupts, live, status_table
+
+
+def status(study: str | None, output: Path, console: Console, watch: bool, as_json: bool, everything: bool) -> None:
+    """Show the state of each run of a study: once, as JSON, or until Ctrl-C."""
+    found = study_dir.find_study(study, output)
+    if watch:
+        with interrupts.explained("stopped watching; the runs go on"):
+            live.watch(found, console)
+        return
+    scheduler = Scheduler()
+    states = study_state.collect(found, scheduler)
+    if as_json:
+        print(run_state.as_json(states, scheduler.silent_since))
+        return
+    status_table.print_states(states, str(found.folder), console, found.measure, everything)
+    for line in (
+        status_table.summary_line(states, scheduler),
+        *waves.describe(found, states, scheduler.jobs),
+        *removed_files.of_study(found, states),
+        early_failures.describe_alike(states, found.folder),
+    ):
+        if line:
+            console.print(line, soft_wrap=True, highlight=False)

@@ -1,0 +1,231 @@
+"""The verb `submit`: check, create, claim, queue, and with --wait stay until all runs have ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.status import cost, run_evidence, study_state
+from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.study import run_config, value_origins
+from ablatrix.orchestrator.submit import earlier_runs, preflight, queueing, waves
+from ablatrix.orchestrator.submit.local_queue import LocalQueue, find_devices
+from ablatrix.orchestrator.submit.queueing import Selection
+from ablatrix.orchestrator.terminal import interrupts, live
+from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, runs_to_queue, show_plan
+from ablatrix.trainer.rundir.errors import RunError, UserError
+from ablatrix.trainer.rundir.program import program
+
+
+def submit(options: Options, console: Console) -> int:
+    """Queue the runs of an experiment that are not done; return the exit code, 1 if a run of the study has failed.
+
+    Raises UserError or RunError.
+    """
+    plan = make_plan(options)
+    _check_devices(plan)
+    chosen = runs_to_queue(plan)
+    if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
+        preflight.preflight(plan.loaded, plan.runs, plan.launcher, chosen)
+    if options.dry_run:
+        _describe_earlier(plan, console)
+        show_plan(plan, console)
+        return 0
+    if options.smoke:
+        _require_smoke_test(plan, console)
+    if not options.over_budget:
+        cost.check(plan.loaded.experiment, plan.folder, chosen)
+    states = run_plan(plan, console)
+    broken = [state for state in states if state.state in ("failed", "lost")]
+    for state in broken:
+        console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry runs it again)")
+    if plan.launcher == "local":
+        _require_started(states, plan.folder)
+    return int(bool(broken))
+
+
+def run_plan(plan: Plan, console: Console) -> list[RunState]:
+    """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
+    _refuse_to_hide(plan)
+    _describe_earlier(plan, console)
+    study = plan.create()
+    again = queueing.find_runs(study, plan.options.rerun)
+    for run in again:  # from step 0
+        plan.earlier.pop(run.id, None)
+    study = _put_aside(plan, study, again)
+    scheduler = Scheduler()
+    states = study_state.collect(study, scheduler)
+    queueing.adopt(states)
+    held = "" if plan.launcher == "local" else queueing.release_held(study, scheduler.jobs)
+    if held:
+        console.print(held)
+    waiting = [state.run.id for state in waves.find_waiting(study, states)]  # for room in the queue, --retry or not
+    selection = queueing.select(states, plan.options.retry, plan.options.only, waiting)
+    incomplete = [state.run for state in selection.chosen if state.state == "done"]
+    if incomplete:
+        study = _put_aside(plan, study, incomplete)
+        selection = queueing.select(study_state.collect(study), plan.options.retry, plan.options.only, waiting)
+    for line in selection.describe():
+        console.print(line)
+    queueing.restore_snapshots(study)
+    if selection.chosen:
+        _launch(plan, study, selection, console)
+    if plan.options.wait and plan.launcher != "local":
+        again_command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
+        with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {again_command}"):
+            live.watch(study, console, waves.keep_going(study, console.print))
+    return study_state.collect(study)
+
+
+def smoke_plan(plan: Plan) -> Plan:
+    """Return a plan of every cell's first seed for a few steps: it shows in minutes what would fail after hours."""
+    seed = plan.loaded.experiment.seed_list[0]
+    runs = [
+        replace(run, config=run_config.shortened(run.config, plan.options.smoke))
+        for run in plan.runs
+        if run.seed == seed
+    ]
+    options = replace(plan.options, rerun=(), wait=True)
+    return Plan(plan.loaded, runs, plan.folder / cost.SMOKE, plan.launcher, options)
+
+
+def _require_smoke_test(plan: Plan, console: Console) -> None:
+    """Run the smoke test. Raises RunError unless every cell that was asked for passes."""
+    only = plan.options.only
+    states = [state for state in run_plan(smoke_plan(plan), console) if not only or state.run.cell in only]
+    broken = [f"{state.run.cell} {state.state}: {state.reason}" for state in states if state.state != "done"]
+    if broken:
+        raise RunError(f"smoke test: {'; '.join(broken)}; nothing else was queued")
+
+
+def _check_devices(plan: Plan) -> None:
+    """Raise UserError for GPUs that this machine does not have, or that Slurm assigns."""
+    wanted = plan.options.devices
+    if wanted is not None and plan.launcher != "local":
+        raise UserError(
+            f"--devices {wanted}: Slurm assigns the GPUs of a job; set slurm.gpus_per_node, or --launcher local"
+        )
+    if wanted is not None:
+        find_devices(wanted)
+
+
+def _require_started(states: Sequence[RunState], folder: Path) -> None:
+    """Raise RunError if this process has started runs that ended before their trainer did anything."""
+    waiting = [state.run for state in states if state.state == "queued"]
+    ours = [run.id for run in waiting if (run_evidence.find_owner(run) or {}).get("pid") == os.getpid()]
+    if ours:
+        log = job_log.find(folder / ours[0])
+        words = log_tail.quote_job_log(log, folder) if log else ""
+        raise RunError(
+            f"{', '.join(ours)}: ended before the trainer started: {words or f'see {folder / study_dir.LOGS}'}"
+        )
+
+
+def _describe_earlier(plan: Plan, console: Console) -> None:
+    """Find earlier runs that the new settings leave beside the new ones, and print which."""
+    if plan.folder != plan.loaded.experiment.folder:  # a smoke test
+        return
+    plan.earlier = earlier_runs.find(plan.folder, plan.runs)
+    for line in earlier_runs.describe(plan.runs, plan.earlier):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _put_aside(plan: Plan, study: Study, runs: Sequence[StudyRun]) -> Study:
+    """Move the results of these runs away and make their folders again."""
+    if not runs:
+        return study
+    queueing.put_aside(study, runs)
+    return plan.create()
+
+
+def _refuse_to_hide(plan: Plan) -> None:
+    """Raise UserError if runs of the study's earlier plan are active that the new plan does not have."""
+    if not (plan.folder / study_dir.STUDY).exists():
+        return
+    try:
+        earlier = study_dir.load_study(plan.folder)
+    except UserError:  # damaged: this submit rewrites it
+        return
+    known = {run.id for run in plan.runs}
+    hidden = [s.run.id for s in study_state.collect(earlier) if s.active and s.run.id not in known]
+    if hidden:
+        raise UserError(
+            f"{plan.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
+            f"({', '.join(hidden[:4])}); cancel them first (cancel RUN or --all), or give the study another name"
+        )
+
+
+def _launch(plan: Plan, study: Study, selection: Selection, console: Console) -> None:
+    """Claim the runs and queue them. What can fail before the claims fails before, so that none is left behind."""
+    own = code_snapshot.own_modules([value_origins.flat(run.config) for run in plan.runs])
+    code = queueing.take_snapshot(study, own)
+    study_dir.remember_last(study.folder)
+    _update_folders(plan, study, {state.run.id for state in selection.chosen})
+    if plan.launcher == "local":
+        _run_local(plan, study, selection.chosen, code, console)
+    else:
+        _queue_slurm(plan, study, selection, code, console)
+
+
+def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
+    """Bring the folders of these runs up to date: settings, fingerprints of their data, the checkpoint to start from.
+
+    Raises RunError.
+    """
+    runs, inputs = [run for run in plan.runs if run.id in ids], earlier_runs.Inputs()
+    study_dir.update_configs(study, runs, plan.value_origins)
+    try:
+        for run in runs:
+            folder, facts, before = study.folder / run.id, dict[str, Any](inputs.of(run)), plan.earlier.get(run.id)
+            if before and before.start:
+                earlier_runs.copy_start(before, folder)
+                facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
+            provenance.add_facts(folder, facts)
+    except OSError as error:
+        raise RunError(f"{error.filename or study.folder}: cannot be written: {error.strerror}") from None
+
+
+def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path, console: Console) -> None:
+    members, experiment = queueing.claim(chosen, console.print), plan.loaded.experiment
+    if not members:
+        return
+    with queueing.released_on_error(members):
+        batch = queueing.prepare(study, [[member] for member in members], experiment.slurm, code, experiment.export)
+        queueing.record(batch, "local", ["" for _ in members])
+    queue = LocalQueue(find_devices(plan.options.devices))
+    console.print(
+        f"running {len(members)} runs on this machine: closing the terminal does not stop them, Ctrl-C does "
+        "(each run keeps its checkpoint)"
+    )
+    with live.LiveStatus(study, console, Scheduler()) as shown:
+        try:
+            queue.run(batch, shown.tick)
+        except RunError:
+            queueing.release(queue.not_started, "not started, because the first runs failed alike")
+            raise
+        finally:
+            interrupts.ignoring_lost_output(shown.refresh)
+
+
+def _queue_slurm(plan: Plan, study: Study, selection: Selection, code: Path, console: Console) -> None:
+    experiment, before = plan.loaded.experiment, waves.read(study)
+    order = waves.Order(
+        launcher=plan.launcher,
+        settings=experiment.slurm,
+        exports=list(experiment.export),
+        code=code.resolve(),
+        surroundings=provenance.collect(code),
+        report=plan.options.with_report and plan.folder == experiment.folder,
+        problem=before.problem if before and before.blocked else "",
+    )
+    if waves.queue(study, order, selection.chosen, selection.at_work, console.print):
+        console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")
