@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trust import shell_stubs
-from tests.trust.shell_stubs import RECORD
+from tests.support import shell_stubs
+from tests.support.shell_stubs import RECORD
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from ablatrix.orchestrator.slurm import helper_jobs
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher
 from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from tests.support import shell_stubs
 from tests.support.batches import make_batch
-from tests.trust import shell_stubs
-from tests.trust.shell_stubs import Record
+from tests.support.shell_stubs import Record
 
 SCRIPTS = {
     "sbatch": lambda batch: SbatchLauncher().script(batch),

@@ -14,8 +14,8 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import slurm_preflight
+from tests.support import shell_stubs
 from tests.support.fake_slurm import write_commands
-from tests.trust import shell_stubs
 
 NODE = "NodeName={} CPUTot=4 RealMemory=8192 AvailableFeatures=a100 Gres=gpu:a100:2(S:0-1) State={} Partitions=main,gpu"
 UNAVAILABLE = "allocation failure: Requested node configuration is not available"

@@ -16,8 +16,8 @@ from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
 from ablatrix.trainer.rundir.errors import UserError
+from tests.support import shell_stubs
 from tests.support.batches import make_batch
-from tests.trust import shell_stubs
 
 DEFAULTS = {"cpus-per-task": 1, "time": "01:00:00"}
 
