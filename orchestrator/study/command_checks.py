@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.study import command_template, metric_names
+from ablatrix.orchestrator.study import command_template, field_checks, metric_names
 from ablatrix.orchestrator.study.command_settings import OWN_KEYS
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.suggestions import nearest
@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 OURS = (run_files.CONFIG, run_files.ARGS, run_files.LOSS, run_files.SUMMARY, run_files.PROVENANCE, run_files.EVENTS)
 
 
-def setting_problems(blocks: Sequence[tuple[KeyPath, Any]], tree: Tree) -> list[str]:
-    """Names and values that cannot be passed to a command, and features that set nothing."""
-    problems = []
-    for path, overrides in blocks:
-        name = ".".join(path)
-        if not isinstance(overrides, dict):
-            problems.append(f"{tree.position(path)}: {name}: must be settings such as `learning_rate: 1e-3`")
-            continue
-        if path[0] == "features" and not overrides:
-            problems.append(f"{tree.position(path)}: {name}: overrides nothing; name what the feature switches on")
-        for key, value in overrides.items():
-            problem = command_template.key_problem(key) or command_template.value_problem(value)
-            if problem:
-                problems.append(f"{tree.position((*path, key))}: {name}.{key}: {problem}")
-    return problems
+def setting_problems(data: dict[str, Any], tree: Tree) -> list[str]:
+    """Return names and values that cannot be passed to a command, and features that set nothing."""
+
+    def problem_of(key: str, value: Any) -> str:
+        return command_template.key_problem(key) or command_template.value_problem(value)
+
+    return field_checks.block_problems(data, tree, "learning_rate: 1e-3", problem_of)
 
 
 def problems(loaded: Loaded) -> Iterator[str]:

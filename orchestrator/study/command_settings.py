@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ablatrix.orchestrator.study import command_template, metric_names
+from ablatrix.orchestrator.study.literals import text_of
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.config.suggestions import nearest
@@ -26,7 +27,7 @@ def _variable(name: str) -> str:
 
 def _text(value: Any) -> Any:
     """`OMP_NUM_THREADS: 4` means the text 4."""
-    return command_template.text(value, "a.b=c") if isinstance(value, bool | int | float) else value
+    return text_of(value) if isinstance(value, bool | int | float) else value
 
 
 def _usable(path: str) -> str:

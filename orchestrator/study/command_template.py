@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from ablatrix.orchestrator.study import hydra_overrides
+from ablatrix.orchestrator.study.literals import FloatLiteral, IntLiteral
 
 # What is known of every run; {flags} stands for several words
 PLACES = ("run_dir", "study_dir", "run_id", "cell", "seed", "config_file", "python")
@@ -119,35 +120,11 @@ def _fill_override(word: str, values: Mapping[str, str], settings: Values) -> st
     return key + (hydra_overrides.value(fill(rest, values)) if literal else fill(rest, values))
 
 
-class WrittenInt(int):
-    """A whole number with its spelling in the file: 007, 0x10."""
-
-    written: str
-
-
-class WrittenFloat(float):
-    """A number with its spelling in the file: 1e-4, 1.10."""
-
-    written: str
-
-
-def spelt(value: Any, written: Any) -> Any:
-    """The value, a number with its spelling where Python has another. written: of each item for a list."""
-    if isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
-        return [spelt(item, text) for item, text in zip(value, written, strict=True)]
-    kinds = {int: WrittenInt, float: WrittenFloat}
-    if type(value) not in kinds or not isinstance(written, str) or written.strip() == repr(value):
-        return value
-    number = kinds[type(value)](value)
-    number.written = written.strip()
-    return number
-
-
 def decisive(value: Any) -> Any:
     """The value as it decides a result: 1e-3 is 0.001, but 007 and 1.10 may be names and not numbers."""
     if isinstance(value, list):
         return [decisive(item) for item in value]
-    return float(value) if isinstance(value, WrittenFloat) and "e" in value.written.lower() else value
+    return float(value) if isinstance(value, FloatLiteral) and "e" in value.spelling.lower() else value
 
 
 def text(value: Any, style: str) -> str:
@@ -156,7 +133,7 @@ def text(value: Any, style: str) -> str:
         return value
     if style == "a.b=c":
         return hydra_overrides.value(value)
-    return value.written if isinstance(value, WrittenInt | WrittenFloat) else repr(value)
+    return value.spelling if isinstance(value, IntLiteral | FloatLiteral) else repr(value)
 
 
 def flag_words(settings: Values, flags: Flags) -> list[str]:

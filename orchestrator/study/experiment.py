@@ -1,4 +1,4 @@
-"""The experiment file: schema, inheritance, variables, and errors that say where and what instead."""
+"""The schema of an experiment file (pydantic), and the experiment that was loaded from one."""
 
 from __future__ import annotations
 
@@ -10,31 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from ablatrix.orchestrator.study import (
-    exported_env,
-    extends,
-    field_checks,
-)
+from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.command_settings import CommandKeys
-from ablatrix.orchestrator.study.extends import Overrides
+from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.find_file import Source
+from ablatrix.orchestrator.study.levels import Level, split_levels
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
+from ablatrix.orchestrator.study.yaml_tree import Tree
 from ablatrix.trainer.config import InfoConfig
 from ablatrix.trainer.config.paths import expand_path
 
-
-@dataclass(frozen=True)
-class Level:
-    """A feature switched on: a plain feature has one level, one with `levels:` has several, of which one is on."""
-
-    label: str  # `rope`, or `lr.high` for a level
-    path: KeyPath  # where it stands in the file
-    overrides: Any
-
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-MOST_NAMES = 20  # of a list that are told
+MOST_SEEDS = 10_000
+SEEDS = r"^\s*\[?\s*(range\( *)?[0-9]+([0-9,;:.\s-]|to)*\)?\s*\]?\s*$"  # what an editor accepts as seeds in a text
 EXAMPLES = {
     "features": "features: {swiglu: {model.swiglu: true}}",
     "cells": "cells: {modern: [swiglu, rope]}",
@@ -55,7 +43,7 @@ DESIGNS = ("baseline", "one_at_a_time", "all_on", "leave_one_out", "factorial")
 
 
 def safe_name(name: str) -> str:
-    """The allow-list for whatever becomes a folder or a word of a job script. Raises ValueError."""
+    """Return a name that can be a folder and a word of a job script. Raise ValueError for any other."""
     if not NAME.fullmatch(name):
         raise ValueError("a name has letters, digits and . _ + - only, starts with a letter or digit, at most 80 long")
     return name
@@ -74,13 +62,32 @@ def usable_path(path: str) -> str:
     return path
 
 
+def parse_seeds(value: Any) -> Any:
+    """Return `1-5`, `1, 2, 3` and `range(5)` as a list of numbers; anything else as it is."""
+    if isinstance(value, list):
+        parts = [parse_seeds(part) if isinstance(part, str) else part for part in value]
+        return [seed for part in parts for seed in (part if isinstance(part, list) else [part])]
+    if not isinstance(value, str):
+        return value
+    text = value.strip().removeprefix("[").removesuffix("]").strip()
+    span = re.fullmatch(r"([0-9]{1,18}) *(?:-|\.\.\.?|:|to) *([0-9]{1,18})", text)
+    called = re.fullmatch(r"range\( *(?:([0-9]{1,18}) *, *)?([0-9]{1,18}) *\)", text)
+    if span or called:
+        first, last = (int(span[1]), int(span[2])) if span else (int(called[1] or 0), int(called[2]) - 1)  # type: ignore[index]
+        return list(range(first, last + 1)) if first <= last < first + MOST_SEEDS else value
+    if re.fullmatch(r"[0-9]{1,18}", text):
+        return int(text)
+    parts = re.split(r"[,;\s]+", text)
+    return parse_seeds(parts) if len(parts) > 1 and all(parts) else value
+
+
 Exported = Annotated[str, AfterValidator(exported_env.checked)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(le=field_checks.MOST_SEEDS)]
-SeedText = Annotated[str, Field(pattern=field_checks.SEEDS)]
+Count = Annotated[int, Field(le=MOST_SEEDS)]
+SeedText = Annotated[str, Field(pattern=SEEDS)]
 Seeds = Annotated[
     Count | list[Seed],
-    BeforeValidator(field_checks.seeds, json_schema_input_type=Count | list[Seed | SeedText] | SeedText),
+    BeforeValidator(parse_seeds, json_schema_input_type=Count | list[Seed | SeedText] | SeedText),
 ]
 
 
@@ -116,11 +123,11 @@ class Experiment(CommandKeys, Strict):
 
     @property
     def info(self) -> Overrides:
-        """`experiment_info` as the runs' settings."""
+        """Return `experiment_info` as settings of the runs."""
         return {f"info.{name}": text for name, text in self.experiment_info.model_dump().items() if text}
 
     def levels(self) -> list[list[Level]]:
-        """For each feature its levels, in the file's order."""
+        """Return the levels of each feature, in the file's order."""
         return split_levels(self.features)
 
     @property
@@ -129,27 +136,12 @@ class Experiment(CommandKeys, Strict):
         return Path(self.output) / self.name
 
 
-def split_levels(features: dict[str, Any]) -> list[list[Level]]:
-    groups = []
-    for name, body in features.items():
-        root: KeyPath = ("features", name)
-        if isinstance(body, dict) and set(body) == {"levels"} and isinstance(body["levels"], dict):
-            pairs = [((*root, "levels", key), f"{name}.{key}", inner) for key, inner in body["levels"].items()]
-        else:
-            pairs = [(root, name, body)]
-        groups.append([Level(label, path, overrides) for path, label, overrides in pairs])
-    return groups
-
-
-TOP_LEVEL = ("extends", "vars", extends.CONFIGS, *Experiment.model_fields)
-
-
-# ---- checks
+TOP_LEVEL = ("extends", "vars", CONFIGS, *Experiment.model_fields)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment, where each of its keys stands, and the overrides given on the command line."""
+    """An experiment, the positions of its keys, and the settings that --set overrides."""
 
     experiment: Experiment
     tree: Tree
@@ -158,10 +150,10 @@ class Loaded:
 
     @property
     def file(self) -> str:
-        """The file as it is called: `file.yaml`, or `file.yaml#config`."""
+        """Return the file's name: `file.yaml` or `file.yaml#config`."""
         return str(self.source)
 
     def at(self, *path: str) -> str:
-        """`file:line: ` of a key, for the front of a message."""
+        """Return `file:line: ` of a key, the prefix of a message."""
         position = self.tree.position(path)
         return f"{position}: " if position else f"{self.file}: "

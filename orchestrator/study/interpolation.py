@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ablatrix.orchestrator.study import yaml_tree
+from ablatrix.orchestrator.study import secrets, yaml_tree
+from ablatrix.orchestrator.study.literals import text_of
+from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.field_errors import show
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import UserError
@@ -45,15 +47,8 @@ _LARGEST = 10**18
 class Variables:
     """The `vars` of an experiment; values may use one another."""
 
-    def __init__(
-        self,
-        values: Mapping[str, Any],
-        environ: Mapping[str, str] = os.environ,
-        written: Mapping[str, Any] | None = None,
-    ) -> None:
-        """written: `Position.written` of the values, so that `007` stays that within a text."""
+    def __init__(self, values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
         self._raw = dict(values)
-        self._as_written = dict(written or {})
         self._known: dict[str, Any] = {}
         self._open: list[str] = []
         self._environ = environ
@@ -95,30 +90,18 @@ class Variables:
             raise UserError(f"{value!r}: `${{` without its `}}`")
         return _PATTERN.sub(lambda match: self._within_text(match[1].strip()), value)
 
-    def written(self, value: Any, known: Any = None) -> Any:
-        """Return `Position.written` of `value` once it is filled. known: what it is before."""
-        if isinstance(value, list):
-            known = known if isinstance(known, list) and len(known) == len(value) else [None] * len(value)
-            return [self.written(inner, text) for inner, text in zip(value, known, strict=True)]
-        whole = _PATTERN.fullmatch(value) if isinstance(value, str) else None
-        return self._source(whole[1].strip()) if whole else known
-
-    def _source(self, expression: str) -> Any:
-        """The source text of a variable; None for what is computed."""
+    def _within_text(self, expression: str) -> str:
+        """Return what replaces `${...}` in a longer text: a variable as it is written, a result as YAML spells it."""
+        value = self._evaluate(expression)
         if expression.startswith("env:"):
             return self._from_environment(expression)[1]
         name = expression if expression in self._raw else expression.removeprefix("vars.")
-        return self.written(self._raw[name], self._as_written.get(name)) if name in self._raw else None
-
-    def _within_text(self, expression: str) -> str:
-        """What stands for `${...}` in a longer text: a variable as it was written, a result in YAML's spelling."""
-        value = self._evaluate(expression)
-        source = self._source(expression)
-        if isinstance(source, str):
-            return source
+        reference = _PATTERN.fullmatch(str(self._raw.get(name, "")))
+        if reference:
+            return self._within_text(reference[1].strip())
         if isinstance(value, dict | list):
             raise UserError(f"${{{expression}}}: a {'list' if isinstance(value, list) else 'mapping'} within a text")
-        return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+        return "" if value is None else text_of(value)
 
     def _evaluate(self, expression: str) -> Any:
         expression = expression.strip()
@@ -178,6 +161,37 @@ class Variables:
         if isinstance(value, complex) or abs(value) > _LARGEST:
             raise ValueError("the result is not a reasonable number")
         return value
+
+
+def vars_of(tree: Tree) -> dict[str, Any]:
+    """Return the `vars` of a tree as they are written."""
+    values = tree.get(("vars",))
+    return values if isinstance(values, dict) else {}
+
+
+def fill_tree(tree: Tree, variables: Variables, problems: list[str]) -> dict[str, Any]:
+    """Return the tree's data with all `${...}` replaced; each expression that fails is added to `problems`.
+
+    Raises ConfigError if a value becomes a secret.
+    """
+    escaped = secrets.escaped_names(tree.data)
+    found: list[str] = []
+
+    def fill(value: Any, path: KeyPath) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(inner, (*path, key)) for key, inner in value.items()}
+        try:
+            filled = variables.fill(value)
+        except UserError as error:
+            problems.append(f"{tree.position(path)}: {'.'.join(path)}: {error}")
+            return value
+        if filled != value:
+            found.extend(secrets.find_secrets(tree, filled, path, escaped))
+        return filled
+
+    filled: dict[str, Any] = fill({key: value for key, value in tree.data.items() if key != "vars"}, ())
+    secrets.refuse(found)
+    return filled
 
 
 def refuse_foreign(expression: str) -> None:

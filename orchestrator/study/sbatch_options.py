@@ -8,6 +8,8 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+from ablatrix.orchestrator.study.literals import text_of
+
 SHORT = {
     **{"a": "array", "A": "account", "b": "begin", "B": "extra-node-info", "c": "cpus-per-task", "C": "constraint"},
     **{"d": "dependency", "D": "chdir", "e": "error", "F": "nodefile", "G": "gpus", "h": "help", "H": "hold"},
@@ -178,7 +180,7 @@ def as_text(value: Any) -> str:
         raise ValueError(f"is read as a number and may lose its spelling; {QUOTES}")
     if not isinstance(value, str | int):
         raise ValueError("must be a text or a whole number")
-    return str(value)
+    return text_of(value)
 
 
 def as_count(value: Any) -> Any:

@@ -13,7 +13,8 @@ from ablatrix.models.config import SHORT_FORMS
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command_config import SETTINGS, CommandConfig
 from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.extends import Overrides, plain_vars
+from ablatrix.orchestrator.study.extends import Overrides
+from ablatrix.orchestrator.study.interpolation import vars_of
 from ablatrix.orchestrator.study.run_config import Config
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config import RunConfig, keys, optimization
@@ -84,23 +85,16 @@ def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
 def _described(tree: Tree, path: KeyPath) -> str:
     """`file:line`, with the expression that stands there and where its variables were set."""
     where = tree.position(path)
-    raw = _raw(tree, path)
+    raw = tree.get(path)
     if "${" not in str(raw):
         return where
     used = "; ".join(f"{name}: {at}" for name, at in _variables(tree, raw, set()))
     return f"{where} {raw}" + (f" ({used})" if used else "")
 
 
-def _raw(tree: Tree, path: KeyPath) -> Any:
-    value: Any = tree.data
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
 def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
     """(name, place) of the variables in an expression, and of those that these use."""
-    known = plain_vars(tree)
+    known = vars_of(tree)
     for expression in re.findall(r"\$\{([^{}]*)\}", str(raw)):
         for name in re.findall(r"[A-Za-z_]\w*", expression):
             if name in known and name not in seen and not expression.startswith("env:"):

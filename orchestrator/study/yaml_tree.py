@@ -10,11 +10,12 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from ablatrix.orchestrator.study import find_file, yaml_errors
+from ablatrix.orchestrator.study.literals import keep_spelling
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from ablatrix.trainer.rundir.files import open_for_reading
 
@@ -26,42 +27,30 @@ TAGS = "tag:yaml.org,2002:"
 KeyPath = tuple[str, ...]
 
 
-class Position(str):
-    """`file:line` of a key. written: its number or switch as it stands there (`1e-4`, `007`); a list: of each entry."""
-
-    __slots__ = ("written",)
-    written: Any
-
-    def __new__(cls, text: str, written: Any = None) -> Position:
-        position = super().__new__(cls, text)
-        position.written = written
-        return position
-
-
 @dataclass
 class Tree:
-    """A YAML document as plain Python values, and for each key path the `file:line` it stands at."""
+    """A YAML document as plain Python values, and the `file:line` of each key path."""
 
     data: dict[str, Any]
     where: dict[KeyPath, str] = field(default_factory=dict)
 
     def below(self, *root: str) -> Tree:
-        """The mapping at `root` as a tree of its own, its keys where they are. A key without a value: an empty one."""
-        value: Any = self.data
-        for key in root:
-            value = value[key]
+        """Return the mapping at `root` as a tree with the same positions; an empty one for a key without a value."""
         where = {path[len(root) :]: at for path, at in self.where.items() if path[: len(root)] == root and path != root}
-        return Tree({} if value is None else value, where)
+        return Tree(self.get(root) or {}, where)
 
     def position(self, path: KeyPath) -> str:
-        """`file:line` of a key, or of its nearest parent that has one."""
+        """Return `file:line` of a key, or of its nearest parent that has one."""
         while path and path not in self.where:
             path = path[:-1]
         return self.where.get(path, "")
 
-    def written(self, path: KeyPath) -> Any:
-        """The scalar at a key as it was written, a list of them for a list; None where nothing is known."""
-        return getattr(self.where.get(path), "written", None)
+    def get(self, path: KeyPath) -> Any:
+        """Return the value of a key, None if there is none."""
+        value: Any = self.data
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -117,19 +106,7 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
 
 
 def parse_scalar(text: str) -> Any:
-    """A value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raises UserError when not YAML."""
-    return parse_written(text)[0]
-
-
-class Written(NamedTuple):
-    """A value, and what `Position.written` says of it."""
-
-    value: Any
-    written: Any
-
-
-def parse_written(text: str) -> Written:
-    """The value as `parse_scalar` gives it, and as it was written. Raises UserError when not YAML."""
+    """Return a value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raise UserError if invalid."""
     shown = text if len(text) < 80 else f"{text[:80]}..."
     try:
         node = yaml.compose(text, Loader=_CoreLoader)
@@ -139,11 +116,11 @@ def parse_written(text: str) -> Written:
     value = None if node is None else builder.build(node, ())
     if builder.problems:
         raise ConfigError(builder.problems)
-    return Written(value, None if node is None else _written(node))
+    return value
 
 
 def typed(text: str) -> Any:
-    """A variable of the environment: a number, a switch, null, a list or mapping, or else the very text."""
+    """Return a variable of the environment as a number, a switch, null, a list or a mapping, else as the same text."""
     plain = text.strip()
     if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in _PATTERNS.values()):
         return text
@@ -236,17 +213,11 @@ class _Builder:
             if key in mapping:
                 first = self.where[(*path, key)]
                 self.problems.append(f"{self.name}:{line}: {'.'.join((*path, key))}: duplicate key (first at {first})")
-            mapping[key] = self._entry(key_node, value_node, (*path, key), depth)
+            self.where[(*path, key)] = f"{self.name}:{line}"
+            mapping[key] = self.build(value_node, (*path, key), depth + 1)
         for below in merged:
             self._merge(mapping, below, path, depth)
         return mapping
-
-    def _entry(self, key_node: yaml.Node, value_node: yaml.Node, path: KeyPath, depth: int) -> Any:
-        at = f"{self.name}:{key_node.start_mark.line + 1}"
-        self.where[path] = Position(at)  # for what is wrong below it
-        value = self.build(value_node, path, depth + 1)
-        self.where[path] = Position(at, _written(value_node))
-        return value
 
     def _merge(self, mapping: dict[str, Any], node: yaml.Node, path: KeyPath, depth: int) -> None:
         """Add what `<<` brings, one level deep as in YAML: the mapping's own keys win, then the first in the list."""
@@ -277,14 +248,6 @@ class _Builder:
         return key
 
 
-def _written(node: yaml.Node) -> Any:
-    """A number or switch as it was written; for a list a list of those. None for anything else."""
-    if isinstance(node, yaml.SequenceNode):
-        return [_written(inner) for inner in node.value]
-    kind = node.tag.removeprefix(TAGS)
-    return node.value if isinstance(node, yaml.ScalarNode) and kind in ("bool", "int", "float") else None
-
-
 def _unsupported(tag: str) -> str:
     shown = tag.replace(TAGS, "!!")
     return f"the tag {shown} is not supported in an experiment file; put a text that begins with ! in quotes"
@@ -305,10 +268,11 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if kind == "null":
         return None
     if kind == "int":
-        return int(text, 0 if text.lstrip("+-")[:2] in ("0o", "0x") else 10)
-    return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan"))
+        value = int(text, 0 if text.lstrip("+-")[:2] in ("0o", "0x") else 10)
+        return keep_spelling(value, text)
+    return keep_spelling(float(text.lower().replace(".inf", "inf").replace(".nan", "nan")), text)
 
 
 def _text(text: str) -> str:
-    """Return the text with the UTF-16 pairs of JSON's escapes as characters. Raises ValueError for half of one."""
+    """Return the text with the UTF-16 pairs of JSON's escapes as characters. Raise ValueError for half of one."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16")

@@ -218,7 +218,7 @@ slurm: {cpus_per_task: "${n}", setup: ["echo ${n}"], extra: {nodelist: "node${n}
     assert study.slurm.cpus_per_task == 3
     assert (study.slurm.setup, study.slurm.extra) == (["echo 3"], {"nodelist": "node3"})
     assert loaded.forced == {"trainer.batch_size": 6}
-    assert "--set: ${m}: no such variable" in fault(tmp_path / "e.yaml", "trainer.batch_size=${m}")
+    assert "--set: trainer.batch_size: ${m}: no such variable" in fault(tmp_path / "e.yaml", "trainer.batch_size=${m}")
 
 
 # ---- precedence: defaults < extended < file < feature < --set, each step with the place that is named

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablatrix.orchestrator.study.interpolation import Variables
+from ablatrix.orchestrator.study.literals import keep_spelling
 from ablatrix.trainer.rundir.errors import UserError
 
 
@@ -32,7 +33,7 @@ from ablatrix.trainer.rundir.errors import UserError
 def test_values_and_types(text: str, value: object) -> None:
     variables = Variables({"iters": 2000, "half": "${iters // 2}", "flag": True}, {"SET": "7"})
     assert variables.fill(text) == value
-    assert type(variables.fill(text)) is type(value)
+    assert isinstance(variables.fill(text), type(value))
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_values_are_put_into_texts_as_they_are(value: str) -> None:
 
 
 def test_variables_are_put_into_texts_as_the_file_writes_them() -> None:
-    variables = Variables({"v": 1.1, "b": True, "n": 7}, {}, {"v": "1.10", "b": "TRUE"})
-    assert variables.fill("${v} ${b} ${n} ${v * 2} ${vars.n}") == "1.10 TRUE 7 2.2 7"
+    variables = Variables({"v": keep_spelling(1.1, "1.10"), "b": True, "n": 7}, {})
+    assert variables.fill("${v} ${b} ${n} ${v * 2} ${vars.n}") == "1.10 true 7 2.2 7"
     assert variables.fill("${v}") == 1.1
 
 

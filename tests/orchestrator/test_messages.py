@@ -92,7 +92,7 @@ def told(tmp_path: Path, text: str, *sets: str) -> str:
         ("features: {lr: {levels: [1, 2]}}", "features.lr.levels: levels are names with settings, `lr: {levels: {low:"),
         ("features: {lr: {levels: }}", "features.lr.levels: levels are names with settings"),
         ("features: {lr: {levels: {}}}", "found empty settings"),
-        ("features: {lr: {levels: {a: {model.rope: true}}, model.swiglu: true}}", "and nothing stands beside them"),
+        ("features: {lr: {levels: {a: {model.rope: true}}, model.swiglu: true}}", "and nothing else beside them"),
         ("features: {lr: {trainer.learning_rate: {levels: [1]}}}", "levels are names with settings"),
         ("modle: {rope: true}", "modle: unknown key (settings stand under base: did you mean base.model?)"),
         ("lr: 1", "lr: unknown key (settings stand under base: did you mean base.trainer.learning_rate?)"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablatrix.orchestrator.study import yaml_tree
+from ablatrix.orchestrator.study.literals import text_of
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
 
@@ -43,7 +44,7 @@ def write(path: Path, text: str | bytes) -> Path:
 )
 def test_scalars_follow_the_core_schema(text: str, value: object) -> None:
     assert yaml_tree.parse_scalar(text) == value
-    assert type(yaml_tree.parse_scalar(text)) is type(value)
+    assert type(value) in type(yaml_tree.parse_scalar(text)).__mro__[:2]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**15), 10**15) | st.booleans())
@@ -194,8 +195,7 @@ def test_what_editors_and_programs_write_is_read(tmp_path: Path, raw: bytes) -> 
     assert yaml_tree.load(write(tmp_path / "a.yaml", raw)).data == {"name": "x", "seeds": [1]}
 
 
-def test_numbers_are_known_as_they_were_written(tmp_path: Path) -> None:
-    tree = yaml_tree.load(write(tmp_path / "a.yaml", "a: 007\nb: {c: 1e-4}\nd: [1.10, x, true]\ne: '007'\n"))
-    assert (tree.written(("a",)), tree.written(("b", "c"))) == ("007", "1e-4")
-    assert tree.written(("d",)) == ["1.10", None, "true"]
-    assert tree.written(("e",)) is None
+def test_numbers_keep_their_spelling(tmp_path: Path) -> None:
+    data = yaml_tree.load(write(tmp_path / "a.yaml", "a: 007\nb: {c: 1e-4}\nd: [1.10, x, 3]\n")).data
+    assert (data["a"], data["b"]["c"], data["d"]) == (7, 1e-4, [1.1, "x", 3])
+    assert [text_of(value) for value in (data["a"], data["b"]["c"], *data["d"])] == ["007", "1e-4", "1.10", "x", "3"]

@@ -1,0 +1,39 @@
+"""Features and their levels, and where an experiment file holds settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ablatrix.orchestrator.study.yaml_tree import KeyPath
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature switched on: a plain feature has one level, one with `levels:` has several, of which one is on."""
+
+    label: str  # `rope`, or `lr.high` for a level
+    path: KeyPath  # in the file
+    overrides: Any
+
+
+def split_levels(features: dict[str, Any]) -> list[list[Level]]:
+    """Return the levels of each feature, in the file's order."""
+    groups = []
+    for name, body in features.items():
+        root: KeyPath = ("features", name)
+        if isinstance(body, dict) and set(body) == {"levels"} and isinstance(body["levels"], dict):
+            levels = body["levels"].items()
+            groups.append([Level(f"{name}.{key}", (*root, "levels", key), inner) for key, inner in levels])
+        else:
+            groups.append([Level(name, root, body)])
+    return groups
+
+
+def settings_blocks(data: dict[str, Any]) -> list[tuple[KeyPath, Any]]:
+    """Return (path, settings) of base and of each level of each feature."""
+    blocks: list[tuple[KeyPath, Any]] = [(("base",), data["base"])] if "base" in data else []
+    features = data.get("features")
+    if isinstance(features, dict):
+        blocks += [(level.path, level.overrides) for group in split_levels(features) for level in group]
+    return blocks
