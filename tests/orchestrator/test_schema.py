@@ -168,6 +168,6 @@ def test_a_schema_is_written_over_files_only(workspace: Workspace) -> None:
     (folder / "device").symlink_to("/dev/null")
     (folder / "folder").mkdir()
     for name in ("pipe", "device", "folder"):
-        assert "no file that can be replaced" in workspace.run("schema", "--output", folder / name, code=2).stderr
+        assert "is not a plain file" in workspace.run("schema", "--output", folder / name, code=2).stderr
         assert "not a regular file" in workspace.run("schema", "--check", folder / name, code=2).stderr
     assert (folder / "device").is_symlink() and (folder / "pipe").is_fifo()
