@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train as the flags say and return the exit code: 0 done, 75 stopped, 2 a mistake of the user's, 1 a failure."""
     # Before anything of Hugging Face is imported, which reads them once: compute nodes have no network
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    from ablatrix.trainer.config import from_flags
+    from ablatrix.trainer.config.flags import from_flags, make_parser
     from ablatrix.trainer.device import prepare
     from ablatrix.trainer.rundir import console
     from ablatrix.trainer.rundir.errors import AblatrixError
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
-        print(usage())
+        print(make_parser().format_help(), end="")
         return 0
     signals = StopSignals()
     try:
@@ -41,38 +41,6 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     finally:
         console.settle()
-
-
-def usage() -> str:
-    """The text of --help: every flag with its default and what it means."""
-    from ablatrix.trainer.config import RunConfig, keys
-
-    defaults = RunConfig().model_dump(mode="json")
-    lines = [
-        "usage: python -m trainer [--config FILE] [--section.name=value ...]",
-        "",
-        "Trains one model and leaves its results in --system.work_dir. Flags win over the file.",
-        "",
-        "  --config FILE",
-        "      a config.json to start from",
-    ]
-    section = ""
-    for key, field in keys():
-        head, _, name = key.partition(".")
-        if head != section:
-            section = head
-            lines += ["", f"{head}:"]
-        default = defaults[head][name]
-        if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
-            default = ", ".join(default)
-        shown = (
-            ""
-            if default in (None, "") or "default:" in field.description
-            else f" (default: {str(default).lower() if isinstance(default, bool) else default})"
-        )
-        lines += [f"  --{key}", f"      {field.description}{shown}"]
-    lines += ["", "exit codes: 0 done, 75 stopped by a signal with a checkpoint, 2 a mistake in the flags, 1 a failure"]
-    return "\n".join(lines)
 
 
 def leave(code: int) -> None:

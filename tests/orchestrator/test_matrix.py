@@ -86,7 +86,7 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
         ("a: {model.n_embd: 48}", "cell a: changes nothing"),
         ("a: {model.rope: true}, b: {model.rope: true}", "cell b: is the same configuration as cell a"),
         ("a: {model.n_head: 5}", "cell a: model: n_embd (48) is not divisible by n_head (5)"),
-        ("a: {data.block_size: 64, model.block_size: 32}", "data.block_size: 64 is over the model's block_size 32"),
+        ("a: {data.block_size: 64, model.block_size: 32}", "data.block_size: 64 exceeds the model's block_size 32"),
         ("a: {model.rope: 'yes'}", "cell a: model.rope: must be true or false, found 'yes'; write true"),
         (
             "a: {trainer.max_iters: '100'}",

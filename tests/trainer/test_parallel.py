@@ -111,7 +111,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
     place = rank_info.Place(0, 3, 0)
     with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be shared equally by 3 processes"):
         place.check(settings("ddp"))
-    with pytest.raises(UserError, match=r"grad_accum: 4 is over the 2 windows"):
+    with pytest.raises(UserError, match=r"grad_accum: 4 exceeds the 2 windows"):
         rank_info.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
     with pytest.raises(UserError, match=r"muon needs whole matrices"):
         rank_info.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))

@@ -127,7 +127,7 @@ def test_rates_up_to_the_steady_step_do_not_depend_on_the_end(
     phases = {"wsd": {"decay_steps": last}, "infinite": {"cooldown_steps": cooldown, "anneal_steps": last}}
     common = {"schedule": name, "warmup_steps": warmup, **phases.get(name, {})}
     short, long = (TrainerConfig(**common, max_iters=n) for n in (steps, steps + more))
-    assume(not list(optimization.problems(short)))
+    assume(not list(optimization.find_problems(short)))
     steady = optimization.steady_until(short)
     for step in range(1, min(steady, steps) + 1):
         assert learning_rate(step, short) == learning_rate(step, long)

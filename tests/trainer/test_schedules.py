@@ -136,7 +136,7 @@ def schedules(draw: st.DrawFn) -> TrainerConfig:
         else:
             values[key] = draw(st.floats(0.01, 1))
     config = TrainerConfig.model_validate(values)
-    assume(not list(optimization.problems(config)))
+    assume(not list(optimization.find_problems(config)))
     complete = optimization.settled(config)
     assert config.warmup_steps + sum(getattr(complete, key) or 0 for key in optimization.PHASES) <= steps
     return config
@@ -163,7 +163,7 @@ def test_rises_to_the_peak_and_never_again(config: TrainerConfig) -> None:
 def test_a_shortened_run_is_still_possible(config: TrainerConfig, steps: int) -> None:
     complete = optimization.settled(config)
     short = complete.model_copy(update=optimization.shortened(complete, min(steps, config.max_iters)))
-    assert list(optimization.problems(short)) == []
+    assert list(optimization.find_problems(short)) == []
     assert short.schedule == complete.schedule
 
 
@@ -175,21 +175,21 @@ def test_a_shortened_run_is_still_possible(config: TrainerConfig, steps: int) ->
     [
         ({"use_cosine": True, "schedule": "wsd"}, "trainer.use_cosine: true contradicts trainer.schedule wsd"),
         ({"use_cosine": False, "schedule": "cosine"}, "trainer.use_cosine: false contradicts trainer.schedule cosine"),
-        ({"warmup_steps": 101}, "trainer.warmup_steps: 101 is over trainer.max_iters 100"),
+        ({"warmup_steps": 101}, "trainer.warmup_steps: 101 exceeds trainer.max_iters 100"),
         (
             {"schedule": "wsd", "warmup_steps": 60, "decay_steps": 50},
-            "trainer.decay_steps: warmup_steps 60 + decay_steps 50 make 110 steps, over trainer.max_iters 100",
+            "trainer.decay_steps: warmup_steps 60 + decay_steps 50 make 110 steps, more than trainer.max_iters 100",
         ),
         (
             {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 60, "anneal_steps": 40},
-            "trainer.cooldown_steps: warmup_steps 10 + cooldown_steps 60 + anneal_steps 40 make 110 steps, over",
+            "trainer.cooldown_steps: warmup_steps 10 + cooldown_steps 60 + anneal_steps 40 make 110 steps, more",
         ),
         (
             {"schedule": "infinite", "warmup_steps": 30, "anneal_steps": 80},
-            "trainer.anneal_steps: warmup_steps 30 + anneal_steps 80 make 110 steps, over trainer.max_iters 100",
+            "trainer.anneal_steps: warmup_steps 30 + anneal_steps 80 make 110 steps, more than trainer.max_iters 100",
         ),
         ({"schedule": "infinite", "min_lr_ratio": 0.0}, "trainer.min_lr_ratio: 0 is never reached"),
-        ({"schedule": "infinite", "constant_lr_ratio": 0.05}, "trainer.constant_lr_ratio: 0.05 is under"),
+        ({"schedule": "infinite", "constant_lr_ratio": 0.05}, "trainer.constant_lr_ratio: 0.05 is less than"),
         ({"min_lr_ratio": 0.2}, "trainer.min_lr_ratio: 0.2 would be ignored by schedule constant; leave it out, or"),
         ({"schedule": "inverse_sqrt", "min_lr_ratio": 0.2}, "would be ignored by schedule inverse_sqrt"),
         ({"schedule": "cosine", "decay_steps": 5}, "would be ignored by schedule cosine; leave it out, or choose"),

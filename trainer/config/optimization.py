@@ -1,17 +1,15 @@
-"""Which settings each optimiser and each schedule reads. Free of torch.
+"""Settings that each optimiser and each schedule reads, their defaults and contradictions. Free of torch.
 
-A setting that the chosen one does not read must stay at its default: what is swept is never silently ignored.
+A setting that the chosen one does not read must stay at its default: nothing that is swept is silently ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablatrix.trainer.config.field_errors import spell
-
-if TYPE_CHECKING:
-    from ablatrix.trainer.config import TrainerConfig
+from ablatrix.trainer.config.sections import TrainerConfig
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw": ("betas",),
@@ -27,21 +25,21 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "wsd": ("min_lr_ratio", "decay_steps", "decay_shape"),
     "infinite": ("min_lr_ratio", "cooldown_steps", "constant_lr_ratio", "anneal_steps"),
 }
-# By which of them a schedule depends on the end of the run
+# Those by which a schedule depends on the end of the run
 END_SETTINGS = ("min_lr_ratio", "decay_steps", "decay_shape", "anneal_steps")
 PHASES = ("decay_steps", "cooldown_steps", "anneal_steps")
-# What is chosen anew takes along what was filled in for the other: two ways to choose, then the settings
+# A new choice drops what was filled in for the old one: two names of the choice, then the settings filled in
 TOGETHER = (("schedule", "use_cosine", *PHASES), ("optimizer", "optimizer", "momentum", "nesterov"))
 MOMENTUM: dict[str, tuple[float, bool]] = {"sgd": (0.9, False), "muon": (0.95, True)}  # momentum, nesterov
 
 
 def schedule_name(settings: TrainerConfig) -> str:
-    """The schedule that `schedule` or its short form `use_cosine` chooses."""
+    """Return the schedule that `schedule` or its short form `use_cosine` names."""
     return settings.schedule or ("cosine" if settings.use_cosine else "constant")
 
 
 def settled(settings: TrainerConfig) -> TrainerConfig:
-    """The settings with what was left to the optimiser and the schedule written out. Twice is as good as once."""
+    """Return the settings with the defaults of the optimiser and the schedule filled in. Idempotent."""
     name = schedule_name(settings)
     update: dict[str, Any] = {"schedule": name, "use_cosine": name == "cosine"}
     if settings.optimizer in MOMENTUM:
@@ -74,8 +72,8 @@ def branch_step(settings: TrainerConfig) -> int | None:
     return steady if schedule_name(settings) in ("wsd", "infinite") and 0 < steady < settings.max_iters else None
 
 
-def problems(settings: TrainerConfig) -> Iterator[str]:
-    """What contradicts itself among optimiser and schedule, a line each."""
+def find_problems(settings: TrainerConfig) -> Iterator[str]:
+    """Yield one line per contradiction between the settings of optimiser and schedule."""
     name = schedule_name(settings)
     if settings.use_cosine is not None and settings.use_cosine != (name == "cosine"):
         yield (
@@ -102,11 +100,11 @@ def _unread(settings: TrainerConfig, kind: str, name: str, readers: dict[str, tu
 
 
 def _phases(settings: TrainerConfig) -> Iterator[str]:
-    """Do the phases that were set fit into the run? What is filled in does."""
+    """Yield a line if the phases that were set do not fit into the run; those filled in do."""
     longest, name = settings.max_iters, schedule_name(settings)
     if settings.warmup_steps > longest:
         yield (
-            f"trainer.warmup_steps: {settings.warmup_steps} is over trainer.max_iters {longest}; "
+            f"trainer.warmup_steps: {settings.warmup_steps} exceeds trainer.max_iters {longest}; "
             "the learning rate would never be reached"
         )
         return
@@ -115,8 +113,8 @@ def _phases(settings: TrainerConfig) -> Iterator[str]:
     if total > longest:
         words = " + ".join(f"{key} {steps}" for key, steps in phases.items())
         yield (
-            f"trainer.{next(iter(phases))}: warmup_steps {settings.warmup_steps} + {words} make {total} steps, over "
-            f"trainer.max_iters {longest}; shorten them or train longer"
+            f"trainer.{next(iter(phases))}: warmup_steps {settings.warmup_steps} + {words} make {total} steps, more "
+            f"than trainer.max_iters {longest}; shorten them or train longer"
         )
 
 
@@ -126,13 +124,13 @@ def _levels(settings: TrainerConfig) -> Iterator[str]:
         yield "trainer.min_lr_ratio: 0 is never reached by the exponential annealing of schedule infinite; take 0.01"
     elif floor > constant:
         yield (
-            f"trainer.constant_lr_ratio: {constant} is under trainer.min_lr_ratio {floor}, so that the annealing "
-            "would rise; raise the one or lower the other"
+            f"trainer.constant_lr_ratio: {constant} is less than trainer.min_lr_ratio {floor}: the annealing "
+            "would raise the rate; raise the first or lower the second"
         )
 
 
 def shortened(settings: TrainerConfig, steps: int) -> dict[str, int]:
-    """The settings that change where a run is cut to `steps` steps: its phases shrink with it, and still fit."""
+    """Return the settings to change in a run shortened to `steps` steps; its phases shrink in proportion."""
     update = {"max_iters": steps, "warmup_steps": min(settings.warmup_steps, steps)}
     left = steps - update["warmup_steps"]
     for key in PHASES:

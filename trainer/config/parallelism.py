@@ -1,21 +1,21 @@
-"""Whether a batch and a model can be shared by a number of processes."""
+"""Checks that a number of processes can share a batch and a model. Free of torch."""
 
 from __future__ import annotations
 
-from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.config.run_config import RunConfig
 
 WHOLE_MATRICES = ("muon", "adafactor")  # optimisers that need them
 
 
 def share_problems(config: RunConfig, world: int) -> list[str]:
-    """Why `world` processes cannot do this run, one line each; a resolved config. Free of torch."""
+    """Return the reasons why `world` processes cannot share this run, one line each. config: resolved."""
     settings, strategy = config.trainer, config.trainer.strategy
     if world == 1:
         return []
     problems = _pipeline_problems(config, world) if strategy == "pipeline" else _batch_problems(config, world)
     if strategy == "fsdp" and settings.optimizer in WHOLE_MATRICES:
         problems.append(
-            f"trainer.optimizer: {settings.optimizer} needs whole matrices, of which fsdp keeps pieces; take adamw, or "
+            f"trainer.optimizer: {settings.optimizer} needs whole matrices, which fsdp shards; take adamw, or "
             "trainer.strategy ddp"
         )
     if strategy in ("fsdp", "pipeline") and settings.sample_interval:
@@ -34,7 +34,7 @@ def _batch_problems(config: RunConfig, world: int) -> list[str]:
         ]
     if settings.grad_accum > settings.batch_size // world:
         return [
-            f"trainer.grad_accum: {settings.grad_accum} is over the {settings.batch_size // world} windows that "
+            f"trainer.grad_accum: {settings.grad_accum} exceeds the {settings.batch_size // world} windows that "
             f"each of {world} processes has; a part must hold at least one window"
         ]
     return []
@@ -65,5 +65,5 @@ def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
 
 
 def microbatches(config: RunConfig, world: int) -> int:
-    """Into how many parts a pipeline cuts a batch."""
+    """Return the number of parts that a pipeline cuts a batch into."""
     return config.trainer.pipeline_microbatches or world

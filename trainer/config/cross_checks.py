@@ -1,0 +1,44 @@
+"""Contradictions between the sections of a configuration. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ablatrix.models.config import ResolvedGPTConfig
+from ablatrix.trainer.config import optimization
+from ablatrix.trainer.config.sections import DataConfig, TrainerConfig
+
+
+def find_contradictions(
+    data: DataConfig, model: ResolvedGPTConfig, trainer: TrainerConfig, vocab_size: int
+) -> Iterator[str]:
+    """Yield one line per contradiction. vocab_size: the tokenizer's number of tokens."""
+    if not data.file_path:
+        yield "data.file_path: missing; give the path of a JSONL file"
+    if data.block_size > model.block_size:
+        yield (
+            f"data.block_size: {data.block_size} exceeds the model's block_size {model.block_size}; "
+            "lower data.block_size or raise model.block_size"
+        )
+    if model.vocab_size < vocab_size:
+        yield (
+            f"model.vocab_size: {model.vocab_size} is less than the {vocab_size} tokens of "
+            f"tokenizer {data.tokenizer!r}; leave it out"
+        )
+    if trainer.grad_accum > trainer.batch_size:
+        yield (
+            f"trainer.grad_accum: {trainer.grad_accum} exceeds trainer.batch_size {trainer.batch_size}; "
+            "a part must hold at least one window"
+        )
+    if trainer.early_stop_patience and not (trainer.eval_interval and data.test_size):
+        yield (
+            "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "
+            "trainer.eval_interval and data.test_size"
+        )
+    lengths = trainer.eval_blocks
+    if lengths and min(lengths) > model.block_size and not model.extrapolates:
+        yield (
+            f"trainer.eval_blocks: {model.positions} positions end at block_size {model.block_size}, so none of "
+            f"{', '.join(map(str, lengths))} can be evaluated; add {model.block_size}, or choose other positions"
+        )
+    yield from optimization.find_problems(trainer)

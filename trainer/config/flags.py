@@ -1,0 +1,115 @@
+"""The command line of a training run: one flag per setting, made from the fields of the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from ablatrix.models.config import SHORT_FORMS
+from ablatrix.trainer.config import optimization
+from ablatrix.trainer.config.run_config import RunConfig
+from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.config.validation import keys, load, validate
+from ablatrix.trainer.rundir.errors import ConfigError
+
+EXIT_CODES = "exit codes: 0 done, 75 stopped by a signal with a checkpoint, 2 a mistake in the flags, 1 a failure"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([message.removeprefix("argument ").replace("expected one argument", "value missing")])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m trainer`: --section.name=value for every setting."""
+    parser = _Parser(
+        usage="python -m trainer [--config FILE] [--section.name=value ...]",
+        description="Train one model and write its results to --system.work_dir. Flags override the file.",
+        epilog=EXIT_CODES,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=6, width=120),
+    )
+    parser.add_argument("--config", metavar="FILE", help="a config.json to start from")
+    groups: dict[str, Any] = {}
+    defaults = RunConfig().model_dump(mode="json")
+    for key, field in keys():
+        section, _, name = key.partition(".")
+        group = groups.setdefault(section, None) or parser.add_argument_group(section)
+        groups[section] = group
+        text = field.description + _describe_default(field.description, defaults[section][name])
+        group.add_argument(f"--{key}", dest=key, metavar="VALUE", help=text.replace("%", "%%"))
+    return parser
+
+
+def from_flags(argv: Sequence[str]) -> RunConfig:
+    """Parse `--a.b=c`, `--a.b c` and `--config FILE` (flags override the file, later flags earlier ones).
+
+    Raises ConfigError naming every flag that is unknown or has a value of the wrong type.
+    """
+    namespace, unknown = make_parser().parse_known_args(list(argv))
+    flags: dict[str, str] = vars(namespace)
+    problems = list(_describe_unknown(unknown))
+    if problems:
+        raise ConfigError(problems)
+    path = flags.pop("config", None)
+    tree: dict[str, Any] = load(path).model_dump() if path else {}
+    _drop_overridden(tree, flags)
+    fields = dict(keys())
+    for key, text in flags.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = parse_value(text, fields[key].annotation)
+    try:
+        return validate(tree, strict=False)
+    except ConfigError as error:
+        faults = [f"--{fault}" if fault.partition(":")[0] in flags else fault for fault in error.problems]
+        raise ConfigError(faults) from None
+
+
+def parse_value(text: str, annotation: Any) -> Any:
+    """Return a flag's text as pydantic takes it: None and tuples are read here, the rest is left to pydantic."""
+    if text.lower() in ("none", "null") and type(None) in getattr(annotation, "__args__", ()):
+        return None
+    if annotation in (tuple[str, ...], str | tuple[str, ...]) and text[:1] not in ("(", "["):
+        return text
+    if "tuple" in str(annotation):
+        try:
+            return ast.literal_eval(text if text[:1] in "([" else f"({text})")
+        except (ValueError, SyntaxError):
+            return text
+    return text
+
+
+def _describe_default(description: str, default: Any) -> str:
+    if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
+        default = ", ".join(default)
+    if default in (None, "") or "default:" in description:
+        return ""
+    return f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+
+
+def _describe_unknown(words: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each unknown flag, and for each word that is no flag's value."""
+    known = [key for key, _ in keys()]
+    previous = ""
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("--") and word != "--":
+            yield f"{flag}: unknown flag{nearest(flag[2:], known)}"
+        elif not previous:
+            yield f"{word!r}: not a flag; flags look like --section.name=value"
+        previous = word if word.startswith("--") and not equals else ""
+
+
+def _drop_overridden(tree: dict[str, Any], flags: Iterable[str]) -> None:
+    """Drop settings of the file that a flag overrides by another name.
+
+    `--model.rope=true` overrides `positions: learned`.
+    """
+    for section, groups in (("model", SHORT_FORMS.items()), ("trainer", optimization.TOGETHER)):
+        for deciding, *following in groups:
+            if any(f"{section}.{name}" in flags for name in (deciding, following[0])):
+                for name in (deciding, *following):
+                    tree.get(section, {}).pop(name, None)

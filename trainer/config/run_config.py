@@ -1,0 +1,96 @@
+"""The whole configuration of one run: resolving it, and what identifies it. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import Field
+
+from ablatrix.models.config import GPTConfig
+from ablatrix.trainer.config import optimization, run_hash, tokenizer_names
+from ablatrix.trainer.config.cross_checks import find_contradictions
+from ablatrix.trainer.config.sections import (
+    CallbacksConfig,
+    DataConfig,
+    InfoConfig,
+    Section,
+    SystemConfig,
+    TrainerConfig,
+)
+from ablatrix.trainer.rundir.errors import ConfigError
+
+# Settings that cannot change loss.csv or the final evaluation: places, restarting, and what else is written
+NEUTRAL: dict[str, Any] = {
+    "system": {"work_dir", "cache_dir"},
+    "trainer": {
+        *("resume", "num_workers", "ckpt_interval", "save_total_limit", "save_best"),
+        *("sample_interval", "sample_prompt"),
+        *("strategy", "pipeline_schedule", "pipeline_microbatches"),
+    },
+    "info": True,
+    "callbacks": set(CallbacksConfig.model_fields) - {"custom"},  # a custom callback may change the training
+}
+
+
+class RunConfig(Section):
+    """The whole configuration of one run."""
+
+    data: DataConfig = DataConfig()
+    model: GPTConfig = GPTConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    system: SystemConfig = Field(default_factory=SystemConfig)
+    callbacks: CallbacksConfig = CallbacksConfig()
+    info: InfoConfig = InfoConfig()
+
+    def resolved(self, vocab_size: int) -> RunConfig:
+        """Return the configuration with every size and phase written out, so that config.json alone repeats the run.
+
+        vocab_size: the tokenizer's number of tokens. Raises ConfigError if settings contradict each other.
+        """
+        model = self.model.resolved(vocab_size, self.data.block_size)
+        problems = list(find_contradictions(self.data, model, self.trainer, vocab_size))
+        if problems:
+            raise ConfigError(problems)
+        return self.model_copy(update={"model": model, "trainer": optimization.settled(self.trainer)})
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the result; two spellings of one setting give the same."""
+        found = self.model_dump(mode="json", exclude=NEUTRAL)
+        path = self.data.file_path
+        places = [run_hash.normalize_path(entry) for entry in ([path] if isinstance(path, str) else path)]
+        found["data"]["file_path"] = places[0] if len(places) == 1 else places
+        found["data"]["tokenizer"] = tokenizer_names.canonical(self.data.tokenizer)
+        if None not in (self.model.n_layer, self.model.n_head, self.model.n_embd):
+            del found["model"]["model_type"]  # a name for these sizes
+        found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]
+        if self.trainer.schedule is not None:
+            del found["trainer"]["use_cosine"]  # a short form of it
+        if not self.trainer.early_stop_patience:
+            del found["trainer"]["early_stop_min_delta"]  # not read
+        return found
+
+    def identity_until(self, step: int) -> dict[str, Any]:
+        """Return the settings that decide the first `step` steps of a resolved configuration.
+
+        The corpus and the tokenizer are left out, which checkpoints identify by content; so is trainer.max_iters if the
+        learning rates up to this step do not depend on it.
+        """
+        found = self.identity()
+        del found["data"]["file_path"], found["data"]["tokenizer"], found["trainer"]["eval_blocks"]
+        if step <= optimization.steady_until(self.trainer):
+            for name in ("max_iters", *optimization.END_SETTINGS):
+                del found["trainer"][name]
+        return found
+
+    def fingerprint(self) -> str:
+        """Return the first 8 hex digits of the SHA-256 of `identity()`."""
+        return run_hash.digest(self.identity())
+
+    def fingerprint_until(self, step: int) -> str:
+        """Return the same of `identity_until(step)`: equal if a checkpoint of one run serves the other."""
+        return run_hash.digest(self.identity_until(step))
+
+    def to_json(self) -> str:
+        """Return the text of config.json."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

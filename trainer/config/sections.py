@@ -1,0 +1,195 @@
+"""The sections of a run's configuration: every setting with its type, default and documentation. Free of torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from ablatrix.models.config import Size
+from ablatrix.trainer.config.paths import UserPath, expand_path
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+# JSON and YAML know lists only
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+Blocks = Annotated[
+    tuple[Size, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, int) else v)
+]
+
+
+def _listed(value: Any) -> Any:
+    """A single text stands for a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _importable(specs: tuple[str, ...]) -> tuple[str, ...]:
+    for spec in specs:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec):
+            raise ValueError(f"{spec!r} names no class; write mypackage.mymodule:MyCallback")
+    return specs
+
+
+def _calendar_date(text: str) -> str:
+    if text:
+        try:
+            date.fromisoformat(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a date; write YYYY-MM-DD") from None
+    return text
+
+
+def _two_at_least(number: int) -> int:
+    if number < 2:
+        raise ValueError(f"{number} is too few; keep 2 at least: should the newest be damaged, the other one is needed")
+    return number
+
+
+def _expand_each(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return expand_path(value) if isinstance(value, str) else tuple(map(expand_path, value))
+
+
+# One path, or several in their order
+Files = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v, json_schema_input_type=str | list[str]),
+    AfterValidator(_expand_each),
+]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(DEVICE, name):
+        raise ValueError(f"must be auto, cpu, mps, cuda or cuda:NUMBER, found {name!r}")
+    return name
+
+
+DEVICE = r"(auto|cpu|mps|cuda(:[0-9]+)?)"
+Device = Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": f"^{DEVICE}$"})]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+Specs = Annotated[Texts, AfterValidator(_importable)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What is read: one JSON object per line, the text under `text_key`."""
+
+    file_path: Files = Field(
+        "",
+        description="corpus: a file of JSON lines (.gz, .zst, .xz too) or .bin; a folder, a pattern, or a list of them",
+    )
+    split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
+    test_size: Count = Field(10, description="last documents, held out for validation")
+    block_size: Size = Field(256, description="tokens of a training window")
+    text_key: str = Field("text", min_length=1, description="key of the text in each line")
+    tokenizer: str = Field("gpt2", min_length=1, description="name in the offline cache: gpt2, sample, or a hub id")
+
+
+class TrainerConfig(Section):
+    """How it is trained. Intervals are in optimiser steps; 0 switches the thing off."""
+
+    device: Device = Field("auto", description="auto: cuda, then mps, then cpu")
+    num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
+    max_iters: Size = Field(1000, description="optimiser steps")
+    batch_size: Size = Field(8, description="windows per step")
+    grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
+    compile: bool = Field(False, description="one process on a GPU: compiled kernels, steps as CUDA graphs")
+    strategy: Literal["single", "ddp", "fsdp", "pipeline"] = Field(
+        "single", description="what the processes of a job share: ddp, the batch; fsdp, memory too; pipeline, layers"
+    )
+    pipeline_schedule: Literal["gpipe", "1f1b"] = Field("1f1b", description="order of a pipeline's micro-batches")
+    pipeline_microbatches: Count = Field(0, description="parts of a batch in a pipeline; 0: as many as processes")
+    optimizer: Literal["adamw", "sgd", "muon", "adafactor"] = Field(
+        "adamw", description="adamw, sgd, adafactor, or muon (matrices of the blocks; adamw does the rest)"
+    )
+    learning_rate: Positive = Field(3e-4, description="peak learning rate; adafactor's is relative, such as 1e-2")
+    betas: Betas = Field((0.9, 0.95), description="betas of adamw, also within muon")
+    momentum: Beta | None = Field(None, description="of sgd (default: 0.9) and muon (default: 0.95)")
+    nesterov: bool | None = Field(None, description="Nesterov's form of it: sgd (default: no), muon (default: yes)")
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = Field(5, description="muon's Newton-Schulz steps")
+    beta2_decay: Annotated[float, Field(ge=-2, lt=0)] = Field(
+        -0.8, description="adafactor averages squares with 1 - t^beta2_decay"
+    )
+    update_clip: Positive = Field(1.0, description="largest root mean square of adafactor's updates")
+    weight_decay: NonNegative = Field(0.1, description="on matrix weights only; sgd's is an L2 penalty")
+    grad_norm_clip: NonNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
+    warmup_steps: Count = Field(0, description="steps of linear warm-up from 0")
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd", "infinite"] | None = Field(
+        None,
+        description="after warm-up: constant, cosine, linear, inverse_sqrt, wsd, infinite (default: constant)",
+    )
+    use_cosine: bool | None = Field(None, description="short form of schedule=cosine (default: as schedule says)")
+    min_lr_ratio: Ratio = Field(0.1, description="last rate / learning_rate, of cosine, linear, wsd and infinite")
+    decay_steps: Count | None = Field(None, description="wsd: last steps, which decay (default: 10% after warm-up)")
+    decay_shape: Literal["sqrt", "linear"] = Field("sqrt", description="wsd: decay by 1 - sqrt or linear")
+    cooldown_steps: Count | None = Field(
+        None, description="infinite: steps of cosine from the peak to the constant rate (default: 60% after warm-up)"
+    )
+    constant_lr_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.55, description="infinite: constant rate / learning_rate"
+    )
+    anneal_steps: Count | None = Field(
+        None, description="infinite: last steps, annealed exponentially (default: 15% after warm-up)"
+    )
+    log_interval: Size = Field(10, description="steps between rows of loss.csv")
+    eval_interval: Count = Field(500, description="steps between evaluations of the held-out set (and at the end)")
+    eval_tokens: Size = Field(65536, description="held-out tokens evaluated, at most")
+    eval_blocks: Blocks = Field((), description="context lengths evaluated at the end, as 256,512,1024; default: none")
+    ckpt_interval: Count = Field(500, description="steps between checkpoints (and at the end)")
+    sample_interval: Count = Field(0, description="steps between samples of generated text")
+    sample_prompt: Texts = Field(("The",), min_length=1, description="what samples start with: a text, or a list")
+    save_total_limit: Annotated[int, AfterValidator(_two_at_least)] = Field(2, description="newest checkpoints kept")
+    save_best: bool = Field(False, description="keep the weights of the best evaluation in best.pt")
+    early_stop_patience: Count = Field(0, description="evaluations without improvement that end the run; 0: never")
+    early_stop_min_delta: NonNegative = Field(0.0, description="nats that count as an improvement")
+    resume: str = Field("auto", min_length=1, description="auto: newest good checkpoint; none: start anew; or a file")
+
+
+class SystemConfig(Section):
+    """Where it runs, and the seed."""
+
+    work_dir: UserPath = Field("out/run", min_length=1, description="run folder")
+    cache_dir: UserPath = Field(
+        default_factory=lambda: os.environ.get("ABLATRIX_CACHE") or ".cache/ablatrix",
+        validate_default=True,
+        min_length=1,
+        description="offline cache of tokenizers and tokens (default: $ABLATRIX_CACHE, else .cache/ablatrix)",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(3407, description="seed of weights, batches and dropout")
+
+
+class CallbacksConfig(Section):
+    """What else a run writes, and what it warns of. Only `custom` may touch the training."""
+
+    jsonl: bool = Field(False, description="rows of loss.csv as JSON lines in metrics.jsonl too")
+    tensorboard: bool = Field(False, description="event files in tensorboard/, where that package is installed")
+    wandb: bool = Field(False, description="Weights & Biases, offline unless WANDB_MODE says otherwise")
+    wandb_project: str = Field("ablatrix", min_length=1, description="project of the W&B runs")
+    watch_grad_norm: NonNegative = Field(10.0, description="warn at a grad_norm of so many running medians; 0: off")
+    watch_loss: NonNegative = Field(10.0, description="warn at a loss so many deviations over its median; 0: off")
+    custom: Specs = Field((), description="your own callbacks: mypackage.mymodule:MyCallback, or a list of them")
+
+
+class InfoConfig(Section):
+    """What the experiment is about, for people: goes into logs and reports."""
+
+    name: str = Field("", description="of the experiment")
+    description: str = Field("", description="what is done")
+    date: Annotated[str, AfterValidator(_calendar_date)] = Field("", description="YYYY-MM-DD")
+    hypothesis: str = Field("", description="what is expected")
+
+    def line(self) -> str:
+        """All of it in one line, '' where nothing was given."""
+        head = " ".join(filter(None, (self.name, f"({self.date})" if self.date else "")))
+        hypothesis = f"hypothesis: {self.hypothesis}" if self.hypothesis else ""
+        told = "; ".join(" ".join(text.split()) for text in (head, self.description, hypothesis) if text)
+        return f"experiment: {told}" if told else ""
