@@ -8,7 +8,12 @@ from pathlib import Path
 from ablatrix.orchestrator.store.code_snapshot import code_root
 
 ROOT = code_root()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def page_name(page: Path) -> str:
