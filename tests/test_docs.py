@@ -5,19 +5,25 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from typer.main import get_group
 
 from ablatrix.orchestrator.cli import app
+from ablatrix.orchestrator.status.run_state import STATES
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.command_settings import CommandKeys, Metrics
+from ablatrix.orchestrator.study.experiment import DESIGNS, TOP_LEVEL
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.trainer.callbacks.hooks import EVENTS
 from ablatrix.trainer.config import RunConfig, keys
+from ablatrix.trainer.config.optimization import OPTIMIZERS, SCHEDULES
 from ablatrix.trainer.data import warm_cache
+from ablatrix.trainer.rundir.loss_csv import COLUMNS
 from tests.support.pages import PAGES, code_blocks, page_name
 
 ROOT = code_root()
@@ -120,6 +126,26 @@ def test_experiments_can_be_planned(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [text for page in PAGES for text in code_blocks(page, "python")])
 def test_python_blocks_compile(text: str) -> None:
     compile(text, "block", "exec")
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("experiment-file.md", TOP_LEVEL),
+        ("experiment-file.md", SlurmSettings.model_fields),
+        ("experiment-file.md", DESIGNS),
+        ("any-trainer.md", CommandKeys.model_fields),
+        ("any-trainer.md", Metrics.model_fields),
+        ("results.md", STATES),
+        ("results.md", COLUMNS),
+        ("components.md", EVENTS),
+        ("components.md", OPTIMIZERS),
+        ("components.md", SCHEDULES),
+    ],
+)
+def test_every_name_is_documented(page: str, names: Iterable[str]) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    assert not [name for name in names if not re.search(rf"[`{{]{name}\b|^{name}:", text, re.MULTILINE)]
 
 
 def test_the_readme_is_short_and_every_page_is_linked_from_it() -> None:
