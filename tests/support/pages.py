@@ -8,12 +8,8 @@ from pathlib import Path
 from ablatrix.orchestrator.store.code_snapshot import code_root
 
 ROOT = code_root()
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
+_SINGLE = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+PAGES = [*(ROOT / name for name in _SINGLE), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def page_name(page: Path) -> str:
