@@ -37,13 +37,14 @@ EXCEPTIONS = {
     "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache"},
     "ablatrix.orchestrator.report.corpus_notes": {"ablatrix.trainer.data.corpus"},
     "ablatrix.orchestrator.submit.earlier_runs": {"ablatrix.trainer.data.fingerprints"},
-    "ablatrix.orchestrator.submit.preflight": {
+    "ablatrix.orchestrator.submit.data_preflight": {
         "ablatrix.trainer.callbacks.custom",
         "ablatrix.trainer.data.batches",
         "ablatrix.trainer.data.corpus_files",
         "ablatrix.trainer.data.formats",
         "ablatrix.trainer.data.tokenizer",
     },
+    "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
 }
 
 

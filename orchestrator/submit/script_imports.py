@@ -1,7 +1,7 @@
-"""What a Python script needs, found without running it. Started by the interpreter of a user's command (`python -c`).
+"""Find what a Python script needs without running it. Run by the interpreter of a user's command (`python -c`).
 
 Reads {"script" or "module", "folder"} from stdin and writes JSON: the interpreter's version, imports that it does not
-find, a syntax error, and the command-line parsers that the script uses. Standard library only, Python 3.7 and up.
+find, a syntax error, and the command-line parsers in use. Standard library only, Python 3.7 and up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CATCHING = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
 
 
 def find_file(name: str, roots: list[str]) -> str | None:
-    """The file of a dotted module in one of these folders, None where there is none; nothing is imported."""
+    """Return the file of a dotted module in one of these folders, None if it has none; nothing is imported."""
     for root in roots:
         path = os.path.join(root or os.curdir, *name.split("."))
         for candidate in (path + ".py", os.path.join(path, "__main__.py"), os.path.join(path, "__init__.py")):
@@ -31,14 +31,14 @@ def find_file(name: str, roots: list[str]) -> str | None:
 
 
 def is_caught(handler: ast.ExceptHandler) -> bool:
-    """True for an `except` that an ImportError ends in."""
+    """True for an `except` that catches ImportError."""
     if handler.type is None:
         return True
     return any(getattr(node, "id", "") in CATCHING for node in ast.walk(handler.type))
 
 
 def imports(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
-    """(name, line) of the imports that are made whenever the module is run."""
+    """Yield (name, line) of the imports that are made whenever the module runs."""
     for node in body:
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -60,7 +60,7 @@ def imports(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
 
 
 def look(first: str, roots: list[str]) -> dict[str, Any]:
-    """Follow the imports of the user's own files, from the first one on."""
+    """Follow the imports of the user's own files, from the first one on; return what they lack and use."""
     found: dict[str, Any] = {"missing": [], "syntax": "", "parsers": [], "lenient": False}
     waiting, seen = [first], {""}
     while waiting and len(seen) < MOST_FILES:
@@ -94,7 +94,7 @@ def is_there(top: str) -> bool:
     try:
         return top in sys.builtin_module_names or importlib.util.find_spec(top) is not None
     except (ImportError, ValueError, AttributeError):
-        return True  # a module that hides itself is one
+        return True  # it exists, and hides its spec
 
 
 def main() -> None:

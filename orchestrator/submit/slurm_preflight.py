@@ -1,11 +1,10 @@
-"""Ask Slurm, before anything is queued, whether it would take a study's jobs."""
+"""Preflight of the jobs: whether Slurm would take them, asked with `sbatch --test-only`."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.sbatch_options import NODES, advice, gpus_of_gres, mebibytes
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
+from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import UserError
 
-TOKEN = "TOKEN"  # in place of the one that a submission gets
-# sbatch queues these jobs, and they wait; with --test-only it refuses them
+TOKEN = "TOKEN"  # placeholder for the one that a submission gets
+# reasons that sbatch gives with --test-only only: it queues such a job, which then waits
 _WAITS = re.compile(
     r"nodes are busy|[Nn]ode not available|ReqNodeNotAvail|Nodes required for job|[Mm]aintenance|at this time|"
     r"test-only|[Rr]eservation (?:not usable|not yet|is in use|is not active)|partition configuration not available now"
@@ -41,7 +41,7 @@ def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: site_limits.Ar
 
 
 def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
-    """Yield why sbatch would refuse the jobs of these runs; what only makes them wait is a warning on stderr.
+    """Yield why sbatch would refuse the jobs of these runs; warn of what would make them wait.
 
     Raises ControllerError where Slurm does not answer.
     """
@@ -53,22 +53,22 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
         yield f"{loaded.at('slurm', 'setup')}slurm.setup: {fault}"
     where = f"{loaded.at('slurm')}slurm: "
     try:
-        said = _test(launchers.make(launcher).script(batch))
+        refusal = _test(launchers.make(launcher).script(batch))
     except UserError as error:  # a launcher that cannot be used here
         yield str(error)
         return
-    if said and _would_wait(said, batch.settings):
-        cause = ": nodes are down, drained or reserved now" if NODES in said else ""
-        _warn(f"{where}the jobs will have to wait{cause} ({said})")
-    elif said:
-        yield f"{where}{said}{advice(said)}"
-    report = "" if said else _test(helper_jobs.script(batch, helper_jobs.REPORT))
+    if refusal and _would_wait(refusal, batch.settings):
+        cause = ": nodes are down, drained or reserved now" if NODES in refusal else ""
+        warn(f"{where}the jobs will have to wait{cause} ({refusal})")
+    elif refusal:
+        yield f"{where}{refusal}{advice(refusal)}"
+    report = "" if refusal else _test(helper_jobs.script(batch, helper_jobs.REPORT))
     if report and not _would_wait(report, SlurmSettings()):
-        _warn(f"{where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
+        warn(f"{where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
 
 
 def _test(script: str) -> str:
-    """Return what `sbatch --test-only` says against this script, '' for nothing. A file, as site filters want one."""
+    """Return why `sbatch --test-only` refuses this script, or ''. A file, because site filters want one."""
     with tempfile.TemporaryDirectory(prefix="ablatrix-") as folder:
         path = Path(folder) / "job.sbatch"
         path.write_text(script, encoding="utf-8")
@@ -82,7 +82,7 @@ def _test(script: str) -> str:
 
 
 def _syntax_fault(lines: Sequence[str]) -> str:
-    """Return what bash says against the grammar of these lines, '' for nothing: they would end every job."""
+    """Return the syntax error that bash finds in these lines, or ''."""
     with contextlib.suppress(OSError):
         done = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -90,17 +90,17 @@ def _syntax_fault(lines: Sequence[str]) -> str:
     return ""
 
 
-def _would_wait(said: str, settings: SlurmSettings) -> bool:
-    """Return True if sbatch would queue the job all the same: --test-only knows the nodes that are usable now only."""
-    if NODES in said:
+def _would_wait(refusal: str, settings: SlurmSettings) -> bool:
+    """True if sbatch would queue the job all the same: --test-only knows only the nodes that are usable now."""
+    if NODES in refusal:
         return _fits_somewhere(settings)
-    if "Invalid time specified" in said:
-        return "reservation" in settings.extra  # that begins later
-    return bool(_WAITS.search(said))
+    if "Invalid time specified" in refusal:
+        return "reservation" in settings.extra  # one that begins later
+    return bool(_WAITS.search(refusal))
 
 
 def _fits_somewhere(settings: SlurmSettings) -> bool:
-    """Return True if some nodes cannot be used now, and enough nodes are large enough whatever their state."""
+    """True if some nodes cannot be used now, and enough nodes are large enough whatever their state."""
     try:
         lines = commands.run_command(["scontrol", "--oneliner", "show", "node"]).splitlines()
     except commands.ControllerError:
@@ -114,7 +114,7 @@ def _fits_somewhere(settings: SlurmSettings) -> bool:
 
 
 def _is_usable(node: Mapping[str, str]) -> bool:
-    """Return True for a node that may start jobs now (IDLE, MIXED+PLANNED; not DOWN*, IDLE+DRAIN, IDLE+MAINTENANCE)."""
+    """True for a node that may start jobs now (IDLE, MIXED+PLANNED; not DOWN*, IDLE+DRAIN, IDLE+MAINTENANCE)."""
     flags = node.get("State", "").rstrip("*~#!%$@^-").split("+")
     good = {"IDLE", "MIXED", "ALLOCATED", "COMPLETING", "PLANNED", "CLOUD", "DYNAMIC_NORM"}
     return set(flags) <= good and not node.get("State", "").endswith("*")
@@ -135,7 +135,3 @@ def _is_large_enough(node: Mapping[str, str], settings: SlurmSettings) -> bool:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)

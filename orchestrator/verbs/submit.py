@@ -18,7 +18,8 @@ from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, proven
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study import run_config, value_origins
 from ablatrix.orchestrator.submit import earlier_runs, preflight, queueing, waves
-from ablatrix.orchestrator.submit.local_queue import LocalQueue, find_devices
+from ablatrix.orchestrator.submit.devices import find_devices
+from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.orchestrator.submit.queueing import Selection
 from ablatrix.orchestrator.terminal import interrupts, live
 from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, runs_to_queue, show_plan

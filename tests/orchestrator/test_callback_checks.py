@@ -12,7 +12,7 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.submit import preflight
+from ablatrix.orchestrator.submit import data_preflight, preflight
 from ablatrix.trainer.effect_check import signature
 from ablatrix.trainer.rundir.errors import ConfigError
 from tests.support.workspace import Workspace
@@ -28,12 +28,14 @@ def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, mon
     loaded, runs = planned(workspace)
     own = runs[0].config.callbacks.model_copy(update={"custom": ("no_such_package.callbacks:Mine",)})
     changed = [replace(run, config=run.config.model_copy(update={"callbacks": own})) for run in runs]
-    assert list(preflight._inputs(loaded, changed)) == [
+    assert list(data_preflight.check_inputs(loaded, changed)) == [
         "callbacks.custom: no_such_package.callbacks:Mine: there is no module no_such_package; put its folder on "
         "PYTHONPATH, or start in the folder that holds no_such_package"
     ]
     (workspace.folder / "no_such_package").mkdir()
-    assert not list(preflight._inputs(loaded, changed)) and not list(preflight._inputs(loaded, runs))
+    assert not list(data_preflight.check_inputs(loaded, changed)) and not list(
+        data_preflight.check_inputs(loaded, runs)
+    )
 
 
 @pytest.mark.parametrize(

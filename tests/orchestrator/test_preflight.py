@@ -10,7 +10,7 @@ import pytest
 
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
-from ablatrix.orchestrator.submit.local_queue import find_devices
+from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.verbs import submit
 from ablatrix.orchestrator.verbs.plan import Options, check_plan, make_plan
 from ablatrix.trainer.rundir.errors import UserError
@@ -95,7 +95,7 @@ def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
     folder = plan.create().runs[0].folder
     needed = preflight._bytes_kept(plan.runs[0].config)  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed // 2))
-    assert len(list(preflight._space(plan.loaded, plan.runs))) == 1
+    assert len(list(preflight._check_space(plan.loaded, plan.runs))) == 1
     with open(folder / "checkpoint-10.pt", "wb") as file:
         file.truncate(needed // 2 + 1)
-    assert list(preflight._space(plan.loaded, plan.runs)) == []
+    assert list(preflight._check_space(plan.loaded, plan.runs)) == []

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablatrix.orchestrator.submit import preflight
+from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import corpus as reading
 from ablatrix.trainer.data.batches import TokenStore, open_tokens
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, offline_cache: Path, 
     with pytest.raises(DataError, match=f"{name}: cannot be read: not a regular file"):
         opened(path, offline_cache)
     with pytest.raises(UserError, match="not a regular file"):
-        preflight.check_file(path)
+        data_preflight.check_file(path)
 
 
 def test_an_empty_file(tmp_path: Path, offline_cache: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.submit import preflight
+from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.config import DataConfig, from_flags
 from ablatrix.trainer.data import batches, decoders
 from ablatrix.trainer.data.corpus import Lines
@@ -167,22 +167,22 @@ def test_a_real_database_is_named(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.jsonl") as database:
         database.execute("create table t (text)")
     with pytest.raises(UserError, match="is an SQLite database"):
-        preflight.check_file(tmp_path / "x.jsonl")
+        data_preflight.check_file(tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["array", "utf-16", "gzip", "old Mac line ends"])
 def test_whole_files_are_not_called_cut_off(kind: str, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_bytes(READABLE[kind])
-    preflight.check_file(tmp_path / "data.jsonl")
+    data_preflight.check_file(tmp_path / "data.jsonl")
 
 
 def test_a_last_line_is_called_cut_off_only_among_whole_ones(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b'{"text": "cut in the mid')
     with pytest.raises(UserError, match="the last line is cut off"):
-        preflight.check_file(path)
+        data_preflight.check_file(path)
     path.write_text("\n".join(map(repr, DOCUMENTS)))
-    preflight.check_file(path)
+    data_preflight.check_file(path)
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
 def test_a_large_corpus_is_checked_at_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(preflight, "SMALL_CORPUS", 0)
+    monkeypatch.setattr(data_preflight, "SMALL_CORPUS", 0)
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b"not json\n" * 20)
     run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
     (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
     loaded = load_experiment(tmp_path / "s.yaml")
-    assert not list(preflight._corpora(loaded, [run]))
+    assert not list(data_preflight.check_corpora(loaded, [run]))
     assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
     path.write_bytes(RAW.replace(b'"text"', b'"body"'))
-    (finding,) = preflight._corpora(loaded, [run])
+    (finding,) = data_preflight.check_corpora(loaded, [run])
     assert finding.startswith(f"{tmp_path}/s.yaml:3: {path} (its beginning): ")
     assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding

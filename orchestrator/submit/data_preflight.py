@@ -1,0 +1,142 @@
+"""Preflight of the inputs: tokenizers load offline, data files exist and are whole, callbacks import."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ablatrix.orchestrator.study import value_origins
+from ablatrix.orchestrator.study.experiment import Loaded
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit.module_runner import run_module
+from ablatrix.trainer.callbacks import custom
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.data.corpus_files import file_stamp, find_files, is_flat, total_size
+from ablatrix.trainer.data.formats import detect
+from ablatrix.trainer.rundir.console import say
+from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, RunError, UserError
+from ablatrix.trainer.rundir.files import open_for_reading
+
+SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenises such a corpus, in seconds
+TAIL = 1 << 16  # bytes
+MOST_LINES = 6  # printed about corpora
+RECENT_SECONDS = 60  # a file that has changed since may still be written
+
+
+def check_inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
+    """Yield what is wrong with tokenizers, data files and custom callbacks."""
+    for run, config in _distinct(runs):
+        at = partial(value_origins.position, loaded, run.features)
+        try:
+            info = tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir))
+            _require_offline(info)
+        except AblatrixError as error:
+            yield f"{at('data.tokenizer')}{error}"
+        try:
+            files = find_files(config.data)
+            for path in files:
+                check_file(path, alone=len(files) == 1)
+        except UserError as error:
+            place = at("data.file_path").removesuffix(": ")
+            yield f"{error}{_hint_at_folder(loaded, config)}{f' ({place})' if place else ''}"
+        for name in config.callbacks.custom:
+            if problem := custom.find_problem(name):
+                yield f"{at('callbacks.custom')}callbacks.custom: {name}: {problem}"
+
+
+def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
+    """Yield why batches cannot be drawn; what is known of the corpora is printed.
+
+    Writes the token cache of a small corpus, which its runs need anyway; of a large one only the beginning is read.
+    """
+    from ablatrix.trainer.data import batches
+
+    lines: list[str] = []
+    for run, config in _distinct(runs):
+        try:
+            if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
+                lines += (f"warning: {text}" for text in batches.check_beginning(config.data))
+                continue
+            store = batches.open_tokens(config.data, Path(config.system.cache_dir))
+            batches.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
+            text, warnings = batches.describe_usage(store, config.data)
+            lines += [text, *(f"warning: {warning}" for warning in warnings)]
+        except UserError as error:
+            yield f"{value_origins.position(loaded, run.features, 'data.file_path')}{error}"
+    for line in list(dict.fromkeys(lines))[:MOST_LINES]:
+        say(line)
+
+
+def check_file(path: Path, alone: bool = True) -> None:
+    """Raise UserError for a data file that does not exist, cannot be read, holds other data, or whose end is cut off.
+
+    alone: an empty file is refused too; of several some may be empty.
+    """
+    size, _ = file_stamp(path)
+    if size == 0 and not alone:
+        return
+    if size == 0:
+        raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")
+    try:
+        with open_for_reading(path) as file:
+            file.seek(max(0, size - TAIL))
+            tail = file.read()
+    except OSError as error:
+        raise UserError(f"{str(path)!r}: data.file_path cannot be read: {error.strerror}") from None
+    if not is_flat(path) and detect(path).direct:
+        _require_whole_end(path, tail, size <= TAIL)
+
+
+def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
+    """Raise UserError if only the last line is no JSON: an interrupted download ends within an object."""
+    *before, last = tail.split(b"\n")
+    if not last.lstrip().startswith(b"{") or (not before and not is_all) or _is_json(last):
+        return
+    if len(before) > (not is_all) and not _is_json(before[-1]):
+        return
+    recent = time.time() - path.stat().st_mtime < RECENT_SECONDS
+    writing = " (it was changed just now: is it still being written?)" if recent else ""
+    raise UserError(
+        f"{path}: the last line is cut off, so the file is not complete{writing}; fetch it again, or drop that line"
+    )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode(errors="replace"))
+    except ValueError:
+        return False
+    return True
+
+
+def _require_offline(info: tokenizer.TokenizerInfo) -> None:
+    """Load a tokenizer as a job does, in a process without a network. Raises OfflineCacheError."""
+    try:
+        run_module("ablatrix.trainer.data.tokenizer_check", str(info.folder))
+    except RunError as error:
+        advice = tokenizer.mend(info.name, info.folder.parent.parent)
+        raise OfflineCacheError(f"tokenizer {info.name!r} does not load offline ({error}): {advice}") from None
+
+
+def _hint_at_folder(loaded: Loaded, config: RunConfig) -> str:
+    """Return a hint if a relative path that does not exist would be right from the experiment file's folder."""
+    path = config.data.file_path
+    if not isinstance(path, str) or os.path.isabs(path) or os.path.exists(path):
+        return ""
+    there = loaded.source.path.parent / path
+    return f"; paths start at the folder you submit from: write {os.path.relpath(there)}" if there.exists() else ""
+
+
+def _distinct(runs: Sequence[Run]) -> Iterable[tuple[Run, RunConfig]]:
+    """Return one run, with its configuration, for each way of reading data."""
+    found: dict[Any, tuple[Run, RunConfig]] = {}
+    for run in runs:
+        if isinstance(run.config, RunConfig):
+            found.setdefault((run.config.data, run.config.system.cache_dir), (run, run.config))
+    return found.values()
