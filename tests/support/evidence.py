@@ -58,16 +58,19 @@ def tally(request: pytest.FixtureRequest) -> Tally:
 
 
 def rows(reports: list[Any]) -> list[tuple[str, str, str, str, str]]:
-    """(promise, state, cases, seconds, detail) of each tally, and of each failed test that counts something."""
-    found = []
+    """Return (promise, state, cases, seconds, detail) of each promise, and of each failed test without a tally."""
+    found: dict[tuple[str, str, str], tuple[int, float]] = {}
     for report in reports:
         tallies = [value for name, value in getattr(report, "user_properties", ()) if name == NAME]
         if report.failed and "tests/trust/" in report.nodeid and not tallies:
             tallies = [{"promise": report.nodeid, "cases": 0, "detail": ""}]
         state = "BROKEN" if report.failed else "kept"
-        seconds = f"{getattr(report, 'duration', 0):.0f}"  # none of a file that cannot be imported
-        found += [(row["promise"], state, f"{row['cases']:,}", seconds, row["detail"]) for row in tallies]
-    return sorted(found)
+        seconds = getattr(report, "duration", 0.0)  # none of a file that cannot be imported
+        for row in tallies:
+            key = (row["promise"], state, row["detail"])
+            cases, spent = found.get(key, (0, 0.0))
+            found[key] = (cases + row["cases"], spent + seconds)
+    return sorted((name, state, f"{n:,}", f"{spent:.0f}", more) for (name, state, more), (n, spent) in found.items())
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
