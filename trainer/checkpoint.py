@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import pickle
 import re
@@ -24,10 +25,11 @@ import torch
 
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.console import say, warn
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import open_for_reading, replace, retry
 from ablatrix.trainer.rundir.run_files import checkpoint_step
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3
 OLDER = 2  # its fingerprint was made in another way, and it says nothing of the run's data
@@ -82,7 +84,7 @@ def save(
             if checkpoint_step(old) != spare:
                 old.unlink(missing_ok=True)
     except OSError as error:  # the next one will try again
-        warn(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
+        logger.warning(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
     return path
 
 
@@ -120,10 +122,10 @@ def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] 
             continue
         except DamagedError as error:
             aside = _set_aside(path)
-            warn(f"{path} cannot be read ({error}); set aside as {aside.name}")
+            logger.warning(f"{path} cannot be read ({error}); set aside as {aside.name}")
             continue
         if state["format"] == OLDER:
-            say(f"{path}: written by an older version of Ablatrix")
+            logger.info(f"{path}: written by an older version of Ablatrix")
         _require(state, path, fingerprint)
         return state, path
     return None

@@ -7,8 +7,8 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as the flags say and return the exit code: 0 done, 75 stopped, 2 a mistake of the user's, 1 a failure."""
-    # Before anything of Hugging Face is imported, which reads them once: compute nodes have no network
+    """Train as the flags say and return the exit code: 0 done, 75 stopped, 2 a user's mistake, 1 a failure."""
+    # Hugging Face's libraries read these when they are imported; compute nodes have no network
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     from ablatrix.trainer.config.flags import from_flags, make_parser
     from ablatrix.trainer.device import prepare
@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
             console.complain(f"error: {line}")
         return error.exit_code
     finally:
-        console.settle()
+        console.flush_or_drop()
 
 
 def leave(code: int) -> None:
-    """End this process. One that has others connected does so at once: the connections' threads may abort it else."""
+    """Exit; one of several connected processes at once, because its connections' threads may abort a normal exit."""
     if "ablatrix.trainer.distributed.process_group" in sys.modules:
         os._exit(code)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from ablatrix.trainer.distributed.rank_info import PeerLostError, is_lost_peer, 
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
-from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
 from ablatrix.trainer.rundir.events import append_event, read_events
 from ablatrix.trainer.rundir.files import FULL, TRANSIENT
 from ablatrix.trainer.signals import Interrupted
+
+logger = logging.getLogger(__name__)
 
 
 def explained(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
@@ -66,7 +68,7 @@ def note(run_dir: Path, event: str, **fields: Any) -> None:
     try:
         append_event(run_dir, event, **fields)
     except OSError as error:
-        warn(f"{run_dir / run_files.EVENTS}: not written: {error.strerror}")
+        logger.warning(f"{run_dir / run_files.EVENTS}: not written: {error.strerror}")
 
 
 def _has_failed(run_dir: Path) -> bool:

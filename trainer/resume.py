@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
-from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 4  # settings that differ
 
@@ -101,7 +103,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
     state, path = found
     lacking = loss_csv.count_missing_rows(run_dir, trainer.rows_until(int(state["step"])))
     if lacking:  # removed: going on would leave a result with a hole
-        warn(f"{run_dir / run_files.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
+        logger.warning(f"{run_dir / run_files.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
         checkpoint.set_aside(run_dir)
         return ""
     load(trainer, state, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shlex
@@ -27,7 +28,7 @@ from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.out_of_memory import peak_memory
 from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.attempts import Attempt
-from ablatrix.trainer.rundir.console import say, warn
+from ablatrix.trainer.rundir.console import start_logging
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import append_event
 from ablatrix.trainer.rundir.files import FULL, TRANSIENT, atomic_write
@@ -37,6 +38,8 @@ from ablatrix.trainer.signals import Interrupted, StopSignals
 if TYPE_CHECKING:
     from ablatrix.trainer.callbacks.custom import Plugin
     from ablatrix.trainer.distributed.process_group import Team
+
+logger = logging.getLogger(__name__)
 
 # What the lead of several processes tells the others: whether there is anything to do; the checkpoint to start from,
 # '' for none; that all is written
@@ -74,6 +77,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     argv: the flags as they were given, for args.txt. Of several processes every one calls it.
     """
     place = rank_info.Place.of(config)
+    start_logging(place.rank, place.world)
     if place.rank:
         return _follow(config, place, signals)
     run_dir = Path(config.system.work_dir)
@@ -82,7 +86,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     ours = there is not None and there.fingerprint() == config.fingerprint()
     attempt: Attempt | None = None
     if config.info.line():
-        say(config.info.line())
+        logger.info(config.info.line())
     try:
         config = config.resolved(_vocab_size(config))
         place.check(config)
@@ -118,9 +122,9 @@ def _describe_data(store: data.TokenStore, config: RunConfig) -> None:
     """Log what the corpus holds and what of it is never trained on, where that is known."""
     if store.complete:
         text, warnings = data.describe_usage(store, config.data)
-        say(text)
+        logger.info(text)
         for warning in warnings:
-            warn(warning)
+            logger.warning(warning)
 
 
 def _vocab_size(config: RunConfig) -> int:
@@ -137,7 +141,7 @@ def _already_finished(run_dir: Path, config: RunConfig) -> bool:
     if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
         return False
     resuming.refuse_changed_inputs(config, run_dir / run_files.SUMMARY, "it finished")
-    say(f"{run_dir}: already finished; --trainer.resume=none does it again")
+    logger.info(f"{run_dir}: already finished; --trainer.resume=none does it again")
     return True
 
 
@@ -219,7 +223,7 @@ def _train(
     fields = {"start": attempt.number, "iter": trainer.iter, "device": where}
     append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters, _ = measure(config.model)
-    say(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")
+    logger.info(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")
 
     signals.training = True
     trainer.run()
@@ -228,7 +232,7 @@ def _train(
         # Slurm's warning asks for a requeue, also where only another process has got it; a person's file does not
         requeue = trainer.stopped_by in ("", signals.name)
         append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
-        say(f"stopped by {by} after iter {trainer.iter}; start again to continue")
+        logger.info(f"stopped by {by} after iter {trainer.iter}; start again to continue")
         attached.close(trainer)
         return run_files.EXIT_STOPPED
     attached.mend()
@@ -305,7 +309,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
         by_block = eval_context_lengths.evaluate(trainer, store)
         for length, found in by_block.items():
             if found["nll"] is None:
-                say(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
+                logger.info(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
     parameters, flops_per_token = measure(config.model)
     summary = {
         "iters": trainer.iter,
@@ -339,7 +343,7 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     if not isinstance(store, data.CompleteStore):  # its cache was built meanwhile
         _describe_data(store, config)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
-    say(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
+    logger.info(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 
 
 def _usage(store: data.TokenStore, config: RunConfig) -> dict[str, int] | None:

@@ -88,8 +88,8 @@ def test_what_the_experiment_is_about_is_the_first_line(
 ) -> None:
     train(info__name="Gates", info__date="2026-01-31", info__hypothesis="they\n help", trainer__max_iters=1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "experiment: Gates (2026-01-31); hypothesis: they help"
-    assert any(line.startswith("started at iter 0") for line in lines)
+    assert lines[0].endswith(" INFO experiment: Gates (2026-01-31); hypothesis: they help")
+    assert any(" INFO started at iter 0" in line for line in lines)
     with pytest.raises(ConfigError, match=r"info.date: 'soon' is not a date; write YYYY-MM-DD"):
         from_flags(["--info.date=soon"])
 
@@ -263,10 +263,10 @@ class TestSpikes:
         assert self.run(tmp_path, self.rows()) == []
 
     @pytest.mark.parametrize("kept", [0, 12])
-    def test_jumps(self, tmp_path: Path, kept: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_jumps(self, tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:
         found = self.run(tmp_path, self.rows(grad_norm=(14, 50.0), loss=(20, 11.0)), kept)
         assert found == [(15, "grad_norm"), (21, "loss")]
-        assert "warning: iter 15: grad_norm 50, lately 1.1 (lr 1.00e-03)" in capsys.readouterr().err
+        assert "iter 15: grad_norm 50, lately 1.1 (lr 1.00e-03)" in caplog.text
 
     def test_said_once_while_it_lasts(self, tmp_path: Path) -> None:
         rows = self.rows()

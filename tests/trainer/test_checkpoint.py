@@ -49,14 +49,14 @@ def damage(kind: str, whole: bytes) -> bytes:
 @pytest.mark.parametrize(
     "kind", ["empty", "cut early", "cut in the middle", "cut at the end", "one bit", "zeros", "text"]
 )
-def test_damaged_one_is_set_aside(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_one_is_set_aside(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint.save(tmp_path, state(1))
     path = checkpoint.save(tmp_path, state(2))
     path.write_bytes(damage(kind, path.read_bytes()))
     found = checkpoint.newest(tmp_path, "aaaa")
     assert found is not None and found[0]["step"] == 1
     assert not path.exists() and path.with_name("checkpoint-00000002.pt.bad").exists()
-    assert "set aside as checkpoint-00000002.pt.bad" in capsys.readouterr().err
+    assert "set aside as checkpoint-00000002.pt.bad" in caplog.text
 
 
 def test_foreign_zip_is_set_aside(tmp_path: Path) -> None:

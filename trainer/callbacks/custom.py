@@ -20,6 +20,7 @@ hash, for it may change the result; its code is not: give a changed one a new na
 from __future__ import annotations
 
 import inspect
+import logging
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +31,12 @@ from ablatrix.models.reference import describe_absence, describe_conflict, impor
 from ablatrix.trainer.callbacks.hooks import EVENTS
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.out_of_memory import first_line
-from ablatrix.trainer.rundir.console import complain
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, RunError, UserError
 
 if TYPE_CHECKING:
     from ablatrix.trainer.loop import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Plugin:
         except AblatrixError:
             raise
         except Exception as error:
-            complain("".join(traceback.format_exception(error)).rstrip())
+            logger.error("".join(traceback.format_exception(error)).rstrip())
             raise RunError(f"callbacks.custom: {self.name}: {event} raised {_told(error)}") from error
         if trainer.stop_requested and not stopping:
             trainer.stopped_by = f"the callback {self.name}"

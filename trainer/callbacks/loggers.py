@@ -6,6 +6,7 @@ Their packages are not among the requirements, and are imported when training st
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.out_of_memory import first_line, peak_memory
 from ablatrix.trainer.rundir import loss_csv, run_files
-from ablatrix.trainer.rundir.console import say, warn
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.rundir.program import pip_install
 from ablatrix.trainer.signals import SIGNALS
@@ -24,6 +24,8 @@ from ablatrix.trainer.signals import SIGNALS
 if TYPE_CHECKING:
     from ablatrix.trainer.callbacks.outputs import Guard
     from ablatrix.trainer.loop import Trainer
+
+logger = logging.getLogger(__name__)
 
 EVENTS = ("on_train_start", "on_row", "on_checkpoint")
 
@@ -57,7 +59,7 @@ class Dispensable:
             self.logger = None
             missing = isinstance(error, ModuleNotFoundError) and error.name == self.name
             what = f"not installed ({pip_install(self.name)})" if missing else f"{type(error).__name__}: {_told(error)}"
-            warn(f"callbacks.{self.name}: {what}; training goes on without it")
+            logger.warning(f"callbacks.{self.name}: {what}; training goes on without it")
 
 
 def _told(error: BaseException) -> str:
@@ -157,7 +159,7 @@ class WandB:
         with handlers_kept():
             self.run.finish(0)
         if self.offline and folder.exists():
-            say(f"to see this run in W&B, where there is a network: wandb sync {folder}")
+            logger.info(f"to see this run in W&B, where there is a network: wandb sync {folder}")
 
     def _log(self, row: loss_csv.Row) -> None:
         self.run.log(scalars(row), step=row["iter"])

@@ -6,6 +6,7 @@ guard, everywhere: called before something is written; raises where this attempt
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -19,10 +20,11 @@ from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.out_of_memory import largest_part, peak_memory
 from ablatrix.trainer.rundir import loss_csv, run_files
-from ablatrix.trainer.rundir.console import say, warn
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 from ablatrix.trainer.signals import StopSignals
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30.0
 LOOK_SECONDS = 1.0  # between looks for a file of a person's
@@ -42,7 +44,7 @@ class LossRows:
         row = trainer.row
         self.log.write(row)
         val = f"  val_loss {row['val_loss']:.4f}" if row["val_loss"] is not None else ""
-        say(
+        logger.info(
             f"iter {row['iter']}/{trainer.config.trainer.max_iters}  loss {row['loss']:.4f}{val}  "
             f"lr {row['lr']:.2e}  grad_norm {row['grad_norm']:.3f}  {row['dt'] * 1000:.1f} ms/step"
         )
@@ -105,7 +107,7 @@ class OutOfMemory:
     def __call__(self, trainer: Trainer) -> None:
         self.guard()
         size = largest_part(trainer.windows, trainer.parts)
-        warn(
+        logger.warning(
             f"out of memory in step {trainer.iter + 1}: batches are worked through {size} "
             f"window{'s' * (size > 1)} at a time from here on, with the same mean gradient"
         )
@@ -178,7 +180,7 @@ class Requests:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
         if self.names[1] in self.seen:
-            say(f"checkpoint after iter {trainer.iter}, as the file {run_files.SAVE_REQUEST} asked for")
+            logger.info(f"checkpoint after iter {trainer.iter}, as the file {run_files.SAVE_REQUEST} asked for")
         self.seen.clear()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ablatrix.trainer.rundir import loss_csv
-from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.events import append_event
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from ablatrix.trainer.callbacks.outputs import Guard
     from ablatrix.trainer.loop import Trainer
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 64  # rows that a median is of
 FEWEST = 8  # below which it says too little
@@ -50,7 +52,7 @@ class Spikes:
         for name, value, usual in self._take(trainer.row):
             self.guard()
             rate = trainer.row["lr"]
-            warn(
+            logger.warning(
                 f"iter {trainer.iter}: {name} {value:.4g}, lately {usual:.4g} (lr {rate:.2e}); if this comes again and "
                 "again: a smaller learning_rate, a longer warm-up, or a smaller grad_norm_clip"
             )

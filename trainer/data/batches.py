@@ -7,6 +7,7 @@ starts at i: it is a pure function of (seed, i), the same for every model and af
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -28,8 +29,9 @@ from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import SCAN, CompleteStore, TokenStore
 from ablatrix.trainer.rundir.cpus import allotted_cores
-from ablatrix.trainer.rundir.console import warn
 from ablatrix.trainer.rundir.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 WAIT_BYTES = 64 << 20  # a file up to this size is tokenised before the first step, in seconds
 BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
@@ -51,7 +53,7 @@ def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
     cache = Cache.of(config, cache_dir)
     meta = cache.meta()
     if meta is None and not cache.folder.is_relative_to(cache_dir):
-        warn(f"{cache_dir}: cannot be written; tokens are kept in {cache.folder.parents[1]}")
+        logger.warning(f"{cache_dir}: cannot be written; tokens are kept in {cache.folder.parents[1]}")
     if meta is None and cache.size > WAIT_BYTES and all(detect(path).direct for path in cache.files):
         cache_builder.prepare(cache)
         print(f"{cache.name}: tokenising what is drawn; its token cache is built in the background", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Words to the user that must never end a run: its log may lie on the disk that is failing. Free of torch."""
+"""Log lines and messages that never end a run: its log may be on the disk that is failing. Free of torch."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -16,25 +17,30 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def start_logging(rank: int = 0, world: int = 1) -> None:
+    """Write the log of this process with time and level, and with its rank if it is one of several."""
+    where = f" [rank {rank}]" if world > 1 else ""
+    handler = _Handler()
+    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s{where} %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger = logging.getLogger("ablatrix")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+
+
 def say(text: str) -> None:
-    """One line to stdout, at once. Nothing happens where it cannot be written."""
+    """Print a line to stdout; nothing happens if it cannot be written."""
     with contextlib.suppress(OSError):
         print(visible(text), flush=True)
 
 
 def complain(text: str) -> None:
-    """One line to stderr, likewise."""
+    """Print a line to stderr; nothing happens if it cannot be written."""
     with contextlib.suppress(OSError):
         print(visible(text), file=sys.stderr, flush=True)
 
 
-def warn(text: str) -> None:
-    """A line to stderr about something that went wrong and was dealt with."""
-    complain(f"warning: {text}")
-
-
-def settle() -> None:
-    """Before the process exits: what could not be written is dropped, or Python would exit with code 120."""
+def flush_or_drop() -> None:
+    """Flush before the process exits; what cannot be written is dropped, or Python would exit with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -42,3 +48,19 @@ def settle() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Warnings and errors go to stderr, all else to stdout; what cannot be written is dropped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import socket
 import stat
@@ -22,7 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-from ablatrix.trainer.rundir.console import warn
+logger = logging.getLogger(__name__)
+
 
 T = TypeVar("T")
 
@@ -198,7 +200,7 @@ def retry(path: Path, action: Callable[[], T]) -> T:
             pause = next(pauses, None) if error.errno in TRANSIENT else None
             if pause is None:
                 raise
-            warn(f"{path}: {error.strerror}; trying again in {pause:g} s")
+            logger.warning(f"{path}: {error.strerror}; trying again in {pause:g} s")
         time.sleep(pause)
 
 
