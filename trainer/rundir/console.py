@@ -50,7 +50,7 @@ def flush_or_drop() -> None:
             os.close(nowhere)
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+class _Handler(logging.StreamHandler):
     """Warnings and errors go to stderr, all else to stdout; what cannot be written is dropped."""
 
     def emit(self, record: logging.LogRecord) -> None:
