@@ -35,12 +35,12 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
     """The distinct schedules of a plan, in its order. Cells whose rates are the same at all points share one."""
     found: dict[tuple[tuple[int, ...], tuple[float, ...]], list[Run]] = {}
     for run in {run.cell: run for run in reversed(runs)}.values():
-        settings = run_config.ours(run.config).trainer
+        settings = run_config.require_trainer(run.config).trainer
         steps = points(settings)
         rates = tuple(learning_rate(step, settings) for step in steps)
         found.setdefault((steps, rates), []).insert(0, run)
     made = [
-        Curve(tuple(run.cell for run in group), run_config.ours(group[0].config).trainer, steps, rates)
+        Curve(tuple(run.cell for run in group), run_config.require_trainer(group[0].config).trainer, steps, rates)
         for (steps, rates), group in found.items()
     ]
     order = list(dict.fromkeys(run.cell for run in runs))

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 
 from ablatrix.orchestrator.store import run_progress
-from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.experiment import Experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.rundir import loss_csv, run_files
@@ -18,7 +17,7 @@ SMOKE = "smoke"  # the study of the smoke test, in the study's folder
 
 def tokens(run: Run) -> int | None:
     """Training tokens of a run, None where they are not known."""
-    return run_config.tokens(run.config)
+    return run.config.tokens
 
 
 def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
@@ -33,7 +32,7 @@ def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> 
     return {
         run.cell: step * steps * share / 3600
         for run in runs
-        if (step := seconds[run.cell]) is not None and (steps := run_config.steps(run.config))
+        if (step := seconds[run.cell]) is not None and (steps := run.config.steps)
     }
 
 

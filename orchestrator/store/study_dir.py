@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from pydantic import Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
 
 from ablatrix.orchestrator.store import selected_cluster
-from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir import run_files
@@ -123,7 +122,7 @@ def create_study(
     record: dict[str, Any] = {"name": name, "file": str(file), "created": round(time.time(), 3), "features": features}
     if runs:
         config = runs[0].config
-        record |= {"info": run_config.info(config), "measure": run_config.measure(config).as_record()}
+        record |= {"info": config.about, "measure": config.measure.as_record()}
     record["runs"] = [
         {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
         for r in runs
@@ -170,7 +169,7 @@ def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
     make_folder(folder)
-    if any(not (folder / name).exists() for name in run_config.files(run.config, folder, run.cell)):
+    if any(not (folder / name).exists() for name in run.config.files(folder, run.cell)):
         _write_config(folder, run, origins)
     elif origins and not (folder / ORIGINS).exists():
         _write_origins(folder, run, origins)
@@ -184,7 +183,7 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
     for run in runs:
         folder = study.folder / run.id
         try:
-            files = run_config.files(run.config, folder, run.cell)
+            files = run.config.files(folder, run.cell)
             if any(read_text_strict(folder / name) != text for name, text in files.items()):
                 _write_config(folder, run, origins)
         except OSError as error:
@@ -194,7 +193,7 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
 def _write_config(folder: Path, run: Run, origins: Origins | None) -> None:
     if origins:
         _write_origins(folder, run, origins)
-    for name, text in run_config.files(run.config, folder, run.cell).items():
+    for name, text in run.config.files(folder, run.cell).items():
         atomic_write(folder / name, text, durable=False)
 
 

@@ -16,6 +16,7 @@ from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
 from ablatrix.orchestrator.study.command_settings import CommandKeys, Flags, Metrics
 from ablatrix.orchestrator.study.command_template import are_labelled
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.rundir import run_files
 
@@ -24,53 +25,53 @@ SETTINGS = "settings"  # in config.json
 
 @dataclass(frozen=True)
 class CommandConfig:
-    """What RunConfig is to our trainer: one resolved run. settings: dotted key -> value."""
+    """The resolved configuration of a run; see `run_config.Config`. settings: dotted key -> value."""
 
     settings: dict[str, Any]
     keys: CommandKeys
     seed: int = 0
-    info: dict[str, str] = field(default_factory=dict)  # what the study is about
+    about: dict[str, str] = field(default_factory=dict)
     stop_after: int = 0  # a smoke test ends at this step; 0: never
+    parameters: None = None
+    flops_per_token: None = None
 
     def fingerprint(self) -> str:
-        """First 8 hex digits of the SHA-256 of what decides the result: the command with its values, not its places."""
+        """Hash the command with its values, without its places."""
         style = self.keys.flags.style
-        told = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
+        passed = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
         seed = self.seed if style == "in-process" else None  # else it is in the command, or the command ignores it
         run = replace(self, settings={key: command_template.decisive(value) for key, value in self.settings.items()})
         values = run._values({name: f"{{{name}}}" for name in command_template.PLACES if name != "seed"})
         decisive = [run._render(self.keys.command or (), values), self._environment(values), self.keys.workdir]
-        text = json.dumps([*decisive, told, seed], sort_keys=True, separators=(",", ":"))
+        text = json.dumps([*decisive, passed, seed], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def with_seed(self, seed: int) -> CommandConfig:
         return replace(self, seed=seed)
 
     def shortened(self, steps: int) -> CommandConfig:
-        """The same run, ended after some steps."""
         return replace(self, stop_after=steps)
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole run, where `metrics.steps` says so."""
         return _whole(self._number(self.keys.metrics.steps if self.keys.metrics else None))
 
     @property
     def tokens(self) -> int | None:
-        """Training tokens of the whole run, where they are known."""
         per_step = self._number(self.keys.metrics.tokens_per_step if self.keys.metrics else None)
         return _whole(per_step * self.steps) if per_step and self.steps else None
 
     def files(self, folder: Path, cell: str) -> dict[str, str]:
-        """What the run's folder must hold: name -> content."""
         spec = self.spec(folder.absolute(), cell)
         settings = json.dumps(dotted.nest(self.settings), indent=1, ensure_ascii=False) + "\n"
         return {SPEC: json.dumps(spec, indent=1) + "\n", CONFIG_FILE: settings, run_files.CONFIG: self.to_json()}
 
     def to_json(self) -> str:
-        """config.json's text: what was asked for."""
+        return json.dumps(self.as_tree(), indent=2) + "\n"
+
+    def as_tree(self) -> dict[str, Any]:
         flags = self.keys.flags
-        record = {
+        return {
             "command": list(self.keys.command or ()),
             "resume_command": list(self.keys.resume_command) if self.keys.resume_command else None,
             "flags": flags.style if flags == Flags(style=flags.style) else flags.model_dump(),
@@ -79,10 +80,16 @@ class CommandConfig:
             "seed": self.seed,
             SETTINGS: dotted.nest(self.settings),
         }
-        return json.dumps(record, indent=2) + "\n"
+
+    def flat(self, folder: Path | None = None) -> dict[str, Any]:
+        rest = {key: value for key, value in self.as_tree().items() if key != SETTINGS}
+        return dotted.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in self.settings.items()}
+
+    def sharing_problems(self, slurm: SlurmSettings) -> list[str]:
+        return []  # `command_checks` refuses several processes
 
     def spec(self, folder: Path, cell: str) -> dict[str, Any]:
-        """What the job starts, every placeholder filled, and how it reads the numbers. folder: absolute."""
+        """Return what the job starts, placeholders filled, and how it reads the metrics. folder: absolute."""
         places = {
             "run_dir": str(folder),
             "study_dir": str(folder.parent),
@@ -99,7 +106,7 @@ class CommandConfig:
             "checkpoint": _placed(self.keys.checkpoint, values, folder) if self.keys.checkpoint else None,
             "env": self._environment(values),
             "workdir": os.path.abspath(expand_path(command_template.fill(self.keys.workdir, values))),
-            # ablatrix_run listens, and the script with it
+            # ablatrix_run in the script handles it
             "on_signal": "TERM" if self.keys.flags.style == "in-process" else self.keys.on_signal,
             "metrics": self._source(values, folder),
             "steps": self.steps,
@@ -135,15 +142,14 @@ class CommandConfig:
 
     @property
     def measure(self) -> Measure:
-        """What the runs are compared by."""
         return self.keys.metrics.measure if self.keys.metrics else COMMAND
 
-    def _number(self, told: float | str | None) -> float | None:
-        """A number of `metrics`, which may be a placeholder such as {max_iters}."""
-        if not isinstance(told, str):
-            return told
+    def _number(self, value: float | str | None) -> float | None:
+        """Return a number of `metrics`, which may be a placeholder such as {max_iters}; None if unknown."""
+        if not isinstance(value, str):
+            return value
         try:
-            return float(command_template.fill(told, self._values({})))
+            return float(command_template.fill(value, self._values({})))
         except (ValueError, KeyError):
             return None
 
@@ -153,5 +159,5 @@ def _whole(value: float | None) -> int | None:
 
 
 def _placed(path: str, values: dict[str, str], folder: Path) -> str:
-    """A path with its placeholders filled; a relative one is in the run's folder."""
+    """Return a path with its placeholders filled; a relative one is in the run's folder."""
     return str(folder / expand_path(command_template.fill(path, values)))

@@ -11,10 +11,8 @@ from ablatrix.orchestrator.study import dotted, run_config
 from ablatrix.orchestrator.study.experiment import Experiment, Loaded
 from ablatrix.orchestrator.study.extends import Overrides
 from ablatrix.orchestrator.study.run_config import Config
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.field_errors import spell
-from ablatrix.trainer.config.parallelism import share_problems
 from ablatrix.trainer.rundir.errors import ConfigError
 
 LONGEST_NAME = 80
@@ -137,8 +135,9 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         try:
             settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
             config = run_config.resolve(experiment, settings, vocab_size)
-            if isinstance(config, RunConfig):
-                _check_sharing(experiment.slurm, config)
+            problems = config.sharing_problems(experiment.slurm)
+            if problems:
+                raise ConfigError(problems)
             planned.append((cell, overrides, config))
         except ConfigError as error:
             for fault in error.problems:
@@ -150,7 +149,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     if problems:
         raise ConfigError(problems)
     return [
-        Run(cell.name, seed, cell.features, overrides, run_config.seeded(config, seed))
+        Run(cell.name, seed, cell.features, overrides, config.with_seed(seed))
         for cell, overrides, config in runs
         for seed in experiment.seed_list
     ]
@@ -178,24 +177,6 @@ def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tu
             f"and {winner.label} sets {undone}; leave the two out together with "
             f"`exclude: [[{level.label}, {winner.label}]]`, or make them levels of one feature",
         )
-
-
-def _check_sharing(settings: SlurmSettings, config: RunConfig) -> None:
-    """Raises ConfigError where the processes of a job cannot share this run."""
-    layout, shared = settings.layout, config.trainer.strategy != "single"
-    if not shared and max(settings.nodes, settings.processes_per_node or 1) > 1:
-        raise ConfigError(
-            [f"trainer.strategy: is single, but a job has {layout.world} processes; choose ddp, or leave out "
-             "slurm.nodes and slurm.processes_per_node"]
-        )  # fmt: skip
-    if shared and settings.runs_per_job > 1 and layout.world > 1:
-        raise ConfigError(
-            [f"trainer.strategy: {config.trainer.strategy} has all processes of a job share one run; leave out "
-             "slurm.runs_per_job"]
-        )  # fmt: skip
-    problems = share_problems(config, layout.world) if shared else []
-    if problems:
-        raise ConfigError(problems)
 
 
 def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:

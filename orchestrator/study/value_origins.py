@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ablatrix.models.config import SHORT_FORMS
-from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command_config import SETTINGS, CommandConfig
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.extends import Overrides
 from ablatrix.orchestrator.study.interpolation import vars_of
 from ablatrix.orchestrator.study.run_config import Config
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
-from ablatrix.trainer.config import RunConfig, keys, optimization
+from ablatrix.trainer.config import keys, optimization
 
 DEFAULT = "default"
 DERIVED = "derived from the others"
@@ -29,7 +26,7 @@ def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[st
     """Dotted key -> who set it, for every setting of the configuration of a cell, in order."""
     if isinstance(config, CommandConfig):
         return _of_command(loaded, features, config)
-    values = flat(config)
+    values = config.flat()
     places = _places(loaded, features)
     return {key: places.get(key) or _unset(loaded, key, field, values, places) for key, field in keys()}
 
@@ -51,22 +48,9 @@ def setter(places: Mapping[str, str], key: str) -> str:
 
 def _of_command(loaded: Loaded, features: tuple[str, ...], config: CommandConfig) -> dict[str, str]:
     places = _places(loaded, features)
-    keys = {key: loaded.tree.position((key.partition(".")[0],)) or DEFAULT for key in flat(config)}
+    keys = {key: loaded.tree.position((key.partition(".")[0],)) or DEFAULT for key in config.flat()}
     keys["seed"] = loaded.tree.position(("seeds",)) or "default of seeds"
     return keys | {f"{SETTINGS}.{key}": places[key] for key in config.settings}
-
-
-def flat(config: Config, folder: Path | None = None) -> Overrides:
-    """Dotted key -> value, in order. folder: the run's, where it is known."""
-    if isinstance(config, CommandConfig):
-        rest = {key: value for key, value in json.loads(config.to_json()).items() if key != SETTINGS}
-        return dotted.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in config.settings.items()}
-    values = _flat(config)
-    return values | {"system.work_dir": str(folder)} if folder else values
-
-
-def _flat(config: RunConfig) -> Overrides:
-    return {key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key, _ in keys()}
 
 
 def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:

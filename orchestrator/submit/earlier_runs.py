@@ -17,7 +17,6 @@ from typing import Any
 
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import run_folder
-from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.dotted import flatten
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.config import RunConfig, load, optimization, run_hash
@@ -127,7 +126,7 @@ def _compare(folder: Path, run: Run) -> Earlier | None:
         return _compare_unfinished(folder, run.config) if isinstance(run.config, RunConfig) else None
     if not isinstance(run.config, RunConfig):
         before = flatten(run_files.read_json(folder / run_files.CONFIG) or {})
-        now = flatten(run_config.as_tree(run.config))
+        now = flatten(run.config.as_tree())
         keys = sorted(before.keys() | now.keys())
         return Earlier(folder, {k: (before.get(k), now.get(k)) for k in keys if before.get(k) != now.get(k)}, None)
     try:

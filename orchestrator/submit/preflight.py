@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ablatrix.models.config import count_parameters, without_custom_components
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.study import exported_env, run_config
+from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight
@@ -133,7 +133,7 @@ def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         cells = [run for run in cells if len(run.features) == 1][:MOST_PROBED]
     if baseline is None or not cells:
         return
-    configs = [run_config.as_tree(run.config) for run in (baseline, *cells)]
+    configs = [run.config.as_tree() for run in (baseline, *cells)]
     try:
         reference, *others = json.loads(run_module("ablatrix.trainer.effect_check", text=json.dumps(configs)))
     except RunError as error:

@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ablatrix.orchestrator.status import cost
-from ablatrix.orchestrator.study import run_config, value_origins
+from ablatrix.orchestrator.study import value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.terminal import tables
@@ -32,8 +32,8 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
                 "cell": cell,
                 "overrides": "\n".join(f"{key}={spell(value)}" for key, value in first.overrides.items()) or "-",
                 "seeds": " ".join(str(run.seed) for run in members),
-                "parameters": _format(run_config.parameters(first.config), ","),
-                "FLOPs/token": _format(run_config.flops_per_token(first.config), ".3g"),
+                "parameters": _format(first.config.parameters, ","),
+                "FLOPs/token": _format(first.config.flops_per_token, ".3g"),
                 "tokens/run": _format(cost.tokens(first), ","),
                 "hours/run": f"{hours[cell]:.3g}" if cell in hours else "?" if hours else "",
                 "folder of the first": first.id,
@@ -48,7 +48,7 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
     root = Tree(Text(f"{loaded.experiment.name}: {len(runs)} runs in {folder}/, from {loaded.file}"))
     for cell, members in _by_cell(runs).items():
         first = members[0]
-        branch = root.add(Text(f"{cell} (parameters: {_format(run_config.parameters(first.config), ',')})"))
+        branch = root.add(Text(f"{cell} (parameters: {_format(first.config.parameters, ',')})"))
         set_by = value_origins.of_run(loaded, first.features, first.config)
         for key, value in first.overrides.items():
             branch.add(Text(f"{key}: {spell(value)}  ({value_origins.setter(set_by, key)})"))
@@ -72,10 +72,10 @@ def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
                 "seed": run.seed,
                 "features": list(run.features),
                 "overrides": run.overrides,
-                "parameters": run_config.parameters(run.config),
-                "flops_per_token": run_config.flops_per_token(run.config),
+                "parameters": run.config.parameters,
+                "flops_per_token": run.config.flops_per_token,
                 "tokens": cost.tokens(run),
-                "config": run_config.as_tree(run.config),
+                "config": run.config.as_tree(),
             }
             for run in runs
         ],

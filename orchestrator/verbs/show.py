@@ -10,7 +10,7 @@ from rich.console import Console
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import job_log, log_tail, study_dir
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.study import dotted, value_origins
+from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.terminal import printing, status_table
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
 from ablatrix.trainer.config.field_errors import spell
@@ -34,7 +34,7 @@ def _show_planned(options: Options, name: str | None, console: Console) -> None:
     chosen = plan.study.matching(name)[0].id if name else plan.runs[0].id
     run = next(run for run in plan.runs if run.id == chosen)
     console.print(f"{run.id}, as {plan.loaded.file} plans it")
-    _print_config(value_origins.flat(run.config, plan.folder / run.id), plan.value_origins(run), console)
+    _print_config(run.config.flat(plan.folder / run.id), plan.value_origins(run), console)
 
 
 def _show_run(study: Study, run: StudyRun, console: Console) -> None:

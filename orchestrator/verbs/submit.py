@@ -16,7 +16,6 @@ from ablatrix.orchestrator.status import cost, run_evidence, study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.study import run_config, value_origins
 from ablatrix.orchestrator.submit import earlier_runs, preflight, queueing, waves
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
@@ -90,11 +89,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
 def smoke_plan(plan: Plan) -> Plan:
     """Return a plan of every cell's first seed for a few steps: it shows in minutes what would fail after hours."""
     seed = plan.loaded.experiment.seed_list[0]
-    runs = [
-        replace(run, config=run_config.shortened(run.config, plan.options.smoke))
-        for run in plan.runs
-        if run.seed == seed
-    ]
+    runs = [replace(run, config=run.config.shortened(plan.options.smoke)) for run in plan.runs if run.seed == seed]
     options = replace(plan.options, rerun=(), wait=True)
     return Plan(plan.loaded, runs, plan.folder / cost.SMOKE, plan.launcher, options)
 
@@ -167,7 +162,7 @@ def _refuse_to_hide(plan: Plan) -> None:
 
 def _launch(plan: Plan, study: Study, selection: Selection, console: Console) -> None:
     """Claim the runs and queue them. What can fail before the claims fails before, so that none is left behind."""
-    own = code_snapshot.own_modules([value_origins.flat(run.config) for run in plan.runs])
+    own = code_snapshot.own_modules([run.config.flat() for run in plan.runs])
     code = queueing.take_snapshot(study, own)
     study_dir.remember_last(study.folder)
     _update_folders(plan, study, {state.run.id for state in selection.chosen})

@@ -256,7 +256,7 @@ def test_each_layer_wins_over_those_below_and_is_named(tmp_path: Path, key: str)
     loaded = layered(tmp_path)
     run = matrix.runs(loaded, lambda config: 100)[-1]
     assert run.cell == "all_on"
-    assert value_origins.flat(run.config)[key] == value
+    assert run.config.flat()[key] == value
     assert value_origins.of_run(loaded, run.features, run.config)[key].replace(f"{tmp_path}/", "") == place
 
 
@@ -279,7 +279,7 @@ def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) 
     assert value_origins.of_run(loaded, rope.features, rope.config)["model.positions"] == "model.rope"
     assert found["model.n_kv_head"] == "model.n_head"
     assert found["trainer.schedule"] == found["trainer.use_cosine"] == "default"
-    assert list(found) == list(value_origins.flat(run.config))
+    assert list(found) == list(run.config.flat())
 
 
 def test_origins_of_what_a_schedule_and_an_optimiser_fill_in(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ class TestInputs:
 
     def test_finished_runs(self, tmp_path: Path, corpus: Path) -> None:
         runs, study = make(tmp_path)
-        finish(study, 20, **fingerprints.of_inputs(run_config.ours(runs[0].config)))
+        finish(study, 20, **fingerprints.of_inputs(run_config.require_trainer(runs[0].config)))
         assert self.refused(tmp_path) == ""
         corpus.touch()
         assert self.refused(tmp_path) == ""

@@ -1,0 +1,76 @@
+"""The configuration of a run of our trainer, with what the orchestrator asks of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from ablatrix.models.config import count_parameters, flops_per_token
+from ablatrix.orchestrator.study.metric import NLL, Measure
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.trainer.config import RunConfig, keys, optimization
+from ablatrix.trainer.config.parallelism import share_problems
+from ablatrix.trainer.rundir import run_files
+
+
+class TrainerRunConfig(RunConfig):
+    """A resolved configuration of our trainer; see `run_config.Config`."""
+
+    def with_seed(self, seed: int) -> Self:
+        return self.model_copy(update={"system": self.system.model_copy(update={"seed": seed})})
+
+    def shortened(self, steps: int) -> Self:
+        update = {**optimization.shortened(self.trainer, steps), "log_interval": 1, "eval_tokens": 1}
+        return self.model_copy(update={"trainer": self.trainer.model_copy(update=update)})
+
+    def files(self, folder: Path, cell: str) -> dict[str, str]:
+        system = self.system.model_copy(update={"work_dir": str(folder)})
+        return {run_files.CONFIG: self.model_copy(update={"system": system}).to_json()}
+
+    def as_tree(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def flat(self, folder: Path | None = None) -> dict[str, Any]:
+        names = (key.partition(".") for key, _ in keys())
+        values = {f"{section}.{name}": getattr(getattr(self, section), name) for section, _, name in names}
+        return values | ({"system.work_dir": str(folder)} if folder else {})
+
+    @property
+    def about(self) -> dict[str, str]:
+        return {key: text for key, text in self.info.model_dump().items() if text}
+
+    @property
+    def measure(self) -> Measure:
+        return NLL
+
+    @property
+    def steps(self) -> int | None:
+        return self.trainer.max_iters
+
+    @property
+    def tokens(self) -> int | None:
+        return self.trainer.max_iters * self.trainer.batch_size * self.data.block_size
+
+    @property
+    def parameters(self) -> int | None:
+        return count_parameters(self.model)
+
+    @property
+    def flops_per_token(self) -> int | None:
+        return flops_per_token(self.model)
+
+    def sharing_problems(self, slurm: SlurmSettings) -> list[str]:
+        layout, strategy = slurm.layout, self.trainer.strategy
+        if strategy != "single":
+            if slurm.runs_per_job > 1 and layout.world > 1:
+                return [
+                    f"trainer.strategy: with {strategy} all processes of a job share one run; leave out "
+                    "slurm.runs_per_job"
+                ]
+            return share_problems(self, layout.world)
+        if max(slurm.nodes, slurm.processes_per_node or 1) > 1:
+            return [
+                f"trainer.strategy: is single, but a job has {layout.world} processes; choose ddp, or leave out "
+                "slurm.nodes and slurm.processes_per_node"
+            ]
+        return []
