@@ -18,11 +18,10 @@ import pytest
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import cache_builder, token_cache
-from ablatrix.trainer.data import shard_claims as claims_module
 from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.encoder import Encoder
-from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.data.shard_claims import Claims, Owner
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.rundir.errors import DataError, RunError
@@ -170,9 +169,9 @@ def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offl
         time.sleep(moment.uniform(0.2, 0.9))
         os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
-    claims = list(Cache.of(config_of(big), cache_dir).claims.glob("*/owner.json"))
-    owners = [json.loads(path.read_text()) for path in claims]
-    assert all(map(claims_module._died, owners))  # the dead are recognised, not waited for
+    claims = Cache.of(config_of(big), cache_dir).claims
+    owners = [Owner.model_validate_json(text) for path in claims.glob("*") if (text := path.read_text())]
+    assert all(owner.is_dead() for owner in owners)  # they are recognised, not waited for
     store = open_complete(config_of(big), cache_dir)
     assert content(store.folder) == content(open_complete(config_of(big), offline_cache).folder)
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
@@ -271,14 +270,14 @@ def test_a_cache_folder_that_cannot_be_made(corpus: Path, cache_dir: Path) -> No
 def test_one_claim_one_owner(tmp_path: Path) -> None:
     with Claims(tmp_path) as mine, Claims(tmp_path) as yours:
         assert mine.acquire("x") and not yours.acquire("x", take_over=True)
-        assert f"(process {os.getpid()})" in yours.owner("x")
+        assert f"(process {os.getpid()})" in yours.describe_owner("x")
         mine.release("x")
         assert yours.acquire("x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from ablatrix.trainer.data.shard_claims import Claims; "
+    code = "import sys, time; from pathlib import Path; from ablatrix.trainer.data.shard_claims import Claims, Owner; "
     code += "print(Claims(Path(sys.argv[1])).acquire('x'), flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert owner.stdout is not None and owner.stdout.readline() == b"True\n"
@@ -292,29 +291,30 @@ def test_the_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beats", [True, False])
 def test_the_claim_of_another_host_is_taken_when_its_heart_stops(tmp_path: Path, beats: bool) -> None:
-    (tmp_path / "x").mkdir()
     with Claims(tmp_path, stale=0.3) as claims:
         taken = False
         for beat in range(12):
             if beats or beat == 0:
-                owner = {"host": "far", "machine": "another one", "pid": 1, "born": "1", "beat": beat}
-                (tmp_path / "x" / "owner.json").write_text(json.dumps(owner))
+                owner = Owner(host="far", machine="another one", pid=1, born="1", token="other", beat=beat)
+                (tmp_path / "x").write_text(owner.model_dump_json())
             taken = taken or claims.acquire("x", take_over=True)
             time.sleep(0.05)
         assert taken is not beats
 
 
-def test_a_claim_without_an_owner_is_nobodys(tmp_path: Path) -> None:
-    """Claims come with their owner's name; a folder without one is what somebody's kill -9 left of an old one."""
-    (tmp_path / "x").mkdir()
-    with Claims(tmp_path) as claims:
-        assert claims.acquire("x")
+@pytest.mark.parametrize("old", [Path.touch, Path.mkdir], ids=["empty", "folder"])
+def test_a_claim_without_an_owner_becomes_stale(tmp_path: Path, old: Callable[[Path], None]) -> None:
+    """An empty file is left by a kill between making and writing it, a folder by an older version."""
+    old(tmp_path / "x")
+    with Claims(tmp_path, stale=0.0) as claims:
+        assert not claims.acquire("x", take_over=True)
+        assert claims.acquire("x", take_over=True)
 
 
 def test_a_claim_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
     with Claims(tmp_path, beat=0.01) as slow, Claims(tmp_path) as quick:
         assert slow.acquire("x")
-        assert quick._discard("x") and quick.acquire("x")  # as if the heart of the first had stopped for too long
+        assert quick._bury("x") and quick.acquire("x")  # as if the first had sent no heartbeat for too long
         time.sleep(0.05)
         slow.release("x")
         assert not slow.acquire("x") and quick._is_mine("x")
@@ -322,7 +322,7 @@ def test_a_claim_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
 
 def test_many_processes_one_winner(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from ablatrix.trainer.data.shard_claims import Claims; "
+        "import sys, time; from pathlib import Path; from ablatrix.trainer.data.shard_claims import Claims, Owner; "
         "sys.stdin.readline(); "
         "claims = Claims(Path(sys.argv[1])); print(sum(claims.acquire(str(k)) for k in range(200)), flush=True); "
         "sys.stdin.readline()"
@@ -345,7 +345,7 @@ def test_holders_show_that_they_live(tmp_path: Path) -> None:
         assert claims.acquire("x")
         seen = set()
         for _ in range(100):
-            seen.add((tmp_path / "x" / "owner.json").read_bytes())
+            seen.add((tmp_path / "x").read_bytes())
             if len(seen) > 3:
                 break
             time.sleep(0.02)

@@ -99,7 +99,7 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
         ("splits", r"more than the training split \(x_val_0.jsonl too\); give a pattern such as 'splits/\*train\*'"),
         ("nested", r"is a folder without .*it has inner/"),
         ("shards/*.csv", "no file matches"),
-        ("part-{0..3}.jsonl", "understood by shells only"),
+        ("part-{0..3}.jsonl", "only shells expand"),
         ([PARTS[0], PARTS[0]], "is listed twice"),
         ([PARTS[0], "shards/part-*"], "is listed twice"),
         (["whole.jsonl", "x.bin"], "both .bin files of token ids and files of text"),

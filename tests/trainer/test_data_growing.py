@@ -141,7 +141,7 @@ def test_the_same_documents_are_held_out(mixed: Path, cache_dir: Path, offline_c
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"test_size": 105}, "test_size is 105, but the file has only 68 documents; set it to at most 67"),
+        ({"test_size": 105}, "test_size is 105, but the corpus has only 68 documents; set it to at most 67"),
         ({"block_size": 100_000}, "the longest document has [0-9]+ tokens, but data.block_size 100000 needs 100001"),
         ({"text_key": "body"}, "no key 'body', but 'text', 'meta', 'n': set data.text_key"),
         ({"split": "test", "test_size": 0}, r"data.test_size is 0"),
@@ -234,7 +234,7 @@ def test_one_machine_does_not_run_more_workers_than_asked_for(mixed: Path, cache
     cache = Cache.of(config, cache_dir)
     cache_builder.prepare(cache)
     with cache_builder.Claims(cache.claims) as claims:
-        for place in cache_builder._places(1):
+        for place in cache_builder.worker_slots(1):
             assert claims.acquire(place)
         worker = cache_builder.start_worker(config, cache_dir, limit=1)
         assert worker.wait(timeout=30) == cache_builder.EXIT_ENOUGH

@@ -12,7 +12,6 @@ import pytest
 from ablatrix.orchestrator.report import output
 from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
 from ablatrix.trainer.data.shard_claims import Claims
-from ablatrix.trainer.data.token_cache import appearing
 from ablatrix.trainer.rundir import files, loss_csv, run_files
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.errors import AblatrixError
@@ -20,11 +19,6 @@ from ablatrix.trainer.rundir.events import append_event
 from tests.support.evidence import Tally
 
 KINDS = ("dangling link", "link to a file", "link to a folder", "hard link")
-
-
-def write_cache_file(path: Path) -> None:
-    with appearing(path) as file:
-        file.write(b"new\n")
 
 
 def take_claim(path: Path) -> None:
@@ -54,7 +48,6 @@ WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a truncated file": (lambda path: os.close(files.open_file(path, os.O_WRONLY | os.O_TRUNC)), "owner.new"),
     "a folder": (files.make_folder, "folder"),
     "a private folder": (files.make_private_folder, "submitit"),
-    "a file of the cache": (write_cache_file, "tokens.bin"),
     "a claim in the cache": (take_claim, "00001"),
     "an attempt": (lambda path: Attempt.take(path.parent), ".attempts"),
     "a queued attempt": (start_job, ".queue"),

@@ -134,7 +134,7 @@ class Place:
 
         config = DataConfig(file_path=str(self.corpus), tokenizer="sample", block_size=16, test_size=4)
         meta = cache_builder.build(config, self.cache, 1)
-        return {name: meta[name] for name in ("tokens_sha256", "documents", "fingerprint")}
+        return meta.model_dump(include={"tokens_sha256", "documents", "fingerprint"})
 
     def train(self, run_dir: Path) -> list[str]:
         """loss.csv of a run, its columns of clocks left out."""

@@ -1,19 +1,18 @@
-"""The lines of a corpus: their index, the text of each, and why some hold no document. Free of torch.
+"""Lines of a corpus: their index, the text of each, and why some hold no document. Free of torch.
 
 Lines end at b"\\n" and are numbered from 0; blank ones count. A line that cannot be a document is skipped for one of
-the reasons in `SKIPS`; the file as a whole is refused only where no document is left.
+the reasons in `SKIPS`; the corpus as a whole is refused only if no document is left.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ablatrix.trainer.data.decoders import CHUNK
+from ablatrix.trainer.data.decoders import CHUNK, TO_UTF8
 from ablatrix.trainer.data.formats import BOM
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.rundir.errors import DataError
@@ -28,8 +27,7 @@ SKIPS = {  # reason -> one such line, several
     "not_string": ("object whose text is not a string", "objects whose text is not a string"),
     "too_short": (f"document under {MIN_CHARACTERS} characters", f"documents under {MIN_CHARACTERS} characters"),
 }
-TO_UTF8 = "iconv -f WINDOWS-1252 -t UTF-8"
-LOOKED_AT = 1000  # lines that are read again to explain an error
+FIRST_LINES = 1000  # which are read again to explain an error
 EXPLAINED = ("not_utf8", "not_json", "not_object", "not_string")
 JSON_TYPES: dict[type, str] = {
     **{list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"},
@@ -38,9 +36,9 @@ JSON_TYPES: dict[type, str] = {
 
 
 def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: Callable[[int], object]) -> int:
-    """Find where lines start, in one pass over the file and in constant memory.
+    """Find where lines start, in one pass over the corpus and in constant memory.
 
-    write: called with arrays of offsets, in order: the start of every line, then the end of the file.
+    write: called with arrays of offsets, in order: the start of every line, then the end of the corpus.
     progress: called with the number of bytes read. Returns the number of lines.
     """
     size = lines = 0
@@ -59,23 +57,10 @@ def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: 
     return lines
 
 
-def fingerprint(source: Source, lengths: Iterator[np.ndarray], *salt: str) -> str:
-    """SHA-256 that tells corpora apart without reading all of a large one.
-
-    Over the length of every line, evenly spaced pieces of the file (all of it up to 64 MiB) and `salt`.
-    """
-    digest = hashlib.sha256("\0".join(salt).encode())
-    for part in lengths:
-        digest.update(part.tobytes())
-    for piece in source.sample():
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
-    """Return (text, "") of a line that is a document, else (None, reason), a key of SKIPS.
+    """Return (text, "") of a line that is a document, else (None, reason), the reason being a key of SKIPS.
 
-    A line may begin with a byte order mark, as the first one of each file that was joined.
+    A line may begin with a byte order mark, as the first line of each file does in concatenated files.
     """
     line = line.removeprefix(BOM).strip(b" \t\r\n")
     if not line:
@@ -106,15 +91,15 @@ class Lines:
         return len(self.starts) - 1
 
     def size(self, line: int) -> int:
-        """Bytes of a line. A text has no more bytes than its line, and no more tokens than bytes."""
+        """Return the bytes of a line, which its text's bytes and tokens do not exceed."""
         return int(self.starts[line + 1]) - int(self.starts[line])
 
     def raw(self, line: int) -> bytes:
-        """Return the bytes of a line."""
+        """Return a line's bytes."""
         return self.source.read(int(self.starts[line]), self.size(line))
 
     def text(self, line: int) -> tuple[str | None, str]:
-        """(text, "") or (None, reason) of one line."""
+        """Return `document_text` of a line."""
         return document_text(self.raw(line), self.text_key)
 
     def place(self, line: int) -> str:
@@ -126,23 +111,23 @@ class Lines:
         return f"{text} of {file.path.name}" if len(self.source.files) > 1 else text
 
     def explain(self, line: int, reason: str) -> str:
-        """Return where a skipped line is and what is wrong with it, for people."""
+        """Return where a skipped line is and what is wrong with it, for messages."""
         where, raw = self.place(line), self.raw(line).removeprefix(BOM).strip()
         try:
             record = json.loads(raw.decode())
         except UnicodeDecodeError as error:
             return f"{where}, byte {raw[error.start]:#04x}; if the whole file is Latin-1: {TO_UTF8}"
         except ValueError as error:
-            return f"{where}: {_json_fault(error, raw)}" if reason == "not_json" else where
+            return f"{where}: {_describe_json_error(error, raw)}" if reason == "not_json" else where
         if reason == "no_text_key":
             return f"{where}, which has {', '.join(map(repr, list(record)[:8])) or 'no key'}"
         if reason in ("not_object", "not_string"):
             value = record if reason == "not_object" else record[self.text_key]
-            return f"{where}, where it is {JSON_TYPES.get(type(value), 'something else')}{_cure(reason, value)}"
+            return f"{where}, where it is {JSON_TYPES[type(value)]}{_suggest_fix(reason, value)}"
         return where
 
 
-def _cure(reason: str, value: Any) -> str:
+def _suggest_fix(reason: str, value: Any) -> str:
     if reason == "not_object" and isinstance(value, str):
         return "; make objects of them: jq -c '{text: .}'"
     if reason == "not_string" and isinstance(value, dict) and "0" in value:
@@ -152,7 +137,7 @@ def _cure(reason: str, value: Any) -> str:
     return ""
 
 
-def _json_fault(error: Exception, raw: bytes) -> str:
+def _describe_json_error(error: Exception, raw: bytes) -> str:
     if raw.startswith((b"{'", b"{u'")):
         return "it is in Python's notation (single quotes), not JSON's"
     return f"{error.msg} (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else "cannot be read"
@@ -165,9 +150,9 @@ def count_skipped(reason: str, count: int) -> str:
 
 
 def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:
-    """Return a sentence about the lines that were left out, "" where all but blank ones were read.
+    """Return a sentence about the lines that were skipped, "" if only blank ones were.
 
-    lines: of the corpus. skipped: number by reason. first: what is known of the first one of each reason.
+    lines: of the corpus. skipped: number of lines by reason. first: description of the first one by reason.
     """
     reasons = {reason: count for reason, count in skipped.items() if reason != "blank"}
     if not reasons:
@@ -178,24 +163,24 @@ def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict
 
 
 def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
-    """Return the error for a corpus without a single document, with the reasons."""
+    """Return the error for a corpus without any document, with the reasons."""
     if not skipped:
         return DataError(f"{name}: the file is empty; it must hold one JSON object per line")
     reasons = ", ".join(count_skipped(reason, count) for reason, count in skipped.items())
     message = f"{name}: holds no document ({reasons})"
     if "no_text_key" in skipped:
-        message += f"; there is no key {text_key!r}, but {key_advice(lines, text_key)}"
+        message += f"; there is no key {text_key!r}, but {_suggest_key(lines, text_key)}"
     else:
         worst = max(skipped, key=lambda reason: skipped[reason])
-        line = next((k for k in range(min(len(lines), LOOKED_AT)) if lines.text(k)[1] == worst), None)
+        line = next((k for k in range(min(len(lines), FIRST_LINES)) if lines.text(k)[1] == worst), None)
         message += f"; {lines.explain(line, worst)}" if line is not None and worst in EXPLAINED else ""
     return DataError(message)
 
 
-def key_advice(lines: Lines, text_key: str) -> str:
-    """Return `'content', 'id': set data.text_key`: the keys that the first objects have, and what may be meant."""
+def _suggest_key(lines: Lines, text_key: str) -> str:
+    """Return `'content', 'id': set data.text_key`: the keys of the first objects, and the likely one."""
     seen: dict[str, Any] = {}
-    for line in range(min(len(lines), LOOKED_AT)):
+    for line in range(min(len(lines), FIRST_LINES)):
         try:
             record = json.loads(lines.raw(line).removeprefix(BOM).decode())
         except ValueError:

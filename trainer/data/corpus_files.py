@@ -1,4 +1,4 @@
-"""Find the files of a corpus: one file, a folder of shards, a pattern, or a list. Free of torch."""
+"""Files of a corpus: one file, a folder of shards, a pattern, or a list. Free of torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.rundir.errors import DataError
-from ablatrix.trainer.rundir.files import open_for_reading
 
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2", ".lzma")
-KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first that is there is taken
+KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first one found is taken
 FOREIGN = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".txt", ".zip", ".tar", ".npy", ".pkl")
 METADATA = (
     "dataset_info.json",
@@ -27,17 +26,14 @@ METADATA = (
 )
 TRAINING = re.compile(r"(^|[._-])train", re.IGNORECASE)
 OTHER_SPLIT = re.compile(r"(^|[._-])(val|valid|validation|dev|eval|test)([._-]|\d|$)", re.IGNORECASE)
-PIECE = 1 << 20  # bytes read at a time for a fingerprint
-SAMPLES = 64  # pieces of a corpus that its fingerprint looks at
 
 
 def find_files(config: DataConfig) -> tuple[Path, ...]:
     """Return the files of `data.file_path`: as listed, those of a folder or pattern sorted by name.
 
-    Raises DataError where there is none, or where one is listed twice.
+    Raises DataError if there is none, or if one is listed twice.
     """
-    given = config.file_path
-    entries = (given,) if isinstance(given, str) else given
+    entries = (config.file_path,) if isinstance(config.file_path, str) else config.file_path
     found = [path for entry in entries for path in _expand(entry)]
     if not found:
         raise DataError("data.file_path: missing; give the path of a JSONL file")
@@ -53,7 +49,7 @@ def find_files(config: DataConfig) -> tuple[Path, ...]:
 
 
 def describe_files(config: DataConfig, files: Sequence[Path]) -> str:
-    """Return the name of a corpus for messages."""
+    """Return the name of a corpus as messages show it."""
     if len(files) == 1:
         return str(files[0])
     return f"{config.file_path if isinstance(config.file_path, str) else files[0].parent} ({len(files)} files)"
@@ -65,7 +61,7 @@ def is_flat(path: Path) -> bool:
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """Return (size, mtime_ns) of a data file. Raises DataError where it does not exist or is a folder."""
+    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is no plain file."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -80,18 +76,6 @@ def file_stamp(path: Path) -> tuple[int, int]:
 def total_size(config: DataConfig) -> int:
     """Return the bytes of all files of a corpus. Raises DataError as `find_files` does."""
     return sum(file_stamp(path)[0] for path in find_files(config))
-
-
-def sample_file(path: Path, files: int = 1) -> Iterator[bytes]:
-    """Yield evenly spaced pieces of a file as it lies on the disk, all of a small one. files: that share SAMPLES."""
-    size, most = PIECE if files <= SAMPLES else PIECE // 16, max(1, SAMPLES // files)
-    try:
-        with open_for_reading(path, buffering=0) as file:
-            pieces = -(-os.fstat(file.fileno()).st_size // size)
-            for k in range(min(pieces, most)):
-                yield os.pread(file.fileno(), size, k * pieces // min(pieces, most) * size)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _expand(entry: str) -> list[Path]:
@@ -109,11 +93,11 @@ def _expand(entry: str) -> list[Path]:
 
 
 def _brace_hint(entry: str) -> str:
-    return "; {a..b} is understood by shells only, use * ? [0-9] or a list" if "{" in entry else ""
+    return "; only shells expand {a..b}, use * ? [0-9] or a list" if "{" in entry else ""
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Return the data files in a folder, sorted by name. Raises DataError where there is none."""
+    """Return the data files in a folder, sorted by name. Raises DataError if there is none."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -131,7 +115,7 @@ def _shards(folder: Path) -> list[Path]:
             f"data.file_path: {folder}: holds more than the training split ({', '.join(others[:3])} too); give a "
             f"pattern such as '{folder}/*train*'"
         )
-    # Nothing to read: what a converter or a hub left is told by the content of the first file
+    # No text: the content of the first file of another kind then tells what to do
     chosen = chosen or [entry for entry in names if _plain_suffix(entry) in FOREIGN][:1]
     if not chosen:
         there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
@@ -148,9 +132,9 @@ def _plain_suffix(path: Path) -> str:
 
 
 def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
-    """Return the error for a file that cannot be looked at: what is missing, and what it may have been meant to be."""
+    """Return the error for a file that cannot be read: what is missing, and the nearest existing name."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        reason = error.strerror if isinstance(error, OSError) else str(error)  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         return DataError(f"data.file_path: {str(path)!r}: cannot be read: {reason}")
     if path.is_symlink():
         return DataError(f"{path}: data.file_path is a link to {os.readlink(path)}, which does not exist")

@@ -1,4 +1,4 @@
-"""Decode what a corpus is wrapped in: compression, UTF-16, JSON arrays. Every layer is a stream over another one."""
+"""Decoders of the layers around a corpus: compression, UTF-16, JSON arrays. Every layer is a stream over another."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ COMPRESSED = {
     "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + k]) + b"\x2a\x4d\x18" for k in range(16))),  # skippable frames
 }
 LONGEST_WINDOW = 1 << 31  # of zstd --long=31
-ENCODINGS = ("utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be", "utf-32")
+TO_UTF8 = "iconv -f WINDOWS-1252 -t UTF-8"
 BLANKS = re.compile(r"[\s,]*")
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
 
 
 def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
-    """Return the stream inside a layer: a name in COMPRESSED or ENCODINGS, "cr" (line ends) or "values" (JSON)."""
+    """Return the stream inside a layer: a name in COMPRESSED, "utf-16", or "values" (JSON arrays and objects)."""
     if layer == "gzip":
         return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
     if layer == "xz":
@@ -41,20 +40,21 @@ def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
         return _buffered(bz2.BZ2File(stream))
     if layer == "zstd":
         return _buffered(_Pieces(_zstd_frames(stream, _zstd_decompressor(path))))
-    if layer == "cr":
-        return _buffered(_Pieces(raw.replace(b"\r", b"\n") for raw in _chunks(stream)))
     if layer == "values":
         return _buffered(_Pieces(_lines_of_values(stream)))
-    return _buffered(_Pieces(_utf8(stream, layer)))
+    return _buffered(_Pieces(_to_utf8(stream, layer)))
 
 
 @contextlib.contextmanager
 def explain_damage(path: Path) -> Iterator[None]:
-    """Turn a decoder's complaint into a DataError."""
+    """Turn a decoder's error into a DataError."""
     try:
         yield
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: its text is not {error.encoding.upper()} ({error.reason}); copy it again") from None
+        encoding, advice = error.encoding.upper(), "copy it again"
+        if encoding.startswith("UTF-8"):
+            advice = f"if it is Latin-1: {TO_UTF8}"
+        raise DataError(f"{path}: its text is not {encoding.removesuffix('-SIG')} ({error.reason}); {advice}") from None
     except (EOFError, zlib.error, lzma.LZMAError, _DamagedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
@@ -72,7 +72,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 class _DamagedError(Exception):
-    """A JSON array that cannot be read on."""
+    """A JSON array that ends too early or is not JSON."""
 
 
 class _Pieces(io.RawIOBase):
@@ -105,7 +105,7 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _zstd_decompressor(path: Path) -> Any:
-    """Raises UserError where the package is missing."""
+    """Return a decompressor. Raises UserError if the package is missing."""
     try:
         import zstandard
     except ImportError:
@@ -116,7 +116,7 @@ def _zstd_decompressor(path: Path) -> Any:
 
 
 def _zstd_frames(stream: BinaryIO, decompressor: Any) -> Iterator[bytes]:
-    """Decompress frame after frame. zstandard's own reader takes a file that is cut off for one that ends."""
+    """Decompress frame after frame. zstandard's own reader accepts a truncated file."""
     frame, begun, raw = decompressor.decompressobj(), False, b""
     while raw := raw or stream.read(CHUNK // 8):
         begun = True
@@ -129,7 +129,7 @@ def _zstd_frames(stream: BinaryIO, decompressor: Any) -> Iterator[bytes]:
         raise EOFError("the last frame is cut off")
 
 
-def _utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+def _to_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(encoding)()
     for raw in _chunks(stream):
         yield decoder.decode(raw).encode()
@@ -137,11 +137,11 @@ def _utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
 
 
 def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
-    """The elements of JSON arrays, and JSON values outside of arrays, as one line each; what is not UTF-8 stays so.
+    """Yield the elements of JSON arrays, and JSON values outside of arrays, as one line each.
 
-    Raises EOFError where the last one is cut off, _DamagedError for what is not JSON.
+    Raises EOFError if the last one is cut off, _DamagedError for what is not JSON.
     """
-    characters, decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), json.JSONDecoder()
+    characters, decoder = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
     buffer, at, inside, count = "", 0, False, 0
     lines: list[bytes] = []
     while True:
@@ -165,21 +165,14 @@ def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
                 buffer, at = buffer[at:] + more, 0
                 continue
             count += 1
-            lines.append(_line_of(value, buffer[at:end]))
+            lines.append(json.dumps(value).encode() + b"\n")
             at = end
     if inside:
         raise EOFError(f"its JSON array is not closed after element {count}")
 
 
-def _line_of(value: Any, text: str) -> bytes:
-    """Return a JSON value as a line: its own bytes, escaped by the decoder, where they are not UTF-8."""
-    if NOT_UTF8.search(text):
-        return text.replace("\n", " ").encode("utf-8", "surrogateescape") + b"\n"
-    return json.dumps(value).encode() + b"\n"
-
-
 def _read_text(stream: BinaryIO, decoder: codecs.IncrementalDecoder, size: int) -> str:
-    """Return some more text, "" at the end only."""
+    """Return more text, "" only at the end."""
     while raw := stream.read(size):
         if text := decoder.decode(raw):
             return text

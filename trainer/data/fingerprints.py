@@ -1,6 +1,8 @@
-"""Fingerprints of what a run reads, the corpus and the tokenizer, by which a change under the same name is noticed.
+"""Fingerprints of a run's corpus and tokenizer, by which a change of their content is detected.
 
-Cheap enough for every submit: of a large corpus only pieces are read. Free of torch and numpy.
+Two are recorded: `of_corpus` reads only pieces of a large corpus, so that every submit can afford it; `of_lines` also
+covers the length of every line and is computed when the corpus is indexed. Recorded values are compared with new ones:
+which pieces are read must not change. Free of torch.
 """
 
 from __future__ import annotations
@@ -8,20 +10,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ablatrix.trainer.config import DataConfig, RunConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files
-from ablatrix.trainer.rundir.errors import AblatrixError
-from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TOKENIZER
+from ablatrix.trainer.rundir.errors import AblatrixError, DataError
 from ablatrix.trainer.rundir.files import open_for_reading
-from ablatrix.trainer.rundir.recorded_inputs import CORPUS, DATA, TOKENIZER
+from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TOKENIZER
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PIECE = 1 << 20  # bytes
-PIECES = 64  # evenly spaced; a file up to 64 MiB is read whole
+PIECES = 64  # of a corpus, evenly spaced; up to 64 MiB are read whole
 
 
 def of_inputs(config: RunConfig) -> dict[str, str]:
@@ -39,7 +43,7 @@ def of_inputs(config: RunConfig) -> dict[str, str]:
 def of_corpus(data: DataConfig) -> str | None:
     """Return the fingerprint of a corpus: of its file, or of those of its files in their order. None if unreadable.
 
-    Raises DataError where the files cannot be found.
+    Raises DataError if the files cannot be found.
     """
     files = find_files(data)
     if len(files) == 1:
@@ -54,19 +58,40 @@ def of_file(path: Path, pieces: int = PIECES) -> str | None:
     Copying or touching a file does not change it; appending, replacing or rewriting it does.
     """
     try:
-        with open_for_reading(path, buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(f"{size} ".encode())
-            for start in _starts(size, pieces):
-                digest.update(os.pread(file.fileno(), PIECE, start))
-            return digest.hexdigest()
+        size = path.stat().st_size
+        starts: Sequence[int] = range(0, size, PIECE)
+        if len(starts) > pieces:
+            starts = [k * (size - PIECE) // (pieces - 1) for k in range(pieces)]
+        digest = hashlib.sha256(f"{size} ".encode())
+        for piece in _read(path, starts, PIECE):
+            digest.update(piece)
+        return digest.hexdigest()
     except (OSError, ValueError):
         return None
 
 
-def _starts(size: int, pieces: int) -> list[int]:
-    if size <= PIECE * pieces:
-        return list(range(0, size, PIECE))
-    return [k * (size - PIECE) // (pieces - 1) for k in range(pieces)]
+def of_lines(files: Sequence[Path], lengths: Iterable[np.ndarray], *salt: str) -> str:
+    """Return the SHA-256 of `salt`, of the length of every line and of pieces of the files.
+
+    Raises DataError if a file cannot be read.
+    """
+    digest = hashlib.sha256("\0".join(salt).encode())
+    for lengths_of_some in lengths:
+        digest.update(lengths_of_some.tobytes())
+    piece = PIECE if len(files) <= PIECES else PIECE // 16
+    most = max(1, PIECES // len(files))
+    for path in files:
+        try:
+            total = -(-path.stat().st_size // piece)
+            count = min(total, most)
+            for part in _read(path, [k * total // count * piece for k in range(count)], piece):
+                digest.update(part)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
+def _read(path: Path, starts: Iterable[int], size: int) -> Iterator[bytes]:
+    with open_for_reading(path, buffering=0) as file:
+        for start in starts:
+            yield os.pread(file.fileno(), size, start)

@@ -1,4 +1,4 @@
-"""Tell the format of a corpus file by its content: what is JSON lines, in which layers, and what is something else."""
+"""Formats of corpus files, detected by their content: JSON lines with the layers around them, or something else."""
 
 from __future__ import annotations
 
@@ -13,45 +13,31 @@ from ablatrix.trainer.data.decoders import COMPRESSED, explain_damage, unwrap
 from ablatrix.trainer.rundir.errors import DataError
 from ablatrix.trainer.rundir.files import open_for_reading
 
-HEAD = 1 << 16  # bytes that are looked at
+HEAD = 1 << 16  # bytes from which the format is detected
 MOST_LAYERS = 6
 BOM = b"\xef\xbb\xbf"
-BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins like UTF-16's
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 TO_JSONL = "python -c \"import pandas; pandas.{read}.to_json('x.jsonl', orient='records', lines=True)\""
 PARQUET = f"convert it: {TO_JSONL.format(read='read_parquet({file!r})')} (needs pip install pyarrow)"
 ARROW = "convert it: python -c \"from datasets import Dataset; Dataset.from_file({file!r}).to_json('x.jsonl')\""
 NUMPY = "if it holds token ids: python -c \"import numpy; numpy.load({file!r}).astype('uint16').tofile('x.bin')\""
-OBJECTS = "it is not loaded, since that can run code; write JSON lines in the program that made it"
-UNPACK = "unpack it ({command} {quoted}) and give the file inside"
+PICKLE = "it is not loaded, since that can run code; write JSON lines in the program that made it"
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, what it is, what to do
     (0, b"PAR1", "a Parquet file", PARQUET),
     (0, b"ARROW1", "an Arrow (Feather) file", f"convert it: {TO_JSONL.format(read='read_feather({file!r})')}"),
     (0, b"\xff\xff\xff\xff", "an Arrow stream, as `datasets` writes it", ARROW),
     (0, b"SQLite format 3\0", "an SQLite database", "export a table: sqlite3 -json {quoted} 'select text from TABLE'"),
     (0, b"\x93NUMPY", "a NumPy array", NUMPY),
-    (0, b"PK\x03\x04", "a ZIP archive (or a file of torch.save, numpy.savez or Excel)", UNPACK),
-    (257, b"ustar", "a tar archive", UNPACK),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
-    (0, b"Rar!", "a RAR archive", UNPACK),
-    (0, b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
-    (0, b"\x1f\x9d", "compressed with compress", UNPACK),
-    (0, b"LZIP", "compressed with lzip", UNPACK),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its texts as JSON lines"),
-    (0, b"Obj\x01", "an Avro file", "write its texts as JSON lines"),
-    (0, b"ORC", "an ORC file", "write its texts as JSON lines"),
-    (0, b"%PDF", "a PDF", "extract its text and write it as JSON lines"),
-    *((0, bytes([0x80, protocol]), "a Python pickle", OBJECTS) for protocol in range(2, 6)),
+    (
+        0,
+        b"PK\x03\x04",
+        "a ZIP archive (or a file of torch.save, numpy.savez or Excel)",
+        "unpack it (unzip {quoted}) and use the file inside",
+    ),
+    (257, b"ustar", "a tar archive", "unpack it (tar -xf {quoted}) and use the file inside"),
+    *((0, bytes([0x80, protocol]), "a Python pickle", PICKLE) for protocol in range(2, 6)),
 )
-COMMANDS = {b"PK\x03\x04": "unzip", b"ustar": "tar -xf", b"7z\xbc\xaf\x27\x1c": "7z x", b"Rar!": "unrar x"} | {
-    b"\x04\x22\x4d\x18": "lz4 -d",
-    b"\x1f\x9d": "gzip -d",
-    b"LZIP": "lzip -d",
-}
 LFS = "a Git LFS pointer, not the file itself; fetch that: git lfs install && git lfs pull"
 PAGE = "an {kind} page that begins with {begin}: a login or error page was saved instead of the data; download it again"
 LINES_TO_JSONL = (
@@ -69,18 +55,18 @@ class TextFile:
 
     @property
     def direct(self) -> bool:
-        """True if the file's bytes are the text, so that it can be read at any place."""
+        """True if the file's bytes are the text, so that any offset can be read directly."""
         return not self.layers
 
     def open_raw(self) -> BinaryIO:
-        """Return the file itself. Raises DataError where it cannot be read."""
+        """Open the file itself. Raises DataError if it cannot be read."""
         try:
             return open_for_reading(self.path, buffering=0)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def unwrapped(self, raw: BinaryIO) -> BinaryIO:
-        """Return the stream of the text in a file that `open_raw` gave, from its beginning."""
+        """Return the stream of the text in a file from `open_raw`, from its beginning."""
         raw.seek(0)
         for layer in self.layers:
             raw = unwrap(raw, layer, self.path)
@@ -88,14 +74,14 @@ class TextFile:
 
 
 def is_other(head: bytes) -> bool:
-    """True if these first bytes are certainly no token ids."""
+    """True if these first bytes certainly do not belong to a file of token ids."""
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"version h")):
         return True
     return any(len(magic) > 3 and head.startswith(magic, offset) for offset, magic, *_ in SIGNATURES)
 
 
 def detect(path: Path) -> TextFile:
-    """Return how a file is to be read, from its first bytes. Raises DataError for what is not JSON lines."""
+    """Return a file with its layers, detected from its first bytes. Raises DataError if it does not hold JSON lines."""
     file = TextFile(path)
     with file.open_raw() as raw:
         while True:
@@ -112,26 +98,18 @@ def detect(path: Path) -> TextFile:
 
 
 def find_layer(head: bytes) -> str:
-    """Return the layer that stands around the text, by its first bytes; "" where there is none."""
+    """Return the outermost layer around the text, detected from its first bytes; "" if there is none."""
     for name, magics in COMPRESSED.items():
         if head.startswith(magics):
             return name
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return encoding
+    if head.startswith(BYTE_ORDER_MARKS):
+        return "utf-16"
     text = head.removeprefix(BOM).lstrip()
-    if b"\0" in head[:4] and head[:4].strip(b"\0") and re.match(rb"\0*[\[{]", head):
-        encoding = json.detect_encoding(head)
-        return encoding if encoding.endswith(("le", "be")) else ""
-    if b"\n" not in head and re.search(rb"[}\]]\s*\r\s*[{\[]", head):
-        return "cr"
-    if re.match(rb"\[\s*[\[{\"\]]", text) or _spans_lines(text):
-        return "values"
-    return ""
+    return "values" if re.match(rb"\[\s*[\[{\"\]]", text) or _spans_lines(text) else ""
 
 
 def _spans_lines(text: bytes) -> bool:
-    """True if a JSON object begins here that goes on beyond its line, or is followed by a comma or another object."""
+    """True if a JSON object starts here that continues on the next line, or precedes a comma or another object."""
     first, newline, _ = text.partition(b"\n")
     if not text.startswith(b"{") or _is_json(first):
         return False
@@ -153,11 +131,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def describe_other(head: bytes, name: str) -> str:
-    """Return what a file is that holds no JSON lines, and what to do; "" where it may hold some. head: first bytes."""
+    """Return what a file is that holds no JSON lines, and what to do; "" if it may hold some. head: its first bytes."""
     places = {"file": name, "quoted": shlex.quote(name)}
     for offset, magic, what, advice in SIGNATURES:
         if head.startswith(magic, offset):
-            return f"{what}; {advice.format(command=COMMANDS.get(magic, ''), **places)}"
+            return f"{what}; {advice.format(**places)}"
     text = head.removeprefix(BOM).lstrip()
     if head and not head.strip(b"\0"):
         return "nothing but zero bytes: a download or copy that was never finished; fetch it again"
@@ -172,7 +150,7 @@ def describe_other(head: bytes, name: str) -> str:
     if b"\0" in head:
         return f"a binary file of an unknown kind (it begins with {head[:8].hex(' ')}); write its texts as JSON lines"
     if len(text) == HEAD and len(lines) == 1:
-        return ""  # the first line is longer than what was looked at
+        return ""  # the first line is longer than the head
     return _describe_text(lines, places)
 
 

@@ -1,4 +1,4 @@
-"""A corpus whose token cache is still being built: what is drawn is tokenised, and gives the same batches."""
+"""Token store of a corpus whose cache is still being built: tokenises what is drawn, and gives the same batches."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from ablatrix.trainer.data.token_store import CompleteStore, TokenStore, nothing
 from ablatrix.trainer.rundir.errors import RunError
 
 KEPT_BYTES = 128 << 20  # of documents that were tokenised when they were drawn
+ENTRY_BYTES = 256  # an array object and its place in a dictionary
 OPEN_SHARDS = 64
-LOOK_SECONDS = 2.0  # between two looks at how far the cache is
-RESTART_SECONDS = 60.0  # between two attempts to have workers, where other runs of the job had them
+LOOK_SECONDS = 2.0  # between two looks at the state of the cache
+RESTART_SECONDS = 60.0  # between two attempts to start workers, if other runs of the job had them
 
 
 class GrowingStore(TokenStore):
-    """Tokenises what is drawn and keeps it; reads finished shards, and the complete cache once it is there.
+    """Reads finished shards, tokenises and keeps what is not in one, and reads the cache once it is complete.
 
-    n_documents and skipped tell what is known so far. Safe between threads.
+    n_documents and skipped count what is known so far. Safe between threads.
     """
 
     def __init__(self, cache: Cache, start_workers: Callable[[], list[Popen[bytes]]] | None = None) -> None:
-        """start_workers: starts the processes that go on with the cache; they end with this store. None: nobody."""
+        """start_workers: starts the processes that complete the cache; they end with this store."""
         index = cache.index()
         self.name, self.folder, self.vocab_size = cache.name, cache.folder, cache.tokenizer.vocab_size
-        self.n_lines, self.fingerprint, self.dtype = index["lines"], index["fingerprint"], cache.dtype
+        self.n_lines, self.fingerprint, self.dtype = index.lines, index.fingerprint, cache.dtype
         self.n_documents, self.skipped, self.first_skipped = self.n_lines, {}, {}
         self._cache, self._lines, self._encoder = cache, cache.lines(), Encoder(cache.tokenizer)
-        self._shard_bytes: int = index["shard_bytes"]
+        self._shard_bytes = index.shard_bytes
         self._kept, self._shards = _Kept(), _Shards(cache, self._lines)
         self._whole: CompleteStore | None = None
         self._looked = -LOOK_SECONDS
@@ -51,17 +52,16 @@ class GrowingStore(TokenStore):
 
     @property
     def complete(self) -> bool:
-        """Whether the cache has been completed meanwhile."""
         return self._look() is not None
 
     @property
     def tokens(self) -> np.ndarray:
-        """(n_tokens,) all ids. Raises RunError while the cache is not complete."""
+        """All ids (n_tokens,). Raises RunError before the cache is complete."""
         return self._completed().tokens
 
     @property
     def offsets(self) -> np.ndarray:
-        """(n_lines + 1,) int64. Raises RunError while the cache is not complete."""
+        """Offsets (n_lines + 1,) int64. Raises RunError before the cache is complete."""
         return self._completed().offsets
 
     def _completed(self) -> CompleteStore:
@@ -71,45 +71,29 @@ class GrowingStore(TokenStore):
         return whole
 
     def accepted(self, lines: np.ndarray, length: int) -> Iterator[tuple[int, int]]:
-        """As the complete cache does, one line after the other: only what is asked for is tokenised."""
         whole = self._look()
         if whole is not None:
             yield from whole.accepted(lines, length)
             return
-        for k, line in enumerate(lines.tolist()):
+        for k, line in enumerate(lines.tolist()):  # one after the other: only what is asked for is tokenised
             if self._lines.size(line) >= length:  # a token is a byte at least
                 count = self.count(line)
                 if count >= length:
                     yield k, count
 
     def count(self, line: int) -> int:
-        """Number of tokens of a line."""
-        whole = self._look()
-        if whole is not None:
-            return whole.count(line)
-        kept = self._kept.get(line)
-        if kept is None:
-            shard = self._shards.open(self._shard_of(line))
-            if shard is not None:
-                return shard.count(line)
-            kept = self._tokenise(line)
-        return len(kept)
+        return self._find(line).count(line)
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a line."""
-        whole = self._look()
-        if whole is not None:
-            return whole.read(line, start, stop)
-        kept = self._kept.get(line)
-        if kept is None:
-            shard = self._shards.open(self._shard_of(line))
-            if shard is not None:
-                return shard.read(line, start, stop)
-            kept = self._tokenise(line)
-        return kept[start:stop]
+        return self._find(line).read(line, start, stop)
+
+    def _find(self, line: int) -> CompleteStore | _Shard | _Document:
+        """Return what holds the tokens of a line; tokenise it if nothing does."""
+        shard_number = int(self._lines.starts[line]) // self._shard_bytes
+        return self._look() or self._kept.get(line) or self._shards.open(shard_number) or self._tokenise(line)
 
     def first_held_out(self, test_size: int) -> int:
-        """As the complete cache does, reading the file from its end; one document more, to know that it is there."""
+        """As `CompleteStore.first_held_out`, by reading the corpus from its end, up to one document more."""
         found = self._held_out.get(test_size)
         if found is not None:
             return found
@@ -129,18 +113,14 @@ class GrowingStore(TokenStore):
         raise nothing_left(self.name, test_size, documents)
 
     def require(self, lines: range, length: int) -> None:
-        """Raises DataError unless one of these lines has `length` tokens; the first ones nearly always tell."""
         longest = 0
-        for line in lines:
+        for line in lines:  # the first few nearly always suffice
             longest = max(longest, self.count(line) if self._lines.size(line) >= min(length, longest + 1) else 0)
             if longest >= length:
                 return
         raise too_short(self.name, longest, length)
 
-    def _shard_of(self, line: int) -> int:
-        return int(self._lines.starts[line]) // self._shard_bytes
-
-    def _tokenise(self, line: int) -> np.ndarray:
+    def _tokenise(self, line: int) -> _Document:
         text, reason = self._lines.text(line)
         if text is None:
             with self._lock:
@@ -151,11 +131,10 @@ class GrowingStore(TokenStore):
             tokens = np.zeros(0, dtype=self.dtype)
         else:
             tokens = self._encoder.encode(text)
-        self._kept.put(line, tokens)
-        return tokens
+        return self._kept.put(line, tokens)
 
     def _look(self) -> CompleteStore | None:
-        """The complete cache, if it is there; looks at the disk now and then only."""
+        """Return the complete cache if it exists; looks at the disk every LOOK_SECONDS only."""
         if self._whole is None and time.monotonic() - self._looked >= LOOK_SECONDS:
             with self._lock:
                 self._looked = time.monotonic()
@@ -173,29 +152,43 @@ class GrowingStore(TokenStore):
         return self._whole
 
 
+class _Document:
+    """The tokens of one line, in memory."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def count(self, line: int) -> int:
+        return len(self.tokens)
+
+    def read(self, line: int, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+
 class _Kept:
     """The documents tokenised last, up to KEPT_BYTES."""
 
     def __init__(self) -> None:
-        self._documents: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._documents: OrderedDict[int, _Document] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, line: int) -> np.ndarray | None:
+    def get(self, line: int) -> _Document | None:
         with self._lock:
-            tokens = self._documents.get(line)
-            if tokens is not None:
+            document = self._documents.get(line)
+            if document is not None:
                 self._documents.move_to_end(line)
-            return tokens
+            return document
 
-    def put(self, line: int, tokens: np.ndarray) -> None:
+    def put(self, line: int, tokens: np.ndarray) -> _Document:
         with self._lock:
-            if line in self._documents:
-                return
-            self._documents[line] = tokens
-            self._bytes += _weight(tokens)
+            if line not in self._documents:
+                self._documents[line] = _Document(tokens)
+                self._bytes += tokens.nbytes + ENTRY_BYTES
+            document = self._documents[line]
             while self._bytes > KEPT_BYTES and len(self._documents) > 1:
-                self._bytes -= _weight(self._documents.popitem(last=False)[1])
+                self._bytes -= self._documents.popitem(last=False)[1].tokens.nbytes + ENTRY_BYTES
+            return document
 
     def clear(self) -> None:
         with self._lock:
@@ -203,12 +196,8 @@ class _Kept:
             self._bytes = 0
 
 
-def _weight(tokens: np.ndarray) -> int:
-    return tokens.nbytes + 256  # the array object and its place in the dictionary
-
-
 class _Shard:
-    """One finished shard, open for reading."""
+    """A finished shard, open for reading."""
 
     def __init__(self, cache: Cache, lines: range, number: int) -> None:
         self._first, self._dtype = lines.start, cache.dtype
@@ -235,12 +224,12 @@ class _Shards:
         self._lock = threading.Lock()
 
     def look(self) -> None:
-        """See which ones are there now."""
-        with contextlib.suppress(FileNotFoundError):  # joined: the complete cache is next to be seen
+        """Update which shards are finished."""
+        with contextlib.suppress(FileNotFoundError):  # joined: the cache will be complete
             self._done = self._cache.shards_done()
 
     def open(self, number: int) -> _Shard | None:
-        """A shard, None while it is not finished."""
+        """Return a shard, None if it is not finished."""
         with self._lock:
             shard = self._open.pop(number, None)
             if shard is None and number in self._done:
@@ -262,13 +251,13 @@ class _Builders:
         self._started = -RESTART_SECONDS
 
     def look(self) -> None:
-        """Start workers where there are none; tell about one that failed, and do without from then on."""
+        """Start workers if there are none; if one has failed, report it and start no more."""
         for worker in [worker for worker in self._workers if worker.poll() is not None]:
             self._workers.remove(worker)
-            complaint = worker.stderr.read().decode("utf-8", "replace").strip() if worker.stderr else ""
+            message = worker.stderr.read().decode("utf-8", "replace").strip() if worker.stderr else ""
             cache_builder.stop_worker(worker)
             if worker.returncode not in (0, cache_builder.EXIT_ENOUGH):
-                reason = complaint.splitlines()[-1] if complaint else f"exit code {worker.returncode}"
+                reason = message.splitlines()[-1] if message else f"exit code {worker.returncode}"
                 print(f"{self._name}: this job builds no token cache: {reason}", file=sys.stderr, flush=True)
                 self._start = None
         if self._start is not None and not self._workers and time.monotonic() - self._started > RESTART_SECONDS:
@@ -276,7 +265,7 @@ class _Builders:
             self._workers = self._start()
 
     def stop(self) -> None:
-        """End them all."""
+        """End all workers."""
         self._start = None
         for worker in self._workers:
             cache_builder.stop_worker(worker)

@@ -1,4 +1,4 @@
-"""The text of a corpus as one run of bytes: the lines of all its files, one file after the other. Free of torch."""
+"""Text of a corpus as one sequence of bytes: the lines of all its files, one file after the other. Free of torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
-from ablatrix.trainer.data.corpus_files import sample_file
 from ablatrix.trainer.data.decoders import CHUNK, explain_damage
 from ablatrix.trainer.data.formats import TextFile
 
 OPEN_FILES = 64
+
+
+def read_at(descriptor: int, size: int, start: int) -> bytes:
+    """Return `size` bytes from `start`, fewer only at the end of the file: one call of pread returns 2 GiB at most."""
+    data = os.pread(descriptor, size, start)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
+        data += more
+    return data
 
 
 class Source:
@@ -32,7 +39,7 @@ class Source:
         self._part(0)
 
     def read(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`; fewer at the end of the corpus only."""
+        """Return `size` bytes from `start`, fewer only at the end of the corpus."""
         pieces: list[bytes] = []
         while size > 0:
             k = bisect_right(self.starts, start) - 1
@@ -43,11 +50,11 @@ class Source:
             elif k + 1 == len(self.files):
                 break
             else:
-                self._advance(k)
+                self._find_next_start(k)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _advance(self, k: int) -> None:
-        """Note where the file after the k-th one starts."""
+    def _find_next_start(self, k: int) -> None:
+        """Record where the file after the k-th one starts."""
         size = self._part(k).size()
         with self._lock:
             if len(self.starts) == k + 1:
@@ -61,16 +68,11 @@ class Source:
                 part = (_Direct if file.direct else _Stream)(file, last=k + 1 == len(self.files))
             self._open[k] = part
             if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)  # closed when no thread reads it any more
+                self._open.popitem(last=False)  # closed once no thread reads it
             return part
 
-    def sample(self) -> Iterator[bytes]:
-        """Yield evenly spaced pieces of the files as they lie on the disk; all of a small corpus."""
-        for file in self.files:
-            yield from sample_file(file.path, len(self.files))
-
     def locate(self, offset: int) -> int:
-        """Return the number of the file that holds this byte."""
+        """Return the index of the file that holds this byte."""
         return bisect_right(self.starts, offset) - 1
 
     def close(self) -> None:
@@ -94,17 +96,11 @@ class _Direct:
     def read(self, start: int, size: int) -> bytes:
         if self._end and start >= self._bytes:
             return self._end[start - self._bytes :]
-        data = os.pread(self.file.fileno(), size, start)
-        while len(data) < size:  # one call gives 2 GiB at most, and less on some file systems
-            more = os.pread(self.file.fileno(), size - len(data), start + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return read_at(self.file.fileno(), size, start)
 
 
 class _Stream:
-    """A file whose text has to be decoded from its beginning."""
+    """A file whose text must be decoded from its beginning."""
 
     def __init__(self, file: TextFile, last: bool) -> None:
         self.file = file.open_raw()

@@ -1,7 +1,7 @@
-"""Where batches get their tokens from, by line number of the corpus.
+"""Tokens of a corpus by line number: the interface that batches are drawn from, and the complete token cache.
 
-A complete token cache here, one that is still being built (growing.py), or a flat file of tokens (flatfile.py). All
-answer alike, so that a batch does not depend on which one it came from.
+Other implementations: a cache that is still being built (on_the_fly), flat files of token ids (flat_bin). A batch does
+not depend on which one it comes from.
 """
 
 from __future__ import annotations
@@ -11,23 +11,49 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
+from pydantic import BaseModel
 
+from ablatrix.trainer.data.text_source import read_at
 from ablatrix.trainer.rundir.errors import DataError
 
 SCAN = 1 << 20  # lines looked at in one go
 
 
-class TokenStore(ABC):
-    """The tokens of a corpus, by line number; lines that are no document have none.
+class Meta(BaseModel):
+    """meta.json of a complete token cache."""
 
-    vocab_size, n_lines, n_documents; skipped: lines left out, by reason; first_skipped: what is known of the first one
-    of each reason; fingerprint: SHA-256 that tells what was read.
+    format: int
+    source: str  # the corpus, for messages
+    size: int
+    mtime_ns: int
+    text_key: str
+    tokenizer: str
+    tokenizer_sha256: str
+    vocab_size: int
+    dtype: str
+    lines: int
+    documents: int
+    tokens: int
+    longest: int
+    skipped: dict[str, int]  # lines by reason
+    first_skipped: dict[str, str] = {}  # where the first line of each reason is, and what is wrong with it
+    fingerprint: str
+    tokens_sha256: str
+    offsets_bytes: int
+    created: str
+
+
+class TokenStore(ABC):
+    """The tokens of a corpus, by line number; lines that hold no document have none.
+
+    skipped: number of skipped lines by reason; first_skipped: description of the first one by reason; fingerprint:
+    SHA-256 of what was read (see trainer.data.fingerprints).
     """
 
-    name: str  # of the data file, for people
+    name: str  # of the corpus, for messages
     vocab_size: int
     n_lines: int
     n_documents: int
@@ -38,42 +64,42 @@ class TokenStore(ABC):
 
     @property
     def complete(self) -> bool:
-        """Whether `tokens` and `offsets` are there."""
+        """True if `tokens` and `offsets` are available."""
         return True
 
     @property
     @abstractmethod
     def tokens(self) -> np.ndarray:
-        """(n_tokens,) all ids, one document after the other: a memmap. Touched pages count as this process's memory."""
+        """All ids (n_tokens,), one document after the other: a memmap. Touched pages count as this process's memory."""
 
     @property
     @abstractmethod
     def offsets(self) -> np.ndarray:
-        """(n_lines + 1,) int64: line i is tokens[offsets[i]:offsets[i + 1]]."""
+        """Offsets (n_lines + 1,) int64: line i is tokens[offsets[i]:offsets[i + 1]]."""
 
     @abstractmethod
     def accepted(self, lines: np.ndarray, length: int) -> Iterator[tuple[int, int]]:
-        """(k, tokens of lines[k]) of the lines that have at least `length` tokens, in order."""
+        """Yield (k, number of tokens of lines[k]) for the lines that have at least `length` tokens, in order."""
 
     @abstractmethod
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a line."""
+        """Return tokens [start, stop) of a line."""
 
     @abstractmethod
     def count(self, line: int) -> int:
-        """Number of tokens of a line."""
+        """Return the number of tokens of a line."""
 
     def document(self, line: int) -> np.ndarray:
-        """All tokens of a line."""
+        """Return all tokens of a line."""
         return self.read(line, 0, self.count(line))
 
     @abstractmethod
     def first_held_out(self, test_size: int) -> int:
-        """The line at which the last `test_size` documents begin. Raises DataError where no other is left."""
+        """Return the line at which the last `test_size` documents begin. Raises DataError if no other is left."""
 
     @abstractmethod
     def require(self, lines: range, length: int) -> None:
-        """Raises DataError unless one of these lines has `length` tokens."""
+        """Raise DataError unless one of these lines has `length` tokens."""
 
 
 class CompleteStore(TokenStore):
@@ -82,43 +108,38 @@ class CompleteStore(TokenStore):
     _offsets: np.ndarray
     _file: BinaryIO
 
-    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
-        self.folder, self.name = folder, meta["source"]
-        self.vocab_size, self.n_lines, self.n_documents = meta["vocab_size"], meta["lines"], meta["documents"]
-        self.skipped, self.fingerprint = meta["skipped"], meta["fingerprint"]
-        self.first_skipped = meta.get("first_skipped", {})
-        self.dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    def __init__(self, folder: Path, meta: Meta) -> None:
+        self.folder, self.name = folder, meta.source
+        self.vocab_size, self.n_lines, self.n_documents = meta.vocab_size, meta.lines, meta.documents
+        self.skipped, self.first_skipped = meta.skipped, meta.first_skipped
+        self.fingerprint = meta.fingerprint
+        self.dtype = np.dtype(meta.dtype).newbyteorder("<")
         self._path = folder / "tokens.bin"
         self._offsets = _map_offsets(folder / "offsets.npy", self.n_lines)
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the store
 
     @property
     def tokens(self) -> np.ndarray:
-        """(n_tokens,) all ids."""
         return np.memmap(self._path, dtype=self.dtype, mode="r")
 
     @property
     def offsets(self) -> np.ndarray:
-        """(n_lines + 1,) int64."""
         return self._offsets
 
     def accepted(self, lines: np.ndarray, length: int) -> Iterator[tuple[int, int]]:
-        """(k, tokens of lines[k]) of the lines that are long enough."""
         counts = self._offsets[lines + 1] - self._offsets[lines]
         which = np.flatnonzero(counts >= length)
         return zip(which.tolist(), counts[which].tolist(), strict=True)
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a line, read from the file: memory does not grow with the corpus."""
+        # from the file instead of the memmap: memory does not grow with the corpus
         begin = int(self._offsets[line]) + start
         return read_tokens(self._file.fileno(), begin, stop - start, self.dtype)
 
     def count(self, line: int) -> int:
-        """Number of tokens of a line."""
         return int(self._offsets[line + 1] - self._offsets[line])
 
     def first_held_out(self, test_size: int) -> int:
-        """The line at which the last `test_size` documents begin. Raises DataError where no other is left."""
         if test_size >= self.n_documents:
             raise nothing_left(self.name, test_size, self.n_documents)
         stop, missing = self.n_lines, test_size
@@ -131,7 +152,6 @@ class CompleteStore(TokenStore):
         return self.n_lines
 
     def require(self, lines: range, length: int) -> None:
-        """Raises DataError unless one of these lines has `length` tokens."""
         longest = 0
         for start in range(lines.start, lines.stop, SCAN):
             stop = min(lines.stop, start + SCAN)
@@ -141,15 +161,15 @@ class CompleteStore(TokenStore):
         raise too_short(self.name, longest, length)
 
 
-def write_offsets_header(file: BinaryIO, n_lines: int) -> None:
-    """The beginning of an offsets.npy; int64 numbers follow, one more than lines."""
+def write_offsets_header(file: IO[bytes], n_lines: int) -> None:
+    """Write the beginning of an offsets.npy; n_lines + 1 int64 follow."""
     np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (n_lines + 1,)})
 
 
 def offsets_start(path: Path, n_lines: int) -> int | None:
-    """Where the numbers of an offsets.npy of so many lines start, in bytes; None where the file is not one.
+    """Return the byte at which the numbers of an offsets.npy start, None if the file is not one of `n_lines` lines.
 
-    Its header is compared, not understood: one that somebody else wrote may ask for objects, or for any size.
+    The header is compared instead of parsed: a forged one may ask for objects, or for any size.
     """
     header = io.BytesIO()
     write_offsets_header(header, n_lines)
@@ -160,26 +180,24 @@ def offsets_start(path: Path, n_lines: int) -> int | None:
 
 
 def _map_offsets(path: Path, n_lines: int) -> np.ndarray:
-    """(n_lines + 1,) int64, not read yet. Raises DataError where the file is not one of offsets."""
+    """Map the offsets (n_lines + 1,) int64. Raises DataError if the file is damaged."""
     start = offsets_start(path, n_lines)
     if start is None:
-        raise DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again, to make it anew")
+        raise DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again to rebuild it")
     return np.memmap(path, dtype="<i8", mode="r", offset=start, shape=(n_lines + 1,))
 
 
 def read_tokens(descriptor: int, start: int, count: int, dtype: np.dtype[Any], skip: int = 0) -> np.ndarray:
-    """`count` tokens from the `start`-th of a file that begins with `skip` other bytes."""
-    data = os.pread(descriptor, count * dtype.itemsize, skip + start * dtype.itemsize)
-    while len(data) < count * dtype.itemsize:  # one call gives 2 GiB at most
-        more = os.pread(descriptor, count * dtype.itemsize - len(data), skip + start * dtype.itemsize + len(data))
-        if not more:
-            raise DataError("the token cache was cut off while it was in use; start the run again")
-        data += more
+    """Return `count` tokens from the `start`-th of a file whose tokens begin after `skip` bytes."""
+    size = count * dtype.itemsize
+    data = read_at(descriptor, size, skip + start * dtype.itemsize)
+    if len(data) < size:
+        raise DataError("the token cache was truncated while it was in use; start the run again")
     return np.frombuffer(data, dtype=dtype)
 
 
 def too_short(name: str, longest: int, length: int) -> DataError:
-    """The error for a split in which no document fills a window of `length` tokens."""
+    """Return the error for a split in which no document fills a window of `length` tokens."""
     return DataError(
         f"{name}: the longest document has {longest} tokens, but data.block_size {length - 1} needs {length}; "
         f"set data.block_size to at most {max(longest - 1, 1)}"
@@ -187,8 +205,8 @@ def too_short(name: str, longest: int, length: int) -> DataError:
 
 
 def nothing_left(name: str, test_size: int, documents: int) -> DataError:
-    """The error for a corpus whose documents are all held out."""
+    """Return the error for a corpus whose documents are all held out."""
     return DataError(
-        f"{name}: data.test_size is {test_size}, but the file has only {documents} documents; "
+        f"{name}: data.test_size is {test_size}, but the corpus has only {documents} documents; "
         f"set it to at most {documents - 1}"
     )

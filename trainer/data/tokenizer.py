@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablatrix.trainer.config.tokenizer_names import canonical
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
-from ablatrix.trainer.rundir.program import program
 from ablatrix.trainer.rundir.files import owner_name
-from ablatrix.trainer.config.tokenizer_names import canonical
+from ablatrix.trainer.rundir.program import program
 
 if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
@@ -41,8 +41,6 @@ class TokenizerInfo:
     vocab_size: int
     sha256: str
     bulk: str = "tokenizers"
-
-
 
 
 def safe_folder(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ablatrix.trainer.config import tokenizer_names
 import argparse
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ablatrix.trainer.config import DataConfig, SystemConfig
+from ablatrix.trainer.config import DataConfig, SystemConfig, tokenizer_names
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.data import cache_builder, embedded_sample, hub
 from ablatrix.trainer.data import tokenizer as tokenizers
@@ -28,9 +27,8 @@ from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
+from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
 from ablatrix.trainer.rundir.program import ROOT, program
-from ablatrix.trainer.rundir.files import atomic_write
-from ablatrix.trainer.rundir.files import make_folder, personal, remove
 
 REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # where a short name lives on the hub
 SOURCES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
@@ -300,12 +298,10 @@ def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: 
     there = Cache.of(config, cache_dir).meta() is not None
     begin = time.monotonic()
     meta = cache_builder.build(config, cache_dir, workers or allotted_cores())
-    speed = meta["size"] / 1e6 / max(time.monotonic() - begin, 1e-3)
-    say(
-        f"tokens of {path}: {meta['documents']} documents, {meta['tokens']} tokens "
-        f"({'already there' if there else f'{speed:.0f} MB/s'})"
-    )
-    skipped = describe_skipped(str(path), meta["lines"], meta["skipped"], meta.get("first_skipped", {}))
+    speed = meta.size / 1e6 / max(time.monotonic() - begin, 1e-3)
+    how = "already there" if there else f"{speed:.0f} MB/s"
+    say(f"tokens of {path}: {meta.documents} documents, {meta.tokens} tokens ({how})")
+    skipped = describe_skipped(str(path), meta.lines, meta.skipped, meta.first_skipped)
     if skipped:
         say(skipped)
 
