@@ -36,7 +36,7 @@ CONTRACT = (
 EXCEPTIONS = {
     "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache"},
     "ablatrix.orchestrator.report.corpus_notes": {"ablatrix.trainer.data.corpus"},
-    "ablatrix.orchestrator.submit.earlier_runs": {"ablatrix.trainer.data.fingerprints"},
+    "ablatrix.orchestrator.submit.changed_inputs": {"ablatrix.trainer.data.fingerprints"},
     "ablatrix.orchestrator.submit.data_preflight": {
         "ablatrix.trainer.callbacks.custom",
         "ablatrix.trainer.data.batches",

@@ -40,7 +40,7 @@ def token(study: Study, kind: str) -> str:
 
 def script(batch: Batch, kind: str) -> str:
     """The script of a helper job, with the environment and the setup lines that the runs have."""
-    module = {REPORT: ["ablatrix", "report"], FOLLOW_UP: ["ablatrix.orchestrator.submit.waves"]}[kind]
+    module = {REPORT: ["ablatrix", "report"], FOLLOW_UP: ["ablatrix.orchestrator.submit.follow_up"]}[kind]
     command = [sys.executable, "-P", "-m", *module, str(batch.study.folder)]
     return sbatch.render(
         "helper.sbatch.j2",

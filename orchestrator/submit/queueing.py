@@ -3,80 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
-from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts, unused_code
-from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.sbatch_options import advice
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event, read_events
-from ablatrix.trainer.rundir.files import require_folder
 
 SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
 LINE_BYTES = 64  # around each command
 
 
 class RefusedError(RunError):
-    """sbatch has refused a batch; none of it is queued. cause: its words."""
+    """sbatch has refused a batch; none of it is queued. cause: its message."""
 
     def __init__(self, cause: commands.ControllerError) -> None:
         super().__init__(f"{cause}{advice(str(cause))}")
         self.cause = cause
-
-
-@dataclass
-class Selection:
-    """Which runs a submit queues, and why it leaves the others alone."""
-
-    chosen: list[RunState] = field(default_factory=list)
-    done: list[RunState] = field(default_factory=list)
-    active: list[RunState] = field(default_factory=list)
-    failed: list[RunState] = field(default_factory=list)
-    at_work: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
-
-    def describe(self) -> list[str]:
-        """Return a line for each group of runs and what becomes of it."""
-        groups = (
-            (self.failed, "failed, lost or cancelled before; --retry runs them again"),
-            (self.done, "done already, results reused"),
-            (self.active, "queued or running already"),
-            (self.chosen, "to run"),
-        )
-        return [f"{len(states)} {text}" for states, text in groups if states]
-
-
-def select(
-    states: Iterable[RunState], retry: bool = False, cells: Sequence[str] = (), rerun: Sequence[str] = ()
-) -> Selection:
-    """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones lacking files.
-
-    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state.
-    """
-    selection = Selection()
-    for state in states:
-        if state.active:
-            selection.at_work.append(state)
-        if cells and state.run.cell not in cells and state.run.id not in cells:
-            continue
-        if state.active:
-            selection.active.append(state)
-        elif state.state == "done" and state.run.id not in rerun and not (retry and state.incomplete):
-            selection.done.append(state)
-        elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
-            selection.failed.append(state)
-        else:
-            selection.chosen.append(state)
-    return selection
 
 
 def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
@@ -97,19 +48,19 @@ def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
 
 
 def arrays_of(states: Iterable[RunState]) -> list[str]:
-    """Base ids of the jobs of these runs, each once."""
+    """Return the base ids of the jobs of these runs, each once."""
     return list(dict.fromkeys(state.job_id.partition("_")[0] for state in states if state.job_id))
 
 
 def group(members: Members, per_job: int) -> list[Members]:
-    """Runs into jobs of `per_job`."""
+    """Group runs into jobs of `per_job`."""
     return [members[i : i + per_job] for i in range(0, len(members), per_job)]
 
 
 def split(
     members: Members, settings: SlurmSettings, largest_array: int, script_bytes: int = site_limits.SCRIPT_BYTES
 ) -> list[list[Members]]:
-    """Runs into jobs, jobs into arrays of at most `largest_array`, whose scripts are at most `script_bytes` long."""
+    """Group runs into jobs, and jobs into arrays of at most `largest_array` with scripts of at most `script_bytes`."""
     room = script_bytes - SCRIPT_HEAD - sum(len(line.encode()) for line in settings.setup)
     arrays: list[list[Members]] = []
     free = 0
@@ -125,9 +76,9 @@ def split(
 
 
 def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
-    """The folder with the code that the study's jobs will run, modules of the user's `own` included.
+    """Return the folder with the code that the study's jobs will run; `own`: modules of the user that it includes.
 
-    Raises RunError where it cannot be written.
+    Raises RunError if it cannot be written.
     """
     try:
         code = code_snapshot.take(study.folder.parent / study_dir.SNAPSHOTS, own)
@@ -159,25 +110,25 @@ def prepare(
     after: Sequence[str] = (),
     surroundings: Mapping[str, Any] | None = None,
 ) -> Batch:
-    """The batch of one launch: provenance of each run, claims described. Nothing is queued yet.
+    """Make the batch of one launch: describe the claims and write each run's provenance. Nothing is queued yet.
 
-    surroundings: what the runs' provenance shares, where it was recorded before.
+    surroundings: what the runs' provenance shares, if it was recorded before.
     """
     batch = Batch(study, jobs, submit_attempts.new_token(), settings, code, exports, after)
     shared = dict(surroundings or provenance.collect(code))
     for index, job in enumerate(jobs):
         for run, attempt in job:
             submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
-            # all that happens from here on belongs to this attempt; a job may start before its id is known
+            # every later event belongs to this attempt; a job may start before its id is known
             append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
             provenance.write(run.folder, shared, job_command.trainer_command(run.folder))
     return batch
 
 
 def queue(launcher: Launcher, batch: Batch) -> list[str]:
-    """Queue a batch in Slurm and write down its job ids; a lost answer is looked for in the queue.
+    """Queue a batch in Slurm and record its job ids; after a lost answer they are looked up in the queue.
 
-    Raises RunError when sbatch refused, or when it is not known yet whether the job is in the queue.
+    Raises RefusedError, or RunError while it is not known whether the job is in the queue.
     """
     try:
         base = job_identity.identify(batch.token, launcher.launch(batch))
@@ -186,7 +137,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
     except OSError as error:  # its script cannot be written
         release(batch.members, f"not queued: {error}")
         raise _unwritten(error, "nothing of it was queued") from None
-    except UserError as error:  # said before sbatch was called
+    except UserError as error:  # before sbatch was called
         release(batch.members, f"not queued: {error}")
         raise
     ids = job_ids(base, len(batch.jobs))
@@ -200,7 +151,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
 
 
 def release(members: Members, reason: str) -> None:
-    """Give claims back that will not be queued."""
+    """Give back claims that will not be queued."""
     for run, attempt in members:
         with contextlib.suppress(OSError):
             append_event(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
@@ -208,7 +159,7 @@ def release(members: Members, reason: str) -> None:
 
 @contextlib.contextmanager
 def released_on_error(members: Members) -> Iterator[None]:
-    """Whatever goes wrong within it, these claims are given back."""
+    """Give these claims back if anything fails in the block."""
     try:
         yield
     except OSError as error:
@@ -235,7 +186,7 @@ def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
 
 
 def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
-    """Base id of the batch's job, found by its token. Raises RunError when it is not there."""
+    """Return the base id of the batch's job, found by its token. Raises RunError if it is not in the queue."""
     uncertain = isinstance(error, commands.NoAnswerError)
     looks = () if isinstance(error, job_identity.AmbiguousAnswerError) else job_identity.LOOKS if uncertain else (0.0,)
     found = job_identity.find_job(batch.token, looks)
@@ -250,28 +201,8 @@ def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
     raise RefusedError(error)
 
 
-def find_runs(study: Study, names: Sequence[str]) -> list[StudyRun]:
-    """Return the runs that `--rerun` names: ids, beginnings of ids, cells with one run, or `all`. Raises UserError."""
-    return list(study.runs) if "all" in names else [study.find(name) for name in names]
-
-
-def put_aside(study: Study, runs: Sequence[StudyRun]) -> None:
-    """Move the results of these runs to <run>.old-<n>. Raises RunError, before any is moved, for an active run."""
-    active = {state.run.id for state in study_state.collect(study) if state.active}
-    for run in runs:
-        if run.id in active:
-            raise RunError(f"{run.id}: is queued or running; cancel it first")
-    for run in runs:
-        number = next(n for n in range(1, 10**6) if not os.path.lexists(f"{run.folder}.old-{n}"))
-        try:
-            require_folder(run.folder)
-            os.rename(run.folder, f"{run.folder}.old-{number}")
-        except OSError as error:
-            raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None
-
-
 def adopt(states: Iterable[RunState]) -> None:
-    """Write down the job of each run whose sbatch answer was lost and whose job was found since."""
+    """Record the job of each run whose sbatch answer was lost and whose job was found since."""
     for state in states:
         claim = submit_attempts.read(state.run.folder, state.attempt) if state.attempt and state.job_id else None
         events = read_events(state.run.folder) if claim else []
@@ -282,12 +213,10 @@ def adopt(states: Iterable[RunState]) -> None:
 
 
 def release_held(study: Study, jobs: Mapping[str, commands.Job] | None = None) -> str:
-    """Let the study's jobs go that Slurm holds because a node could not start them. Returns what to say of it, or ''.
+    """Release jobs of the study that Slurm holds because a node could not start them; return a message, or ''.
 
-    jobs: the queue, where it has just been read.
-
-    Also those whose runs are done or queued anew: they find that out and end, while held they would stay in the queue
-    for ever, and the study's report behind them.
+    Jobs whose runs are done or queued again are released too: they end at once, while held jobs would keep the
+    study's report waiting for ever. jobs: the queue, if it has just been read.
     """
     try:
         queued = (commands.queue() if jobs is None else jobs).values()
@@ -308,7 +237,7 @@ def release_held(study: Study, jobs: Mapping[str, commands.Job] | None = None) -
 
 
 def _tokens(study: Study) -> set[str]:
-    """Of all submissions of the study's runs."""
+    """Return the tokens of all submissions of the study's runs."""
     return {
         submit_attempts.read(run.folder, attempt).token
         for run in study.runs

@@ -18,7 +18,7 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.sbatch_options import NODES, advice, gpus_of_gres, mebibytes
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
-from ablatrix.trainer.rundir.console import warn
+from ablatrix.trainer.rundir.console import complain
 from ablatrix.trainer.rundir.errors import UserError
 
 TOKEN = "TOKEN"  # placeholder for the one that a submission gets
@@ -59,12 +59,14 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
         return
     if refusal and _would_wait(refusal, batch.settings):
         cause = ": nodes are down, drained or reserved now" if NODES in refusal else ""
-        warn(f"{where}the jobs will have to wait{cause} ({refusal})")
+        complain(f"warning: {where}the jobs will have to wait{cause} ({refusal})")
     elif refusal:
         yield f"{where}{refusal}{advice(refusal)}"
     report = "" if refusal else _test(helper_jobs.script(batch, helper_jobs.REPORT))
     if report and not _would_wait(report, SlurmSettings()):
-        warn(f"{where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}")
+        complain(
+            f"warning: {where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}"
+        )
 
 
 def _test(script: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -11,6 +11,7 @@ from rich.segment import Segment
 
 from ablatrix.trainer.rundir.console import visible
 
+MOST_NAMES = 4  # in a message
 PIPED_WIDTH = 10_000  # nothing is wrapped or cut in a pipe
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 
@@ -36,6 +37,17 @@ def open_console() -> Terminal:
     """Return the console of stdout."""
     console = Terminal()
     return console if console.is_terminal else Terminal(width=PIPED_WIDTH)
+
+
+def count(names: Sequence[str], noun: str) -> str:
+    """Return `1 run` or `3 runs`."""
+    return f"{len(names)} {noun}{'s' * (len(names) != 1)}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return `a, b, c, d and 3 more`."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def log_text(text: str) -> str:

@@ -16,7 +16,7 @@ from ablatrix.orchestrator.status import run_evidence, study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.submit import waves
+from ablatrix.orchestrator.submit import wave_order
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event
@@ -32,7 +32,7 @@ def cancel(names: Sequence[str], everything: bool, yes: bool, study: str | None,
     wanted = None if everything else {run.id for name in names for run in found.matching(name)}
     states = find_affected(study_state.collect(found), wanted)
     helpers = _find_helper_jobs(found) if everything else []
-    if not states and not helpers and not waves.is_waiting(found, wanted):
+    if not states and not helpers and not wave_order.is_waiting(found, wanted):
         print("nothing to cancel: none of these runs is queued or running")
         return
     if not yes:
@@ -41,7 +41,7 @@ def cancel(names: Sequence[str], everything: bool, yes: bool, study: str | None,
     if helpers:  # first, or they would queue what is being cancelled
         cancelled = helper_jobs.cancel(found, running=True)
         print(f"cancelled {', '.join(f'job {job}' for job in cancelled) or 'no helper job'}")
-    forgotten = waves.forget(found, wanted)
+    forgotten = wave_order.forget(found, wanted)
     if forgotten:
         print(f"{forgotten} runs no longer wait for room in the queue")
     print(f"cancelled {len(cancel_runs(states))} runs")

@@ -16,8 +16,8 @@ from ablatrix.orchestrator.study import matrix, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.submit import earlier_runs, preflight, queueing, slurm_preflight
-from ablatrix.orchestrator.submit.earlier_runs import Earlier
+from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
+from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.trainer.rundir.errors import UserError
 
@@ -51,7 +51,7 @@ class Plan:
     folder: Path
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
-    earlier: dict[str, Earlier] = field(default_factory=dict)  # run id -> the run that it replaces or continues
+    earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run that it replaces or continues
 
     @property
     def cluster(self) -> str:
@@ -156,10 +156,10 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     """
     _refuse_second_cluster(planned)
     study, options = planned.study, planned.options
-    again = [run.id for run in queueing.find_runs(study, options.rerun)]
+    again = [run.id for run in selection.find_runs(study, options.rerun)]
     states = study_state.collect(study)
-    earlier_runs.refuse_changed_inputs(planned.runs, states, again)
-    chosen = queueing.select(states, options.retry, options.only, again).chosen
+    changed_inputs.refuse_changed_inputs(planned.runs, states, again)
+    chosen = selection.select(states, options.retry, options.only, again).chosen
     ids = {state.run.id for state in chosen}
     return [run for run in planned.runs if run.id in ids]
 

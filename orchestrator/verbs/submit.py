@@ -16,10 +16,10 @@ from ablatrix.orchestrator.status import cost, run_evidence, study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.submit import earlier_runs, preflight, queueing, waves
+from ablatrix.orchestrator.submit import changed_inputs, earlier_runs, preflight, queueing, selection, wave_order, waves
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
-from ablatrix.orchestrator.submit.queueing import Selection
+from ablatrix.orchestrator.submit.selection import Selection
 from ablatrix.orchestrator.terminal import interrupts, live
 from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, runs_to_queue, show_plan
 from ablatrix.trainer.rundir.errors import RunError, UserError
@@ -58,32 +58,37 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     _refuse_to_hide(plan)
     _describe_earlier(plan, console)
     study = plan.create()
-    again = queueing.find_runs(study, plan.options.rerun)
+    again = selection.find_runs(study, plan.options.rerun)
     for run in again:  # from step 0
         plan.earlier.pop(run.id, None)
-    study = _put_aside(plan, study, again)
-    scheduler = Scheduler()
+    study, selected = _select(plan, _put_aside(plan, study, again), console)
+    for line in selected.describe():
+        console.print(line)
+    queueing.restore_snapshots(study)
+    if selected.chosen:
+        _launch(plan, study, selected, console)
+    if plan.options.wait and plan.launcher != "local":
+        command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
+        with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {command}"):
+            live.watch(study, console, waves.keep_going(study, console.print))
+    return study_state.collect(study)
+
+
+def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selection]:
+    """Record jobs found since, release held ones, and choose the runs to queue."""
+    options, scheduler = plan.options, Scheduler()
     states = study_state.collect(study, scheduler)
     queueing.adopt(states)
     held = "" if plan.launcher == "local" else queueing.release_held(study, scheduler.jobs)
     if held:
         console.print(held)
-    waiting = [state.run.id for state in waves.find_waiting(study, states)]  # for room in the queue, --retry or not
-    selection = queueing.select(states, plan.options.retry, plan.options.only, waiting)
-    incomplete = [state.run for state in selection.chosen if state.state == "done"]
+    waiting = [state.run.id for state in wave_order.find_waiting(study, states)]  # queued with or without --retry
+    found = selection.select(states, options.retry, options.only, waiting)
+    incomplete = [state.run for state in found.chosen if state.state == "done"]
     if incomplete:
         study = _put_aside(plan, study, incomplete)
-        selection = queueing.select(study_state.collect(study), plan.options.retry, plan.options.only, waiting)
-    for line in selection.describe():
-        console.print(line)
-    queueing.restore_snapshots(study)
-    if selection.chosen:
-        _launch(plan, study, selection, console)
-    if plan.options.wait and plan.launcher != "local":
-        again_command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
-        with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {again_command}"):
-            live.watch(study, console, waves.keep_going(study, console.print))
-    return study_state.collect(study)
+        found = selection.select(study_state.collect(study), options.retry, options.only, waiting)
+    return study, found
 
 
 def smoke_plan(plan: Plan) -> Plan:
@@ -139,7 +144,7 @@ def _put_aside(plan: Plan, study: Study, runs: Sequence[StudyRun]) -> Study:
     """Move the results of these runs away and make their folders again."""
     if not runs:
         return study
-    queueing.put_aside(study, runs)
+    selection.put_aside(study, runs)
     return plan.create()
 
 
@@ -160,16 +165,16 @@ def _refuse_to_hide(plan: Plan) -> None:
         )
 
 
-def _launch(plan: Plan, study: Study, selection: Selection, console: Console) -> None:
+def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> None:
     """Claim the runs and queue them. What can fail before the claims fails before, so that none is left behind."""
     own = code_snapshot.own_modules([run.config.flat() for run in plan.runs])
     code = queueing.take_snapshot(study, own)
     study_dir.remember_last(study.folder)
-    _update_folders(plan, study, {state.run.id for state in selection.chosen})
+    _update_folders(plan, study, {state.run.id for state in selected.chosen})
     if plan.launcher == "local":
-        _run_local(plan, study, selection.chosen, code, console)
+        _run_local(plan, study, selected.chosen, code, console)
     else:
-        _queue_slurm(plan, study, selection, code, console)
+        _queue_slurm(plan, study, selected, code, console)
 
 
 def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
@@ -177,7 +182,7 @@ def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
 
     Raises RunError.
     """
-    runs, inputs = [run for run in plan.runs if run.id in ids], earlier_runs.Inputs()
+    runs, inputs = [run for run in plan.runs if run.id in ids], changed_inputs.Inputs()
     study_dir.update_configs(study, runs, plan.value_origins)
     try:
         for run in runs:
@@ -212,9 +217,9 @@ def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path,
             interrupts.ignoring_lost_output(shown.refresh)
 
 
-def _queue_slurm(plan: Plan, study: Study, selection: Selection, code: Path, console: Console) -> None:
-    experiment, before = plan.loaded.experiment, waves.read(study)
-    order = waves.Order(
+def _queue_slurm(plan: Plan, study: Study, selected: Selection, code: Path, console: Console) -> None:
+    experiment, before = plan.loaded.experiment, wave_order.read(study)
+    order = wave_order.Order(
         launcher=plan.launcher,
         settings=experiment.slurm,
         exports=list(experiment.export),
@@ -223,5 +228,5 @@ def _queue_slurm(plan: Plan, study: Study, selection: Selection, code: Path, con
         report=plan.options.with_report and plan.folder == experiment.folder,
         problem=before.problem if before and before.blocked else "",
     )
-    if waves.queue(study, order, selection.chosen, selection.at_work, console.print):
+    if waves.queue(study, order, selected.chosen, selected.at_work, console.print):
         console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.orchestrator.submit import queueing
+from ablatrix.orchestrator.submit import queueing, selection
 from ablatrix.orchestrator.verbs import cancel
 from ablatrix.orchestrator.verbs.plan import Options, make_plan, runs_to_queue
 from ablatrix.trainer.rundir.errors import UserError
@@ -36,7 +36,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
 def queue_study(folder: Path, cluster: str) -> study_dir.Study:
     runs = expand(folder, FIVE)
     study = study_dir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
-    members = queueing.claim(queueing.select(study_state.collect(study)).chosen, print)
+    members = queueing.claim(selection.select(study_state.collect(study)).chosen, print)
     jobs = [[member] for member in members]
     batch = queueing.prepare(study, jobs, SlurmSettings(clusters=cluster), queueing.take_snapshot(study))
     queueing.queue(launchers.make("sbatch"), batch)

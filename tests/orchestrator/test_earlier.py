@@ -13,7 +13,7 @@ from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, run_config
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.submit import earlier_runs
+from ablatrix.orchestrator.submit import changed_inputs, earlier_runs
 from ablatrix.orchestrator.verbs import diff
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
@@ -153,7 +153,7 @@ class TestInputs:
     def refused(self, folder: Path, again: tuple[str, ...] = ()) -> str:
         runs, study = make(folder)
         try:
-            earlier_runs.refuse_changed_inputs(runs, study_state.collect(study), again)
+            changed_inputs.refuse_changed_inputs(runs, study_state.collect(study), again)
         except UserError as error:
             return str(error)
         return ""

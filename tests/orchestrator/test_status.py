@@ -15,7 +15,7 @@ from ablatrix.orchestrator.slurm import commands, queue_view
 from ablatrix.orchestrator.status import removed_files, run_evidence, run_state, study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.submit import queueing
+from ablatrix.orchestrator.submit import selection
 from ablatrix.orchestrator.verbs import cancel, logs
 from ablatrix.trainer.rundir import loss_csv, loss_digest, processes, run_files
 from ablatrix.trainer.rundir.errors import RunError
@@ -542,8 +542,8 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
     assert state.state == "done"
     said = "loss.csv has been changed since: 2 of 3 rows, it ends at step 2 of 3 (submit --retry runs it again)"
     assert said in state.reason and said in removed_files.list_all(study, [state])[0]
-    assert queueing.select([state], retry=True).chosen == [state]
-    assert queueing.select([state]).done == [state]
+    assert selection.select([state], retry=True).chosen == [state]
+    assert selection.select([state]).done == [state]
 
 
 def test_a_machine_that_was_renamed_knows_its_processes(study: Study, run: StudyRun) -> None:

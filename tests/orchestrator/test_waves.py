@@ -12,7 +12,8 @@ from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.orchestrator.submit import queueing, waves
+from ablatrix.orchestrator.submit import follow_up, queueing, selection, wave_order, waves
+from ablatrix.orchestrator.submit.wave_order import Order
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import append_event
@@ -36,8 +37,8 @@ def study(tmp_path: Path) -> Study:
 
 
 @pytest.fixture
-def order(tmp_path: Path, study: Study) -> waves.Order:
-    return waves.Order(
+def order(tmp_path: Path, study: Study) -> Order:
+    return Order(
         launcher="sbatch",
         settings=SlurmSettings(setup=["module load cuda"]),
         exports=[],
@@ -53,9 +54,9 @@ class Said(list[str]):
         self.append(text)
 
 
-def queue(study: Study, order: waves.Order, said: Said | None = None) -> list[str]:
+def queue(study: Study, order: Order, said: Said | None = None) -> list[str]:
     states = study_state.collect(study)
-    return waves.queue(study, order, queueing.select(states).chosen, states, Said() if said is None else said)
+    return waves.queue(study, order, selection.select(states).chosen, states, Said() if said is None else said)
 
 
 def by_state(study: Study) -> dict[str, int]:
@@ -63,15 +64,15 @@ def by_state(study: Study) -> dict[str, int]:
     return {state: states.count(state) for state in sorted(set(states))}
 
 
-def test_without_a_limit_all_is_queued_at_once(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_without_a_limit_all_is_queued_at_once(fake: FakeSlurm, study: Study, order: Order) -> None:
     assert queue(study, order) == ["1"]
     assert fake.jobs() == {1: 7, 2: 1}
     assert fake.dependency(2) == "afterany:1"
-    assert not (study.folder / waves.RECORD).exists()
+    assert not (study.folder / wave_order.RECORD).exists()
 
 
 def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
-    fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
+    fake: FakeSlurm, study: Study, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_limits, "find_room", lambda settings: site_limits.Room(5, "MaxSubmitJobs=5"))
     fake.set_limit(5)
@@ -86,7 +87,7 @@ def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
 
 
 def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
-    fake: FakeSlurm, study: Study, order: waves.Order
+    fake: FakeSlurm, study: Study, order: Order
 ) -> None:
     fake.set_limit(5)
     queue(study, order)
@@ -108,7 +109,7 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
 
 
 def test_half_of_the_runs_at_the_limit_leaves_room_for_the_follow_up(
-    fake: FakeSlurm, study: Study, order: waves.Order
+    fake: FakeSlurm, study: Study, order: Order
 ) -> None:
     fake.set_limit(3)
     states = study_state.collect(study)
@@ -117,7 +118,7 @@ def test_half_of_the_runs_at_the_limit_leaves_room_for_the_follow_up(
     assert {s.reason for s in study_state.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
 
 
-def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study: Study, order: Order) -> None:
     """Each try claims the runs; while the queue is full a --wait tries every minute."""
     fake.set_limit(1)
     (fake.home / "jobs" / "9").mkdir()
@@ -129,7 +130,7 @@ def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study
     assert by_state(study) == {"planned": 7}
 
 
-def test_the_next_submit_replaces_the_follow_up(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_the_next_submit_replaces_the_follow_up(fake: FakeSlurm, study: Study, order: Order) -> None:
     fake.set_limit(5)
     queue(study, order)
     (fake.home / "limit").unlink()
@@ -138,7 +139,7 @@ def test_the_next_submit_replaces_the_follow_up(fake: FakeSlurm, study: Study, o
     assert fake.dependency(4) == "afterany:1:3", "the report waits for the arrays of both submits"
 
 
-def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: Order) -> None:
     fake.set_limit(1)
     (fake.home / "jobs" / "9").mkdir()
     (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")
@@ -154,26 +155,24 @@ def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: waves.Orde
     assert by_state(study) == {"planned": 7}
 
 
-def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, order: Order) -> None:
     """Chosen by --retry; the follow-up and a submit without --retry go on with them."""
     for run in study.runs[4:]:
         append_event(run.folder, "failed", reason="x")
     fake.set_limit(5)
     states = study_state.collect(study)
-    waves.queue(study, order, queueing.select(states, retry=True).chosen, states, Said())
+    waves.queue(study, order, selection.select(states, retry=True).chosen, states, Said())
     states = study_state.collect(study)
-    waiting = [state.run.id for state in waves.find_waiting(study, states)]
+    waiting = [state.run.id for state in wave_order.find_waiting(study, states)]
     assert set(waiting) >= {run.id for run in study.runs[4:]}
-    assert {state.run.id for state in queueing.select(states, rerun=waiting).chosen} == set(waiting)
-    assert waves.forget(study, waiting[:1]) == 1
-    assert waves.is_waiting(study)
-    assert waves.forget(study) == 3
-    assert not waves.is_waiting(study)
+    assert {state.run.id for state in selection.select(states, rerun=waiting).chosen} == set(waiting)
+    assert wave_order.forget(study, waiting[:1]) == 1
+    assert wave_order.is_waiting(study)
+    assert wave_order.forget(study) == 3
+    assert not wave_order.is_waiting(study)
 
 
-def test_submits_at_the_same_time_leave_each_other_what_waits(
-    fake: FakeSlurm, study: Study, order: waves.Order
-) -> None:
+def test_submits_at_the_same_time_leave_each_other_what_waits(fake: FakeSlurm, study: Study, order: Order) -> None:
     before = study_state.collect(study)
     fake.set_limit(5)
     waves.queue(study, order, before, before, Said())
@@ -181,10 +180,10 @@ def test_submits_at_the_same_time_leave_each_other_what_waits(
     assert waves.queue(study, order, before[:3], before, said) == []
     assert said[0].startswith("3 runs were taken by another submit meanwhile (") and "process" in said[0]
     assert fake.jobs() == {1: 3, 2: 1}
-    assert waves.is_waiting(study), "the record and the follow-up are the other submit's"
+    assert wave_order.is_waiting(study), "the record and the follow-up are the other submit's"
 
 
-def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, order: Order) -> None:
     queue(study, order)
     squeue, asked = fake.bin / "squeue", fake.home / "asked"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
@@ -196,23 +195,23 @@ def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, ord
 
 
 def test_a_node_that_cannot_submit_says_so(
-    fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fake: FakeSlurm, study: Study, order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fake.set_limit(5)
     queue(study, order)
     fake.end(2)
     path = os.environ["PATH"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert waves.main([str(study.folder)]) == 1
+    assert follow_up.main([str(study.folder)]) == 1
     monkeypatch.setenv("PATH", path)
     [line] = waves.describe(study, study_state.collect(study), commands.queue())
     assert line.startswith("4 runs wait") and "sbatch: not found on" in line and line.endswith("submit again")
-    before = waves.read(study)
+    before = wave_order.read(study)
     assert before is not None and before.blocked
 
 
 def test_max_parallel_holds_for_all_arrays_of_a_study(
-    fake: FakeSlurm, study: Study, order: waves.Order, monkeypatch: pytest.MonkeyPatch
+    fake: FakeSlurm, study: Study, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_limits, "array_limits", lambda: site_limits.ArrayLimits(3))
     order = order.model_copy(update={"settings": SlurmSettings(max_parallel=2), "report": False})
@@ -226,7 +225,7 @@ def test_max_parallel_holds_for_all_arrays_of_a_study(
     assert fake.dependency(3) == "afterany:1:2"
 
 
-def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study, order: waves.Order) -> None:
+def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study, order: Order) -> None:
     fake.set_limit(3)  # the follow-up finds no room
     said = Said()
     queue(study, order, said)
@@ -313,20 +312,20 @@ def test_limits_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert site_limits.array_limits() == site_limits.ArrayLimits(4999, 65536)
 
 
-def test_an_order_is_read_back_as_it_was_written(study: Study, order: waves.Order) -> None:
+def test_an_order_is_read_back_as_it_was_written(study: Study, order: Order) -> None:
     settings = SlurmSettings(gpus_per_node="a100:2", extra={"gres": "tmpfs:1"}, comment="p1", setup=["a", "b"])
     order = order.model_copy(update={"settings": settings, "runs": {"a": 1}})
     order.write(study)
-    assert waves.read(study) == order
-    assert (study.folder / waves.RECORD).stat().st_mode & 0o077 == 0
-    (study.folder / waves.RECORD).write_text('{"launcher": 1}')
-    assert waves.read(study) is None
+    assert wave_order.read(study) == order
+    assert (study.folder / wave_order.RECORD).stat().st_mode & 0o077 == 0
+    (study.folder / wave_order.RECORD).write_text('{"launcher": 1}')
+    assert wave_order.read(study) is None
 
 
-def test_helper_jobs_have_a_script_of_their_own(study: Study, order: waves.Order) -> None:
+def test_helper_jobs_have_a_script_of_their_own(study: Study, order: Order) -> None:
     batch = helper_jobs.Batch(study, [], "", order.settings, order.code, [])
     assert (
         helper_jobs.script(batch, helper_jobs.FOLLOW_UP)
         .rstrip()
-        .endswith(f"ablatrix.orchestrator.submit.waves {study.folder}")
+        .endswith(f"ablatrix.orchestrator.submit.follow_up {study.folder}")
     )

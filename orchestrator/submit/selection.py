@@ -1,0 +1,78 @@
+"""Which runs a submit queues, reuses, leaves alone, or puts aside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.status.run_state import RunState
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.files import require_folder
+
+
+@dataclass
+class Selection:
+    """Which runs a submit queues, and why it leaves the others alone."""
+
+    chosen: list[RunState] = field(default_factory=list)
+    done: list[RunState] = field(default_factory=list)
+    active: list[RunState] = field(default_factory=list)
+    failed: list[RunState] = field(default_factory=list)
+    at_work: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
+
+    def describe(self) -> list[str]:
+        """Return a line for each group of runs and what becomes of it."""
+        groups = (
+            (self.failed, "failed, lost or cancelled before; --retry runs them again"),
+            (self.done, "done already, results reused"),
+            (self.active, "queued or running already"),
+            (self.chosen, "to run"),
+        )
+        return [f"{len(states)} {text}" for states, text in groups if states]
+
+
+def select(
+    states: Iterable[RunState], retry: bool = False, cells: Sequence[str] = (), rerun: Sequence[str] = ()
+) -> Selection:
+    """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones lacking files.
+
+    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state.
+    """
+    selection = Selection()
+    for state in states:
+        if state.active:
+            selection.at_work.append(state)
+        if cells and state.run.cell not in cells and state.run.id not in cells:
+            continue
+        if state.active:
+            selection.active.append(state)
+        elif state.state == "done" and state.run.id not in rerun and not (retry and state.incomplete):
+            selection.done.append(state)
+        elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
+            selection.failed.append(state)
+        else:
+            selection.chosen.append(state)
+    return selection
+
+
+def find_runs(study: Study, names: Sequence[str]) -> list[StudyRun]:
+    """Return the runs that `--rerun` names: ids, beginnings of ids, cells with one run, or `all`. Raises UserError."""
+    return list(study.runs) if "all" in names else [study.find(name) for name in names]
+
+
+def put_aside(study: Study, runs: Sequence[StudyRun]) -> None:
+    """Move the results of these runs to <run>.old-<n>. Raises RunError, before any is moved, for an active run."""
+    active = {state.run.id for state in study_state.collect(study) if state.active}
+    for run in runs:
+        if run.id in active:
+            raise RunError(f"{run.id}: is queued or running; cancel it first")
+    for run in runs:
+        number = next(n for n in range(1, 10**6) if not os.path.lexists(f"{run.folder}.old-{n}"))
+        try:
+            require_folder(run.folder)
+            os.rename(run.folder, f"{run.folder}.old-{number}")
+        except OSError as error:
+            raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None
