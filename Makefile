@@ -101,7 +101,10 @@ audit: $(VENV)-tools/.installed ## check the locked packages for known vulnerabi
 	$(VENV)-tools/bin/pip-audit --strict --disable-pip --require-hashes $(AUDITED:%=-r %) $(ARGS)
 
 wheel: $(VENV)/.installed-dev ## build a reproducible wheel of this commit in dist/
-	$(BIN)/python -m tools.wheel
+	umask 022; source=$$(mktemp -d) && git -c tar.umask=022 archive HEAD | tar -x -C $$source && \
+	  SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -I -m pip wheel --quiet --disable-pip-version-check \
+	  --no-deps --no-index --no-build-isolation --wheel-dir dist $$source; code=$$?; rm -rf "$$source"; exit $$code
+	sha256sum dist/*.whl
 
 clean: ## remove the virtual environments
 	@$(call check_venv,"$(VENV)" "$(VENV)-tools")

@@ -1,7 +1,7 @@
-"""docs/licenses.md: the licence of every locked package, as its own metadata states it; `make licenses`.
+"""Write docs/licenses.md: the licence of every locked package, as the package index states it; `make licenses`.
 
-Raises SystemExit naming the package where a licence is missing or not among the ALLOWED ones: such a package is looked
-at by a person before it enters the lock.
+Raises SystemExit naming the package whose licence is missing or not in ALLOWED: a person looks at such a package before
+it enters the lock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ PERMISSIVE = {
     *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0"),
     *("CC0-1.0", "CNRI-Python", "ISC", "MIT", "MIT-CMU", "PSF-2.0", "Zlib"),
 }
-# MPL-2.0 asks for the source of changed files of these packages themselves, and they are used as they are. NVIDIA's
+# MPL-2.0 asks for the source of changed files of these packages themselves, and they are used unchanged. NVIDIA's
 # libraries are free to use and proprietary; the CPU lock has none of them.
 ALLOWED = PERMISSIVE | {"MPL-2.0", "LicenseRef-NVIDIA-Proprietary"}
-STATED = {  # where the metadata says nothing or not enough, from the package's own files
+STATED = {  # where the metadata states nothing or not enough, from the package's own files
     "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # names other packages and holds no file
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
 }
@@ -50,56 +49,31 @@ SPELLINGS = {
 }
 
 
-def spelt(text: str) -> str | None:
-    """The SPDX name of a licence written some other way; None for what is not recognised."""
-    for pattern, name in SPELLINGS.items():
-        if re.fullmatch(pattern, text.strip(), re.IGNORECASE):
-            return name
-    return None
-
-
-def parts(expression: str) -> list[str]:
-    """The licences that an SPDX expression names."""
+def split_expression(expression: str) -> list[str]:
+    """Return the licences that an SPDX expression names."""
     return [part.strip(" ()") for part in re.split(r"\b(?:AND|OR)\b", expression)]
 
 
-def licence(name: str, facts: Mapping[str, Any]) -> str:
-    """An SPDX expression. `facts`: expression, text and classifiers of a package's metadata.
-
-    Raises ValueError where they say nothing that is understood.
-    """
+def find_licence(name: str, metadata: Mapping[str, Any]) -> str:
+    """Return the licence of a package as an SPDX expression. Raises ValueError if its metadata states none."""
     if name in STATED:
         return STATED[name]
-    if facts["expression"]:
-        return str(facts["expression"])
-    text = str(facts["text"] or "").strip()
-    if text and all(part in ALLOWED for part in parts(text)):
+    if metadata.get("license_expression"):
+        return str(metadata["license_expression"])
+    text = str(metadata.get("license") or "").strip()
+    if text and set(split_expression(text)) <= ALLOWED:
         return text
-    said = [text, *(item.rpartition("::")[2] for item in facts["classifiers"]), text.splitlines()[0] if text else ""]
-    for word in said:
-        if found := spelt(word):
-            return found
-    raise ValueError(f"{name}: licence not understood: {said}")
+    classifiers = [line for line in metadata.get("classifier", []) if line.startswith("License")]
+    candidates = [text, *(line.rpartition("::")[2].strip() for line in classifiers), text.partition("\n")[0]]
+    for candidate in candidates:
+        for pattern, licence in SPELLINGS.items():
+            if re.fullmatch(pattern, candidate, re.IGNORECASE):
+                return licence
+    raise ValueError(f"{name}: licence not understood: {candidates}")
 
 
-def installed(entry: lock.Entry) -> dict[str, Any] | None:
-    """What an installed package's metadata says; None where this version is not installed here."""
-    try:
-        found = metadata.metadata(entry.name)
-    except metadata.PackageNotFoundError:
-        return None
-    if found["Version"].split("+")[0] != version(entry):
-        return None
-    fields = {key: found.get_all(key) or [] for key in ("License-Expression", "License", "Classifier")}
-    return {
-        "expression": next(iter(fields["License-Expression"]), None),
-        "text": next(iter(fields["License"]), None),
-        "classifiers": [item for item in fields["Classifier"] if item.startswith("License")],
-    }
-
-
-def reported(entries: list[lock.Entry], python: str) -> dict[str, dict[str, Any]]:
-    """The same, as the package index says, through the pip of `python` (24 or newer); nothing is installed."""
+def fetch_metadata(entries: list[lock.Entry], python: str) -> dict[str, dict[str, Any]]:
+    """Return the metadata of packages as the index states it, by the pip of `python`; nothing is installed."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, report = Path(folder) / "wanted.txt", Path(folder) / "report.json"
         wanted.write_text("".join(f"{entry.pin}\n" for entry in entries))
@@ -107,50 +81,36 @@ def reported(entries: list[lock.Entry], python: str) -> dict[str, dict[str, Any]
         command = [python, "-m", "pip", "install", *options, "--report", str(report), "-r", str(wanted)]
         subprocess.run(command, check=True)
         items = [item["metadata"] for item in json.loads(report.read_text())["install"]]
-    return {
-        re.sub("[-_.]+", "-", item["name"]).lower(): {
-            "expression": item.get("license_expression"),
-            "text": item.get("license"),
-            "classifiers": [line for line in item.get("classifier", []) if line.startswith("License")],
-        }
-        for item in items
-    }
-
-
-def version(entry: lock.Entry) -> str:
-    """The version, without the name of a build."""
-    return entry.pin.partition("==")[2].partition("+")[0]
+    return {re.sub("[-_.]+", "-", item["name"]).lower(): item for item in items}
 
 
 def locked() -> dict[str, list[lock.Entry]]:
-    """The entries of each lock that the page lists."""
+    """Return the entries of each lock that the page lists."""
     return {name: lock.entries((lock.ROOT / name).read_text()) for name in PARTS}
 
 
-def render(rows: Mapping[str, str]) -> str:
-    """The page; `rows` gives the licence of each package."""
+def render(licences: Mapping[str, str]) -> str:
+    """Return the page."""
     lines = [HEAD]
     for name, purpose in PARTS.items():
         lines += [f"\n## For {purpose}: {name}\n", "| package | version | licence |", "|---|---|---|"]
-        lines += [f"| {entry.name} | {version(entry)} | {rows[entry.name]} |" for entry in locked()[name]]
+        lines += [f"| {entry.name} | {entry.version} | {licences[entry.name]} |" for entry in locked()[name]]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page. One argument: the Python whose pip asks for what is not installed here."""
+    """Write the page. One argument: the Python whose pip asks the index."""
     entries = {entry.name: entry for found in locked().values() for entry in found}
-    facts = {name: said for name, entry in entries.items() if (said := installed(entry))}
-    if missing := [entry for name, entry in entries.items() if name not in facts]:
-        facts |= reported(missing, arguments[0] if arguments else sys.executable)
+    found = fetch_metadata(list(entries.values()), arguments[0] if arguments else sys.executable)
     try:
-        rows = {name: licence(name, facts[name]) for name in entries}
+        licences = {name: find_licence(name, found[name]) for name in entries}
     except ValueError as error:
         raise SystemExit(f"licenses: {error}") from None
-    for name, row in rows.items():
-        if surprise := [part for part in parts(row) if part not in ALLOWED]:
-            raise SystemExit(f"licenses: {name}: {', '.join(surprise)} is not among the allowed licences")
-    PAGE.write_text(render(rows))
-    print(f"{PAGE.relative_to(lock.ROOT)}: {len(rows)} packages")
+    for name, licence in licences.items():
+        if unknown := [part for part in split_expression(licence) if part not in ALLOWED]:
+            raise SystemExit(f"licenses: {name}: {', '.join(unknown)} is not among the allowed licences")
+    PAGE.write_text(render(licences))
+    print(f"{PAGE.relative_to(lock.ROOT)}: {len(licences)} packages")
     return 0
 
 

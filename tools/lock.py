@@ -42,6 +42,11 @@ class Entry:
     marker: str
     hashes: tuple[str, ...]
 
+    @property
+    def version(self) -> str:
+        """The version without the name of a build, such as +cpu."""
+        return self.pin.partition("==")[2].partition("+")[0]
+
     def __str__(self) -> str:
         first = f"{self.pin} ; {self.marker}" if self.marker else self.pin
         return " \\\n".join([first, *(f"    --hash={value}" for value in self.hashes)]) + "\n"
