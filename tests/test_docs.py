@@ -59,6 +59,15 @@ def test_paths_exist(page: Path) -> None:
     assert not missing
 
 
+def test_names_beside_a_module_are_in_it() -> None:
+    """Where docs/architecture.md says "add it to X in FILE", FILE has an X."""
+    for line in re.findall(r"^\d\. .*(?:\n   .*)*", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE):
+        spans = re.findall(r"`([^`]+)`", line)
+        source = "".join((ROOT / span).read_text() for span in spans if span.endswith(".py"))
+        missing = [span for span in spans if re.fullmatch(r"\w+", span) and not re.search(rf"\b{span}\b", source)]
+        assert not source or not missing, line
+
+
 @each_page
 def test_links_resolve(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
