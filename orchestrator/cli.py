@@ -39,7 +39,7 @@ def main() -> None:
     """Entry point: errors are one line each; exit code 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
     interrupts.raise_on_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text, a terminal may lack a sign
+        if isinstance(stream, io.TextIOWrapper):  # paths may not be valid UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
@@ -52,7 +52,7 @@ def main() -> None:
         sys.exit(interrupts.EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
-    except OSError as error:  # a folder that is full, read-only or gone: no place has more to say of it than this
+    except OSError as error:  # a folder that is full, read-only or removed
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}; correct this and rerun the command", file=sys.stderr)
         sys.exit(1)
@@ -89,15 +89,15 @@ def submit(
     launcher: LauncherName = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, then show the plan only")] = False,
     only: Annotated[list[str] | None, typer.Option(metavar="CELL", help="only this cell (repeatable)")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="run failed, lost and cancelled runs again")] = False,
-    rerun: Annotated[list[str] | None, typer.Option(metavar="RUN", help="put a run's result aside, run anew")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="rerun failed, lost and cancelled runs")] = False,
+    rerun: Annotated[list[str] | None, typer.Option(metavar="RUN", help="set its result aside, rerun it")] = None,
     smoke: Annotated[int, typer.Option(metavar="N", min=0, help="every cell N steps first")] = 0,
     devices: Annotated[str | None, typer.Option("-d", "--devices", help="GPUs of this machine, such as 0,1")] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="queue no report job behind the runs")] = False,
     over_budget: Annotated[bool, typer.Option("--over-budget", help="more GPU-hours than `budget:` allows")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
 ) -> None:
-    """Run an experiment: on Slurm where sbatch is, else on this machine. What is done is not run twice."""
+    """Run an experiment, on Slurm if sbatch is installed, else on this machine. Finished runs are not rerun."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.plan import Options
     from ablatrix.orchestrator.verbs.submit import submit
@@ -127,7 +127,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="a line for every run of a large study")] = False,
     output: Output = OUT,
 ) -> None:
-    """The truth about each run: files first, then the scheduler."""
+    """Show the state of each run: files first, then the scheduler."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.status import status
 
@@ -159,7 +159,7 @@ def check(
     launcher: LauncherName = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
 ) -> None:
-    """Everything that can be known to fail before it is queued, all at once. `submit` does this too."""
+    """Find what would fail before anything is queued, all at once. `submit` does this too."""
     from ablatrix.orchestrator.verbs.check import check
     from ablatrix.orchestrator.verbs.plan import Options
 
@@ -169,12 +169,12 @@ def check(
 @app.command()
 def logs(
     run: RunName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the run ends")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="follow it until the run ends")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="how many; 0: all")] = 50,
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
-    """What a run printed."""
+    """Show what a run printed."""
     from ablatrix.orchestrator.verbs.logs import logs
 
     logs(run, study, output, lines, follow)
@@ -188,7 +188,7 @@ def cancel(
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
-    """Take runs back from the queue, or stop them. They keep their checkpoints."""
+    """Take runs out of the queue, or stop them. They keep their checkpoints."""
     from ablatrix.orchestrator.verbs.cancel import cancel
 
     cancel(runs or (), everything, yes, study, output)
@@ -200,7 +200,7 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     output: Output = OUT,
 ) -> None:
-    """Remove what nothing needs: older checkpoints of finished runs, results put aside, code that no run names."""
+    """Remove what nothing needs: older checkpoints of finished runs, results set aside, code that no run names."""
     from ablatrix.orchestrator.verbs.clean import clean
 
     clean(study, output, yes)
@@ -208,7 +208,7 @@ def clean(
 
 @app.command()
 def diff(first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT) -> None:
-    """What differs between two runs in configuration, code and environment."""
+    """Compare two runs: configuration, data, code and environment."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.diff import diff
 
@@ -225,7 +225,7 @@ def show(
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
-    """One run: its state, its files, its configuration and who set each value, the end of its log.
+    """Show a run: its state, files, configuration with the origin of each value, and the end of its log.
 
     With an experiment file: a run as it would be, before anything is submitted.
     """
@@ -238,9 +238,11 @@ def show(
 @app.command()
 def schema(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write it to this file")] = None,
-    check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="is this file up to date?")] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="fail unless this file is up to date")
+    ] = None,
 ) -> None:
-    """The JSON schema of experiment files, for editors."""
+    """Print the JSON schema of experiment files, for editors."""
     from ablatrix.orchestrator.verbs.schema import schema
 
     schema(output, check)
@@ -248,7 +250,7 @@ def schema(
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]) -> None:
-    """A small workspace in a folder of your own: a study, its base, a schema for editors, a Makefile."""
+    """Create a small workspace in a new folder: a study, its base, a schema for editors, a Makefile."""
     from ablatrix.orchestrator.verbs.init import init
 
     init(folder)
@@ -261,7 +263,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folde
     options_metavar="[OPTIONS]",
 )
 def warm_cache(context: typer.Context) -> None:
-    """On the login node: a tokenizer and data into the offline cache (`warm-cache --help` lists the options)."""
+    """Put a tokenizer and data into the offline cache, on the login node (`warm-cache --help` lists the options)."""
     from ablatrix.trainer.data import warm_cache
 
     raise typer.Exit(warm_cache.main(context.args))

@@ -212,28 +212,26 @@ def adopt(states: Iterable[RunState]) -> None:
                 append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
 
 
-def release_held(study: Study, jobs: Mapping[str, commands.Job] | None = None) -> str:
-    """Release jobs of the study that Slurm holds because a node could not start them; return a message, or ''.
+def release_held(study: Study, jobs: Mapping[str, commands.Job] | None, say: Callable[[str], object]) -> None:
+    """Release jobs of the study that Slurm holds because a node could not start them, and `say` so.
 
     Jobs whose runs are done or queued again are released too: they end at once, while held jobs would keep the
-    study's report waiting for ever. jobs: the queue, if it has just been read.
+    study's report waiting for ever. jobs: the queue; None: it is asked for.
     """
     try:
         queued = (commands.queue() if jobs is None else jobs).values()
     except commands.ControllerError:
-        return ""
+        return
     held = {job.id: job.token for job in queued if commands.LAUNCH_FAILED in job.reason and job.token}
     own = _tokens(study) if held else set()
     ours = sorted(job for job, token in held.items() if token in own)
     if not ours:
-        return ""
+        return
     try:
         commands.release(ours)
+        say(f"{len(ours)} jobs that Slurm held because a node could not start them: released")
     except commands.ControllerError as error:
-        return (
-            f"{len(ours)} jobs are held by Slurm and cannot be released ({error}); cancel them and submit with --retry"
-        )
-    return f"{len(ours)} jobs that Slurm held because a node could not start them: released"
+        say(f"{len(ours)} jobs are held by Slurm and cannot be released ({error}); cancel them and submit with --retry")
 
 
 def _tokens(study: Study) -> set[str]:

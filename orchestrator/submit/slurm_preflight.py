@@ -64,9 +64,7 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
         yield f"{where}{refusal}{advice(refusal)}"
     report = "" if refusal else _test(helper_jobs.script(batch, helper_jobs.REPORT))
     if report and not _would_wait(report, SlurmSettings()):
-        complain(
-            f"warning: {where}no report job: {report}{advice(report)}; set slurm.helper_jobs, such as {{partition: cpu}}"
-        )
+        complain(f"warning: {where}no report job: {report}{advice(report)}; set slurm.helper_jobs: {{partition: cpu}}")
 
 
 def _test(script: str) -> str:

@@ -24,7 +24,7 @@ from ablatrix.trainer.rundir.errors import AblatrixError, RunError
 
 RETRY_SECONDS = 60.0  # before a follow-up that could queue nothing is requeued, and between two looks of --wait
 
-Say = Callable[[str], None]
+Say = Callable[[str], object]
 
 
 def queue(study: Study, order: Order, chosen: Sequence[RunState], states: Sequence[RunState], say: Say) -> list[str]:
@@ -103,16 +103,14 @@ class _Wave:
             members = [(state.run, state.attempt + 1) for state in waiting]
             first = queueing.split(members, settings, min(size, budget), cluster.script_bytes)[0]
             count = sum(map(len, first))
-            try:
-                self._queue_array(waiting[:count], chain)
-            except _NoRoomError as error:
-                self.reason, self._refused = str(error), True
+            refused = self._queue_array(waiting[:count], chain)
+            waiting[:count] = refused
+            if refused:
+                self._refused = True
                 size = self.most = max(len(first) > 1, (len(first) - 1) // 2)  # half, and one place for the follow-up
-                waiting[:count] = error.states
                 continue
             budget -= len(first)
-            waiting = waiting[count:]
-            if self._refused and waiting:  # the rest of the room is for the job that goes on
+            if self._refused and waiting:  # the rest of the room is for the follow-up job
                 break
         self.most = max(1, self.most) if self._refused else 0
         if waiting and not self.arrays and not any(job.alive for job in commands.queue().values()):
@@ -127,12 +125,12 @@ class _Wave:
             return jobs
         return max(1, room.jobs - 1)  # one is always tried: sites differ in what counts under a limit
 
-    def _queue_array(self, states: Sequence[RunState], chain: bool) -> None:
-        """Queue one array of the runs that no other submit has claimed. Raises _NoRoomError."""
+    def _queue_array(self, states: Sequence[RunState], chain: bool) -> list[RunState]:
+        """Queue one array of the runs that no other submit has claimed; return them if there is no room for it."""
         order, settings = self.order, self.order.settings
         members = queueing.claim(states, self.say)
         if not members:
-            return
+            return []
         jobs = queueing.group(members, settings.runs_per_job)
         after = [*self.before, *self.arrays] if chain else []
         with queueing.released_on_error(members):
@@ -142,19 +140,12 @@ class _Wave:
         except queueing.RefusedError as error:
             if not site_limits.is_limit(error.cause):
                 raise
+            self.reason = str(error)
             attempts = {run.id: attempt for run, attempt in members}
-            left = [replace(s, attempt=attempts[s.run.id]) for s in states if s.run.id in attempts]
-            raise _NoRoomError(str(error), left) from None
+            return [replace(s, attempt=attempts[s.run.id]) for s in states if s.run.id in attempts]
         self.arrays.append(base)
         self.say(f"queued {len(members)} runs as job {base} ({self.launcher.name})")
-
-
-class _NoRoomError(RunError):
-    """sbatch refused an array because of a limit on submitted jobs."""
-
-    def __init__(self, message: str, states: list[RunState]) -> None:
-        super().__init__(message)
-        self.states = states
+        return []
 
 
 def resume(study: Study, scheduler: Scheduler, say: Say) -> bool:
@@ -164,9 +155,7 @@ def resume(study: Study, scheduler: Scheduler, say: Say) -> bool:
     """
     states = study_state.collect(study, scheduler)
     queueing.adopt(states)
-    held = queueing.release_held(study, scheduler.jobs)
-    if held:
-        say(held)
+    queueing.release_held(study, scheduler.jobs, say)
     order = wave_order.read(study)
     waiting = wave_order.find_waiting(study, states)
     if order is None or not waiting:
@@ -196,9 +185,7 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
             jobs = commands.queue() if scheduler.jobs is None else scheduler.jobs
             if waiting and not helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs):
                 return resume(study, scheduler, say_once)
-            held = queueing.release_held(study, jobs)
-            if held:
-                say(held)
+            queueing.release_held(study, jobs, say)
         return bool(waiting)
 
     return go_on

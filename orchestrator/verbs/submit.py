@@ -79,9 +79,8 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
     options, scheduler = plan.options, Scheduler()
     states = study_state.collect(study, scheduler)
     queueing.adopt(states)
-    held = "" if plan.launcher == "local" else queueing.release_held(study, scheduler.jobs)
-    if held:
-        console.print(held)
+    if plan.launcher != "local":
+        queueing.release_held(study, scheduler.jobs, console.print)
     waiting = [state.run.id for state in wave_order.find_waiting(study, states)]  # queued with or without --retry
     found = selection.select(states, options.retry, options.only, waiting)
     incomplete = [state.run for state in found.chosen if state.state == "done"]

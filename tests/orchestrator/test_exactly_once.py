@@ -269,7 +269,9 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     assert "submit again to release it" in states[0].reason
     atomic_write(study.runs[0].folder / run_files.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
     assert submit_attempts.take(study.runs[1].folder, 2)  # queued anew
-    said = queueing.release_held(study)
+    printed: list[str] = []
+    queueing.release_held(study, None, printed.append)
+    [said] = printed
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
     assert said.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in said
 
@@ -282,9 +284,11 @@ def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path
     states = study_state.collect(study)
     assert "JobHeldUser: scontrol release lets it go" in states[0].reason
     squeue.write_text(squeue.read_text().replace('"JobHeldUser"', '"launch failed requeued held"'))
-    assert queueing.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE))) == ""
+    printed: list[str] = []
+    queueing.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE)), None, printed.append)
     squeue.write_text(squeue.read_text().replace('"launch failed requeued held"', '"JobHeldUser"'))
-    assert queueing.release_held(study) == ""
+    queueing.release_held(study, None, printed.append)
+    assert not printed
 
 
 def test_only_one_job_runs_an_attempt(tmp_path: Path) -> None:
