@@ -137,9 +137,6 @@ def status(
 @app.command()
 def report(
     studies: Annotated[list[str] | None, typer.Argument(help="study folders or names; default: the last one")] = None,
-    interactive: Annotated[
-        bool, typer.Option("--interactive", help="curves with zoom and hover in report.html")
-    ] = False,
     output: Output = OUT,
 ) -> None:
     """Compare the cells: tables, plots and a verdict, written into the study's report/ folder.
@@ -149,7 +146,7 @@ def report(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.report import report
 
-    report(studies or (), output, open_console(), interactive)
+    report(studies or (), output, open_console())
 
 
 @app.command()

@@ -116,8 +116,7 @@ def main(arguments: list[str]) -> int:
 
 HEAD = """# Licences
 
-Ablatrix is under the MIT licence (`LICENSE`). Its report's interactive curves are drawn by uPlot, which is part of this
-repository, MIT (`orchestrator/report/vendor/uPlot.LICENSE`). Nothing else of others is part of it.
+Ablatrix is under the MIT licence (`LICENSE`) and contains no third-party code.
 
 What is installed beside it, all versions as locked. Made by `make licenses` from the packages' own metadata; a licence
 that is neither permissive, MPL-2.0 nor NVIDIA's stops it. MPL-2.0 asks for the source of changed files of that package

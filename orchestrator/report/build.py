@@ -1,8 +1,8 @@
-"""The report of a study: which features helped, by how much, and how sure that is.
+"""Build the report of a study, or of several side by side.
 
-collect.py reads, analysis.py compares (statistics.py), plots.py decides what to draw, figures.py and svg.py draw it,
-wording.py and methods.py put it into words, document.py arranges it, page.py, markdown.py and tables.py write it, and
-output.py puts it on disk. The heavy imports wait until `build` is called.
+collect.py reads the runs, analysis.py compares the cells (statistics.py), figures.py chooses what to draw, drawing.py
+draws it, wording.py and methods.py describe the results, document.py arranges the page, pages.py and tables.py write
+the files, and output.py puts them on disk. Heavy imports wait until `build` is called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.content import Section
+    from ablatrix.orchestrator.report.figure_data import Figure
 
 FOLDER = "report"
 
@@ -47,42 +49,45 @@ class Report:
     measure: Measure = NLL
 
 
-def build(
-    study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None, interactive: bool = False
-) -> Report:
+def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None) -> Report:
     """Write the report of a study into `study_dir/report/`.
 
-    states: run id -> state or (state, reason); a run not named counts as done if it left a summary, else as planned.
-    Raises UserError where `study_dir` holds no study, RunError where the report cannot be written.
+    states: run id -> state or (state, reason); a run without one counts as done if it left a summary, else as planned.
+    Raises UserError if `study_dir` holds no study, RunError if the report cannot be written.
     """
     from ablatrix.orchestrator.report import collect, output, wording
     from ablatrix.orchestrator.report.analysis import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
-    paths = output.refresh(study_dir / FOLDER, f"{study.digest} {interactive}", lambda: contents(analysis, interactive))
+    paths = output.refresh(study_dir / FOLDER, study.digest, lambda: contents(analysis))
     return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths, analysis.measure)
 
 
-def contents(analysis: Analysis, explorable: bool) -> dict[str, bytes | str]:
-    """Every file of the report: name -> content, a pure function of the analysis."""
-    from ablatrix.orchestrator.report import document, figures, interactive, markdown, page, plots, tables
+def contents(analysis: Analysis) -> dict[str, bytes | str]:
+    """Return every file of the report: name -> content, a pure function of the analysis."""
+    from ablatrix.orchestrator.report import document, figures, tables
 
-    study = analysis.study
-    drawn = plots.build_figures(analysis)
-    sections = document.compose(analysis, drawn, interactive.data(analysis) if explorable else "")
-    scripts, css = (interactive.scripts(), interactive.style()) if explorable else ([], "")
-    title, subtitle = f"Ablation: {study.name}", document.subtitle(analysis)
-    files: dict[str, bytes | str] = {
+    drawn = figures.build_figures(analysis)
+    sections = document.compose(analysis, drawn)
+    title = f"Ablation: {analysis.study.name}"
+    files = {
         "summary.csv": tables.summary(analysis),
         "comparison.csv": tables.comparison(analysis),
         "comparison.tex": tables.latex(analysis),
-        "report.md": markdown.render(title, subtitle, sections),
-        "report.html": page.render(title, subtitle, sections, scripts, css),
+    }
+    return files | _pages(title, document.subtitle(analysis), sections, drawn)
+
+
+def _pages(title: str, subtitle: str, sections: Sequence[Section], drawn: Sequence[Figure]) -> dict[str, bytes | str]:
+    from ablatrix.orchestrator.report import drawing, pages
+
+    files: dict[str, bytes | str] = {
+        "report.md": pages.markdown(title, subtitle, sections),
+        "report.html": pages.html(title, subtitle, sections),
     }
     for figure in drawn:
-        for kind, content in figures.draw(figure).items():
-            files[f"{figure.name}.{kind}"] = content
+        files |= {f"{figure.name}.{kind}": content for kind, content in drawing.draw(figure).items()}
     return files
 
 
@@ -120,17 +125,12 @@ def compare(
 
 
 def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
-    from ablatrix.orchestrator.report import figures, markdown, page, side_by_side
+    from ablatrix.orchestrator.report import side_by_side
 
     figure = side_by_side.forest(analyses)
-    sections = side_by_side.compose(analyses, figure)
-    title, subtitle = "Studies side by side", ", ".join(side_by_side.label_studies(analyses))
-    return {
-        "comparison.csv": side_by_side.comparison(analyses),
-        "report.md": markdown.render(title, subtitle, sections),
-        "report.html": page.render(title, subtitle, sections),
-        **{f"{figure.name}.{kind}": content for kind, content in figures.draw(figure).items()},
-    }
+    subtitle = ", ".join(side_by_side.label_studies(analyses))
+    pages = _pages("Studies side by side", subtitle, side_by_side.compose(analyses, figure), [figure])
+    return {"comparison.csv": side_by_side.comparison(analyses), **pages}
 
 
 def verdict_rows(analysis: Analysis) -> list[VerdictRow]:

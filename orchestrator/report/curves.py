@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.special import stdtrit
 
 from ablatrix.orchestrator.report import context_lengths
 from ablatrix.orchestrator.report.analysis import CellResult
 from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.figure_data import Series
 from ablatrix.orchestrator.report.statistics import LEVEL
 
 BINS = 120
-
-
-@dataclass(frozen=True)
-class Series:
-    """Mean over seeds (P,) at x (P,) tokens; low and high: 95% t interval of the mean, None for one seed."""
-
-    x: np.ndarray
-    y: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
 
 
 def tokens_of(run: RunRecord) -> np.ndarray:

@@ -13,22 +13,19 @@ from ablatrix.orchestrator.report.analysis import Analysis, Contrast
 from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.content import (
     Block,
-    Charts,
     Code,
     Folded,
     Heading,
     Health,
     Notes,
-    Picture,
     Row,
     Section,
     Table,
-    Text,
     Verdict,
     Verdicts,
 )
 from ablatrix.orchestrator.report.corpus_notes import corpus_notes
-from ablatrix.orchestrator.report.plots import Figure
+from ablatrix.orchestrator.report.figure_data import Figure
 from ablatrix.orchestrator.report.wording import (
     DASH,
     duration,
@@ -46,20 +43,20 @@ from ablatrix.orchestrator.report.wording import (
 MOST_SENTENCES = 40
 
 
-def compose(analysis: Analysis, figures: Sequence[Figure], charts: str = "") -> list[Section]:
-    """All sections that have something to say, run health first. charts: data of the interactive curves, if any."""
-    pictures = {figure.name: Picture(figure) for figure in figures}
+def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
+    """Return all sections that have content, run health first."""
+    pictures = {figure.name: figure for figure in figures}
     made = [
         about(analysis),
         health(analysis),
         Section("verdict", "Verdict", [*verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
         budgets(analysis),
-        _curves(pictures, charts),
+        _curves(pictures),
         combined(analysis, pictures),
         domains(analysis),
         context_lengths(analysis, pictures),
         costs(analysis, pictures),
-        Section("methods", "Methods", [Text(t) for t in methods.paragraphs(analysis)]),
+        Section("methods", "Methods", methods.paragraphs(analysis)),
         repeat(analysis),
     ]
     return [section for section in made if section and section.blocks]
@@ -78,7 +75,7 @@ def about(analysis: Analysis) -> Section:
     info = analysis.study.info
     heading = ", ".join(info[key] for key in ("name", "date") if info.get(key))
     said = [heading, info.get("description", ""), f"Hypothesis: {info['hypothesis']}" if info.get("hypothesis") else ""]
-    return Section("about", "The experiment", [Text(text) for text in said if text])
+    return Section("about", "The experiment", [text for text in said if text])
 
 
 def _some(block: Block | None) -> list[Block]:
@@ -107,7 +104,7 @@ def health(analysis: Analysis) -> Section:
             for run in bad
         ]
         blocks.append(Table(["cell", "seed", "state", "reason", "last step", "run"], rows, (0, 2, 3, 5), (3,)))
-    blocks += map(Text, corpus_notes(runs))
+    blocks += corpus_notes(runs)
     return Section("health", "Run health", blocks)
 
 
@@ -201,48 +198,41 @@ def budgets(analysis: Analysis) -> Section | None:
         "budgets",
         "At equal cost",
         [
-            Text(
-                f"Effect on the {name} when the cell and the baseline have spent the same: {analysis.budget} "
-                "(the headline), training FLOPs, training time. The last two are read off the curves where one cell "
-                "costs more; a learning-rate schedule was not meant to end there. With 95% intervals, not corrected."
-            ),
+            f"Effect on the {name} at a matched budget of {analysis.budget} (the headline), training FLOPs or training "
+            "time. Where one cell costs more, the last two are interpolated on its curve, at a point where its "
+            "learning-rate schedule has not ended. Confidence intervals (95%) are pointwise.",
             Table(head, rows),
             Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),
-            Text(
-                f"Tokens and time until the {name} first reaches the baseline's final one, linear between "
-                "evaluations, mean over seeds. Speed factor: the baseline's need divided by the cell's; over 1 is "
-                "faster. “over”: a run never got there, and counts with all it spent."
-            ),
-            Table(["cell", "tokens", "speed factor", "time", "speed factor"], speed),
+            f"Tokens and time until the {name} first reaches the baseline's final value, by interpolation between "
+            "evaluations; mean over seeds. Speed-up: baseline cost divided by cell cost; above 1 is faster. “over”: a "
+            "run never reached that value and counts with all it spent.",
+            Table(["cell", "tokens", "speed-up", "time", "speed-up"], speed),
         ],
     )
 
 
-def _curves(pictures: dict[str, Picture], charts: str) -> Section:
+def _curves(pictures: dict[str, Figure]) -> Section:
     blocks: list[Block] = _some(pictures.get("differences"))
-    if charts:
-        text = "Drag over a part to zoom in, double-click to see all; a click on a name hides or shows its line."
-        blocks += [Heading("To explore"), Text(text), Charts(charts)]
-    if "loss_curves" in pictures and pictures["loss_curves"].figure.panels:
-        blocks.append(Folded("All curves over each other", [pictures["loss_curves"]]))
+    if "loss_curves" in pictures and pictures["loss_curves"].panels:
+        blocks.append(Folded("All curves in one plot", [pictures["loss_curves"]]))
     blocks += _some(pictures.get("schedules"))
     return Section("curves", "Curves", blocks)
 
 
-def combined(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None:
+def combined(analysis: Analysis, pictures: dict[str, Figure]) -> Section | None:
     """Main effects, interactions, leave-one-out: whichever the design allows."""
     blocks: list[Block] = []
     if analysis.main_effects:
         blocks += [
             Heading("Main effects"),
-            Text("Each feature's effect averaged over all combinations of the others (full factorial design)."),
+            "Each feature's effect averaged over all combinations of the others (full factorial design).",
             *_some(pictures.get("main_effects")),
             _contrasts(analysis, analysis.main_effects, "hurts", "helps", "no difference shown"),
         ]
     if analysis.left_out:
         blocks += [
             Heading("With everything else on"),
-            Text("All features on, minus all but this one: what the feature adds in the company of the others."),
+            "All features on, minus all but this one: what the feature adds in the company of the others.",
             _contrasts(analysis, analysis.left_out, "hurts", "helps", "no difference shown"),
         ]
     if any(c.effect for c in analysis.interactions):
@@ -294,12 +284,10 @@ def domains(analysis: Analysis) -> Section | None:
         "Held-out NLL of the baseline by domain, and each cell's effect there with its 95% interval. A star marks an "
         "effect that stands after Holm's correction over this whole table."
     )
-    return Section(
-        "domains", "By domain", [Text(text), Table(["domain", "tokens", analysis.reference or "", *names], rows)]
-    )
+    return Section("domains", "By domain", [text, Table(["domain", "tokens", analysis.reference or "", *names], rows)])
 
 
-def context_lengths(analysis: Analysis, pictures: dict[str, Picture]) -> Section | None:
+def context_lengths(analysis: Analysis, pictures: dict[str, Figure]) -> Section | None:
     """Held-out NLL of every cell at each context length, and the effect against the reference there."""
     found = contexts.rows(analysis)
     if not found:
@@ -314,7 +302,7 @@ def context_lengths(analysis: Analysis, pictures: dict[str, Picture]) -> Section
     )
     reasons = {why for row in found for why in row.out_of_reach.values()}
     text += f" “cannot”: {'; '.join(sorted(reasons))}." if reasons else ""
-    blocks = [Text(text), Table(["context", "tokens", *names], table), *_some(pictures.get("context_lengths"))]
+    blocks = [text, Table(["context", "tokens", *names], table), *_some(pictures.get("context_lengths"))]
     return Section("contexts", "By context length", blocks)
 
 
@@ -330,7 +318,7 @@ def _starred(contrast: Contrast) -> str:
     return with_margin(contrast.effect) + star
 
 
-def costs(analysis: Analysis, pictures: dict[str, Picture]) -> Section:
+def costs(analysis: Analysis, pictures: dict[str, Figure]) -> Section:
     base = analysis.base
     rows = []
     for cell in analysis.cells.values():
@@ -397,5 +385,5 @@ def repeat(analysis: Analysis) -> Section:
     return Section(
         "repeat",
         "Every run, and how to repeat it",
-        [Text(text), Folded(f"Commands ({len(commands)})", [Code("\n".join(commands))]), Folded("All runs", [table])],
+        [text, Folded(f"Commands ({len(commands)})", [Code("\n".join(commands))]), Folded("All runs", [table])],
     )

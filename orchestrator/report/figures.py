@@ -1,264 +1,358 @@
-"""Figures as PNG and PDF, drawn by matplotlib without any global state of pyplot."""
+"""The figures of a report: which curves and effects each one shows, and its caption."""
 
 from __future__ import annotations
 
-import io
-import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-from matplotlib.lines import Line2D
 
-from ablatrix.orchestrator.report.plots import Figure, Forest, ForestRow, Panel, ticks
-from ablatrix.orchestrator.report.wording import tick_labels
-from ablatrix.trainer.rundir.console import visible
+from ablatrix.orchestrator.report import context_lengths as contexts
+from ablatrix.orchestrator.report import curves, wording
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel, Series
+from ablatrix.orchestrator.study.metric import Measure
 
-INK, GREY, BAND = "#1a1a1a", "#767676", "#e4e4e4"
-# Okabe & Ito 2008, without the yellow that vanishes on white; style 0 is the baseline
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
-WIDTH = 7.2  # inches: two columns of a paper
-
-SETTINGS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.titlesize": 9.0,
-    "axes.labelsize": 8.0,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "pdf.fonttype": 42,
-    "text.usetex": False,
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
+MOST_LINES = 12  # of one panel: more cannot be told apart
+MOST_PANELS = 24
+MOST_ROWS = 60
+SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
+AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
 
-@contextmanager
-def settings() -> Iterator[None]:
-    """Defaults and ours, whatever the user's matplotlibrc says: the same input draws the same picture."""
-    with matplotlib.rc_context():
-        settings: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in _KEPT}
-        matplotlib.rcParams.update(settings | SETTINGS)
-        yield
+def build_figures(analysis: Analysis) -> list[Figure]:
+    """Every figure that the study has something to show for, in the order of the page."""
+    made = [
+        effects(analysis),
+        differences(analysis),
+        loss_curves(analysis),
+        schedules(analysis),
+        main_effects(analysis),
+        combinations(analysis),
+        context_lengths(analysis),
+        cost(analysis),
+    ]
+    return [figure for figure in made if figure is not None]
 
 
-_KEPT = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
+def styles(analysis: Analysis) -> dict[str, int]:
+    """cell -> style; the reference is 0 (ink), the others follow in the study's order."""
+    return {
+        name: i for i, name in enumerate([n for n in [analysis.reference] if n] + [c.name for c in analysis.compared])
+    }
 
 
-def draw(figure: Figure, formats: tuple[str, ...] = ("png", "pdf")) -> dict[str, bytes]:
-    """The figure in each format, without dates or versions in its metadata."""
-    with settings(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box; the page shows the name
-        canvas = layout(figure)
-        return {name: save(canvas, name) for name in formats}
+def chosen(analysis: Analysis, most: int) -> tuple[list[CellResult], str]:
+    """The cells to draw and a remark: all of them, or those with the largest effects."""
+    cells = analysis.compared
+    if len(cells) <= most:
+        return cells, ""
+    ranked = sorted(cells, key=lambda c: -abs(c.effect.mean) if c.effect else 0.0)[:most]
+    names = {c.name for c in ranked}
+    left = len(cells) - most
+    return [c for c in cells if c.name in names], f" The {most} largest effects; {left} more are in comparison.csv."
 
 
-def layout(figure: Figure) -> Canvas:
-    """The figure, laid out and ready to be drawn."""
-    return _forest(figure) if figure.forest else _panels(figure)
+# ---- forest plots ----------------------------------------------------------------------------------------------------
 
 
-def save(canvas: Canvas, name: str) -> bytes:
-    """The drawn figure as the content of a file of this format."""
-    nothing = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format=name, dpi=160, metadata=nothing[name])
-    return buffer.getvalue()
-
-
-def style(index: int) -> tuple[str, Any, str]:
-    """(colour, dash, marker) of a style; the three together do not repeat within 264 cells."""
-    if index == 0:
-        return INK, "-", "o"
-    i = index - 1
-    return COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[(i + 1) % len(MARKERS)]
-
-
-# ---- panels ----------------------------------------------------------------------------------------------------------
-
-
-def _panels(figure: Figure) -> Canvas:
-    columns = min(3 if len(figure.panels) > 4 else 2, max(1, len(figure.panels)))
-    rows = max(1, math.ceil(len(figure.panels) / columns))
-    legend_lines = legend_rows(figure.legend)
-    extra = 0.12 + 0.19 * legend_lines
-    height = rows * (2.0 if columns == 3 else 2.6) + extra
-    canvas = Canvas(figsize=(WIDTH, height))
-    FigureCanvasAgg(canvas)
-    canvas.subplots_adjust(
-        left=0.76 / WIDTH,
-        right=1 - 0.15 / WIDTH,
-        top=1 - 0.3 / height,
-        bottom=(extra + 0.42) / height,
-        wspace=0.26 if columns == 3 else 0.3,
-        hspace=0.5,
-    )
-    if not figure.panels:
-        canvas.text(0.5, 0.6, "No rows of any loss.csv yet", ha="center", color=GREY)
-    for i, panel in enumerate(figure.panels):
-        axes = canvas.add_subplot(rows, columns, i + 1)
-        _panel(axes, panel)
-        axes.set_title(short(panel.title, 25 if columns == 3 else 38), loc="left")
-        if columns == 3 and i % columns:
-            axes.set_ylabel("")
-        if i + columns < len(figure.panels) and panel.x_label == figure.panels[i + columns].x_label:
-            axes.set_xlabel("")
-    legend(canvas, figure, height)
-    return canvas
-
-
-def legend_rows(legend: tuple[tuple[str, int], ...]) -> int:
-    """Lines of text that it takes."""
-    return math.ceil(len(legend) / _legend_columns(legend)) if legend else 0
-
-
-def _legend_columns(legend: tuple[tuple[str, int], ...]) -> int:
-    widest = max(len(name) for name, _ in legend)
-    return max(1, min(len(legend), int(WIDTH / (0.55 + 0.075 * min(widest, 60)))))
-
-
-def _panel(axes: Axes, panel: Panel) -> None:
-    if panel.zero:
-        axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
-    for line in panel.lines:
-        colour, dash, marker = style(line.style)
-        series = line.series
-        if series.low is not None and series.high is not None:
-            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
-        every = max(1, len(series.x) // 8)
-        axes.plot(
-            series.x,
-            series.y,
-            color=colour,
-            linestyle=dash,
-            marker=None if line.light else marker,
-            markevery=1 if line.dots and len(series.x) <= 12 else (every // 2, every),
-            alpha=0.55 if line.light else 1.0,
-            linewidth=0.7 if line.light else 1.2,
-            zorder=3,
+def effects(analysis: Analysis) -> Figure:
+    cells, remark = chosen(analysis, MOST_ROWS)
+    rows = []
+    for cell in cells:
+        word, effect = wording.verdict(cell, analysis), cell.effect
+        text = word if effect is None else f"{wording.signed(effect.mean)}  {word}"
+        values = (effect.mean, effect.low, effect.high, effect.values) if effect else (None, None, None, ())
+        rows.append(ForestRow(cell.name, word, text, *values))
+    band = 2 * analysis.noise if analysis.noise is not None else None
+    measure = analysis.measure
+    caption = f"Effect of each cell on the {measure.name} at equal {analysis.budget}"
+    caption += f" (cell − baseline; {measure.better_side})."
+    if any(r.low is not None for r in rows):
+        caption += (
+            " Bars: 95% intervals, not corrected; small marks: single seeds; filled: shown after Holm's correction."
         )
-    axes.set_xlim(*panel.x_range)
-    axes.set_ylim(*panel.y_range)
-    axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(panel.y_label)
-    across, down = ticks(*panel.x_range, 4), ticks(*panel.y_range, 5)
-    axes.set_xticks(across, tick_labels(across))
-    axes.set_yticks(down, tick_labels(down))
-    axes.grid(color=BAND, linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-
-
-def legend(canvas: Canvas, figure: Figure, height: float) -> None:
-    """Below the panels. Names are set afterwards: matplotlib drops labels that start with an underscore."""
-    if not figure.legend:
-        return
-    columns = _legend_columns(figure.legend)
-    # matplotlib fills columns; people read rows
-    entries = [figure.legend[i] for c in range(columns) for i in range(c, len(figure.legend), columns)]
-    handles = []
-    for _, index in entries:
-        colour, dash, marker = style(index)
-        handles.append(Line2D([], [], color=colour, linestyle=dash, marker=marker))
-    legend = canvas.legend(
-        handles,
-        ["x"] * len(entries),
-        loc="lower left",
-        bbox_to_anchor=(0.06, 0.04 / height),
-        ncols=columns,
-        borderaxespad=0,
-        columnspacing=1.2,
-        handlelength=2.6,
+    elif analysis.single_seed:
+        caption += f" {wording.ONE_SEED[0].upper()}{wording.ONE_SEED[1:]}; hence no intervals."
+    if band is not None:
+        n = len(analysis.base.values) if analysis.base else 0
+        caption += f" Grey band: ±2 seed SD of the baseline alone ({n} seeds)."
+    forest = Forest(
+        tuple(rows),
+        replace(measure, name=f"{measure.name}, difference from baseline").label,
+        forest_limits(rows, band),
+        band,
+        measure.sides("better", "worse"),
     )
-    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
-        text.set_text(short(name, 60))
+    return Figure("effects", "Effects", caption + remark, forest=forest)
 
 
-def short(name: str, most: int) -> str:
-    """A long name without its middle: names built from parts differ at both ends."""
-    name = visible(name)
-    if len(name) <= most:
-        return name
-    head = (most - 1) // 2
-    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
+def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[float, float]:
+    """A range that shows every effect; an interval that goes far beyond all effects and most others is cut off."""
+    centres = [r.effect for r in rows if r.effect is not None]
+    far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
+    bounds = [e for r in rows for e in (r.low, r.high) if e is not None]
+    far = max(far, sorted(map(abs, bounds))[len(bounds) // 2] / 3) if bounds else far
+    ends = bounds + centres + [-(band or 0.0), band or 0.0]
+    low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
+    room = 0.06 * (high - low) or 1e-3
+    return min(low, 0.0) - room, max(high, 0.0) + room
 
 
-# ---- forest ----------------------------------------------------------------------------------------------------------
+def main_effects(analysis: Analysis) -> Figure | None:
+    """Of a full factorial design: each feature averaged over all settings of the others."""
+    measure = analysis.measure
+    caption = (
+        f"Main effects: each feature's effect on the {measure.name} averaged over all combinations of the others, with "
+        f"95% intervals; {measure.better_side}. Filled: shown after Holm's correction over the main effects."
+    )
+    label = f"main effect on {measure.label}"
+    return _contrasts("main_effects", "Main effects", caption, label, analysis.main_effects, measure, _HELPS)
 
 
-def _forest(figure: Figure) -> Canvas:
-    forest = figure.forest
-    assert forest is not None
-    height = 0.95 + 0.27 * max(2, len(forest.rows))
-    canvas = Canvas(figsize=(WIDTH, height))
-    FigureCanvasAgg(canvas)
-    names = max([len(short(r.label, 34)) for r in forest.rows] + [6])
-    texts = max([len(r.text) for r in forest.rows] + [6])
-    left, right = 0.25 + 0.068 * names, 0.2 + 0.064 * texts
-    axes = canvas.add_axes((left / WIDTH, 0.58 / height, 1 - (left + right) / WIDTH, 1 - 0.93 / height))
-    if forest.band:
-        axes.axvspan(-forest.band, forest.band, color=BAND, linewidth=0, zorder=0)
-    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-    places = np.arange(len(forest.rows))
-    for place, row in zip(places, forest.rows, strict=True):
-        _forest_row(axes, float(place), row, forest.limits)
-    axes.set_yticks(places, [short(r.label, 34) for r in forest.rows])
-    axes.set_ylim(len(forest.rows) - 0.4, -0.6)
-    axes.set_xlim(*forest.limits)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel(forest.x_label)
-    known = any(row.effect is not None for row in forest.rows)
-    across = ticks(*forest.limits, min(6, int((WIDTH - left - right) / 0.6))) if known else [0.0]
-    axes.set_xticks(across, tick_labels(across))
-    _ends(axes, forest)
-    return canvas
+def combinations(analysis: Analysis) -> Figure | None:
+    """Interactions: what a combination gives beyond the sum of its features."""
+    measure = analysis.measure
+    side = measure.better_side.partition(" is ")[0]
+    caption = (
+        "Interactions: effect of the combination minus the sum of the effects of its parts; 0 means they add up, "
+        f"{side} the combination is better than the sum."
+    )
+    label = replace(measure, name="interaction" if measure.is_nll else f"interaction, {measure.name}").label
+    return _contrasts("interactions", "Interactions", caption, label, analysis.interactions, measure, _SYNERGY)
 
 
-def _ends(axes: Axes, forest: Forest) -> None:
-    """Which side is which, over the two ends of the axis."""
-    for word, place, align in ((f"← {forest.ends[0]}", 0, "left"), (f"{forest.ends[1]} →", 1, "right")):
-        axes.annotate(
-            word,
-            (place, 1),
-            xycoords="axes fraction",
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha=align,
-            va="bottom",
-            color=GREY,
-            annotation_clip=False,
+_HELPS, _SYNERGY = ("helps", "hurts"), ("synergy", "conflict")
+
+
+def _contrasts(
+    name: str,
+    title: str,
+    caption: str,
+    label: str,
+    contrasts: Sequence[Contrast],
+    measure: Measure,
+    words: tuple[str, str],
+) -> Figure | None:
+    found = [c for c in contrasts if c.effect]
+    if not found:
+        return None
+    rows = [_contrast_row(c, measure, words) for c in found[:MOST_ROWS]]
+    if len(found) > len(rows):
+        caption += f" The first {len(rows)} of {len(found)}."
+    ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
+    return Figure(name, title, caption, forest=Forest(tuple(rows), label, forest_limits(rows), ends=ends))
+
+
+def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str]) -> ForestRow:
+    effect = contrast.effect
+    assert effect is not None
+    word = wording.contrast_sentence(contrast, measure, words[1], words[0], "none shown")
+    word = "no claim" if word == wording.ONE_SEED else word
+    text = f"{wording.signed(effect.mean)}  {word}"
+    return ForestRow(contrast.name, word, text, effect.mean, effect.low, effect.high, effect.values)
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def differences(analysis: Analysis) -> Figure | None:
+    """Small multiples: one panel a cell, its difference from the baseline along the training."""
+    base = analysis.base
+    if base is None:
+        return None
+    end = curves.span(list(analysis.cells.values()))
+    cells, remark = chosen(analysis, MOST_PANELS)
+    style, measure = styles(analysis), analysis.measure
+    drawn = []
+    for cell in cells:
+        held = Line(measure.name, style[cell.name], curves.held_out_difference(cell, base), dots=True)
+        lines = [held]
+        if measure.is_loss:
+            loss = curves.training_difference(cell, base, end)
+            lines.insert(0, Line("training loss", style[cell.name], loss, light=True))
+        drawn.append((cell.name, tuple(line for line in lines if len(line.series.x))))
+    ranges = [difference_range(lines, end) for _, lines in drawn]
+    sizes = sorted(max(-low, high) for (low, high), (_, lines) in zip(ranges, drawn, strict=True) if lines)
+    if not sizes:
+        return None
+    alike = sizes[-1] <= 8 * sizes[len(sizes) // 2]
+    common = (min(low for low, _ in ranges), max(high for _, high in ranges))
+    axis = AXES[analysis.budget]
+    panels = tuple(
+        Panel(name, axis, f"Δ {measure.unit or measure.name}", lines, _tokens(end), common if alike else own, True)
+        for (name, lines), own in zip(drawn, ranges, strict=True)
+    )
+    side = "above" if measure.higher_is_better else "below"
+    caption = (
+        f"Difference from the baseline along the training, mean over paired seeds ({side} 0 is better). Marked line: "
+        f"{measure.name}, with its 95% interval where there are seeds"
+    )
+    caption += "; thin line: training loss on the same batches." if measure.is_loss else "."
+    caption += "" if alike else " Each panel has its own scale."
+    return Figure("differences", "Difference from the baseline", caption + remark, panels)
+
+
+def difference_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
+    """Range around 0 that shows the lines once settled; bands count up to twice as far as the lines."""
+    seen = [line.series.y[(line.series.x > SETTLED * end) & np.isfinite(line.series.y)] for line in lines]
+    values = np.concatenate([*seen, [0.0]])
+    low, high = float(values.min()), float(values.max())
+    far = 2 * max(-low, high)
+    for line in lines:
+        if line.series.low is not None and line.series.high is not None:
+            late = line.series.x > SETTLED * end
+            low = max(min(low, float(np.nanmin(line.series.low[late], initial=low))), -far)
+            high = min(max(high, float(np.nanmax(line.series.high[late], initial=high))), far)
+    room = 0.08 * (high - low) or 1e-3
+    return low - room, high + room
+
+
+def loss_curves(analysis: Analysis) -> Figure:
+    """The overlay of raw curves."""
+    cells, remark = _overlay(analysis)
+    end = curves.span(cells)
+    style, measure = styles(analysis), analysis.study.measure
+    axis = AXES[analysis.budget]
+    unit = measure.unit if measure.is_loss else ""  # of the training loss, where it is the measure's
+    held = tuple(Line(c.name, style[c.name], curves.held_out(c), dots=True) for c in cells)
+    train = tuple(Line(c.name, style[c.name], curves.training(c, "loss", end, 60)) for c in cells)
+    panels = tuple(
+        Panel(title, axis, label, lines, _tokens(end), settled_range(lines, end, rising))
+        for title, label, lines, rising in (
+            (measure.title, measure.unit, held, measure.higher_is_better),
+            ("Training loss", unit, train, False),
         )
-
-
-def _forest_row(axes: Axes, place: float, row: ForestRow, limits: tuple[float, float]) -> None:
-    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
-    axes.annotate(row.text, (1, place), va="center", annotation_clip=False, **beside)
-    if row.effect is None:
-        return
-    if row.low is not None and row.high is not None:
-        low, high = max(row.low, limits[0]), min(row.high, limits[1])
-        axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt", zorder=2)
-        for end, cut, mark in ((low, row.low < limits[0], "<"), (high, row.high > limits[1], ">")):
-            axes.plot([end], [place], marker=mark if cut else "|", color=INK, markersize=5, clip_on=False, zorder=2)
-        axes.plot(row.values, [place + 0.24] * len(row.values), "|", color=GREY, markersize=3, zorder=2)
-    face = COLOURS[0] if row.word in ("helps", "synergy") else COLOURS[1]
-    shown = row.word in ("helps", "hurts", "synergy", "conflict")
-    shape = {"helps": "o", "synergy": "o", "hurts": "s", "conflict": "s"}.get(row.word, "D")
-    axes.plot(
-        [row.effect], [place], shape, color=INK, markerfacecolor=face if shown else "white", markersize=5.5, zorder=4
+        if any(len(line.series.x) for line in lines)
     )
+    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged over equal intervals of "
+    caption += f"{analysis.budget}."
+    legend = tuple((c.name, style[c.name]) for c in cells)
+    title = "Loss curves" if measure.is_loss else "Curves"
+    return Figure("loss_curves", title, caption + remark, panels, legend=legend)
+
+
+def _tokens(end: float) -> tuple[float, float]:
+    """The range of tokens, with room for a mark at the end."""
+    return 0.0, 1.02 * end
+
+
+def _overlay(analysis: Analysis) -> tuple[list[CellResult], str]:
+    cells, remark = chosen(analysis, MOST_LINES - 1)
+    return ([analysis.base] if analysis.base else []) + cells, remark
+
+
+def settled_range(lines: tuple[Line, ...], end: float, rising: bool = False) -> tuple[float, float]:
+    """Range of all lines after the steep start; a line that goes wrong leaves it (at the bottom if others rise)."""
+    if rising:
+        mirrored = tuple(replace(line, series=replace(line.series, y=-line.series.y)) for line in lines)
+        low, high = settled_range(mirrored, end)
+        return -high, -low
+    late = []
+    for line in lines:
+        x, y = line.series.x, line.series.y
+        part = y[(x >= SETTLED * end) & np.isfinite(y)]
+        late.append(part if len(part) else y[np.isfinite(y)])
+    late = [part for part in late if len(part)]
+    if not late:
+        return 0.0, 1.0
+    low = min(float(part.min()) for part in late)
+    tops = sorted(float(part.max()) for part in late)
+    high = min(tops[-1], low + 3 * max(tops[len(tops) // 2] - low, 1e-3))
+    room = 0.05 * (high - low) or 0.05
+    return low - room, high + room
+
+
+def schedules(analysis: Analysis) -> Figure | None:
+    """Learning rate (equal ones drawn once) and gradient norm."""
+    cells, remark = _overlay(analysis)
+    end = curves.span(cells)
+    style = styles(analysis)
+    rates: dict[bytes, Line] = {}
+    for cell in cells:
+        series = curves.training(cell, "lr", end)
+        key = np.round(series.y, 12).tobytes()
+        if len(series.x):
+            rates.setdefault(key, Line(cell.name, style[cell.name], series))
+    norms = tuple(Line(c.name, style[c.name], curves.training(c, "grad_norm", end, 40)) for c in cells)
+    panels, axis = [], AXES[analysis.budget]
+    if rates:
+        lines = tuple(rates.values())
+        top = max(float(np.nanmax(line.series.y)) for line in lines)
+        panels.append(Panel("Learning rate", axis, "", lines, _tokens(end), (0.0, top * 1.08 or 1.0)))
+    if any(len(line.series.x) for line in norms):
+        low, high = settled_range(norms, end)
+        panels.append(Panel("Gradient norm", axis, "", norms, _tokens(end), (max(0.0, low), high)))
+    if not panels:
+        return None
+    caption = "Learning rate (equal schedules are drawn once) and gradient norm before clipping, mean over seeds."
+    legend = tuple((c.name, style[c.name]) for c in cells)
+    return Figure("schedules", "Learning rate and gradient norm", caption + remark, tuple(panels), legend=legend)
+
+
+def context_lengths(analysis: Analysis) -> Figure | None:
+    """Held-out NLL against the length of the context, beyond the training block too."""
+    cells, remark = _overlay(analysis)
+    style = styles(analysis)
+    lines = tuple(Line(c.name, style[c.name], curves.by_context(c), dots=True) for c in cells)
+    lines = tuple(line for line in lines if len(line.series.x))
+    if max((len(line.series.x) for line in lines), default=0) < 2:
+        return None
+    y = np.concatenate([line.series.y for line in lines])
+    longest = max(float(line.series.x[-1]) for line in lines)
+    label = "held-out NLL (nats per token)"
+    panel = Panel("Context length", "tokens of context", label, lines, (0.0, 1.02 * longest), _around(y, 0.02))
+    trained = contexts.trained_length(analysis.base)
+    caption = "Held-out NLL of the same tokens at several context lengths after training"
+    caption += f" with {trained}" if trained else ""
+    caption += ", means over seeds; the table has the intervals of the effects."
+    legend = tuple((line.label, line.style) for line in lines)
+    return Figure("context_lengths", "Context length", caption + remark, (panel,), legend=legend)
+
+
+def cost(analysis: Analysis) -> Figure | None:
+    """The measure against what it cost, a mark a cell."""
+    cells, remark = _overlay(analysis)
+    cells = [c for c in cells if c.mean is not None]
+    base = analysis.base
+    if base is None or base.mean is None:
+        return None
+    style = styles(analysis)
+    panels = []
+    measure = analysis.measure
+    costs = (
+        ("Training time", "seconds per run, baseline = 1", lambda c: c.average("seconds")),
+        ("Training compute", "FLOPs per run, baseline = 1", _flops),
+    )
+    for title, label, spent in costs:
+        unit = spent(base)
+        points = [(c, x / unit) for c in cells if (x := spent(c))] if unit else []
+        if points:
+            lines = tuple(
+                Line(c.name, style[c.name], Series(np.array([x]), np.array([c.mean])), dots=True) for c, x in points
+            )
+            panels.append(_scatter(title, label, lines, measure.label))
+    if not panels:
+        return None
+    legend = tuple((c.name, style[c.name]) for c in cells)
+    side = measure.better.capitalize()
+    caption = f"Final {measure.name} against the cost of a run, means over seeds. {side} and further left is better."
+    return Figure("cost", "Cost", caption + remark, tuple(panels), legend=legend)
+
+
+def _flops(cell: CellResult) -> float | None:
+    tokens = cell.average("tokens")
+    return tokens * cell.flops_per_token if tokens and cell.flops_per_token else None
+
+
+def _scatter(title: str, label: str, lines: tuple[Line, ...], y_label: str) -> Panel:
+    x = np.concatenate([line.series.x for line in lines])
+    y = np.concatenate([line.series.y for line in lines])
+    return Panel(title, label, y_label, lines, _around(x, 0.1), _around(y, 0.02))
+
+
+def _around(values: np.ndarray, least: float) -> tuple[float, float]:
+    """A range with room around the values, at least `least` wide: tiny differences must not look large."""
+    low, high = float(values.min()), float(values.max())
+    room = max(0.12 * (high - low), (least - (high - low)) / 2)
+    return low - room, high + room

@@ -1,64 +1,155 @@
-"""The verb `plan --schedules`: the learning rate over the steps, before anything runs. Free of torch."""
+"""`plan --schedules`: the learning-rate schedules of a plan as a table and as a picture, before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ablatrix.orchestrator.report.lr_curves import QUARTERS, Curve, curves
+from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.trainer.config import TrainerConfig, optimization
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.schedules import learning_rate
 
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.figure_data import Figure
+
 PICTURE = "planned_schedules"
 MOST = 24  # schedules in the picture
+POINTS = 600  # of a curve; the corners between its phases are added
+QUARTERS = (0.25, 0.5, 0.75)
+TOGETHER = 4  # lines in one panel; more hide each other
+FAR_APART = 10  # if the largest peak exceeds the smallest by this factor, rates are drawn relative to their own peak
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One distinct schedule: the cells that follow it, and its learning rate at some steps, first and last included."""
+
+    cells: tuple[str, ...]
+    settings: TrainerConfig
+    steps: tuple[int, ...]
+    rates: tuple[float, ...]
+
+    @property
+    def description(self) -> str:
+        """`wsd, peak 0.0005`."""
+        return f"{optimization.schedule_name(self.settings)}, peak {max(self.rates):.3g}"
 
 
 def show(runs: Sequence[Run], folder: Path, console: Console) -> None:
-    """The table, and where the picture is. Raises RunError where that cannot be written."""
-    found = curves(runs)
+    """Print the table, draw the picture into `folder` and print its paths. Raises RunError if it cannot be written."""
+    found = find_schedules(runs)
     console.print(table(found))
     for path in write(found, folder):
         console.print(str(path))
     if len(found) > MOST:
-        console.print(f"drawn are the first {MOST} of {len(found)} schedules")
+        console.print(f"the picture shows the first {MOST} of {len(found)} schedules")
 
 
-def table(found: Sequence[Curve]) -> Table:
-    """A row a schedule: its cells, its highest rate, and its rate along the run."""
-    made = Table(title=Text("Learning rate (equal schedules once)"), title_justify="left")
+def find_schedules(runs: Sequence[Run]) -> list[Schedule]:
+    """Return the distinct schedules of a plan, in its order. Cells with equal rates at all points share one."""
+    found: dict[tuple[tuple[int, ...], tuple[float, ...]], list[tuple[str, TrainerConfig]]] = {}
+    for cell, run in {run.cell: run for run in reversed(runs)}.items():
+        settings = run_config.require_trainer(run.config).trainer
+        steps = sample_steps(settings)
+        rates = tuple(learning_rate(step, settings) for step in steps)
+        found.setdefault((steps, rates), []).insert(0, (cell, settings))
+    made = [
+        Schedule(tuple(cell for cell, _ in group), group[0][1], steps, rates) for (steps, rates), group in found.items()
+    ]
+    order = list(dict.fromkeys(run.cell for run in runs))
+    return sorted(made, key=lambda schedule: order.index(schedule.cells[0]))
+
+
+def sample_steps(settings: TrainerConfig) -> tuple[int, ...]:
+    """Return evenly spaced steps and all corners of the schedule."""
+    last = settings.max_iters
+    wanted = {1, last, *(1 + round(i * (last - 1) / POINTS) for i in range(POINTS))}
+    wanted |= {round(part * last) for part in QUARTERS}
+    warm = settings.warmup_steps
+    ends = (settings.decay_steps, settings.anneal_steps)
+    wanted |= {warm, warm + (settings.cooldown_steps or 0), *(last - phase for phase in ends if phase)}
+    return tuple(sorted(step for step in wanted if 1 <= step <= last))
+
+
+def table(found: Sequence[Schedule]) -> Table:
+    """Return a table with a row per schedule: its cells, its peak, and its rate along the run."""
+    made = Table(title=Text("Learning rate (equal schedules are listed once)"), title_justify="left")
     for name in ("cells", "schedule"):
         made.add_column(name)
     for name in ("steps", "warm-up", "peak", "step 1", *(f"{part:.0%}" for part in QUARTERS), "last"):
         made.add_column(name, justify="right")
-    for curve in found:
-        settings = curve.settings
+    for schedule in found:
+        settings = schedule.settings
         along = (1, *(max(1, round(part * settings.max_iters)) for part in QUARTERS), settings.max_iters)
         made.add_row(
-            Text(", ".join(curve.cells)),
-            curve.name,
+            Text(", ".join(schedule.cells)),
+            optimization.schedule_name(settings),
             f"{settings.max_iters:,}",
             f"{settings.warmup_steps:,}",
-            *(f"{rate:.3g}" for rate in (max(curve.rates), *(learning_rate(step, settings) for step in along))),
+            *(f"{rate:.3g}" for rate in (max(schedule.rates), *(learning_rate(step, settings) for step in along))),
         )
     return made
 
 
-def write(found: Sequence[Curve], folder: Path) -> list[Path]:
-    """Draw the schedules into `folder` as PNG and PDF. Raises RunError where it cannot be written."""
-    from ablatrix.orchestrator.report import lr_figures
+def write(found: Sequence[Schedule], folder: Path) -> list[Path]:
+    """Draw the schedules into `folder` as PNG and PDF. Raises RunError if it cannot be written."""
+    from ablatrix.orchestrator.report import drawing
 
     paths = []
     try:
         make_folder(folder, parents=True)
-        for kind, content in lr_figures.draw(found[:MOST]).items():
+        for kind, content in drawing.draw(figure(found[:MOST])).items():
             paths.append(folder / f"{PICTURE}.{kind}")
             atomic_write(paths[-1], content, durable=False)
     except OSError as error:
-        raise RunError(f"{folder}: the schedules cannot be drawn there: {error.strerror}") from None
+        raise RunError(f"{folder}: cannot write the picture of the schedules: {error.strerror}") from None
     return paths
+
+
+def figure(found: Sequence[Schedule]) -> Figure:
+    """Return the schedules as one panel with a legend, or, if they are many, a panel for each on the same axes."""
+    import numpy as np
+
+    from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
+
+    peaks = [max(schedule.rates) for schedule in found]
+    relative = max(peaks) > FAR_APART * min(peaks)
+    together = len(found) <= TOGETHER
+    lines = []
+    for i, schedule in enumerate(found):
+        rates = np.array(schedule.rates) / (peaks[i] if relative else 1.0)
+        name = f"{join_names(schedule.cells, 40)}: {schedule.description}"
+        lines.append(Line(name, i if together else 1, Series(np.array(schedule.steps, dtype=float), rates)))
+    label = "learning rate / peak" if relative else "learning rate"
+    x_range = (0.0, float(max(schedule.steps[-1] for schedule in found)))
+    y_range = (0.0, 1.06 * max(float(line.series.y.max()) for line in lines))
+    if together:
+        panel = Panel("", "optimizer step", label, tuple(lines), x_range, y_range)
+        return Figure(PICTURE, "Learning rate", "", (panel,), legend=tuple((line.label, line.style) for line in lines))
+    panels = [
+        Panel(f"{join_names(s.cells, 25)}\n{s.description}", "optimizer step", label, (line,), x_range, y_range)
+        for s, line in zip(found, lines, strict=True)
+    ]
+    return Figure(PICTURE, "Learning rate", "", tuple(panels))
+
+
+def join_names(names: Sequence[str], most: int) -> str:
+    """Return `baseline, rope + 3 more`: as many names as fit into `most` characters."""
+    from ablatrix.orchestrator.report.drawing import short
+
+    for count in range(len(names), 1, -1):
+        left = len(names) - count
+        text = ", ".join(names[:count]) + (f" + {left} more" if left else "")
+        if len(text) <= most:
+            return text
+    rest = f" + {len(names) - 1} more" if len(names) > 1 else ""
+    return short(names[0], most - len(rest)) + rest

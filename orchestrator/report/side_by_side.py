@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ablatrix.orchestrator.report import tables, wording
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult
-from ablatrix.orchestrator.report.content import Block, Notes, Picture, Row, Section, Table, Text
-from ablatrix.orchestrator.report.plots import MOST_ROWS, Figure, Forest, ForestRow, forest_limits
+from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
+from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
+from ablatrix.orchestrator.report.figures import MOST_ROWS, forest_limits
 from ablatrix.orchestrator.report.wording import DASH, plain, quantity
 from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir.errors import UserError
@@ -77,7 +78,7 @@ def compose(analyses: Sequence[Analysis], figure: Figure) -> list[Section]:
         blocks.append(Notes(warnings))
     return [
         Section("studies", "Studies", blocks),
-        Section("effects", "Effects", [Picture(figure), _effects(analyses), Text(_reading(analyses))]),
+        Section("effects", "Effects", [figure, _effects(analyses), _reading(analyses)]),
     ]
 
 

@@ -16,7 +16,7 @@ from ablatrix.orchestrator.terminal import tables
 DROPPED_FIRST = ("p (Holm)", "runs", "95% interval")
 
 
-def report(studies: Sequence[str], output: Path, console: Console, interactive: bool) -> None:
+def report(studies: Sequence[str], output: Path, console: Console) -> None:
     """Write the report of each study, and one that puts several side by side; print the verdicts."""
     found = [study_dir.find_study(name, output) for name in studies or (None,)]
     reasons = []
@@ -25,7 +25,7 @@ def report(studies: Sequence[str], output: Path, console: Console, interactive: 
         reasons.append(run_state.reasons(states))
         for line in removed_files.list_all(study, states):
             console.print(line, soft_wrap=True)
-        _print_verdict(build.build(study.folder, reasons[-1], interactive), console)
+        _print_verdict(build.build(study.folder, reasons[-1]), console)
     if len(found) > 1:
         _print_verdict(build.compare([study.folder for study in found], reasons), console)
 

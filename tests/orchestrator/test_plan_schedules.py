@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import figures, lr_curves, lr_figures
-from ablatrix.orchestrator.report.lr_curves import Curve
+from ablatrix.orchestrator.report import drawing, lr_schedules
+from ablatrix.orchestrator.report.lr_schedules import Schedule
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.trainer.schedules import learning_rate
@@ -43,17 +43,17 @@ seeds: 2
 """
 
 
-def planned(folder: Path, text: str = STUDY) -> list[Curve]:
+def planned(folder: Path, text: str = STUDY) -> list[Schedule]:
     path = folder / "s.yaml"
     path.write_text(text)
-    return lr_curves.curves(matrix.runs(load_experiment(path, ()), lambda config: 4096))
+    return lr_schedules.find_schedules(matrix.runs(load_experiment(path, ()), lambda config: 4096))
 
 
 def test_equal_schedules_come_once_and_in_order(tmp_path: Path) -> None:
     curves = planned(tmp_path)
     assert curves[0].cells == ("baseline", "rope", "swiglu_with_a_name_that_is_much_too_long")
     assert [c.cells[0] for c in curves[1:4]] == ["cosine", "linear", "inverse_sqrt"]
-    assert [c.name for c in curves] == [
+    assert [c.description.partition(",")[0] for c in curves] == [
         "constant", "cosine", "linear", "inverse_sqrt", "cosine", "wsd", "wsd", "infinite", "constant", "constant",
         "cosine", "constant",
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def test_more_steps_than_points_and_fewer(tmp_path: Path) -> None:
         text = STUDY.split("features:")[0].replace("3000", str(steps)).replace("170", "0") + "design: [baseline]\n"
         (curve,) = planned(tmp_path, text)
         assert curve.steps[-1] == steps
-        assert len(curve.steps) == len(set(curve.steps)) <= lr_curves.POINTS + 10
+        assert len(curve.steps) == len(set(curve.steps)) <= lr_schedules.POINTS + 10
 
 
 def texts(canvas: Figure) -> list[Text]:
@@ -91,8 +91,8 @@ def test_no_text_hides_another(tmp_path: Path, count: int, spread: bool) -> None
     text = STUDY.replace("learning_rate: 1e-4", "learning_rate: 1e-7") if spread else STUDY
     found = planned(tmp_path, text)
     curves = sorted(found, key=lambda c: c.cells[0] not in ("low", "baseline"))[:count]
-    with figures.settings():
-        canvas = lr_figures.together(curves) if count <= lr_figures.TOGETHER else lr_figures.apart(curves)
+    with drawing.settings():
+        canvas = drawing.layout(lr_schedules.figure(curves))
         painter = FigureCanvasAgg(canvas)
         painter.draw()
         boxes = [(t.get_text(), t.get_window_extent(painter.get_renderer())) for t in texts(canvas)]
@@ -102,7 +102,7 @@ def test_no_text_hides_another(tmp_path: Path, count: int, spread: bool) -> None
         assert not (a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1), f"{one!r} lies on {two!r}"
     shown = {t for t, _ in boxes}
     assert ("learning rate / peak" in shown) is (spread and count > 1)
-    assert {"optimiser step"} <= shown
+    assert {"optimizer step"} <= shown
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_no_text_hides_another(tmp_path: Path, count: int, spread: bool) -> None
     ],
 )
 def test_labels_name_as_many_cells_as_fit(names: list[str], most: int, expected: str) -> None:
-    assert lr_figures.label(names, most) == expected
-    assert len(lr_figures.label([name * 9 for name in names], most)) <= most
+    assert lr_schedules.join_names(names, most) == expected
+    assert len(lr_schedules.join_names([name * 9 for name in names], most)) <= most
 
 
 def test_the_command_writes_a_picture_and_nothing_else(workspace: Workspace) -> None:
@@ -136,4 +136,4 @@ def test_a_folder_that_cannot_be_written_is_said(workspace: Workspace) -> None:
     study = workspace.write_study()
     (workspace.folder / "out").write_text("a file is in the way")
     said = workspace.run("plan", study, "--schedules", code=1).stderr
-    assert "the schedules cannot be drawn there" in said
+    assert "cannot write the picture of the schedules" in said

@@ -106,9 +106,8 @@ def test_a_hook_of_git_does_not_bring_its_repository_along(
 def test_the_snapshot_runs_without_its_checkout(checkout: Path, tmp_path: Path) -> None:
     taken = code_snapshot.take(tmp_path / "store")
     shutil.rmtree(checkout)
-    code = (
-        "import ablatrix.orchestrator.report.page as page, ablatrix; print(ablatrix.__file__, page.TEMPLATES.is_dir())"
-    )
+    code = "import ablatrix; from ablatrix.orchestrator.report import pages; "
+    code += "print(ablatrix.__file__, pages.TEMPLATES.is_dir())"
     command = [sys.executable, "-P", "-c", code]
     shown = subprocess.run(command, env={"PYTHONPATH": str(taken)}, capture_output=True, text=True, check=True).stdout
     assert shown.split() == [str(taken / "ablatrix/__init__.py"), "True"]

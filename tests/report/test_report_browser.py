@@ -27,14 +27,14 @@ def browser() -> Iterator[Browser]:
 
 def pages(folder: Path) -> dict[str, Path]:
     studies = {
-        "plain": (Plan(effects={"swiglu": -0.1, "warmup": 0.2}, domains=("web", "code", "books")), False),
-        "hostile": (Plan(features=HOSTILE, seeds=(1, 2)), True),
-        "broken": (Plan(fates={("rope", 1): "diverged", ("swiglu", 2): "failed", ("warmup", 1): "lost"}), True),
-        "single": (Plan(seeds=(1,)), False),
+        "plain": Plan(effects={"swiglu": -0.1, "warmup": 0.2}, domains=("web", "code", "books")),
+        "hostile": Plan(features=HOSTILE, seeds=(1, 2)),
+        "broken": Plan(fates={("rope", 1): "diverged", ("swiglu", 2): "failed", ("warmup", 1): "lost"}),
+        "single": Plan(seeds=(1,)),
     }
     found = {}
-    for name, (plan, interactive) in studies.items():
-        build(folder / name, write_study(folder / name, plan), interactive=interactive)
+    for name, plan in studies.items():
+        build(folder / name, write_study(folder / name, plan))
         found[name] = folder / name / "report" / "report.html"
     found["both"] = next(p for p in compare([folder / "plain", folder / "single"]).paths if p.suffix == ".html")
     return found
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["plain", "hostile", "broken", "single", "both"])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_overflows_and_nothing_is_asked_for(
     browser: Browser, made: dict[str, Path], name: str, width: int, dark: bool
@@ -80,42 +80,42 @@ def test_small_text_has_contrast(browser: Browser, made: dict[str, Path]) -> Non
         assert min(contrast(fill, paper) for fill in fills) >= 4.5
 
 
-def test_interactive_curves_are_drawn_and_zoom(browser: Browser, made: dict[str, Path]) -> None:
-    browser.open(made["broken"], 1280)
-    assert browser.evaluate("document.querySelectorAll('#charts canvas').length") == 6
-    assert browser.evaluate("document.querySelectorAll('.u-series').length") > 30
-    box = browser.evaluate(
-        "(() => { const o = document.querySelector('.u-over'); o.scrollIntoView();"
-        " const b = o.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+@pytest.mark.parametrize(("width", "variant"), [(1280, "wide"), (390, "narrow")])
+def test_values_are_shown_at_the_pointer(browser: Browser, made: dict[str, Path], width: int, variant: str) -> None:
+    browser.open(made["plain"], width)
+    area = f"document.querySelector('svg.{variant}[data-figure=loss_curves] [data-panel]')"
+    left, top, across, down = browser.evaluate(
+        f"(() => {{ {area}.scrollIntoView({{block: 'center'}}); const b = {area}.getBoundingClientRect();"
+        " return [b.left, b.top, b.width, b.height]; })()"
     )
-    left, top, width, height = box
-    before = axis_labels(browser)
-    press(browser, "mousePressed", left + 0.3 * width, top + 0.3 * height)
-    press(browser, "mouseMoved", left + 0.6 * width, top + 0.6 * height)
-    press(browser, "mouseReleased", left + 0.6 * width, top + 0.6 * height)
-    legend = browser.evaluate("document.querySelector('.u-legend .u-value').textContent")
-    assert legend not in ("", "—", "--")
-    assert axis_labels(browser) != before
+    move(browser, left + 0.6 * across, top + 0.8 * down)
+    rows = "[...document.querySelectorAll('#tip div')].map(row => [...row.children].map(cell => cell.textContent))"
+    (axis, tokens), *values = browser.evaluate(rows)
+    assert axis == "tokens trained on" and tokens.endswith(" k")
+    assert {label for label, _ in values} == {"baseline", *FEATURES, "all_on"}
+    shown = {label: float(value) for label, value in values}
+    assert min(shown, key=lambda label: shown[label]) == "swiglu" and 3 < shown["swiglu"] < 4
+    assert browser.evaluate(chromium.SCROLLED) <= 0 and not browser.evaluate("document.querySelector('#tip').hidden")
+    move(browser, 2, 2)
+    assert browser.evaluate("document.querySelector('#tip').hidden")
 
 
-def axis_labels(browser: Browser) -> str:
-    """The first chart as drawn."""
-    return str(browser.evaluate("document.querySelector('#charts canvas').toDataURL()"))
+def move(browser: Browser, x: float, y: float) -> None:
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
 
-def press(browser: Browser, kind: str, x: float, y: float) -> None:
-    browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
-
-
-def test_the_plain_page_needs_no_script(browser: Browser, made: dict[str, Path]) -> None:
-    browser.call("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        browser.call("Page.navigate", url=made["plain"].as_uri())
-    finally:
-        browser.call("Emulation.setScriptExecutionDisabled", value=False)
-    browser.open(made["plain"], 1280)
-    assert browser.evaluate("document.scripts.length") == 0
-    assert browser.evaluate("document.querySelectorAll('.panel').length") >= len(FEATURES)
+@pytest.mark.parametrize(("width", "variant"), [(1280, "wide"), (390, "narrow")])
+def test_one_layout_of_each_figure_is_shown_with_legible_text(
+    browser: Browser, made: dict[str, Path], width: int, variant: str
+) -> None:
+    browser.open(made["plain"], width)
+    sizes = browser.evaluate(
+        "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width)"
+        ".map(s => [s.getAttribute('class'), 8 * s.getBoundingClientRect().width / s.viewBox.baseVal.width])"
+    )
+    assert len(sizes) == browser.evaluate("document.querySelectorAll('figure').length") >= 6
+    assert {name for name, _ in sizes} == {variant}
+    assert min(size for _, size in sizes) >= 10  # pixels
 
 
 def luminance(colour: str) -> float:

@@ -12,7 +12,7 @@ import pytest
 from ablatrix.orchestrator.report import collect, document, tables, wording
 from ablatrix.orchestrator.report.analysis import analyse
 from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
-from ablatrix.orchestrator.report.page import render as page_of
+from ablatrix.orchestrator.report.pages import html as page_of
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from tests.support.studies import Plan, write_study
 

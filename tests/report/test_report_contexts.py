@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.models.config import GPTConfig
-from ablatrix.orchestrator.report import context_lengths, document, methods, plots
+from ablatrix.orchestrator.report import context_lengths, document, figures, methods
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import contents
 from ablatrix.orchestrator.report.collect import read_study
@@ -48,17 +48,17 @@ def test_page_and_files(tmp_path: Path) -> None:
     section = document.context_lengths(analysis, {})
     assert section is not None
     text, table = section.blocks
-    assert "“cannot”: learned positions end at 64." in text.text  # type: ignore[union-attr]
+    assert "“cannot”: learned positions end at 64." in text
     assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]  # type: ignore[union-attr]
     (last,) = [row.cells for row in table.rows if row.cells[0] == "256"]  # type: ignore[union-attr]
     assert [last[2], last[5]] == ["cannot", "cannot"] and last[3].startswith("2.")
-    files = contents(analysis, explorable=False)
+    files = contents(analysis)
     assert "By context length" in str(files["report.md"]) and "By context length" in str(files["report.html"])
     assert len(files["context_lengths.png"]) > 5000
 
 
 def test_curve_of_each_cell(tmp_path: Path) -> None:
-    figure = plots.context_lengths(analysed(tmp_path))
+    figure = figures.context_lengths(analysed(tmp_path))
     assert figure is not None
     points = {line.label: line.series.x.tolist() for line in figure.panels[0].lines}
     assert points["baseline"] == [32, 64] and points["alibi"] == [32, 64, 256]
@@ -66,7 +66,7 @@ def test_curve_of_each_cell(tmp_path: Path) -> None:
 
 def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
     analysis = analysed(tmp_path, lengths=())
-    assert context_lengths.rows(analysis) == () and plots.context_lengths(analysis) is None
+    assert context_lengths.rows(analysis) == () and figures.context_lengths(analysis) is None
     assert document.context_lengths(analysis, {}) is None
     folder = tmp_path / "damaged"
     states = write_study(folder, Plan(features=POSITIONS, contexts=(64,)))

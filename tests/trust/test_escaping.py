@@ -154,14 +154,13 @@ class Page(HTMLParser):
                 assert json.loads(script)
 
 
-@pytest.mark.parametrize("interactive", [False, True], ids=["plain", "interactive"])
-def test_no_text_of_a_study_becomes_markup_of_its_page(tmp_path: Path, interactive: bool, tally: Tally) -> None:
+def test_no_text_of_a_study_becomes_markup_of_its_page(tmp_path: Path, tally: Tally) -> None:
     states = write_hostile_study(tmp_path, HTML)
-    paths = {path.name: path for path in build(tmp_path, states, interactive).paths}
+    paths = {path.name: path for path in build(tmp_path, states).paths}
     page = Page(paths["report.html"].read_text())
     page.require_harmless()
     assert f"<script>{ACT}</script>0" in "".join(page.words)  # the first name, as it stands
-    tally(f"hostile words show in a report and do nothing{' (interactive)' if interactive else ''}", len(page.words))
+    tally("hostile words show in a report and do nothing", len(page.words))
 
 
 def test_control_characters_are_written_out_in_every_file_of_a_report(tmp_path: Path) -> None:

@@ -1,0 +1,331 @@
+"""Draw figures with matplotlib: PNG and PDF for papers; SVG for the page, laid out for wide windows and for phones."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel
+from ablatrix.trainer.rundir.console import visible
+
+INK, GREY, BAND = "#1a1a1a", "#6e6e6e", "#e4e4e4"
+# Okabe & Ito 2008 without yellow, which is invisible on white; style 0, the baseline, is drawn in INK
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
+PAPER = "#ffffff"
+# What each colour becomes on a dark page
+DARK = dict(
+    zip(
+        (INK, GREY, BAND, PAPER, *COLOURS),
+        ("#e8e6e3", "#a8a6a2", "#33373d", "#16181b", "#4aa8e0", "#f08a45", "#2bc79a", "#e59cc4", "#8fd0f5", "#f0bd4a"),
+        strict=True,
+    )
+)
+WIDE, NARROW = 7.2, 3.5  # inches: two columns of a paper; a phone
+
+SETTINGS: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.0,
+    "text.color": INK,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-5, 6),
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.hspace": 0.03,
+    "axes.axisbelow": True,
+    "grid.color": BAND,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ablatrix",
+    "text.usetex": False,
+    "text.parse_math": False,  # a name may contain a dollar sign
+}
+_KEPT = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
+NO_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
+}
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Use matplotlib's defaults and SETTINGS, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box; the page shows the character
+        defaults: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in _KEPT}
+        matplotlib.rcParams.update(defaults | SETTINGS)
+        yield
+
+
+def draw(figure: Figure) -> dict[str, bytes]:
+    """Return the figure as {"png": ..., "pdf": ...}, the same bytes every time."""
+    with settings():
+        canvas = layout(figure)
+        return {kind: save(canvas, kind) for kind in ("png", "pdf")}
+
+
+def draw_inline(figure: Figure) -> str:
+    """Return the figure as two inline SVG elements, of which the page's style sheet shows one."""
+    with settings():
+        return "".join(
+            inline_svg(save(layout(figure, width), "svg"), figure, name)
+            for name, width in (("wide", WIDE), ("narrow", NARROW))
+        )
+
+
+def save(canvas: Canvas, kind: str) -> bytes:
+    """Return the canvas as the content of a file of this kind, without dates or versions in its metadata."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format=kind, dpi=200, metadata=NO_METADATA[kind], transparent=kind == "svg")
+    return buffer.getvalue()
+
+
+def layout(figure: Figure, width: float = WIDE) -> Canvas:
+    """Return the figure laid out `width` inches wide, ready to be drawn."""
+    canvas = Canvas(layout="constrained")
+    FigureCanvasAgg(canvas)
+    if figure.forest:
+        _forest(canvas, figure.forest, width)
+    else:
+        _panels(canvas, figure, width)
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")  # the same layout for every format
+    return canvas
+
+
+def style(index: int) -> tuple[str, Any, str]:
+    """Return (colour, dash, marker) of a style; the three together do not repeat within 264 cells."""
+    if index == 0:
+        return INK, "-", "o"
+    i = index - 1
+    return COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[(i + 1) % len(MARKERS)]
+
+
+def short(name: str, most: int) -> str:
+    """Return a long name without its middle: names built from parts differ at both ends."""
+    name = visible(name)
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
+
+
+# ---- panels ----------------------------------------------------------------------------------------------------------
+
+
+def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
+    count = max(1, len(figure.panels))
+    columns = 1 if width == NARROW else min(3 if count > 4 else 2, count)
+    rows = math.ceil(count / columns)
+    legend_columns = _legend_columns(figure, width)
+    legend_height = 0.19 * math.ceil(len(figure.legend) / legend_columns)
+    canvas.set_size_inches(width, rows * (1.9 if columns == 3 or width == NARROW else 2.5) + legend_height + 0.1)
+    if not figure.panels:
+        canvas.text(0.5, 0.5, "No rows of any loss.csv yet", ha="center", color=GREY)
+    for i, panel in enumerate(figure.panels):
+        axes = canvas.add_subplot(rows, columns, i + 1)
+        axes.patch.set_gid(f"panel{i}")
+        _panel(axes, panel)
+        most = 25 if columns == 3 else 38
+        axes.set_title("\n".join(short(text, most) for text in panel.title.split("\n")))
+        if columns == 3 and i % columns:
+            axes.set_ylabel("")
+        if i + columns < count and panel.x_label == figure.panels[i + columns].x_label:
+            axes.set_xlabel("")
+    if figure.legend:
+        _legend(canvas, figure, legend_columns)
+
+
+def _panel(axes: Axes, panel: Panel) -> None:
+    if panel.zero:
+        axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    for i, line in enumerate(panel.lines):
+        _line(axes, line, i, len(panel.lines))
+    axes.set_xlim(*panel.x_range)
+    axes.set_ylim(*panel.y_range)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.set_xticks(ticks(panel.x_range, 4))
+    axes.set_yticks(ticks(panel.y_range, 5))
+    if panel.x_range[1] >= 10_000:
+        axes.xaxis.set_major_formatter(EngFormatter())
+    axes.grid()
+
+
+def ticks(limits: tuple[float, float], count: int) -> list[float]:
+    """Return about `count` round numbers within limits."""
+    low, high = limits
+    return [tick for tick in MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+
+
+def _line(axes: Axes, line: Line, index: int, count: int) -> None:
+    """Draw one of `count` curves, each with its markers at other points, so that lines on top of each other show."""
+    colour, dash, marker = style(line.style)
+    series = line.series
+    if series.low is not None and series.high is not None:
+        axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+    every = max(1, len(series.x) // 8)
+    axes.plot(
+        series.x,
+        series.y,
+        color=colour,
+        linestyle=dash,
+        marker=marker if line.dots or count > 1 and not line.light else "",
+        markevery=1 if line.dots and len(series.x) <= 12 else (int((index + 0.5) / count * every), every),
+        alpha=0.55 if line.light else 1.0,
+        linewidth=0.7 if line.light else 1.2,
+        zorder=3,
+    )
+
+
+def _legend_columns(figure: Figure, width: float) -> int:
+    widest = max((len(name) for name, _ in figure.legend), default=0)
+    return max(1, min(len(figure.legend), int(width / (0.55 + 0.075 * min(widest, 60)))))
+
+
+def _legend(canvas: Canvas, figure: Figure, columns: int) -> None:
+    # matplotlib fills columns; people read rows
+    entries = [figure.legend[i] for c in range(columns) for i in range(c, len(figure.legend), columns)]
+    handles = []
+    for _, index in entries:
+        colour, dash, marker = style(index)
+        handles.append(Line2D([], [], color=colour, linestyle=dash, marker=marker))
+    legend = canvas.legend(
+        handles,
+        ["x"] * len(entries),
+        loc="outside lower left",
+        ncols=columns,
+        borderaxespad=0,
+        columnspacing=1.2,
+        handlelength=2.6,
+    )
+    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(short(name, 60))  # set now because matplotlib drops labels that start with an underscore
+
+
+# ---- forest plots ----------------------------------------------------------------------------------------------------
+
+
+def _forest(canvas: Canvas, forest: Forest, width: float) -> None:
+    """Draw a row per effect: its name on the left, or above it on a phone, and its text on the right."""
+    narrow = width == NARROW
+    canvas.set_size_inches(width, 0.75 + (0.42 if narrow else 0.27) * max(2, len(forest.rows)))
+    axes = canvas.add_subplot()
+    if forest.band:
+        axes.axvspan(-forest.band, forest.band, color=BAND, linewidth=0, zorder=0)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+    for place, row in enumerate(forest.rows):
+        _forest_row(axes, place, row, forest.limits)
+        beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        if narrow:
+            axes.annotate(row.text, (1, place), xytext=(0, 6), ha="right", va="bottom", **beside)
+            axes.annotate(short(row.label, 24), (0, place), xytext=(0, 6), ha="left", va="bottom", **beside)
+        else:
+            axes.annotate(row.text, (1, place), xytext=(6, 0), va="center", **beside)
+    axes.set_yticks(range(len(forest.rows)), [] if narrow else [short(row.label, 34) for row in forest.rows])
+    axes.set_ylim(len(forest.rows) - 0.4, -0.9 if narrow else -0.6)
+    axes.set_xlim(*forest.limits)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(forest.x_label)
+    known = any(row.effect is not None for row in forest.rows)
+    axes.set_xticks(ticks(forest.limits, 4 if narrow else 5) if known else [0])
+    for word, place, align in ((f"← {forest.ends[0]}", 0, "left"), (f"{forest.ends[1]} →", 1, "right")):
+        axes.annotate(
+            word, (place, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", ha=align, color=GREY
+        )
+
+
+def _forest_row(axes: Axes, place: float, row: ForestRow, limits: tuple[float, float]) -> None:
+    if row.effect is None:
+        return
+    if row.low is not None and row.high is not None:
+        low, high = max(row.low, limits[0]), min(row.high, limits[1])
+        axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt", zorder=2)
+        for end, cut, mark in ((low, row.low < limits[0], "<"), (high, row.high > limits[1], ">")):
+            axes.plot([end], [place], marker=mark if cut else "|", color=INK, markersize=5, clip_on=False, zorder=2)
+        axes.plot(row.values, [place + 0.24] * len(row.values), "|", color=GREY, markersize=3, zorder=2)
+    good, bad = row.verdict in ("helps", "synergy"), row.verdict in ("hurts", "conflict")
+    shape, face = ("o", COLOURS[0]) if good else ("s", COLOURS[1]) if bad else ("D", PAPER)
+    axes.plot([row.effect], [place], shape, color=INK, markerfacecolor=face, markersize=5.5, zorder=4)
+
+
+# ---- SVG for the page ------------------------------------------------------------------------------------------------
+
+
+def inline_svg(svg: bytes, figure: Figure, variant: str) -> str:
+    """Return matplotlib's SVG as an element for the page.
+
+    Style attributes, which the page's security policy forbids, become presentation attributes, so that the style sheet
+    can replace colours on a dark page; ids are unique over all figures; the areas of panels are marked for hover.js.
+    """
+    root = ElementTree.fromstring(svg)
+    referenced = re.findall(r'(?:href="|url\()#([^")]+)', svg.decode())
+    names = {old: f"{figure.name}-{variant}-{i}" for i, old in enumerate(dict.fromkeys(referenced))}
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.partition("}")[2]
+        element.tail = None
+        if element.tag != "text":
+            element.text = None
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        gid = attributes.pop("id", "")
+        if gid in names:
+            attributes["id"] = names[gid]
+        elif gid.startswith("panel"):
+            attributes["data-panel"] = gid.removeprefix("panel")
+        for declaration in attributes.pop("style", "").split(";"):
+            key, _, value = declaration.partition(":")
+            if key.strip() and key.strip() != "font-family":
+                attributes[key.strip()] = value.strip()
+        if attributes.get("transform", "").startswith("rotate(-0 "):
+            del attributes["transform"]
+        element.attrib = {key: _tidy(key, value, names) for key, value in attributes.items()}
+    shown = {"class": variant, "viewBox": root.get("viewBox", ""), "role": "img", "aria-label": visible(figure.title)}
+    root.attrib = {**shown, "stroke-linejoin": "round", "data-figure": figure.name}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _tidy(key: str, value: str, names: dict[str, str]) -> str:
+    """Return an attribute with references to the new ids and coordinates to a hundredth of a point."""
+    if key == "href":
+        return f"#{names[value.removeprefix('#')]}"
+    if value.startswith("url(#"):
+        return f"url(#{names[value[5:-1]]})"
+    if key in ("d", "x", "y", "transform"):
+        return re.sub(r"(\.\d\d)\d+|\s+(?=\s)", r"\1", value).strip()
+    return value

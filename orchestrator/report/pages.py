@@ -1,0 +1,131 @@
+"""Write sections as report.html, a self-contained page that makes no network requests, and as report.md."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from ablatrix.orchestrator.report import drawing
+from ablatrix.orchestrator.report.content import Block, Folded, Section
+from ablatrix.orchestrator.report.figure_data import Figure, Line
+from ablatrix.trainer.rundir.console import visible
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Phrases that must not be broken at the end of a line
+_UNBROKEN = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
+# Markup of Markdown or of HTML inside it
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+_AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
+
+
+def html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Return the page. Its security policy allows its own style sheet and script by their hashes, and nothing else."""
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8") + dark_colours()
+    script = (TEMPLATES / "hover.js").read_text(encoding="utf-8")
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+    policy += f"style-src {_hash(css)}; script-src {_hash(script)}"
+    return _template("report.html.j2", visible).render(
+        title=title,
+        subtitle=subtitle,
+        sections=sections,
+        curves={figure.name: hover_data(figure) for figure in _figures(sections) if figure.panels},
+        policy=Markup(policy),
+        css=Markup(css),
+        script=Markup(script),
+    )
+
+
+def markdown(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Return the same content as Markdown, with the PNG figures beside it."""
+    page = _template("report.md.j2", escape_markdown).render(title=title, subtitle=subtitle, sections=sections)
+    return str(page).rstrip() + "\n"
+
+
+@cache
+def _template(name: str, escape: Callable[[str], str]) -> Template:
+    """Return a template whose every value is escaped."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "kind": lambda block: type(block).__name__.lower(),
+        "slug": lambda word: word.replace(" ", "-"),
+        "unbroken": lambda text: _UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text),
+        "drawn": lambda figure: Markup(drawing.draw_inline(figure)),
+        "paragraph": escape_paragraph,
+        "fenced": fence,
+    }
+    made.filters |= filters
+    return made.get_template(name)
+
+
+def escape_markdown(text: str) -> Markup:
+    """Return Markdown that shows the text and nothing else."""
+    return Markup(_SPECIAL.sub(r"\\\1", visible(" ".join(text.split()))))
+
+
+def escape_paragraph(text: str) -> Markup:
+    """Return the same for the beginning of a line."""
+    shown = escape_markdown(text)
+    start = _AT_START.match(shown)
+    return Markup(f"{shown[: start.end() - 1]}\\{shown[start.end() - 1 :]}") if start else shown
+
+
+def fence(code: str) -> Markup:
+    """Return a Markdown code block, its fence longer than any in the text."""
+    code = visible(code)
+    ticks = "`" * (2 + max(map(len, re.findall("`+", code)), default=1))
+    return Markup(f"{ticks}sh\n{code}\n{ticks}")
+
+
+def dark_colours() -> str:
+    """Return CSS rules that replace the colours of the figures on a dark page."""
+    pairs = [(part, *colours) for colours in drawing.DARK.items() for part in ("fill", "stroke")]
+    rules = [f'svg [{part}="{light}"] {{ {part}: {dark}; }}' for part, light, dark in pairs]
+    return "@media screen and (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}\n"
+
+
+def hover_data(figure: Figure) -> list[dict[str, Any]]:
+    """Return what hover.js shows of each panel: ranges of the axes, and the points of every line to six digits."""
+    return [
+        {
+            "axis": panel.x_label,
+            "x": panel.x_range,
+            "y": panel.y_range,
+            "lines": [_points(line) for line in panel.lines],
+        }
+        for panel in figure.panels
+    ]
+
+
+def _points(line: Line) -> dict[str, Any]:
+    known = np.isfinite(line.series.y)
+    x, y = ([float(f"{v:.6g}") for v in values[known].tolist()] for values in (line.series.x, line.series.y))
+    return {"label": visible(line.label), "x": x, "y": y}
+
+
+def _figures(sections: Sequence[Section]) -> Iterator[Figure]:
+    blocks: list[Block] = [block for section in sections for block in section.blocks]
+    for block in blocks:
+        if isinstance(block, Figure):
+            yield block
+        elif isinstance(block, Folded):
+            blocks += block.blocks
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
