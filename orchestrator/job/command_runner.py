@@ -21,7 +21,7 @@ from typing import Any
 
 from ablatrix.orchestrator.job.loss_table import Numbers
 from ablatrix.orchestrator.store import log_tail
-from ablatrix.orchestrator.study import metric_names
+from ablatrix.orchestrator.study import command
 from ablatrix.orchestrator.study.command import HELPER, SPEC
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
@@ -120,7 +120,7 @@ class Runner:
     def _why_anew(self) -> str:
         if self.spec["resume_command"] and self.spec["checkpoint"]:
             return f"there is no {self.spec['checkpoint']} yet: the command begins anew"
-        if self.spec["on_signal"] != "none" or self.spec["metrics"]["path"].endswith(metric_names.HELPER_METRICS):
+        if self.spec["on_signal"] != "none" or self.spec["metrics"]["path"].endswith(command.HELPER_METRICS):
             return "the same command is started again"
         return "no resume_command is known: the command begins anew"
 

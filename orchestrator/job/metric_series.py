@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ablatrix.orchestrator.job import number_formats
-from ablatrix.orchestrator.study.metric_names import CLOCK, EPOCH, MILLISECONDS
+from ablatrix.orchestrator.study.command import CLOCK, EPOCH, MILLISECONDS
 from ablatrix.trainer.rundir import loss_csv
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ablatrix.orchestrator.store.log_tail import plain_lines
-from ablatrix.orchestrator.study.metric_names import CLOCK, EPOCH, MILLISECONDS
+from ablatrix.orchestrator.study.command import CLOCK, EPOCH, MILLISECONDS
 
 Found = dict[str, object]  # column of ours -> value as it was found
 # What the usual loggers call our columns; `columns:` wins over it

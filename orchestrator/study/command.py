@@ -1,10 +1,18 @@
-"""Any trainer: an experiment whose runs are a command of the user's instead of `python -m trainer`.
+"""Names in the run folders of a command, which an experiment may start instead of our trainer.
 
-command_settings.py is what the experiment file says, command_template.py fills a run's values into the command,
-command_config.py is the configuration of such a run. In the job, `python -m ablatrix.orchestrator.job RUN_DIR` starts
-the command, reads its losses, and leaves the files that every run folder has. Free of torch.
+`python -m ablatrix.orchestrator.job RUN_DIR` starts the command, reads its metrics, and writes the files that every run
+folder has.
 """
 
-SPEC = "command.json"  # in a run's folder: what to start, as it was planned
-CONFIG_FILE = "settings.json"  # likewise: the settings as nested JSON, for commands that read a file
+from __future__ import annotations
+
+from ablatrix.trainer.rundir import loss_csv
+
+SPEC = "command.json"  # in a run's folder: the planned command
+CONFIG_FILE = "settings.json"  # the settings as nested JSON, for commands that read a file
 HELPER = "ablatrix_run.py"  # the module that a training script may import
+HELPER_METRICS = "metrics.jsonl"  # written by ablatrix_run
+CLOCK = "_seconds"  # in a row: since the start, as ablatrix_run reports it, or when the row was read
+EPOCH = "epoch"  # in a source whose step count restarts with each epoch
+MILLISECONDS = "dt_ms"  # a name for `dt` in milliseconds
+METRIC_NAMES = (*loss_csv.COLUMNS, MILLISECONDS)

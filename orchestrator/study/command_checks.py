@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.study import command_template, field_checks, metric_names
+from ablatrix.orchestrator.study import command, command_flags, command_template, field_checks
 from ablatrix.orchestrator.study.command_settings import OWN_KEYS
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.suggestions import nearest
@@ -53,7 +53,7 @@ def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
         if place in ("command", "resume_command"):
             for problem in command_template.word_problems(words):
                 yield place, problem
-        for name in dict.fromkeys(name for word in words for name in command_template.names_or_none(word)):
+        for name in dict.fromkeys(name for word in words for name in command_template.valid_placeholders(word)):
             if name == command_template.FLAGS and place not in ("command", "resume_command"):
                 yield place, "{flags} belongs into `command`"
             elif name not in known and name in switched:
@@ -62,7 +62,7 @@ def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
                 yield place, f"{{{name}}}: no such setting{nearest(name, known)}; settings: {', '.join(known)}"
         for word in words:
             try:
-                command_template.names(word)
+                command_template.placeholders(word)
             except ValueError as error:
                 if place not in ("command", "resume_command"):
                     yield place, str(error)
@@ -119,17 +119,17 @@ def _unwritable(loaded: Loaded) -> Iterator[str]:
     lines = [line for line in ("command", "resume_command") if _named(parts, line, command_template.FLAGS)]
     written = [entry for entry in _settings(loaded) if not all(_named(parts, line, entry[1]) for line in lines)]
     for path, key, value in written:
-        problem = command_template.flag_problem(key, value, flags)
+        problem = command_flags.flag_problem(key, value, flags)
         if problem:
             yield f"{loaded.at(*path)}{'.'.join(path)}: {problem}"
-    for key, other in command_template.clashes(dict.fromkeys(key for _, key, _ in _settings(loaded)), flags.style):
+    for key, other in command_flags.clashes(dict.fromkeys(key for _, key, _ in _settings(loaded)), flags.style):
         yield f"{loaded.at('flags')}flags: with {flags.style!r}, {key} and {other} are one and the same flag"
 
 
 def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
     """Does a command line, or what every command gets, hold this placeholder?"""
     texts = (*parts[line], *parts["env"], *parts["workdir"])
-    return any(name in command_template.names_or_none(text) for text in texts)
+    return any(name in command_template.valid_placeholders(text) for text in texts)
 
 
 def _unseeded(loaded: Loaded) -> Iterator[str]:
@@ -159,7 +159,7 @@ def _rest(loaded: Loaded) -> Iterator[str]:
                 f"{loaded.at('slurm', name)}slurm.{name}: a command is started once, on one node; leave it out, "
                 "and let the command itself start its processes (torchrun)"
             )
-    if metrics and metrics.path == metric_names.HELPER_METRICS and experiment.flags.style != "in-process":
+    if metrics and metrics.path == command.HELPER_METRICS and experiment.flags.style != "in-process":
         yield f"{loaded.at('metrics')}metrics: name one source: csv, jsonl, regex, tensorboard or wandb"
     if metrics is None and experiment.flags.style != "in-process":
         yield (

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.study import command_template, dotted
+from ablatrix.orchestrator.study import command_flags, command_template, dotted
 from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
-from ablatrix.orchestrator.study.command_settings import CommandKeys, Flags, Metrics
+from ablatrix.orchestrator.study.command_flags import Flags
+from ablatrix.orchestrator.study.command_settings import CommandKeys, Metrics
 from ablatrix.orchestrator.study.command_template import are_labelled
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -119,11 +120,13 @@ class CommandConfig:
         }
 
     def _values(self, places: dict[str, str]) -> dict[str, str]:
-        settings = {key: command_template.text(value, self.keys.flags.style) for key, value in self.settings.items()}
+        settings = {
+            key: command_flags.argument_text(value, self.keys.flags.style) for key, value in self.settings.items()
+        }
         return settings | places | {"seed": str(self.seed)}
 
     def _render(self, words: Sequence[str], values: dict[str, str]) -> list[str]:
-        in_env = {name for word in self.keys.env.values() for name in command_template.names(word)}
+        in_env = {name for word in self.keys.env.values() for name in command_template.placeholders(word)}
         return command_template.render(words, values, self.settings, self.keys.flags, in_env)
 
     def _environment(self, values: dict[str, str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from ablatrix.orchestrator.study import command_template, metric_names
+from ablatrix.orchestrator.study import command, command_template
+from ablatrix.orchestrator.study.command_flags import Flags, Style
 from ablatrix.orchestrator.study.literals import text_of
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
 from ablatrix.trainer.config.paths import expand_path
@@ -108,7 +109,7 @@ class Metrics(Part):
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) > 1 or (not named and (self.columns or self.file != "job.out" or not self.compare)):
             raise ValueError(f"name one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
-        known = [*metric_names.NAMES, metric_names.EPOCH, *([self.compare] if self.compare else [])]
+        known = [*command.METRIC_NAMES, command.EPOCH, *([self.compare] if self.compare else [])]
         for name in (*self.columns, *self._groups()):
             if name not in known:
                 raise ValueError(
@@ -135,7 +136,7 @@ class Metrics(Part):
     @property
     def source_columns(self) -> dict[str, str]:
         """`columns`, with the compared one where it is none of the usual."""
-        extra = {self.compare: self.compare} if self.compare and self.compare not in metric_names.NAMES else {}
+        extra = {self.compare: self.compare} if self.compare and self.compare not in command.METRIC_NAMES else {}
         return extra | self.columns
 
     @property
@@ -156,41 +157,13 @@ class Metrics(Part):
             or self.jsonl
             or self.tensorboard
             or self.wandb
-            or (self.file if self.regex else metric_names.HELPER_METRICS)
+            or (self.file if self.regex else command.HELPER_METRICS)
         )
 
     @property
     def kind(self) -> str:
         """Which kind of source it is."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), "jsonl")
-
-
-Style = Literal["--a.b=c", "--a_b=c", "--b c", "--key=value", "a.b=c", "config-file", "in-process"]
-
-
-class Flags(Part):
-    """How the settings of a run are written as flags."""
-
-    style: Style = "--a.b=c"
-    booleans: Literal["value", "switch", "no-prefix"] = Field(
-        "value",
-        description="value: --x=True; switch: --x or nothing (store_true); no-prefix: --x or --no-x; null: left out",
-    )
-    lists: Literal["value", "words", "repeat"] | None = Field(
-        None, description="value: --x=[1, 2]; words: --x 1 2 (nargs); repeat: --x=1 --x=2; default: as the style does"
-    )
-
-    @property
-    def takes_words(self) -> bool:
-        """True where a list is written as several words."""
-        return self.lists == "words" or (self.lists is None and self.style == "--b c")
-
-    @model_validator(mode="after")
-    def _has_flags(self) -> Flags:
-        for name, value, default in (("booleans", self.booleans, "value"), ("lists", self.lists, None)):
-            if value != default and not self.style.startswith("--"):
-                raise ValueError(f"`{name}: {value}` means nothing with `style: {self.style}`")
-        return self
 
 
 def _as_flags(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Dotted keys: {"a": {"b": 1}} as {"a.b": 1}, and back."""
+"""Convert between nested settings, {"a": {"b": 1}}, and dotted keys, {"a.b": 1}."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(keys as they are written, value) of every value at any depth; an empty mapping is a value."""
+    """Yield (keys, value) of every value at any depth; an empty mapping is a value."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, (*path, key))
@@ -16,12 +16,12 @@ def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}, to any depth."""
+    """Return {"a": {"b": 1}} as {"a.b": 1}."""
     return {".".join(path): value for path, value in leaves(tree)}
 
 
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}; a key that is both a value and a section keeps its dots."""
+    """Return {"a.b": 1} as {"a": {"b": 1}}; a key that is both a value and a section keeps its dots."""
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, name = key.split(".")
@@ -36,10 +36,10 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with those of `high` over them.
+    """Return flat settings with those of `high` over them.
 
-    `opt: null` takes the whole section `opt.*` away, a section replaces the `null` or `{}` it stands on, and an empty
-    section changes nothing.
+    `opt: null` removes the whole section `opt.*`, a section replaces a `null` or `{}` below it, and an empty section
+    changes nothing.
     """
     removed = tuple(f"{key}." for key, value in high.items() if value is None)
     kept = {key: value for key, value in low.items() if not key.startswith(removed)} if removed else dict(low)
@@ -50,6 +50,6 @@ def override(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parents(key: str) -> list[str]:
-    """The sections that a dotted key is in: a and a.b for a.b.c."""
+    """Return the sections of a dotted key: a and a.b for a.b.c."""
     parts = key.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts))]

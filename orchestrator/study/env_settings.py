@@ -1,4 +1,4 @@
-"""Settings of Ablatrix's own that are given in the environment."""
+"""Settings of Ablatrix in environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ablatrix.trainer.rundir.errors import UserError
 
 
 def seconds(name: str, otherwise: float) -> float:
-    """A time; `otherwise` where the variable is not set. Raises UserError for what is none, or is below 0."""
+    """Return a time, `otherwise` if the variable is not set. Raise UserError unless it is a number of 0 or more."""
     text = os.environ.get(name)
     if text is None:
         return otherwise

@@ -1,8 +1,9 @@
-"""Where an experiment file is: a path, or a name on ABLATRIX_PATH; `file.yaml#large` means a config within it."""
+"""Find an experiment file: a path, or a name on ABLATRIX_PATH; `file.yaml#large` is a config in a file."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,49 +23,49 @@ class Source:
 
 
 def find(text: str, beside: Path = Path()) -> Source | None:
-    """The file that `text` means: in the folder `beside`, by name on ABLATRIX_PATH, or beside with a suffix added.
+    """Return the file that `text` names, None if there is none.
 
-    None: nowhere.
+    A path from the folder `beside` comes first, then a name on ABLATRIX_PATH; the suffix may be left out.
     """
+    return next((source for source in _candidates(text, beside) if _is_file(source.path)), None)
+
+
+def _candidates(text: str, beside: Path) -> Iterator[Source]:
     for source in _readings(text):
-        if _is_file(beside / source.path):
-            return Source(beside / source.path, source.config)
+        yield Source(beside / source.path, source.config)
     for source in _readings(text):
-        for folder in (*folders(), beside) if not source.path.is_absolute() else (beside,):
+        for folder in (*folders(), beside):
             for suffix in SUFFIXES:
-                path = folder / f"{source.path}{suffix}"
-                if _is_file(path):
-                    return Source(path, source.config)
-    return None
+                yield Source(folder / f"{source.path}{suffix}", source.config)
 
 
-def meant(text: str) -> Source:
-    """What `text` says where there is no such file."""
+def read_name(text: str) -> Source:
+    """Return the file and config that `text` names, whether or not the file exists."""
     return _readings(text)[-1]
 
 
 def _readings(text: str) -> list[Source]:
-    """A `#` may also stand in a file's name: such a file comes first."""
+    """Return the ways to read `text`: a file may have a `#` in its name, which comes first."""
     name, hash_sign, config = text.rpartition("#")
     return [Source(Path(text)), *([Source(Path(name), config)] if hash_sign and name else [])]
 
 
 def folders() -> list[Path]:
-    """The entries of ABLATRIX_PATH."""
+    """Return the entries of ABLATRIX_PATH."""
     return [Path(os.path.expanduser(entry)) for entry in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if entry]
 
 
-def elsewhere() -> str:
-    """For the message that a file is nowhere: what ABLATRIX_PATH has. '' where it is not set."""
-    told = []
+def list_search_path() -> str:
+    """Return what ABLATRIX_PATH offers, for the message that a file does not exist; '' if it is not set."""
+    offers = []
     for folder in folders():
-        names = sorted(path.name for path in folder.glob("*.y*ml"))[:8] if folder.is_dir() else None
-        told.append(f"{folder} is no folder" if names is None else f"{folder} has: {', '.join(names) or 'no *.yaml'}")
-    return f"; on {SEARCH_PATH}, {'; '.join(told)}" if told else ""
+        names = ", ".join(sorted(path.name for path in folder.glob("*.y*ml"))[:8]) or "no *.yaml"
+        offers.append(f"{folder} has: {names}" if folder.is_dir() else f"{folder}: no such folder")
+    return f"; on {SEARCH_PATH}, {'; '.join(offers)}" if offers else ""
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # no right to look; a NUL in the name
+    except (OSError, ValueError):  # no permission; a NUL in the name
         return False

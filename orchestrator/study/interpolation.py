@@ -1,4 +1,4 @@
-"""`${...}` in experiment files: variables, the environment and plain arithmetic, evaluated without eval()."""
+"""`${...}` in experiment files: variables, environment variables and arithmetic, evaluated without eval()."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _LARGEST = 10**18
 
 
 class Variables:
-    """The `vars` of an experiment; values may use one another."""
+    """The `vars` of an experiment; they may use each other."""
 
     def __init__(self, values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
         self._raw = dict(values)
@@ -73,7 +73,7 @@ class Variables:
         return self._known[name]
 
     def fill(self, value: Any) -> Any:
-        """`value` with each `${...}` replaced. A string that is one `${...}` takes the type of its value.
+        """Return `value` with each `${...}` replaced; a string that is a single `${...}` takes the type of its value.
 
         Raises UserError naming the expression that cannot be evaluated.
         """
@@ -111,7 +111,7 @@ class Variables:
         if expression.startswith("env:"):
             return self._from_environment(expression)[0]
         try:
-            with warnings.catch_warnings(action="ignore"):  # Python's remarks on style
+            with warnings.catch_warnings(action="ignore"):  # SyntaxWarning
                 tree = ast.parse(expression, mode="eval")
             return self._node(tree.body)
         except UserError:
@@ -121,13 +121,13 @@ class Variables:
             raise UserError(f"${{{expression}}}: {reason}") from None
 
     def _from_environment(self, expression: str) -> tuple[Any, str]:
-        """The value of `env:NAME,default`, and its text. An empty variable counts as unset where there is a default."""
+        """Return the value of `env:NAME,default`, and its text. If there is a default, an empty variable is unset."""
         name, comma, default = (part.strip() if part != "," else part for part in expression[4:].partition(","))
         if name in self._environ and (self._environ[name] or not comma):
-            return yaml_tree.typed(self._environ[name]), self._environ[name]
+            return yaml_tree.parse_or_text(self._environ[name]), self._environ[name]
         if not comma:
             raise UserError(f"${{{expression}}}: {name} is not set; set it or write ${{env:{name},default}}")
-        value = yaml_tree.typed(default) if default else None
+        value = yaml_tree.parse_or_text(default) if default else None
         return value, value if isinstance(value, str) else default
 
     def _node(self, node: ast.AST) -> Any:
@@ -195,7 +195,7 @@ def fill_tree(tree: Tree, variables: Variables, problems: list[str]) -> dict[str
 
 
 def refuse_foreign(expression: str) -> None:
-    """Raise UserError for the references of OmegaConf, Hydra and bash, saying what to write here."""
+    """Raise UserError for references of OmegaConf, Hydra and bash, with what to write instead."""
     shown = f"${{{expression[:80]}}}"
     bash = re.fullmatch(r"(?:env:)?([A-Za-z_]\w*):[-=](.*)", expression)
     environment = re.fullmatch(r"(?:oc\.env:|oc\.decode:|env\.|ENV:|ENV\.|os\.environ\.)\s*(\w+)\s*(,.*)?", expression)

@@ -1,7 +1,7 @@
-"""A JSON schema of experiment files, for editors: completion, descriptions, and misspelt keys while typing.
+"""The JSON schema of experiment files: completion, descriptions and misspelt keys in editors.
 
-An editor finds it by the first line of a file, `# yaml-language-server: $schema=schema.json` (VS Code with its YAML
-extension, and every editor with yaml-language-server). That server reads draft 7.
+An editor with yaml-language-server (VS Code with its YAML extension, for instance) finds it by the first line of a
+file, `# yaml-language-server: $schema=schema.json`. It reads draft 7.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TEXTS = {
 
 
 def build() -> Schema:
-    """The schema. Every number, switch or choice may also be a `${...}`; unknown keys are refused everywhere."""
+    """Return the schema. A number, switch or choice may also be a `${...}`; unknown keys are refused."""
     run = RunConfig.model_json_schema()
     study = Experiment.model_json_schema()
     definitions = {name: _loosened(node) for name, node in (run["$defs"] | study["$defs"]).items()}
@@ -78,22 +78,22 @@ def build() -> Schema:
 
 
 def text() -> str:
-    """The schema as a file's content."""
+    """Return the schema as the content of a file."""
     return json.dumps(build(), indent=1) + "\n"
 
 
 def outdated(file: Path) -> Path | None:
-    """The schema that an experiment file names, where that is a file and not what this version would write."""
+    """Return the schema that an experiment file names, if it is not what this version writes."""
     try:
         found = MODELINE.match(file.read_text(encoding="utf-8"))
         path = file.parent / found[1] if found else None
         return path if path and path.is_file() and path.read_text(encoding="utf-8") != text() else None
-    except (OSError, ValueError):  # a remark is not worth an error
+    except (OSError, ValueError):  # only a hint
         return None
 
 
 def _settings(definitions: Schema) -> Schema:
-    """The trainer's settings, each as `section: {key: ...}` and as `section.key`."""
+    """Return the trainer's settings, each as `section: {key: ...}` and as `section.key`."""
     known: Schema = {}
     for section, field in RunConfig.model_fields.items():
         annotation: Any = field.annotation
@@ -123,12 +123,12 @@ def _closed(properties: Schema) -> Schema:
 
 
 def _with_private(properties: Schema) -> Schema:
-    """Keys that begin with x- hold anchors."""
+    """Permit keys that begin with x-, which hold anchors."""
     return _closed(properties) | {"patternProperties": {f"^{PRIVATE}": {}}}
 
 
 def _by_trainer(study: Schema) -> Schema:
-    """Of a command the settings are free; else they are our trainer's."""
+    """Permit any settings for a command, and only our trainer's without one."""
     ours = {name: study["properties"][name] for name in ("base", "features")}
     properties = study["properties"] | {name: _described({"type": "object"}, TEXTS[name]) for name in ours}
     choice = {"if": {"required": ["command"]}, "else": {"properties": ours}}
@@ -140,7 +140,7 @@ def _described(node: Schema, words: str | None) -> Schema:
 
 
 def _loosened(node: Any) -> Any:
-    """A schema of pydantic's in draft 7, with `${...}` allowed in place of whatever a plain word could not be."""
+    """Return a schema of pydantic in draft 7, with `${...}` permitted where a word would not be."""
     if isinstance(node, list):
         return [_loosened(inner) for inner in node]
     if not isinstance(node, dict):
@@ -155,9 +155,9 @@ def _loosened(node: Any) -> Any:
     if "prefixItems" in loose:
         loose |= {"items": loose.pop("prefixItems"), "additionalItems": False}
     if loose.get("type") == "string" and not loose.keys() & {"enum", "const", "pattern"}:
-        loose["type"] = ["string", "number", "boolean"]  # taken as they are written
+        loose["type"] = ["string", "number", "boolean"]  # converted to the text as it is written
     typed = loose.get("type") in ("integer", "number", "boolean", "array")
     if not typed and not loose.keys() & {"enum", "const", "pattern"}:
         return loose
-    told = {key: loose.pop(key) for key in ("description", "default") if key in loose}
-    return {**told, "anyOf": [loose, {"$ref": "#/$defs/expression"}]}
+    texts = {key: loose.pop(key) for key in ("description", "default") if key in loose}
+    return {**texts, "anyOf": [loose, {"$ref": "#/$defs/expression"}]}

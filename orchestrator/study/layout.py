@@ -1,4 +1,4 @@
-"""Nodes of a job and processes on each of them."""
+"""The nodes of a job and the processes on each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """Nodes of a job and processes of a run on each of them."""
+    """The nodes of a job and the processes of a run on each."""
 
     nodes: int = 1
     processes: int = 1
@@ -17,5 +17,5 @@ class Layout:
         return self.nodes * self.processes
 
     def flags(self) -> list[str]:
-        """For the command line of the job's task."""
+        """Return the flags of the job's task."""
         return [f"--nodes={self.nodes}", f"--processes={self.processes}"] if self.world > 1 else []

@@ -38,7 +38,7 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
     path: a file, `file.yaml#config`, or a name on ABLATRIX_PATH.
     sets: `key=value` texts of the command line; they override everything.
     """
-    source = find_file.find(str(path)) or find_file.meant(str(path))
+    source = find_file.find(str(path)) or find_file.read_name(str(path))
     options = set_options.parse(sets)
     tree = extends.Reader(set_options.variables(options)).read(source)
     tree, forced = set_options.apply(tree, options)

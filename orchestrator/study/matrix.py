@@ -1,4 +1,4 @@
-"""Experiment -> cells -> runs. Pure: no file, no clock, no environment."""
+"""Expand an experiment into cells and runs. Pure: reads no file, no clock and no environment variable."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ablatrix.trainer.rundir.errors import ConfigError
 
 LONGEST_NAME = 80
 MOST_CELLS = 10_000
-MOST_COMBINATIONS = 100_000  # looked at for a factorial design, those that `exclude` takes away included
+MOST_COMBINATIONS = 100_000  # of a factorial design, including those that `exclude` removes
 MOST_RUNS = 100_000
 
-Labels = tuple[str, ...]  # what is switched on: ("swiglu",) or ("lr.high", "rope"), in the file's order
+Labels = tuple[str, ...]  # features that are on: ("swiglu",) or ("lr.high", "rope"), in the file's order
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One set of features that are on."""
+    """A set of features that are on."""
 
     name: str
     features: Labels
@@ -33,22 +33,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: a cell and a seed, with the whole resolved configuration."""
+    """A training run: a cell and a seed, with the resolved configuration."""
 
     cell: str
     seed: int
     features: Labels
-    overrides: Overrides  # what the features changed against the base
+    overrides: Overrides  # of the features over the base
     config: Config
 
     @property
     def id(self) -> str:
-        """Name of the run's folder."""
+        """The name of the run's folder."""
         return f"{self.cell}-seed{self.seed}-{self.config.fingerprint()}"
 
 
 def cells(experiment: Experiment) -> list[Cell]:
-    """The design's cells in order; a feature set that two designs share comes once, under its first name."""
+    """Return the cells of the design, in order; a set of features that two designs share has its first name."""
     labels = [[level.label for level in group] for group in experiment.levels()]
     flat = [label for group in labels for label in group]
     all_on = tuple(group[0] for group in labels)
@@ -91,7 +91,7 @@ def cells(experiment: Experiment) -> list[Cell]:
 
 
 def _factorial(labels: Sequence[Sequence[str]], order: int) -> Iterator[Labels]:
-    """Every combination of at most `order` features, each at each of its levels; small sets first."""
+    """Yield each combination of at most `order` features at each of their levels; small sets first."""
     for size in range(min(order, len(labels)) + 1):
         for groups in itertools.combinations(labels, size):
             yield from itertools.product(*groups)
@@ -106,7 +106,7 @@ def _combined_name(features: Labels) -> str:
 
 
 def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
-    """What the features switch on, later features winning."""
+    """Return the settings of the features; later features win."""
     merged: Overrides = {}
     for level in itertools.chain.from_iterable(experiment.levels()):
         if level.label in features:
@@ -115,14 +115,13 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
 
 
 def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
-    """Every cell times every seed, fully resolved.
+    """Return the runs, every cell with every seed. Raise ConfigError with the problems of all cells.
 
-    vocab_size: gives the number of tokens of a configuration's tokenizer. Raises ConfigError with each problem of each
-    cell, with file and line.
+    vocab_size: returns the number of tokens of a configuration's tokenizer.
     """
     experiment = loaded.experiment
     planned: list[tuple[Cell, Overrides, Config]] = []
-    faults: dict[str, str] = {}  # a fault of the base, or of one feature, is told once and not for each cell
+    faults: dict[str, str] = {}  # a fault of the base, or of one feature, is reported once and not for each cell
     bare = Cell("", ())
     designed = cells(experiment)
     count = len(designed) * len(experiment.seed_list)
@@ -130,7 +129,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
         raise ConfigError([f"{loaded.at('seeds')}seeds: {count:,} runs are more than {MOST_RUNS:,}; use fewer"])
     for cell in [bare, *designed]:
         overrides = overrides_of(experiment, cell.features)
-        for pair, fault in _overridden(loaded, cell, overrides):
+        for pair, fault in _undone_features(loaded, cell, overrides):
             faults.setdefault(pair, fault)
         try:
             settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
@@ -155,11 +154,11 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     ]
 
 
-def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tuple[str, str]]:
-    """(pair, fault) for features that another one of the same cell undoes: the cell is not what its name says.
+def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tuple[str, str]]:
+    """Yield (pair, fault) for features that another feature of the cell undoes, so that the cell's name misleads.
 
-    Two components in the same place of the model, or a feature of which nothing is left. That a schedule brings its own
-    learning rate and another one wins is meant.
+    These are two components in one place of the model, and a feature of which nothing is left. A schedule may bring a
+    learning rate that another feature overrides.
     """
     on = [level for group in loaded.experiment.levels() for level in group if level.label in cell.features]
     for level in on:
@@ -180,7 +179,7 @@ def _overridden(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tu
 
 
 def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
-    """A trainer's `key: fault` with the file and line that is to blame."""
+    """Return a trainer's `key: fault` with the file and line of the key."""
     key = problem.partition(":")[0]
     path: tuple[str, ...] = ("base", key)
     culprit = ""
@@ -192,7 +191,7 @@ def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
 
 
 def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, Config]]) -> list[str]:
-    """Cells with the same configuration, above all features that change nothing: they would be compared in vain."""
+    """Return the cells that have the same configuration, above all features that change nothing."""
     first: dict[str, Cell] = {}
     blamed: set[str] = set()
     problems = []

@@ -1,4 +1,4 @@
-"""What the runs of a study are compared by: a column of loss.csv with its name, unit and direction."""
+"""The metric that runs are compared by: a column of loss.csv with its name, unit and direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NATS = "nats per token"
 
 @dataclass(frozen=True)
 class Measure:
-    """The default is what our trainer reports. unit: "" where it is not known."""
+    """The default is what our trainer reports. unit: "" if unknown."""
 
     column: str = "val_loss"
     name: str = "held-out NLL"
@@ -21,7 +21,7 @@ class Measure:
 
     @property
     def label(self) -> str:
-        """Axis label: `held-out NLL (nats per token)`, `accuracy`."""
+        """The axis label: `held-out NLL (nats per token)`, `accuracy`."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     @property
@@ -31,7 +31,7 @@ class Measure:
 
     @property
     def short_unit(self) -> str:
-        """The unit of a difference, with a blank before it: ` nats`; "" where it is not known."""
+        """The unit of a difference, after a blank: ` nats`; "" if unknown."""
         unit = "nats" if self.unit == NATS else self.unit
         return f" {unit}" if unit else ""
 
@@ -47,7 +47,7 @@ class Measure:
 
     @property
     def key(self) -> str:
-        """Column name in CSV files: `val_nll`, `accuracy`."""
+        """The column name in CSV files: `val_nll`, `accuracy`."""
         words = re.sub(r"\W+", "_", self.name.lower(), flags=re.ASCII).strip("_")
         return "val_nll" if self.is_nll else words or "value"
 
@@ -61,29 +61,29 @@ class Measure:
 
     @property
     def better_side(self) -> str:
-        """Where better values are on an x axis."""
+        """The direction of better values on an x axis."""
         return "right of 0 is better" if self.higher_is_better else "left of 0 is better"
 
     def sides(self, better: str, worse: str) -> tuple[str, str]:
-        """The two words in the order of an x axis."""
+        """Return the two words in the order of an x axis."""
         return (worse, better) if self.higher_is_better else (better, worse)
 
     def on_training(self) -> Measure:
-        """The measure of runs that report no held-out loss: the training loss; a name given by the user stays."""
+        """Return the measure for runs without a held-out loss: the training loss, under the name that the user gave."""
         name = "training loss" if self.name in (NLL.name, COMMAND.name) else self.name
         return replace(self, column="loss", name=name)
 
     def as_record(self) -> dict[str, Any]:
-        """For study.json."""
+        """Return the record in study.json."""
         return asdict(self)
 
 
 NLL = Measure()  # of our trainer
-COMMAND = Measure(name="held-out loss", unit="")  # of a command that says nothing about its loss
+COMMAND = Measure(name="held-out loss", unit="")  # of a command, by default
 
 
 def of_record(record: object) -> Measure:
-    """What `as_record` gave; anything else is the trainer's measure."""
+    """Return the measure in a record of `as_record`; that of our trainer if the record is damaged or missing."""
     default = asdict(NLL)
     found = {name: record.get(name, value) for name, value in default.items()} if isinstance(record, Mapping) else {}
     return Measure(**found) if all(isinstance(found.get(k), type(v)) for k, v in default.items()) else NLL

@@ -1,4 +1,4 @@
-"""Where each value of a run's configuration was set: file and line, feature, flag, or default."""
+"""Find where each value of a run's configuration was set: file and line, feature, flag, or default."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES = tuple(f"trainer.{name}" for name in optimization.PHASES)
 
 
 def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[str, str]:
-    """Dotted key -> who set it, for every setting of the configuration of a cell, in order."""
+    """Return dotted key -> origin of every setting in the configuration of a cell, in order."""
     if isinstance(config, CommandConfig):
         return _of_command(loaded, features, config)
     values = config.flat()
@@ -42,7 +42,7 @@ def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
 
 
 def setter(places: Mapping[str, str], key: str) -> str:
-    """Who set an override, by what `of_run` says."""
+    """Return the origin of an override in what `of_run` returns."""
     return places.get(key) or places.get(f"{SETTINGS}.{key}", "")
 
 
@@ -54,7 +54,7 @@ def _of_command(loaded: Loaded, features: tuple[str, ...], config: CommandConfig
 
 
 def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
-    """The settings that somebody made, the winner of each: base, then features in the file's order, then --set."""
+    """Return the origin of each setting that is given: base, then features in the file's order, then --set."""
     places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
     for key in loaded.experiment.info:
         places[key] = _described(loaded.tree, ("experiment_info", key.partition(".")[2]))
@@ -67,7 +67,7 @@ def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
 
 
 def _described(tree: Tree, path: KeyPath) -> str:
-    """`file:line`, with the expression that stands there and where its variables were set."""
+    """Return `file:line`, with the expression there and where its variables were set."""
     where = tree.position(path)
     raw = tree.get(path)
     if "${" not in str(raw):
@@ -77,7 +77,7 @@ def _described(tree: Tree, path: KeyPath) -> str:
 
 
 def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
-    """(name, place) of the variables in an expression, and of those that these use."""
+    """Yield (name, position) of the variables in an expression, and of those that they use."""
     known = vars_of(tree)
     for expression in re.findall(r"\$\{([^{}]*)\}", str(raw)):
         for name in re.findall(r"[A-Za-z_]\w*", expression):
@@ -88,7 +88,7 @@ def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]
 
 
 def _unset(loaded: Loaded, key: str, field: Any, values: Overrides, places: Mapping[str, str]) -> str:
-    """What decided a value that nobody set."""
+    """Return what decided a value that is not set."""
     if key == "system.seed":
         return loaded.tree.position(("seeds",)) or "default of seeds"
     if key == "system.work_dir":

@@ -1,4 +1,4 @@
-"""Explain in an author's words what the YAML parser stumbled over, and what to write instead."""
+"""Explain the errors of the YAML parser, and what to write instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUOTED = re.compile(f"[{''.join(_QUOTES)}].*[{''.join(_QUOTES)}]", re.DOTALL)
 
 
 def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
-    """Return the line (from 1) and a sentence: what is wrong there, and what to write."""
+    """Return the line (from 1), and what is wrong there and what to write."""
     mark = error.problem_mark or error.context_mark
     lines = text.splitlines() or [""]
     number = min(mark.line if mark else 0, len(lines) - 1)
@@ -39,7 +39,7 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
 
 
 def explain_no_mapping(text: str) -> tuple[int, str]:
-    """Return line and sentence for a document that is a text or a list where keys and values are expected."""
+    """Return the line and the reason for a document that is not a mapping."""
     for number, line in enumerate(text.splitlines(), 1):
         why = odd_character(line) or no_space(line) or other_format(line)
         if why:
@@ -48,7 +48,7 @@ def explain_no_mapping(text: str) -> tuple[int, str]:
 
 
 def _known(problem: str, context: str, line: int, opened: int) -> tuple[int, str]:
-    """Explain the problems that need no look at the text."""
+    """Explain the problems whose cause does not depend on the text."""
     character = re.search(r"found character '(.+)' that cannot start any token", problem)
     alias = re.search(r"found undefined alias '(.+)'", problem)
     closing = re.search(r"expected ',' or '(.)'", problem)
@@ -57,7 +57,7 @@ def _known(problem: str, context: str, line: int, opened: int) -> tuple[int, str
     if character:
         return line, f"a value cannot begin with {character[1]}; put it in quotes"
     if alias:
-        return line, f"*{alias[1]}: no anchor &{alias[1]} stands above; put a text that begins with * in quotes"
+        return line, f"*{alias[1]}: there is no anchor &{alias[1]} above; put a text that begins with * in quotes"
     if closing:
         bracket = {"]": "[", "}": "{"}[closing[1]]
         return line, f"the `{bracket}` of line {opened} is not closed, or a comma is missing before this place"
@@ -74,7 +74,7 @@ def _known(problem: str, context: str, line: int, opened: int) -> tuple[int, str
     if "but found '<scalar>'" in problem:
         return line, "text after a closing quote or brace; put the whole value in quotes"
     if problem.startswith("expected <block end>"):
-        return line, "this indentation fits no line above; keys that belong together begin in the same column"
+        return line, "this indentation matches no line above; keys that belong together begin in the same column"
     if problem == "but found another document":
         return line, "a second document begins here; one file is one experiment (several: under `configs:`)"
     if problem == "second occurrence":
@@ -90,14 +90,14 @@ def _unquoted_reference(line: str, column: int) -> str:
 
 
 def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
-    """Explain a `: ` where none can be: in a value, below a key that has one, or after a line without its space."""
+    """Explain a misplaced `: `: in a value, below a key that has a value, or after a line without its space."""
     above = next((n for n in range(number - 1, -1, -1) if lines[n].strip() and lines[n].strip()[0] != "#"), number)
     value = _TWO_COLONS.match(lines[number])
     if value:
         return number + 1, f'put a value with a colon in quotes: "{value["value"].strip()[:60]}"'
     if no_space(lines[above]):
         return above + 1, no_space(lines[above])
-    return number + 1, f"a key below line {above + 1}, which has a value already; check the indentation"
+    return number + 1, f"a key below line {above + 1}, which already has a value; check the indentation"
 
 
 def no_space(line: str) -> str:
@@ -107,12 +107,12 @@ def no_space(line: str) -> str:
 
 
 def other_format(text: str) -> str:
-    """Return a sentence for a file that is TOML, INI or Python, '' for any other."""
-    return "`key = value` is no YAML (TOML? INI?); write `key: value`" if _ASSIGNMENT.search(text) else ""
+    """Return what is wrong with a file that is TOML, INI or Python, '' for any other."""
+    return "`key = value` is not YAML (TOML? INI?); write `key: value`" if _ASSIGNMENT.search(text) else ""
 
 
 def odd_character(text: str) -> str:
-    """Return a sentence for a character that only looks like a space, a colon or nothing, '' where there is none."""
+    """Return what is wrong with a character that only looks like a space or a colon, or is invisible; '' for none."""
     for char in text:
         if char in "\uff1a\uff0c":
             return f"a full-width {char} (U+{ord(char):04X}); write the ASCII sign"
@@ -123,7 +123,7 @@ def odd_character(text: str) -> str:
 
 
 def typographic(text: str) -> str:
-    """Return a sentence for an unquoted value in typographic quotes, '' for any other."""
+    """Return what is wrong with an unquoted value in typographic quotes, '' for any other."""
     if len(text) < 2 or not QUOTED.fullmatch(text):
         return ""
     return f'{text[0]} {text[-1]} are typographic quotes and belong to the text; write plain ones: "{text[1:-1][:60]}"'

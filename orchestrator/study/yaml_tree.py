@@ -1,7 +1,7 @@
-"""YAML with positions: every key knows its file and line, so that an error can say where it is.
+"""Read YAML with the file and line of each key, so that errors can name them.
 
 Scalars follow YAML 1.2's core schema (`5e-4` is a float, `on` and `no` are words), duplicate keys are errors, and
-documents that would unfold beyond reason (alias bombs, endless nesting) are refused.
+documents whose aliases unfold to an unreasonable size are refused.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ for _tag, _pattern, _first in (
 
 
 def load(path: Path) -> Tree:
-    """Read a YAML mapping. Raises UserError (no such file, no text, not YAML) or ConfigError (duplicate keys)."""
+    """Return the YAML mapping in a file. Raise UserError, or ConfigError for duplicate keys."""
     text = _read(path)
     node = _compose(path, text)
     if node is None:
@@ -91,7 +91,6 @@ def load(path: Path) -> Tree:
 
 
 def _compose(path: Path, text: str) -> yaml.Node | None:
-    """The document's node. Raises UserError."""
     try:
         return yaml.compose(text, Loader=_CoreLoader)
     except yaml.MarkedYAMLError as error:
@@ -119,14 +118,14 @@ def parse_scalar(text: str) -> Any:
     return value
 
 
-def typed(text: str) -> Any:
-    """Return a variable of the environment as a number, a switch, null, a list or a mapping, else as the same text."""
+def parse_or_text(text: str) -> Any:
+    """Return a text as a number, a switch, null, a list or a mapping; else as the same text."""
     plain = text.strip()
     if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in _PATTERNS.values()):
         return text
     try:
         return parse_scalar(plain) if plain else text
-    except UserError:  # no number that fits, or a text that only begins like a list
+    except UserError:  # a text that only begins like a list
         return text
 
 
@@ -139,7 +138,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []
         hint = f"; {path.parent} has: {', '.join(near)}" if near else ""
-        raise UserError(f"{path}: no such experiment file{hint}{find_file.elsewhere()}") from None
+        raise UserError(f"{path}: no such experiment file{hint}{find_file.list_search_path()}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{str(path)!r}: cannot be read: {reason}") from None
@@ -155,7 +154,7 @@ def _read(path: Path) -> str:
 
 
 def _without_tabs(text: str) -> str:
-    """JSON may be indented with tabs, YAML not; the lines stay what they are."""
+    """Replace the tabs that JSON may be indented with, YAML not; the lines stay the same."""
     if not text.lstrip().startswith("{") or "\t" not in text:
         return text
     try:
@@ -166,14 +165,13 @@ def _without_tabs(text: str) -> str:
 
 
 class _Builder:
-    """Turns composed nodes into Python values, noting positions and duplicate keys."""
+    """Turns composed nodes into Python values, and records positions and duplicate keys."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.where: dict[KeyPath, str] = {}
         self.problems: list[str] = []
         self.nodes = 0
-        self.constructor = _CoreLoader("")
 
     def build(self, node: yaml.Node, path: KeyPath, depth: int = 0) -> Any:
         self.nodes += 1
@@ -220,20 +218,19 @@ class _Builder:
         return mapping
 
     def _merge(self, mapping: dict[str, Any], node: yaml.Node, path: KeyPath, depth: int) -> None:
-        """Add what `<<` brings, one level deep as in YAML: the mapping's own keys win, then the first in the list."""
+        """Add the keys of `<<`, one level deep: the mapping's own keys win, then the first in the list."""
         line = node.start_mark.line + 1
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAGS}null":
             return
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{self.name}:{line}: `<<` merges mappings: `<<: *name` or `<<: [*a, *b]`")
         where, self.where = self.where, {}
-        brought = self.build(node, path, depth + 1)
+        merged = self.build(node, path, depth + 1)
         added = {at: place for at, place in self.where.items() if at[len(path)] not in mapping}
         self.where = where | added
-        mapping.update({key: value for key, value in brought.items() if key not in mapping})
+        mapping.update({key: value for key, value in merged.items() if key not in mapping})
 
     def _key(self, node: yaml.Node) -> str:
-        """The text of a key. Raises UserError."""
         at = f"{self.name}:{node.start_mark.line + 1}"
         if not isinstance(node, yaml.ScalarNode):
             hint = "; put a text with {{ }} in quotes" if isinstance(node, yaml.MappingNode) else ""
@@ -254,7 +251,7 @@ def _unsupported(tag: str) -> str:
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
-    """The value of a scalar. Raises ValueError for one that is not of its tag, or that nothing could hold."""
+    """Return the value of a scalar. Raise ValueError if it does not fit its tag."""
     kind = node.tag.removeprefix(TAGS)
     text = node.value
     if kind == "str":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.orchestrator.study import command_template, exported_env, value_origins
+from ablatrix.orchestrator.study import command_flags, exported_env, value_origins
 from ablatrix.orchestrator.study.command import HELPER
 from ablatrix.orchestrator.study.command_config import CommandConfig
 from ablatrix.orchestrator.study.command_program import Program, find_program
@@ -155,7 +155,7 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
         return
     if answer["lenient"]:  # it takes unknown flags, perhaps for a second parser
         return
-    keys = {command_template.flag_name(key, loaded.experiment.flags.style): key for key in start.settings}
+    keys = {command_flags.flag_name(key, loaded.experiment.flags.style): key for key in start.settings}
     at = f"{loaded.at('command')}command: "
     for flag in dict.fromkeys(given):
         has_value = any(word.startswith(f"{flag}=") for word in program.arguments)

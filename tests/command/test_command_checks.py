@@ -8,7 +8,7 @@ import pytest
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import command_template, matrix
 from ablatrix.orchestrator.study.command_config import CommandConfig
-from ablatrix.orchestrator.study.command_settings import Flags
+from ablatrix.orchestrator.study.command_flags import Flags
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir.errors import ConfigError
@@ -88,13 +88,13 @@ def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
         ("--rate={rate}", "--rate={ratte}", 2, "{ratte}: no such setting (did you mean rate?)"),
         ("base: {rate: 0.1, wide: 4}", "base: {wide: 4}", 2, "{rate}: only some features set it"),
         ("{flags}", "x{flags}", 2, "must be a word of its own"),
-        ("{flags}", "{flags} > log.txt", 2, "no shell reads it"),
+        ("{flags}", "{flags} > log.txt", 2, "is not read by a shell"),
         ("python train.py", "A=1 python train.py", 2, "give it under `env:`"),
-        ("python train.py", "bash -c 'python train.py {rate}'", 2, "a shell would read the values in it again"),
-        ("--out=", '--json={"a":1} --out=', 2, "is no placeholder"),
+        ("python train.py", "bash -c 'python train.py {rate}'", 2, "a shell would interpret the values in it"),
+        ("--out=", '--json={"a":1} --out=', 2, "is not a placeholder"),
         ("wide: 4", 'wide: "a\\0b"', 3, "NUL"),
         ("wide: 4", '"--wide": 4', 3, "a setting's name"),
-        ("wide: 4", "wide: 4, run_dir: x", 3, "{run_dir} is known of every run"),
+        ("wide: 4", "wide: 4, run_dir: x", 3, "{run_dir} is defined for every run"),
         ("wide: 4}", "wide: 4, a.wide: 1}\nflags: --key=value", 4, "one and the same flag"),
         ("csv: log.csv", "csv: loss.csv", 6, "written by Ablatrix"),
         ("csv: log.csv", "csv: log.csv, jsonl: x", 6, "name one source"),

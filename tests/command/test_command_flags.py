@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ablatrix.orchestrator.study import command_template, hydra_overrides
-from ablatrix.orchestrator.study.command_settings import Flags
+from ablatrix.orchestrator.study import command_flags, command_template, hydra_overrides
+from ablatrix.orchestrator.study.command_flags import Flags
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 HOSTILE = st.text(st.sampled_from("'\"\\=,:[]{}()$ \t\n@%+-~é0ae"))
@@ -37,7 +37,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(K
 @example("żółw 学习")
 @example("choice(1, 2)")
 def test_hydra_reads_back_what_was_meant(value: Any) -> None:
-    (word,) = command_template.flag_words({"a.b": value}, Flags(style="a.b=c"))
+    (word,) = command_flags.flag_words({"a.b": value}, Flags(style="a.b=c"))
     read = OverridesParser.create().parse_override(word).value()
     assert read == value and _types(read) == _types(value)
 
@@ -57,10 +57,10 @@ def _types(value: Any) -> Any:
 )  # fmt: skip
 def test_keys_that_hydra_takes(key: str, works: bool) -> None:
     flags = Flags(style="a.b=c")
-    assert (command_template.flag_problem(key, 1, flags) == "") is works
+    assert (command_flags.flag_problem(key, 1, flags) == "") is works
     if not works:
         return
-    parsed = OverridesParser.create().parse_override(command_template.flag_words({key: None}, flags)[0])
+    parsed = OverridesParser.create().parse_override(command_flags.flag_words({key: None}, flags)[0])
     assert parsed.value() is None and parsed.is_delete() is key.startswith("~")
 
 
@@ -95,22 +95,22 @@ def parser() -> argparse.ArgumentParser:
 @pytest.mark.parametrize("number", [1e-3, -1e-3, -1e-05, -2.0, 1e22])
 @pytest.mark.parametrize("text", ["", "-1e-3", "--text", "a=b", " a b ", "-", "é"])
 def test_values_survive_argparse(style: Any, number: float, text: str) -> None:
-    words = command_template.flag_words({"number": number, "text": text}, Flags(style=style))
+    words = command_flags.flag_words({"number": number, "text": text}, Flags(style=style))
     read = parser().parse_args(words)
     assert (read.number, read.text) == (number, text)
 
 
 def test_switches_and_lists() -> None:
     settings = {"list": [0.9, -1e-05, -2.5], "on": True, "off": False, "unset": None}
-    read = parser().parse_args(command_template.flag_words(settings, Flags(booleans="switch", lists="words")))
+    read = parser().parse_args(command_flags.flag_words(settings, Flags(booleans="switch", lists="words")))
     assert (read.list, read.on, read.off, read.unset) == ([0.9, -1e-05, -2.5], True, False, 3)
     for both in (True, False, None):
         flags = Flags(style="--key=value", booleans="no-prefix", lists="repeat")
-        read = parser().parse_args(command_template.flag_words({"both": both, "item": ["-x", ""]}, flags))
+        read = parser().parse_args(command_flags.flag_words({"both": both, "item": ["-x", ""]}, flags))
         assert (read.both, read.item) == (both, ["-x", ""])
-    assert "would be taken for a flag" in command_template.flag_problem("item", ["-x"], Flags(lists="words"))
-    assert "mappings only with keys" in command_template.flag_problem("a", [{"b c": 1}], Flags(style="a.b=c"))
-    assert "mapping" in command_template.flag_problem("item", [{"a": 1}], Flags())
+    assert "would be taken for a flag" in command_flags.flag_problem("item", ["-x"], Flags(lists="words"))
+    assert "mappings only with keys" in command_flags.flag_problem("a", [{"b c": 1}], Flags(style="a.b=c"))
+    assert "mapping" in command_flags.flag_problem("item", [{"a": 1}], Flags())
 
 
 @pytest.mark.parametrize("style", ["a.b=c", "config-file", "in-process"])

@@ -164,10 +164,10 @@ def test_files_are_found_by_name_on_the_search_path(tmp_path: Path, monkeypatch:
     missing = fault("size")
     assert "size: no such experiment file" in missing
     assert (
-        f"on ABLATRIX_PATH, {tmp_path / 'nowhere'} is no folder; {tmp_path / 'lab'} has: site.yml, sizes.yaml"
+        f"on ABLATRIX_PATH, {tmp_path / 'nowhere'}: no such folder; {tmp_path / 'lab'} has: site.yml, sizes.yaml"
         in missing
     )
-    assert "is no folder" in fault(write(tmp_path, "g.yaml", "name: e\nextends: sise\n"))
+    assert ": no such folder" in fault(write(tmp_path, "g.yaml", "name: e\nextends: sise\n"))
 
 
 def test_the_suffix_of_a_file_may_be_left_out(tmp_path: Path) -> None:

@@ -34,4 +34,4 @@ def test_the_command_line_says_which(workspace: Workspace, name: str) -> None:
 def test_a_search_path_with_a_user_who_is_not_there(workspace: Workspace) -> None:
     workspace.environment["ABLATRIX_PATH"] = "~nosuchuser"
     told = workspace.run("plan", "missing.yaml", code=2).stderr
-    assert "~nosuchuser is no folder" in told and "Traceback" not in told
+    assert "~nosuchuser: no such folder" in told and "Traceback" not in told
