@@ -87,7 +87,7 @@ def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
         ("--rate={rate} {flags}", "--w={wide}", 5, "features.fast.rate: never reaches the command"),
         ("--rate={rate}", "--rate={ratte}", 2, "{ratte}: no such setting (did you mean rate?)"),
         ("base: {rate: 0.1, wide: 4}", "base: {wide: 4}", 2, "{rate}: only some features set it"),
-        ("{flags}", "x{flags}", 2, "must be a word of its own"),
+        ("{flags}", "x{flags}", 2, "must be a word by itself"),
         ("{flags}", "{flags} > log.txt", 2, "is not read by a shell"),
         ("python train.py", "A=1 python train.py", 2, "give it under `env:`"),
         ("python train.py", "bash -c 'python train.py {rate}'", 2, "a shell would interpret the values in it"),
