@@ -29,6 +29,7 @@ from ablatrix.trainer.data.batches import Batches
 from ablatrix.trainer.data.corpus import scan_lines
 from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer
 from ablatrix.trainer.data.formats import TextFile
+from ablatrix.trainer.data.manifest import MANIFEST
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_cache import Cache
@@ -234,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
             warm_cache.warm_tokenizer(args.tokenizer, cache_dir, source=None)
         else:
             cache_dir.mkdir()
-            for name in (tokenizer.MANIFEST, "tokenizers"):
+            for name in (MANIFEST, "tokenizers"):
                 (cache_dir / name).symlink_to((args.cache_dir / name).resolve())
         path = args.file or Path(folder) / "corpus.jsonl"
         if args.file is None:

@@ -17,6 +17,7 @@ from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import embedded_sample, tokenizer, warm_cache
 from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.encoder import Encoder
+from ablatrix.trainer.data.manifest import TOKENIZER_FILES, read_manifest
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.hub_server import COMMIT, HubServer
 
@@ -35,7 +36,7 @@ def cache_warm(*arguments: object, hub: str = "http://127.0.0.1:9", home: Path) 
 @pytest.fixture(scope="session")
 def gpt2_files(offline_cache: Path) -> dict[str, bytes]:
     """Files of a GPT-2 style tokenizer, as a repository of the hub has them."""
-    return {name: (offline_cache / "tokenizers" / "sample" / name).read_bytes() for name in tokenizer.FILES}
+    return {name: (offline_cache / "tokenizers" / "sample" / name).read_bytes() for name in TOKENIZER_FILES}
 
 
 @pytest.fixture
@@ -82,9 +83,9 @@ def test_download_then_load_without_a_network(hub: HubServer, tmp_path: Path, of
     assert loaded.returncode == 0, loaded.stderr
     expected = Encoder(tokenizer.find("sample", offline_cache)).encode("def main() -> None: pass<|endoftext|>")
     assert json.loads(loaded.stdout) == expected.tolist()
-    entry = tokenizer.read_manifest(tmp_path / "cache")["tokenizers"]["gpt2"]
-    assert (entry["source"], entry["revision"], entry["commit"]) == ("hub:openai-community/gpt2", "main", COMMIT)
-    assert entry["files"].keys() == set(tokenizer.FILES)
+    entry = read_manifest(tmp_path / "cache").tokenizers["gpt2"]
+    assert (entry.source, entry.revision, entry.commit) == ("hub:openai-community/gpt2", "main", COMMIT)
+    assert entry.files.keys() == set(TOKENIZER_FILES)
     folder = tmp_path / "cache" / "tokenizers" / "gpt2"
     assert not any(path.is_symlink() for path in folder.iterdir())
     assert [path.name for path in folder.parent.iterdir()] == ["gpt2"]  # no staging folder is left
@@ -111,7 +112,7 @@ def test_missing_files_are_made_from_the_others(
     done = cache_warm("--tokenizer", repo, hub=hub.url, home=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tokenizer.find(repo, tmp_path / "cache").folder
-    for name in tokenizer.FILES:
+    for name in TOKENIZER_FILES:
         assert (folder / name).read_bytes() == gpt2_files[name]
 
 
@@ -126,8 +127,8 @@ def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: d
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "train.jsonl").read_bytes() == corpus.read_bytes()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["train.jsonl"]
-    entry = tokenizer.read_manifest(tmp_path / "cache")["data"]["owner/texts:sub/train.jsonl"]
-    assert (entry["commit"], entry["size"]) == (COMMIT, corpus.stat().st_size)
+    entry = read_manifest(tmp_path / "cache").data["owner/texts:sub/train.jsonl"]
+    assert (entry.commit, entry.size) == (COMMIT, corpus.stat().st_size)
     count = len(hub.requests)
     again = cache_warm(*arguments, hub=hub.url, home=tmp_path)
     assert "data owner/texts:sub/train.jsonl: already in" in again.stdout and len(hub.requests) == count
@@ -136,7 +137,7 @@ def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: d
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("wrong hash", "openai-community/gpt2: merges.txt: what arrived is not what the hub announced"),
+        ("wrong hash", "openai-community/gpt2: merges.txt: the file differs from what the hub reports"),
         ("truncated", "openai-community/gpt2: merges.txt: the download was cut short"),
         (503, "answered with status 503; try again later"),
     ],
@@ -204,8 +205,8 @@ def test_from_a_folder(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
     assert done.returncode == 0, done.stderr
     info = tokenizer.find("gpt2", tmp_path / "cache")
     assert (info.vocab_size, info.bulk) == (4096, "tiktoken")
-    entry = tokenizer.read_manifest(tmp_path / "cache")["tokenizers"]["gpt2"]
-    assert entry["source"] == str(source) and entry["versions"]["transformers"]
+    entry = read_manifest(tmp_path / "cache").tokenizers["gpt2"]
+    assert entry.source == str(source) and entry.versions["transformers"]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def _require_offline(info: tokenizer.TokenizerInfo) -> None:
     try:
         run_module("ablatrix.trainer.data.tokenizer_check", str(info.folder))
     except RunError as error:
-        advice = tokenizer.mend(info.name, info.folder.parent.parent)
+        advice = tokenizer.suggest_warming(info.name, info.folder.parent.parent)
         raise OfflineCacheError(f"tokenizer {info.name!r} does not load offline ({error}): {advice}") from None
 
 

@@ -20,7 +20,7 @@ from ablatrix.trainer.config import tokenizer_names
 from ablatrix.trainer.data import embedded_sample, tokenizer
 from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
 from ablatrix.trainer.data.tokenizer import TokenizerInfo
-from ablatrix.trainer.data.tokenizer_check import BATTERY
+from ablatrix.trainer.data.tokenizer_check import DIFFICULT_TEXTS
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def test_names_that_are_no_names(name: str, tmp_path: Path) -> None:
 
 
 def test_hub_names_get_a_folder_of_their_own() -> None:
-    assert tokenizer.safe_folder("owner/some.name-1") == "owner--some.name-1"
+    assert tokenizer.folder_name("owner/some.name-1") == "owner--some.name-1"
     assert tokenizer_names.canonical("openai-community/gpt2") == "gpt2"
 
 
@@ -121,7 +121,7 @@ def test_ids_equal_the_reference_on_generated_text(encoder: Encoder, reference: 
     assert encoder.encode(text).tolist() == reference(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("text", BATTERY)
+@pytest.mark.parametrize("text", DIFFICULT_TEXTS)
 def test_ids_equal_the_reference_on_difficult_texts(encoder: Encoder, reference: Any, text: str) -> None:
     assert encoder.encode(text).tolist() == reference(text, add_special_tokens=False)["input_ids"]
 

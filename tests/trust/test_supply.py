@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.batches import open_tokens
+from ablatrix.trainer.data.manifest import TOKENIZER_FILES
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.evidence import Tally
 from tools import licenses, lock
@@ -287,7 +288,7 @@ def flip(content: bytes) -> bytes:
     return content[:100] + bytes([content[100] ^ 1]) + content[101:]
 
 
-@pytest.mark.parametrize("file", tokenizer.FILES)
+@pytest.mark.parametrize("file", TOKENIZER_FILES)
 @pytest.mark.parametrize("damage", [flip, lambda content: content[:-1], lambda content: content + b"x", None])
 def test_a_changed_file_of_the_offline_cache_is_refused(
     offline_cache: Path, corpus: Path, tmp_path: Path, file: str, damage: Callable[[bytes], bytes] | None

@@ -188,7 +188,7 @@ def left_unfinished(place: Place) -> dict[str, Any]:
 
 def stale_claim(place: Place) -> dict[str, Any]:
     """Alice's process died while it held the cache's manifest."""
-    from ablatrix.trainer.data import warm_cache
+    from ablatrix.trainer.data.manifest import DataEntry, add_entry
 
     def hold() -> None:
         from ablatrix.trainer.data.shard_claims import Claims
@@ -198,7 +198,7 @@ def stale_claim(place: Place) -> dict[str, Any]:
 
     def enter() -> str:
         try:
-            warm_cache.update_manifest(place.cache, "data", "x", {"size": 1})
+            add_entry(place.cache, "x", DataEntry(source="hub:x", file="x", size=1, sha256="", path="x"))
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
         return "entered"

@@ -1,4 +1,4 @@
-"""The embedded sample: real text that every machine with Python has, and a small GPT-2 style tokenizer made of it.
+"""Embedded sample corpus: real text that every machine with Python has, and a small GPT-2 style tokenizer.
 
 The corpus is the Python standard library, one document per module: its sources with their documentation strings. It
 is the same on every run of the same Python, needs no network and no licence question.
@@ -16,7 +16,7 @@ from typing import Any
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import atomic_write
 
-VOCAB_SIZE = 4096  # with END_OF_TEXT, which is the last one, as in GPT-2
+VOCAB_SIZE = 4096  # END_OF_TEXT included, which is the last one, as in GPT-2
 END_OF_TEXT = "<|endoftext|>"
 # Tests, generated tables, what some distributions leave out or change, and what newer Pythons no longer have.
 LEFT_OUT = frozenset(
@@ -29,7 +29,7 @@ LEFT_OUT = frozenset(
 
 
 def modules(root: Path | None = None) -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of the standard library's modules, sorted by name. Raises UserError where none is found."""
+    """Yield (dotted name, file) of the standard library's modules, sorted by name. Raises UserError if there is none."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     found = {}
     for path in root.rglob("*.py"):
@@ -37,24 +37,24 @@ def modules(root: Path | None = None) -> Iterator[tuple[str, Path]]:
         if LEFT_OUT.isdisjoint(parts) and not parts[0].startswith(("config-", "_sysconfigdata")):
             found[".".join(parts).removesuffix(".py").removesuffix(".__init__")] = path
     if not found:
-        raise UserError(f"{root}: no sources of the standard library here; give a JSONL file of your own")
+        raise UserError(f"{root}: no sources of the standard library here; set data.file_path to a JSONL file")
     yield from sorted(found.items())
 
 
 def documents(root: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The sample corpus as records with `text` and `meta`; empty modules are left out."""
+    """Yield the sample corpus as records with `text` and `meta`, without empty modules."""
     for name, path in modules(root):
         try:
             with tokenize.open(path) as file:  # obeys a coding cookie
                 text = file.read()
         except (OSError, SyntaxError, UnicodeDecodeError):
-            continue  # what somebody else put there
+            continue  # not a module of the standard library
         if text.strip():
             yield {"text": text, "meta": {"module": name}}
 
 
 def write_corpus(path: Path, root: Path | None = None) -> int:
-    """Write the sample corpus as JSONL, unless the very same is there already; the number of documents."""
+    """Write the sample corpus as JSONL unless the file is the same already; return the number of documents."""
     lines = [json.dumps(record, ensure_ascii=False) for record in documents(root)]
     content = ("\n".join(lines) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,9 +64,9 @@ def write_corpus(path: Path, root: Path | None = None) -> int:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> dict[str, bytes]:
-    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) as the four files of a GPT-2 tokenizer.
+    """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019); return the four files of a GPT-2 tokenizer.
 
-    The same bytes for the same texts: ties between pairs are broken by the ids of their parts.
+    The same texts give the same bytes: ties between pairs are broken by the ids of their parts.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -87,9 +87,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> dict[
 
 
 def tokenizer_files(vocab: dict[str, int], merges: list[str]) -> dict[str, bytes]:
-    """vocab.json, merges.txt, tokenizer.json and tokenizer_config.json of a GPT-2 style tokenizer.
+    """Return vocab.json, merges.txt, tokenizer.json and tokenizer_config.json of a GPT-2 style tokenizer.
 
-    vocab: id of each token (END_OF_TEXT comes last where it is missing); merges: `left right`, most important first.
+    vocab: id of each token (END_OF_TEXT is added last if missing); merges: `left right`, most important first.
     """
     special = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": True}
     tree = {

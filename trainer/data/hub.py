@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub (or HF_ENDPOINT), each verified against the hash that the hub announces."""
+"""Downloads from the Hugging Face hub (or HF_ENDPOINT), each verified against the hash that the hub reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.files import make_private_folder, remove
+from ablatrix.trainer.rundir.files import make_private_folder
 
 ADVICE = "run this where there is internet, or use --from DIR with a copy of the files"
 CHUNK = 1 << 20
@@ -17,11 +17,10 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Download:
-    """A downloaded file. commit: of the repository; etag: what the hub calls the content; sha256: what it is."""
+    """A downloaded file. commit: of the repository."""
 
     path: Path
     commit: str
-    etag: str
     sha256: str
     size: int
 
@@ -31,15 +30,15 @@ class MissingFileError(UserError):
 
 
 def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revision: str = "main") -> Download:
-    """Download one file into `staging` and verify it. An interrupted download is continued by the next call.
+    """Download one file into `staging` and verify it. The next call continues an interrupted download.
 
-    staging: a folder that becomes this user's alone: what lies in it is believed, and continued. Raises OSError where
-    that cannot be, MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or
-    RunError (no connection, cut short, wrong hash).
+    staging: a folder made private, as its content is trusted and continued. Raises OSError if it cannot be made,
+    MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or RunError (no
+    connection, truncated, wrong hash).
     """
     make_private_folder(staging)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are of no interest, their end is
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its retries, only how they end
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
@@ -54,12 +53,12 @@ def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revisio
     sha256, git = hashes(path)
     if (facts.size is not None and size != facts.size) or (_is_hash(etag) and etag not in (sha256, git)):
         path.unlink()
-        raise RunError(f"{repo}: {file}: what arrived is not what the hub announced (size or hash differ); try again")
-    return Download(path, commit, etag, sha256, size)
+        raise RunError(f"{repo}: {file}: the file differs from what the hub reports (size or hash); try again")
+    return Download(path, commit, sha256, size)
 
 
 def hashes(path: Path) -> tuple[str, str]:
-    """(SHA-256, git's blob hash): the hub's ETag is the first for large files and the second for small ones."""
+    """Return (SHA-256, git's blob hash): the hub's ETag is the first for large files and the second for small ones."""
     sha256 = hashlib.sha256()
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with open(path, "rb") as source:
@@ -71,11 +70,6 @@ def hashes(path: Path) -> tuple[str, str]:
 
 def _is_hash(etag: str) -> bool:
     return len(etag) in (40, 64) and all(c in "0123456789abcdef" for c in etag)
-
-
-def clean(staging: Path) -> None:
-    """Remove a staging folder once its files are in place."""
-    remove(staging)
 
 
 def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:
@@ -93,19 +87,15 @@ def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return MissingFileError(f"{what}: no such file in the repository at {endpoint}")
     if isinstance(error, errors.HFValidationError):
-        return UserError(f"{repo!r} is not a repository's name; write owner/name")
-    if isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") in (
-        "1",
-        "true",
-        "True",
-        "ON",
-    ):
+        return UserError(f"{repo!r} is not the name of a repository; write owner/name")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "on", "yes")
+    if offline or isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(f"{what}: HF_HUB_OFFLINE is set, which forbids downloads; unset it, or {ADVICE}")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else "?"
         return RunError(f"{what}: {endpoint} answered with status {status}; try again later, or {ADVICE}")
     if "Consistency check failed" in str(error) or type(error).__name__ == "RemoteProtocolError":
-        return RunError(f"{what}: the download was cut short; run this again, it goes on where it stopped")
+        return RunError(f"{what}: the download was cut short; run this again to continue it")
     if isinstance(error, PermissionError):
         return RunError(f"{what}: cannot be written: {error}")
     first = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Proof that a tokenizer's folder works without a network: `python -m ablatrix.trainer.data.tokenizer_check FOLDER`.
+"""Check that a tokenizer works without a network: `python -m ablatrix.trainer.data.tokenizer_check FOLDER`.
 
-Loads it with GPT2TokenizerFast in this process, in which opening a connection is an error, and compares the ids of the
-bulk encoders with its own on difficult texts. Prints one JSON object; an error is one line and exit code 1.
+Loads it with GPT2TokenizerFast in this process, in which opening a connection is an error, and compares its ids with
+those of the bulk encoders on difficult texts. Prints one JSON object; an error is one line and exit code 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ablatrix.trainer.data.tokenizer import TokenizerInfo, go_offline
 
 # Blanks and line ends, contractions, numerals, scripts without blanks, joined emoji, combining marks, byte order marks,
 # special tokens inside a text, half words of the vocabulary.
-BATTERY = (
+DIFFICULT_TEXTS = (
     "Hello world",
     " Hello  world \n\n\t x\r\n  ",
     "I'll we've you're 'tis IT'S don’t",
@@ -34,11 +34,11 @@ BATTERY = (
 
 
 class NoNetworkError(OSError):
-    """Something tried to open a connection."""
+    """A connection was attempted."""
 
 
 def refuse_connections() -> None:
-    """From here on, connecting a socket to anything but a local Unix socket raises NoNetworkError."""
+    """Make every connection of a socket raise NoNetworkError from here on."""
 
     def refuse(self: socket.socket, address: Any) -> NoReturn:
         raise NoNetworkError(f"a connection to {address!r} was attempted")
@@ -52,17 +52,17 @@ def refuse_connections() -> None:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """{"vocab_size", "bulk"}: number of tokens, and the bulk encoder that gives the same ids (the faster that does).
+    """Return vocab_size, and as `bulk` the fastest encoder that gives the same ids.
 
-    Raises ValueError where GPT2TokenizerFast and the cached tokenizer.json disagree.
+    Raises ValueError if GPT2TokenizerFast and tokenizer.json disagree.
     """
     go_offline()
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
 
     reference = GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    wanted = [reference(text, add_special_tokens=False)["input_ids"] for text in BATTERY]
+    wanted = [reference(text, add_special_tokens=False)["input_ids"] for text in DIFFICULT_TEXTS]
     exact = exact_tokenizer(folder / "tokenizer.json")
-    if [exact.encode(text, add_special_tokens=False).ids for text in BATTERY] != wanted:
+    if [exact.encode(text, add_special_tokens=False).ids for text in DIFFICULT_TEXTS] != wanted:
         raise ValueError("tokenizer.json does not give the ids of GPT2TokenizerFast")
     top = max(max(ids) for ids in wanted)
     if top >= len(reference):
@@ -70,7 +70,7 @@ def check(folder: Path) -> dict[str, Any]:
     bulk = "tiktoken" if fast_table(folder / "tokenizer.json") is not None else "tokenizers"
     info = TokenizerInfo(folder.name, folder, len(reference), "", bulk)
     encoder = Encoder(info)
-    if [encoder.encode(text).tolist() for text in BATTERY] != wanted:
+    if [encoder.encode(text).tolist() for text in DIFFICULT_TEXTS] != wanted:
         bulk = "tokenizers"
     return {"vocab_size": len(reference), "bulk": bulk}
 

@@ -1,4 +1,4 @@
-"""Filling the offline cache: `ablatrix warm-cache`, `cache_warm.py`. Runs where there is internet; jobs only read."""
+"""The verb `warm-cache` (also cache_warm.py): fills the offline cache where there is internet, for jobs without."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ from pydantic import ValidationError
 from ablatrix.trainer.config import DataConfig, SystemConfig, tokenizer_names
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.data import cache_builder, embedded_sample, hub
-from ablatrix.trainer.data import tokenizer as tokenizers
 from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import find_files, is_flat
-from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.data.manifest import (
+    TOKENIZER_FILES,
+    DataEntry,
+    FileFacts,
+    TokenizerEntry,
+    add_entry,
+    read_manifest,
+)
 from ablatrix.trainer.data.token_cache import Cache
+from ablatrix.trainer.data.tokenizer import folder_name
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
 from ablatrix.trainer.rundir.program import ROOT, program
 
-REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # where a short name lives on the hub
-SOURCES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # short names -> repositories of the hub
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and do it. 0: everything is there and works offline; 2: a user's mistake; 1: a failure."""
+    """Run the command line. 0: everything is there and works offline; 2: a user's mistake; 1: a failure."""
     try:
         _run(parser().parse_args(argv))
     except AblatrixError as error:
@@ -45,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cache_warm: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("cache_warm: interrupted; run it again to go on", file=sys.stderr)
+        print("cache_warm: interrupted; run it again to continue", file=sys.stderr)
         return 130
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         f"{program()} warm-cache",
         description="Put a tokenizer and data where jobs without internet find them.",
@@ -98,8 +104,8 @@ def _default_cache() -> Path:
 
 def _run(options: argparse.Namespace) -> None:
     name = tokenizer_names.canonical(options.tokenizer)
-    data = _data_request(options)
-    tokenizers.safe_folder(name)
+    data = _parse_data_flags(options)
+    folder_name(name)  # refused before anything is done
     warm_tokenizer(name, options.cache_dir, options.source, options.revision, options.force)
     corpus = options.sample_corpus or (options.data_dir / "sample.jsonl" if name == "sample" else None)
     if corpus is not None:
@@ -111,112 +117,119 @@ def _run(options: argparse.Namespace) -> None:
         warm_tokens(options.tokens, options.text_key, name, options.cache_dir, options.workers)
 
 
-def _data_request(options: argparse.Namespace) -> tuple[str, str] | None:
+def _parse_data_flags(options: argparse.Namespace) -> tuple[str, str] | None:
+    """Return (repository, file) of the data set to download."""
     if options.data is not None:
         repo, colon, file = options.data.partition(":")
         if not (repo and colon and file):
             raise UserError(f"--data {options.data!r}: write REPO:FILE, for instance owner/corpus:train.jsonl")
         return repo, file
     if (options.data_repo is None) != (options.data_file is None):
-        raise UserError("--data-repo and --data-file belong together: give both")
+        raise UserError("--data-repo and --data-file belong together: set both")
     return (options.data_repo, options.data_file) if options.data_repo else None
 
 
 def say(text: str) -> None:
-    """A line for the user, at once."""
+    """Print a line at once."""
     print(text, flush=True)
 
 
 def warm_tokenizer(
     name: str, cache_dir: Path, source: Path | None, revision: str = "main", force: bool = False
 ) -> None:
-    """Put a tokenizer into the cache, unless it is there and whole; it enters the manifest only once it works offline.
+    """Put a tokenizer into the cache unless it is there and whole; it enters the manifest only once it works offline.
 
-    Raises UserError, RunError, and OSError where the cache cannot be written.
+    Raises UserError, RunError, and OSError if the cache cannot be written.
     """
+    home = cache_dir / "tokenizers"
+    folder = home / folder_name(name)
     if not force and _is_whole(name, cache_dir):
         say(f"tokenizer {name}: already in {cache_dir}, files verified")
         return
-    home = cache_dir / "tokenizers"
     make_folder(home, parents=True)
     if name == "sample":
         say("tokenizer sample: training on the standard library's sources")
         texts = (document["text"] for document in embedded_sample.documents())
         files, origin = embedded_sample.train_tokenizer(texts), {"source": "embedded"}
     elif source is not None:
-        files, origin = _from_folder(source)
+        files, origin = _read_folder(source)
     else:
-        files, origin = _from_hub(name, revision, home)
-    staging = home / f".{tokenizers.safe_folder(name)}.{uuid.uuid4().hex}"
+        files, origin = _download(name, revision, home)
+    staging = home / f".{folder.name}.{uuid.uuid4().hex}"
     try:
         staging.mkdir()
-        for file, content in complete(files, name).items():
+        for file, content in complete_files(files, name).items():
             atomic_write(staging / file, content)
         facts = verify_offline(staging, name)
-        entry = {**origin, **facts, "files": _facts(staging), "date": _now(), "versions": _versions()}
-        _replace(staging, home / tokenizers.safe_folder(name))
+        entry = TokenizerEntry(**origin, **facts, files=_hash_files(staging), date=_now(), versions=_versions())
+        _replace_folder(staging, folder)
     finally:
         remove(staging)
-    update_manifest(cache_dir, "tokenizers", name, entry)
-    say(f"tokenizer {name}: {entry['vocab_size']} tokens, loads offline, in {home / tokenizers.safe_folder(name)}")
+    add_entry(cache_dir, name, entry)
+    say(f"tokenizer {name}: {entry.vocab_size} tokens, loads offline, in {folder}")
 
 
 def _is_whole(name: str, cache_dir: Path) -> bool:
-    """Whether the manifest knows a tokenizer and every file still has its hash."""
-    entry = tokenizers.read_manifest(cache_dir)["tokenizers"].get(name)
-    folder = cache_dir / "tokenizers" / tokenizers.safe_folder(name)
+    """True if the manifest has a tokenizer and all of its files have their hashes."""
+    entry = read_manifest(cache_dir).tokenizers.get(name)
     try:
-        return entry is not None and _facts(folder) == entry["files"]
+        return entry is not None and _hash_files(cache_dir / "tokenizers" / folder_name(name)) == entry.files
     except OSError:
         return False
 
 
-def _facts(folder: Path) -> dict[str, dict[str, Any]]:
+def _hash_files(folder: Path) -> dict[str, FileFacts]:
     return {
-        name: {"size": (folder / name).stat().st_size, "sha256": hub.hashes(folder / name)[0]}
-        for name in tokenizers.FILES
+        name: FileFacts(size=(folder / name).stat().st_size, sha256=hub.hashes(folder / name)[0])
+        for name in TOKENIZER_FILES
     }
 
 
-def _from_folder(source: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _read_folder(source: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     if not source.is_dir():
         raise UserError(f"--from {source}: no such folder")
-    files = {name: (source / name).read_bytes() for name in SOURCES if (source / name).is_file()}
-    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+    files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    if not _is_sufficient(files):
         raise UserError(f"--from {source}: needs vocab.json and merges.txt, or tokenizer.json")
     return files, {"source": os.path.abspath(source)}
 
 
-def _from_hub(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """All files at one commit: the first download tells which."""
+def _download(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Download a tokenizer's files from the hub, all at the commit of the first one."""
     repo, commit, files = REPOSITORIES.get(name, name), revision, {}
-    staging = personal(home / f".{tokenizers.safe_folder(name)}.download")
-    for file in SOURCES:
+    staging = personal(home / f".{folder_name(name)}.download")
+    for file in TOKENIZER_FILES:
         say(f"tokenizer {name}: {file} from {repo}")
         try:
             got = hub.fetch(repo, file, staging, revision=commit)
         except hub.MissingFileError:
             continue
         files[file], commit = got.path.read_bytes(), got.commit or commit
-    hub.clean(staging)
-    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+    remove(staging)
+    if not _is_sufficient(files):
         raise UserError(f"{repo}: has no vocab.json with merges.txt and no tokenizer.json: not a GPT-2 style tokenizer")
     return files, {"source": f"hub:{repo}", "revision": revision, "commit": commit}
 
 
-def complete(files: dict[str, bytes], name: str) -> dict[str, bytes]:
-    """All four files, the missing ones made from the others.
+def _is_sufficient(files: dict[str, bytes]) -> bool:
+    return "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys()
 
-    Raises UserError where they are damaged, contradict each other, or are not a byte-level BPE.
+
+def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    """Return all four files, the missing ones made from the others.
+
+    Raises UserError if they are damaged, contradict each other, or are not a byte-level BPE.
     """
     try:
         tree: Any = json.loads(files["tokenizer.json"]) if "tokenizer.json" in files else None
         model: Any = tree["model"] if tree else None
         vocab = json.loads(files["vocab.json"]) if "vocab.json" in files else model["vocab"]
         merges = (
-            _merges(files["merges.txt"].decode().split("\n")) if "merges.txt" in files else _merges(model["merges"])
+            _normalise_merges(files["merges.txt"].decode().split("\n"))
+            if "merges.txt" in files
+            else _normalise_merges(model["merges"])
         )
-        agree = model is None or (model["vocab"] == vocab and _merges(model["merges"]) == merges)
+        agree = model is None or (model["vocab"] == vocab and _normalise_merges(model["merges"]) == merges)
         pipeline = "ByteLevel" in json.dumps(tree["pre_tokenizer"]) if tree else True
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"tokenizer {name}: not the files of a byte-level BPE ({error!r})") from None
@@ -227,28 +240,31 @@ def complete(files: dict[str, bytes], name: str) -> dict[str, bytes]:
     return embedded_sample.tokenizer_files(vocab, merges) | files
 
 
-def _merges(merges: Sequence[str | list[str]]) -> list[str]:
-    """`left right` lines, whichever way they were written; comments and blank lines left out."""
+def _normalise_merges(merges: Sequence[str | list[str]]) -> list[str]:
+    """Return merges as `left right` lines, without a version comment and blank lines."""
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     start = 1 if lines and lines[0].startswith("#version") else 0
     return [line for line in (line.rstrip("\r") for line in lines[start:]) if line]
 
 
 def verify_offline(folder: Path, name: str) -> dict[str, Any]:
-    """Load it in a fresh process without a network; its size and bulk encoder. Raises UserError where it fails."""
+    """Load a tokenizer in a fresh process without a network; return its vocab_size and bulk encoder.
+
+    Raises UserError if that fails.
+    """
     path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     environ = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", "ablatrix.trainer.data.tokenizer_check", str(folder)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()
-        raise UserError(f"tokenizer {name}: does not load offline: {reason[-1] if reason else 'no reason given'}")
+        raise UserError(f"tokenizer {name}: does not load offline: {reason[-1] if reason else 'no reason reported'}")
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts
 
 
-def _replace(staging: Path, target: Path) -> None:
-    """Put a finished folder in the place of an old one."""
+def _replace_folder(staging: Path, target: Path) -> None:
+    """Replace a folder by a finished one."""
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     if os.path.lexists(target):
         target.rename(old)
@@ -256,25 +272,15 @@ def _replace(staging: Path, target: Path) -> None:
     remove(old)
 
 
-def update_manifest(cache_dir: Path, section: str, name: str, entry: dict[str, Any]) -> None:
-    """Set one entry; of several processes one at a time."""
-    with Claims(cache_dir) as claims:
-        while not claims.acquire(".manifest.claim", take_over=True):
-            time.sleep(0.05)
-        manifest = tokenizers.read_manifest(cache_dir)
-        manifest[section][name] = entry
-        atomic_write(cache_dir / tokenizers.MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-
-
 def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool = False) -> Path:
-    """Download one file of a data set into `data_dir`, unless it is there and whole. Raises as `hub.fetch` does."""
+    """Download one file of a data set into `data_dir` unless it is there and whole. Raises as `hub.fetch` does."""
     if not all(part.isprintable() and part not in ("", ".", "..") for part in file.split("/")):
         raise UserError(f"--data {repo}:{file!r}: not the path of a file in a repository")
     target, key = data_dir / Path(file).name, f"{repo}:{file}"
-    known = tokenizers.read_manifest(cache_dir)["data"].get(key, {})
-    if not force and known.get("path") == os.path.abspath(target) and target.exists():
+    known = read_manifest(cache_dir).data.get(key)
+    if not force and known and known.path == os.path.abspath(target) and target.exists():
         say(f"data {key}: verifying {target}")
-        if target.stat().st_size == known["size"] and hub.hashes(target)[0] == known["sha256"]:
+        if target.stat().st_size == known.size and hub.hashes(target)[0] == known.sha256:
             say(f"data {key}: already in {target}, verified")
             return target
     say(f"data {key}: downloading into {target}")
@@ -282,19 +288,27 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
     data_dir.mkdir(parents=True, exist_ok=True)
     got = hub.fetch(repo, file, staging, repo_type="dataset")
     os.replace(got.path, target)
-    hub.clean(staging)
-    entry = {"source": f"hub:{repo}", "file": file, "commit": got.commit, "size": got.size, "sha256": got.sha256}
+    remove(staging)
+    entry = DataEntry(
+        source=f"hub:{repo}",
+        file=file,
+        commit=got.commit,
+        size=got.size,
+        sha256=got.sha256,
+        path=os.path.abspath(target),
+        date=_now(),
+    )
     cache_dir.mkdir(parents=True, exist_ok=True)
-    update_manifest(cache_dir, "data", key, {**entry, "path": os.path.abspath(target), "date": _now()})
+    add_entry(cache_dir, key, entry)
     say(f"data {key}: {got.size / 1e6:.1f} MB, verified")
     return target
 
 
 def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: int | None) -> None:
-    """Build the token cache of a data file with all cores; a build that was killed goes on where it was."""
+    """Build the token cache of a data file with all cores; a build that was killed continues where it stopped."""
     config = DataConfig(file_path=str(path), text_key=text_key, tokenizer=name)
     if is_flat(find_files(config)[0]):
-        raise UserError(f"--tokens {path}: is a file of tokens already; give it as data.file_path")
+        raise UserError(f"--tokens {path}: holds tokens already; set data.file_path to it")
     there = Cache.of(config, cache_dir).meta() is not None
     begin = time.monotonic()
     meta = cache_builder.build(config, cache_dir, workers or allotted_cores())
