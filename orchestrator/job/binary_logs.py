@@ -1,74 +1,28 @@
-"""Numbers from TensorBoard's event files and from Weights & Biases' offline folders, without either package.
+"""The formats of TensorBoard's event files and of Weights & Biases' offline folders, without either package.
 
 Both are frames of protocol buffers. TensorBoard: length, checksum, data, checksum. W&B: the log format of LevelDB,
-blocks of 32 KiB in which a record may be split. Only whole frames are read; checksums are not looked at.
+blocks of 32 KiB in which a record may be split. Only whole frames are returned; checksums are not verified.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-from ablatrix.orchestrator.job.metric_sources import Found, JsonLines
 
 BLOCK = 32768
 FIRST, LAST, FULL = 2, 4, 1
 WANDB_HEADER = 7
 
-DAMAGE = (ValueError, IndexError, TypeError, AttributeError, struct.error)
+DAMAGE = (ValueError, IndexError, TypeError, AttributeError, struct.error)  # what `decode` may raise
 
-Fields = list[tuple[int, Any]]  # (number, value): int, or bytes as they stand
-
-
-class BinaryFollower:
-    """Reads what the files of a folder have grown by. pattern: their names."""
-
-    def __init__(self, folder: Path, kind: str, columns: Mapping[str, str]) -> None:
-        self.folder = folder
-        self.pattern = {"tensorboard": "*tfevents*", "wandb": "*.wandb"}[kind]
-        self.frames: Callable[[bytes, int], Iterator[tuple[int, bytes]]]
-        self.frames = tensorboard_frames if kind == "tensorboard" else wandb_frames
-        self.record = event_record if kind == "tensorboard" else history_record
-        self.parser = JsonLines(columns)
-        self.offsets: dict[str, int] = {}
-
-    def read(self, final: bool = False) -> Iterator[Found]:
-        """What has come since the last call, file by file in the order of their names, which begin with the time."""
-        for path in sorted({path.resolve() for path in self.folder.rglob(self.pattern)}):
-            if path.is_file():
-                yield from self._read_file(path)
-
-    def _read_file(self, path: Path) -> Iterator[Found]:
-        name = os.path.relpath(path, self.folder.resolve())
-        start = self.offsets.get(name, 0)
-        with open(path, "rb") as file:
-            file.seek(start)
-            data = file.read()
-        for end, payload in self.frames(data, start):
-            self.offsets[name] = end
-            try:
-                record = self.record(payload)
-            except DAMAGE:  # another kind of record, or damage within one
-                continue
-            yield from self.parser.pick(record)
-
-    def mark(self) -> dict[str, Any]:
-        """Where it stands, to go on from there in another process."""
-        return {"offsets": self.offsets}
-
-    def go_on(self, mark: Mapping[str, Any]) -> None:
-        """Go on where another one stood; a mark that makes no sense is left alone."""
-        offsets = mark.get("offsets")
-        if isinstance(offsets, dict) and all(isinstance(offset, int) for offset in offsets.values()):
-            self.offsets = dict(offsets)
+Fields = list[tuple[int, Any]]  # (number, value): an integer, or undecoded bytes
 
 
 def tensorboard_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """(offset after it, content) of every whole frame in `data`, which begins at offset `start` of the file."""
+    """Yield (offset after it, content) of every whole frame in `data`, which begins at offset `start` of the file."""
     at = 0
     while at + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, at)
@@ -80,7 +34,7 @@ def tensorboard_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def wandb_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """The same for W&B's blocks."""
+    """Yield the same for W&B's blocks."""
     at, parts = (0, b"") if start else (WANDB_HEADER, b"")
     while at < len(data):
         left = BLOCK - (start + at) % BLOCK
@@ -100,7 +54,7 @@ def wandb_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def fields(data: bytes) -> Fields:
-    """The fields of a protocol buffer. Raises ValueError or IndexError where it is none."""
+    """Return the fields of a protocol buffer. Raises ValueError or IndexError for other data."""
     found: Fields = []
     at = 0
     while at < len(data):
@@ -134,7 +88,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def event_record(data: bytes) -> dict[str, Any]:
-    """TensorBoard's Event as {"step": n, tag: value, ...}: scalars, as simple values or as tensors of one number."""
+    """Return TensorBoard's Event as {"step": n, tag: value, ...}: simple values, and tensors of one number."""
     record: dict[str, Any] = {"step": 0}
     for number, value in fields(data):
         if number == 2:
@@ -153,14 +107,14 @@ def _float(data: bytes) -> float:
 
 
 def _tensor(data: bytes) -> float | None:
-    """The number in a TensorProto of one: tensor_content, float_val or double_val."""
+    """Return the number in a TensorProto of one element: tensor_content, float_val or double_val."""
     parts = dict(fields(data))
     content = parts.get(4) or parts.get(5) or parts.get(6)
     return _float(content) if isinstance(content, bytes) and len(content) in (4, 8) else None
 
 
 def history_record(data: bytes) -> dict[str, Any]:
-    """W&B's HistoryRecord as {"_step": n, name: value, ...}. Raises ValueError for another kind of record."""
+    """Return W&B's HistoryRecord as {"_step": n, name: value, ...}. Raises ValueError for other records."""
     history = next((value for number, value in fields(data) if number == 2), None)
     if not isinstance(history, bytes):
         raise ValueError("no history")
@@ -178,9 +132,24 @@ def history_record(data: bytes) -> dict[str, Any]:
 
 
 def _item(parts: Mapping[int, Any]) -> Any:
-    """The value of a HistoryItem: a number of its own, or JSON (all of it, in older versions)."""
+    """Return the value of a HistoryItem: a number, or JSON (always, in older versions)."""
     if 5 in parts:
         return parts[5]
     if 6 in parts:
         return _float(parts[6])
     return json.loads(parts[16]) if 16 in parts else None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary format. pattern: of the names of its files."""
+
+    pattern: str
+    split: Callable[[bytes, int], Iterator[tuple[int, bytes]]]
+    decode: Callable[[bytes], dict[str, Any]]
+
+
+FORMATS = {
+    "tensorboard": Format("*tfevents*", tensorboard_frames, event_record),
+    "wandb": Format("*.wandb", wandb_frames, history_record),
+}

@@ -1,4 +1,4 @@
-"""Rows of loss.csv from numbers as they come in: merged by step, cut back where a restarted command begins again."""
+"""Rows of loss.csv from metrics as they arrive: merged by step, cut back where a restarted command begins again."""
 
 from __future__ import annotations
 
@@ -10,109 +10,102 @@ from ablatrix.orchestrator.job import number_formats
 from ablatrix.orchestrator.study.command import CLOCK, EPOCH, MILLISECONDS
 from ablatrix.trainer.rundir import loss_csv
 
+Row = dict[str, float]
 
-class Series:
-    """The rows of one run by step. compare: the column that the study compares, where the experiment names one."""
+
+class MetricSeries:
+    """The rows of one run by step. compare: the column that the study compares, if the experiment names one."""
 
     def __init__(self, compare: str | None = None) -> None:
         self.compare = compare
         self.columns = (*loss_csv.COLUMNS, *([compare] if compare and compare not in loss_csv.COLUMNS else []))
-        self.rows: dict[int, dict[str, float]] = {}
+        self.rows: dict[int, Row] = {}
         self.last = -1  # the newest step
-        self.bad = 0  # values that were no numbers
         self.changed = False
-        self.seconds = 0.0  # of training before this life of the command
+        self.seconds = 0.0  # of training in earlier attempts
+        self.bad = 0  # values that were no numbers, in this attempt
+        self.resets = 0  # times that the step count restarted without an epoch being reported, in this attempt
+        self.repeated: set[int] = set()  # steps with two losses in this attempt
+        self.replaced = False  # this attempt has replaced all earlier rows
         self._restarted = False
-        self.resets = 0  # times that the step count restarted without an epoch being reported
-        self.replaced = False  # a new life of the command has taken the place of all earlier rows
-        self.repeated: set[int] = set()  # steps with two losses in one life of the command
-        self._epochs: dict[int, int] = {}  # epoch -> what its steps are behind the run's
-        self._epoch: int | None = None
-        self._raw, self._gap, self._offset = -1, 1, 0  # newest step as reported, distance of two, what is added to it
+        self._steps = _StepCounter()
 
     def restart(self) -> None:
-        """A new life of the command begins: its first step is where the earlier rows end."""
+        """Begin another attempt of the command: its first step is where the earlier rows end."""
         self._restarted = bool(self.rows)
-        self._epoch, self._raw, self._offset = None, -1, 0
+        self._steps.restart()
+        self.bad = self.resets = 0
+        self.repeated.clear()
 
-    def mark(self) -> dict[str, Any]:
-        """Where the epochs begin, for the next life of the command."""
-        return {"epochs": list(self._epochs.items())} if any(self._epochs.values()) else {}
+    def position(self) -> dict[str, Any]:
+        """Return where the epochs begin, for the next attempt."""
+        return self._steps.position()
 
-    def go_on(self, mark: Mapping[str, Any]) -> None:
-        """Take up what `mark` gave; anything else is left alone."""
-        found = mark.get("epochs")
-        pairs = [pair for pair in found if isinstance(pair, list)] if isinstance(found, list) else []
-        self._epochs = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and all(type(n) is int for n in pair)}
-
-    def _count_on(self, step: int, epoch: float | None) -> int:
-        """Return the step of the run for a reported one, whose count may restart with each epoch."""
-        if epoch is not None and epoch.is_integer() and epoch != self._epoch:
-            number = int(epoch)
-            if number not in self._epochs:
-                resumed = self._restarted and bool(self._epochs) and number > max(self._epochs)
-                again = resumed or (step <= self._raw and self._epoch is not None)
-                self._epochs[number] = self.last + self._gap - step if again else self._offset
-            self._epoch, self._offset = number, self._epochs[number]
-        if step > self._raw >= 0:
-            self._gap = step - self._raw
-        self._raw = step
-        return step + self._offset
+    def resume(self, position: Mapping[str, Any]) -> None:
+        """Continue from what `position` returned; anything else is ignored."""
+        self._steps.resume(position)
 
     def add(self, found: Mapping[str, object], clock: float | None = None) -> None:
-        """Merge what was read about a step; of two values of one cell the later counts.
+        """Merge values of one step; of two values for one cell the later counts.
 
-        clock: seconds of this life of the command, for the column `seconds` where the source says none. A line without
-        a step, or with one that is no whole number, is left out and counted in `bad`.
+        clock: seconds of this attempt, for the column `seconds` if the source has none. Values without a step, or with
+        one that is no whole number, are counted in `bad`.
         """
-        step = _step(found.get("iter"))
+        step = _parse_step(found.get("iter"))
         if step is None:
             self.bad += 1
             return
-        values = self._values(found)
+        values = self._parse_values(found)
         if not values:
             return
-        step = self._count_on(step, number_formats.read(found.get(EPOCH)))
+        step = self._steps.count(step, number_formats.parse(found.get(EPOCH)), self.last, self._restarted)
         began_again = step + 1 < self.last and step <= min(self.rows, default=0) and not self._restarted
         self.resets += began_again and "loss" in values and "loss" in self.rows.get(step, {})
         if self._restarted:
-            kept = {at: row for at, row in self.rows.items() if at < step}
-            self.replaced = len(self.rows) > 1 and not kept
-            self.rows = kept
-            self.seconds = max((row.get("seconds", 0.0) for _, row in self.complete()), default=0.0)
-            self.last, self._restarted = step, False
+            self._cut_back(step)
         self.last = max(self.last, step)
         row = self.rows.setdefault(step, {})
         if "loss" in values and row.get("loss", values["loss"]) != values["loss"]:
             self.repeated.add(step)
-        since = number_formats.read(found.get(CLOCK, clock))
+        since = number_formats.parse(found.get(CLOCK, clock))
         if since is not None and math.isfinite(since):
             row.setdefault(CLOCK, round(self.seconds + since, 6))
         row.update(values)
         self.changed = True
 
-    def _values(self, found: Mapping[str, object]) -> dict[str, float]:
+    def _parse_values(self, found: Mapping[str, object]) -> Row:
         values = {}
-        for name, told in found.items():
-            if name in ("iter", EPOCH, CLOCK) or told is None or told == "":
+        for name, text in found.items():
+            if name in ("iter", EPOCH, CLOCK) or text is None or text == "":
                 continue
-            value = number_formats.read(told, whole=name == "tokens")
+            value = number_formats.parse(text, whole=name == "tokens")
             if value is None:
                 self.bad += 1
-                continue
-            if name == MILLISECONDS:
-                name, value = "dt", value / 1000
-            values[name] = value
+            elif name == MILLISECONDS:
+                values["dt"] = value / 1000
+            else:
+                values[name] = value
         return values
 
-    def ordered(self) -> list[tuple[int, dict[str, float]]]:
-        """(step, values) in order."""
+    def _cut_back(self, step: int) -> None:
+        """Drop the rows from the first step of a restarted command on."""
+        kept = {at: row for at, row in self.rows.items() if at < step}
+        self.replaced = len(self.rows) > 1 and not kept
+        self.rows = kept
+        self.seconds = max((row.get("seconds", 0.0) for _, row in self.complete()), default=0.0)
+        self.last, self._restarted = step, False
+
+    def ordered(self) -> list[tuple[int, Row]]:
+        """Return (step, values) in order."""
         return sorted(self.rows.items())
 
-    def complete(self, tokens_per_step: float | None = None) -> list[tuple[int, dict[str, float]]]:
-        """The rows in order, with what follows: tokens; seconds from dt, or else from our clock; dt from seconds."""
+    def complete(self, tokens_per_step: float | None = None) -> list[tuple[int, Row]]:
+        """Return the rows in order with derived values: tokens; seconds from dt, or else by our clock; dt from seconds.
+
+        tokens_per_step: for the tokens of rows that have none.
+        """
         rows = [(step, dict(row)) for step, row in self.ordered()]
-        # the trainer's own, that is: those of an earlier attempt were perhaps read off our clock
+        # the command's own dt; beside seconds without a clock it was derived by an earlier attempt
         dt = next((row["dt"] for _, row in rows if "dt" in row and ("seconds" not in row or CLOCK in row)), None)
         before: tuple[int, float] | None = None
         for step, row in rows:
@@ -132,63 +125,87 @@ class Series:
                 before = step, row["seconds"]
         return rows
 
-    def text(self, tokens_per_step: float | None = None) -> str:
-        """loss.csv's text."""
+    def to_csv(self, tokens_per_step: float | None = None) -> str:
+        """Return the text of loss.csv."""
         lines = [",".join(self.columns)]
         for step, row in self.complete(tokens_per_step):
-            lines.append(",".join([str(step), *(_cell(row.get(name)) for name in self.columns[1:])]))
+            cells = (repr(row[name]) if name in row else "" for name in self.columns[1:])
+            lines.append(",".join([str(step), *cells]))
         return "\n".join(lines) + "\n"
 
     def load(self, text: str) -> None:
-        """The rows of a loss.csv that an earlier attempt has left."""
-        for cells in loss_csv.parse_columns(text, self.columns):
-            row = {}
-            for name, cell in zip(self.columns[1:], cells[1:], strict=True):
-                value = loss_csv.parse_number(cell)
-                if value is not None:
-                    row[name] = value
-            self.rows[int(cells[0])] = row
+        """Take the rows of an earlier attempt's loss.csv."""
+        for step, *cells in loss_csv.parse_columns(text, self.columns):
+            values = {name: loss_csv.parse_number(cell) for name, cell in zip(self.columns[1:], cells, strict=True)}
+            self.rows[int(step)] = {name: value for name, value in values.items() if value is not None}
         self.last = max(self.rows, default=-1)
 
     def headline(self) -> tuple[str, float, int] | None:
-        """(column, value, step) of what the run is compared by; None where it has no value.
+        """Return (column, value, step) of what the run is compared by; None if it has no value.
 
-        The last value of the compared column, by default of `val_loss`, else the mean of `loss` over the last tenth of
-        the steps: the training loss of one batch is mostly noise.
+        The last value of the compared column, by default of `val_loss`; else the mean of `loss` over the last tenth of
+        the steps, because the training loss of one batch is mostly noise.
         """
         column = self.compare or "val_loss"
-        found = self._values_of(column)
+        found = self._column(column)
         if found and column != "loss":
             return column, found[-1][1], found[-1][0]
-        train = [] if self.compare and column != "loss" else self._values_of("loss")
+        train = [] if self.compare and column != "loss" else self._column("loss")
         if not train:
             return None
         late = [loss for step, loss in train if step > 0.9 * train[-1][0]] or [train[-1][1]]
         return "loss", sum(late) / len(late), train[-1][0]
 
-    def _values_of(self, column: str) -> list[tuple[int, float]]:
-        return [(step, row[column]) for step, row in self.ordered() if column in row]
-
     def first_loss(self) -> float | None:
-        """The first training loss, else the first held-out one."""
-        for name in ("loss", "val_loss"):
-            for _, row in self.ordered():
-                if name in row:
-                    return row[name]
-        return None
+        """Return the first training loss, else the first held-out loss."""
+        losses = self._column("loss") or self._column("val_loss")
+        return losses[0][1] if losses else None
 
     def final_loss(self) -> float | None:
-        """The last training loss."""
-        return next((row["loss"] for _, row in reversed(self.ordered()) if "loss" in row), None)
+        """Return the last training loss."""
+        losses = self._column("loss")
+        return losses[-1][1] if losses else None
+
+    def _column(self, name: str) -> list[tuple[int, float]]:
+        return [(step, row[name]) for step, row in self.ordered() if name in row]
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return ""
-    return repr(value)
+class _StepCounter:
+    """Steps of the run from reported ones, whose count may restart with each epoch."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[int, int] = {}  # epoch -> what is added to its steps
+        self._gap = 1  # between two steps
+        self.restart()
+
+    def restart(self) -> None:
+        self._epoch: int | None = None
+        self._reported, self._offset = -1, 0  # newest reported step, what is added to it
+
+    def position(self) -> dict[str, Any]:
+        return {"epochs": list(self._offsets.items())} if any(self._offsets.values()) else {}
+
+    def resume(self, position: Mapping[str, Any]) -> None:
+        found = position.get("epochs")
+        pairs = [pair for pair in found if isinstance(pair, list)] if isinstance(found, list) else []
+        self._offsets = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and all(type(n) is int for n in pair)}
+
+    def count(self, step: int, epoch: float | None, last: int, restarted: bool) -> int:
+        """Return the run's step. last: its newest one. restarted: True for the first step of another attempt."""
+        if epoch is not None and epoch.is_integer() and epoch != self._epoch:
+            number = int(epoch)
+            if number not in self._offsets:
+                resumed = restarted and bool(self._offsets) and number > max(self._offsets)
+                again = resumed or (step <= self._reported and self._epoch is not None)
+                self._offsets[number] = last + self._gap - step if again else self._offset
+            self._epoch, self._offset = number, self._offsets[number]
+        if step > self._reported >= 0:
+            self._gap = step - self._reported
+        self._reported = step
+        return step + self._offset
 
 
-def _step(told: object) -> int | None:
-    """A step that is a whole number, written as 10 or 10.0."""
-    value = number_formats.read(told, whole=True)
+def _parse_step(text: object) -> int | None:
+    """Return a step that is a whole number, written as 10 or 10.0."""
+    value = number_formats.parse(text, whole=True)
     return int(value) if value is not None and math.isfinite(value) and 0 <= value == int(value) else None

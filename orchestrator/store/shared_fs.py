@@ -1,8 +1,6 @@
-"""What other hosts write into a shared folder: their clocks may be off, and here it may be seen late. Standard library.
+"""Clock skew and attribute-cache delay on shared file systems (NFS). Standard library only.
 
-Ages are differences of times that the file server has set, where a file can be made beside them: then no host's clock
-matters. How late a file may be seen is a question of the file system: NFS keeps what it knows of a folder for up to a
-minute, and a file system of this machine alone shows everything at once.
+Ages are differences of two times that the file server has set, so that no host's clock matters.
 """
 
 from __future__ import annotations
@@ -15,21 +13,20 @@ from pathlib import Path
 
 from ablatrix.trainer.rundir.files import create, touch
 
-SECONDS = 60.0  # acdirmax of NFS: the longest that a client takes a folder to be as it last was
+SECONDS = 60.0  # acdirmax of NFS: the longest time for which a client caches the content of a folder
 VARIABLE = "ABLATRIX_VISIBLE_SECONDS"
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "aufs", "jfs", "bcachefs"}
 
 
-def delay(folder: Path) -> float:
-    """Seconds within which this machine sees a file that another one has made in `folder`; 0 where all is at hand."""
-    told = os.environ.get(VARIABLE, "")
+def visibility_delay(folder: Path) -> float:
+    """Return the seconds within which this host sees a file that another has made in `folder`; 0 on a local one."""
     with contextlib.suppress(ValueError):
-        return max(0.0, float(told))
+        return max(0.0, float(os.environ.get(VARIABLE, "")))
     return 0.0 if file_system(folder) in {*LOCAL, ""} else SECONDS
 
 
 def file_system(folder: Path, table: str = "/proc/self/mountinfo") -> str:
-    """The type of the file system that a folder is on (`nfs4`, `xfs`), '' where nothing tells."""
+    """Return the type of the file system that a folder is on (`nfs4`, `xfs`), '' if it is not known."""
     try:
         where = os.path.realpath(folder)
         lines = Path(table).read_bytes().decode("utf-8", "surrogateescape").splitlines()
@@ -40,21 +37,18 @@ def file_system(folder: Path, table: str = "/proc/self/mountinfo") -> str:
         mount, _, source = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount.split()[4])
         inside = point == "/" or where == point or where.startswith(point + "/")
-        if inside and len(point) >= best:  # of two on one point the later one is on top
+        if inside and len(point) >= best:  # of two on one mount point the later one is on top
             best, found = len(point), source.split()[0]
     return found
 
 
 def age(path: Path, folder: Path) -> float:
-    """Seconds since `path` was last changed, by the file server's clock if a file may be made in `folder`.
-
-    By this machine's clock where that is not possible. Raises OSError where there is no `path`.
-    """
+    """Return the seconds since `path` was changed, by the clock of the server of `folder`. Raises OSError."""
     return now(folder) - path.lstat().st_mtime
 
 
 def now(folder: Path) -> float:
-    """The time (Unix seconds) of the machine that keeps `folder`; ours where no file can be made there."""
+    """Return the Unix time of the machine that stores `folder`; this machine's if no file can be made there."""
     probe = folder / f".now.{os.urandom(8).hex()}"
     try:
         create(probe, b"")
@@ -66,14 +60,14 @@ def now(folder: Path) -> float:
             probe.unlink()
 
 
-def waited(mark: Path, since: Path, seconds: float) -> bool:
-    """Has it been noticed `seconds` ago, by whoever looked first, and nothing been written to `since` after that?
+def has_settled(mark: Path, watched: Path, seconds: float) -> bool:
+    """True once `seconds` have passed since any process first asked, without a change of `watched` in between.
 
-    mark: the file that the first one makes; its time is when. Where it cannot be made, the age of `since` decides.
+    mark: the file whose time is that of the first question. If it cannot be made, the age of `watched` decides.
     """
     if not seconds:
         return True
-    changed = since.stat().st_mtime if since.exists() else 0.0
+    changed = watched.stat().st_mtime if watched.exists() else 0.0
     try:
         if not mark.exists() or mark.stat().st_mtime < changed or age(mark, mark.parent) < 0:
             touch(mark)

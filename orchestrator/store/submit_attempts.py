@@ -132,8 +132,8 @@ def may_be_unseen(run_dir: Path, attempt: int) -> bool:
 
     Counted from when somebody first found it gone, anew whenever something is seen to be written.
     """
-    delay = shared_fs.delay(run_dir)
-    return not shared_fs.waited(run_dir / FOLDER / f".gone-{attempt}", run_dir / run_files.EVENTS, delay)
+    delay = shared_fs.visibility_delay(run_dir)
+    return not shared_fs.has_settled(run_dir / FOLDER / f".gone-{attempt}", run_dir / run_files.EVENTS, delay)
 
 
 def has_started(run_dir: Path, attempt: int) -> bool:

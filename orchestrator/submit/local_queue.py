@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablatrix.orchestrator.job import task
+from ablatrix.orchestrator.job.member import spawn
 from ablatrix.orchestrator.slurm.batch import Batch, Members
 from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.store.study_dir import LOGS
@@ -110,7 +110,7 @@ class LocalQueue:
         if slot:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         with open_to_append(batch.study.folder / LOGS / f"{batch.token}.out") as output:
-            process = task.spawn(command, environment, output)
+            process = spawn(command, environment, output)
         self._children.append(_Child(process, folder, slot, time.monotonic()))
         if self._stopping:  # the signal came while it was started
             process.terminate()

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablatrix.orchestrator.job.binary_logs import BLOCK, DAMAGE, BinaryFollower, event_record, fields, history_record
-from ablatrix.orchestrator.job.metric_series import Series
+from ablatrix.orchestrator.job.binary_logs import BLOCK, DAMAGE, event_record, fields, history_record
+from ablatrix.orchestrator.job.metric_readers import BinaryReader
+from ablatrix.orchestrator.job.metric_series import MetricSeries
 
 
 def varint(value: int) -> bytes:
@@ -62,8 +63,8 @@ def blocks(records: list[bytes]) -> bytes:
     return bytes(out)
 
 
-def rows(follower: BinaryFollower, series: Series) -> dict[int, dict[str, float]]:
-    for found in follower.read():
+def rows(reader: BinaryReader, series: MetricSeries) -> dict[int, dict[str, float]]:
+    for found in reader.read():
         series.add(found)
     return dict(series.ordered())
 
@@ -71,15 +72,15 @@ def rows(follower: BinaryFollower, series: Series) -> dict[int, dict[str, float]
 def test_event_files_of_two_attempts(tmp_path: Path) -> None:
     folder = tmp_path / "tb" / "version_0"
     folder.mkdir(parents=True)
-    follower, series = BinaryFollower(tmp_path / "tb", "tensorboard", {"loss": "my/loss"}), Series()
-    assert rows(follower, series) == {}
+    reader, series = BinaryReader(tmp_path / "tb", "tensorboard", {"loss": "my/loss"}), MetricSeries()
+    assert rows(reader, series) == {}
     data = event(0, "ignored", 9) + event(1, "my/loss", 3.5) + event(1, "eval/loss", 3.75, tensor=True)
     path = folder / "events.out.tfevents.100.host.1.0"
     path.write_bytes(data + event(2, "my/loss", 3.25)[:-9])
-    assert rows(follower, series) == {1: {"loss": 3.5, "val_loss": 3.75}}, "half an event was read"
+    assert rows(reader, series) == {1: {"loss": 3.5, "val_loss": 3.75}}, "half an event was read"
     path.write_bytes(data + event(2, "my/loss", 3.25) + event(3, "my/loss", 3.0))
-    other = BinaryFollower(tmp_path / "tb", "tensorboard", {"loss": "my/loss"})
-    other.go_on(follower.mark())
+    other = BinaryReader(tmp_path / "tb", "tensorboard", {"loss": "my/loss"})
+    other.resume(reader.position())
     assert list(rows(other, series)) == [1, 2, 3]
     series.restart()
     (folder / "events.out.tfevents.200.host.2.0").write_bytes(event(2, "my/loss", 2.5))
@@ -96,8 +97,8 @@ def test_an_offline_run_of_wandb(tmp_path: Path, json: bool, padding: int) -> No
     data = blocks(records)
     for written in (len(data) - 20, len(data)):
         (folder / "run-abc.wandb").write_bytes(data[:written])
-        follower = BinaryFollower(tmp_path, "wandb", {"loss": "train.loss"})
-        found = rows(follower, Series())
+        reader = BinaryReader(tmp_path, "wandb", {"loss": "train.loss"})
+        found = rows(reader, MetricSeries())
     assert found == {step: {"loss": 4 - step / 8, "lr": 0.5} for step in range(1, 9)}
 
 
@@ -108,11 +109,11 @@ def test_whatever_is_there_at_each_look(sizes: list[int]) -> None:
     data = blocks([field(5, b"x" * 32700), *(history(step, False, train_loss=step) for step in range(1, 30))])
     with tempfile.TemporaryDirectory() as name:
         path, written = Path(name) / "run-1.wandb", 32650
-        follower, series = BinaryFollower(Path(name), "wandb", {"loss": "train.loss"}), Series()
+        reader, series = BinaryReader(Path(name), "wandb", {"loss": "train.loss"}), MetricSeries()
         for size in [*sizes, len(data)]:
             written = min(written + size, len(data))
             path.write_bytes(data[:written])
-            found = rows(follower, series)
+            found = rows(reader, series)
     assert found == {step: {"loss": step} for step in range(1, 30)}
 
 
@@ -133,5 +134,5 @@ def test_what_tensorboard_itself_writes(tmp_path: Path) -> None:
         for step in range(1, 5):
             writer.add_scalar("train/loss", step / 4, step)
             writer.add_scalar("eval/loss", step / 2, step, new_style=True)
-    found = rows(BinaryFollower(tmp_path, "tensorboard", {}), Series())
+    found = rows(BinaryReader(tmp_path, "tensorboard", {}), MetricSeries())
     assert found == {step: {"loss": step / 4, "val_loss": step / 2} for step in range(1, 5)}

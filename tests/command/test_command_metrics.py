@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablatrix.orchestrator.job import number_formats
-from ablatrix.orchestrator.job.loss_table import make_follower
-from ablatrix.orchestrator.job.metric_series import Series
-from ablatrix.orchestrator.job.metric_sources import Follower, make_parser
+from ablatrix.orchestrator.job.metric_parsers import make_parser
+from ablatrix.orchestrator.job.metric_readers import LineReader, make_reader
+from ablatrix.orchestrator.job.metric_series import MetricSeries
 from ablatrix.orchestrator.study import command_template
 from ablatrix.orchestrator.study.command_template import are_labelled
 from ablatrix.trainer.rundir import loss_csv
@@ -20,14 +20,14 @@ from ablatrix.trainer.rundir import loss_csv
 PATTERNS = [r"iter (?P<iter>\d+): loss (?P<loss>\S+)", r"step (?P<iter>\d+): .*val loss (?P<val_loss>\S+)"]
 
 
-def read(path: Path, kind: str, columns: dict[str, str] | None = None, final: bool = True) -> Series:
-    series = Series()
-    for found in Follower(path, make_parser(kind, columns or {}, PATTERNS)).read(final):
+def read(path: Path, kind: str, columns: dict[str, str] | None = None, final: bool = True) -> MetricSeries:
+    series = MetricSeries()
+    for found in LineReader(path, make_parser(kind, columns or {}, PATTERNS)).read(final):
         series.add(found)
     return series
 
 
-def cells(series: Series, name: str = "loss") -> dict[int, float]:
+def cells(series: MetricSeries, name: str = "loss") -> dict[int, float]:
     return {step: row[name] for step, row in series.ordered() if name in row}
 
 
@@ -54,11 +54,11 @@ def test_every_kind_says_the_same(tmp_path: Path, kind: str, columns: dict[str, 
 
 def test_half_a_line_is_no_line(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    follower = Follower(path, make_parser("regex", {}, PATTERNS))
-    series = Series()
+    reader = LineReader(path, make_parser("regex", {}, PATTERNS))
+    series = MetricSeries()
 
     def look() -> dict[int, float]:
-        for found in follower.read():
+        for found in reader.read():
             series.add(found)
         return cells(series)
 
@@ -73,7 +73,7 @@ def test_half_a_line_is_no_line(tmp_path: Path) -> None:
 
 
 def test_a_restart_drops_what_comes_after_it() -> None:
-    series = Series()
+    series = MetricSeries()
     for step in (10, 20, 30, 40):
         series.add({"iter": step, "loss": step})
     series.restart()
@@ -82,32 +82,32 @@ def test_a_restart_drops_what_comes_after_it() -> None:
     assert cells(series) == {10: 10, 20: 20, 25: -25, 30: -30}
     series.add({"iter": 10, "val_loss": 1})
     assert list(cells(series)) == [10, 20, 25, 30], "an evaluation of an older step is no restart"
-    again = Series()
-    again.load(series.text())
-    assert again.text() == series.text()
+    again = MetricSeries()
+    again.load(series.to_csv())
+    assert again.to_csv() == series.to_csv()
 
 
 def test_what_is_no_number_is_left_out_and_counted() -> None:
-    series = Series()
+    series = MetricSeries()
     for step, loss in (("1", "3.5"), ("x", "3"), ("2.5", "3"), ("2", "abc"), ("-1", "2"), ("inf", "2"), (None, "1")):
         series.add({"iter": step, "loss": loss})
     series.add({"iter": "3", "loss": "nan"})
     assert list(cells(series)) == [1, 3]
     assert math.isnan(cells(series)[3])
     assert series.bad == 6
-    assert [row[0] for row in loss_csv.parse_rows(series.text())] == ["1", "3"]
+    assert [row[0] for row in loss_csv.parse_rows(series.to_csv())] == ["1", "3"]
 
 
 def test_the_headline_without_a_held_out_loss_is_no_single_batch() -> None:
-    series = Series()
+    series = MetricSeries()
     for step in range(1, 101):
         series.add({"iter": step, "loss": 100 - step})
     assert series.headline() == ("loss", sum(range(10)) / 10, 100)
-    assert Series().headline() is None
+    assert MetricSeries().headline() is None
 
 
 def test_time_is_told_by_the_trainer_or_else_by_our_clock() -> None:
-    told, seen = Series(), Series()
+    told, seen = MetricSeries(), MetricSeries()
     for step in (1, 2, 4):
         told.add({"iter": step, "loss": 1, "dt_ms": 500}, clock=99)
         seen.add({"iter": step, "loss": 1}, clock=step * 3)
@@ -120,27 +120,27 @@ def test_time_is_told_by_the_trainer_or_else_by_our_clock() -> None:
 def test_however_the_file_grows(rows: list[tuple[int, float]], rng: random.Random) -> None:
     """Read in any pieces, and by readers that take over from each other, a file says what it says at once."""
     text = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in rows)
-    whole = Series()
+    whole = MetricSeries()
     for step, loss in rows:
         whole.add({"iter": step, "loss": loss})
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
-        series, data, written = Series(), text.encode(), 0
-        follower = Follower(path, make_parser("jsonl", {}, ()))
+        series, data, written = MetricSeries(), text.encode(), 0
+        reader = LineReader(path, make_parser("jsonl", {}, ()))
         while written < len(data):
             size = rng.randint(1, 80)
             with open(path, "ab") as file:
                 file.write(data[written : written + size])
             written += size
             if rng.random() < 0.2:
-                mark = follower.mark()
-                follower = Follower(path, make_parser("jsonl", {}, ()))
-                follower.go_on(mark)
-            for found in follower.read():
+                mark = reader.position()
+                reader = LineReader(path, make_parser("jsonl", {}, ()))
+                reader.resume(mark)
+            for found in reader.read():
                 series.add(found)
-    assert series.text() == whole.text()
+    assert series.to_csv() == whole.to_csv()
 
 
 @given(st.binary(max_size=400), st.sampled_from(["csv", "jsonl", "regex"]))
@@ -153,7 +153,7 @@ def test_garbage_harms_nothing(data: bytes, kind: str) -> None:
         series = read(Path(file.name), kind)
     if kind != "csv":  # a stray quote may swallow a row
         assert cells(series)[5] == 2.5
-    loss_csv.parse_rows(series.text())
+    loss_csv.parse_rows(series.to_csv())
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_colours_and_progress_bars_do_not_hide_numbers(tmp_path: Path, line: str
      ("1.2.3", False, None), ("n/a", False, None), ("", False, None)],
 )  # fmt: skip
 def test_numbers_as_programs_print_them(text: str, whole: bool, value: float | None) -> None:
-    assert number_formats.read(text, whole) == value
+    assert number_formats.parse(text, whole) == value
 
 
 def test_nan_is_a_number() -> None:
-    assert math.isnan(number_formats.read("NaN") or 0)
+    assert math.isnan(number_formats.parse("NaN") or 0)
 
 
 @pytest.mark.parametrize(
@@ -217,10 +217,10 @@ def test_rows_of_another_width_are_counted(tmp_path: Path) -> None:
 
 def test_a_csv_file_that_gets_a_column_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
-    follower, series = Follower(path, make_parser("csv", {}, [])), Series()
+    reader, series = LineReader(path, make_parser("csv", {}, [])), MetricSeries()
     for text in ("step,loss\n1,3.5\n2,3.25\n", "step,loss,val_loss\n1,3.5,\n2,3.25,\n2,,3.4\n"):
         path.write_text(text)
-        for found in follower.read():
+        for found in reader.read():
             series.add(found)
     assert (cells(series), cells(series, "val_loss")) == ({1: 3.5, 2: 3.25}, {2: 3.4})
 
@@ -228,11 +228,11 @@ def test_a_csv_file_that_gets_a_column_is_read_again(tmp_path: Path) -> None:
 def test_a_json_document_is_read_as_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "trainer_state.json"
     source = {"kind": "jsonl", "path": str(path), "columns": {}, "patterns": []}
-    follower, series = make_follower(source), Series()
+    reader, series = make_reader(source), MetricSeries()
     history = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 3.25, "epoch": 0.5}, {"step": 2, "eval_loss": 3.4}]
     for length in (1, 3):
         path.write_text(json.dumps({"best_metric": None, "log_history": history[:length]}, indent=2))
-        for found in follower.read():
+        for found in reader.read():
             series.add(found)
     assert (cells(series), cells(series, "val_loss")) == ({1: 3.5, 2: 3.25}, {2: 3.4})
 
@@ -259,28 +259,28 @@ def test_a_number_before_a_line_is_a_rank_where_srun_labels(
 ) -> None:
     (tmp_path / "log").write_text("".join(f"{r}: iter {s}: loss {s + r}\n" for s in (1, 2) for r in (0, 1)))
     parser = make_parser("regex", {}, PATTERNS, are_labelled(command_template.split(command)))
-    series = Series()
-    for found in Follower(tmp_path / "log", parser).read(final=True):
+    series = MetricSeries()
+    for found in LineReader(tmp_path / "log", parser).read(final=True):
         series.add(found)
     assert cells(series) == losses
 
 
 def test_steps_that_each_epoch_counts_anew(tmp_path: Path) -> None:
-    def add(series: Series, epochs: range) -> None:
+    def add(series: MetricSeries, epochs: range) -> None:
         for epoch in epochs:
             for step in (0, 10, 20):
                 series.add({"epoch": epoch, "iter": step, "loss": epoch + step / 100})
 
-    series = Series()
+    series = MetricSeries()
     add(series, range(3))
     assert list(cells(series)) == [0, 10, 20, 30, 40, 50, 60, 70, 80] and not series.resets
-    resumed = Series()
-    resumed.load(series.text())
-    resumed.go_on(json.loads(json.dumps(series.mark())))
+    resumed = MetricSeries()
+    resumed.load(series.to_csv())
+    resumed.resume(json.loads(json.dumps(series.position())))
     resumed.restart()
     add(resumed, range(1, 4))
     assert list(cells(resumed)) == [*range(0, 120, 10)]
-    counted = Series()
+    counted = MetricSeries()
     for epoch in range(2):
         for step in (100, 200):
             counted.add({"epoch": epoch, "iter": epoch * 200 + step, "loss": 1})
@@ -288,7 +288,7 @@ def test_steps_that_each_epoch_counts_anew(tmp_path: Path) -> None:
 
 
 def test_steps_that_begin_again_are_noticed() -> None:
-    series = Series()
+    series = MetricSeries()
     for step in (1, 2, 3, 1, 2, 3):
         series.add({"iter": step, "loss": step})
     series.add({"iter": 1, "val_loss": 3})
@@ -296,7 +296,7 @@ def test_steps_that_begin_again_are_noticed() -> None:
 
 
 def test_a_step_with_two_losses_is_noticed() -> None:
-    series = Series()
+    series = MetricSeries()
     for step in (1, 2):
         for rank in (0, 1):
             series.add({"iter": step, "loss": step + rank / 10})
@@ -305,7 +305,7 @@ def test_a_step_with_two_losses_is_noticed() -> None:
 
 
 def test_a_resume_that_counts_from_zero_is_noticed() -> None:
-    series = Series()
+    series = MetricSeries()
     for step in (1, 2, 3):
         series.add({"iter": step, "loss": step})
     series.restart()

@@ -200,7 +200,7 @@ def test_the_commands_own_modules_are_its_own(workspace: Workspace) -> None:
     ("changes", "words"),
     [
         ({"base": {"learning_rate": 0.01, "max_iters": 9, "crash": 4}}, "exit code 1: RuntimeError: planted"),
-        ({"metrics": {"csv": "none.csv"}}, "none.csv with its metrics is not there"),
+        ({"metrics": {"csv": "none.csv"}}, "none.csv, the file with its metrics, does not exist"),
         ({"metrics": {"regex": "never (?P<iter>.*)"}}, "no line matches the patterns"),
         ({"command": ["sh", "-c", "kill -9 $$", "{flags}"]}, "killed by SIGKILL, probably out of memory"),
         ({"command": ["sh", "-c", "exit 76", "{flags}"]}, "exit code 76"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.job.metric_series import Series
+from ablatrix.orchestrator.job.metric_series import MetricSeries
 from ablatrix.orchestrator.report import collect, curve_cache, divergence
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_rows
@@ -169,7 +169,7 @@ def test_diverged_is_not_finite_or_worse_than_the_start_of_each_measure(
 def test_each_measure_of_a_command_is_compared_with_its_own_start(
     tmp_path: Path, rows: list[tuple[float | None, float | None]], diverged: bool
 ) -> None:
-    series = Series()
+    series = MetricSeries()
     for step, (loss, val_loss) in enumerate(rows):
         series.add({"iter": step, "loss": loss, "val_loss": val_loss})
     found = series.headline()

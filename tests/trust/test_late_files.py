@@ -154,7 +154,7 @@ def test_kinds_of_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv(shared_fs.VARIABLE, raising=False)
     for kind, seconds in (("nfs4", 60.0), ("lustre", 60.0), ("ext4", 0.0), ("", 0.0)):
         monkeypatch.setattr(shared_fs, "file_system", lambda folder, kind=kind: kind)
-        assert shared_fs.delay(tmp_path) == seconds
+        assert shared_fs.visibility_delay(tmp_path) == seconds
 
 
 def test_a_task_that_starts_before_its_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,5 +178,5 @@ def test_a_task_whose_folder_is_gone_makes_none(
 ) -> None:
     monkeypatch.setenv(shared_fs.VARIABLE, "0")
     assert task.main([f"{tmp_path / 'gone'}:1"]) == 1
-    assert f"error: {tmp_path / 'gone'}: is not there (removed, purged or not mounted)" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'gone'}: does not exist (removed, purged or not mounted)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

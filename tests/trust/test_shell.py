@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.job.command_runner import Runner
+from ablatrix.orchestrator.job.command_runner import CommandRunner
 from ablatrix.orchestrator.slurm import batch, sbatch
 from ablatrix.orchestrator.slurm.batch import Batch, job_ids
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher
@@ -155,7 +155,7 @@ def test_the_command_gets_the_words_of_its_experiment_file(
     made = create_batch(lab, FOLDERS[0], monkeypatch)
     run_dir = Path.cwd() / made.study.runs[0].folder
 
-    Runner(made.study.runs[0].folder).run()
+    CommandRunner(made.study.runs[0].folder).run()
 
     (started,) = shell_stubs.read(lab / "record")
     assert started.argv == expected_argv(run_dir)
@@ -176,7 +176,7 @@ def paste(file: Path, lab: Path) -> Record:
 def test_args_of_a_command_can_be_pasted(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = create_batch(lab, FOLDERS[0], monkeypatch)
     run_dir = Path.cwd() / made.study.runs[0].folder
-    Runner(made.study.runs[0].folder).run()
+    CommandRunner(made.study.runs[0].folder).run()
     shell_stubs.read(lab / "record")
 
     assert paste(run_dir / run_files.ARGS, lab).argv == expected_argv(run_dir)

@@ -1,0 +1,211 @@
+"""One run of a job on one of its nodes: claim it, start its processes, and record how they ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ablatrix.orchestrator.job import rendezvous
+from ablatrix.orchestrator.job.command_process import STOP_SIGNALS, kill_leftovers
+from ablatrix.orchestrator.store import log_tail, provenance, run_folder, submit_attempts
+from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
+from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.trainer.rundir import attempts, processes, run_files
+from ablatrix.trainer.rundir.events import append_event, may_requeue, read_events
+from ablatrix.trainer.rundir.files import open_to_append
+
+SETTLE_SECONDS = 15.0  # within which the task of another node records why its part of a run has failed
+GRACE_SECONDS = 30.0  # that the processes of a run have to end by themselves when one of them has failed
+
+
+def spawn(
+    words: Sequence[str], environ: Mapping[str, str], output: BinaryIO, prepare: Callable[[], None] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a new session, so that Ctrl-C reaches it only through us, with all output in `output`.
+
+    prepare: called in the child before the program starts.
+    """
+    return subprocess.Popen(
+        words,
+        env=environ,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=prepare,
+    )
+
+
+def restart_count() -> int:
+    """Return how often Slurm has restarted this job."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdigit() else 0
+
+
+class JobMember:
+    """One run of the job: its trainer, or this node's part of the processes that share it."""
+
+    def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE) -> None:
+        self.run_dir = run_dir
+        self.attempt = attempt
+        self.layout = layout if run_folder.is_distributed(run_dir) else ALONE
+        self.node = rendezvous.node_index(layout)  # the task of node 0 speaks for all
+        self.output = run_dir / (f"job-node{self.node}.out" if self.node else run_files.JOB_OUT)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.not_started = False  # it failed before its processes could be started
+        self.lost_node = False  # a node of the run has disappeared
+        self.first_step = 0  # of the newest checkpoint before this job
+        self.earlier_starts = 0  # trainers that had the run before
+
+    def start(self, job_id: str) -> None:
+        """Start the run's processes unless another job has the run; a failure does not end the job's other runs."""
+        try:
+            refusal = self._claim(job_id)
+            if refusal:
+                print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
+                return
+            foreign = provenance.find_foreign_code(self.run_dir)
+            if foreign:
+                self._fail_to_start(foreign)
+                return
+            print(f"{self.run_dir}: output in {self.output}", flush=True)
+            self.first_step = self._last_checkpoint()
+            self.earlier_starts = attempts.newest(self.run_dir)
+            try:
+                environments = rendezvous.environments(self.layout, self.run_dir)
+            except OSError as error:
+                self._fail_to_start(f"the job's nodes are not known: {error}")
+                return
+            self._spawn(environments)
+        except OSError as error:
+            where = error.filename or self.run_dir
+            self._fail_to_start(f"{where}: {error.strerror}; submit again with --retry")
+
+    def _claim(self, job_id: str) -> str | None:
+        """Claim the run for this job; return why the job must leave it alone, else None. Raises OSError."""
+        claim = submit_attempts.follow if self.node else submit_attempts.start
+        refusal = claim(self.run_dir, self.attempt, job_id)
+        if not refusal and restart_count() and self._has_failed():
+            refusal = "it failed before the job was requeued for the others"
+        if not refusal and restart_count() and self.is_stopped_by_user():
+            refusal = "it was asked to stop before the job was requeued for the others"
+        if self.node and self.layout is ALONE:
+            refusal = "it is trained on the first node alone"
+        return refusal
+
+    def _fail_to_start(self, reason: str) -> None:
+        self.not_started = True
+        self.note("failed", reason=reason)
+        print(f"{self.run_dir}: {reason}", flush=True)
+
+    def _spawn(self, environments: Sequence[Mapping[str, str]]) -> None:
+        # the runner of a command needs a signal that it can handle, to end what the command has started
+        number = signal.SIGHUP if run_folder.is_command(self.run_dir) else signal.SIGKILL
+        prepare = processes.end_with_parent(number)
+        with open_to_append(self.output) as output:
+            # held back until the trainer has its handlers and unblocks them: they would kill it
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                for environ in environments:
+                    self.processes.append(spawn(trainer_command(self.run_dir), environ, output, prepare))
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def send(self, number: int) -> None:
+        """Pass a signal on; SIGUSR1 as SIGUSR2, because the trainer handles only that one."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGUSR2 if number == signal.SIGUSR1 else number)
+
+    def finish(self) -> int:
+        """Wait for the run's processes, record a failure in the run's events, and return the exit code."""
+        code = self._wait() if self.processes else int(self.not_started)
+        if code < 0 and run_folder.is_command(self.run_dir):  # its runner was killed, the command may live on
+            kill_leftovers(self.run_dir.absolute(), before=self.earlier_starts + 2)
+        if code == run_files.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.earlier_starts + 1:
+            return 0  # another job has the run, and judges it
+        if code == run_files.EXIT_LOST_PEER and self.layout.nodes > 1:
+            code = self._judge_lost_peer()
+        if code == run_files.EXIT_STOPPED and self.node:
+            return 0  # the task of node 0 has the job requeued
+        if code not in (0, run_files.EXIT_STOPPED):
+            self._record_failure(code)
+        return code if code >= 0 else 128 - code
+
+    def _wait(self) -> int:
+        """Return the exit code of the processes; if one fails, the others are ended, and its code is the run's."""
+        if len(self.processes) == 1:
+            return self.processes[0].wait()
+        failed: list[int] = []
+        deadline = float("inf")
+        while any(process.poll() is None for process in self.processes):
+            if not failed:
+                failed = [p.returncode for p in self.processes if p.returncode not in (None, 0, run_files.EXIT_STOPPED)]
+                deadline = time.monotonic() + GRACE_SECONDS if failed else deadline
+            if time.monotonic() > deadline:
+                for process in self.processes:
+                    process.kill()
+            time.sleep(0.1)
+        codes = [process.returncode for process in self.processes]
+        if run_files.EXIT_SUPERSEDED in codes:
+            return run_files.EXIT_SUPERSEDED
+        # a killed process (a negative code) is the cause of the errors that the others report
+        failed = sorted(failed or [code for code in codes if code not in (0, run_files.EXIT_STOPPED)])
+        return failed[0] if failed else max(codes)
+
+    def _judge_lost_peer(self) -> int:
+        """Return the exit code where the processes of another node are gone.
+
+        That node's task records a failure. If it does not, the node is gone too, and the run is to continue elsewhere.
+        """
+        deadline = time.monotonic() + (0 if self.node else SETTLE_SECONDS)
+        while time.monotonic() < deadline:
+            if self._has_failed():
+                return 1
+            time.sleep(0.2)
+        self.lost_node = True
+        return run_files.EXIT_STOPPED
+
+    def _record_failure(self, code: int) -> None:
+        """Record why the run failed, unless its trainer has done so; of several, the killed process could not."""
+        killed_one_of_many = code < 0 and self.layout.world > 1
+        if killed_one_of_many or not self._has_failed():
+            reason = log_tail.describe_exit(code, self.output)
+            self.note("failed", reason=f"one of its processes was {reason}" if killed_one_of_many else reason)
+
+    def fail(self, reason: str) -> None:
+        """Record a failure unless one is recorded."""
+        if not self._has_failed():
+            self.note("failed", reason=reason)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Write an event; if the disk does not take it, the job's log has it."""
+        try:
+            append_event(self.run_dir, event, **fields)
+        except OSError as error:
+            print(f"{self.run_dir}: {event} {fields} could not be written down: {error.strerror}", flush=True)
+
+    def _has_failed(self) -> bool:
+        """True if the last event is a failure; a process that lost a failed peer may report that afterwards."""
+        names = [event["event"] for event in read_events(self.run_dir) if event["event"] != "lost_peer"]
+        return bool(names) and names[-1] == "failed"
+
+    def is_stopped_by_user(self) -> bool:
+        """True if the file `stop` or a callback has stopped the run, which then waits for the next submit."""
+        events = read_events(self.run_dir)
+        return bool(events) and events[-1]["event"] == "stopped" and not may_requeue(events[-1])
+
+    def has_progressed(self) -> bool:
+        """True if there is a newer checkpoint than when the job started."""
+        return self._last_checkpoint() > self.first_step
+
+    def _last_checkpoint(self) -> int:
+        """Return the step of the newest checkpoint in the run's events, 0 before the first."""
+        events = read_events(self.run_dir)
+        steps = (event.get("iter") for event in events if event["event"] in ("checkpoint", "stopped"))
+        return max((step for step in steps if isinstance(step, int)), default=0)
