@@ -1,7 +1,6 @@
-"""The processes of one run in a job: how many, on which node, and the variables that tell each its place.
+"""The variables of a job's processes for torch.distributed: rank, world size and address of the first node.
 
-One task of Slurm runs on each node and starts that node's processes; they find the first node by Slurm's variables.
-Needs the standard library only, as the job's task does.
+One Slurm task runs on each node and starts that node's processes. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def node_index(layout: Layout, environ: Mapping[str, str] = os.environ) -> int:
-    """Which of the job's nodes this is, from 0."""
+    """Return the index of this node in the job, from 0."""
     return int(environ.get("SLURM_NODEID", "0")) if layout.nodes > 1 else 0
 
 
 def environments(layout: Layout, run_dir: Path, environ: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """The environment of each process that this node has to start. Raises OSError where Slurm does not say where."""
+    """Return the environment of each process of this node. Raises OSError if Slurm does not name the nodes."""
     plain = {name: value for name, value in environ.items() if name not in VARIABLES}
     if layout.world == 1:
         return [plain]
@@ -47,18 +46,14 @@ def _meeting_point(layout: Layout, node: int, run_dir: Path, environ: Mapping[st
     start = f"{slurm_job_id(environ)}:{environ.get('SLURM_RESTART_COUNT', '0')}:{run_dir}"
     offset = int.from_bytes(hashlib.blake2b(start.encode(), digest_size=4).digest(), "big") % PORTS
     found = {"MASTER_ADDR": _address(hosts[0]), "MASTER_PORT": str(FIRST_PORT + offset)}
-    # The first node's own name may mean its loopback there: it asks for the way to another one
-    interface = network.interface_towards(_address(hosts[1]) if node == 0 else found["MASTER_ADDR"])
-    return {**found, **({network.GLOO_INTERFACE: interface} if interface else {}), **_given(environ)}
-
-
-def _given(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the user has set goes before what was found."""
-    return {name: environ[name] for name in (network.GLOO_INTERFACE,) if name in environ}
+    # on the first node its own name may resolve to its loopback: it looks for the route to another node
+    peer = _address(hosts[1]) if node == 0 else found["MASTER_ADDR"]
+    interface = environ.get(network.GLOO_INTERFACE) or network.interface_towards(peer)
+    return {**found, **({network.GLOO_INTERFACE: interface} if interface else {})}
 
 
 def _address(node: str) -> str:
-    """A node's name where it can be looked up, else the address that Slurm has for it."""
+    """Return a node's name if it resolves, else the address that Slurm has for it."""
     if network.resolves(node):
         return node
     match = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", node))

@@ -1,4 +1,4 @@
-"""A batch of jobs, and what a launcher does with one."""
+"""A batch of jobs that one sbatch call queues, and the interface of launchers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt cla
 
 @dataclass(frozen=True)
 class Batch:
-    """What one launch queues: the jobs of one array, or one plain job."""
+    """The jobs of one array, or one plain job."""
 
     study: Study
     jobs: Sequence[Members]
@@ -30,29 +30,29 @@ class Batch:
 
     @property
     def members(self) -> Members:
-        """The runs of all its jobs."""
+        """The runs of all jobs."""
         return [member for job in self.jobs for member in job]
 
     @property
     def dependency(self) -> str | None:
-        """Value of sbatch's --dependency."""
+        """The value of sbatch's --dependency."""
         return "afterany:" + ":".join(self.after) if self.after else None
 
     @property
     def threads(self) -> int:
-        """CPU threads of each run: the job's cores divided by the runs that may share them.
+        """CPU threads of each run: the job's cores divided by the runs that may share a job.
 
-        Not by those that do: a run that is resumed alone must add up in the same order.
+        Not by those that do share it: a run that is resumed alone must add up in the same order.
         """
         return max(1, self.settings.cpus_per_task // self.settings.runs_per_job)
 
     @property
     def shared(self) -> bool:
-        """Are there runs in it that several processes share?"""
+        """True if several processes share a run of the batch."""
         return any(run_folder.is_distributed(run.folder) for job in self.jobs for run, _ in job)
 
     def commands(self, layout: Layout | None = None) -> list[list[str]]:
-        """The command of each job, which Slurm starts once on each of its nodes. layout: other than the settings'."""
+        """Return the command of each job, which Slurm starts on each of its nodes. layout: default: the settings'."""
         layout = layout or self.settings.layout
         return [job_command.task_command([(run.folder, attempt) for run, attempt in job], layout) for job in self.jobs]
 
@@ -63,23 +63,22 @@ class Launcher(Protocol):
     name: str
 
     def launch(self, batch: Batch) -> list[str]:
-        """Queue it by one sbatch call and return the ids that it may have got, the likeliest first.
+        """Queue the batch by one sbatch call and return the ids that it may have got, the likeliest first.
 
-        Which one is right must be asked of the queue, and so must whether a job was queued at all where it raises
-        slurm.ControllerError (with sbatch's words).
+        Raises ControllerError with sbatch's words; only the queue shows then whether a job was queued.
         """
 
     def script(self, batch: Batch) -> str:
-        """The exact text that sbatch would get."""
+        """Return the exact text that sbatch would get."""
 
 
 def job_ids(base: str, count: int) -> list[str]:
-    """Ids of the tasks of an array; a single job is no array."""
+    """Return the ids of the tasks of an array, or of a single job."""
     return [base] if count == 1 else [f"{base}_{index}" for index in range(count)]
 
 
 def check_folder(study: Path, launcher: str) -> None:
-    """Raises UserError where jobs of this launcher could not be told their study's folder, or the working folder."""
+    """Raise UserError if a job script of this launcher cannot hold the path of the study or of the working folder."""
     for path in (study.resolve(), Path.cwd()):
         problem = _path_problem(str(path), launcher)
         if problem:
@@ -96,10 +95,10 @@ def _path_problem(path: str, launcher: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return "is no UTF-8 text, which the files of a run are"
+        return "is not valid UTF-8"
     if ":" in path:
         return "a colon would end the path of the code that jobs are to run (PYTHONPATH)"
     if launcher != "local" and not path.isprintable():
         return "a path with control characters cannot be used with Slurm"
-    # In --output a backslash means: take the backslashes away, and leave %j as it is
+    # a backslash in --output switches the replacement of %j off
     return "Slurm finds no log in a path with a backslash" if launcher != "local" and "\\" in path else ""

@@ -1,4 +1,4 @@
-"""Slurm's commands, read once per refresh and parsed. No state is kept here and nothing is guessed."""
+"""Slurm's commands (squeue, scontrol, sacct, scancel) and the parsers of what they print."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ablatrix.orchestrator.store import selected_cluster
 from ablatrix.trainer.rundir.errors import RunError
 
 TIMEOUT = 30  # seconds; squeue gives up on a dead controller after 9, scontrol after 18
-# Our mark on a job: in its comment, or, where a site overwrites comments, in the path of its script
+# Our mark on a job: in its comment, or in the path of its script for sites that overwrite comments
 TOKEN = re.compile(r"ablatrix:([0-9a-f]{16})|/([0-9a-f]{16})(?:-[a-z]+)?\.sbatch\b|/submitit/([0-9a-f]{16})/")
 
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
-VANISHED = "VANISHED"  # our word: its array is known, and this task is not in it
+VANISHED = "VANISHED"  # a task that is no longer in its array, which is known; not one of Slurm's states
 ENDED = (
     "COMPLETED",
     "CANCELLED",
@@ -44,11 +44,11 @@ _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10})(?::([0-9]{1,10}))?)?")
 NO_TASK = ("4294967294", "N/A")  # as ArrayTaskId: the record stands for all tasks of the array
 
 
-# Slurm holds a job that a node could not start, and lets it wait for ever; nobody has asked for that
+# Slurm holds a job that a node could not start, until it is released
 LAUNCH_FAILED = "launch failed requeued held"
 HELD = {
     LAUNCH_FAILED: "submit again to release it",
-    "JobHeldUser": "scontrol release lets it go",
+    "JobHeldUser": "release it by scontrol release",
     "JobHeldAdmin": "only an administrator can release it",
 }
 IDS_AT_ONCE = 100  # ids on one command line
@@ -59,11 +59,11 @@ class ControllerError(RunError):
 
 
 class NoAnswerError(ControllerError):
-    """slurmctld cannot be reached: nothing is known of the request, and nothing is wrong with it."""
+    """slurmctld did not answer: the request may or may not have been carried out."""
 
 
 BUSY = "temporarily unable to accept job"  # the cluster's MaxJobCount is reached
-# Slurm's words when the controller could not be reached, or may have done what it was asked for
+# Words by which Slurm's commands report that the controller did not answer
 NO_ANSWER = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "Communication", "standby mode")
 
 
@@ -72,7 +72,7 @@ class Job:
     """One job or array task as the scheduler sees it."""
 
     id: str  # 123 or 123_4
-    state: str  # a word of PENDING, RUNNING or ENDED, or of a newer Slurm (see `is_known`)
+    state: str  # of PENDING, RUNNING or ENDED, or of a newer Slurm (see `is_known`)
     node: str = ""
     reason: str = ""
     time_left: str = ""
@@ -95,7 +95,7 @@ class Job:
 
 
 def find_token(text: str) -> str | None:
-    """The token in a job's comment or in the path of its script."""
+    """Return the token in a job's comment or in the path of its script, None without one."""
     match = TOKEN.search(text)
     return next(filter(None, match.groups()), None) if match else None
 
@@ -104,14 +104,14 @@ Queue = dict[str, Job]  # by id
 
 
 def available() -> bool:
-    """Is there an sbatch on this machine?"""
+    """True if there is an sbatch on this machine."""
     return shutil.which("sbatch") is not None
 
 
 def belongs_to_cluster() -> bool:
-    """Does this machine know a cluster? Slurm's commands may be installed without any slurm.conf.
+    """True if this machine belongs to a cluster, even one whose controller does not answer.
 
-    A controller that does not answer is no reason to say no: then it is the cluster's login node all the same.
+    Slurm's commands may be installed without a slurm.conf.
     """
     if not available():
         return False
@@ -123,7 +123,7 @@ def belongs_to_cluster() -> bool:
 
 
 def comment(token: str, site: str | None = None) -> str:
-    """Return the job comment by which a submission finds its job again, whatever id it got, behind what a site needs.
+    """Return the comment by which a submission finds its job, appended to the comment that a site needs.
 
     A comment that is a JSON object stays one.
     """
@@ -135,14 +135,14 @@ def comment(token: str, site: str | None = None) -> str:
 
 
 def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Variables by which a user's session would change our commands and jobs: its defaults, or those of its own job."""
+    """Return the variables by which a user's session would change our commands and jobs."""
     prefixes = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_")
     return [name for name in environ if name.startswith(prefixes) and not name.startswith("SLURM_CONF")]
 
 
 @contextlib.contextmanager
 def own_environment() -> Iterator[None]:
-    """Within it, this process's environment is without `foreign_variables`."""
+    """Remove `foreign_variables` from this process's environment meanwhile."""
     hidden = {name: os.environ.pop(name) for name in foreign_variables()}
     try:
         yield
@@ -154,7 +154,7 @@ _CLUSTER_COMMANDS = ("squeue", "scontrol", "scancel", "sacct")
 
 
 def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = "") -> str:
-    """Output of a Slurm command; `text` is its input. Raises ControllerError where it fails or does not answer."""
+    """Return the output of a Slurm command. text: its input. Raises ControllerError if it fails or does not answer."""
     foreign = foreign_variables()
     cluster = selected_cluster.selected()
     if cluster and command[0] in _CLUSTER_COMMANDS:
@@ -173,42 +173,42 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
     except FileNotFoundError:
         raise ControllerError(f"{command[0]}: not found on this machine") from None
     except subprocess.TimeoutExpired as error:
-        said = (error.stderr or b"").decode("utf-8", "replace") if isinstance(error.stderr, bytes) else ""
-        if BUSY in said:  # it was refused, and sbatch slept before it would try again
-            raise ControllerError(f"{command[0]}: {' '.join(said.split())[-300:]}") from None
+        output = error.stderr.decode("utf-8", "replace") if isinstance(error.stderr, bytes) else ""
+        if BUSY in output:  # refused; sbatch was waiting for its next try
+            raise ControllerError(f"{command[0]}: {' '.join(output.split())[-300:]}") from None
         raise NoAnswerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
         words = " ".join((result.stderr or result.stdout).split())[-300:].removeprefix(f"{command[0]}: ")
-        kind = NoAnswerError if any(known in words for known in NO_ANSWER) else ControllerError
-        raise kind(f"{command[0]}: {words or f'exit code {result.returncode}'}")
+        raise controller_error(f"{command[0]}: {words or f'exit code {result.returncode}'}")
     return result.stdout
 
 
-def queue(user: str = "") -> dict[str, Job]:
-    """All jobs of a user that wait or run, by id: one squeue, whatever their number. Raises ControllerError.
+def controller_error(message: str) -> ControllerError:
+    """Return the error for a message of Slurm's."""
+    return NoAnswerError(message) if any(known in message for known in NO_ANSWER) else ControllerError(message)
 
-    user: name or number; default: this process's. LOGNAME and USER are not asked: after `su`, or in a container, they
-    may name somebody else.
+
+def queue(user: str = "") -> dict[str, Job]:
+    """Return all jobs of a user that wait or run, by id, from one squeue. Raises ControllerError.
+
+    user: name or number; default: this process's, because LOGNAME and USER may name another user after `su`.
     """
     users = {user} if user else own_names()
-    # The last two may hold anything: the comment and the path of the script. The other fields hold no bar
+    # the comment and the path of the script come last: they may contain a bar
     form = "--format=%i|%T|%u|%N|%L|%r|%k|%o"
     command = ["squeue", "--noheader", "--array", f"--user={user or os.getuid()}", "--states=all", form]
     return parse_squeue(run_command(command), *users)
 
 
 def own_names() -> set[str]:
-    """This user as Slurm may print it: the number, and the name where the machine knows one."""
+    """Return this user as Slurm may print it: the number, and the name if the machine knows one."""
     with contextlib.suppress(KeyError):
         return {str(os.getuid()), pwd.getpwuid(os.getuid()).pw_name}
     return {str(os.getuid())}
 
 
 def parse_squeue(text: str, *users: str) -> dict[str, Job]:
-    """squeue's lines (id|state|user|node|left|reason|comment|script) as jobs by id; others' jobs are left out.
-
-    Raises ControllerError for more jobs than there can be: a part of them would make the others look gone.
-    """
+    """Parse squeue's lines (id|state|user|node|left|reason|comment|script) to the jobs of these users, by id."""
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
         fields = line.strip().split("|", 6)
@@ -221,7 +221,7 @@ def parse_squeue(text: str, *users: str) -> dict[str, Job]:
 
 
 def expand(job_id: str) -> Iterator[str]:
-    """`123_[0,4-9:2%3]` as 123_0, 123_4, 123_6, 123_8; a plain id as itself; what is no id as nothing."""
+    """Yield the ids in `123_[0,4-9:2%3]` (123_0, 123_4, 123_6, 123_8) or in a plain id; none in any other text."""
     if _JOB_ID.fullmatch(job_id):
         yield job_id
         return
@@ -234,7 +234,7 @@ def expand(job_id: str) -> Iterator[str]:
 
 
 def full_state(word: str) -> str:
-    """A state word as Slurm may print it (`CANCELLED by 1000`, `OUT_OF_ME+`) in full and alone; '' for none."""
+    """Return a state in full, as Slurm may print it (`CANCELLED by 1000`, `OUT_OF_ME+`); '' if it is none."""
     word = word.strip().split(" ")[0].upper()
     if word.endswith("+") and len(word) > 1:
         stem = word[:-1]
@@ -243,16 +243,15 @@ def full_state(word: str) -> str:
 
 
 def is_known(state: str) -> bool:
-    """Is it known what this state means for a run?"""
+    """True if it is known what this state means for a run."""
     return state in PENDING or state in RUNNING or state in ENDED or state == VANISHED
 
 
 def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
-    """What Slurm still knows of jobs that left the queue: scontrol first, then sacct where it answers.
+    """Return what Slurm still knows of jobs that left the queue. Never raises.
 
     One scontrol per array or job (it forgets after MinJobAge, 300 s by default), one sacct for the rest. An id that
-    neither knows is not in the answer, or VANISHED where scontrol knows its array: Slurm drops a waiting task that is
-    cancelled without a trace. Never raises: knowing nothing is an answer.
+    neither knows is left out, or VANISHED if scontrol knows its array: Slurm drops a cancelled waiting task.
     """
     wanted = set(job_ids)
     found: dict[str, Job] = {}
@@ -273,7 +272,7 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
             out = run_command(["sacct", "-n", "-X", "--parsable2", "-j", bases, fields])
             found.update({key: job for key, job in parse_sacct(out).items() if key in missing})
         except ControllerError:
-            pass  # no accounting database: nothing more can be known
+            pass  # no accounting database
     arrays = {job_id.partition("_")[0] for job_id in found if "_" in job_id}
     vanished = (job_id for job_id in wanted - found.keys() if job_id.partition("_")[0] in arrays)
     found.update({job_id: Job(job_id, VANISHED) for job_id in vanished})
@@ -281,7 +280,7 @@ def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
 
 
 def parse_scontrol(text: str) -> dict[str, Job]:
-    """`scontrol --oneliner show job` as jobs by id (array tasks as 123_4). Raises as `parse_squeue`.
+    """Parse `scontrol --oneliner show job` to jobs by id (array tasks as 123_4).
 
     An array that was cancelled before any task of it started is one record, 123_*.
     """
@@ -308,17 +307,14 @@ def parse_scontrol(text: str) -> dict[str, Job]:
 
 
 def _fields(line: str) -> dict[str, str]:
-    """`Name=value Name=value ...`; a value may hold blanks."""
+    """Parse `Name=value Name=value ...`; a value may contain blanks."""
     marks = list(re.finditer(r"(?:^|(?<=\s))([A-Za-z/:]+)=", line))
     ends = [mark.start() for mark in marks[1:]] + [len(line)]
     return {mark[1]: line[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=False)}
 
 
 def parse_sacct(text: str) -> dict[str, Job]:
-    """`sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList[,Comment]` as jobs by id.
-
-    Raises as `parse_squeue`.
-    """
+    """Parse `sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList[,Comment]` to jobs by id."""
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
         fields = line.strip().split("|", 4)
@@ -330,7 +326,7 @@ def parse_sacct(text: str) -> dict[str, Job]:
 
 
 def describe_wait(reason: str) -> str:
-    """Return squeue's reason why a job waits, and what to do where waiting will not help."""
+    """Return squeue's reason why a job waits, and what to do if it would wait for ever."""
     if reason in ("", "None", "(null)", "N/A"):
         return "waiting for the scheduler"
     advice = next((advice for word, advice in HELD.items() if word in reason), "")
@@ -345,13 +341,13 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 
 def release(job_ids: Sequence[str]) -> None:
-    """Let held jobs go. Raises ControllerError."""
+    """Release held jobs. Raises ControllerError."""
     for start in range(0, len(job_ids), IDS_AT_ONCE):
         run_command(["scontrol", "release", ",".join(job_ids[start : start + IDS_AT_ONCE])])
 
 
 def settings() -> dict[str, str]:
-    """`scontrol show config` as a dict (MaxArraySize, ...); empty where another cluster does not show it.
+    """Return `scontrol show config` as a dict (MaxArraySize, ...); empty if another cluster does not show it.
 
     Raises ControllerError.
     """
@@ -368,7 +364,7 @@ def settings() -> dict[str, str]:
 
 
 def cluster_name() -> str:
-    """Return the name of the cluster that is asked (see store.selected_cluster), '' where that cannot be known."""
+    """Return the name of the cluster that is queried (see store.selected_cluster), '' if it is not known."""
     try:
         return selected_cluster.selected() or settings().get("ClusterName", "")
     except ControllerError:

@@ -1,6 +1,6 @@
-"""A study's small jobs that train nothing: the report behind its runs, and the follow-up that queues the next wave.
+"""Helper jobs of a study: the report after its last run, and the follow-up that queues the next wave of runs.
 
-They are found in the queue by a token made from the study's folder: there is one of each per study.
+A study has one of each, found in the queue by a token made from the study's folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PURPOSES = {
     REPORT: "The study's report, once all its runs have ended.",
     FOLLOW_UP: "Queues the study's next runs, once there is room for them.",
 }
-# Of the runs' own options; the rest (GPUs, nodes, memory, features) is what these jobs must not ask for
+# Options of the runs that helper jobs share; they need no GPUs, nodes, memory or node features
 KEPT = ("partition", "account", "qos", "reservation", "wckey", "clusters", "exclude", "mail-type", "mail-user")
 MOST_MINUTES = 30
 MOST_MEMORY = 2048  # MiB
@@ -34,12 +34,12 @@ Queue = Mapping[str, commands.Job]
 
 
 def token(study: Study, kind: str) -> str:
-    """The token of a study's jobs of one kind."""
+    """Return the token of a study's helper job of this kind."""
     return hashlib.sha256(f"{kind}\0{study.folder.resolve()}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def script(batch: Batch, kind: str) -> str:
-    """The script of a helper job, with the environment and the setup lines that the runs have."""
+    """Return the script of a helper job, with the environment and the setup lines of the runs."""
     module = {REPORT: ["ablatrix", "report"], FOLLOW_UP: ["ablatrix.orchestrator.submit.follow_up"]}[kind]
     command = [sys.executable, "-P", "-m", *module, str(batch.study.folder)]
     return sbatch.render(
@@ -54,7 +54,10 @@ def script(batch: Batch, kind: str) -> str:
 
 
 def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
-    """One core and little memory, where and on whose account the runs are; `slurm.helper_jobs` may say otherwise."""
+    """Return the options of helper jobs: one core and little memory on the runs' partition and account.
+
+    `slurm.helper_jobs` takes precedence.
+    """
     given = sbatch.sbatch_options(settings)
     small: dict[str, str | int | bool] = {name: given[name] for name in KEPT if name in given}
     small |= {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "time": min(MOST_MINUTES, minutes(settings.time))}
@@ -65,7 +68,7 @@ def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
 
 
 def queue(batch: Batch, kind: str, dependency: str) -> str:
-    """Queue a helper job in place of the study's waiting one of its kind, and return its id.
+    """Replace the study's waiting helper job of this kind and return the new one's id.
 
     Raises ControllerError or OSError.
     """
@@ -81,7 +84,7 @@ def queue(batch: Batch, kind: str, dependency: str) -> str:
 
 
 def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
-    """A last job that writes the report when all arrays have ended, however they ended. Returns what to say of it."""
+    """Queue the job that writes the report when all arrays have ended; return a sentence about it."""
     try:
         job = queue(batch, REPORT, "afterany:" + ":".join(arrays))
     except (commands.ControllerError, OSError) as error:
@@ -89,13 +92,13 @@ def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
             f"no report job ({error}); when the runs have ended, run `{program()} report "
             f"{shlex.quote(str(batch.study.folder))}`, or set slurm.helper_jobs, such as {{partition: cpu}}"
         )
-    return f"queued the report behind them as job {job}"
+    return f"queued the report after them as job {job}"
 
 
 def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
-    """Ids of the study's jobs of this kind that wait or run, oldest first. Raises ControllerError.
+    """Return the ids of the study's helper jobs of this kind that wait or run, oldest first. Raises ControllerError.
 
-    jobs: the queue, where it has just been read.
+    jobs: the queue, if it has just been read.
     """
     found = (commands.queue() if jobs is None else jobs).values()
     wanted = token(study, kind)
@@ -103,7 +106,7 @@ def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
 
 
 def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bool = False) -> list[str]:
-    """Cancel the study's waiting helper jobs, with `running` all of them, and return their ids.
+    """Cancel the study's waiting helper jobs, and with `running` the running ones, and return their ids.
 
     Raises ControllerError.
     """
@@ -115,7 +118,7 @@ def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bo
 
 
 def describe(study: Study, jobs: Queue | None) -> list[str]:
-    """A line for the report job, where the queue shows one."""
+    """Return a line for each report job in the queue."""
     lines = []
     for job in find(study, REPORT, jobs) if jobs else []:
         state = jobs[job].state if jobs else ""

@@ -1,4 +1,4 @@
-"""Which job in Slurm's queue is ours: the one that carries our token, whatever number sbatch has printed."""
+"""Find a submission's job in Slurm's queue by its token, whatever number sbatch has printed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class AmbiguousAnswerError(commands.NoAnswerError):
 
 
 def identify(token: str, candidates: Sequence[str]) -> str:
-    """Base id of the job with this token.
+    """Return the base id of the job with this token.
 
-    Where the queue shows no token (it is silent, or the site removes every mark), the only number in sbatch's answer is
-    taken; status looks for the token again. Raises AmbiguousAnswerError where there are several numbers.
+    If the queue does not show it (no answer, or a site that removes every mark), it is the only number that sbatch
+    printed; status looks for the token again. Raises AmbiguousAnswerError for several numbers.
     """
     found = find_job(token, LOOKS if len(candidates) > 1 else LOOKS[:1], candidates)
     if not found and len(candidates) > 1:
@@ -28,7 +28,7 @@ def identify(token: str, candidates: Sequence[str]) -> str:
 
 
 def find_job(token: str, looks: Sequence[float], candidates: Sequence[str] = ()) -> str:
-    """Base id of the job in the queue with this token, '' for none. Looks again after these pauses (seconds)."""
+    """Return the base id of the job with this token, '' for none, looking once after each of these pauses (seconds)."""
     for pause in looks:
         time.sleep(pause)
         with contextlib.suppress(commands.ControllerError):
@@ -39,9 +39,9 @@ def find_job(token: str, looks: Sequence[float], candidates: Sequence[str] = ())
 
 
 def _cancel_twins(jobs: Sequence[commands.Job], candidates: Sequence[str]) -> str:
-    """sbatch may be repeated on its way to the controller: of the jobs with one token keep one, and return its base id.
+    """Keep one of the jobs with one token, which a repeated request may have queued twice, and return its base id.
 
-    Only those that wait are cancelled. One that runs may have the runs already; the other then leaves by itself.
+    Only waiting jobs are cancelled: a running one may have claimed the runs, and the other then leaves by itself.
     """
     bases = list(dict.fromkeys(job.base for job in jobs))
     kept = next((base for base in candidates if base in bases), bases[0])
@@ -54,6 +54,6 @@ def _cancel_twins(jobs: Sequence[commands.Job], candidates: Sequence[str]) -> st
 
 
 def _jobs_with(token: str) -> list[commands.Job]:
-    """The jobs in the queue with this token, those that have just ended included; the lowest id first."""
+    """Return the jobs in the queue with this token, by id; those that have just ended are included."""
     jobs = [job for job in commands.queue().values() if job.token == token and job.base.isdigit()]
     return sorted(jobs, key=lambda job: int(job.base))

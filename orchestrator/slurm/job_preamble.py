@@ -1,4 +1,4 @@
-"""What every job script does before its command: environment, working folder, the user's setup lines."""
+"""The lines before the command of every job script: environment, working folder, the user's setup lines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.study import exported_env
 
-# conda's and a site's scripts return non-zero, use unset variables and print: they run as in an interactive shell
-# status knows the message (orchestrator/status/diagnosis.py) and quotes the line above it
+# Scripts of conda and of sites return non-zero and use unset variables: setup runs as in an interactive shell.
+# store/log_tail.py recognises the message and quotes the line above it
 _BEFORE_SETUP = """\
 # slurm.setup: a line that fails does not end the job unless you say so (`module load cuda || exit 1`)
 ablatrix_srun=$(command -v srun || true)
@@ -51,7 +51,7 @@ def _setup(lines: Sequence[str], code: Path) -> list[str]:
 
 
 def job_environment(batch: Batch) -> dict[str, str]:
-    """Variables a job exports, quoted for the shell. srun does not take --cpus-per-task from the job by itself."""
+    """Return the variables that a job exports, quoted for the shell; srun does not inherit --cpus-per-task."""
     values = {
         **job_command.environment(batch.code, batch.threads),
         "SRUN_CPUS_PER_TASK": str(batch.settings.cpus_per_task),

@@ -1,4 +1,4 @@
-"""Ways to get jobs run: on this machine, through submitit, through sbatch."""
+"""The choice of a launcher: this machine, submitit or sbatch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ablatrix.orchestrator.slurm.batch import Launcher
 
 
 def choose(name: str) -> str:
-    """`auto` as a launcher's name: Slurm when sbatch is there and knows a cluster, else this machine."""
+    """Return the launcher's name; `auto` is sbatch if this machine belongs to a cluster, else local."""
     if name != "auto":
         return name
     return "sbatch" if slurm.belongs_to_cluster() else "local"
 
 
 def make(name: str) -> Launcher:
-    """The launcher of this name (not `local`, which is a queue of its own)."""
+    """Return the launcher of this name; `local` is not one, but has a queue of its own."""
     if name == "submitit":
         from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 

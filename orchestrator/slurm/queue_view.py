@@ -1,4 +1,4 @@
-"""Slurm's view of a study's jobs, asked once per refresh, and whether it can show them at all."""
+"""The queue of Slurm, read once per refresh, and the reasons why it may not show a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ablatrix.orchestrator.slurm import commands
 
 @dataclass
 class Scheduler:
-    """The queue, and since when the controller has not answered. user: whose jobs; default: ours."""
+    """The queue, and since when the controller has not answered. user: the jobs' owner; default: ours."""
 
     silent_since: float | None = None
     problem: str = ""
@@ -22,7 +22,7 @@ class Scheduler:
     _pause: float = 5.0
 
     def refresh(self) -> None:
-        """Read the queue. When the controller does not answer, keep quiet for a while, longer each time."""
+        """Read the queue; while the controller does not answer, with growing pauses."""
         if time.monotonic() < self._next_try:
             return
         try:
@@ -35,9 +35,9 @@ class Scheduler:
             self._pause = min(self._pause * 2, 120.0)
 
     def blind_spot(self, cluster: str) -> str:
-        """Return why a job of this cluster may exist although no answer shows it; '' where absence means it is gone.
+        """Return why a job of this cluster may exist although the queue does not show it, '' if it would be shown.
 
-        cluster: where the run was queued or has run, '' where that is not known.
+        cluster: where the run was queued or has run, '' if it is not known.
         """
         if not commands.available():
             return "there is no Slurm on this machine"

@@ -1,4 +1,4 @@
-"""Plain sbatch: a job script rendered from sbatch/, which a person can read, edit and submit again by hand."""
+"""The sbatch launcher: job scripts from the templates in sbatch/, which a person can edit and submit by hand."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ _ANSWER = re.compile(
 
 
 def _find_ids(output: str) -> list[str]:
-    """Numbers that stand on a line of their own, the last first: sbatch speaks after its wrapper's greeting."""
+    """Return the numbers that stand alone on a line, the last first: a wrapper's greeting precedes sbatch's answer."""
     return list(dict.fromkeys(reversed(_ANSWER.findall(_COLOUR.sub("", output)))))
 
 
 def log_path(study: Study, pattern: str) -> str:
-    """Value of --output: Slurm reads quotes and % in it. Raises UserError for a path that no job script can hold."""
+    """Return the value of --output, in which Slurm reads quotes and %. Raises UserError for an unusable path."""
     check_folder(study.folder, SbatchLauncher.name)
     folder = (study.folder / LOGS).resolve()
     return shlex.quote(str(folder).replace("%", "%%") + "/" + pattern)
@@ -97,12 +97,12 @@ def job_marks(batch: Batch, token: str) -> dict[str, str | int | bool]:
 
 
 def directives(options: Mapping[str, str | int | bool]) -> list[str]:
-    """Return sbatch options as `name=value`, quoted as sbatch reads them in a script; those without a value: `name`."""
+    """Return sbatch options as `name=value`, quoted as sbatch reads them in a script, or `name` for flags."""
     return [name if value is True else f"{name}={shlex.quote(str(value))}" for name, value in options.items()]
 
 
 def sbatch_options(settings: SlurmSettings) -> dict[str, str | int | bool]:
-    """Return the resources as sbatch options; those that are not set are left to the cluster."""
+    """Return the resources that are set as sbatch options."""
     options = {
         "clusters": settings.clusters,
         "partition": settings.partition,
@@ -120,12 +120,12 @@ def sbatch_options(settings: SlurmSettings) -> dict[str, str | int | bool]:
 
 
 def srun_options(settings: SlurmSettings) -> list[str]:
-    """How a job starts its task on each node, with the environment it has: where one fails, the others are ended."""
+    """Return srun's options, by which a job starts its task on each node and ends all if one fails."""
     return ["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else []
 
 
 def render(template: str, **values: Any) -> str:
-    """A job script from the folder sbatch/."""
+    """Return a job script from a template in sbatch/."""
     return _templates().get_template(template).render(**values)
 
 

@@ -1,4 +1,4 @@
-"""Limits of a Slurm site on what may be queued: sizes of arrays and scripts, and how many jobs a user may have."""
+"""Limits of a Slurm site: the sizes of arrays and scripts, and the number of jobs that a user may queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFUSALS = ("SubmitJob", "job submit limit", commands.BUSY, "Resource temporaril
 
 @dataclass(frozen=True)
 class ArrayLimits:
-    """What one array may be."""
+    """Limits on one array."""
 
     tasks: int
     script_bytes: int = SCRIPT_BYTES
@@ -23,14 +23,14 @@ class ArrayLimits:
 
 @dataclass(frozen=True)
 class Room:
-    """How many further jobs of the study the queue takes now; None: not known."""
+    """The number of further jobs that the queue takes now; None: not known."""
 
     jobs: int | None = None
     reason: str = ""
 
 
 def array_limits() -> ArrayLimits:
-    """The cluster's limits on an array. Raises ControllerError."""
+    """Return the cluster's limits on an array. Raises ControllerError."""
     config = commands.settings()
     sizes = []
     for name, default in (("MaxArraySize", "1001"), ("MaxJobCount", "10000")):
@@ -51,7 +51,7 @@ def is_limit(error: commands.ControllerError) -> bool:
 
 
 def find_room(settings: SlurmSettings) -> Room:
-    """The room that the limits of the user's association and of the QOS of job and partition leave. Never raises."""
+    """Return the room that the limits of the association and of the QOS of job and partition leave. Never raises."""
     try:
         found = [(limit - used, f"{name}={limit}, {used} of them in use") for name, limit, used in _limits(settings)]
     except commands.ControllerError:
@@ -60,7 +60,7 @@ def find_room(settings: SlurmSettings) -> Room:
 
 
 def _limits(settings: SlurmSettings) -> Iterator[tuple[str, int, int]]:
-    """(Slurm's name of a limit, its value, jobs that count under it). Raises ControllerError."""
+    """Yield (name of a limit, its value, jobs that count towards it). Raises ControllerError."""
     user, account = sorted(commands.own_names())[-1], settings.account or ""
     partition, partition_qos = _partition(settings.partition)
     rows = _sacctmgr("assoc", f"user={user}", "MaxSubmitJobs,GrpSubmitJobs,Account,DefaultQOS,QOS,Cluster,Partition")
@@ -101,7 +101,7 @@ def _qos_limits(qos: str, queue: _Usage, account: str, where: dict[str, str]) ->
 
 
 class _Usage:
-    """Jobs in the queue, as far as this user may see them, counted by account, QOS and partition."""
+    """Jobs in the queue that this user may see, counted by account, QOS and partition."""
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -118,7 +118,7 @@ class _Usage:
 
 
 def _sacctmgr(what: str, which: str, columns: str) -> list[dict[str, str]]:
-    """Rows of `sacctmgr show`, each with all columns; limits that are no numbers are ''. Raises ControllerError."""
+    """Return the rows of `sacctmgr show`; limits that are not numbers are ''. Raises ControllerError."""
     names = columns.split(",")
     text = commands.run_command(["sacctmgr", "--noheader", "--parsable2", "show", what, which, f"format={columns}"])
     rows = []
@@ -134,7 +134,7 @@ def _limit(text: str) -> str:
 
 
 def _partition(name: str | None) -> tuple[str, str]:
-    """The partition of this name, or the default one, and its QOS; '' for what is not known."""
+    """Return the partition of this name, or the default one, and its QOS; '' for what is not known."""
     which = [name] if name and "," not in name else []
     try:
         text = commands.run_command(["scontrol", "--oneliner", "show", "partition", *which])

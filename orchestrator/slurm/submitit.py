@@ -1,4 +1,4 @@
-"""submitit's AutoExecutor, used to submit only: the truth about the runs comes from their folders and from squeue."""
+"""The submitit launcher: its AutoExecutor submits the jobs; states come from the run folders and squeue."""
 
 from __future__ import annotations
 
@@ -26,22 +26,16 @@ class SubmititLauncher:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = self._executor(batch)
-        # It holds pickles that a job will load and scripts with the study's setup: for nobody else's eyes or files
+        # holds pickles that a job will load and scripts with the study's setup: no other user may read or write there
         make_private_folder(batch.study.folder / LOGS / "submitit")
         make_private_folder(batch.study.folder / LOGS / "submitit" / batch.token)
         try:
             with commands.own_environment(), executor.batch():
-                # The job becomes our task: submitit's signal handling and result pickle are out of the way, and what
-                # is pickled are strings and a function of the standard library, so nothing of ours is unpickled.
+                # execv replaces submitit's process by our task, without its signal handling and result pickle; only
+                # strings and a function of the standard library are pickled
                 jobs = [executor.submit(os.execv, sys.executable, command) for command in batch.commands()]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            words = " ".join(str(error).split())
-            kind = (
-                commands.NoAnswerError
-                if any(known in words for known in commands.NO_ANSWER)
-                else commands.ControllerError
-            )
-            raise kind(words) from None
+            raise commands.controller_error(" ".join(str(error).split())) from None
         return [jobs[0].job_id.partition("_")[0]]
 
     def script(self, batch: Batch) -> str:

@@ -1,4 +1,4 @@
-"""What a study will cost: runs and tokens from the plan, hours from the speed that a smoke test measured."""
+"""Cost of a study: runs and tokens from the plan, hours from the speed that a smoke test measured."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ from ablatrix.trainer.rundir.errors import UserError
 SMOKE = "smoke"  # the study of the smoke test, in the study's folder
 
 
-def tokens(run: Run) -> int | None:
-    """Training tokens of a run, None where they are not known."""
-    return run.config.tokens
-
-
 def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
-    """Cell -> GPU-hours of one of its runs (node-hours where it asks for no GPU), for the cells smoke-tested.
+    """Return cell -> GPU-hours of one of its runs (node-hours without GPUs), for the cells that were smoke-tested.
 
-    The median time per step of the smoke test, its first step left out, times the steps of the run; start-up and
-    evaluations are not in it.
+    The steps of the run times the median time per step of the smoke test without its first step; start-up and
+    evaluations are not included.
     """
     seconds = {cell: _seconds_per_step(folder / SMOKE, cell) for cell in dict.fromkeys(run.cell for run in runs)}
     settings = experiment.slurm
@@ -45,8 +40,8 @@ def _seconds_per_step(smoke: Path, cell: str) -> float | None:
     return median(found) if found else None
 
 
-def check(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
-    """Raises UserError where the runs would cost more than the experiment's `budget`; says nothing while unknown."""
+def require_within_budget(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
+    """Raise UserError if the runs would exceed the experiment's `budget`, as far as their cost is known."""
     hours = hours_per_run(folder, runs, experiment)
     if experiment.budget is None or len(hours) < len({run.cell for run in runs}):
         return
@@ -58,9 +53,9 @@ def check(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
         )
 
 
-def summary(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
-    """`21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
-    each = [tokens(run) for run in runs]
+def describe(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
+    """Return `21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
+    each = [run.config.tokens for run in runs]
     text = f"{len(runs)} runs"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     hours = hours_per_run(folder, runs, experiment)

@@ -1,4 +1,4 @@
-"""The command lines and the environment of a job and of the trainers that it starts."""
+"""Command lines and environment of a job and of the trainers that it starts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablatrix.orchestrator.study import command
+from ablatrix.orchestrator.store.run_folder import is_command
 from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.trainer.rundir import run_files
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-
 ALONE = Layout()
 
 
 def trainer_command(run_dir: Path | str) -> list[str]:
-    """The command that trains a run, the same under every launcher.
+    """Return the command that trains a run, the same under every launcher.
 
     `-P` keeps the working folder off sys.path: the trainer comes from PYTHONPATH, the code snapshot.
     """
-    if (Path(run_dir) / command.SPEC).exists():
+    if is_command(Path(run_dir)):
         return [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(run_dir)]
     config = Path(run_dir) / run_files.CONFIG
     flags = ["--config", str(config), f"--system.work_dir={run_dir}", "--trainer.resume=auto"]
@@ -30,13 +29,13 @@ def trainer_command(run_dir: Path | str) -> list[str]:
 
 
 def task_command(members: Sequence[tuple[Path, int]], layout: Layout = ALONE) -> list[str]:
-    """The command that a job runs on each of its nodes: its (run folder, attempt) pairs side by side."""
+    """Return the command that a job runs on each of its nodes. members: (run folder, attempt) pairs."""
     runs = [f"{folder}:{attempt}" for folder, attempt in members]
     return [sys.executable, "-P", "-m", "ablatrix.orchestrator.job.task", *layout.flags(), *runs]
 
 
 def environment(code: Path, threads: int | None = None) -> dict[str, str]:
-    """What a job's environment must hold: the code snapshot first on PYTHONPATH, offline, `threads` CPU threads."""
+    """Return the variables of a job: the code snapshot first on PYTHONPATH, offline mode, `threads` CPU threads."""
     path = os.pathsep.join(filter(None, [str(code.resolve()), os.environ.get("PYTHONPATH", "")]))
     values = {**OFFLINE, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if threads:

@@ -1,4 +1,4 @@
-"""The job's own log: what the shell, Slurm and the job's task print before a trainer writes to its run's job.out."""
+"""The log of a job: the output of the shell, Slurm and the job's task, before a trainer writes to job.out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ablatrix.trainer.rundir.events import read_events
 
 
 def find(run_dir: Path) -> Path | None:
-    """Return the log of the job that a run was queued in last; None where no job of it has written one."""
+    """Return the log of the newest job of a run, None if there is none."""
     queued = next((e for e in reversed(read_events(run_dir)) if e["event"] == "queued"), None) or {}
     return find_of_job(run_dir, str(queued.get("job_id") or ""), str(queued.get("token") or ""))
 

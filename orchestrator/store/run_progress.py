@@ -1,4 +1,4 @@
-"""How far a run is: step, losses and speed, from the last whole rows of its loss.csv."""
+"""Progress of a run: step, losses and speed, from the last rows of its loss.csv."""
 
 from __future__ import annotations
 

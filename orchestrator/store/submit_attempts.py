@@ -25,7 +25,7 @@ FOLDER = run_files.QUEUE
 # A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
 VOID_AFTER = env_settings.seconds("ABLATRIX_CLAIM_SECONDS", 180.0)
 
-FOLLOW_SECONDS = 300.0  # within which the first node of a job must have begun
+FOLLOW_SECONDS = 300.0  # within which the first node of a job must have started
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Claim:
 
 
 def new_token() -> str:
-    """64 random bits as hex: a name for one sbatch call."""
+    """Return 64 random bits as hex: a name for one sbatch call."""
     return secrets.token_hex(8)
 
 
@@ -61,7 +61,7 @@ def describe(run_dir: Path, claim: Claim) -> None:
 
 
 def read(run_dir: Path, attempt: int) -> Claim:
-    """What is known of a claim; only its number while its owner has not described it yet."""
+    """Return a claim; only its number is known until its owner has described it."""
     record = run_files.read_json(run_dir / FOLDER / str(attempt) / "claim.json") or {}
     token, index, tasks = (record.get(name) for name in ("token", "index", "tasks"))
     if not isinstance(token, str) or not all(type(n) is int and 0 <= n < 2**32 for n in (index, tasks)):
@@ -70,7 +70,7 @@ def read(run_dir: Path, attempt: int) -> Claim:
 
 
 def describe_owner(run_dir: Path, attempt: int) -> str:
-    """Who has claimed this attempt, where and when, as far as it is known."""
+    """Return who has claimed this attempt, where and when, as far as it is known."""
     folder = run_dir / FOLDER / str(attempt)
     record = run_files.read_json(folder / "claim.json") or {}
     words = [owner_name(folder), str(record.get("by", ""))]
@@ -80,7 +80,7 @@ def describe_owner(run_dir: Path, attempt: int) -> str:
 
 
 def is_void(run_dir: Path, attempt: int) -> bool:
-    """Is this claim so old that its sbatch must have ended? Both times are the file server's, not this machine's."""
+    """True if this claim is so old that its sbatch must have ended, by the file server's clock."""
     try:
         return shared_fs.age(run_dir / FOLDER / str(attempt), run_dir / FOLDER) > VOID_AFTER
     except FileNotFoundError:  # removed meanwhile
@@ -88,13 +88,14 @@ def is_void(run_dir: Path, attempt: int) -> bool:
 
 
 def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
-    """Called by the job: None when it may run the attempt, else why not.
+    """Start an attempt in its job: return None if the job may run it, else why not.
 
-    A requeued job finds its own id and goes on; a second job of the same attempt, or one whose attempt was given up
-    and claimed anew, must leave. Raises OSError where the folder cannot be written.
+    A requeued job finds its own id and continues; a second job of the same attempt, or one whose attempt was given up,
+    must leave. Raises OSError if the folder cannot be written.
     """
-    if newest(run_dir) > attempt:
-        return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
+    superseded = _superseded(run_dir, attempt)
+    if superseded:
+        return superseded
     path = run_dir / FOLDER / str(attempt) / "job"
     make_folder(run_dir, parents=True)
     make_folder(run_dir / FOLDER)
@@ -102,40 +103,48 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
     temporary = path.with_name(f".job.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         create(temporary, job_id)
-        os.link(temporary, path)  # like mkdir it has one winner, and the winner's file is whole
+        os.link(temporary, path)  # has one winner, like mkdir, whose file is complete
     except FileExistsError:
-        owner = run_files.read_text(path)
-        return None if owner == job_id else f"job {owner} runs attempt {attempt} already"
+        return _other_owner(run_files.read_text(path), attempt, job_id)
     finally:
         temporary.unlink(missing_ok=True)
     return None
 
 
+def _superseded(run_dir: Path, attempt: int) -> str:
+    """Return a sentence if there is a newer attempt, else ''."""
+    newer = newest(run_dir)  # lists the folder, which makes an NFS client ask the server
+    return f"attempt {attempt} was given up, attempt {newer} has taken its place" if newer > attempt else ""
+
+
+def _other_owner(owner: str, attempt: int, job_id: str) -> str | None:
+    return None if owner == job_id else f"job {owner} runs attempt {attempt} already"
+
+
 def follow(run_dir: Path, attempt: int, job_id: str, seconds: float = FOLLOW_SECONDS) -> str | None:
-    """`start` on a job's further nodes: None once the first one has the attempt, else why it has not."""
+    """Like `start`, on the job's other nodes: wait until its first node has started the attempt."""
     deadline = time.monotonic() + seconds
     while True:
-        if newest(run_dir) > attempt:  # lists the folder, which makes an NFS client ask the server
-            return f"attempt {attempt} was given up, attempt {newest(run_dir)} has taken its place"
+        superseded = _superseded(run_dir, attempt)
+        if superseded:
+            return superseded
         owner = run_files.read_text(run_dir / FOLDER / str(attempt) / "job")
-        if owner == job_id:
-            return None
         if owner:
-            return f"job {owner} runs attempt {attempt} already"
+            return _other_owner(owner, attempt, job_id)
         if time.monotonic() > deadline:
-            return f"the job's first node has not begun within {seconds:.0f} s"
+            return f"the job's first node has not started within {seconds:.0f} s"
         time.sleep(0.2)
 
 
 def may_be_unseen(run_dir: Path, attempt: int) -> bool:
-    """May the job of this attempt, which has left the queue, have written what is not seen here yet?
+    """True if the job of this attempt, which has left the queue, may have written what is not visible here yet.
 
-    Counted from when somebody first found it gone, anew whenever something is seen to be written.
+    The delay counts from when any process first found the job gone, and again from every later write.
     """
     delay = shared_fs.visibility_delay(run_dir)
     return not shared_fs.has_settled(run_dir / FOLDER / f".gone-{attempt}", run_dir / run_files.EVENTS, delay)
 
 
 def has_started(run_dir: Path, attempt: int) -> bool:
-    """Has a job begun this attempt?"""
+    """True if a job has started this attempt."""
     return (run_dir / FOLDER / str(attempt) / "job").exists()

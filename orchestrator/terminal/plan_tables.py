@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from ablatrix.orchestrator.status import cost
 from ablatrix.orchestrator.study import value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.matrix import Run
@@ -34,7 +33,7 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
                 "seeds": " ".join(str(run.seed) for run in members),
                 "parameters": _format(first.config.parameters, ","),
                 "FLOPs/token": _format(first.config.flops_per_token, ".3g"),
-                "tokens/run": _format(cost.tokens(first), ","),
+                "tokens/run": _format(first.config.tokens, ","),
                 "hours/run": f"{hours[cell]:.3g}" if cell in hours else "?" if hours else "",
                 "folder of the first": first.id,
             }
@@ -74,7 +73,7 @@ def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
                 "overrides": run.overrides,
                 "parameters": run.config.parameters,
                 "flops_per_token": run.config.flops_per_token,
-                "tokens": cost.tokens(run),
+                "tokens": run.config.tokens,
                 "config": run.config.as_tree(),
             }
             for run in runs

@@ -126,7 +126,7 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
         plan_tables.print_table(runs, folder, cost.hours_per_run(folder, runs, loaded.experiment), console)
     else:
         raise UserError(f"--format {style}: choose table, tree or json")
-    console.print(cost.summary(loaded.experiment, folder, runs))
+    console.print(cost.describe(loaded.experiment, folder, runs))
 
 
 def job_scripts(planned: Plan) -> list[str]:

@@ -43,7 +43,7 @@ def submit(options: Options, console: Console) -> int:
     if options.smoke:
         _require_smoke_test(plan, console)
     if not options.over_budget:
-        cost.check(plan.loaded.experiment, plan.folder, chosen)
+        cost.require_within_budget(plan.loaded.experiment, plan.folder, chosen)
     states = run_plan(plan, console)
     broken = [state for state in states if state.state in ("failed", "lost")]
     for state in broken:

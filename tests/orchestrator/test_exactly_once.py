@@ -282,7 +282,7 @@ def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path
     squeue = patient.bin / "squeue"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"JobHeldUser"'))
     states = study_state.collect(study)
-    assert "JobHeldUser: scontrol release lets it go" in states[0].reason
+    assert "JobHeldUser: release it by scontrol release" in states[0].reason
     squeue.write_text(squeue.read_text().replace('"JobHeldUser"', '"launch failed requeued held"'))
     printed: list[str] = []
     queueing.release_held(make_study(tmp_path / "another", expand(tmp_path, FIVE)), None, printed.append)

@@ -101,7 +101,7 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
     assert waves.resume(study, Scheduler(), said)
     assert fake.jobs() == {3: 4, 4: 1}
     assert by_state(study) == {"done": 3, "queued": 4}
-    assert said[-1] == "queued the report behind them as job 4"
+    assert said[-1] == "queued the report after them as job 4"
     assert not waves.resume(study, Scheduler(), said), "done twice it does nothing"
     assert fake.jobs() == {3: 4, 4: 1}
     record = run_files.read_json(study.runs[5].folder / run_files.PROVENANCE) or {}
