@@ -135,6 +135,7 @@ def test_kill_9_leaves_no_process_of_the_command(workspace: Workspace, victim: s
     words = job_command.task_command([(folder, 1)])
     with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as job:
         until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
+        until(lambda: "started" in [event["event"] for event in read_events(folder)])
         started = next(event for event in read_events(folder) if event["event"] == "started")
         helper = int((folder / "pid").read_text())
         os.kill(job.pid if victim == "task" else started["pid"], signal.SIGKILL)
