@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ablatrix.trainer.data.manifest import MANIFEST
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import cache_builder, embedded_sample, tokenizer, warm_cache
@@ -29,7 +30,6 @@ from ablatrix.trainer.data.batches import Batches
 from ablatrix.trainer.data.corpus import scan_lines
 from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer
 from ablatrix.trainer.data.formats import TextFile
-from ablatrix.trainer.data.manifest import MANIFEST
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_cache import Cache

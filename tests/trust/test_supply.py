@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from ablatrix.trainer.data.manifest import TOKENIZER_FILES
 from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -24,7 +25,6 @@ from packaging.utils import canonicalize_name
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.batches import open_tokens
-from ablatrix.trainer.data.manifest import TOKENIZER_FILES
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.evidence import Tally
 from tools import licenses, lock
