@@ -94,8 +94,15 @@ def ours(spec: dict[str, Any]) -> None:
     trainer = our_trainer(spec)
     import torch
 
-    cuda = trainer.device.type == "cuda"
-    trainer.add_callback("on_batch_end", Meter(torch.cuda.synchronize if cuda else lambda: None))
+    from ablatrix.trainer.callbacks.base import Callback
+
+    meter = Meter(torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None)
+
+    class StepTimes(Callback):
+        def on_batch_end(self, trainer: Any) -> None:
+            meter()
+
+    trainer.add_callback(StepTimes())
     trainer.run()
 
 

@@ -19,7 +19,7 @@ from ablatrix.orchestrator.study.command_settings import CommandKeys, Metrics
 from ablatrix.orchestrator.study.experiment import DESIGNS, TOP_LEVEL
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.trainer.callbacks.hooks import EVENTS
+from ablatrix.trainer.callbacks.base import EVENTS
 from ablatrix.trainer.config import RunConfig, keys
 from ablatrix.trainer.config.optimization import OPTIMIZERS, SCHEDULES
 from ablatrix.trainer.data import warm_cache

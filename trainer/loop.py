@@ -1,4 +1,4 @@
-"""The training loop: no files, no signals, no command line. Hooks by name do the rest."""
+"""The training loop: no files, no signals, no command line. Callbacks do the rest."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ablatrix.trainer.callbacks.hooks import EVENTS
+from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.cuda_graph import GraphedStep
@@ -34,11 +33,7 @@ class Source(Protocol):
 class Trainer:
     """Trains one model; everything that decides the result is in `config`, the batches and `state()`.
 
-    `iter` is the number of optimiser steps completed. Callbacks (`add_callback`) are called with the trainer:
-    `on_train_start`, `on_batch_end` (after every step), `on_row` (`trainer.row` is a new row of loss.csv),
-    `on_checkpoint` (`state()` is due to be saved), `on_out_of_memory` (batches are worked through in more `parts` from
-    now on), `on_train_end`. Any of them may set `stop_requested`: the loop then asks for a checkpoint and ends; or
-    `save_requested`: it asks for a checkpoint at the next step boundary and goes on.
+    `iter` is the number of optimiser steps completed. Callbacks are called at the events of callbacks/base.py.
 
     strategy: how this process shares the run with others; by default it is alone. All of them see the same batches,
     rows, evaluations and stops, and call `state()`, `weights()` and `result()` together.
@@ -61,7 +56,7 @@ class Trainer:
         settings = config.trainer
         self.optimizer = make(self.strategy.trained, settings)
         self.optimizer.across = self.strategy.norm
-        self.callbacks: dict[str, list[Callable[[Trainer], None]]] = defaultdict(list)
+        self.callbacks: list[Callback] = []  # by priority
         self.stop_requested = False
         self.stopped_by = ""  # who has requested it, for the log: a signal's name
         self.save_requested = False
@@ -89,15 +84,15 @@ class Trainer:
         self._since = 0.0
         self.inputs: dict[str, str] = {}  # fingerprints of what is trained on, for the checkpoints
 
-    def add_callback(self, event: str, callback: Callable[[Trainer], None]) -> None:
-        """Call `callback(trainer)` at `event`, after those added before. Raises ValueError on an unknown event."""
-        if event not in EVENTS:
-            raise ValueError(f"unknown event {event!r}; known: {', '.join(EVENTS)}")
-        self.callbacks[event].append(callback)
+    def add_callback(self, callback: Callback) -> None:
+        """Call the hooks of `callback` after those of higher priority and those added before."""
+        self.callbacks.append(callback)
+        self.callbacks.sort(key=lambda added: -added.priority)
 
-    def trigger_callbacks(self, event: str) -> None:
-        for callback in self.callbacks[event]:
-            callback(self)
+    def trigger(self, hook: str) -> None:
+        """Call a hook of all callbacks."""
+        for callback in self.callbacks:
+            callback.call(hook, self)
 
     @property
     def finished(self) -> bool:
@@ -120,19 +115,19 @@ class Trainer:
 
     def run(self) -> None:
         """Train until max_iters, an early stop, divergence, or a stop; `finished` is False after the last."""
-        self.trigger_callbacks("on_train_start")
+        self.trigger("on_train_start")
         self._agree()
         self._since = time.perf_counter()
         if not (self.finished or self.stop_requested):
             with contextlib.closing(self.source(self.iter, self.config.trainer.max_iters)) as batches:  # type: ignore[type-var]
                 for x, y in batches:
                     self._step(x, y)
-                    self.trigger_callbacks("on_batch_end")
+                    self.trigger("on_batch_end")
                     self._agree()
                     self._boundary()
                     if self.stop_requested or self.finished:
                         break
-        self.trigger_callbacks("on_train_end")
+        self.trigger("on_train_end")
 
     def _agree(self) -> None:
         """Where one process wants to stop, or to save, all do."""
@@ -193,7 +188,7 @@ class Trainer:
             )
         self.parts = parts
         give_back(self.device)
-        self.trigger_callbacks("on_out_of_memory")
+        self.trigger("on_out_of_memory")
 
     def autocast(self) -> torch.autocast:
         """The context in which products are done in `trainer.dtype`."""
@@ -216,7 +211,7 @@ class Trainer:
         due = (settings.ckpt_interval and self.iter % settings.ckpt_interval == 0) or self.iter == self._branch_step
         if not self.diverged and (due or self.save_requested or self.stop_requested or self.finished):
             with self.paused():
-                self.trigger_callbacks("on_checkpoint")
+                self.trigger("on_checkpoint")
                 self.save_requested = False
                 self._agree()
 
@@ -264,7 +259,7 @@ class Trainer:
         }
         self._sums.zero_()
         self._row_iter, self._row_seconds = self.iter, self.seconds
-        self.trigger_callbacks("on_row")
+        self.trigger("on_row")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -8,7 +8,8 @@ import math
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ablatrix.models.gpt import measure
 from ablatrix.trainer import checkpoint, eval_context_lengths, failures
 from ablatrix.trainer import resume as resuming
 from ablatrix.trainer.callbacks import registry
+from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.config import RunConfig, load
 from ablatrix.trainer.data import batches as data
 from ablatrix.trainer.data import fingerprints, tokenizer
@@ -36,7 +38,6 @@ from ablatrix.trainer.rundir.run_files import best_is_valid_at
 from ablatrix.trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
-    from ablatrix.trainer.callbacks.custom import Plugin
     from ablatrix.trainer.distributed.process_group import Team
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Inputs:
     batches: data.Batches
     heldout: tuple[Array, Array]
     start: dict[str, Any] | None
-    plugins: list[Plugin] = field(default_factory=list)  # callbacks of the user's own
+    custom: Sequence[Callback] = ()  # the user's callbacks
 
     @classmethod
     def open(cls, config: RunConfig, named: bool = True) -> Inputs:
@@ -100,7 +101,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         tune_products(device)
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
-        inputs.plugins = registry.plugins(config)
+        inputs.custom = registry.load_custom(config)
         if config.trainer.resume != "none":
             resuming.refuse_changed_inputs(config, run_dir / run_files.PROVENANCE, "it was submitted")
         attempt = _take(run_dir)
@@ -217,7 +218,7 @@ def _train(
     origin = resuming.restore(trainer, run_dir, start)
     del start
     _tell(team, FROM, str((run_dir / origin).absolute()) if origin else "")
-    attached = registry.attach(trainer, attempt, signals, inputs.plugins)
+    registry.attach(trainer, attempt, signals, inputs.custom)
     where = describe(device) + (f" x {team.world} processes ({trainer.strategy.name})" if team else "")
     event = "resumed" if origin else "started"
     fields = {"start": attempt.number, "iter": trainer.iter, "device": where}
@@ -233,11 +234,10 @@ def _train(
         requeue = trainer.stopped_by in ("", signals.name)
         append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
         logger.info(f"stopped by {by} after iter {trainer.iter}; start again to continue")
-        attached.close(trainer)
+        trainer.trigger("close")
         return run_files.EXIT_STOPPED
-    attached.mend()
     _finish(attempt, trainer, inputs.store)
-    attached.close(trainer)
+    trainer.trigger("close")
     if team:
         team.part(DONE, True)
     return 0
@@ -260,7 +260,7 @@ def _follow(config: RunConfig, place: rank_info.Place, signals: StopSignals) -> 
         origin = team.hear(FROM)
         if origin:
             resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until, own=True), origin)
-        _attach_follower(trainer, signals)
+        trainer.add_callback(Follower(signals))
         signals.training = True
         trainer.run()
         if not trainer.finished:
@@ -279,24 +279,24 @@ def _follow(config: RunConfig, place: rank_info.Place, signals: StopSignals) -> 
         raise told from error
 
 
-def _attach_follower(trainer: Trainer, signals: StopSignals) -> None:
-    """What a process that writes nothing does at the lead's events: its part of what the lead writes."""
+class Follower(Callback):
+    """What a process other than rank 0 does at the events: its part of what rank 0 writes."""
 
-    def watch(trainer: Trainer) -> None:
-        trainer.stop_requested = trainer.stop_requested or signals.received is not None
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
 
-    def share_state(trainer: Trainer) -> None:
+    def on_train_start(self, trainer: Trainer) -> None:
+        self.on_batch_end(trainer)
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        trainer.stop_requested = trainer.stop_requested or self.signals.received is not None
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
         trainer.state()
 
-    def share_weights(trainer: Trainer) -> None:
-        if trainer.val_loss is not None:
+    def on_row(self, trainer: Trainer) -> None:
+        if trainer.config.trainer.save_best and trainer.val_loss is not None:
             trainer.weights()
-
-    trainer.add_callback("on_train_start", watch)
-    trainer.add_callback("on_batch_end", watch)
-    trainer.add_callback("on_checkpoint", share_state)
-    if trainer.config.trainer.save_best:
-        trainer.add_callback("on_row", share_weights)
 
 
 def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:

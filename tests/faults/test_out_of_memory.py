@@ -24,6 +24,7 @@ from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import read_events
 from tests.faults.conftest import Trainers
 from tests.faults.nursery import Child
+from tests.support.callbacks import at
 from tests.support.waiting import last_step, wait_for
 from tests.support.workspace import without_clock
 
@@ -63,7 +64,9 @@ def fits_only(run: Trainer, windows: int, from_step: int = 0, evaluating: bool =
 
 def trained(run: Trainer) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    run.add_callback("on_row", lambda t: rows.append({k: t.row[k] for k in ("iter", "loss", "val_loss", "grad_norm")}))
+    run.add_callback(
+        at("on_row", lambda t: rows.append({k: t.row[k] for k in ("iter", "loss", "val_loss", "grad_norm")}))
+    )
     run.run()
     return rows
 
@@ -106,7 +109,7 @@ def test_same_numbers_in_smaller_parts(windows: int, parts: int) -> None:
     expected = trained(small())
     run, told = small(), list[tuple[int, int]]()
     fits_only(run, windows, from_step=4)
-    run.add_callback("on_out_of_memory", lambda t: told.append((t.iter, t.parts)))
+    run.add_callback(at("on_out_of_memory", lambda t: told.append((t.iter, t.parts))))
     assert_close(trained(run), expected)
     assert told == [(4, 2), (4, 4), (4, 8)][: int(math.log2(parts))] and run.parts == parts
 
@@ -145,7 +148,7 @@ def test_resumed_with_the_same_parts_and_the_same_dropout() -> None:
     """Killed after it had run out of memory; what comes after the resume equals what would have come, bit for bit."""
     whole, saved = small(dropout=0.2, ckpt_interval=6), list[dict[str, Any]]()
     fits_only(whole, 4, from_step=4)
-    whole.add_callback("on_checkpoint", lambda t: saved.append(copy.deepcopy(t.state())))
+    whole.add_callback(at("on_checkpoint", lambda t: saved.append(copy.deepcopy(t.state()))))
     expected = trained(whole)
     again = small(dropout=0.2, ckpt_interval=6)  # on a machine with more memory
     again.load_state(saved[0])

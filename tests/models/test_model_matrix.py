@@ -16,6 +16,7 @@ from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import RunConfig, validate
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.optimizers import decaying
+from tests.support.callbacks import at
 
 VOCABULARY, BLOCK, STEPS = 29, 12, 30
 MATRIX: dict[str, dict[str, Any]] = {
@@ -94,7 +95,7 @@ def test_it_learns(changes: dict[str, Any]) -> None:
 def test_a_resumed_run_is_the_untouched_one(changes: dict[str, Any]) -> None:
     whole, first, second = (trainer_of(run_config(changes, max_iters=6, warmup_steps=2)) for _ in range(3))
     whole.run()
-    first.add_callback("on_batch_end", lambda t: setattr(t, "stop_requested", t.iter == 3))
+    first.add_callback(at("on_batch_end", lambda t: setattr(t, "stop_requested", t.iter == 3)))
     first.run()
     second.load_state(first.state())
     second.run()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.loop import Array, Trainer
+from tests.support.callbacks import at
 
 VOCAB, BLOCK = 17, 8
 
@@ -42,7 +43,7 @@ def heldout() -> tuple[Array, Array]:
 def rows(of: Trainer) -> list[dict[str, Any]]:
     """The rows it writes from now on, clocks left out."""
     kept: list[dict[str, Any]] = []
-    of.add_callback("on_row", lambda t: kept.append({k: v for k, v in t.row.items() if k not in ("dt", "seconds")}))
+    of.add_callback(at("on_row", lambda t: kept.append({k: v for k, v in t.row.items() if k not in ("dt", "seconds")})))
     return kept
 
 

@@ -15,6 +15,7 @@ from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed import strategies as parallel
 from ablatrix.trainer.distributed.process_group import Team
 from ablatrix.trainer.loop import Trainer
+from tests.support.callbacks import at
 from tests.support.tiny_training import config, heldout, rows, source
 
 STEPS, HALF = 10, 5
@@ -47,7 +48,7 @@ def train(config: RunConfig, team: Team | None, start: dict[str, Any] | None = N
     if start is not None:
         run.load_state(start)
     got, half = rows(run), []
-    run.add_callback("on_checkpoint", lambda t: half.append(copied(t.state())))
+    run.add_callback(at("on_checkpoint", lambda t: half.append(copied(t.state()))))
     run.run()
     return {"rows": got, "half": half[0] if half else None, "state": copied(run.state()), "nll": run.result()[0]}
 

@@ -16,8 +16,10 @@ from ablatrix.trainer.config import RunConfig, from_flags
 from ablatrix.trainer.early_stopping import Improvement
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.errors import ConfigError
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.callbacks import at
 from tests.support.overfitting import OVERFITTING, held_out
 from tests.support.workspace import without_clock
 
@@ -209,7 +211,7 @@ class TestRequests:
             attach = registry.attach
 
             def attached(trainer: Trainer, *rest: Any) -> Any:
-                trainer.add_callback("on_batch_end", self.request(tmp_path / "asked", step, name))
+                trainer.add_callback(at("on_batch_end", self.request(tmp_path / "asked", step, name), priority=200))
                 return attach(trainer, *rest)
 
             clock = iter(range(10**6))
@@ -244,11 +246,11 @@ class TestRequests:
 
 class TestSpikes:
     def run(self, tmp_path: Path, rows: list[dict[str, Any]], kept: int = 0) -> list[tuple[int, str]]:
-        watch = Spikes(tmp_path, rows[:kept], lambda: None)
+        watch = Spikes(Attempt.take(tmp_path), rows[:kept])
         trainer = Trainer.__new__(Trainer)
         for row in rows[kept:]:
             trainer.iter, trainer.row = row["iter"], row
-            watch(trainer)
+            watch.on_row(trainer)
         return [(event["iter"], event["what"]) for event in events(tmp_path, "spike")]
 
     def rows(self, **odd: tuple[int, float]) -> list[dict[str, Any]]:

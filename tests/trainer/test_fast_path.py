@@ -23,6 +23,7 @@ from ablatrix.trainer.device import tune_products
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.optimizers import decaying
 from ablatrix.trainer.schedules import learning_rate
+from tests.support.callbacks import at
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB, BLOCK, BATCH = 600, 80, 3
@@ -69,7 +70,7 @@ def losses(run: RunConfig, device: str = "cpu") -> list[float]:
 
     empty = np.zeros((0, BLOCK), dtype=np.int64)
     trainer, found = Trainer(run, source, (empty, empty), device), []
-    trainer.add_callback("on_row", lambda t: found.append(t.row["loss"]))
+    trainer.add_callback(at("on_row", lambda t: found.append(t.row["loss"])))
     trainer.run()
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     return found

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import re
 import sys
 import time
@@ -306,7 +307,8 @@ def test_text_without_control_characters_is_unchanged() -> None:
 
 
 def test_a_trainer_prints_no_control_sequences(capfd: pytest.CaptureFixture[str]) -> None:
-    for write in (console.say, console.complain, console.warn):
+    console.start_logging()
+    for write in (console.say, console.complain, logging.getLogger("ablatrix.trainer").warning):
         write("\x1b]0;canary\x07")
     out, err = capfd.readouterr()
     assert (out + err).count("\\x1b]0;canary\\x07\n") == 3

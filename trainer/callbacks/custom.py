@@ -1,34 +1,22 @@
-"""Callbacks of the user's own: `callbacks.custom: [mypackage.mymodule:MyCallback]`.
+"""Callbacks of the user: `callbacks.custom: [mypackage.mymodule:MyCallback]`.
 
-The class is made without arguments and has any of these methods, which are called with the Trainer (trainer/loop.py):
+The class is made without arguments and has any of the hooks of `base.Callback`, from which it need not inherit. They
+may use `trainer.config`, `trainer.model` and `trainer.device`. With several processes only rank 0 calls them.
 
-    on_train_start(trainer)     before the first step of this attempt
-    on_batch_end(trainer)       after every step: `trainer.iter` steps are done
-    on_row(trainer)             `trainer.row` is a new row of loss.csv (a dict)
-    on_checkpoint(trainer)      a checkpoint has been written
-    on_out_of_memory(trainer)   batches are worked through in smaller parts from now on
-    on_train_end(trainer)       after the last step of this attempt, also where the run was stopped
-
-`trainer.config`, `trainer.model` and `trainer.device` may be used; `trainer.stop_requested = True` ends the run with a
-checkpoint, `trainer.save_requested = True` asks for one. In a run of several processes only the lead calls them.
-
-The module is looked for like every import, and then in the working folder. What such a callback raises ends the run
-with an error that names it: what somebody wrote on purpose must not fail in silence. Its name is part of the run's
-hash, for it may change the result; its code is not: give a changed one a new name.
+The module is looked for like every import, and then in the working folder. An error in a callback ends the run with a
+message that names it. Its name is part of the run's hash, for it may change the result; its code is not: give a changed
+one a new name.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.models.reference import describe_absence, describe_conflict, import_module
-from ablatrix.trainer.callbacks.hooks import EVENTS
+from ablatrix.trainer.callbacks.base import EVENTS, Callback
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.out_of_memory import first_line
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, RunError, UserError
@@ -39,37 +27,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """A callback of the user's own, ready to be called."""
+class CustomCallback(Callback):
+    """A user's callback; what it raises ends the run."""
 
-    name: str
-    callback: Any
+    priority = -100  # after all others
 
-    def attach(self, trainer: Trainer) -> None:
-        for event in EVENTS:
-            if hasattr(self.callback, event):
-                trainer.add_callback(event, partial(self._call, event))
+    def __init__(self, name: str, callback: Any) -> None:
+        self.name, self.callback = name, callback
 
-    def _call(self, event: str, trainer: Trainer) -> None:
+    def call(self, hook: str, trainer: Trainer) -> None:
+        method = getattr(self.callback, hook, None)
+        if method is None or hook not in EVENTS:
+            return
         stopping = trainer.stop_requested
         try:
-            getattr(self.callback, event)(trainer)
+            method(trainer)
         except AblatrixError:
             raise
         except Exception as error:
-            logger.error("".join(traceback.format_exception(error)).rstrip())
-            raise RunError(f"callbacks.custom: {self.name}: {event} raised {_told(error)}") from error
+            logger.exception("callbacks.custom: %s: %s", self.name, hook)
+            raise RunError(f"callbacks.custom: {self.name}: {hook} raised {_describe(error)}") from error
         if trainer.stop_requested and not stopping:
             trainer.stopped_by = f"the callback {self.name}"
 
 
-def load(names: Sequence[str]) -> list[Plugin]:
-    """Import and make the callbacks. Raises UserError with one line per one that cannot be used."""
+def load(names: Sequence[str]) -> list[CustomCallback]:
+    """Import and make the callbacks. Raises ConfigError with one line per callback that cannot be used."""
     made, problems = [], []
     for name in names:
         try:
-            made.append(Plugin(name, _make(name)))
+            made.append(CustomCallback(name, _make(name)))
         except UserError as error:
             problems.append(f"callbacks.custom: {name}: {error}")
     if problems:
@@ -89,7 +76,7 @@ def _make(name: str) -> Any:
     try:
         module = import_module(name)
     except Exception as error:
-        raise UserError(f"cannot be imported: {_told(error)}") from error
+        raise UserError(f"cannot be imported: {_describe(error)}") from error
     made = getattr(module, attribute, None)
     if made is None:
         classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
@@ -105,8 +92,8 @@ def _make(name: str) -> Any:
     try:
         return made()
     except Exception as error:
-        raise UserError(f"cannot be made without arguments: {_told(error)}") from error
+        raise UserError(f"cannot be made without arguments: {_describe(error)}") from error
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""Warnings about a run's curve while it is drawn. Free of torch."""
+"""Warnings about spikes of the loss and the gradient norm while a run trains. Free of torch."""
 
 from __future__ import annotations
 
@@ -6,80 +6,75 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable
+from statistics import median_low
 from typing import TYPE_CHECKING
 
-from ablatrix.trainer.rundir import loss_csv
+from ablatrix.trainer.callbacks.base import Callback
+from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.loss_csv import Row
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ablatrix.trainer.callbacks.outputs import Guard
     from ablatrix.trainer.loop import Trainer
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 64  # rows that a median is of
-FEWEST = 8  # below which it says too little
+WINDOW = 64  # rows in a running median
+FEWEST = 8  # rows before a median is used
 NORMAL = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
 
 
-def median(values: Iterable[float]) -> float:
-    """The lower one of two in the middle."""
-    ordered = sorted(values)
-    return ordered[(len(ordered) - 1) // 2]
+class Spikes(Callback):
+    """A gradient norm or a loss far above its running median is reported in the log and in events.jsonl.
 
-
-class Spikes:
-    """`on_row`: a gradient norm or a loss far above what it was lately is said in the log and in events.jsonl.
-
-    grad_norm: how many running medians are too much. loss: how many deviations above its running median (1.4826 times
-    the median absolute deviation: Rousseeuw & Croux 1993). 0: not watched. Said once, until a row is in order again.
-    rows: of loss.csv so far; a resumed run warns as an undisturbed one.
+    grad_norm: factor over the running median. loss: deviations over its running median (1.4826 times the median
+    absolute deviation: Rousseeuw & Croux 1993). 0: not watched. Reported once, until a row is normal again. rows: of
+    loss.csv so far; a resumed run warns as an undisturbed one.
     """
 
-    def __init__(
-        self, run_dir: Path, rows: Iterable[loss_csv.Row], guard: Guard, grad_norm: float = 10.0, loss: float = 10.0
-    ) -> None:
-        self.run_dir, self.guard = run_dir, guard
-        self.factors = {name: k for name, k in (("grad_norm", grad_norm), ("loss", loss)) if k}
-        self.lately: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in self.factors}
-        self.told: set[str] = set()
-        for row in rows:
-            self._take(row)
+    priority = 80
 
-    def __call__(self, trainer: Trainer) -> None:
-        for name, value, usual in self._take(trainer.row):
-            self.guard()
+    def __init__(self, attempt: Attempt, rows: Iterable[Row], grad_norm: float = 10.0, loss: float = 10.0) -> None:
+        self.attempt = attempt
+        self.factors = {name: k for name, k in (("grad_norm", grad_norm), ("loss", loss)) if k}
+        self.recent: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in self.factors}
+        self.reported: set[str] = set()
+        for row in rows:
+            self._add(row)
+
+    def on_row(self, trainer: Trainer) -> None:
+        for name, value, usual in self._add(trainer.row):
+            self.attempt.require()
             rate = trainer.row["lr"]
             logger.warning(
-                f"iter {trainer.iter}: {name} {value:.4g}, lately {usual:.4g} (lr {rate:.2e}); if this comes again and "
-                "again: a smaller learning_rate, a longer warm-up, or a smaller grad_norm_clip"
+                f"iter {trainer.iter}: {name} {value:.4g}, lately {usual:.4g} (lr {rate:.2e}); if this recurs, try "
+                "a smaller learning_rate, a longer warm-up, or a smaller grad_norm_clip"
             )
             fields = {"iter": trainer.iter, "what": name, "value": value, "median": usual, "lr": rate}
-            append_event(self.run_dir, "spike", **fields)
+            append_event(self.attempt.run_dir, "spike", **fields)
 
-    def _take(self, row: loss_csv.Row) -> list[tuple[str, float, float]]:
-        """Remember a row; (name, value, running median) of what is new and out of order in it."""
+    def _add(self, row: Row) -> list[tuple[str, float, float]]:
+        """Remember a row; return (name, value, running median) of each new spike in it."""
         found = []
         for name, factor in self.factors.items():
-            value, before = row.get(name), self.lately[name]
+            value, before = row.get(name), self.recent[name]
             if value is None or not math.isfinite(value):
                 continue
             if len(before) >= FEWEST:
-                usual = median(before)
-                if value > self._limit(name, before, usual, factor):
-                    if name not in self.told:
+                usual = median_low(before)
+                if value > _limit(name, before, usual, factor):
+                    if name not in self.reported:
                         found.append((name, value, usual))
-                    self.told.add(name)
+                    self.reported.add(name)
                 else:
-                    self.told.discard(name)
+                    self.reported.discard(name)
             before.append(value)
         return found
 
-    def _limit(self, name: str, before: deque[float], usual: float, factor: float) -> float:
-        if name == "grad_norm":
-            return factor * usual
-        # a loss that stands still to the last digits must not make a spike of nothing
-        deviation = max(NORMAL * median(abs(value - usual) for value in before), 0.01 * abs(usual))
-        return usual + factor * deviation
+
+def _limit(name: str, before: deque[float], usual: float, factor: float) -> float:
+    if name == "grad_norm":
+        return factor * usual
+    # at least 1% of the median: the last digits of a loss that stands still are no spike
+    deviation = max(NORMAL * median_low(abs(value - usual) for value in before), 0.01 * abs(usual))
+    return usual + factor * deviation

@@ -39,6 +39,11 @@ def complain(text: str) -> None:
         print(visible(text), file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning of a command (a training run has its log) to stderr."""
+    complain(f"warning: {text}")
+
+
 def flush_or_drop() -> None:
     """Flush before the process exits; what cannot be written is dropped, or Python would exit with code 120."""
     for stream in (sys.stdout, sys.stderr):
