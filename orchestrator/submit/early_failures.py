@@ -1,4 +1,4 @@
-"""Runs that fail alike within seconds: the rest of the study would fail too, and need not be started."""
+"""Stop a study whose first runs fail alike within seconds: the other runs would fail too."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ENOUGH = 2
 
 
 class EarlyFailures:
-    """Judges by the first runs that end. A run that finishes, runs longer or fails otherwise ends the suspicion."""
+    """Watch the first runs that end. A run that finishes, runs longer or fails otherwise ends the suspicion."""
 
     def __init__(self) -> None:
         self._reasons: list[str] = []
         self._suspected = True
 
     def add(self, run_dir: Path, seconds: float) -> None:
-        """Note the end of a run that lasted so long."""
+        """Record the end of a run that lasted so many seconds."""
         events = read_events(run_dir)
         last = events[-1] if events else {}
         reason = str(last.get("reason", "")) if last.get("event") == "failed" else ""
@@ -36,7 +36,7 @@ class EarlyFailures:
 
     @property
     def reason(self) -> str:
-        """Why the first runs failed, once they are enough to stop the rest; else ''."""
+        """Return why the first runs failed once they are enough to stop the others, else ''."""
         return self._reasons[-1] if self._suspected and len(self._reasons) >= ENOUGH else ""
 
     @property
@@ -45,7 +45,7 @@ class EarlyFailures:
 
 
 def describe_alike(states: Sequence[RunState], study: Path) -> str:
-    """A line for `status` while runs still wait although all that have ended failed alike; '' otherwise."""
+    """Return a line for `status` if runs still wait although all that have ended failed alike, else ''."""
     failed = [state.reason for state in states if state.state == "failed"]
     waiting = sum(state.state == "queued" for state in states)
     alike = len({_pattern(reason) for reason in failed}) == 1
@@ -58,5 +58,5 @@ def describe_alike(states: Sequence[RunState], study: Path) -> str:
 
 
 def _pattern(reason: str) -> str:
-    """The reason without its numbers, paths and names of runs."""
+    """Return the reason without its numbers, paths and names of runs."""
     return re.sub(r"\S*/\S*|\S*[0-9]\S*", "#", reason)

@@ -1,4 +1,4 @@
-"""Ctrl-C and a closed terminal: one sentence each, never a traceback. Standard library only."""
+"""Ctrl-C and closed terminals: one sentence each, never a traceback. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RERUN = "interrupted; rerun the command: nothing is queued or run twice"
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. Not an Exception: no handler of errors may swallow it."""
+    """Ctrl-C. Not an Exception, so that no error handler swallows it."""
 
 
 def raise_on_ctrl_c() -> None:
@@ -31,7 +31,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def explained(sentence: str) -> Iterator[None]:
-    """Within it, what is printed on Ctrl-C is this sentence."""
+    """Print this sentence if Ctrl-C is pressed in the block."""
     try:
         yield
     except Interrupted:
@@ -40,19 +40,18 @@ def explained(sentence: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def surviving_hangup() -> Iterator[None]:
-    """Within it, closing the terminal (SIGHUP) does not end this process; its output there is dropped."""
+    """Keep this process alive, without output, if the terminal is closed (SIGHUP) in the block."""
     handler = signal.getsignal(signal.SIGHUP)
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: drop_output())
     try:
         yield
     finally:
-        # once the terminal is gone there is nobody left to hang up again
         signal.signal(signal.SIGHUP, handler)
 
 
 def ignoring_lost_output(call: Callable[[], object]) -> None:
-    """Call something that prints; when nobody reads any more (EIO, EPIPE), drop the output from now on."""
+    """Call a function that prints; once the reader is gone (EIO, EPIPE), drop all further output."""
     try:
         call()
     except OSError as error:
@@ -62,7 +61,7 @@ def ignoring_lost_output(call: Callable[[], object]) -> None:
 
 
 def drop_output() -> None:
-    """Send to /dev/null what goes to a terminal or a pipe; files are still written."""
+    """Send output for a terminal or a pipe to /dev/null; files are still written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):

@@ -78,11 +78,7 @@ def read_log(run: StudyRun, lines: int) -> str:
     if not path.exists():
         study = shlex.quote(str(run.folder.parent))
         raise UserError(f"{run.id}: has no log yet ({path}); see: {program()} status {study}")
-    size = log_tail.TAIL_BYTES if lines else LONGEST_LOG
-    kept = log_tail.tail_text(path, size).splitlines()
-    while len(kept) <= lines and size < min(path.stat().st_size, LONGEST_TAIL):
-        size *= 8
-        kept = log_tail.tail_text(path, size).splitlines()
+    kept = log_tail.tail_text(path, LONGEST_TAIL if lines else LONGEST_LOG).splitlines()
     text = "\n".join(kept[-lines:])
     return _label_job_log(path, text) if log else text
 
