@@ -1,0 +1,119 @@
+"""Manifest of the offline cache: which tokenizers and data files it holds, with their origin, sizes and hashes.
+
+    manifest.json            this manifest
+    tokenizers/<name>/       vocab.json, merges.txt, tokenizer.json, tokenizer_config.json: real files, no links
+    tokens/<key>/            token caches of corpora (see trainer.data.token_cache)
+
+`warm-cache` fills the cache where there is internet; jobs only read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError, field_validator
+
+from ablatrix.trainer.data.shard_claims import Claims
+from ablatrix.trainer.rundir.errors import OfflineCacheError
+from ablatrix.trainer.rundir.files import atomic_write, owner_name, read_bytes
+from ablatrix.trainer.rundir.program import program
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+
+
+class FileFacts(BaseModel):
+    """Size and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+class TokenizerEntry(BaseModel):
+    """A tokenizer. bulk: the library that encodes corpora, tiktoken or tokenizers; versions: of what verified it."""
+
+    source: str
+    revision: str | None = None
+    commit: str | None = None
+    vocab_size: int
+    bulk: str = "tokenizers"
+    files: dict[str, FileFacts]
+    date: str = ""
+    versions: dict[str, str] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _check_names(cls, files: dict[str, FileFacts]) -> dict[str, FileFacts]:
+        if set(files) != set(TOKENIZER_FILES):
+            raise ValueError(f"files must be {', '.join(TOKENIZER_FILES)}")
+        return files
+
+    def sha256(self) -> str:
+        """Return one SHA-256 over all files: the hash of `name hash` lines, sorted."""
+        lines = "".join(f"{name} {self.files[name].sha256}\n" for name in sorted(self.files))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+class DataEntry(BaseModel):
+    """A downloaded data file, and where it was put."""
+
+    source: str
+    file: str
+    commit: str = ""
+    size: int
+    sha256: str
+    path: str
+    date: str = ""
+
+
+class Manifest(BaseModel):
+    """The content of manifest.json."""
+
+    format: int = FORMAT
+    tokenizers: dict[str, TokenizerEntry] = {}
+    data: dict[str, DataEntry] = {}
+
+
+def read_manifest(cache_dir: Path) -> Manifest:
+    """Return the manifest, an empty one if there is none. Raises OfflineCacheError if it cannot be used."""
+    path = Path(cache_dir) / MANIFEST
+    advice = f"remove it and run `{program()} warm-cache`"
+    try:
+        text = read_bytes(path)
+    except OSError:
+        if os.path.lexists(path) and not os.access(path, os.R_OK):
+            raise OfflineCacheError(
+                f"{path}: cannot be read; have {owner_name(path)} share the cache (chmod -R a+rX), or choose another"
+            ) from None
+        return Manifest()
+    try:
+        number = json.loads(text).get("format")
+        if number != FORMAT:
+            raise OfflineCacheError(
+                f"{path}: format {number!r} is not this version's ({FORMAT}): choose another --cache-dir, or {advice}"
+            )
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise OfflineCacheError(f"{path}: damaged ({place}: {error.errors()[0]['msg']}); {advice}") from None
+    except (ValueError, AttributeError):  # not JSON, or no object
+        raise OfflineCacheError(f"{path}: damaged; {advice}") from None
+
+
+def add_entry(cache_dir: Path, name: str, entry: TokenizerEntry | DataEntry) -> None:
+    """Add or replace one entry; of several processes, one at a time."""
+    with Claims(cache_dir) as claims:
+        while not claims.acquire(".manifest.claim", take_over=True):
+            time.sleep(0.05)
+        manifest = read_manifest(cache_dir)
+        if isinstance(entry, TokenizerEntry):
+            manifest.tokenizers[name] = entry
+        else:
+            manifest.data[name] = entry
+        text = json.dumps(manifest.model_dump(exclude_none=True), indent=2, sort_keys=True) + "\n"
+        atomic_write(cache_dir / MANIFEST, text)
