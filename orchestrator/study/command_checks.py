@@ -1,4 +1,4 @@
-"""What is wrong with an experiment whose runs are a command, said before anything is created."""
+"""Check an experiment whose runs are a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ablatrix.trainer.rundir import run_files
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment, Loaded
 
-# Files of the run folder that only we write
+# Files of the run folder that only Ablatrix writes
 OURS = (run_files.CONFIG, run_files.ARGS, run_files.LOSS, run_files.SUMMARY, run_files.PROVENANCE, run_files.EVENTS)
 
 
@@ -29,24 +29,24 @@ def setting_problems(data: dict[str, Any], tree: Tree) -> list[str]:
 
 
 def problems(loaded: Loaded) -> Iterator[str]:
-    """Keys that belong to a command without one; placeholders that are unknown; settings that never reach it."""
+    """Yield keys that need a command, unknown placeholders, and settings that never reach the command."""
     experiment = loaded.experiment
     if experiment.command is None:
         for key in OWN_KEYS:
             if (key,) in loaded.tree.where:
                 yield f"{loaded.at(key)}{key}: means nothing without `command:`"
         return
-    found = [f"{loaded.at(place)}{place}: {told}" for place, told in _texts(experiment)]
+    found = [f"{loaded.at(place)}{place}: {problem}" for place, problem in _text_problems(experiment)]
     yield from found
     if not found:
         yield from _unreached(loaded)
         yield from _unwritable(loaded)
         yield from _unseeded(loaded)
-    yield from _rest(loaded)
+    yield from _key_problems(loaded)
 
 
-def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """(key, problem) of every text that holds placeholders."""
+def _text_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Yield (key, problem) of the texts that may have placeholders."""
     known = [*experiment.base, *command_template.PLACES, command_template.FLAGS]
     switched = {key for group in experiment.levels() for level in group for key in level.overrides}
     for place, words in _parts(experiment).items():
@@ -55,7 +55,7 @@ def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
                 yield place, problem
         for name in dict.fromkeys(name for word in words for name in command_template.valid_placeholders(word)):
             if name == command_template.FLAGS and place not in ("command", "resume_command"):
-                yield place, "{flags} belongs into `command`"
+                yield place, "{flags} belongs in `command`"
             elif name not in known and name in switched:
                 yield place, f"{{{name}}}: only some features set it; give it a value under base as well"
             elif name not in known:
@@ -72,21 +72,21 @@ def _texts(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """Key -> the texts under it that may hold placeholders."""
+    """Return key -> its texts that may have placeholders."""
     metrics = experiment.metrics
-    told = (metrics.path, metrics.steps, metrics.tokens_per_step) if metrics else ()
+    sources = (metrics.path, metrics.steps, metrics.tokens_per_step) if metrics else ()
     return {
         "command": tuple(experiment.command or ()),
         "resume_command": tuple(experiment.resume_command or ()),
         "checkpoint": (experiment.checkpoint,) if experiment.checkpoint else (),
         "env": tuple(experiment.env.values()),
         "workdir": (experiment.workdir,),
-        "metrics": tuple(text for text in told if isinstance(text, str)),
+        "metrics": tuple(text for text in sources if isinstance(text, str)),
     }
 
 
 def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
-    """(place in the file, key, value) of every setting."""
+    """Return (path, key, value) of every setting."""
     levels = [level for group in loaded.experiment.levels() for level in group]
     found: list[tuple[KeyPath, str, Any]] = [(("base", k), k, value) for k, value in loaded.experiment.base.items()]
     found += [((*level.path, key), key, value) for level in levels for key, value in level.overrides.items()]
@@ -94,7 +94,7 @@ def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
 
 
 def _unreached(loaded: Loaded) -> Iterator[str]:
-    """Settings that would change nothing, because no word of the command holds them."""
+    """Yield settings without a placeholder, which would change nothing."""
     style, parts = loaded.experiment.flags.style, _parts(loaded.experiment)
     if style == "in-process":
         return
@@ -104,7 +104,7 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
     for line in ("command", "resume_command"):
         if not parts[line] or style == "config-file" or _named(parts, line, command_template.FLAGS):
             continue
-        consequence = "" if line == "command" else " (a resumed run would go on without it)"
+        consequence = "" if line == "command" else " (a resumed run would continue without it)"
         for path, key, _ in _settings(loaded):
             if not _named(parts, line, key):
                 yield (
@@ -114,7 +114,7 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
 
 
 def _unwritable(loaded: Loaded) -> Iterator[str]:
-    """Settings that cannot be written as flags of the chosen style, and those that are written alike."""
+    """Yield settings that cannot be written as flags of the style, and those that would be the same flag."""
     flags, parts = loaded.experiment.flags, _parts(loaded.experiment)
     lines = [line for line in ("command", "resume_command") if _named(parts, line, command_template.FLAGS)]
     written = [entry for entry in _settings(loaded) if not all(_named(parts, line, entry[1]) for line in lines)]
@@ -123,17 +123,17 @@ def _unwritable(loaded: Loaded) -> Iterator[str]:
         if problem:
             yield f"{loaded.at(*path)}{'.'.join(path)}: {problem}"
     for key, other in command_flags.clashes(dict.fromkeys(key for _, key, _ in _settings(loaded)), flags.style):
-        yield f"{loaded.at('flags')}flags: with {flags.style!r}, {key} and {other} are one and the same flag"
+        yield f"{loaded.at('flags')}flags: with {flags.style!r}, {key} and {other} are the same flag"
 
 
 def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
-    """Does a command line, or what every command gets, hold this placeholder?"""
+    """True if a command line, its environment or its folder has this placeholder."""
     texts = (*parts[line], *parts["env"], *parts["workdir"])
     return any(name in command_template.valid_placeholders(text) for text in texts)
 
 
 def _unseeded(loaded: Loaded) -> Iterator[str]:
-    """Several seeds, and the command does not know of them: its runs would be copies of each other."""
+    """Yield a problem if there are several seeds and the command is not passed them: its runs would be the same."""
     experiment = loaded.experiment
     if experiment.flags.style == "in-process" or len(experiment.seed_list) < 2:
         return
@@ -143,8 +143,8 @@ def _unseeded(loaded: Loaded) -> Iterator[str]:
         )
 
 
-def _rest(loaded: Loaded) -> Iterator[str]:
-    """Files that are ours, and what goes only with something else."""
+def _key_problems(loaded: Loaded) -> Iterator[str]:
+    """Yield metrics in files that Ablatrix writes, and keys that need another key."""
     experiment, metrics = loaded.experiment, loaded.experiment.metrics
     if metrics and not metrics.path.startswith(("/", "~")):
         name = os.path.normpath(metrics.path.removeprefix("{run_dir}/"))

@@ -1,4 +1,4 @@
-"""Which program, interpreter and script a command starts, behind srun, conda run, torchrun and the like."""
+"""Find the program, interpreter and script that a command starts through srun, conda run, torchrun and the like."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path, PurePath
 from ablatrix.orchestrator.study.command_template import SHELLS
 
 PYTHON = re.compile(r"(python|pypy)[0-9.]*")
-# Programs that start the rest of their words, in the same environment
+# Programs that start the rest of their words in the same environment
 TRANSPARENT = {"env", "nice", "ionice", "nohup", "time", "timeout", "stdbuf", "setsid", "numactl", "taskset"}
 TRANSPARENT |= {"srun", "mpirun", "mpiexec", "unbuffer", "exec"}
-# ... in an environment of their own
+# ... in another environment
 MANAGERS = {"uv", "poetry", "conda", "mamba", "micromamba", "pipenv", "pdm", "hatch", "rye", "pixi"}
-QUIET_MANAGERS = {"poetry", "conda", "mamba", "micromamba", "pipenv"}  # that install nothing when they run a program
+QUIET_MANAGERS = {"poetry", "conda", "mamba", "micromamba", "pipenv"}  # install nothing when they run a program
 LAUNCHERS = {"torchrun", "accelerate", "deepspeed"}
 LAUNCHER_MODULES = {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch", "deepspeed"}
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a command starts. start: the words up to the script; interpreter: words that start its Python, if known."""
+    """The program of a command. start: the words up to the script; interpreter: the words that start its Python."""
 
     start: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -38,20 +38,16 @@ class Program:
 
 
 def find_program(words: Sequence[str], folder: Path, path: str | None) -> Program | None:
-    """The program of a command; None where it cannot be told (a container, `bash -c`, a program of another kind).
+    """Return the program of a command, None if it is unknown (a container, `bash -c`, a program of another kind).
 
     folder: that the command runs in; path: its PATH.
     """
-    at = next((i for i, word in enumerate(words) if i == 0 or _is_known(word)), 0)
-    first = PurePath(words[0]).name
-    if first in TRANSPARENT | MANAGERS:
+    names, at = [PurePath(word).name for word in words], 0
+    if names[0] in TRANSPARENT | MANAGERS:
         at = next((i for i, word in enumerate(words) if i and _is_known(word)), 0)
-        inner = next((i for i in range(1, at) if PurePath(words[i]).name in MANAGERS), 0)
-        manager = first if first in MANAGERS else PurePath(words[inner]).name if inner else ""
         if not at:
             return None
-    else:
-        at, manager = 0, ""
+    manager = next((name for name in names[:at] if name in MANAGERS), "")
     found = _read(list(words), at, folder, path)
     if found is None or not manager:
         return found
@@ -64,7 +60,7 @@ def _is_known(word: str) -> bool:
 
 
 def _managed(found: Program, manager: str, prefix: list[str], folder: Path) -> Program:
-    """The program with the interpreter of its environment, where that can be asked without installing anything."""
+    """Return the program with the interpreter of its environment, if that runs without installing anything."""
     interpreter: tuple[str, ...] = ()
     if manager in QUIET_MANAGERS and found.is_python:
         interpreter = (*prefix, "python")
@@ -74,7 +70,7 @@ def _managed(found: Program, manager: str, prefix: list[str], folder: Path) -> P
 
 
 def _read(words: list[str], at: int, folder: Path, path: str | None) -> Program | None:
-    """The program that begins at a word."""
+    """Return the program that begins at a word."""
     name = PurePath(words[at]).name
     if PYTHON.fullmatch(name):
         return _of_python(words, at)
@@ -107,7 +103,7 @@ def _of_python(words: list[str], at: int) -> Program | None:
 
 
 def _of_launcher(words: list[str], at: int, interpreter: tuple[str, ...], bare: bool = False) -> Program | None:
-    """torchrun and the like: options, then a script, or a module behind -m."""
+    """Return the program of torchrun and the like: options, then a script, or a module after -m."""
     as_module = next((i for i in range(at, len(words)) if words[i] in ("-m", "--module")), None)
     script = next((i for i in range(at, len(words)) if words[i].endswith(".py")), None)
     if as_module is not None and (script is None or as_module < script) and as_module + 1 < len(words):
@@ -129,7 +125,7 @@ def _of_shell(words: list[str], at: int) -> Program | None:
 
 
 def _shebang(file: str | Path | None) -> tuple[str, ...]:
-    """The interpreter that the first line of a script names; () where it names none, or one on PATH."""
+    """Return the interpreter in the first line of a script; () if there is none, or one on PATH."""
     if not file:
         return ()
     try:

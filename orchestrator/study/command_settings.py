@@ -1,4 +1,4 @@
-"""What an experiment file says about a command: `command:` and the keys that go with it."""
+"""The keys of an experiment file that describe a command: `command:`, `flags:`, `metrics:` and so on (pydantic)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _variable(name: str) -> str:
 
 
 def _text(value: Any) -> Any:
-    """`OMP_NUM_THREADS: 4` means the text 4."""
+    """Return a number or switch as text: `OMP_NUM_THREADS: 4`."""
     return text_of(value) if isinstance(value, bool | int | float) else value
 
 
 def _usable(path: str) -> str:
-    """Return a path as it is written. Raises ValueError where it cannot be expanded."""
+    """Return a path as it is written. Raise ValueError if it cannot be expanded."""
     expand_path(path)
     return path
 
@@ -45,7 +45,7 @@ def _words(command: str | list[str]) -> tuple[str, ...]:
 
 
 def _pattern(pattern: str) -> str:
-    """A regular expression whose named groups are columns. Raises ValueError."""
+    """Return a regular expression whose named groups are columns. Raise ValueError for any other text."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -60,8 +60,8 @@ Command = Annotated[str | list[Word], AfterValidator(_words)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
-COUNTED = ("iter", "dt", "dt_ms", "lr", "tokens", "seconds")  # columns that tell nothing of a run's quality
-# Words in the names of measures of which more is better; a report in the wrong direction is worse than a question
+COUNTED = ("iter", "dt", "dt_ms", "lr", "tokens", "seconds")  # columns that do not measure quality
+# Words in the names of metrics of which more is better, so that the direction has to be given
 HIGHER = {"acc", "accuracy", "auc", "bleu", "f1", "iou", "miou", "precision", "psnr", "recall", "rouge", "top1"}
 
 
@@ -69,7 +69,7 @@ def _measure_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w./@ -]{0,79}", name):
         raise ValueError("must be one column of the source, such as val_acc")
     if name in COUNTED:
-        raise ValueError("is no measure of quality; name a loss, an accuracy or the like")
+        raise ValueError("does not measure quality; name a loss, an accuracy or the like")
     return name
 
 
@@ -135,7 +135,7 @@ class Metrics(Part):
 
     @property
     def source_columns(self) -> dict[str, str]:
-        """`columns`, with the compared one where it is none of the usual."""
+        """`columns`, and the compared column if it is not a usual one."""
         extra = {self.compare: self.compare} if self.compare and self.compare not in command.METRIC_NAMES else {}
         return extra | self.columns
 
@@ -151,7 +151,7 @@ class Metrics(Part):
 
     @property
     def path(self) -> str:
-        """The file that is read, as it was written."""
+        """The file that is read, as it is written."""
         return (
             self.csv
             or self.jsonl
@@ -162,7 +162,7 @@ class Metrics(Part):
 
     @property
     def kind(self) -> str:
-        """Which kind of source it is."""
+        """The kind of source."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), "jsonl")
 
 

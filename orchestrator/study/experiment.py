@@ -53,7 +53,7 @@ SafeName = Annotated[str, AfterValidator(safe_name)]
 
 
 def usable_path(path: str) -> str:
-    """Return a folder's path, expanded. Raises ValueError for control characters, and for what looks like an option."""
+    """Return a folder's path, expanded. Raise ValueError for control characters, and for what looks like an option."""
     path = expand_path(path)
     if not path.isprintable():
         raise ValueError("a path cannot hold control characters")

@@ -1,8 +1,8 @@
-"""Which variables of the submitting shell reach a job: an allow-list, the same under every launcher.
+"""The variables of the submitting shell that reach a job: an allow-list, the same for every launcher.
 
-With `sbatch --export=NAMES` Slurm passes these, but also loads the environment of a login on the job's node, and
-whatever `~/.bashrc` exports is in it; whoever submits a script by hand may say --export=ALL. So a job script takes away
-what is not on the list, before anything else. What its own setup lines (`module load`) set afterwards stays.
+With `sbatch --export=NAMES` Slurm passes these, but also loads the environment of a login on the job's node with
+all that `~/.bashrc` exports, and a script that is submitted by hand may be passed --export=ALL. So a job script first
+unsets what is not on the list. What its setup lines (`module load`) set afterwards stays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 
 from ablatrix.orchestrator.study import secrets
 
-# No proxies, package indexes or HF_ENDPOINT: their addresses may hold passwords, and jobs have no network
+# No proxies, package indexes or HF_ENDPOINT: their addresses may have passwords, and jobs have no network
 ALLOWED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "COLUMNS"),
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH", "MANPATH", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
@@ -38,7 +38,7 @@ ALLOWED = (
     *("BASH_FUNC_module%%", "BASH_FUNC_ml%%", "BASH_FUNC__module_raw%%", "BASH_FUNC_switchml%%"),
     # Python and its environments
     *("PYTHON*", "PYENV_*", "_PYENV_*", "CONDA_*", "_CONDA_*", "_CE_*", "MAMBA_*", "VIRTUAL_ENV"),
-    # what computes
+    # accelerators, threads and frameworks
     *("CUDA_*", "CUDNN_*", "NCCL_*", "NVIDIA_*", "HIP_*", "HSA_*", "ROCM_*", "ROCR_*", "MIOPEN_*", "UCX_*", "FI_*"),
     *("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "GLOO_*", "TP_SOCKET_IFNAME"),
     *("TORCH*", "PYTORCH_*", "TRITON_*", "XLA_*", "JAX_*", "TF_CPP_*", "TF_XLA_FLAGS", "TOKENIZERS_*"),
@@ -47,20 +47,20 @@ ALLOWED = (
     *("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "ABLATRIX_*"),
     *("WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_*_DIR", "WANDB_SILENT"),
 )
-# What Slurm, its prolog or the machine itself sets where the job runs
+# Set by Slurm, its prolog or the node where the job runs
 OF_THE_NODE = (
     *("SLURM*", "PMI*", "OMPI_*", "PRTE_*", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK", "KRB5CCNAME", "ENVIRONMENT"),
     *("TMPDIR", "TMP", "TEMP", "XDG_RUNTIME_DIR", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_"),
 )
-# With it in the job, each srun would pass this list again, without what setup lines have set
+# With them in the job, each srun would pass this list again, without what setup lines have set
 _NOT_KEPT = ("SLURM_EXPORT_ENV", "SLURM_GET_USER_ENV")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:%%)?")  # of variables that sbatch's list can hold; %%: of a function
-_KEYWORDS = ("ALL", "NONE", "NIL")  # what --export understands in place of names
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:%%)?")  # permitted in sbatch's list; %%: of a function
+_KEYWORDS = ("ALL", "NONE", "NIL")  # of --export, not names
 _PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 
 def checked(entry: str) -> str:
-    """An entry of `export:`, a name or the beginning of some and `*`. Raises ValueError."""
+    """Return an entry of `export:`, a name or a prefix and `*`. Raise ValueError for any other text."""
     if not _PATTERN.fullmatch(entry):
         raise ValueError("must be the name of a variable of your shell, or its beginning and a star (`MYLAB_*`)")
     if entry.upper() in _KEYWORDS or entry.startswith(("SLURM_", "SBATCH_", "SRUN_")):
@@ -69,31 +69,31 @@ def checked(entry: str) -> str:
 
 
 def names(named: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The variables of this shell that a job gets: those on the allow-list, and those `named` under `export:`."""
+    """Return the variables of this shell that a job gets: those on the allow-list, and those under `export:`."""
     named = tuple(named)
     usable = (name for name in environ if _NAME.fullmatch(name) and name.upper() not in _KEYWORDS)
     return sorted(name for name in usable if _matches(name, named) or _is_allowed(name, environ[name]))
 
 
 def environment(named: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a job on this machine, which does not take itself for a job of a surrounding allocation."""
+    """Return the environment of a job on this machine, without the job id of a surrounding allocation."""
     here = {name for name in environ if _matches(name, OF_THE_NODE) and not secrets.is_secret_name(name)}
     here = {name for name in here if not name.startswith(("SLURM_JOB", "SLURM_ARRAY"))} - set(_NOT_KEPT)
     return {name: environ[name] for name in (*names(named, environ), *here)}
 
 
 def unset(named: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The names under `export:` that are no variables of this shell."""
+    """Return the names under `export:` that are not set in this shell."""
     return [name for name in named if not name.endswith("*") and name not in environ]
 
 
 def option(named: Iterable[str] = ()) -> str:
-    """The value of sbatch's --export. Never empty, which would mean ALL."""
+    """Return the value of sbatch's --export. Never empty, which would mean ALL."""
     return ",".join(names(named)) or "NONE"
 
 
 def wall(named: Iterable[str] = ()) -> list[str]:
-    """Lines of bash that take away every variable which is not on the list; for the beginning of a job script."""
+    """Return bash lines that unset every variable not on the allow-list, for the beginning of a job script."""
     kept = [pattern for pattern in (*ALLOWED, *OF_THE_NODE) if not pattern.startswith("BASH_FUNC_")]
     return [
         "# Only these variables reach the runs; `export:` in the experiment file names more",
@@ -122,7 +122,7 @@ _SECRETS = (
 
 
 def _case(patterns: Iterable[str], action: str) -> list[str]:
-    """One branch of bash's `case`, several lines long."""
+    """Return one branch of bash's `case`."""
     words = [shlex.quote(pattern).replace("'", "") for pattern in patterns]
     if not words:
         return []
@@ -132,7 +132,7 @@ def _case(patterns: Iterable[str], action: str) -> list[str]:
 
 
 def _is_allowed(name: str, value: str) -> bool:
-    """On the list, and no secret that a pattern such as NVIDIA_* lets in."""
+    """True if the variable is on the list, and not a secret that a pattern such as NVIDIA_* matches."""
     if name in ALLOWED:
         return True
     return _matches(name, ALLOWED) and not secrets.is_secret_name(name) and not secrets.find_form(value, name)

@@ -137,7 +137,7 @@ def _without_private(tree: Tree, *names: str) -> Tree:
 def flatten_settings(tree: Tree) -> Tree:
     """Return a copy of the tree with dotted keys in base and features, so that both spellings merge alike.
 
-    Raises ConfigError for a setting that is given in both.
+    Raise ConfigError for a setting that is given in both.
     """
     tree, problems = Tree(copy.deepcopy(tree.data), dict(tree.where)), []
     for path, block in settings_blocks(tree.data):

@@ -75,7 +75,7 @@ class Variables:
     def fill(self, value: Any) -> Any:
         """Return `value` with each `${...}` replaced; a string that is a single `${...}` takes the type of its value.
 
-        Raises UserError naming the expression that cannot be evaluated.
+        Raise UserError naming the expression that cannot be evaluated.
         """
         if isinstance(value, dict):
             return {key: self.fill(inner) for key, inner in value.items()}
@@ -172,7 +172,7 @@ def vars_of(tree: Tree) -> dict[str, Any]:
 def fill_tree(tree: Tree, variables: Variables, problems: list[str]) -> dict[str, Any]:
     """Return the tree's data with all `${...}` replaced; each expression that fails is added to `problems`.
 
-    Raises ConfigError if a value becomes a secret.
+    Raise ConfigError if a value becomes a secret.
     """
     escaped = secrets.escaped_names(tree.data)
     found: list[str] = []

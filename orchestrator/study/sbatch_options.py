@@ -1,4 +1,4 @@
-"""sbatch's options as people write them in YAML: spellings, units, switches, and those that Ablatrix sets itself."""
+"""Options of sbatch as they are written in YAML: spellings, units, switches, and those that Ablatrix sets itself."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]?)(i?B)?", re.IGNO
 
 
 def long_name(name: str) -> str:
-    """Return sbatch's long name of an option as somebody wrote it: `p`, `-p`, `--mail-type`, `mail_type`."""
+    """Return sbatch's long name of an option written as `p`, `-p`, `--mail-type` or `mail_type`."""
     bare = name.strip().lstrip("-")
     bare = SHORT.get(bare, bare).replace("_", "-")
     return OLD.get(bare, bare)
 
 
-def advice(said: str) -> str:
-    """Return which setting would change what sbatch says, as the end of a sentence; '' for none."""
-    return next((f"; {todo}" for words, todo in REFUSALS.items() if words in said.lower()), "")
+def advice(message: str) -> str:
+    """Return which setting resolves a message of sbatch, as the end of a sentence; '' for none."""
+    return next((f"; {todo}" for words, todo in REFUSALS.items() if words in message.lower()), "")
 
 
 def find_place(key: str, fields: Container[str]) -> str:
-    """Return where an sbatch option that stands under `slurm:` belongs; '' for any other key."""
+    """Return where an sbatch option that is under `slurm:` belongs; '' for any other key."""
     name = long_name(key)
     if name in OWN:
         return f"; it is set by Ablatrix itself: {OWN[name]}"
@@ -88,7 +88,7 @@ def find_place(key: str, fields: Container[str]) -> str:
 
 
 def named(key: str, value: Any, fields: Container[str]) -> tuple[str, Any]:
-    """Return the setting under `slurm:` that an option is, and its value there; the option itself if there is none."""
+    """Return an option as a setting of `slurm:` with its value; the option itself if there is no such setting."""
     name = long_name(key)
     if name == "no-requeue":
         switch = as_switch(value)
@@ -100,7 +100,7 @@ def named(key: str, value: Any, fields: Container[str]) -> tuple[str, Any]:
 
 
 def refuse_twice(keys: Iterable[str]) -> None:
-    """Raise ValueError for an option that is given in two spellings."""
+    """Raise ValueError if an option is given in two spellings."""
     first: dict[str, str] = {}
     for key in keys:
         other = first.setdefault(long_name(key), key)
@@ -109,15 +109,15 @@ def refuse_twice(keys: Iterable[str]) -> None:
 
 
 def checked_name(key: str) -> str:
-    """Return the long name of an option under `slurm.extra`. Raises ValueError for one that cannot be given."""
+    """Return the long name of an option under `slurm.extra`. Raise ValueError for one that cannot be given."""
     name = long_name(key)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,79}", name):
         raise ValueError("is not the name of an sbatch option")
     if name in OWN:
-        raise ValueError(f"is set by Ablatrix itself and cannot stand under slurm.extra: {OWN[name]}")
+        raise ValueError(f"is set by Ablatrix itself and cannot be given under slurm.extra: {OWN[name]}")
     if name in _SETTINGS:
         raise ValueError(f"is given as slurm.{name.replace('-', '_')} too; keep one of them")
-    # sbatch takes the beginning of an option for the whole: `outp` would be a second --output
+    # sbatch completes the beginning of an option: `outp` would be a second --output
     whole = next((own for own in (*OWN, *_SETTINGS) if own.startswith(name)), None)
     if whole and name not in VALUED | SWITCHES:
         raise ValueError(f"would be read by sbatch as --{whole}, which is set by Ablatrix itself; write the whole name")
@@ -125,7 +125,7 @@ def checked_name(key: str) -> str:
 
 
 def checked_helper_name(key: str) -> str:
-    """Return the long name of an option under `slurm.helper_jobs`: of its own it may have the resources, too."""
+    """Return the long name of an option under `slurm.helper_jobs`, which may be a resource too."""
     name = long_name(key)
     return name if name in _RESOURCES else checked_name(key)
 
@@ -141,7 +141,7 @@ _RESOURCES = {*_SETTINGS[:10], "ntasks", "ntasks-per-node"}
 
 
 def checked(extra: Mapping[str, str | bool]) -> dict[str, str | bool]:
-    """Return the options that are given, those without a value as True. Raises ValueError."""
+    """Return the options that are given, those without a value as True. Raise ValueError."""
     given: dict[str, str | bool] = {}
     for name, value in extra.items():
         if name not in VALUED:
@@ -162,7 +162,7 @@ def as_value(value: Any) -> str | bool:
 
 
 def as_word(value: Any) -> str:
-    """Return a value as one printable word without quotes, blanks or shell characters. Raises ValueError."""
+    """Return a value as one printable word without quotes, blanks or shell characters. Raise ValueError."""
     if isinstance(value, list):
         return ",".join(map(as_word, value))
     text = as_text(value)
@@ -173,7 +173,7 @@ def as_word(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a text, or a whole number as one. Raises ValueError for a value whose spelling YAML has changed."""
+    """Return a text, or a whole number as text. Raise ValueError for a value whose spelling YAML has changed."""
     if isinstance(value, bool):
         raise ValueError(f"is a switch here, {QUOTES} if it is a name")
     if isinstance(value, float):
@@ -189,7 +189,7 @@ def as_count(value: Any) -> Any:
 
 
 def as_switch(value: Any) -> Any:
-    """Return yes, no, on and off, which are words in YAML 1.2, as true and false."""
+    """Return yes, no, on and off, which are words in YAML 1.2, as booleans."""
     return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
@@ -201,7 +201,7 @@ def as_lines(value: Any) -> Any:
 def as_memory(value: Any) -> str:
     """Return an amount of memory in Slurm's form: `16GB`, `16 GiB` and `16g` are 16G, `1.5G` is 1536M.
 
-    Raises ValueError.
+    Raise ValueError.
     """
     if isinstance(value, float):
         raise ValueError("needs a unit, like `1.5G`")
@@ -224,7 +224,7 @@ def mebibytes(memory: str) -> float:
 
 
 def minutes(time: str) -> int:
-    """Slurm's time formats (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) as whole minutes, rounded up. Raises ValueError."""
+    """Return a time of Slurm (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up. Raise ValueError."""
     match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", time)
     if not match:
         raise ValueError("not a Slurm time; write HH:MM:SS or D-HH:MM:SS, in quotes")
@@ -240,14 +240,14 @@ def minutes(time: str) -> int:
 
 
 def as_time(value: Any) -> str:
-    """Return a time limit in Slurm's form; a number is in minutes. Raises ValueError."""
+    """Return a time limit in Slurm's form; a number is in minutes. Raise ValueError."""
     time = as_text(value).strip()
     minutes(time)
     return time
 
 
 def as_comment(value: Any) -> str:
-    """Return a job comment: printable text in one line without backslashes. Raises ValueError."""
+    """Return a job comment: printable text in one line without backslashes. Raise ValueError."""
     text = as_text(value).strip()
     if not text or len(text) > 1000 or not (text.isascii() and text.isprintable()) or "\\" in text or "'" in text:
         raise ValueError("a comment is one line of ASCII without backslashes and single quotes")
@@ -257,7 +257,7 @@ def as_comment(value: Any) -> str:
 
 
 def as_cluster(value: Any) -> str:
-    """Return the name of one cluster. Raises ValueError for several: which one took a job must be known."""
+    """Return the name of a cluster. Raise ValueError for several: it must be known which one has a job."""
     text = as_text(value).strip() if isinstance(value, str | int) else ""
     if not _CLUSTER.fullmatch(text) or text == "all":
         raise ValueError("name one cluster, as `sacctmgr show clusters` does")
@@ -265,13 +265,13 @@ def as_cluster(value: Any) -> str:
 
 
 def cluster_of_shell() -> str | None:
-    """Return the one cluster that the user's shell sends jobs to (SLURM_CLUSTERS), None for that of this machine."""
+    """Return the cluster in SLURM_CLUSTERS, None for that of this machine."""
     name = os.environ.get("SLURM_CLUSTERS", "")
     return name if _CLUSTER.fullmatch(name) and name != "all" else None
 
 
 def as_gpus(value: Any) -> int | str:
-    """Return a request for GPUs: a number, or types and numbers as in `a100:2`. Raises ValueError."""
+    """Return a request for GPUs: a number, or types and numbers as in `a100:2`. Raise ValueError."""
     text = str(value).strip().removeprefix("gpu:") if isinstance(value, str) else value
     if isinstance(text, str) and not text.isdecimal():
         if not _GPUS.fullmatch(text):

@@ -38,7 +38,7 @@ def variables(options: Overrides) -> Overrides:
 def apply(tree: Tree, options: Overrides) -> tuple[Tree, Overrides]:
     """Return the tree with the options in it, and those that are settings: they override features too.
 
-    Raises UserError for a key that does not exist.
+    Raise UserError for a key that does not exist.
     """
     settings = _setting_keys(tree)
     forced: Overrides = {}

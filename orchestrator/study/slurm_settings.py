@@ -62,8 +62,8 @@ class SlurmSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _move_named_options(cls, data: Any) -> Any:
-        """Move options that have a name of their own from `extra` to it: `extra: {p: gpu}` is `partition: gpu`."""
-        if isinstance(data, dict):  # a key without a value is not given
+        """Move options that are settings out of `extra`: `extra: {p: gpu}` is `partition: gpu`."""
+        if isinstance(data, dict):  # a key without a value counts as absent
             data = {key: value for key, value in data.items() if value is not None}
         if not isinstance(data, dict) or not isinstance(data.get("extra"), dict):
             return data
@@ -90,10 +90,10 @@ class SlurmSettings(BaseModel):
 
     @property
     def gpu_count(self) -> int:
-        """GPUs of a job on each node, of whatever type, and however they are asked for."""
+        """GPUs of a job on each node, of any type, requested by any option."""
         return options.count_gpus(self.gpus_per_node) or options.gpus_in(self.extra, self.nodes)
 
     @property
     def layout(self) -> Layout:
-        """Of the processes of a run that is shared (trainer.strategy)."""
+        """The processes of a run that several share (trainer.strategy)."""
         return Layout(self.nodes, self.processes_per_node or max(1, self.gpu_count))

@@ -95,7 +95,7 @@ def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
         ("wide: 4", 'wide: "a\\0b"', 3, "NUL"),
         ("wide: 4", '"--wide": 4', 3, "a setting's name"),
         ("wide: 4", "wide: 4, run_dir: x", 3, "{run_dir} is defined for every run"),
-        ("wide: 4}", "wide: 4, a.wide: 1}\nflags: --key=value", 4, "one and the same flag"),
+        ("wide: 4}", "wide: 4, a.wide: 1}\nflags: --key=value", 4, "are the same flag"),
         ("csv: log.csv", "csv: loss.csv", 6, "written by Ablatrix"),
         ("csv: log.csv", "csv: log.csv, jsonl: x", 6, "name one source"),
         ("csv: log.csv", "regex: 'loss (?P<loss>.*)'", 6, "needs the step"),
@@ -161,7 +161,7 @@ def test_lines_that_go_on_and_texts_that_hold_such_an_end() -> None:
     [
         ("{csv: m.csv, compare: val_acc}", "val_acc: say `higher_is_better: true`, or false"),
         ("{csv: m.csv, columns: {val_loss: eval/accuracy}}", "eval/accuracy: say `higher_is_better: true`"),
-        ("{csv: m.csv, compare: lr}", "is no measure of quality"),
+        ("{csv: m.csv, compare: lr}", "does not measure quality"),
         ("{regex: 'i (?P<iter>.*) (?P<val_mse>.*)'}", "to compare by another value, name it: `compare: val_mse`"),
         ("{regex: 'i (?P<iter>.*) (?P<loss>.*)', compare: mse}", "no pattern has the group `compare` names"),
         ("{compare: val_mse}", "metrics: name one source"),
