@@ -27,8 +27,8 @@ def cluster_problem() -> str:
     return "" if " is UP" in ping.stdout else "slurmctld is not up"
 
 
-@pytest.fixture
-def cluster(alone: None) -> str:
+@pytest.fixture(scope="session")
+def cluster() -> str:
     """Skips where there is no cluster; else the path of the script that controls the test cluster."""
     problem = cluster_problem()
     if problem:
@@ -47,6 +47,7 @@ def alone(shared_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
     if lab:
         monkeypatch.setenv("SLURM_LAB", lab)
         monkeypatch.setenv("SLURM_CONF", f"{lab}/etc/slurm.conf")
+        monkeypatch.setenv("SLURM_LAB_PORT", os.environ["SLURM_LAB_2_PORT"])
     with one_at_a_time(shared_dir, "slurm2" if lab else "slurm"):
         yield
 
