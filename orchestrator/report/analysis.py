@@ -131,7 +131,7 @@ class Analysis:
     @cached_property
     def budget(self) -> str:
         """What the training is measured by: `tokens`, or `steps` of a command that reports no tokens."""
-        known = any(not r.command or np.isfinite(r.curve.column("tokens")).any() for r in self.study.runs)
+        known = any(not r.command or np.isfinite(r.curve.train["tokens"]).any() for r in self.study.runs)
         return "tokens" if known or not self.study.runs else "steps"
 
     @property

@@ -16,11 +16,11 @@ BINS = 120
 
 def tokens_of(run: RunRecord) -> np.ndarray:
     """Tokens at each row of the training curve (G,); from the configuration where loss.csv does not say."""
-    tokens = run.curve.column("tokens")
+    tokens = run.curve.train["tokens"]
     if np.isfinite(tokens).any() or not len(tokens):
         return tokens
     step = [run.setting("trainer.batch_size"), run.setting("data.block_size")]
-    return run.curve.column("iter") * (step[0] * step[1] if None not in step else 1)
+    return run.curve.train["iter"] * (step[0] * step[1] if None not in step else 1)
 
 
 def evaluations_of(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def evaluations_of(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     tokens, _, values = run.evaluations
     if np.isfinite(tokens).any() or not len(tokens):
         return tokens, values
-    return run.curve.evaluated("iter"), values
+    return run.curve.held_out["iter"], values
 
 
 def span(cells: list[CellResult]) -> float:
@@ -44,7 +44,7 @@ def drawn(cell: CellResult) -> tuple[RunRecord, ...]:
 
 def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Series:
     """A training column averaged in `bins` equal steps of tokens up to `end`, then over seeds."""
-    rows = [_binned(tokens_of(run), run.curve.column(name), end, bins) for run in drawn(cell)]
+    rows = [_binned(tokens_of(run), run.curve.train[name], end, bins) for run in drawn(cell)]
     return _mean_of(_centres(end, bins), rows, interval=False)
 
 
@@ -52,8 +52,8 @@ def training_difference(cell: CellResult, base: CellResult, end: float, bins: in
     """Training loss minus the baseline's of the same seed: the same batches, so most of their noise cancels."""
     rows = []
     for run, other in _pairs(drawn(cell), drawn(base)):
-        mine = _binned(tokens_of(run), run.curve.column("loss"), end, bins)
-        rows.append(mine - _binned(tokens_of(other), other.curve.column("loss"), end, bins))
+        mine = _binned(tokens_of(run), run.curve.train["loss"], end, bins)
+        rows.append(mine - _binned(tokens_of(other), other.curve.train["loss"], end, bins))
     return _mean_of(_centres(end, bins), rows, interval=False)
 
 

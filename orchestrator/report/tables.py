@@ -1,13 +1,13 @@
-"""summary.csv (a row a run), comparison.csv (a row a cell) and a LaTeX table."""
+"""Tables to compute with: summary.csv (a row per run), comparison.csv (a row per cell), comparison.tex."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 from ablatrix.orchestrator.report import wording
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -116,23 +116,21 @@ def _reach(name: str, reach: Reach | None) -> dict[str, Any]:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; None is an empty cell, floats keep every digit."""
-    buffer = io.StringIO()
-    if rows:
-        names = list(dict.fromkeys(name for row in rows for name in row))  # studies may compare different measures
-        writer = csv.DictWriter(buffer, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows)
-    return buffer.getvalue()
+    """Return rows as CSV; None is an empty cell, floats keep every digit. Studies may have different columns."""
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = pd.DataFrame([{name: _cell_text(row.get(name)) for name in columns} for row in rows], dtype=object)
+    return str(table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 
 _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *", re.ASCII | re.IGNORECASE)
 
 
-def _escape_formula(value: Any) -> Any:
+def _cell_text(value: Any) -> Any:
     """Return a cell that spreadsheets take for text where it is text; numbers, also those in a text, stay numbers."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
-        return value
+        return "" if value is None else value
     shown = visible(value)
     return "'" + shown if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
 
@@ -149,6 +147,7 @@ _TEX = str.maketrans(
         "|": r"\textbar{}",
         wording.MINUS: "$-$",
         "\N{EM DASH}": "---",
+        "±": "$\\pm$",
     }
 )
 
@@ -159,21 +158,16 @@ def tex(value: str) -> str:
 
 
 def latex(analysis: Analysis) -> str:
-    """The comparison as a booktabs table, to \\input into a paper."""
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{tabular}{lrrrrl}",
-        "\\toprule",
-        f"cell & seeds & {tex(analysis.measure.name)} & effect (95\\% interval) & $p_\\mathrm{{Holm}}$ & verdict \\\\",
-        "\\midrule",
-    ]
+    """Return the comparison as a booktabs table, to \\input into a paper."""
+    rows = []
     for cell in analysis.cells.values():
-        effect = cell.effect
-        shown = wording.signed(effect.mean if effect else None)
-        if effect and effect.low is not None:
-            shown += f" ({wording.interval(effect)})"
-        nll = wording.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
-        p = wording.p_text(cell.p_holm)
-        cells = [cell.name, str(len(cell.values)), nll, shown, p, wording.verdict(cell, analysis)]
-        lines.append(" & ".join(tex(c).replace("±", "$\\pm$") for c in cells) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+        effect = wording.signed(cell.effect.mean if cell.effect else None)
+        if cell.effect and cell.effect.low is not None:
+            effect += f" ({wording.interval(cell.effect)})"
+        mean = wording.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
+        verdict = wording.verdict(cell, analysis)
+        rows.append([cell.name, str(len(cell.values)), mean, effect, wording.p_text(cell.p_holm), verdict])
+    head = ["cell", "seeds", tex(analysis.measure.name), "effect (95\\% interval)", "$p_\\mathrm{Holm}$", "verdict"]
+    table = pd.DataFrame([[tex(value) for value in row] for row in rows], columns=head)
+    tabular = table.style.hide(axis="index").to_latex(column_format="lrrrrl", hrules=True)
+    return f"% needs \\usepackage{{booktabs}}\n{tabular}"

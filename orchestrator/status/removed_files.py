@@ -18,7 +18,7 @@ from ablatrix.trainer.rundir import run_files
 
 REWRITTEN = frozenset({run_files.CONFIG, SPEC, ORIGINS})  # by every `submit`
 RERUN = "submit --retry runs it again"
-REPORT, MANIFEST, CURVES = "report", ".made.json", ".curves.npz"
+REPORT, MANIFEST = "report", ".made.json"
 SHOWN = 3
 
 
@@ -97,7 +97,7 @@ def _report(study: Study) -> Iterator[str]:
     names = _list_folder(folder)
     if any(not name.startswith(".") for name in names):  # else the first report is being written
         listed = (run_files.read_json(folder / MANIFEST) or {}).get("files")
-        known = {MANIFEST, CURVES, *(listed if isinstance(listed, dict) else ())}
+        known = {MANIFEST, *(listed if isinstance(listed, dict) else ())}
         yield from (f"{folder / name} (report writes it again)" for name in sorted(known - names))
 
 

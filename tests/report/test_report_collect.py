@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.job.metric_series import MetricSeries
-from ablatrix.orchestrator.report import collect, curve_cache, divergence
+from ablatrix.orchestrator.report import collect, divergence, loss_curve
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_rows
 from tests.support.studies import Plan, write_study
@@ -23,7 +23,7 @@ SMALL = Plan(seeds=(1, 2), features={"swiglu": {"model.swiglu": True}}, cells={"
 def test_a_file_cut_anywhere_gives_whole_rows_only() -> None:
     text = "\n".join([HEADER, *ROWS]) + "\n"
     for cut in range(len(text) + 1):
-        ours = collect.parse_rows(text[:cut].encode())
+        ours = loss_curve.parse_rows(text[:cut].encode())
         kept = parse_rows(text[:cut])
         assert ours["iter"].tolist() == [float(row[0]) for row in kept]
         losses = [float(row[1]) for row in kept]
@@ -31,7 +31,7 @@ def test_a_file_cut_anywhere_gives_whole_rows_only() -> None:
 
 
 def test_empty_cells_and_nan_are_nan() -> None:
-    rows = collect.parse_rows("\n".join([HEADER, *ROWS, ""]).encode())
+    rows = loss_curve.parse_rows("\n".join([HEADER, *ROWS, ""]).encode())
     assert np.isnan(rows["loss"][1])
     assert np.isnan(rows["val_loss"][[0, 2]]).all()
     assert rows["val_loss"][1] == 3.125
@@ -40,7 +40,7 @@ def test_empty_cells_and_nan_are_nan() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 1, 2), (0, 2, 1, 2), (0, 0, 1, 2)])
 def test_rows_of_two_trainers_at_once_count_once(order: tuple[int, ...]) -> None:
-    rows = collect.parse_rows("\n".join([HEADER, *(ROWS[i] for i in order), ""]).encode())
+    rows = loss_curve.parse_rows("\n".join([HEADER, *(ROWS[i] for i in order), ""]).encode())
     assert rows["iter"].tolist() == [1, 10, 20] and rows["loss"][[0, 2]].tolist() == [6.25, 3.5]
 
 
@@ -48,7 +48,7 @@ def test_rows_of_two_trainers_at_once_count_once(order: tuple[int, ...]) -> None
     "spoiled", ["7,1.0", "7,abc,0.1,,0.1,0.1,1,1", "x,1,0.1,,0.1,0.1,1,1", "7,1,2,3,4,5,6,7,8,9", "\0\0\0"]
 )
 def test_a_spoiled_row_spoils_only_itself(spoiled: str) -> None:
-    rows = collect.parse_rows("\n".join([HEADER, ROWS[0], spoiled, ROWS[2], ""]).encode())
+    rows = loss_curve.parse_rows("\n".join([HEADER, ROWS[0], spoiled, ROWS[2], ""]).encode())
     assert rows["iter"][0] == 1
     assert rows["iter"][-1] == 20
     assert rows["loss"][-1] == 3.5
@@ -56,65 +56,23 @@ def test_a_spoiled_row_spoils_only_itself(spoiled: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "step,loss\n1,2\n", "iter", HEADER, HEADER + "\n"])
 def test_no_rows_is_an_empty_curve(text: str) -> None:
-    curve = collect.reduce_rows(collect.parse_rows(text.encode()))
+    curve = loss_curve.reduce_rows(loss_curve.parse_rows(text.encode()))
     assert curve.rows == 0
     assert math.isnan(curve.last_iter)
-    assert len(curve.column("loss")) == 0
+    assert len(curve.train["loss"]) == 0
 
 
 def test_rows_are_averaged_in_groups_of_a_power_of_two() -> None:
     steps = np.arange(1, 1001, dtype=float)
-    columns = {name: steps.copy() for name in collect.READ}
+    columns = {name: steps.copy() for name in loss_curve.READ}
     columns["loss"][4] = np.nan
     columns["val_loss"][:-1] = np.nan
-    curve = collect.reduce_rows(columns)
-    assert curve.train.shape == (len(curve_cache.TRAIN), 250)  # groups of four
-    assert curve.column("loss")[:2].tolist() == [2.5, 7.0]
-    assert curve.column("iter")[-1] == 998.5
-    assert curve.evaluated("val_loss").tolist() == [1000.0]
+    curve = loss_curve.reduce_rows(columns)
+    assert {len(values) for values in curve.train.values()} == {250}  # groups of four
+    assert curve.train["loss"][:2].tolist() == [2.5, 7.0]
+    assert curve.train["iter"][-1] == 998.5
+    assert curve.held_out["val_loss"].tolist() == [1000.0]
     assert (curve.rows, curve.last_iter) == (1000, 1000.0)
-
-
-def test_the_cache_gives_back_what_was_read(tmp_path: Path) -> None:
-    states = write_study(tmp_path, SMALL)
-    first = collect.read_study(tmp_path, states)
-    assert (tmp_path / "report" / curve_cache.CURVES).exists()
-    second = collect.read_study(tmp_path, states)
-    assert first.digest == second.digest
-    for a, b in zip(first.runs, second.runs, strict=True):
-        assert np.array_equal(a.curve.train, b.curve.train, equal_nan=True)
-        assert np.array_equal(a.curve.held_out, b.curve.held_out, equal_nan=True)
-        assert a.curve.last_tokens == b.curve.last_tokens
-
-
-def test_the_cache_is_used_and_goes_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = write_study(tmp_path, SMALL)
-    collect.read_study(tmp_path, states)
-    parsed: list[int] = []
-    real = collect.parse_rows
-
-    def counted(data: bytes, column: str) -> dict[str, np.ndarray]:
-        parsed.append(len(data))
-        return real(data, column)
-
-    monkeypatch.setattr(collect, "parse_rows", counted)
-    collect.read_study(tmp_path, states)
-    assert parsed == []
-    run = next(tmp_path.glob("swiglu-seed1-*")) / "loss.csv"
-    text = run.read_text()
-    run.write_text(text.replace("\n1,", "\n2,", 1))  # same size, same place, other content
-    collect.read_study(tmp_path, states)
-    assert len(parsed) == 1
-
-
-@pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04 not a zip"])
-def test_a_broken_cache_is_read_over(tmp_path: Path, junk: bytes) -> None:
-    states = write_study(tmp_path, SMALL)
-    good = collect.read_study(tmp_path, states)
-    (tmp_path / "report" / curve_cache.CURVES).write_bytes(junk)
-    again = collect.read_study(tmp_path, states)
-    assert [r.curve.rows for r in again.runs] == [r.curve.rows for r in good.runs]
-    assert again.digest == good.digest
 
 
 def test_what_the_files_say_wins_nothing_over_what_they_lack(tmp_path: Path) -> None:
@@ -198,7 +156,7 @@ def test_worse_by_a_margin_in_either_direction(first: float, last: float, higher
     ("key", "wanted", "written", "same"),
     [
         ("trainer.learning_rate", 5e-4, 0.0005, True),
-        ("trainer.betas", (0.9, 0.99), [0.9, 0.99], True),
+        ("trainer.betas", [0.9, 0.99], [0.9, 0.99], True),
         ("trainer.betas", [0.9, 0.99], [0.9, 0.95], False),
         ("model.swiglu", True, "True", False),
         ("model.swiglu", True, 1, True),
@@ -212,12 +170,12 @@ def test_worse_by_a_margin_in_either_direction(first: float, last: float, higher
 def test_overrides_are_looked_for_in_the_configuration(key: str, wanted: object, written: object, same: bool) -> None:
     section, _, name = key.partition(".")
     record = collect.RunRecord(
-        "r", "c", 1, (), {key: wanted}, "done", "", {section: {name: written}}, {}, {}, collect.reduce_rows(EMPTY)
+        "r", "c", 1, (), {key: wanted}, "done", "", {section: {name: written}}, {}, {}, loss_curve.reduce_rows(EMPTY)
     )
     assert record.wrong_overrides == (() if same else (key,))
 
 
-EMPTY = {name: np.empty(0) for name in collect.READ}
+EMPTY = {name: np.empty(0) for name in loss_curve.READ}
 
 
 @pytest.mark.parametrize("broken", ['{"runs": [{"id": "x"}]}', '{"runs": [7]}', '{"runs": {}}', "[]", "{", ""])

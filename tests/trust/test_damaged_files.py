@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ablatrix.orchestrator import cli
-from ablatrix.orchestrator.report import collect
+from ablatrix.orchestrator.report import loss_curve
 from ablatrix.orchestrator.slurm import commands, queue_view
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import run_progress, study_dir
@@ -92,8 +92,8 @@ def test_rows_of_a_spoiled_loss_csv_are_those_written(tmp_path: Path, cases: Cas
         path.write_bytes(content)
         for row in loss_csv.parse_rows(content.decode()) + run_progress._last_rows(path)[1]:
             assert ",".join(row).encode() == as_line(truth[int(row[0])])
-        columns = collect.parse_rows(content)
-        for name in collect.READ:
+        columns = loss_curve.parse_rows(content)
+        for name in loss_curve.READ:
             at = loss_csv.COLUMNS.index(name)
             written = [truth[int(step)][at] for step in columns["iter"]]
             assert all(map(same, columns[name], written))

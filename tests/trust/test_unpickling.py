@@ -19,15 +19,12 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator import cli
-from ablatrix.orchestrator.report import curve_cache
-from ablatrix.orchestrator.report.build import build
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.rundir.errors import DataError
 from tests.support.evidence import Tally
 from tests.support.fake_slurm import FakeSlurm
-from tests.support.studies import Plan, write_study
 from tests.support.workspace import Workspace
 from tests.trust import forged
 
@@ -69,8 +66,7 @@ def plant_everywhere(study: Path, canary: Path) -> int:
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(pickle.dumps(forged.gadgets(canary)["os.system"]))
-    (study / "report" / curve_cache.CURVES).write_bytes(forged.arrays(canary))
-    return len(places) + 1
+    return len(places)
 
 
 @pytest.fixture
@@ -133,30 +129,6 @@ def test_the_hook_notes_what_is_unpickled(watch: Watch, tmp_path: Path) -> None:
     assert len(watch.events) >= 2
     assert (tmp_path / "canary").exists()
     assert (tmp_path / "canary2").exists()
-
-
-@pytest.mark.parametrize("kind", ["arrays of objects", "a pickle", "a cut file", "nothing"])
-def test_a_malicious_or_damaged_cache_of_curves_is_made_again(tmp_path: Path, watch: Watch, kind: str) -> None:
-    canary = tmp_path / "canary"
-    states = write_study(tmp_path, Plan(seeds=(1,), features={}, cells={"baseline": []}, rows=4, evaluations=2))
-    build(tmp_path, states)
-    path, report = tmp_path / "report" / curve_cache.CURVES, tmp_path / "report" / "report.html"
-    whole, before = path.read_bytes(), report.read_bytes()
-    contents = {
-        "arrays of objects": forged.arrays(canary),
-        "a pickle": pickle.dumps(forged.gadgets(canary)["os.system"]),
-        "a cut file": whole[: len(whole) // 2],
-        "nothing": b"",
-    }
-    path.write_bytes(contents[kind])
-    (tmp_path / "report" / ".made.json").unlink()
-
-    build(tmp_path, states)
-
-    assert report.read_bytes() == before
-    assert path.read_bytes() == whole
-    assert watch.events == []
-    assert not canary.exists()
 
 
 @pytest.mark.parametrize("kind", ["objects", "a pickle", "another shape", "longer", "nothing"])

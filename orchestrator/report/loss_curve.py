@@ -1,0 +1,108 @@
+"""Read a loss.csv as a curve that is small enough to draw."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ablatrix.trainer.rundir import loss_csv
+
+ROWS_KEPT = 400  # rows are averaged in groups, so that at most this many remain
+TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
+HELD_OUT = ("iter", "tokens", "seconds", "val_loss")
+READ = tuple(dict.fromkeys(TRAIN + HELD_OUT))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss.csv reduced for drawing.
+
+    rows: as read; train: name -> (G,) means of groups of rows; held_out: name -> (E,) values at every evaluation.
+    """
+
+    rows: int
+    last_iter: float
+    train: Mapping[str, np.ndarray]
+    held_out: Mapping[str, np.ndarray]
+
+
+def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
+    """Return the columns READ of a loss.csv as float64 (R,), nan for an empty cell; an unterminated line is no row.
+
+    column: the one that the study compares, returned as `val_loss`; for `loss` there are no evaluations.
+    """
+    data = data[: data.rfind(b"\n") + 1]
+    header = data[: data.find(b"\n")].decode("utf-8", "replace").strip().split(",")
+    if tuple(header[:2]) != loss_csv.COLUMNS[:2]:
+        return {name: np.empty(0) for name in READ}
+    if column != "val_loss":
+        renamed = {"val_loss": "", **({} if column == "loss" else {column: "val_loss"})}
+        header = [renamed.get(name, name) for name in header]
+    present = [name for name in READ if name in header]
+    try:
+        columns = _parse_quickly(data, header, present)
+    except ValueError:
+        columns = _parse_row_by_row(data.decode("utf-8", "replace"), header, present)
+    rows = len(columns["iter"])
+    return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}
+
+
+def _parse_quickly(data: bytes, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
+    """Parse a file as one trainer writes it. Raises ValueError for damaged lines and for rows of two trainers."""
+    body = data[data.find(b"\n") + 1 :]
+    if body.translate(None, b"0123456789.,e+-naif\n") or b"\n+" in data or b"\n-" in data:
+        raise ValueError("a cell that is no number")
+    # pandas accepts lines that are too short
+    ends = np.flatnonzero(np.frombuffer(body, np.uint8) == ord("\n"))
+    commas = np.cumsum(np.frombuffer(body, np.uint8) == ord(","))[ends]
+    if np.any(np.diff(commas, prepend=0) != len(header) - 1):
+        raise ValueError("a line of another length")
+    types = {name: np.int64 if name == "iter" else np.float64 for name in present}
+    frame = pd.read_csv(io.BytesIO(body), names=header, usecols=present, dtype=types)
+    if np.any(np.diff(frame["iter"].to_numpy()) <= 0):
+        raise ValueError("a step twice")
+    return {name: frame[name].to_numpy(np.float64) for name in present}
+
+
+def _parse_row_by_row(text: str, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
+    rows = loss_csv.parse_rows(text)
+    at = {name: header.index(name) for name in present}
+    return {name: np.array([_number(row[i]) for row in rows], dtype=np.float64) for name, i in at.items()}
+
+
+def _number(cell: str) -> float:
+    value = loss_csv.parse_number(cell)
+    return math.nan if value is None else value
+
+
+def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
+    """Return at most ROWS_KEPT means of consecutive rows, and all evaluations.
+
+    The group size is a power of two, so that runs of about the same length are grouped alike and stay comparable.
+    """
+    rows = len(columns["iter"])
+    size = 1
+    while rows > size * ROWS_KEPT:
+        size *= 2
+    evaluated = np.isfinite(columns["val_loss"])
+    return Curve(
+        rows,
+        float(columns["iter"][-1]) if rows else math.nan,
+        {name: _group_means(columns[name], size) for name in TRAIN},
+        {name: columns[name][evaluated] for name in HELD_OUT},
+    )
+
+
+def _group_means(values: np.ndarray, size: int) -> np.ndarray:
+    """(R,) -> (ceil(R / size),): mean of the finite values of each group, nan where it has none."""
+    finite = np.isfinite(values)
+    padding = -len(values) % size
+    groups = np.pad(np.where(finite, values, 0.0), (0, padding)).reshape(-1, size)
+    counts = np.pad(finite, (0, padding)).reshape(-1, size).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return groups.sum(axis=1) / np.where(counts, counts, np.nan)
