@@ -1,75 +1,53 @@
-"""What of the submitting shell reaches a job: the names, the job script's wall under a real bash, the local runs."""
+"""The variables of the submitting shell that reach a job: by name, by the job script in a real bash, in local runs."""
 
 import json
 import os
-import random
-import string
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from ablatrix.orchestrator.study import exported_env
-from tests.support.evidence import Cases, Tally
+from tests.support.evidence import Tally
 from tests.support.exported import allowed
 from tests.support.workspace import Workspace
 from tests.trust import canaries
 
-
-def random_environment(rng: random.Random) -> dict[str, str]:
-    """Names on the list, near it, and of any kind, with values that a line-wise reader would break at."""
-    stems = [
-        name.replace("*", "")
-        for name in (*exported_env.ALLOWED, *exported_env.OF_THE_NODE)
-        if not name.startswith("BASH")
-    ]
-    ends = ["", "X", "_TOKEN", "_API_KEY", "1", "_CACHE", "_DIR", "_PASSWORD"]
-    kinds = [
-        lambda: rng.choice(stems) + rng.choice(ends),
-        lambda: "".join(rng.choices(string.ascii_uppercase + "_", k=rng.randint(1, 12))),
-        lambda: rng.choice(
-            ["ALL", "NIL", "NONE", "a.b", "x-y", "1A", "A,ALL", "a b", "BASH_FUNC_f%%", "SBATCH_EXPORT"]
-        ),
-    ]
-    drawn = {rng.choice(kinds)(): rng.choice(["1", "", "a b", "x\ny", "$(touch never)", "é"]) for _ in range(30)}
-    outside = ("BASH_ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "SHELLOPTS", "POSIXLY_CORRECT")  # they change bash itself
-    drawn = {name: value for name, value in drawn.items() if name and name not in outside}
-    functions = {name: "() { :; }" for name in drawn if name.endswith("%%")}
-    return drawn | functions | {"PATH": os.environ["PATH"], "HOME": "/root"}
+STEMS = [name.replace("*", "") for name in (*exported_env.ALLOWED, *exported_env.OF_THE_NODE) if "BASH" not in name]
+OUTSIDE = ("LD_PRELOAD", "LD_LIBRARY_PATH", "SHELLOPTS")  # they change bash itself
+NAMED = ["MYLAB_*", "MY_API_KEY"]
+# Names on the list, near it, and of any kind, with values that a line-wise reader would split
+ENVIRON = {
+    **{f"{stem}{end}": "x\ny" for stem in STEMS for end in ("", "X", "_TOKEN", "_API_KEY", "_DIR", "_PASSWORD")},
+    **dict.fromkeys(("FOO", "MY_PASSWORD", "MYLAB_A", "MY_API_KEY", "HTTPS_PROXY", "SBATCH_EXPORT"), "$(touch never)"),
+    **dict.fromkeys(("ALL", "NIL", "NONE", "a.b", "x-y", "1A", "A,ALL", "a b"), "é"),
+    "BASH_FUNC_f%%": "() { :; }",
+    "PATH": os.environ["PATH"],
+    "HOME": "/root",
+}
+ENVIRON = {name: value for name, value in ENVIRON.items() if name and name not in OUTSIDE}
 
 
-def test_the_wall_of_a_job_script_leaves_only_the_list(tmp_path: Path, cases: Cases, seed: int, tally: Tally) -> None:
-    """Even when the whole environment of the shell comes along, as with sbatch --export=ALL."""
-    rng, count, kept = random.Random(seed), cases(25, 1000), 0
-    for _ in range(count):
-        environ = random_environment(rng)
-        named = rng.sample([name for name in environ if exported_env._PATTERN.fullmatch(name)], 2)
-        named = [name for name in named if name.upper() not in exported_env._KEYWORDS and not name.startswith("S")]
-        script = "\n".join(["set -euo pipefail", *exported_env.wall(named), 'exec env -0 "$@"'])
-        done = subprocess.run(["bash", "-c", script], env=environ, cwd=tmp_path, capture_output=True, check=True)
-        words = [entry.partition(b"=") for entry in done.stdout.split(b"\0") if entry]
-        seen = {os.fsdecode(name): os.fsdecode(value) for name, _, value in words}
-        for name in seen:
-            # bash hands on what it cannot name itself; sbatch's list never holds it
-            assert allowed(name, named) or not name.isidentifier(), (name, named)
-        for name in environ:
-            if allowed(name, named) and name.isidentifier() and name not in ("_", "SHLVL", "PWD", "OLDPWD"):
-                assert seen.get(name) == environ[name] or name in exported_env._NOT_KEPT, (name, named)
-        kept += len(seen)
-    assert kept and not (tmp_path / "never").exists()
-    tally("a job script leaves only the allow-list, whatever environment it gets", count, "bash; 0 others, 0 missing")
+def test_a_job_script_unsets_what_is_not_on_the_list(tmp_path: Path) -> None:
+    """Even if the whole environment of the shell is passed, as with sbatch --export=ALL."""
+    script = "\n".join(["set -euo pipefail", *exported_env.wall(NAMED), 'exec env -0 "$@"'])
+    done = subprocess.run(["bash", "-c", script], env=ENVIRON, cwd=tmp_path, capture_output=True, check=True)
+    words = [entry.partition(b"=") for entry in done.stdout.split(b"\0") if entry]
+    seen = {os.fsdecode(name): os.fsdecode(value) for name, _, value in words}
+    # bash passes on what it cannot name itself; sbatch's list never has it
+    assert not [name for name in seen if name.isidentifier() and not allowed(name, NAMED)]
+    kept = [name for name in ENVIRON if name.isidentifier() and allowed(name, NAMED)]
+    kept = [name for name in kept if name not in ("_", "SHLVL", "PWD", "OLDPWD", *exported_env._NOT_KEPT)]
+    assert {name: seen.get(name) for name in kept} == {name: ENVIRON[name] for name in kept}
+    assert not (tmp_path / "never").exists()
 
 
-def test_the_list_for_sbatch_holds_names_only(cases: Cases, seed: int, tally: Tally) -> None:
-    rng, count = random.Random(seed), cases(100, 2000)
-    for _ in range(count):
-        environ = random_environment(rng)
-        for name in exported_env.names(["A*", "N*"], environ):
-            assert name.upper() not in ("ALL", "NONE", "NIL")
-            assert name.removesuffix("%%").isidentifier() and name in environ
-            assert allowed(name, ["A*", "N*"])
-            assert not name.startswith(("SLURM", "SBATCH"))
-    tally("sbatch --export gets names on the allow-list, never ALL or a value", count, "0 others")
+def test_the_list_for_sbatch_has_names_only() -> None:
+    names = exported_env.names(["A*", "N*", *NAMED], ENVIRON)
+    assert {"PATH", "CUDA_X", "MYLAB_A", "MY_API_KEY"} <= set(names)
+    for name in names:
+        assert name.upper() not in ("ALL", "NONE", "NIL") and not name.startswith(("SLURM", "SBATCH"))
+        assert name.removesuffix("%%").isidentifier() and allowed(name, ["A*", "N*", *NAMED])
 
 
 def test_a_function_and_a_named_variable_pass() -> None:

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from ablatrix.trainer.data.manifest import TOKENIZER_FILES
 from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -25,6 +24,7 @@ from packaging.utils import canonicalize_name
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.batches import open_tokens
+from ablatrix.trainer.data.manifest import TOKENIZER_FILES
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.evidence import Tally
 from tools import licenses, lock
