@@ -50,7 +50,7 @@ def newest(run_dir: Path) -> int:
 
 def take(run_dir: Path, attempt: int) -> bool:
     """Claim this attempt; return False where another submit has it. Raises OSError if the folder cannot be written."""
-    return claims.claim(run_dir / FOLDER, attempt)
+    return claims.take(run_dir / FOLDER, attempt)
 
 
 def describe(run_dir: Path, claim: Claim) -> None:

@@ -43,7 +43,7 @@ class Start:
     settings: tuple[str, ...]
 
 
-def check(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
+def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
     """Yield everything that would keep the command from training; remarks are printed."""
     at = f"{loaded.at('command')}command: "
     # modules and environments that a job loads first bring the program and its Python

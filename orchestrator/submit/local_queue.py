@@ -51,8 +51,6 @@ class _Child:
 class LocalQueue:
     """Run a batch in child processes, a few at a time, and wait for them."""
 
-    name = "local"
-
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = list(devices)
         self.not_started: Members = []

@@ -41,7 +41,7 @@ def vocabulary(config: RunConfig) -> int:
         raise
 
 
-def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> None:
+def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> None:
     """Raise ConfigError with every finding; creates nothing but, last, a token cache for a small corpus.
 
     runs: of the whole study. chosen: those to be queued now, which need room on the disk and in the queue.
@@ -53,7 +53,7 @@ def preflight(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequen
         partial(_check_space, loaded, chosen),
     ]
     if is_command:
-        checks.append(partial(command_preflight.check, loaded, chosen, launcher))
+        checks.append(partial(command_preflight.check_command, loaded, chosen, launcher))
     else:
         checks += [partial(data_preflight.check_inputs, loaded, runs), partial(_check_effects, loaded, runs)]
     if launcher != "local":

@@ -21,7 +21,7 @@ class Selection:
     done: list[RunState] = field(default_factory=list)
     active: list[RunState] = field(default_factory=list)
     failed: list[RunState] = field(default_factory=list)
-    at_work: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
+    all_active: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
 
     def describe(self) -> list[str]:
         """Return a line for each group of runs and what becomes of it."""
@@ -44,7 +44,7 @@ def select(
     selection = Selection()
     for state in states:
         if state.active:
-            selection.at_work.append(state)
+            selection.all_active.append(state)
         if cells and state.run.cell not in cells and state.run.id not in cells:
             continue
         if state.active:

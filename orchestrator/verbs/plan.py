@@ -146,7 +146,7 @@ def job_scripts(planned: Plan) -> list[str]:
 
 def check_plan(planned: Plan) -> None:
     """Run the preflight that `submit` would run with the same options. Raises UserError with every finding."""
-    preflight.preflight(planned.loaded, planned.runs, planned.launcher, runs_to_queue(planned))
+    preflight.check_study(planned.loaded, planned.runs, planned.launcher, runs_to_queue(planned))
 
 
 def runs_to_queue(planned: Plan) -> list[Run]:

@@ -35,7 +35,7 @@ def submit(options: Options, console: Console) -> int:
     _check_devices(plan)
     chosen = runs_to_queue(plan)
     if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
-        preflight.preflight(plan.loaded, plan.runs, plan.launcher, chosen)
+        preflight.check_study(plan.loaded, plan.runs, plan.launcher, chosen)
     if options.dry_run:
         _describe_earlier(plan, console)
         show_plan(plan, console)
@@ -227,5 +227,5 @@ def _queue_slurm(plan: Plan, study: Study, selected: Selection, code: Path, cons
         report=plan.options.with_report and plan.folder == experiment.folder,
         problem=before.problem if before and before.blocked else "",
     )
-    if waves.queue(study, order, selected.chosen, selected.at_work, console.print):
+    if waves.queue(study, order, selected.chosen, selected.all_active, console.print):
         console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")

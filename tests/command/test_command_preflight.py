@@ -53,7 +53,7 @@ def problems(folder: Path, command: str, old: str = "", new: str = "", launcher:
     path.write_text(FILE.format(command=command, folder=folder).replace(old or "\0", new))
     loaded = load_experiment(path)
     found = matrix.runs(loaded, checks.vocabulary)
-    listed = list(command_preflight.check(loaded, found, launcher))
+    listed = list(command_preflight.check_command(loaded, found, launcher))
     assert not (folder / "trained").exists()
     return listed
 
@@ -203,4 +203,4 @@ def test_submit_tells_all_at_once(folder: Path) -> None:
     loaded = load_experiment(path)
     found = matrix.runs(loaded, checks.vocabulary)
     with pytest.raises(ConfigError, match=r"did you mean train\.py"):
-        checks.preflight(loaded, found, "local", found)
+        checks.check_study(loaded, found, "local", found)

@@ -77,7 +77,7 @@ def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, m
         seen.append([run.cell for run in chosen])
 
     monkeypatch.chdir(workspace.folder)
-    monkeypatch.setattr(preflight, "preflight", record)
+    monkeypatch.setattr(preflight, "check_study", record)
     options = Options(workspace.write_study(extra="design: [baseline, one_at_a_time]\n"), "local")
     plan = make_plan(options)
     study = plan.create()

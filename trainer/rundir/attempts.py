@@ -39,7 +39,7 @@ class Attempt:
     def take(cls, run_dir: Path) -> Attempt:
         """Begin the next attempt, which supersedes all before it. Raises OSError."""
         # a retry skips a number whose mkdir succeeded although it reported an error
-        number = retry(run_dir, lambda: claims.claim_next(run_dir / FOLDER))
+        number = retry(run_dir, lambda: claims.take_next(run_dir / FOLDER))
         return cls(run_dir, number, (run_dir / FOLDER / str(number)).stat().st_ino)
 
     def still_mine(self) -> bool:

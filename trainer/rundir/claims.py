@@ -25,7 +25,7 @@ def newest(folder: Path) -> int:
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
 
-def claim(folder: Path, number: int) -> bool:
+def take(folder: Path, number: int) -> bool:
     """Claim a number; return False where another process has it. Raises OSError where the folder cannot be written."""
     make_folder(folder)
     try:
@@ -35,10 +35,10 @@ def claim(folder: Path, number: int) -> bool:
     return True
 
 
-def claim_next(folder: Path) -> int:
+def take_next(folder: Path) -> int:
     """Claim the lowest number above all others and return it; missing parents are made. Raises OSError."""
     make_folder(folder, parents=True)
     number = newest(folder) + 1
-    while not claim(folder, number):
+    while not take(folder, number):
         number += 1
     return number
