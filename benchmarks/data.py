@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablatrix.trainer.data.manifest import MANIFEST
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import cache_builder, embedded_sample, tokenizer, warm_cache
@@ -30,6 +29,7 @@ from ablatrix.trainer.data.batches import Batches
 from ablatrix.trainer.data.corpus import scan_lines
 from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer
 from ablatrix.trainer.data.formats import TextFile
+from ablatrix.trainer.data.manifest import MANIFEST
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_cache import Cache
@@ -177,17 +177,17 @@ FIRST = """
 import json, sys, time
 begin = time.perf_counter()
 from pathlib import Path
-from ablatrix.trainer.data import batches as data, on_the_fly as growing
+from ablatrix.trainer.data import batches, on_the_fly, tokens
 from ablatrix.trainer.config import DataConfig
-data.WAIT_BYTES, workers = 0, growing._Builders.look
-growing._Builders.look = lambda self: None  # the run alone, without its low-priority workers
+tokens.WAIT_BYTES = 0
+on_the_fly._Builders.look = lambda self: None  # the run alone, without its low-priority workers
 peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 start, base = time.perf_counter(), peak()
-store = data.open_tokens(config, cache_dir)
+store = tokens.open_tokens(config, cache_dir)
 opened = time.perf_counter()
-data.heldout_windows(store, config, 65536)
-data.Batches(store, config, 8, 0)(0)
+batches.heldout_windows(store, config, 65536)
+batches.Batches(store, config, 8, 0)(0)
 print(json.dumps([start - begin, opened - start, time.perf_counter() - opened, peak() - base]))
 """
 

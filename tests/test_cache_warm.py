@@ -15,9 +15,9 @@ import pytest
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import embedded_sample, tokenizer, warm_cache
-from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.manifest import TOKENIZER_FILES, read_manifest
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.hub_server import COMMIT, HubServer
 

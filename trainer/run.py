@@ -23,7 +23,9 @@ from ablatrix.trainer.callbacks import registry
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.config import RunConfig, load
 from ablatrix.trainer.data import batches as data
-from ablatrix.trainer.data import fingerprints, tokenizer
+from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
+from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.device import describe, pick_device, tune_products
 from ablatrix.trainer.distributed import rank_info, strategies
 from ablatrix.trainer.loop import Array, Trainer
@@ -51,7 +53,7 @@ GO, FROM, DONE = "go", "from", "done"
 class Inputs:
     """What a run reads: its batches, the fixed evaluation set, and the checkpoint that was named to start from."""
 
-    store: data.TokenStore
+    store: TokenStore
     batches: data.Batches
     heldout: tuple[Array, Array]
     start: dict[str, Any] | None
@@ -66,7 +68,7 @@ class Inputs:
         resume = config.trainer.resume
         named = named and resume not in ("auto", "none")
         start = checkpoint.load(Path(resume), config.fingerprint_until) if named else None
-        store = data.open_tokens(config.data, Path(config.system.cache_dir))
+        store = open_tokens(config.data, Path(config.system.cache_dir))
         batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
         heldout = data.heldout_windows(store, config.data, config.trainer.eval_tokens)
         return cls(store, batches, heldout, start)
@@ -119,10 +121,10 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         raise told from error
 
 
-def _describe_data(store: data.TokenStore, config: RunConfig) -> None:
+def _describe_data(store: TokenStore, config: RunConfig) -> None:
     """Log what the corpus holds and what of it is never trained on, where that is known."""
     if store.complete:
-        text, warnings = data.describe_usage(store, config.data)
+        text, warnings = corpus_usage.describe_usage(store, config.data)
         logger.info(text)
         for warning in warnings:
             logger.warning(warning)
@@ -299,7 +301,7 @@ class Follower(Callback):
             trainer.weights()
 
 
-def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
+def _finish(attempt: Attempt, trainer: Trainer, store: TokenStore) -> None:
     """Write model.pt and then summary.json, which says that the run is done."""
     run_dir, config = attempt.run_dir, trainer.config
     val_nll, by_block = None, {}
@@ -340,14 +342,14 @@ def _finish(attempt: Attempt, trainer: Trainer, store: data.TokenStore) -> None:
     atomic_write(run_dir / run_files.SUMMARY, text, guard=attempt.require)
     files = run_files.list_files(run_dir)
     failures.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
-    if not isinstance(store, data.CompleteStore):  # its cache was built meanwhile
+    if not isinstance(store, CompleteStore):  # its cache was built meanwhile
         _describe_data(store, config)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     logger.info(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 
 
-def _usage(store: data.TokenStore, config: RunConfig) -> dict[str, int] | None:
-    return asdict(data.Usage.of(store, config.data)) if store.complete else None
+def _usage(store: TokenStore, config: RunConfig) -> dict[str, int] | None:
+    return asdict(corpus_usage.Usage.of(store, config.data)) if store.complete else None
 
 
 def _number(value: float) -> float | None:

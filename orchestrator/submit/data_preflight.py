@@ -55,17 +55,18 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
     Writes the token cache of a small corpus, which its runs need anyway; of a large one only the beginning is read.
     """
-    from ablatrix.trainer.data import batches
+    from ablatrix.trainer.data import batches, corpus_usage  # numpy takes a while to import
+    from ablatrix.trainer.data.tokens import open_tokens
 
     lines: list[str] = []
     for run, config in _distinct(runs):
         try:
             if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
-                lines += (f"warning: {text}" for text in batches.check_beginning(config.data))
+                lines += (f"warning: {text}" for text in corpus_usage.check_beginning(config.data))
                 continue
-            store = batches.open_tokens(config.data, Path(config.system.cache_dir))
+            store = open_tokens(config.data, Path(config.system.cache_dir))
             batches.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
-            text, warnings = batches.describe_usage(store, config.data)
+            text, warnings = corpus_usage.describe_usage(store, config.data)
             lines += [text, *(f"warning: {warning}" for warning in warnings)]
         except UserError as error:
             yield f"{value_origins.position(loaded, run.features, 'data.file_path')}{error}"

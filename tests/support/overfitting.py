@@ -18,7 +18,8 @@ OVERFITTING = [TAUGHT * 4] * 12 + [(TAUGHT + OTHER) * 2] * 4
 
 def held_out(run: Path, weights: str) -> float | None:
     """NLL of a file of weights on the run's held-out set."""
-    from ablatrix.trainer.data.batches import heldout_windows, open_tokens
+    from ablatrix.trainer.data.batches import heldout_windows
+    from ablatrix.trainer.data.tokens import open_tokens
 
     config = load(run / run_files.CONFIG)
     windows = heldout_windows(open_tokens(config.data, Path(config.system.cache_dir)), config.data, 128)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ablatrix.trainer import eval_context_lengths
 from ablatrix.trainer.config import RunConfig, from_flags, validate
 from ablatrix.trainer.data import batches
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.eval_context_lengths import cut
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import run_files
@@ -50,7 +51,7 @@ def run_config(lengths: Any, corpus: Path, cache: Path, **model: Any) -> RunConf
 
 
 def trainer_of(config: RunConfig) -> tuple[Trainer, batches.TokenStore]:
-    store = batches.open_tokens(config.data, Path(config.system.cache_dir))
+    store = open_tokens(config.data, Path(config.system.cache_dir))
 
     def nothing(start: int, stop: int) -> Iterator[Any]:
         return iter(())

@@ -18,12 +18,12 @@ import pytest
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import cache_builder, token_cache
-from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shard_claims import Claims, Owner
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, RunError
 
 ROOT = Path(__file__).parents[2]

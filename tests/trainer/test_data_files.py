@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from ablatrix.trainer.config import DataConfig, from_flags
-from ablatrix.trainer.data import batches, fingerprints, token_cache
+from ablatrix.trainer.data import batches, cache_builder, corpus_usage, fingerprints, token_cache
 from ablatrix.trainer.data.corpus_files import file_stamp, find_files
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.on_the_fly import GrowingStore
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
 
 
@@ -51,8 +52,8 @@ PARTS = [f"shards/part-{k}.jsonl" for k in range(3)]
     "given", ["shards", "shards/", "shards/*.jsonl", PARTS, "packed", ["shards/part-[01]*", PARTS[2]]]
 )
 def test_shards_equal_one_file(given: object, shards: Path, offline_cache: Path) -> None:
-    whole = batches.open_tokens(config_of("whole.jsonl"), offline_cache)
-    store = batches.open_tokens(config_of(given), offline_cache)
+    whole = open_tokens(config_of("whole.jsonl"), offline_cache)
+    store = open_tokens(config_of(given), offline_cache)
     np.testing.assert_array_equal(store.tokens, whole.tokens)
     np.testing.assert_array_equal(store.offsets, whole.offsets)
     (x, y), expected = (
@@ -64,9 +65,9 @@ def test_shards_equal_one_file(given: object, shards: Path, offline_cache: Path)
 
 def test_shards_are_tokenised_while_drawn(shards: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_cache, "SHARD_BYTES", (200, 200))
-    whole = batches.Batches(batches.open_tokens(config_of("whole.jsonl"), offline_cache), config_of("x"), 8, seed=1)
+    whole = batches.Batches(open_tokens(config_of("whole.jsonl"), offline_cache), config_of("x"), 8, seed=1)
     cache = token_cache.Cache.of(config_of(PARTS), offline_cache)
-    batches.cache_builder.prepare(cache)
+    cache_builder.prepare(cache)
     growing = batches.Batches(GrowingStore(cache), config_of("x"), 8, seed=1)
     for i in range(5):
         np.testing.assert_array_equal(growing(i)[0], whole(i)[0])
@@ -134,32 +135,32 @@ def test_files_that_cannot_be_found(given: object, message: str, shards: Path) -
 def test_names_with_blanks_brackets_and_foreign_bytes(tmp_path: Path, offline_cache: Path) -> None:
     for name in ("a b.jsonl", "a[1].jsonl"):
         write(tmp_path / name, range(12))
-        assert batches.open_tokens(config_of(str(tmp_path / name)), offline_cache).n_documents == 12
+        assert open_tokens(config_of(str(tmp_path / name)), offline_cache).n_documents == 12
     write(tmp_path / "caf\udce9.jsonl", range(12))  # not UTF-8, behind a plain name or in a folder
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "caf\udce9.jsonl")
-    assert batches.open_tokens(config_of(str(tmp_path / "link.jsonl")), offline_cache).n_documents == 12
-    assert batches.open_tokens(config_of(str(tmp_path / "caf*.jsonl")), offline_cache).n_documents == 12
+    assert open_tokens(config_of(str(tmp_path / "link.jsonl")), offline_cache).n_documents == 12
+    assert open_tokens(config_of(str(tmp_path / "caf*.jsonl")), offline_cache).n_documents == 12
 
 
 def test_skipped_lines_are_told_with_the_first_one(shards: Path, offline_cache: Path) -> None:
     with open(shards / PARTS[1], "a") as file:
         file.write('{"text": "a raw \t tab"}\n' * 4 + '{"Text": "another key", "id": 3}\n\n')
-    store = batches.open_tokens(config_of("shards"), offline_cache)
+    store = open_tokens(config_of("shards"), offline_cache)
     assert store.skipped == {"not_json": 4, "no_text_key": 1, "blank": 1}
-    _, (warning,) = batches.describe_usage(store, config_of("shards"))
+    _, (warning,) = corpus_usage.describe_usage(store, config_of("shards"))
     assert "skipped 5 of 17 lines (29%): 4 lines that are not JSON (first: line 4 of part-1.jsonl: " in warning
     assert "1 object without the text key (first: line 8 of part-1.jsonl, which has 'Text', 'id')" in warning
 
 
 def test_documents_that_no_window_fits_into_are_told(shards: Path, offline_cache: Path) -> None:
     config = config_of("whole.jsonl", block_size=40)
-    store = batches.open_tokens(config, offline_cache)
+    store = open_tokens(config, offline_cache)
     lengths = np.diff(store.offsets)[:-2]
-    usage = batches.Usage.of(store, config)
+    usage = corpus_usage.Usage.of(store, config)
     assert (usage.documents, usage.tokens) == (10, lengths.sum())
     assert (usage.usable_documents, usage.usable_tokens) == ((lengths > 40).sum(), lengths[lengths > 40].sum())
-    text, warnings = batches.describe_usage(store, config)
+    text, warnings = corpus_usage.describe_usage(store, config)
     assert f"10 documents of {lengths.sum():,} tokens" in text and "fill a window of 41 tokens" in text
     assert bool(warnings) == (usage.usable_tokens < 0.5 * usage.tokens)
     longest = config_of("whole.jsonl", block_size=int(lengths.max()) - 1)
-    assert "are never trained on; lower data.block_size" in batches.describe_usage(store, longest)[1][0]
+    assert "are never trained on; lower data.block_size" in corpus_usage.describe_usage(store, longest)[1][0]

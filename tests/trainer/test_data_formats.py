@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.batches import PADDING, Batches, describe_usage, heldout_windows, open_tokens
+from ablatrix.trainer.data.batches import PADDING, Batches, heldout_windows
+from ablatrix.trainer.data.corpus_usage import describe_usage
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
 
 BLOCK = 8
@@ -114,8 +116,8 @@ def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None
         (IDS.astype("<i8").tobytes()[:-4], "is cut off within an id"),
         (IDS.astype("<u4").tobytes()[:-2], "is cut off within an id"),
         (IDS.astype("<u2").tobytes()[:-1], "no multiple of 2 bytes"),
-        (HEADER.tobytes() + IDS.astype("<u2").tobytes()[:-2], "header promises 1,000 tokens"),
-        (np.where(IDS == 8, -100, IDS).astype("<i8").tobytes(), "negative ids such as -100"),
+        (HEADER.tobytes() + IDS.astype("<u2").tobytes()[:-2], "header says 1,000 tokens"),
+        (np.where(IDS == 8, -100, IDS).astype("<i8").tobytes(), "not token ids of tokenizer"),
         (IDS.astype(">u2").tobytes(), "not token ids of tokenizer"),
         (b"\x93NUMPY\x01\0" + bytes(200), "is a NumPy array"),
         (b"<!DOCTYPE html><title>404</title>" * 9, "is an HTML page"),
@@ -136,7 +138,7 @@ def test_an_id_beyond_the_vocabulary_that_no_sample_saw(tmp_path: Path, offline_
     with open(tmp_path / "train.bin", "r+b") as file:
         file.seek(2 * 500)
         file.write(b"\xff\xff")
-    with pytest.raises(DataError, match="token 65535 at position 500 is beyond the vocabulary"):
+    with pytest.raises(DataError, match="token 65535 at position 500 exceeds the vocabulary"):
         list(map(batches, range(50)))
 
 

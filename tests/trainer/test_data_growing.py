@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data import batches as data
-from ablatrix.trainer.data import cache_builder, on_the_fly, token_cache
-from ablatrix.trainer.data.batches import Batches, heldout_windows, open_tokens, prefetch
+from ablatrix.trainer.data import cache_builder, on_the_fly, token_cache, tokens
+from ablatrix.trainer.data.batches import Batches, heldout_windows, prefetch
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, RunError
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ def test_a_line_that_is_not_utf8_is_never_drawn(mixed: Path, cache_dir: Path) ->
 def test_workers_complete_the_cache_while_the_run_goes_on(
     mixed: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "WAIT_BYTES", 0)
+    monkeypatch.setattr(tokens, "WAIT_BYTES", 0)
     monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.05)
     config = config_of(mixed)
     store = open_tokens(config, cache_dir)
@@ -245,12 +245,13 @@ LIMITED = """
 import json, sys
 from pathlib import Path
 from ablatrix.trainer.data import batches as data, on_the_fly as growing
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.config import DataConfig
 growing._Builders.look = lambda self: None  # measured alone
 config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 def peak(): return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024  # MiB
 before = peak()
-store = data.open_tokens(config, cache_dir)
+store = open_tokens(config, cache_dir)
 batches = data.Batches(store, config, 8, 0)
 for i in range(200): batches(i)
 data.heldout_windows(store, config, 4096)

@@ -20,10 +20,11 @@ from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.config import DataConfig, from_flags
-from ablatrix.trainer.data import batches, decoders
+from ablatrix.trainer.data import corpus_usage, decoders
 from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, UserError
 
 DOCUMENTS = [{"text": f"document {k}, long enough: é – 😀"} for k in range(40)]
@@ -198,15 +199,15 @@ def test_files_without_documents_say_what_they_hold(
     (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
     config = DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample")
     with pytest.raises(DataError, match=advice):
-        batches.open_tokens(config, offline_cache)
+        open_tokens(config, offline_cache)
     with pytest.raises(DataError, match=advice):
-        batches.check_beginning(config)
+        corpus_usage.check_beginning(config)
 
 
 def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(map(repr, DOCUMENTS)))
     with pytest.raises(DataError, match=r"line 1: it is in Python's notation"):
-        batches.open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
+        open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
 def test_a_large_corpus_is_checked_at_its_beginning(

@@ -23,8 +23,8 @@ from packaging.utils import canonicalize_name
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import tokenizer
-from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.manifest import TOKENIZER_FILES
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.evidence import Tally
 from tools import licenses, lock

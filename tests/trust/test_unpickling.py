@@ -20,8 +20,8 @@ import pytest
 
 from ablatrix.orchestrator import cli
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.batches import open_tokens
 from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
 from tests.support.evidence import Tally
 from tests.support.fake_slurm import FakeSlurm

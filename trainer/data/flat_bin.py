@@ -1,7 +1,7 @@
 """Flat files of token ids, as the prepare scripts of nanoGPT and modded-nanogpt write them (train.bin).
 
-Such files have no documents: all of them but the end is one, and the last `test_size` windows of block_size tokens are
-held out. Several files are read one after the other. The type of the ids is told by a header or by their values.
+Such files have no documents: everything but the end is one, and the last `test_size` windows of block_size tokens are
+held out. Several files are read one after the other. The type of the ids is found by a header or by their values.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from ablatrix.trainer.data.tokenizer import TokenizerInfo
 from ablatrix.trainer.rundir.errors import DataError
 from ablatrix.trainer.rundir.files import open_for_reading
 
-PIECES = 64  # evenly spaced looks at the files
+PIECES = 64  # of all files, evenly spaced, that are read to find the type and for the fingerprint
 PIECE = 1 << 18  # bytes of each
 MAGIC = 20240520  # of modded-nanogpt and llm.c: 256 int32 come first (magic, version, number of tokens)
 HEADER = 256 * 4
 VERSIONS = {1: "<u2", 7: "<u4"}
-MOST_MASKED = 1000  # ids over -1000 are masks such as -100, not another type's
-CERTAIN = 16  # ids, of which every second one is not 0 by chance
-TYPES = ("<i8", "<u4", "<u2")  # the first one in which all ids are the tokenizer's; shorter ones would read zeros
+CERTAIN = 16  # number of ids at which zeros in every second place are no chance
+TYPES = ("<i8", "<u4", "<u2")  # tried in this order: a type too short would read zeros in between
 
 
 class FlatFile:
     """One open file of token ids."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError where it cannot be read, or is known to be something else."""
+        """Raises DataError if the file cannot be read, or is recognised as something else."""
         self.path, (self.bytes, _) = path, file_stamp(path)
         try:
             self.file: BinaryIO = open_for_reading(path, buffering=0)
@@ -53,7 +52,7 @@ class FlatFile:
             expected = int(numbers[2]) * np.dtype(self.dtype or "u2").itemsize
             if not self.dtype or expected != self.bytes - HEADER:
                 raise DataError(
-                    f"{path}: its header promises {numbers[2]:,} tokens, which is not its size; copy it again"
+                    f"{path}: its header says {numbers[2]:,} tokens, which does not match its size; copy it again"
                 )
 
     def pieces(self, most: int, align: int = 8) -> Iterator[bytes]:
@@ -66,10 +65,10 @@ class FlatFile:
 
 
 class FlatStore(CompleteStore):
-    """Files of token ids as a store of two lines: what is trained on, and what is held out."""
+    """Files of token ids as a store of two lines: the training split and the held-out split."""
 
     def __init__(self, config: DataConfig, tokenizer: TokenizerInfo) -> None:
-        """Raises DataError where the ids are not this tokenizer's or where nothing is left to train on."""
+        """Raises DataError if the ids are not this tokenizer's, or if nothing is left to train on."""
         paths = find_files(config)
         self.name = describe_files(config, paths)
         self.vocab_size, self.skipped, self.first_skipped = tokenizer.vocab_size, {}, {}
@@ -89,23 +88,22 @@ class FlatStore(CompleteStore):
 
     @property
     def tokens(self) -> np.ndarray:
-        """(n_tokens,) all ids; of several files a copy in memory."""
+        """All ids (n_tokens,); of several files a copy in memory."""
         maps = [np.memmap(file.path, dtype=self.dtype, mode="r", offset=file.skip) for file in self._files]
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
 
     def first_held_out(self, test_size: int) -> int:
-        """The line that is held out."""
         return 1
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a line. Raises DataError where one is beyond the vocabulary."""
+        """Return tokens [start, stop) of a line. Raises DataError if one exceeds the vocabulary."""
         begin = int(self._offsets[line]) + start
         tokens = self._read(begin, stop - start)
         top = int(tokens.max(initial=0))
         if top >= self.vocab_size:
             position = begin + int(tokens.argmax())
             raise DataError(
-                f"{self.name}: token {top} at position {position} is beyond the vocabulary ({self.vocab_size})"
+                f"{self.name}: token {top} at position {position} exceeds the vocabulary ({self.vocab_size})"
             )
         return tokens
 
@@ -123,39 +121,35 @@ class FlatStore(CompleteStore):
             yield from file.pieces(max(1, PIECES // len(self._files)), align)
 
     def _find_dtype(self, tokenizer: TokenizerInfo) -> np.dtype[Any]:
-        """Return the type that a header names, else the widest one in which all ids looked at are the tokenizer's.
+        """Return the type that a header names, else the widest one in which all ids read are the tokenizer's.
 
-        Raises DataError where there is none.
+        Raises DataError if there is none.
         """
         named = {file.dtype for file in self._files}
         if len(named) > 1:
-            raise DataError(
-                f"{self.name}: some of the files have a header and others have none, or another type of ids"
-            )
-        tops = {}
-        for name in filter(None, named) if named != {""} else TYPES:
+            raise DataError(f"{self.name}: some of the files have a header and others none, or another type of ids")
+        largest = {}
+        for name in TYPES if named == {""} else named:
             dtype = np.dtype(name)
-            if all(file.bytes and not (file.bytes - file.skip) % dtype.itemsize for file in self._files):
-                ids = [np.frombuffer(piece, dtype=dtype) for piece in self._pieces()]
-                top = tops[name] = max((int(part.max(initial=0)) for part in ids), default=0)
-                least = min((int(part.min(initial=0)) for part in ids), default=0)
-                if top < self.vocab_size and least >= 0:
-                    self._refuse_halves(ids)
-                    return dtype
-                if top < self.vocab_size and least > -MOST_MASKED:
-                    raise DataError(f"{self.name}: holds negative ids such as {least}: masks of labels are no tokens")
-        if not tops and all(file.bytes for file in self._files):
+            if any(not file.bytes or (file.bytes - file.skip) % dtype.itemsize for file in self._files):
+                continue
+            ids = [np.frombuffer(piece, dtype=dtype) for piece in self._pieces()]
+            largest[name] = max((int(part.max(initial=0)) for part in ids), default=0)
+            if largest[name] < self.vocab_size and not any((part < 0).any() for part in ids):
+                self._refuse_halves(ids)
+                return dtype
+        if not largest and all(file.bytes for file in self._files):
             raise DataError(
-                f"{self.name}: not token ids: its size is no multiple of 2 bytes; it is cut off, or no .bin"
+                f"{self.name}: not token ids: its size is no multiple of 2 bytes; it is truncated, or no .bin"
             )
         raise DataError(
             f"{self.name}: not token ids of tokenizer {tokenizer.name!r} as uint16 or uint32 (the largest is "
-            f"{min(tops.values(), default=0)}, the vocabulary has {self.vocab_size}); set data.tokenizer to what made "
-            "the file"
+            f"{min(largest.values(), default=0)}, the vocabulary has {self.vocab_size}); set data.tokenizer to the one "
+            "that made the file"
         )
 
     def _refuse_halves(self, ids: list[np.ndarray]) -> None:
-        """Raises DataError where every second id is 0: wider ids, in a file that was cut off between them."""
+        """Raise DataError if every second id is 0: wider ids, in a file that was truncated within one."""
         enough = sum(map(len, ids)) >= CERTAIN
         if enough and any(part[::2].any() for part in ids) and not any(part[1::2].any() for part in ids):
             raise DataError(f"{self.name}: every second id would be 0: the file is cut off within an id; copy it again")

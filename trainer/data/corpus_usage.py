@@ -1,0 +1,89 @@
+"""Usage of a corpus: how much of it fills a window and is trained on, and what is skipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablatrix.trainer.config import DataConfig
+from ablatrix.trainer.data.batches import split_lines
+from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
+from ablatrix.trainer.data.corpus_files import describe_files, find_files
+from ablatrix.trainer.data.flat_bin import FlatStore
+from ablatrix.trainer.data.formats import detect
+from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.token_store import SCAN, TokenStore
+
+BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
+ENOUGH = 0.5  # warn if a smaller share of the tokens can be drawn
+MOST_SKIPPED = 0.1  # warn if a larger share of the lines is too short
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Documents and tokens of the training split; usable_*: of the documents that fill a window."""
+
+    documents: int
+    tokens: int
+    usable_documents: int
+    usable_tokens: int
+
+    @classmethod
+    def of(cls, store: TokenStore, config: DataConfig) -> Usage:
+        """Count the usage of a complete store in one pass over its offsets."""
+        lines, totals = split_lines(store, config), np.zeros(4, dtype=np.int64)
+        for start in range(lines.start, lines.stop, SCAN):
+            counts = np.diff(store.offsets[start : min(lines.stop, start + SCAN) + 1])
+            usable = counts[counts > config.block_size]
+            totals += [np.count_nonzero(counts), counts.sum(), len(usable), usable.sum()]
+        return cls(*map(int, totals))
+
+
+def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str]]:
+    """Return a sentence about the content of a complete store, and warnings about what is never trained on."""
+    usage, length = Usage.of(store, config), config.block_size + 1
+    if isinstance(store, FlatStore):
+        return f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}", []
+    share = usage.usable_tokens / max(usage.tokens, 1)
+    text = (
+        f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
+        f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
+    )
+    warnings = []
+    if share < ENOUGH:
+        warnings.append(
+            f"{store.name}: only {usage.usable_documents:,} of {usage.documents:,} documents ({share:.1%} of the "
+            f"tokens) have the {length} tokens of a window, and the others are never trained on; lower "
+            "data.block_size, or join short documents"
+        )
+    skipped = describe_skipped(store.name, store.n_lines, store.skipped, store.first_skipped)
+    left_out = sum(store.skipped.values()) - store.skipped.get("blank", 0)
+    if skipped and (left_out > MOST_SKIPPED * store.n_lines or not {"blank", "too_short"} >= store.skipped.keys()):
+        warnings.append(skipped)
+    elif skipped:
+        text += f"; {skipped.partition(': ')[2]}"
+    return text, warnings
+
+
+def check_beginning(config: DataConfig) -> list[str]:
+    """Return a warning if many of the first lines of a large corpus are skipped.
+
+    Raises DataError if none of them is a document.
+    """
+    files = find_files(config)
+    source = Source([detect(path) for path in files])
+    starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1
+    lines = Lines(source, np.concatenate([[0], starts]), config.text_key)
+    skipped: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for line in range(len(lines)):
+        _, reason = lines.text(line)
+        if reason:
+            skipped[reason] = skipped.get(reason, 0) + 1
+            first.setdefault(reason, lines.explain(line, reason))
+    name = f"{describe_files(config, files)} (its beginning)"
+    if len(lines) and sum(skipped.values()) == len(lines):
+        raise no_documents(name, skipped, config.text_key, lines)
+    few = sum(skipped.values()) - skipped.get("blank", 0) <= MOST_SKIPPED * len(lines)
+    return [] if few else [describe_skipped(name, len(lines), skipped, first)]
