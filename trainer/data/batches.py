@@ -49,7 +49,7 @@ class Batches:
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
     def _accepted(self, i: int) -> Iterator[tuple[int, int]]:
-        """Yield (line, start) of the windows that stream i draws, without end. Each draw takes two words of the stream."""
+        """Yield (line, start) of the windows of stream i, without end. Each draw takes two words of the stream."""
         key, counter = np.array([self.seed, STREAM], np.uint64), np.array([0, 0, i, 0], np.uint64)
         stream = np.random.Philox(key=key, counter=counter)
         while True:

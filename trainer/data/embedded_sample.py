@@ -29,7 +29,7 @@ LEFT_OUT = frozenset(
 
 
 def modules(root: Path | None = None) -> Iterator[tuple[str, Path]]:
-    """Yield (dotted name, file) of the standard library's modules, sorted by name. Raises UserError if there is none."""
+    """Yield (dotted name, file) of the standard library's modules, sorted. Raises UserError if there is none."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     found = {}
     for path in root.rglob("*.py"):
