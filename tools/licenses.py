@@ -73,7 +73,7 @@ def find_licence(name: str, metadata: Mapping[str, Any]) -> str:
 
 
 def fetch_metadata(entries: list[lock.Entry], python: str) -> dict[str, dict[str, Any]]:
-    """Return the metadata of packages as the index states it, by the pip of `python`; nothing is installed."""
+    """Return the metadata of packages by the pip (24 or newer) of `python`; nothing is installed."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, report = Path(folder) / "wanted.txt", Path(folder) / "report.json"
         wanted.write_text("".join(f"{entry.pin}\n" for entry in entries))
