@@ -75,7 +75,6 @@ class Job:
     state: str  # of PENDING, RUNNING or ENDED, or of a newer Slurm (see `is_known`)
     node: str = ""
     reason: str = ""
-    time_left: str = ""
     comment: str = ""  # and the path of its script
     exit_code: str = ""
 
@@ -195,7 +194,7 @@ def queue(user: str = "") -> dict[str, Job]:
     """
     users = {user} if user else own_names()
     # the comment and the path of the script come last: they may contain a bar
-    form = "--format=%i|%T|%u|%N|%L|%r|%k|%o"
+    form = "--format=%i|%T|%u|%N|%r|%k|%o"
     command = ["squeue", "--noheader", "--array", f"--user={user or os.getuid()}", "--states=all", form]
     return parse_squeue(run_command(command), *users)
 
@@ -208,15 +207,15 @@ def own_names() -> set[str]:
 
 
 def parse_squeue(text: str, *users: str) -> dict[str, Job]:
-    """Parse squeue's lines (id|state|user|node|left|reason|comment|script) to the jobs of these users, by id."""
+    """Parse squeue's lines (id|state|user|node|reason|comment|script) to the jobs of these users, by id."""
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
-        fields = line.strip().split("|", 6)
-        if len(fields) < 7 or fields[2] not in users:
+        fields = line.strip().split("|", 5)
+        if len(fields) < 6 or fields[2] not in users:
             continue
         state = full_state(fields[1])
         for job_id in expand(fields[0]) if state else ():
-            jobs[job_id] = Job(job_id, state, node=fields[3], time_left=fields[4], reason=fields[5], comment=fields[6])
+            jobs[job_id] = Job(job_id, state, node=fields[3], reason=fields[4], comment=fields[5])
     return jobs
 
 

@@ -77,9 +77,9 @@ def _enumerate(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def of_study(study: Study, states: Sequence[RunState]) -> list[str]:
-    """Return a line for each file that is missing outside the run folders: report, logs, code snapshots."""
-    return [f"removed since: {text}" for text in (*_report(study), *_logs(study, states), *_snapshots(study))]
+def of_study(study: Study) -> list[str]:
+    """Return a line for each file that is missing outside the run folders: report, code snapshots."""
+    return [f"removed since: {text}" for text in (*_report(study), *_snapshots(study))]
 
 
 def list_all(study: Study, states: Sequence[RunState]) -> list[str]:
@@ -89,7 +89,7 @@ def list_all(study: Study, states: Sequence[RunState]) -> list[str]:
         for s in states
         if s.missing or s.altered
     ]
-    return runs + of_study(study, states)
+    return runs + of_study(study)
 
 
 def _report(study: Study) -> Iterator[str]:
@@ -99,13 +99,6 @@ def _report(study: Study) -> Iterator[str]:
         listed = (run_files.read_json(folder / MANIFEST) or {}).get("files")
         known = {MANIFEST, *(listed if isinstance(listed, dict) else ())}
         yield from (f"{folder / name} (report writes it again)" for name in sorted(known - names))
-
-
-def _logs(study: Study, states: Sequence[RunState]) -> Iterator[str]:
-    """The job scripts and logs of the newest attempts."""
-    folder = study.folder / study_dir.LOGS
-    wanted = {state.log for state in states if state.log}
-    yield from (f"{folder / name} (nothing needs it)" for name in sorted(wanted - _list_folder(folder)))
 
 
 def _snapshots(study: Study) -> Iterator[str]:

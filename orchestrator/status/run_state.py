@@ -35,7 +35,6 @@ class RunState:
     confirmed: bool = False  # the queue shows our token on this job, or the trainer has recorded its id
     attempt: int = 0  # newest submit attempt
     requeued: bool = False  # stopped, and in the queue again
-    log: str = ""  # name of its job script or log in the study's folder of logs, if one was written
     missing: tuple[str, ...] = ()  # files of the finished run that have been removed
     altered: str = ""  # how its loss.csv differs from what the run wrote
 

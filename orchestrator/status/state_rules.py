@@ -59,14 +59,11 @@ def judge(evidence: RunEvidence, queue: JobIndex) -> RunState:
 
 
 def _initial(evidence: RunEvidence) -> RunState:
-    queued = evidence.queued or {}
-    suffix = {"local": "out", "sbatch": "sbatch"}.get(str(queued.get("launcher")), "")
     return RunState(
         evidence.run,
         max_iters=evidence.max_iters,
         attempt=evidence.attempt,
-        job_id=evidence.job_id if queued else "",
-        log=f"{evidence.token}.{suffix}" if suffix and evidence.token and evidence.life else "",
+        job_id=evidence.job_id if evidence.queued else "",
         node=evidence.node,
         **run_progress.read(evidence.run.folder, evidence.max_iters),
     )

@@ -29,7 +29,7 @@ def status(study: str | None, output: Path, console: Console, watch: bool, as_js
     for line in (
         status_table.summary_line(states, scheduler),
         *waves.describe(found, states, scheduler.jobs),
-        *removed_files.of_study(found, states),
+        *removed_files.of_study(found),
         early_failures.describe_alike(states, found.folder),
     ):
         if line:

@@ -53,7 +53,7 @@ def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: St
     assert len(list(study.runs[1].folder.glob("checkpoint-*.pt"))) == 2, "it may have to resume from either"
     state = study_state.collect(study)[0]
     assert (state.state, state.reason, state.missing) == ("done", "", ())
-    assert removed_files.of_study(study, [state]) == []
+    assert removed_files.of_study(study) == []
 
 
 def test_a_run_that_was_begun_again_meanwhile_keeps_all(study: Study) -> None:

@@ -103,9 +103,66 @@ def test_planned_then_queued_then_running_then_done(study: Study, run: StudyRun,
     assert now(study).state == "done"
 
 
-def test_a_running_array_task_whose_first_event_came_before_its_id_was_known(
-    study: Study, run: StudyRun, cluster: Cluster
+Events = list[tuple[str, dict[str, Any]]]
+STARTED, FAILED = ("started", {"iter": 0}), ("failed", {"reason": "boom"})
+STOPPED_BY_FILE = [STARTED, ("stopped", {"iter": 9, "by": STOP_FILE, "requeue": False})]
+REQUEUED: Events = [(name, {"iter": 12}) for name in ("started", "signal", "stopped", "requeued")]
+REFUSED = "scontrol requeue: disabled for this job"
+UNEXPLAINED = "failed without giving a reason; see logs RUN"
+
+
+@pytest.mark.parametrize(
+    ("events", "in_queue", "state", "reason"),
+    [
+        *(([], job("PENDING", reason=word), "queued", "waiting for the scheduler") for word in ("None", "", "(null)")),
+        ([STARTED], job("RUNNING"), "running", ""),
+        ([STARTED, FAILED], {}, "failed", "boom"),
+        ([FAILED], job("PENDING"), "failed", "boom"),  # the job was requeued for its other runs
+        ([("failed", {"state": "failed"})], {}, "failed", UNEXPLAINED),
+        ([("ended", {"state": "failed"})], {}, "failed", UNEXPLAINED),
+        (REQUEUED, job("PENDING", reason="BeginTime"), "stopped", "requeued at step 0, waiting (BeginTime)"),
+        (REQUEUED, job("RUNNING"), "running", ""),
+        *(
+            (STOPPED_BY_FILE, queue, "stopped", "stopped at step 0 by the file stop; submit again to continue")
+            for queue in ({}, job("RUNNING"), job("PENDING"))
+        ),
+        (
+            [STARTED, ("stopped", {"iter": 10}), ("stopped", {"reason": REFUSED})],
+            {},
+            "stopped",
+            f"stopped at step 0; not requeued ({REFUSED}); submit again to continue",
+        ),
+    ],
+)
+def test_events_and_the_queue_decide(
+    study: Study, run: StudyRun, cluster: Cluster, events: Events, in_queue: Queue, state: str, reason: str
 ) -> None:
+    queue_run(run)
+    cluster.waiting = in_queue
+    for name, fields in events:
+        append_event(run.folder, name, **fields)
+    found = now(study)
+    assert (found.state, found.reason) == (state, reason)
+    assert found.active == (state in ("queued", "running") or "requeued at" in reason)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "ended", "state"),
+    [
+        ({}, job("RUNNING"), "running"),  # requeued between squeue and scontrol
+        ({}, job("PENDING"), "queued"),
+        (job("RUNNING", token="f" * 16), {}, "lost"),  # the id was given to another job
+    ],
+)
+def test_the_job_of_a_run_that_squeue_does_not_show(
+    study: Study, run: StudyRun, cluster: Cluster, waiting: Queue, ended: Queue, state: str
+) -> None:
+    queue_run(run)
+    cluster.waiting, cluster.ended = waiting, ended
+    assert now(study).state == state
+
+
+def test_a_job_may_start_before_its_id_is_recorded(study: Study, run: StudyRun, cluster: Cluster) -> None:
     submit_attempts.take(run.folder, 1)
     append_event(run.folder, "submitting", attempt=1, token=TOKEN)
     append_event(run.folder, "started", iter=0)
@@ -199,22 +256,6 @@ def test_setup_lines_that_end_the_job_are_named(study: Study, run: StudyRun, clu
     assert now(study).reason.endswith('"no licence" (slurm.setup ended it with exit code 3; logs/5_0.out)')
 
 
-@pytest.mark.parametrize("reason", ["None", "", "(null)"])
-def test_a_job_that_the_scheduler_has_not_looked_at_waits_for_it(
-    study: Study, run: StudyRun, cluster: Cluster, reason: str
-) -> None:
-    queue_run(run)
-    cluster.waiting = job("PENDING", reason=reason)
-    assert (now(study).state, now(study).reason) == ("queued", "waiting for the scheduler")
-
-
-@pytest.mark.parametrize("event", ["failed", "ended"])
-def test_an_end_without_a_reason_says_so(study: Study, run: StudyRun, cluster: Cluster, event: str) -> None:
-    queue_run(run)
-    append_event(run.folder, event, state="failed")
-    assert (now(study).state, now(study).reason) == ("failed", "failed without giving a reason; see logs RUN")
-
-
 @pytest.mark.parametrize(("evidence", "state"), [("", "cancelled"), ("started", "lost"), ("no log folder", "lost")])
 def test_a_waiting_task_that_left_its_array_was_cancelled(
     study: Study, run: StudyRun, cluster: Cluster, evidence: str, state: str
@@ -241,26 +282,6 @@ def test_an_ended_attempt_does_not_speak_for_the_next(study: Study, run: StudyRu
     assert now(study).attempt == 2
 
 
-def test_requeued_and_waiting_is_stopped_not_lost(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    queue_run(run)
-    for event in ("started", "signal", "stopped", "requeued"):
-        append_event(run.folder, event, iter=12)
-    cluster.waiting = job("PENDING", reason="BeginTime")
-    state = now(study)
-    assert (state.state, state.requeued, state.active) == ("stopped", True, True)
-    assert "BeginTime" in state.reason
-    cluster.waiting = job("RUNNING")
-    assert now(study).state == "running"
-
-
-def test_a_job_that_is_back_between_two_questions_is_not_buried(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    queue_run(run)
-    cluster.ended = job("RUNNING")
-    assert now(study).state == "running"
-    cluster.ended, cluster.waiting = {}, job("PENDING")
-    assert now(study).state == "queued"
-
-
 def test_without_squeue_a_queued_job_is_not_lost(study: Study, run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     queue_run(run)
     monkeypatch.setenv("PATH", "")
@@ -276,26 +297,6 @@ def test_a_claim_without_a_job_id_is_judged_by_its_own_events(study: Study, run:
     for event in ("started", "failed"):
         append_event(run.folder, event, job_id="5_0", reason="boom")
     assert (now(study).state, now(study).reason, now(study).job_id) == ("failed", "boom", "5_0")
-
-
-def test_a_failed_run_of_a_requeued_job_is_failed(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    queue_run(run)
-    append_event(run.folder, "failed", reason="boom")
-    cluster.waiting = job("PENDING")
-    assert now(study).state == "failed"
-
-
-def test_failed_says_why(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    queue_run(run)
-    append_event(run.folder, "started", iter=0)
-    append_event(run.folder, "failed", reason="boom")
-    assert (now(study).state, now(study).reason) == ("failed", "boom")
-
-
-def test_a_job_id_that_was_used_again_is_not_ours(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    queue_run(run)
-    cluster.waiting = job("RUNNING", token="f" * 16)
-    assert now(study).state == "lost"
 
 
 def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: StudyRun, cluster: Cluster) -> None:
@@ -470,18 +471,6 @@ def test_studies_are_found_by_folder_name_and_age(study: Study, tmp_path: Path) 
         study_dir.load_study(study.folder)
 
 
-@pytest.mark.parametrize("in_queue", ["RUNNING", "PENDING", ""])
-def test_stopped_by_file_in_a_job_that_goes_on(study: Study, run: StudyRun, cluster: Cluster, in_queue: str) -> None:
-    queue_run(run)
-    cluster.waiting = job(in_queue) if in_queue else {}
-    append_event(run.folder, "started", iter=0)
-    write_rows(run, 1, 8)
-    append_event(run.folder, "stopped", iter=9, by=STOP_FILE, requeue=False)
-    found = now(study)
-    assert (found.state, found.active) == ("stopped", False)
-    assert found.reason == "stopped at step 8 by the file stop; submit again to continue"
-
-
 def test_early_stop_is_done(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     summary = {"iters": 40, "max_iters": 100, "stopped_early": True, "diverged": False}
@@ -519,14 +508,6 @@ def test_a_waiting_run_that_is_cancelled_stays_so(
     cluster.waiting = job("PENDING")
     assert cancel.cancel_runs([now(study)]) == [run.id]
     assert now(study).state == "cancelled"
-
-
-def test_a_requeue_that_slurm_refused_is_told(study: Study, run: StudyRun, cluster: Cluster) -> None:
-    queue_run(run)
-    append_event(run.folder, "started", iter=0)
-    append_event(run.folder, "stopped", iter=10)
-    append_event(run.folder, "stopped", reason="scontrol requeue: disabled for this job")
-    assert "not requeued (scontrol requeue: disabled for this job); submit again" in now(study).reason
 
 
 def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> None:

@@ -78,7 +78,7 @@ elif name == "squeue":
         jobs = ["%s_%d" % (number, i) for i in range(int(array) + 1)] if array else [number]
         for job in jobs:
             shown = [comment] if mode == "unmarked" else [comment, script]
-            print("|".join([job, "PENDING", user, "", "1:00", "Priority", *shown]))
+            print("|".join([job, "PENDING", user, "", "Priority", *shown]))
 elif name == "scancel":
     for number in sys.argv[1:]:
         os.unlink(home + "/jobs/" + number.split("_")[0] + "/job")

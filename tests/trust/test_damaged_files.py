@@ -228,7 +228,7 @@ def answers(draw: st.DrawFn) -> tuple[dict[str, str], str, str, str]:
         name = f"{base}_[{tasks}%3]" if count else str(base)
         truth |= dict.fromkeys([f"{base}_{first + i}" for i in range(count)] or [str(base)], state)
         array = f"ArrayJobId={base} ArrayTaskId={tasks} " if count else ""
-        texts[0].append(f"{name}|{state}|me|node1|1:00|None|ablatrix:{base:016x}")
+        texts[0].append(f"{name}|{state}|me|node1|None|ablatrix:{base:016x}")
         texts[1].append(f"JobId={base} {array}JobState={state} Reason=None ExitCode=0:0 NodeList=node1 Power=")
         texts[2].append(f"{name}|{state}|0:0|node1")
     for lines in texts:
@@ -258,7 +258,7 @@ def test_an_unknown_state_of_a_job_ends_no_run(tmp_path: Path, monkeypatch: pyte
     run = study_dir.StudyRun("a", "a", 1, [], {}, tmp_path)
     append_event(tmp_path, "queued", launcher="sbatch", job_id="12", attempt=1, token="0" * 16)
     study = study_dir.Study(tmp_path, "s", "f", 0.0, {}, [run])
-    jobs = commands.parse_squeue(f"12|POLISHING|me|node1|1:00|None|ablatrix:{'0' * 16}", "me")
+    jobs = commands.parse_squeue(f"12|POLISHING|me|node1|None|ablatrix:{'0' * 16}", "me")
     monkeypatch.setattr(commands, "ended_jobs", lambda ids: {})
     for event, state in (("", "queued"), ("started", "running"), ("failed", "failed")):
         if event:

@@ -28,7 +28,7 @@ TABLE: list[tuple[str, str, str | None]] = [
     (r"out/study/study\.json", "study.json is missing (removed since?); submit the experiment again", "submit"),
     (r"out/\.snapshots/\w+\.patch", "nothing needs it", None),
     (r"out/\.snapshots/\w+/.*", "of the code snapshot", "submit"),
-    (r"out/study/logs/.*", "nothing needs it", None),
+    (r"out/study/logs/.*", "", None),
     (r"out/study/report/.*", "report writes it again", "report"),
     (r"out/study/[^/]*-seed.*/(config|origins)\.json", "submit writes it again", "submit"),
     (r"out/study/[^/]*-seed.*/loss\.csv", "submit --retry runs it again", "submit --retry"),
