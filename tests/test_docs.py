@@ -16,7 +16,8 @@ from ablatrix.orchestrator.status.run_state import STATES
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.command_settings import CommandKeys, Metrics
-from ablatrix.orchestrator.study.experiment import DESIGNS, TOP_LEVEL
+from ablatrix.orchestrator.study.designs import DESIGNS
+from ablatrix.orchestrator.study.experiment import TOP_LEVEL
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.callbacks.base import EVENTS
@@ -142,7 +143,7 @@ def test_python_blocks_compile(text: str) -> None:
     [
         ("experiment-file.md", TOP_LEVEL),
         ("experiment-file.md", SlurmSettings.model_fields),
-        ("experiment-file.md", DESIGNS),
+        ("experiment-file.md", tuple(DESIGNS)),
         ("any-trainer.md", CommandKeys.model_fields),
         ("any-trainer.md", Metrics.model_fields),
         ("results.md", STATES),

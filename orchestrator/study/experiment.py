@@ -39,7 +39,6 @@ EXAMPLES = {
     "metrics": "metrics: {csv: log.csv}",
 }
 SECTIONS = ("base", "features", "cells", "slurm", "experiment_info", "env")  # may stand empty
-DESIGNS = ("baseline", "one_at_a_time", "all_on", "leave_one_out", "factorial")
 
 
 def safe_name(name: str) -> str:

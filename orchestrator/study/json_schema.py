@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.study.experiment import DESIGNS, NAME, SECTIONS, Experiment
+from ablatrix.orchestrator.study.designs import DESIGNS
+from ablatrix.orchestrator.study.experiment import NAME, SECTIONS, Experiment
 from ablatrix.orchestrator.study.extends import PRIVATE
 from ablatrix.orchestrator.study.field_checks import FIXED
 from ablatrix.trainer.config import RunConfig

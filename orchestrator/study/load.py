@@ -19,7 +19,7 @@ from ablatrix.orchestrator.study import (
     set_options,
     yaml_tree,
 )
-from ablatrix.orchestrator.study.design_checks import design_problems
+from ablatrix.orchestrator.study.designs import design_problems
 from ablatrix.orchestrator.study.experiment import EXAMPLES, SECTIONS, TOP_LEVEL, Experiment, Loaded
 from ablatrix.orchestrator.study.find_file import Source
 from ablatrix.orchestrator.study.interpolation import Variables, fill_tree, vars_of

@@ -1,13 +1,13 @@
-"""Expand an experiment into cells and runs. Pure: reads no file, no clock and no environment variable."""
+"""Expand an experiment into runs. Pure: reads no file, no clock and no environment variable."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ablatrix.orchestrator.study import dotted, run_config
+from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
 from ablatrix.orchestrator.study.experiment import Experiment, Loaded
 from ablatrix.orchestrator.study.extends import Overrides
 from ablatrix.orchestrator.study.run_config import Config
@@ -15,20 +15,7 @@ from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir.errors import ConfigError
 
-LONGEST_NAME = 80
-MOST_CELLS = 10_000
-MOST_COMBINATIONS = 100_000  # of a factorial design, including those that `exclude` removes
 MOST_RUNS = 100_000
-
-Labels = tuple[str, ...]  # features that are on: ("swiglu",) or ("lr.high", "rope"), in the file's order
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A set of features that are on."""
-
-    name: str
-    features: Labels
 
 
 @dataclass(frozen=True)
@@ -45,64 +32,6 @@ class Run:
     def id(self) -> str:
         """The name of the run's folder."""
         return f"{self.cell}-seed{self.seed}-{self.config.fingerprint()}"
-
-
-def cells(experiment: Experiment) -> list[Cell]:
-    """Return the cells of the design, in order; a set of features that two designs share has its first name."""
-    labels = [[level.label for level in group] for group in experiment.levels()]
-    flat = [label for group in labels for label in group]
-    all_on = tuple(group[0] for group in labels)
-    chosen: dict[frozenset[str], Cell] = {}
-    names: set[str] = set()
-    excluded_sets = [frozenset(combination) for combination in experiment.exclude]
-
-    def add(name: str, features: Sequence[str]) -> None:
-        key = frozenset(features)
-        if key in chosen or any(combination <= key for combination in excluded_sets):
-            return
-        if len(chosen) == MOST_CELLS:
-            raise ConfigError([f"design: more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
-        if name in names:
-            raise ConfigError([f"design: two different cells would be called {name}; rename the one under cells"])
-        names.add(name)
-        chosen[key] = Cell(name, tuple(label for label in flat if label in key))
-
-    for item in experiment.design:
-        word, order = next(iter(item.items())) if isinstance(item, dict) else (item, len(labels))
-        if word == "baseline":
-            add("baseline", ())
-        elif word == "one_at_a_time":
-            for label in flat:
-                add(label, (label,))
-        elif word == "all_on":
-            add("all_on", all_on)
-        elif word == "leave_one_out":
-            add("all_on", all_on)
-            for left_out in all_on:
-                add(f"without-{left_out}", [label for label in all_on if label != left_out])
-        elif word == "factorial":
-            for number, features in enumerate(_factorial(labels, order)):
-                if number == MOST_COMBINATIONS:
-                    raise ConfigError([f"design: more than {MOST_COMBINATIONS:,} combinations; use {{factorial: 2}}"])
-                add(_combined_name(features), features)
-    for name, members in experiment.cells.items():
-        add(name, members)
-    return list(chosen.values())
-
-
-def _factorial(labels: Sequence[Sequence[str]], order: int) -> Iterator[Labels]:
-    """Yield each combination of at most `order` features at each of their levels; small sets first."""
-    for size in range(min(order, len(labels)) + 1):
-        for groups in itertools.combinations(labels, size):
-            yield from itertools.product(*groups)
-
-
-def _combined_name(features: Labels) -> str:
-    name = "+".join(features) or "baseline"
-    if len(name) > LONGEST_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = f"{len(features)}-features-{digest}"
-    return name
 
 
 def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
@@ -123,7 +52,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
     planned: list[tuple[Cell, Overrides, Config]] = []
     faults: dict[str, str] = {}  # a fault of the base, or of one feature, is reported once and not for each cell
     bare = Cell("", ())
-    designed = cells(experiment)
+    designed = expand_cells(loaded)
     count = len(designed) * len(experiment.seed_list)
     if count > MOST_RUNS:
         raise ConfigError([f"{loaded.at('seeds')}seeds: {count:,} runs are more than {MOST_RUNS:,}; use fewer"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study import designs
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.rundir.errors import ConfigError
 from tests.support.plans import FIVE, expand
@@ -143,7 +143,7 @@ def test_long_factorial_names_stay_short_and_distinct(tmp_path: Path) -> None:
     runs = expand(tmp_path, f"features: {{{features}}}\ndesign: [factorial]\n")
     assert len(runs) == 16
     assert len(set(cells(runs))) == 16
-    assert max(len(cell) for cell in cells(runs)) <= matrix.LONGEST_NAME
+    assert max(len(cell) for cell in cells(runs)) <= designs.LONGEST_NAME
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,177 @@
+"""The designs of an experiment: which cells there are, and checks of what the file says about them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ablatrix.orchestrator.study.experiment import NAME, Loaded
+from ablatrix.orchestrator.study.sbatch_options import minutes
+from ablatrix.orchestrator.study.yaml_tree import KeyPath
+from ablatrix.trainer.config.field_errors import spell
+from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.rundir.errors import ConfigError
+
+LONGEST_NAME = 80
+MOST_CELLS = 10_000
+MOST_COMBINATIONS = 100_000  # of a design, including those that `exclude` removes
+MOST_NAMES = 20  # of features in a message
+
+Labels = tuple[str, ...]  # features that are on: ("swiglu",) or ("lr.high", "rope"), in the file's order
+Groups = Sequence[Sequence[str]]  # the labels of each feature's levels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A set of features that are on."""
+
+    name: str
+    features: Labels
+
+
+# ---- designs: each yields (name, features) of its cells
+
+
+def _baseline(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+    yield "baseline", ()
+
+
+def _one_at_a_time(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+    for label in itertools.chain.from_iterable(groups):
+        yield label, (label,)
+
+
+def _all_on(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+    yield "all_on", tuple(group[0] for group in groups)
+
+
+def _leave_one_out(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+    ((name, all_on),) = _all_on(groups, order)
+    yield name, all_on
+    for left_out in all_on:
+        yield f"without-{left_out}", tuple(label for label in all_on if label != left_out)
+
+
+def _factorial(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+    """Each combination of at most `order` features at each of their levels; small sets first."""
+    for size in range(min(order, len(groups)) + 1):
+        for chosen in itertools.combinations(groups, size):
+            for features in itertools.product(*chosen):
+                yield _combined_name(features), features
+
+
+def _combined_name(features: Labels) -> str:
+    name = "+".join(features) or "baseline"
+    if len(name) > LONGEST_NAME:
+        name = f"{len(features)}-features-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+DESIGNS: dict[str, Callable[[Groups, int], Iterator[tuple[str, Labels]]]] = {
+    "baseline": _baseline,
+    "one_at_a_time": _one_at_a_time,
+    "all_on": _all_on,
+    "leave_one_out": _leave_one_out,
+    "factorial": _factorial,
+}
+
+
+def expand_cells(loaded: Loaded) -> list[Cell]:
+    """Return the cells, in order; a set of features that two designs share has its first name. Raise ConfigError."""
+    experiment, where = loaded.experiment, f"{loaded.at('design')}design: "
+    groups = [[level.label for level in group] for group in experiment.levels()]
+    excluded = [frozenset(combination) for combination in experiment.exclude]
+    chosen: dict[frozenset[str], Cell] = {}
+    names: set[str] = set()
+    candidates = itertools.chain(_designed(experiment.design, groups), experiment.cells.items())
+    for number, (name, features) in enumerate(candidates):
+        key = frozenset(features)
+        if number == MOST_COMBINATIONS or len(chosen) > MOST_CELLS:
+            raise ConfigError([f"{where}more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
+        if key in chosen or any(combination <= key for combination in excluded):
+            continue
+        if name in names:
+            raise ConfigError([f"{where}two different cells would be called {name}; rename the one under cells"])
+        names.add(name)
+        chosen[key] = Cell(name, tuple(label for label in itertools.chain.from_iterable(groups) if label in key))
+    return list(chosen.values())
+
+
+def _designed(design: Iterable[Any], groups: Groups) -> Iterator[tuple[str, Labels]]:
+    for item in design:
+        word, order = next(iter(item.items())) if isinstance(item, dict) else (item, len(groups))
+        yield from DESIGNS[word](groups, order)
+
+
+# ---- checks
+
+
+def design_problems(loaded: Loaded) -> Iterator[str]:
+    """Yield each problem with its place."""
+    yield from _words(loaded)
+    yield from _members(loaded)
+    yield from _names(loaded)
+    experiment, settings = loaded.experiment, loaded.experiment.slurm
+    if settings.signal_seconds >= 60 * minutes(settings.time):
+        yield (
+            f"{loaded.at('slurm', 'time')}slurm.signal_seconds: {settings.signal_seconds} s before the end of a job of "
+            f"{settings.time} is before its start; raise slurm.time or lower slurm.signal_seconds"
+        )
+    seeds = experiment.seed_list
+    if not seeds or len(set(seeds)) != len(seeds):
+        yield f"{loaded.at('seeds')}seeds: give at least one seed, each once, got {experiment.seeds!r}"
+
+
+def _words(loaded: Loaded) -> Iterator[str]:
+    known = list(DESIGNS)
+    for item in loaded.experiment.design:
+        word = next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
+        if word not in known or (isinstance(item, dict) and (word != "factorial" or not _is_order(item[word]))):
+            hint = nearest(str(word), known)
+            yield f"{loaded.at('design')}design: {spell(item)!r} is not one of {', '.join(known)}{hint}"
+
+
+def _is_order(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _members(loaded: Loaded) -> Iterator[str]:
+    """Yield the features in `cells` and `exclude` that do not exist."""
+    experiment, known = loaded.experiment, _labels(loaded)
+    listed = ", ".join(known[:MOST_NAMES]) + (f" and {len(known) - MOST_NAMES:,} more" if known[MOST_NAMES:] else "")
+    groups: list[tuple[KeyPath, list[str]]] = [(("cells", name), m) for name, m in experiment.cells.items()]
+    groups += [(("exclude",), members) for members in experiment.exclude]
+    for path, members in groups:
+        for member in dict.fromkeys(name for name in members if name not in known):
+            hint = f"{nearest(member, known)}; features: {listed or 'none'}"
+            yield f"{loaded.at(*path)}{'.'.join(path)}: no feature {member!r}{hint}"
+
+
+def _names(loaded: Loaded) -> Iterator[str]:
+    experiment, known = loaded.experiment, _labels(loaded)
+    for level in (level for group in experiment.levels() for level in group):
+        if not NAME.fullmatch(level.path[-1]):
+            yield f"{loaded.at(*level.path)}{'.'.join(level.path)}: {level.path[-1]!r} is not a safe name"
+    for name in ("baseline", "all_on"):
+        if name in (*known, *experiment.cells):
+            yield f"{loaded.at('features', name)}{name}: is what designs call a cell; choose another name"
+    for name, other in _differing_in_case([*experiment.features, *experiment.cells, *known]):
+        yield f"{loaded.at('features')}features: {name} and {other} differ in case only; rename one"
+    if len(set(known)) < len(known):
+        yield f"{loaded.at('features')}features: a level and a feature have the same name"
+
+
+def _labels(loaded: Loaded) -> list[str]:
+    return [level.label for group in loaded.experiment.levels() for level in group]
+
+
+def _differing_in_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield names that are the same on file systems that ignore case."""
+    first: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            yield other, name
