@@ -67,7 +67,7 @@ def test_a_cache_that_another_user_has_left_unfinished(found: Found, tally: Tall
     outcomes = found["left unfinished"]
     told = outcomes["bob"]
     assert told["code"] == 1, told
-    assert f"user {ALICE}, who has not finished it" in told["error"]
+    assert f"user {ALICE}, whose build is unfinished and not running" in told["error"]
     assert "\n" not in told["error"]
     again, after = values(outcomes, "alice again", "bob again")
     assert again == after

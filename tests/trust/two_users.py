@@ -138,7 +138,7 @@ class Place:
 
     def train(self, run_dir: Path) -> list[str]:
         """loss.csv of a run, its columns of clocks left out."""
-        from ablatrix.trainer.__main__ import main
+        from ablatrix.trainer.cli import main
 
         flags = [f"--data.file_path={self.corpus}", "--data.tokenizer=sample", f"--system.cache_dir={self.cache}"]
         flags += ["--data.block_size=16", "--data.test_size=4", "--model.n_layer=1", "--trainer.max_iters=3"]
@@ -236,7 +236,7 @@ def studies(place: Place) -> dict[str, Any]:
 def run_task(run_dir: Path) -> int:
     """What the job does, without an exec: claim the run and train it."""
     from ablatrix.orchestrator.store import submit_attempts
-    from ablatrix.trainer.__main__ import main
+    from ablatrix.trainer.cli import main
 
     assert submit_attempts.start(run_dir, 1, "1_0") is None
     with open(run_dir / "job.out", "ab") as output, contextlib.redirect_stdout(io.TextIOWrapper(output)):
