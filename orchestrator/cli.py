@@ -54,15 +54,10 @@ def main() -> None:
         sys.stderr.close()
     except OSError as error:  # a folder that is full, read-only or removed
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; correct this and rerun the command", file=sys.stderr)
+        print(f"error: {where}{error.strerror or error}; fix this and rerun the command", file=sys.stderr)
         sys.exit(1)
     except MemoryError:
-        print("error: this needs more memory than there is; see ulimit -v and the sizes of the files", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if "start new thread" not in str(error):
-            raise
-        print("error: this machine lets you start no further thread; see ulimit -u", file=sys.stderr)
+        print("error: not enough memory; see ulimit -v and the sizes of the files", file=sys.stderr)
         sys.exit(1)
 
 
@@ -79,7 +74,7 @@ def plan(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.plan import Options, plan
 
-    plan(Options(file, launcher, sets or ()), open_console(), style, sbatch, schedules)
+    plan(Options(file, launcher, sets or ()), open_console(), style=style, sbatch=sbatch, schedules=schedules)
 
 
 @app.command()
@@ -131,7 +126,7 @@ def status(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.status import status
 
-    status(study, output, open_console(), watch, as_json, everything)
+    status(study, output, open_console(), watch=watch, as_json=as_json, everything=everything)
 
 
 @app.command()
@@ -174,7 +169,7 @@ def logs(
     """Show what a run printed."""
     from ablatrix.orchestrator.verbs.logs import logs
 
-    logs(run, study, output, lines, follow)
+    logs(run, study, output, lines=lines, keep_following=follow)
 
 
 @app.command()
@@ -188,7 +183,7 @@ def cancel(
     """Take runs out of the queue, or stop them. They keep their checkpoints."""
     from ablatrix.orchestrator.verbs.cancel import cancel
 
-    cancel(runs or (), everything, yes, study, output)
+    cancel(runs or (), study, output, everything=everything, yes=yes)
 
 
 @app.command()
@@ -200,7 +195,7 @@ def clean(
     """Remove what nothing needs: older checkpoints of finished runs, results set aside, code that no run names."""
     from ablatrix.orchestrator.verbs.clean import clean
 
-    clean(study, output, yes)
+    clean(study, output, yes=yes)
 
 
 @app.command()

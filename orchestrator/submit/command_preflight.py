@@ -50,7 +50,7 @@ def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterato
     prepared = launcher != "local" and bool(loaded.experiment.slurm.setup)
     for start in _distinct_starts(loaded, runs):
         if not start.folder.is_dir():
-            yield f"{loaded.at('workdir')}workdir: {start.folder} is no folder"
+            yield f"{loaded.at('workdir')}workdir: {start.folder} is not a folder"
             continue
         program = find_program(start.words, start.folder, start.environment.get("PATH"))
         problem = _find_missing_program(start, program, prepared) or _find_missing_script(start, program)

@@ -122,13 +122,13 @@ def _spell(value: Any) -> str:
 def _describe_group(members: Sequence[tuple[Run, EarlierRun]]) -> str:
     names = [earlier.folder.name for _, earlier in members]
     noun = "finished run" if all(earlier.finished for _, earlier in members) else "earlier run"
-    text = f"{count(names, noun)} {'stays' if len(names) == 1 else 'stay'} beside ({list_names(names)})"
+    text = f"{count(names, noun)} {'is' if len(names) == 1 else 'are'} kept ({list_names(names)})"
     starts = sorted({earlier.start for _, earlier in members if earlier.start})
     if starts:
-        return f"{text}; the new ones go on from step {' or '.join(map(str, starts))}"
+        return f"{text}; the new runs continue from step {' or '.join(map(str, starts))}"
     for run, earlier in members:
         if "trainer.max_iters" in earlier.changes and isinstance(run.config, RunConfig):
-            return f"{text}; the new ones begin from step 0{_explain_fresh_start(run.config, earlier)}"
+            return f"{text}; the new runs start from step 0{_explain_fresh_start(run.config, earlier)}"
     return text
 
 
@@ -140,7 +140,7 @@ def _explain_fresh_start(config: RunConfig, earlier: EarlierRun) -> str:
     if now < before or earlier.changes.keys() - phases:
         return ""
     if name in ("constant", "inverse_sqrt") or not run_files.list_checkpoints(earlier.folder):
-        return ": no checkpoint of them is left that fits"
+        return ": none of their checkpoints fits"
     return f": the learning rates of schedule {name} depend on trainer.max_iters"
 
 

@@ -95,7 +95,7 @@ class LocalQueue:
                 interrupts.ignoring_lost_output(on_tick)
                 time.sleep(POLL_SECONDS)
         if self._stopping:
-            raise StoppedError("stopped; the same command goes on from the last checkpoints")
+            raise StoppedError("stopped; rerun the command to continue from the last checkpoints")
         if self.not_started:
             raise RunError(
                 f"the first {self._failures.count} runs failed alike: {self._failures.reason}; {len(self.not_started)} "

@@ -80,7 +80,7 @@ def _check_output(loaded: Loaded) -> Iterator[str]:
         if not parent.is_dir():
             problem = f"{parent} is a file, not a folder"
         elif not os.access(parent, os.W_OK | os.X_OK):
-            problem = f"{parent} cannot be written by you"
+            problem = f"{parent} is not writable"
     except OSError as error:
         problem = f"cannot be used: {error.strerror}"
     if problem:

@@ -43,7 +43,7 @@ def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
         (members if ours else taken).append((state.run, state.attempt + 1))
     if taken:
         owner = submit_attempts.describe_owner(taken[0][0].folder, taken[0][1])
-        say(f"{len(taken)} runs were taken by another submit meanwhile ({owner}); they are left to it")
+        say(f"{len(taken)} runs are being queued by another submit ({owner})")
     return members
 
 

@@ -26,7 +26,7 @@ class Selection:
     def describe(self) -> list[str]:
         """Return a line for each group of runs and what becomes of it."""
         groups = (
-            (self.failed, "failed, lost or cancelled before; --retry runs them again"),
+            (self.failed, "failed, lost or cancelled; --retry reruns them"),
             (self.done, "done already, results reused"),
             (self.active, "queued or running already"),
             (self.chosen, "to run"),

@@ -73,7 +73,7 @@ def _wait_for_room(batch: Batch, order: Order, waiting: Mapping[str, int], wave:
     except (AblatrixError, OSError) as error:
         full = isinstance(error, commands.ControllerError) and site_limits.is_limit(error)
         why = "there is no room for it either" if full else error
-        say(f"{text}; no follow-up job ({why}): submit again when jobs have ended, or stay with submit --wait")
+        say(f"{text}; no follow-up job ({why}): rerun submit when jobs have ended, or use submit --wait")
         return
     say(f"{text}; job {job} queues them when jobs of this study have ended")
 

@@ -76,9 +76,7 @@ def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
         text += "\nno Slurm on this machine; its jobs are judged by what they write"
     elif scheduler.silent_since:
         since = time.strftime("%H:%M:%S", time.localtime(scheduler.silent_since))
-        text += (
-            f"\nSlurm's controller not answering since {since} ({scheduler.problem}); the last known states are shown"
-        )
+        text += f"\nSlurm has not answered since {since} ({scheduler.problem}); the last known states are shown"
     return text
 
 

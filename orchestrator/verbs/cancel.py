@@ -24,7 +24,7 @@ from ablatrix.trainer.rundir.events import append_event
 SHOWN = 8  # runs in the question
 
 
-def cancel(names: Sequence[str], everything: bool, yes: bool, study: str | None, output: Path) -> None:
+def cancel(names: Sequence[str], study: str | None, output: Path, *, everything: bool, yes: bool) -> None:
     """Cancel the named runs, or with `everything` all of a study and its helper jobs, after asking unless `yes`."""
     if bool(names) == everything:
         raise UserError("cancel: name the runs, or give --all")

@@ -19,7 +19,7 @@ def check(options: Options) -> None:
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
     print(
         f"{options.file}: {len(runs)} runs (cells: {len(cells)}; seeds: {shown}), "
-        f"nothing found that would fail ({planned.launcher})"
+        f"no problems found ({planned.launcher})"
     )
     waves = _describe_waves(planned)
     if waves:

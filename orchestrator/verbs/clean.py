@@ -35,7 +35,7 @@ class Item:
     run: StudyRun | None = None
 
 
-def clean(study: str | None, output: Path, yes: bool) -> None:
+def clean(study: str | None, output: Path, *, yes: bool) -> None:
     """List what of a study can go, and remove it after asking unless `yes`."""
     found = study_dir.find_study(study, output)
     items = find_items(found)

@@ -24,7 +24,7 @@ POLL_SECONDS = 1.0  # no inotify: it does not see what another host writes
 ASK_EVERY = 10  # quiet polls between two questions whether the run is still active, each of which costs a squeue
 
 
-def logs(run: str, study: str | None, output: Path, lines: int, keep_following: bool) -> None:
+def logs(run: str, study: str | None, output: Path, *, lines: int, keep_following: bool) -> None:
     """Print the last lines of a run's log; with `keep_following`, all of it until the run ends."""
     found = study_dir.find_study(study, output)
     chosen = found.find_any(run)

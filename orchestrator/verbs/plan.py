@@ -83,7 +83,7 @@ class Plan:
         return value_origins.of_run(self.loaded, run.features, run.config)
 
 
-def plan(options: Options, console: Console, style: str, sbatch: bool, schedules: bool) -> None:
+def plan(options: Options, console: Console, *, style: str, sbatch: bool, schedules: bool) -> None:
     """Show the runs of an experiment, their job scripts, or their learning rates."""
     planned = make_plan(options)
     if schedules:

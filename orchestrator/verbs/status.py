@@ -13,7 +13,7 @@ from ablatrix.orchestrator.submit import early_failures, waves
 from ablatrix.orchestrator.terminal import interrupts, live, status_table
 
 
-def status(study: str | None, output: Path, console: Console, watch: bool, as_json: bool, everything: bool) -> None:
+def status(study: str | None, output: Path, console: Console, *, watch: bool, as_json: bool, everything: bool) -> None:
     """Show the state of each run of a study: once, as JSON, or until Ctrl-C."""
     found = study_dir.find_study(study, output)
     if watch:

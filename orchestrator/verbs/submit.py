@@ -47,7 +47,7 @@ def submit(options: Options, console: Console) -> int:
     states = run_plan(plan, console)
     broken = [state for state in states if state.state in ("failed", "lost")]
     for state in broken:
-        console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry runs it again)")
+        console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry reruns it)")
     if plan.launcher == "local":
         _require_started(states, plan.folder)
     return int(bool(broken))

@@ -59,12 +59,12 @@ def test_nothing_to_say(tmp_path: Path, finished: list[Run]) -> None:
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (["trainer.learning_rate=1e-3"], "trainer.learning_rate is 0.001, was 0.0003: 2 finished runs stay beside ("),
+        (["trainer.learning_rate=1e-3"], "trainer.learning_rate is 0.001, was 0.0003: 2 finished runs are kept ("),
         (["data.file_path=y.jsonl"], "data.file_path is y.jsonl, was x.jsonl: 2 finished"),
-        (["trainer.max_iters=30"], "trainer.max_iters is 30, was 20: 2 finished runs stay beside (IDS); the new ones "
-                                   "go on from step 20"),
-        (["trainer.max_iters=10"], "IDS); the new ones begin from step 0"),
-        (["trainer.max_iters=30", "trainer.batch_size=2"], "IDS); the new ones begin from step 0"),
+        (["trainer.max_iters=30"], "trainer.max_iters is 30, was 20: 2 finished runs are kept (IDS); the new runs "
+                                   "continue from step 20"),
+        (["trainer.max_iters=10"], "IDS); the new runs start from step 0"),
+        (["trainer.max_iters=30", "trainer.batch_size=2"], "IDS); the new runs start from step 0"),
     ],
 )  # fmt: skip
 def test_changed_settings(tmp_path: Path, finished: list[Run], sets: list[str], said: str) -> None:
@@ -76,7 +76,7 @@ def test_a_schedule_that_depends_on_the_end(tmp_path: Path) -> None:
     _, study = make(tmp_path, "trainer.schedule=cosine")
     finish(study, 20)
     (line,) = told(tmp_path, "trainer.schedule=cosine", "trainer.max_iters=30")
-    assert "begin from step 0: the learning rates of schedule cosine depend on trainer.max_iters" in line
+    assert "start from step 0: the learning rates of schedule cosine depend on trainer.max_iters" in line
 
 
 def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
@@ -84,8 +84,8 @@ def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
         folder = tmp_path / "s" / run.id
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
     (line,) = told(tmp_path)
-    assert "names these runs differently, their settings are the same: 2 finished runs stay beside" in line
-    assert "go on from step 20" in line
+    assert "names these runs differently, their settings are the same: 2 finished runs are kept" in line
+    assert "continue from step 20" in line
 
 
 def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
@@ -94,8 +94,8 @@ def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run
         (folder / run_files.SUMMARY).unlink()
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
     (line,) = told(tmp_path)
-    assert "their settings are the same: 2 earlier runs stay beside" in line
-    assert "go on from step 20" in line
+    assert "their settings are the same: 2 earlier runs are kept" in line
+    assert "continue from step 20" in line
     assert told(tmp_path, "trainer.learning_rate=1e-3") == []
 
 
@@ -106,7 +106,7 @@ def test_more_steps_for_runs_of_a_version_without_this_record(tmp_path: Path, fi
             json.dumps({**json.loads(path.read_text()), loss_digest.KEY: None}).replace(loss_digest.KEY, "x")
         )
     (line,) = told(tmp_path, "trainer.max_iters=30")
-    assert "begin from step 0: no checkpoint of them is left that fits" in line
+    assert "start from step 0: none of their checkpoints fits" in line
 
 
 def test_a_run_left_beside_can_be_named(tmp_path: Path, finished: list[Run]) -> None:
@@ -132,14 +132,14 @@ def test_a_command(tmp_path: Path) -> None:
     finish(study, 5)
     runs = planned("0.2")
     (line,) = earlier_runs.describe(runs, earlier_runs.find(tmp_path / "s", runs))
-    assert "settings.lr is 0.2, was 0.1: 1 finished run stay" in line
+    assert "settings.lr is 0.2, was 0.1: 1 finished run is kept" in line
 
 
 def test_a_changed_loss_csv_is_no_start(tmp_path: Path, finished: list[Run]) -> None:
     for run in finished:
         (tmp_path / "s" / run.id / run_files.LOSS).write_text("")
     (line,) = told(tmp_path, "trainer.max_iters=30")
-    assert "begin from step 0" in line
+    assert "start from step 0" in line
 
 
 class TestInputs:
@@ -200,7 +200,7 @@ def test_more_steps_and_other_data(workspace: Workspace) -> None:
     first = workspace.run_folder("rope")
     before = (first / run_files.LOSS).read_bytes()
     study.write_text(study.read_text().replace("max_iters: 20", "max_iters: 26"))
-    assert "go on from step 20" in workspace.run("submit", study, *only).stdout
+    assert "continue from step 20" in workspace.run("submit", study, *only).stdout
     second = workspace.folder / workspace.states()["rope"]["folder"]
     assert second != first and (first / run_files.LOSS).read_bytes() == before
     assert [event["iter"] for event in read_events(second) if event["event"] == "resumed"] == [20]

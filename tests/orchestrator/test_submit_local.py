@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     finally:
         process.kill()
     assert process.returncode == 130
-    assert b"the same command goes on" in errors
+    assert b"rerun the command to continue" in errors
     assert b"Traceback" not in errors
     stopped = workspace.states()["baseline"]
     assert stopped["state"] == "stopped"

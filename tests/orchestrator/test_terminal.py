@@ -101,7 +101,7 @@ def test_ctrl_c_stops_local_runs_and_says_so(study: Workspace) -> None:
     os.write(session.terminal, b"\x03")
     text = session.read_until("")
     assert session.wait() == 130
-    assert "stopped; the same command goes on" in text and "Traceback" not in text
+    assert "stopped; rerun the command to continue" in text and "Traceback" not in text
     assert {state["state"] for state in study.states().values()} <= {"stopped", "planned"}
 
 

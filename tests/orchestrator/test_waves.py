@@ -146,7 +146,7 @@ def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: Order) -> 
     said = Said()
     assert queue(study, order, said) == []
     assert "QOSMaxSubmitJobPerUserLimit" in said[-1]
-    assert "submit again when jobs have ended" in said[-1]
+    assert "rerun submit when jobs have ended" in said[-1]
     assert by_state(study) == {"planned": 7}
     fake.end(9)
     fake.set_limit(-1)  # not even one
@@ -178,7 +178,7 @@ def test_submits_at_the_same_time_leave_each_other_what_waits(fake: FakeSlurm, s
     waves.queue(study, order, before, before, Said())
     said = Said()
     assert waves.queue(study, order, before[:3], before, said) == []
-    assert said[0].startswith("3 runs were taken by another submit meanwhile (") and "process" in said[0]
+    assert said[0].startswith("3 runs are being queued by another submit (") and "process" in said[0]
     assert fake.jobs() == {1: 3, 2: 1}
     assert wave_order.is_waiting(study), "the record and the follow-up are the other submit's"
 

@@ -243,7 +243,7 @@ def test_restart_of_the_controller(slurm_workspace: Workspace, restored: str, un
     time.sleep(3)  # a controller that is killed within seconds of a submit forgets the job
     os.kill(int((lab / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
     shown = slurm_workspace.run("status", "study").stdout
-    assert "controller not answering since" in shown
+    assert "Slurm has not answered since" in shown
     assert started.state()["state"] in ("running", "done")
     subprocess.run([restored, "up"], check=True, timeout=120)
     assert "not answering" not in slurm_workspace.run("status", "study").stdout

@@ -65,12 +65,12 @@ READ_ONLY = {
     "status study": (0, ""),
     "cancel --all -y --study study": (0, ""),
     "submit study.yaml --launcher local": (2, "out/study/study.json: cannot be written: Read-only file system"),
-    "submit study.yaml --launcher local --rerun baseline": (2, "cannot be written by you; choose another `output:`"),
+    "submit study.yaml --launcher local --rerun baseline": (2, "is not writable; choose another `output:`"),
     "plan study.yaml": (0, ""),
     "plan study.yaml --launcher sbatch --sbatch": (0, ""),
     "logs baseline --study study": (0, ""),
     "show baseline --study study": (0, ""),
-    "check study.yaml": (2, "cannot be written by you; choose another `output:`"),
+    "check study.yaml": (2, "is not writable; choose another `output:`"),
 }
 
 
