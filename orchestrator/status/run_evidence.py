@@ -162,6 +162,6 @@ def is_here(event: Record) -> bool:
 def _pid_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (OSError, OverflowError):
+    except OSError:
         return False
     return True
