@@ -1,7 +1,7 @@
-"""Measuring programs side by side: each in a process of its own, asked in turn to do some steps.
+"""Measure programs side by side: each in its own process, told in turn to do some steps.
 
-A machine's speed drifts by more than what is looked for, so no program is measured alone: round after round each one
-does a few steps while the others sleep, and what counts is the median of the ratios within the rounds.
+A machine's speed drifts by more than the differences of interest, so no program is measured alone: round after round
+each one does a few steps while the others sleep, and the result is the median of the ratios within the rounds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# nothing else than memory that is kept instead of mapped and unmapped
+# keeps freed memory instead of unmapping it; changes nothing else
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"}
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A program to measure: `spec` is for benchmarks.worker, `environment` comes on top of this process's."""
+    """A program to measure: `spec` is passed to benchmarks.worker, `environment` is added to this process's."""
 
     name: str
     spec: Mapping[str, Any]
@@ -32,12 +32,12 @@ class Contestant:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What measured programs run in: this code on the path, so many threads."""
+    """Return the environment of measured programs: this code on the path, a number of threads."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
 
 
 class Worker:
-    """A contestant's process. It says {"ready": ...} once, and then answers each number of steps with its seconds."""
+    """A contestant's process. It prints {"ready": ...} once, then answers each number of steps with its seconds."""
 
     def __init__(self, contestant: Contestant, threads: int) -> None:
         self.process = subprocess.Popen(
@@ -50,7 +50,7 @@ class Worker:
         self.answer()
 
     def steps(self, count: int) -> float:
-        """Seconds that `count` steps took."""
+        """Do `count` steps and return the seconds they took."""
         return float(self.ask(str(count))["seconds"])
 
     def ask(self, line: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Worker:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """The next line that is an answer; what the measured program prints itself is passed over."""
+        """Return the next answer; lines that the measured program prints itself are skipped."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -84,9 +84,9 @@ class Worker:
 
 
 def alternate(workers: Sequence[Worker], rounds: int, seconds: float, warmup: int = 3) -> list[list[float]]:
-    """Seconds per step, one list per worker with one value per round.
+    """Return seconds per step, one list per worker with one value per round.
 
-    Each worker gets as many steps per round as it does in about `seconds`. The order turns around every round.
+    Each worker gets as many steps per round as it does in about `seconds`. The order is reversed every round.
     """
     counts = []
     for worker in workers:
@@ -102,12 +102,12 @@ def alternate(workers: Sequence[Worker], rounds: int, seconds: float, warmup: in
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """How many times faster than `base`: the median over the rounds."""
+    """Return how many times faster than `base` it is: the median over the rounds."""
     return statistics.median(b / t for t, b in zip(times, base, strict=True))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; columns after the first are aligned to the right."""
+    """Return a Markdown table; columns after the first are right-aligned."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = []

@@ -1,7 +1,7 @@
-"""Reading, tokenising and sampling: `python -m benchmarks.data [--megabytes 64]`. Markdown tables of ratios.
+"""Speed of reading, tokenising and sampling: `python -m benchmarks.data [--megabytes 64]`. Markdown tables of ratios.
 
-The corpus is made of the standard library's sources, cut into documents of log-normal length as web text has them;
-`--file` takes another one, `--tokenizer gpt2 --cache-dir DIR` another tokenizer.
+The corpus consists of the standard library's sources, cut into documents of log-normal length as in web text; `--file`
+sets another one, `--tokenizer gpt2 --cache-dir DIR` another tokenizer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def make_corpus(path: Path, size: int) -> None:
 
 
 def rounds(jobs: Mapping[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of each job in each round; the order turns around every round."""
+    """Return the seconds of each job in each round; the order is reversed every round."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(count):
         for name in list(jobs) if number % 2 == 0 else reversed(list(jobs)):
@@ -67,7 +67,7 @@ def rounds(jobs: Mapping[str, Callable[[], object]], count: int) -> dict[str, li
 
 
 def compare(title: str, unit: str, amount: float, times: Mapping[str, list[float]], base: str) -> str:
-    """Rates (`amount` per second) and how many times faster than `base` each is."""
+    """Return a table of rates (`amount` per second) and of ratios to `base`."""
     rows = [
         [name, f"{amount / statistics.median(seconds):,.1f}", f"{ratio(seconds, times[base]):.2f}"]
         for name, seconds in times.items()
@@ -76,7 +76,7 @@ def compare(title: str, unit: str, amount: float, times: Mapping[str, list[float
 
 
 def scanning(path: Path, count: int) -> str:
-    """The one pass over an unseen file, against reading it and against Python's loop over lines."""
+    """Measure the one pass over a new file, against reading it and against Python's loop over lines."""
 
     def read() -> None:
         with open(path, "rb", buffering=0) as file:
@@ -96,7 +96,7 @@ def scanning(path: Path, count: int) -> str:
 
 
 def encoding(path: Path, info: tokenizer.TokenizerInfo, count: int, megabytes: float = 8.0) -> str:
-    """Engines that give the same ids, on one core; and the whole build of a token cache on all."""
+    """Measure encoders that give the same ids, on one core."""
     exact, ours = exact_tokenizer(info.folder / "tokenizer.json"), Encoder(info)
     reference = tokenizer.load(info.name, info.folder.parents[1])
     texts, size = [], 0
@@ -116,7 +116,7 @@ def encoding(path: Path, info: tokenizer.TokenizerInfo, count: int, megabytes: f
 
 
 def building(config: DataConfig, cache_dir: Path, count: int) -> str:
-    """The whole way from an unseen file to a complete cache, with 1, 2, ... worker processes."""
+    """Measure the way from a new file to a complete cache, with 1, 2, ... worker processes."""
     cache, cores = Cache.of(config, cache_dir), allotted_cores()
     numbers = sorted({1, min(2, cores), cores})
 
@@ -129,7 +129,7 @@ def building(config: DataConfig, cache_dir: Path, count: int) -> str:
 
 
 def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str:
-    """Batches of 8 windows: from the complete cache, tokenised as they are drawn, and with a tokenizer call an item."""
+    """Measure batches from the complete cache, tokenised when drawn, and with a tokenizer call per item."""
     cache = Cache.of(config, cache_dir)
     complete = CompleteStore(cache.folder, cache_builder.build(config, cache_dir, allotted_cores()))
     lines = cache.lines()
@@ -161,13 +161,13 @@ def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str
 
 
 def repeat(job: Callable[[int], object], number: int) -> None:
-    """Do it that often."""
+    """Call `job` with 0 .. number - 1."""
     for i in range(number):
         job(i)
 
 
 def _unbuilt(cache: Cache) -> GrowingStore:
-    """A store that sees neither shards nor the complete cache, and builds nothing."""
+    """Return a store that sees neither shards nor the complete cache, and builds nothing."""
     store = GrowingStore(cache)
     store._looked = math.inf
     return store
@@ -193,14 +193,14 @@ print(json.dumps([start - begin, opened - start, time.perf_counter() - opened, p
 
 
 def first_batch(config: DataConfig, cache_dir: Path, count: int) -> str:
-    """From nothing to the first batch in a fresh process: an unseen file, an indexed one, a complete cache."""
+    """Measure the way to the first batch in a fresh process: a new file, an indexed one, a complete cache."""
     cache = Cache.of(config, cache_dir)
     rows = []
-    for stage in ("unseen file", "index there", "complete cache"):
+    for stage in ("new file", "indexed file", "complete cache"):
         found: list[list[float]] = []
         for _ in range(count):
             if stage != "complete cache":
-                for name in ("meta.json", "index.json")[: 2 if stage == "unseen file" else 1]:
+                for name in ("meta.json", "index.json")[: 2 if stage == "new file" else 1]:
                     (cache.folder / name).unlink(missing_ok=True)
             else:
                 cache_builder.build(config, cache_dir, allotted_cores())
@@ -215,7 +215,7 @@ def first_batch(config: DataConfig, cache_dir: Path, count: int) -> str:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
     parser.add_argument("--megabytes", type=float, default=64.0, help="size of the corpus that is made")
     parser.add_argument("--file", type=Path, help="a JSONL file to use in its place")

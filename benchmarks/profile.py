@@ -1,6 +1,6 @@
-"""Where the time of a training step goes: `python -m benchmarks.profile [CASE ...]`. One Markdown table per case.
+"""Profile a training step by parts: `python -m benchmarks.profile [CASE ...]`. One Markdown table per case.
 
-Seconds are those of torch's profiler, which slows a small model's step by a few percent; the shares stay.
+Seconds are those of torch's profiler, which slows a small model's step by a few percent but keeps the shares.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from ablatrix.models.config import GPTConfig, flops_per_token
+from ablatrix.models.config import GPTConfig, ResolvedGPTConfig
+from ablatrix.models.gpt import measure as measure_model
 from benchmarks.contest import table
 from benchmarks.step import CASES, matmul_peak
 from benchmarks.step import parse as parse_step
@@ -24,17 +25,16 @@ KERNELS = {
 }
 
 
-def flops(config: GPTConfig, tokens: int) -> dict[str, float]:
-    """FLOPs of a step by part, counted as `flops_per_token` does; the linear layers of the blocks are in the rest."""
-    assert config.vocab_size and config.n_embd and config.n_layer and config.block_size
+def flops(config: ResolvedGPTConfig, tokens: int) -> dict[str, float]:
+    """Return the FLOPs of a step by part; the rest includes the linear layers of the blocks."""
     head = 6 * config.vocab_size * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.block_size
-    rest = flops_per_token(config) - head - attention
+    rest = measure_model(config)[1] - head - attention
     return {HEAD: head * tokens, ATTENTION: attention * tokens, OPTIMISER: 0, BATCHES: 0, REST: rest * tokens}
 
 
 def seconds(spec: dict[str, Any], steps: int) -> dict[str, float]:
-    """Of one step, by part."""
+    """Return the seconds of one step by part."""
     from torch.autograd.profiler import record_function
     from torch.profiler import ProfilerActivity, profile
 
@@ -71,6 +71,7 @@ def seconds(spec: dict[str, Any], steps: int) -> dict[str, float]:
 
 
 def measure(case: str, args: argparse.Namespace, peak: float) -> str:
+    """Return the table of one case; peak: FLOP/s of the machine's matrix products."""
     model, batch = CASES[case]
     spec = {"model": model, "batch": batch, "block": args.block, "vocab": args.vocab, "dropout": args.dropout}
     times = seconds({**spec, "trainer": {"dtype": args.dtype}}, args.rounds)
@@ -85,7 +86,7 @@ def measure(case: str, args: argparse.Namespace, peak: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Takes the options of `benchmarks.step` that describe a case."""
+    """Parse the options of `benchmarks.step` that describe a case, measure and print."""
     args = parse_step(argv, prog="python -m benchmarks.profile", description=__doc__)
     peak = matmul_peak(args)
     print(f"{args.threads} threads; matrix products of {args.dtype} reach {peak / 1e9:,.0f} GFLOP/s here", flush=True)

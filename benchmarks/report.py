@@ -1,6 +1,6 @@
-"""How fast is a report? `python -m benchmarks.report` prints seconds and memory for a small and a large study.
+"""Speed of reports: `python -m benchmarks.report` prints seconds and memory for a small and a large study.
 
-Files are made anew in a temporary folder (about 0.5 GB for the large study; `--small` leaves it out). Imports are not
+Files are written to a temporary folder (about 0.5 GB for the large study; `--small` skips it). Imports are not
 counted; "again" is a second report with nothing changed, "one run changed" a third after one more row in one file.
 """
 
@@ -22,7 +22,7 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 def write(folder: Path, cells: int, seeds: int, rows: int) -> dict[str, tuple[str, str]]:
-    """A study of cells x seeds runs whose loss.csv files all differ."""
+    """Write a study of cells x seeds runs whose loss.csv files all differ; return its states."""
     names = [f"feature_{i:03d}" for i in range(1, cells)]
     features = {name: {"trainer.warmup_steps": i + 1} for i, name in enumerate(names)}
     plan = Plan(seeds=range(seeds), features=features, cells={"baseline": [], **{n: [n] for n in names}}, rows=10)
@@ -34,7 +34,7 @@ def write(folder: Path, cells: int, seeds: int, rows: int) -> dict[str, tuple[st
 
 
 def body(rng: np.random.Generator, rows: int) -> str:
-    """Rows as a trainer writes them, every digit of every float."""
+    """Return rows as a trainer writes them, every digit of every float."""
     lines = []
     for step, noise in zip(range(2, rows + 1), rng.normal(0, 0.1, rows).tolist(), strict=False):
         loss = 3 + 3 * step**-0.3 + noise

@@ -1,8 +1,8 @@
-"""How the orchestrator's own time grows: plan of 3,072 runs, submit, status and a second submit of 1,024.
+"""Time of the orchestrator for large studies: plan of 3,072 runs, submit, status and a second submit of 1,024.
 
-`python -m benchmarks.scale` prints a Markdown table. The scheduler is a stub that answers at once, so that only our own
-work is measured; what `submit` starts beside itself to check (a tokenizer loaded offline, a few steps of a small model)
-is the same for 7 runs and for 1,024, and shown by the row of 7.
+`python -m benchmarks.scale` prints a Markdown table. The scheduler is a stub that answers at once, so that only the
+orchestrator is measured. The checks that `submit` runs as processes (a tokenizer loaded offline, a few steps of a small
+model) take the same time for 7 runs and for 1,024; the row of 7 runs shows it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEATURES = {
 
 
 def write_experiment(folder: Path, name: str, features: int, seeds: int, design: str) -> Path:
-    """An experiment of 2**features cells (factorial) or fewer, over the sample corpus in `folder`."""
+    """Write an experiment of at most 2**features cells over the sample corpus in `folder`; return its path."""
     lines = "\n".join(f"  {key}: {{{value}}}" for key, value in list(FEATURES.items())[:features])
     path = folder / f"{name}.yaml"
     path.write_text(
@@ -48,10 +48,10 @@ def write_experiment(folder: Path, name: str, features: int, seeds: int, design:
 
 
 def measure(folder: Path, environment: dict[str, str], *words: str) -> tuple[float, float]:
-    """(wall, CPU) seconds of one command, its children included."""
+    """Return (wall, CPU) seconds of one command, its children included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "orchestrator", *words]
+    command = [sys.executable, "-m", "ablatrix.orchestrator", *words]
     subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

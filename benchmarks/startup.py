@@ -1,6 +1,6 @@
-"""From exec to the end of the first gpt-nano step: `python -m benchmarks.startup [--peer PATH ...]`.
+"""Start-up time, from exec to the end of the first gpt-nano step: `python -m benchmarks.startup [--peer PATH ...]`.
 
-The token cache is warm, as in every job of a study but the first. The measure is `python -c "import torch"`.
+The token cache is warm, as in every job of a study but the first. The baseline is `python -c "import torch"`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOCAB = 50257
 
 
 def prepare(folder: Path, batch: int) -> list[str]:
-    """The command of a one-step run in `folder`, whose tokens are in the cache."""
+    """Return the command of a run in `folder` whose tokens will be in the cache."""
     warm_cache.warm_tokenizer("sample", folder / "cache", source=None)
     embedded_sample.write_corpus(folder / "sample.jsonl")
     flags = {
@@ -41,11 +41,11 @@ def prepare(folder: Path, batch: int) -> list[str]:
         "system.work_dir": folder / "run",
         "system.cache_dir": folder / "cache",
     }
-    return [sys.executable, "-m", "trainer", *(f"--{key}={value}" for key, value in flags.items())]
+    return [sys.executable, "-m", "ablatrix.trainer", *(f"--{key}={value}" for key, value in flags.items())]
 
 
 def first_step(command: list[str], threads: int) -> float:
-    """Seconds from exec to the row of the first step. The run is then stopped."""
+    """Return the seconds from exec to the row of the first step. The run is then stopped."""
     begin = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(threads)

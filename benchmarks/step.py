@@ -1,4 +1,4 @@
-"""Training steps: `python -m benchmarks.step [--peer PATH ...]`. Tokens per second, and ratios against the peers."""
+"""Speed of training steps: `python -m benchmarks.step [--peer PATH ...]`. Tokens per second, ratios against peers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ablatrix.models.config import GPTConfig, flops_per_token
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.gpt import measure as measure_model
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import KEEP_MEMORY, Contestant, Worker, alternate, ratio, table
 
@@ -16,7 +17,7 @@ CASES = {"nano1": ("gpt-nano", 1), "nano8": ("gpt-nano", 8), "mini8": ("gpt-mini
 
 
 def peers(path: Path, spec: dict[str, Any]) -> list[Contestant]:
-    """What a checkout is measured as. Raises SystemExit where it is neither minGPT nor nanoGPT."""
+    """Return the contestants of a checkout. Raises SystemExit if it is neither minGPT nor nanoGPT."""
     here = {**spec, "path": str(path.resolve())}
     if (path / "mingpt" / "trainer.py").exists():
         return [Contestant("minGPT", {**here, "kind": "mingpt"})] if spec["dtype"] == "float32" else []
@@ -47,7 +48,7 @@ def contestants(spec: dict[str, Any], args: argparse.Namespace) -> list[Contesta
 
 
 def matmul_peak(args: argparse.Namespace) -> float:
-    """FLOP/s of a large square product of `args.dtype` on `args.threads` threads: what no step can exceed."""
+    """Return the FLOP/s of a large square product of `args.dtype`, which no step can exceed."""
     with Worker(
         Contestant("peak", {"kind": "peak", "size": args.peak_size, "dtype": args.dtype}), args.threads
     ) as worker:
@@ -56,7 +57,7 @@ def matmul_peak(args: argparse.Namespace) -> float:
 
 
 def measure(case: str, args: argparse.Namespace, peak: float) -> str:
-    """The Markdown table of one case; peak: FLOP/s of the machine's products."""
+    """Return the table of one case; peak: FLOP/s of the machine's matrix products."""
     model, batch = CASES[case]
     sizes = {"model": model, "batch": batch, "block": args.block, "vocab": args.vocab}
     spec = {**sizes, "dropout": args.dropout, "dtype": args.dtype}
@@ -70,7 +71,7 @@ def measure(case: str, args: argparse.Namespace, peak: float) -> str:
         speed = batch * args.block / statistics.median(seconds)
         ratios = [f"{ratio(ours, seconds):.2f}" for ours in times[: len(args.mode)]]
         shape = GPTConfig(model_type=model, **contestant.spec.get("toggles", {}))
-        flops = flops_per_token(shape.resolved(args.vocab, args.block))
+        _, flops = measure_model(shape.resolved(args.vocab, args.block))
         share = f"{100 * speed * flops / peak:.0f}%"
         rows.append([contestant.name, f"{speed:,.0f}", share, *ratios, f"{resident / 2**20:,.0f}"])
     faster = [f"{mode} is x faster" for mode in args.mode]

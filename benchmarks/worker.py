@@ -1,7 +1,7 @@
 """One measured program: `python -m benchmarks.worker SPEC`, SPEC a JSON object; see `benchmarks.contest`.
 
-Every program gets the same made-up tokens, model sizes and dropout, and runs the training loop that it comes with.
-Where a loop is a script that cannot be imported (nanoGPT), its lines are done here in the same order.
+Every program gets the same made-up tokens, model sizes and dropout, and runs its own training loop. A loop that cannot
+be imported because it is a script (nanoGPT) is repeated here line by line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PEER_LR, BETAS, DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
 
 
 class Meter:
-    """Talks to `contest.Worker`. A training loop calls it after every step; it returns when the next step may begin."""
+    """Called by a training loop after every step; returns when `contest.Worker` wants the next one."""
 
     def __init__(self, sync: Callable[[], None]) -> None:
         self.sync = sync
@@ -49,14 +49,14 @@ class Meter:
 
 
 def tokens(spec: dict[str, Any]) -> Any:
-    """The made-up corpus: (TOKENS,) int64, a few words frequent and most rare, as in text."""
+    """Return the made-up corpus (TOKENS,) int64: a few words frequent and most rare, as in text."""
     import numpy as np
 
     return (np.random.default_rng(0).pareto(1.0, TOKENS) * 20).astype(np.int64) % spec["vocab"]
 
 
 def our_trainer(spec: dict[str, Any]) -> Any:
-    """This project's Trainer, ready to run."""
+    """Return this project's Trainer, ready to run."""
     from ablatrix.trainer.device import pick_device, prepare, tune_products
 
     prepare()
@@ -90,7 +90,7 @@ def our_trainer(spec: dict[str, Any]) -> Any:
 
 
 def ours(spec: dict[str, Any]) -> None:
-    """This project's training loop."""
+    """Run this project's training loop."""
     trainer = our_trainer(spec)
     import torch
 
@@ -107,7 +107,7 @@ def ours(spec: dict[str, Any]) -> None:
 
 
 def mingpt(spec: dict[str, Any]) -> None:
-    """minGPT's own Trainer, from the checkout at spec["path"]."""
+    """Run minGPT's own Trainer, from the checkout at spec["path"]."""
     sys.path.insert(0, spec["path"])
     import torch
     from mingpt.model import GPT
@@ -135,7 +135,7 @@ def mingpt(spec: dict[str, Any]) -> None:
 
 
 def nanogpt(spec: dict[str, Any]) -> None:
-    """nanoGPT's model from the checkout at spec["path"] and the lines of its train.py, with its default settings."""
+    """Run nanoGPT's model from the checkout at spec["path"] as its train.py does, with its default settings."""
     sys.path.insert(0, spec["path"])
     import numpy as np
     import torch
@@ -177,7 +177,7 @@ def nanogpt(spec: dict[str, Any]) -> None:
 
 
 def peak(spec: dict[str, Any]) -> None:
-    """The machine itself: a step is one product of two square matrices of spec["size"]."""
+    """Run the machine alone: a step is one product of two square matrices of spec["size"]."""
     from ablatrix.trainer.device import pick_device, prepare, tune_products
 
     prepare()

@@ -11,5 +11,5 @@ from benchmarks import data
 def test_small(capsys: pytest.CaptureFixture[str]) -> None:
     data.main(["--megabytes", "2", "--rounds", "1", "--batches", "1"])
     output = capsys.readouterr().out
-    for row in ("scan for line starts", "this project's encoder", "1 process", "complete token cache", "unseen file"):
+    for row in ("scan for line starts", "this project's encoder", "1 process", "complete token cache", "new file"):
         assert f"| {row}" in output
