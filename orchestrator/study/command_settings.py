@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ablatrix.orchestrator.study import command, command_template
 from ablatrix.orchestrator.study.command_flags import Flags, Style
-from ablatrix.orchestrator.study.literals import text_of
+from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.config.suggestions import nearest
@@ -26,18 +26,13 @@ def _variable(name: str) -> str:
     return name
 
 
-def _text(value: Any) -> Any:
-    """Return a number or switch as text: `OMP_NUM_THREADS: 4`."""
-    return text_of(value) if isinstance(value, bool | int | float) else value
-
-
 def _usable(path: str) -> str:
     """Return a path as it is written. Raise ValueError if it cannot be expanded."""
     expand_path(path)
     return path
 
 
-Folder = Annotated[str, AfterValidator(_usable)]
+Folder = Annotated[Text, AfterValidator(_usable)]
 
 
 def _words(command: str | list[str]) -> tuple[str, ...]:
@@ -55,9 +50,9 @@ def _pattern(pattern: str) -> str:
     return pattern
 
 
-Word = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number", "boolean"]})]
-Command = Annotated[str | list[Word], AfterValidator(_words)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Word = Annotated[str, BeforeValidator(number_as_text), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Command = Annotated[Text | list[Word], AfterValidator(_words)]
+Pattern = Annotated[Text, AfterValidator(_pattern)]
 
 
 COUNTED = ("iter", "dt", "dt_ms", "lr", "tokens", "seconds")  # columns that do not measure quality
@@ -80,29 +75,31 @@ class Part(BaseModel):
 class Metrics(Part):
     """Where the numbers come from: one kind of source, and which of its names is which column of loss.csv."""
 
-    csv: str | None = Field(None, min_length=1, description="a CSV file with a header")
-    jsonl: str | None = Field(None, min_length=1, description="a file with a JSON object per line")
-    tensorboard: str | None = Field(None, min_length=1, description="a folder with event files, at any depth")
-    wandb: str | None = Field(None, min_length=1, description="a folder with runs of W&B's offline mode, at any depth")
+    csv: Text | None = Field(None, min_length=1, description="a CSV file with a header")
+    jsonl: Text | None = Field(None, min_length=1, description="a file with a JSON object per line")
+    tensorboard: Text | None = Field(None, min_length=1, description="a folder with event files, at any depth")
+    wandb: Text | None = Field(None, min_length=1, description="a folder with runs of W&B's offline mode, at any depth")
     regex: Annotated[
         Annotated[list[Pattern], Field(min_length=1)] | None,
         BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
     ] = Field(None, description="patterns over its output, the columns as named groups: (?P<iter>\\d+)")
-    file: str = Field("job.out", min_length=1, description="what the patterns are looked for in; job.out: its output")
-    columns: dict[str, str] = Field({}, description="column of loss.csv -> its name in the source")
-    steps: Annotated[int, Field(ge=1)] | str | None = Field(
+    file: Text = Field("job.out", min_length=1, description="what the patterns are looked for in; job.out: its output")
+    columns: dict[str, Text] = Field({}, description="column of loss.csv -> its name in the source")
+    steps: Annotated[int, Field(ge=1), BeforeValidator(whole_number)] | str | None = Field(
         None, description="steps of a run: {max_iters}, or a number"
     )
     tokens_per_step: Annotated[float, Field(gt=0)] | str | None = Field(None, description="to compare at equal tokens")
-    compare: Annotated[str, AfterValidator(_measure_name)] | None = Field(
+    compare: Annotated[Text, AfterValidator(_measure_name)] | None = Field(
         None, description="what the report compares: a column or key of the source; default: val_loss, else loss"
     )
     higher_is_better: bool | None = Field(None, description="of the compared values; default: false")
-    name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
+    name: Annotated[Text, Field(min_length=1, max_length=60)] | None = Field(
         None, description="what the report calls the compared values, such as accuracy or MSE"
     )
-    unit: Annotated[str, Field(max_length=30)] = Field("", description="of the compared values, such as nats per token")
+    unit: Annotated[Text, Field(max_length=30)] = Field(
+        "", description="of the compared values, such as nats per token"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Metrics:
@@ -175,7 +172,7 @@ class CommandKeys(Part):
 
     command: Command | None = Field(None, description="what a run starts instead of our trainer")
     resume_command: Command | None = Field(None, description="what goes on with a run that was interrupted")
-    checkpoint: str | None = Field(
+    checkpoint: Text | None = Field(
         None, min_length=1, description="a file; resume_command is used only once it is there"
     )
     flags: Annotated[Flags, BeforeValidator(_as_flags, json_schema_input_type=Style | Flags)] = Flags()

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.command_settings import CommandKeys
 from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.find_file import Source
 from ablatrix.orchestrator.study.levels import Level, split_levels
+from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.study.yaml_tree import Tree
 from ablatrix.trainer.config import InfoConfig
@@ -48,7 +49,7 @@ def safe_name(name: str) -> str:
     return name
 
 
-SafeName = Annotated[str, AfterValidator(safe_name)]
+SafeName = Annotated[Text, AfterValidator(safe_name)]
 
 
 def usable_path(path: str) -> str:
@@ -64,10 +65,10 @@ def usable_path(path: str) -> str:
 def parse_seeds(value: Any) -> Any:
     """Return `1-5`, `1, 2, 3` and `range(5)` as a list of numbers; anything else as it is."""
     if isinstance(value, list):
-        parts = [parse_seeds(part) if isinstance(part, str) else part for part in value]
+        parts = [whole_number(part) if isinstance(part, list) else parse_seeds(part) for part in value]
         return [seed for part in parts for seed in (part if isinstance(part, list) else [part])]
     if not isinstance(value, str):
-        return value
+        return whole_number(value)
     text = value.strip().removeprefix("[").removesuffix("]").strip()
     span = re.fullmatch(r"([0-9]{1,18}) *(?:-|\.\.\.?|:|to) *([0-9]{1,18})", text)
     called = re.fullmatch(r"range\( *(?:([0-9]{1,18}) *, *)?([0-9]{1,18}) *\)", text)
@@ -80,7 +81,7 @@ def parse_seeds(value: Any) -> Any:
     return parse_seeds(parts) if len(parts) > 1 and all(parts) else value
 
 
-Exported = Annotated[str, AfterValidator(exported_env.checked)]
+Exported = Annotated[Text, AfterValidator(exported_env.checked)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(le=MOST_SEEDS)]
 SeedText = Annotated[str, Field(pattern=SEEDS)]
@@ -97,6 +98,11 @@ class Strict(BaseModel):
 class ExperimentInfo(InfoConfig):
     """What the experiment is about, for people: goes into every run's log and into the report."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return number_as_text(value)
+
 
 class Experiment(CommandKeys, Strict):
     """An experiment file, resolved: variables filled in, dotted keys, every name checked."""
@@ -106,15 +112,15 @@ class Experiment(CommandKeys, Strict):
     base: Any = {}  # checked key by key, for better messages: Overrides
     features: dict[SafeName, Any] = {}
     design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
-    cells: dict[SafeName, list[str]] = {}
-    exclude: list[list[str]] = Field([], description="feature combinations that are left out")
+    cells: dict[SafeName, list[Text]] = {}
+    exclude: list[list[Text]] = Field([], description="feature combinations that are left out")
     seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = Field(default_factory=SlurmSettings)
     export: list[Exported] = Field([], description="variables of your shell that jobs get besides the usual ones")
-    not_secret: list[str] = Field([], description="names of settings that only look like secrets")
-    output: Annotated[str, AfterValidator(usable_path)] = Field("out", min_length=1)
+    not_secret: list[Text] = Field([], description="names of settings that only look like secrets")
+    output: Annotated[Text, AfterValidator(usable_path)] = Field("out", min_length=1)
 
     @property
     def seed_list(self) -> list[int]:

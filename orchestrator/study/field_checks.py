@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from ablatrix.orchestrator.study.levels import settings_blocks
 from ablatrix.orchestrator.study.literals import text_of
 from ablatrix.orchestrator.study.yaml_tree import Tree
 from ablatrix.trainer.config import InfoConfig, RunConfig, field_errors, keys
-from ablatrix.trainer.config.field_errors import Path, describe, show
+from ablatrix.trainer.config.field_errors import describe, show
 from ablatrix.trainer.config.suggestions import nearest
 
 FIXED = {
@@ -28,25 +28,6 @@ _SCALARS = (str, int, float, bool)
 
 
 # ---- numbers as texts and whole numbers
-
-
-def convert_refused(data: Any, refused: Iterable[tuple[Path, Sequence[Any]]]) -> bool:
-    """Convert values that a model refuses because of their type; True if any has changed.
-
-    refused: as of `field_errors.by_place`.
-    """
-    changed = False
-    for path, errors in refused:
-        types = {error["type"] for error in errors}
-        kinds: set[type] = {str} if "string_type" in types else {int} if "int_type" in types else set()
-        place = _container(data, path) if kinds else None
-        if place is None:
-            continue
-        container, key = place
-        converted = _convert(container[key], kinds)
-        changed = changed or converted is not container[key]
-        container[key] = converted
-    return changed
 
 
 def convert_setting(key: str, value: Any) -> Any:
@@ -73,19 +54,6 @@ def _kinds(field: FieldInfo) -> set[type]:
         found |= {part} if part in _SCALARS else {type(part)} if isinstance(part, str) else set()
         left += get_args(part)
     return found
-
-
-def _container(data: Any, path: Path) -> tuple[Any, Any] | None:
-    """Return the mapping or list that holds the value at `path`, and its key there; None if the file has none.
-
-    A setting of `slurm:` may come from `slurm.extra`.
-    """
-    for part in path[:-1]:
-        data = data[int(part)] if isinstance(data, list) else data.get(part)
-        if not isinstance(data, list | dict):
-            return None
-    key = int(path[-1]) if isinstance(data, list) else path[-1]
-    return (data, key) if isinstance(data, list) or key in data else None
 
 
 # ---- what is wrong

@@ -6,7 +6,9 @@ YAML decides the type of an unquoted word before the field it belongs to is know
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 
 class IntLiteral(int):
@@ -32,3 +34,16 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return value.spelling if isinstance(value, IntLiteral | FloatLiteral) else str(value)
+
+
+def number_as_text(value: Any) -> Any:
+    """Return a number or a switch as text; any other value as it is."""
+    return text_of(value) if isinstance(value, bool | int | float) else value
+
+
+def whole_number(value: Any) -> Any:
+    """Return a float such as 1e5 as a whole number; any other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Text = Annotated[str, BeforeValidator(number_as_text)]

@@ -73,7 +73,7 @@ def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str
         problems += field_checks.settings_problems(data, tree)
         forced = {key: field_checks.convert_setting(key, value) for key, value in forced.items()}
     try:
-        loaded = Loaded(_parse(data), tree, source, forced)
+        loaded = Loaded(Experiment.model_validate(data), tree, source, forced)
     except ValidationError as error:
         for path, errors in field_errors.by_place(error.errors(), data):
             if not (unfilled and any("${" in str(error["input"]) for error in errors)):
@@ -85,16 +85,6 @@ def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return loaded
-
-
-def _parse(data: dict[str, Any]) -> Experiment:
-    """Return the experiment, numbers converted to texts where a text is expected. Raise ValidationError."""
-    try:
-        return Experiment.model_validate(data)
-    except ValidationError as error:
-        if not field_checks.convert_refused(data, field_errors.by_place(error.errors(), data)):
-            raise
-    return Experiment.model_validate(data)
 
 
 def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:

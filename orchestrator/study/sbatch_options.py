@@ -8,7 +8,7 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from ablatrix.orchestrator.study.literals import text_of
+from ablatrix.orchestrator.study.literals import text_of, whole_number
 
 SHORT = {
     **{"a": "array", "A": "account", "b": "begin", "B": "extra-node-info", "c": "cpus-per-task", "C": "constraint"},
@@ -185,7 +185,7 @@ def as_text(value: Any) -> str:
 
 def as_count(value: Any) -> Any:
     """Return a whole number that is written as text (`"4"`) as a number."""
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()) else value
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()) else whole_number(value)
 
 
 def as_switch(value: Any) -> Any:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ablatrix.orchestrator.study import sbatch_options as options
 from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.literals import Text
 
 WORD = str | int
 Word = Annotated[str, BeforeValidator(options.as_word, json_schema_input_type=WORD | list[WORD])]
@@ -18,7 +19,7 @@ Time = Annotated[str, BeforeValidator(options.as_time, json_schema_input_type=WO
 Gpus = Annotated[int | str, BeforeValidator(options.as_gpus)]
 Comment = Annotated[str, BeforeValidator(options.as_comment, json_schema_input_type=WORD)]
 Cluster = Annotated[str, BeforeValidator(options.as_cluster, json_schema_input_type=WORD)]
-Setup = Annotated[list[str], BeforeValidator(options.as_lines, json_schema_input_type=str | list[str])]
+Setup = Annotated[list[Text], BeforeValidator(options.as_lines, json_schema_input_type=str | list[str])]
 OptionName = Annotated[str, AfterValidator(options.checked_name)]
 HelperOption = Annotated[str, AfterValidator(options.checked_helper_name)]
 VALUE = str | int | bool | None | list[WORD]
