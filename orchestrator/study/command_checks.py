@@ -99,7 +99,7 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
     if style == "in-process":
         return
     if style == "config-file" and not _named(parts, "command", "config_file"):
-        yield f"{loaded.at('command')}command: does not hold {{config_file}}, which `flags: config-file` writes"
+        yield f"{loaded.at('command')}command: lacks {{config_file}}, which `flags: config-file` writes"
         return
     for line in ("command", "resume_command"):
         if not parts[line] or style == "config-file" or _named(parts, line, command_template.FLAGS):

@@ -39,7 +39,7 @@ EXAMPLES = {
     "experiment_info": "experiment_info: {description: seven cells}",
     "metrics": "metrics: {csv: log.csv}",
 }
-SECTIONS = ("base", "features", "cells", "slurm", "experiment_info", "env")  # may stand empty
+SECTIONS = ("base", "features", "cells", "slurm", "experiment_info", "env")  # may be empty
 
 
 def safe_name(name: str) -> str:
@@ -56,7 +56,7 @@ def usable_path(path: str) -> str:
     """Return a folder's path, expanded. Raise ValueError for control characters, and for what looks like an option."""
     path = expand_path(path)
     if not path.isprintable():
-        raise ValueError("a path cannot hold control characters")
+        raise ValueError("a path cannot have control characters")
     if os.path.normpath(path).startswith("-"):
         raise ValueError("a path that begins with - would be taken for an option")
     return path

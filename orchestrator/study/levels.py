@@ -1,4 +1,4 @@
-"""Features and their levels, and where an experiment file holds settings."""
+"""Features and their levels, and where an experiment file has settings."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
 
 
 def _ask_for_config(source: Source) -> None:
-    """Raise UserError naming the configs of a file that has no name of its own but holds some."""
+    """Raise UserError naming the configs of a file without a name that has some."""
     configs = extends.configs_of(yaml_tree.load(source.path))
     if configs:
         choices = ", ".join(f"{source.path}#{name}" for name in configs)
-        raise UserError(f"{source.path}: holds several configs; choose one: {choices}")
+        raise UserError(f"{source.path}: has several configs; choose one: {choices}")
 
 
 def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str, Any], problems: list[str]) -> Loaded:
@@ -112,4 +112,4 @@ def _suggest(path: KeyPath) -> str:
     if len(path) > 1:
         return f"; keys: {', '.join(known)}"
     setting = nearest(key, list(RunConfig.model_fields)) or nearest(key, [name for name, _ in keys()])
-    return setting.replace("did you mean ", "settings stand under base: did you mean base.")
+    return setting.replace("did you mean ", "settings go under base: did you mean base.")

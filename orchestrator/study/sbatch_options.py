@@ -130,7 +130,7 @@ def checked_helper_name(key: str) -> str:
     return name if name in _RESOURCES else checked_name(key)
 
 
-# Options that are settings of their own under `slurm:`, by sbatch's names
+# Options that are settings under `slurm:`, by sbatch's names
 _SETTINGS = (
     *("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus-per-node", "cpus-per-task", "mem"),
     *("time", "comment", "requeue", "no-requeue", "clusters"),
@@ -168,7 +168,7 @@ def as_word(value: Any) -> str:
     text = as_text(value)
     negative = re.fullmatch(r"-[0-9]+", text)
     if not negative and (not _VALUE.fullmatch(text) or text.startswith("-")):
-        raise ValueError("has characters that an sbatch option cannot hold safely (blanks, quotes, $, ; ...)")
+        raise ValueError("has characters that an sbatch option cannot have safely (blanks, quotes, $, ; ...)")
     return text
 
 

@@ -32,7 +32,7 @@ def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[st
 
 
 def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
-    """Return `file:line: ` of the key that sets a value in a cell, for the front of a message; "" where none does."""
+    """Return `file:line: ` of the key that sets a value in a cell, the prefix of a message; "" if none does."""
     if key in loaded.forced:
         return f"--set {key}: "
     levels = [level for group in loaded.experiment.levels() for level in group if level.label in features]

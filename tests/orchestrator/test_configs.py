@@ -90,7 +90,7 @@ def test_another_file_extends_a_config_and_keeps_its_own_name(tmp_path: Path) ->
     assert loaded.at("base", "model.n_layer").endswith("sizes.yaml:10: ")
 
 
-def test_an_unknown_config_that_is_extended_is_told_with_both_files(tmp_path: Path) -> None:
+def test_an_unknown_config_that_is_extended_is_reported_with_both_files(tmp_path: Path) -> None:
     sizes = write(tmp_path, "sizes.yaml", SIZES)
     path = write(tmp_path, "e.yaml", "name: e\nextends: sizes.yaml#larg\n")
     assert fault(path).startswith(f"{path}:2: extends: {sizes}: no config 'larg' (did you mean large?); configs: small")
@@ -126,7 +126,7 @@ def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
     [
         (SIZES, "larg", "sizes.yaml: no config 'larg' (did you mean large?); configs: small, large, own-name"),
         ("name: a\n", "large", "no config 'large'; the file has no `configs:`"),
-        (SIZES.partition("\n")[2], None, "sizes.yaml: holds several configs; choose one: "),
+        (SIZES.partition("\n")[2], None, "sizes.yaml: has several configs; choose one: "),
         ("configs: {a: {extends: b}, b: {extends: a}}\n", "a", "sizes.yaml#a -> sizes.yaml#b -> sizes.yaml#a"),
         ("configs: {a: {extends: a}}\n", "a", "extends itself: sizes.yaml#a -> sizes.yaml#a"),
         ("extends: a\nconfigs: {a: {}}\n", "a", "extends itself"),

@@ -27,11 +27,11 @@ def test_a_time_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_line_says_which(workspace: Workspace, name: str) -> None:
     workspace.environment[name] = "1m"
     study = workspace.write_study()
-    told = workspace.run("plan", study, "--launcher", "sbatch", "--sbatch", code=2).stderr
-    assert told == f"error: {name}=1m: in the environment; give a number of seconds, or unset it\n"
+    message = workspace.run("plan", study, "--launcher", "sbatch", "--sbatch", code=2).stderr
+    assert message == f"error: {name}=1m: in the environment; give a number of seconds, or unset it\n"
 
 
 def test_a_search_path_with_a_user_who_is_not_there(workspace: Workspace) -> None:
     workspace.environment["ABLATRIX_PATH"] = "~nosuchuser"
-    told = workspace.run("plan", "missing.yaml", code=2).stderr
-    assert "~nosuchuser: no such folder" in told and "Traceback" not in told
+    message = workspace.run("plan", "missing.yaml", code=2).stderr
+    assert "~nosuchuser: no such folder" in message and "Traceback" not in message

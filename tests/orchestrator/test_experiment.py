@@ -130,7 +130,7 @@ def test_set_wins_and_is_checked(tmp_path: Path) -> None:
         ("slurm: {time: soon}", "not a Slurm time"),
         ("slurm: {time: '00:00:00'}", "must be more than 0"),
         ("slurm: {mem: lots}", "slurm.mem"),
-        ("slurm: {extra: {nodelist: 'a b'}}", "cannot hold safely"),
+        ("slurm: {extra: {nodelist: 'a b'}}", "cannot have safely"),
         ("slurm: {extra: {output: mine}}", "is set by Ablatrix itself"),
         ("slurm: {extra: {job_name: mine}}", "is set by Ablatrix itself"),
         ("slurm: {time: '00:01:00'}", "is before its start"),

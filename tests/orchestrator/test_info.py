@@ -26,15 +26,15 @@ vars: {vars_are_filled_in: 0.05}
 
 
 def test_goes_into_every_run_and_changes_none(tmp_path: Path) -> None:
-    plain, told = expand(tmp_path, FIVE), expand(tmp_path, FIVE + INFO)
-    assert [run.id for run in told] == [run.id for run in plain]
-    for run in told:
+    plain, runs = expand(tmp_path, FIVE), expand(tmp_path, FIVE + INFO)
+    assert [run.id for run in runs] == [run.id for run in plain]
+    for run in runs:
         info = run.config.info
         assert (info.name, info.date, info.hypothesis) == ("Re-attention", "2026-01-31", "SwiGLU helps by 0.05")
-    study = study_dir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, told)
+    study = study_dir.create_study(tmp_path / "out", "s", tmp_path / "e.yaml", {}, runs)
     wanted = {"name": "Re-attention", "date": "2026-01-31", "hypothesis": "SwiGLU helps by 0.05"}
     assert study.info == study_dir.load_study(study.folder).info == wanted
-    assert load(study.runs[0].folder / run_files.CONFIG).info == told[0].config.info
+    assert load(study.runs[0].folder / run_files.CONFIG).info == runs[0].config.info
 
 
 def test_who_said_it_is_known(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Designs, shared cells, fingerprints, and cells that would be compared in vain."""
+"""Designs, shared cells, fingerprints, and cells with the same configuration."""
 
 from pathlib import Path
 
@@ -110,13 +110,13 @@ def test_faulty_cells_are_refused_with_their_line(tmp_path: Path, features: str,
     assert caught.value.problems[0].startswith(f"{tmp_path / 'e.yaml'}:3: ")
 
 
-def test_a_fault_is_told_once_and_with_all_others(tmp_path: Path) -> None:
+def test_a_fault_is_reported_once_and_with_all_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         expand(tmp_path, FIVE + "  bad: {model.n_head: 5}\n  worse: {trainer.betas: [2, 0]}\n")
     assert len(caught.value.problems) == 2
 
 
-def test_set_that_undoes_a_feature_is_told_so(tmp_path: Path) -> None:
+def test_set_that_undoes_a_feature_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--set model\.rope wins over it"):
         expand(tmp_path, FIVE, ("model.rope=true",))
 

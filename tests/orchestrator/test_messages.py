@@ -43,7 +43,7 @@ WRONG: tuple[Any, ...] = (
 )
 
 
-def told(tmp_path: Path, text: str, *sets: str) -> str:
+def refusal(tmp_path: Path, text: str, *sets: str) -> str:
     path = tmp_path / "e.yaml"
     path.write_text(text)
     with pytest.raises(AblatrixError) as caught:
@@ -94,8 +94,8 @@ def told(tmp_path: Path, text: str, *sets: str) -> str:
         ("features: {lr: {levels: {}}}", "found empty settings"),
         ("features: {lr: {levels: {a: {model.rope: true}}, model.swiglu: true}}", "and nothing else beside them"),
         ("features: {lr: {trainer.learning_rate: {levels: [1]}}}", "levels are names with settings"),
-        ("modle: {rope: true}", "modle: unknown key (settings stand under base: did you mean base.model?)"),
-        ("lr: 1", "lr: unknown key (settings stand under base: did you mean base.trainer.learning_rate?)"),
+        ("modle: {rope: true}", "modle: unknown key (settings go under base: did you mean base.model?)"),
+        ("lr: 1", "lr: unknown key (settings go under base: did you mean base.trainer.learning_rate?)"),
         ("experiment_info: {authors: x}", "unknown key; keys: name, description, date, hypothesis"),
         ("command: run {flags}\nmetrics: {csv: a}\nfeatures: {a: {levels: {}}}", "levels are names with settings"),
         ("features: {a: [model.rope]}", "features.a: must be settings such as `model.swiglu: true`, found a list of 1"),
@@ -129,7 +129,7 @@ def told(tmp_path: Path, text: str, *sets: str) -> str:
 def test_each_fault_in_yamls_words(tmp_path: Path, line: str, words: str) -> None:
     key = line.partition(":")[0]
     head = "name: s\n" if key == "base" else HEAD
-    message = told(tmp_path, f"{head}{line}\n")
+    message = refusal(tmp_path, f"{head}{line}\n")
     if line != "command: 5.5":
         assert words in message
         lines = range(head.count("\n") + 1, head.count("\n") + line.count("\n") + 2)
@@ -202,13 +202,15 @@ def test_flags_of_a_single_run(flag: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_names_and_values_are_told_together(tmp_path: Path) -> None:
-    message = told(tmp_path, HEAD + "features:\n  a: {trainer.lr: 1}\n  b: {trainer.max_iters: x}\nseeds: many\n")
+def test_names_and_values_are_reported_together(tmp_path: Path) -> None:
+    message = refusal(tmp_path, HEAD + "features:\n  a: {trainer.lr: 1}\n  b: {trainer.max_iters: x}\nseeds: many\n")
     assert [line.split(": ")[0].rpartition(":")[2] for line in message.splitlines()] == ["4", "5", "6"]
 
 
 def test_a_wrong_expression_does_not_hide_other_faults(tmp_path: Path) -> None:
-    message = told(tmp_path, HEAD + "features: {a: {trainer.max_iters: '${nope}', model.rop: true}}\nlauncher: pbs\n")
+    message = refusal(
+        tmp_path, HEAD + "features: {a: {trainer.max_iters: '${nope}', model.rop: true}}\nlauncher: pbs\n"
+    )
     assert "no such variable" in message
     assert "model.rop: unknown key" in message
     assert "launcher: must be one of" in message

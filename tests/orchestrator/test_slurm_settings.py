@@ -102,7 +102,7 @@ def load(folder: Path, section: str) -> SlurmSettings:
         ("{clusters: [a, b]}", "name one cluster"),
         ('{comment: "a\\nb"}', "a comment is one line"),
         ('{comment: "ablatrix:0123456789abcdef"}', "marks the jobs of Ablatrix"),
-        ('{extra: {nodelist: "n1\\ntouch x"}}', "cannot hold safely"),
+        ('{extra: {nodelist: "n1\\ntouch x"}}', "cannot have safely"),
     ],
 )
 def test_refused_in_one_sentence(tmp_path: Path, section: str, says: str | None) -> None:
@@ -132,10 +132,10 @@ def test_both_launchers_give_the_same_options(home: Path, given: dict[str, Any])
     asked = {**sbatch_options(settings), "comment": commands.comment(batch.token, settings.comment)}
     expected = {f"--{name}" if value is True else f"--{name}={value}" for name, value in asked.items()}
     for script in scripts:
-        told = shell_stubs.sbatch_options(script)
-        assert expected <= set(told)
-        assert ("--requeue" in told, "--no-requeue" in told) == (settings.requeue, not settings.requeue)
-        assert not [word for word in told if "wckey" in word]
+        options = shell_stubs.sbatch_options(script)
+        assert expected <= set(options)
+        assert ("--requeue" in options, "--no-requeue" in options) == (settings.requeue, not settings.requeue)
+        assert not [word for word in options if "wckey" in word]
     report = shell_stubs.sbatch_options(helper_jobs.script(batch, helper_jobs.REPORT))
     assert [word for word in report if word.startswith("--clusters")] == (
         [f"--clusters={settings.clusters}"] if settings.clusters else []
@@ -183,7 +183,7 @@ def test_unknown_settings_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "todo"),
+    ("refusal", "todo"),
     [
         ("sbatch: error: You must specify a comment with --comment=project", "; set slurm.comment"),
         ("sbatch: error: Requeue of jobs is not allowed on this cluster", "; set slurm.requeue: false"),
@@ -191,11 +191,11 @@ def test_unknown_settings_are_refused() -> None:
     ],
 )
 def test_a_refusal_names_the_setting_and_sbatch_once(
-    said: str, todo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refusal: str, todo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{refusal}' >&2; exit 1\n")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(commands.ControllerError) as refused:
         commands.run_command(["sbatch", "job"])
-    assert str(queueing.RefusedError(refused.value)) == said + todo
+    assert str(queueing.RefusedError(refused.value)) == refusal + todo
