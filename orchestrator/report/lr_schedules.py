@@ -1,4 +1,4 @@
-"""`plan --schedules`: the learning-rate schedules of a plan as a table and as a picture, before anything runs."""
+"""`plan --schedules`: the learning-rate schedules of a plan and their picture, before anything runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ablatrix.orchestrator.study import run_config
 from ablatrix.orchestrator.study.matrix import Run
@@ -44,16 +40,6 @@ class Schedule:
         return f"{optimization.schedule_name(self.settings)}, peak {max(self.rates):.3g}"
 
 
-def show(runs: Sequence[Run], folder: Path, console: Console) -> None:
-    """Print the table, draw the picture into `folder` and print its paths. Raises RunError if it cannot be written."""
-    found = find_schedules(runs)
-    console.print(table(found))
-    for path in write(found, folder):
-        console.print(str(path))
-    if len(found) > MOST:
-        console.print(f"the picture shows the first {MOST} of {len(found)} schedules")
-
-
 def find_schedules(runs: Sequence[Run]) -> list[Schedule]:
     """Return the distinct schedules of a plan, in its order. Cells with equal rates at all points share one."""
     found: dict[tuple[tuple[int, ...], tuple[float, ...]], list[tuple[str, TrainerConfig]]] = {}
@@ -78,26 +64,6 @@ def sample_steps(settings: TrainerConfig) -> tuple[int, ...]:
     ends = (settings.decay_steps, settings.anneal_steps)
     wanted |= {warm, warm + (settings.cooldown_steps or 0), *(last - phase for phase in ends if phase)}
     return tuple(sorted(step for step in wanted if 1 <= step <= last))
-
-
-def table(found: Sequence[Schedule]) -> Table:
-    """Return a table with a row per schedule: its cells, its peak, and its rate along the run."""
-    made = Table(title=Text("Learning rate (equal schedules are listed once)"), title_justify="left")
-    for name in ("cells", "schedule"):
-        made.add_column(name)
-    for name in ("steps", "warm-up", "peak", "step 1", *(f"{part:.0%}" for part in QUARTERS), "last"):
-        made.add_column(name, justify="right")
-    for schedule in found:
-        settings = schedule.settings
-        along = (1, *(max(1, round(part * settings.max_iters)) for part in QUARTERS), settings.max_iters)
-        made.add_row(
-            Text(", ".join(schedule.cells)),
-            optimization.schedule_name(settings),
-            f"{settings.max_iters:,}",
-            f"{settings.warmup_steps:,}",
-            *(f"{rate:.3g}" for rate in (max(schedule.rates), *(learning_rate(step, settings) for step in along))),
-        )
-    return made
 
 
 def write(found: Sequence[Schedule], folder: Path) -> list[Path]:

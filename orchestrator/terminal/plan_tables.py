@@ -1,4 +1,4 @@
-"""A plan as a table, as a tree (study, cells, what each changes, seeds) and as JSON."""
+"""A plan as tables, as a tree (study, cells, what each changes, seeds) and as JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from ablatrix.orchestrator.report.lr_schedules import QUARTERS, Schedule
 from ablatrix.orchestrator.study import value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.terminal import tables
+from ablatrix.trainer.config import optimization
 from ablatrix.trainer.config.field_errors import spell
+from ablatrix.trainer.schedules import learning_rate
 
 LEFT = ("cell", "overrides", "seeds", "folder of the first")
 DROPPED_FIRST = ("FLOPs/token", "folder of the first", "parameters", "seeds", "tokens/run", "hours/run")
@@ -40,6 +43,29 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
         )
     title = f"{len(runs)} runs in {folder}/"
     tables.print_table(title, rows, console, left=LEFT, wrapped=("overrides",), dropped_first=DROPPED_FIRST)
+
+
+def print_schedules(found: Sequence[Schedule], console: Console) -> None:
+    """Print a row per learning-rate schedule: its cells, its peak, and its rate along the run."""
+    rows = []
+    for schedule in found:
+        settings = schedule.settings
+        steps = {"step 1": 1, **{f"{part:.0%}": max(1, round(part * settings.max_iters)) for part in QUARTERS}}
+        rows.append(
+            {
+                "cells": ", ".join(schedule.cells),
+                "schedule": optimization.schedule_name(settings),
+                "steps": f"{settings.max_iters:,}",
+                "warm-up": f"{settings.warmup_steps:,}",
+                "peak": f"{max(schedule.rates):.3g}",
+                **{
+                    name: f"{learning_rate(step, settings):.3g}"
+                    for name, step in {**steps, "last": settings.max_iters}.items()
+                },
+            }
+        )
+    title = "Learning rate (equal schedules are listed once)"
+    tables.print_table(title, rows, console, left=("cells", "schedule"), wrapped=("cells",), dropped_first=("50%",))
 
 
 def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ablatrix.orchestrator.report import lr_schedules
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
 from ablatrix.orchestrator.status import cost, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
@@ -87,14 +88,22 @@ def plan(options: Options, console: Console, *, style: str, sbatch: bool, schedu
     """Show the runs of an experiment, their job scripts, or their learning rates."""
     planned = make_plan(options)
     if schedules:
-        from ablatrix.orchestrator.report import lr_schedules
-
-        lr_schedules.show(planned.runs, planned.folder, console)
+        _show_schedules(planned, console)
     elif sbatch:
         for script in job_scripts(planned):
             print(script)
     else:
         show_plan(planned, console, style)
+
+
+def _show_schedules(planned: Plan, console: Console) -> None:
+    """Print the learning rates and draw them into the study's folder. Raises RunError if it cannot be written."""
+    found = lr_schedules.find_schedules(planned.runs)
+    plan_tables.print_schedules(found, console)
+    for path in lr_schedules.write(found, planned.folder):
+        console.print(str(path))
+    if len(found) > lr_schedules.MOST:
+        console.print(f"the picture shows the first {lr_schedules.MOST} of {len(found)} schedules")
 
 
 def make_plan(options: Options) -> Plan:
