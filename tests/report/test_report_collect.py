@@ -135,7 +135,7 @@ def test_each_measure_of_a_command_is_compared_with_its_own_start(
     measure, value, _ = found
     states = write_study(tmp_path, SMALL)
     for folder in tmp_path.glob("swiglu-seed1-*"):
-        (folder / "loss.csv").write_text(series.text())
+        (folder / "loss.csv").write_text(series.to_csv())
         ends = {"initial_loss": series.first_loss(), "final_loss": series.final_loss()}
         summary = {"iters": 1, "val_nll": value, "measure": measure, "diverged": False, **ends}
         (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if v is not None}))
