@@ -1,4 +1,4 @@
-"""Study -> Analysis: every cell against the baseline, on every measure. Numbers and flags; words are in wording.py."""
+"""Compare every cell of a study with the baseline, on every measure: numbers and flags, without words."""
 
 from __future__ import annotations
 

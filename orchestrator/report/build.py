@@ -1,8 +1,8 @@
 """Build the report of a study, or of several side by side.
 
 collect.py reads the runs, analysis.py compares the cells (statistics.py), figures.py chooses what to draw, drawing.py
-draws it, wording.py and methods.py describe the results, document.py arranges the page, pages.py and tables.py write
-the files, and output.py puts them on disk. Heavy imports wait until `build` is called.
+draws it, verdicts.py, notes.py and methods.py describe the results, document.py arranges the page, pages.py and
+tables.py write the files, and output.py puts them on disk. Heavy imports wait until `build` is called.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     states: run id -> state or (state, reason); a run without one counts as done if it left a summary, else as planned.
     Raises UserError if `study_dir` holds no study, RunError if the report cannot be written.
     """
-    from ablatrix.orchestrator.report import collect, output, wording
+    from ablatrix.orchestrator.report import collect, notes, output
     from ablatrix.orchestrator.report.analysis import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
     paths = output.refresh(study_dir / FOLDER, study.digest, lambda: contents(analysis))
-    return Report(study.name, tuple(verdict_rows(analysis)), tuple(wording.notes(analysis)), paths, analysis.measure)
+    return Report(study.name, tuple(verdict_rows(analysis)), tuple(notes.notes(analysis)), paths, analysis.measure)
 
 
 def contents(analysis: Analysis) -> dict[str, bytes | str]:
@@ -120,8 +120,8 @@ def compare(
         for name, a in zip(names, analyses, strict=True)
         for row in verdict_rows(a)
     ]
-    notes, measure = tuple(side_by_side.notes(analyses)), side_by_side.measure(analyses)
-    return Report(", ".join(names), tuple(rows), notes, paths, measure)
+    warnings, measure = tuple(side_by_side.warnings(analyses)), side_by_side.measure(analyses)
+    return Report(", ".join(names), tuple(rows), warnings, paths, measure)
 
 
 def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
@@ -135,7 +135,7 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
 
 def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
     """The verdict table, a row a cell in the study's order."""
-    from ablatrix.orchestrator.report import wording
+    from ablatrix.orchestrator.report import verdicts
 
     rows = []
     for cell in analysis.cells.values():
@@ -150,8 +150,8 @@ def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
                 effect=effect.mean if effect else None,
                 interval=(effect.low, effect.high) if known else None,  # type: ignore[union-attr, arg-type]
                 p_value=cell.p_holm,
-                verdict=wording.verdict(cell, analysis),
-                sentence=wording.sentence(cell, analysis),
+                verdict=verdicts.verdict(cell, analysis),
+                sentence=verdicts.sentence(cell, analysis),
             )
         )
     return rows

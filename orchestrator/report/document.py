@@ -1,15 +1,17 @@
-"""Analysis -> the sections of the report, as content."""
+"""The sections of a study's report, as content for the templates."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from ablatrix.orchestrator.report import context_lengths as contexts
-from ablatrix.orchestrator.report import methods, wording
-from ablatrix.orchestrator.report.analysis import Analysis, Contrast
+from ablatrix.orchestrator.report import methods, verdicts
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.content import (
     Block,
@@ -26,8 +28,9 @@ from ablatrix.orchestrator.report.content import (
 )
 from ablatrix.orchestrator.report.corpus_notes import corpus_notes
 from ablatrix.orchestrator.report.figure_data import Figure
-from ablatrix.orchestrator.report.wording import (
+from ablatrix.orchestrator.report.formatting import (
     DASH,
+    count,
     duration,
     factor_text,
     interval,
@@ -39,79 +42,92 @@ from ablatrix.orchestrator.report.wording import (
     signed,
     with_margin,
 )
+from ablatrix.orchestrator.report.notes import notes
 
 MOST_SENTENCES = 40
+T = TypeVar("T")
+Columns = Mapping[str, Callable[[T], str]]
 
 
 def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
     """Return all sections that have content, run health first."""
-    pictures = {figure.name: figure for figure in figures}
+    drawn = {figure.name: figure for figure in figures}
     made = [
-        about(analysis),
-        health(analysis),
-        Section("verdict", "Verdict", [*verdicts(analysis), *_some(pictures.get("effects")), main_table(analysis)]),
-        budgets(analysis),
-        _curves(pictures),
-        combined(analysis, pictures),
-        domains(analysis),
-        context_lengths(analysis, pictures),
-        costs(analysis, pictures),
-        Section("methods", "Methods", methods.paragraphs(analysis)),
-        repeat(analysis),
+        _section("about", "The experiment", about(analysis)),
+        _section("health", "Run health", health(analysis)),
+        _section("verdict", "Verdict", [*verdict_list(analysis), *_pick(drawn, "effects"), main_table(analysis)]),
+        _section("budgets", "At a matched budget", budgets(analysis)),
+        _section("curves", "Curves", curves(drawn)),
+        _section("combinations", "Combinations", combinations(analysis, drawn)),
+        _section("domains", "By domain", domains(analysis)),
+        context_lengths(analysis, drawn),
+        _section("cost", "Cost", [costs(analysis), *_pick(drawn, "cost")]),
+        _section("methods", "Methods", methods.paragraphs(analysis)),
+        _section("repeat", "All runs, and how to repeat them", repeat(analysis)),
     ]
-    return [section for section in made if section and section.blocks]
+    return [section for section in made if section]
+
+
+def _section(name: str, title: str, blocks: Sequence[Block]) -> Section | None:
+    return Section(name, title, blocks) if blocks else None
+
+
+def _pick(drawn: Mapping[str, Figure], name: str) -> list[Block]:
+    return [drawn[name]] if name in drawn else []
+
+
+def _table(
+    items: Iterable[T], columns: Columns[T], left: Sequence[int] = (0,), wide: Sequence[int] = (), base: object = None
+) -> Table:
+    """Return a table with a row per item. columns: head -> text of an item."""
+    rows = [Row([text(item) for text in columns.values()], item is base) for item in items]
+    return Table(list(columns), rows, left, wide)
 
 
 def subtitle(analysis: Analysis) -> str:
-    """One line under the title: what the study is and how far it got."""
+    """Return the line under the title: file, size and progress of the study."""
     runs = analysis.study.runs
-    done = sum(run.finished for run in runs)
     source = f"{analysis.study.file}: " if analysis.study.file else ""
-    return f"{source}{len(analysis.cells)} cells, {len(runs)} runs, {done} finished"
+    done = sum(run.finished for run in runs)
+    return f"{source}{count(len(analysis.cells), 'cell')}, {count(len(runs), 'run')}, {done} finished"
 
 
-def about(analysis: Analysis) -> Section:
-    """What the experiment file says the study is for."""
+def about(analysis: Analysis) -> list[str]:
+    """Return what the experiment file says about the study."""
     info = analysis.study.info
     heading = ", ".join(info[key] for key in ("name", "date") if info.get(key))
-    said = [heading, info.get("description", ""), f"Hypothesis: {info['hypothesis']}" if info.get("hypothesis") else ""]
-    return Section("about", "The experiment", [text for text in said if text])
+    hypothesis = f"Hypothesis: {info['hypothesis']}" if info.get("hypothesis") else ""
+    return [text for text in (heading, info.get("description", ""), hypothesis) if text]
 
 
-def _some(block: Block | None) -> list[Block]:
-    return [block] if block else []
-
-
-def health(analysis: Analysis) -> Section:
-    """States of all runs, warnings, and every run that has no usable result with its reason."""
+def health(analysis: Analysis) -> list[Block]:
+    """Return the states of all runs, warnings, and every run without a usable result, with the reason."""
     runs = analysis.study.runs
-    states = Counter("diverged" if run.diverged else run.state for run in runs)
-    first = [("runs", len(runs)), *sorted(states.items(), key=lambda item: (item[0] != "done", item[0]))]
-    blocks: list[Block] = [Health(first), *([Notes(n)] if (n := wording.notes(analysis)) else [])]
-    bad = [run for run in runs if not run.usable]
-    if bad:
-        rows = [
-            Row(
-                [
-                    run.cell,
-                    str(run.seed),
-                    "diverged" if run.diverged else run.state,
-                    _why(run),
-                    _progress(run),
-                    run.id,
-                ]
-            )
-            for run in bad
-        ]
-        blocks.append(Table(["cell", "seed", "state", "reason", "last step", "run"], rows, (0, 2, 3, 5), (3,)))
-    blocks += corpus_notes(runs)
-    return Section("health", "Run health", blocks)
+    states = sorted(Counter(map(_state, runs)).items(), key=lambda item: (item[0] != "done", item[0]))
+    blocks: list[Block] = [Health([("runs", len(runs)), *states])]
+    if warnings := notes(analysis):
+        blocks.append(Notes(warnings))
+    if bad := [run for run in runs if not run.usable]:
+        columns: Columns[RunRecord] = {
+            "cell": lambda run: run.cell,
+            "seed": lambda run: str(run.seed),
+            "state": _state,
+            "reason": _reason,
+            "last step": _progress,
+            "run": lambda run: run.id,
+        }
+        blocks.append(_table(bad, columns, left=(0, 2, 3, 5), wide=(3,)))
+    return [*blocks, *corpus_notes(runs)]
 
 
-def _why(run: RunRecord) -> str:
-    """Why a run has no usable result, as far as is known."""
+def _state(run: RunRecord) -> str:
+    return "diverged" if run.diverged else run.state
+
+
+def _reason(run: RunRecord) -> str:
+    """Return why a run has no usable result, as far as is known."""
     if run.wrong_overrides and not run.reason:
-        return f"config.json does not hold its {', '.join(run.wrong_overrides)}"
+        return f"config.json lacks its {', '.join(run.wrong_overrides)}"
     return run.reason or DASH
 
 
@@ -122,188 +138,157 @@ def _progress(run: RunRecord) -> str:
     return f"{run.curve.last_iter:.0f}" + (f" of {total}" if total else "")
 
 
-def verdicts(analysis: Analysis) -> list[Block]:
-    """One sentence a cell; in a large study the cells of which nothing can be said are folded away."""
-    said = [
-        Verdict(c.name, wording.verdict(c, analysis), wording.sentence(c, analysis), wording.flags(c, analysis))
+def verdict_list(analysis: Analysis) -> list[Block]:
+    """Return a sentence per cell; in a large study, cells without a verdict are folded away."""
+    found = [
+        Verdict(c.name, verdicts.verdict(c, analysis), verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
         for c in analysis.cells.values()
     ]
-    quiet = [v for v in said if v.word in ("no difference shown", "no claim")]
-    if len(said) <= MOST_SENTENCES or not quiet:
-        return [Verdicts(said)]
-    loud = [v for v in said if v not in quiet]
+    quiet = [v for v in found if v.word in ("no difference shown", "no claim")]
+    if len(found) <= MOST_SENTENCES or not quiet:
+        return [Verdicts(found)]
+    loud = [v for v in found if v not in quiet]
     return [Verdicts(loud), Folded(f"{len(quiet)} cells without a difference shown", [Verdicts(quiet)])]
 
 
 def main_table(analysis: Analysis) -> Table:
-    head = [
-        "cell",
-        "runs",
-        analysis.measure.name,
-        "seed SD",
-        "effect",
-        "95% interval",
-        "p",
-        "p (Holm)",
-        *(["perplexity"] if analysis.measure.is_nll else []),
-        "parameters",
-        "FLOPs/token",
-    ]
-    base = analysis.base
-    rows = []
-    for cell in analysis.cells.values():
-        effect = cell.effect
-        ratio = cell.parameters / base.parameters if base and base.parameters and cell.parameters else None
-        parameters = quantity(cell.parameters) + (f" ({percent(ratio)})" if ratio and abs(ratio - 1) > 5e-4 else "")
-        cells = [
-            cell.name,
-            f"{cell.done}/{len(cell.runs)}",
-            plain(cell.mean),
-            plain(cell.sd),
-            signed(effect.mean if effect else None),
-            interval(effect),
-            p_text(effect.p if effect else None),
-            p_text(cell.p_holm),
-            *([percent(math.exp(effect.mean)) if effect else DASH] if analysis.measure.is_nll else []),
-            parameters,
-            quantity(cell.flops_per_token),
-        ]
-        rows.append(Row(cells, cell is base))
-    return Table(head, rows)
+    """Return the effect of every cell, with its interval and p values."""
+    columns: dict[str, Callable[[CellResult], str]] = {
+        "cell": lambda cell: cell.name,
+        "runs": lambda cell: f"{cell.done}/{len(cell.runs)}",
+        analysis.measure.name: lambda cell: plain(cell.mean),
+        "seed SD": lambda cell: plain(cell.sd),
+        "effect": lambda cell: signed(cell.effect.mean if cell.effect else None),
+        "95% interval": lambda cell: interval(cell.effect),
+        "p": lambda cell: p_text(cell.effect.p if cell.effect else None),
+        "p (Holm)": lambda cell: p_text(cell.p_holm),
+        "perplexity": lambda cell: percent(math.exp(cell.effect.mean)) if cell.effect else DASH,
+        "parameters": lambda cell: _parameters(cell, analysis.base),
+        "FLOPs/token": lambda cell: quantity(cell.flops_per_token),
+    }
+    if not analysis.measure.is_nll:
+        del columns["perplexity"]
+    return _table(analysis.cells.values(), columns, base=analysis.base)
 
 
-def budgets(analysis: Analysis) -> Section | None:
-    """The effect at equal tokens, compute and time, and what it takes to reach the baseline's loss."""
+def _parameters(cell: CellResult, base: CellResult | None) -> str:
+    ratio = cell.parameters / base.parameters if base and base.parameters and cell.parameters else 1.0
+    return quantity(cell.parameters) + (f" ({percent(ratio)})" if abs(ratio - 1) > 5e-4 else "")
+
+
+def budgets(analysis: Analysis) -> list[Block]:
+    """Return the effects at equal tokens, compute and time, and the cost of reaching the baseline's final value."""
     if not any(c.effect for c in analysis.compared):
-        return None
+        return []
     name = analysis.measure.name
-    head = ["cell", f"equal {analysis.budget}", "equal FLOPs", "equal time"]
-    rows = [
-        Row([c.name, *(with_margin(e) for e in (c.effect, c.equal_flops, c.equal_seconds))]) for c in analysis.compared
+    effects: Columns[CellResult] = {
+        "cell": lambda cell: cell.name,
+        f"equal {analysis.budget}": lambda cell: with_margin(cell.effect),
+        "equal FLOPs": lambda cell: with_margin(cell.equal_flops),
+        "equal time": lambda cell: with_margin(cell.equal_seconds),
+    }
+    speed: Columns[CellResult] = {
+        "cell": lambda cell: cell.name,
+        "tokens": lambda cell: reach_text(cell.tokens_to, ""),
+        "speed-up in tokens": lambda cell: factor_text(cell.tokens_to),
+        "time": lambda cell: reach_text(cell.seconds_to, "s"),
+        "speed-up in time": lambda cell: factor_text(cell.seconds_to),
+    }
+    return [
+        f"Effect on the {name} at a matched budget of {analysis.budget} (the headline), training FLOPs or training "
+        "time. If one cell costs more, its value is interpolated on its curve, at a point where its learning-rate "
+        "schedule has not ended. 95% confidence intervals are pointwise, not adjusted for multiple comparisons.",
+        _table(analysis.compared, effects),
+        Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),
+        f"Tokens and time until the {name} first reaches the baseline's final value, by interpolation between "
+        "evaluations; mean over seeds. Speed-up: baseline cost divided by cell cost; above 1 is faster. “over”: not "
+        "every run reached that value; those that did not count with their full cost.",
+        _table(analysis.cells.values(), speed, base=analysis.base),
     ]
-    speed = [
-        Row(
-            [
-                c.name,
-                reach_text(c.tokens_to, ""),
-                factor_text(c.tokens_to),
-                reach_text(c.seconds_to, "s"),
-                factor_text(c.seconds_to),
-            ],
-            c is analysis.base,
-        )
-        for c in analysis.cells.values()
-    ]
-    return Section(
-        "budgets",
-        "At equal cost",
-        [
-            f"Effect on the {name} at a matched budget of {analysis.budget} (the headline), training FLOPs or training "
-            "time. Where one cell costs more, the last two are interpolated on its curve, at a point where its "
-            "learning-rate schedule has not ended. Confidence intervals (95%) are pointwise.",
-            Table(head, rows),
-            Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),
-            f"Tokens and time until the {name} first reaches the baseline's final value, by interpolation between "
-            "evaluations; mean over seeds. Speed-up: baseline cost divided by cell cost; above 1 is faster. “over”: a "
-            "run never reached that value and counts with all it spent.",
-            Table(["cell", "tokens", "speed-up", "time", "speed-up"], speed),
-        ],
-    )
 
 
-def _curves(pictures: dict[str, Figure]) -> Section:
-    blocks: list[Block] = _some(pictures.get("differences"))
-    if "loss_curves" in pictures and pictures["loss_curves"].panels:
-        blocks.append(Folded("All curves in one plot", [pictures["loss_curves"]]))
-    blocks += _some(pictures.get("schedules"))
-    return Section("curves", "Curves", blocks)
+def curves(drawn: Mapping[str, Figure]) -> list[Block]:
+    """Return differences along the training, raw curves (folded), and schedules."""
+    every = drawn.get("loss_curves")
+    overlay = [Folded("All curves in one plot", [every])] if every and every.panels else []
+    return [*_pick(drawn, "differences"), *overlay, *_pick(drawn, "schedules")]
 
 
-def combined(analysis: Analysis, pictures: dict[str, Figure]) -> Section | None:
-    """Main effects, interactions, leave-one-out: whichever the design allows."""
+def combinations(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
+    """Return main effects, leave-one-out effects and interactions, as far as the design has them."""
     blocks: list[Block] = []
     if analysis.main_effects:
         blocks += [
             Heading("Main effects"),
-            "Each feature's effect averaged over all combinations of the others (full factorial design).",
-            *_some(pictures.get("main_effects")),
-            _contrasts(analysis, analysis.main_effects, "hurts", "helps", "no difference shown"),
+            "Each feature's effect, averaged over all combinations of the others (full factorial design).",
+            *_pick(drawn, "main_effects"),
+            contrast_table(analysis, analysis.main_effects, "hurts", "helps", "no difference shown"),
         ]
     if analysis.left_out:
         blocks += [
-            Heading("With everything else on"),
-            "All features on, minus all but this one: what the feature adds in the company of the others.",
-            _contrasts(analysis, analysis.left_out, "hurts", "helps", "no difference shown"),
+            Heading("Leave one out"),
+            "All features on, minus all but this one: what the feature adds when all others are on.",
+            contrast_table(analysis, analysis.left_out, "hurts", "helps", "no difference shown"),
         ]
     if any(c.effect for c in analysis.interactions):
-        blocks += [
-            Heading("Interactions"),
-            *_some(pictures.get("interactions")),
-            _contrasts(
-                analysis,
-                analysis.interactions,
-                "worse than the sum",
-                "better than the sum",
-                "no departure from the sum shown",
-            ),
-        ]
-    return Section("combinations", "Combinations", blocks) if blocks else None
+        words = ("worse than the sum", "better than the sum", "no interaction shown")
+        table = contrast_table(analysis, analysis.interactions, *words)
+        blocks += [Heading("Interactions"), *_pick(drawn, "interactions"), table]
+    return blocks
 
 
-def _contrasts(analysis: Analysis, contrasts: Sequence[Contrast], worse: str, better: str, zero: str) -> Table:
-    rows = []
-    for c in contrasts:
-        words = wording.contrast_sentence(c, analysis.measure, worse, better, zero)
-        words += f" ({c.missing} comparisons lack a run)" if c.missing else ""
-        e = c.effect
-        rows.append(
-            Row(
-                [
-                    c.name,
-                    signed(e.mean if e else None),
-                    interval(e),
-                    p_text(e.p if e else None),
-                    p_text(c.p_holm),
-                    words,
-                ]
-            )
-        )
-    return Table(["", "effect", "95% interval", "p", "p (Holm)", "reading"], rows, (0, 5))
+def contrast_table(analysis: Analysis, contrasts: Sequence[Contrast], worse: str, better: str, neither: str) -> Table:
+    """Return contrasts with their corrected p values and a reading in words."""
+
+    def reading(contrast: Contrast) -> str:
+        words = verdicts.contrast_verdict(contrast, analysis.measure, worse, better, neither)
+        return words + (f" ({contrast.missing} comparisons lack a run)" if contrast.missing else "")
+
+    columns: Columns[Contrast] = {
+        "": lambda c: c.name,
+        "effect": lambda c: signed(c.effect.mean if c.effect else None),
+        "95% interval": lambda c: interval(c.effect),
+        "p": lambda c: p_text(c.effect.p if c.effect else None),
+        "p (Holm)": lambda c: p_text(c.p_holm),
+        "reading": reading,
+    }
+    return _table(contrasts, columns, left=(0, 5))
 
 
-def domains(analysis: Analysis) -> Section | None:
-    """Held-out NLL per domain with each cell's effect there; a star marks what survives the correction."""
+def domains(analysis: Analysis) -> list[Block]:
+    """Return the held-out NLL per domain with each cell's effect there."""
     if not analysis.domains:
-        return None
+        return []
     names = list(analysis.domains[0].effects)
-    rows = []
-    for row in analysis.domains:
-        found = [row.effects[name] for name in names]
-        rows.append(Row([row.domain, quantity(row.tokens), plain(row.baseline), *(_starred(c) for c in found)]))
+    head = ["domain", "tokens", analysis.reference or "", *names]
+    rows = [
+        Row([d.domain, quantity(d.tokens), plain(d.baseline), *(_starred(d.effects[name]) for name in names)])
+        for d in analysis.domains
+    ]
     text = (
-        "Held-out NLL of the baseline by domain, and each cell's effect there with its 95% interval. A star marks an "
-        "effect that stands after Holm's correction over this whole table."
+        "Held-out NLL of the baseline by domain, and each cell's effect there with its pointwise 95% confidence "
+        "interval. * significant after Holm's correction across the table."
     )
-    return Section("domains", "By domain", [text, Table(["domain", "tokens", analysis.reference or "", *names], rows)])
+    return [text, Table(head, rows)]
 
 
-def context_lengths(analysis: Analysis, pictures: dict[str, Figure]) -> Section | None:
-    """Held-out NLL of every cell at each context length, and the effect against the reference there."""
+def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> Section | None:
+    """Return the held-out NLL of every cell at each context length, with its effect there."""
     found = contexts.rows(analysis)
     if not found:
         return None
     names = [name for name in [analysis.reference] if name] + [c.name for c in analysis.compared]
-    table = [Row([str(r.length), quantity(r.tokens), *(_at_length(r, name) for name in names)]) for r in found]
+    rows = [Row([str(r.length), quantity(r.tokens), *(_at_length(r, name) for name in names)]) for r in found]
     trained = contexts.trained_length(analysis.base)
     text = (
-        f"Held-out NLL after training with windows of {trained or 'one length'}, the same tokens scored at each length "
-        "of context, mean over seeds; in brackets the effect at that length with its 95% interval, a star where it "
-        "stands after Holm's correction over this whole table."
+        f"Held-out NLL after training with windows of {trained or 'one length'}; the same tokens are scored at each "
+        "context length; mean over seeds. In brackets: the effect at that length with its pointwise 95% confidence "
+        "interval. * significant after Holm's correction across the table."
     )
     reasons = {why for row in found for why in row.out_of_reach.values()}
     text += f" “cannot”: {'; '.join(sorted(reasons))}." if reasons else ""
-    blocks = [text, Table(["context", "tokens", *names], table), *_some(pictures.get("context_lengths"))]
-    return Section("contexts", "By context length", blocks)
+    table = Table(["context", "tokens", *names], rows)
+    return Section("contexts", "By context length", [text, table, *_pick(drawn, "context_lengths")])
 
 
 def _at_length(row: contexts.ContextRow, name: str) -> str:
@@ -314,76 +299,59 @@ def _at_length(row: contexts.ContextRow, name: str) -> str:
 
 
 def _starred(contrast: Contrast) -> str:
-    star = " *" if contrast.p_holm is not None and contrast.p_holm <= 0.05 else ""
-    return with_margin(contrast.effect) + star
+    significant = contrast.p_holm is not None and contrast.p_holm <= 0.05
+    return with_margin(contrast.effect) + (" *" if significant else "")
 
 
-def costs(analysis: Analysis, pictures: dict[str, Figure]) -> Section:
-    base = analysis.base
-    rows = []
-    for cell in analysis.cells.values():
-        mine, theirs = cell.tokens_per_second, base.tokens_per_second if base else None
-        memory = cell.average("peak_memory_bytes")
-        cells = [
-            cell.name,
-            quantity(cell.parameters),
-            quantity(cell.flops_per_token),
-            quantity(cell.average("tokens")),
-            duration(cell.average("seconds")),
-            quantity(mine),
-            f"{mine / theirs:.2f}×" if mine and theirs else DASH,
-            quantity(memory, "B"),
-            duration(sum(r.number("seconds") or 0.0 for r in cell.runs)),
-        ]
-        rows.append(Row(cells, cell is base))
-    head = [
-        "cell",
-        "parameters",
-        "FLOPs/token",
-        "tokens",
-        "time per run",
-        "tokens/s",
-        "throughput",
-        "peak memory",
-        "time, all runs",
-    ]
-    return Section("cost", "Cost", [Table(head, rows), *_some(pictures.get("cost"))])
+def costs(analysis: Analysis) -> Table:
+    """Return parameters, compute, time, throughput and memory of every cell."""
+    reference = analysis.base.tokens_per_second if analysis.base else None
+
+    def throughput(cell: CellResult) -> str:
+        speed = cell.tokens_per_second
+        return f"{speed / reference:.2f}×" if speed and reference else DASH
+
+    columns: Columns[CellResult] = {
+        "cell": lambda cell: cell.name,
+        "parameters": lambda cell: quantity(cell.parameters),
+        "FLOPs/token": lambda cell: quantity(cell.flops_per_token),
+        "tokens": lambda cell: quantity(cell.average("tokens")),
+        "time per run": lambda cell: duration(cell.average("seconds")),
+        "tokens/s": lambda cell: quantity(cell.tokens_per_second),
+        "throughput": throughput,
+        "peak memory": lambda cell: quantity(cell.average("peak_memory_bytes"), "B"),
+        "time, all runs": lambda cell: duration(sum(run.number("seconds") or 0.0 for run in cell.runs)),
+    }
+    return _table(analysis.cells.values(), columns, base=analysis.base)
 
 
-def repeat(analysis: Analysis) -> Section:
-    """One command a run, and every run with its numbers."""
+def repeat(analysis: Analysis) -> list[Block]:
+    """Return a command per run that repeats it, and a table of all runs."""
     study = analysis.study
-    commands = []
-    for run in study.runs:
-        if run.command:
-            commands.append(f"sh {shlex.quote((study.folder / run.id / 'args.txt').as_posix())}")
-            continue
-        words = ["python", "-m", "trainer", "--config", (study.folder / run.id / "config.json").as_posix()]
-        words += [f"--system.work_dir=repeat/{run.id}", "--trainer.resume=none"]
-        commands.append(shlex.join(words))
-    rows = [
-        Row(
-            [
-                run.cell,
-                str(run.seed),
-                "diverged" if run.diverged else run.state,
-                plain(run.value),
-                _progress(run),
-                run.id,
-            ],
-            run.cell == analysis.reference,
-        )
-        for run in study.runs
-    ]
+    commands = [_repeat_command(study.folder / run.id, run) for run in study.runs]
+    columns: Columns[RunRecord] = {
+        "cell": lambda run: run.cell,
+        "seed": lambda run: str(run.seed),
+        "state": _state,
+        analysis.measure.name: lambda run: plain(run.value),
+        "last step": _progress,
+        "run": lambda run: run.id,
+    }
     text = (
-        "Each command repeats one run from its resolved configuration, into a new folder. On a CPU the loss curve "
-        "comes out the same to the last bit, clock columns apart."
+        "Each command repeats a run from its resolved configuration, in a new folder. On a CPU the loss curve is "
+        "bit-identical, except for the clock columns."
     )
     if any(run.command for run in study.runs):
-        text = "Each command starts one run's command again by hand, with its values filled in, into the same folder."
-    table = Table(["cell", "seed", "state", analysis.measure.name, "last step", "run"], rows, (0, 2, 5))
-    return Section(
-        "repeat",
-        "Every run, and how to repeat it",
-        [text, Folded(f"Commands ({len(commands)})", [Code("\n".join(commands))]), Folded("All runs", [table])],
-    )
+        text = "Each command starts a run's own command again, with its values filled in, in the same folder."
+    return [
+        text,
+        Folded(f"Commands ({len(commands)})", [Code("\n".join(commands))]),
+        Folded("All runs", [_table(study.runs, columns, left=(0, 2, 5))]),
+    ]
+
+
+def _repeat_command(folder: Path, run: RunRecord) -> str:
+    if run.command:
+        return f"sh {shlex.quote((folder / 'args.txt').as_posix())}"
+    words = ["python", "-m", "trainer", "--config", (folder / "config.json").as_posix()]
+    return shlex.join([*words, f"--system.work_dir=repeat/{run.id}", "--trainer.resume=none"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ablatrix.orchestrator.report import context_lengths as contexts
-from ablatrix.orchestrator.report import curves, wording
+from ablatrix.orchestrator.report import curves, formatting, verdicts
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel, Series
 from ablatrix.orchestrator.study.metric import Measure
@@ -60,20 +60,21 @@ def effects(analysis: Analysis) -> Figure:
     cells, remark = chosen(analysis, MOST_ROWS)
     rows = []
     for cell in cells:
-        word, effect = wording.verdict(cell, analysis), cell.effect
-        text = word if effect is None else f"{wording.signed(effect.mean)}  {word}"
+        word, effect = verdicts.verdict(cell, analysis), cell.effect
+        text = word if effect is None else f"{formatting.signed(effect.mean)}  {word}"
         values = (effect.mean, effect.low, effect.high, effect.values) if effect else (None, None, None, ())
         rows.append(ForestRow(cell.name, word, text, *values))
     band = 2 * analysis.noise if analysis.noise is not None else None
     measure = analysis.measure
-    caption = f"Effect of each cell on the {measure.name} at equal {analysis.budget}"
+    caption = f"Effect of each cell on the {measure.name} at a matched number of {analysis.budget}"
     caption += f" (cell − baseline; {measure.better_side})."
     if any(r.low is not None for r in rows):
         caption += (
-            " Bars: 95% intervals, not corrected; small marks: single seeds; filled: shown after Holm's correction."
+            " Bars: pointwise 95% confidence intervals; small ticks: single seeds; filled: significant after Holm's "
+            "correction."
         )
     elif analysis.single_seed:
-        caption += f" {wording.ONE_SEED[0].upper()}{wording.ONE_SEED[1:]}; hence no intervals."
+        caption += f" There are no intervals: {verdicts.ONE_SEED}."
     if band is not None:
         n = len(analysis.base.values) if analysis.base else 0
         caption += f" Grey band: ±2 seed SD of the baseline alone ({n} seeds)."
@@ -104,7 +105,7 @@ def main_effects(analysis: Analysis) -> Figure | None:
     measure = analysis.measure
     caption = (
         f"Main effects: each feature's effect on the {measure.name} averaged over all combinations of the others, with "
-        f"95% intervals; {measure.better_side}. Filled: shown after Holm's correction over the main effects."
+        f"pointwise 95% confidence intervals; {measure.better_side}. Filled: significant after Holm's correction."
     )
     label = f"main effect on {measure.label}"
     return _contrasts("main_effects", "Main effects", caption, label, analysis.main_effects, measure, _HELPS)
@@ -115,7 +116,7 @@ def combinations(analysis: Analysis) -> Figure | None:
     measure = analysis.measure
     side = measure.better_side.partition(" is ")[0]
     caption = (
-        "Interactions: effect of the combination minus the sum of the effects of its parts; 0 means they add up, "
+        "Interactions: effect of the combination minus the sum of the effects of its parts; at 0 they add up, "
         f"{side} the combination is better than the sum."
     )
     label = replace(measure, name="interaction" if measure.is_nll else f"interaction, {measure.name}").label
@@ -147,9 +148,10 @@ def _contrasts(
 def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str]) -> ForestRow:
     effect = contrast.effect
     assert effect is not None
-    word = wording.contrast_sentence(contrast, measure, words[1], words[0], "none shown")
-    word = "no claim" if word == wording.ONE_SEED else word
-    text = f"{wording.signed(effect.mean)}  {word}"
+    neither = "no interaction shown" if words == _SYNERGY else "no difference shown"
+    word = verdicts.contrast_verdict(contrast, measure, words[1], words[0], neither)
+    word = "no claim" if word == verdicts.ONE_SEED else word
+    text = f"{formatting.signed(effect.mean)}  {word}"
     return ForestRow(contrast.name, word, text, effect.mean, effect.low, effect.high, effect.values)
 
 
@@ -185,8 +187,8 @@ def differences(analysis: Analysis) -> Figure | None:
     )
     side = "above" if measure.higher_is_better else "below"
     caption = (
-        f"Difference from the baseline along the training, mean over paired seeds ({side} 0 is better). Marked line: "
-        f"{measure.name}, with its 95% interval where there are seeds"
+        f"Difference from the baseline during training, mean over paired seeds ({side} 0 is better). Line with "
+        f"markers: {measure.name}, with its pointwise 95% confidence interval if there are several seeds"
     )
     caption += "; thin line: training loss on the same batches." if measure.is_loss else "."
     caption += "" if alike else " Each panel has its own scale."
@@ -225,7 +227,7 @@ def loss_curves(analysis: Analysis) -> Figure:
         )
         if any(len(line.series.x) for line in lines)
     )
-    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged over equal intervals of "
+    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged over equal numbers of "
     caption += f"{analysis.budget}."
     legend = tuple((c.name, style[c.name]) for c in cells)
     title = "Loss curves" if measure.is_loss else "Curves"
@@ -305,7 +307,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
     trained = contexts.trained_length(analysis.base)
     caption = "Held-out NLL of the same tokens at several context lengths after training"
     caption += f" with {trained}" if trained else ""
-    caption += ", means over seeds; the table has the intervals of the effects."
+    caption += "; means over seeds. The table has the intervals of the effects."
     legend = tuple((line.label, line.style) for line in lines)
     return Figure("context_lengths", "Context length", caption + remark, (panel,), legend=legend)
 

@@ -1,4 +1,4 @@
-"""The methods paragraph: generated from what was really done, not from what was planned."""
+"""The methods section: generated from the finished runs, not from the plan."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.collect import RunRecord
-from ablatrix.orchestrator.report.wording import ONE_SEED, duration, quantity
+from ablatrix.orchestrator.report.formatting import count, duration, quantity
+from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study.dotted import flatten
 
 NAMED = 10  # runs listed by name
 
 
 def paragraphs(analysis: Analysis) -> list[str]:
-    """Runs and data; training; evaluation and statistics; place and versions."""
-    made = [_runs(analysis), _training(analysis), _statistics(analysis), _place(analysis)]
+    """Return paragraphs on the runs, the training, evaluation and statistics, and the environment."""
+    made = [_runs(analysis), _training(analysis), _statistics(analysis), _environment(analysis)]
     return [text for text in made if text]
 
 
@@ -28,7 +29,7 @@ def _runs(analysis: Analysis) -> str:
     finished = [run for run in study.runs if run.finished]
     diverged = sum(run.diverged for run in finished)
     text = (
-        f"{_count(len(analysis.cells), 'cell')} with {_seeds(seeds)} make {_count(len(study.runs), 'run')}, of which "
+        f"{count(len(analysis.cells), 'cell')} with {_seeds(seeds)} make {count(len(study.runs), 'run')}, of which "
         f"{len(finished)} finished"
     )
     text += f" and {diverged} of those diverged." if diverged else "."
@@ -47,12 +48,8 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items()) or "nothing"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _example(analysis: Analysis) -> RunRecord | None:
-    """The run whose settings stand for the study: the first of the baseline that has a configuration."""
+    """Return the first run of the baseline that has a configuration, else the first of any cell."""
     runs = (*(analysis.base.runs if analysis.base else ()), *analysis.study.runs)
     return next((run for run in runs if run.config), None)
 
@@ -110,7 +107,7 @@ def components(get: Callable[[str], Any]) -> str:
         f"{PARTS.get(feedforward, feedforward)} feed-forward layers",
         "no norm" if norm == "none" else f"{PARTS.get(norm, norm)} {where}",
         *(["normalised queries and keys"] if get("model.qk_norm") else []),
-        *([_count(n, "head") + " of keys"] if (n := get("model.n_kv_head")) and n != get("model.n_head") else []),
+        *([count(n, "head") + " of keys"] if (n := get("model.n_kv_head")) and n != get("model.n_head") else []),
         *(["a tied head"] if get("model.tie_embeddings") else []),
         *(["no biases"] if get("model.bias") is False else []),
     ]
@@ -155,12 +152,12 @@ def schedule(get: Callable[[str], Any]) -> str:
 
 
 def _of_command(run: RunRecord) -> str:
-    """What is known of a training that a command does."""
+    """Describe the training of a command."""
     settings = run.config.get("settings")
-    told = ", ".join(f"{key}={value}" for key, value in flatten(settings).items()) if isinstance(settings, dict) else ""
-    return f"Each run is the command `{shlex.join(run.command)}`" + (
-        f" with, in the baseline, {told}." if told else "."
-    )
+    flat = flatten(settings) if isinstance(settings, dict) else {}
+    listed = ", ".join(f"{key}={value}" for key, value in flat.items())
+    baseline = f" with, in the baseline, {listed}" if listed else ""
+    return f"Each run is the command `{shlex.join(run.command)}`{baseline}."
 
 
 def _pair(betas: Any) -> str:
@@ -170,7 +167,7 @@ def _pair(betas: Any) -> str:
 def _statistics(analysis: Analysis) -> str:
     run = _example(analysis)
     held = run.setting("data.test_size") if run else None
-    counts = sorted({int(n) for r in analysis.study.runs if (n := r.number("val_tokens"))})
+    sizes = sorted({int(n) for r in analysis.study.runs if (n := r.number("val_tokens"))})
     if run and run.command:
         measure = analysis.measure
         text = f"The headline is the {measure.label} of the last evaluation, as the command reports it"
@@ -180,10 +177,10 @@ def _statistics(analysis: Analysis) -> str:
         text += f" ({measure.better} is better)"
     else:
         text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
-    if held and counts:
-        text += f" ({quantity(counts[0])} tokens of the last {_count(held, 'document')} of the corpus)"
+    if held and sizes:
+        text += f" ({quantity(sizes[0])} tokens of the last {count(held, 'document')} of the corpus)"
     text += (
-        f" after training, at an equal number of training {analysis.budget}. An effect is the cell minus the baseline."
+        f" after training, at a matched number of training {analysis.budget}. An effect is the cell minus the baseline."
     )
     used = {c.effect.method for c in analysis.compared if c.effect}
     if "paired t" in used:
@@ -192,15 +189,16 @@ def _statistics(analysis: Analysis) -> str:
         text += f" Effects are paired by seed ({some} pairs), with Student's t intervals of n − 1 degrees of freedom."
     if "prediction" in used:
         text += (
-            " Cells with fewer than two common seeds are judged by the spread of the baseline's seeds alone "
-            "(prediction interval), which takes the cell's spread to be the same."
+            " Cells with fewer than two seeds in common with the baseline are judged by the spread of the baseline's "
+            "seeds (prediction interval), assuming the same spread for the cell."
         )
     if "descriptive" in used:
-        text += f" Where there is one seed only, the difference is {ONE_SEED}."
+        text += f" Some differences are from {ONE_SEED}."
     if analysis.family:
         text += (
-            f" Two-sided p values are corrected for {_count(analysis.family, 'comparison')} by Holm's method; a "
-            f"verdict needs a corrected p of at most {st.ALPHA}. Intervals are for one comparison each."
+            f" Two-sided p values are corrected for {count(analysis.family, 'comparison')} by Holm's method; a "
+            f"verdict needs a corrected p of at most {st.ALPHA}. Confidence intervals are pointwise, not adjusted for "
+            "multiple comparisons."
         )
     return text + _diverged(analysis) + _resolution(analysis)
 
@@ -213,23 +211,23 @@ def _diverged(analysis: Analysis) -> str:
     names = ", ".join(f"{run.cell} seed {run.seed}" for run in found[:NAMED])
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return (
-        f" {_count(len(found), 'run')} diverged and {verb} in no mean and no interval: {names}{more}. "
-        f"A run counts as diverged when {divergence.RULE}."
+        f" {count(len(found), 'run')} diverged and {verb} excluded from all means and intervals: {names}{more}. "
+        f"A run counts as diverged if {divergence.RULE}."
     )
 
 
 def _resolution(analysis: Analysis) -> str:
-    """How small an effect this study could have shown: the median over its comparisons."""
+    """Return the effect that the study has 80% power to detect: the median over its comparisons."""
     found = sorted(
         size for c in analysis.compared if c.effect and (size := st.smallest_provable(c.effect, analysis.family))
     )
     if not found:
         return ""
     unit = analysis.measure.short_unit
-    return f" With this spread an effect has to be about {found[len(found) // 2]:.3f}{unit} to be shown 4 times in 5."
+    return f" Given this seed-to-seed variation, the study has 80% power to detect {found[len(found) // 2]:.3f}{unit}."
 
 
-def _place(analysis: Analysis) -> str:
+def _environment(analysis: Analysis) -> str:
     finished = [run for run in analysis.study.runs if run.finished]
     if not finished:
         return ""
@@ -240,7 +238,7 @@ def _place(analysis: Analysis) -> str:
 
 
 def _versions(runs: Sequence[RunRecord]) -> str:
-    """Commit and package versions, where provenance.json says them; all that occur."""
+    """Return all commits and package versions in provenance.json."""
     commits = sorted({str(r.provenance["git_commit"])[:10] for r in runs if r.provenance.get("git_commit")})
     dirty = any(run.provenance.get("git_dirty") for run in runs)
     found: dict[str, set[str]] = {}

@@ -1,44 +1,44 @@
-"""Several studies beside each other: the same cells, study by study. Each effect stays within its own study."""
+"""Several studies side by side: the same cells, study by study. Each effect is within its own study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ablatrix.orchestrator.report import tables, wording
+from ablatrix.orchestrator.report import formatting, notes, tables, verdicts
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
 from ablatrix.orchestrator.report.figures import MOST_ROWS, forest_limits
-from ablatrix.orchestrator.report.wording import DASH, plain, quantity
+from ablatrix.orchestrator.report.formatting import DASH, plain, quantity
 from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir.errors import UserError
 
 
 def label_studies(analyses: Sequence[Analysis]) -> list[str]:
-    """A name for each study; folders tell apart those of one name."""
+    """Return a name per study, with its folder if several have the same name."""
     names = [a.study.name for a in analyses]
     return [n if names.count(n) == 1 else f"{n} ({a.study.folder.name})" for n, a in zip(names, analyses, strict=True)]
 
 
 def measure(analyses: Sequence[Analysis]) -> Measure:
-    """What the studies are compared by. Raises UserError where they differ: one axis cannot hold both."""
+    """Return the measure that all studies are compared by. Raises UserError if they differ."""
     found = {a.measure for a in analyses if a.base} or {a.measure for a in analyses}
     if len({(m.name, m.unit, m.higher_is_better) for m in found}) > 1:
-        told = ", ".join(
+        measures = ", ".join(
             f"{name}: {a.measure.label}" for name, a in zip(label_studies(analyses), analyses, strict=True)
         )
-        raise UserError(f"these studies are compared by different measures ({told}); make a report of each")
+        raise UserError(f"these studies are compared by different measures ({measures}); report each on its own")
     return found.pop()
 
 
 def cell_names(analyses: Sequence[Analysis]) -> list[str]:
-    """Every cell that is compared in some study, in the order of first appearance."""
+    """Return every cell that is compared in some study, in the order of first appearance."""
     return list(dict.fromkeys(cell.name for a in analyses for cell in a.compared))
 
 
 def forest(analyses: Sequence[Analysis]) -> Figure:
-    """Effects, grouped by cell, a row a study."""
+    """Return the effects as a forest plot, grouped by cell, with a row per study."""
     names, rows = label_studies(analyses), []
     for cell in cell_names(analyses):
         for name, analysis in zip(names, analyses, strict=True):
@@ -49,7 +49,8 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
     shared = measure(analyses)
     caption = (
         f"Effect of each cell on the {shared.name}, within each study (cell − baseline of the same study; "
-        f"{shared.better_side}), with 95% intervals. Two intervals that overlap do not show that two effects are equal."
+        f"{shared.better_side}), with pointwise 95% confidence intervals. Overlapping intervals do not show that two "
+        "effects are equal."
     )
     if len(rows) > len(shown):
         caption += f" The first {len(shown)} of {len(rows)}; all are in comparison.csv."
@@ -63,19 +64,18 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
 
 
 def _row(label: str, cell: CellResult, analysis: Analysis) -> ForestRow:
-    word, effect = wording.verdict(cell, analysis), cell.effect
+    word, effect = verdicts.verdict(cell, analysis), cell.effect
     if effect is None:
         return ForestRow(label, word, word)
-    text = f"{wording.signed(effect.mean)}  {word}"
+    text = f"{formatting.signed(effect.mean)}  {word}"
     return ForestRow(label, word, text, effect.mean, effect.low, effect.high, effect.values)
 
 
 def compose(analyses: Sequence[Analysis], figure: Figure) -> list[Section]:
-    """Studies, effects by study, and what makes the comparison lame."""
+    """Return the sections: studies, caveats that limit comparability, and effects by study."""
     blocks: list[Block] = [_studies(analyses)]
-    warnings = notes(analyses)
-    if warnings:
-        blocks.append(Notes(warnings))
+    if found := warnings(analyses):
+        blocks.append(Notes(found))
     return [
         Section("studies", "Studies", blocks),
         Section("effects", "Effects", [figure, _effects(analyses), _reading(analyses)]),
@@ -109,9 +109,9 @@ def _effects(analyses: Sequence[Analysis]) -> Table:
             result = analysis.cells.get(cell)
             effect = result.effect if result else None
             if result is None or effect is None:
-                found.append(DASH if result is None else wording.verdict(result, analysis))
+                found.append(DASH if result is None else verdicts.verdict(result, analysis))
             else:
-                found.append(f"{wording.with_margin(effect)} {wording.verdict(result, analysis)}")
+                found.append(f"{formatting.with_margin(effect)} {verdicts.verdict(result, analysis)}")
         rows.append(Row(found))
     return Table(["cell", *label_studies(analyses)], rows)
 
@@ -124,8 +124,8 @@ def _reading(analyses: Sequence[Analysis]) -> str:
     )
 
 
-def notes(analyses: Sequence[Analysis]) -> list[str]:
-    """What differs between the studies and makes their NLLs incomparable, though not their effects."""
+def warnings(analyses: Sequence[Analysis]) -> list[str]:
+    """Return caveats that limit comparability between the studies, and the warnings of each study."""
     found = []
     names = label_studies(analyses)
     for key, text in (
@@ -139,14 +139,14 @@ def notes(analyses: Sequence[Analysis]) -> list[str]:
     for cell in cell_names(analyses):
         settings = [str(sorted(a.cells[cell].runs[0].overrides.items())) for a in analyses if cell in a.cells]
         if len(set(settings)) > 1:
-            found.append(f"{cell} does not mean the same settings in every study.")
+            found.append(f"{cell} has different settings in different studies.")
     for name, analysis in zip(names, analyses, strict=True):
-        found += [f"{name}: {note}" for note in wording.notes(analysis)]
+        found += [f"{name}: {note}" for note in notes.notes(analysis)]
     return found
 
 
 def comparison(analyses: Sequence[Analysis]) -> str:
-    """comparison.csv of all studies: a row for every cell of every study."""
+    """Return comparison.csv of all studies: a row per cell of each study."""
     renamed = [
         replace(a, study=replace(a.study, name=n)) for n, a in zip(label_studies(analyses), analyses, strict=True)
     ]

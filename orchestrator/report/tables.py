@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablatrix.orchestrator.report import wording
+from ablatrix.orchestrator.report import formatting, verdicts
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult
 from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.statistics import Effect, Reach
@@ -31,7 +31,7 @@ NUMBERS = (
 
 
 def summary(analysis: Analysis) -> str:
-    """A row for every run of the study, whatever became of it."""
+    """Return a row per run of the study, finished or not."""
     return _csv([_run(run, analysis.measure) for run in analysis.study.runs])
 
 
@@ -57,12 +57,12 @@ def _yes(value: bool) -> str:
 
 
 def comparison(analysis: Analysis) -> str:
-    """A row for every cell of the study, with all measures."""
+    """Return a row per cell of the study, with all measures."""
     return _csv([_cell(cell, analysis) for cell in analysis.cells.values()])
 
 
 def comparisons(analyses: Sequence[Analysis]) -> str:
-    """The same for several studies, with the study in the first column."""
+    """Return the same for several studies, with the study in the first column."""
     return _csv([{"study": a.study.name, **_cell(cell, a)} for a in analyses for cell in a.cells.values()])
 
 
@@ -83,7 +83,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "p_holm": cell.p_holm,
         "pairs": effect.n if effect else None,
         "method": effect.method if effect else None,
-        "verdict": wording.verdict(cell, analysis),
+        "verdict": verdicts.verdict(cell, analysis),
         **_effect("effect_equal_flops", cell.equal_flops),
         **_effect("effect_equal_seconds", cell.equal_seconds),
         **_reach(f"tokens_to_{target}", cell.tokens_to),
@@ -96,7 +96,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "tokens_per_second": cell.tokens_per_second,
         "throughput_ratio": _ratio(cell.tokens_per_second, base.tokens_per_second if base else None),
         "peak_memory_bytes": cell.average("peak_memory_bytes"),
-        "flags": "; ".join(wording.flags(cell, analysis)),
+        "flags": "; ".join(verdicts.flags(cell, analysis)),
     }
     return _named(row, analysis.measure)
 
@@ -145,7 +145,7 @@ _TEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        wording.MINUS: "$-$",
+        formatting.MINUS: "$-$",
         "\N{EM DASH}": "---",
         "±": "$\\pm$",
     }
@@ -153,7 +153,7 @@ _TEX = str.maketrans(
 
 
 def tex(value: str) -> str:
-    """Text that LaTeX prints as it stands."""
+    """Return text escaped for LaTeX."""
     return visible(" ".join(value.split())).translate(_TEX)
 
 
@@ -161,12 +161,12 @@ def latex(analysis: Analysis) -> str:
     """Return the comparison as a booktabs table, to \\input into a paper."""
     rows = []
     for cell in analysis.cells.values():
-        effect = wording.signed(cell.effect.mean if cell.effect else None)
+        effect = formatting.signed(cell.effect.mean if cell.effect else None)
         if cell.effect and cell.effect.low is not None:
-            effect += f" ({wording.interval(cell.effect)})"
-        mean = wording.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
-        verdict = wording.verdict(cell, analysis)
-        rows.append([cell.name, str(len(cell.values)), mean, effect, wording.p_text(cell.p_holm), verdict])
+            effect += f" ({formatting.interval(cell.effect)})"
+        mean = formatting.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
+        p = formatting.p_text(cell.p_holm)
+        rows.append([cell.name, str(len(cell.values)), mean, effect, p, verdicts.verdict(cell, analysis)])
     head = ["cell", "seeds", tex(analysis.measure.name), "effect (95\\% interval)", "$p_\\mathrm{Holm}$", "verdict"]
     table = pd.DataFrame([[tex(value) for value in row] for row in rows], columns=head)
     tabular = table.style.hide(axis="index").to_latex(column_format="lrrrrl", hrules=True)

@@ -44,7 +44,7 @@ def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
 
     shown = workspace.run("report")
     report = workspace.folder / "out" / "study" / "report"
-    assert "descriptive only" in shown.stdout
+    assert "one seed only" in shown.stdout
     for name in ("summary.csv", "comparison.csv", "loss_curves.png", "effects.png", "report.md", "report.html"):
         assert (report / name).stat().st_size > 0, name
     assert shown.stdout.splitlines()[-1] == "report: out/study/report/report.html"

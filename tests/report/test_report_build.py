@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.report import collect, document, tables, wording
+from ablatrix.orchestrator.report import collect, document, notes, tables
 from ablatrix.orchestrator.report.analysis import analyse
 from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
 from ablatrix.orchestrator.report.pages import html as page_of
@@ -33,7 +33,7 @@ class Made:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.analysis = analyse(collect.read_study(folder, write_study(folder, plan)))
         self.rows = verdict_rows(self.analysis)
-        self.notes = wording.notes(self.analysis)
+        self.notes = notes.notes(self.analysis)
 
     def table(self, text: str) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(text)))
@@ -72,7 +72,7 @@ def test_one_seed_makes_no_claim(tmp_path: Path) -> None:
     assert harmful.verdict == "no claim"
     assert harmful.interval is None
     assert harmful.p_value is None
-    assert "descriptive only: one seed, no claim" in harmful.sentence
+    assert "one seed only, so no conclusion can be drawn" in harmful.sentence
     assert "higher than the baseline" in harmful.sentence
     assert all(r["effect_low"] == "" and r["p"] == "" for r in report.cells)
 
@@ -102,12 +102,12 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
     assert "3 of 3" in row(report, "rope").sentence
     assert row(report, "warmup").verdict == "no result"
     assert "1 lost" in row(report, "warmup").sentence
-    assert "1 of 3 runs diverged and is not in it" in row(report, "rmsnorm").sentence
+    assert "1 of 3 runs diverged and is excluded" in row(report, "rmsnorm").sentence
     assert "1 of 3 runs without a result" in row(report, "swiglu").sentence
     sections = document.compose(report.analysis, [])
     page = page_of("t", "s", sections)
     assert "out of memory on node3" in page
-    assert "4 runs diverged and are in no mean and no interval: " in page
+    assert "4 runs diverged and are excluded from all means and intervals: " in page
     assert "more than 20% worse than its own first value" in page
     assert "ValueError: loss is nan" in page
     assert all(escape(r["run"]) in page for r in runs)
@@ -127,7 +127,7 @@ def test_a_cell_identical_to_the_baseline_is_called_out(tmp_path: Path) -> None:
     )
     report = Made(tmp_path, plan)
     assert row(report, "nothing").verdict == "identical"
-    assert any("Identical to the baseline" in note for note in report.notes)
+    assert any("Bit-identical to the baseline" in note for note in report.notes)
 
 
 def test_schedule_arms_are_told_from_model_arms(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import document, figures, pages, wording
+from ablatrix.orchestrator.report import document, figures, formatting, notes, pages
 from ablatrix.orchestrator.report.analysis import Analysis, Contrast, analyse
 from ablatrix.orchestrator.report.build import build, compare
 from ablatrix.orchestrator.report.collect import read_study
@@ -176,7 +176,7 @@ def test_studies_side_by_side(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(r["study"], r["cell"]) for r in rows][:2] == [("first", "baseline"), ("first", "swiglu")]
     assert len(rows) == 7 + 5
-    assert any("all_on does not mean the same settings" in note for note in found.notes)
+    assert any("all_on has different settings" in note for note in found.notes)
     with pytest.raises(UserError, match="at least two"):
         compare([one])
 
@@ -204,11 +204,11 @@ def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
     full = every_combination(names)
     text = written(analysed(tmp_path / "full", Plan(features=THREE, cells=full, effects={"rope": -0.1})))
     assert "Main effects" in text
-    assert "Full factorial design: the main effects use every run" in text
+    assert "Full factorial design: main effects use every run" in text
     one_out = {"all_on": names, **{f"without_{n}": [m for m in names if m != n] for n in names}}
     plan = Plan(features=THREE, cells=one_out, fates={("without_rope", 2): "failed"})
     text = written(analysed(tmp_path / "out", plan))
-    assert "With everything else on" in text
+    assert "Leave one out" in text
     assert "The design has no cell without features; effects are differences from all_on." in text
     partial = Plan(features=THREE, cells=full, fates={("rope", 1): "failed"})
     assert "4 comparisons lack a run" not in written(analysed(tmp_path / "whole", Plan(features=THREE, cells=full)))
@@ -222,7 +222,7 @@ def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     text = written(analysed(tmp_path, plan))
     assert "64 cells without a difference shown" in text
     assert "5 more are in comparison.csv" in text
-    assert "diverged in 2 of 2 runs" in text
+    assert "diverged in 2 of 2 finished runs" in text
 
 
 @pytest.mark.parametrize(
@@ -238,15 +238,15 @@ def test_what_should_be_equal_and_is_not_is_said(tmp_path: Path, key: str, value
     states = write_study(tmp_path, Plan(features=THREE, seeds=(1, 2)))
     path = next(tmp_path.glob("rope-seed2-*")) / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    assert any(note in said for said in wording.notes(analyse(read_study(tmp_path, states))))
+    assert any(note in said for said in notes.notes(analyse(read_study(tmp_path, states))))
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert wording.quantity(1_234_567) == "1.23 M"
-    assert wording.quantity(0) == "0"
-    assert wording.quantity(None) == "—"
-    assert wording.quantity(312_000_000, "B") == "312 MB"
-    assert [wording.duration(s) for s in (0.5, 59.4, 95, 7260)] == ["0.5 s", "59.4 s", "1 min 35 s", "2 h 1 min"]
-    assert wording.p_text(0.0004) == "< 0.001"
-    assert wording.p_text(0.0449) == "0.045"
-    assert wording.signed(-0.04213) == "−0.0421"
+    assert formatting.quantity(1_234_567) == "1.23 M"
+    assert formatting.quantity(0) == "0"
+    assert formatting.quantity(None) == "—"
+    assert formatting.quantity(312_000_000, "B") == "312 MB"
+    assert [formatting.duration(s) for s in (0.5, 59.4, 95, 7260)] == ["0.5 s", "59.4 s", "1 min 35 s", "2 h 1 min"]
+    assert formatting.p_text(0.0004) == "< 0.001"
+    assert formatting.p_text(0.0449) == "0.045"
+    assert formatting.signed(-0.04213) == "−0.0421"

@@ -251,7 +251,7 @@ def test_early_stop_is_no_failure(tmp_path: Path) -> None:
     for run in sorted(tmp_path.glob("rope-seed*")):
         change(run / "summary.json", stopped_early=True, iters=480)
     report = build(tmp_path, states)
-    assert "2 runs ended by early stopping, as the settings ask, and count as finished." in report.notes
+    assert "2 runs stopped early, as configured, and count as finished." in report.notes
     (rope,) = [row for row in report.rows if row.cell == "rope"]
     assert (rope.done, rope.total) == (2, 2) and rope.effect is not None
     assert "no result" not in (tmp_path / "report" / "report.md").read_text()

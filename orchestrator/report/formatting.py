@@ -1,0 +1,100 @@
+"""Numbers as text: signs, intervals, p values, quantities with metric prefixes, durations, counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ablatrix.orchestrator.report.statistics import Effect, Reach
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EM DASH}"
+PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """+0.0421, with a real minus sign; an em dash for None."""
+    if value is None:
+        return DASH
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def plain(value: float | None, digits: int = 4) -> str:
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def p_text(p: float | None) -> str:
+    """p = 0.012; never p = 0.000."""
+    if p is None:
+        return DASH
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def with_margin(effect: Effect | None) -> str:
+    """-0.0421 ± 0.0110: the effect and half its interval."""
+    if effect is None:
+        return DASH
+    return signed(effect.mean) + (f" ± {effect.half_width:.4f}" if effect.half_width is not None else "")
+
+
+def interval(effect: Effect | None) -> str:
+    if effect is None or effect.low is None or effect.high is None:
+        return DASH
+    return f"{signed(effect.low)} to {signed(effect.high)}"
+
+
+def quantity(value: float | None, unit: str = "") -> str:
+    """1234567 -> 1.23 M: three digits and a metric prefix."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    for factor, prefix in PREFIXES:
+        if abs(value) >= factor:
+            value, unit = value / factor, f"{prefix}{unit}"
+            break
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{min(digits, 3)}f} {unit}".strip()
+
+
+def duration(seconds: float | None) -> str:
+    """95.2 -> 1 min 35 s."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def percent(ratio: float | None) -> str:
+    return DASH if ratio is None else f"{(ratio - 1) * 100:+.1f}%".replace("-", MINUS)
+
+
+def reach_text(reach: Reach | None, unit: str) -> str:
+    """What it took; 'over ...' where a run never got there."""
+    if reach is None or reach.mean is None:
+        return DASH
+    value = duration(reach.mean) if unit == "s" else quantity(reach.mean)
+    if not reach.censored:
+        return value
+    total = len(reach.reached) + len(reach.limits)
+    return f"over {value}" + ("" if not reach.reached else f" ({len(reach.reached)} of {total} got there)")
+
+
+def factor_text(reach: Reach | None) -> str:
+    if reach is None or reach.factor is None:
+        return DASH
+    return f"{'under ' if reach.censored else ''}{reach.factor:.2f}×"
+
+
+def count(number: int, noun: str) -> str:
+    """1 run; 2 runs."""
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """a, b and c; a long list ends with the number of the rest."""
+    shown = list(names[:8]) + ([f"{len(names) - 8} more"] if len(names) > 8 else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

@@ -1,0 +1,123 @@
+"""Warnings about a study as a whole, the most serious first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ablatrix.orchestrator.report.analysis import Analysis
+from ablatrix.orchestrator.report.collect import RunRecord
+from ablatrix.orchestrator.report.formatting import count, join_names
+from ablatrix.orchestrator.report.verdicts import ONE_SEED
+
+REPEATED = 0.5  # of the rows of a run; fewer repeated steps come from a progress bar
+
+
+def notes(analysis: Analysis) -> list[str]:
+    """Return all warnings."""
+    parts: Sequence[Callable[[Analysis], Iterator[str]]] = (
+        _settings,
+        _measures,
+        _metrics_output,
+        _runs,
+        _design,
+        _differences,
+    )
+    return [note for part in parts for note in part(analysis)]
+
+
+def _settings(analysis: Analysis) -> Iterator[str]:
+    """Yield what is wrong with the settings of cells, and what has not finished."""
+    runs, base = analysis.study.runs, analysis.base
+    if wrong := sorted({run.cell for run in runs if run.wrong_overrides}):
+        yield f"Settings did not reach the trainer in {join_names(wrong)}: these cells are not what they are called."
+    if same := [cell.name for cell in analysis.compared if cell.effect and cell.effect.identical]:
+        yield f"Bit-identical to the baseline: {join_names(same)}. Check that their settings reach the trainer."
+    if base is not None and base.features:
+        yield f"The design has no cell without features; effects are differences from {base.name}."
+    if missing := sum(not run.finished for run in runs):
+        yield f"{missing} of {count(len(runs), 'run')} have no result yet; see run health."
+
+
+def _measures(analysis: Analysis) -> Iterator[str]:
+    """Yield notes on runs whose final value is of another column than the study compares."""
+    column = analysis.study.measure.column
+    finished = [run for run in analysis.study.runs if run.finished]
+    if other := [run.id for run in finished if not run.has_measure]:
+        yield (
+            f"{count(len(other), 'run')} ended before `metrics.compare` was {column} and cannot be compared: "
+            f"{join_names(other)}. Rerun them with `submit --rerun RUN`."
+        )
+    training = [run.id for run in finished if run.has_measure and run.measure == "loss" != column]
+    if training and len(training) == len(finished):
+        yield "No held-out loss was reported: the headline is the mean training loss over the last tenth of the steps."
+    elif training:
+        yield (
+            "Reported no held-out loss; their training loss cannot be compared with the others: "
+            f"{join_names(training)}."
+        )
+
+
+def _metrics_output(analysis: Analysis) -> Iterator[str]:
+    """Yield notes on the output of commands that may have been misread."""
+    runs = analysis.study.runs
+    if bad := sum(int(run.number("unreadable_numbers") or 0) for run in runs):
+        yield f"{count(bad, 'value')} or lines of the metrics could not be read as numbers and were skipped."
+    if restarted := [run.id for run in runs if run.number("steps_began_again")]:
+        yield (
+            f"Steps restarted from the first one in {join_names(restarted)}, so later rows replaced earlier ones. If "
+            "each epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a "
+            "resume, print the step of the whole run."
+        )
+    if repeated := [r.id for r in runs if (r.number("steps_repeated") or 0) > REPEATED * max(r.curve.rows, 1)]:
+        yield (
+            f"Steps have more than one loss in {join_names(repeated)}; the last one counts. If several processes "
+            "print, let only rank 0 print, or begin each line with [rank0]:."
+        )
+
+
+def _runs(analysis: Analysis) -> Iterator[str]:
+    """Yield notes on runs that diverged, were altered or stopped early."""
+    runs = analysis.study.runs
+    if diverged := [f"{run.cell} seed {run.seed}" for run in runs if run.diverged]:
+        yield f"Diverged and excluded from all means and intervals: {join_names(diverged)}."
+    if altered := [f"{run.id}: {run.altered}" for run in runs if run.altered]:
+        yield f"loss.csv was changed after the run ended; rerun with submit --retry: {join_names(altered)}."
+    if early := sum(bool(run.summary.get("stopped_early")) for run in runs):
+        yield (
+            f"{count(early, 'run')} stopped early, as configured, and "
+            f"{'counts' if early == 1 else 'count'} as finished."
+        )
+
+
+def _design(analysis: Analysis) -> Iterator[str]:
+    """Yield what the design of the study can and cannot show."""
+    if analysis.single_seed:
+        yield f"Every effect is from {ONE_SEED}. Two or more seeds give confidence intervals."
+    if analysis.main_effects and analysis.family:
+        yield (
+            "Full factorial design: main effects use every run and are more powerful than the comparisons of single "
+            f"cells, which are corrected for {analysis.family} comparisons."
+        )
+    schedules = [cell.name for cell in analysis.compared if cell.kind == "schedule"]
+    if schedules and any(cell.kind == "model" for cell in analysis.compared):
+        yield (
+            f"{join_names(schedules)} {'changes' if len(schedules) == 1 else 'change'} the learning-rate schedule; a "
+            "schedule should be tuned at its own peak rate."
+        )
+
+
+def _differences(analysis: Analysis) -> Iterator[str]:
+    """Yield what differs between finished runs and should not."""
+    finished = [run for run in analysis.study.runs if run.finished]
+    usable = [run for run in finished if run.usable]
+    checks: Sequence[tuple[list[RunRecord], str, str]] = (
+        (usable, "tokens", "Cells trained on different numbers of tokens; the headline compares at the smaller one."),
+        (usable, "val_tokens", "The held-out sets differ in size: the runs are not evaluated on the same text."),
+        (finished, "data_fingerprint", "The runs read different data (data fingerprints differ): not comparable."),
+        (finished, "device", "The runs used different devices: times are not comparable."),
+    )
+    for runs, key, text in checks:
+        if len({str(run.summary[key]) for run in runs if key in run.summary}) > 1:
+            yield text
+    if len({str(run.setting("data.tokenizer")) for run in finished if run.config}) > 1:
+        yield f"The runs use different tokenizers: their {analysis.measure.name} is not comparable."
