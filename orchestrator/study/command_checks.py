@@ -48,7 +48,7 @@ def problems(loaded: Loaded) -> Iterator[str]:
 def _text_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Yield (key, problem) of the texts that may have placeholders."""
     known = [*experiment.base, *command_template.PLACES, command_template.FLAGS]
-    switched = {key for group in experiment.levels() for level in group for key in level.overrides}
+    switched = {key for level in experiment.all_levels() for key in level.overrides}
     for place, words in _parts(experiment).items():
         if place in ("command", "resume_command"):
             for problem in command_template.word_problems(words):
@@ -87,7 +87,7 @@ def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
     """Return (path, key, value) of every setting."""
-    levels = [level for group in loaded.experiment.levels() for level in group]
+    levels = loaded.experiment.all_levels()
     found: list[tuple[KeyPath, str, Any]] = [(("base", k), k, value) for k, value in loaded.experiment.base.items()]
     found += [((*level.path, key), key, value) for level in levels for key, value in level.overrides.items()]
     return found + [(("base", key), key, value) for key, value in loaded.forced.items()]

@@ -152,7 +152,7 @@ def _members(loaded: Loaded) -> Iterator[str]:
 
 def _names(loaded: Loaded) -> Iterator[str]:
     experiment, known = loaded.experiment, _labels(loaded)
-    for level in (level for group in experiment.levels() for level in group):
+    for level in experiment.all_levels():
         if not NAME.fullmatch(level.path[-1]):
             yield f"{loaded.at(*level.path)}{'.'.join(level.path)}: {level.path[-1]!r} is not a safe name"
     for name in ("baseline", "all_on"):
@@ -165,7 +165,7 @@ def _names(loaded: Loaded) -> Iterator[str]:
 
 
 def _labels(loaded: Loaded) -> list[str]:
-    return [level.label for group in loaded.experiment.levels() for level in group]
+    return [level.label for level in loaded.experiment.all_levels()]
 
 
 def _differing_in_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,6 +135,14 @@ class Experiment(CommandKeys, Strict):
     def levels(self) -> list[list[Level]]:
         """Return the levels of each feature, in the file's order."""
         return split_levels(self.features)
+
+    def all_levels(self) -> list[Level]:
+        """Return the levels of all features."""
+        return [level for group in self.levels() for level in group]
+
+    def active_levels(self, features: Collection[str]) -> list[Level]:
+        """Return the levels that are on in a cell with these features, in the file's order."""
+        return [level for level in self.all_levels() if level.label in features]
 
     @property
     def folder(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +36,8 @@ class Run:
 def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     """Return the settings of the features; later features win."""
     merged: Overrides = {}
-    for level in itertools.chain.from_iterable(experiment.levels()):
-        if level.label in features:
-            merged = dotted.override(merged, level.overrides)
+    for level in experiment.active_levels(features):
+        merged = dotted.override(merged, level.overrides)
     return merged
 
 
@@ -89,7 +87,7 @@ def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterat
     These are two components in one place of the model, and a feature of which nothing is left. A schedule may bring a
     learning rate that another feature overrides.
     """
-    on = [level for group in loaded.experiment.levels() for level in group if level.label in cell.features]
+    on = loaded.experiment.active_levels(cell.features)
     for level in on:
         kept = {k for k, value in level.overrides.items() if k in overrides and overrides[k] == value}
         lost = [k for k in level.overrides if k not in kept and k not in loaded.forced]
@@ -113,7 +111,7 @@ def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
     path: tuple[str, ...] = ("base", key)
     culprit = ""
     if cell and cell.features:
-        on = [level for group in loaded.experiment.levels() for level in group if level.label in cell.features]
+        on = loaded.experiment.active_levels(cell.features)
         level = next((level for level in reversed(on) if key in level.overrides), on[-1])
         path, culprit = (*level.path, key), f"cell {cell.name}: "
     return f"{loaded.at(*path)}{culprit}{problem}"

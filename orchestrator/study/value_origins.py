@@ -35,7 +35,7 @@ def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
     """Return `file:line: ` of the key that sets a value in a cell, the prefix of a message; "" if none does."""
     if key in loaded.forced:
         return f"--set {key}: "
-    levels = [level for group in loaded.experiment.levels() for level in group if level.label in features]
+    levels = loaded.experiment.active_levels(features)
     paths = [(*level.path, key) for level in reversed(levels) if key in level.overrides]
     paths += [("base", key)] if key in loaded.experiment.base else []
     return loaded.at(*paths[0]) if paths else ""
@@ -58,11 +58,9 @@ def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
     places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
     for key in loaded.experiment.info:
         places[key] = _described(loaded.tree, ("experiment_info", key.partition(".")[2]))
-    for group in loaded.experiment.levels():
-        for level in group:
-            if level.label in features:
-                for key in level.overrides:
-                    places[key] = f"feature {level.label}, {_described(loaded.tree, (*level.path, key))}"
+    for level in loaded.experiment.active_levels(features):
+        for key in level.overrides:
+            places[key] = f"feature {level.label}, {_described(loaded.tree, (*level.path, key))}"
     return places | dict.fromkeys(loaded.forced, "--set")
 
 

@@ -158,9 +158,7 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         ("a: \x07", 1, "a control character (U+0007)"),
     ],
 )
-def test_a_slip_is_reported_with_line_and_correction(
-    tmp_path: Path, content: str, line: int, words: str
-) -> None:
+def test_a_slip_is_reported_with_line_and_correction(tmp_path: Path, content: str, line: int, words: str) -> None:
     path = write(tmp_path / "a.yaml", content)
     with pytest.raises(UserError) as caught:
         yaml_tree.load(path)
