@@ -143,6 +143,7 @@ def test_names_that_differ_in_case_only_are_refused(tmp_path: Path, verb: Verb) 
     [
         ("co:lon", "local", "a colon would end the path of the code"),
         ("back\\slash", "sbatch", "Slurm finds no log in a path with a backslash"),
+        (os.fsdecode(b"\xff"), "local", "is not valid UTF-8"),
         ("new\nline", "sbatch", "control characters cannot be used with Slurm"),
         ("a%jb", "submitit", "submitit takes % in a path for its own"),
     ],
