@@ -74,7 +74,7 @@ def test_nothing_is_found_where_nothing_is_wrong(folder: Path, command: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("python trian.py {flags}", "trian.py: no such file in {folder} (did you mean train.py?)"),
         ("bash run.sh {flags}", "run.sh: no such file in {folder}"),
@@ -87,9 +87,9 @@ def test_nothing_is_found_where_nothing_is_wrong(folder: Path, command: str) -> 
         ("python train.py --seed=1 --comple {flags}", "has no such flag (did you mean --compile?)"),
     ],
 )  # fmt: skip
-def test_what_would_not_start(folder: Path, command: str, told: str) -> None:
+def test_what_would_not_start(folder: Path, command: str, message: str) -> None:
     found = problems(folder, command)
-    assert len(found) == 1 and told.format(folder=folder) in found[0], found
+    assert len(found) == 1 and message.format(folder=folder) in found[0], found
     assert found[0].startswith(f"{folder}/study.yaml:2: command: ")
 
 
@@ -101,7 +101,7 @@ def test_a_setting_that_the_script_does_not_know_is_named_where_it_stands(folder
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
+    ("option", "value", "message"),
     [
         (
             "'--x', action=argparse.BooleanOptionalAction",
@@ -115,15 +115,15 @@ def test_a_setting_that_the_script_does_not_know_is_named_where_it_stands(folder
         ("'--x', '--xx', help='text'", "[1, 2]", ""),
     ],
 )
-def test_values_that_a_flag_does_not_take(folder: Path, option: str, value: str, told: str) -> None:
+def test_values_that_a_flag_does_not_take(folder: Path, option: str, value: str, message: str) -> None:
     source = f"import argparse\np = argparse.ArgumentParser()\np.add_argument('--rate')\np.add_argument({option})\n"
     (folder / "flags.py").write_text(source + "p.parse_args()\n")
     found = problems(folder, "python flags.py {flags}", "{rate: 0.2}", f"{{x: {value}}}")
-    assert bool(found) == bool(told) and all(told in line for line in found), found
+    assert bool(found) == bool(message) and all(message in line for line in found), found
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("import surely_not_there.part\n", "helper.py:1: imports surely_not_there, which"),
         ("def f(:\n", "helper.py:1: invalid syntax"),
@@ -133,10 +133,10 @@ def test_values_that_a_flag_does_not_take(folder: Path, option: str, value: str,
         ("import ablatrix_run\n", ""),
     ],
 )
-def test_imports_are_looked_for_in_the_interpreter_of_the_command(folder: Path, source: str, told: str) -> None:
+def test_imports_are_looked_for_in_the_interpreter_of_the_command(folder: Path, source: str, message: str) -> None:
     (folder / "helper.py").write_text(source)
     found = problems(folder, "python train.py --seed={seed} {flags}")
-    assert (not found) if not told else (len(found) == 1 and told in found[0]), found
+    assert (not found) if not message else (len(found) == 1 and message in found[0]), found
 
 
 def test_another_python_on_path_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def make(folder: Path, *sets: str, text: str = ONE) -> tuple[list[Run], Study]:
     return runs, study_dir.create_study(folder / "s", "s", folder / "e.yaml", {}, runs)
 
 
-def told(folder: Path, *sets: str, text: str = ONE) -> list[str]:
+def messages(folder: Path, *sets: str, text: str = ONE) -> list[str]:
     runs = expand(folder, text, ("trainer.max_iters=20", *sets))
     return earlier_runs.describe(runs, earlier_runs.find(folder / "s", runs))
 
@@ -53,11 +53,11 @@ def finished(tmp_path: Path) -> list[Run]:
 
 
 def test_nothing_to_say(tmp_path: Path, finished: list[Run]) -> None:
-    assert told(tmp_path) == told(tmp_path, "trainer.ckpt_interval=7", "data.file_path=./x.jsonl") == []
+    assert messages(tmp_path) == messages(tmp_path, "trainer.ckpt_interval=7", "data.file_path=./x.jsonl") == []
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "printed"),
     [
         (["trainer.learning_rate=1e-3"], "trainer.learning_rate is 0.001, was 0.0003: 2 finished runs are kept ("),
         (["data.file_path=y.jsonl"], "data.file_path is y.jsonl, was x.jsonl: 2 finished"),
@@ -67,15 +67,15 @@ def test_nothing_to_say(tmp_path: Path, finished: list[Run]) -> None:
         (["trainer.max_iters=30", "trainer.batch_size=2"], "IDS); the new runs start from step 0"),
     ],
 )  # fmt: skip
-def test_changed_settings(tmp_path: Path, finished: list[Run], sets: list[str], said: str) -> None:
-    (line,) = told(tmp_path, *sets)
-    assert said.replace("IDS", ", ".join(run.id for run in finished)) in line
+def test_changed_settings(tmp_path: Path, finished: list[Run], sets: list[str], printed: str) -> None:
+    (line,) = messages(tmp_path, *sets)
+    assert printed.replace("IDS", ", ".join(run.id for run in finished)) in line
 
 
 def test_a_schedule_that_depends_on_the_end(tmp_path: Path) -> None:
     _, study = make(tmp_path, "trainer.schedule=cosine")
     finish(study, 20)
-    (line,) = told(tmp_path, "trainer.schedule=cosine", "trainer.max_iters=30")
+    (line,) = messages(tmp_path, "trainer.schedule=cosine", "trainer.max_iters=30")
     assert "start from step 0: the learning rates of schedule cosine depend on trainer.max_iters" in line
 
 
@@ -83,7 +83,7 @@ def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
     for run in finished:
         folder = tmp_path / "s" / run.id
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
-    (line,) = told(tmp_path)
+    (line,) = messages(tmp_path)
     assert "names these runs differently, their settings are the same: 2 finished runs are kept" in line
     assert "continue from step 20" in line
 
@@ -93,10 +93,10 @@ def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run
         folder = tmp_path / "s" / run.id
         (folder / run_files.SUMMARY).unlink()
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
-    (line,) = told(tmp_path)
+    (line,) = messages(tmp_path)
     assert "their settings are the same: 2 earlier runs are kept" in line
     assert "continue from step 20" in line
-    assert told(tmp_path, "trainer.learning_rate=1e-3") == []
+    assert messages(tmp_path, "trainer.learning_rate=1e-3") == []
 
 
 def test_more_steps_for_runs_of_a_version_without_this_record(tmp_path: Path, finished: list[Run]) -> None:
@@ -105,7 +105,7 @@ def test_more_steps_for_runs_of_a_version_without_this_record(tmp_path: Path, fi
         path.write_text(
             json.dumps({**json.loads(path.read_text()), loss_digest.KEY: None}).replace(loss_digest.KEY, "x")
         )
-    (line,) = told(tmp_path, "trainer.max_iters=30")
+    (line,) = messages(tmp_path, "trainer.max_iters=30")
     assert "start from step 0: none of their checkpoints fits" in line
 
 
@@ -138,7 +138,7 @@ def test_a_command(tmp_path: Path) -> None:
 def test_a_changed_loss_csv_is_no_start(tmp_path: Path, finished: list[Run]) -> None:
     for run in finished:
         (tmp_path / "s" / run.id / run_files.LOSS).write_text("")
-    (line,) = told(tmp_path, "trainer.max_iters=30")
+    (line,) = messages(tmp_path, "trainer.max_iters=30")
     assert "start from step 0" in line
 
 
@@ -165,9 +165,9 @@ class TestInputs:
         corpus.touch()
         assert self.refused(tmp_path) == ""
         corpus.write_text('{"text": "a Document"}\n')
-        said = self.refused(tmp_path)
-        assert said.startswith("data.file_path (x.jsonl): the content has changed since 2 runs of this study used it")
-        assert f"--rerun {runs[0].id} --rerun {runs[1].id}" in said
+        error = self.refused(tmp_path)
+        assert error.startswith("data.file_path (x.jsonl): the content has changed since 2 runs of this study used it")
+        assert f"--rerun {runs[0].id} --rerun {runs[1].id}" in error
         assert self.refused(tmp_path, tuple(run.id for run in runs)) == ""
 
     def test_a_stopped_run(self, tmp_path: Path, corpus: Path) -> None:
@@ -210,7 +210,7 @@ def test_more_steps_and_other_data(workspace: Workspace) -> None:
     assert without_clock(second) == without_clock(Path(f"{second}.old-1"))
     assert [event["event"] for event in read_events(second)].count("resumed") == 0
     own.write_text(own.read_text().replace("the", "THE"))
-    said = workspace.run("submit", study, *only, code=2).stderr
-    assert "own.jsonl): the content has changed since 1 run of this study used it" in said
-    assert f"--rerun {second.name}" in said
-    assert said == workspace.run("check", study, code=2).stderr
+    printed = workspace.run("submit", study, *only, code=2).stderr
+    assert "own.jsonl): the content has changed since 1 run of this study used it" in printed
+    assert f"--rerun {second.name}" in printed
+    assert printed == workspace.run("check", study, code=2).stderr

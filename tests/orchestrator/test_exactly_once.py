@@ -271,9 +271,9 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     assert submit_attempts.take(study.runs[1].folder, 2)  # queued anew
     printed: list[str] = []
     queueing.release_held(study, None, printed.append)
-    [said] = printed
+    [shown] = printed
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
-    assert said.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in said
+    assert shown.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in shown
 
 
 def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_dead_controller_is_no_fault_of_the_file(fake: FakeSlurm, workspace: W
     workspace.environment = {"PATH": os.environ["PATH"]}
     study = workspace.write_study()
     fake.set_mode("down")
-    said = workspace.run("submit", study, "--launcher", "sbatch", code=1).stderr
-    assert said.startswith("error: Slurm does not answer (") and "Unable to contact" in said
-    assert str(study) not in said
-    assert len(said.splitlines()) == 1
+    shown = workspace.run("submit", study, "--launcher", "sbatch", code=1).stderr
+    assert shown.startswith("error: Slurm does not answer (") and "Unable to contact" in shown
+    assert str(study) not in shown
+    assert len(shown.splitlines()) == 1

@@ -122,12 +122,12 @@ def test_labels_name_as_many_cells_as_fit(names: list[str], most: int, expected:
 
 def test_the_command_writes_a_picture_and_nothing_else(workspace: Workspace) -> None:
     study = workspace.write_study(iters=200)
-    said = workspace.run("plan", study, "--schedules").stdout
-    assert "baseline, swiglu, rmsnorm, rope" in said
-    assert "cosine" in said and "0.003" in said
+    printed = workspace.run("plan", study, "--schedules").stdout
+    assert "baseline, swiglu, rmsnorm, rope" in printed
+    assert "cosine" in printed and "0.003" in printed
     written = sorted(path for path in (workspace.folder / "out").rglob("*") if path.is_file())
     assert [path.name for path in written] == ["planned_schedules.pdf", "planned_schedules.png"]
-    assert all(str(path.relative_to(workspace.folder)) in said for path in written)
+    assert all(str(path.relative_to(workspace.folder)) in printed for path in written)
     assert written[0].read_bytes().startswith(b"%PDF") and written[1].read_bytes().startswith(b"\x89PNG")
     assert "no study there" in workspace.run("status", "study", code=2).stderr
 
@@ -135,5 +135,5 @@ def test_the_command_writes_a_picture_and_nothing_else(workspace: Workspace) -> 
 def test_a_folder_that_cannot_be_written_is_said(workspace: Workspace) -> None:
     study = workspace.write_study()
     (workspace.folder / "out").write_text("a file is in the way")
-    said = workspace.run("plan", study, "--schedules", code=1).stderr
-    assert "cannot write the picture of the schedules" in said
+    printed = workspace.run("plan", study, "--schedules", code=1).stderr
+    assert "cannot write the picture of the schedules" in printed

@@ -1,4 +1,4 @@
-"""What Slurm's --test-only says, as a real 22.05 said it: an error only where sbatch says the same."""
+"""Answers of a real Slurm 22.05 to --test-only: an error only where sbatch refuses the job too."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def findings(loaded: Loaded, launcher: str = "sbatch") -> list[str]:
 
 @pytest.fixture
 def site(home: Path) -> Path:
-    """Folder of the site's commands; `said` holds what its sbatch --test-only says against a job."""
+    """Folder of the site's commands; the file `refusal` holds why its sbatch --test-only refuses a job."""
     write_commands(
         home.parent / "bin",
-        sbatch='for script; do :; done; cp "$script" "$0.script"; [ ! -s "$0.said" ] || { cat "$0.said" >&2; exit 1; }',
+        sbatch='for script; do :; done; cp "$script" "$0.script"; [ ! -s "$0.refusal" ] || { cat "$0.refusal" >&2; exit 1; }',
         scontrol='case "$*" in *node) cat "$0.nodes" ;; *) echo "MaxArraySize = 1001" ;; esac',
     )
     (home.parent / "bin/scontrol.nodes").write_text(
@@ -47,8 +47,8 @@ def site(home: Path) -> Path:
     return home.parent / "bin"
 
 
-def say(site: Path, text: str, states: tuple[str, str] = ("IDLE", "MIXED+PLANNED")) -> None:
-    (site / "sbatch.said").write_text(text)
+def answer(site: Path, text: str, states: tuple[str, str] = ("IDLE", "MIXED+PLANNED")) -> None:
+    (site / "sbatch.refusal").write_text(text)
     nodes = [NODE.format(f"n{i}", state) for i, state in enumerate(states)]
     (site / "scontrol.nodes").write_text("\n".join(nodes) + "\n")
 
@@ -57,16 +57,16 @@ def say(site: Path, text: str, states: tuple[str, str] = ("IDLE", "MIXED+PLANNED
 def test_slurm_is_asked_about_the_very_script(site: Path, home: Path, launcher: str) -> None:
     loaded = study(home, "{comment: project-x, requeue: false, extra: {exclusive: true}}")
     assert findings(loaded, launcher) == []
-    say(site, "refused")
+    answer(site, "refused")
     findings(loaded, launcher)  # the report's script is not asked about then: this is the runs'
-    told = shell_stubs.sbatch_options((site / "sbatch.script").read_text())
+    options = shell_stubs.sbatch_options((site / "sbatch.script").read_text())
     wanted = {"--job-name=s", "--no-requeue", "--exclusive", "--comment=project-x ablatrix:TOKEN", "--signal=USR2@120"}
-    assert wanted <= set(told)
-    assert [word for word in told if word.startswith("--array=0-1")]
+    assert wanted <= set(options)
+    assert [word for word in options if word.startswith("--array=0-1")]
 
 
 @pytest.mark.parametrize(
-    "said",
+    "refusal",
     [
         "allocation failure: Invalid partition name specified",
         "allocation failure: Invalid account or account/partition combination specified",
@@ -80,11 +80,11 @@ def test_slurm_is_asked_about_the_very_script(site: Path, home: Path, launcher: 
         "allocation failure: Invalid time specified",
     ],
 )
-def test_what_sbatch_would_refuse_too(site: Path, home: Path, said: str) -> None:
-    say(site, said)
+def test_what_sbatch_would_refuse_too(site: Path, home: Path, refusal: str) -> None:
+    answer(site, refusal)
     (found,) = findings(study(home))
     assert "study.yaml:4: slurm: sbatch: " in found
-    assert said.split(": ")[-1] in found
+    assert refusal.split(": ")[-1] in found
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_sbatch_would_refuse_too(site: Path, home: Path, said: str) -> None
 def test_nodes_that_cannot_be_used_now_make_jobs_wait(
     site: Path, home: Path, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
-    say(site, UNAVAILABLE, (state, "IDLE"))
+    answer(site, UNAVAILABLE, (state, "IDLE"))
     assert (
         findings(study(home, "{mem: 8G, cpus_per_task: 4, gpus_per_node: 'a100:2', nodes: 2, constraint: a100}")) == []
     )
@@ -110,12 +110,12 @@ def test_nodes_that_cannot_be_used_now_make_jobs_wait(
 def test_what_no_node_can_ever_satisfy_is_refused_though_nodes_are_drained(
     site: Path, home: Path, settings: str
 ) -> None:
-    say(site, UNAVAILABLE, ("IDLE+DRAIN", "DOWN*"))
+    answer(site, UNAVAILABLE, ("IDLE+DRAIN", "DOWN*"))
     assert len(findings(study(home, settings))) == 1
 
 
 @pytest.mark.parametrize(
-    ("said", "settings"),
+    ("refusal", "settings"),
     [
         ("allocation failure: Invalid time specified", "{extra: {reservation: later}}"),
         ("allocation failure: Requested nodes are busy", "{}"),
@@ -123,27 +123,27 @@ def test_what_no_node_can_ever_satisfy_is_refused_though_nodes_are_drained(
     ],
 )
 def test_what_only_has_to_wait(
-    site: Path, home: Path, capsys: pytest.CaptureFixture[str], said: str, settings: str
+    site: Path, home: Path, capsys: pytest.CaptureFixture[str], refusal: str, settings: str
 ) -> None:
-    say(site, said)
+    answer(site, refusal)
     assert findings(study(home, settings)) == []
     assert "the jobs will have to wait" in capsys.readouterr().err
 
 
 def test_a_limit_of_jobs_in_the_queue_is_left_to_the_waves(site: Path, home: Path) -> None:
-    say(site, "sbatch: error: QOSMaxSubmitJobPerUserLimit allocation failure: Job violates accounting/QOS policy")
+    answer(site, "sbatch: error: QOSMaxSubmitJobPerUserLimit allocation failure: Job violates accounting/QOS policy")
     assert findings(study(home)) == []
 
 
 def test_a_site_that_wants_a_comment_or_no_requeue_is_answered_with_the_setting(site: Path, home: Path) -> None:
-    say(site, "sbatch: error: a comment with your project is required")
+    answer(site, "sbatch: error: a comment with your project is required")
     assert "set slurm.comment" in findings(study(home))[0]
-    say(site, "sbatch: error: Requeue of jobs is not allowed on this cluster")
+    answer(site, "sbatch: error: Requeue of jobs is not allowed on this cluster")
     assert "set slurm.requeue: false" in findings(study(home))[0]
 
 
 def test_a_silent_controller_is_no_fault_of_the_file(site: Path, home: Path) -> None:
-    say(site, "sbatch: error: Unable to contact slurm controller (connect failure)")
+    answer(site, "sbatch: error: Unable to contact slurm controller (connect failure)")
     with pytest.raises(commands.NoAnswerError) as error:
         findings(study(home))
     assert error.value.exit_code == 1

@@ -47,16 +47,16 @@ def order(tmp_path: Path, study: Study) -> Order:
     )
 
 
-class Said(list[str]):
-    """What was printed."""
+class Printed(list[str]):
+    """Messages in the order in which they were printed."""
 
     def __call__(self, text: str) -> None:
         self.append(text)
 
 
-def queue(study: Study, order: Order, said: Said | None = None) -> list[str]:
+def queue(study: Study, order: Order, printed: Printed | None = None) -> list[str]:
     states = study_state.collect(study)
-    return waves.queue(study, order, selection.select(states).chosen, states, Said() if said is None else said)
+    return waves.queue(study, order, selection.select(states).chosen, states, Printed() if printed is None else printed)
 
 
 def by_state(study: Study) -> dict[str, int]:
@@ -76,11 +76,11 @@ def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
 ) -> None:
     monkeypatch.setattr(site_limits, "find_room", lambda settings: site_limits.Room(5, "MaxSubmitJobs=5"))
     fake.set_limit(5)
-    said = Said()
-    assert queue(study, order, said) == ["1", "2"]
+    printed = Printed()
+    assert queue(study, order, printed) == ["1", "2"]
     assert fake.jobs() == {1: 2, 2: 2, 3: 1}, "two arrays, so that the next wave need not wait for both"
     assert fake.dependency(3) == "afterany:1?afterany:2"
-    assert said[-1].startswith("3 runs wait for room in the queue (MaxSubmitJobs=5); job 3 queues them")
+    assert printed[-1].startswith("3 runs wait for room in the queue (MaxSubmitJobs=5); job 3 queues them")
     assert by_state(study) == {"planned": 3, "queued": 4}
     lines = waves.describe(study, study_state.collect(study), commands.queue())
     assert lines == ["3 runs wait for room in the queue: job 3 queues them"]
@@ -97,12 +97,12 @@ def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(
         atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
     fake.end(1)
     fake.end(2)  # the follow-up runs
-    said = Said()
-    assert waves.resume(study, Scheduler(), said)
+    printed = Printed()
+    assert waves.resume(study, Scheduler(), printed)
     assert fake.jobs() == {3: 4, 4: 1}
     assert by_state(study) == {"done": 3, "queued": 4}
-    assert said[-1] == "queued the report after them as job 4"
-    assert not waves.resume(study, Scheduler(), said), "done twice it does nothing"
+    assert printed[-1] == "queued the report after them as job 4"
+    assert not waves.resume(study, Scheduler(), printed), "done twice it does nothing"
     assert fake.jobs() == {3: 4, 4: 1}
     record = run_files.read_json(study.runs[5].folder / run_files.PROVENANCE) or {}
     assert record["git_commit"] == "abc", "the node may have no checkout: the submit's surroundings are recorded"
@@ -113,7 +113,7 @@ def test_half_of_the_runs_at_the_limit_leaves_room_for_the_follow_up(
 ) -> None:
     fake.set_limit(3)
     states = study_state.collect(study)
-    waves.queue(study, order, states[:6], states, Said())
+    waves.queue(study, order, states[:6], states, Printed())
     assert fake.jobs() == {1: 2, 2: 1}
     assert {s.reason for s in study_state.collect(study) if s.state == "planned"} <= {"waits for room in the queue", ""}
 
@@ -125,7 +125,7 @@ def test_a_limit_that_was_found_is_not_searched_for_again(fake: FakeSlurm, study
     (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")
     queue(study, order)
     before = [submit_attempts.newest(run.folder) for run in study.runs]
-    waves.resume(study, Scheduler(), Said())
+    waves.resume(study, Scheduler(), Printed())
     assert [submit_attempts.newest(run.folder) for run in study.runs[2:]] == before[2:]
     assert by_state(study) == {"planned": 7}
 
@@ -143,10 +143,10 @@ def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: Order) -> 
     fake.set_limit(1)
     (fake.home / "jobs" / "9").mkdir()
     (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")
-    said = Said()
-    assert queue(study, order, said) == []
-    assert "QOSMaxSubmitJobPerUserLimit" in said[-1]
-    assert "rerun submit when jobs have ended" in said[-1]
+    printed = Printed()
+    assert queue(study, order, printed) == []
+    assert "QOSMaxSubmitJobPerUserLimit" in printed[-1]
+    assert "rerun submit when jobs have ended" in printed[-1]
     assert by_state(study) == {"planned": 7}
     fake.end(9)
     fake.set_limit(-1)  # not even one
@@ -161,7 +161,7 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
         append_event(run.folder, "failed", reason="x")
     fake.set_limit(5)
     states = study_state.collect(study)
-    waves.queue(study, order, selection.select(states, retry=True).chosen, states, Said())
+    waves.queue(study, order, selection.select(states, retry=True).chosen, states, Printed())
     states = study_state.collect(study)
     waiting = [state.run.id for state in wave_order.find_waiting(study, states)]
     assert set(waiting) >= {run.id for run in study.runs[4:]}
@@ -175,10 +175,10 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
 def test_submits_at_the_same_time_leave_each_other_what_waits(fake: FakeSlurm, study: Study, order: Order) -> None:
     before = study_state.collect(study)
     fake.set_limit(5)
-    waves.queue(study, order, before, before, Said())
-    said = Said()
-    assert waves.queue(study, order, before[:3], before, said) == []
-    assert said[0].startswith("3 runs are being queued by another submit (") and "process" in said[0]
+    waves.queue(study, order, before, before, Printed())
+    printed = Printed()
+    assert waves.queue(study, order, before[:3], before, printed) == []
+    assert printed[0].startswith("3 runs are being queued by another submit (") and "process" in printed[0]
     assert fake.jobs() == {1: 3, 2: 1}
     assert wave_order.is_waiting(study), "the record and the follow-up are the other submit's"
 
@@ -188,10 +188,10 @@ def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, ord
     squeue, asked = fake.bin / "squeue", fake.home / "asked"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
     (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
-    scheduler, said = Scheduler(), Said()
-    assert not waves.keep_going(study, said)(study_state.collect(study, scheduler), scheduler)
+    scheduler, printed = Scheduler(), Printed()
+    assert not waves.keep_going(study, printed)(study_state.collect(study, scheduler), scheduler)
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
-    assert said[0].startswith("7 jobs that Slurm held")
+    assert printed[0].startswith("7 jobs that Slurm held")
 
 
 def test_a_node_that_cannot_submit_says_so(
@@ -216,10 +216,10 @@ def test_max_parallel_holds_for_all_arrays_of_a_study(
     monkeypatch.setattr(site_limits, "array_limits", lambda: site_limits.ArrayLimits(3))
     order = order.model_copy(update={"settings": SlurmSettings(max_parallel=2), "report": False})
     states = study_state.collect(study)
-    waves.queue(study, order, states[:2], states, Said())
+    waves.queue(study, order, states[:2], states, Printed())
     assert fake.dependency(1) == "", "both may run at once"
     states = study_state.collect(study)
-    waves.queue(study, order, states[2:], states, Said())
+    waves.queue(study, order, states[2:], states, Printed())
     assert fake.jobs() == {1: 2, 2: 3, 3: 2}
     assert fake.dependency(2) == "afterany:1"
     assert fake.dependency(3) == "afterany:1:2"
@@ -227,9 +227,9 @@ def test_max_parallel_holds_for_all_arrays_of_a_study(
 
 def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study, order: Order) -> None:
     fake.set_limit(3)  # the follow-up finds no room
-    said = Said()
-    queue(study, order, said)
-    assert "no follow-up job (there is no room for it either): submit again" in said[-1]
+    printed = Printed()
+    queue(study, order, printed)
+    assert "no follow-up job (there is no room for it either): rerun submit" in printed[-1]
     for run in study.runs[:3]:
         atomic_write(run.folder / run_files.SUMMARY, '{"iters": 20}')
     fake.end(1)
@@ -238,7 +238,7 @@ def test_wait_goes_on_where_no_follow_up_is_queued(fake: FakeSlurm, study: Study
     def look() -> list[RunState]:
         return study_state.collect(study, scheduler)
 
-    assert waves.keep_going(study, said)(look(), scheduler)
+    assert waves.keep_going(study, printed)(look(), scheduler)
     assert fake.jobs() == {2: 1, 3: 1}, "and a follow-up, now that there is room for one"
     assert by_state(study) == {"done": 3, "planned": 3, "queued": 1}
 
