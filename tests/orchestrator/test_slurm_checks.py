@@ -38,7 +38,8 @@ def site(home: Path) -> Path:
     """Folder of the site's commands; the file `refusal` holds why its sbatch --test-only refuses a job."""
     write_commands(
         home.parent / "bin",
-        sbatch='for script; do :; done; cp "$script" "$0.script"; [ ! -s "$0.refusal" ] || { cat "$0.refusal" >&2; exit 1; }',
+        sbatch='for script; do :; done; cp "$script" "$0.script"\n'
+        '[ ! -s "$0.refusal" ] || { cat "$0.refusal" >&2; exit 1; }',
         scontrol='case "$*" in *node) cat "$0.nodes" ;; *) echo "MaxArraySize = 1001" ;; esac',
     )
     (home.parent / "bin/scontrol.nodes").write_text(
