@@ -25,8 +25,8 @@ Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss of some rows and its gradient by the logits: softmax less one-hot, times the rows' weights.
 
-    logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. A function of its own, because a
-    compiler makes one kernel of it.
+    logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. Separate, because a compiler
+    makes one kernel of it.
     """
     wide = logits.float()
     log_z = wide.logsumexp(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""torch's layers as this model needs them: without weights of their own choice, and with a fast dropout on CPUs.
+"""torch's layers without their initialisation, and with a fast dropout on CPUs.
 
 The model draws every weight itself, from (seed, name). On the meta device torch's initialisation would also import
 torch._dynamo, which takes as long as the rest of the start.

@@ -96,24 +96,6 @@ def test_logits_and_loss_equal_the_formulas() -> None:
     assert model.loss(tokens, targets, divisor=1.0).item() == pytest.approx(np.sum(nll), abs=1e-4)
 
 
-@pytest.mark.parametrize("toggles", TOGGLES, ids=lambda t: "+".join(t) or "plain")
-def test_no_position_sees_a_later_one(toggles: dict[str, bool]) -> None:
-    model = shaken(tiny(**toggles))
-    tokens = torch.arange(9)[None]
-    changed = tokens.clone()
-    changed[0, 5] = 20
-    before, after = model(tokens)[0], model(changed)[0]
-    assert torch.equal(before[0, :5], after[0, :5])
-    assert not torch.allclose(before[0, 5:], after[0, 5:])
-
-
-@pytest.mark.parametrize("toggles", TOGGLES, ids=lambda t: "+".join(t) or "plain")
-def test_every_parameter_gets_a_gradient(toggles: dict[str, bool]) -> None:
-    model = GPT(tiny(**toggles), seed=3)
-    model.loss(torch.arange(9)[None], torch.arange(1, 10)[None]).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
 @pytest.mark.parametrize("model_type", PRESETS)
 @pytest.mark.parametrize("toggles", TOGGLES, ids=lambda t: "+".join(t) or "plain")
 def test_parameter_count(model_type: str, toggles: dict[str, bool]) -> None:
@@ -131,29 +113,6 @@ def test_minGPT_parameter_names() -> None:  # noqa: N802
     assert "transformer.wpe.weight" not in GPT(tiny(rope=True), seed=None).state_dict()
 
 
-def test_gpt2_initialisation() -> None:
-    model = GPT(GPTConfig(model_type="gpt-micro").resolved(600, 64), seed=5)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            assert torch.all(parameter == (0.0 if name.endswith("bias") else 1.0)), name
-            continue
-        expected = 0.02 / math.sqrt(2 * 4) if name.endswith("c_proj.weight") else 0.02
-        # five standard errors of the sample's deviation and mean
-        assert float(parameter.detach().std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * parameter.numel())), (
-            name
-        )
-        assert abs(float(parameter.detach().mean())) < 5 * expected / math.sqrt(parameter.numel()), name
-
-
-def test_cells_of_a_study_start_paired() -> None:
-    plain = dict(GPT(tiny(), seed=7).named_parameters())
-    for toggles in TOGGLES[1:]:
-        other = dict(GPT(tiny(**toggles), seed=7).named_parameters())
-        shared = [n for n in other if n in plain and plain[n].shape == other[n].shape]
-        assert "transformer.h.1.attn.c_attn.weight" in shared and "lm_head.weight" in shared
-        assert all(torch.equal(plain[n], other[n]) for n in shared)
-
-
 def test_seed_decides_the_weights() -> None:
     first, again, other = (GPT(tiny(), seed=s).state_dict() for s in (1, 1, 2))
     assert all(torch.equal(first[n], again[n]) for n in first)
@@ -162,12 +121,8 @@ def test_seed_decides_the_weights() -> None:
     assert not torch.equal(*same_shape)
 
 
-@pytest.mark.parametrize("toggles", TOGGLES, ids=lambda t: "+".join(t) or "plain")
-def test_saved_weights_make_the_same_model(toggles: dict[str, bool]) -> None:
-    model = shaken(tiny(**toggles))
-    again = GPT.from_state(model.config, model.state_dict()).eval()
-    tokens = torch.arange(9)[None]
-    assert torch.equal(again(tokens)[0], model(tokens)[0])
+def test_weights_of_another_model_are_refused() -> None:
+    model = GPT(tiny())
     with pytest.raises(RuntimeError, match="lm_head"):
         GPT.from_state(tiny(vocab_size=32), model.state_dict())
 

@@ -102,13 +102,10 @@ def fast_table(tokenizer_json: Path) -> np.ndarray | None:
     None if tiktoken may give other ids: other pre-tokenizers or normalizers, a vocabulary that its merges do not make,
     several added tokens, or added tokens that swallow blanks.
     """
-    tree = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-    model, added = tree["model"], tree["added_tokens"]
-    if not _plain_pipeline(tree) or not _plain_specials(added):
+    tree = _read_tree(tokenizer_json)
+    if not _plain_pipeline(tree) or not _plain_specials(tree["added_tokens"]):
         return None
-    vocab, merges = model["vocab"], [_pair(merge) for merge in model["merges"]]
-    tokens = [*sorted(byte_characters(), key=lambda c: vocab.get(c, -1)), *(a + b for a, b in merges)]
-    specials = {token["content"]: token["id"] for token in added}
+    vocab, tokens, specials = tree["model"]["vocab"], _rank_tokens(tree), _special_tokens(tree)
     if len(set(tokens)) != len(tokens) or set(tokens) | set(specials) != set(vocab) | set(specials):
         return None
     if any(token not in vocab or token in specials for token in tokens):
@@ -116,7 +113,29 @@ def fast_table(tokenizer_json: Path) -> np.ndarray | None:
     exact = exact_tokenizer(tokenizer_json)
     if any([t.value for t in exact.model.tokenize(token)] != [token] for token in tokens):
         return None
-    return np.array([*(vocab[token] for token in tokens), *specials.values()], dtype=np.int64)
+    return _rank_ids(tree)
+
+
+def _read_tree(tokenizer_json: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    return tree
+
+
+def _rank_tokens(tree: dict[str, Any]) -> list[str]:
+    """Return the tokens in tiktoken's order of ranks: single bytes by id, then the result of each merge."""
+    vocab = tree["model"]["vocab"]
+    merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"])
+    return [*sorted(byte_characters(), key=lambda c: vocab.get(c, -1)), *(left + right for left, right in merges)]
+
+
+def _special_tokens(tree: dict[str, Any]) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in tree["added_tokens"]}
+
+
+def _rank_ids(tree: dict[str, Any]) -> np.ndarray:
+    vocab = tree["model"]["vocab"]
+    ids = [*(vocab[token] for token in _rank_tokens(tree)), *_special_tokens(tree).values()]
+    return np.array(ids, dtype=np.int64)
 
 
 def _plain_pipeline(tree: dict[str, Any]) -> bool:
@@ -136,25 +155,12 @@ def _plain_specials(added: list[dict[str, Any]]) -> bool:
     return len(added) <= 1 and not any(token.get(k) for token in added for k in ("single_word", "lstrip", "rstrip"))
 
 
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
-
-
 def _tiktoken(folder: Path) -> tuple[Any, np.ndarray]:
     """Return tiktoken's engine for a tokenizer that `fast_table` accepted, and the id of each of its ranks."""
     import tiktoken
 
-    tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocab, alphabet = tree["model"]["vocab"], byte_characters()
-    merged = [a + b for a, b in map(_pair, tree["model"]["merges"])]
-    tokens = [*sorted(alphabet, key=vocab.__getitem__), *merged]
-    ranks = {bytes(map(alphabet.__getitem__, token)): rank for rank, token in enumerate(tokens)}
-    specials = {token["content"]: token["id"] for token in tree["added_tokens"]}
-    engine = tiktoken.Encoding(
-        folder.name,
-        pat_str=PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={content: len(tokens) + k for k, content in enumerate(specials)},
-    )
-    return engine, np.array([*(vocab[token] for token in tokens), *specials.values()], dtype=np.int64)
+    tree, alphabet = _read_tree(folder / "tokenizer.json"), byte_characters()
+    ranks = {bytes(map(alphabet.__getitem__, token)): rank for rank, token in enumerate(_rank_tokens(tree))}
+    specials = {content: len(ranks) + k for k, content in enumerate(_special_tokens(tree))}
+    engine = tiktoken.Encoding(folder.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+    return engine, _rank_ids(tree)

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from subprocess import Popen
 
 import numpy as np
@@ -218,10 +219,9 @@ class _Shards:
     """The finished shards of a cache, the last used ones open."""
 
     def __init__(self, cache: Cache, lines: Lines) -> None:
-        self._cache, self._lines = cache, lines
+        self._cache = cache
         self._done: set[int] = set()
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open = lru_cache(OPEN_SHARDS)(lambda number: _Shard(cache, cache.shard_lines(lines, number), number))
 
     def look(self) -> None:
         """Update which shards are finished."""
@@ -230,16 +230,10 @@ class _Shards:
 
     def open(self, number: int) -> _Shard | None:
         """Return a shard, None if it is not finished."""
-        with self._lock:
-            shard = self._open.pop(number, None)
-            if shard is None and number in self._done:
-                with contextlib.suppress(FileNotFoundError):
-                    shard = _Shard(self._cache, self._cache.shard_lines(self._lines, number), number)
-            if shard is not None:
-                self._open[number] = shard
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            return shard
+        if number in self._done:
+            with contextlib.suppress(FileNotFoundError):
+                return self._open(number)
+        return None
 
 
 class _Builders:

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +81,7 @@ class Cache:
     """A corpus under one tokenizer, and the folder where its tokens are kept."""
 
     files: tuple[Path, ...]
-    name: str  # of the corpus, for people
+    name: str  # of the corpus, for messages
     text_key: str
     tokenizer: TokenizerInfo
     folder: Path
@@ -301,7 +300,6 @@ class Totals:
 
     tokens: int = 0
     documents: int = 0
-    longest: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -309,7 +307,6 @@ class Totals:
         """Add the next shard."""
         self.tokens += len(shard.tokens)
         self.documents += int(np.count_nonzero(shard.counts))
-        self.longest = max(self.longest, int(shard.counts.max(initial=0)))
         for reason, count in shard.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
         self.first = shard.first | self.first
@@ -355,23 +352,17 @@ def _write_meta(cache: Cache, lines: Lines, totals: Totals, tokens_sha256: str) 
     meta = Meta(
         format=FORMAT,
         source=printable(name),
-        size=cache.size,
-        mtime_ns=max(mtime for _, mtime in cache.stamps),
-        text_key=cache.text_key,
         tokenizer=cache.tokenizer.name,
-        tokenizer_sha256=cache.tokenizer.sha256,
         vocab_size=cache.tokenizer.vocab_size,
         dtype=cache.dtype.name,
         lines=len(lines),
         documents=totals.documents,
         tokens=totals.tokens,
-        longest=totals.longest,
         skipped=totals.skipped,
         first_skipped={reason: printable(lines.explain(line, reason)) for reason, line in totals.first.items()},
         fingerprint=cache.index().fingerprint,
         tokens_sha256=tokens_sha256,
         offsets_bytes=(cache.folder / "offsets.npy").stat().st_size,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     safe_files.atomic_write(cache.folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
 

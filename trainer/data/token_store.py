@@ -27,23 +27,17 @@ class Meta(BaseModel):
 
     format: int
     source: str  # the corpus, for messages
-    size: int
-    mtime_ns: int
-    text_key: str
     tokenizer: str
-    tokenizer_sha256: str
     vocab_size: int
     dtype: str
     lines: int
     documents: int
     tokens: int
-    longest: int
     skipped: dict[str, int]  # lines by reason
     first_skipped: dict[str, str] = {}  # where the first line of each reason is, and what is wrong with it
     fingerprint: str
     tokens_sha256: str
     offsets_bytes: int
-    created: str
 
 
 class TokenStore(ABC):

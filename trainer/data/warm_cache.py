@@ -309,10 +309,11 @@ def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: 
     config = DataConfig(file_path=str(path), text_key=text_key, tokenizer=name)
     if is_flat(find_files(config)[0]):
         raise UserError(f"--tokens {path}: holds tokens already; set data.file_path to it")
-    there = Cache.of(config, cache_dir).meta() is not None
+    cache = Cache.of(config, cache_dir)
+    there = cache.meta() is not None
     begin = time.monotonic()
     meta = cache_builder.build(config, cache_dir, workers or allotted_cores())
-    speed = meta.size / 1e6 / max(time.monotonic() - begin, 1e-3)
+    speed = cache.size / 1e6 / max(time.monotonic() - begin, 1e-3)
     how = "already there" if there else f"{speed:.0f} MB/s"
     say(f"tokens of {path}: {meta.documents} documents, {meta.tokens} tokens ({how})")
     skipped = describe_skipped(str(path), meta.lines, meta.skipped, meta.first_skipped)
