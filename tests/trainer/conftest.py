@@ -44,3 +44,13 @@ def train(tmp_path: Path, corpus: Path, offline_cache: Path) -> Callable[..., Pa
         return tmp_path / name
 
     return train
+
+
+@pytest.fixture
+def cache_dir(offline_cache: Path, tmp_path: Path) -> Path:
+    """An offline cache for one test, without token caches."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes((offline_cache / "manifest.json").read_bytes())
+    (folder / "tokenizers").symlink_to(offline_cache / "tokenizers")
+    return folder

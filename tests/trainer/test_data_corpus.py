@@ -55,31 +55,22 @@ def test_skipped_lines_are_counted_by_reason(line: str, reason: str, tmp_path: P
     assert [len(store.document(line)) > 0 for line in range(4)] == [True, False, False, True]
 
 
-def test_ten_characters_are_a_document(tmp_path: Path, offline_cache: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"text": "1234567890"}\n{"text": "éééééééééé"}\n{"text": "ééééééééé"}')
-    store = opened(path, offline_cache)
-    assert (store.n_documents, store.skipped) == (2, {"too_short": 1})
-
-
-def test_a_half_written_last_line_is_skipped(tmp_path: Path, offline_cache: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text(f"{LONG}\n{LONG}\n" + LONG[:20])
-    store = opened(path, offline_cache)
-    assert (store.n_documents, store.skipped) == (2, {"not_json": 1})
-
-
-def test_a_last_line_without_newline_is_read(tmp_path: Path, offline_cache: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text(f"{LONG}\n{LONG}")
-    assert opened(path, offline_cache).n_documents == 2
-
-
-def test_windows_line_ends_and_a_byte_order_mark(tmp_path: Path, offline_cache: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + LONG.encode() + b"\r\n" + LONG.encode() + b"\r\n")
-    store = opened(path, offline_cache)
-    assert (store.n_documents, store.skipped) == (2, {})
+@pytest.mark.parametrize(
+    ("content", "documents", "skipped"),
+    [
+        ('{"text": "1234567890"}\n{"text": "éééééééééé"}\n{"text": "ééééééééé"}', 2, {"too_short": 1}),
+        (f"{LONG}\n{LONG}\n{LONG[:20]}", 2, {"not_json": 1}),
+        (f"{LONG}\n{LONG}", 2, {}),
+        (f"\ufeff{LONG}\r\n{LONG}\r\n", 2, {}),
+    ],
+    ids=["ten characters", "half a last line", "no last newline", "Windows"],
+)
+def test_documents_are_counted(
+    content: str, documents: int, skipped: dict[str, int], tmp_path: Path, offline_cache: Path
+) -> None:
+    (tmp_path / "data.jsonl").write_bytes(content.encode())
+    store = opened(tmp_path / "data.jsonl", offline_cache)
+    assert (store.n_documents, store.skipped) == (documents, skipped)
 
 
 def test_another_text_key(tmp_path: Path, offline_cache: Path) -> None:
@@ -118,13 +109,6 @@ def test_a_missing_key_names_the_keys_that_are_there(tmp_path: Path, offline_cac
     assert "1 line that is not JSON" in str(caught.value)
 
 
-def test_only_short_documents(tmp_path: Path, offline_cache: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"text": "short"}\n' * 3)
-    with pytest.raises(DataError, match=r"holds no document \(3 documents under 10 characters\)"):
-        opened(path, offline_cache)
-
-
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_lines_that_are_not_utf8_are_skipped_and_counted(tmp_path: Path, offline_cache: Path, encoding: str) -> None:
     path = tmp_path / "data.jsonl"
@@ -152,24 +136,40 @@ def test_half_surrogate_pairs_become_replacement_characters(tmp_path: Path, offl
     np.testing.assert_array_equal(store.document(0), store.document(1))
 
 
-def test_gzip_gives_the_same_tokens(corpus: Path, tmp_path: Path, offline_cache: Path) -> None:
-    path = tmp_path / "data.jsonl.gz"
-    raw = corpus.read_bytes()
-    path.write_bytes(gzip.compress(raw[:100_000]) + gzip.compress(raw[100_000:]))  # two members, as from cat
+def pack(kind: str, raw: bytes) -> bytes:
+    if kind == "gzip":
+        return gzip.compress(raw)
+    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
+    return bytes(zstandard.ZstdCompressor(write_checksum=True).compress(raw))
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_compressed_files_give_the_same_tokens(corpus: Path, tmp_path: Path, offline_cache: Path, kind: str) -> None:
+    path, raw = tmp_path / "data.jsonl", corpus.read_bytes()
+    path.write_bytes(pack(kind, raw[:100_000]) + pack(kind, raw[100_000:]))  # two members, as from cat
     packed, plain = opened(path, offline_cache), opened(corpus, offline_cache)
     np.testing.assert_array_equal(packed.tokens, plain.tokens)
     np.testing.assert_array_equal(packed.offsets, plain.offsets)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_gzip(corpus: Path, tmp_path: Path, offline_cache: Path, damage: str) -> None:
-    path = tmp_path / "data.jsonl.gz"
-    raw = bytearray(gzip.compress(corpus.read_bytes()))
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("damage", ["cut", "cut between", "flip"])
+def test_damaged_compressed_files(corpus: Path, tmp_path: Path, offline_cache: Path, kind: str, damage: str) -> None:
+    raw = bytearray(pack(kind, corpus.read_bytes()))
     if damage == "flip":
         raw[len(raw) // 2] ^= 0xFF
-    path.write_bytes(bytes(raw[: -2000 if damage == "cut" else None]))
+    contents = {"cut": raw[:-2000], "cut between": raw + raw[:3], "flip": raw}
+    (tmp_path / "data.jsonl").write_bytes(bytes(contents[damage]))
     with pytest.raises(DataError, match="damaged or cut short"):
-        opened(path, offline_cache)
+        opened(tmp_path / "data.jsonl", offline_cache)
+
+
+def test_zstandard_without_the_package(tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    (tmp_path / "data.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(Exception, match="pip install zstandard") as caught:
+        opened(tmp_path / "data.jsonl.zst", offline_cache)
+    assert getattr(caught.value, "exit_code", None) == 2
 
 
 @given(st.binary(max_size=300).map(lambda raw: raw.replace(b"a", b"\n")), st.integers(1, 64))

@@ -1,175 +1,227 @@
-"""Flat token files and Zstandard."""
+"""Corpus files are read by their content; what holds no JSON lines is named, with what to do about it."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import sqlite3
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.batches import PADDING, Batches, heldout_windows
-from ablatrix.trainer.data.corpus_usage import describe_usage
+from ablatrix.orchestrator.study.load import load_experiment
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.orchestrator.submit import data_preflight
+from ablatrix.trainer.config import DataConfig, from_flags
+from ablatrix.trainer.data import corpus_usage, decoders
+from ablatrix.trainer.data.corpus import Lines
+from ablatrix.trainer.data.formats import detect
+from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.tokens import open_tokens
-from ablatrix.trainer.rundir.errors import DataError
+from ablatrix.trainer.rundir.errors import DataError, UserError
 
-BLOCK = 8
-
-
-def flat(path: Path, ids: np.ndarray, dtype: str) -> Path:
-    ids.astype(dtype).tofile(path)
-    return path
+DOCUMENTS = [{"text": f"document {k}, long enough: é – 😀"} for k in range(40)]
+PLAIN = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in DOCUMENTS)
+RAW = PLAIN.encode()
 
 
-def config_of(path: Path, test_size: int = 3) -> DataConfig:
-    return DataConfig(file_path=str(path), tokenizer="sample", block_size=BLOCK, test_size=test_size)
+def texts(path: Path, text_key: str = "text") -> list[str | None]:
+    """What the lines of a file hold, None for those that are no document."""
+    source = Source([detect(path)])
+    raw = source.read(0, 1 << 30)
+    starts = np.cumsum([0, *map(len, raw.splitlines(keepends=True))])
+    lines = Lines(source, starts, text_key)
+    return [lines.text(k)[0] for k in range(len(lines))]
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-@pytest.mark.parametrize("length", [1000, 1001])
-def test_flat_files(tmp_path: Path, offline_cache: Path, dtype: str, length: int) -> None:
-    ids = (np.arange(length) * 7) % 4096
-    config = config_of(flat(tmp_path / "train.bin", ids, dtype))
-    store = open_tokens(config, offline_cache)
-    assert store.tokens.dtype == dtype and store.vocab_size == 4096 and store.complete
-    np.testing.assert_array_equal(store.tokens, ids)
-    held_out = 3 * BLOCK + 1
-    x, y = heldout_windows(store, config, 10**6)
-    np.testing.assert_array_equal(y.ravel(), ids[-held_out + 1 :])
-    np.testing.assert_array_equal(x.ravel(), ids[-held_out:-1])
-    assert (y != PADDING).all()
-    batches = Batches(store, config, 50, seed=0)
-    rows = np.concatenate([np.hstack([x, y[:, -1:]]) for x, y in map(batches, range(40))])
-    first = {int(row[0]) for row in rows}
-    windows = np.lib.stride_tricks.sliding_window_view(ids[:-held_out], BLOCK + 1)
-    assert {row.tobytes() for row in rows} <= {window.tobytes() for window in windows}
-    assert len(first) > 700  # of 967 or 968 possible windows, 2,000 draws
+def zstd(raw: bytes, **settings: int) -> bytes:
+    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, **settings)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return bytes(packer.compress(raw) + packer.flush())
 
 
-def test_flat_files_are_told_apart(tmp_path: Path, offline_cache: Path) -> None:
-    ids = np.arange(500) % 4096
-    marks = [
-        open_tokens(config_of(flat(tmp_path / f"{k}.bin", changed, "uint16")), offline_cache).fingerprint
-        for k, changed in enumerate([ids, ids, ids[::-1]])
-    ]
-    assert marks[0] == marks[1] != marks[2]
+SKIPPABLE = b"\x52\x2a\x4d\x18\x04\0\0\0abcd"
+READABLE = {
+    "crlf": PLAIN.replace("\n", "\r\n").encode(),
+    "old Mac line ends": PLAIN.replace("\n", "\r").encode(),
+    "byte order mark": b"\xef\xbb\xbf" + RAW,
+    "utf-16": PLAIN.encode("utf-16"),
+    "utf-16, big-endian": b"\xfe\xff" + PLAIN.encode("utf-16-be"),
+    "utf-16 with crlf": PLAIN.replace("\n", "\r\n").encode("utf-16"),
+    "array": json.dumps(DOCUMENTS).encode(),
+    "indented array": json.dumps(DOCUMENTS, indent=2).encode(),
+    "array in lines": b"[\n" + RAW.replace(b"}\n", b"},\n").rstrip(b",\n") + b"\n]\n",
+    "array in utf-16": json.dumps(DOCUMENTS).encode("utf-16"),
+    "two arrays": json.dumps(DOCUMENTS[:9]).encode() + b"\n" + json.dumps(DOCUMENTS[9:]).encode(),
+    "no line breaks": b"".join(json.dumps(d).encode() for d in DOCUMENTS),
+    "blanks for line breaks": b" ".join(json.dumps(d).encode() for d in DOCUMENTS),
+    "commas after lines": RAW.replace(b"}\n", b"},\n"),
+    "indented objects": "\n".join(json.dumps(d, indent=1) for d in DOCUMENTS).encode(),
+    "gzip": gzip.compress(RAW),
+    "gzip twice": gzip.compress(gzip.compress(RAW)),
+    "gzip of an array": gzip.compress(json.dumps(DOCUMENTS).encode()),
+    "xz": lzma.compress(RAW),
+    "lzma": lzma.compress(RAW, format=lzma.FORMAT_ALONE),
+    "bzip2": bz2.compress(RAW[:999]) + bz2.compress(RAW[999:]),
+}
 
 
-def test_nothing_held_out_of_a_flat_file(tmp_path: Path, offline_cache: Path) -> None:
-    config = config_of(flat(tmp_path / "train.bin", np.arange(BLOCK + 1), "uint16"), test_size=0)
-    store = open_tokens(config, offline_cache)
-    x, y = Batches(store, config, 2, seed=0)(0)
-    np.testing.assert_array_equal(x, [np.arange(BLOCK)] * 2)
-    np.testing.assert_array_equal(y, [np.arange(1, BLOCK + 1)] * 2)
-    assert len(heldout_windows(store, config, 100)[0]) == 0
+@pytest.mark.parametrize("kind", READABLE)
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz", "data"])
+def test_files_are_read_by_their_content(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(READABLE[kind])
+    assert texts(tmp_path / name) == [d["text"] for d in DOCUMENTS]
 
 
-@pytest.mark.parametrize("length", [0, 1, 3 * BLOCK + 1, 4 * BLOCK + 1])
-def test_flat_files_that_are_too_small(tmp_path: Path, offline_cache: Path, length: int) -> None:
-    with pytest.raises(DataError, match=r"too few to hold out|not token ids"):
-        open_tokens(config_of(flat(tmp_path / "train.bin", np.zeros(length), "uint16")), offline_cache)
+def test_zstandard_frames_of_all_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    packed = SKIPPABLE + zstd(RAW[:999], window_log=28) + zstd(b"") + SKIPPABLE + zstd(RAW[999:])
+    path.write_bytes(packed)
+    assert texts(path) == [d["text"] for d in DOCUMENTS]
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_flat_files_of_another_tokenizer(tmp_path: Path, offline_cache: Path, dtype: str) -> None:
-    path = flat(tmp_path / "train.bin", np.arange(1000) + 40_000, dtype)
-    with pytest.raises(DataError, match="not token ids of tokenizer 'sample' as uint16 or uint32"):
-        open_tokens(config_of(path), offline_cache)
+def test_a_long_window(tmp_path: Path) -> None:
+    (tmp_path / "data.zst").write_bytes(zstd(RAW * 50, window_log=28, enable_ldm=1))
+    assert len(texts(tmp_path / "data.zst")) == 50 * len(DOCUMENTS)
 
 
-def test_flat_files_with_an_odd_number_of_bytes(tmp_path: Path, offline_cache: Path) -> None:
-    (tmp_path / "train.bin").write_bytes(b"\0" * 1001)
-    with pytest.raises(DataError, match="not token ids"):
-        open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_an_array_is_read_in_pieces(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "CHUNK", chunk)
+    values = [{"text": 'a "quoted" [text], {with} all\\ é \n marks'}, {"text": "x" * 200, "n": [1.5e3, {"a": None}]}]
+    (tmp_path / "x.json").write_bytes(json.dumps(values, indent=3, ensure_ascii=False).encode())
+    assert texts(tmp_path / "x.json") == [value["text"] for value in values]
 
 
-HEADER = np.zeros(256, dtype="<i4")
-HEADER[:3] = 20240520, 1, 1000
-IDS = np.arange(1000) * 7 % 4095 + 1
+def archive(kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as packed:
+            packed.writestr("x.jsonl", RAW)
+    else:
+        with tarfile.open(fileobj=file, mode=kind) as packed_tar:
+            member = tarfile.TarInfo("x.jsonl")
+            member.size = len(RAW)
+            packed_tar.addfile(member, io.BytesIO(RAW))
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("content", [IDS.astype("<i8").tobytes(), HEADER.tobytes() + IDS.astype("<u2").tobytes()])
-def test_64_bit_ids_and_headers(tmp_path: Path, offline_cache: Path, content: bytes) -> None:
-    (tmp_path / "train.bin").write_bytes(content)
-    store = open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
-    np.testing.assert_array_equal(store.tokens, IDS)
-    np.testing.assert_array_equal(store.read(0, 5, 40), IDS[5:40])
-    text, warnings = describe_usage(store, config_of(tmp_path / "train.bin"))
-    assert text.endswith(f"train.bin: 975 tokens to train on, stored as {store.dtype.name}") and not warnings
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"7" * 64 + b"\nsize 12345678\n"
+REFUSED = {
+    "LFS pointer": (LFS, "is a Git LFS pointer, .*git lfs pull"),
+    "web page": (b"\n<!DOCTYPE html><title>Sign in</title>", "is an HTML page that begins with '<!DOCTYPE html>"),
+    "packed web page": (gzip.compress(b"<html>404</html>"), "is an HTML page"),
+    "XML": (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "is an XML page"),
+    "Parquet": (b"PAR1" + bytes(50) + b"PAR1", "is a Parquet file; convert it: .*read_parquet"),
+    "Arrow": (b"ARROW1\0\0" + bytes(50), "is an Arrow .* file"),
+    "Arrow stream": (b"\xff\xff\xff\xff\x10\0\0\0" + bytes(50), "is an Arrow stream.*datasets"),
+    "SQLite": (b"SQLite format 3\0" + bytes(80), "is an SQLite database; .*sqlite3 -json"),
+    "NumPy": (b"\x93NUMPY\x01\0" + bytes(80), "is a NumPy array"),
+    "pickle": (pickle.dumps(DOCUMENTS), "is a Python pickle; it is not loaded"),
+    "ZIP": (archive("zip"), r"is a ZIP archive .*\(unzip "),
+    "tar": (archive("w"), r"is a tar archive; unpack it \(tar -xf "),
+    "tar.gz": (archive("w:gz"), "is a tar archive"),
+    "CSV": (b"id,text\n1,abc\n2,def\n", "is a CSV table with the columns id, text; convert it: .*read_csv"),
+    "TSV": (b"id\ttext\n1\tabc\n", "is a TSV table .*sep="),
+    "plain text": (b"It was a dark night.\nThe end.\n", "is plain text that begins with 'It was a dark night.'"),
+    "zeros": (bytes(5000), "is nothing but zero bytes"),
+    "noise": (bytes(range(200, 0, -1)) * 9 + b"\0", "is a binary file of an unknown kind"),
+    "cut array": (json.dumps(DOCUMENTS).encode()[:-60], "damaged or cut short: element 40 of its JSON array"),
+    "open array": (
+        json.dumps(DOCUMENTS).encode()[:-1],
+        "damaged or cut short: its JSON array is not closed after element 40",
+    ),
+    "cut xz": (lzma.compress(RAW * 9)[:-30], "damaged or cut short"),
+    "array in Latin-1": (
+        '[{"text": "Öl"}]'.encode("latin-1"),
+        "its text is not UTF-8 .*iconv",
+    ),
+    "cut utf-16": (PLAIN.encode("utf-16")[:-1], "its text is not UTF-16"),
+}
 
 
-def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None:
-    for k, part in enumerate(np.split(IDS, [400, 409, 990])):
-        flat(tmp_path / f"train-{k}.bin", part, "uint16")
-    config = config_of(tmp_path)
-    store = open_tokens(config, offline_cache)
-    one = open_tokens(config_of(flat(tmp_path / "all.bin", IDS, "uint16")), offline_cache)
-    np.testing.assert_array_equal(store.tokens, IDS)
-    np.testing.assert_array_equal(store.read(0, 390, 420), IDS[390:420])
-    np.testing.assert_array_equal(heldout_windows(store, config, 99), heldout_windows(one, config, 99))
-    np.testing.assert_array_equal(Batches(store, config, 8, seed=0)(3), Batches(one, config, 8, seed=0)(3))
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_files_are_named_with_advice(kind: str, tmp_path: Path) -> None:
+    content, message = REFUSED[kind]
+    (tmp_path / "data.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=rf"data.jsonl: {message}") as refused:
+        texts(tmp_path / "data.jsonl")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_real_database_is_named(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "x.jsonl") as database:
+        database.execute("create table t (text)")
+    with pytest.raises(UserError, match="is an SQLite database"):
+        data_preflight.check_file(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["array", "utf-16", "gzip", "old Mac line ends"])
+def test_whole_files_are_not_called_cut_off(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(READABLE[kind])
+    data_preflight.check_file(tmp_path / "data.jsonl")
+
+
+def test_a_last_line_is_called_cut_off_only_among_whole_ones(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(RAW + b'{"text": "cut in the mid')
+    with pytest.raises(UserError, match="the last line is cut off"):
+        data_preflight.check_file(path)
+    path.write_text("\n".join(map(repr, DOCUMENTS)))
+    data_preflight.check_file(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("line", "advice"),
     [
-        (IDS.astype("<i8").tobytes()[:-4], "is cut off within an id"),
-        (IDS.astype("<u4").tobytes()[:-2], "is cut off within an id"),
-        (IDS.astype("<u2").tobytes()[:-1], "no multiple of 2 bytes"),
-        (HEADER.tobytes() + IDS.astype("<u2").tobytes()[:-2], "header says 1,000 tokens"),
-        (np.where(IDS == 8, -100, IDS).astype("<i8").tobytes(), "not token ids of tokenizer"),
-        (IDS.astype(">u2").tobytes(), "not token ids of tokenizer"),
-        (b"\x93NUMPY\x01\0" + bytes(200), "is a NumPy array"),
-        (b"<!DOCTYPE html><title>404</title>" * 9, "is an HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:7\n", "is a Git LFS pointer"),
+        ({"Text": "a document, long enough", "id": "a"}, r"'Text', 'id': set data.text_key \(probably Text\)"),
+        ({"id": "7", "content": "a document, long enough"}, r"set data.text_key \(probably content\)"),
+        ({"meta": {"text": "a document, long enough"}}, "the text seems to be meta.text: jq"),
+        ({"data": [{"text": "a document, long enough"}]}, "a list under 'data': jq"),
+        ({"text": ["a", "b"]}, r"line 1, where it is a list; join its parts"),
+        ({"text": {"0": "a", "1": "b"}}, r"line 1, where it is an object; a table by columns, .* orient='records'"),
+        ({"text": None}, "line 1, where it is null"),
+        ({"turns": ["a"], "id": 3}, "'turns', 'id', of which none holds a string"),
+        ("a document, long enough", "line 1, where it is a string; make objects of them"),
     ],
 )
-def test_flat_files_that_are_something_else(tmp_path: Path, offline_cache: Path, content: bytes, message: str) -> None:
-    (tmp_path / "train.bin").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        open_tokens(config_of(tmp_path / "train.bin"), offline_cache)
+def test_files_without_documents_say_what_they_hold(
+    line: object, advice: str, tmp_path: Path, offline_cache: Path
+) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
+    config = DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample")
+    with pytest.raises(DataError, match=advice):
+        open_tokens(config, offline_cache)
+    with pytest.raises(DataError, match=advice):
+        corpus_usage.check_beginning(config)
 
 
-def test_an_id_beyond_the_vocabulary_that_no_sample_saw(tmp_path: Path, offline_cache: Path) -> None:
-    """The samples cover a small file; a store opened before the file was spoilt stands for a large one."""
-    ids = np.arange(1000) % 4096
-    config = config_of(flat(tmp_path / "train.bin", ids, "uint16"))
-    batches = Batches(open_tokens(config, offline_cache), config, 64, seed=0)
-    with open(tmp_path / "train.bin", "r+b") as file:
-        file.seek(2 * 500)
-        file.write(b"\xff\xff")
-    with pytest.raises(DataError, match="token 65535 at position 500 exceeds the vocabulary"):
-        list(map(batches, range(50)))
+def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("\n".join(map(repr, DOCUMENTS)))
+    with pytest.raises(DataError, match=r"line 1: it is in Python's notation"):
+        open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
-def test_zstandard_gives_the_same_tokens(corpus: Path, tmp_path: Path, offline_cache: Path) -> None:
-    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
-    raw, path = corpus.read_bytes(), tmp_path / "data.jsonl.zst"
-    frames = [zstandard.ZstdCompressor().compress(part) for part in (raw[:100_000], raw[100_000:])]
-    path.write_bytes(b"".join(frames))
-    config = DataConfig(file_path=str(path), tokenizer="sample", block_size=BLOCK)
-    packed = open_tokens(config, offline_cache)
-    plain = open_tokens(config.model_copy(update={"file_path": str(corpus)}), offline_cache)
-    np.testing.assert_array_equal(packed.tokens, plain.tokens)
-    np.testing.assert_array_equal(packed.offsets, plain.offsets)
-
-
-@pytest.mark.parametrize("damage", ["cut", "cut between", "flip"])
-def test_damaged_zstandard(corpus: Path, tmp_path: Path, offline_cache: Path, damage: str) -> None:
-    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
-    path = tmp_path / "data.jsonl.zst"
-    packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(corpus.read_bytes()))
-    if damage == "flip":
-        packed[len(packed) // 2] ^= 0xFF
-    contents = {"cut": packed[:-2000], "cut between": packed + packed[:3], "flip": packed}
-    path.write_bytes(bytes(contents[damage]))
-    with pytest.raises(DataError, match="damaged or cut short"):
-        open_tokens(DataConfig(file_path=str(path), tokenizer="sample"), offline_cache)
-
-
-def test_zstandard_without_the_package(tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
-    (tmp_path / "data.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
-    with pytest.raises(Exception, match="pip install zstandard") as caught:
-        open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl.zst"), tokenizer="sample"), offline_cache)
-    assert getattr(caught.value, "exit_code", None) == 2
+def test_a_large_corpus_is_checked_at_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data_preflight, "SMALL_CORPUS", 0)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(RAW + b"not json\n" * 20)
+    run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
+    (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
+    loaded = load_experiment(tmp_path / "s.yaml")
+    assert not list(data_preflight.check_corpora(loaded, [run]))
+    assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
+    path.write_bytes(RAW.replace(b'"text"', b'"body"'))
+    (finding,) = data_preflight.check_corpora(loaded, [run])
+    assert finding.startswith(f"{tmp_path}/s.yaml:3: {path} (its beginning): ")
+    assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding

@@ -29,16 +29,6 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def cache_dir(offline_cache: Path, tmp_path: Path) -> Path:
-    """An offline cache of the test's own, without token caches."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    (folder / "manifest.json").write_bytes((offline_cache / "manifest.json").read_bytes())
-    (folder / "tokenizers").symlink_to(offline_cache / "tokenizers")
-    return folder
-
-
-@pytest.fixture
 def mixed(corpus: Path, tmp_path: Path) -> Path:
     """Documents long and short, and every kind of line that is none, the last ones among the held-out documents."""
     good = corpus.read_text().splitlines()
