@@ -33,26 +33,11 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path, "aaaa") is None
 
 
-def damage(kind: str, whole: bytes) -> bytes:
-    middle = len(whole) // 2
-    return {
-        "empty": b"",
-        "cut early": whole[:40],
-        "cut in the middle": whole[:middle],
-        "cut at the end": whole[:-1],
-        "one bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-        "zeros": bytes(len(whole)),
-        "text": b"not a checkpoint at all\n" * 50,
-    }[kind]
-
-
-@pytest.mark.parametrize(
-    "kind", ["empty", "cut early", "cut in the middle", "cut at the end", "one bit", "zeros", "text"]
-)
-def test_damaged_one_is_set_aside(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_one_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which damage is noticed: tests/trust/test_checkpoints.py."""
     checkpoint.save(tmp_path, state(1))
     path = checkpoint.save(tmp_path, state(2))
-    path.write_bytes(damage(kind, path.read_bytes()))
+    path.write_bytes(path.read_bytes()[:-1])
     found = checkpoint.newest(tmp_path, "aaaa")
     assert found is not None and found[0]["step"] == 1
     assert not path.exists() and path.with_name("checkpoint-00000002.pt.bad").exists()
@@ -63,17 +48,6 @@ def test_foreign_zip_is_set_aside(tmp_path: Path) -> None:
     torch.save({"step": 3}, checkpoint.checkpoint_path(tmp_path, 3))
     assert checkpoint.newest(tmp_path, "aaaa") is None
     assert (tmp_path / "checkpoint-00000003.pt.bad").exists()
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (print, ("ran",))
-
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint.save(tmp_path, {**state(3), "evil": Bomb()})
-    assert checkpoint.newest(tmp_path, "aaaa") is None
-    assert "ran" not in capsys.readouterr().out
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:

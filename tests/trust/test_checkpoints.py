@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,21 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(folder: Path, cases: Cases, 
         damaged[bit // 8] ^= 1 << bit % 8
         require_refused(folder, bytes(damaged))
     tally("a checkpoint with one flipped bit is refused", cases=len(bits))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:500] + bytes(len(whole) - 500),  # what some file systems leave after a power cut
+        lambda whole: bytes(len(whole)),
+        lambda whole: whole + b"\0",
+        lambda whole: whole + whole,
+        lambda whole: b"not a checkpoint at all\n" * 50,
+    ],
+    ids=["zeros at the end", "zeros", "one byte more", "twice", "text"],
+)
+def test_other_damage_is_refused(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    require_refused(folder, damage((folder / NAME).read_bytes()))
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
