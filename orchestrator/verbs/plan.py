@@ -20,6 +20,7 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
 from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 from ablatrix.orchestrator.terminal import plan_tables
+from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.rundir.errors import UserError
 
 LAUNCHERS = ("auto", "local", "submitit", "sbatch")
@@ -161,9 +162,10 @@ def check_plan(planned: Plan) -> None:
 def runs_to_queue(planned: Plan) -> list[Run]:
     """Return the runs that a submit would queue now.
 
-    Raises UserError for an unknown name in `--rerun`, and where runs of the study were trained on other data.
+    Raises UserError for an unknown name in `--rerun`, and if runs of the study were trained on other data, or would
+    be hidden.
     """
-    _refuse_second_cluster(planned)
+    _refuse_to_hide(planned)
     study, options = planned.study, planned.options
     again = [run.id for run in selection.find_runs(study, options.rerun)]
     states = study_state.collect(study)
@@ -173,18 +175,23 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     return [run for run in planned.runs if run.id in ids]
 
 
-def _refuse_second_cluster(planned: Plan) -> None:
-    """Raise UserError if runs of the study are active on another cluster: Slurm is asked about one cluster only."""
+def _refuse_to_hide(planned: Plan) -> None:
+    """Raise UserError if a new plan would hide active runs: those of another cluster, or that it does not have."""
     try:
         before = study_dir.load_study(planned.folder)
     except UserError:  # it does not exist, or this submit rewrites it
         return
-    if before.cluster != planned.cluster:
-        place = f"on cluster {before.cluster}" if before.cluster else "here"
-        active = [state.run.id for state in study_state.collect(before) if state.active]
-        if active:
-            raise UserError(
-                f"{planned.folder}: {len(active)} runs are queued or running {place} "
-                f"({', '.join(active[:4])}); wait for them or cancel them, or give the study another name"
-            )
+    active = [state.run.id for state in study_state.collect(before) if state.active]
     selected_cluster.select(planned.cluster)
+    if active and before.cluster != planned.cluster:
+        place = f"on cluster {before.cluster}" if before.cluster else "here"
+        raise UserError(
+            f"{planned.folder}: {len(active)} runs are queued or running {place} ({list_names(active)}); wait for them "
+            "or cancel them, or give the study another name"
+        )
+    hidden = sorted(set(active) - {run.id for run in planned.runs})
+    if hidden:
+        raise UserError(
+            f"{planned.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
+            f"({list_names(hidden)}); cancel them first (cancel RUN or --all), or give the study another name"
+        )

@@ -55,7 +55,6 @@ def submit(options: Options, console: Console) -> int:
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
-    _refuse_to_hide(plan)
     _describe_earlier(plan, console)
     study = plan.create()
     again = selection.find_runs(study, plan.options.rerun)
@@ -145,23 +144,6 @@ def _put_aside(plan: Plan, study: Study, runs: Sequence[StudyRun]) -> Study:
         return study
     selection.put_aside(study, runs)
     return plan.create()
-
-
-def _refuse_to_hide(plan: Plan) -> None:
-    """Raise UserError if runs of the study's earlier plan are active that the new plan does not have."""
-    if not (plan.folder / study_dir.STUDY).exists():
-        return
-    try:
-        earlier = study_dir.load_study(plan.folder)
-    except UserError:  # damaged: this submit rewrites it
-        return
-    known = {run.id for run in plan.runs}
-    hidden = [s.run.id for s in study_state.collect(earlier) if s.active and s.run.id not in known]
-    if hidden:
-        raise UserError(
-            f"{plan.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
-            f"({', '.join(hidden[:4])}); cancel them first (cancel RUN or --all), or give the study another name"
-        )
 
 
 def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> None:
