@@ -1,1 +1,1 @@
-"""One training run: `python -m trainer --config config.json`."""
+"""One training run: `python -m ablatrix.trainer --config config.json`."""

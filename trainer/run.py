@@ -167,7 +167,7 @@ def _open_folder(run_dir: Path, config: RunConfig, argv: list[str], goes_on: int
         if summary and not best_is_valid_at(summary, goes_on, config.trainer.eval_interval):
             (run_dir / run_files.BEST).unlink(missing_ok=True)
         _forget_result(run_dir, everything=False)
-    command = shlex.join([sys.executable, "-m", "trainer", *argv]) + "\n"
+    command = shlex.join([sys.executable, "-m", "ablatrix.trainer", *argv]) + "\n"
     there = _existing(run_dir)
     if there is None or there.fingerprint() != config.fingerprint():  # not there, or its sizes not filled in
         atomic_write(run_dir / run_files.CONFIG, config.to_json())

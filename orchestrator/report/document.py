@@ -353,5 +353,5 @@ def repeat(analysis: Analysis) -> list[Block]:
 def _repeat_command(folder: Path, run: RunRecord) -> str:
     if run.command:
         return f"sh {shlex.quote((folder / 'args.txt').as_posix())}"
-    words = ["python", "-m", "trainer", "--config", (folder / "config.json").as_posix()]
+    words = ["python", "-m", "ablatrix.trainer", "--config", (folder / "config.json").as_posix()]
     return shlex.join([*words, f"--system.work_dir=repeat/{run.id}", "--trainer.resume=none"])

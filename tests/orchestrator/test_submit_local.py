@@ -59,7 +59,7 @@ def test_a_run_folder_repeats_itself(workspace: Workspace, tmp_path: Path) -> No
     words = shlex.split((folder / run_files.ARGS).read_text())
     other = tmp_path / "again"
     command = [*words[:3], "--config", str(folder / run_files.CONFIG), f"--system.work_dir={other}"]
-    assert words[1:3] == ["-m", "trainer"]
+    assert words[1:3] == ["-m", "ablatrix.trainer"]
     subprocess.run(command, cwd=workspace.folder, env=workspace.env(), check=True, capture_output=True)
     assert without_clock(other) == without_clock(folder)
 

@@ -198,8 +198,8 @@ def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
     assert "paired by seed (2 to 3 pairs)" in text
     assert "commit 0123456789" in text
     assert "torch 9.9" in text
-    assert f"python -m trainer --config {first}/config.json --system.work_dir=repeat/{first.name}" in text
-    assert text.count("python -m trainer") == 21
+    assert f"python -m ablatrix.trainer --config {first}/config.json --system.work_dir=repeat/{first.name}" in text
+    assert text.count("python -m ablatrix.trainer") == 21
 
 
 @pytest.mark.parametrize(

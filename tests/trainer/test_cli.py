@@ -1,4 +1,4 @@
-"""`python -m trainer` as users, jobs and clusters call it: real processes, real signals, real files."""
+"""`python -m ablatrix.trainer` as users, jobs and clusters call it: real processes, real signals, real files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class Command:
-    """`python -m trainer` on the shared corpus, in the test's own folder."""
+    """`python -m ablatrix.trainer` on the shared corpus, in the test's own folder."""
 
     def __init__(self, folder: Path, corpus: Path, cache: Path) -> None:
         self.folder = folder

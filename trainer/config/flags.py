@@ -23,9 +23,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m trainer`: --section.name=value for every setting."""
+    """Return the parser of `python -m ablatrix.trainer`: --section.name=value for every setting."""
     parser = _Parser(
-        usage="python -m trainer [--config FILE] [--section.name=value ...]",
+        usage="python -m ablatrix.trainer [--config FILE] [--section.name=value ...]",
         description="Train one model and write its results to --system.work_dir. Flags override the file.",
         epilog=EXIT_CODES,
         argument_default=argparse.SUPPRESS,

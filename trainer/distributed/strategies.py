@@ -1,9 +1,9 @@
 """One run in several processes: which of them this one is, and how they share the work. Free of torch.
 
 The processes are told their places as torchrun tells them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
-job's task (orchestrator/job/task.py) and `python -m torch.distributed.run -m trainer ...` both do so. Only rank 0
-writes files. What the processes of a run owe each other is in process_group.py, how they share the work in single.py
-and in the file of each strategy.
+job's task (orchestrator/job/task.py) and `python -m torch.distributed.run -m ablatrix.trainer ...` both do so. Only
+rank 0 writes files. What the processes of a run owe each other is in process_group.py, how they share the work in
+single.py and in the file of each strategy.
 """
 
 from __future__ import annotations
