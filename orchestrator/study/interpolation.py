@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ablatrix.orchestrator.study import secrets, yaml_tree
-from ablatrix.orchestrator.study.literals import text_of
+from ablatrix.orchestrator.study.literals import BoolLiteral, settle_switches, text_of
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.field_errors import show
 from ablatrix.trainer.config.suggestions import nearest
@@ -40,6 +40,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floor": math.floor,
     "sqrt": math.sqrt,
 }
+WORDS = (("command",), ("resume_command",))  # keys whose entries are texts
 _PATTERN = re.compile(r"\$\{([^{}]*)\}")
 _LARGEST = 10**18
 
@@ -152,7 +153,7 @@ class Variables:
 
     def _number(self, node: ast.AST) -> int | float:
         value = self._node(node)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool | BoolLiteral) or not isinstance(value, int | float):
             raise ValueError(f"{show(value)} is not a number")
         return value
 
@@ -187,7 +188,7 @@ def fill_tree(tree: Tree, variables: Variables, problems: list[str]) -> dict[str
             return value
         if filled != value:
             found.extend(secrets.find_secrets(tree, filled, path, escaped))
-        return filled
+        return settle_switches(filled, as_text=path[:1] in WORDS)
 
     filled: dict[str, Any] = fill({key: value for key, value in tree.data.items() if key != "vars"}, ())
     secrets.refuse(found)

@@ -261,7 +261,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if not _PATTERNS[kind].match(text):
         raise ValueError(f"{text[:80]!r} is not of the type {kind}")
     if kind == "bool":
-        return text.lower() == "true"
+        return keep_spelling(text.lower() == "true", text)
     if kind == "null":
         return None
     if kind == "int":

@@ -40,6 +40,17 @@ def test_a_word_arrives_as_it_was_written(tmp_path: Path, word: str) -> None:
     assert found["env"]["V"] == word
 
 
+@pytest.mark.parametrize("word", ["True", "FALSE", "true"])
+def test_a_switch_among_the_words_arrives_as_it_was_written(tmp_path: Path, word: str) -> None:
+    """Some programs take `False` for false, and any other word for true."""
+    text = f"name: s\nvars: {{v: {word}}}\nmetrics: {{csv: a}}\ncommand: [train, --a, {word}, '${{v}}', '--b=${{v}}']\n"
+    assert spec(tmp_path, text)["command"] == ["train", "--a", word, word, f"--b={word}"]
+    line = (
+        f"name: s\nvars: {{v: {word}}}\nmetrics: {{csv: a}}\ncommand: train --a=${{v}} {{flags}}\nbase: {{c: {word}}}\n"
+    )
+    assert spec(tmp_path, line)["command"] == ["train", f"--a={word}", f"--c={word.capitalize()}"]
+
+
 def test_so_do_variables_and_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("V", "007")
     text = (
