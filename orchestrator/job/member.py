@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS, kill_leftovers
-from ablatrix.orchestrator.store import log_tail, provenance, run_folder, submit_attempts
+from ablatrix.orchestrator.store import log_tail, run_folder, submit_attempts
 from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
 from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.trainer.rundir import attempts, processes, run_files
@@ -69,7 +69,7 @@ class JobMember:
             if refusal:
                 print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
                 return
-            foreign = provenance.find_foreign_code(self.run_dir)
+            foreign = run_folder.find_foreign_code(self.run_dir)
             if foreign:
                 self._fail_to_start(foreign)
                 return

@@ -18,7 +18,6 @@ from ablatrix.orchestrator.store import code_snapshot
 from ablatrix.orchestrator.study import secrets
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.files import atomic_write
-from ablatrix.trainer.rundir.program import ROOT
 
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
 FACTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, "continued_from")  # of one run; `write` keeps them
@@ -82,20 +81,6 @@ def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:
         if isinstance(name, str) and code_snapshot.NAME.fullmatch(name):
             found[name] = found.get(name, False) or isinstance(record.get("git_patch_sha256"), str)
     return found
-
-
-def find_foreign_code(folder: Path) -> str:
-    """Return an error message if this process does not run the code snapshot that the run was queued with, else ''.
-
-    A purge may remove the snapshot while the job waits. A run that was started by hand has no snapshot.
-    """
-    name, root = _read(folder).get("code_snapshot"), Path(ROOT).resolve()
-    if not isinstance(name, str) or root.name == name:
-        return ""
-    return (
-        f"Ablatrix is imported from {root}, not from the code snapshot {name} that the run was submitted with: the "
-        "snapshot has been removed, or another copy of Ablatrix comes first on PYTHONPATH; submit again with --retry"
-    )
 
 
 def save_patch(code: Path) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import read_bytes_strict
+from ablatrix.trainer.rundir.program import ROOT
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -38,6 +39,21 @@ def is_command(folder: Path) -> bool:
 def is_distributed(folder: Path) -> bool:
     """True if several processes of our trainer share the run; a command starts its processes itself."""
     return not is_command(folder) and _trainer_settings(folder).get("strategy", "single") != "single"
+
+
+def find_foreign_code(folder: Path) -> str:
+    """Return an error message if this process does not run the code snapshot that the run was queued with, else ''.
+
+    A purge may remove the snapshot while the job waits. A run that was started by hand has no snapshot.
+    """
+    name = (run_files.read_json(folder / run_files.PROVENANCE) or {}).get("code_snapshot")
+    root = Path(ROOT).resolve()
+    if not isinstance(name, str) or root.name == name:
+        return ""
+    return (
+        f"Ablatrix is imported from {root}, not from the code snapshot {name} that the run was submitted with: the "
+        "snapshot has been removed, or another copy of Ablatrix comes first on PYTHONPATH; submit again with --retry"
+    )
 
 
 def _trainer_settings(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.files import open_for_reading
 
 LONGEST_STEP = 1e7  # seconds; no step takes months
-LAST_ROWS = 12  # that are read first: they usually hold an evaluation
 
 
 def read(run_dir: Path, max_iters: int) -> dict[str, Any]:
@@ -40,24 +39,19 @@ def _number(text: str | None) -> float | None:
 
 
 def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
-    """Column names and the last whole rows of a loss.csv, as many of them as it takes to see an evaluation."""
+    """Return the column names and the last whole rows of a loss.csv."""
     try:
         with open_for_reading(path) as file:
             header = file.readline(log_tail.TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return (), []
-    names = header.strip().split(",")
     tail = log_tail.tail_text(path)
-    lines = tail[tail.find("\n") + 1 :].splitlines(keepends=True)  # the first line is the header, or was cut
-    rows = loss_csv.parse_rows(header + "".join(lines[-LAST_ROWS:]))
-    columns = {"val_loss", _own_column(names)} & set(names)
-    if len(lines) > LAST_ROWS and any(_last_value(names, rows, column) is None for column in columns):
-        rows = loss_csv.parse_rows(header + "".join(lines))
-    return names, rows
+    tail = tail[tail.find("\n") + 1 :]  # its first line is the header, or was cut
+    return header.strip().split(","), loss_csv.parse_rows(header + tail)
 
 
 def _own_column(names: Sequence[str]) -> str:
-    """The column of a command's own metric, '' where there is none."""
+    """Return the column of a command's own metric, '' if there is none."""
     return next((name for name in names if name not in loss_csv.COLUMNS), "")
 
 

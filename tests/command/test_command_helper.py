@@ -14,7 +14,8 @@ import ablatrix_run
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import loss_csv, run_files
-from tests.support.command_studies import create, start, until
+from tests.support.command_studies import create, start
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 SCRIPT = """\
@@ -45,7 +46,7 @@ def test_in_a_job_it_goes_on_where_it_was_stopped(workspace: Workspace) -> None:
     study = create(workspace, command="python own.py", flags="in-process", base=base, metrics=None, seeds=[7])
     folder = study.runs[0].folder
     process = start(workspace, folder)
-    until(lambda: len(run_files.read_text(folder / "metrics.jsonl").splitlines()) > 10)
+    wait_for(lambda: len(run_files.read_text(folder / "metrics.jsonl").splitlines()) > 10)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(30) == run_files.EXIT_STOPPED
     (state,) = study_state.collect(study)

@@ -13,7 +13,8 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import job_command, submit_attempts
 from ablatrix.trainer.rundir import loss_csv, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
-from tests.support.command_studies import LOSSES, create, start, until
+from tests.support.command_studies import LOSSES, create, start
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 RESUME = "python train_script.py --out_dir={run_dir} --resume {flags}"
@@ -40,7 +41,7 @@ def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspac
     study = create(workspace, base=base, on_signal=how, resume_command=RESUME)
     folder = study.runs[0].folder
     process = start(workspace, folder)
-    until(lambda: has_step(folder, 30))
+    wait_for(lambda: has_step(folder, 30))
     process.send_signal(signal.SIGUSR2)
     assert process.wait(30) == run_files.EXIT_STOPPED
     saved = json.loads((folder / "state.json").read_text())["step"]
@@ -59,7 +60,7 @@ def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: W
     study = create(workspace, checkpoint="{run_dir}/state.json", resume_command=RESUME)
     folder = study.runs[0].folder
     process = start(workspace, folder)
-    until(lambda: has_step(folder, 50))
+    wait_for(lambda: has_step(folder, 50))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == run_files.EXIT_STOPPED
     assert start(workspace, folder).wait(30) == 0
@@ -78,7 +79,7 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_begins_anew_and_says_so(work
         for path in (*folder.glob("*.jsonl"), *folder.glob("job.out"), *folder.glob("state.json")):
             path.unlink()
         process = start(workspace, folder)
-        until(lambda at=folder: has_step(at, 10))  # type: ignore[misc]
+        wait_for(lambda at=folder: has_step(at, 10))  # type: ignore[misc]
         process.send_signal(signal.SIGUSR2)
         assert process.wait(30) == run_files.EXIT_STOPPED
         if not changes:
@@ -96,7 +97,7 @@ def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
     study = create(workspace, checkpoint="state.json", resume_command=RESUME)
     folder = study.runs[0].folder
     process = start(workspace, folder)
-    until(lambda: has_step(folder, steps - steps % 2))
+    wait_for(lambda: has_step(folder, steps - steps % 2))
     process.kill()
     process.wait()
     size = (folder / run_files.JOB_OUT).stat().st_size
@@ -115,14 +116,14 @@ def test_what_a_killed_attempt_has_left_behind_is_ended(workspace: Workspace) ->
     study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
     folder = study.runs[0].folder
     first = start(workspace, folder)
-    until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
+    wait_for(lambda: run_files.read_text(folder / "pid").endswith("\n"))
     left = Path("/proc") / (folder / "pid").read_text().strip() / "cmdline"
-    until(lambda: left.read_bytes().startswith(b"sleep"))
+    wait_for(lambda: left.read_bytes().startswith(b"sleep"))
     first.kill()
     first.wait()
     assert left.read_bytes().startswith(b"sleep")
     assert start(workspace, folder).wait(30) == 0
-    until(lambda: not left.exists() or not left.read_bytes())
+    wait_for(lambda: not left.exists() or not left.read_bytes())
 
 
 @pytest.mark.parametrize("victim", ["task", "runner"])
@@ -134,19 +135,19 @@ def test_kill_9_leaves_no_process_of_the_command(workspace: Workspace, victim: s
     submit_attempts.take(folder, 1)
     words = job_command.task_command([(folder, 1)])
     with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as job:
-        until(lambda: run_files.read_text(folder / "pid").endswith("\n"))
-        until(lambda: "started" in [event["event"] for event in read_events(folder)])
+        wait_for(lambda: run_files.read_text(folder / "pid").endswith("\n"))
+        wait_for(lambda: "started" in [event["event"] for event in read_events(folder)])
         started = next(event for event in read_events(folder) if event["event"] == "started")
         helper = int((folder / "pid").read_text())
         os.kill(job.pid if victim == "task" else started["pid"], signal.SIGKILL)
-    until(lambda: not processes.born(started["pid"]) and not processes.born(helper))
+    wait_for(lambda: not processes.born(started["pid"]) and not processes.born(helper))
 
 
 def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:
     study = create(workspace, pause=0.05)
     folder = study.runs[0].folder
     first = start(workspace, folder)
-    until(lambda: has_step(folder, 4))
+    wait_for(lambda: has_step(folder, 4))
     second = start(workspace, folder)
     try:
         assert first.wait(30) == run_files.EXIT_SUPERSEDED
@@ -169,8 +170,8 @@ def test_a_command_that_does_not_listen_is_killed_with_all_it_has_started(worksp
         command += "from ablatrix.orchestrator.job import command_process, command_runner; "
         command += f"command_process.GRACE_SECONDS = 0.5; sys.exit(command_runner.main(Path({str(folder)!r})))"
         process = subprocess.Popen([sys.executable, "-c", command], env=workspace.env(), stdout=output, stderr=output)
-    until((folder / "pid").exists)
-    until(lambda: "started" in [event["event"] for event in read_events(folder)])
+    wait_for((folder / "pid").exists)
+    wait_for(lambda: "started" in [event["event"] for event in read_events(folder)])
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == run_files.EXIT_STOPPED
-    until(lambda: not Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").exists())
+    wait_for(lambda: not Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").exists())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.trainer.rundir import loss_csv, network, run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
@@ -62,7 +61,7 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         for node in (0, 1)
     ]
     try:
-        _until(lambda: len(loss_csv.parse_rows(run_files.read_text(run.folder / run_files.LOSS))) > 3)
+        wait_for(lambda: len(loss_csv.parse_rows(run_files.read_text(run.folder / run_files.LOSS))) > 3)
         task_pid = started[1].pid
         rank = int(Path(f"/proc/{task_pid}/task/{task_pid}/children").read_text())
         if not known:
@@ -74,19 +73,12 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
             last = read_events(run.folder)[-1]
             assert last["event"] == "failed" and "killed by SIGKILL" in last["reason"]
         else:
-            _until(lambda: "requeue 12" in run_files.read_text(workspace.folder / "asked"))
+            wait_for(lambda: "requeue 12" in run_files.read_text(workspace.folder / "asked"))
             assert "failed" not in [event["event"] for event in read_events(run.folder)]
     finally:
         for process in started:
             process.kill()
             process.wait()
-
-
-def _until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("slurm_node")

@@ -4,8 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import processes, run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
@@ -57,23 +58,16 @@ def events(run: StudyRun) -> list[str]:
     return [event["event"] for event in read_events(run.folder)]
 
 
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 0.9, 1.5])
 def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
     workspace: Workspace, run: StudyRun, delay: float
 ) -> None:
     process = start(workspace, run)
     try:
-        until(lambda: (run.folder / run_files.JOB_OUT).exists())
+        wait_for(lambda: (run.folder / run_files.JOB_OUT).exists())
         time.sleep(delay)
         process.send_signal(signal.SIGUSR2)
-        until(lambda: "requeue 77" in asked(workspace))
+        wait_for(lambda: "requeue 77" in asked(workspace))
         assert "failed" not in events(run), run_files.read_text(run.folder / run_files.JOB_OUT)
         assert events(run)[-1] == "requeued"
     finally:
@@ -83,11 +77,11 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
 
 def test_kill_9_of_the_task_ends_its_trainer(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run)
-    until(lambda: "started" in events(run))
+    wait_for(lambda: "started" in events(run))
     trainer = next(event["pid"] for event in read_events(run.folder) if event["event"] == "started")
     process.kill()
     process.wait()
-    until(lambda: not processes.born(trainer))
+    wait_for(lambda: not processes.born(trainer))
 
 
 def test_a_child_whose_parent_died_before_it_could_be_bound_to_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +94,7 @@ def test_a_child_whose_parent_died_before_it_could_be_bound_to_it_ends(monkeypat
 
 def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run)
-    until(lambda: "started" in events(run))
+    wait_for(lambda: "started" in events(run))
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped"
@@ -109,7 +103,7 @@ def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRu
 
 def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, code=1)
-    until(lambda: "started" in events(run))
+    wait_for(lambda: "started" in events(run))
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=60) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped"
@@ -117,7 +111,7 @@ def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: Stu
 
 def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, restarts=task.MOST_RESTARTS_WITHOUT_PROGRESS)
-    until(lambda: (run.folder / run_files.JOB_OUT).exists())
+    wait_for(lambda: (run.folder / run_files.JOB_OUT).exists())
     process.send_signal(signal.SIGUSR2)
     process.wait(timeout=60)
     assert events(run)[-1] == "failed"
@@ -137,8 +131,8 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
     (broken / submit_attempts.FOLDER).touch()
     command = job_command.task_command([(run.folder, 1), (broken, 1)])
     with subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stderr=subprocess.PIPE) as process:
-        until(lambda: read_events(broken) != [])
-        until(lambda: "started" in events(run) or process.poll() is not None)
+        wait_for(lambda: read_events(broken) != [])
+        wait_for(lambda: "started" in events(run) or process.poll() is not None)
         assert process.poll() is None, "the job has ended"
         (run.folder / run_files.STOP_REQUEST).touch()
         assert process.stderr and b"Traceback" not in process.stderr.read()
@@ -176,7 +170,7 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
 def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: StudyRun) -> None:
     """Neither the job nor, for its other runs, a requeue of it goes on with the run; only a submit does."""
     with start(workspace, run) as process:
-        until(lambda: (run.folder / run_files.LOSS).exists())
+        wait_for(lambda: (run.folder / run_files.LOSS).exists())
         (run.folder / run_files.STOP_REQUEST).touch()
         assert process.wait(60) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped" and "requeued" not in events(run)
@@ -202,3 +196,11 @@ def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyR
     last = read_events(run.folder)[-1]
     assert last["event"] == "failed" and f"Ablatrix is imported from {other}, not from" in last["reason"]
     assert code.name in last["reason"] and "started" not in events(run)
+
+
+def test_the_task_imports_the_standard_library_only(workspace: Workspace) -> None:
+    """It starts at once on every node, whatever file system its Python is on."""
+    program = "import sys; before = set(sys.modules); import ablatrix.orchestrator.job.task; "
+    program += "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    imported = subprocess.check_output([sys.executable, "-P", "-c", program], env=workspace.env(), text=True).split()
+    assert set(imported) - sys.stdlib_module_names == {"ablatrix"}

@@ -3,8 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -78,10 +76,3 @@ def start(workspace: Workspace, folder: Path) -> "subprocess.Popen[bytes]":
     with open(folder / run_files.JOB_OUT, "ab") as output:
         command = [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(folder)]
         return subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=output, stderr=output)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
