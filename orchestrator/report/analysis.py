@@ -50,7 +50,7 @@ class CellResult:
 
     @property
     def measure(self) -> Measure:
-        """What its values are: a command that reports no held-out loss is judged by its training loss."""
+        """Measure of its values: the training loss for a command that reports no held-out loss."""
         training = self.usable and all(r.measure == "loss" for r in self.usable)
         return self.study_measure.on_training() if training else self.study_measure
 
@@ -101,16 +101,6 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class DomainRow:
-    """One domain of the held-out text: the baseline's NLL and each cell's effect there."""
-
-    domain: str
-    tokens: float
-    baseline: float | None
-    effects: dict[str, Contrast]
-
-
-@dataclass(frozen=True)
 class Analysis:
     """Everything the pages show. cells: in the study's order; the reference is among them."""
 
@@ -121,7 +111,6 @@ class Analysis:
     interactions: tuple[Contrast, ...]
     main_effects: tuple[Contrast, ...]
     left_out: tuple[Contrast, ...]
-    domains: tuple[DomainRow, ...]
 
     @cached_property
     def compared(self) -> list[CellResult]:
@@ -130,7 +119,7 @@ class Analysis:
 
     @cached_property
     def budget(self) -> str:
-        """What the training is measured by: `tokens`, or `steps` of a command that reports no tokens."""
+        """Unit of training: `tokens`, or `steps` for a command that reports no tokens."""
         known = any(not r.command or np.isfinite(r.curve.train["tokens"]).any() for r in self.study.runs)
         return "tokens" if known or not self.study.runs else "steps"
 
@@ -140,17 +129,17 @@ class Analysis:
 
     @property
     def measure(self) -> Measure:
-        """What the baseline's values are."""
+        """Measure of the baseline's values."""
         return self.base.measure if self.base else self.study.measure
 
     @cached_property
     def family(self) -> int:
-        """Comparisons that Holm's correction was made for."""
+        """Number of comparisons in Holm's correction."""
         return sum(cell.p_holm is not None for cell in self.compared)
 
     @property
     def single_seed(self) -> bool:
-        """There are effects, and none of them can be more than descriptive."""
+        """True if there are effects, but none with an interval."""
         return any(cell.effect for cell in self.compared) and self.family == 0
 
 
@@ -186,7 +175,6 @@ def analyse(study: Study) -> Analysis:
         interactions=interactions,
         main_effects=main_effects,
         left_out=_left_out(sets, values, factors),
-        domains=_domains(cells, reference),
     )
 
 
@@ -195,13 +183,13 @@ def _all_features(cells: Mapping[str, CellResult]) -> list[str]:
 
 
 def find_reference(cells: Iterable[CellResult]) -> str | None:
-    """The cell without features; where the design has none, its first cell."""
+    """Return the cell without features; if the design has none, its first cell."""
     names = list(cells)
     return next((c.name for c in names if not c.features), names[0].name if names else None)
 
 
 def kind_of(keys: Iterable[str]) -> str:
-    """What a set of overrides changes: "model", "schedule" (trainer.*), "data", both: "mixed"; "" for nothing."""
+    """Return what overrides change: "model", "schedule" (trainer.*), "data", several: "mixed", nothing: ""."""
     kinds = {KINDS.get(key.partition(".")[0], "other") for key in keys}
     return kinds.pop() if len(kinds) == 1 else ("mixed" if kinds else "")
 
@@ -265,7 +253,7 @@ def _effect_at(
 
 
 def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
-    """What the cell's runs needed to reach the baseline's final value of the same seed (else its mean)."""
+    """Return the cost of reaching the baseline's final value of the same seed (else its mean)."""
     if base.mean is None or not cell.usable:
         return None
     which = 0 if unit == "tokens" else 1
@@ -290,7 +278,7 @@ def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
 
 
 def corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
-    """The contrasts of one table with Holm's correction over all of them."""
+    """Return the contrasts of one table with p values corrected by Holm's method."""
     p_values = st.holm([c.effect.p if c.effect else None for c in contrasts])
     return tuple(replace(c, p_holm=p) for c, p in zip(contrasts, p_values, strict=True))
 
@@ -323,50 +311,9 @@ def _sum_of_singles(
 def _left_out(
     sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values], factors: list[str]
 ) -> tuple[Contrast, ...]:
-    """What each feature adds when all others are on: everything minus everything but it (leave-one-out designs)."""
+    """Return the effect of each feature when all others are on (leave-one-out designs)."""
     every = frozenset(factors)
     if len(every) < 3 or every not in sets:
         return ()
     without = [(f, sets[every - {f}]) for f in factors if every - {f} in sets]
     return corrected([Contrast(f, st.contrast(values, {sets[every]: 1.0, name: -1.0})) for f, name in without])
-
-
-# ---- domains ---------------------------------------------------------------------------------------------------------
-
-
-def _domains(cells: Mapping[str, CellResult], reference: str | None) -> tuple[DomainRow, ...]:
-    """Rows by falling number of held-out tokens; the correction is over the whole table."""
-    if reference is None:
-        return ()
-    tokens: dict[str, float] = {}
-    by_domain: dict[str, dict[str, dict[int, float]]] = {}
-    for cell in cells.values():
-        for run in cell.usable:
-            for domain, nll, count in domain_values(run):
-                by_domain.setdefault(domain, {}).setdefault(cell.name, {})[run.seed] = nll
-                tokens[domain] = max(tokens.get(domain, 0.0), count)
-    order = sorted(by_domain, key=lambda d: (-tokens[d], d))
-    others = [name for name in cells if name != reference]
-    flat = [
-        Contrast(name, st.difference(by_domain[d].get(name, {}), by_domain[d].get(reference, {})))
-        for d in order
-        for name in others
-    ]
-    found = iter(corrected(flat))
-    rows = []
-    for domain in order:
-        base = by_domain[domain].get(reference, {})
-        mean = sum(base.values()) / len(base) if base else None
-        rows.append(DomainRow(domain, tokens[domain], mean, {name: next(found) for name in others}))
-    return tuple(rows)
-
-
-def domain_values(run: RunRecord) -> list[tuple[str, float, float]]:
-    """(domain, NLL in nats per token, tokens) of a run's summary; entries that are not numbers are left out."""
-    table = run.summary.get("val_nll_by_domain")
-    found = []
-    for domain, entry in table.items() if isinstance(table, dict) else ():
-        nll = entry.get("nll") if isinstance(entry, dict) else None
-        if isinstance(nll, int | float) and np.isfinite(nll):
-            found.append((str(domain), float(nll), float(entry.get("tokens") or 0)))
-    return found

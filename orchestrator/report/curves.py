@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import stdtrit
 
-from ablatrix.orchestrator.report import context_lengths
+from ablatrix.orchestrator.report import breakdown
 from ablatrix.orchestrator.report.analysis import CellResult
 from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.figure_data import Series
@@ -68,7 +68,7 @@ def by_context(cell: CellResult) -> Series:
     Without intervals: those of the cells hide each other, because seeds move all cells alike. The paired ones of the
     effects are in the table.
     """
-    return _on_first([context_lengths.curve(run) for run in cell.usable], interval=False)
+    return _on_first([breakdown.context_curve(run) for run in cell.usable], interval=False)
 
 
 def held_out_difference(cell: CellResult, base: CellResult) -> Series:

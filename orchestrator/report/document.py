@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ablatrix.orchestrator.report import context_lengths as contexts
-from ablatrix.orchestrator.report import methods, verdicts
+from ablatrix.orchestrator.report import breakdown, methods, verdicts
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.content import (
@@ -60,7 +59,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("curves", "Curves", curves(drawn)),
         _section("combinations", "Combinations", combinations(analysis, drawn)),
         _section("domains", "By domain", domains(analysis)),
-        context_lengths(analysis, drawn),
+        _section("contexts", "By context length", context_lengths(analysis, drawn)),
         _section("cost", "Cost", [costs(analysis), *_pick(drawn, "cost")]),
         _section("methods", "Methods", methods.paragraphs(analysis)),
         _section("repeat", "All runs, and how to repeat them", repeat(analysis)),
@@ -257,45 +256,45 @@ def contrast_table(analysis: Analysis, contrasts: Sequence[Contrast], worse: str
 
 def domains(analysis: Analysis) -> list[Block]:
     """Return the held-out NLL per domain with each cell's effect there."""
-    if not analysis.domains:
+    parts = breakdown.by_domain(analysis)
+    if not parts:
         return []
-    names = list(analysis.domains[0].effects)
-    head = ["domain", "tokens", analysis.reference or "", *names]
+    names = [cell.name for cell in analysis.compared]
+    reference = analysis.reference or ""
     rows = [
-        Row([d.domain, quantity(d.tokens), plain(d.baseline), *(_starred(d.effects[name]) for name in names)])
-        for d in analysis.domains
+        Row([d.name, quantity(d.tokens), plain(d.means.get(reference)), *(_starred(d.effects[name]) for name in names)])
+        for d in parts
     ]
     text = (
         "Held-out NLL of the baseline by domain, and each cell's effect there with its pointwise 95% confidence "
         "interval. * significant after Holm's correction across the table."
     )
-    return [text, Table(head, rows)]
+    return [text, Table(["domain", "tokens", reference, *names], rows)]
 
 
-def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> Section | None:
+def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
     """Return the held-out NLL of every cell at each context length, with its effect there."""
-    found = contexts.rows(analysis)
-    if not found:
-        return None
+    parts = breakdown.by_context_length(analysis)
+    if not parts:
+        return []
     names = [name for name in [analysis.reference] if name] + [c.name for c in analysis.compared]
-    rows = [Row([str(r.length), quantity(r.tokens), *(_at_length(r, name) for name in names)]) for r in found]
-    trained = contexts.trained_length(analysis.base)
+    rows = [Row([p.name, quantity(p.tokens), *(_at_length(p, name) for name in names)]) for p in parts]
+    trained = breakdown.trained_length(analysis.base)
     text = (
         f"Held-out NLL after training with windows of {trained or 'one length'}; the same tokens are scored at each "
         "context length; mean over seeds. In brackets: the effect at that length with its pointwise 95% confidence "
         "interval. * significant after Holm's correction across the table."
     )
-    reasons = {why for row in found for why in row.out_of_reach.values()}
+    reasons = {reason for part in parts for reason in part.reasons.values()}
     text += f" “cannot”: {'; '.join(sorted(reasons))}." if reasons else ""
-    table = Table(["context", "tokens", *names], rows)
-    return Section("contexts", "By context length", [text, table, *_pick(drawn, "context_lengths")])
+    return [text, Table(["context", "tokens", *names], rows), *_pick(drawn, "context_lengths")]
 
 
-def _at_length(row: contexts.ContextRow, name: str) -> str:
-    if name not in row.means:
-        return "cannot" if name in row.out_of_reach else DASH
-    contrast = row.effects.get(name)
-    return plain(row.means[name]) + (f" ({_starred(contrast)})" if contrast and contrast.effect else "")
+def _at_length(part: breakdown.Part, name: str) -> str:
+    if name not in part.means:
+        return "cannot" if name in part.reasons else DASH
+    contrast = part.effects.get(name)
+    return plain(part.means[name]) + (f" ({_starred(contrast)})" if contrast and contrast.effect else "")
 
 
 def _starred(contrast: Contrast) -> str:

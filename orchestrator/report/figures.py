@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ablatrix.orchestrator.report import context_lengths as contexts
-from ablatrix.orchestrator.report import curves, formatting, verdicts
+from ablatrix.orchestrator.report import breakdown, curves, formatting, verdicts
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel, Series
 from ablatrix.orchestrator.study.metric import Measure
@@ -304,7 +303,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
     longest = max(float(line.series.x[-1]) for line in lines)
     label = "held-out NLL (nats per token)"
     panel = Panel("Context length", "tokens of context", label, lines, (0.0, 1.02 * longest), _around(y, 0.02))
-    trained = contexts.trained_length(analysis.base)
+    trained = breakdown.trained_length(analysis.base)
     caption = "Held-out NLL of the same tokens at several context lengths after training"
     caption += f" with {trained}" if trained else ""
     caption += "; means over seeds. The table has the intervals of the effects."

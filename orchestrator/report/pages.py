@@ -93,9 +93,12 @@ def fence(code: str) -> Markup:
 
 
 def dark_colours() -> str:
-    """Return CSS rules that replace the colours of the figures on a dark page."""
+    """Return CSS rules that replace the colours of the figures on a dark page.
+
+    Selectors have no ancestor: a marker that <use> repeats has none that they could match.
+    """
     pairs = [(part, *colours) for colours in drawing.DARK.items() for part in ("fill", "stroke")]
-    rules = [f'svg [{part}="{light}"] {{ {part}: {dark}; }}' for part, light, dark in pairs]
+    rules = [f'[{part}="{light}"] {{ {part}: {dark}; }}' for part, light, dark in pairs]
     return "@media screen and (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}\n"
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from ablatrix.models.config import GPTConfig
-from ablatrix.orchestrator.report import context_lengths, document, figures, methods
+from ablatrix.orchestrator.report import breakdown, document, figures, methods
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import contents
 from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.content import Table
 from tests.support.studies import Plan, write_study
 
 POSITIONS = {
@@ -28,8 +29,8 @@ def analysed(folder: Path, lengths: tuple[int, ...] = (32, 64, 256), **changes: 
 
 def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
     analysis = analysed(tmp_path)
-    short, trained, beyond = context_lengths.rows(analysis)
-    assert [row.length for row in (short, trained, beyond)] == [32, 64, 256]
+    short, trained, beyond = breakdown.by_context_length(analysis)
+    assert [part.name for part in (short, trained, beyond)] == ["32", "64", "256"]
     for row in (short, trained):
         effect = row.effects["alibi"].effect
         assert effect is not None
@@ -40,17 +41,16 @@ def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
     assert set(beyond.means) == {"alibi", "rope", "all_on"}
     assert beyond.means["alibi"] == pytest.approx(trained.means["alibi"] - 0.1)
     assert all(contrast.effect is None for contrast in beyond.effects.values())
-    assert beyond.out_of_reach == dict.fromkeys(("baseline", "swiglu"), "learned positions end at 64")
+    assert beyond.reasons == dict.fromkeys(("baseline", "swiglu"), "learned positions end at 64")
 
 
 def test_page_and_files(tmp_path: Path) -> None:
     analysis = analysed(tmp_path)
-    section = document.context_lengths(analysis, {})
-    assert section is not None
-    text, table = section.blocks
+    text, table = document.context_lengths(analysis, {})
+    assert isinstance(text, str) and isinstance(table, Table)
     assert "“cannot”: learned positions end at 64." in text
-    assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]  # type: ignore[union-attr]
-    (last,) = [row.cells for row in table.rows if row.cells[0] == "256"]  # type: ignore[union-attr]
+    assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]
+    (last,) = [row.cells for row in table.rows if row.cells[0] == "256"]
     assert [last[2], last[5]] == ["cannot", "cannot"] and last[3].startswith("2.")
     files = contents(analysis)
     assert "By context length" in str(files["report.md"]) and "By context length" in str(files["report.html"])
@@ -66,14 +66,14 @@ def test_curve_of_each_cell(tmp_path: Path) -> None:
 
 def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
     analysis = analysed(tmp_path, lengths=())
-    assert context_lengths.rows(analysis) == () and figures.context_lengths(analysis) is None
-    assert document.context_lengths(analysis, {}) is None
+    assert breakdown.by_context_length(analysis) == [] and figures.context_lengths(analysis) is None
+    assert document.context_lengths(analysis, {}) == []
     folder = tmp_path / "damaged"
     states = write_study(folder, Plan(features=POSITIONS, contexts=(64,)))
     for path in folder.glob("*/summary.json"):
         table = {"64": {"nll": "low"}, "big": {"nll": 1.0}, "128": 3, "256": {"nll": None}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll_by_block": table}))
-    assert context_lengths.rows(analyse(read_study(folder, states))) == ()
+    assert breakdown.by_context_length(analyse(read_study(folder, states))) == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import document, figures, formatting, notes, pages
+from ablatrix.orchestrator.report import breakdown, document, figures, formatting, notes, pages
 from ablatrix.orchestrator.report.analysis import Analysis, Contrast, analyse
 from ablatrix.orchestrator.report.build import build, compare
 from ablatrix.orchestrator.report.collect import read_study
@@ -131,9 +131,10 @@ def test_speed_to_the_baselines_loss(tmp_path: Path) -> None:
 
 def test_effects_per_domain(tmp_path: Path) -> None:
     analysis = analysed(tmp_path, Plan(effects={"swiglu": -0.3}, domains=("web", "code")))
-    assert [row.domain for row in analysis.domains] == ["web", "code"]
-    assert list(analysis.domains[0].effects) == [*FEATURES, "all_on"]
-    found = analysis.domains[1].effects["swiglu"]
+    web, code = breakdown.by_domain(analysis)
+    assert (web.name, code.name) == ("web", "code")
+    assert list(web.effects) == [*FEATURES, "all_on"]
+    found = code.effects["swiglu"]
     assert found.effect is not None
     assert found.effect.mean == pytest.approx(-0.3, abs=0.05)
     assert found.p_holm is not None

@@ -1,0 +1,111 @@
+"""Held-out NLL by domain and by context length: means and effects of every cell, corrected across each table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast, corrected
+from ablatrix.orchestrator.report.collect import RunRecord
+
+
+@dataclass(frozen=True)
+class Part:
+    """A domain or a context length: the mean NLL of each evaluated cell, and the effects against the reference.
+
+    reasons: cell -> why it was not evaluated.
+    """
+
+    name: str
+    tokens: float
+    means: dict[str, float]
+    effects: dict[str, Contrast]
+    reasons: dict[str, str]
+
+
+def by_domain(analysis: Analysis) -> list[Part]:
+    """Return a part per domain, by falling number of held-out tokens."""
+    return sorted(_break_down(analysis, domains_of), key=lambda part: (-part.tokens, part.name))
+
+
+def by_context_length(analysis: Analysis) -> list[Part]:
+    """Return a part per context length, the shortest first."""
+    return sorted(_break_down(analysis, lengths_of), key=lambda part: int(part.name))
+
+
+@dataclass(frozen=True)
+class Score:
+    """An entry of a run's summary. nll: None if it was not evaluated, with the reason."""
+
+    name: str
+    nll: float | None
+    tokens: float = 0.0
+    reason: str = ""
+
+
+def domains_of(run: RunRecord) -> Iterator[Score]:
+    """Yield the scores of a run by domain."""
+    return _scores(run.summary.get("val_nll_by_domain"))
+
+
+def lengths_of(run: RunRecord) -> Iterator[Score]:
+    """Yield the scores of a run by context length."""
+    return (score for score in _scores(run.summary.get("val_nll_by_block")) if score.name.isdecimal())
+
+
+def _scores(table: Any) -> Iterator[Score]:
+    for name, entry in table.items() if isinstance(table, dict) else ():
+        nll = entry.get("nll") if isinstance(entry, dict) else None
+        if isinstance(nll, int | float) and np.isfinite(nll):
+            yield Score(str(name), float(nll), float(entry.get("tokens") or 0))
+        elif isinstance(entry, dict) and entry.get("why"):
+            yield Score(str(name), None, reason=str(entry["why"]))
+
+
+def _break_down(analysis: Analysis, scores_of: Callable[[RunRecord], Iterator[Score]]) -> list[Part]:
+    tokens: dict[str, float] = {}
+    values: dict[str, dict[str, dict[int, float]]] = {}  # part -> cell -> seed -> NLL
+    reasons: dict[str, dict[str, str]] = {}
+    for cell in analysis.cells.values():
+        for run in cell.usable:
+            for score in scores_of(run):
+                tokens[score.name] = max(tokens.get(score.name, 0.0), score.tokens)
+                if score.nll is None:
+                    reasons.setdefault(score.name, {})[cell.name] = score.reason
+                else:
+                    values.setdefault(score.name, {}).setdefault(cell.name, {})[run.seed] = score.nll
+    reference = analysis.reference or ""
+    others = [cell.name for cell in analysis.compared]
+    cells = {part: values.get(part, {}) for part in tokens}
+    differences = [
+        Contrast(name, st.difference(found.get(name, {}), found.get(reference, {})))
+        for found in cells.values()
+        for name in others
+    ]
+    effects = iter(corrected(differences))
+    return [
+        Part(
+            part,
+            tokens[part],
+            {name: sum(by_seed.values()) / len(by_seed) for name, by_seed in found.items()},
+            {name: next(effects) for name in others},
+            reasons.get(part, {}),
+        )
+        for part, found in cells.items()
+    ]
+
+
+def context_curve(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Return (context lengths, NLL) of a run, (L,) each."""
+    points = sorted((int(score.name), score.nll) for score in lengths_of(run) if score.nll is not None)
+    return np.array([x for x, _ in points], dtype=float), np.array([y for _, y in points])
+
+
+def trained_length(cell: CellResult | None) -> int | None:
+    """Return the number of tokens of a training window."""
+    found = next((run.setting("data.block_size") for run in cell.runs if run.config), None) if cell else None
+    return found if isinstance(found, int) else None
