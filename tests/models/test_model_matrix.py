@@ -122,7 +122,7 @@ def test_it_starts_by_gpt2s_rule(changes: dict[str, Any]) -> None:
     for name, parameter in model.named_parameters():
         values = parameter.detach()
         if name.endswith("slopes"):
-            continue  # tests/models/test_alibi.py
+            continue  # tests/models/test_attention.py
         if parameter.ndim < 2:
             assert torch.all(values == (0.0 if name.endswith("bias") else 1.0)), name
             continue

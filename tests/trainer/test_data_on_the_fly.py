@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data import cache_builder, on_the_fly, token_cache, tokens
+from ablatrix.trainer.data import cache_builder, on_the_fly, shards, token_cache, tokens
 from ablatrix.trainer.data.batches import Batches, heldout_windows, prefetch
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.token_cache import Cache
@@ -85,7 +85,7 @@ def test_the_same_batches_at_every_stage(
     cache = Cache.of(config, cache_dir)
     for shard in range(0, cache.shard_count(), 2):
         lines = cache.lines()
-        token_cache.encode_shard(lines, cache.shard_lines(lines, shard), store._encoder).write(cache.shard_file(shard))
+        shards.encode_shard(lines, cache.shard_lines(lines, shard), store._encoder).write(cache.shard_file(shard))
     store._kept.clear()
     for i, pair in enumerate(prefetch(batches, 10, 20, workers=3), start=10):
         np.testing.assert_array_equal(pair, expected[i])

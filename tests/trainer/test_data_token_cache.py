@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data import cache_builder, token_cache
+from ablatrix.trainer.data import cache_builder, shards, token_cache
 from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shard_claims import Owner
@@ -113,14 +113,14 @@ def test_a_file_that_changes_while_it_is_read(
 ) -> None:
     path = tmp_path / "growing.jsonl"
     path.write_bytes(corpus.read_bytes())
-    encode = token_cache.encode_shard
+    encode = shards.encode_shard
 
-    def grow_and_encode(*arguments: object) -> token_cache.Shard:
+    def grow_and_encode(*arguments: object) -> shards.Shard:
         with open(path, "a") as file:
             file.write('{"text": "one more document"}\n')
         return encode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(token_cache, "encode_shard", grow_and_encode)
+    monkeypatch.setattr(shards, "encode_shard", grow_and_encode)
     with pytest.raises(DataError, match="changed while it was being read"):
         open_complete(config_of(path), cache_dir)
     assert not list(cache_dir.rglob("meta.json"))
@@ -169,15 +169,15 @@ def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offl
 def test_shards_of_a_killed_build_are_used(
     corpus: Path, cache_dir: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, made, limit = token_cache.encode_shard, list[int](), 10
+    encode, made, limit = shards.encode_shard, list[int](), 10
 
-    def count_and_encode(lines: Lines, numbers: range, encoder: Encoder) -> token_cache.Shard:
+    def count_and_encode(lines: Lines, numbers: range, encoder: Encoder) -> shards.Shard:
         if len(made) > limit:
             raise KeyboardInterrupt
         made.extend(numbers)
         return encode(lines, numbers, encoder)
 
-    monkeypatch.setattr(token_cache, "encode_shard", count_and_encode)
+    monkeypatch.setattr(shards, "encode_shard", count_and_encode)
     with pytest.raises(KeyboardInterrupt):
         cache_builder.build(config_of(corpus), cache_dir, workers=1)
     limit = 60
@@ -194,7 +194,7 @@ def test_shards_that_a_power_cut_spoilt_are_made_again(
     cache_builder.prepare(cache)
     lines, encoder = cache.lines(), Encoder(cache.tokenizer)
     for number in range(cache.shard_count()):
-        token_cache.encode_shard(lines, cache.shard_lines(lines, number), encoder).write(cache.shard_file(number))
+        shards.encode_shard(lines, cache.shard_lines(lines, number), encoder).write(cache.shard_file(number))
     victim = cache.shard_file(cache.shard_count() // 2)
     victim.write_bytes({"empty": b"", "cut": victim.read_bytes()[:-1], "no head": b"\0" * 500}[damage])
     cache_builder.build(config, cache_dir, workers=1)

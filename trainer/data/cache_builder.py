@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data import token_cache
+from ablatrix.trainer.data import shards, token_cache
 from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shard_claims import STALE_SECONDS, Claims
@@ -183,13 +183,13 @@ def stop_worker(worker: subprocess.Popen[bytes]) -> None:
 def work(cache: Cache, progress: Progress) -> None:
     """Build shards until the cache is complete. Raises DataError, or OSError if the disk fails."""
     lines = cache.lines()
-    shards = cache.shard_count()
+    count = cache.shard_count()
     encoder: Encoder | None = None
     with Claims(cache.claims) as claims:
         while cache.meta() is None:
             done = cache.shards_done()
-            progress(len(done) / shards * cache.size)
-            missing = [k for k in range(shards) if k not in done]
+            progress(len(done) / count * cache.size)
+            missing = [k for k in range(count) if k not in done]
             if missing:
                 encoder = encoder or Encoder(cache.tokenizer)
                 worked = _build_shards(cache, lines, encoder, claims, missing, progress)
@@ -197,7 +197,7 @@ def work(cache: Cache, progress: Progress) -> None:
             else:
                 worked, claim = _join(cache, lines, claims), "join"
             if not worked:
-                progress(len(done) / shards * cache.size, f"waiting for {claims.describe_owner(claim)}")
+                progress(len(done) / count * cache.size, f"waiting for {claims.describe_owner(claim)}")
                 time.sleep(POLL_SECONDS)
     progress.close()
 
@@ -216,7 +216,7 @@ def _build_shards(
                 continue
             with claims.holding(f"{number:05d}", take_over) as acquired:
                 if acquired and not cache.has_shard(number):
-                    shard = token_cache.encode_shard(lines, cache.shard_lines(lines, number), encoder)
+                    shard = shards.encode_shard(lines, cache.shard_lines(lines, number), encoder)
                     shard.write(cache.shard_file(number))
                     cache.check_unchanged()
             built += acquired

@@ -17,7 +17,8 @@ import numpy as np
 from ablatrix.trainer.data import cache_builder
 from ablatrix.trainer.data.corpus import Lines, no_documents
 from ablatrix.trainer.data.encoder import Encoder
-from ablatrix.trainer.data.token_cache import Cache, open_shard
+from ablatrix.trainer.data.shards import open_shard
+from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore, nothing_left, read_tokens, too_short
 from ablatrix.trainer.rundir.errors import RunError
 

@@ -18,19 +18,19 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.data.corpus import Lines, document_text, no_documents, scan_lines
+from ablatrix.trainer.data.corpus import Lines, no_documents, scan_lines
 from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
-from ablatrix.trainer.data.encoder import Encoder, token_dtype
+from ablatrix.trainer.data.encoder import token_dtype
 from ablatrix.trainer.data.formats import TextFile, detect
+from ablatrix.trainer.data.shards import Shard
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_store import SCAN, Meta, offsets_start, write_offsets_header
 from ablatrix.trainer.data.tokenizer import TokenizerInfo, find
@@ -57,15 +57,6 @@ class Index(BaseModel):
     fingerprint: str
     starts: list[int]
     layers: list[tuple[str, ...]]
-
-
-class ShardHead(BaseModel):
-    """First line of a shard: its size; the skipped lines by reason, and the number of the first one of each."""
-
-    lines: int
-    tokens: int
-    skipped: dict[str, int]
-    first: dict[str, int] = {}
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
@@ -218,80 +209,6 @@ def write_index(cache: Cache, report: Any) -> None:
     )
     source.close()
     safe_files.atomic_write(cache.folder / "index.json", index.model_dump_json())
-
-
-@dataclass
-class Shard:
-    """Tokens of consecutive lines. counts: tokens of each line, 0 where it was skipped.
-
-    skipped: number of lines by reason; first: number of the first line of each reason.
-    """
-
-    counts: np.ndarray
-    tokens: np.ndarray
-    skipped: dict[str, int] = field(default_factory=dict)
-    first: dict[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """Where each line's tokens start, (lines + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
-
-    def write(self, path: Path) -> None:
-        """Write the head as one line of JSON, the counts as uint32, the tokens."""
-        head = ShardHead(lines=len(self.counts), tokens=len(self.tokens), skipped=self.skipped, first=self.first)
-
-        def write(file: IO[bytes]) -> None:
-            file.write(head.model_dump_json().encode() + b"\n")
-            file.write(self.counts.astype("<u4").tobytes())
-            file.write(self.tokens.tobytes())
-
-        safe_files.replace(path, write, durable=False)  # `open_shard` detects what a power cut left
-
-    @classmethod
-    def read(cls, path: Path, dtype: np.dtype[Any]) -> Shard:
-        """Read a shard. Raises FileNotFoundError if it does not exist (any more)."""
-        file, counts, head = open_shard(path, dtype)
-        with file:
-            return cls(counts, np.fromfile(file, dtype=dtype, count=head.tokens), head.skipped, head.first)
-
-
-def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, ShardHead]:
-    """Return (file at the first token, counts, head) of a shard. Raises FileNotFoundError, also if it is not whole."""
-    file = safe_files.open_for_reading(path)
-    try:
-        head = ShardHead.model_validate_json(file.readline())
-        counts = np.fromfile(file, dtype="<u4", count=head.lines)
-        whole = os.fstat(file.fileno()).st_size == file.tell() + head.tokens * dtype.itemsize
-    except ValueError:
-        whole = False
-    if not whole:
-        file.close()
-        with contextlib.suppress(PermissionError):  # of another user, whose process will see it too
-            path.unlink(missing_ok=True)
-        raise FileNotFoundError(path)
-    return file, counts, head
-
-
-def encode_shard(lines: Lines, numbers: range, encoder: Encoder) -> Shard:
-    """Return the tokens of the lines of one shard."""
-    counts = np.zeros(len(numbers), dtype=np.uint32)
-    parts: list[np.ndarray] = []
-    skipped: dict[str, int] = {}
-    first: dict[str, int] = {}
-    begin = int(lines.starts[numbers.start])
-    raw = lines.source.read(begin, int(lines.starts[numbers.stop]) - begin)
-    for k, line in enumerate(numbers):
-        start = int(lines.starts[line]) - begin
-        text, reason = document_text(raw[start : start + lines.size(line)], lines.text_key)
-        if text is None:
-            skipped[reason] = skipped.get(reason, 0) + 1
-            first.setdefault(reason, line)
-        else:
-            parts.append(encoder.encode(text))
-            counts[k] = len(parts[-1])
-    tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=encoder.dtype)
-    return Shard(counts, tokens, skipped, first)
 
 
 @dataclass
