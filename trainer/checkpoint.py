@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written atomically, read with suspicion.
+"""Checkpoints of a run: written atomically, checked before they are loaded.
 
-A file `checkpoint-<step:08d>.pt` is whole or was damaged after it had been written, which the SHA-256 in its last line
-tells (the CRC of the zip format leaves names, sizes and attributes of its parts unguarded, and some flipped bits there
-load as other numbers). One that cannot be read is set aside as `*.bad`, and the one before it is used.
+The last line of `checkpoint-<step:08d>.pt` is its SHA-256, which reveals damage (the CRC of the zip format does not
+cover names, sizes and attributes of its parts, and some flipped bits there load as other numbers). A damaged checkpoint
+is renamed to `*.bad`, and the one before it is used.
 
 The checksum reveals accidents, not malice: a user who can write the file can write its checksum too. It is therefore
 unpickled by torch's restricted reader (`weights_only`), which runs no code, and the types of its parts are checked.
@@ -31,7 +31,7 @@ from ablatrix.trainer.rundir.run_files import checkpoint_step
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-OLDER = 2  # its fingerprint was made in another way, and it says nothing of the run's data
+OLDER = 2  # another kind of fingerprint, and no record of the run's data
 KEPT = 2
 KINDS = {"format": int, "fingerprint": str, "step": int, "model": dict, "optimizer": dict, "progress": dict}
 Expected = str | Callable[[int], str]  # the fingerprint that a checkpoint must have, or a function of its step
@@ -40,22 +40,21 @@ SEAL_SIZE = len(SEAL) + hashlib.sha256().digest_size * 2 + 1
 
 
 class DamagedError(Exception):
-    """What is in the file is not what was written to it; the message says how that is known."""
+    """The file is not as it was written; the message says how that is known."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Return the path of the checkpoint after `step` steps."""
     return run_dir / f"checkpoint-{step:08d}.pt"
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run folder, newest first."""
+    """Return the checkpoints of a run folder, newest first. Raises OSError."""
     return retry(run_dir, lambda: run_files.list_checkpoints(run_dir))
 
 
 def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:
-    """torch.save by `durable.replace`: the old file or the new one is there. Raises OSError where neither waiting nor
-    writing again has helped."""
+    """Replace a file by torch.save's. Raises OSError, as `files.replace` does."""
     replace(path, lambda file: torch.save(value, file), guard=guard)
 
 
@@ -66,10 +65,9 @@ def save(
     keep: int = KEPT,
     spare: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `state` (KINDS without format); once it is safe, drop all but the newest `keep` and the
-    one of step `spare`.
+    """Write the checkpoint of `state` (KINDS without format), then remove all but the newest `keep`.
 
-    guard: called last before the file gets its name. Raises OSError.
+    guard: called last before the file gets its name. spare: the step of one more to keep. Raises OSError.
     """
     path = checkpoint_path(run_dir, state["step"])
     replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
@@ -83,10 +81,10 @@ def save(
 
 
 def load(path: Path, fingerprint: Expected, own: bool = False) -> dict[str, Any]:
-    """The state in one checkpoint file, on the CPU.
+    """Return the state in one checkpoint file, on the CPU.
 
-    own: the file is the one that `newest` has found. Raises UserError where the file is missing, damaged, or of a run
-    with another configuration, or where an older version wrote it, which cannot tell.
+    own: the file is the one that `newest` has found. Raises UserError if the file is missing, damaged, of a run with
+    another configuration, or written by an older version, which did not record the configuration.
     """
     try:
         state = _read(path)
@@ -103,16 +101,16 @@ def load(path: Path, fingerprint: Expected, own: bool = False) -> dict[str, Any]
 
 
 def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] | None:
-    """State and path of the newest checkpoint that can be read; None where there is none.
+    """Return state and path of the newest checkpoint that can be read, None if there is none.
 
-    The folder's configuration must have been compared: one of an older version is taken as it is. Damaged ones are
-    renamed to `*.bad` with a warning on stderr. Raises UserError where the checkpoint is of another
-    configuration, OSError where the file system fails, MemoryError where a good one does not fit.
+    Damaged ones are renamed to `*.bad` with a warning. The folder's configuration must have been compared, because
+    older versions did not record it in checkpoints. Raises UserError if the checkpoint is of another configuration,
+    OSError if the file system fails, MemoryError if a good one does not fit.
     """
     for path in checkpoints(run_dir):
         try:
             state = _read(path)
-        except FileNotFoundError:  # an attempt that ends behind our back has dropped it
+        except FileNotFoundError:  # removed by another attempt that is ending
             continue
         except DamagedError as error:
             aside = _set_aside(path)
@@ -126,20 +124,20 @@ def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] 
 
 
 def drop_after(run_dir: Path, step: int) -> None:
-    """Remove the checkpoints of later steps: the run goes another way from here, or the same once more."""
+    """Remove the checkpoints of later steps."""
     for path in checkpoints(run_dir):
         if path > checkpoint_path(run_dir, step):
             path.unlink(missing_ok=True)
 
 
 def set_aside(run_dir: Path) -> None:
-    """Rename all checkpoints to `*.bad`: nothing may resume from them, and nothing is thrown away."""
+    """Rename all checkpoints to `*.bad`, so that nothing resumes from them."""
     for path in checkpoints(run_dir):
         _set_aside(path)
 
 
-def sweep(run_dir: Path) -> None:
-    """Remove temporary files that a killed attempt left behind. Whoever still writes one notices and writes anew."""
+def remove_temporary_files(run_dir: Path) -> None:
+    """Remove temporary files of killed attempts; a process that still writes one notices and writes again."""
     for path in run_dir.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -149,14 +147,14 @@ def _set_aside(path: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Raises DamagedError, and whatever else goes wrong for what is not the file's fault."""
+    """Return a checkpoint's state. Raises DamagedError; OSError or MemoryError if the file is not at fault."""
     try:
         retry(path, lambda: _check_seal(path))
         state = retry(path, lambda: _load(path))
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise DamagedError(error.strerror) from None  # waited for in vain: its place on the disk is gone
+        raise DamagedError(error.strerror) from None  # retries did not help: the disk has lost it
     if not isinstance(state, dict) or not set(state) >= set(KINDS):
         raise DamagedError("not a checkpoint of this program")
     if state["format"] not in (OLDER, FORMAT):
@@ -171,16 +169,16 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever a pickle made by hand leads to
+    except Exception as error:  # a forged pickle can raise anything
         if is_out_of_memory(error):
             raise
-        said = first_line(error)
-        if "PytorchStreamReader" in said and "not found" not in said:
-            # The file is as it was written: what torch, reading it with calls of its own, could not read is the disk's
-            raise OSError(errno.EIO, said) from error
+        message = first_line(error)
+        if "PytorchStreamReader" in message and "not found" not in message:
+            # The checksum was right: the disk has failed since
+            raise OSError(errno.EIO, message) from error
         if isinstance(error, pickle.UnpicklingError):
-            said = "it holds more than tensors, numbers and words"  # torch would advise to load it all the same
-        raise DamagedError(said) from None
+            message = "it holds more than tensors, numbers and strings"  # torch advises to load it all the same
+        raise DamagedError(message) from None
 
 
 def _check_seal(path: Path) -> None:
@@ -217,7 +215,7 @@ class _Hashing:
 
 
 def _write_sealed(file: IO[bytes], state: dict[str, Any]) -> None:
-    """A file of torch.save and one line: readers of zip files, torch.load among them, do not mind what comes after."""
+    """Write a file of torch.save and the seal; readers of zip files, torch.load among them, ignore what follows."""
     hashing = _Hashing(file)
     torch.save(state, hashing)  # type: ignore[arg-type]
     file.write(_seal(hashing.digest.hexdigest()))

@@ -1,4 +1,4 @@
-"""How a run that did not finish ends: what is said to the user and what is left in its events. Free of torch."""
+"""Runs that did not finish: the error shown to the user and the event that is recorded. Free of torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ablatrix.trainer.distributed.rank_info import PeerLostError, is_lost_peer, lost
+from ablatrix.trainer.distributed.rank_info import PeerLostError, describe_lost_peer, is_lost_peer
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
@@ -19,10 +19,10 @@ from ablatrix.trainer.signals import Interrupted
 logger = logging.getLogger(__name__)
 
 
-def explained(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
-    """The error as it concerns the user: what a trainer meets once it has been superseded means nothing more.
+def explain(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
+    """Return the error to show to the user; that of a superseded attempt is that it was superseded.
 
-    stopping: a signal has come. The other processes of the run have got it too, and one may have been quicker.
+    stopping: a signal has come, which the other processes of the run have got too; one may have exited first.
     """
     try:
         if attempt is not None:
@@ -32,24 +32,24 @@ def explained(error: BaseException, run_dir: Path, attempt: Attempt | None, stop
     except OSError as failing:
         error = error if isinstance(error, OSError) else failing
     if is_lost_peer(error):
-        return Interrupted() if stopping else lost(error)
+        return Interrupted() if stopping else describe_lost_peer(error)
     if isinstance(error, OSError) and error.errno is not None:
-        return RunError(f"{error.filename or run_dir}: {_advice(error)}: {_left(run_dir)}")
+        return RunError(f"{error.filename or run_dir}: {_advice(error)}: {_describe_restart(run_dir)}")
     if is_out_of_memory(error):
         return RunError(
             f"out of memory ({first_line(error)}); give the job more memory (slurm.mem, a larger GPU) and start the "
-            f"same command again: {_left(run_dir)}; or lower data.block_size or the model's size"
+            f"same command again: {_describe_restart(run_dir)}; or lower data.block_size or the model's size"
         )
     return error
 
 
 def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_name: str) -> None:
-    """Add to events.jsonl how the run ended. Never raises OSError: the first error is the one to show."""
+    """Record in events.jsonl how the run ended. Never raises OSError, which would hide the first error."""
     if isinstance(error, SupersededError):
         assert attempt is not None
         note(run_dir, "superseded", start=attempt.number)
     elif isinstance(error, GoneError):
-        if (run_dir / run_files.EVENTS).exists():  # else another folder may come to stand there
+        if (run_dir / run_files.EVENTS).exists():  # else a new folder of this name would get the event
             note(run_dir, "failed", reason=str(error))
     elif isinstance(error, PeerLostError):
         if not _has_failed(run_dir):  # the other process, or the job's task, says why
@@ -64,7 +64,7 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
 
 
 def note(run_dir: Path, event: str, **fields: Any) -> None:
-    """`runlog.append_event` where nothing depends on it any more: a failure is a warning."""
+    """Append an event on which nothing depends any more: an OSError is only a warning."""
     try:
         append_event(run_dir, event, **fields)
     except OSError as error:
@@ -87,9 +87,6 @@ def _advice(error: OSError) -> str:
     return f"{error.strerror}; correct this and rerun the command"
 
 
-def _left(run_dir: Path) -> str:
-    try:
-        names = sorted(path.name for path in run_dir.glob("checkpoint-*.pt"))
-    except OSError:
-        names = []
-    return f"it continues from {names[-1]}" if names else "there is no checkpoint yet, it begins anew"
+def _describe_restart(run_dir: Path) -> str:
+    names = sorted(path.name for path in run_dir.glob("checkpoint-*.pt"))
+    return f"it continues from {names[-1]}" if names else "there is no checkpoint yet, so it starts from the beginning"

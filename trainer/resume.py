@@ -1,4 +1,4 @@
-"""How a run goes on: from its own checkpoint, from a named one, or as a longer run; never on other data."""
+"""Resuming a run: from its own checkpoint, from a named one, or as a longer run; never on other data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHOWN = 4  # settings that differ
 def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int | None:
     """Return the step from which a folder's run goes on with other settings, such as more steps.
 
-    there: the folder's configuration; None is returned where it has the same settings, or is not there. Raises
-    UserError where the run cannot go on.
+    there: the folder's configuration, None if it has none. Returns None unless its settings differ. Raises UserError if
+    the run cannot go on.
     """
     if there is None:
         return None
@@ -47,7 +47,7 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
 
 
 def _explain_schedule(there: RunConfig, config: RunConfig, steps: Sequence[int]) -> str:
-    """Return why a run that has been given more steps, and nothing else, cannot go on; else ''."""
+    """Return why a run that differs only by more steps cannot go on, else ''."""
     same = config.model_copy(
         update={"trainer": config.trainer.model_copy(update={"max_iters": there.trainer.max_iters})}
     )
@@ -66,7 +66,7 @@ def _describe(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def refuse_changed_inputs(config: RunConfig, record: Path, event: str) -> None:
-    """Raise UserError where the corpus or the tokenizer has another content than a JSON record of the run says."""
+    """Raise UserError if the corpus or the tokenizer has changed since a JSON record of the run was written."""
     before = run_files.read_json(record) or {}
     if recorded_inputs.SETTINGS.keys() & before.keys():
         _refuse_changed(before, fingerprints.of_inputs(config), config, record.parent, event)
@@ -85,25 +85,26 @@ def _refuse_changed(
 
 
 def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> str:
-    """Bring the trainer to where the run was left and return the checkpoint's name, '' where there is none.
+    """Load the run's checkpoint into the trainer and return the checkpoint's name, '' if there is none.
 
-    start: the state in the checkpoint that `trainer.resume` names. Raises UserError where a state does not fit.
+    start: the state in the checkpoint that `trainer.resume` names. Raises UserError if a state does not fit.
     """
     resume = trainer.config.trainer.resume
     if resume == "none":
         return ""
     if start is not None:
         load(trainer, start, resume)
-        checkpoint.drop_after(run_dir, trainer.iter)  # nothing may resume from what comes after it now
+        checkpoint.drop_after(run_dir, trainer.iter)  # later ones no longer belong to this run
         _copy_rows(Path(resume).parent, run_dir, trainer.rows_until(trainer.iter))
         return resume
     found = checkpoint.newest(run_dir, trainer.config.fingerprint_until)
     if found is None:
         return ""
     state, path = found
-    lacking = loss_csv.count_missing_rows(run_dir, trainer.rows_until(int(state["step"])))
-    if lacking:  # removed: going on would leave a result with a hole
-        logger.warning(f"{run_dir / run_files.LOSS}: {lacking} rows before {path.name} are gone; the run begins anew")
+    missing = loss_csv.count_missing_rows(run_dir, trainer.rows_until(int(state["step"])))
+    if missing:  # removed: the result would have a hole
+        what = f"{missing} rows before {path.name} are missing"
+        logger.warning(f"{run_dir / run_files.LOSS}: {what}; the run starts from the beginning")
         checkpoint.set_aside(run_dir)
         return ""
     load(trainer, state, path)
@@ -111,7 +112,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
 
 
 def _copy_rows(source: Path, run_dir: Path, steps: set[int]) -> None:
-    """Take the rows before a named checkpoint over from its run, where this run has none of its own."""
+    """Copy the rows before a named checkpoint from its run, if this run has none yet."""
     if not (run_dir / run_files.LOSS).exists() and not loss_csv.count_missing_rows(source, steps):
         atomic_write(run_dir / run_files.LOSS, read_text_strict(source / run_files.LOSS))
 
@@ -119,8 +120,7 @@ def _copy_rows(source: Path, run_dir: Path, steps: set[int]) -> None:
 def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
     """Load a checkpoint's state.
 
-    Raises UserError where it was trained on other data, or is whole but not of this model: made by hand, or by another
-    version.
+    Raises UserError if it was trained on other data, or does not fit the model (another version, or edited by hand).
     """
     before = state.get("inputs", {})
     event = f"step {state['step']} was trained"
@@ -128,7 +128,7 @@ def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
     try:
         trainer.load_state(state)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        # of torch's own errors only the plain one: the others tell of the device
+        # subclasses of RuntimeError report a failing device
         if is_out_of_memory(error) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
             raise
         raise UserError(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed import strategies as parallel
-from ablatrix.trainer.distributed.process_group import Team
+from ablatrix.trainer.distributed.process_group import ProcessGroup
+from ablatrix.trainer.distributed.rank_info import RankInfo
 from ablatrix.trainer.loop import Trainer
 from tests.support.callbacks import at
 from tests.support.tiny_training import config, heldout, rows, source
@@ -42,9 +42,9 @@ def settings(variant: str = "", alone: bool = False, **more: Any) -> RunConfig:
     return config(**{**given, "model": model, **more})
 
 
-def train(config: RunConfig, team: Team | None, start: dict[str, Any] | None = None) -> dict[str, Any]:
+def train(config: RunConfig, group: ProcessGroup | None, start: dict[str, Any] | None = None) -> dict[str, Any]:
     """Rows and final state of a run; and the state half-way."""
-    run = Trainer(config, source, heldout(), "cpu", parallel.make(config, torch.device("cpu"), team))
+    run = Trainer(config, source, heldout(), "cpu", parallel.make(config, torch.device("cpu"), group))
     if start is not None:
         run.load_state(start)
     got, half = rows(run), []
@@ -62,20 +62,20 @@ def copied(tree: Any) -> Any:
 
 def main() -> None:
     out, *strategies = sys.argv[1:]
-    place = rank_info.Place.of(settings("ddp"))
-    team = Team.join(place, settings("ddp"))
+    ranks = RankInfo.from_environment(settings("ddp"))
+    group = ProcessGroup.join(ranks, settings("ddp"))
     found = {}
     for strategy in strategies:
-        whole = train(settings(strategy), team)
+        whole = train(settings(strategy), group)
         # a state is complete in the lead only; a run reads it from a file
-        if place.rank == 0:
+        if ranks.rank == 0:
             torch.save(whole["half"], f"{out}.half")
-        team.any(False)
+        group.any(False)
         half = torch.load(f"{out}.half", weights_only=True)
-        found[strategy] = {**whole, "resumed": train(settings(strategy), team, half)}
-    if place.rank == 0:
+        found[strategy] = {**whole, "resumed": train(settings(strategy), group, half)}
+    if ranks.rank == 0:
         torch.save(found, out)
-    team.leave()
+    group.leave()
 
 
 if __name__ == "__main__":

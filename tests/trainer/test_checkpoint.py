@@ -80,7 +80,7 @@ def test_sweep_removes_what_was_left_half_written(tmp_path: Path) -> None:
     for name in (".checkpoint-00000002.pt.host.123.tmp", ".loss.csv.host.123.tmp", ".model.pt.host.123.tmp"):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / ".attempts").mkdir()
-    checkpoint.sweep(tmp_path)
+    checkpoint.remove_temporary_files(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".attempts", path.name]
 
 
@@ -90,7 +90,7 @@ def test_file_swept_from_under_its_writer_is_written_anew(tmp_path: Path) -> Non
     def sweep() -> None:
         tries.extend(tmp_path.glob(".*.tmp"))
         if len(tries) == 1:
-            checkpoint.sweep(tmp_path)
+            checkpoint.remove_temporary_files(tmp_path)
 
     checkpoint.save(tmp_path, state(1), sweep)
     assert len(set(tries)) == 2

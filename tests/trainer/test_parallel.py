@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.trainer.distributed import rank_info
 from ablatrix.trainer.distributed.pipeline import split
+from ablatrix.trainer.distributed.rank_info import RankInfo
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
@@ -108,15 +108,15 @@ def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    place = rank_info.Place(0, 3, 0)
+    ranks = RankInfo(0, 3, 0)
     with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be shared equally by 3 processes"):
-        place.check(settings("ddp"))
+        ranks.check(settings("ddp"))
     with pytest.raises(UserError, match=r"grad_accum: 4 exceeds the 2 windows"):
-        rank_info.Place(0, 2, 0).check(settings("ddp", grad_accum=4))
+        RankInfo(0, 2, 0).check(settings("ddp", grad_accum=4))
     with pytest.raises(UserError, match=r"muon needs whole matrices"):
-        rank_info.Place(0, 2, 0).check(settings("fsdp", optimizer="muon"))
+        RankInfo(0, 2, 0).check(settings("fsdp", optimizer="muon"))
     with pytest.raises(UserError, match=r"sample_interval: with fsdp no process has the whole model"):
-        rank_info.Place(0, 2, 0).check(settings("fsdp", sample_interval=2))
+        RankInfo(0, 2, 0).check(settings("fsdp", sample_interval=2))
     for problem, more in {
         "2 layers cannot be split into 3 stages": {"batch_size": 6},
         "4 windows cannot be cut into 3 equal micro-batches": {"pipeline_microbatches": 3},
@@ -125,10 +125,10 @@ def test_what_cannot_be_shared_is_refused() -> None:
         "tie_embeddings: a pipeline has the embeddings": {"model": {"tie_embeddings": True}},
     }.items():
         with pytest.raises(UserError, match=problem):
-            place.check(settings("1f1b", **more))
+            ranks.check(settings("1f1b", **more))
     with pytest.raises(UserError, match=r"2 processes were started, but trainer.strategy is single"):
-        rank_info.Place.of(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
-    assert rank_info.Place.of(settings(), {}) == rank_info.Place()
+        RankInfo.from_environment(settings(), {"RANK": "0", "WORLD_SIZE": "2"})
+    assert RankInfo.from_environment(settings(), {}) == RankInfo()
 
 
 @pytest.mark.parametrize(

@@ -183,12 +183,12 @@ def test_args_of_a_command_can_be_pasted(lab: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_args_of_the_trainer_can_be_pasted(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ablatrix.trainer.run import _open_folder
+    from ablatrix.trainer.run_folder import prepare
 
     monkeypatch.chdir(lab)
     (lab / "run").mkdir()
     words = ["--data.file_path=it's a.jsonl", f"--info.description={''.join(WORDS)}"]
-    _open_folder(lab / "run", from_flags(words), words)
+    prepare(lab / "run", from_flags(words), words)
 
     assert paste(lab / "run" / run_files.ARGS, lab).argv == ["-m", "trainer", *words]
     assert not (lab / "CANARY").exists()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ablatrix.models import cpu_kernels
 from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.distributed.process_group import Team
+from ablatrix.trainer.distributed.process_group import ProcessGroup
 from ablatrix.trainer.distributed.single import NLL, Array, Single
 
 SMALL = 1 << 18  # elements; smaller gradients are sent together
@@ -22,10 +22,10 @@ class DataParallel(Single):
 
     name = "ddp"
 
-    def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
-        self.team, self.rank, self.world = team, team.rank, team.world
-        self.shares = team.world
-        cpu_kernels.take_share(team.rank, team.world)
+    def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
+        self.group, self.rank, self.world = group, group.rank, group.world
+        self.shares = group.world
+        cpu_kernels.take_share(group.rank, group.world)
         super().__init__(config, device)
 
     def share(self, windows: Array) -> Array:
@@ -38,25 +38,25 @@ class DataParallel(Single):
 
     def reduce(self, loss: Tensor) -> Tensor:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return sum_all(self.team, gradients, loss)
+        return all_reduce_sum(self.group, gradients, loss)
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        return self.team.any(*flags)
+        return self.group.any(*flags)
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
         starts = range(0, len(x), size)[self.rank :: self.world]
         mine = sum(nll(x[start : start + size], y[start : start + size]) for start in starts)
-        return self.team.total(mine)
+        return self.group.sum(mine)
 
 
-def sum_all(team: Team, tensors: list[Tensor], loss: Tensor) -> Tensor:
+def all_reduce_sum(group: ProcessGroup, tensors: list[Tensor], loss: Tensor) -> Tensor:
     """Replace each tensor by its sum over the processes, and return that of the loss."""
     small = [t for t in tensors if t.numel() < SMALL]
-    waiting = [team.start_sum(t) for t in tensors if t.numel() >= SMALL]
+    waiting = [group.start_all_reduce(t) for t in tensors if t.numel() >= SMALL]
     together = torch.cat([t.flatten().float() for t in [*small, loss]])
-    waiting.append(team.start_sum(together))
+    waiting.append(group.start_all_reduce(together))
     for work in waiting:
-        team.wait(work)
+        group.wait(work)
     for tensor, total in zip(small, together.split([t.numel() for t in [*small, loss]])[:-1], strict=True):
         tensor.copy_(total.view_as(tensor))
     return together[-1].clone()

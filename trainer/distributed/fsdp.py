@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.distributed.ddp import DataParallel, sum_all
-from ablatrix.trainer.distributed.process_group import Team, peers
+from ablatrix.trainer.distributed.ddp import DataParallel, all_reduce_sum
+from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost_peers
 from ablatrix.trainer.distributed.single import NLL, Array
 
 
@@ -31,9 +31,9 @@ class FullySharded(DataParallel):
     name = "fsdp"
     can_retry = False  # half-way through a block the others wait for this process
 
-    def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
-        self.mesh = init_device_mesh(device.type, (team.world,))
-        super().__init__(config, device, team)
+    def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
+        self.mesh = init_device_mesh(device.type, (group.world,))
+        super().__init__(config, device, group)
         self.sharded: dict[str, DTensor] = {n: cast(DTensor, p) for n, p in self.model.named_parameters()}
         self.trained = self._twin()
         self.pieces = dict(self.trained.named_parameters())
@@ -67,13 +67,13 @@ class FullySharded(DataParallel):
             gradient = cast("DTensor | None", whole.grad)
             self.pieces[name].grad = None if gradient is None else gradient.to_local()
             whole.grad = None
-        return sum_all(self.team, [], loss)
+        return all_reduce_sum(self.group, [], loss)
 
     def norm(self, norm: Tensor) -> Tensor:
-        return sum_all(self.team, [], norm**2).sqrt()
+        return all_reduce_sum(self.group, [], norm**2).sqrt()
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
-        """Every process works through equally many windows, some for nothing: all put the blocks together."""
+        """Every process computes equally many windows, some for nothing: all of them gather the blocks."""
         starts = range(0, len(x), size)
         mine, rounds = starts[self.rank :: self.world], starts[:: self.world]
         total = 0.0
@@ -82,10 +82,10 @@ class FullySharded(DataParallel):
                 nll(x[:1], np.full_like(y[:1], -1))
             else:
                 total += nll(x[start : start + size], y[start : start + size])
-        return self.team.total(total)
+        return self.group.sum(total)
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        with peers():
+        with naming_lost_peers():
             return {key: self._whole(key, value) for key, value in state.items()}
 
     def _whole(self, key: str, value: Any) -> Any:
@@ -112,7 +112,7 @@ class FullySharded(DataParallel):
         return {key: self._piece(key, value) for key, value in state.items()}
 
     def _piece(self, key: str, value: Any) -> Any:
-        """This process's rows of what is stored under a parameter's name with its shape; all else as it is."""
+        """Return this process's rows of a value with a parameter's name and shape; anything else unchanged."""
         if isinstance(value, dict):
             return self.local(value)
         if key not in self._names or value.shape != self._names[key]:
@@ -122,5 +122,5 @@ class FullySharded(DataParallel):
 
     @property
     def _names(self) -> dict[str, torch.Size]:
-        """Shapes of the whole parameters, shared ones under each of their names."""
+        """The shapes of the whole parameters, shared ones under each of their names."""
         return {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}

@@ -20,15 +20,15 @@ from ablatrix.models.gpt import GPT
 from ablatrix.models.head_loss import head_loss
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.parallelism import microbatches
-from ablatrix.trainer.distributed.ddp import sum_all
-from ablatrix.trainer.distributed.process_group import Team, peers
+from ablatrix.trainer.distributed.ddp import all_reduce_sum
+from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost_peers
 from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 def split(config: RunConfig, stages: int) -> list[range]:
-    """The layers of each stage, at least one each; the last also has the output head, which may be worth many."""
+    """Return the layers of each stage, at least one each; the last also has the output head, worth many layers."""
     model = ResolvedGPTConfig.of(config.model)
     n_layer = model.n_layer
     head = model.vocab_size / (12 * model.n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
@@ -65,10 +65,10 @@ class Pipeline(Single):
     name = "pipeline"
     can_retry = False  # the neighbours wait for this process
 
-    def __init__(self, config: RunConfig, device: torch.device, team: Team) -> None:
-        self.team, self.rank, self.world = team, team.rank, team.world
-        self.first, self.last = team.rank == 0, team.rank == team.world - 1
-        self.layers = split(config, team.world)[team.rank]
+    def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
+        self.group, self.rank, self.world = group, group.rank, group.world
+        self.first, self.last = group.rank == 0, group.rank == group.world - 1
+        self.layers = split(config, group.world)[group.rank]
         self.divisor = 1.0
         cpu_kernels.take_share(0, 1)
         super().__init__(config, device)
@@ -109,7 +109,7 @@ class Pipeline(Single):
     def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
         self.divisor = divisor
         losses: list[Tensor] = []
-        with autocast(), peers():
+        with autocast(), naming_lost_peers():
             if self.last:
                 self.schedule.step(target=y, losses=losses, return_outputs=False)
             else:
@@ -119,24 +119,24 @@ class Pipeline(Single):
         return torch.stack([loss.detach() for loss in losses]).sum()
 
     def reduce(self, loss: Tensor) -> Tensor:
-        return sum_all(self.team, [], loss)
+        return all_reduce_sum(self.group, [], loss)
 
     def norm(self, norm: Tensor) -> Tensor:
-        return sum_all(self.team, [], norm**2).sqrt()
+        return all_reduce_sum(self.group, [], norm**2).sqrt()
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        return self.team.any(*flags)
+        return self.group.any(*flags)
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
         total = 0.0
         half = self.config.trainer.dtype == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), peers():
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), naming_lost_peers():
             for start in range(0, len(x), size):
                 total += self._nll(x[start : start + size], y[start : start + size])
-        return self.team.total(total)
+        return self.group.sum(total)
 
     def _nll(self, x: Array, y: Array) -> float:
-        """Of some windows, in the last process; 0 in the others, through which they pass."""
+        """Return the NLL of some windows in the last process, 0 in the others, through which they pass."""
         if self.first:
             features = torch.from_numpy(x).to(self.device)
         else:
@@ -151,7 +151,7 @@ class Pipeline(Single):
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
-        for part in self.team.gather(_on_cpu(state)):
+        for part in self.group.gather(_on_cpu(state)):
             _merge(merged, part)
         return merged
 
@@ -166,7 +166,7 @@ def _on_cpu(tree: Any) -> Any:
 
 
 def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
-    """Add what is not there yet."""
+    """Add the entries that are missing."""
     for key, value in part.items():
         if isinstance(value, dict):
             _merge(into.setdefault(key, {}), value)

@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, and what they tell each other besides gradients."""
+"""The process group of one run: rendezvous, and exchange of numbers and messages besides gradients."""
 
 from __future__ import annotations
 
@@ -16,115 +16,119 @@ from torch import Tensor
 
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.device import pick_device
-from ablatrix.trainer.distributed.rank_info import PeerLostError, Place, is_lost_peer, lost
+from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo, describe_lost_peer, is_lost_peer
 from ablatrix.trainer.rundir import network
 from ablatrix.trainer.rundir.errors import UserError
 
-START_SECONDS = 600.0  # in which all processes must have found each other
-SILENT_SECONDS = 1800.0  # after which a process that is connected but does not answer is given up
-PARTING_SECONDS = 30.0  # that the lead waits for those who must still hear its last word
+START_SECONDS = 600.0  # for all processes to connect
+PEER_TIMEOUT_SECONDS = 1800.0  # without an answer from a connected process
+LAST_WAIT_SECONDS = 30.0  # that rank 0 waits for the others to read its last message
 POLL_SECONDS = 0.05
 
 
-class Team:
-    """The processes of a run, joined; `rank` 0 is the lead. Messages go through a store that the lead keeps."""
+class ProcessGroup:
+    """The connected processes of a run. Messages go through a store that rank 0 keeps."""
 
-    def __init__(self, place: Place, device: torch.device, store: dist.Store) -> None:
-        self.place, self.device, self.store = place, device, store
-        self.rank, self.world = place.rank, place.world
+    def __init__(self, ranks: RankInfo, device: torch.device, store: dist.Store) -> None:
+        self.ranks, self.device, self.store = ranks, device, store
+        self.rank, self.world = ranks.rank, ranks.world
 
     @classmethod
-    def join(cls, place: Place, config: RunConfig) -> Team:
-        """Wait for the other processes. Raises UserError (no device), PeerLostError (somebody does not come)."""
-        device = local_device(config.trainer.device, place.local_rank)
+    def join(cls, ranks: RankInfo, config: RunConfig) -> ProcessGroup:
+        """Wait for the other processes. Raises UserError (no device), PeerLostError (a process does not start)."""
+        device = local_device(config.trainer.device, ranks.local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        _choose_interface(place)
+        _choose_interface(ranks)
         deadline = time.monotonic() + START_SECONDS
-        store = _open_store(place, deadline)
+        store = _open_store(ranks, deadline)
         store.add("here", 1)
-        # not left to torch: in there, a signal would not be noticed
-        while store.add("here", 0) < place.world:
-            _pause(deadline, f"{place.world - store.add('here', 0)} of {place.world} processes have not started")
+        # torch would wait without noticing signals
+        while store.add("here", 0) < ranks.world:
+            _pause(deadline, f"{ranks.world - store.add('here', 0)} of {ranks.world} processes have not started")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=SILENT_SECONDS)
+            backend,
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world,
+            timeout=timedelta(seconds=PEER_TIMEOUT_SECONDS),
         )
-        return cls(place, device, store)
+        return cls(ranks, device, store)
 
     def leave(self) -> None:
-        """When all is done."""
+        """Disconnect, when all is done."""
         dist.destroy_process_group()
 
-    # ---- words
+    # ---- messages
 
-    def tell(self, key: str, value: Any) -> None:
-        """Said by the lead, once."""
+    def broadcast(self, key: str, value: Any) -> None:
+        """Send a value from rank 0 to all others, once per key."""
         self.store.set(key, json.dumps(value))
 
-    def part(self, key: str, value: Any) -> None:
-        """The lead's last word: it waits until all have heard it, because the store ends with it."""
-        self.tell(key, value)
-        deadline = time.monotonic() + PARTING_SECONDS
+    def broadcast_last(self, key: str, value: Any) -> None:
+        """Final broadcast from rank 0; waits for all ranks to read it, because the store ends with rank 0."""
+        self.broadcast(key, value)
+        deadline = time.monotonic() + LAST_WAIT_SECONDS
         with contextlib.suppress(RuntimeError):
-            while self.store.add(f"{key}/heard", 0) < self.world - 1 and time.monotonic() < deadline:
+            while self.store.add(f"{key}/received", 0) < self.world - 1 and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
 
-    def hear(self, key: str) -> Any:
-        """What the lead says, however long it takes: it may have a corpus to tokenise."""
-        with peers():
+    def receive(self, key: str) -> Any:
+        """Wait for what rank 0 broadcasts, however long it takes: it may have to tokenise a corpus."""
+        with naming_lost_peers():
             while not self.store.check([key]):
                 time.sleep(POLL_SECONDS)
             value = json.loads(self.store.get(key))
-            self.store.add(f"{key}/heard", 1)
+            self.store.add(f"{key}/received", 1)
             return value
 
     # ---- numbers
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag as raised by any of the processes."""
+        """Return each flag as raised by any of the processes."""
         values = torch.tensor([int(flag) for flag in flags])
-        with peers():
+        with naming_lost_peers():
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return tuple(bool(value) for value in values.tolist())
 
-    def total(self, value: float) -> float:
-        """The sum over the processes."""
+    def sum(self, value: float) -> float:
+        """Return the sum over the processes."""
         values = torch.tensor([value], dtype=torch.float64)
-        with peers():
+        with naming_lost_peers():
             dist.all_reduce(values)
         return values.item()
 
-    def start_sum(self, tensor: Tensor) -> Any:
-        """Begin to replace the tensor by its sum over the processes; `wait` for the answer."""
-        with peers():
+    def start_all_reduce(self, tensor: Tensor) -> Any:
+        """Begin to replace the tensor by its sum over the processes; `wait` for the result."""
+        with naming_lost_peers():
             return dist.all_reduce(tensor, async_op=True)
 
     def wait(self, work: Any) -> None:
-        with peers():
+        with naming_lost_peers():
             work.wait()
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, for the lead; [] for the others. Tensors should be on the CPU."""
+        """Return the values of all processes in rank 0, [] in the others. Tensors should be on the CPU."""
         found: list[Any] | None = [None] * self.world if self.rank == 0 else None
-        with peers():
+        with naming_lost_peers():
             dist.gather_object(value, found)
         return found or []
 
 
 @contextlib.contextmanager
-def peers() -> Iterator[None]:
-    """Errors of connections that break within it are those of another process."""
+def naming_lost_peers() -> Iterator[None]:
+    """Raise PeerLostError for a connection that breaks within it."""
     try:
         yield
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        raise lost(error) from error
+        raise describe_lost_peer(error) from error
 
 
 def local_device(name: str, local_rank: int) -> torch.device:
-    """The device of process `local_rank` of this machine. Raises UserError where there are fewer."""
+    """Return the device of process `local_rank` of this machine. Raises UserError if there are fewer."""
     device = pick_device("cpu" if name == "auto" and not torch.cuda.is_available() else name)
     if device.type == "mps":
         raise UserError("trainer.device: several processes cannot share an mps device; use cpu")
@@ -136,36 +140,38 @@ def local_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank if count > 1 else 0)  # a scheduler may show each process its own only
 
 
-def _open_store(place: Place, deadline: float) -> dist.Store:
+def _open_store(ranks: RankInfo, deadline: float) -> dist.Store:
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     if not host or not port.isdigit():
         raise UserError("MASTER_ADDR and MASTER_PORT are not set: start the processes with torchrun")
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps a store itself
-    lead = place.rank == 0 and not agents
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store
+    keeps_store = ranks.rank == 0 and not agents
     while True:
         try:
             store = dist.TCPStore(
-                host, int(port), is_master=lead, wait_for_workers=False, timeout=timedelta(seconds=5),
-                master_listen_fd=network.listen(host, int(port), _is_hidden(host, place)) if lead else None,
+                host, int(port), is_master=keeps_store, wait_for_workers=False, timeout=timedelta(seconds=5),
+                master_listen_fd=network.listen(host, int(port), _is_hidden(host, ranks)) if keeps_store else None,
             )  # fmt: skip
             break
         except (RuntimeError, OSError) as error:
-            reason = f"{host}:{port} cannot be {'used' if lead else 'reached'} ({str(error).splitlines()[0][:120]})"
+            reason = (
+                f"{host}:{port} cannot be {'used' if keeps_store else 'reached'} ({str(error).splitlines()[0][:120]})"
+            )
             _pause(deadline, reason)
-    store.set_timeout(timedelta(seconds=SILENT_SECONDS))
+    store.set_timeout(timedelta(seconds=PEER_TIMEOUT_SECONDS))
     return dist.PrefixStore(f"trainer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _is_hidden(host: str, place: Place) -> bool:
-    """Does the name of the meeting point mean something here that processes on other machines cannot reach?"""
-    alone = int(os.environ.get("LOCAL_WORLD_SIZE", place.world)) == place.world
+def _is_hidden(host: str, ranks: RankInfo) -> bool:
+    """True if MASTER_ADDR resolves to the loopback here while other machines must reach it."""
+    alone = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)) == ranks.world
     return not alone and network.is_own_name_only(host)
 
 
-def _choose_interface(place: Place) -> None:
-    """Have gloo listen where the lead is reached from, unless that was decided already."""
+def _choose_interface(ranks: RankInfo) -> None:
+    """Let gloo use the interface towards rank 0, unless the environment chooses one."""
     host = os.environ.get("MASTER_ADDR", "")
-    if network.GLOO_INTERFACE not in os.environ and not _is_hidden(host, place):
+    if network.GLOO_INTERFACE not in os.environ and not _is_hidden(host, ranks):
         name = network.interface_towards(host)
         if name:
             os.environ[network.GLOO_INTERFACE] = name

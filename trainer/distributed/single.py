@@ -21,7 +21,7 @@ NLL = Callable[[Array, Array], float]  # of windows (B, T) and their targets: su
 
 
 class Single:
-    """How one process takes part in a run: here it does everything.
+    """The part of one process in a run: here everything.
 
     `model` is what this process computes with; `trained` the module that holds the parameters which its optimiser
     changes, under the names that they have in the whole model.
@@ -38,18 +38,18 @@ class Single:
         self.trained: nn.Module = self.model
 
     def build(self) -> nn.Module:
-        """Raises UserError where a component of the user's own cannot be used."""
+        """Return the model of this process. Raises UserError if a custom component cannot be used."""
         try:
             return GPT(self.config.model, seed=self.config.system.seed).to(self.device)
         except ComponentError as error:
             raise UserError(str(error)) from error
 
     def share(self, windows: Array) -> Array:
-        """This process's part of a batch, (B, T) -> (B / shares, T)."""
+        """Return this process's part of a batch, (B, T) -> (B / shares, T)."""
         return windows
 
     def seed(self, value: int) -> None:
-        """Before a step: of torch's default generator, which dropout draws from. value: the same in all processes."""
+        """Seed torch's default generator, which dropout draws from, before a step. value: the same in all processes."""
         torch.manual_seed(value)
 
     def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
@@ -60,25 +60,25 @@ class Single:
         return loss.detach()
 
     def reduce(self, loss: Tensor) -> Tensor:
-        """Once all parts of a batch are done: complete the gradients, and return the loss of the whole batch."""
+        """Complete the gradients after the last part of a batch; return the loss of the whole batch."""
         return loss
 
     def norm(self, norm: Tensor) -> Tensor:
-        """The gradient's global norm from that of `trained`."""
+        """Return the gradient's global norm from that of `trained`."""
         return norm
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag as raised by any of the processes. Every process must call it."""
+        """Return each flag as raised by any of the processes. Every process must call it."""
         return flags
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
-        """The sum of `nll` over all windows, at most `size` at a time."""
+        """Return the sum of `nll` over all windows, at most `size` at a time."""
         return sum(nll(x[start : start + size], y[start : start + size]) for start in range(0, len(x), size))
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state dict of `model` or of the optimiser, as one process would have it. Every process must call it.
+        """Return the state dict of `model` or of the optimiser, as one process would have it.
 
-        Only the lead's is complete.
+        Every process must call it; only that of rank 0 is complete.
         """
         return state
 
@@ -87,5 +87,5 @@ class Single:
         self.model.load_state_dict(state)
 
     def local(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The opposite of `whole` for the optimiser's state: what of it belongs to this process."""
+        """Return this process's part of the optimiser's whole state: the inverse of `whole`."""
         return state

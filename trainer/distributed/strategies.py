@@ -1,9 +1,8 @@
-"""One run in several processes: which of them this one is, and how they share the work. Free of torch.
+"""Strategies by which several processes share one run. Free of torch.
 
-The processes are told their places as torchrun tells them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
-job's task (orchestrator/job/task.py) and `python -m torch.distributed.run -m ablatrix.trainer ...` both do so. Only
-rank 0 writes files. What the processes of a run owe each other is in process_group.py, how they share the work in
-single.py and in the file of each strategy.
+The processes know their ranks from torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
+job's task (orchestrator/job/task.py) and `python -m torch.distributed.run -m ablatrix.trainer ...` both set them.
+Only rank 0 writes files.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ablatrix.trainer.config import RunConfig
 if TYPE_CHECKING:
     import torch
 
-    from ablatrix.trainer.distributed.process_group import Team
+    from ablatrix.trainer.distributed.process_group import ProcessGroup
     from ablatrix.trainer.distributed.single import Single
 
 STRATEGIES = {
@@ -26,14 +25,14 @@ STRATEGIES = {
 }
 
 
-def make(config: RunConfig, device: torch.device, team: Team | None) -> Single:
-    """The strategy of this process; one process alone does all itself, whatever `trainer.strategy` says."""
+def make(config: RunConfig, device: torch.device, group: ProcessGroup | None) -> Single:
+    """Return the strategy of this process; without a group it does everything, whatever `trainer.strategy` says."""
     from ablatrix.trainer.distributed.single import Single
 
-    if team is None:
+    if group is None:
         return Single(config, device)
     module, name = STRATEGIES[config.trainer.strategy]
     strategy: Single = getattr(importlib.import_module(f"ablatrix.trainer.distributed.{module}"), name)(
-        config, device, team
+        config, device, group
     )
     return strategy

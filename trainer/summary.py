@@ -1,0 +1,78 @@
+"""The result of a finished run: model.pt and summary.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from typing import Any
+
+from ablatrix.models.gpt import measure
+from ablatrix.trainer import checkpoint, eval_context_lengths, failures
+from ablatrix.trainer.data import corpus_usage
+from ablatrix.trainer.data.token_store import TokenStore
+from ablatrix.trainer.device import describe
+from ablatrix.trainer.loop import Trainer
+from ablatrix.trainer.out_of_memory import peak_memory
+from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir.attempts import Attempt
+from ablatrix.trainer.rundir.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+def write_result(attempt: Attempt, trainer: Trainer, store: TokenStore) -> None:
+    """Write model.pt and then summary.json, which says that the run is done."""
+    run_dir = attempt.run_dir
+    val_nll, by_block = None, {}
+    if not trainer.diverged:
+        val_nll, weights = trainer.result()
+        checkpoint.save_torch(run_dir / run_files.MODEL, weights, attempt.require)
+        by_block = eval_context_lengths.evaluate(trainer, store)
+        for length, found in by_block.items():
+            if found["nll"] is None:
+                logger.info(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
+    summary = _summarize(trainer, store, val_nll)
+    summary[loss_digest.KEY] = loss_digest.describe(run_dir)
+    if by_block:
+        summary["val_nll_by_block"] = by_block
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    atomic_write(run_dir / run_files.SUMMARY, text, guard=attempt.require)
+    files = run_files.list_files(run_dir)
+    failures.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
+    outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
+    logger.info(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
+
+
+def _summarize(trainer: Trainer, store: TokenStore, val_nll: float | None) -> dict[str, Any]:
+    config = trainer.config
+    parameters, flops_per_token = measure(config.model)
+    return {
+        "iters": trainer.iter,
+        "max_iters": config.trainer.max_iters,
+        "tokens": trainer.tokens,
+        "seconds": round(trainer.seconds, 3),
+        "final_loss": _number(trainer.final_loss),
+        "val_nll": None if val_nll is None else _number(val_nll),
+        "val_tokens": int((trainer.heldout[1] != -1).sum()),
+        "initial_loss": _number(trainer.initial_loss),
+        "best_val_nll": _number(trainer.evaluations.best),
+        "best_iter": trainer.evaluations.best_iter,
+        "diverged": trainer.diverged,
+        "stopped_early": trainer.stopped_early,
+        "parameters": parameters,
+        "flops_per_token": flops_per_token,
+        "peak_memory_bytes": peak_memory(trainer.device),
+        "device": describe(trainer.device),
+        "processes": trainer.strategy.world,
+        "fingerprint": config.fingerprint(),
+        **trainer.inputs,
+        "skipped_documents": store.skipped,
+        "corpus": asdict(corpus_usage.Usage.of(store, config.data)) if store.complete else None,
+    }
+
+
+def _number(value: float) -> float | None:
+    """Return None for NaN and infinity, which JSON lacks."""
+    return value if math.isfinite(value) else None
