@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         prepare()
         from ablatrix.trainer.run import execute
 
-        signals.wait_for_them()
+        signals.raise_from_now_on()
         code = execute(config, argv, signals)
         signals.ignore()
         return code

@@ -1,4 +1,4 @@
-"""A whole optimiser step as one CUDA graph: of a small model's step on a GPU nearly all is the launching of kernels."""
+"""A whole optimiser step as one CUDA graph: launching kernels takes most of a small model's step on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ablatrix.trainer.optimizers import Optimizer
 
-WARM_UP = 3  # steps done one kernel at a time before recording: they allocate, choose algorithms and compile
+WARM_UP = 3  # steps before recording: they allocate, choose algorithms and compile
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,7 +41,7 @@ class GraphedStep:
         return self.result
 
     def _on_side_stream(self, x: Tensor, y: Tensor) -> Tensor:
-        """A step as recording will do it: not on the default stream."""
+        """Do a step as recording will: not on the default stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -50,7 +50,7 @@ class GraphedStep:
         return result
 
     def _record(self, x: Tensor, y: Tensor) -> None:
-        """Recording runs nothing: the parameters are as before."""
+        """Record a step; nothing is computed, and the parameters stay as they are."""
         self.x, self.y = x.clone(), y.clone()
         self.optimizer.zero_grad()
         self.graph = torch.cuda.CUDAGraph()

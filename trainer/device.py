@@ -1,4 +1,4 @@
-"""Where a run computes, and with how many threads."""
+"""The device of a run, its number of threads, and its allocator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `trainer.device`; `auto` is cuda, then mps, then cpu. Raises UserError where it is not there."""
+    """Return the device of `trainer.device`; `auto` is cuda, then mps, then cpu. Raises UserError if it is missing."""
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """`cuda (NVIDIA H200)` or `cpu (4 threads)`."""
+    """Return `cuda (NVIDIA H200)` or `cpu (4 threads)`."""
     import torch
 
     if device.type == "cuda":
@@ -38,16 +38,16 @@ def describe(device: torch.device) -> str:
 
 
 def prepare() -> None:
-    """Set up this process for training. Before torch is imported, whose libraries look at it once."""
+    """Set up this process for training, before torch and its libraries are imported."""
     limit_threads()
     keep_memory()
 
 
 def keep_memory() -> None:
-    """Have the C library keep freed memory instead of giving it back to the kernel.
+    """Make glibc keep freed memory instead of returning it to the kernel.
 
-    By default glibc maps every larger tensor anew, and the kernel clears its pages at the first touch: half of the time
-    of a small model's step. Elsewhere than with glibc nothing is done.
+    By default glibc maps every large tensor again, and the kernel clears its pages at the first touch: half of the time
+    of a small model's step.
     """
     import ctypes
 
@@ -64,9 +64,9 @@ def keep_memory() -> None:
 def tune_products(device: torch.device) -> None:
     """Choose how float32 matrices are multiplied.
 
-    cuda: TF32. cpu: torch's setting "medium" sends products to oneDNN, which is up to twice as fast as MKL on
-    processors that are not Intel's; where the hardware has units for it, it also lets them round to bfloat16. So it is
-    taken only where a product against float64 shows that nothing is rounded.
+    cuda: TF32. cpu: torch's setting "medium" sends products to oneDNN, up to twice as fast as MKL on processors that
+    are not Intel's; on hardware with units for it, it also rounds to bfloat16. It is used only if a comparison with
+    float64 shows that nothing is rounded.
     """
     import torch
 

@@ -17,12 +17,12 @@ from typing import Any
 
 STEPS = 3
 WINDOWS = 4
-SCHEDULE_POINTS = 2000  # of longer schedules every n-th rate is looked at
+SCHEDULE_POINTS = 2000  # of longer schedules every n-th rate is compared
 SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")
 
 
 def signature(tree: dict[str, Any]) -> dict[str, str]:
-    """{"sizes", "training", "schedule", "end", "data"}: a short hash or description of each."""
+    """Return {"sizes", "training", "schedule", "end", "data"}: a short hash or description of each."""
     from ablatrix.trainer.config import validate
     from ablatrix.trainer.schedules import learning_rate
 
@@ -40,7 +40,7 @@ def signature(tree: dict[str, Any]) -> dict[str, str]:
 
 
 def _end(config: Any) -> str:
-    """What may end the training early, or change it in a way that is not known here."""
+    """Return what may end the training early, or change it in a way that cannot be computed here."""
     settings, own = config.trainer, ",".join(config.callbacks.custom)
     if not settings.early_stop_patience:
         return own
@@ -49,7 +49,7 @@ def _end(config: Any) -> str:
 
 
 def _train(config: Any) -> str:
-    """Hash of the parameters after a few steps of the shrunken model on made-up tokens, dropout included."""
+    """Return a hash of the parameters after a few steps of the shrunken model on made-up tokens, dropout included."""
     import numpy as np
 
     from ablatrix.trainer.loop import Trainer
@@ -92,7 +92,7 @@ def main() -> int:
     from ablatrix.trainer.rundir.errors import AblatrixError
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # a component of the user's own may print
+        with contextlib.redirect_stdout(sys.stderr):  # a custom component may print
             signatures = [signature(tree) for tree in json.load(sys.stdin)]
         print(json.dumps(signatures))
     except AblatrixError as error:

@@ -18,7 +18,7 @@ from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memo
 
 
 def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
-    """Windows x, y (N, T) as windows of `length` tokens: each cut from its start on, the rest padded."""
+    """Return windows x, y (N, T) cut into windows of `length` tokens, the last of each padded."""
     x, y = windows
     count, longest = x.shape
     pieces = -(-longest // length)
@@ -31,10 +31,10 @@ def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
 
 
 def evaluate(trainer: Trainer, store: batches.TokenStore) -> dict[str, dict[str, Any]]:
-    """For each of trainer.eval_blocks {"nll": nats per token, "tokens": scored}, or {"nll": None, "why": reason}.
+    """Return {length: {"nll": nats per token, "tokens": scored} or {"nll": None, "why": reason}} for eval_blocks.
 
-    Every process of a run must call it. Nothing is evaluated at lengths that the model's positions cannot reach, nor
-    where memory does not suffice: the training is over, and its result must not be lost to that.
+    Every process of a run must call it. Lengths beyond the model's positions, or beyond the available memory, are
+    skipped: the training is over, and its result must not be lost.
     """
     config = trainer.config
     wanted = config.trainer.eval_blocks
@@ -65,7 +65,7 @@ def _at(trainer: Trainer, windows: tuple[Array, Array], length: int) -> dict[str
 
 
 def out_of_reach(config: RunConfig, length: int) -> str:
-    """Why a resolved config's model cannot read `length` tokens; '' where it can."""
+    """Return why a resolved config's model cannot read `length` tokens, '' if it can."""
     model = ResolvedGPTConfig.of(config.model)
     if length <= model.block_size or model.extrapolates:
         return ""

@@ -25,7 +25,7 @@ from ablatrix.trainer.schedules import learning_rate
 
 
 class Source(Protocol):
-    """What the loop trains on: the numpy batches (x, y), (B, T) each, from number `start` up to `stop`, in order."""
+    """The batches (x, y) of numpy arrays, (B, T) each, from number `start` up to `stop`, in order."""
 
     def __call__(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]: ...
 
@@ -35,7 +35,7 @@ class Trainer:
 
     `iter` is the number of optimiser steps completed. Callbacks are called at the events of callbacks/base.py.
 
-    strategy: how this process shares the run with others; by default it is alone. All of them see the same batches,
+    strategy: how this process shares the run with others, by default with none. All processes have the same batches,
     rows, evaluations and stops, and call `state()`, `weights()` and `result()` together.
     """
 
@@ -58,25 +58,25 @@ class Trainer:
         self.optimizer.across = self.strategy.norm
         self.callbacks: list[Callback] = []  # by priority
         self.stop_requested = False
-        self.stopped_by = ""  # who has requested it, for the log: a signal's name
+        self.stopped_by = ""  # what requested it, for the log: a signal's name
         self.save_requested = False
         self.diverged = False
         self.evaluations = Improvement(settings.early_stop_patience, settings.early_stop_min_delta)
         self._branch_step = branch_step(settings)
-        self.parts = settings.grad_accum  # that a batch is worked through in
+        self.parts = settings.grad_accum  # of a batch, computed one after the other
         self.row: dict[str, Any] = {}
         self._graph: GraphedStep | None = None
-        # On a CPU the written-out kernels are faster than what a compiler makes of the formulas
+        # On a CPU the hand-written kernels are faster than compiled ones
         if settings.compile and self.device.type == "cuda" and self.strategy.world == 1:
             self.model.compile_parts()
             self._graph = GraphedStep(self._update, self.optimizer, self.device)
 
         self.iter = 0
-        self.seconds = 0.0  # of training: evaluations, checkpoints and start-up are not in it
+        self.seconds = 0.0  # of training, without evaluations, checkpoints and start-up
         self.initial_loss = math.nan
         self.final_loss = math.nan
         self.val_loss: float | None = None  # after `iter` steps; None: not evaluated there
-        # Since the last row. Kept on the device: reading a number back makes the host wait for it.
+        # Since the last row, on the device: reading a number back makes the host wait
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=wide, device=self.device)  # loss, grad_norm
         self._row_iter, self._row_seconds = 0, 0.0
@@ -100,17 +100,17 @@ class Trainer:
 
     @property
     def stopped_early(self) -> bool:
-        """Have the evaluations stopped improving (early_stop_patience), before the last step?"""
+        """True if the evaluations stopped improving (early_stop_patience) before the last step."""
         return self.evaluations.exhausted and self.iter < self.config.trainer.max_iters
 
     @property
     def tokens(self) -> int:
-        """Trained on so far."""
+        """Tokens trained on so far."""
         return self.iter * self.config.trainer.batch_size * self.config.data.block_size
 
     @property
     def windows(self) -> int:
-        """Of a batch that this process works through."""
+        """Windows of a batch that this process computes."""
         return self.config.trainer.batch_size // self.strategy.shares
 
     def run(self) -> None:
@@ -130,7 +130,7 @@ class Trainer:
         self.trigger("on_train_end")
 
     def _agree(self) -> None:
-        """Where one process wants to stop, or to save, all do."""
+        """Stop, or save, in all processes if one of them wants to."""
         self.stop_requested, self.save_requested = self.strategy.agree(self.stop_requested, self.save_requested)
 
     def _step(self, x: Array, y: Array) -> None:
@@ -144,16 +144,16 @@ class Trainer:
         self.val_loss = None
 
     def _seed(self) -> None:
-        """Dropout of a step depends on (seed, step) and the parts alone: a resumed run needs no generator state."""
+        """Seed dropout by (seed, step) and the parts alone: a resumed run needs no generator state."""
         self.strategy.seed(step_seed(self.config.system.seed, self.iter))
 
     def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Change the weights by one batch; its loss and the gradient's norm, (2,)."""
+        """Change the weights by one batch; return its loss and the gradient's norm, (2,)."""
         loss = self._gradients(x, y)
         return torch.stack((loss, self.optimizer.step()))
 
     def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
-        """Fill the gradients from a batch and return its loss. Where memory runs out, once more in smaller parts."""
+        """Fill the gradients from a batch and return its loss; retry in smaller parts if memory runs out."""
         while True:
             reason = ""
             try:
@@ -162,7 +162,7 @@ class Trainer:
                 if not (self.strategy.can_retry and is_out_of_memory(error)):
                     raise
                 reason = first_line(error)
-            # Out here the error is gone, and with its traceback all that the failed attempt had allocated
+            # Out of the handler, the error and the memory that its traceback holds have been freed
             (failed,) = self.strategy.agree(bool(reason))
             if not failed:
                 return self.strategy.reduce(loss)
@@ -178,7 +178,7 @@ class Trainer:
         return sum(losses[1:], losses[0])
 
     def _use_less_memory(self, reason: str) -> None:
-        """More parts to a batch: their mean loss and gradients are the batch's own, but for the order of the sums."""
+        """Cut batches into more parts: same mean loss and gradients, except for the order of the sums."""
         parts = more_parts(self.windows, self.parts)
         if parts is None:
             raise RunError(
@@ -191,18 +191,18 @@ class Trainer:
         self.trigger("on_out_of_memory")
 
     def autocast(self) -> torch.autocast:
-        """The context in which products are done in `trainer.dtype`."""
+        """Return the context in which products are computed in `trainer.dtype`."""
         half = self.config.trainer.dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":  # only from pinned memory does a copy run beside the kernels
+        if self.device.type == "cuda":  # copies overlap with kernels only from pinned memory
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
     def _boundary(self) -> None:
-        """What is due after this step: a row, an evaluation, a checkpoint."""
+        """Do what is due after this step: a row, an evaluation, a checkpoint."""
         settings = self.config.trainer
         if self.row_due:
             with self.paused():
@@ -222,7 +222,7 @@ class Trainer:
         return i in (1, s.max_iters) or i % s.log_interval == 0 or self.eval_due
 
     def rows_until(self, step: int) -> set[int]:
-        """The steps up to this one of which loss.csv has a row."""
+        """Return the steps up to this one that have a row in loss.csv."""
         s = self.config.trainer
         steps = {1, *range(s.log_interval, step + 1, s.log_interval)}
         steps |= set(range(s.eval_interval, step + 1, s.eval_interval)) if s.eval_interval > 0 else set()
@@ -263,7 +263,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside is not counted as training."""
+        """Do not count the time spent inside as training."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - self._since
@@ -272,23 +272,23 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, windows: tuple[Array, Array] | None = None) -> float | None:
-        """NLL of the held-out windows, nats per scored token; None where nothing is scored. Draws no randomness.
+        """Return the NLL of the held-out windows, nats per scored token, None if nothing is scored. Uses no randomness.
 
-        windows: others than those given at the start.
+        windows: instead of the held-out ones.
         """
         x, y = windows or self.heldout
         scored = int((y != -1).sum())
         if not scored:
             return None
         self.model.eval()
-        # at most about 4096 tokens at a time: the result must not depend on how much memory there is
+        # about 4096 tokens at a time: the result must not depend on the available memory
         size = max(1, 4096 // x.shape[1])
         total = self.strategy.evaluate(x, y, size, self._nll)
         self.model.train()
         return total / scored
 
     def _nll(self, x: Array, y: Array) -> float:
-        """Sum over the scored tokens; in two halves where memory does not suffice."""
+        """Return the sum over the scored tokens, computed in two halves if memory runs out."""
         try:
             with self.autocast():
                 return float(self.model.loss(self._to_device(x), self._to_device(y), divisor=1.0))
@@ -299,9 +299,9 @@ class Trainer:
         return self._nll(x[:half], y[:half]) + self._nll(x[half:], y[half:])
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to go on as if nothing had happened. Tensors are not copied.
+        """Return all that `load_state` needs to continue bit-identically. Tensors are not copied.
 
-        The same for every strategy, so that a run can go on with another one; complete in the lead.
+        The same for every strategy, so that a run can continue with another one; complete in rank 0 only.
         """
         return {
             "fingerprint": self.config.fingerprint_until(self.iter),
@@ -349,17 +349,17 @@ class Trainer:
         return {**progress, **{name: before[name] for name in undone}}
 
     def result(self) -> tuple[float | None, dict[str, Any]]:
-        """The final held-out NLL and the model's state dict, of a run that has not diverged."""
+        """Return the final held-out NLL and the model's state dict of a run that has not diverged."""
         # a run killed between its last checkpoint and its summary has not evaluated in this attempt
         nll = self.val_loss if self.val_loss is not None else self.evaluate()
         return nll, self.weights()
 
     def weights(self) -> dict[str, Any]:
-        """The whole model's state dict; all processes of a run call it together."""
+        """Return the whole model's state dict; all processes of a run call it together."""
         return self.strategy.whole(self.model.state_dict())
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of the default generator for the step that follows `step` completed ones."""
+    """Return the seed of the default generator for the step after `step` completed ones."""
     digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

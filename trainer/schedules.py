@@ -13,10 +13,10 @@ from ablatrix.trainer.config.optimization import schedule_name, settled
 
 
 def learning_rate(step: int, config: TrainerConfig) -> float:
-    """Learning rate of optimiser step number `step`, counted from 1 to max_iters.
+    """Return the learning rate of optimiser step number `step`, counted from 1 to max_iters.
 
     Warm-up: peak * step / warmup_steps, which is 0 before the first step and the peak at step warmup_steps (Goyal et
-    al. 2017, section 2.2). After it what `schedule` names.
+    al. 2017, section 2.2). Then the shape that `schedule` names.
     """
     if step < config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
@@ -40,7 +40,7 @@ def linear(step: int, config: TrainerConfig) -> float:
 
 
 def inverse_sqrt(step: int, config: TrainerConfig) -> float:
-    """peak * sqrt(w / t), without warm-up peak / sqrt(t): Vaswani et al. 2017, eq. 3, with a peak that is chosen."""
+    """peak * sqrt(w / t), without warm-up peak / sqrt(t): Vaswani et al. 2017, eq. 3, with a free peak."""
     return config.learning_rate * math.sqrt(max(1, config.warmup_steps) / max(1, step))
 
 
@@ -83,11 +83,11 @@ SHAPES = {"cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt, "wsd
 
 
 def _ends(config: TrainerConfig) -> tuple[float, float]:
-    """Peak and floor."""
+    """Return peak and floor."""
     return config.learning_rate, config.min_lr_ratio * config.learning_rate
 
 
 def _done(step: int, config: TrainerConfig) -> float:
-    """Part of the time after the warm-up that has passed, from 0 to 1."""
-    # all steps may be warm-up: then the peak is reached at the very end and nothing is left to decay
+    """Return the part of the steps after the warm-up that is done, from 0 to 1."""
+    # if all steps are warm-up, the peak is reached at the end and nothing decays
     return min(1.0, (step - config.warmup_steps) / max(1, config.max_iters - config.warmup_steps))

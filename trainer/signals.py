@@ -9,14 +9,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Interrupted(BaseException):
-    """A signal came before training began. There is nothing to save, and no `except Exception` may swallow it."""
+    """A signal came before training began. Nothing needs saving, and no `except Exception` may swallow it."""
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGINT and SIGUSR2.
+    """Records SIGTERM, SIGINT and SIGUSR2.
 
-    Before `wait_for_them` a signal is only noted, because an exception within an import leaves modules half made. From
-    then on until `training` is set, the first of them raises Interrupted: reading a large corpus may take long.
+    Until `raise_from_now_on` a signal is only recorded, because an exception within an import leaves modules half
+    imported. From then on until `training` is set, the first one raises Interrupted: reading a corpus may take long.
     """
 
     def __init__(self) -> None:
@@ -25,18 +25,19 @@ class StopSignals:
         self.training = False
 
     def install(self) -> None:
+        """Handle the signals from now on."""
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # whoever started us may have held them back until now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent process may have blocked them until now
 
-    def wait_for_them(self) -> None:
-        """The imports are over: raise Interrupted for the signal that has come, or when one comes."""
+    def raise_from_now_on(self) -> None:
+        """Raise Interrupted for a signal that has come or will come, once all imports are done."""
         self.raising = True
         if self.received is not None:
             raise Interrupted
 
     def ignore(self) -> None:
-        """The result is on disk: a signal during the interpreter's exit must not turn it into a failure."""
+        """Ignore signals from now on: the result is on disk, and the exit must not turn into a failure."""
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
 
@@ -48,5 +49,5 @@ class StopSignals:
 
     @property
     def name(self) -> str:
-        """`SIGUSR2`; empty where none was received."""
+        """The signal received, such as `SIGUSR2`; empty if none."""
         return signal.Signals(self.received).name if self.received is not None else ""

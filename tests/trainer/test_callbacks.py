@@ -182,7 +182,7 @@ class TestEarlyStop:
         found = Improvement(patience=2, min_delta=0.1)
         for step, nll in enumerate((3.0, 2.95, 2.89)):
             found.note(step, nll)
-        assert (found.vain, found.reference, found.best) == (0, 2.89, 2.89)
+        assert (found.num_bad_evals, found.reference, found.best) == (0, 2.89, 2.89)
         found.note(3, 2.80)
         assert not found.exhausted
         found.note(4, 2.795)

@@ -72,14 +72,12 @@ def run_both(
 # ---- against torch's
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-def test_sgd_equals_torch(momentum: float, nesterov: bool, clip: float, fused: bool) -> None:
+def test_sgd_equals_torch(momentum: float, nesterov: bool, clip: float) -> None:
     ours, theirs = small(), small()
     reference = torch.optim.SGD(groups(theirs, 0.3), lr=1.0, momentum=momentum, nesterov=nesterov)
     mine = SGD(decaying(ours), momentum, nesterov, 0.3, clip)
-    mine.fused = mine.fused and fused
     run_both(mine, ours, [reference], theirs)
 
 

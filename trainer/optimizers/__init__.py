@@ -1,8 +1,8 @@
 """The optimisers: one file each, behind the interface of `base.Optimizer`.
 
-None is torch's own: creating one of those imports torch._dynamo, which alone takes as long as the rest of a short
-job's start, and reads numbers back from the device, so that a step could not be recorded as a CUDA graph. The formulas
-are the same; tests hold each to torch's or to its paper's.
+torch.optim is not used: creating one of its optimisers imports torch._dynamo, which takes as long as the rest of a
+short job's start; its Muon and Adafactor read numbers back from the device, so that no step could be recorded as a CUDA
+graph; and its Adafactor bounds the learning rate by 1 / sqrt(step). Tests compare each with torch's or its paper's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["AdamW", "Optimizer", "decaying", "make"]
 
 
 def make(model: nn.Module, settings: TrainerConfig) -> Optimizer:
-    """The optimiser that `trainer.optimizer` names, of all trainable parameters of the model."""
+    """Return the optimiser that `trainer.optimizer` names, for all trainable parameters of the model."""
     settings = settled(settings)
     name, decay, clip = settings.optimizer, settings.weight_decay, settings.grad_norm_clip
     momentum, nesterov = settings.momentum or 0.0, bool(settings.nesterov)

@@ -40,16 +40,15 @@ class Adafactor(Optimizer):
         self.whole = {name: torch.zeros_like(p) for name, p in self.named.items() if p.ndim <= 1}
         self.steps = torch.zeros((), dtype=torch.float32, device=self.device)
 
-    def update(self, too_large: Tensor | None) -> None:
+    def update(self, divisor: Tensor | None) -> None:
         self.steps += 1
         share = self.steps**self.beta2_decay
-        for names, weight_decay in self.groups:
-            names = self._live(names)
-            for name, grad in zip(names, self._gradients(names, too_large), strict=True):
+        for names, weight_decay in self.groups_with_gradient():
+            for name, grad in zip(names, self.divided_gradients(names, divisor), strict=True):
                 self._update(name, self.named[name], grad, share, weight_decay)
 
     def _update(self, name: str, parameter: nn.Parameter, grad: Tensor, share: Tensor, weight_decay: float) -> None:
-        rate = self._rate()
+        rate = self.device_rate()
         change = grad * self._second_moment(name, grad, share).clamp_(min=TINY).rsqrt_()
         change /= (_rms(change) / self.update_clip).clamp_(min=1.0)
         step_size = _rms(parameter).clamp_(min=EPS_SCALE) * rate
@@ -57,7 +56,7 @@ class Adafactor(Optimizer):
         parameter.sub_(change.mul_(step_size))
 
     def _second_moment(self, name: str, grad: Tensor, share: Tensor) -> Tensor:
-        """V, of the gradient's shape; a new tensor."""
+        """Return V, a new tensor of the gradient's shape."""
         square = grad * grad + EPS_SQUARE
         if grad.ndim <= 1:
             return self.whole[name].lerp_(square, share).clone()
@@ -71,5 +70,5 @@ class Adafactor(Optimizer):
 
 
 def _rms(x: Tensor) -> Tensor:
-    """Root mean square, a scalar on the device."""
+    """Return the root mean square, a scalar on the device."""
     return torch.linalg.vector_norm(x) / x.numel() ** 0.5

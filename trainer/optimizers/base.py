@@ -1,4 +1,4 @@
-"""What every optimiser does alike: which weights decay, clipping by the global norm, the rate, saving and loading."""
+"""The base of all optimisers: which weights decay, clipping by the global norm, learning rate, saving, loading."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Parameters = Iterable[tuple[str, nn.Parameter, bool]]  # name, parameter, whethe
 
 
 def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
-    """(name, parameter, whether weight decay applies) of every trainable parameter, each once.
+    """Yield (name, parameter, whether weight decay applies) of every trainable parameter, each once.
 
-    minGPT's rule: matrices of linear maps decay; biases, norms and embeddings do not. Decided by shape and by the kind
-    of the owning module, so that a new norm needs no entry anywhere. A matrix that two modules share comes once, as its
+    minGPT's rule: matrices of linear maps decay; biases, norms and embeddings do not. Decided by shape and by the type
+    of the owning module, so that a new norm needs no entry anywhere. A matrix shared by two modules comes once, as its
     first owner's: a head tied to the token embeddings does not decay.
     """
     seen: set[nn.Parameter] = set()
@@ -30,9 +30,9 @@ def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
 class Optimizer:
     """The interface: `zero_grad`, `set_learning_rate` before every step, `step`, `state_dict`, `load_state_dict`.
 
-    weight_decay: on the parameters that are said to decay. grad_norm_clip: largest global L2 norm of the gradient; 0:
-    not clipped. An optimiser fills in `update` and `state_dict`; both keep to the device, without reading a number
-    back, so that a step can be recorded.
+    weight_decay: of the parameters that decay. grad_norm_clip: largest global L2 norm of the gradient; 0: no clipping.
+    A subclass implements `update` and `state_dict`; both stay on the device, without reading a number back, so that a
+    step can be recorded as a CUDA graph.
     """
 
     def __init__(self, parameters: Parameters, weight_decay: float, grad_norm_clip: float = 0.0) -> None:
@@ -44,18 +44,17 @@ class Optimizer:
             self.named[name] = parameter
             self.groups[0 if decays else 1][0].append(name)
         self.device = next(iter(self.named.values())).device
-        # on the device, where a recorded step finds it
-        self.rate = torch.zeros((), dtype=torch.float32, device=self.device)
+        self.rate = torch.zeros((), dtype=torch.float32, device=self.device)  # where a recorded step reads it
         # the norm of all gradients from that of these: a model may be spread over several processes
         self.across: Callable[[Tensor], Tensor] = lambda norm: norm
 
     def zero_grad(self) -> None:
-        """Forget the gradients. Setting them to zero would walk through them once more, and so would adding to them."""
+        """Drop the gradients, which is cheaper than setting them to zero and adding to them."""
         for parameter in self.named.values():
             parameter.grad = None
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Of the steps to come."""
+        """Set the learning rate of the steps to come."""
         self.learning_rate = learning_rate
         if self.device.type == "cuda":
             self.rate.fill_(learning_rate)
@@ -65,15 +64,15 @@ class Optimizer:
         """Clip, update every parameter, and return the gradient's norm before clipping (a scalar on the device)."""
         grads = [p.grad for p in self.named.values() if p.grad is not None]
         norm = self.across(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
-        self.update(self._too_large(norm))
+        self.update(self._clip_divisor(norm))
         return norm
 
-    def update(self, too_large: Tensor | None) -> None:
-        """Change the parameters that have a gradient, which counts as divided by `too_large` (None: as it is)."""
+    def update(self, divisor: Tensor | None) -> None:
+        """Change the parameters that have a gradient, each gradient divided by `divisor` (None: as it is)."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on besides parameters and gradients; tensors are not copied.
+        """Return all that the next step depends on besides parameters and gradients; tensors are not copied.
 
         Two levels at most: a scalar tensor, or parameter name -> tensor, under each key.
         """
@@ -81,42 +80,38 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy a `state_dict()` in. Raises KeyError or RuntimeError where it is another model's."""
+        """Copy a `state_dict()` in. Raises KeyError or RuntimeError if it is another model's."""
         _copy(self.state_dict(), state)
 
-    def _too_large(self, norm: Tensor) -> Tensor | None:
-        """What the gradients are to be divided by; None: by nothing."""
+    def groups_with_gradient(self) -> Iterator[tuple[list[str], float]]:
+        """Yield (names, weight decay) of the parameters that have a gradient."""
+        for names, weight_decay in self.groups:
+            if live := self.with_gradient(names):
+                yield live, weight_decay
+
+    def with_gradient(self, names: list[str]) -> list[str]:
+        """Return the names whose parameters have a gradient."""
+        return [name for name in names if self.named[name].grad is not None]
+
+    def divided_gradients(self, names: list[str], divisor: Tensor | None) -> list[Any]:
+        """Return the gradients of these parameters, divided in place."""
+        grads: list[Any] = [self.named[name].grad for name in names]
+        if grads and divisor is not None:
+            torch._foreach_div_(grads, divisor)
+        return grads
+
+    def device_rate(self) -> Any:
+        """Return the learning rate: a number, on cuda a scalar tensor."""
+        return self.rate if self.device.type == "cuda" else self.learning_rate
+
+    def _clip_divisor(self, norm: Tensor) -> Tensor | None:
+        """Return what the gradients must be divided by, None for nothing."""
         if not self.grad_norm_clip:
             return None
-        # waiting for the value costs nothing on a CPU, and saves a division of everything where it is small
+        # waiting for the value costs nothing on a CPU, and saves dividing all gradients if the norm is small
         if self.device.type == "cpu" and norm.item() <= self.grad_norm_clip:
             return None
         return ((norm + 1e-6) / self.grad_norm_clip).clamp(min=1.0)
-
-    def _has_kernel(self, name: str) -> bool:
-        """Has torch this fused kernel, for the device that the parameters are on?"""
-        return hasattr(torch, name) and self.device.type in ("cpu", "cuda", "mps")
-
-    def _each_group(self, change: Callable[[list[str], float, Tensor | None], None], too_large: Tensor | None) -> None:
-        """`change(names, weight_decay, too_large)` of the parameters with a gradient, of both groups."""
-        for names, weight_decay in self.groups:
-            if live := self._live(names):
-                change(live, weight_decay, too_large)
-
-    def _live(self, names: list[str]) -> list[str]:
-        """Those with a gradient."""
-        return [name for name in names if self.named[name].grad is not None]
-
-    def _gradients(self, names: list[str], too_large: Tensor | None) -> list[Any]:
-        """The gradients, divided in place."""
-        grads: list[Any] = [self.named[name].grad for name in names]
-        if grads and too_large is not None:
-            torch._foreach_div_(grads, too_large)
-        return grads
-
-    def _rate(self) -> Any:
-        """The learning rate where the parameters are: a number, on cuda a scalar tensor."""
-        return self.rate if self.device.type == "cuda" else self.learning_rate
 
 
 def _copy(into: dict[str, Any], state: dict[str, Any]) -> None:

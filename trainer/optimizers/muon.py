@@ -25,7 +25,7 @@ class Muon(Optimizer):
 
     The factor makes an update's root mean square AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4;
     torch calls it match_rms_adamw), so that one learning rate and one weight decay serve both halves. A matrix that
-    holds several maps, such as that of queries, keys and values, is taken as the one matrix it is.
+    holds several maps, such as that of queries, keys and values, counts as one matrix.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Muon(Optimizer):
         super().set_learning_rate(learning_rate)
         self.rest.set_learning_rate(learning_rate)
 
-    def update(self, too_large: Tensor | None) -> None:
-        self.rest.update(too_large)
-        names, rate = self._live(self.hidden), self._rate()
-        for name, grad in zip(names, self._gradients(names, too_large), strict=True):
+    def update(self, divisor: Tensor | None) -> None:
+        self.rest.update(divisor)
+        names, rate = self.with_gradient(self.hidden), self.device_rate()
+        for name, grad in zip(names, self.divided_gradients(names, divisor), strict=True):
             parameter, average = self.named[name], self.averages[name]
             average.lerp_(grad, 1 - self.momentum)
             change = grad.lerp(average, self.momentum) if self.nesterov else average
@@ -64,7 +64,7 @@ class Muon(Optimizer):
 
 
 def newton_schulz(matrix: Tensor, steps: int) -> Tensor:
-    """Nearly U Vᵀ of the matrix U S Vᵀ, (rows, columns): its singular values become about 1; worked out in bfloat16.
+    """Return about U Vᵀ of the matrix U S Vᵀ, (rows, columns), in bfloat16: its singular values become about 1.
 
     Each step maps them by the odd polynomial a s + b s³ + c s⁵, whose slope at 0 is as steep as possible (Jordan et al.
     2024): after five, what began above a thousandth lies within about 0.7 and 1.2.

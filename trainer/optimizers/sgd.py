@@ -11,7 +11,7 @@ from ablatrix.trainer.optimizers.base import Optimizer, Parameters
 
 
 class SGD(Optimizer):
-    """SGD with heavy-ball or Nesterov momentum (Sutskever et al. 2013), in the form that torch.optim.SGD gives it:
+    """SGD with heavy-ball or Nesterov momentum (Sutskever et al. 2013), as torch.optim.SGD defines it:
 
     g = gradient + weight_decay * w;  v = momentum * v + g;  w = w - lr * (g + momentum * v if nesterov else v).
 
@@ -24,38 +24,23 @@ class SGD(Optimizer):
         super().__init__(parameters, weight_decay, grad_norm_clip)
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = {name: torch.zeros_like(p) for name, p in self.named.items()} if momentum else {}
-        self.fused = self._has_kernel("_fused_sgd_")
 
-    def update(self, too_large: Tensor | None) -> None:
-        self._each_group(self._fused_update if self.fused else self._plain_update, too_large)
-
-    def _fused_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
-        params: list[Any] = [self.named[name] for name in names]
-        torch._fused_sgd_(
-            params,
-            [p.grad for p in params],
-            [self.velocity[name] for name in names] if self.momentum else [],
-            weight_decay=weight_decay,
-            momentum=self.momentum,
-            lr=self._rate(),
-            dampening=0.0,
-            nesterov=self.nesterov,
-            maximize=False,
-            is_first_step=False,  # a velocity of 0 makes it one
-            grad_scale=too_large,
-        )
-
-    def _plain_update(self, names: list[str], weight_decay: float, too_large: Tensor | None) -> None:
-        params: list[Any] = [self.named[name] for name in names]
-        change: Any = self._gradients(names, too_large)
-        if weight_decay:
-            change = torch._foreach_add(change, params, alpha=weight_decay)
-        if self.momentum:
-            velocity = [self.velocity[name] for name in names]
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(velocity, change)
-            change = torch._foreach_add(change, velocity, alpha=self.momentum) if self.nesterov else velocity
-        torch._foreach_add_(params, change, alpha=-self.learning_rate)
+    def update(self, divisor: Tensor | None) -> None:
+        for names, weight_decay in self.groups_with_gradient():
+            params: list[Any] = [self.named[name] for name in names]
+            torch._fused_sgd_(
+                params,
+                [p.grad for p in params],
+                [self.velocity[name] for name in names] if self.momentum else [],
+                weight_decay=weight_decay,
+                momentum=self.momentum,
+                lr=self.device_rate(),
+                dampening=0.0,
+                nesterov=self.nesterov,
+                maximize=False,
+                is_first_step=False,  # the velocity starts at 0
+                grad_scale=divisor,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"velocity": self.velocity}
