@@ -41,8 +41,10 @@ EXCEPTIONS = {
         "ablatrix.trainer.callbacks.custom",
         "ablatrix.trainer.data.batches",
         "ablatrix.trainer.data.corpus_files",
+        "ablatrix.trainer.data.corpus_usage",
         "ablatrix.trainer.data.formats",
         "ablatrix.trainer.data.tokenizer",
+        "ablatrix.trainer.data.tokens",
     },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
 }
