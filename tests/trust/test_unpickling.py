@@ -20,7 +20,7 @@ import pytest
 
 from ablatrix.orchestrator import cli
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.token_store import CompleteStore
+from ablatrix.trainer.data.token_store import CompleteStore, Meta
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
 from tests.support.evidence import Tally
@@ -157,7 +157,7 @@ def test_a_malicious_or_damaged_token_cache_is_made_again(
     path.write_bytes(contents[kind])
     meta.write_text(json.dumps({**record, "offsets_bytes": len(contents[kind])}))
     with pytest.raises(DataError, match=r"offsets.npy: damaged; remove the folder .* and start the run again"):
-        CompleteStore(store.folder, record)
+        CompleteStore(store.folder, Meta.model_validate(record))
 
     np.testing.assert_array_equal(open_tokens(config, folder).offsets, offsets)
 
