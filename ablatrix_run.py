@@ -1,4 +1,4 @@
-"""Five lines that make a training script a good citizen of a study. Python 3.8 and up, standard library only.
+"""Settings, metrics, checkpoints and stop requests for a training script in a study. Python 3.8, standard library.
 
     from ablatrix_run import run
 
@@ -33,7 +33,7 @@ EXIT_STOPPED = 75  # asked to stop, and everything is saved
 
 
 class Run:
-    """One run. Nothing is read or written, and no signal is listened to, before the first use."""
+    """One run. Nothing is read or written, and no signal is handled, before the first use."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.in_job = folder is None and "ABLATRIX_RUN_DIR" in os.environ
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The run's settings as nested dicts, {"model": {"layers": 3}}; empty where there are none."""
+        """The run's settings as nested dicts, {"model": {"layers": 3}}; empty if there are none."""
         if self._config is None:
             try:
                 with open(self.path(SETTINGS), encoding="utf-8") as file:
@@ -57,7 +57,7 @@ class Run:
         return self._config
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A setting by its dotted key, `run.get("model.layers", 3)`."""
+        """Return a setting by its dotted key, `run.get("model.layers", 3)`."""
         found: Any = self.config
         for part in key.split("."):
             if not isinstance(found, dict) or part not in found:
@@ -66,14 +66,14 @@ class Run:
         return found
 
     def path(self, name: str) -> str:
-        """A file of the run's folder, which is made if need be."""
+        """Return the path of a file in the run's folder, which is made if necessary."""
         os.makedirs(self.folder, exist_ok=True)
         return os.path.join(self.folder, name)
 
     def log(self, step: int, **values: Any) -> None:
-        """Add what is known of a step: loss, val_loss, lr, grad_norm, tokens, seconds, dt, and whatever else.
+        """Add the values of a step: loss, val_loss, lr, grad_norm, tokens, seconds, dt, and any others.
 
-        Numbers of torch and numpy are taken as they are. A line is written whole, or not at all.
+        Numbers of torch and numpy are accepted. A line is written whole, or not at all.
         """
         self.listen()
         record: dict[str, Any] = {"step": int(step), "_seconds": round(time.monotonic() - self._started, 6)}
@@ -90,38 +90,38 @@ class Run:
         while line:
             line = line[os.write(self._metrics, line) :]
         if not self.in_job:
-            told = "  ".join(f"{name} {value}" for name, value in record.items() if name != "_seconds")
-            print(told, flush=True)
+            text = "  ".join(f"{name} {value}" for name, value in record.items() if name != "_seconds")
+            print(text, flush=True)
 
     def listen(self) -> None:
-        """Note the signals that ask to stop. Called by all others; call it first where loading takes long."""
+        """Handle the signals that ask to stop. Called by the other methods; call it first if loading takes long."""
         if self._listening:
             return
         self._listening = True
         for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGUSR1"):
             if hasattr(signal, name):
-                with contextlib.suppress(ValueError):  # not the main thread: nothing can be listened to there
+                with contextlib.suppress(ValueError):  # only the main thread can handle signals
                     signal.signal(getattr(signal, name), self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if self._asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # whoever asks twice does not want to wait
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self._asked = number
 
     def should_stop(self) -> bool:
-        """Has the job been asked to end (its time limit, a preemption, a cancel, Ctrl-C)?"""
+        """True if the job was asked to end (time limit, preemption, cancel, Ctrl-C)."""
         self.listen()
         return self._asked is not None
 
     def stop(self) -> None:
-        """End the script, everything being saved: the run counts as stopped, and goes on when it is started again."""
+        """Exit after everything is saved: the run counts as stopped, and continues when it is started again."""
         sys.exit(EXIT_STOPPED)
 
     @contextlib.contextmanager
     def checkpoint(self, name: str) -> Iterator[str]:
-        """A path to write to; it takes the place of `name` in the run's folder when the block ends without an error.
+        """Yield a path to write to; it replaces `name` in the run's folder when the block ends without an error.
 
-        Whoever is killed in between leaves the old file as it was.
+        A script that is killed in between leaves the old file as it was.
         """
         target = self.path(name)
         temporary = f"{target}.{os.getpid()}.{time.time_ns()}.tmp"
@@ -139,7 +139,7 @@ class Run:
             raise
 
     def saved(self, name: str) -> str | None:
-        """The path of a checkpoint, None while there is none."""
+        """Return the path of a checkpoint, None if there is none."""
         path = self.path(name)
         return path if os.path.exists(path) else None
 

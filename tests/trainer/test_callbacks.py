@@ -110,7 +110,7 @@ class TestCheckpointsKept:
         assert [path.name[-6:-3] for path in checkpoint.checkpoints(run)] == ["024", "020", "015"]
 
     def test_one_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"trainer.save_total_limit: 1 is too few; keep 2 at least"):
+        with pytest.raises(ConfigError, match=r"trainer.save_total_limit: 1 is too few; keep at least 2"):
             from_flags(["--trainer.save_total_limit=1"])
 
     def test_best(self, overfit: Callable[..., Path]) -> None:

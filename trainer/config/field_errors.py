@@ -1,4 +1,4 @@
-"""Describe what pydantic refuses in the words of the file's author: what is expected, and what was found."""
+"""Describe pydantic's errors for users: what is expected, and what was found."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def spell(value: Any) -> str:
 def by_place(errors: Iterable[Any], data: Any) -> list[tuple[Path, list[Any]]]:
     """Return (keys, errors) of each value that is refused.
 
-    Where a value may be of several types, pydantic tells of each attempt: those that came furthest are kept.
+    If a value may be of several types, pydantic reports each attempt: those that came furthest are kept.
     """
     attempts: dict[Path, list[tuple[Path, Any]]] = {}
     for error in errors:
@@ -82,7 +82,7 @@ def by_place(errors: Iterable[Any], data: Any) -> list[tuple[Path, list[Any]]]:
 
 
 def _place(error: Any, data: Any) -> tuple[Path, Path | None]:
-    """The keys of the value that is refused, and those of the value with several types that it is or belongs to."""
+    """Return the keys of the refused value, and those of the value with several types that contains it."""
     path: list[str] = []
     alternative: Path | None = None
     value, location = data, error["loc"]
@@ -115,9 +115,9 @@ def split_entry(path: Path) -> tuple[Path, str]:
 
 def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
     """Return what is expected and what was found. errors: pydantic's for one value. field: its limits are named."""
-    told = next((error for error in errors if error["type"] == "value_error"), None)
-    if told:
-        return _with_value(str(told["msg"]).removeprefix("Value error, "), told["input"])
+    ours = next((error for error in errors if error["type"] == "value_error"), None)
+    if ours:
+        return _with_value(str(ours["msg"]).removeprefix("Value error, "), ours["input"])
     value, types = errors[0]["input"], {error["type"] for error in errors}
     if types & {"too_short", "string_too_short"} and errors[0]["ctx"]["min_length"] == 1:
         return "must not be empty"

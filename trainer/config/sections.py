@@ -25,7 +25,7 @@ Blocks = Annotated[
 
 
 def _listed(value: Any) -> Any:
-    """A single text stands for a list of one."""
+    """Return a single text as a tuple of one."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
@@ -47,7 +47,7 @@ def _calendar_date(text: str) -> str:
 
 def _two_at_least(number: int) -> int:
     if number < 2:
-        raise ValueError(f"{number} is too few; keep 2 at least: should the newest be damaged, the other one is needed")
+        raise ValueError(f"{number} is too few; keep at least 2: if the newest is damaged, the other one is needed")
     return number
 
 
@@ -80,7 +80,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """What is read: one JSON object per line, the text under `text_key`."""
+    """The corpus: one JSON object per line, the text under `text_key`."""
 
     file_path: Files = Field(
         "",
@@ -94,7 +94,7 @@ class DataConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How it is trained. Intervals are in optimiser steps; 0 switches the thing off."""
+    """Training. Intervals are in optimiser steps; 0 disables."""
 
     device: Device = Field("auto", description="auto: cuda, then mps, then cpu")
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
@@ -155,7 +155,7 @@ class TrainerConfig(Section):
 
 
 class SystemConfig(Section):
-    """Where it runs, and the seed."""
+    """Folders and seed."""
 
     work_dir: UserPath = Field("out/run", min_length=1, description="run folder")
     cache_dir: UserPath = Field(
@@ -168,7 +168,7 @@ class SystemConfig(Section):
 
 
 class CallbacksConfig(Section):
-    """What else a run writes, and what it warns of. Only `custom` may touch the training."""
+    """Further outputs and warnings. Only `custom` may change the training."""
 
     jsonl: bool = Field(False, description="rows of loss.csv as JSON lines in metrics.jsonl too")
     tensorboard: bool = Field(False, description="event files in tensorboard/, where that package is installed")
@@ -180,7 +180,7 @@ class CallbacksConfig(Section):
 
 
 class InfoConfig(Section):
-    """What the experiment is about, for people: goes into logs and reports."""
+    """A description of the experiment for logs and reports."""
 
     name: str = Field("", description="of the experiment")
     description: str = Field("", description="what is done")
@@ -188,8 +188,8 @@ class InfoConfig(Section):
     hypothesis: str = Field("", description="what is expected")
 
     def line(self) -> str:
-        """All of it in one line, '' where nothing was given."""
+        """Return all of it in one line, '' if nothing is set."""
         head = " ".join(filter(None, (self.name, f"({self.date})" if self.date else "")))
         hypothesis = f"hypothesis: {self.hypothesis}" if self.hypothesis else ""
-        told = "; ".join(" ".join(text.split()) for text in (head, self.description, hypothesis) if text)
-        return f"experiment: {told}" if told else ""
+        text = "; ".join(" ".join(part.split()) for part in (head, self.description, hypothesis) if part)
+        return f"experiment: {text}" if text else ""

@@ -1,4 +1,4 @@
-"""The nearest valid name for an unknown key, and what other programs call our settings."""
+"""Suggestions for unknown keys: the nearest valid name, and names that other programs use."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ for _name, _words in _NAMES.items():
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """' (did you mean ...?)' for a mistyped key or another program's name for it, '' where nothing is near."""
+    """Return ' (did you mean ...?)' for a mistyped key or another program's name for it, '' if nothing is near."""
     section, _, word = key.rpartition(".")
     tail = {name.rpartition(".")[2]: name for name in reversed(known)}
     meant = ALIASES.get(word.lower().replace("-", "_"), ())

@@ -1,10 +1,10 @@
-"""Names of tokenizers that mean the same one."""
+"""Aliases of tokenizer names."""
 
 from __future__ import annotations
 
-ALIASES = {"openai-community/gpt2": "gpt2"}  # the hub's name today, and the one everybody writes
+ALIASES = {"openai-community/gpt2": "gpt2"}  # the hub's name, and the usual one
 
 
 def canonical(name: str) -> str:
-    """The name under which a tokenizer is kept: one for all the names that mean the same."""
+    """Return the name under which a tokenizer is stored, the same for all its aliases."""
     return ALIASES.get(name, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def allotted_cores(environ: Mapping[str, str] = os.environ, cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """The least of Slurm's CPUs per task, the affinity mask and the cgroup's CPU quota; at least 1."""
+    """Return the minimum of Slurm's CPUs per task, the affinity mask and the cgroup's CPU quota; at least 1."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = [len(affinity(0)) if affinity else os.cpu_count() or 1]
     slurm = environ.get("SLURM_CPUS_PER_TASK", "")
@@ -21,7 +21,7 @@ def allotted_cores(environ: Mapping[str, str] = os.environ, cgroups: Path = Path
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs that the cgroup of this process and those around it allow (v2, then v1); None: no limit."""
+    """Return the CPUs that this process's cgroup and its parents allow (v2, then v1), None for no limit."""
     quotas = [_v2_quota(folder / "cpu.max") for folder in _own_cgroups(root, membership)]
     quotas.append(_v1_quota(root / "cpu"))
     found = [quota for quota in quotas if quota is not None]
@@ -29,7 +29,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
 
 
 def _own_cgroups(root: Path, membership: Path) -> list[Path]:
-    """The folder of this process's cgroup and all above it, up to the mount point."""
+    """Return the folder of this process's cgroup and all above it, up to the mount point."""
     for line in _read(membership).splitlines():
         if line.startswith("0::/"):
             path = root / line.removeprefix("0::/")

@@ -2,7 +2,7 @@
 
 
 def printable(text: str) -> str:
-    """The text in one line; what cannot be shown, in Python's spelling."""
+    """Return the text in one line; unprintable characters in Python's spelling."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -18,13 +18,13 @@ class AblatrixError(Exception):
 
 
 class UserError(AblatrixError):
-    """The user asked for something that cannot be: says what to do instead (exit code 2)."""
+    """A user's mistake; the message says what to do instead (exit code 2)."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """One or more faults in a configuration; all of them, one line each."""
+    """All faults of a configuration, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -40,7 +40,7 @@ class DataError(UserError):
 
 
 class OfflineCacheError(UserError):
-    """Something is missing from the offline cache; the message names the command that mends it."""
+    """Something is missing from the offline cache; the message names the command that fixes it."""
 
 
 class RunError(AblatrixError):

@@ -1,4 +1,4 @@
-"""What summary.json records of loss.csv, by which a change of the file after its run is noticed."""
+"""Digest of loss.csv in summary.json, which reveals changes of the file after its run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses at which the processes of one run reach each other. Needs the standard library only."""
+"""Host names, ports and network interfaces for the processes of one run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import socket
 import struct
 import sys
 
-SIOCGIFADDR = 0x8915  # the ioctl that tells an interface's IPv4 address
+SIOCGIFADDR = 0x8915  # the ioctl that returns an interface's IPv4 address
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"  # torch's variable; by default gloo takes the address of the machine's own name
 
 
 def resolves(host: str) -> bool:
-    """Is there an address for this name?"""
+    """True if the name has an address."""
     try:
         return bool(socket.getaddrinfo(host, None))
     except OSError:
@@ -20,13 +20,13 @@ def resolves(host: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at now."""
+    """Return a port of this machine that no process listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface by which this machine reaches the host; None where that cannot be known."""
+    """Return the network interface by which this machine reaches the host, None if unknown."""
     if not host or sys.platform != "linux":
         return None
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -49,7 +49,7 @@ def _address(probe: socket.socket, name: str) -> str:
 
 
 def listen(host: str, port: int, everywhere: bool) -> int:
-    """File descriptor of a socket that listens at the host's address, or at all addresses of this machine."""
+    """Return a descriptor of a socket that listens at the host's address, or at all addresses of this machine."""
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     server = socket.socket(family, kind, proto)
     try:
@@ -63,9 +63,9 @@ def listen(host: str, port: int, everywhere: bool) -> int:
 
 
 def is_own_name_only(host: str) -> bool:
-    """Is this a name that means the loopback here, as that of the machine itself does on many? Others see it elsewhere.
+    """True if a host name, not an address, resolves to the loopback here, as many machines' own names do.
 
-    An address is what it is, on every machine.
+    Other machines resolve it to another address.
     """
     with contextlib.suppress(OSError):
         socket.inet_aton(host)

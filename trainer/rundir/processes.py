@@ -13,7 +13,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def machine() -> str:
-    """Equal for two processes only if one can see the other by its process id: same boot, same pid namespace."""
+    """Return a name that two processes share if one can see the other's process id: same boot, same pid namespace."""
     try:
         return f"{_boot()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -21,7 +21,7 @@ def machine() -> str:
 
 
 def born(pid: int) -> str:
-    """When a process started, in the kernel's ticks since boot; "" for one that is not there (or is a zombie)."""
+    """Return when a process started, in ticks since boot; "" if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -30,7 +30,7 @@ def born(pid: int) -> str:
 
 
 def identity(pid: int) -> str:
-    """What no other process of this host ever has: its birth and the boot; "" for one that is not there."""
+    """Return an identity unique on this host, from the process's start and the boot; "" if it does not exist."""
     ticks = born(pid)
     try:
         return f"{ticks} {_boot()[:8]}" if ticks else ""

@@ -1,17 +1,17 @@
-"""Fingerprints of the corpus and tokenizer as a run's files record them: names, and what a difference means."""
+"""Fingerprints of corpus and tokenizer in a run's files: their names, and the settings that changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# In summary.json, provenance.json and checkpoints; DATA, of every line, is known once the corpus has been read
+# In summary.json, provenance.json and checkpoints; DATA covers every line, and is known once the corpus is read
 CORPUS, TOKENIZER, DATA = "corpus_fingerprint", "tokenizer_fingerprint", "data_fingerprint"
 SETTINGS = {CORPUS: "data.file_path", TOKENIZER: "data.tokenizer"}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
-    """Return the settings whose file has another content `now`; what only one side knows counts as the same."""
+    """Return the settings whose content has changed; a fingerprint that only one side has is ignored."""
     different = {name for name in (*SETTINGS, DATA) if name in before and before[name] != now.get(name, before[name])}
     found = [setting for name, setting in SETTINGS.items() if name in different]
     return found or ([SETTINGS[CORPUS]] if different else [])
