@@ -13,7 +13,7 @@ class AblatrixError(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """What a terminal is shown, a line per problem: a newline or an escape sequence in a name as `\\n`, `\\x1b`."""
+        """The lines to show, one per problem; a newline or an escape sequence in a name is written `\\n`, `\\x1b`."""
         return [printable(str(self))]
 
 
