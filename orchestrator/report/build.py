@@ -25,7 +25,7 @@ FOLDER = "report"
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """A cell in the verdict table. value: its mean; effect and interval: against the baseline, in its unit."""
+    """A cell in the verdict table. value: its mean; effect: against the baseline; p_value: Holm-corrected."""
 
     cell: str
     done: int
@@ -40,7 +40,7 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, for the terminal, and the files written. p_value: corrected by Holm's method."""
+    """Results for the terminal, and the files written."""
 
     name: str
     rows: tuple[VerdictRow, ...]
@@ -107,8 +107,8 @@ def compare(
 
     if len(study_dirs) < 2:
         raise UserError("side by side: give at least two studies")
-    given = states or [{}] * len(study_dirs)
-    analyses = [analyse(collect.read_study(d, s)) for d, s in zip(study_dirs, given, strict=True)]
+    states = states or [{}] * len(study_dirs)
+    analyses = [analyse(collect.read_study(d, s)) for d, s in zip(study_dirs, states, strict=True)]
     if folder is None:
         joined = "-".join(d.resolve().name for d in study_dirs)
         folder = study_dirs[0].resolve().parent / f"compare-{joined}"[:120]
@@ -134,7 +134,7 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
 
 
 def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
-    """The verdict table, a row a cell in the study's order."""
+    """Return the verdict table, a row per cell in the study's order."""
     from ablatrix.orchestrator.report import verdicts
 
     rows = []

@@ -28,7 +28,7 @@ States = Mapping[str, str | tuple[str, str]]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: what was asked for, what state it is in, and what its files say."""
+    """One run: its entry in study.json, its state and the content of its files."""
 
     id: str
     cell: str
@@ -172,7 +172,7 @@ def _is_kept(key: str, wanted: Any) -> bool:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as it stands on disk. digest: of everything that was read, states included."""
+    """A study on disk. digest: of everything that was read, states included."""
 
     name: str
     folder: Path

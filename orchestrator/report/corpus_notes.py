@@ -1,4 +1,4 @@
-"""What of the corpus the runs did not read, or read and could never draw."""
+"""Notes on lines of the corpus that were skipped and on documents too short for a training window."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _usages(runs: Sequence[RunRecord]) -> dict[int, tuple[int, ...]]:
-    """Return FIELDS of the runs' corpus by block size, one for each."""
+    """Return block size -> FIELDS of the corpus."""
     found: dict[int, tuple[int, ...]] = {}
     for run in runs:
         usage, block = run.summary.get("corpus"), run.setting("data.block_size")

@@ -15,7 +15,7 @@ BINS = 120
 
 
 def tokens_of(run: RunRecord) -> np.ndarray:
-    """Tokens at each row of the training curve (G,); from the configuration where loss.csv does not say."""
+    """Return the tokens at each row of the training curve (G,); from the configuration if loss.csv has none."""
     tokens = run.curve.train["tokens"]
     if np.isfinite(tokens).any() or not len(tokens):
         return tokens
@@ -24,7 +24,7 @@ def tokens_of(run: RunRecord) -> np.ndarray:
 
 
 def evaluations_of(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, value) of every evaluation; steps in place of tokens for a command that reports none."""
+    """Return (tokens, value) of every evaluation; steps instead of tokens for a command that reports none."""
     tokens, _, values = run.evaluations
     if np.isfinite(tokens).any() or not len(tokens):
         return tokens, values
@@ -32,24 +32,24 @@ def evaluations_of(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
 
 
 def span(cells: list[CellResult]) -> float:
-    """The largest number of tokens in any run; 1 where there is none."""
+    """Return the largest number of tokens in any run, 1 if there is none."""
     ends = [float(t[-1]) for c in cells for r in c.runs if len(t := tokens_of(r)) and np.isfinite(t[-1])]
     return max(ends, default=1.0) or 1.0
 
 
 def drawn(cell: CellResult) -> tuple[RunRecord, ...]:
-    """The runs that a cell's curve is the mean of: the usable ones, else all, as far as they got."""
+    """Return the runs that a cell's curve averages: the usable ones, else all, as far as they got."""
     return cell.usable or cell.runs
 
 
 def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Series:
-    """A training column averaged in `bins` equal steps of tokens up to `end`, then over seeds."""
+    """Return a training column averaged in `bins` equal intervals of tokens up to `end`, then over seeds."""
     rows = [_binned(tokens_of(run), run.curve.train[name], end, bins) for run in drawn(cell)]
     return _mean_of(_centres(end, bins), rows, interval=False)
 
 
 def training_difference(cell: CellResult, base: CellResult, end: float, bins: int = 40) -> Series:
-    """Training loss minus the baseline's of the same seed: the same batches, so most of their noise cancels."""
+    """Return the training loss minus the baseline's of the same seed: equal batches, so most of the noise cancels."""
     rows = []
     for run, other in _pairs(drawn(cell), drawn(base)):
         mine = _binned(tokens_of(run), run.curve.train["loss"], end, bins)
@@ -58,21 +58,20 @@ def training_difference(cell: CellResult, base: CellResult, end: float, bins: in
 
 
 def held_out(cell: CellResult) -> Series:
-    """Held-out NLL at every evaluation, mean over seeds."""
+    """Return the held-out NLL at every evaluation, mean over seeds."""
     return _on_first([evaluations_of(run) for run in drawn(cell)], interval=False)
 
 
 def by_context(cell: CellResult) -> Series:
-    """Held-out NLL at each context length (x, tokens), mean over seeds.
+    """Return the held-out NLL at each context length (x, tokens), mean over seeds.
 
-    Without intervals: those of the cells hide each other, because seeds move all cells alike. The paired ones of the
-    effects are in the table.
+    Without intervals: a seed shifts all cells alike, so intervals of cells overlap. The table has those of the effects.
     """
     return _on_first([breakdown.context_curve(run) for run in cell.usable], interval=False)
 
 
 def held_out_difference(cell: CellResult, base: CellResult) -> Series:
-    """Held-out NLL minus the baseline's of the same seed at the same tokens, with its t interval over seeds."""
+    """Return the held-out NLL minus the baseline's of the same seed and tokens, with its t interval over seeds."""
     curves = []
     for run, other in _pairs(cell.usable, base.usable):
         (x, y), (bx, by) = evaluations_of(run), evaluations_of(other)
@@ -88,7 +87,7 @@ def _pairs(runs: tuple[RunRecord, ...], others: tuple[RunRecord, ...]) -> list[t
 
 
 def _on_first(curves: list[tuple[np.ndarray, np.ndarray]], interval: bool) -> Series:
-    """Mean of curves at the points of the longest one; outside of its own points a curve has no value."""
+    """Return the mean of curves at the points of the longest one; outside its own points a curve has no value."""
     curves = [(x, y) for x, y in curves if len(x) and np.isfinite(x).all()]
     if not curves:
         return Series(np.empty(0), np.empty(0))
@@ -101,7 +100,7 @@ def _centres(end: float, bins: int) -> np.ndarray:
 
 
 def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
-    """Mean of y in each of `bins` equal parts of [0, end]; a part without a point is filled between its neighbours."""
+    """Return the mean of y in each of `bins` equal parts of [0, end]; empty parts are interpolated."""
     known = np.isfinite(x) & np.isfinite(y)
     if not known.any():
         return np.full(bins, np.nan)
@@ -114,7 +113,7 @@ def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
 
 
 def _mean_of(x: np.ndarray, rows: list[np.ndarray], interval: bool) -> Series:
-    """Mean over rows at each x where all that have anything have a value: a run that ends must not make a step."""
+    """Return the mean over rows at each x where every row has a value: a run that ends must not make a step."""
     rows = [row for row in rows if np.isfinite(row).any()]
     if not rows:
         return Series(np.empty(0), np.empty(0))

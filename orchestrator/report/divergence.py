@@ -1,4 +1,4 @@
-"""When a run counts as diverged: each measure is compared with its own first value, never with another measure."""
+"""The rule by which a run counts as diverged: each measure is compared with its own first value only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RULE = (
     "value"
 )
 
-Ends = tuple[float | None, float | None]  # first and last value of one measure, None where it is not known
+Ends = tuple[float | None, float | None]  # first and last value of one measure, None if unknown
 Measured = tuple[float | None, float | None, bool]  # the same, and whether higher values are better
 
 

@@ -164,7 +164,7 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
         if i + columns < count and panel.x_label == figure.panels[i + columns].x_label:
             axes.set_xlabel("")
     if figure.legend:
-        _legend(canvas, figure, legend_columns)
+        _legend(canvas, figure, legend_columns, 36 if width == NARROW else 60)
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
@@ -214,7 +214,7 @@ def _legend_columns(figure: Figure, width: float) -> int:
     return max(1, min(len(figure.legend), int(width / (0.55 + 0.075 * min(widest, 60)))))
 
 
-def _legend(canvas: Canvas, figure: Figure, columns: int) -> None:
+def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
     # matplotlib fills columns; people read rows
     entries = [figure.legend[i] for c in range(columns) for i in range(c, len(figure.legend), columns)]
     handles = []
@@ -231,7 +231,7 @@ def _legend(canvas: Canvas, figure: Figure, columns: int) -> None:
         handlelength=2.6,
     )
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
-        text.set_text(short(name, 60))  # set now because matplotlib drops labels that start with an underscore
+        text.set_text(short(name, longest))  # set now because matplotlib drops labels that start with an underscore
 
 
 # ---- forest plots ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel, Series
 from ablatrix.orchestrator.study.metric import Measure
 
-MOST_LINES = 12  # of one panel: more cannot be told apart
+MOST_LINES = 12  # of one panel: more are indistinguishable
 MOST_PANELS = 24
 MOST_ROWS = 60
 SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
@@ -20,7 +20,7 @@ AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
 
 def build_figures(analysis: Analysis) -> list[Figure]:
-    """Every figure that the study has something to show for, in the order of the page."""
+    """Return every figure that the study has data for, in the order of the page."""
     made = [
         effects(analysis),
         differences(analysis),
@@ -35,14 +35,14 @@ def build_figures(analysis: Analysis) -> list[Figure]:
 
 
 def styles(analysis: Analysis) -> dict[str, int]:
-    """cell -> style; the reference is 0 (ink), the others follow in the study's order."""
+    """Return cell -> style; the reference is 0 (ink), the others follow in the study's order."""
     return {
         name: i for i, name in enumerate([n for n in [analysis.reference] if n] + [c.name for c in analysis.compared])
     }
 
 
 def chosen(analysis: Analysis, most: int) -> tuple[list[CellResult], str]:
-    """The cells to draw and a remark: all of them, or those with the largest effects."""
+    """Return the cells to draw, all or those with the largest effects, and a remark for the caption."""
     cells = analysis.compared
     if len(cells) <= most:
         return cells, ""
@@ -88,7 +88,7 @@ def effects(analysis: Analysis) -> Figure:
 
 
 def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[float, float]:
-    """A range that shows every effect; an interval that goes far beyond all effects and most others is cut off."""
+    """Return a range that shows every effect; intervals far wider than most are cut off."""
     centres = [r.effect for r in rows if r.effect is not None]
     far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
     bounds = [e for r in rows for e in (r.low, r.high) if e is not None]
@@ -100,7 +100,7 @@ def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[flo
 
 
 def main_effects(analysis: Analysis) -> Figure | None:
-    """Of a full factorial design: each feature averaged over all settings of the others."""
+    """Return the main effects of a full factorial design."""
     measure = analysis.measure
     caption = (
         f"Main effects: each feature's effect on the {measure.name} averaged over all combinations of the others, with "
@@ -111,7 +111,7 @@ def main_effects(analysis: Analysis) -> Figure | None:
 
 
 def combinations(analysis: Analysis) -> Figure | None:
-    """Interactions: what a combination gives beyond the sum of its features."""
+    """Return the interactions: effects of combinations beyond the sum of their features."""
     measure = analysis.measure
     side = measure.better_side.partition(" is ")[0]
     caption = (
@@ -158,7 +158,7 @@ def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str]) 
 
 
 def differences(analysis: Analysis) -> Figure | None:
-    """Small multiples: one panel a cell, its difference from the baseline along the training."""
+    """Return small multiples: a panel per cell with its difference from the baseline during training."""
     base = analysis.base
     if base is None:
         return None
@@ -195,7 +195,7 @@ def differences(analysis: Analysis) -> Figure | None:
 
 
 def difference_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
-    """Range around 0 that shows the lines once settled; bands count up to twice as far as the lines."""
+    """Return a range around 0 that shows the settled part of the lines, and bands up to twice as far."""
     seen = [line.series.y[(line.series.x > SETTLED * end) & np.isfinite(line.series.y)] for line in lines]
     values = np.concatenate([*seen, [0.0]])
     low, high = float(values.min()), float(values.max())
@@ -210,7 +210,7 @@ def difference_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]
 
 
 def loss_curves(analysis: Analysis) -> Figure:
-    """The overlay of raw curves."""
+    """Return the raw curves of all cells in one plot."""
     cells, remark = _overlay(analysis)
     end = curves.span(cells)
     style, measure = styles(analysis), analysis.study.measure
@@ -234,7 +234,7 @@ def loss_curves(analysis: Analysis) -> Figure:
 
 
 def _tokens(end: float) -> tuple[float, float]:
-    """The range of tokens, with room for a mark at the end."""
+    """Return the range of tokens, with room for a marker at the end."""
     return 0.0, 1.02 * end
 
 
@@ -244,7 +244,7 @@ def _overlay(analysis: Analysis) -> tuple[list[CellResult], str]:
 
 
 def settled_range(lines: tuple[Line, ...], end: float, rising: bool = False) -> tuple[float, float]:
-    """Range of all lines after the steep start; a line that goes wrong leaves it (at the bottom if others rise)."""
+    """Return the range of all lines after the steep start; a diverging line leaves it."""
     if rising:
         mirrored = tuple(replace(line, series=replace(line.series, y=-line.series.y)) for line in lines)
         low, high = settled_range(mirrored, end)
@@ -265,7 +265,7 @@ def settled_range(lines: tuple[Line, ...], end: float, rising: bool = False) -> 
 
 
 def schedules(analysis: Analysis) -> Figure | None:
-    """Learning rate (equal ones drawn once) and gradient norm."""
+    """Return the learning rates (equal ones are drawn once) and gradient norms."""
     cells, remark = _overlay(analysis)
     end = curves.span(cells)
     style = styles(analysis)
@@ -292,7 +292,7 @@ def schedules(analysis: Analysis) -> Figure | None:
 
 
 def context_lengths(analysis: Analysis) -> Figure | None:
-    """Held-out NLL against the length of the context, beyond the training block too."""
+    """Return the held-out NLL against the context length, also beyond the training block."""
     cells, remark = _overlay(analysis)
     style = styles(analysis)
     lines = tuple(Line(c.name, style[c.name], curves.by_context(c), dots=True) for c in cells)
@@ -312,7 +312,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
 
 
 def cost(analysis: Analysis) -> Figure | None:
-    """The measure against what it cost, a mark a cell."""
+    """Return the measure against the cost of a run, a marker per cell."""
     cells, remark = _overlay(analysis)
     cells = [c for c in cells if c.mean is not None]
     base = analysis.base
@@ -353,7 +353,7 @@ def _scatter(title: str, label: str, lines: tuple[Line, ...], y_label: str) -> P
 
 
 def _around(values: np.ndarray, least: float) -> tuple[float, float]:
-    """A range with room around the values, at least `least` wide: tiny differences must not look large."""
+    """Return a range around the values, at least `least` wide: tiny differences must not look large."""
     low, high = float(values.min()), float(values.max())
     room = max(0.12 * (high - low), (least - (high - low)) / 2)
     return low - room, high + room

@@ -13,7 +13,7 @@ PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3,
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """+0.0421, with a real minus sign; an em dash for None."""
+    """+0.0421, with a typographic minus sign; an em dash for None."""
     if value is None:
         return DASH
     text = f"{value:+.{digits}f}"
@@ -73,14 +73,14 @@ def percent(ratio: float | None) -> str:
 
 
 def reach_text(reach: Reach | None, unit: str) -> str:
-    """What it took; 'over ...' where a run never got there."""
+    """Return the cost; 'over ...' if a run never reached the target."""
     if reach is None or reach.mean is None:
         return DASH
     value = duration(reach.mean) if unit == "s" else quantity(reach.mean)
     if not reach.censored:
         return value
     total = len(reach.reached) + len(reach.limits)
-    return f"over {value}" + ("" if not reach.reached else f" ({len(reach.reached)} of {total} got there)")
+    return f"over {value}" + ("" if not reach.reached else f" ({len(reach.reached)} of {total} reached it)")
 
 
 def factor_text(reach: Reach | None) -> str:

@@ -1,4 +1,4 @@
-"""The files of a report on disk: written whole, left alone where nothing changed, cleared of what is no longer made."""
+"""Write the files of a report: atomically, only if something changed; outdated files are removed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_bytes
 
 MANIFEST = ".made.json"
-FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as reports are made of; the manifest is read back from the folder
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names in a report; the manifest is read back from the folder
 DRAWN_BY = ("matplotlib", "numpy", "scipy", "jinja2")
 
 
 def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | str]]) -> tuple[Path, ...]:
-    """Write what `make` gives into `folder`, unless the files there were made from the same `inputs` and are untouched.
+    """Write the files that `make` returns into `folder`, unless those there are unchanged and from the same `inputs`.
 
-    inputs: digest of all that the content depends on; the report's own code is added here. Files of an earlier report
-    that are not made any more are removed. Raises RunError where the folder cannot be written.
+    inputs: digest of everything that the content depends on, except the report's own code, which is added here. Files
+    of an earlier report that no longer exist are removed. Raises RunError if the folder cannot be written.
     """
     key = hashlib.sha256(f"{inputs} {_code()}".encode()).hexdigest()
     old = _manifest(folder)
@@ -46,7 +46,7 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
 
 
 def _manifest(folder: Path) -> dict:
-    """The manifest of the last report; an empty one where there is none that makes sense."""
+    """Return the manifest of the last report, an empty one if it is missing or damaged."""
     found = run_files.read_json(folder / MANIFEST) or {}
     files = found.get("files")
     plain = isinstance(files, dict) and all(FILE.fullmatch(name) for name in files)
@@ -62,7 +62,7 @@ def _digest(path: Path) -> str:
 
 @cache
 def _code() -> str:
-    """Digest of everything that makes a report out of its inputs."""
+    """Return a digest of the code and of the libraries that make a report."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":

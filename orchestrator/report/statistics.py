@@ -1,6 +1,6 @@
-"""Effects with honest intervals: paired t, prediction interval, Holm's correction, contrasts, censored times.
+"""Effects with intervals: paired t, prediction interval, Holm's correction, contrasts, censored times.
 
-Everything here is a pure function of numbers; what they mean is said in analysis.py.
+Pure functions of numbers; analysis.py applies them to cells.
 """
 
 from __future__ import annotations
@@ -191,14 +191,14 @@ def smallest_provable(effect: Effect, family: int, power: float = 0.8) -> float 
 
 
 def at(x: np.ndarray, y: np.ndarray, where: float) -> float | None:
-    """y at `where`, linear between the points; None outside of them. x, y: (E,), x ascending."""
+    """Return y at `where` by linear interpolation; None outside the points. x, y: (E,), x ascending."""
     if not len(x) or not x[0] <= where <= x[-1]:
         return None
     return float(np.interp(where, x, y))
 
 
 def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> float | None:
-    """Where the curve first comes down to `target`, linear between the points; None where it never does."""
+    """Return the x at which the curve first falls to `target`, by linear interpolation; None if it never does."""
     below = np.flatnonzero(y <= target)
     if not len(below):
         return None
@@ -211,7 +211,7 @@ def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> float | None:
 
 @dataclass(frozen=True)
 class Reach:
-    """What it took to come down to a target, over seeds; `limits` are of the runs that never did (right-censored)."""
+    """Cost of reaching a target, over seeds; `limits`: full cost of the runs that never did (right-censored)."""
 
     reached: tuple[float, ...] = ()
     limits: tuple[float, ...] = ()

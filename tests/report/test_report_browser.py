@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from ablatrix.orchestrator.report.build import build, compare
 from tests.support import chromium
@@ -78,6 +79,19 @@ def test_small_text_has_contrast(browser: Browser, made: dict[str, Path]) -> Non
         browser.open(made["plain"], 1280, dark)
         *fills, paper = [luminance(colour) for colour in browser.evaluate(script)]
         assert min(contrast(fill, paper) for fill in fills) >= 4.5
+
+
+def test_markers_are_light_on_a_dark_page(browser: Browser, made: dict[str, Path], tmp_path: Path) -> None:
+    browser.open(made["single"], 1280, dark=True)
+    boxes = browser.evaluate(
+        "[...document.querySelectorAll('svg.wide[data-figure=effects] use')].map(u => u.getBoundingClientRect())"
+        ".filter(b => b.width > 6 && b.height > 6).map(b => [b.left, b.top + scrollY, b.right, b.bottom + scrollY])"
+    )
+    assert len(boxes) == len(FEATURES) + 1
+    browser.screenshot(tmp_path / "dark.png")
+    page = imread(tmp_path / "dark.png")
+    for left, top, right, bottom in boxes:
+        assert page[int(top) : int(bottom), int(left) : int(right), :3].min(axis=2).max() > 0.6
 
 
 @pytest.mark.parametrize(("width", "variant"), [(1280, "wide"), (390, "narrow")])
