@@ -69,7 +69,7 @@ def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
         record = json.loads(line.decode())
     except UnicodeDecodeError:
         return None, "not_utf8"
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, "not_json"
     if not isinstance(record, dict):
         return None, "not_object"
@@ -117,7 +117,7 @@ class Lines:
             record = json.loads(raw.decode())
         except UnicodeDecodeError as error:
             return f"{where}, byte {raw[error.start]:#04x}; if the whole file is Latin-1: {TO_UTF8}"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"{where}: {_describe_json_error(error, raw)}" if reason == "not_json" else where
         if reason == "no_text_key":
             return f"{where}, which has {', '.join(map(repr, list(record)[:8])) or 'no key'}"
@@ -183,7 +183,7 @@ def _suggest_key(lines: Lines, text_key: str) -> str:
     for line in range(min(len(lines), FIRST_LINES)):
         try:
             record = json.loads(lines.raw(line).removeprefix(BOM).decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             seen |= {key: value for key, value in record.items() if key not in seen}
