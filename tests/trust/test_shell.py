@@ -190,5 +190,5 @@ def test_args_of_the_trainer_can_be_pasted(lab: Path, monkeypatch: pytest.Monkey
     words = ["--data.file_path=it's a.jsonl", f"--info.description={''.join(WORDS)}"]
     prepare(lab / "run", from_flags(words), words)
 
-    assert paste(lab / "run" / run_files.ARGS, lab).argv == ["-m", "trainer", *words]
+    assert paste(lab / "run" / run_files.ARGS, lab).argv == ["-m", "ablatrix.trainer", *words]
     assert not (lab / "CANARY").exists()
