@@ -40,8 +40,6 @@ ODD = "is not a plain file; remove it"
 NO_FOLDER = "is in the way of a folder; remove it"
 PLAIN, PRIVATE = 0o666, 0o600  # modes, less the umask; PRIVATE for what may hold a secret
 
-# ---- opening and making
-
 
 def open_file(path: Path, flags: int, mode: int = PLAIN) -> int:
     """Open a plain file that has one name only, as `os.open` does. Raises OSError for anything else."""
@@ -142,9 +140,6 @@ def remove(path: Path) -> None:
             os.unlink(path)
 
 
-# ---- reading
-
-
 def open_for_reading(path: Path, buffering: int = -1) -> BinaryIO:
     """Open a plain file to read, also through a link. Raises OSError for anything else: a pipe would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -180,9 +175,6 @@ def read_text_strict(path: Path) -> str:
         return retry(path, lambda: read_bytes(path)).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-
-
-# ---- writing
 
 
 def retry(path: Path, action: Callable[[], T]) -> T:
@@ -357,9 +349,6 @@ def _closing(descriptor: int) -> Iterator[int]:
             os.close(descriptor)
         raise
     os.close(descriptor)
-
-
-# ---- ownership
 
 
 def is_own(path: Path) -> bool:
