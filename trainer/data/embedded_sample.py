@@ -1,7 +1,7 @@
 """Embedded sample corpus: real text that every machine with Python has, and a small GPT-2 style tokenizer.
 
 The corpus is the Python standard library, one document per module: its sources with their documentation strings. It
-is the same on every run of the same Python, needs no network and no licence question.
+is the same on every run of the same Python, needs no network and no license question.
 """
 
 from __future__ import annotations

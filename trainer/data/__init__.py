@@ -1,0 +1,1 @@
+"""From a data file to batches: reading documents, encoding them, and the token cache that all jobs share."""
