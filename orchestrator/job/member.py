@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS, kill_leftovers
-from ablatrix.orchestrator.store import log_tail, run_folder, submit_attempts
+from ablatrix.orchestrator.store import log_tail, run_facts, submit_attempts
 from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
-from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import attempts, processes, run_files
 from ablatrix.trainer.rundir.events import append_event, may_requeue, read_events
 from ablatrix.trainer.rundir.files import open_to_append
@@ -53,7 +53,7 @@ class JobMember:
     def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
-        self.layout = layout if run_folder.is_distributed(run_dir) else ALONE
+        self.layout = layout if run_facts.is_distributed(run_dir) else ALONE
         self.node = rendezvous.node_index(layout)  # the task of node 0 speaks for all
         self.output = run_dir / (f"job-node{self.node}.out" if self.node else run_files.JOB_OUT)
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -69,7 +69,7 @@ class JobMember:
             if refusal:
                 print(f"{self.run_dir}: nothing to do: {refusal}", flush=True)
                 return
-            foreign = run_folder.find_foreign_code(self.run_dir)
+            foreign = run_facts.find_foreign_code(self.run_dir)
             if foreign:
                 self._fail_to_start(foreign)
                 return
@@ -105,7 +105,7 @@ class JobMember:
 
     def _spawn(self, environments: Sequence[Mapping[str, str]]) -> None:
         # the runner of a command needs a signal that it can handle, to end what the command has started
-        number = signal.SIGHUP if run_folder.is_command(self.run_dir) else signal.SIGKILL
+        number = signal.SIGHUP if run_facts.is_command(self.run_dir) else signal.SIGKILL
         prepare = processes.end_with_parent(number)
         with open_to_append(self.output) as output:
             # held back until the trainer has its handlers and unblocks them: they would kill it
@@ -125,7 +125,7 @@ class JobMember:
     def finish(self) -> int:
         """Wait for the run's processes, record a failure in the run's events, and return the exit code."""
         code = self._wait() if self.processes else int(self.not_started)
-        if code < 0 and run_folder.is_command(self.run_dir):  # its runner was killed, the command may live on
+        if code < 0 and run_facts.is_command(self.run_dir):  # its runner was killed, the command may live on
             kill_leftovers(self.run_dir.absolute(), before=self.earlier_starts + 2)
         if code == run_files.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.earlier_starts + 1:
             return 0  # another job has the run, and judges it

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import network
 from ablatrix.trainer.rundir.events import slurm_job_id
 

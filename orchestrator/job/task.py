@@ -19,7 +19,7 @@ from types import FrameType
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS
 from ablatrix.orchestrator.job.member import JobMember, restart_count
 from ablatrix.orchestrator.store import shared_fs
-from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import slurm_job_id
 

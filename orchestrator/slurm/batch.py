@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ablatrix.orchestrator.store import job_command, run_folder
+from ablatrix.orchestrator.store import job_command, run_facts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir.errors import UserError
 
@@ -49,7 +49,7 @@ class Batch:
     @property
     def shared(self) -> bool:
         """True if several processes share a run of the batch."""
-        return any(run_folder.is_distributed(run.folder) for job in self.jobs for run, _ in job)
+        return any(run_facts.is_distributed(run.folder) for job in self.jobs for run, _ in job)
 
     def commands(self, layout: Layout | None = None) -> list[list[str]]:
         """Return the command of each job, which Slurm starts on each of its nodes. layout: default: the settings'."""

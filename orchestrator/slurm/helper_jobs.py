@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from ablatrix.orchestrator.slurm import commands, sbatch
+from ablatrix.orchestrator.slurm import commands, job_parsing, sbatch
 from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.job_preamble import preamble
 from ablatrix.orchestrator.store import study_dir
@@ -30,7 +30,7 @@ KEPT = ("partition", "account", "qos", "reservation", "wckey", "clusters", "excl
 MOST_MINUTES = 30
 MOST_MEMORY = 2048  # MiB
 
-Queue = Mapping[str, commands.Job]
+Queue = Mapping[str, job_parsing.Job]
 
 
 def token(study: Study, kind: str) -> str:
@@ -111,7 +111,9 @@ def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bo
     Raises ControllerError.
     """
     jobs = commands.queue()
-    ids = [job for kind in kinds for job in find(study, kind, jobs) if running or jobs[job].state in commands.PENDING]
+    ids = [
+        job for kind in kinds for job in find(study, kind, jobs) if running or jobs[job].state in job_parsing.PENDING
+    ]
     if ids:
         commands.cancel(ids)
     return ids
@@ -122,5 +124,5 @@ def describe(study: Study, jobs: Queue | None) -> list[str]:
     lines = []
     for job in find(study, REPORT, jobs) if jobs else []:
         state = jobs[job].state if jobs else ""
-        lines.append(f"report: job {job} " + ("runs" if state in commands.RUNNING else "waits for the runs to end"))
+        lines.append(f"report: job {job} " + ("runs" if state in job_parsing.RUNNING else "waits for the runs to end"))
     return lines

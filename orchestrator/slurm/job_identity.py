@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import commands, job_parsing
 
 LOOKS = (0.0, 2.0, 5.0)  # seconds between looks into the queue for a job whose answer was lost
 
@@ -38,22 +38,22 @@ def find_job(token: str, looks: Sequence[float], candidates: Sequence[str] = ())
     return ""
 
 
-def _cancel_twins(jobs: Sequence[commands.Job], candidates: Sequence[str]) -> str:
+def _cancel_twins(jobs: Sequence[job_parsing.Job], candidates: Sequence[str]) -> str:
     """Keep one of the jobs with one token, which a repeated request may have queued twice, and return its base id.
 
     Only waiting jobs are cancelled: a running one may have claimed the runs, and the other then leaves by itself.
     """
     bases = list(dict.fromkeys(job.base for job in jobs))
     kept = next((base for base in candidates if base in bases), bases[0])
-    twins = {job.base for job in jobs if job.base != kept and job.state in commands.PENDING}
-    twins -= {job.base for job in jobs if job.state in commands.RUNNING}
+    twins = {job.base for job in jobs if job.base != kept and job.state in job_parsing.PENDING}
+    twins -= {job.base for job in jobs if job.state in job_parsing.RUNNING}
     if twins:
         with contextlib.suppress(commands.ControllerError):  # one that stays finds its runs taken when it starts
             commands.cancel(twins)
     return kept
 
 
-def _jobs_with(token: str) -> list[commands.Job]:
+def _jobs_with(token: str) -> list[job_parsing.Job]:
     """Return the jobs in the queue with this token, by id; those that have just ended are included."""
     jobs = [job for job in commands.queue().values() if job.token == token and job.base.isdigit()]
     return sorted(jobs, key=lambda job: int(job.base))

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import commands, job_parsing
 from ablatrix.orchestrator.slurm.batch import Batch, check_folder
 from ablatrix.orchestrator.slurm.job_preamble import preamble
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
@@ -90,7 +90,7 @@ def job_options(batch: Batch) -> dict[str, str | int | bool]:
 def job_marks(batch: Batch, token: str) -> dict[str, str | int | bool]:
     """Return the options that every job of a study has: the comment with its token, its environment, requeueing."""
     return {
-        "comment": commands.comment(token, batch.settings.comment),
+        "comment": job_parsing.comment(token, batch.settings.comment),
         "export": exported_env.option(batch.exports),
         ("requeue" if batch.settings.requeue else "no-requeue"): True,
     }

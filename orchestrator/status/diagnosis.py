@@ -6,7 +6,7 @@ import re
 import signal
 from pathlib import Path
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import job_parsing
 from ablatrix.orchestrator.store.log_tail import describe_signal, quote_job_log, tail_text
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.program import program
@@ -31,7 +31,7 @@ BY_STATE = {
 }
 
 
-def describe_end(run_dir: Path, job: commands.Job | None = None, job_log: Path | None = None) -> str:
+def describe_end(run_dir: Path, job: job_parsing.Job | None = None, job_log: Path | None = None) -> str:
     """Return why a run ended that left no end mark.
 
     job: what Slurm knows of its job. job_log: the job's own log, if the trainer has not started.

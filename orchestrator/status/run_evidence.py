@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.status import removed_files
-from ablatrix.orchestrator.store import run_folder, shared_fs, submit_attempts
+from ablatrix.orchestrator.store import run_facts, shared_fs, submit_attempts
 from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
@@ -47,7 +47,7 @@ class RunEvidence:
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
         known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
         attempt = max(submit_attempts.newest(run.folder), known)  # a purge may have removed the claims
-        summary = run_folder.read_summary(run.folder)
+        summary = run_facts.read_summary(run.folder)
         return cls(
             run,
             summary,
@@ -55,7 +55,7 @@ class RunEvidence:
             queued,
             attempt,
             submit_attempts.read(run.folder, attempt) if attempt > known else None,
-            run_folder.planned_steps(run.folder),
+            run_facts.planned_steps(run.folder),
             removed_files.of_run(run.folder, events) if summary else (),
             loss_digest.find_change(run.folder, summary) if summary else "",
         )

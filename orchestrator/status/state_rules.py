@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import commands, job_parsing
 from ablatrix.orchestrator.status import diagnosis, removed_files
 from ablatrix.orchestrator.status.run_evidence import ALIVE, RunEvidence
 from ablatrix.orchestrator.status.run_state import STATES, RunState
@@ -21,21 +21,21 @@ from ablatrix.trainer.rundir.events import may_requeue
 class JobIndex:
     """Slurm's queue, searched by token and by id. answered: False while the controller is silent."""
 
-    def __init__(self, jobs: Mapping[str, commands.Job] | None) -> None:
+    def __init__(self, jobs: Mapping[str, job_parsing.Job] | None) -> None:
         self.answered = jobs is not None
         self.jobs = jobs or {}
-        self._by_token: dict[tuple[str, str], commands.Job] = {}  # (token, index in the array; "" for a plain job)
+        self._by_token: dict[tuple[str, str], job_parsing.Job] = {}  # (token, index in the array; "" for a plain job)
         # of two jobs with one token the running one counts, else the waiting one
-        for job in sorted(self.jobs.values(), key=lambda job: (job.state in commands.RUNNING, job.alive)):
+        for job in sorted(self.jobs.values(), key=lambda job: (job.state in job_parsing.RUNNING, job.alive)):
             if job.token:
                 self._by_token[job.token, job.id.partition("_")[2]] = job
 
-    def find(self, token: str, index: str, job_id: str = "") -> commands.Job | None:
+    def find(self, token: str, index: str, job_id: str = "") -> job_parsing.Job | None:
         """Return the job with this token and index, else the one with this id."""
         return self._by_token.get((token, index)) or owned(self.jobs.get(job_id), token)
 
 
-def owned(job: commands.Job | None, token: str) -> commands.Job | None:
+def owned(job: job_parsing.Job | None, token: str) -> job_parsing.Job | None:
     """Return the job unless it carries another token: ids are reused after a controller has lost its state."""
     return job if job and job.token in (None, token) else None
 
@@ -133,14 +133,14 @@ def _judge_job(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunSt
     if job is None:
         return replace(state, state="lost", job="gone")
     state = replace(state, job_id=job.id, confirmed=bool(job.token or evidence.own_job_id))
-    if not commands.is_known(job.state):  # of a newer Slurm: it ends no run
+    if not job_parsing.is_known(job.state):  # of a newer Slurm: it ends no run
         return replace(state, state=last)
-    if job.state in commands.PENDING and evidence.events:
-        reason = f"requeued at step {state.iter}, waiting ({commands.describe_wait(job.reason)})"
+    if job.state in job_parsing.PENDING and evidence.events:
+        reason = f"requeued at step {state.iter}, waiting ({job_parsing.describe_wait(job.reason)})"
         return replace(state, state="stopped", reason=reason, requeued=True)
-    if job.state in commands.PENDING:
-        return replace(state, state="queued", reason=commands.describe_wait(job.reason))
-    if job.state in commands.RUNNING:
+    if job.state in job_parsing.PENDING:
+        return replace(state, state="queued", reason=job_parsing.describe_wait(job.reason))
+    if job.state in job_parsing.RUNNING:
         return replace(state, state="running", node=job.node or state.node)
     return replace(state, state="lost", job="gone")
 

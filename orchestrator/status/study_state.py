@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import state_rules, vanished_jobs
 from ablatrix.orchestrator.status.run_evidence import RunEvidence
 from ablatrix.orchestrator.status.run_state import RunState

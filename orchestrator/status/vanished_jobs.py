@@ -6,7 +6,7 @@ import contextlib
 import math
 from dataclasses import replace
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import job_parsing
 from ablatrix.orchestrator.status import diagnosis
 from ablatrix.orchestrator.status.run_evidence import RunEvidence
 from ablatrix.orchestrator.status.run_state import RunState
@@ -35,16 +35,16 @@ def judge_by_heartbeat(state: RunState, evidence: RunEvidence, why: str) -> RunS
     return replace(state, state="stopped", reason=f"no sign of life{since}, it has ended or been requeued; {why}")
 
 
-def resolve(state: RunState, evidence: RunEvidence, job: commands.Job | None) -> RunState:
+def resolve(state: RunState, evidence: RunEvidence, job: job_parsing.Job | None) -> RunState:
     """Return the state of a run whose job has left the queue without an end mark in the run's events.
 
     job: what Slurm still knows of the job. The verdict is recorded in the events, because Slurm soon forgets.
     """
-    if job and job.state == commands.VANISHED:
+    if job and job.state == job_parsing.VANISHED:
         job = replace(job, state="CANCELLED") if _never_started(evidence, state.job_id) else None
     verdict = job.state if job else ""
-    if verdict and verdict not in commands.ENDED:  # requeued between two queries, or in a state of a newer Slurm
-        return replace(state, state="queued" if verdict in commands.PENDING else "running")
+    if verdict and verdict not in job_parsing.ENDED:  # requeued between two queries, or in a state of a newer Slurm
+        return replace(state, state="queued" if verdict in job_parsing.PENDING else "running")
     was_stopped = evidence.last_event == "stopped"
     if verdict == "CANCELLED" or (not verdict and was_stopped and evidence.stopped_by == "SIGTERM"):
         state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
@@ -70,6 +70,6 @@ def _never_started(evidence: RunEvidence, job_id: str) -> bool:
     return (folder.parent / LOGS).is_dir() and not started
 
 
-def _has_just_completed(job: commands.Job, evidence: RunEvidence) -> bool:
+def _has_just_completed(job: job_parsing.Job, evidence: RunEvidence) -> bool:
     succeeded = job.state == "COMPLETED" and job.exit_code in ("", "0:0")
     return succeeded and bool(evidence.life) and evidence.silence() < 60

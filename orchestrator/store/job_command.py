@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablatrix.orchestrator.store.run_folder import is_command
-from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.store.run_facts import is_command
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import run_files
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

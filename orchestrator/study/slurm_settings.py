@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from ablatrix.orchestrator.study import sbatch_options as options
-from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.orchestrator.study.literals import Text
+from ablatrix.orchestrator.study.node_layout import Layout
 
 WORD = str | int
 Word = Annotated[str, BeforeValidator(options.as_word, json_schema_input_type=WORD | list[WORD])]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.store import run_folder
+from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.study.dotted import flatten
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.terminal.printing import MOST_NAMES, count, list_names
@@ -61,7 +61,7 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
 
 def _compare(folder: Path, run: Run) -> EarlierRun | None:
     """Return how an earlier run relates to a new one; None if it cannot be read, or neither is finished nor fits."""
-    summary = run_folder.read_summary(folder)
+    summary = run_facts.read_summary(folder)
     if isinstance(run.config, RunConfig):
         return _compare_ours(folder, summary, run.config)
     if summary is None:

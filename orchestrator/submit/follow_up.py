@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.submit import wave_order, waves

@@ -22,7 +22,7 @@ from ablatrix.orchestrator.slurm.batch import Batch, Members
 from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.orchestrator.study import exported_env
-from ablatrix.orchestrator.study.layout import Layout
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.orchestrator.submit.early_failures import EarlyFailures
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.cpus import allotted_cores

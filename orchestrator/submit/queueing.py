@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.slurm import commands, job_identity, site_limits
+from ablatrix.orchestrator.slurm import commands, job_identity, job_parsing, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts, unused_code
@@ -212,7 +212,7 @@ def adopt(states: Iterable[RunState]) -> None:
                 append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
 
 
-def release_held(study: Study, jobs: Mapping[str, commands.Job] | None, say: Callable[[str], object]) -> None:
+def release_held(study: Study, jobs: Mapping[str, job_parsing.Job] | None, say: Callable[[str], object]) -> None:
     """Release jobs of the study that Slurm holds because a node could not start them, and `say` so.
 
     Jobs whose runs are done or queued again are released too: they end at once, while held jobs would keep the
@@ -222,7 +222,7 @@ def release_held(study: Study, jobs: Mapping[str, commands.Job] | None, say: Cal
         queued = (commands.queue() if jobs is None else jobs).values()
     except commands.ControllerError:
         return
-    held = {job.id: job.token for job in queued if commands.LAUNCH_FAILED in job.reason and job.token}
+    held = {job.id: job.token for job in queued if job_parsing.LAUNCH_FAILED in job.reason and job.token}
     own = _tokens(study) if held else set()
     ours = sorted(job for job, token in held.items() if token in own)
     if not ours:

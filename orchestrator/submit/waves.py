@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import submit_attempts

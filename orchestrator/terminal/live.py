@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console, Group
 from rich.live import Live
 
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store.study_dir import Study

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure

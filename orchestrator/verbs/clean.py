@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from ablatrix.orchestrator.status import study_state
-from ablatrix.orchestrator.store import run_folder, study_dir, unused_code
+from ablatrix.orchestrator.store import run_facts, study_dir, unused_code
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import branch_step
@@ -92,7 +92,7 @@ def _older_checkpoints(folder: Path) -> list[Path]:
     steps = {
         int(match[1]): path for path in folder.glob("checkpoint-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))
     }
-    summary = run_folder.read_summary(folder) or {}
+    summary = run_facts.read_summary(folder) or {}
     last = max(steps, default=0)
     try:
         settings = TrainerConfig.model_validate((run_files.read_json(folder / run_files.CONFIG) or {}).get("trainer"))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import job_log, log_tail, study_dir
 from ablatrix.orchestrator.store.study_dir import StudyRun

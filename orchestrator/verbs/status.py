@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.submit import early_failures, waves

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import cost, run_evidence, study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.slurm import job_identity, launchers, queue_view
+from ablatrix.orchestrator.slurm import job_identity, launchers
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
@@ -244,7 +245,7 @@ def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_pat
     study = make_study(tmp_path)
     submit_once(study)
     fake.set_mode("down")
-    scheduler = queue_view.Scheduler()
+    scheduler = Scheduler()
     before = fake.calls("squeue")
     for _ in range(5):
         states = study_state.collect(study, scheduler)

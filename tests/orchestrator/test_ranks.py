@@ -13,8 +13,8 @@ from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.status import cost
 from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
 from ablatrix.orchestrator.study import matrix
-from ablatrix.orchestrator.study.layout import Layout
 from ablatrix.orchestrator.study.load import load_experiment
+from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.trainer.rundir import loss_csv, network, run_files

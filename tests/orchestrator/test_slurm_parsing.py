@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import commands, job_parsing
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from ablatrix.orchestrator.slurm import commands
     ],
 )
 def test_array_ranges(text: str, ids: list[str]) -> None:
-    assert list(commands.expand(text)) == ids
+    assert list(job_parsing.expand(text)) == ids
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_array_ranges(text: str, ids: list[str]) -> None:
     ],
 )
 def test_state_words(word: str, state: str) -> None:
-    assert commands.full_state(word) == state
+    assert job_parsing.full_state(word) == state
 
 
 def test_squeue_lines() -> None:
@@ -49,7 +49,7 @@ def test_squeue_lines() -> None:
 10|PENDING|me||Dependency|a | b
 torn li
 """
-    jobs = commands.parse_squeue(text, "me")
+    jobs = job_parsing.parse_squeue(text, "me")
     assert sorted(jobs) == ["10", "8_1", "8_5", "8_6"]
     assert jobs["8_5"].token == "0123456789abcdef"
     assert jobs["8_1"].node == "node3"
@@ -65,7 +65,7 @@ def test_scontrol_lines() -> None:
         "NodeList=(null)\n"
         "JobId=14 JobName=y JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15 NodeList=node2\n"
     )
-    jobs = commands.parse_scontrol(text)
+    jobs = job_parsing.parse_scontrol(text)
     assert sorted(jobs) == ["10_1", "10_2", "10_3", "14"]
     assert jobs["10_1"].exit_code == "0:53"
     assert jobs["10_1"].token == "0123456789abcdef"
@@ -75,7 +75,7 @@ def test_scontrol_lines() -> None:
 
 
 def test_sacct_lines() -> None:
-    jobs = commands.parse_sacct("10_1|OUT_OF_ME+|0:125|node1\n10_[2-3]|CANCELLED by 0|0:0|None assigned\nx\n")
+    jobs = job_parsing.parse_sacct("10_1|OUT_OF_ME+|0:125|node1\n10_[2-3]|CANCELLED by 0|0:0|None assigned\nx\n")
     assert {key: job.state for key, job in jobs.items()} == {
         "10_1": "OUT_OF_MEMORY",
         "10_2": "CANCELLED",
@@ -129,7 +129,7 @@ def test_a_task_that_its_array_no_longer_has(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = commands.ended_jobs(["12_1", "12_3", "13_0"])
-    assert {job_id: job.state for job_id, job in found.items()} == {"12_1": "PENDING", "12_3": commands.VANISHED}
+    assert {job_id: job.state for job_id, job in found.items()} == {"12_1": "PENDING", "12_3": job_parsing.VANISHED}
 
 
 def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_an_array_that_was_cancelled_before_it_started(tmp_path: Path, monkeypat
     ],
 )
 def test_our_mark_is_in_the_comment_or_in_the_path_of_the_script(shown: str, token: str | None) -> None:
-    assert commands.parse_squeue(f"8|PENDING|me||Priority|{shown}\n", "me")["8"].token == token
+    assert job_parsing.parse_squeue(f"8|PENDING|me||Priority|{shown}\n", "me")["8"].token == token
 
 
 def test_the_user_is_the_one_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

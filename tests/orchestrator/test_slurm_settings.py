@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ablatrix.orchestrator.slurm import commands, helper_jobs
+from ablatrix.orchestrator.slurm import commands, helper_jobs, job_parsing
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, sbatch_options
 from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 from ablatrix.orchestrator.status import cost
@@ -129,7 +129,7 @@ def test_both_launchers_give_the_same_options(home: Path, given: dict[str, Any])
     settings = SlurmSettings(**given)
     batch = make_batch(home, settings)
     scripts = [launcher.script(batch) for launcher in (SbatchLauncher(), SubmititLauncher())]
-    asked = {**sbatch_options(settings), "comment": commands.comment(batch.token, settings.comment)}
+    asked = {**sbatch_options(settings), "comment": job_parsing.comment(batch.token, settings.comment)}
     expected = {f"--{name}" if value is True else f"--{name}={value}" for name, value in asked.items()}
     for script in scripts:
         options = shell_stubs.sbatch_options(script)
@@ -146,8 +146,8 @@ def test_both_launchers_give_the_same_options(home: Path, given: dict[str, Any])
     "site", [None, "project x", '{"OccupiedIdleGPUsJobReaper": {"exemptIdleTimeMins": "60"}}', "7"]
 )
 def test_the_token_stands_beside_a_sites_comment(site: str | None) -> None:
-    comment = commands.comment("0123456789abcdef", site)
-    assert commands.Job("1", "PENDING", comment=comment).token == "0123456789abcdef"
+    comment = job_parsing.comment("0123456789abcdef", site)
+    assert job_parsing.Job("1", "PENDING", comment=comment).token == "0123456789abcdef"
     assert (site or "").rstrip("}") in comment
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.slurm import commands, queue_view
+from ablatrix.orchestrator.slurm import commands, job_parsing
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import removed_files, run_evidence, run_state, study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
@@ -24,7 +25,7 @@ from ablatrix.trainer.rundir.files import append_line, atomic_write
 from tests.support.plans import FIVE, expand
 
 TOKEN = "0123456789abcdef"
-Queue = dict[str, commands.Job]
+Queue = dict[str, job_parsing.Job]
 
 
 class Cluster:
@@ -73,7 +74,7 @@ def queue_run(run: StudyRun, job_id: str = "5_0") -> None:
 
 
 def job(state: str, token: str = TOKEN, **fields: str) -> Queue:
-    return {"5_0": commands.Job("5_0", state, comment=commands.comment(token), **fields)}
+    return {"5_0": job_parsing.Job("5_0", state, comment=job_parsing.comment(token), **fields)}
 
 
 def now(study: Study) -> run_state.RunState:
@@ -244,7 +245,7 @@ def test_a_task_that_failed_while_others_wait_was_not_cancelled(study: Study, ru
     """Slurm forgets it after MinJobAge, while its array is still known; its log shows that it began."""
     queue_run(run)
     (study.folder / study_dir.LOGS / "5_0.out").write_text("module: command not found\n")
-    cluster.ended = job(commands.VANISHED)
+    cluster.ended = job(job_parsing.VANISHED)
     assert (now(study).state, "module: command not found" in now(study).reason) == ("lost", True)
 
 
@@ -266,7 +267,7 @@ def test_a_waiting_task_that_left_its_array_was_cancelled(
         assert submit_attempts.start(run.folder, 1, "5_0") is None
     elif evidence:
         (study.folder / study_dir.LOGS).rmdir()
-    cluster.ended = job(commands.VANISHED)
+    cluster.ended = job(job_parsing.VANISHED)
     assert now(study).state == state
     cluster.ended = {}
     assert now(study).state == state
@@ -285,7 +286,7 @@ def test_an_ended_attempt_does_not_speak_for_the_next(study: Study, run: StudyRu
 def test_without_squeue_a_queued_job_is_not_lost(study: Study, run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     queue_run(run)
     monkeypatch.setenv("PATH", "")
-    scheduler = queue_view.Scheduler()
+    scheduler = Scheduler()
     assert study_state.collect(study, scheduler)[0].state == "queued"
     assert "not found" in scheduler.problem
 
@@ -307,7 +308,7 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     assert now(study).state == "running"
     append_event(run.folder, "failed", reason="boom")
     assert now(study).state == "failed"
-    scheduler = queue_view.Scheduler()
+    scheduler = Scheduler()
     study_state.collect(study, scheduler)
     assert json.loads(run_state.as_json([], scheduler.silent_since))["controller_silent_since"] == pytest.approx(
         time.time(), abs=60
@@ -342,7 +343,7 @@ def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
         monkeypatch.setattr(commands, "cluster_name", lambda: "big")
         monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
         monkeypatch.setenv("SLURM_JOB_ID", "5")
-    scheduler = queue_view.Scheduler(user="alice" if case == "private" else "")
+    scheduler = Scheduler(user="alice" if case == "private" else "")
     if case == "no Slurm":
         monkeypatch.setattr(commands, "available", lambda: False)
         cluster.down = True
@@ -376,7 +377,7 @@ def test_another_users_job_that_would_be_visible_is_lost_when_it_is_not(
     monkeypatch.setattr(commands, "settings", lambda: {"PrivateData": private})
     monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
     queue_run(run)
-    assert study_state.collect(study, queue_view.Scheduler(user="alice"))[0].state == "lost"
+    assert study_state.collect(study, Scheduler(user="alice"))[0].state == "lost"
 
 
 def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
@@ -480,7 +481,7 @@ def test_early_stop_is_done(study: Study, run: StudyRun, cluster: Cluster) -> No
 
 def test_the_token_decides_which_job_is_the_runs(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run, "2026_0")
-    cluster.waiting = job("RUNNING") | {"2026_0": commands.Job("2026_0", "PENDING", comment="another array of mine")}
+    cluster.waiting = job("RUNNING") | {"2026_0": job_parsing.Job("2026_0", "PENDING", comment="another array of mine")}
     state = now(study)
     assert (state.state, state.job_id, state.confirmed) == ("running", "5_0", True)
 
@@ -491,7 +492,7 @@ def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
     cancelled: list[str] = []
     monkeypatch.setattr(commands, "cancel", cancelled.extend)
     queue_run(run)
-    cluster.waiting = {"5_0": commands.Job("5_0", "PENDING", comment="set by the site")}
+    cluster.waiting = {"5_0": job_parsing.Job("5_0", "PENDING", comment="set by the site")}
     with pytest.raises(RunError, match="run: scancel 5_0"):
         cancel.cancel_runs([now(study)])
     append_event(run.folder, "started", iter=0, job_id="5_0")

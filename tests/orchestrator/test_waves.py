@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, site_limits
-from ablatrix.orchestrator.slurm.queue_view import Scheduler
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir, submit_attempts

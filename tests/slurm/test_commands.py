@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import job_parsing
 from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, call_sbatch
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
@@ -68,7 +68,7 @@ def test_a_jobs_log_is_where_slurm_was_told(
         script.write_text(SbatchLauncher().script(batch))
         [job] = call_sbatch(script)
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
-        for line in (f"Comment={commands.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
+        for line in (f"Comment={job_parsing.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
             assert line in shown, (name, shown)
         logs.append(folder / f"out/s/logs/{job}.out")
     end = time.monotonic() + 120

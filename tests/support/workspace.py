@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.slurm import queue_view
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.code_snapshot import code_root
@@ -104,7 +104,7 @@ class Workspace:
                 environment = self.env()
                 os.environ.clear()
                 os.environ.update(environment)
-                scheduler = queue_view.Scheduler()
+                scheduler = Scheduler()
                 states = study_state.collect(study_dir.find_study(study, Path("out")), scheduler)
                 with os.fdopen(writer, "w") as pipe:
                     pipe.write(run_state.as_json(states, scheduler.silent_since))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator.slurm import commands, queue_view
+from ablatrix.orchestrator.slurm import commands, job_parsing
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_evidence, study_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
@@ -58,7 +59,7 @@ def test_states_do_not_depend_on_the_clocks(
     assert submit_attempts.take(run.folder, 1)
     monkeypatch.setattr(commands, "available", lambda: True)
     monkeypatch.setattr(commands, "queue", dict)
-    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": commands.Job("5", "COMPLETED", exit_code="0:0")})
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": job_parsing.Job("5", "COMPLETED", exit_code="0:0")})
     within = run_evidence.HEARTBEAT_SECONDS if launcher == "local" else 60
     clocks = list(itertools.product((-OFF, 0.0, OFF), repeat=3))
     for ours, theirs, jump in clocks:
@@ -90,13 +91,13 @@ def test_a_jump_of_the_clock_does_not_change_how_often_slurm_is_asked(
     asked: list[int] = []
     now = [1000.0]
 
-    def silent() -> dict[str, commands.Job]:
+    def silent() -> dict[str, job_parsing.Job]:
         asked.append(1)
         raise commands.ControllerError("squeue did not answer")
 
     monkeypatch.setattr(commands, "queue", silent)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    scheduler = queue_view.Scheduler()
+    scheduler = Scheduler()
     scheduler.refresh()
     clock_of(monkeypatch, jump)
     scheduler.refresh()

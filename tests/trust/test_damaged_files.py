@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import loss_curve
-from ablatrix.orchestrator.slurm import commands, queue_view
+from ablatrix.orchestrator.slurm import commands, job_parsing, scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import run_progress, study_dir
 from ablatrix.trainer import config
@@ -218,7 +218,7 @@ def test_commands_on_a_damaged_study_end_without_a_traceback(
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[dict[str, str], str, str, str]:
     """Return {job id: state} and what squeue, scontrol and sacct answer, with lines of noise in between."""
-    states = st.sampled_from((*sorted(commands.PENDING), *sorted(commands.RUNNING), *commands.ENDED))
+    states = st.sampled_from((*sorted(job_parsing.PENDING), *sorted(job_parsing.RUNNING), *job_parsing.ENDED))
     noise = st.sampled_from(("", "slurm_load_jobs: Warnung: Zeitüberschreitung", "squeue: error: x|y|me", "||||||"))
     truth: dict[str, str] = {}
     texts: tuple[list[str], list[str], list[str]] = ([], [], [])
@@ -243,7 +243,11 @@ def test_noise_among_slurms_answers_makes_no_job_and_hides_none(cases: Cases, ta
     @given(answers(), st.data())
     def parse_all(made: tuple[dict[str, str], str, str, str], data: st.DataObject) -> None:
         truth, *texts = made
-        parsers = (lambda text: commands.parse_squeue(text, "me"), commands.parse_scontrol, commands.parse_sacct)
+        parsers = (
+            lambda text: job_parsing.parse_squeue(text, "me"),
+            job_parsing.parse_scontrol,
+            job_parsing.parse_sacct,
+        )
         for parse, text in zip(parsers, texts, strict=True):
             assert {job_id: job.state for job_id, job in parse(text).items()} == truth
             cut = text[: text.rfind("\n", 0, data.draw(st.integers(0, len(text)))) + 1]
@@ -258,11 +262,11 @@ def test_an_unknown_state_of_a_job_ends_no_run(tmp_path: Path, monkeypatch: pyte
     run = study_dir.StudyRun("a", "a", 1, [], {}, tmp_path)
     append_event(tmp_path, "queued", launcher="sbatch", job_id="12", attempt=1, token="0" * 16)
     study = study_dir.Study(tmp_path, "s", "f", 0.0, {}, [run])
-    jobs = commands.parse_squeue(f"12|POLISHING|me|node1|None|ablatrix:{'0' * 16}", "me")
+    jobs = job_parsing.parse_squeue(f"12|POLISHING|me|node1|None|ablatrix:{'0' * 16}", "me")
     monkeypatch.setattr(commands, "ended_jobs", lambda ids: {})
     for event, state in (("", "queued"), ("started", "running"), ("failed", "failed")):
         if event:
             append_event(tmp_path, event)
-        assert study_state.collect(study, queue_view.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
+        assert study_state.collect(study, scheduler.Scheduler(jobs=jobs, _next_try=math.inf))[0].state == state
     assert [record["event"] for record in read_events(tmp_path)] == ["queued", "started", "failed"]
     tally("an unknown state of a job ends no run", cases=3)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ablatrix.orchestrator.job import task
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import commands, job_parsing
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import shared_fs, study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
@@ -57,10 +57,10 @@ class View:
                 os.utime(path, (self.begin + self.now,) * 2)
 
 
-ENDINGS: dict[str, tuple[list[tuple[str, dict[str, Any]]], commands.Job]] = {
-    "done": ([("done", {}), ("finished", {})], commands.Job("5", "COMPLETED", exit_code="0:0")),
-    "failed": ([("failed", {"reason": "exit code 1: boom"})], commands.Job("5", "FAILED", exit_code="1:0")),
-    "stopped": ([("stopped", {"iter": 4})], commands.Job("5", "COMPLETED", exit_code="0:0")),
+ENDINGS: dict[str, tuple[list[tuple[str, dict[str, Any]]], job_parsing.Job]] = {
+    "done": ([("done", {}), ("finished", {})], job_parsing.Job("5", "COMPLETED", exit_code="0:0")),
+    "failed": ([("failed", {"reason": "exit code 1: boom"})], job_parsing.Job("5", "FAILED", exit_code="1:0")),
+    "stopped": ([("stopped", {"iter": 4})], job_parsing.Job("5", "COMPLETED", exit_code="0:0")),
 }
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_left_nothing_is_lost_after_that(study: Study, monkeypatch: p
     submit_attempts.take(run.folder, 1)
     view = View(run, [(1.0, "started", {"iter": 0})])
     monkeypatch.setattr(shared_fs, "now", view.clock)
-    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": commands.Job("5", "FAILED", exit_code="0:9")})
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": job_parsing.Job("5", "FAILED", exit_code="0:9")})
     found = []
     for now in (300.0, 330.0, 359.0, 361.0):
         view.show(now, 0.0)
@@ -127,7 +127,7 @@ def test_files_that_are_at_hand_are_not_waited_for(study: Study, monkeypatch: py
     run = study.runs[0]
     submit_attempts.take(run.folder, 1)
     View(run, [(1.0, "started", {"iter": 0})]).show(300.0, 0.0)
-    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": commands.Job("5", "FAILED", exit_code="0:9")})
+    monkeypatch.setattr(commands, "ended_jobs", lambda ids: {"5": job_parsing.Job("5", "FAILED", exit_code="0:9")})
     assert study_state.collect(study)[0].state == "lost"
 
 

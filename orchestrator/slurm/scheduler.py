@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm import commands, job_parsing
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Scheduler:
 
     silent_since: float | None = None
     problem: str = ""
-    jobs: dict[str, commands.Job] | None = field(default=None)
+    jobs: dict[str, job_parsing.Job] | None = field(default=None)
     user: str | None = None
     _settings: dict[str, str] | None = None
     _next_try: float = 0.0
