@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ablatrix.orchestrator.terminal import interrupts
+from ablatrix.trainer.rundir.console import start_command_logging
 from ablatrix.trainer.rundir.errors import AblatrixError
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ OUT = Path("out")
 def main() -> None:
     """Entry point: errors are one line each; exit code 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
     interrupts.raise_on_ctrl_c()
+    start_command_logging()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths may not be valid UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -58,6 +60,11 @@ def main() -> None:
         sys.exit(1)
     except MemoryError:
         print("error: not enough memory; see ulimit -v and the sizes of the files", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        print("error: this machine does not let you start another thread; see ulimit -u", file=sys.stderr)
         sys.exit(1)
 
 
@@ -133,6 +140,7 @@ def status(
 def report(
     studies: Annotated[list[str] | None, typer.Argument(help="study folders or names; default: the last one")] = None,
     output: Output = OUT,
+    interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # the page always is
 ) -> None:
     """Compare the cells: tables, plots and a verdict, written into the study's report/ folder.
 

@@ -88,5 +88,8 @@ def _advice(error: OSError) -> str:
 
 
 def _describe_restart(run_dir: Path) -> str:
-    names = sorted(path.name for path in run_dir.glob("checkpoint-*.pt"))
+    try:
+        names = sorted(path.name for path in run_dir.glob("checkpoint-*.pt"))
+    except OSError:  # the file system is what failed
+        names = []
     return f"it continues from {names[-1]}" if names else "there is no checkpoint yet, so it starts from the beginning"

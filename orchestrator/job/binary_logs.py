@@ -16,7 +16,7 @@ BLOCK = 32768
 FIRST, LAST, FULL = 2, 4, 1
 WANDB_HEADER = 7
 
-DAMAGE = (ValueError, IndexError, TypeError, AttributeError, struct.error)  # what `decode` may raise
+DAMAGE = (ValueError, IndexError, TypeError, AttributeError, RecursionError, struct.error)  # what `decode` may raise
 
 Fields = list[tuple[int, Any]]  # (number, value): an integer, or undecoded bytes
 
@@ -85,6 +85,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+        if shift > 63:
+            raise ValueError("an integer of more than 64 bits")
 
 
 def event_record(data: bytes) -> dict[str, Any]:

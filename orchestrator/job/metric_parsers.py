@@ -79,7 +79,7 @@ class JsonParser:
     def parse(self, line: str) -> Iterator[Found]:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(record, dict):
             yield from self.pick(record)

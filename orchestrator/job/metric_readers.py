@@ -110,7 +110,7 @@ class DocumentReader:
             document = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return
-        except ValueError:
+        except (ValueError, RecursionError):
             yield from self.lines.read(final)
             return
         self._version = stat.st_mtime_ns, stat.st_size

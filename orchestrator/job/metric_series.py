@@ -11,6 +11,7 @@ from ablatrix.orchestrator.study.command import CLOCK, EPOCH, MILLISECONDS
 from ablatrix.trainer.rundir import loss_csv
 
 Row = dict[str, float]
+LARGEST_STEP = 10**15  # a float64 holds every whole number up to there; a larger one is no step
 
 
 class MetricSeries:
@@ -208,4 +209,6 @@ class _StepCounter:
 def _parse_step(text: object) -> int | None:
     """Return a step that is a whole number, written as 10 or 10.0."""
     value = number_formats.parse(text, whole=True)
-    return int(value) if value is not None and math.isfinite(value) and 0 <= value == int(value) else None
+    if value is None or not math.isfinite(value) or not 0 <= value < LARGEST_STEP:
+        return None
+    return int(value) if value == int(value) else None

@@ -20,7 +20,10 @@ def parse(value: object, whole: bool = False) -> float | None:
     """
     if isinstance(value, str):
         return _parse_text(value.strip().strip("[](){};:'\"").strip(), whole)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
 
 
 def _parse_text(text: str, whole: bool) -> float | None:

@@ -46,7 +46,7 @@ def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
     present = [name for name in READ if name in header]
     try:
         columns = _parse_quickly(data, header, present)
-    except ValueError:
+    except (ValueError, OverflowError):
         columns = _parse_row_by_row(data.decode("utf-8", "replace"), header, present)
     rows = len(columns["iter"])
     return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}

@@ -30,6 +30,7 @@ ENDED = (
 _JOB_ID = re.compile(r"[0-9]{1,10}(?:_[0-9]{1,10}|\+[0-9]{1,10})?")
 _ARRAY = re.compile(r"([0-9]{1,10})_\[([0-9,:-]*)(?:%[0-9]+)?\]?")
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10})(?::([0-9]{1,10}))?)?")
+LARGEST_INDEX = 4_000_000  # of an array's task (MaxArraySize is at most 4,000,001)
 NO_TASK = ("4294967294", "N/A")  # as ArrayTaskId: the record stands for all tasks of the array
 # Slurm holds a job that a node could not start, until it is released
 LAUNCH_FAILED = "launch failed requeued held"
@@ -95,6 +96,7 @@ def expand(job_id: str) -> Iterator[str]:
         bounds = _RANGE.fullmatch(part)
         if match and bounds:
             first, last, step = int(bounds[1]), int(bounds[2] or bounds[1]), int(bounds[3] or 1)
+            last = min(last, LARGEST_INDEX)
             yield from (f"{match[1]}_{index}" for index in range(first, last + 1, max(1, step)))
 
 

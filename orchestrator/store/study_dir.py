@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
 
 from ablatrix.orchestrator.store import selected_cluster
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.study.metric import Measure
+from ablatrix.orchestrator.study.metric import Measure, of_record
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, is_own, make_folder, owner_name, personal, read_text_strict
@@ -58,7 +58,9 @@ class Study:
     runs: list[StudyRun]
     info: dict[str, str] = field(default_factory=dict)  # experiment_info
     cluster: str = ""  # that its jobs are queued on; '' for the one of this machine
-    measure: Measure = field(default_factory=Measure)  # what its runs are compared by
+    measure: Annotated[Measure, BeforeValidator(of_record)] = field(
+        default_factory=Measure
+    )  # what its runs are compared by
 
     def matching(self, text: str) -> list[StudyRun]:
         """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""

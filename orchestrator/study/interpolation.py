@@ -117,7 +117,7 @@ class Variables:
             return self._node(tree.body)
         except UserError:
             raise
-        except (SyntaxError, ValueError, TypeError, ArithmeticError) as error:
+        except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
             reason = "not an expression" if isinstance(error, SyntaxError) else str(error)
             raise UserError(f"${{{expression}}}: {reason}") from None
 

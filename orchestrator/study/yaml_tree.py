@@ -100,6 +100,8 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         code = ord(error.character) if isinstance(error.character, str) else error.character
         raise UserError(f"{path}:{line}: not valid YAML: a control character (U+{code:04X}); delete it") from None
+    except RecursionError:
+        raise UserError(f"{path}: lists or mappings are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -109,7 +111,7 @@ def parse_scalar(text: str) -> Any:
     shown = text if len(text) < 80 else f"{text[:80]}..."
     try:
         node = yaml.compose(text, Loader=_CoreLoader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{shown!r}: not a YAML value; put a text with special characters in quotes") from None
     builder = _Builder("value")
     value = None if node is None else builder.build(node, ())
@@ -159,7 +161,7 @@ def _without_tabs(text: str) -> str:
         return text
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return text.replace("\t", " ")
 

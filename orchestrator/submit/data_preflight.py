@@ -111,7 +111,7 @@ def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line.decode(errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -165,7 +165,7 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     Raises UserError for an unknown name in `--rerun`, and if runs of the study were trained on other data, or would
     be hidden.
     """
-    _refuse_to_hide(planned)
+    refuse_to_hide(planned)
     study, options = planned.study, planned.options
     again = [run.id for run in selection.find_runs(study, options.rerun)]
     states = study_state.collect(study)
@@ -175,7 +175,7 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     return [run for run in planned.runs if run.id in ids]
 
 
-def _refuse_to_hide(planned: Plan) -> None:
+def refuse_to_hide(planned: Plan) -> None:
     """Raise UserError if a new plan would hide active runs: those of another cluster, or that it does not have."""
     try:
         before = study_dir.load_study(planned.folder)

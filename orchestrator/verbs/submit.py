@@ -21,7 +21,7 @@ from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.orchestrator.submit.selection import Selection
 from ablatrix.orchestrator.terminal import interrupts, live
-from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, runs_to_queue, show_plan
+from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, refuse_to_hide, runs_to_queue, show_plan
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -55,6 +55,7 @@ def submit(options: Options, console: Console) -> int:
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
+    refuse_to_hide(plan)
     _describe_earlier(plan, console)
     study = plan.create()
     again = selection.find_runs(study, plan.options.rerun)
@@ -151,10 +152,10 @@ def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> 
     own = code_snapshot.own_modules([run.config.flat() for run in plan.runs])
     code = queueing.take_snapshot(study, own)
     study_dir.remember_last(study.folder)
-    _update_folders(plan, study, {state.run.id for state in selected.chosen})
     if plan.launcher == "local":
         _run_local(plan, study, selected.chosen, code, console)
     else:
+        _update_folders(plan, study, {state.run.id for state in selected.chosen})
         _queue_slurm(plan, study, selected, code, console)
 
 
@@ -181,6 +182,7 @@ def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path,
     if not members:
         return
     with queueing.released_on_error(members):
+        _update_folders(plan, study, {run.id for run, _ in members})
         batch = queueing.prepare(study, [[member] for member in members], experiment.slurm, code, experiment.export)
         queueing.record(batch, "local", ["" for _ in members])
     queue = LocalQueue(find_devices(plan.options.devices))

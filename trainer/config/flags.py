@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -34,14 +35,28 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="a config.json to start from")
     groups: dict[str, Any] = {}
-    defaults = RunConfig().model_dump(mode="json")
+    defaults: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # a default of the environment, such as ABLATRIX_CACHE, may be invalid
+        defaults = RunConfig().model_dump(mode="json")
     for key, field in keys():
         section, _, name = key.partition(".")
         group = groups.setdefault(section, None) or parser.add_argument_group(section)
         groups[section] = group
-        text = field.description + _describe_default(field.description, defaults[section][name])
+        text = field.description + _describe_default(field.description, defaults.get(section, {}).get(name))
         group.add_argument(f"--{key}", dest=key, metavar="VALUE", help=text.replace("%", "%%"))
     return parser
+
+
+def _join_values(argv: Sequence[str]) -> list[str]:
+    """Join `--key -0.5` to `--key=-0.5`: argparse would take a value that begins with a dash for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        last = joined[-1] if joined else ""
+        if word.startswith("-") and not word.startswith("--") and last.startswith("--") and "=" not in last:
+            joined[-1] = f"{last}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def from_flags(argv: Sequence[str]) -> RunConfig:
@@ -49,7 +64,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
 
     Raises ConfigError naming every flag that is unknown or has a value of the wrong type.
     """
-    namespace, unknown = make_parser().parse_known_args(list(argv))
+    namespace, unknown = make_parser().parse_known_args(_join_values(argv))
     flags: dict[str, str] = vars(namespace)
     problems = list(_describe_unknown(unknown))
     if problems:

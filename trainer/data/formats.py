@@ -116,7 +116,7 @@ def _spans_lines(text: bytes) -> bool:
     decoded = text.decode("utf-8", "replace")
     try:
         _, end = json.JSONDecoder().raw_decode(decoded)
-    except ValueError:
+    except (ValueError, RecursionError):
         return bool(newline and re.fullmatch(rb"\{\s*", first))  # an object longer than the head
     follows = decoded[end:].lstrip(" \t\r")[:1]
     return "\n" in decoded[:end] or follows in (",", "{")  # lines of an array without its brackets, or no line breaks
@@ -125,7 +125,7 @@ def _spans_lines(text: bytes) -> bool:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -113,6 +113,9 @@ class Claims:
             files.create(self.folder / name, self._owner.model_dump_json())
         except FileExistsError:
             return False
+        except OSError:  # a full disk leaves an empty claim without an owner
+            (self.folder / name).unlink(missing_ok=True)
+            raise
         return True
 
     def _is_stale(self, name: str) -> bool:

@@ -8,8 +8,8 @@ import os
 import re
 import sys
 
-# C0 and C1 control characters, which terminals obey; tabs and line feeds apart
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# C0 and C1 control characters, which terminals obey (but for tabs and line feeds); bytes of a path that is not UTF-8
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
@@ -22,20 +22,31 @@ def start_logging(rank: int = 0, world: int = 1) -> None:
     where = f" [rank {rank}]" if world > 1 else ""
     handler = _Handler()
     handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s{where} %(message)s", "%Y-%m-%d %H:%M:%S"))
+    _log_by(handler, logging.INFO)
+
+
+def start_command_logging() -> None:
+    """Print the warnings of a command to stderr, as `warn` does."""
+    handler = _Handler()
+    handler.setFormatter(_Formatter("warning: %(message)s"))
+    _log_by(handler, logging.WARNING)
+
+
+def _log_by(handler: logging.Handler, level: int) -> None:
     logger = logging.getLogger("ablatrix")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)
 
 
 def say(text: str) -> None:
     """Print a line to stdout; nothing happens if it cannot be written."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         print(visible(text), flush=True)
 
 
 def complain(text: str) -> None:
     """Print a line to stderr; nothing happens if it cannot be written."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         print(visible(text), file=sys.stderr, flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -83,5 +84,7 @@ def _is_event(record: Mapping[str, Any]) -> bool:
         if kinds is None:
             continue
         if not isinstance(value, kinds) or isinstance(value, bool):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
             return False
     return "event" in record

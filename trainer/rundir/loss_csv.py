@@ -56,7 +56,7 @@ def parse_columns(text: str, columns: Sequence[str] = COLUMNS) -> list[list[str]
 
 def is_step(cell: str) -> bool:
     """True if the cell is the number of a step as Ablatrix writes it."""
-    return cell.isascii() and cell.isdigit()
+    return cell.isascii() and cell.isdigit() and len(cell) <= 15
 
 
 def parse_number(cell: str) -> float | None:

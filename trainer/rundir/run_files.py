@@ -40,9 +40,12 @@ EXIT_LOST_PEER = 77  # another process of the run is gone; only that one knows w
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text, None if it is not JSON."""
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+        if "\\u" in text:  # half of a surrogate pair, which no UTF-8 file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return None
+    return value
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
