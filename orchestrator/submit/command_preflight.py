@@ -158,8 +158,8 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
     keys = {command_flags.flag_name(key, loaded.experiment.flags.style): key for key in start.settings}
     at = f"{loaded.at('command')}command: "
     for flag in dict.fromkeys(given):
-        has_value = any(word.startswith(f"{flag}=") for word in program.arguments)
-        problem = _flag_problem(flag, has_value, known, text)
+        values = [word.partition("=")[2] for word in program.arguments if word.startswith(f"{flag}=")]
+        problem = _flag_problem(flag, values, known, text)
         if problem:
             place = value_origins.position(loaded, start.features, keys[flag]) if flag in keys else at
             yield f"{place}{flag}: {problem}"
@@ -168,12 +168,14 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
             yield f"{at}{script} requires {flag}"
 
 
-def _flag_problem(flag: str, has_value: bool, known: set[str], text: str) -> str:
+def _flag_problem(flag: str, values: Sequence[str], known: set[str], text: str) -> str:
     if not any(name.startswith(flag) for name in known):  # argparse takes the beginning of a flag
         return f"the script has no such flag{nearest(flag, list(known))}"
-    if has_value and flag in known and _takes_no_value(flag, text):
+    if values and flag in known and _takes_no_value(flag, text):
         booleans = "no-prefix" if f"--no-{flag.removeprefix('--')}" in known else "switch"
         return f"takes no value; choose `flags: {{style: ..., booleans: {booleans}}}`"
+    if any(value.startswith("[") for value in values) and re.search(rf"{re.escape(flag)} (\S+ )?\[\S+ \.\.\.\]", text):
+        return "takes several words; choose `flags: {style: ..., lists: words}`"
     return ""
 
 

@@ -110,6 +110,8 @@ def test_a_setting_that_the_script_does_not_know_is_named_where_it_stands(folder
         ),
         ("'-x', '--x', action='store_true', help='text'", "true", "--x: takes no value"),
         ("'--x', '--xx', action='store_true'", "true", "--x: takes no value"),
+        ("'--x', nargs='+'", "[1, 2]", "--x: takes several words; choose `flags: {style: ..., lists: words}`"),
+        ("'--x', nargs='*'", "[1, 2]", "--x: takes several words"),
         ("'-x', '--x'", "true", ""),
         ("'--x', nargs='?'", "true", ""),
         ("'--x', '--xx', help='text'", "[1, 2]", ""),
