@@ -194,10 +194,15 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
 def describe(study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue | None) -> list[str]:
     """Return lines for `status`: what waits for room, and the study's helper jobs."""
     waiting, order = wave_order.find_waiting(study, states), wave_order.read(study)
+    if waiting and jobs is None:  # not asked for, because no run of the study is queued or running
+        with contextlib.suppress(commands.ControllerError):
+            jobs = commands.queue()
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = []
     if waiting and follow_up:
         lines.append(f"{len(waiting)} runs wait for room in the queue: job {follow_up[-1]} queues them")
+    elif waiting and jobs is None:
+        lines.append(f"{len(waiting)} runs wait for room in the queue; Slurm does not say whether a job queues them")
     elif waiting and order:
         why = f" ({order.problem})" if order.problem else ""
         lines.append(f"{len(waiting)} runs wait for room in the queue, and no job will queue them{why}: submit again")

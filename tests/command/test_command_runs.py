@@ -119,7 +119,7 @@ def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: 
     assert verdicts == {"baseline": "baseline", "wide": "helps", "narrow": "hurts"}
     text = (report / "report.md").read_text()
     assert "right of 0 is better" in text and "higher is better" in text
-    assert "at equal steps" in text and "equal tokens" not in text
+    assert "at a matched number of steps" in text and "equal tokens" not in text
     assert all(f">{curve}<" in (report / "report.html").read_text() for curve in ("Accuracy", "Training loss"))
     for name in ("report.md", "report.html", "comparison.csv", "comparison.tex", "summary.csv"):
         assert not MISNAMED.search((report / name).read_text()), name

@@ -120,7 +120,7 @@ def test_scancel_is_cancelled_and_retry_goes_on(
     state = started.until(lambda state: state["state"] not in ("running", "queued"))
     assert state["state"] == "cancelled"
     assert slurm_workspace.states()["rope"]["state"] in ("running", "queued", "done"), "the rest of the array lives"
-    assert "1 failed, lost or cancelled before" in slurm_workspace.run(*started.words, code=None).stdout
+    assert "1 failed, lost or cancelled; --retry reruns them" in slurm_workspace.run(*started.words, code=None).stdout
     assert started.state()["state"] == "cancelled"
     slurm_workspace.run(*started.words, "--retry")
     started.finish(undisturbed)

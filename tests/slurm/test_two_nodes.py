@@ -14,7 +14,7 @@ from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slurm
 
-ITERS = 300
+ITERS = 1000
 # slow learning: sums in another order are other last digits, which the many steps of a fast one would blow up
 SLOW = "--set", "trainer.learning_rate=1e-5"
 SHARED = "--set", "trainer.strategy=ddp", "--set", "slurm.nodes=2"

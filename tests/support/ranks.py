@@ -40,4 +40,4 @@ def flags(corpus: Path, cache: Path, work_dir: Path, **more: Any) -> list[str]:
         "trainer.log_interval": 1, "trainer.ckpt_interval": 20, "trainer.eval_tokens": 500, "trainer.device": "cpu",
         "trainer.strategy": "ddp", "system.work_dir": work_dir, **more,
     }  # fmt: skip
-    return ["-m", "trainer", *(f"--{key}={value}" for key, value in values.items())]
+    return ["-m", "ablatrix.trainer", *(f"--{key}={value}" for key, value in values.items())]

@@ -51,7 +51,7 @@ class Command:
 
     def line(self, work_dir: str = "run", **flags: Any) -> list[str]:
         merged = {**self.flags, "system.work_dir": work_dir, **{k.replace("__", "."): v for k, v in flags.items()}}
-        return [sys.executable, "-m", "trainer", *(f"--{k}={v}" for k, v in merged.items() if v is not None)]
+        return [sys.executable, "-m", "ablatrix.trainer", *(f"--{k}={v}" for k, v in merged.items() if v is not None)]
 
     def start(self, work_dir: str = "run", **flags: Any) -> subprocess.Popen[str]:
         out = subprocess.PIPE
@@ -140,7 +140,7 @@ class TestWholeRun:
         assert "already finished" in again.stdout
 
     def test_config_repeats_the_run(self, command: Command, undisturbed: Path) -> None:
-        line = [sys.executable, "-m", "trainer", "--config", str(undisturbed / run_files.CONFIG)]
+        line = [sys.executable, "-m", "ablatrix.trainer", "--config", str(undisturbed / run_files.CONFIG)]
         subprocess.run([*line, "--system.work_dir=again"], cwd=command.folder, env=ENV, check=True, capture_output=True)
         assert without_clock(command.folder / "again") == without_clock(undisturbed)
         assert (command.folder / "again" / run_files.SAMPLES).read_bytes() == (
@@ -317,7 +317,7 @@ class TestMistakes:
         command.run()
         folder = command.folder / "run"
         (folder / run_files.SUMMARY).unlink()
-        line = [sys.executable, "-m", "trainer", "--config", "run/config.json"]
+        line = [sys.executable, "-m", "ablatrix.trainer", "--config", "run/config.json"]
         config = json.loads((folder / run_files.CONFIG).read_text())
         config["data"]["file_path"] = "gone.jsonl"
         (folder / run_files.CONFIG).write_text(json.dumps(config))

@@ -140,7 +140,7 @@ def test_neither_installed(corpus: Path, offline_cache: Path, tmp_path: Path) ->
     flags = ["--callbacks.wandb=true", "--callbacks.tensorboard=true", f"--data.file_path={corpus}"]
     flags += ["--data.tokenizer=sample", f"--system.cache_dir={offline_cache}", "--trainer.max_iters=4"]
     flags += ["--model.model_type=gpt-nano", "--model.n_layer=1", "--data.block_size=8", "--trainer.eval_tokens=64"]
-    command = [sys.executable, "-m", "trainer", *flags]
+    command = [sys.executable, "-m", "ablatrix.trainer", *flags]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert warnings(done.stderr) == [
@@ -295,6 +295,6 @@ class TestOwn:
         flags = ["--callbacks.custom=['mine:Recorder']", f"--data.file_path={corpus}", "--trainer.eval_tokens=64"]
         flags += ["--data.tokenizer=sample", f"--system.cache_dir={offline_cache}", "--trainer.max_iters=2"]
         flags += ["--model.model_type=gpt-nano", "--model.n_layer=1", "--data.block_size=8"]
-        command = [sys.executable, "-P", "-m", "trainer", *flags]
+        command = [sys.executable, "-P", "-m", "ablatrix.trainer", *flags]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "SEEN ['start', 1" in done.stdout, done.stderr

@@ -250,7 +250,7 @@ def test_a_rate_that_lies_on_the_device_does_the_same(name: str, monkeypatch: py
         optimizer = made(model, name)
         parts = [optimizer, optimizer.rest] if isinstance(optimizer, Muon) else [optimizer]
         for part in parts if on_device else []:
-            monkeypatch.setattr(part, "_rate", lambda part=part: part.rate.fill_(part.learning_rate))
+            monkeypatch.setattr(part, "device_rate", lambda part=part: part.rate.fill_(part.learning_rate))
         for i in range(3):
             draw_gradients(model, i)
             optimizer.set_learning_rate(1e-2 * (i + 1))

@@ -129,7 +129,8 @@ def contradiction(
     found = before.job(folder), after.job(folder)
     if state == "running":
         begun = any(before.time <= event["time"] <= after.time for event in read_events(folder))
-        moved = working or begun or key in after.done or submitting
+        # another reason to wait: it may have started and been requeued between the two looks
+        moved = working or begun or key in after.done or submitting or found[0] != found[1]
         return "" if moved or any(job and job.state not in PENDING for job in found) else _told(said, found)
     return _against_queue(said, found, submitting)
 
