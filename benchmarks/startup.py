@@ -52,7 +52,7 @@ def first_step(command: list[str], threads: int) -> float:
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
-            if line.startswith("iter 1/"):
+            if " iter 1/" in line:
                 elapsed = time.perf_counter() - begin
                 process.terminate()
                 process.communicate()
