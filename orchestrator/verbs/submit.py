@@ -42,6 +42,7 @@ def submit(options: Options, console: Console) -> int:
         return 0
     if options.smoke:
         _require_smoke_test(plan, console)
+        refuse_to_hide(plan)  # the smoke test may have taken an hour
     if not options.over_budget:
         cost.require_within_budget(plan.loaded.experiment, plan.folder, chosen)
     states = run_plan(plan, console)
@@ -55,7 +56,6 @@ def submit(options: Options, console: Console) -> int:
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
-    refuse_to_hide(plan)
     _describe_earlier(plan, console)
     study = plan.create()
     again = selection.find_runs(study, plan.options.rerun)
@@ -100,8 +100,9 @@ def smoke_plan(plan: Plan) -> Plan:
 
 def _require_smoke_test(plan: Plan, console: Console) -> None:
     """Run the smoke test. Raises RunError unless every cell that was asked for passes."""
-    only = plan.options.only
-    states = [state for state in run_plan(smoke_plan(plan), console) if not only or state.run.cell in only]
+    only, smoke = plan.options.only, smoke_plan(plan)
+    refuse_to_hide(smoke)
+    states = [state for state in run_plan(smoke, console) if not only or state.run.cell in only]
     broken = [f"{state.run.cell} {state.state}: {state.reason}" for state in states if state.state != "done"]
     if broken:
         raise RunError(f"smoke test: {'; '.join(broken)}; nothing else was queued")
