@@ -86,9 +86,8 @@ class Soak:
         looker = threading.Thread(target=self._look_now_and_then, daemon=True)
         for launcher in STUDIES:
             self._submit(launcher)
-            if not looker.ident:  # from the first submit on: its runs may be done when the second one ends
-                looker.start()
-                self.faults.start()
+        looker.start()
+        self.faults.start()
         try:
             while not self._all_done() and time.monotonic() - began < limit:
                 time.sleep(6 + self.findings.runs / 60)

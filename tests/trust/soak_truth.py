@@ -84,7 +84,7 @@ def trainers() -> dict[str, frozenset[int]]:
             words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
         except OSError:
             continue
-        if "trainer" in words:
+        if "ablatrix.trainer" in words:
             for word in words:
                 if word.startswith("--system.work_dir="):
                     with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -129,8 +129,7 @@ def contradiction(
     found = before.job(folder), after.job(folder)
     if state == "running":
         begun = any(before.time <= event["time"] <= after.time for event in read_events(folder))
-        # another reason to wait: it may have started and been requeued between the two looks
-        moved = working or begun or key in after.done or submitting or found[0] != found[1]
+        moved = working or begun or key in after.done or submitting
         return "" if moved or any(job and job.state not in PENDING for job in found) else _told(said, found)
     return _against_queue(said, found, submitting)
 
