@@ -104,7 +104,7 @@ def resolve(arguments: list[str], known: list[Path]) -> dict[str, Entry]:
 
 
 def cpu_page(version: str) -> str:
-    """requirements/torch-cpu.html for a version: made anew from PyTorch's index, else the one that is there.
+    """requirements/torch-cpu.html for a version: rewritten from PyTorch's index, else the one that is there.
 
     Raises SystemExit where neither knows the version.
     """

@@ -11,7 +11,6 @@ from ablatrix.orchestrator.study.command import CLOCK, EPOCH, MILLISECONDS
 from ablatrix.trainer.rundir import loss_csv
 
 Row = dict[str, float]
-LARGEST_STEP = 10**15  # a float64 holds every whole number up to there; a larger one is no step
 
 
 class MetricSeries:
@@ -209,6 +208,6 @@ class _StepCounter:
 def _parse_step(text: object) -> int | None:
     """Return a step that is a whole number, written as 10 or 10.0."""
     value = number_formats.parse(text, whole=True)
-    if value is None or not math.isfinite(value) or not 0 <= value < LARGEST_STEP:
+    if value is None or not math.isfinite(value) or not 0 <= value < 10**loss_csv.STEP_DIGITS:
         return None
     return int(value) if value == int(value) else None

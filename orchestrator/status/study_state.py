@@ -33,9 +33,7 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     selected_cluster.select(study.cluster)
     found = [RunEvidence.read(run) for run in study.runs]
     if any(evidence.needs_queue for evidence in found):
-        if scheduler.user is None:
-            scheduler.user = "" if is_own(study.folder) else owner_name(study.folder).removeprefix("user ")
-        scheduler.refresh()
+        read_queue(study, scheduler)
     queue = state_rules.JobIndex(scheduler.jobs)
     judged = [(state_rules.judge(evidence, queue), evidence) for evidence in found]
     hidden = [scheduler.blind_spot(evidence.cluster) if state.job else "" for state, evidence in judged]
@@ -43,6 +41,13 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     known = {**queue.jobs, **commands.ended_jobs(vanished)}
     states = [_resolve(*pair, why, known) for pair, why in zip(judged, hidden, strict=True)]
     return [replace(s, reason=s.reason or UNEXPLAINED.get(s.state, "")) for s in states]
+
+
+def read_queue(study: Study, scheduler: Scheduler) -> None:
+    """Read the queue of the study's owner, unless the controller did not answer a moment ago."""
+    if scheduler.user is None:
+        scheduler.user = "" if is_own(study.folder) else owner_name(study.folder).removeprefix("user ")
+    scheduler.refresh()
 
 
 def _resolve(state: RunState, evidence: RunEvidence, hidden: str, known: commands.Queue) -> RunState:

@@ -205,6 +205,10 @@ def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """Return study.json, validated. Raises UserError if it is missing or damaged."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Study]:
     record = run_files.read_json(folder / STUDY)
     if record is None:
         raise UserError(f"{folder}: holds no study ({STUDY} is missing or damaged); submit the experiment again")
@@ -212,12 +216,14 @@ def read_plan(folder: Path) -> dict[str, Any]:
         study = _RECORD.validate_python({**record, "folder": folder})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    else:
-        problem = _repeated_id(study.runs)
-    if problem:
-        raise UserError(f"{folder / STUDY}: damaged ({problem}); submit the experiment again to rewrite it")
-    return record
+        raise _damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if problem := _repeated_id(study.runs):
+        raise _damaged(folder, problem)
+    return record, study
+
+
+def _damaged(folder: Path, problem: str) -> UserError:
+    return UserError(f"{folder / STUDY}: damaged ({problem}); submit the experiment again to rewrite it")
 
 
 def _repeated_id(runs: Sequence[StudyRun]) -> str:
@@ -227,7 +233,7 @@ def _repeated_id(runs: Sequence[StudyRun]) -> str:
 
 def load_study(folder: Path) -> Study:
     """Read study.json and select its cluster for Slurm's commands. Raises UserError if it is missing or damaged."""
-    study = _RECORD.validate_python({**read_plan(folder), "folder": folder})
+    study = _read(folder)[1]
     study = replace(study, runs=[replace(run, folder=folder / run.id) for run in study.runs])
     selected_cluster.select(study.cluster)
     return study

@@ -84,8 +84,6 @@ COMMAND = Measure(name="held-out loss", unit="")  # of a command, by default
 
 def of_record(record: object) -> Measure:
     """Return the measure in a record of `as_record`; that of our trainer if the record is damaged or missing."""
-    if isinstance(record, Measure):
-        return record
     default = asdict(NLL)
     found = {name: record.get(name, value) for name, value in default.items()} if isinstance(record, Mapping) else {}
     return Measure(**found) if all(isinstance(found.get(k), type(v)) for k, v in default.items()) else NLL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from ablatrix.trainer.callbacks import custom
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import file_stamp, find_files, is_flat, total_size
-from ablatrix.trainer.data.formats import detect
+from ablatrix.trainer.data.formats import detect, is_json
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, RunError, UserError
 from ablatrix.trainer.rundir.files import open_for_reading
@@ -97,23 +96,15 @@ def check_file(path: Path, alone: bool = True) -> None:
 def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
     """Raise UserError if only the last line is no JSON: an interrupted download ends within an object."""
     *before, last = tail.split(b"\n")
-    if not last.lstrip().startswith(b"{") or (not before and not is_all) or _is_json(last):
+    if not last.lstrip().startswith(b"{") or (not before and not is_all) or is_json(last.decode(errors="replace")):
         return
-    if len(before) > (not is_all) and not _is_json(before[-1]):
+    if len(before) > (not is_all) and not is_json(before[-1].decode(errors="replace")):
         return
     recent = time.time() - path.stat().st_mtime < RECENT_SECONDS
     writing = " (it was changed just now: is it still being written?)" if recent else ""
     raise UserError(
         f"{path}: the last line is cut off, so the file is not complete{writing}; fetch it again, or drop that line"
     )
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _require_offline(info: tokenizer.TokenizerInfo) -> None:

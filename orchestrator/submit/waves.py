@@ -194,9 +194,6 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
 def describe(study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue | None) -> list[str]:
     """Return lines for `status`: what waits for room, and the study's helper jobs."""
     waiting, order = wave_order.find_waiting(study, states), wave_order.read(study)
-    if waiting and jobs is None:  # not asked for, because no run of the study is queued or running
-        with contextlib.suppress(commands.ControllerError):
-            jobs = commands.queue()
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = []
     if waiting and follow_up:

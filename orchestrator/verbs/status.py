@@ -9,7 +9,7 @@ from rich.console import Console
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.submit import early_failures, waves
+from ablatrix.orchestrator.submit import early_failures, wave_order, waves
 from ablatrix.orchestrator.terminal import interrupts, live, status_table
 
 
@@ -25,6 +25,8 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
     if as_json:
         print(run_state.as_json(states, scheduler.silent_since))
         return
+    if scheduler.jobs is None and wave_order.is_waiting(found):  # no run is queued, but a follow-up job may be
+        study_state.read_queue(found, scheduler)
     status_table.print_states(states, str(found.folder), console, found.measure, everything)
     for line in (
         status_table.summary_line(states, scheduler),

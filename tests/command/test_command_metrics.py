@@ -69,7 +69,7 @@ def test_half_a_line_is_no_line(tmp_path: Path) -> None:
         file.write("25\n")
     assert look() == {1: 3.5, 2: 3.25}
     path.write_text("iter 1: loss 9.0\niter 2: loss 8.0\niter 3: loss 7.0\n")
-    assert look() == {1: 9.0, 2: 8.0, 3: 7.0}, "written anew"
+    assert look() == {1: 9.0, 2: 8.0, 3: 7.0}, "rewritten"
 
 
 def test_a_restart_drops_what_comes_after_it() -> None:
@@ -252,7 +252,7 @@ def test_a_number_before_a_line_is_a_rank_where_srun_labels(
     assert cells(series) == losses
 
 
-def test_steps_that_each_epoch_counts_anew(tmp_path: Path) -> None:
+def test_steps_that_restart_with_each_epoch(tmp_path: Path) -> None:
     def add(series: MetricSeries, epochs: range) -> None:
         for epoch in epochs:
             for step in (0, 10, 20):

@@ -1,4 +1,4 @@
-"""Commands that are stopped, killed and started again: what goes on, what begins anew, and what is said of it."""
+"""Commands that are stopped, killed and started again: what continues, what starts over, and what is reported."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: W
     assert losses(folder) == expected()
 
 
-def test_without_a_checkpoint_or_a_way_to_resume_it_begins_anew_and_says_so(workspace: Workspace) -> None:
+def test_without_a_checkpoint_or_a_way_to_resume_it_starts_over_and_says_so(workspace: Workspace) -> None:
     for changes, words in (
         ({}, "no resume_command is known"),
         ({"checkpoint": "{run_dir}/state.json", "resume_command": RESUME, "name": "late"}, "state.json yet"),

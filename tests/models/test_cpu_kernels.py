@@ -14,7 +14,7 @@ from ablatrix.models.layers import Dropout
 @pytest.mark.parametrize("pdrop", [0.001, 0.1, 0.25, 0.5, 0.999])
 def test_rate_is_exact(pdrop: float) -> None:
     torch.manual_seed(0)
-    calls, size = 2000, 501  # the threshold is rounded anew at every call
+    calls, size = 2000, 501  # the threshold is rounded at every call
     dropped = sum(float(1 - keep_mask(torch.Size((size,)), pdrop, torch.float32).mean()) for _ in range(calls)) / calls
     # binomial error, and that of the rounding to 1/256
     sigma = math.sqrt(pdrop * (1 - pdrop) / (calls * size)) + 0.5 / 256 / math.sqrt(calls)

@@ -269,7 +269,7 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     assert {state.state for state in states} == {"queued"}
     assert "submit again to release it" in states[0].reason
     atomic_write(study.runs[0].folder / run_files.SUMMARY, '{"iters": 20}')  # done, then its job was requeued
-    assert submit_attempts.take(study.runs[1].folder, 2)  # queued anew
+    assert submit_attempts.take(study.runs[1].folder, 2)  # queued again
     printed: list[str] = []
     queueing.release_held(study, None, printed.append)
     [shown] = printed

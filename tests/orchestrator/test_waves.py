@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, site_limits
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
@@ -14,6 +15,7 @@ from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import follow_up, queueing, selection, wave_order, waves
 from ablatrix.orchestrator.submit.wave_order import Order
+from ablatrix.orchestrator.verbs.status import status
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import append_event
@@ -84,6 +86,32 @@ def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
     assert by_state(study) == {"planned": 3, "queued": 4}
     lines = waves.describe(study, study_state.collect(study), commands.queue())
     assert lines == ["3 runs wait for room in the queue: job 3 queues them"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "done", "line"),
+    [
+        ("good", True, "queue: job 3 queues them"),  # nothing but waiting runs is left
+        ("down", True, "whether a job queues them"),
+        ("down", False, "whether a job queues them"),  # a silent controller is not asked again
+    ],
+)
+def test_status_asks_slurm_once_about_waiting_runs(
+    fake: FakeSlurm, study: Study, order: Order, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    mode: str, done: bool, line: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(site_limits, "find_room", lambda settings: site_limits.Room(5, "MaxSubmitJobs=5"))
+    queue(study, order)
+    for state in study_state.collect(study):
+        if done and state.state == "queued":
+            atomic_write(state.run.folder / run_files.SUMMARY, '{"iters": 20}')
+    fake.end(1)
+    fake.end(2)
+    fake.set_mode(mode)
+    before = fake.calls("squeue")
+    status(str(study.folder), Path("out"), Console(width=200), watch=False, as_json=False, everything=False)
+    assert line in capsys.readouterr().out
+    assert fake.calls("squeue") == before + 1
 
 
 def test_an_unknown_limit_is_found_by_halving_and_the_follow_up_goes_on(

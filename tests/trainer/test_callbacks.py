@@ -237,7 +237,7 @@ class TestRequests:
         train("asked")
         assert without_clock(run) == without_clock(train("whole"))
 
-    def test_left_over_for_a_run_that_begins_anew(self, train: Callable[..., Path]) -> None:
+    def test_left_over_for_a_run_that_starts_from_step_0(self, train: Callable[..., Path]) -> None:
         run = train()
         (run / "stop").touch()
         train(trainer__resume="none")

@@ -84,7 +84,7 @@ def test_sweep_removes_what_was_left_half_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".attempts", path.name]
 
 
-def test_file_swept_from_under_its_writer_is_written_anew(tmp_path: Path) -> None:
+def test_file_swept_from_under_its_writer_is_written_again(tmp_path: Path) -> None:
     tries: list[Path] = []
 
     def sweep() -> None:

@@ -154,7 +154,7 @@ class TestWholeRun:
         assert "already finished" in command.run().stdout
         assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir() if p.is_file()} == before
 
-    def test_resume_none_starts_anew(self, command: Command, undisturbed: Path) -> None:
+    def test_resume_none_starts_from_step_0(self, command: Command, undisturbed: Path) -> None:
         command.run(trainer__sample_interval=20)
         command.run(trainer__sample_interval=20, trainer__resume="none")
         assert without_clock(command.folder / "run") == without_clock(undisturbed)

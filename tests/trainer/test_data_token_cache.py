@@ -96,7 +96,7 @@ def test_shards_do_not_show(corpus: Path, cache_dir: Path, offline_cache: Path, 
     assert many.fingerprint == one.fingerprint
 
 
-def test_a_changed_file_is_read_anew(write_jsonl: Write, cache_dir: Path) -> None:
+def test_a_changed_file_is_read_again(write_jsonl: Write, cache_dir: Path) -> None:
     config = config_of(write_jsonl(["a document that is long enough"] * 3))
     first = open_complete(config, cache_dir)
     write_jsonl(["b document that is long enough"] * 3)

@@ -242,7 +242,7 @@ def test_the_short_form_is_the_same_run() -> None:
     assert plain.use_cosine is False and plain.schedule == "constant"
 
 
-def test_a_flag_chooses_anew_what_the_file_has_filled_in(tmp_path: Path) -> None:
+def test_a_flag_replaces_what_the_file_has_filled_in(tmp_path: Path) -> None:
     written = {"trainer": {"max_iters": 100, "optimizer": "sgd", "schedule": "wsd"}, "data": {"file_path": "x"}}
     path = tmp_path / "config.json"
     path.write_text(RunConfig.model_validate(written).resolved(100).to_json())

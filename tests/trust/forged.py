@@ -1,4 +1,4 @@
-"""Files made by hand to harm whoever loads them: pickles, checkpoints and arrays whose objects make a file `canary`."""
+"""Malicious pickles, checkpoints and arrays, whose objects make a file `canary` when they are loaded."""
 
 from __future__ import annotations
 

@@ -151,7 +151,9 @@ class TrainerConfig(Section):
     save_best: bool = Field(False, description="keep the weights of the best evaluation in best.pt")
     early_stop_patience: Count = Field(0, description="evaluations without improvement that end the run; 0: never")
     early_stop_min_delta: NonNegative = Field(0.0, description="nats that count as an improvement")
-    resume: str = Field("auto", min_length=1, description="auto: newest good checkpoint; none: start anew; or a file")
+    resume: str = Field(
+        "auto", min_length=1, description="auto: newest good checkpoint; none: start from step 0; or a file"
+    )
 
 
 class SystemConfig(Section):

@@ -66,10 +66,10 @@ def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
     if not line:
         return None, "blank"
     try:
-        record = json.loads(line.decode())
+        record = _parse(line)
     except UnicodeDecodeError:
         return None, "not_utf8"
-    except (ValueError, RecursionError):
+    except ValueError:
         return None, "not_json"
     if not isinstance(record, dict):
         return None, "not_object"
@@ -79,6 +79,14 @@ def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
     if not isinstance(text, str):
         return None, "not_string"
     return (text, "") if len(text) >= MIN_CHARACTERS else (None, "too_short")
+
+
+def _parse(line: bytes) -> Any:
+    """Return the JSON value of a line. Raises ValueError, also if it is nested too deeply."""
+    try:
+        return json.loads(line.decode())
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 class Lines:
@@ -114,10 +122,10 @@ class Lines:
         """Return where a skipped line is and what is wrong with it, for messages."""
         where, raw = self.place(line), self.raw(line).removeprefix(BOM).strip()
         try:
-            record = json.loads(raw.decode())
+            record = _parse(raw)
         except UnicodeDecodeError as error:
             return f"{where}, byte {raw[error.start]:#04x}; if the whole file is Latin-1: {TO_UTF8}"
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return f"{where}: {_describe_json_error(error, raw)}" if reason == "not_json" else where
         if reason == "no_text_key":
             return f"{where}, which has {', '.join(map(repr, list(record)[:8])) or 'no key'}"
@@ -182,8 +190,8 @@ def _suggest_key(lines: Lines, text_key: str) -> str:
     seen: dict[str, Any] = {}
     for line in range(min(len(lines), FIRST_LINES)):
         try:
-            record = json.loads(lines.raw(line).removeprefix(BOM).decode())
-        except (ValueError, RecursionError):
+            record = _parse(lines.raw(line).removeprefix(BOM))
+        except ValueError:
             continue
         if isinstance(record, dict):
             seen |= {key: value for key, value in record.items() if key not in seen}

@@ -111,7 +111,7 @@ def find_layer(head: bytes) -> str:
 def _spans_lines(text: bytes) -> bool:
     """True if a JSON object starts here that continues on the next line, or precedes a comma or another object."""
     first, newline, _ = text.partition(b"\n")
-    if not text.startswith(b"{") or _is_json(first):
+    if not text.startswith(b"{") or is_json(first):
         return False
     decoded = text.decode("utf-8", "replace")
     try:
@@ -122,7 +122,8 @@ def _spans_lines(text: bytes) -> bool:
     return "\n" in decoded[:end] or follows in (",", "{")  # lines of an array without its brackets, or no line breaks
 
 
-def _is_json(line: bytes) -> bool:
+def is_json(line: str | bytes) -> bool:
+    """True if the line is a JSON value."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):

@@ -20,20 +20,17 @@ def visible(text: str) -> str:
 def start_logging(rank: int = 0, world: int = 1) -> None:
     """Write the log of this process with time and level, and with its rank if it is one of several."""
     where = f" [rank {rank}]" if world > 1 else ""
-    handler = _Handler()
-    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s{where} %(message)s", "%Y-%m-%d %H:%M:%S"))
-    _log_by(handler, logging.INFO)
+    _write_log(f"%(asctime)s %(levelname)s{where} %(message)s", logging.INFO)
 
 
 def start_command_logging() -> None:
     """Print the warnings of a command to stderr, as `warn` does."""
-    handler = _Handler()
-    handler.setFormatter(_Formatter("warning: %(message)s"))
-    _log_by(handler, logging.WARNING)
+    _write_log("warning: %(message)s", logging.WARNING)
 
 
-def _log_by(handler: logging.Handler, level: int) -> None:
-    logger = logging.getLogger("ablatrix")
+def _write_log(line: str, level: int) -> None:
+    handler, logger = _Handler(), logging.getLogger("ablatrix")
+    handler.setFormatter(_Formatter(line, "%Y-%m-%d %H:%M:%S"))
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level)
 

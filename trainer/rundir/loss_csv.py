@@ -18,6 +18,7 @@ from ablatrix.trainer.rundir.run_files import LOSS, METRICS, json_objects
 # val_loss: NLL of the held-out set after `iter` steps; lr: of step `iter`; grad_norm: mean since the row before, before
 # clipping; tokens: trained on so far; seconds: of training so far, earlier attempts included.
 COLUMNS = ("iter", "loss", "dt", "val_loss", "lr", "grad_norm", "tokens", "seconds")
+STEP_DIGITS = 15  # of the largest step: a float64 holds every whole number of so many digits
 CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs of one configuration
 
 Row = Mapping[str, float | int | None]
@@ -56,7 +57,7 @@ def parse_columns(text: str, columns: Sequence[str] = COLUMNS) -> list[list[str]
 
 def is_step(cell: str) -> bool:
     """True if the cell is the number of a step as Ablatrix writes it."""
-    return cell.isascii() and cell.isdigit() and len(cell) <= 15
+    return cell.isascii() and cell.isdigit() and len(cell) <= STEP_DIGITS
 
 
 def parse_number(cell: str) -> float | None:
