@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.cpu_kernels import block_attention, causal_mask, distances
 from ablatrix.models.layers import Dropout, Linear
 from ablatrix.models.norms import RMSNorm
+
+if TYPE_CHECKING:
+    from ablatrix.models.config import ResolvedGPTConfig
 
 ROTARY_BASE = 10000.0
 

@@ -13,12 +13,15 @@ changed component a new name.
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.reference import describe_conflict, import_module, top_level
+
+if TYPE_CHECKING:
+    from ablatrix.models.config import ResolvedGPTConfig
 
 TRIAL = (2, 3)  # B, T of the input on which a new component is tried
 

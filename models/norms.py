@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ablatrix.models import custom
-from ablatrix.models.config import ResolvedGPTConfig
+
+if TYPE_CHECKING:
+    from ablatrix.models.config import ResolvedGPTConfig
 
 EPS = 1e-5
 

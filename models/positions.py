@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ablatrix.models import custom
-from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.layers import Embedding
+
+if TYPE_CHECKING:
+    from ablatrix.models.config import ResolvedGPTConfig
 
 SINUSOIDAL_BASE = 10000.0
 # In the paper token embeddings are scaled to size 1 before the sinusoids are added. Here they start at GPT-2's 0.02,

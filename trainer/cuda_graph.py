@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ablatrix.trainer.optimizers import Optimizer
+if TYPE_CHECKING:
+    from ablatrix.trainer.optimizers import Optimizer
 
 WARM_UP = 3  # steps before recording: they allocate, choose algorithms and compile
 

@@ -6,15 +6,17 @@ context differs that each token is predicted from.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ablatrix.models.config import ResolvedGPTConfig
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import batches
-from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.loop import Array, Trainer
 
 
 def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:

@@ -7,13 +7,11 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ablatrix.trainer.callbacks.base import Callback
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.cuda_graph import GraphedStep
 from ablatrix.trainer.distributed.single import Array, Single
@@ -22,6 +20,10 @@ from ablatrix.trainer.optimizers import make
 from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory, more_parts
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.schedules import learning_rate
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.callbacks.base import Callback
+    from ablatrix.trainer.config import RunConfig
 
 
 class Source(Protocol):

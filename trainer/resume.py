@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config import RunConfig, run_hash
 from ablatrix.trainer.config.optimization import schedule_name, steady_until
 from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.loop import Trainer
 
 logger = logging.getLogger(__name__)
 

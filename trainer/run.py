@@ -9,14 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ablatrix.models.gpt import measure
 from ablatrix.trainer import checkpoint, eval_context_lengths, failures, run_folder
 from ablatrix.trainer import resume as resuming
 from ablatrix.trainer.callbacks import registry
 from ablatrix.trainer.callbacks.base import Callback
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import batches as data
 from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
@@ -26,14 +23,17 @@ from ablatrix.trainer.distributed import strategies
 from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.rundir import recorded_inputs, run_files
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.console import start_logging
 from ablatrix.trainer.rundir.events import append_event
 from ablatrix.trainer.signals import Interrupted, StopSignals
 from ablatrix.trainer.summary import write_result
 
 if TYPE_CHECKING:
+    import torch
+
+    from ablatrix.trainer.config import RunConfig
     from ablatrix.trainer.distributed.process_group import ProcessGroup
+    from ablatrix.trainer.rundir.attempts import Attempt
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,12 @@ max_iters) with w = warmup_steps, peak = learning_rate and floor = min_lr_ratio 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import schedule_name, settled
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import TrainerConfig
 
 
 def learning_rate(step: int, config: TrainerConfig) -> float:

@@ -6,18 +6,20 @@ import json
 import logging
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.models.gpt import measure
 from ablatrix.trainer import checkpoint, eval_context_lengths, failures
 from ablatrix.trainer.data import corpus_usage
-from ablatrix.trainer.data.token_store import TokenStore
 from ablatrix.trainer.device import describe
-from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.out_of_memory import peak_memory
 from ablatrix.trainer.rundir import loss_digest, run_files
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.files import atomic_write
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.data.token_store import TokenStore
+    from ablatrix.trainer.loop import Trainer
+    from ablatrix.trainer.rundir.attempts import Attempt
 
 logger = logging.getLogger(__name__)
 

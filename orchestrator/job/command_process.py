@@ -9,10 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.job.command_spec import CommandSpec
 from ablatrix.trainer.rundir import processes
 from ablatrix.trainer.rundir.program import ROOT
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.job.command_spec import CommandSpec
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own is 30 s after SIGTERM, and 120 s before a time limit

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.job.command_spec import CommandSpec
 from ablatrix.orchestrator.job.metric_readers import make_reader
 from ablatrix.orchestrator.job.metric_series import MetricSeries
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.job.command_spec import CommandSpec
+    from ablatrix.trainer.rundir.attempts import Attempt
 
 POSITION = ".metrics.json"  # in a run's folder: how far the metrics have been read
 

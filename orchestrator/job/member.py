@@ -8,16 +8,18 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS, kill_leftovers
 from ablatrix.orchestrator.store import log_tail, run_facts, submit_attempts
 from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
-from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import attempts, processes, run_files
 from ablatrix.trainer.rundir.events import append_event, may_requeue, read_events
 from ablatrix.trainer.rundir.files import open_to_append
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.node_layout import Layout
 
 SETTLE_SECONDS = 15.0  # within which the task of another node records why its part of a run has failed
 GRACE_SECONDS = 30.0  # that the processes of a run have to end by themselves when one of them has failed

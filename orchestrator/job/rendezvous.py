@@ -11,10 +11,13 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import network
 from ablatrix.trainer.rundir.events import slurm_job_id
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.node_layout import Layout
 
 FIRST_PORT, PORTS = 15_000, 16_000  # below those that systems give out by themselves
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.collect import RunRecord, Study
-from ablatrix.orchestrator.report.statistics import Effect, Reach
 from ablatrix.orchestrator.study.metric import NLL, Measure
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.collect import RunRecord, Study
+    from ablatrix.orchestrator.report.statistics import Effect, Reach
 
 KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
 MATCHED = 0.01  # parameter counts within 1% count as matched

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast, corrected
-from ablatrix.orchestrator.report.collect import RunRecord
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.collect import RunRecord
 
 
 @dataclass(frozen=True)

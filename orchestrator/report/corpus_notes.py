@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.trainer.data.corpus import count_skipped
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.collect import RunRecord
 
 FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from scipy.special import stdtrit
 
 from ablatrix.orchestrator.report import breakdown
-from ablatrix.orchestrator.report.analysis import CellResult
-from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.figure_data import Series
 from ablatrix.orchestrator.report.statistics import LEVEL
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import CellResult
+    from ablatrix.orchestrator.report.collect import RunRecord
 
 BINS = 120
 

@@ -7,11 +7,9 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ablatrix.orchestrator.report import breakdown, methods, verdicts
-from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
-from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.content import (
     Block,
     Code,
@@ -26,7 +24,6 @@ from ablatrix.orchestrator.report.content import (
     Verdicts,
 )
 from ablatrix.orchestrator.report.corpus_notes import corpus_notes
-from ablatrix.orchestrator.report.figure_data import Figure
 from ablatrix.orchestrator.report.formatting import (
     DASH,
     count,
@@ -42,6 +39,11 @@ from ablatrix.orchestrator.report.formatting import (
     with_margin,
 )
 from ablatrix.orchestrator.report.notes import notes
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.report.collect import RunRecord
+    from ablatrix.orchestrator.report.figure_data import Figure
 
 MOST_SENTENCES = 40
 T = TypeVar("T")

@@ -8,18 +8,21 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel
 from ablatrix.trainer.rundir.console import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel
 
 INK, GREY, BAND = "#1a1a1a", "#6e6e6e", "#e4e4e4"
 # Okabe & Ito 2008 without yellow, which is invisible on white; style 0, the baseline, is drawn in INK

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ablatrix.orchestrator.report import breakdown, curves, formatting, verdicts
-from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel, Series
-from ablatrix.orchestrator.study.metric import Measure
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.study.metric import Measure
 
 MOST_LINES = 12  # of one panel: more are indistinguishable
 MOST_PANELS = 24

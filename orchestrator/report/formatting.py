@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report.statistics import Effect, Reach
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.statistics import Effect, Reach
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import run_config
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.config import TrainerConfig, optimization
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
@@ -16,6 +15,7 @@ from ablatrix.trainer.schedules import learning_rate
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.figure_data import Figure
+    from ablatrix.orchestrator.study.matrix import Run
 
 PICTURE = "planned_schedules"
 MOST = 24  # schedules in the picture

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.analysis import Analysis
-from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.formatting import count, duration, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study.dotted import flatten
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.collect import RunRecord
 
 NAMED = 10  # runs listed by name
 

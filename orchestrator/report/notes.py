@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report.analysis import Analysis
-from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.collect import RunRecord
 
 REPEATED = 0.5  # of the rows of a run; fewer repeated steps come from a progress bar
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import formatting, notes, tables, verdicts
-from ablatrix.orchestrator.report.analysis import Analysis, CellResult
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
 from ablatrix.orchestrator.report.figures import MOST_ROWS, forest_limits
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity
-from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.study.metric import Measure
 
 
 def label_studies(analyses: Sequence[Analysis]) -> list[str]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ablatrix.orchestrator.report import formatting, verdicts
-from ablatrix.orchestrator.report.analysis import Analysis, CellResult
-from ablatrix.orchestrator.report.collect import RunRecord
-from ablatrix.orchestrator.report.statistics import Effect, Reach
-from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir.console import visible
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.collect import RunRecord
+    from ablatrix.orchestrator.report.statistics import Effect, Reach
+    from ablatrix.orchestrator.study.metric import Measure
 
 VALUE = "val_nll"  # the place of the measure in a row; its column is called by its name
 NUMBERS = (

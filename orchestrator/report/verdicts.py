@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.formatting import count, interval, p_text, percent
-from ablatrix.orchestrator.report.statistics import Effect
-from ablatrix.orchestrator.study.metric import Measure
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.study.metric import Measure
 
 ONE_SEED = "one seed only, so no conclusion can be drawn"
 KIND_FLAGS = {

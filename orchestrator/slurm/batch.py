@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ablatrix.orchestrator.store import job_command, run_facts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
-from ablatrix.orchestrator.study.node_layout import Layout
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.node_layout import Layout
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each
 

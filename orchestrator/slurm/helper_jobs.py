@@ -9,16 +9,19 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands, job_parsing, sbatch
-from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.job_preamble import preamble
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.sbatch_options import mebibytes, minutes
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
 from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.batch import Batch
+    from ablatrix.orchestrator.store.study_dir import Study
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 REPORT, FOLLOW_UP = "report", "next"
 PURPOSES = {

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.study import exported_env
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.batch import Batch
 
 # Scripts of conda and of sites return non-zero and use unset variables: setup runs as in an interactive shell.
 # store/log_tail.py recognises the message and quotes the line above it

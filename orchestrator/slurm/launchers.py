@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ablatrix.orchestrator.slurm import commands as slurm
-from ablatrix.orchestrator.slurm.batch import Launcher
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.batch import Launcher
 
 
 def choose(name: str) -> str:

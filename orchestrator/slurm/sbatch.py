@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -16,9 +16,11 @@ from ablatrix.orchestrator.slurm.batch import Batch, check_folder
 from ablatrix.orchestrator.slurm.job_preamble import preamble
 from ablatrix.orchestrator.store.study_dir import LOGS, Study
 from ablatrix.orchestrator.study import env_settings, exported_env
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
 from ablatrix.trainer.rundir.program import PACKAGE
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SBATCH_TIMEOUT = env_settings.seconds("ABLATRIX_SBATCH_TIMEOUT", 60.0)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SCRIPT_BYTES = 4 << 20  # Slurm's default for max_script_size
 REFUSALS = ("SubmitJob", "job submit limit", commands.BUSY, "Resource temporarily unavailable")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.store import run_progress
-from ablatrix.orchestrator.study.experiment import Experiment
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Experiment
+    from ablatrix.orchestrator.study.matrix import Run
 
 SMOKE = "smoke"  # the study of the smoke test, in the study's folder
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.slurm import job_parsing
 from ablatrix.orchestrator.store.log_tail import describe_signal, quote_job_log, tail_text
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm import job_parsing
 
 BY_LOG = (
     (r"OutOfMemoryError|CUDA out of memory|MemoryError|[Oo]om[-_ ]kill|Out Of Memory", "out of memory"),

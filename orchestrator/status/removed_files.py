@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, provenance, study_dir
 from ablatrix.orchestrator.store.study_dir import ORIGINS, Study
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
 
 REWRITTEN = frozenset({run_files.CONFIG, SPEC, ORIGINS})  # by every `submit`
 RERUN = "submit --retry runs it again"

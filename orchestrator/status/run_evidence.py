@@ -7,13 +7,15 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.status import removed_files
 from ablatrix.orchestrator.store import run_facts, shared_fs, submit_attempts
-from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.store.study_dir import StudyRun
 
 HEARTBEAT_SECONDS = 120  # a trainer on another host that has written nothing for longer is taken for dead
 CLOCKS_APART = 3600  # seconds; a file that is newer than its last record by more has been copied

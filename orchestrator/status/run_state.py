@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.store.study_dir import StudyRun
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
 ACTIVE = ("queued", "running")

@@ -6,15 +6,18 @@ A run that is in no queue and left no end mark is `lost`, with the likely cause.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import state_rules, vanished_jobs
 from ablatrix.orchestrator.status.run_evidence import RunEvidence
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import selected_cluster
-from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir.files import is_own, owner_name
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
 UNEXPLAINED = {  # state -> reason where the run has recorded none
     "failed": "failed without giving a reason; see logs RUN",

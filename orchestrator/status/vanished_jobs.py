@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import job_parsing
 from ablatrix.orchestrator.status import diagnosis
-from ablatrix.orchestrator.status.run_evidence import RunEvidence
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.status.state_rules import stopped
 from ablatrix.orchestrator.store import job_log, submit_attempts
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.trainer.rundir.events import append_event
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_evidence import RunEvidence
+    from ablatrix.orchestrator.status.run_state import RunState
 
 
 def judge_by_heartbeat(state: RunState, evidence: RunEvidence, why: str) -> RunState:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import command, command_flags, command_template, field_checks
 from ablatrix.orchestrator.study.command_settings import OWN_KEYS
-from ablatrix.orchestrator.study.experiment import Experiment, Loaded
-from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Experiment, Loaded
+    from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 
 # Files of the run folder that only Ablatrix writes
 OURS = (run_files.CONFIG, run_files.ARGS, run_files.LOSS, run_files.SUMMARY, run_files.PROVENANCE, run_files.EVENTS)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import command_flags, command_template, dotted
 from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
@@ -17,9 +17,11 @@ from ablatrix.orchestrator.study.command_flags import Flags
 from ablatrix.orchestrator.study.command_settings import CommandKeys, Metrics
 from ablatrix.orchestrator.study.command_template import are_labelled
 from ablatrix.orchestrator.study.metric import COMMAND, Measure
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SETTINGS = "settings"  # in config.json
 

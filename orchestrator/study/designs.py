@@ -6,14 +6,16 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study.experiment import NAME, Loaded
 from ablatrix.orchestrator.study.sbatch_options import minutes
-from ablatrix.orchestrator.study.yaml_tree import KeyPath
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.yaml_tree import KeyPath
 
 LONGEST_NAME = 80
 MOST_CELLS = 10_000

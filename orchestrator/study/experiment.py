@@ -7,20 +7,22 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.command_settings import CommandKeys
 from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
-from ablatrix.orchestrator.study.find_file import Source
 from ablatrix.orchestrator.study.levels import Level, split_levels
 from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
-from ablatrix.orchestrator.study.yaml_tree import Tree
 from ablatrix.trainer.config import InfoConfig
 from ablatrix.trainer.config.paths import expand_path
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.find_file import Source
+    from ablatrix.orchestrator.study.yaml_tree import Tree
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 MOST_SEEDS = 10_000

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from ablatrix.orchestrator.study.levels import settings_blocks
 from ablatrix.orchestrator.study.literals import text_of
-from ablatrix.orchestrator.study.yaml_tree import Tree
 from ablatrix.trainer.config import InfoConfig, RunConfig, field_errors, keys
 from ablatrix.trainer.config.field_errors import describe, show
 from ablatrix.trainer.config.suggestions import nearest
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from ablatrix.orchestrator.study.yaml_tree import Tree
 
 FIXED = {
     "system.seed": "set per run; give `seeds:` at the top level",

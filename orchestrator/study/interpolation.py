@@ -9,14 +9,16 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import secrets, yaml_tree
 from ablatrix.orchestrator.study.literals import BoolLiteral, settle_switches, text_of
-from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config.field_errors import show
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.study.yaml_tree import KeyPath
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.yaml_tree import KeyPath
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -21,7 +21,6 @@ from ablatrix.orchestrator.study import (
 )
 from ablatrix.orchestrator.study.designs import design_problems
 from ablatrix.orchestrator.study.experiment import EXAMPLES, SECTIONS, TOP_LEVEL, Experiment, Loaded
-from ablatrix.orchestrator.study.find_file import Source
 from ablatrix.orchestrator.study.interpolation import Variables, fill_tree, vars_of
 from ablatrix.orchestrator.study.levels import settings_blocks
 from ablatrix.orchestrator.study.sbatch_options import find_place
@@ -30,6 +29,9 @@ from ablatrix.trainer.config import RunConfig, field_errors, keys
 from ablatrix.trainer.config.field_errors import show
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.find_file import Source
 
 
 def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:

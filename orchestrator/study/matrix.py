@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, run_config
 from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
-from ablatrix.orchestrator.study.experiment import Experiment, Loaded
-from ablatrix.orchestrator.study.extends import Overrides
-from ablatrix.orchestrator.study.run_config import Config
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Experiment, Loaded
+    from ablatrix.orchestrator.study.extends import Overrides
+    from ablatrix.orchestrator.study.run_config import Config
+    from ablatrix.trainer.config import RunConfig
 
 MOST_RUNS = 100_000
 

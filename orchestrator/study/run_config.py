@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command_config import CommandConfig
-from ablatrix.orchestrator.study.experiment import Experiment
-from ablatrix.orchestrator.study.metric import Measure
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.study.trainer_config import TrainerRunConfig
 from ablatrix.trainer.config import RunConfig, validate
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Experiment
+    from ablatrix.orchestrator.study.metric import Measure
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 
 class Config(Protocol):

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 
 # Ends of names: WANDB_API_KEY, db.password, clientSecret
 PHRASES = (

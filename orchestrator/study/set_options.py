@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import extends, secrets, yaml_tree
 from ablatrix.orchestrator.study.experiment import TOP_LEVEL
 from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.levels import settings_blocks
-from ablatrix.orchestrator.study.yaml_tree import Tree
 from ablatrix.trainer.config import keys
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.yaml_tree import Tree
 
 POSITION = "--set"
 SECTIONS = ("vars", "slurm", "experiment_info")  # whose keys can be set one by one

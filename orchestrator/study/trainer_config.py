@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ablatrix.models.config import count_parameters, flops_per_token
 from ablatrix.orchestrator.study.metric import NLL, Measure
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.config import RunConfig, keys, optimization
 from ablatrix.trainer.config.parallelism import share_problems
 from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 
 class TrainerRunConfig(RunConfig):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.models.config import SHORT_FORMS
 from ablatrix.orchestrator.study.command_config import SETTINGS, CommandConfig
-from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.extends import Overrides
 from ablatrix.orchestrator.study.interpolation import vars_of
-from ablatrix.orchestrator.study.run_config import Config
-from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 from ablatrix.trainer.config import keys, optimization
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.extends import Overrides
+    from ablatrix.orchestrator.study.run_config import Config
+    from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
 
 DEFAULT = "default"
 DERIVED = "derived from the others"

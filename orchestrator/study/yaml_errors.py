@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
-import yaml
+if TYPE_CHECKING:
+    import yaml
 
 _NO_SPACE = re.compile(r"^\s*(?:- )?(?P<key>[A-Za-z_][\w.-]*)[:\uff1a](?P<value>[^\s:/\\].*)$")
 _ASSIGNMENT = re.compile(r"^\s*(?:\[[\w.\"-]+\]\s*$|[\w.\"-]+\s*=[^=])", re.MULTILINE)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.terminal.printing import MOST_NAMES, count, list_names
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.study.matrix import Run
 
 
 class Inputs:

@@ -14,17 +14,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import command_flags, exported_env, value_origins
 from ablatrix.orchestrator.study.command import HELPER
 from ablatrix.orchestrator.study.command_config import CommandConfig
 from ablatrix.orchestrator.study.command_program import Program, find_program
-from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.console import say
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.matrix import Run
 
 IMPORTS = Path(__file__).with_name("script_imports.py")
 IMPORT_SECONDS = 20.0

@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import value_origins
-from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.callbacks import custom
 from ablatrix.trainer.config import RunConfig
@@ -21,6 +19,10 @@ from ablatrix.trainer.data.formats import detect, is_json
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, RunError, UserError
 from ablatrix.trainer.rundir.files import open_for_reading
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.matrix import Run
 
 SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenises such a corpus, in seconds
 TAIL = 1 << 16  # bytes

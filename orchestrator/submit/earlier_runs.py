@@ -13,17 +13,19 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.study.dotted import flatten
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.terminal.printing import MOST_NAMES, count, list_names
 from ablatrix.trainer.config import RunConfig, load, optimization, run_hash
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import loss_digest, run_files
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.files import atomic_write, read_bytes
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.matrix import Run
 
 NAME = re.compile(r"(.+)-[0-9a-f]{8}")  # <cell>-seed<seed>-<fingerprint>
 COPIED = (run_files.LOSS, run_files.METRICS, run_files.SAMPLES)

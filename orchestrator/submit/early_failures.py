@@ -6,10 +6,13 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
 
 EARLY_SECONDS = 60.0  # from the start of a run; importing a framework from a slow file system takes half of it
 ENOUGH = 2

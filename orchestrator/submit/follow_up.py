@@ -11,13 +11,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.submit import wave_order, waves
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.store.study_dir import Study
 
 
 def main(argv: Sequence[str] | None = None) -> int:

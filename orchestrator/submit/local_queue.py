@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.job.member import spawn
-from ablatrix.orchestrator.slurm.batch import Batch, Members
 from ablatrix.orchestrator.store import job_command
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.orchestrator.study import exported_env
@@ -28,6 +28,9 @@ from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.files import open_to_append
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.batch import Batch, Members
 
 POLL_SECONDS = 0.2
 

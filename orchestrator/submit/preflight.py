@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatrix.models.config import count_parameters, without_custom_components
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.study import exported_env
-from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight
 from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.config import RunConfig, tokenizer_names
@@ -23,6 +22,10 @@ from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.rundir.errors import ConfigError, OfflineCacheError, RunError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.matrix import Run
 
 # Tokens of well-known tokenizers, so that a study can be planned before its cache is filled
 VOCABULARIES = {"gpt2": 50257, "sample": 4096}

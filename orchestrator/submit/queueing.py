@@ -6,17 +6,19 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.slurm import commands, job_identity, job_parsing, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts, unused_code
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.sbatch_options import advice
-from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event, read_events
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
 LINE_BYTES = 64  # around each command

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.status import study_state
-from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import require_folder
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
 
 @dataclass

@@ -8,18 +8,21 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.sbatch_options import NODES, advice, gpus_of_gres, mebibytes
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
 from ablatrix.trainer.rundir.console import complain
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.matrix import Run
 
 TOKEN = "TOKEN"  # placeholder for the one that a submission gets
 # reasons that sbatch gives with --test-only only: it queues such a job, which then waits

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
 
 RECORD = "next-wave.json"
 NO_SBATCH = "sbatch: not found"

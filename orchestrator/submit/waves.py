@@ -10,17 +10,20 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch
-from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import submit_attempts
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.submit import queueing, wave_order
-from ablatrix.orchestrator.submit.wave_order import Order
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.scheduler import Scheduler
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
+    from ablatrix.orchestrator.submit.wave_order import Order
 
 RETRY_SECONDS = 60.0  # before a follow-up that could queue nothing is requeued, and between two looks of --wait
 

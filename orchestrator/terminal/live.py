@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
-from ablatrix.orchestrator.status.run_state import RunState
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.terminal.status_table import status_table, summary_line
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
 
 REFRESH_SECONDS = 2.0
 MOST_ROWS = 40

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from ablatrix.orchestrator.report.lr_schedules import QUARTERS, Schedule
 from ablatrix.orchestrator.study import value_origins
-from ablatrix.orchestrator.study.experiment import Loaded
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.terminal import tables
 from ablatrix.trainer.config import optimization
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.schedules import learning_rate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.matrix import Run
 
 LEFT = ("cell", "overrides", "seeds", "folder of the first")
 DROPPED_FIRST = ("FLOPs/token", "folder of the first", "parameters", "seeds", "tokens/run", "hours/run")

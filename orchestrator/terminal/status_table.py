@@ -6,18 +6,21 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure
 from ablatrix.orchestrator.terminal import tables
 from ablatrix.trainer.rundir import loss_csv
 from ablatrix.trainer.rundir.console import visible
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.scheduler import Scheduler
+    from ablatrix.orchestrator.status.run_state import RunState
 
 COLOURS = {
     "planned": "dim",

@@ -8,18 +8,21 @@ import signal
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.status import run_evidence, study_state
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.submit import wave_order
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
 
 SHOWN = 8  # runs in the question
 

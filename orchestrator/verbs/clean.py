@@ -6,19 +6,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from pydantic import ValidationError
 
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import run_facts, study_dir, unused_code
-from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.events import append_event
 from ablatrix.trainer.rundir.files import remove
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,15})\.pt")
 _SET_ASIDE = re.compile(r"\.old-[0-9]+$")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.terminal import tables
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import recorded_inputs, run_files
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.store.study_dir import StudyRun
 
 IGNORED = ("system.work_dir", "command", "submitted")
 INPUTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, recorded_inputs.DATA)

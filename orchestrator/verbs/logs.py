@@ -6,16 +6,19 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import job_log, log_tail, study_dir
-from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.terminal import interrupts, printing
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import open_for_reading
 from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.store.study_dir import StudyRun
 
 PIECE = 1 << 20  # bytes of a log that are shown at once
 LONGEST_LOG = 1 << 26  # bytes that are shown without --follow

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import lr_schedules
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
@@ -14,14 +13,18 @@ from ablatrix.orchestrator.status import cost, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, value_origins
-from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
-from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.matrix import Run
+    from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 
 LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import build
-from ablatrix.orchestrator.report.build import Report
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.terminal import tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.report.build import Report
 
 DROPPED_FIRST = ("p (Holm)", "runs", "95% interval")
 

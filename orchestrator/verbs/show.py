@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import job_log, log_tail, study_dir
-from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.terminal import printing, status_table
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import run_files
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
 WIDEST_VALUE = 40  # beyond which the origins are not aligned
 LOG_LINES = 10

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.submit import early_failures, wave_order, waves
 from ablatrix.orchestrator.terminal import interrupts, live, status_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def status(study: str | None, output: Path, console: Console, *, watch: bool, as_json: bool, everything: bool) -> None:

@@ -7,23 +7,25 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import cost, run_evidence, study_state
-from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
-from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import changed_inputs, earlier_runs, preflight, queueing, selection, wave_order, waves
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
-from ablatrix.orchestrator.submit.selection import Selection
 from ablatrix.orchestrator.terminal import interrupts, live
 from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, refuse_to_hide, runs_to_queue, show_plan
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+    from ablatrix.orchestrator.submit.selection import Selection
 
 
 def submit(options: Options, console: Console) -> int:

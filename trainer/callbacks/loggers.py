@@ -11,17 +11,19 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.callbacks.base import Callback
-from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.out_of_memory import first_line, peak_memory
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
-from ablatrix.trainer.rundir.loss_csv import Row
 from ablatrix.trainer.rundir.program import pip_install
 from ablatrix.trainer.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.loop import Trainer
+    from ablatrix.trainer.rundir.attempts import Attempt
+    from ablatrix.trainer.rundir.loss_csv import Row
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,11 +23,13 @@ from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.out_of_memory import largest_part, peak_memory
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
-from ablatrix.trainer.rundir.loss_csv import LineLog, LossLog, MetricsLog
-from ablatrix.trainer.signals import StopSignals
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.rundir.attempts import Attempt
+    from ablatrix.trainer.rundir.loss_csv import LineLog, LossLog, MetricsLog
+    from ablatrix.trainer.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ablatrix.trainer.callbacks import outputs
-from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.callbacks.spikes import Spikes
-from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.loop import Trainer
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.loss_csv import LineLog, LossLog, MetricsLog
-from ablatrix.trainer.signals import StopSignals
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.callbacks.base import Callback
+    from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.loop import Trainer
+    from ablatrix.trainer.rundir.attempts import Attempt
+    from ablatrix.trainer.signals import StopSignals
 
 
 def load_custom(config: RunConfig) -> Sequence[Callback]:

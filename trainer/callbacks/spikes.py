@@ -10,12 +10,12 @@ from statistics import median_low
 from typing import TYPE_CHECKING
 
 from ablatrix.trainer.callbacks.base import Callback
-from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.events import append_event
-from ablatrix.trainer.rundir.loss_csv import Row
 
 if TYPE_CHECKING:
     from ablatrix.trainer.loop import Trainer
+    from ablatrix.trainer.rundir.attempts import Attempt
+    from ablatrix.trainer.rundir.loss_csv import Row
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.trainer.config import optimization
-from ablatrix.trainer.config.sections import DataConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from ablatrix.models.config import ResolvedGPTConfig
+    from ablatrix.trainer.config.sections import DataConfig, TrainerConfig
 
 
 def find_contradictions(

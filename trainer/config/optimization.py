@@ -6,10 +6,12 @@ A setting that the chosen one does not read must stay at its default: nothing th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.config.field_errors import spell
-from ablatrix.trainer.config.sections import TrainerConfig
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config.sections import TrainerConfig
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw": ("betas",),

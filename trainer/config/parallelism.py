@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ablatrix.trainer.config.run_config import RunConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config.run_config import RunConfig
 
 WHOLE_MATRICES = ("muon", "adafactor")  # optimisers that need them
 

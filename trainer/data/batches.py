@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.token_store import TokenStore
 from ablatrix.trainer.rundir.errors import DataError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
+    from ablatrix.trainer.data.token_store import TokenStore
 
 PADDING = -1  # a target that is not scored
 STREAM = 0x62617463  # second word of the generator's key: batches, and nothing else that a seed decides

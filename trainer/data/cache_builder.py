@@ -16,18 +16,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import shards, token_cache
-from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shard_claims import STALE_SECONDS, Claims
 from ablatrix.trainer.data.token_cache import Cache
-from ablatrix.trainer.data.token_store import Meta
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
 from ablatrix.trainer.rundir.files import is_own, make_folder, owner_name
 from ablatrix.trainer.rundir.program import ROOT
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.data.corpus import Lines
+    from ablatrix.trainer.data.token_store import Meta
 
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # work that ends sooner needs no progress display

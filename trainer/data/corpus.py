@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ablatrix.trainer.data.decoders import CHUNK, TO_UTF8
 from ablatrix.trainer.data.formats import BOM
-from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.rundir.errors import DataError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.data.text_source import Source
 
 MIN_CHARACTERS = 10  # a text shorter than this is no document
 SKIPS = {  # reason -> one such line, several

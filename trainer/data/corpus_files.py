@@ -9,9 +9,12 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.rundir.errors import DataError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
 
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2", ".lzma")
 KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first one found is taken

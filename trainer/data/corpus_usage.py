@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
 from ablatrix.trainer.data.corpus_files import describe_files, find_files
@@ -14,6 +14,9 @@ from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_store import SCAN, TokenStore
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
 
 BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
 ENOUGH = 0.5  # warn if a smaller share of the tokens can be drawn

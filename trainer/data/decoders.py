@@ -96,7 +96,7 @@ class _Pieces(io.RawIOBase):
 
 
 def _buffered(raw: Any) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(raw, CHUNK))
+    return cast("BinaryIO", io.BufferedReader(raw, CHUNK))
 
 
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import DataConfig, RunConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files
 from ablatrix.trainer.rundir.errors import AblatrixError, DataError
@@ -23,6 +22,8 @@ from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TOKENIZER
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ablatrix.trainer.config import DataConfig, RunConfig
 
 PIECE = 1 << 20  # bytes
 PIECES = 64  # of a corpus, evenly spaced; up to 64 MiB are read whole

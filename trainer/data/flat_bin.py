@@ -11,17 +11,19 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
 from ablatrix.trainer.data.formats import describe_other, is_other
 from ablatrix.trainer.data.token_store import CompleteStore, read_tokens
-from ablatrix.trainer.data.tokenizer import TokenizerInfo
 from ablatrix.trainer.rundir.errors import DataError
 from ablatrix.trainer.rundir.files import open_for_reading
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
+    from ablatrix.trainer.data.tokenizer import TokenizerInfo
 
 PIECES = 64  # of all files, evenly spaced, that are read to find the type and for the fingerprint
 PIECE = 1 << 18  # bytes of each

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from subprocess import Popen
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from ablatrix.trainer.data import cache_builder
 from ablatrix.trainer.data.corpus import Lines, no_documents
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shards import open_shard
-from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore, nothing_left, read_tokens, too_short
 from ablatrix.trainer.rundir.errors import RunError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.data.token_cache import Cache
 
 KEPT_BYTES = 128 << 20  # of documents that were tokenised when they were drawn
 ENTRY_BYTES = 256  # an array object and its place in a dictionary

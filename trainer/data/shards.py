@@ -7,14 +7,16 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel
 
 from ablatrix.trainer.data.corpus import Lines, document_text
-from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.rundir import files as safe_files
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.data.encoder import Encoder
 
 
 class ShardHead(BaseModel):

@@ -7,10 +7,12 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ablatrix.trainer.data.decoders import CHUNK, explain_damage
-from ablatrix.trainer.data.formats import TextFile
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.data.formats import TextFile
 
 OPEN_FILES = 64
 

@@ -19,12 +19,11 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
-from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.data.corpus import Lines, no_documents, scan_lines
 from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
@@ -36,6 +35,9 @@ from ablatrix.trainer.data.token_store import SCAN, Meta, offsets_start, write_o
 from ablatrix.trainer.data.tokenizer import TokenizerInfo, find
 from ablatrix.trainer.rundir import files as safe_files
 from ablatrix.trainer.rundir.errors import DataError, RunError, printable
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
 
 FORMAT = 2
 # Bytes of the (decompressed) corpus in a shard: about a second of work for one core; less for a small corpus, so that

@@ -6,8 +6,8 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import cache_builder, tokenizer
 from ablatrix.trainer.data.corpus_files import find_files, is_flat
 from ablatrix.trainer.data.flat_bin import FlatStore
@@ -16,6 +16,9 @@ from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
 from ablatrix.trainer.rundir.cpus import allotted_cores
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
 
 logger = logging.getLogger(__name__)
 

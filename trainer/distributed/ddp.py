@@ -6,13 +6,17 @@ exchanged, so there is no backward pass to overlap with, and sums instead of mea
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ablatrix.models import cpu_kernels
-from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.distributed.process_group import ProcessGroup
 from ablatrix.trainer.distributed.single import NLL, Array, Single
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.distributed.process_group import ProcessGroup
 
 SMALL = 1 << 18  # elements; smaller gradients are sent together
 

@@ -9,7 +9,7 @@ main memory at the start; on the device there is never more than one block of it
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, Shard
 
 from ablatrix.models.gpt import GPT
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.distributed.ddp import DataParallel, all_reduce_sum
 from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost_peers
-from ablatrix.trainer.distributed.single import NLL, Array
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.distributed.single import NLL, Array
 
 
 class FullySharded(DataParallel):
@@ -34,7 +36,7 @@ class FullySharded(DataParallel):
     def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
         self.mesh = init_device_mesh(device.type, (group.world,))
         super().__init__(config, device, group)
-        self.sharded: dict[str, DTensor] = {n: cast(DTensor, p) for n, p in self.model.named_parameters()}
+        self.sharded: dict[str, DTensor] = {n: cast("DTensor", p) for n, p in self.model.named_parameters()}
         self.trained = self._twin()
         self.pieces = dict(self.trained.named_parameters())
 

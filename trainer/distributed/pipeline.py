@@ -7,7 +7,7 @@ gradient of the whole batch. The schedules are torch's (torch.distributed.pipeli
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,11 +18,13 @@ from ablatrix.models import cpu_kernels
 from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.gpt import GPT
 from ablatrix.models.head_loss import head_loss
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.parallelism import microbatches
 from ablatrix.trainer.distributed.ddp import all_reduce_sum
 from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost_peers
 from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 

@@ -8,17 +8,19 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.device import pick_device
 from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo, describe_lost_peer, is_lost_peer
 from ablatrix.trainer.rundir import network
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
 
 START_SECONDS = 600.0  # for all processes to connect
 PEER_TIMEOUT_SECONDS = 1800.0  # without an answer from a connected process

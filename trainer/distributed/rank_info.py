@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.parallelism import share_problems
 from ablatrix.trainer.rundir.errors import ConfigError, RunError, UserError
 from ablatrix.trainer.rundir.run_files import EXIT_LOST_PEER
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
 
 # Words in torch's errors when the process at the other end of a connection is gone or silent
 MESSAGES = ("gloo/transport", "gloo::", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")

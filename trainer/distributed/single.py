@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ablatrix.models.custom import ComponentError
 from ablatrix.models.gpt import GPT
-from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
 
 Array = np.ndarray[Any, Any]
 Autocast = Callable[[], AbstractContextManager[Any]]

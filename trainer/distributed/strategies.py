@@ -10,11 +10,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import RunConfig
-
 if TYPE_CHECKING:
     import torch
 
+    from ablatrix.trainer.config import RunConfig
     from ablatrix.trainer.distributed.process_group import ProcessGroup
     from ablatrix.trainer.distributed.single import Single
 

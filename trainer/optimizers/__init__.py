@@ -7,12 +7,16 @@ graph; and its Adafactor bounds the learning rate by 1 / sqrt(step). Tests compa
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
-from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import settled
 from ablatrix.trainer.optimizers.adamw import AdamW
 from ablatrix.trainer.optimizers.base import Optimizer, decaying
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ablatrix.trainer.config import TrainerConfig
 
 __all__ = ["AdamW", "Optimizer", "decaying", "make"]
 
