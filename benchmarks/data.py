@@ -243,13 +243,14 @@ def main(argv: list[str] | None = None) -> None:
         config = DataConfig(file_path=str(path), tokenizer=args.tokenizer)
         info: Any = tokenizer.find(args.tokenizer, cache_dir)
         print(f"{path.stat().st_size / 1e6:,.0f} MB, tokenizer {args.tokenizer}, {allotted_cores()} cores\n")
-        for part in (
+        parts: tuple[Callable[[], str], ...] = (
             lambda: scanning(path, args.rounds),
             lambda: encoding(path, info, args.rounds),
             lambda: building(config, cache_dir, args.rounds),
             lambda: batches(config, cache_dir, args.rounds, args.batches),
             lambda: first_batch(config, cache_dir, args.rounds),
-        ):
+        )
+        for part in parts:
             print(part(), end="\n\n", flush=True)
 
 

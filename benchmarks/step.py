@@ -53,7 +53,7 @@ def matmul_peak(args: argparse.Namespace) -> float:
         Contestant("peak", {"kind": "peak", "size": args.peak_size, "dtype": args.dtype}), args.threads
     ) as worker:
         (seconds,) = alternate([worker], args.rounds, args.seconds)
-    return 2 * args.peak_size**3 / min(seconds)
+    return float(2 * args.peak_size**3 / min(seconds))
 
 
 def measure(case: str, args: argparse.Namespace, peak: float) -> str:

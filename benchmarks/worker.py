@@ -117,9 +117,10 @@ def mingpt(spec: dict[str, Any]) -> None:
     model_config.model_type = spec["model"]
     model_config.vocab_size, model_config.block_size = spec["vocab"], spec["block"]
     model_config.embd_pdrop = model_config.resid_pdrop = model_config.attn_pdrop = spec["dropout"]
-    corpus, length = torch.from_numpy(tokens(spec)), spec["block"]
+    corpus = torch.from_numpy(tokens(spec))
+    length: int = spec["block"]
 
-    class Windows(torch.utils.data.Dataset):
+    class Windows(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
             return TOKENS - length
 

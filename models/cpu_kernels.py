@@ -43,7 +43,7 @@ def keep_mask(shape: torch.Size, pdrop: float, dtype: torch.dtype) -> Tensor:
 
 def dropout(x: Tensor, pdrop: float) -> Tensor:
     """Zero each element with probability `pdrop` and scale the others by 1 / (1 - pdrop)."""
-    dropped: Tensor = _Dropout.apply(x, pdrop)
+    dropped: Tensor = _Dropout.apply(x, pdrop)  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -69,7 +69,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tenso
 
     pdrop: dropout of the attention weights. slopes (nh,): ALiBi's, times (key - query) added to the scores.
     """
-    y: Tensor = _BlockAttention.apply(q, k, v, pdrop, slopes)
+    y: Tensor = _BlockAttention.apply(q, k, v, pdrop, slopes)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -82,7 +82,7 @@ class _BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None) -> Tensor:
         B, nh, T, hs = q.shape  # noqa: N806
         q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
@@ -109,7 +109,7 @@ class _BlockAttention(torch.autograd.Function):
         return y.view(B, nh, T, hs)
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         shape, n_head = grad_outputs[0].shape, grad_outputs[0].shape[1]
         q, k, v, y = ctx.saved_tensors

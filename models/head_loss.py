@@ -55,7 +55,9 @@ def head_loss(
     if divisor is None:
         divisor = (targets != IGNORE).sum()
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _HeadLoss.apply(x, weight, targets, divisor, dtype, needs_grad, pointwise)
+        loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+            x, weight, targets, divisor, dtype, needs_grad, pointwise
+        )
     return loss
 
 

@@ -16,7 +16,9 @@ from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memo
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
-    from ablatrix.trainer.loop import Array, Trainer
+    from ablatrix.trainer.data.token_store import TokenStore
+    from ablatrix.trainer.distributed.single import Array
+    from ablatrix.trainer.loop import Trainer
 
 
 def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
@@ -32,7 +34,7 @@ def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
     return short_x[scored], short_y[scored]
 
 
-def evaluate(trainer: Trainer, store: batches.TokenStore) -> dict[str, dict[str, Any]]:
+def evaluate(trainer: Trainer, store: TokenStore) -> dict[str, dict[str, Any]]:
     """Return {length: {"nll": nats per token, "tokens": scored} or {"nll": None, "why": reason}} for eval_blocks.
 
     Every process of a run must call it. Lengths beyond the model's positions, or beyond the available memory, are

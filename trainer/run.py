@@ -21,7 +21,7 @@ from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.device import describe, pick_device, tune_products
 from ablatrix.trainer.distributed import strategies
 from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo
-from ablatrix.trainer.loop import Array, Trainer
+from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.console import start_logging
 from ablatrix.trainer.rundir.events import append_event
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ablatrix.trainer.config import RunConfig
     from ablatrix.trainer.distributed.process_group import ProcessGroup
+    from ablatrix.trainer.distributed.single import Array
     from ablatrix.trainer.rundir.attempts import Attempt
 
 logger = logging.getLogger(__name__)

@@ -79,7 +79,7 @@ def infinite(step: int, config: TrainerConfig) -> float:
     into = step - (config.max_iters - anneal)
     if into <= 0 or not anneal:
         return constant
-    return constant * (floor / constant) ** min(1.0, into / anneal)
+    return constant * math.pow(floor / constant, min(1.0, into / anneal))
 
 
 SHAPES = {"cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt, "wsd": wsd, "infinite": infinite}

@@ -105,4 +105,5 @@ def _group_means(values: np.ndarray, size: int) -> np.ndarray:
     groups = np.pad(np.where(finite, values, 0.0), (0, padding)).reshape(-1, size)
     counts = np.pad(finite, (0, padding)).reshape(-1, size).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return groups.sum(axis=1) / np.where(counts, counts, np.nan)
+        means: np.ndarray = groups.sum(axis=1) / np.where(counts, counts, np.nan)
+    return means

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
@@ -45,7 +46,7 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
     return tuple(folder / name for name in files)
 
 
-def _manifest(folder: Path) -> dict:
+def _manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of the last report, an empty one if it is missing or damaged."""
     found = run_files.read_json(folder / MANIFEST) or {}
     files = found.get("files")

@@ -53,7 +53,7 @@ class Tree:
         return value
 
 
-class _CoreLoader(yaml.SafeLoader):
+class _CoreLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """SafeLoader with YAML 1.2's implicit types in place of 1.1's."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute)

@@ -143,12 +143,12 @@ def held_out(step: float, total: int, shift: float, fate: str) -> float:
         return math.nan
     if fate == "risen":
         return 6.2 + 3 * step / total
-    return 3.0 + 3.2 * (1 + 60 * step / total) ** -0.7 + shift * min(1.0, 5 * step / total)
+    return 3.0 + 3.2 * math.pow(1 + 60 * step / total, -0.7) + shift * min(1.0, 5 * step / total)
 
 
 def _rate(config: Any, step: int) -> float:
     trainer = config.trainer
-    rate = trainer.learning_rate * min(1.0, step / trainer.warmup_steps if trainer.warmup_steps else 1.0)
+    rate: float = trainer.learning_rate * min(1.0, step / trainer.warmup_steps if trainer.warmup_steps else 1.0)
     if trainer.use_cosine and step > trainer.warmup_steps:
         done = (step - trainer.warmup_steps) / (trainer.max_iters - trainer.warmup_steps)
         rate *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))

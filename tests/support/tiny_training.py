@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.loop import Array, Trainer
+from ablatrix.trainer.distributed.single import Array
+from ablatrix.trainer.loop import Trainer
 from tests.support.callbacks import at
 
 VOCAB, BLOCK = 17, 8

@@ -20,12 +20,12 @@ with open(os.path.join(out, "argv.json"), "w", encoding="utf-8") as file:
     json.dump(sys.argv[1:], file)
 state_path = os.path.join(out, "state.json")
 steps, rate, drop = int(flags["max_iters"]), float(flags["learning_rate"]), float(flags.get("dropout", 0.2))
-told = []
+stops: list[int] = []
 if "listen" in flags:
-    signal.signal(getattr(signal, "SIG" + flags["listen"]), lambda *_: told.append(1))
+    signal.signal(getattr(signal, "SIG" + flags["listen"]), lambda *_: stops.append(1))
 
 
-def save(step):
+def save(step: int) -> None:
     with open(state_path + ".tmp", "w", encoding="utf-8") as file:
         json.dump({"step": step}, file)
     os.replace(state_path + ".tmp", state_path)
@@ -47,7 +47,7 @@ for step in range(first, steps + 1):
         print(f"iter {step}: loss {4 - rate * step:.4f}, time 12.50ms, mfu -100.00%", flush=True)
     if "save" in flags and step and step % int(flags["save"]) == 0:
         save(step)
-    if told:
+    if stops:
         save(step + 1)
         sys.exit(0)
     time.sleep(float(flags.get("pause", 0)))

@@ -61,9 +61,10 @@ class Encoder:
         if self._fast is None:
             return None
         try:
-            return self._fast.encode_to_numpy(text, allowed_special="all", disallowed_special=())
+            ranks: np.ndarray = self._fast.encode_to_numpy(text, allowed_special="all", disallowed_special=())
         except ValueError:  # its regular expression gives up on a run of a million blanks
             return None
+        return ranks
 
     def _tokenizer(self) -> Tokenizer:
         if self._exact is None:

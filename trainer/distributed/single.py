@@ -57,7 +57,7 @@ class Single:
     def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
         """Add the gradient of the summed loss / divisor to the parameters' and return that loss, a scalar."""
         with autocast():
-            loss = self.model.loss(x, y, divisor=divisor)
+            loss: Tensor = self.model.loss(x, y, divisor=divisor)
         loss.backward()
         return loss.detach()
 

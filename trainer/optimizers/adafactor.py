@@ -71,4 +71,5 @@ class Adafactor(Optimizer):
 
 def _rms(x: Tensor) -> Tensor:
     """Return the root mean square, a scalar on the device."""
-    return torch.linalg.vector_norm(x) / x.numel() ** 0.5
+    rms: Tensor = torch.linalg.vector_norm(x) / x.numel() ** 0.5
+    return rms

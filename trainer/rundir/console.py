@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from typing import TextIO
 
 # C0 and C1 control characters, which terminals obey (but for tabs and line feeds); bytes of a path that is not UTF-8
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -63,7 +64,7 @@ def flush_or_drop() -> None:
             os.close(nowhere)
 
 
-class _Handler(logging.StreamHandler):
+class _Handler(logging.StreamHandler[TextIO]):
     """Warnings and errors go to stderr, all else to stdout; what cannot be written is dropped."""
 
     def emit(self, record: logging.LogRecord) -> None:
