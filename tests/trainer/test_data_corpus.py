@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import corpus as reading
-from ablatrix.trainer.data.batches import TokenStore
 from ablatrix.trainer.data.formats import TextFile
 from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.token_store import TokenStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, UserError
 

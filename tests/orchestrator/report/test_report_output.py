@@ -50,7 +50,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) 
     first = contents(tmp_path)
     shutil.rmtree(tmp_path / "report")
     environ = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "5"}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", AGAIN, str(tmp_path), json.dumps(states)]
     subprocess.run(command, cwd=root, env=environ, check=True, timeout=120)
     second = contents(tmp_path)
