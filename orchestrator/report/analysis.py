@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report.decisions import Verdict, decide
 from ablatrix.orchestrator.study.metric import NLL, Measure
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class CellResult:
     features: tuple[str, ...]
     kind: str
     runs: tuple[RunRecord, ...]
+    verdict: Verdict = Verdict.BASELINE
     effect: Effect | None = None
-    p_holm: float | None = None
     equal_flops: Effect | None = None
     equal_seconds: Effect | None = None
     tokens_to: Reach | None = None
@@ -99,7 +100,6 @@ class Contrast:
 
     name: str
     effect: Effect | None
-    p_holm: float | None = None
     missing: int = 0
 
 
@@ -137,8 +137,8 @@ class Analysis:
 
     @cached_property
     def family(self) -> int:
-        """Number of comparisons in Holm's correction."""
-        return sum(cell.p_holm is not None for cell in self.compared)
+        """Number of comparisons that the verdicts are corrected for."""
+        return sum(cell.effect is not None and cell.effect.p_joint is not None for cell in self.compared)
 
     @property
     def single_seed(self) -> bool:
@@ -162,8 +162,8 @@ def analyse(study: Study) -> Analysis:
     if reference:
         base = cells[reference]
         results = [_compare(cell, base) for cell in cells.values()]
-        p_values = st.holm([r.effect.p if r.effect and r is not base else None for r in results])
-        cells = {r.name: replace(r, p_holm=p) for r, p in zip(results, p_values, strict=True)}
+        joint = st.bonferroni([r.effect for r in results])
+        cells = {r.name: _judged(replace(r, effect=e), base) for r, e in zip(results, joint, strict=True)}
     values = {name: cell.values for name, cell in cells.items()}
     sets: dict[frozenset[str], str] = {}
     for name, cell in cells.items():
@@ -179,6 +179,12 @@ def analyse(study: Study) -> Analysis:
         main_effects=main_effects,
         left_out=_left_out(sets, values, factors),
     )
+
+
+def _judged(cell: CellResult, base: CellResult) -> CellResult:
+    if cell.name == base.name:
+        return cell
+    return replace(cell, verdict=decide(cell.effect, bool(cell.diverged) and not cell.values, cell.study_measure))
 
 
 def _all_features(cells: Mapping[str, CellResult]) -> list[str]:
@@ -281,9 +287,9 @@ def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
 
 
 def corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
-    """Return the contrasts of one table with p values corrected by Holm's method."""
-    p_values = st.holm([c.effect.p if c.effect else None for c in contrasts])
-    return tuple(replace(c, p_holm=p) for c, p in zip(contrasts, p_values, strict=True))
+    """Return the contrasts of one table with simultaneous intervals and p values."""
+    joint = st.bonferroni([c.effect for c in contrasts])
+    return tuple(replace(c, effect=e) for c, e in zip(contrasts, joint, strict=True))
 
 
 def _factors(

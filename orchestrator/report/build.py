@@ -25,7 +25,7 @@ FOLDER = "report"
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """A cell in the verdict table. value: its mean; effect: against the baseline; p_value: Holm-corrected."""
+    """A cell in the verdict table. value: its mean; effect: against the baseline; p_value: corrected."""
 
     cell: str
     done: int
@@ -149,8 +149,8 @@ def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
                 value=cell.mean,
                 effect=effect.mean if effect else None,
                 interval=(effect.low, effect.high) if known else None,  # type: ignore[union-attr, arg-type]
-                p_value=cell.p_holm,
-                verdict=verdicts.verdict(cell, analysis),
+                p_value=effect.p_joint if effect else None,
+                verdict=cell.verdict,
                 sentence=verdicts.sentence(cell, analysis),
             )
         )

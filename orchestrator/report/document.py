@@ -142,14 +142,14 @@ def _progress(run: RunRecord) -> str:
 def verdict_list(analysis: Analysis) -> list[Block]:
     """Return a sentence per cell; in a large study, cells without a verdict are folded away."""
     found = [
-        Verdict(c.name, verdicts.verdict(c, analysis), verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
+        Verdict(c.name, c.verdict, verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
         for c in analysis.cells.values()
     ]
-    quiet = [v for v in found if v.word in ("no difference shown", "no claim")]
+    quiet = [v for v in found if v.word in ("inconclusive", "no claim")]
     if len(found) <= MOST_SENTENCES or not quiet:
         return [Verdicts(found)]
     loud = [v for v in found if v not in quiet]
-    return [Verdicts(loud), Folded(f"{len(quiet)} cells without a difference shown", [Verdicts(quiet)])]
+    return [Verdicts(loud), Folded(f"{len(quiet)} cells without a verdict", [Verdicts(quiet)])]
 
 
 def main_table(analysis: Analysis) -> Table:
@@ -162,7 +162,7 @@ def main_table(analysis: Analysis) -> Table:
         "effect": lambda cell: signed(cell.effect.mean if cell.effect else None),
         "95% interval": lambda cell: interval(cell.effect),
         "p": lambda cell: p_text(cell.effect.p if cell.effect else None),
-        "p (Holm)": lambda cell: p_text(cell.p_holm),
+        "p (corrected)": lambda cell: p_text(cell.effect.p_joint if cell.effect else None),
         "perplexity": lambda cell: percent(math.exp(cell.effect.mean)) if cell.effect else DASH,
         "parameters": lambda cell: _parameters(cell, analysis.base),
         "FLOPs/token": lambda cell: quantity(cell.flops_per_token),
@@ -223,13 +223,13 @@ def combinations(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]
             Heading("Main effects"),
             "Each feature's effect, averaged over all combinations of the others (full factorial design).",
             *_pick(drawn, "main_effects"),
-            contrast_table(analysis, analysis.main_effects, "hurts", "helps", "no difference shown"),
+            contrast_table(analysis, analysis.main_effects, "hurts", "helps", "inconclusive"),
         ]
     if analysis.left_out:
         blocks += [
             Heading("Leave one out"),
             "All features on, minus all but this one: what the feature adds when all others are on.",
-            contrast_table(analysis, analysis.left_out, "hurts", "helps", "no difference shown"),
+            contrast_table(analysis, analysis.left_out, "hurts", "helps", "inconclusive"),
         ]
     if any(c.effect for c in analysis.interactions):
         words = ("worse than the sum", "better than the sum", "no interaction shown")
@@ -250,7 +250,7 @@ def contrast_table(analysis: Analysis, contrasts: Sequence[Contrast], worse: str
         "effect": lambda c: signed(c.effect.mean if c.effect else None),
         "95% interval": lambda c: interval(c.effect),
         "p": lambda c: p_text(c.effect.p if c.effect else None),
-        "p (Holm)": lambda c: p_text(c.p_holm),
+        "p (corrected)": lambda c: p_text(c.effect.p_joint if c.effect else None),
         "reading": reading,
     }
     return _table(contrasts, columns, left=(0, 5))
@@ -300,7 +300,7 @@ def _at_length(part: breakdown.Part, name: str) -> str:
 
 
 def _starred(contrast: Contrast) -> str:
-    significant = contrast.p_holm is not None and contrast.p_holm <= 0.05
+    significant = bool(contrast.effect and (p := contrast.effect.p_joint) is not None and p <= 0.05)
     return with_margin(contrast.effect) + (" *" if significant else "")
 
 

@@ -62,7 +62,7 @@ def effects(analysis: Analysis) -> Figure:
     cells, remark = chosen(analysis, MOST_ROWS)
     rows = []
     for cell in cells:
-        word, effect = verdicts.verdict(cell, analysis), cell.effect
+        word, effect = cell.verdict, cell.effect
         text = word if effect is None else f"{formatting.signed(effect.mean)}  {word}"
         values = (effect.mean, effect.low, effect.high, effect.values) if effect else (None, None, None, ())
         rows.append(ForestRow(cell.name, word, text, *values))
@@ -150,7 +150,7 @@ def _contrasts(
 def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str]) -> ForestRow:
     effect = contrast.effect
     assert effect is not None
-    neither = "no interaction shown" if words == _SYNERGY else "no difference shown"
+    neither = "no interaction shown" if words == _SYNERGY else "inconclusive"
     word = verdicts.contrast_verdict(contrast, measure, words[1], words[0], neither)
     word = "no claim" if word == verdicts.ONE_SEED else word
     text = f"{formatting.signed(effect.mean)}  {word}"

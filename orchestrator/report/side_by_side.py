@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import formatting, notes, tables, verdicts
+from ablatrix.orchestrator.report import formatting, notes, tables
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
 from ablatrix.orchestrator.report.figures import MOST_ROWS, forest_limits
@@ -67,7 +67,7 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
 
 
 def _row(label: str, cell: CellResult, analysis: Analysis) -> ForestRow:
-    word, effect = verdicts.verdict(cell, analysis), cell.effect
+    word, effect = cell.verdict, cell.effect
     if effect is None:
         return ForestRow(label, word, word)
     text = f"{formatting.signed(effect.mean)}  {word}"
@@ -112,9 +112,9 @@ def _effects(analyses: Sequence[Analysis]) -> Table:
             result = analysis.cells.get(cell)
             effect = result.effect if result else None
             if result is None or effect is None:
-                found.append(DASH if result is None else verdicts.verdict(result, analysis))
+                found.append(DASH if result is None else result.verdict)
             else:
-                found.append(f"{formatting.with_margin(effect)} {verdicts.verdict(result, analysis)}")
+                found.append(f"{formatting.with_margin(effect)} {result.verdict}")
         rows.append(Row(found))
     return Table(["cell", *label_studies(analyses)], rows)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -25,8 +25,11 @@ Values = Mapping[int, float]  # seed -> value, usable runs only
 class Effect:
     """A difference in nats per token (negative: lower NLL, better) and what is known about it.
 
-    n: pairs, or values of the cell where the method is "prediction"; low, high: 95% interval, p: two-sided, of no
-    difference. All three are None where nothing can be claimed. values: the differences behind the mean, seed by seed.
+    n: runs of the cell in the mean; low, high: pointwise 95% interval, p: two-sided, of no difference; joint_low,
+    joint_high, p_joint: the same, simultaneous over all comparisons of the table: the verdict. All six are None where
+    nothing can be claimed. within: smallest margin d for which the simultaneous 90% interval lies in (-d, d) (TOST).
+    paired: the same comparison without pooling, a paired t test whose p_joint is Holm's. without_outliers: the mean
+    without the runs that were named as outliers, None if there is none. values: differences seed by seed.
     """
 
     mean: float
@@ -37,6 +40,19 @@ class Effect:
     p: float | None = None
     seeds: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
+    joint_low: float | None = None
+    joint_high: float | None = None
+    p_joint: float | None = None
+    within: float | None = None
+    paired: Effect | None = None
+    without_outliers: float | None = None
+
+    @property
+    def at_least(self) -> float | None:
+        """The simultaneous bound that is nearer to 0, where the interval excludes 0."""
+        if self.joint_low is None or self.joint_high is None or self.joint_low <= 0 <= self.joint_high:
+            return None
+        return min(self.joint_low, self.joint_high, key=abs)
 
     @property
     def half_width(self) -> float | None:
@@ -117,6 +133,21 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         corrected[index] = largest
     return corrected
+
+
+def bonferroni(effects: Sequence[Effect | None]) -> list[Effect | None]:
+    """Return the effects of one table with simultaneous intervals and p values after Bonferroni."""
+    m = sum(e is not None and e.p is not None for e in effects)
+    return [e and _adjust(e, m) for e in effects]
+
+
+def _adjust(effect: Effect, m: int) -> Effect:
+    if effect.half_width is None or effect.p is None:
+        return effect
+    df = max(effect.n - 1, 1)
+    half = effect.half_width * float(stdtrit(df, 1 - ALPHA / (2 * m)) / stdtrit(df, 0.5 + LEVEL / 2))
+    p = min(1.0, m * effect.p)
+    return replace(effect, joint_low=effect.mean - half, joint_high=effect.mean + half, p_joint=p)
 
 
 def contrast(cells: Mapping[str, Values], weights: Mapping[str, float]) -> Effect | None:

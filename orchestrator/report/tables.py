@@ -81,11 +81,13 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "val_nll": cell.mean,
         "val_nll_sd": cell.sd,
         **_effect("effect", effect),
+        "effect_joint_low": effect.joint_low if effect else None,
+        "effect_joint_high": effect.joint_high if effect else None,
         "p": effect.p if effect else None,
-        "p_holm": cell.p_holm,
+        "p_joint": effect.p_joint if effect else None,
         "pairs": effect.n if effect else None,
         "method": effect.method if effect else None,
-        "verdict": verdicts.verdict(cell, analysis),
+        "verdict": cell.verdict,
         **_effect("effect_equal_flops", cell.equal_flops),
         **_effect("effect_equal_seconds", cell.equal_seconds),
         **_reach(f"tokens_to_{target}", cell.tokens_to),
@@ -167,9 +169,9 @@ def latex(analysis: Analysis) -> str:
         if cell.effect and cell.effect.low is not None:
             effect += f" ({formatting.interval(cell.effect)})"
         mean = formatting.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
-        p = formatting.p_text(cell.p_holm)
-        rows.append([cell.name, str(len(cell.values)), mean, effect, p, verdicts.verdict(cell, analysis)])
-    head = ["cell", "seeds", tex(analysis.measure.name), "effect (95\\% interval)", "$p_\\mathrm{Holm}$", "verdict"]
+        p = formatting.p_text(cell.effect.p_joint if cell.effect else None)
+        rows.append([cell.name, str(len(cell.values)), mean, effect, p, cell.verdict])
+    head = ["cell", "seeds", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict"]
     table = pd.DataFrame([[tex(value) for value in row] for row in rows], columns=head)
     tabular = table.style.hide(axis="index").to_latex(column_format="lrrrrl", hrules=True)
     return f"% needs \\usepackage{{booktabs}}\n{tabular}"

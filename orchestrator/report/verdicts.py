@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
+from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import count, interval, p_text, percent
 
 if TYPE_CHECKING:
@@ -21,46 +22,24 @@ KIND_FLAGS = {
 }
 
 
-def verdict(cell: CellResult, analysis: Analysis) -> str:
-    """Return baseline, helps, hurts, no difference shown, no claim, identical, diverged or no result."""
-    if cell.name == analysis.reference:
-        return "baseline"
-    if cell.effect is None:
-        return "diverged" if cell.diverged and not cell.values else "no result"
-    if cell.effect.identical:
-        return "identical"
-    if cell.effect.method == "descriptive":
-        return "no claim"
-    if cell.p_holm is None or cell.p_holm > st.ALPHA:
-        return "no difference shown"
-    return "helps" if analysis.measure.is_better(cell.effect.mean) else "hurts"
-
-
 def sentence(cell: CellResult, analysis: Analysis) -> str:
     """Return the verdict as a sentence, without the cell's name."""
-    word = verdict(cell, analysis)
-    if word == "baseline":
+    word = cell.verdict
+    if word is Verdict.BASELINE:
         return f"the reference: {cell.measure.name} {_mean_sd(cell)}."
-    if word == "diverged":
+    if word is Verdict.DIVERGED:
         return f"diverged in {len(cell.diverged)} of {count(cell.done, 'finished run')}, so there is no effect."
-    if word == "no result":
+    if word is Verdict.NO_RESULT:
         return _no_result(cell, analysis)
     effect = cell.effect
     assert effect is not None
-    if word == "identical":
+    if word is Verdict.IDENTICAL:
         text = "bit-identical to the baseline: its settings had no effect; check that they reach the trainer"
-    elif word == "no claim":
+    elif word is Verdict.NO_CLAIM:
         text = f"{_direction(effect, cell)} ({ONE_SEED})"
     else:
         text = f"{word}: {_direction(effect, cell)} ({_evidence(cell, analysis)})"
-        text += "; more seeds may show an effect" if _lost_to_correction(cell) else ""
     return f"{text}{_excluded(cell)}."
-
-
-def _lost_to_correction(cell: CellResult) -> bool:
-    """True if significant on its own, but not after correction."""
-    p = cell.effect.p if cell.effect else None
-    return cell.p_holm is not None and p is not None and p <= st.ALPHA < cell.p_holm
 
 
 def _direction(effect: Effect, cell: CellResult) -> str:
@@ -76,9 +55,7 @@ def _evidence(cell: CellResult, analysis: Analysis) -> str:
         name = "95% prediction interval"
         seeds = count(len(analysis.base.values) if analysis.base else 0, "baseline seed")
         how = f"{count(effect.n, 'run')} against the spread of {seeds}"
-    p = f"Holm-corrected p {_equals(cell.p_holm)}"
-    if _lost_to_correction(cell):
-        p = f"p {_equals(effect.p)}, but {p_text(cell.p_holm)} corrected for {analysis.family} comparisons"
+    p = f"p {_equals(effect.p_joint)} corrected for {count(analysis.family, 'comparison')}"
     return f"{name} {interval(effect)}, {p}, {how}"
 
 
@@ -127,9 +104,9 @@ def contrast_verdict(contrast: Contrast, measure: Measure, worse: str, better: s
     """Return `better` or `worse` for a significant contrast, else `neither`, or why there is no verdict."""
     if contrast.effect is None:
         return "no result: runs are missing"
-    if contrast.p_holm is None:
+    if contrast.effect.p_joint is None:
         return ONE_SEED
-    if contrast.p_holm > st.ALPHA:
+    if contrast.effect.p_joint > st.ALPHA:
         return neither
     return better if measure.is_better(contrast.effect.mean) else worse
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.report.build import Report
 
-DROPPED_FIRST = ("p (Holm)", "runs", "95% interval")
+DROPPED_FIRST = ("p (corrected)", "runs", "95% interval")
 
 
 def report(studies: Sequence[str], output: Path, console: Console) -> None:
@@ -43,7 +43,7 @@ def _print_verdict(made: Report, console: Console) -> None:
             measure.name.removesuffix(" NLL"): tables.format_loss(row.value),
             "effect": "" if row.effect is None else f"{row.effect:+.4f}",
             "95% interval": f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}" if row.interval else "",
-            "p (Holm)": "" if row.p_value is None else f"{row.p_value:.3g}",
+            "p (corrected)": "" if row.p_value is None else f"{row.p_value:.3g}",
             "verdict": row.verdict,
         }
         for row in made.rows

@@ -137,15 +137,15 @@ def test_effects_per_domain(tmp_path: Path) -> None:
     found = code.effects["swiglu"]
     assert found.effect is not None
     assert found.effect.mean == pytest.approx(-0.3, abs=0.05)
-    assert found.p_holm is not None
+    assert found.effect.p_joint is not None
     assert found.effect.p is not None
-    assert found.p_holm > found.effect.p
+    assert found.effect.p_joint > found.effect.p
 
 
 def test_no_effect_is_said_to_be_none(tmp_path: Path) -> None:
     features = {f"f{i}": {"trainer.warmup_steps": i + 1} for i in range(6)}
     found = build(tmp_path, write_study(tmp_path, Plan(seeds=(1, 2, 3, 4, 5), features=features, rng=4)))
-    assert {row.verdict for row in found.rows[1:]} == {"no difference shown"}
+    assert {row.verdict for row in found.rows[1:]} == {"inconclusive"}
 
 
 def test_a_planted_effect_of_two_seed_spreads_is_found(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     plan = Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}, seeds=(1, 2), rows=8)
     plan.fates = {("f07", 1): "diverged", ("f07", 2): "diverged"}
     text = written(analysed(tmp_path, plan))
-    assert "64 cells without a difference shown" in text
+    assert "64 cells without a verdict" in text
     assert "5 more are in comparison.csv" in text
     assert "diverged in 2 of 2 finished runs" in text
 
