@@ -25,7 +25,8 @@ def write(folder: Path, cells: int, seeds: int, rows: int) -> dict[str, tuple[st
     """Write a study of cells x seeds runs whose loss.csv files all differ; return its states."""
     names = [f"feature_{i:03d}" for i in range(1, cells)]
     features = {name: {"trainer.warmup_steps": i + 1} for i, name in enumerate(names)}
-    plan = Plan(seeds=range(seeds), features=features, cells={"baseline": [], **{n: [n] for n in names}}, rows=10)
+    made = {"baseline": [], **{name: [name] for name in names}}
+    plan = Plan(seeds=range(seeds), features=features, cells=made, rows=10, max_iters=1000 + cells)
     states = write_study(folder, plan)
     bodies = [body(np.random.default_rng(i), rows) for i in range(8)]
     for i, path in enumerate(sorted(folder.glob("*/loss.csv"))):

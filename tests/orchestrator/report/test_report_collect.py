@@ -12,7 +12,7 @@ import pytest
 from ablatrix.orchestrator.job.metric_series import MetricSeries
 from ablatrix.orchestrator.report import collect, divergence, loss_curve
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_rows
+from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_columns, parse_rows
 from tests.support.studies import Plan, write_study
 
 HEADER = ",".join(COLUMNS)
@@ -36,6 +36,24 @@ def test_empty_cells_and_nan_are_nan() -> None:
     assert np.isnan(rows["val_loss"][[0, 2]]).all()
     assert rows["val_loss"][1] == 3.125
     assert np.isnan(rows["grad_norm"][1])
+
+
+def test_the_quick_parser_agrees_with_the_tolerant_one_to_the_last_digit() -> None:
+    rng = np.random.default_rng(1)
+    numbers = [
+        f"{i + 1},{float(rng.normal(3, 1))!r},{float(rng.exponential(1e-7))!r},"
+        f"{'' if i % 7 else float(rng.normal())!r},0.0005,{float(rng.lognormal(0, 30))!r},{512 * i},{i / 7!r}"
+        for i in range(300)
+    ]
+    text = "\n".join([HEADER, *numbers, ""])
+    damaged = [text]
+    for place in rng.integers(len(HEADER) + 1, len(text) - 1, 300).tolist():
+        damaged.append(text[:place] + str(rng.choice(["", "x", ",", "\n", "-", "1", " ", "e"])) + text[place + 1 :])
+    for content in damaged:
+        ours = loss_curve.parse_rows(content.encode())
+        for name, column in zip(COLUMNS, zip(*parse_columns(content), strict=True), strict=True):
+            if name in ours:
+                assert np.array_equal(ours[name], [float(cell or "nan") for cell in column], equal_nan=True)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 1, 2), (0, 2, 1, 2), (0, 0, 1, 2)])
