@@ -127,5 +127,6 @@ def describe(study: Study, jobs: Queue | None) -> list[str]:
     lines = []
     for job in find(study, REPORT, jobs) if jobs else []:
         state = jobs[job].state if jobs else ""
-        lines.append(f"report: job {job} " + ("runs" if state in job_parsing.RUNNING else "waits for the runs to end"))
+        waits = jobs[job].hold or "waits for the runs to end" if jobs else ""
+        lines.append(f"report: job {job} " + ("runs" if state in job_parsing.RUNNING else waits))
     return lines

@@ -37,6 +37,7 @@ LAUNCH_FAILED = "launch failed requeued held"
 HELD = {
     LAUNCH_FAILED: "submit again to release it",
     "JobHeldUser": "release it by scontrol release",
+    "requeued in held state": "release it by scontrol release",
     "JobHeldAdmin": "only an administrator can release it",
 }
 
@@ -60,6 +61,12 @@ class Job:
     def alive(self) -> bool:
         """True while it waits or runs."""
         return self.state in PENDING or self.state in RUNNING
+
+    @property
+    def hold(self) -> str:
+        """Why Slurm holds it, and what releases it; '' if it is not held."""
+        held = any(word in self.reason for word in HELD)
+        return describe_wait(self.reason) if held and self.state in PENDING else ""
 
     @property
     def base(self) -> str:

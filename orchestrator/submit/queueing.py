@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.slurm import commands, job_identity, job_parsing, site_limits
+from ablatrix.orchestrator.slurm import commands, helper_jobs, job_identity, job_parsing, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
 from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts, unused_code
 from ablatrix.orchestrator.study.sbatch_options import advice
@@ -237,8 +237,8 @@ def release_held(study: Study, jobs: Mapping[str, job_parsing.Job] | None, say: 
 
 
 def _tokens(study: Study) -> set[str]:
-    """Return the tokens of all submissions of the study's runs."""
-    return {
+    """Return the tokens of all submissions of the study's runs, and of its helper jobs."""
+    return {helper_jobs.token(study, kind) for kind in (helper_jobs.FOLLOW_UP, helper_jobs.REPORT)} | {
         submit_attempts.read(run.folder, attempt).token
         for run in study.runs
         for attempt in range(1, submit_attempts.newest(run.folder) + 1)

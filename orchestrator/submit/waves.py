@@ -200,7 +200,9 @@ def describe(study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue |
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = []
     if waiting and follow_up:
-        lines.append(f"{len(waiting)} runs wait for room in the queue: job {follow_up[-1]} queues them")
+        hold = jobs[follow_up[-1]].hold if jobs else ""
+        how = f"is to queue them, but is held ({hold})" if hold else "queues them"
+        lines.append(f"{len(waiting)} runs wait for room in the queue: job {follow_up[-1]} {how}")
     elif waiting and jobs is None:
         lines.append(f"{len(waiting)} runs wait for room in the queue; Slurm does not say whether a job queues them")
     elif waiting and order:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, site_limits
+from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
@@ -218,8 +219,21 @@ def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, ord
     (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scheduler, printed = Scheduler(), Printed()
     assert not waves.keep_going(study, printed)(study_state.collect(study, scheduler), scheduler)
-    assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
-    assert printed[0].startswith("7 jobs that Slurm held")
+    assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6,2\n", "the runs and their report"
+    assert printed[0].startswith("8 jobs that Slurm held")
+
+
+def test_a_follow_up_that_slurm_holds_is_shown_and_released(fake: FakeSlurm, study: Study, order: Order) -> None:
+    fake.set_limit(5)
+    queue(study, order)
+    squeue, asked = fake.bin / "squeue", fake.home / "asked"
+    squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
+    (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    follow_up_job = max(fake.jobs())
+    lines = waves.describe(study, study_state.collect(study), commands.queue())
+    assert f"job {follow_up_job} is to queue them, but is held (launch failed requeued held: submit again" in lines[0]
+    queueing.release_held(study, None, Printed())
+    assert asked.read_text().strip().split(",")[-1] == str(follow_up_job)
 
 
 def test_a_node_that_cannot_submit_says_so(
@@ -351,7 +365,7 @@ def test_an_order_is_read_back_as_it_was_written(study: Study, order: Order) -> 
 
 
 def test_helper_jobs_have_a_script_of_their_own(study: Study, order: Order) -> None:
-    batch = helper_jobs.Batch(study, [], "", order.settings, order.code, [])
+    batch = Batch(study, [], "", order.settings, order.code, [])
     assert (
         helper_jobs.script(batch, helper_jobs.FOLLOW_UP)
         .rstrip()
