@@ -83,7 +83,9 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None) -> Tensor:
+    def forward(  # noqa: PLR0917  (autograd passes them by position)
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None
+    ) -> Tensor:
         B, nh, T, hs = q.shape  # noqa: N806
         q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
         ctx.scale = 1 / (1 - pdrop)
@@ -171,7 +173,7 @@ class TiledHeadLoss:
     """
 
     def __init__(
-        self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, needs_grad: bool
+        self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, *, needs_grad: bool
     ) -> None:
         self.x, self.weight, self.targets, self.scale = x.float(), weight, targets, scale
         self.w = weight.to(dtype)

@@ -160,6 +160,7 @@ class GPT(nn.Module):
         self,
         idx: Tensor,
         max_new_tokens: int,
+        *,
         temperature: float = 1.0,
         do_sample: bool = False,
         top_k: int | None = None,

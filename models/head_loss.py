@@ -63,7 +63,7 @@ def head_loss(
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917  (autograd passes them by position)
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -74,8 +74,12 @@ class _HeadLoss(torch.autograd.Function):
         pointwise: Pointwise,
     ) -> Tensor:
         scale = (targets != IGNORE).to(torch.float32) / divisor  # (N,) weight of each row in the loss
-        rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype, needs_grad
-        chunks = TiledHeadLoss(*rows) if x.device.type == "cpu" else ChunkedHeadLoss(*rows, pointwise)
+        rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype
+        chunks = (
+            TiledHeadLoss(*rows, needs_grad=needs_grad)
+            if x.device.type == "cpu"
+            else ChunkedHeadLoss(*rows, needs_grad=needs_grad, pointwise=pointwise)
+        )
         loss = chunks.run()
         ctx.dx, ctx.dw = (chunks.dx.to(x.dtype), chunks.dw) if needs_grad else (None, None)
         return loss
@@ -102,6 +106,7 @@ class ChunkedHeadLoss:
         targets: Tensor,
         scale: Tensor,
         dtype: torch.dtype,
+        *,
         needs_grad: bool,
         pointwise: Pointwise = softmax_gradient,
     ) -> None:

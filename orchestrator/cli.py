@@ -54,18 +54,23 @@ def main() -> None:
         sys.exit(interrupts.EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
-    except OSError as error:  # a folder that is full, read-only or removed
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; fix this and rerun the command", file=sys.stderr)
-        sys.exit(1)
-    except MemoryError:
-        print("error: not enough memory; see ulimit -v and the sizes of the files", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if "start new thread" not in str(error):
+    except (OSError, MemoryError, RuntimeError) as error:
+        problem = _describe_machine(error)
+        if not problem:
             raise
-        print("error: this machine does not let you start another thread; see ulimit -u", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
+
+
+def _describe_machine(error: OSError | MemoryError | RuntimeError) -> str:
+    """Return what the machine or a folder (full, read-only, removed) lacks, "" if the error is a fault of the code."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; fix this and rerun the command"
+    if isinstance(error, MemoryError):
+        return "not enough memory; see ulimit -v and the sizes of the files"
+    threads = "start new thread" in str(error)
+    return "this machine does not let you start another thread; see ulimit -u" if threads else ""
 
 
 @app.command()
@@ -232,7 +237,7 @@ def show(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.show import show
 
-    show(run, planned, sets or (), study, output, open_console())
+    show(run, planned, sets or (), study=study, output=output, console=open_console())
 
 
 @app.command()

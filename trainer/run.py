@@ -105,7 +105,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         _log_data_usage(inputs.store, config)
         if group:
             group.broadcast(GO, True)
-        return _train(attempt, config, inputs, device, signals, group)
+        return _train(attempt, config, inputs, device, signals, group=group)
     except (Exception, Interrupted) as error:
         shown = failures.explain(error, run_dir, attempt, signals.received is not None)
         if ours:
@@ -121,7 +121,8 @@ def _train(
     inputs: Inputs,
     device: torch.device,
     signals: StopSignals,
-    group: ProcessGroup | None = None,
+    *,
+    group: ProcessGroup | None,
 ) -> int:
     run_dir = attempt.run_dir
     trainer = _make_trainer(config, inputs, device, group)

@@ -305,22 +305,27 @@ def inline_svg(svg: bytes, figure: Figure, variant: str) -> str:
         element.tail = None
         if element.tag != "text":
             element.text = None
-        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        gid = attributes.pop("id", "")
-        if gid in names:
-            attributes["id"] = names[gid]
-        elif gid.startswith("panel"):
-            attributes["data-panel"] = gid.removeprefix("panel")
-        for declaration in attributes.pop("style", "").split(";"):
-            key, _, value = declaration.partition(":")
-            if key.strip() and key.strip() != "font-family":
-                attributes[key.strip()] = value.strip()
-        if attributes.get("transform", "").startswith("rotate(-0 "):
-            del attributes["transform"]
-        element.attrib = {key: _tidy(key, value, names) for key, value in attributes.items()}
+        element.attrib = _attributes(element, names)
     shown = {"class": variant, "viewBox": root.get("viewBox", ""), "role": "img", "aria-label": visible(figure.title)}
     root.attrib = {**shown, "stroke-linejoin": "round", "data-figure": figure.name}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attributes(element: ElementTree.Element, names: dict[str, str]) -> dict[str, str]:
+    """Return an element's attributes for the page. names: old id -> new id of what is referred to."""
+    attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+    gid = attributes.pop("id", "")
+    if gid in names:
+        attributes["id"] = names[gid]
+    elif gid.startswith("panel"):
+        attributes["data-panel"] = gid.removeprefix("panel")
+    for declaration in attributes.pop("style", "").split(";"):
+        key, _, value = declaration.partition(":")
+        if key.strip() and key.strip() != "font-family":
+            attributes[key.strip()] = value.strip()
+    if attributes.get("transform", "").startswith("rotate(-0 "):
+        del attributes["transform"]
+    return {key: _tidy(key, value, names) for key, value in attributes.items()}
 
 
 def _tidy(key: str, value: str, names: dict[str, str]) -> str:

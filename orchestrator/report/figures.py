@@ -110,7 +110,9 @@ def main_effects(analysis: Analysis) -> Figure | None:
         f"pointwise 95% confidence intervals; {measure.better_side}. Filled: significant after Holm's correction."
     )
     label = f"main effect on {measure.label}"
-    return _contrasts("main_effects", "Main effects", caption, label, analysis.main_effects, measure, _HELPS)
+    return _contrasts(
+        "main_effects", "Main effects", caption, label, analysis.main_effects, measure=measure, words=_HELPS
+    )
 
 
 def combinations(analysis: Analysis) -> Figure | None:
@@ -122,7 +124,9 @@ def combinations(analysis: Analysis) -> Figure | None:
         f"{side} the combination is better than the sum."
     )
     label = replace(measure, name="interaction" if measure.is_nll else f"interaction, {measure.name}").label
-    return _contrasts("interactions", "Interactions", caption, label, analysis.interactions, measure, _SYNERGY)
+    return _contrasts(
+        "interactions", "Interactions", caption, label, analysis.interactions, measure=measure, words=_SYNERGY
+    )
 
 
 _HELPS, _SYNERGY = ("helps", "hurts"), ("synergy", "conflict")
@@ -134,6 +138,7 @@ def _contrasts(
     caption: str,
     label: str,
     contrasts: Sequence[Contrast],
+    *,
     measure: Measure,
     words: tuple[str, str],
 ) -> Figure | None:

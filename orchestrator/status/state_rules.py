@@ -133,9 +133,14 @@ def _judge_job(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunSt
     if job is None:
         return replace(state, state="lost", job="gone")
     state = replace(state, job_id=job.id, confirmed=bool(job.token or evidence.own_job_id))
+    return _follow_job(state, job, last, started=bool(evidence.events))
+
+
+def _follow_job(state: RunState, job: job_parsing.Job, last: str, started: bool) -> RunState:
+    """Return the state of a run whose job Slurm knows. last: the state by its own events."""
     if not job_parsing.is_known(job.state):  # of a newer Slurm: it ends no run
         return replace(state, state=last)
-    if job.state in job_parsing.PENDING and evidence.events:
+    if job.state in job_parsing.PENDING and started:
         reason = f"requeued at step {state.iter}, waiting ({job_parsing.describe_wait(job.reason)})"
         return replace(state, state="stopped", reason=reason, requeued=True)
     if job.state in job_parsing.PENDING:

@@ -114,6 +114,7 @@ def create_study(
     file: Path,
     features: dict[str, Any],
     runs: Sequence[Run],
+    *,
     origins: Origins | None = None,
     cluster: str = "",
 ) -> Study:

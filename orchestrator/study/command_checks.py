@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import command, command_flags, command_template, field_checks
@@ -60,15 +60,20 @@ def _text_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
                 yield place, f"{{{name}}}: only some features set it; give it a value under base as well"
             elif name not in known:
                 yield place, f"{{{name}}}: no such setting{nearest(name, known)}; settings: {', '.join(known)}"
-        for word in words:
-            try:
-                command_template.placeholders(word)
-            except ValueError as error:
-                if place not in ("command", "resume_command"):
-                    yield place, str(error)
-            problem = command_template.value_problem(word)
-            if problem:
-                yield place, problem
+        yield from ((place, problem) for problem in _word_problems(place, words))
+
+
+def _word_problems(place: str, words: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with each word on its own."""
+    for word in words:
+        try:
+            command_template.placeholders(word)
+        except ValueError as error:
+            if place not in ("command", "resume_command"):
+                yield str(error)
+        problem = command_template.value_problem(word)
+        if problem:
+            yield problem
 
 
 def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,34 @@ _TWO_COLONS = re.compile(r"^\s*(?:- )?[^\s#'\"{\[][^:]*:\s+(?P<value>[^'\"{\[].*
 _QUOTES = {"\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'", "\u00ab": '"', "\u00bb": '"'}
 QUOTED = re.compile(f"[{''.join(_QUOTES)}].*[{''.join(_QUOTES)}]", re.DOTALL)
 
+_OPEN_QUOTE = "the quote that is opened here is not closed"
+_NOT_CLOSED = "of line {opened} is not closed, or a comma is missing before this place"
+_EXPLANATIONS = {  # what PyYAML reports, context and problem in a line each; the first that matches
+    r"found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces only",
+    "found character '(.+)' that cannot start any token": "a value cannot begin with {0}; put it in quotes",
+    "found undefined alias '(.+)'": "*{0}: there is no anchor &{0} above; put a text that begins with * in quotes",
+    r"expected ',' or '\]'": f"the `[` {_NOT_CLOSED}",
+    "expected ',' or '}'": f"the `{{{{` {_NOT_CLOSED}",
+    "scanning an alias|scanning an anchor": "put a text that begins with * or & in quotes",
+    "quoted scalar.*\n.*end of stream": _OPEN_QUOTE,
+    "unknown escape": "a backslash within double quotes is an escape; use single quotes",
+    "scanning a block scalar": (
+        "the text after | or > begins in the next line; put a text that begins with them in quotes"
+    ),
+    "found '-'|^sequence entries": (
+        "`- ` begins an entry of a list, but a key or a value is expected here; check the indentation"
+    ),
+    "but found '<scalar>'": "text after a closing quote or brace; put the whole value in quotes",
+    "^expected <block end>": (
+        "this indentation matches no line above; keys that belong together begin in the same column"
+    ),
+    "^but found another document$": (
+        "a second document begins here; one file is one experiment (several: under `configs:`)"
+    ),
+    "^second occurrence$": "the anchor of line {opened} again; choose another name",
+    "^mapping keys are not allowed": "put a text that begins with ? in quotes",
+}
+
 
 def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
     """Return the line (from 1), and what is wrong there and what to write."""
@@ -51,38 +79,10 @@ def explain_no_mapping(text: str) -> tuple[int, str]:
 
 def _known(problem: str, context: str, line: int, opened: int) -> tuple[int, str]:
     """Explain the problems whose cause does not depend on the text."""
-    character = re.search(r"found character '(.+)' that cannot start any token", problem)
-    alias = re.search(r"found undefined alias '(.+)'", problem)
-    closing = re.search(r"expected ',' or '(.)'", problem)
-    if character and character[1] == "\\t":
-        return line, "a tab; YAML is indented with spaces only"
-    if character:
-        return line, f"a value cannot begin with {character[1]}; put it in quotes"
-    if alias:
-        return line, f"*{alias[1]}: there is no anchor &{alias[1]} above; put a text that begins with * in quotes"
-    if closing:
-        bracket = {"]": "[", "}": "{"}[closing[1]]
-        return line, f"the `{bracket}` of line {opened} is not closed, or a comma is missing before this place"
-    if "scanning an alias" in context or "scanning an anchor" in context:
-        return line, "put a text that begins with * or & in quotes"
-    if "quoted scalar" in context and "end of stream" in problem:
-        return opened, "the quote that is opened here is not closed"
-    if "unknown escape" in problem:
-        return line, "a backslash within double quotes is an escape; use single quotes"
-    if "scanning a block scalar" in context:
-        return line, "the text after | or > begins in the next line; put a text that begins with them in quotes"
-    if "found '-'" in problem or problem.startswith("sequence entries"):
-        return line, "`- ` begins an entry of a list, but a key or a value is expected here; check the indentation"
-    if "but found '<scalar>'" in problem:
-        return line, "text after a closing quote or brace; put the whole value in quotes"
-    if problem.startswith("expected <block end>"):
-        return line, "this indentation matches no line above; keys that belong together begin in the same column"
-    if problem == "but found another document":
-        return line, "a second document begins here; one file is one experiment (several: under `configs:`)"
-    if problem == "second occurrence":
-        return line, f"the anchor of line {opened} again; choose another name"
-    if problem.startswith("mapping keys are not allowed"):
-        return line, "put a text that begins with ? in quotes"
+    for pattern, explanation in _EXPLANATIONS.items():
+        found = re.search(pattern, f"{context}\n{problem}", re.MULTILINE)
+        if found:
+            return opened if explanation is _OPEN_QUOTE else line, explanation.format(*found.groups(), opened=opened)
     return line, problem
 
 

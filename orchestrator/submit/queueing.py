@@ -109,6 +109,7 @@ def prepare(
     settings: SlurmSettings,
     code: Path,
     exports: Sequence[str] = (),
+    *,
     after: Sequence[str] = (),
     surroundings: Mapping[str, Any] | None = None,
 ) -> Batch:

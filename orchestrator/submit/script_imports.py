@@ -37,17 +37,23 @@ def is_caught(handler: ast.ExceptHandler) -> bool:
     return any(getattr(node, "id", "") in CATCHING for node in ast.walk(handler.type))
 
 
+def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """Yield the modules that a statement imports; `a.b?` if b may be a module or a name in a."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield alias.name
+    elif not node.level and node.module:
+        yield node.module
+        for alias in node.names:
+            yield node.module + "." + alias.name + "?"
+
+
 def imports(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
     """Yield (name, line) of the imports that are made whenever the module runs."""
     for node in body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            if not node.level and node.module:
-                yield node.module, node.lineno
-                for alias in node.names:
-                    yield node.module + "." + alias.name + "?", node.lineno
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for name in imported(node):
+                yield name, node.lineno
         elif isinstance(node, ast.Try):
             if not any(is_caught(handler) for handler in node.handlers):
                 yield from imports(node.body)

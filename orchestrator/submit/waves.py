@@ -137,7 +137,9 @@ class _Wave:
         jobs = queueing.group(members, settings.runs_per_job)
         after = [*self.before, *self.arrays] if chain else []
         with queueing.released_on_error(members):
-            batch = queueing.prepare(self.study, jobs, settings, order.code, order.exports, after, order.surroundings)
+            batch = queueing.prepare(
+                self.study, jobs, settings, order.code, order.exports, after=after, surroundings=order.surroundings
+            )
         try:
             base = queueing.queue(self.launcher, batch)[0].partition("_")[0]
         except queueing.RefusedError as error:

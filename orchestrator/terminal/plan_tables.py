@@ -45,7 +45,8 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
             }
         )
     title = f"{len(runs)} runs in {folder}/"
-    tables.print_table(title, rows, console, left=LEFT, wrapped=("overrides",), dropped_first=DROPPED_FIRST)
+    layout = tables.Layout(left=LEFT, wrapped=("overrides",), dropped_first=DROPPED_FIRST)
+    tables.print_table(title, rows, console, layout)
 
 
 def print_schedules(found: Sequence[Schedule], console: Console) -> None:
@@ -68,7 +69,8 @@ def print_schedules(found: Sequence[Schedule], console: Console) -> None:
             }
         )
     title = "Learning rate (equal schedules are listed once)"
-    tables.print_table(title, rows, console, left=("cells", "schedule"), wrapped=("cells",), dropped_first=("50%",))
+    layout = tables.Layout(left=("cells", "schedule"), wrapped=("cells",), dropped_first=("50%",))
+    tables.print_table(title, rows, console, layout)
 
 
 def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:

@@ -67,7 +67,8 @@ def status_table(
     note = [Text(f"and {more:,} more rows; --all shows every run")] if more > 0 else []
     columns = _columns(measure)
     dropped = ("tokens/s", "job", "node", "left", "loss", columns[COLUMNS.index(HELD_OUT)], "step")
-    table = tables.fit_table(title, rows, width, columns, LEFT, ("why",), dropped, below="why", styles=COLOURS)
+    layout = tables.Layout(columns, LEFT, ("why",), dropped, below="why", styles=COLOURS)
+    table = tables.fit_table(title, rows, width, layout)
     return Group(table, *note)
 
 

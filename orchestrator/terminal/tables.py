@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -17,53 +18,45 @@ EMPTY = ("", "-", "unknown")
 Row = Mapping[str, str]  # heading -> cell
 
 
-def print_table(
-    title: str,
-    rows: Sequence[Row],
-    console: Console,
-    *,
-    columns: Sequence[str] = (),
-    left: Collection[str] = (),
-    wrapped: Collection[str] = (),
-    dropped_first: Sequence[str] = (),
-) -> None:
-    """Print rows under a title. columns: the headings, by default those of the first row; see `fit_table`."""
-    columns = columns or (list(rows[0]) if rows else [])
+@dataclass(frozen=True)
+class Layout:
+    """Where the columns of a table go, and which of them are left out on a narrow terminal."""
+
+    columns: Sequence[str] = ()  # headings in their order; by default those of the first row
+    left: Collection[str] = ()  # aligned to the left; by default all
+    wrapped: Collection[str] = ()  # whose cells may take several lines
+    dropped_first: Sequence[str] = ()  # left out in this order until the others fit
+    below: str = ""  # printed below the table rather than drop others for it
+    styles: Mapping[str, str] = field(default_factory=dict)  # of rows, by the text of one of their cells
+
+
+def print_table(title: str, rows: Sequence[Row], console: Console, layout: Layout) -> None:
+    """Print rows under a title: a framed table on a terminal, aligned lines in a pipe."""
+    columns = layout.columns or (list(rows[0]) if rows else [])
+    layout = replace(layout, columns=columns, left=layout.left or columns)
     if console.is_terminal:
-        console.print(fit_table(title, rows, console.width, columns, left or columns, wrapped, dropped_first))
+        console.print(fit_table(title, rows, console.width, layout))
     else:
-        console.file.write("\n".join([visible(title), *align(rows, columns, left or columns), ""]))
+        console.file.write("\n".join([visible(title), *align(rows, columns, layout.left), ""]))
 
 
-def fit_table(
-    title: str,
-    rows: Sequence[Row],
-    width: int,
-    columns: Sequence[str],
-    left: Collection[str],
-    wrapped: Collection[str] = (),
-    dropped_first: Sequence[str] = (),
-    below: str = "",
-    styles: Mapping[str, str] | None = None,
-) -> RenderableType:
+def fit_table(title: str, rows: Sequence[Row], width: int, layout: Layout) -> RenderableType:
     """Return a framed table that is at most `width` wide; if nothing fits, a line per row.
 
-    Columns without content are left out, then those of `dropped_first` in this order until the others fit. left:
-    columns that are aligned to the left. wrapped: columns whose cells may take several lines. below: a column that is
-    printed below the table rather than drop others for it. styles: of rows, by the text of one of their cells.
+    Columns without content are left out, then those of `layout.dropped_first`. layout: with its columns.
     """
-    filled = _filled(rows, columns)
-    widths = {name: _width(name, rows, name in wrapped) for name in filled}
-    for names in (filled, [name for name in filled if name != below]):
-        for dropped in ("", *dropped_first):
+    filled = _filled(rows, layout.columns)
+    widths = {name: _width(name, rows, name in layout.wrapped) for name in filled}
+    for names in (filled, [name for name in filled if name != layout.below]):
+        for dropped in ("", *layout.dropped_first):
             names = [name for name in names if name != dropped]
             if sum(widths[name] + 3 for name in names) + 1 <= width:
-                table = _frame(title, rows, names, widths, left, wrapped, styles or {})
-                first = columns[0]
+                table = _frame(title, rows, {name: widths[name] for name in names}, layout)
+                first, below = layout.columns[0], layout.below
                 hidden = below in filled and below not in names
                 lines = [Text(f"{row[first]}: {row[below]}") for row in rows if row[below]] if hidden else []
                 return Group(table, *lines)
-    narrow = [name for name in filled if name not in dropped_first or name == dropped_first[-1]]
+    narrow = [name for name in filled if name not in layout.dropped_first or name == layout.dropped_first[-1]]
     lines = [Text(" ".join(filter(None, (row[name] for name in narrow))), overflow="fold") for row in rows]
     return Group(Text(title), *lines)
 
@@ -95,19 +88,12 @@ def _width(name: str, rows: Sequence[Row], wrapped: bool) -> int:
     return min(longest, WRAPPED_WIDTH) if wrapped else longest
 
 
-def _frame(
-    title: str,
-    rows: Sequence[Row],
-    names: Sequence[str],
-    widths: Mapping[str, int],
-    left: Collection[str],
-    wrapped: Collection[str],
-    styles: Mapping[str, str],
-) -> Table:
+def _frame(title: str, rows: Sequence[Row], widths: Mapping[str, int], layout: Layout) -> Table:
+    """Return the table of the columns in `widths`."""
     table = Table(title=Text(title), title_justify="left")
-    for name in names:
-        table.add_column(Text(name), no_wrap=name not in wrapped, min_width=widths[name], overflow="fold")
-        table.columns[-1].justify = "left" if name in left else "right"
+    for name, width in widths.items():
+        table.add_column(Text(name), no_wrap=name not in layout.wrapped, min_width=width, overflow="fold")
+        table.columns[-1].justify = "left" if name in layout.left else "right"
     for row in rows:
-        table.add_row(*(Text(row[name], style=styles.get(row[name], "")) for name in names))
+        table.add_row(*(Text(row[name], style=layout.styles.get(row[name], "")) for name in widths))
     return table

@@ -27,7 +27,7 @@ def diff(first: str, second: str, study: str | None, output: Path, console: Cons
     rows = find_differences(one, two)
     names = ("what", one.id, two.id)
     table = [dict(zip(names, row, strict=True)) for row in rows]
-    tables.print_table(f"{len(rows)} differences", table, console, wrapped=names, columns=names)
+    tables.print_table(f"{len(rows)} differences", table, console, tables.Layout(columns=names, wrapped=names))
 
 
 def find_differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:

@@ -79,8 +79,8 @@ class Plan:
             self.options.file,
             experiment.features,
             self.runs,
-            self.value_origins,
-            self.cluster,
+            origins=self.value_origins,
+            cluster=self.cluster,
         )
 
     def value_origins(self, run: Run) -> dict[str, str]:

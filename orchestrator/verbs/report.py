@@ -50,7 +50,8 @@ def _print_verdict(made: Report, console: Console) -> None:
     ]
     title = f"{made.name}: {measure.label} against the baseline; {measure.better} is better"
     left = ("cell", "verdict")
-    tables.print_table(title, rows, console, left=left, wrapped=("verdict",), dropped_first=DROPPED_FIRST)
+    layout = tables.Layout(left=left, wrapped=("verdict",), dropped_first=DROPPED_FIRST)
+    tables.print_table(title, rows, console, layout)
     for note in made.notes:
         console.print(f"note: {note}")
     page = next((path for path in made.paths if path.name == "report.html"), None)

@@ -23,7 +23,9 @@ WIDEST_VALUE = 40  # beyond which the origins are not aligned
 LOG_LINES = 10
 
 
-def show(run: str, planned: str | None, sets: Sequence[str], study: str | None, output: Path, console: Console) -> None:
+def show(
+    run: str, planned: str | None, sets: Sequence[str], *, study: str | None, output: Path, console: Console
+) -> None:
     """Show a run of a study; if `run` is an experiment file, one that it plans (`planned`, or the first)."""
     if planned or sets or ".yaml" in run or ".yml" in run:
         _show_planned(Options(Path(run), "local", sets), planned, console)

@@ -7,6 +7,7 @@ the code under test is replaced, and a call that is added to it is found without
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -164,27 +165,24 @@ def _serve(listener: int, child: int, fault: Fault, outcome: Outcome, meanwhile:
             continue
         identity, _, _, number, _, _, first, *others = struct.unpack_from("QIIiIQQQQ", request)
         name = NAMES.get(number, str(number))
-        if number == MARK:
-            watching = not watching
+        watching ^= number == MARK
         answer = 0
         if watching and number != MARK and not (name == "write" and first <= 2):
             counted = _counts(fault, child, name, first, others)
             if counted:
                 outcome.calls.append(name)
-                if len(outcome.calls) == fault.at:
-                    broken = name
-                    if fault.how == "kill":
-                        os.kill(child, signal.SIGKILL)
-                        return
-                    if fault.how == "pause":
-                        meanwhile()
+            if counted and len(outcome.calls) == fault.at:
+                broken = name
+                if fault.how == "kill":
+                    os.kill(child, signal.SIGKILL)
+                    return
+                if fault.how == "pause":
+                    meanwhile()
             if counted or fault.how == "all":
                 answer = _answer(fault, outcome, broken, name)
         flags = 0 if answer else 1  # CONTINUE
-        try:
+        with contextlib.suppress(OSError):
             fcntl.ioctl(listener, 0xC0182101, bytearray(struct.pack("QqiI", identity, 0, -answer, flags)))
-        except OSError:
-            continue
 
 
 def _counts(fault: Fault, child: int, name: str, first: int, others: list[int]) -> bool:

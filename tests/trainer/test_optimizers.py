@@ -92,7 +92,9 @@ def test_muon_equals_torch(momentum: float, nesterov: bool, steps: int, clip: fl
     )  # fmt: skip
     rest = [{**group, "params": [p for p in group["params"] if p not in blocks]} for group in groups(theirs, 0.3)]
     adamw = torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
-    mine = Muon(ours, (0.9, 0.95), momentum, nesterov, steps, 0.3, clip)
+    mine = Muon(
+        ours, (0.9, 0.95), momentum=momentum, nesterov=nesterov, ns_steps=steps, weight_decay=0.3, grad_norm_clip=clip
+    )
     assert {mine.named[name].shape for name in mine.hidden} == {(48, 16), (16, 16), (64, 16), (16, 64)}
     # we divide and torch multiplies to clip: what is rounded to bfloat16 afterwards may fall on the other side
     run_both(mine, ours, [muon, adamw], theirs, atol=1e-4 if clip else 1e-6)

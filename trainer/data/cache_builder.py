@@ -195,7 +195,7 @@ def work(cache: Cache, progress: Progress) -> None:
             missing = [k for k in range(count) if k not in done]
             if missing:
                 encoder = encoder or Encoder(cache.tokenizer)
-                worked = _build_shards(cache, lines, encoder, claims, missing, progress)
+                worked = _build_shards(cache, lines, encoder, claims, missing, progress=progress)
                 claim = f"{missing[0]:05d}"
             else:
                 worked, claim = _join(cache, lines, claims), "join"
@@ -206,7 +206,7 @@ def work(cache: Cache, progress: Progress) -> None:
 
 
 def _build_shards(
-    cache: Cache, lines: Lines, encoder: Encoder, claims: Claims, missing: list[int], progress: Progress
+    cache: Cache, lines: Lines, encoder: Encoder, claims: Claims, missing: list[int], *, progress: Progress
 ) -> bool:
     """Build the missing shards that are not claimed; only if there is none, those of dead workers.
 

@@ -76,18 +76,18 @@ def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:
     from huggingface_hub import errors
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if isinstance(error, errors.GatedRepoError):
-        return UserError(
-            f"{repo}: access must be granted first: accept its terms on {endpoint}/{repo} and set HF_TOKEN"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"{repo}: no such repository at {endpoint} (or it is private and HF_TOKEN is not set)")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{what}: no such revision at {endpoint}")
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return MissingFileError(f"{what}: no such file in the repository at {endpoint}")
-    if isinstance(error, errors.HFValidationError):
-        return UserError(f"{repo!r} is not the name of a repository; write owner/name")
+    terms = f"access must be granted first: accept its terms on {endpoint}/{repo} and set HF_TOKEN"
+    unknown = f"no such repository at {endpoint} (or it is private and HF_TOKEN is not set)"
+    refusals = {
+        errors.GatedRepoError: UserError(f"{repo}: {terms}"),
+        errors.RepositoryNotFoundError: UserError(f"{repo}: {unknown}"),
+        errors.RevisionNotFoundError: UserError(f"{what}: no such revision at {endpoint}"),
+        errors.RemoteEntryNotFoundError: MissingFileError(f"{what}: no such file in the repository at {endpoint}"),
+        errors.HFValidationError: UserError(f"{repo!r} is not the name of a repository; write owner/name"),
+    }
+    for kind, refusal in refusals.items():
+        if isinstance(error, kind):
+            return refusal
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "on", "yes")
     if offline or isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(f"{what}: HF_HUB_OFFLINE is set, which forbids downloads; unset it, or {ADVICE}")

@@ -33,7 +33,10 @@ def make(model: nn.Module, settings: TrainerConfig) -> Optimizer:
     if name == "muon":
         from ablatrix.trainer.optimizers.muon import Muon
 
-        return Muon(model, settings.betas, momentum, nesterov, settings.ns_steps, decay, clip)
+        return Muon(
+            model, settings.betas, momentum=momentum, nesterov=nesterov, ns_steps=settings.ns_steps,
+            weight_decay=decay, grad_norm_clip=clip,
+        )  # fmt: skip
     if name == "adafactor":
         from ablatrix.trainer.optimizers.adafactor import Adafactor
 

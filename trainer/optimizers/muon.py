@@ -32,6 +32,7 @@ class Muon(Optimizer):
         self,
         model: nn.Module,
         betas: tuple[float, float],
+        *,
         momentum: float,
         nesterov: bool,
         ns_steps: int,

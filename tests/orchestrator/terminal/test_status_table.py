@@ -70,7 +70,8 @@ def test_no_cell_of_a_table_is_cut(width: int) -> None:
     ]
     output = io.StringIO()
     console = Terminal(width=width, file=output, force_terminal=True, color_system=None)
-    tables.print_table("t", rows, console, wrapped=("overrides",), dropped_first=("folder of the first", "interval"))
+    layout = tables.Layout(wrapped=("overrides",), dropped_first=("folder of the first", "interval"))
+    tables.print_table("t", rows, console, layout)
     text = output.getvalue()
     assert "a_feature_with_a_long_name" in text and "model.rope=true" in text and "\N{HORIZONTAL ELLIPSIS}" not in text
     assert "empty" not in text and ("a_feature_with_a_long_name-seed1-0123abcd" in text) == (width == 200)
