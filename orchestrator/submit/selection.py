@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import require_folder
 
@@ -38,11 +39,16 @@ class Selection:
 
 
 def select(
-    states: Iterable[RunState], retry: bool = False, cells: Sequence[str] = (), rerun: Sequence[str] = ()
+    states: Iterable[RunState],
+    retry: bool = False,
+    cells: Sequence[str] = (),
+    rerun: Sequence[str] = (),
+    study: str = "",
 ) -> Selection:
     """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones lacking files.
 
-    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state.
+    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state. study: its name, which
+    decides the order of the chosen.
     """
     selection = Selection()
     for state in states:
@@ -58,6 +64,7 @@ def select(
             selection.failed.append(state)
         else:
             selection.chosen.append(state)
+    selection.chosen = in_queue_order(selection.chosen, study, lambda state: state.run)
     return selection
 
 

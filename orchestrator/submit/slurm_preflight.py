@@ -14,6 +14,7 @@ from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_l
 from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.study.sbatch_options import NODES, advice, gpus_of_gres, mebibytes
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing
@@ -38,7 +39,7 @@ def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: site_limits.Ar
     folder, experiment = loaded.experiment.folder, loaded.experiment
     study = Study(folder, experiment.name, loaded.file, 0.0, {}, study_dir.study_runs(folder, runs))
     code = folder.parent / study_dir.SNAPSHOTS / "CODE_SNAPSHOT"
-    members = [(run, 1) for run in study.runs]
+    members = [(run, 1) for run in in_queue_order(study.runs, study.name, lambda run: run)]
     for jobs in queueing.split(members, experiment.slurm, cluster.tasks, cluster.script_bytes):
         yield Batch(study, jobs, TOKEN, experiment.slurm, code, experiment.export)
 

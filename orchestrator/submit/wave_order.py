@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
@@ -82,7 +83,8 @@ def forget(study: Study, ids: Iterable[str] | None = None) -> int:
 
 
 def find_waiting(study: Study, states: Sequence[RunState]) -> list[RunState]:
-    """Return the runs that wait for room, without those that another submit has claimed since."""
+    """Return the runs that wait for room in their order, without those that another submit has claimed since."""
     order = read(study)
     runs = order.runs if order else {}
-    return [s for s in states if not s.active and s.state != "done" and runs.get(s.run.id, -1) == s.attempt]
+    found = [s for s in states if not s.active and s.state != "done" and runs.get(s.run.id, -1) == s.attempt]
+    return in_queue_order(found, study.name, lambda state: state.run)

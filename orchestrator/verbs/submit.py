@@ -84,11 +84,11 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
     if plan.launcher != "local":
         queueing.release_held(study, scheduler.jobs, console.print)
     waiting = [state.run.id for state in wave_order.find_waiting(study, states)]  # queued with or without --retry
-    found = selection.select(states, options.retry, options.only, waiting)
+    found = selection.select(states, options.retry, options.only, waiting, study.name)
     incomplete = [state.run for state in found.chosen if state.state == "done"]
     if incomplete:
         study = _put_aside(plan, study, incomplete)
-        found = selection.select(study_state.collect(study), options.retry, options.only, waiting)
+        found = selection.select(study_state.collect(study), options.retry, options.only, waiting, study.name)
     return study, found
 
 

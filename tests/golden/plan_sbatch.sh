@@ -65,8 +65,8 @@ command cd /FOLDER
 [ "${SLURM_JOB_NODELIST-}" ] && srun=srun || srun=  # without srun outside of a job
 case "$SLURM_ARRAY_TASK_ID" in
 0) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/baseline-seed1-9f98ebea:1 ;;
-1) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/baseline-seed2-539681a2:1 ;;
-2) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/wide-seed1-1e6149b1:1 ;;
+1) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/wide-seed1-1e6149b1:1 ;;
+2) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/baseline-seed2-539681a2:1 ;;
 3) exec $srun PYTHON -P -m ablatrix.orchestrator.job.task out/golden/wide-seed2-6a975eb0:1 ;;
 *) echo "no run has the number $SLURM_ARRAY_TASK_ID" >&2; exit 1 ;;
 esac

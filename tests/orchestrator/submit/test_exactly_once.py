@@ -15,6 +15,7 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import queueing, selection
 from ablatrix.trainer.rundir import run_files
@@ -44,14 +45,15 @@ def patient(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 def make_study(folder: Path, runs: list[matrix.Run] | None = None) -> Study:
-    return study_dir.create_study(folder / "out" / "s", "s", folder / "e.yaml", {}, runs or expand(folder, FIVE))
+    runs = runs or in_queue_order(expand(folder, FIVE), "s", lambda run: run)
+    return study_dir.create_study(folder / "out" / "s", "s", folder / "e.yaml", {}, runs)
 
 
 def submit_once(study: Study) -> str:
     """What `submit` does between planning and printing."""
     states = study_state.collect(study)
     queueing.adopt(states)
-    members = queueing.claim(selection.select(states).chosen, print)
+    members = queueing.claim(selection.select(states, study=study.name).chosen, print)
     try:
         for jobs in queueing.split(members, SlurmSettings(), 1001):
             queueing.queue(
@@ -115,7 +117,7 @@ def test_a_queue_that_falls_silent_after_sbatch_loses_nothing(fake: FakeSlurm, t
 
 def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = queueing.claim(selection.select(study_state.collect(study)).chosen, print)
+    members = queueing.claim(selection.select(study_state.collect(study), study=study.name).chosen, print)
     with pytest.raises(ZeroDivisionError), queueing.released_on_error(members):
         _ = 1 / 0
     assert {state.state for state in study_state.collect(study)} == {"planned"}
@@ -151,7 +153,7 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, 
 
 def test_claims_that_cannot_be_described_are_one_sentence(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = queueing.claim(selection.select(study_state.collect(study)).chosen, print)
+    members = queueing.claim(selection.select(study_state.collect(study), study=study.name).chosen, print)
     (study.runs[3].folder / run_files.PROVENANCE).mkdir()
     code = queueing.take_snapshot(study)
     with pytest.raises(RunError, match="nothing was queued"), queueing.released_on_error(members):
@@ -178,7 +180,7 @@ def test_an_unknown_fate_blocks_until_it_is_known(
 def test_a_job_whose_answer_was_lost_is_found_later(fake: FakeSlurm, tmp_path: Path) -> None:
     """The submit died between sbatch and its note of the job id."""
     study = make_study(tmp_path)
-    members = queueing.claim(selection.select(study_state.collect(study)).chosen, print)
+    members = queueing.claim(selection.select(study_state.collect(study), study=study.name).chosen, print)
     batch = queueing.prepare(study, [[member] for member in members], SlurmSettings(), queueing.take_snapshot(study))
     launchers.make("sbatch").launch(batch)
     states = study_state.collect(study)
@@ -234,7 +236,7 @@ def test_status_asks_squeue_once_for_a_hundred_runs(fake: FakeSlurm, tmp_path: P
 
 def test_jobs_of_an_array_over_the_limit_are_split(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    members = queueing.claim(selection.select(study_state.collect(study)).chosen, print)
+    members = queueing.claim(selection.select(study_state.collect(study), study=study.name).chosen, print)
     assert [[len(job) for job in jobs] for jobs in queueing.split(members, SlurmSettings(runs_per_job=2), 3)] == [
         [2, 2, 2],
         [1],

@@ -13,6 +13,7 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study
+from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import follow_up, queueing, selection, wave_order, waves
 from ablatrix.orchestrator.submit.wave_order import Order
@@ -35,8 +36,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    """Of seven runs."""
-    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, expand(tmp_path, FIVE))
+    """Of seven runs, in the order in which they are queued."""
+    runs = in_queue_order(expand(tmp_path, FIVE), "s", lambda run: run)
+    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, runs)
 
 
 @pytest.fixture
@@ -59,7 +61,8 @@ class Printed(list[str]):
 
 def queue(study: Study, order: Order, printed: Printed | None = None) -> list[str]:
     states = study_state.collect(study)
-    return waves.queue(study, order, selection.select(states).chosen, states, Printed() if printed is None else printed)
+    chosen = selection.select(states, study=study.name).chosen
+    return waves.queue(study, order, chosen, states, Printed() if printed is None else printed)
 
 
 def by_state(study: Study) -> dict[str, int]:
@@ -190,7 +193,7 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
         append_event(run.folder, "failed", reason="x")
     fake.set_limit(5)
     states = study_state.collect(study)
-    waves.queue(study, order, selection.select(states, retry=True).chosen, states, Printed())
+    waves.queue(study, order, selection.select(states, retry=True, study=study.name).chosen, states, Printed())
     states = study_state.collect(study)
     waiting = [state.run.id for state in wave_order.find_waiting(study, states)]
     assert set(waiting) >= {run.id for run in study.runs[4:]}

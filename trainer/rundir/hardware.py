@@ -1,0 +1,41 @@
+"""The processors of this machine, by their names. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+CPUS = Path("/proc/cpuinfo")
+
+
+def processor(cpus: Path = CPUS) -> str:
+    """Return the model of this machine's CPU."""
+    return _field(cpus, "model name") or platform.processor() or platform.machine()
+
+
+def gpu_models(gpus: Path = NVIDIA) -> list[str]:
+    """Return the models of this machine's NVIDIA GPUs, each once."""
+    return sorted({_field(path, "Model") for path in gpus.glob("*/information")} - {""})
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ, gpus: Path = NVIDIA) -> list[str]:
+    """Return names for the GPUs that this process may use, which differ between GPUs of a machine; [] without any.
+
+    Slurm's numbers come first: those in CUDA_VISIBLE_DEVICES begin at 0 in every job whose GPUs are confined.
+    """
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
+        if name in environ:
+            return [word for word in environ[name].replace(" ", "").split(",") if word not in ("", "-1", "NoDevFiles")]
+    return sorted(path.name for path in gpus.glob("*"))
+
+
+def _field(path: Path, name: str) -> str:
+    """Return the value of the first line `name : value` of a file, '' without one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name), "")

@@ -1,0 +1,29 @@
+"""Seconds per step of a run, where nothing disturbed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import quantiles
+
+BLOCKS = 32  # that a run is cut into, at most
+LOOKS = 8  # of a clock that is looked at now and then, in a block
+
+
+def lower_quartile(steps: Sequence[float], seconds: Sequence[float]) -> float | None:
+    """Return the lower quartile of the seconds per step over blocks of a run, None if it cannot be told.
+
+    steps, seconds (R,): of the rows of loss.csv, seconds of training so far. What comes before the first row does not
+    count (a first step compiles and warms up), and up to three quarters of the run may be disturbed by others. Rows
+    that have the same time were read together: the clock of a command without one of its own is looked at every few
+    seconds.
+    """
+    rows = [(step, second) for step, second in zip(steps, seconds, strict=True) if second == second]  # not NaN
+    kept = [row for row, after in pairwise(rows) if after[1] > row[1]] + rows[-1:]
+    coarse = len(kept) < len(rows)
+    blocks = min(BLOCKS, max(1, (len(kept) - 1) // (LOOKS if coarse else 1)))
+    edges = [kept[round(i * (len(kept) - 1) / blocks)] for i in range(blocks + 1)] if len(kept) > 1 else []
+    found = [(s2 - s1) / (i2 - i1) for (i1, s1), (i2, s2) in pairwise(edges) if i2 > i1 and s2 > s1]
+    if len(found) < 2:
+        return found[0] if found else None
+    return quantiles(found, n=4, method="inclusive")[0]
