@@ -134,7 +134,7 @@ class GPT(nn.Module):
         loss = None if targets is None else head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         return self.lm_head(x), loss
 
-    def loss(self, idx: Tensor, targets: Tensor, divisor: float | None = None) -> Tensor:
+    def loss(self, idx: Tensor, targets: Tensor, divisor: float | Tensor | None = None) -> Tensor:
         """Return the NLL in nats of targets (B, T; -1 is not scored): the sum / divisor, by default the mean.
 
         Differentiable once, by `backward()`.

@@ -130,7 +130,7 @@ def test_experiments_can_be_planned(text: str, tmp_path: Path) -> None:
     configs = re.findall(r"^  (\w+):", text.partition("\nconfigs:")[2], re.MULTILINE)
     for name in [f"#{config}" for config in configs] or [""]:
         loaded = load_experiment(tmp_path / f"study.yaml{name}", [])
-        assert matrix.runs(loaded, lambda config: 50257)
+        assert matrix.runs(loaded, lambda config: (50257, None))
 
 
 @pytest.mark.parametrize("text", [text for page in PAGES for text in code_blocks(page, "python")])

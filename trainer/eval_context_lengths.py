@@ -12,6 +12,7 @@ import numpy as np
 
 from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.trainer.data import batches
+from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
     count, longest = x.shape
     pieces = -(-longest // length)
     short_x = np.zeros((count, pieces * length), dtype=np.int64)
-    short_y = np.full((count, pieces * length), batches.PADDING, dtype=np.int64)
+    short_y = np.full((count, pieces * length), PADDING, dtype=np.int64)
     short_x[:, :longest], short_y[:, :longest] = x, y
     short_x, short_y = short_x.reshape(-1, length), short_y.reshape(-1, length)
-    scored = (short_y != batches.PADDING).any(axis=1)
+    scored = (short_y != PADDING).any(axis=1)
     return short_x[scored], short_y[scored]
 
 
@@ -65,7 +66,7 @@ def _at(trainer: Trainer, windows: tuple[Array, Array], length: int) -> dict[str
         return {"nll": None, "why": why}
     if nll is None or not np.isfinite(nll):
         return {"nll": None, "why": "nothing is held out" if nll is None else "not a number"}
-    return {"nll": nll, "tokens": int((pieces[1] != batches.PADDING).sum())}
+    return {"nll": nll, "tokens": int((pieces[1] != PADDING).sum())}
 
 
 def out_of_reach(config: RunConfig, length: int) -> str:

@@ -81,6 +81,9 @@ class Trainer:
         # Since the last row, on the device: reading a number back makes the host wait
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=wide, device=self.device)  # loss, grad_norm
+        # Packed blocks have padding: the scored tokens of a batch, on the device, where a recorded step finds them
+        packed = config.data.sampling == "packed"
+        self._scored = torch.zeros((), device=self.device) if packed else None
         self._row_iter, self._row_seconds = 0, 0.0
         self._before_end: dict[str, Any] = {}  # progress before the last row, for a run that goes on with more steps
         self._since = 0.0
@@ -137,6 +140,8 @@ class Trainer:
 
     def _step(self, x: Array, y: Array) -> None:
         """One optimiser step on batch number `iter`."""
+        if self._scored is not None:
+            self._scored.fill_(int((y != -1).sum()))
         x, y = self.strategy.share(x), self.strategy.share(y)
         self.optimizer.set_learning_rate(learning_rate(self.iter + 1, self.config.trainer))
         self._seed()
@@ -174,7 +179,7 @@ class Trainer:
     def _accumulate(self, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         losses = []
-        divisor = y.numel() * self.strategy.shares
+        divisor = y.numel() * self.strategy.shares if self._scored is None else self._scored
         for xs, ys in zip(x.tensor_split(self.parts), y.tensor_split(self.parts), strict=True):
             losses.append(self.strategy.gradients(xs, ys, divisor, self.autocast))
         return sum(losses[1:], losses[0])

@@ -33,7 +33,7 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
     if there is None:
         return None
     assert config.model.vocab_size
-    there = there.resolved(config.model.vocab_size)
+    there = there.resolved(config.model.vocab_size, config.data.separator)
     if there.fingerprint() == config.fingerprint():
         return None
     steps = [run_files.checkpoint_step(path) for path in checkpoint.checkpoints(run_dir)]

@@ -84,7 +84,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     if config.info.line():
         logger.info(config.info.line())
     try:
-        config = config.resolved(_vocab_size(config))
+        config = config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
         ranks.check(config)
         branch = resuming.find_step(run_dir, there, config)
         group = _join(ranks, config)
@@ -166,7 +166,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
     """Do the part of a process other than rank 0: compute its share, and write nothing but why it failed."""
     run_dir, training = Path(config.system.work_dir), False
     try:
-        config = config.resolved(_vocab_size(config))
+        config = config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
         ranks.check(config)
         group = _join(ranks, config)
         assert group
@@ -233,10 +233,6 @@ def _join(ranks: RankInfo, config: RunConfig) -> ProcessGroup | None:
     from ablatrix.trainer.distributed.process_group import ProcessGroup  # torch.distributed is slow to import
 
     return ProcessGroup.join(ranks, config)
-
-
-def _vocab_size(config: RunConfig) -> int:
-    return tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir)).vocab_size
 
 
 def _log_data_usage(store: TokenStore, config: RunConfig) -> None:

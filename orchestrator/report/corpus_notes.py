@@ -10,6 +10,7 @@ from ablatrix.trainer.data.corpus import count_skipped
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
+ENOUGH = 0.9  # of the documents and of the tokens
 FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 
 
@@ -21,19 +22,23 @@ def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
         yield f"Lines of the corpus that were skipped: {listed}."
     for block, (documents, tokens, usable, usable_tokens) in sorted(_usages(runs).items()):
         if usable < documents:
+            share = min(usable_tokens / max(tokens, 1), usable / documents)
+            advice = " The others were never trained on; data.sampling: packed or stream reaches them."
             yield (
                 f"Documents of at least {block + 1} tokens, from which windows are drawn: {usable:,} of {documents:,}, "
-                f"with {usable_tokens / max(tokens, 1):.1%} of the training tokens."
+                f"with {usable_tokens / max(tokens, 1):.1%} of the training tokens.{advice if share < ENOUGH else ''}"
             )
 
 
 def _usages(runs: Sequence[RunRecord]) -> dict[int, tuple[int, ...]]:
-    """Return block size -> FIELDS of the corpus."""
+    """Return block size -> FIELDS of the corpus, of the runs that reach the fewest documents."""
     found: dict[int, tuple[int, ...]] = {}
     for run in runs:
         usage, block = run.summary.get("corpus"), run.setting("data.block_size")
         values = [usage.get(name) for name in FIELDS] if isinstance(usage, dict) else []
         whole = tuple(value for value in values if type(value) is int and value >= 0)
         if type(block) is int and len(whole) == len(FIELDS):
-            found.setdefault(block, whole)
+            found[block] = min(
+                whole, found.get(block, whole), key=lambda values: values[FIELDS.index("usable_documents")]
+            )
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,7 @@ from ablatrix.trainer.rundir.errors import ConfigError
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment, Loaded
     from ablatrix.orchestrator.study.extends import Overrides
-    from ablatrix.orchestrator.study.run_config import Config
-    from ablatrix.trainer.config import RunConfig
+    from ablatrix.orchestrator.study.run_config import Config, Vocabulary
 
 MOST_RUNS = 100_000
 
@@ -44,10 +43,10 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     return merged
 
 
-def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
+def runs(loaded: Loaded, vocabulary: Vocabulary) -> list[Run]:
     """Return the runs, every cell with every seed. Raise ConfigError with the problems of all cells.
 
-    vocab_size: returns the number of tokens of a configuration's tokenizer.
+    vocabulary: returns the number of tokens of a configuration's tokenizer, and the one that ends a text.
     """
     experiment = loaded.experiment
     planned: list[tuple[Cell, Overrides, Config]] = []
@@ -63,7 +62,7 @@ def runs(loaded: Loaded, vocab_size: Callable[[RunConfig], int]) -> list[Run]:
             faults.setdefault(pair, fault)
         try:
             settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
-            config = run_config.resolve(experiment, settings, vocab_size)
+            config = run_config.resolve(experiment, settings, vocabulary)
             problems = config.sharing_problems(experiment.slurm)
             if problems:
                 raise ConfigError(problems)

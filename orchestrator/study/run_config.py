@@ -73,13 +73,16 @@ class Config(Protocol):
         """Return why the processes of a job cannot share this run."""
 
 
-def resolve(experiment: Experiment, settings: Mapping[str, Any], vocab_size: Callable[[RunConfig], int]) -> Config:
+Vocabulary = Callable[[RunConfig], tuple[int, int | None]]  # number of tokens, and the one that ends a text
+
+
+def resolve(experiment: Experiment, settings: Mapping[str, Any], vocabulary: Vocabulary) -> Config:
     """Return the configuration that these settings (dotted key -> value) give. Raise ConfigError."""
     if experiment.command:
         about = {key.partition(".")[2]: text for key, text in experiment.info.items()}
         return CommandConfig(dict(settings), experiment, about=about)
     config = validate(dotted.nest({**settings, **experiment.info}))
-    return TrainerRunConfig.model_construct(**dict(config.resolved(vocab_size(config))))
+    return TrainerRunConfig.model_construct(**dict(config.resolved(*vocabulary(config))))
 
 
 def require_trainer(config: Config) -> TrainerRunConfig:

@@ -27,17 +27,20 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
 
-# Tokens of well-known tokenizers, so that a study can be planned before its cache is filled
-VOCABULARIES = {"gpt2": 50257, "sample": 4096}
+# Tokens of well-known tokenizers and the one that ends a text: a study can be planned before its cache is filled
+VOCABULARIES = {"gpt2": (50257, 50256), "sample": (4096, 4095)}
 MOST_PROBED = 64  # cells; of a larger design only cells with a single feature are probed
 BYTES_PER_PARAMETER = 4  # float32
 
 
-def vocabulary(config: RunConfig) -> int:
-    """Return the number of tokens of a configuration's tokenizer. Raises OfflineCacheError if it is not cached."""
+def vocabulary(config: RunConfig) -> tuple[int, int | None]:
+    """Return the number of tokens of a configuration's tokenizer, and the one that ends a text.
+
+    Raises OfflineCacheError if it is not cached.
+    """
     name = tokenizer_names.canonical(config.data.tokenizer)
     try:
-        return tokenizer.find(name, Path(config.system.cache_dir)).vocab_size
+        return tokenizer.vocabulary(config.data, Path(config.system.cache_dir))
     except OfflineCacheError:
         if name in VOCABULARIES:
             return VOCABULARIES[name]

@@ -19,7 +19,7 @@ features:
 def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
     path = folder / "e.yaml"
     path.write_text(HEAD + text)
-    return matrix.runs(load_experiment(path, sets), lambda config: 4096)
+    return matrix.runs(load_experiment(path, sets), lambda config: (4096, 4095))
 
 
 HEAD = "name: s\nbase: {data.file_path: x.jsonl, model.model_type: gpt-nano}\n"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ablatrix.trainer import eval_context_lengths
 from ablatrix.trainer.config import RunConfig, from_flags, validate
 from ablatrix.trainer.data import batches
+from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.eval_context_lengths import cut
 from ablatrix.trainer.loop import Trainer
@@ -31,12 +32,12 @@ def test_every_length_scores_the_same_tokens(count: int, longest: int, length: i
     y = np.arange(1, count * longest + 1).reshape(count, longest)
     x = y + 1000
     for row in y:  # documents end somewhere, the rest is padding
-        row[random.randint(1, longest) :] = batches.PADDING
+        row[random.randint(1, longest) :] = PADDING
     short_x, short_y = cut((x, y), length)
     assert short_x.shape == short_y.shape and short_x.shape[1] == length
-    scored = short_y != batches.PADDING
+    scored = short_y != PADDING
     assert scored.any(axis=1).all()
-    assert short_y[scored].tolist() == y[y != batches.PADDING].tolist()
+    assert short_y[scored].tolist() == y[y != PADDING].tolist()
     assert (short_x[scored] == short_y[scored] + 1000).all()
 
 
@@ -72,12 +73,12 @@ def test_values(positions: str, corpus: Path, offline_cache: Path) -> None:
         for x, y in zip(*longest, strict=True):
             for start in range(0, 48, length):
                 xs, ys = (torch.from_numpy(a[start : start + length])[None] for a in (x, y))
-                scored = ys[0] != batches.PADDING
+                scored = ys[0] != PADDING
                 if scored.any():
                     with torch.no_grad():
                         log_p = trainer.model(xs)[0].log_softmax(-1)[0]
                     total -= float(log_p[torch.arange(len(scored)), ys[0].clamp(min=0)][scored].sum())
-        tokens = int((longest[1] != batches.PADDING).sum())
+        tokens = int((longest[1] != PADDING).sum())
         assert found[str(length)]["tokens"] == tokens
         assert found[str(length)]["nll"] == pytest.approx(total / tokens, abs=1e-5)
 

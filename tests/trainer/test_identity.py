@@ -20,6 +20,8 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     "data.test_size": ({}, 11),
     "data.block_size": ({}, 128),
     "data.text_key": ({}, "content"),
+    "data.sampling": ({}, "stream"),
+    "data.separator": ({"data.sampling": "packed"}, 5),
     "data.tokenizer": ({}, "sample"),
     "model.model_type": ({}, "gpt-nano"),
     "model.n_layer": ({}, 2),
@@ -99,7 +101,7 @@ NEUTRAL: dict[str, Any] = {
 
 def fingerprint(**settings: Any) -> str:
     flags = {**BASE, **settings}
-    return from_flags([f"--{key}={value}" for key, value in flags.items()]).resolved(50257).fingerprint()
+    return from_flags([f"--{key}={value}" for key, value in flags.items()]).resolved(50257, 50256).fingerprint()
 
 
 def test_every_setting_is_decided() -> None:

@@ -23,6 +23,7 @@ def find_contradictions(
             f"data.block_size: {data.block_size} exceeds the model's block_size {model.block_size}; "
             "lower data.block_size or raise model.block_size"
         )
+    yield from _sampling(data, vocab_size)
     if model.vocab_size < vocab_size:
         yield (
             f"model.vocab_size: {model.vocab_size} is less than the {vocab_size} tokens of "
@@ -45,3 +46,17 @@ def find_contradictions(
             f"{', '.join(map(str, lengths))} can be evaluated; add {model.block_size}, or choose other positions"
         )
     yield from optimization.find_problems(trainer)
+
+
+def _sampling(data: DataConfig, vocab_size: int) -> Iterator[str]:
+    """Yield one line per contradiction of data.sampling and data.separator."""
+    if data.sampling == "document":
+        if data.separator is not None:
+            yield "data.separator: needs data.sampling packed or stream; a window of one document has none"
+    elif data.separator is None:
+        yield (
+            f"data.sampling: {data.sampling} needs a token between documents, and tokenizer {data.tokenizer!r} has no "
+            "end of text; set data.separator to the id of a token that no document has"
+        )
+    elif data.separator >= vocab_size:
+        yield f"data.separator: {data.separator} exceeds the last of the {vocab_size} tokens of {data.tokenizer!r}"

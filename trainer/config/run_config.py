@@ -33,6 +33,10 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
+# Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
+ADDED: dict[str, tuple[str, ...]] = {"data": ("sampling", "separator")}
+
+
 class RunConfig(Section):
     """The whole configuration of one run."""
 
@@ -43,16 +47,19 @@ class RunConfig(Section):
     callbacks: CallbacksConfig = CallbacksConfig()
     info: InfoConfig = InfoConfig()
 
-    def resolved(self, vocab_size: int) -> RunConfig:
+    def resolved(self, vocab_size: int, end_of_text: int | None = None) -> RunConfig:
         """Return the configuration with every size and phase written out, so that config.json alone repeats the run.
 
-        vocab_size: the tokenizer's number of tokens. Raises ConfigError if settings contradict each other.
+        vocab_size: the tokenizer's number of tokens; end_of_text: the one between documents, None if it has none.
+        Raises ConfigError if settings contradict each other.
         """
-        model = self.model.resolved(vocab_size, self.data.block_size)
-        problems = list(find_contradictions(self.data, model, self.trainer, vocab_size))
+        model, data = self.model.resolved(vocab_size, self.data.block_size), self.data
+        if data.sampling != "document" and data.separator is None:
+            data = data.model_copy(update={"separator": end_of_text})
+        problems = list(find_contradictions(data, model, self.trainer, vocab_size))
         if problems:
             raise ConfigError(problems)
-        return self.model_copy(update={"model": model, "trainer": optimization.settled(self.trainer)})
+        return self.model_copy(update={"data": data, "model": model, "trainer": optimization.settled(self.trainer)})
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; two spellings of one setting give the same."""
@@ -85,11 +92,19 @@ class RunConfig(Section):
 
     def fingerprint(self) -> str:
         """Return the first 8 hex digits of the SHA-256 of `identity()`."""
-        return run_hash.digest(self.identity())
+        return self._digest(self.identity())
 
     def fingerprint_until(self, step: int) -> str:
         """Return the same of `identity_until(step)`: equal if a checkpoint of one run serves the other."""
-        return run_hash.digest(self.identity_until(step))
+        return self._digest(self.identity_until(step))
+
+    def _digest(self, identity: dict[str, Any]) -> str:
+        for section, names in ADDED.items():
+            fields = type(getattr(self, section)).model_fields
+            for name in names:
+                if identity[section][name] == fields[name].default:
+                    del identity[section][name]
+        return run_hash.digest(identity)
 
     def to_json(self) -> str:
         """Return the text of config.json."""

@@ -90,6 +90,13 @@ class DataConfig(Section):
     test_size: Count = Field(10, description="last documents, held out for validation")
     block_size: Size = Field(256, description="tokens of a training window")
     text_key: str = Field("text", min_length=1, description="key of the text in each line")
+    sampling: Literal["document", "packed", "stream"] = Field(
+        "document",
+        description="windows within one document; blocks packed with whole documents; or windows of all in a row",
+    )
+    separator: Count | None = Field(
+        None, description="token before each document, packed and stream (default: the tokenizer's end of text)"
+    )
     tokenizer: str = Field("gpt2", min_length=1, description="name in the offline cache: gpt2, sample, or a hub id")
 
 

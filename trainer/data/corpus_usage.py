@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.trainer.data.batches import split_lines
+from ablatrix.trainer.data.batches import split_lines, training_text
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
 from ablatrix.trainer.data.corpus_files import describe_files, find_files
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.formats import detect
+from ablatrix.trainer.data.sampling import Packing
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_store import SCAN, TokenStore
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
 
 BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
-ENOUGH = 0.5  # warn if a smaller share of the tokens can be drawn
+ENOUGH = 0.9  # warn if a smaller share of the documents or tokens can be drawn
+SAMPLED_GROUPS = 64  # of lines packed together, from which the padding is estimated
 MOST_SKIPPED = 0.1  # warn if a larger share of the lines is too short
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Documents and tokens of the training split; usable_*: of the documents that fill a window."""
+    """Documents and tokens of the training split; usable_*: of the documents that data.sampling can reach."""
 
     documents: int
     tokens: int
@@ -38,7 +40,7 @@ class Usage:
         lines, totals = split_lines(store, config), np.zeros(4, dtype=np.int64)
         for start in range(lines.start, lines.stop, SCAN):
             counts = np.diff(store.offsets[start : min(lines.stop, start + SCAN) + 1])
-            usable = counts[counts > config.block_size]
+            usable = counts[counts > (config.block_size if config.sampling == "document" else 0)]
             totals += [np.count_nonzero(counts), counts.sum(), len(usable), usable.sum()]
         return cls(*map(int, totals))
 
@@ -49,16 +51,19 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     if isinstance(store, FlatStore):
         return f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}", []
     share = usage.usable_tokens / max(usage.tokens, 1)
-    text = (
-        f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
-        f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
-    )
+    text = f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
+    if config.sampling == "stream":
+        text += f"all are drawn, as windows of {length} tokens of one stream"
+    elif config.sampling == "packed":
+        text += f"all are drawn, in blocks of {length - 1} tokens that are {_fullness(store, config):.0%} full"
+    else:
+        text += f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
     warnings = []
-    if share < ENOUGH:
+    if share < ENOUGH or usage.usable_documents < ENOUGH * usage.documents:
         warnings.append(
             f"{store.name}: only {usage.usable_documents:,} of {usage.documents:,} documents ({share:.1%} of the "
-            f"tokens) have the {length} tokens of a window, and the others are never trained on; lower "
-            "data.block_size, or join short documents"
+            f"tokens) have the {length} tokens of a window, and the others are never trained on; set data.sampling to "
+            "packed or stream, or lower data.block_size"
         )
     skipped = describe_skipped(store.name, store.n_lines, store.skipped, store.first_skipped)
     left_out = sum(store.skipped.values()) - store.skipped.get("blank", 0)
@@ -67,6 +72,14 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     elif skipped:
         text += f"; {skipped.partition(': ')[2]}"
     return text, warnings
+
+
+def _fullness(store: TokenStore, config: DataConfig) -> float:
+    """Return the share of packed blocks that is not padding, from groups spread evenly over the corpus."""
+    packing = Packing(training_text(store, config), config.block_size)
+    step = max(1, len(packing.groups) // SAMPLED_GROUPS)
+    blocks = [block for group in packing.groups[::step] for block in packing.blocks(group)]
+    return sum(piece.length for block in blocks for piece in block) / max(1, len(blocks) * config.block_size)
 
 
 def check_beginning(config: DataConfig) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -87,6 +88,10 @@ class FlatStore(CompleteStore):
         self._offsets = np.array([0, total - held_out, total] if held_out else [0, total], dtype=np.int64)
         self.n_lines = self.n_documents = len(self._offsets) - 1
         self.fingerprint = self._digest()
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        return self._offsets.astype(np.uint64)
 
     @property
     def tokens(self) -> np.ndarray:

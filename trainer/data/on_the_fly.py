@@ -75,15 +75,20 @@ class GrowingStore(TokenStore):
             raise RunError(f"{self.name}: its token cache is not complete yet")
         return whole
 
-    def accepted(self, lines: np.ndarray, length: int) -> Iterator[tuple[int, int]]:
+    @property
+    def starts(self) -> np.ndarray:
+        return self._lines.starts
+
+    def accepted(self, lines: np.ndarray, length: int | np.ndarray) -> Iterator[tuple[int, int]]:
         whole = self._look()
         if whole is not None:
             yield from whole.accepted(lines, length)
             return
+        lengths = np.broadcast_to(length, lines.shape).tolist()
         for k, line in enumerate(lines.tolist()):  # one after the other: only what is asked for is tokenised
-            if self._lines.size(line) >= length:  # a token is a byte at least
+            if self._lines.size(line) >= lengths[k]:  # a token is a byte at least
                 count = self.count(line)
-                if count >= length:
+                if count >= lengths[k]:
                     yield k, count
 
     def count(self, line: int) -> int:

@@ -10,6 +10,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -71,9 +72,17 @@ class TokenStore(ABC):
     def offsets(self) -> np.ndarray:
         """Offsets (n_lines + 1,) int64: line i is tokens[offsets[i]:offsets[i + 1]]."""
 
+    @property
     @abstractmethod
-    def accepted(self, lines: np.ndarray, length: int) -> Iterator[tuple[int, int]]:
-        """Yield (k, number of tokens of lines[k]) for the lines that have at least `length` tokens, in order."""
+    def starts(self) -> np.ndarray:
+        """Where the lines start in the corpus, and where it ends, (n_lines + 1,) uint64, in bytes (flat files: ids)."""
+
+    @abstractmethod
+    def accepted(self, lines: np.ndarray, length: int | np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield (k, number of tokens of lines[k]) for the lines that have at least `length` tokens, in order.
+
+        length: one number, or one for each line.
+        """
 
     @abstractmethod
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
@@ -120,7 +129,15 @@ class CompleteStore(TokenStore):
     def offsets(self) -> np.ndarray:
         return self._offsets
 
-    def accepted(self, lines: np.ndarray, length: int) -> Iterator[tuple[int, int]]:
+    @cached_property
+    def starts(self) -> np.ndarray:
+        path = self.folder / "lines.u64"
+        try:
+            return np.memmap(path, dtype="<u8", mode="r", shape=(self.n_lines + 1,))
+        except (OSError, ValueError):
+            raise damaged(path) from None
+
+    def accepted(self, lines: np.ndarray, length: int | np.ndarray) -> Iterator[tuple[int, int]]:
         counts = self._offsets[lines + 1] - self._offsets[lines]
         which = np.flatnonzero(counts >= length)
         return zip(which.tolist(), counts[which].tolist(), strict=True)
@@ -177,8 +194,13 @@ def _map_offsets(path: Path, n_lines: int) -> np.ndarray:
     """Map the offsets (n_lines + 1,) int64. Raises DataError if the file is damaged."""
     start = offsets_start(path, n_lines)
     if start is None:
-        raise DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again to rebuild it")
+        raise damaged(path)
     return np.memmap(path, dtype="<i8", mode="r", offset=start, shape=(n_lines + 1,))
+
+
+def damaged(path: Path) -> DataError:
+    """Return the error for a file of a token cache that is missing or has another size."""
+    return DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again to rebuild it")
 
 
 def read_tokens(descriptor: int, start: int, count: int, dtype: np.dtype[Any], skip: int = 0) -> np.ndarray:

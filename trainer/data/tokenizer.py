@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,10 @@ from ablatrix.trainer.rundir.program import program
 
 if TYPE_CHECKING:
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+
+    from ablatrix.trainer.config import DataConfig
+
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's name for it
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,26 @@ def find(name: str, cache_dir: Path) -> TokenizerInfo:
         if not whole:
             raise OfflineCacheError(f"tokenizer {name!r}: {folder / file} is missing or incomplete: {advice}")
     return TokenizerInfo(name, folder, entry.vocab_size, entry.sha256(), entry.bulk)
+
+
+def vocabulary(data: DataConfig, cache_dir: Path) -> tuple[int, int | None]:
+    """Return the number of tokens of a corpus's tokenizer, and the one between documents if data.sampling needs it.
+
+    Raises OfflineCacheError as `find` does.
+    """
+    info = find(data.tokenizer, cache_dir)
+    return info.vocab_size, end_of_text(info.folder) if data.sampling != "document" else None
+
+
+@lru_cache
+def end_of_text(folder: Path) -> int | None:
+    """Return the token that ends a document, by a tokenizer's files; None if they name none."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    name = settings.get("eos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = {token["content"]: int(token["id"]) for token in tree["added_tokens"]}
+    return ids.get(name or END_OF_TEXT)
 
 
 def verify(info: TokenizerInfo) -> None:

@@ -71,7 +71,7 @@ class Pipeline(Single):
         self.group, self.rank, self.world = group, group.rank, group.world
         self.first, self.last = group.rank == 0, group.rank == group.world - 1
         self.layers = split(config, group.world)[group.rank]
-        self.divisor = 1.0
+        self.divisor: float | Tensor = 1.0
         cpu_kernels.take_share(0, 1)
         super().__init__(config, device)
         self.stage = Stage(self.model, self.first, self.last)
@@ -108,7 +108,7 @@ class Pipeline(Single):
     def seed(self, value: int) -> None:
         torch.manual_seed(value + self.rank)  # layers of different stages have different masks
 
-    def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
+    def gradients(self, x: Tensor, y: Tensor, divisor: float | Tensor, autocast: Autocast) -> Tensor:
         self.divisor = divisor
         losses: list[Tensor] = []
         with autocast(), naming_lost_peers():

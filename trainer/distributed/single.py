@@ -54,7 +54,7 @@ class Single:
         """Seed torch's default generator, which dropout draws from, before a step. value: the same in all processes."""
         torch.manual_seed(value)
 
-    def gradients(self, x: Tensor, y: Tensor, divisor: float, autocast: Autocast) -> Tensor:
+    def gradients(self, x: Tensor, y: Tensor, divisor: float | Tensor, autocast: Autocast) -> Tensor:
         """Add the gradient of the summed loss / divisor to the parameters' and return that loss, a scalar."""
         with autocast():
             loss: Tensor = self.model.loss(x, y, divisor=divisor)

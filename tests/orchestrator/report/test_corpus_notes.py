@@ -29,7 +29,8 @@ def test_skipped_lines_and_short_documents_are_told() -> None:
     )
     assert short == (
         "Documents of at least 257 tokens, from which windows are drawn: 222 of 3,000, "
-        "with 18.0% of the training tokens."
+        "with 18.0% of the training tokens. The others were never trained on; data.sampling: packed or stream reaches "
+        "them."
     )
 
 

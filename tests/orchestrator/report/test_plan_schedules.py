@@ -46,7 +46,7 @@ seeds: 2
 def planned(folder: Path, text: str = STUDY) -> list[Schedule]:
     path = folder / "s.yaml"
     path.write_text(text)
-    return lr_schedules.find_schedules(matrix.runs(load_experiment(path, ()), lambda config: 4096))
+    return lr_schedules.find_schedules(matrix.runs(load_experiment(path, ()), lambda config: (4096, None)))
 
 
 def test_equal_schedules_come_once_and_in_order(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ design: [one_at_a_time]
 
 
 def run_of(path: Path, *sets: str) -> Any:
-    return matrix.runs(load_experiment(path, sets), lambda _: 0)[0].config
+    return matrix.runs(load_experiment(path, sets), lambda _: (0, None))[0].config
 
 
 def spec(folder: Path, text: str, *sets: str) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def layered(folder: Path) -> Loaded:
 def test_each_layer_wins_over_those_below_and_is_named(tmp_path: Path, key: str) -> None:
     value, place = STEPS[key]
     loaded = layered(tmp_path)
-    run = matrix.runs(loaded, lambda config: 100)[-1]
+    run = matrix.runs(loaded, lambda config: (100, None))[-1]
     assert run.cell == "all_on"
     assert run.config.flat()[key] == value
     assert value_origins.of_run(loaded, run.features, run.config)[key].replace(f"{tmp_path}/", "") == place
@@ -263,7 +263,7 @@ def test_each_layer_wins_over_those_below_and_is_named(tmp_path: Path, key: str)
 def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) -> None:
     path = write(tmp_path, "sizes.yaml", SIZES.replace("iters: 80", "iters: '${half * 2}', half: 20"))
     loaded = load(f"{path}#large", "vars.half=30")
-    run = matrix.runs(loaded, lambda config: 100)[0]
+    run = matrix.runs(loaded, lambda config: (100, None))[0]
     found = {
         key: text.replace(f"{tmp_path}/", "") for key, text in value_origins.of_run(loaded, (), run.config).items()
     }
@@ -275,7 +275,7 @@ def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) 
     assert found["model.block_size"] == "data.block_size"
     assert found["system.seed"] == "sizes.yaml:10"
     assert found["model.swiglu"] == "default"
-    rope = matrix.runs(loaded, lambda config: 100)[1]
+    rope = matrix.runs(loaded, lambda config: (100, None))[1]
     assert value_origins.of_run(loaded, rope.features, rope.config)["model.positions"] == "model.rope"
     assert found["model.n_kv_head"] == "model.n_head"
     assert found["trainer.schedule"] == found["trainer.use_cosine"] == "default"
@@ -294,7 +294,7 @@ def test_origins_of_what_a_schedule_and_an_optimiser_fill_in(tmp_path: Path) -> 
 
 def placed(loaded: Loaded, folder: Path) -> dict[str, str]:
     """Who set each value of the study's first run."""
-    run = matrix.runs(loaded, lambda config: 100)[0]
+    run = matrix.runs(loaded, lambda config: (100, None))[0]
     return {
         key: text.replace(f"{folder}/", "")
         for key, text in value_origins.of_run(loaded, run.features, run.config).items()
@@ -304,7 +304,7 @@ def placed(loaded: Loaded, folder: Path) -> dict[str, str]:
 def test_a_tree_of_models_with_a_part_of_the_users_own(tmp_path: Path) -> None:
     text = "name: e\nbase: {data.file_path: x, model.norm: 'mine:Norm'}\nfeatures: {rope: {model.rope: true}}\n"
     loaded = load(write(tmp_path, "e.yaml", text))
-    runs = matrix.runs(loaded, lambda config: 100)
+    runs = matrix.runs(loaded, lambda config: (100, None))
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(plan_tables.tree(loaded, runs, loaded.experiment.folder))
     assert "baseline (parameters: unknown)" in console.export_text()
@@ -351,7 +351,7 @@ def test_both_spellings_of_a_setting_merge_alike_at_any_depth(tmp_path: Path) ->
         {"opt.sched.wd": 10},
         {"opt.sched.wd": 2},
     ]
-    run = matrix.runs(loaded, lambda _: 0)[0]
+    run = matrix.runs(loaded, lambda _: (0, None))[0]
     origin = value_origins.of_run(loaded, (), run.config)
     assert origin["settings.opt.sched.wd"] == f"{path}:2"
     assert origin["settings.opt.sched.keep"] == f"{tmp_path / 'a.yaml'}:5"
@@ -367,9 +367,9 @@ def test_a_feature_that_sets_null_takes_the_section_away(tmp_path: Path) -> None
         "name: s\ncommand: train {flags}\nmetrics: {csv: log.csv}\nbase: {opt: {lr: 1, sched: {wd: 4}}}\n"
         "features: {f: {opt.sched: null}, g: {opt.sched.wd: 5}}\ndesign: [baseline, one_at_a_time]\n",
     )
-    runs = {run.cell: run for run in matrix.runs(load(path), lambda _: 0)}
+    runs = {run.cell: run for run in matrix.runs(load(path), lambda _: (0, None))}
     assert getattr(runs["f"].config, "settings", None) == {"opt.lr": 1, "opt.sched": None}
     text = path.read_text().replace("{f: {opt.sched: null}, g:", "{g:").replace("5}}", "5}, f: {opt.sched: null}}")
     path.write_text(text + "cells: {both: [f, g]}\n")
     with pytest.raises(AblatrixError, match=r"cell both: g sets opt\.sched\.wd: 5, and f sets opt\.sched: null"):
-        matrix.runs(load(path), lambda _: 0)
+        matrix.runs(load(path), lambda _: (0, None))

@@ -47,7 +47,7 @@ def refusal(tmp_path: Path, text: str, *sets: str) -> str:
     path = tmp_path / "e.yaml"
     path.write_text(text)
     with pytest.raises(AblatrixError) as caught:
-        matrix.runs(load_experiment(path, sets), lambda _: 300)
+        matrix.runs(load_experiment(path, sets), lambda _: (300, None))
     return "\n".join(caught.value.lines)
 
 

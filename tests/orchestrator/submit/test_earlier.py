@@ -126,7 +126,7 @@ def test_a_command(tmp_path: Path) -> None:
 
     def planned(rate: str) -> list[Run]:
         path.write_text("name: s\n" + text.replace("LR", rate))
-        return matrix.runs(load_experiment(path, ()), lambda config: 0)
+        return matrix.runs(load_experiment(path, ()), lambda config: (0, None))
 
     study = study_dir.create_study(tmp_path / "s", "s", path, {}, planned("0.1"))
     finish(study, 5)

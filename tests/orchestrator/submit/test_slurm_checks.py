@@ -30,7 +30,7 @@ def study(folder: Path, settings: str = "{}") -> Loaded:
 
 
 def findings(loaded: Loaded, launcher: str = "sbatch") -> list[str]:
-    return list(slurm_preflight.check_jobs(loaded, matrix.runs(loaded, lambda config: 50257), launcher))
+    return list(slurm_preflight.check_jobs(loaded, matrix.runs(loaded, lambda config: (50257, None)), launcher))
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_silent_controller_is_no_fault_of_the_file(site: Path, home: Path) -> 
 
 def test_plan_shows_what_is_asked_about(site: Path, home: Path) -> None:
     loaded = study(home)
-    runs = matrix.runs(loaded, lambda config: 50257)
+    runs = matrix.runs(loaded, lambda config: (50257, None))
     (batch,) = slurm_preflight.planned_batches(loaded, runs, ArrayLimits(1001))
     assert batch.token == "TOKEN"
     assert len(batch.jobs) == len(runs)
