@@ -177,7 +177,7 @@ FIRST = """
 import json, sys, time
 begin = time.perf_counter()
 from pathlib import Path
-from ablatrix.trainer.data import batches, on_the_fly, tokens
+from ablatrix.trainer.data import batches, heldout, on_the_fly, tokens
 from ablatrix.trainer.config import DataConfig
 tokens.WAIT_BYTES = 0
 on_the_fly._Builders.look = lambda self: None  # the run alone, without its low-priority workers
@@ -186,7 +186,7 @@ config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2
 start, base = time.perf_counter(), peak()
 store = tokens.open_tokens(config, cache_dir)
 opened = time.perf_counter()
-batches.heldout_windows(store, config, 65536)
+heldout.HeldOut.of(store, config).windows(config.block_size, 65536)
 batches.Batches(store, config, 8, 0)(0)
 print(json.dumps([start - begin, opened - start, time.perf_counter() - opened, peak() - base]))
 """

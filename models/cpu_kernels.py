@@ -191,15 +191,18 @@ class TiledHeadLoss:
 
     def run(self) -> Tensor:
         """Compute the gradients and return the loss."""
+        return (self.losses() * self.scale).sum()
+
+    def losses(self) -> Tensor:
+        """Compute the gradients and return the loss of each row, (N,)."""
         for start in range(0, len(self.x), ROWS):
             self._chunk(slice(start, min(start + ROWS, len(self.x))))
         target_w = self.weight[self.targets]  # (N, C)
-        nll = self.z.log() + self.shift / LOG2_E - (self.x * target_w).sum(1)
         if self.needs_grad:
             scale = self.scale[:, None]
             self.dx.addcmul_(target_w, scale, value=-1)
             self.dw.index_add_(0, self.targets, self.x * scale, alpha=-1)
-        return (nll * self.scale).sum()
+        return self.z.log() + self.shift / LOG2_E - (self.x * target_w).sum(1)
 
     def _chunk(self, rows: slice) -> None:
         x = self.x[rows]

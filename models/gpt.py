@@ -13,7 +13,7 @@ from ablatrix.models.attention import CausalSelfAttention
 from ablatrix.models.config import GPTConfig, ResolvedGPTConfig, count_parameters, flops_per_token, training_flops
 from ablatrix.models.custom import ComponentError
 from ablatrix.models.feedforward import build_feedforward
-from ablatrix.models.head_loss import head_loss, softmax_gradient
+from ablatrix.models.head_loss import head_loss, softmax_gradient, token_losses
 from ablatrix.models.layers import Dropout, Embedding, Linear
 from ablatrix.models.norms import build_norm
 from ablatrix.models.positions import build_positions
@@ -141,6 +141,11 @@ class GPT(nn.Module):
         """
         x = self._features(idx)
         return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), divisor, self.pointwise)
+
+    def token_losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Return the NLL in nats of each target, (B, T) float32, 0 where it is -1. Cannot be differentiated."""
+        x = self._features(idx)
+        return token_losses(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view(targets.shape)
 
     def compile_parts(self) -> None:
         """Compile the blocks and the head's pointwise part into fewer kernels, for `loss` on a GPU."""

@@ -50,15 +50,33 @@ def head_loss(
     that can be differentiated once. pointwise: `softmax_gradient`, plain or compiled; used on GPUs.
     """
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if divisor is None:
         divisor = (targets != IGNORE).sum()
+    dtype = _product_type(x, weight)
     with torch.autocast(device, enabled=False):
         loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
             x, weight, targets, divisor, dtype, needs_grad, pointwise
         )
     return loss
+
+
+@torch.no_grad()
+def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each target in nats, (N,) float32; 0 where nothing is scored.
+
+    x, weight and targets as for `head_loss`, whose terms these are.
+    """
+    scored, dtype = targets != IGNORE, _product_type(x, weight)
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x, weight, targets.clamp(min=0), scored.float(), dtype
+        kind = TiledHeadLoss if x.device.type == "cpu" else ChunkedHeadLoss
+        return torch.where(scored, kind(*rows, needs_grad=False).losses(), 0.0)
+
+
+def _product_type(x: Tensor, weight: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -119,9 +137,19 @@ class ChunkedHeadLoss:
 
     def run(self) -> Tensor:
         """Compute the gradients and return the loss."""
+        return torch.stack([self._chunk(rows) for rows in self._slices()]).sum()
+
+    def losses(self) -> Tensor:
+        """Return the loss of each row, (N,) float32."""
+        parts = [self.x.new_empty(0, dtype=torch.float32)]
+        for rows in self._slices():
+            logits = (self.x[rows] @ self.w.t()).float()
+            parts.append(logits.logsumexp(1) - logits.gather(1, self.targets[rows, None])[:, 0])
+        return torch.cat(parts)
+
+    def _slices(self) -> list[slice]:
         size = max(1, DEVICE_CHUNK // self.w.shape[0])
-        losses = [self._chunk(slice(start, start + size)) for start in range(0, len(self.x), size)]
-        return torch.stack(losses).sum()
+        return [slice(start, start + size) for start in range(0, len(self.x), size)]
 
     def _chunk(self, rows: slice) -> Tensor:
         x = self.x[rows]

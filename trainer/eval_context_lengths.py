@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablatrix.models.config import ResolvedGPTConfig
-from ablatrix.trainer.data import batches
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
-    from ablatrix.trainer.data.token_store import TokenStore
+    from ablatrix.trainer.data.heldout import HeldOut
     from ablatrix.trainer.distributed.single import Array
     from ablatrix.trainer.loop import Trainer
 
@@ -35,7 +34,7 @@ def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
     return short_x[scored], short_y[scored]
 
 
-def evaluate(trainer: Trainer, store: TokenStore) -> dict[str, dict[str, Any]]:
+def evaluate(trainer: Trainer, text: HeldOut) -> dict[str, dict[str, Any]]:
     """Return {length: {"nll": nats per token, "tokens": scored} or {"nll": None, "why": reason}} for eval_blocks.
 
     Every process of a run must call it. Lengths beyond the model's positions, or beyond the available memory, are
@@ -45,8 +44,7 @@ def evaluate(trainer: Trainer, store: TokenStore) -> dict[str, dict[str, Any]]:
     wanted = config.trainer.eval_blocks
     if not wanted:
         return {}
-    longest = config.data.model_copy(update={"block_size": max(wanted)})
-    windows = batches.heldout_windows(store, longest, config.trainer.eval_tokens)
+    windows = text.windows(max(wanted), config.trainer.eval_tokens).pair
     return {str(length): _at(trainer, windows, length) for length in sorted(set(wanted))}
 
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.cuda_graph import GraphedStep
-from ablatrix.trainer.distributed.single import Array, Single
+from ablatrix.trainer.distributed.single import Array, Single, sum_windows
 from ablatrix.trainer.early_stopping import Improvement
 from ablatrix.trainer.optimizers import make
 from ablatrix.trainer.out_of_memory import first_line, give_back, is_out_of_memory, more_parts
@@ -78,6 +79,7 @@ class Trainer:
         self.initial_loss = math.nan
         self.final_loss = math.nan
         self.val_loss: float | None = None  # after `iter` steps; None: not evaluated there
+        self.window_nll: Array | None = None  # of each held-out window at the last evaluation, (N,) float64
         # Since the last row, on the device: reading a number back makes the host wait
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=wide, device=self.device)  # loss, grad_norm
@@ -290,20 +292,22 @@ class Trainer:
         self.model.eval()
         # about 4096 tokens at a time: the result must not depend on the available memory
         size = max(1, 4096 // x.shape[1])
-        total = self.strategy.evaluate(x, y, size, self._nll)
+        nll = self.strategy.evaluate(x, y, size, self._nll)
         self.model.train()
-        return total / scored
+        if windows is None:
+            self.window_nll = nll
+        return float(nll.sum()) / scored
 
-    def _nll(self, x: Array, y: Array) -> float:
-        """Return the sum over the scored tokens, computed in two halves if memory runs out."""
+    def _nll(self, x: Array, y: Array) -> Array:
+        """Return the sum over each window's scored tokens, (B,), computed in two halves if memory runs out."""
         try:
             with self.autocast():
-                return float(self.model.loss(self._to_device(x), self._to_device(y), divisor=1.0))
+                return sum_windows(self.model.token_losses(self._to_device(x), self._to_device(y)))
         except (RuntimeError, MemoryError) as error:
             if len(x) == 1 or not (self.strategy.can_retry and is_out_of_memory(error)):
                 raise
         half = len(x) // 2
-        return self._nll(x[:half], y[:half]) + self._nll(x[half:], y[half:])
+        return np.concatenate([self._nll(x[:half], y[:half]), self._nll(x[half:], y[half:])])
 
     def state(self) -> dict[str, Any]:
         """Return all that `load_state` needs to continue bit-identically. Tensors are not copied.

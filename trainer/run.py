@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ablatrix.models.gpt import measure
 from ablatrix.trainer import checkpoint, eval_context_lengths, failures, run_folder
@@ -16,11 +14,12 @@ from ablatrix.trainer.callbacks import registry
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.data import batches as data
 from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
+from ablatrix.trainer.data.heldout_records import read_records
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
-from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.device import describe, pick_device, tune_products
 from ablatrix.trainer.distributed import strategies
 from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo
+from ablatrix.trainer.inputs import Inputs
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.console import start_logging
@@ -33,38 +32,12 @@ if TYPE_CHECKING:
 
     from ablatrix.trainer.config import RunConfig
     from ablatrix.trainer.distributed.process_group import ProcessGroup
-    from ablatrix.trainer.distributed.single import Array
     from ablatrix.trainer.rundir.attempts import Attempt
 
 logger = logging.getLogger(__name__)
 
 # Messages of rank 0 to the others: train or exit; the checkpoint to start from, '' for none; all is written
 GO, FROM, DONE = "go", "from", "done"
-
-
-@dataclass
-class Inputs:
-    """What a run reads: its batches, the fixed evaluation set, and the checkpoint that was named to start from."""
-
-    store: TokenStore
-    batches: data.Batches
-    heldout: tuple[Array, Array]
-    start: dict[str, Any] | None
-    custom: Sequence[Callback] = ()  # the user's callbacks
-
-    @classmethod
-    def open(cls, config: RunConfig, named: bool = True) -> Inputs:
-        """Open the inputs. Raises DataError or UserError if corpus or checkpoint does not fit the configuration.
-
-        named: read the checkpoint that the configuration names.
-        """
-        resume = config.trainer.resume
-        named = named and resume not in ("auto", "none")
-        start = checkpoint.load(Path(resume), config.fingerprint_until) if named else None
-        store = open_tokens(config.data, Path(config.system.cache_dir))
-        batches = data.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
-        heldout = data.heldout_windows(store, config.data, config.trainer.eval_tokens)
-        return cls(store, batches, heldout, start)
 
 
 def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
@@ -97,6 +70,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
         inputs.custom = registry.load_custom(config)
+        inputs.records = read_records(config.data, Path(config.system.cache_dir), inputs.heldout)
         if config.trainer.resume != "none":
             resuming.refuse_changed_inputs(config, run_dir / run_files.PROVENANCE, "it was submitted")
         attempt = run_folder.claim(run_dir)
@@ -143,7 +117,7 @@ def _train(
     trainer.run()
     if not trainer.finished:
         return _record_stop(trainer, run_dir, signals)
-    write_result(attempt, trainer, inputs.store)
+    write_result(attempt, trainer, inputs)
     if not isinstance(inputs.store, CompleteStore):  # its cache was built meanwhile
         _log_data_usage(inputs.store, config)
     trainer.trigger("close")
@@ -186,7 +160,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
             return run_files.EXIT_STOPPED
         if not trainer.diverged:
             trainer.result()
-            eval_context_lengths.evaluate(trainer, inputs.store)
+            eval_context_lengths.evaluate(trainer, inputs.text)
         group.receive(DONE)  # a scheduler may end all processes once one has exited
         return 0
     except Exception as error:
@@ -221,7 +195,7 @@ class OtherRank(Callback):
 
 def _make_trainer(config: RunConfig, inputs: Inputs, device: torch.device, group: ProcessGroup | None) -> Trainer:
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
-    trainer = Trainer(config, source, inputs.heldout, device, strategies.make(config, device, group))
+    trainer = Trainer(config, source, inputs.heldout.pair, device, strategies.make(config, device, group))
     trainer.inputs = {**fingerprints.of_inputs(config), recorded_inputs.DATA: inputs.store.fingerprint}
     return trainer
 

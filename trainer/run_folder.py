@@ -68,7 +68,7 @@ def prepare(run_dir: Path, config: RunConfig, argv: list[str], branch: int | Non
 
 def _remove_result(run_dir: Path, everything: bool) -> None:
     more = (run_files.BEST, run_files.METRICS, run_files.STOP_REQUEST, run_files.SAVE_REQUEST)
-    for name in (run_files.SUMMARY, run_files.MODEL, *(more if everything else ())):
+    for name in (run_files.SUMMARY, run_files.MODEL, run_files.VAL_DOCUMENTS, *(more if everything else ())):
         (run_dir / name).unlink(missing_ok=True)
     for path in checkpoint.checkpoints(run_dir) if everything else []:
         path.unlink()

@@ -8,8 +8,10 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ablatrix.models.gpt import measure
-from ablatrix.trainer import checkpoint, eval_context_lengths, failures
+from ablatrix.trainer import checkpoint, eval_context_lengths, failures, heldout_scores
 from ablatrix.trainer.data import corpus_usage
 from ablatrix.trainer.device import describe
 from ablatrix.trainer.out_of_memory import peak_memory
@@ -18,24 +20,26 @@ from ablatrix.trainer.rundir.files import atomic_write
 
 if TYPE_CHECKING:
     from ablatrix.trainer.data.token_store import TokenStore
+    from ablatrix.trainer.inputs import Inputs
     from ablatrix.trainer.loop import Trainer
     from ablatrix.trainer.rundir.attempts import Attempt
 
 logger = logging.getLogger(__name__)
 
 
-def write_result(attempt: Attempt, trainer: Trainer, store: TokenStore) -> None:
-    """Write model.pt and then summary.json, which says that the run is done."""
+def write_result(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> None:
+    """Write model.pt, val_documents.json and then summary.json, which says that the run is done."""
     run_dir = attempt.run_dir
-    val_nll, by_block = None, {}
+    val_nll, by_block, by_document = None, {}, {}
     if not trainer.diverged:
         val_nll, weights = trainer.result()
         checkpoint.save_torch(run_dir / run_files.MODEL, weights, attempt.require)
-        by_block = eval_context_lengths.evaluate(trainer, store)
+        by_document = _score_documents(attempt, trainer, inputs)
+        by_block = eval_context_lengths.evaluate(trainer, inputs.text)
         for length, found in by_block.items():
             if found["nll"] is None:
                 logger.info(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
-    summary = _summarize(trainer, store, val_nll)
+    summary = _summarize(trainer, inputs.store, val_nll) | by_document
     summary[loss_digest.KEY] = loss_digest.describe(run_dir)
     if by_block:
         summary["val_nll_by_block"] = by_block
@@ -45,6 +49,16 @@ def write_result(attempt: Attempt, trainer: Trainer, store: TokenStore) -> None:
     failures.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     logger.info(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
+
+
+def _score_documents(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> dict[str, Any]:
+    """Write val_documents.json and return what the summary has of it; {} if nothing was scored."""
+    nll = trainer.window_nll
+    if nll is None or inputs.records is None or not np.isfinite(nll).all():
+        return {}
+    documents = heldout_scores.score_documents(inputs.heldout, inputs.records, nll)
+    heldout_scores.write(attempt, documents)
+    return heldout_scores.summarize(inputs.heldout, documents)
 
 
 def _summarize(trainer: Trainer, store: TokenStore, val_nll: float | None) -> dict[str, Any]:

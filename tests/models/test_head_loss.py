@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ablatrix.models import cpu_kernels
 from ablatrix.models import head_loss as head_loss_module
-from ablatrix.models.head_loss import IGNORE, head_loss
+from ablatrix.models.head_loss import IGNORE, head_loss, token_losses
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,16 @@ def test_the_way_of_gpus_is_the_same() -> None:
     loss = whole.run()
     for ours, theirs in zip((loss, whole.dx, whole.dw), plain(x, weight, targets, None), strict=True):
         assert float((ours - theirs).abs().max()) <= 2e-6 * max(1e-3, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_loss_of_each_token(device: str, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = inputs(50, scale)
+    targets[[4, 49]] = IGNORE
+    if device == "gpu":
+        monkeypatch.setattr(head_loss_module, "TiledHeadLoss", head_loss_module.ChunkedHeadLoss)
+    found = token_losses(x, weight, targets)
+    expected = F.cross_entropy(x.double() @ weight.double().T, targets, ignore_index=IGNORE, reduction="none")
+    assert not found.requires_grad and found[4] == found[49] == 0
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=2e-6, atol=2e-6 * scale)

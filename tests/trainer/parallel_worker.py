@@ -50,7 +50,10 @@ def train(config: RunConfig, group: ProcessGroup | None, start: dict[str, Any] |
     got, half = rows(run), []
     run.add_callback(at("on_checkpoint", lambda t: half.append(copied(t.state()))))
     run.run()
-    return {"rows": got, "half": half[0] if half else None, "state": copied(run.state()), "nll": run.result()[0]}
+    state, nll = copied(run.state()), run.result()[0]
+    assert run.window_nll is not None
+    by_window = torch.from_numpy(run.window_nll)
+    return {"rows": got, "half": half[0] if half else None, "state": state, "nll": nll, "windows": by_window}
 
 
 def copied(tree: Any) -> Any:

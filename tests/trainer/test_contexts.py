@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ablatrix.trainer import eval_context_lengths
 from ablatrix.trainer.config import RunConfig, from_flags, validate
-from ablatrix.trainer.data import batches
+from ablatrix.trainer.data.heldout import HeldOut
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.eval_context_lengths import cut
@@ -51,21 +51,21 @@ def run_config(lengths: Any, corpus: Path, cache: Path, **model: Any) -> RunConf
     return validate(tree).resolved(4096)
 
 
-def trainer_of(config: RunConfig) -> tuple[Trainer, batches.TokenStore]:
-    store = open_tokens(config.data, Path(config.system.cache_dir))
+def trainer_of(config: RunConfig) -> tuple[Trainer, HeldOut]:
+    text = HeldOut.of(open_tokens(config.data, Path(config.system.cache_dir)), config.data)
 
     def nothing(start: int, stop: int) -> Iterator[Any]:
         return iter(())
 
-    return Trainer(config, nothing, batches.heldout_windows(store, config.data, 700), "cpu"), store
+    return Trainer(config, nothing, text.windows(16, 700).pair, "cpu"), text
 
 
 @pytest.mark.parametrize("positions", ["alibi", "rope", "sinusoidal", "none"])
 def test_values(positions: str, corpus: Path, offline_cache: Path) -> None:
     """Against every scored token predicted on its own, from the context that it has at that length."""
-    trainer, store = trainer_of(run_config([8, 16, 48], corpus, offline_cache, positions=positions))
-    found = eval_context_lengths.evaluate(trainer, store)
-    longest = batches.heldout_windows(store, trainer.config.data.model_copy(update={"block_size": 48}), 700)
+    trainer, text = trainer_of(run_config([8, 16, 48], corpus, offline_cache, positions=positions))
+    found = eval_context_lengths.evaluate(trainer, text)
+    longest = text.windows(48, 700).pair
     assert list(found) == ["8", "16", "48"]
     trainer.model.eval()
     for length in (8, 16, 48):
@@ -84,14 +84,14 @@ def test_values(positions: str, corpus: Path, offline_cache: Path) -> None:
 
 
 def test_learned_positions_end_at_their_table(corpus: Path, offline_cache: Path) -> None:
-    trainer, store = trainer_of(run_config([32, 16], corpus, offline_cache))
-    found = eval_context_lengths.evaluate(trainer, store)
+    trainer, text = trainer_of(run_config([32, 16], corpus, offline_cache))
+    found = eval_context_lengths.evaluate(trainer, text)
     assert found["32"] == {"nll": None, "why": "learned positions end at 16"}
     assert found["16"]["nll"] == pytest.approx(np.log(4096), abs=0.3)
 
 
 def test_too_little_memory_does_not_cost_the_run(corpus: Path, offline_cache: Path) -> None:
-    trainer, store = trainer_of(run_config([16, 32], corpus, offline_cache, positions="alibi"))
+    trainer, text = trainer_of(run_config([16, 32], corpus, offline_cache, positions="alibi"))
     evaluate = trainer.evaluate
 
     def small(windows: Any) -> float | None:
@@ -100,7 +100,7 @@ def test_too_little_memory_does_not_cost_the_run(corpus: Path, offline_cache: Pa
         return evaluate(windows)
 
     trainer.evaluate = small  # type: ignore[method-assign]
-    found = eval_context_lengths.evaluate(trainer, store)
+    found = eval_context_lengths.evaluate(trainer, text)
     assert found["16"]["nll"] is not None
     assert found["32"] == {"nll": None, "why": "out of memory (out of memory: 32 tokens)"}
 

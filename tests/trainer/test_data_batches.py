@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.batches import STREAM, Batches, heldout_windows, prefetch
+from ablatrix.trainer.data.batches import STREAM, Batches, prefetch
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.data.token_store import TokenStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
+from tests.support.heldout import heldout_windows
 
 BLOCK = 16
 Write = Callable[..., Path]

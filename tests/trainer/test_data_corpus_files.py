@@ -17,6 +17,7 @@ from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
+from tests.support.heldout import heldout_windows
 
 
 def write(path: Path, numbers: range, end: str = "\n") -> None:
@@ -57,8 +58,8 @@ def test_shards_equal_one_file(given: object, shards: Path, offline_cache: Path)
     np.testing.assert_array_equal(store.tokens, whole.tokens)
     np.testing.assert_array_equal(store.offsets, whole.offsets)
     (x, y), expected = (
-        batches.heldout_windows(store, config_of(given), 64),
-        batches.heldout_windows(whole, config_of("x"), 64),
+        heldout_windows(store, config_of(given), 64),
+        heldout_windows(whole, config_of("x"), 64),
     )
     np.testing.assert_array_equal([x, y], expected)
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from ablatrix.trainer.config import DataConfig
-from ablatrix.trainer.data.batches import Batches, heldout_windows
+from ablatrix.trainer.data.batches import Batches
 from ablatrix.trainer.data.corpus_usage import describe_usage
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
+from tests.support.heldout import heldout_windows
 
 BLOCK = 8
 

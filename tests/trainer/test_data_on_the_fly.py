@@ -16,12 +16,13 @@ import pytest
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import cache_builder, on_the_fly, shards, token_cache, tokens
-from ablatrix.trainer.data.batches import Batches, heldout_windows, prefetch
+from ablatrix.trainer.data.batches import Batches, prefetch
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, RunError
+from tests.support.heldout import heldout_windows
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 32
@@ -236,6 +237,7 @@ import json, sys
 from pathlib import Path
 from ablatrix.trainer.data import batches as data, on_the_fly as growing
 from ablatrix.trainer.data.tokens import open_tokens
+from ablatrix.trainer.data.heldout import HeldOut
 from ablatrix.trainer.config import DataConfig
 growing._Builders.look = lambda self: None  # measured alone
 config, cache_dir = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
@@ -244,7 +246,7 @@ before = peak()
 store = open_tokens(config, cache_dir)
 batches = data.Batches(store, config, 8, 0)
 for i in range(200): batches(i)
-data.heldout_windows(store, config, 4096)
+HeldOut.of(store, config).windows(config.block_size, 4096)
 print(json.dumps([type(store).__name__, before, peak()]))
 """
 

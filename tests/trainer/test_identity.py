@@ -74,6 +74,7 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     "callbacks.custom": ({}, "mine.module:Callback"),
 }
 NEUTRAL: dict[str, Any] = {
+    "data.domain_key": "meta.source",
     "trainer.num_workers": 1,
     "trainer.strategy": "ddp",
     "trainer.pipeline_schedule": "gpipe",

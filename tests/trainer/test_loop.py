@@ -82,6 +82,9 @@ def test_evaluation_is_the_mean_over_scored_tokens() -> None:
     terms = [-log_p[b, t, y[b, t]].item() for b in range(7) for t in range(BLOCK) if y[b, t] != -1]
     assert len(terms) == 7 * BLOCK - 3
     assert run.evaluate() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+    assert run.window_nll is not None and run.window_nll.shape == (7,)
+    assert run.window_nll[-1] == pytest.approx(sum(terms[6 * BLOCK :]), abs=1e-5)
+    assert run.evaluate() == run.window_nll.sum() / len(terms)
 
 
 def test_nothing_held_out() -> None:

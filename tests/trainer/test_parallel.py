@@ -49,6 +49,7 @@ def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
     assert [row["iter"] for row in shared["rows"]] == [row["iter"] for row in alone["rows"]]
     torch.testing.assert_close(numbers(shared["rows"]), numbers(alone["rows"]), rtol=0, atol=1e-5)
     assert shared["nll"] == pytest.approx(alone["nll"], abs=1e-5)
+    torch.testing.assert_close(shared["windows"], alone["windows"], rtol=0, atol=1e-4)
     assert list(shared["state"]["model"]) == list(alone["state"]["model"])
     for name, weight in alone["state"]["model"].items():
         compared = slice(None)

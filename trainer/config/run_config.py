@@ -22,6 +22,7 @@ from ablatrix.trainer.rundir.errors import ConfigError
 
 # Settings that cannot change loss.csv or the final evaluation: places, restarting, and what else is written
 NEUTRAL: dict[str, Any] = {
+    "data": {"domain_key"},
     "system": {"work_dir", "cache_dir"},
     "trainer": {
         *("resume", "num_workers", "ckpt_interval", "save_total_limit", "save_best"),

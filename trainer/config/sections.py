@@ -97,6 +97,7 @@ class DataConfig(Section):
     separator: Count | None = Field(
         None, description="token before each document, packed and stream (default: the tokenizer's end of text)"
     )
+    domain_key: str = Field("", description="dotted key of each line's domain, such as meta.source: NLL by domain too")
     tokenizer: str = Field("gpt2", min_length=1, description="name in the offline cache: gpt2, sample, or a hub id")
 
 

@@ -1,4 +1,4 @@
-"""Batches and held-out windows of a tokenised corpus. Free of torch; arrays are numpy's.
+"""Batches of a tokenised corpus. Free of torch; arrays are numpy's.
 
 Sampling `document`: pick a document uniformly; if it has fewer than block_size + 1 tokens (or is none) pick again; then
 a random window of it. `stream` and `packed`: see trainer.data.sampling. Batch i draws from a counter-based generator
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ablatrix.trainer.data.flat_bin import FlatStore
-from ablatrix.trainer.data.sampling import PADDING, Packing, TrainingText
+from ablatrix.trainer.data.sampling import Packing, TrainingText
 from ablatrix.trainer.rundir.errors import DataError
 
 if TYPE_CHECKING:
@@ -133,30 +133,3 @@ def prefetch(
             yield ready
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def heldout_windows(store: TokenStore, config: DataConfig, eval_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the evaluation set: x, y (N, T) int64; y == -1 is padding and not scored. The same for every seed.
-
-    Every held-out document is cut into consecutive windows, so that each of its tokens but the first is a target once.
-    If that exceeds `eval_tokens` targets, evenly spaced windows are taken. N is 0 without held-out documents.
-    """
-    block, first = config.block_size, store.first_held_out(config.test_size)
-    held_out = range(first, store.n_lines) if config.test_size else range(0)
-    counts = np.array([store.count(line) for line in held_out], dtype=np.int64)
-    targets = np.maximum(counts - 1, 0)
-    ends = np.cumsum(-(-targets // block))  # windows up to the end of each document
-    chosen = np.arange(ends[-1] if len(ends) else 0)
-    if targets.sum() > eval_tokens:
-        keep = max(1, eval_tokens // block)
-        chosen = (2 * np.arange(keep) + 1) * len(chosen) // (2 * keep)
-    x = np.zeros((len(chosen), block), dtype=np.int64)
-    y = np.full((len(chosen), block), PADDING, dtype=np.int64)
-    for row, window in enumerate(chosen):
-        k = int(np.searchsorted(ends, window, side="right"))
-        start = int(window - (ends[k] - -(-targets[k] // block))) * block
-        piece = store.read(first + k, start, min(start + block + 1, int(counts[k])))
-        x[row, : len(piece) - 1], y[row, : len(piece) - 1] = piece[:-1], piece[1:]
-    if targets.sum() > eval_tokens:
-        y[:, eval_tokens:] = PADDING  # a single window may hold more than was asked for
-    return x, y

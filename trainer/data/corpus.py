@@ -108,6 +108,11 @@ class Lines:
         """Return a line's bytes."""
         return self.source.read(int(self.starts[line]), self.size(line))
 
+    def record(self, line: int) -> dict[str, Any]:
+        """Return the JSON object of a line that is a document."""
+        value: dict[str, Any] = _parse(self.raw(line).removeprefix(BOM))
+        return value
+
     def text(self, line: int) -> tuple[str | None, str]:
         """Return `document_text` of a line."""
         return document_text(self.raw(line), self.text_key)

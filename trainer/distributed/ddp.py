@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,10 +48,11 @@ class DataParallel(Single):
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         return self.group.any(*flags)
 
-    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
-        starts = range(0, len(x), size)[self.rank :: self.world]
-        mine = sum(nll(x[start : start + size], y[start : start + size]) for start in starts)
-        return self.group.sum(mine)
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
+        found = np.zeros(len(x))  # the other processes add theirs
+        for start in range(0, len(x), size)[self.rank :: self.world]:
+            found[start : start + size] = nll(x[start : start + size], y[start : start + size])
+        return self.group.sum(found)
 
 
 def all_reduce_sum(group: ProcessGroup, tensors: list[Tensor], loss: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class FullySharded(DataParallel):
         for block in model.transformer.h:
             fully_shard(block, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh)  # moves what is left to the device
-        register_fsdp_forward_method(model, "loss")
+        for name in ("loss", "token_losses"):
+            register_fsdp_forward_method(model, name)
         for module in model.modules():
             if isinstance(module, FSDPModule):  # sums, as the loss is divided by the whole batch's tokens already
                 module.set_gradient_divide_factor(1.0)
@@ -74,17 +75,17 @@ class FullySharded(DataParallel):
     def norm(self, norm: Tensor) -> Tensor:
         return all_reduce_sum(self.group, [], norm**2).sqrt()
 
-    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
         """Every process computes equally many windows, some for nothing: all of them gather the blocks."""
         starts = range(0, len(x), size)
         mine, rounds = starts[self.rank :: self.world], starts[:: self.world]
-        total = 0.0
+        found = np.zeros(len(x))
         for start, _ in zip_longest(mine, rounds):
             if start is None:
                 nll(x[:1], np.full_like(y[:1], -1))
             else:
-                total += nll(x[start : start + size], y[start : start + size])
-        return self.group.sum(total)
+                found[start : start + size] = nll(x[start : start + size], y[start : start + size])
+        return self.group.sum(found)
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
         with naming_lost_peers():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,11 +18,11 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from ablatrix.models import cpu_kernels
 from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.gpt import GPT
-from ablatrix.models.head_loss import head_loss
+from ablatrix.models.head_loss import head_loss, token_losses
 from ablatrix.trainer.config.parallelism import microbatches
 from ablatrix.trainer.distributed.ddp import all_reduce_sum
 from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost_peers
-from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single
+from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single, sum_windows
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
@@ -129,16 +130,16 @@ class Pipeline(Single):
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         return self.group.any(*flags)
 
-    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
-        total = 0.0
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
+        found = np.zeros(len(x))
         half = self.config.trainer.dtype == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), naming_lost_peers():
             for start in range(0, len(x), size):
-                total += self._nll(x[start : start + size], y[start : start + size])
-        return self.group.sum(total)
+                found[start : start + size] = self._nll(x[start : start + size], y[start : start + size])
+        return self.group.sum(found)
 
-    def _nll(self, x: Array, y: Array) -> float:
-        """Return the NLL of some windows in the last process, 0 in the others, through which they pass."""
+    def _nll(self, x: Array, y: Array) -> Array | float:
+        """Return the NLL of each window (B,) in the last process, 0 in the others, through which they pass."""
         if self.first:
             features = torch.from_numpy(x).to(self.device)
         else:
@@ -148,8 +149,9 @@ class Pipeline(Single):
         if not self.last:
             dist.send(features.float().contiguous(), self.rank + 1)
             return 0.0
-        self.divisor = 1.0
-        return float(self._loss(features, torch.from_numpy(y).to(self.device)))
+        targets = torch.from_numpy(y).to(self.device)
+        losses = token_losses(features.flatten(0, 1), self.model.lm_head.weight, targets.flatten())
+        return sum_windows(losses.view(targets.shape))
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
         merged: dict[str, Any] = {}

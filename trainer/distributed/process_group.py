@@ -21,6 +21,7 @@ from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.distributed.single import Array
 
 START_SECONDS = 600.0  # for all processes to connect
 PEER_TIMEOUT_SECONDS = 1800.0  # without an answer from a connected process
@@ -94,12 +95,12 @@ class ProcessGroup:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return tuple(bool(value) for value in values.tolist())
 
-    def sum(self, value: float) -> float:
-        """Return the sum over the processes."""
-        values = torch.tensor([value], dtype=torch.float64)
+    def sum(self, values: Array) -> Array:
+        """Return the sum of an array over the processes."""
+        total = torch.from_numpy(values.copy())
         with naming_lost_peers():
-            dist.all_reduce(values)
-        return values.item()
+            dist.all_reduce(total)
+        return total.numpy()
 
     def start_all_reduce(self, tensor: Tensor) -> Any:
         """Begin to replace the tensor by its sum over the processes; `wait` for the result."""

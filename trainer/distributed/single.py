@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Autocast = Callable[[], AbstractContextManager[Any]]
-NLL = Callable[[Array, Array], float]  # of windows (B, T) and their targets: summed, not differentiated
+NLL = Callable[[Array, Array], Array]  # of windows (B, T) and their targets: summed over each window, (B,) float64
+
+
+def sum_windows(losses: Tensor) -> Array:
+    """Return the sums of losses (B, T) over each window, (B,) float64."""
+    sums: Array = losses.cpu().double().sum(1).numpy()  # not every device has float64
+    return sums
 
 
 class Single:
@@ -73,9 +79,12 @@ class Single:
         """Return each flag as raised by any of the processes. Every process must call it."""
         return flags
 
-    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> float:
-        """Return the sum of `nll` over all windows, at most `size` at a time."""
-        return sum(nll(x[start : start + size], y[start : start + size]) for start in range(0, len(x), size))
+    def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
+        """Return the NLL of each window, (N,) float64, by calling `nll` with at most `size` of them."""
+        found = np.zeros(len(x))
+        for start in range(0, len(x), size):
+            found[start : start + size] = nll(x[start : start + size], y[start : start + size])
+        return found
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state dict of `model` or of the optimiser, as one process would have it.

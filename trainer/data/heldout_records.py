@@ -1,0 +1,76 @@
+"""What the corpus knows of held-out documents besides their tokens: the bytes of the text, and the domain."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.data.corpus_files import find_files, is_flat
+from ablatrix.trainer.data.encoder import exact_tokenizer
+from ablatrix.trainer.data.sampling import PADDING
+from ablatrix.trainer.data.token_cache import Cache, read_record
+from ablatrix.trainer.rundir.files import atomic_write
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import DataConfig
+    from ablatrix.trainer.data.corpus import Lines
+    from ablatrix.trainer.data.heldout import Windows
+
+
+class Records(BaseModel):
+    """bytes: of the text of each document, in UTF-8; domains: of each, '' without one."""
+
+    bytes: list[int]
+    domains: list[str]
+
+
+def read_records(config: DataConfig, cache_dir: Path, windows: Windows) -> Records:
+    """Return the records of the documents of an evaluation set, in their order.
+
+    Reads their lines only. Of a compressed corpus all that stands before them has to be read too, so the records are
+    kept beside its tokens. Raises DataError if the corpus cannot be read.
+    """
+    if is_flat(find_files(config)[0]):
+        return _decode_windows(config, cache_dir, windows)
+    cache = Cache.of(config, cache_dir)
+    lines = cache.lines()
+    if all(file.direct for file in lines.source.files):
+        return _read_lines(lines, config, windows)
+    key = hashlib.sha256(config.domain_key.encode() + windows.lines.tobytes()).hexdigest()[:16]
+    kept = cache.folder / f"heldout-{key}.json"
+    records = read_record(kept, Records)
+    if records is None:
+        records = _read_lines(lines, config, windows)
+        with contextlib.suppress(OSError):  # another user's folder
+            atomic_write(kept, records.model_dump_json())
+    return records
+
+
+def _read_lines(lines: Lines, config: DataConfig, windows: Windows) -> Records:
+    sizes, domains = [], []
+    for line in windows.lines.tolist():
+        record = lines.record(line)
+        sizes.append(len(str(record[config.text_key]).encode("utf-8", "replace")))
+        domains.append(find_domain(record, config.domain_key) if config.domain_key else "")
+    lines.source.close()
+    return Records(bytes=sizes, domains=domains)
+
+
+def find_domain(record: dict[str, Any], key: str) -> str:
+    """Return the value at a dotted key as text, '' if there is none."""
+    value: Any = record
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+def _decode_windows(config: DataConfig, cache_dir: Path, windows: Windows) -> Records:
+    """Return the bytes of the text of windows of token ids."""
+    decoder = exact_tokenizer(tokenizer.find(config.tokenizer, cache_dir).folder / "tokenizer.json")
+    texts = [decoder.decode(y[y != PADDING].tolist(), skip_special_tokens=False) for y in windows.y]
+    return Records(bytes=[len(text.encode("utf-8", "replace")) for text in texts], domains=[""] * len(texts))
