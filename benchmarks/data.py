@@ -46,7 +46,7 @@ def make_corpus(path: Path, size: int) -> None:
     """Write `size` bytes of documents; the same for the same Python."""
     text = "\n".join(record["text"] for record in embedded_sample.documents())
     draw, written = random.Random(0), 0
-    with open(path, "w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         while written < size:
             length = min(int(draw.lognormvariate(math.log(MEDIAN_CHARACTERS), SPREAD)), LONGEST, len(text) - 1)
             start = draw.randrange(len(text) - length)
@@ -79,13 +79,13 @@ def scanning(path: Path, count: int) -> str:
     """Measure the one pass over a new file, against reading it and against Python's loop over lines."""
 
     def read() -> None:
-        with open(path, "rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             buffer = bytearray(1 << 20)
             while file.readinto(buffer):
                 pass
 
     def loop() -> None:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             sum(1 for _ in file)
 
     def scan() -> None:
@@ -100,7 +100,7 @@ def encoding(path: Path, info: tokenizer.TokenizerInfo, count: int, megabytes: f
     exact, ours = exact_tokenizer(info.folder / "tokenizer.json"), Encoder(info)
     reference = tokenizer.load(info.name, info.folder.parents[1])
     texts, size = [], 0
-    with open(path, encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         for line in file:
             texts.append(json.loads(line)["text"])
             size += len(texts[-1].encode())

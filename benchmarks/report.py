@@ -54,7 +54,7 @@ def measure(cells: int, seeds: int, rows: int) -> None:
         seconds = []
         for again in range(3):
             if again == 2:
-                with open(next(study.glob("*/loss.csv")), "a") as file:
+                with next(study.glob("*/loss.csv")).open("a") as file:
                     file.write(f"{rows + 1},3.0,0.004,,0.0005,1.0,{512 * rows + 512},{(rows + 1) / 250}\n")
             start = time.perf_counter()
             build(study, states)

@@ -43,8 +43,9 @@ def import_module(reference: str) -> Any:
 
 def search_working_folder() -> None:
     """Put the working folder last on sys.path, where it hides no module of ours or of Python's."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def describe_conflict(reference: str) -> str | None:
@@ -68,12 +69,8 @@ def describe_conflict(reference: str) -> str | None:
 def _is_of_checkout(name: str) -> bool:
     """True if `import name` finds a folder of Ablatrix's checkout, such as its models/."""
     found = importlib.machinery.PathFinder.find_spec(name)
-    folder = os.path.join(os.path.dirname(ablatrix.__file__), name)
-    return found is not None and found.origin is not None and os.path.realpath(folder) == _folder_of(found.origin)
-
-
-def _folder_of(path: str) -> str:
-    return os.path.dirname(os.path.realpath(path))
+    folder = (Path(ablatrix.__file__).parent / name).resolve()
+    return found is not None and found.origin is not None and folder == Path(found.origin).resolve().parent
 
 
 def describe_absence(reference: str) -> str | None:

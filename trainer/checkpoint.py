@@ -183,7 +183,7 @@ def _load(path: Path) -> Any:
 
 def _check_seal(path: Path) -> None:
     """Raise DamagedError unless the file ends with its own checksum. Raises OSError."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(path.stat().st_mode):
         raise DamagedError("not a file")
     with open_for_reading(path) as file:
         left = os.fstat(file.fileno()).st_size - SEAL_SIZE

@@ -5,6 +5,7 @@ Alone: python hf_trainer.py. In a study: hf_trainer.yaml.
 """
 
 import os
+from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -43,8 +44,7 @@ class Characters(torch.utils.data.Dataset):
         return {"input_ids": piece, "labels": piece}
 
 
-with open(run.get("text", os.__file__), encoding="utf-8") as file:
-    text = file.read()
+text = Path(run.get("text", os.__file__)).read_text(encoding="utf-8")
 cut = len(text) * 9 // 10
 model_config = GPT2Config(
     vocab_size=128,

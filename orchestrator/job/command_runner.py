@@ -117,7 +117,7 @@ class CommandRunner:
             path = self.run_dir / name
             existing = run_files.read_text(path)
             if path.exists() and existing != content and not (content is None and "fingerprint" in existing):
-                os.replace(path, path.with_name(f"command-{name}"))
+                path.replace(path.with_name(f"command-{name}"))
             if content is not None and existing != content:
                 atomic_write(path, content, guard=self.attempt.require)
 
@@ -163,7 +163,7 @@ class CommandRunner:
 
     def _stat_checkpoint(self) -> float | None:
         try:
-            return os.stat(self.spec.checkpoint).st_mtime if self.spec.checkpoint else None
+            return Path(self.spec.checkpoint).stat().st_mtime if self.spec.checkpoint else None
         except OSError:
             return None
 

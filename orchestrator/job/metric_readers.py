@@ -52,7 +52,7 @@ class LineReader:
         self._tail = b""  # the bytes before the offset
 
     def read(self, final: bool = False) -> Iterator[Found]:
-        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             if self._is_rewritten(file.fileno()):
                 self.offset, self._tail = 0, b""
             file.seek(self.offset)
@@ -84,7 +84,7 @@ class LineReader:
 
     def _first_line(self) -> str:
         try:
-            with open(self.path, "rb") as file:
+            with self.path.open("rb") as file:
                 return next(plain_lines(file.readline(LONGEST_LINE)), "")
         except OSError:
             return ""
@@ -104,7 +104,7 @@ class DocumentReader:
 
     def read(self, final: bool = False) -> Iterator[Found]:
         try:
-            stat = os.stat(self.path)
+            stat = self.path.stat()
             if (stat.st_mtime_ns, stat.st_size) == self._version and not final:
                 return
             document = json.loads(self.path.read_bytes())
@@ -145,7 +145,7 @@ class BinaryReader:
     def _read_file(self, path: Path) -> Iterator[Found]:
         name = os.path.relpath(path, self.folder.resolve())
         start = self.offsets.get(name, 0)
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(start)
             data = file.read()
         for end, payload in self.format.split(data, start):

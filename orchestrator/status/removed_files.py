@@ -47,8 +47,8 @@ def _listed(event: Mapping[str, Any]) -> set[str]:
 
 def _existing(folder: Path, names: Collection[str]) -> set[str]:
     """Return the files in the folders of these names; one listing per folder spares a file server many queries."""
-    places = {os.path.dirname(name) for name in names}
-    return {os.path.join(place, name) for place in places for name in _list_folder(folder / place)}
+    places = {name.rpartition("/")[0] for name in names}
+    return {f"{place}/{name}" if place else name for place in places for name in _list_folder(folder / place)}
 
 
 def _list_folder(folder: Path) -> set[str]:

@@ -140,8 +140,8 @@ def _listed(root: Path) -> Iterable[str]:
         # a virtual environment that git does not ignore is not code of the study, and is large
         environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
         return {name for name in names if name.partition("/")[0] not in {*environments, *NOT_FOR_JOBS}}
-    found = (os.path.join(top, name) for top, _, names in os.walk(root / PACKAGE, followlinks=True) for name in names)
-    names = {os.path.relpath(path, root) for path in found if not path.endswith(".pyc")}
+    found = (Path(top, name) for top, _, names in os.walk(root / PACKAGE, followlinks=True) for name in names)
+    names = {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
     return names | {HELPER} if (root / HELPER).is_file() else names
 
 

@@ -74,7 +74,7 @@ class Study:
     def require(self) -> None:
         """Raise RunError if the study's folder has disappeared, OSError if that cannot be determined."""
         try:
-            os.stat(self.folder / STUDY)
+            (self.folder / STUDY).stat()
         except FileNotFoundError:
             raise RunError(
                 f"{self.folder / STUDY}: is gone (removed, purged, or its file system is not mounted any more); submit "

@@ -129,7 +129,7 @@ def _shebang(file: str | Path | None) -> tuple[str, ...]:
     if not file:
         return ()
     try:
-        with open(file, "rb") as opened:
+        with Path(file).open("rb") as opened:
             line = opened.readline(1000).decode("utf-8", "replace")
     except OSError:
         return ()

@@ -52,7 +52,8 @@ def _readings(text: str) -> list[Source]:
 
 def folders() -> list[Path]:
     """Return the entries of ABLATRIX_PATH."""
-    return [Path(os.path.expanduser(entry)) for entry in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if entry]
+    entries = filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep))
+    return [Path(os.path.expanduser(entry)) for entry in entries]  # noqa: PTH111  (Path raises for an unknown user)
 
 
 def list_search_path() -> str:

@@ -59,7 +59,7 @@ def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterato
         if problem:
             yield f"{at}{problem}"
         elif program and (program.script or program.module) and program.is_python:
-            fixed = bool(program.interpreter) and os.path.isabs(program.interpreter[0])
+            fixed = bool(program.interpreter) and Path(program.interpreter[0]).is_absolute()
             if program.interpreter and (fixed or not prepared):
                 yield from _check_python(loaded, start, program, at)
 

@@ -121,7 +121,7 @@ def _require_offline(info: tokenizer.TokenizerInfo) -> None:
 def _hint_at_folder(loaded: Loaded, config: RunConfig) -> str:
     """Return a hint if a relative path that does not exist would be right from the experiment file's folder."""
     path = config.data.file_path
-    if not isinstance(path, str) or os.path.isabs(path) or os.path.exists(path):
+    if not isinstance(path, str) or Path(path).is_absolute() or os.path.exists(path):
         return ""
     there = loaded.source.path.parent / path
     return f"; paths start at the folder you submit from: write {os.path.relpath(there)}" if there.exists() else ""

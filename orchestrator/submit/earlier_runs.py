@@ -170,4 +170,4 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        temporary.replace(target)

@@ -83,6 +83,6 @@ def put_aside(study: Study, runs: Sequence[StudyRun]) -> None:
         number = next(n for n in range(1, 10**6) if not os.path.lexists(f"{run.folder}.old-{n}"))
         try:
             require_folder(run.folder)
-            os.rename(run.folder, f"{run.folder}.old-{number}")
+            run.folder.rename(f"{run.folder}.old-{number}")
         except OSError as error:
             raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None

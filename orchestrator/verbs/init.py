@@ -43,7 +43,7 @@ def create_workspace(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            with open(folder / name, "x", encoding="utf-8") as file:
+            with (folder / name).open("x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None

@@ -113,7 +113,7 @@ def fork(target: str, args: list[Any], log: str) -> int:
     try:
         prepare(log)
         code = call(target, args)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (a forked child reports all, and must not return)
         traceback.print_exc()
     finally:
         sys.stdout.flush()

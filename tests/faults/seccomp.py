@@ -19,6 +19,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 NAMES = {
     0: "read", 1: "write", 2: "open", 3: "close", 4: "stat", 5: "fstat", 6: "lstat", 8: "lseek", 16: "ioctl",
@@ -112,7 +113,7 @@ def watch(
             socket.send_fds(theirs, [b"x"], [_install()])
             os.getppid()
             code = action()
-        except BaseException:
+        except BaseException:  # noqa: BLE001  (a forked child reports all, and must not return)
             import traceback
 
             traceback.print_exc()
@@ -187,7 +188,7 @@ def _serve(listener: int, child: int, fault: Fault, outcome: Outcome, meanwhile:
 
 def _counts(fault: Fault, child: int, name: str, first: int, others: list[int]) -> bool:
     if fault.reading:
-        return name in ("read", "pread64") and os.readlink(f"/proc/{child}/fd/{first}").endswith(fault.reading)
+        return name in ("read", "pread64") and str(Path(f"/proc/{child}/fd/{first}").readlink()).endswith(fault.reading)
     if not fault.changing:
         return True
     return name in CHANGING and (name != "openat" or bool(others[1] & MAKING))

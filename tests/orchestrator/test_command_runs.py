@@ -51,7 +51,7 @@ def test_from_file_to_report(workspace: Workspace) -> None:
     assert "4 done already" in workspace.run("submit", study, "--launcher", "local").stdout
     workspace.run("report")
     report = workspace.folder / "out/study/report"
-    with open(report / "comparison.csv", newline="") as file:
+    with (report / "comparison.csv").open(newline="") as file:
         cells = {row["cell"]: row for row in csv.DictReader(file)}
     assert float(cells["rate.high"]["effect"]) == pytest.approx(-0.4)
     assert float(cells["rate.low"]["effect"]) == pytest.approx(0.2)
@@ -110,7 +110,7 @@ def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: 
     shown = " ".join(workspace.run("report").stdout.split())
     assert "study: accuracy against the baseline; higher is better" in shown
     report = workspace.folder / "out/study/report"
-    with open(report / "comparison.csv", newline="") as file:
+    with (report / "comparison.csv").open(newline="") as file:
         cells = {row["cell"]: row for row in csv.DictReader(file)}
     assert float(cells["wide"]["effect"]) == pytest.approx(0.1)
     assert float(cells["baseline"]["accuracy"]) == pytest.approx(0.7015)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,6 @@ def test_kill_9_of_the_task_leaves_no_process(slurm_workspace: Workspace) -> Non
 
 def environment(pid: str) -> bytes:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read()
+        return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""

@@ -73,6 +73,6 @@ def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **change
 
 def start(workspace: Workspace, folder: Path) -> "subprocess.Popen[bytes]":
     """What a job starts for a run, its output in job.out."""
-    with open(folder / run_files.JOB_OUT, "ab") as output:
+    with (folder / run_files.JOB_OUT).open("ab") as output:
         command = [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(folder)]
         return subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=output, stderr=output)

@@ -5,20 +5,19 @@ python train_script.py --out_dir=DIR --max_iters=N --learning_rate=X [--dropout=
 """
 
 import json
-import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 flags = {}
 for word in sys.argv[1:]:
     key, _, value = word.lstrip("-").partition("=")
     flags[key] = value
-out = flags["out_dir"]
-os.makedirs(out, exist_ok=True)
-with open(os.path.join(out, "argv.json"), "w", encoding="utf-8") as file:
-    json.dump(sys.argv[1:], file)
-state_path = os.path.join(out, "state.json")
+out = Path(flags["out_dir"])
+out.mkdir(parents=True, exist_ok=True)
+(out / "argv.json").write_text(json.dumps(sys.argv[1:]), encoding="utf-8")
+state_path = out / "state.json"
 steps, rate, drop = int(flags["max_iters"]), float(flags["learning_rate"]), float(flags.get("dropout", 0.2))
 stops: list[int] = []
 if "listen" in flags:
@@ -26,15 +25,14 @@ if "listen" in flags:
 
 
 def save(step: int) -> None:
-    with open(state_path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump({"step": step}, file)
-    os.replace(state_path + ".tmp", state_path)
+    temporary = out / "state.json.tmp"
+    temporary.write_text(json.dumps({"step": step}), encoding="utf-8")
+    temporary.replace(state_path)
 
 
 first = 0
 if "resume" in flags:
-    with open(state_path, encoding="utf-8") as file:
-        first = json.load(file)["step"]
+    first = json.loads(state_path.read_text(encoding="utf-8"))["step"]
     print(f"Resuming training from {out}")
 for step in range(first, steps + 1):
     if step % 10 == 0:

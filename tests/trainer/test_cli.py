@@ -248,7 +248,7 @@ class TestStops:
             process.kill()
             process.communicate()
         newest = max((command.folder / "run").glob("checkpoint-*.pt"))
-        with open(newest, "r+b") as file:
+        with newest.open("r+b") as file:
             file.truncate(newest.stat().st_size * 2 // 3)
         done = command.run()
         assert f"set aside as {newest.name}.bad" in done.stderr

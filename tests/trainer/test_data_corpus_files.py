@@ -144,7 +144,7 @@ def test_names_with_blanks_brackets_and_foreign_bytes(tmp_path: Path, offline_ca
 
 
 def test_skipped_lines_are_told_with_the_first_one(shards: Path, offline_cache: Path) -> None:
-    with open(shards / PARTS[1], "a") as file:
+    with (shards / PARTS[1]).open("a") as file:
         file.write('{"text": "a raw \t tab"}\n' * 4 + '{"Text": "another key", "id": 3}\n\n')
     store = open_tokens(config_of("shards"), offline_cache)
     assert store.skipped == {"not_json": 4, "no_text_key": 1, "blank": 1}

@@ -137,7 +137,7 @@ def test_an_id_beyond_the_vocabulary_that_no_sample_saw(tmp_path: Path, offline_
     ids = np.arange(1000) % 4096
     config = config_of(flat(tmp_path / "train.bin", ids, "uint16"))
     batches = Batches(open_tokens(config, offline_cache), config, 64, seed=0)
-    with open(tmp_path / "train.bin", "r+b") as file:
+    with (tmp_path / "train.bin").open("r+b") as file:
         file.seek(2 * 500)
         file.write(b"\xff\xff")
     with pytest.raises(DataError, match="token 65535 at position 500 exceeds the vocabulary"):

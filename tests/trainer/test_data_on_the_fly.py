@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_the_file(corpus: Path, tmp_path: Path, cache_
     """A sparse file: 2 GB of documents of which the disk holds little, under a limit on address space."""
     path = tmp_path / "large.jsonl"
     text = corpus.read_bytes()
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         for part in range(200):
             file.write(text)
             file.seek((part + 1) * 10_000_000 - 1)

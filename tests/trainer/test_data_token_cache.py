@@ -116,7 +116,7 @@ def test_a_file_that_changes_while_it_is_read(
     encode = shards.encode_shard
 
     def grow_and_encode(*arguments: object) -> shards.Shard:
-        with open(path, "a") as file:
+        with path.open("a") as file:
             file.write('{"text": "one more document"}\n')
         return encode(*arguments)  # type: ignore[arg-type]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ def test_spellings_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sp
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("HOME", str(workspace))
     expected = fingerprint()
-    assert fingerprint(**{"data.file_path": spelling.format(cwd=os.getcwd(), link=link)}) == expected
+    assert fingerprint(**{"data.file_path": spelling.format(cwd=Path.cwd(), link=link)}) == expected
     workspace.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     assert fingerprint() == expected, "a moved workspace"

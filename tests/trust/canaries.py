@@ -153,7 +153,7 @@ def search(canaries: dict[str, str], folder: Path, planted: list[Path]) -> tuple
     for path in sorted(folder.rglob("*")):
         found |= {(place, str(path)) for place in hits(canaries, os.fsencode(path.name))}
         if path.is_symlink():
-            found |= {(place, str(path)) for place in hits(canaries, os.fsencode(os.readlink(path)))}
+            found |= {(place, str(path)) for place in hits(canaries, bytes(path.readlink()))}
         elif path.is_file() and path not in planted:
             files += 1
             found |= {(place, str(path)) for place in hits(canaries, path.read_bytes())}

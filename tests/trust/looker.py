@@ -1,17 +1,16 @@
-"""A training script that writes down what it sees of its environment.."""
+"""A training script that writes down what it sees of its environment."""
 
+import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 
-out = sys.argv[1]
-os.makedirs(out, exist_ok=True)
-with open(os.path.join(out, "seen.json"), "w", encoding="utf-8") as file:
-    json.dump(sorted(os.environ), file)
-with open(os.path.join(out, "seen.sha256"), "w", encoding="utf-8") as file:
-    import hashlib
-
-    json.dump({name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in os.environ.items()}, file)
+out = Path(sys.argv[1])
+out.mkdir(parents=True, exist_ok=True)
+(out / "seen.json").write_text(json.dumps(sorted(os.environ)), encoding="utf-8")
+hashes = {name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in os.environ.items()}
+(out / "seen.sha256").write_text(json.dumps(hashes), encoding="utf-8")
 for step in range(3):
     print(f"iter {step}: loss {2.0 - step / 10}", flush=True)
 if "crash" in sys.argv:

@@ -203,7 +203,7 @@ class Soak:
     def _count_lost(self) -> None:
         for launcher in STUDIES:
             self.workspace.run("report", launcher)
-            with open(self.out / launcher / "report" / "summary.csv", newline="") as file:
+            with (self.out / launcher / "report" / "summary.csv").open(newline="") as file:
                 reported = Counter(row["run"] for row in csv.DictReader(file) if row["state"] == "done")
             said = json.loads(self.workspace.run("status", launcher, "--json").stdout)["runs"]
             folders = self.folders(launcher)

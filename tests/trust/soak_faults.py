@@ -123,7 +123,7 @@ class Faults:
             raise self.broken
 
     def note(self, text: str) -> None:
-        with open(self.diary, "a") as file:
+        with self.diary.open("a") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     def kinds(self) -> list[str]:
@@ -144,7 +144,7 @@ class Faults:
                 if kind in bag:
                     bag.remove(kind)
                 self._stopping.wait(self.pace * self.random.uniform(0.7, 1.3))
-        except BaseException as error:  # shown by `stop`, which the soak calls
+        except BaseException as error:  # noqa: BLE001  (raised by `stop`, in the main thread)
             self.broken = error
 
     def _later(self, seconds: float, repair: Callable[[], None]) -> None:
@@ -152,7 +152,7 @@ class Faults:
             self._stopping.wait(seconds)
             try:
                 repair()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  (as in `_run`)
                 self.broken = error
 
         self._repairs.append(threading.Thread(target=wait, daemon=True))

@@ -78,7 +78,7 @@ def test_claims_age_by_the_file_servers_clock(study: Study, monkeypatch: pytest.
     clock_of(monkeypatch, off)
     for age, void in ((submit_attempts.VOID_AFTER - 20, False), (submit_attempts.VOID_AFTER + 20, True)):
         submit_attempts.take(folder, 1)
-        when = os.stat(folder / submit_attempts.FOLDER).st_mtime - age
+        when = (folder / submit_attempts.FOLDER).stat().st_mtime - age
         os.utime(folder / submit_attempts.FOLDER / "1", (when, when))
         assert submit_attempts.is_void(folder, 1) is void
     assert not list((folder / submit_attempts.FOLDER).glob(".now*"))

@@ -287,7 +287,7 @@ def test_a_changed_code_snapshot_is_restored(tmp_path: Path, tally: Tally) -> No
 def test_a_code_snapshot_that_is_a_link_is_refused(tmp_path: Path) -> None:
     store = tmp_path / ".snapshots"
     code = code_snapshot.take(store)
-    os.rename(code, tmp_path / "real")
+    code.rename(tmp_path / "real")
     code.symlink_to(tmp_path / "real")
     with pytest.raises((AblatrixError, OSError), match="link"):
         code_snapshot.take(store)

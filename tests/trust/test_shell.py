@@ -141,7 +141,7 @@ def test_every_launcher_starts_the_planned_task(
     started = LAUNCHERS[launcher](made, lab)
 
     assert [[sys.executable, *started.argv]] == made.commands()
-    assert started.folder == os.getcwd()
+    assert started.folder == str(Path.cwd())
     if launcher != "local":
         assert started.environment is not None
         assert started.environment["FROM_SETUP"] == "a  b"

@@ -52,7 +52,7 @@ def begin(uid: int, call: Callable[[], Any], umask: int = 0o022) -> Callable[[],
             outcome = {"value": call()}
         except AblatrixError as error:
             outcome = {"error": str(error), "code": error.exit_code}
-        except BaseException:
+        except BaseException:  # noqa: BLE001  (a forked child reports all, and must not return)
             outcome = {"traceback": traceback.format_exc()}
         with os.fdopen(sink, "w") as file:
             json.dump(outcome, file)
@@ -239,7 +239,7 @@ def run_task(run_dir: Path) -> int:
     from ablatrix.trainer.cli import main
 
     assert submit_attempts.start(run_dir, 1, "1_0") is None
-    with open(run_dir / "job.out", "ab") as output, contextlib.redirect_stdout(io.TextIOWrapper(output)):
+    with (run_dir / "job.out").open("ab") as output, contextlib.redirect_stdout(io.TextIOWrapper(output)):
         return main(["--config", str(run_dir / "config.json"), f"--system.work_dir={run_dir}", "--trainer.resume=auto"])
 
 

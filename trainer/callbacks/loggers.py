@@ -48,7 +48,7 @@ class BestEffortLogger(Callback):
             self.guard()
         try:
             super().call(hook, trainer)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (no package may end the training)
             self.disabled = True
             missing = isinstance(error, ModuleNotFoundError) and error.name == self.name
             reason = first_line(error).rstrip(". ")

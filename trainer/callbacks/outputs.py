@@ -6,7 +6,6 @@ every log, and best.pt has its weights, before the checkpoint from which a resum
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -172,8 +171,7 @@ class Requests(Callback):
     def on_checkpoint(self, trainer: Trainer) -> None:
         for name in self.seen:
             self.attempt.require()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+            Path(name).unlink(missing_ok=True)
         if self.save in self.seen:
             logger.info(f"checkpoint after iter {trainer.iter}, as the file {run_files.SAVE_REQUEST} asked for")
         self.seen.clear()

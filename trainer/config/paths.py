@@ -40,7 +40,7 @@ def expand_path(text: str) -> str:
         path = _local_path(path)
     if "$" in path and not os.path.lexists(path):
         path = VARIABLE.sub(_variable, path)
-    expanded = os.path.expanduser(path)
+    expanded = os.path.expanduser(path)  # noqa: PTH111  (Path raises for an unknown user)
     if expanded.startswith("~") and "/" in expanded and not os.path.lexists(expanded):
         user = expanded.partition("/")[0]
         raise ValueError(f"{text!r}: the home folder of {user} is not known here; write the whole path")

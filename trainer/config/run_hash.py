@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -31,7 +32,7 @@ def normalize_path(path: str) -> str:
     """
     if not path:
         return path
-    full, here = os.path.abspath(path), os.getcwd()
+    full, here = os.path.abspath(path), str(Path.cwd())
     for candidate in (full, os.path.realpath(full)):  # the working folder may have been reached by a link
         if candidate.startswith(here.rstrip(os.sep) + os.sep):
             return os.path.relpath(candidate, here)

@@ -88,7 +88,8 @@ def _expand(entry: str) -> list[Path]:
     if os.path.isdir(path):
         return _shards(path)
     if glob.has_magic(entry) and not os.path.lexists(entry):
-        found = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if not os.path.isdir(p))
+        matches = glob.glob(entry, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
+        found = sorted(Path(match) for match in matches if not os.path.isdir(match))
         if not found:
             raise DataError(f"data.file_path: no file matches {entry!r} (looked in {Path.cwd()}){_brace_hint(entry)}")
         return found
@@ -140,7 +141,7 @@ def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return DataError(f"data.file_path: {str(path)!r}: cannot be read: {reason}")
     if path.is_symlink():
-        return DataError(f"{path}: data.file_path is a link to {os.readlink(path)}, which does not exist")
+        return DataError(f"{path}: data.file_path is a link to {path.readlink()}, which does not exist")
     text = f"{path}: data.file_path does not exist"
     if not path.is_absolute():
         text += f" (looked in {Path.cwd()})"

@@ -83,7 +83,7 @@ def exact_tokenizer(file: Path) -> Tokenizer:
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (tokenizers raises no other)
         raise OfflineCacheError(f"{file}: not a tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

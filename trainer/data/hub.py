@@ -61,7 +61,7 @@ def hashes(path: Path) -> tuple[str, str]:
     """Return (SHA-256, git's blob hash): the hub's ETag is the first for large files and the second for small ones."""
     sha256 = hashlib.sha256()
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with open(path, "rb") as source:
+    with path.open("rb") as source:
         while chunk := source.read(CHUNK):
             sha256.update(chunk)
             git.update(chunk)

@@ -119,7 +119,7 @@ class CompleteStore(TokenStore):
         self.dtype = np.dtype(meta.dtype).newbyteorder("<")
         self._path = folder / "tokens.bin"
         self._offsets = _map_offsets(folder / "offsets.npy", self.n_lines)
-        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the store
+        self._file = self._path.open("rb", buffering=0)  # open as long as the store lives
 
     @property
     def tokens(self) -> np.ndarray:
@@ -185,7 +185,7 @@ def offsets_start(path: Path, n_lines: int) -> int | None:
     header = io.BytesIO()
     write_offsets_header(header, n_lines)
     start = len(header.getvalue())
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         whole = file.read(start) == header.getvalue() and os.fstat(file.fileno()).st_size == start + 8 * (n_lines + 1)
     return start if whole else None
 

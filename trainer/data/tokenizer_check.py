@@ -80,7 +80,7 @@ def main() -> int:
     refuse_connections()
     try:
         print(json.dumps(check(Path(sys.argv[1]))))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (what the libraries raise is the answer)
         print((str(error) or repr(error)).splitlines()[0], file=sys.stderr)
         return 1
     return 0

@@ -287,7 +287,7 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
     staging = personal(data_dir / ".download")
     data_dir.mkdir(parents=True, exist_ok=True)
     got = hub.fetch(repo, file, staging, repo_type="dataset")
-    os.replace(got.path, target)
+    got.path.replace(target)
     remove(staging)
     entry = DataEntry(
         source=f"hub:{repo}",

@@ -29,7 +29,7 @@ def take(folder: Path, number: int) -> bool:
     """Claim a number; return False where another process has it. Raises OSError where the folder cannot be written."""
     make_folder(folder)
     try:
-        os.mkdir(folder / str(number))
+        (folder / str(number)).mkdir()
     except FileExistsError:
         return False
     return True

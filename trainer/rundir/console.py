@@ -25,7 +25,7 @@ def start_logging(rank: int = 0, world: int = 1) -> None:
 
 
 def start_command_logging() -> None:
-    """Print the warnings of a command to stderr, as `warn` does."""
+    """Print the warnings of a command to stderr."""
     _write_log("warning: %(message)s", logging.WARNING)
 
 
@@ -46,11 +46,6 @@ def complain(text: str) -> None:
     """Print a line to stderr; nothing happens if it cannot be written."""
     with contextlib.suppress(OSError, UnicodeError):
         print(visible(text), file=sys.stderr, flush=True)
-
-
-def warn(text: str) -> None:
-    """Print a warning of a command (a training run has its log) to stderr."""
-    complain(f"warning: {text}")
 
 
 def flush_or_drop() -> None:

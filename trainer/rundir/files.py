@@ -300,7 +300,7 @@ class _Raw(io.RawIOBase):
                 left = memoryview(data).cast("B")
                 while left:
                     left = left[os.write(self.descriptor, left) :]
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  (raised by `_fill`)
                 self.error = error
         return len(data)
 

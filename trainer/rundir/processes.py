@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1
 def machine() -> str:
     """Return a name that two processes share if one can see the other's process id: same boot, same pid namespace."""
     try:
-        return f"{_boot()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{_boot()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -89,8 +89,8 @@ def list_files(run_dir: Path) -> list[str]:
     found = []
     for folder, inner, names in os.walk(run_dir):
         inner[:] = [name for name in inner if not name.startswith(".") or name == QUEUE]
-        place = os.path.relpath(folder, run_dir)
-        found += [os.path.normpath(os.path.join(place, name)) for name in names if not name.startswith(".")]
+        place = Path(folder).relative_to(run_dir)
+        found += [str(place / name) for name in names if not name.startswith(".")]
     return sorted(set(found) - {SAVE_REQUEST, STOP_REQUEST})
 
 

@@ -65,7 +65,7 @@ def test_half_a_line_is_no_line(tmp_path: Path) -> None:
     assert look() == {}
     path.write_text("iter 1: loss 3.5\niter 2: loss 3.")
     assert look() == {1: 3.5}
-    with open(path, "a") as file:
+    with path.open("a") as file:
         file.write("25\n")
     assert look() == {1: 3.5, 2: 3.25}
     path.write_text("iter 1: loss 9.0\niter 2: loss 8.0\niter 3: loss 7.0\n")
@@ -131,7 +131,7 @@ def test_however_the_file_grows(rows: list[tuple[int, float]], rng: random.Rando
         reader = LineReader(path, make_parser("jsonl", {}, ()))
         while written < len(data):
             size = rng.randint(1, 80)
-            with open(path, "ab") as file:
+            with path.open("ab") as file:
                 file.write(data[written : written + size])
             written += size
             if rng.random() < 0.2:

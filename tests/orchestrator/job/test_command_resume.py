@@ -165,7 +165,7 @@ def test_a_command_that_does_not_listen_is_killed_with_all_it_has_started(worksp
     )
     study = create(workspace, command=["bash", "-c", script], base={}, metrics={"regex": LOSSES})
     folder = study.runs[0].folder
-    with open(folder / run_files.JOB_OUT, "ab") as output:
+    with (folder / run_files.JOB_OUT).open("ab") as output:
         command = "import sys; from pathlib import Path; "
         command += "from ablatrix.orchestrator.job import command_process, command_runner; "
         command += f"command_process.GRACE_SECONDS = 0.5; sys.exit(command_runner.main(Path({str(folder)!r})))"

@@ -173,7 +173,7 @@ def test_studies_side_by_side(tmp_path: Path) -> None:
         "effects.png",
         "effects.pdf",
     }
-    with open(found.paths[0], newline="") as file:
+    with found.paths[0].open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["study"], r["cell"]) for r in rows][:2] == [("first", "baseline"), ("first", "swiglu")]
     assert len(rows) == 7 + 5

@@ -438,9 +438,9 @@ def test_torn_files_are_no_news(study: Study, run: StudyRun, cluster: Cluster) -
     queue_run(run)
     cluster.waiting = job("RUNNING")
     write_rows(run, 1, 10)
-    with open(run.folder / run_files.LOSS, "a") as file:
+    with (run.folder / run_files.LOSS).open("a") as file:
         file.write("20,1.2")
-    with open(run.folder / run_files.EVENTS, "a") as file:
+    with (run.folder / run_files.EVENTS).open("a") as file:
         file.write('{"event": "fail')
     state = now(study)
     assert (state.state, state.iter) == ("running", 10)

@@ -96,6 +96,6 @@ def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
     needed = preflight._bytes_kept(plan.runs[0].config)  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed // 2))
     assert len(list(preflight._check_space(plan.loaded, plan.runs))) == 1
-    with open(folder / "checkpoint-10.pt", "wb") as file:
+    with (folder / "checkpoint-10.pt").open("wb") as file:
         file.truncate(needed // 2 + 1)
     assert list(preflight._check_space(plan.loaded, plan.runs)) == []

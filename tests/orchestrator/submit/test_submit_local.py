@@ -48,7 +48,7 @@ def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
     for name in ("summary.csv", "comparison.csv", "loss_curves.png", "effects.png", "report.md", "report.html"):
         assert (report / name).stat().st_size > 0, name
     assert shown.stdout.splitlines()[-1] == "report: out/study/report/report.html"
-    with open(report / "summary.csv", newline="") as file:
+    with (report / "summary.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 8
 
 
@@ -73,7 +73,7 @@ def test_planted_harm_has_the_right_sign(workspace: Workspace) -> None:
     study.write_text(text)
     workspace.run("submit", study, "--launcher", "local", "--only", "baseline", "--only", "broken")
     workspace.run("report")
-    with open(workspace.folder / "out/study/report/comparison.csv", newline="") as file:
+    with (workspace.folder / "out/study/report/comparison.csv").open(newline="") as file:
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     assert float(rows["broken"]["effect"]) > 0.5
     assert rows["broken"]["verdict"] == "hurts"
