@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablatrix.models.cpu_kernels import block_attention, causal_mask, distances
+from ablatrix.models.cpu_kernels import block_attention, causal_mask, distances, other_documents
 from ablatrix.models.layers import Dropout, Linear
 from ablatrix.models.norms import RMSNorm
 
@@ -96,7 +96,7 @@ class CausalSelfAttention(nn.Module):
 
     q, k and v come from one product. With `qk_norm` each head's q and k are normalised, with rotary positions then
     turned; ALiBi adds to the scores; with `n_kv_head` several heads share one of keys and values (Ainslie et al. 2023,
-    "GQA"). (B, T, C) -> (B, T, C)
+    "GQA"). (B, T, C) -> (B, T, C); documents (B, T): positions with different numbers do not see each other.
     """
 
     def __init__(self, config: ResolvedGPTConfig) -> None:
@@ -112,7 +112,7 @@ class CausalSelfAttention(nn.Module):
         self.rotary = Rotary(head_size, config.block_size) if config.positions == "rope" else None
         self.alibi = ALiBi(config.n_head, config.alibi_trainable) if config.positions == "alibi" else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
         B, T, C = x.shape  # noqa: N806
         q, k, v = self._split_heads(self.c_attn(x), C // self.n_head)
         if self.q_norm is not None and self.k_norm is not None:
@@ -120,7 +120,8 @@ class CausalSelfAttention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         slopes = None if self.alibi is None else self.alibi.slopes
-        y = causal_attention(q, k, v, self.attn_pdrop if self.training else 0.0, slopes)  # (B, nh, T, hs)
+        pdrop = self.attn_pdrop if self.training else 0.0
+        y = causal_attention(q, k, v, pdrop, slopes, documents=documents)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, nh, T, hs) -> (B, T, nh hs)
         return self.resid_dropout(self.c_proj(y))
 
@@ -136,16 +137,19 @@ class CausalSelfAttention(nn.Module):
         return q, k, v
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None = None) -> Tensor:
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None = None, *, documents: Tensor | None = None
+) -> Tensor:
     """Attend from each position to those up to itself. q (B, nh, T, hs), k and v (B, nkv, T, hs) -> (B, nh, T, hs)
 
     pdrop: dropout of the weights. slopes (nh,): (key - query) * slope is added to the scores. Where nkv < nh, each head
-    of keys and values serves nh / nkv consecutive heads of queries.
+    of keys and values serves nh / nkv consecutive heads of queries. documents (B, T): a position attends to those with
+    its own number only.
     """
     if k.shape[1] != q.shape[1]:
         k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
     attend = block_attention if q.device.type == "cpu" else fused_attention
-    return attend(q, k, v, pdrop, slopes)
+    return attend(q, k, v, pdrop, slopes, documents=documents)
 
 
 def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
@@ -154,11 +158,16 @@ def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
     return x[:, :, None].expand(B, nkv, n_head // nkv, T, hs).reshape(B, n_head, T, hs)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None, *, documents: Tensor | None = None
+) -> Tensor:
     """Compute `causal_attention` with torch's fused kernels, on any device."""
-    if slopes is None:
+    if slopes is None and documents is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=pdrop, is_causal=True)
     length = q.shape[-2]
-    bias = slopes[:, None, None] * distances(0, length, q.device)  # (nh, T, T)
-    bias = bias + causal_mask(0, length, bias.dtype, q.device)
+    bias = causal_mask(0, length, torch.float32, q.device)  # (T, T)
+    if slopes is not None:
+        bias = bias + slopes[:, None, None] * distances(0, length, q.device)  # (nh, T, T)
+    if documents is not None:
+        bias = bias.masked_fill(other_documents(documents, 0, length), -math.inf)  # (B, 1 or nh, T, T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=pdrop)

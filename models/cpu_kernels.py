@@ -64,12 +64,15 @@ BLOCK = 64  # queries per block: keys after a block's last query are skipped
 SMALL = 1 << 19  # number of scores (all heads) up to which blocks cost more than they save
 
 
-def block_attention(q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None) -> Tensor:
+def block_attention(
+    q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None, *, documents: Tensor | None = None
+) -> Tensor:
     """Compute causal attention, q, k, v (B, nh, T, hs) -> (B, nh, T, hs), one block of queries at a time.
 
     pdrop: dropout of the attention weights. slopes (nh,): ALiBi's, times (key - query) added to the scores.
+    documents (B, T): a position attends to those with its own number only.
     """
-    y: Tensor = _BlockAttention.apply(q, k, v, pdrop, slopes)  # type: ignore[no-untyped-call]
+    y: Tensor = _BlockAttention.apply(q, k, v, pdrop, slopes, documents)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -84,7 +87,7 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def forward(  # noqa: PLR0917  (autograd passes them by position)
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None, documents: Tensor | None
     ) -> Tensor:
         B, nh, T, hs = q.shape  # noqa: N806
         q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
@@ -101,6 +104,8 @@ class _BlockAttention(torch.autograd.Function):
             )  # (B nh, block, stop)
             if slopes is not None:
                 s.view(B, nh, stop - start, stop).add_(slopes[:, None, None] * distances(start, stop))
+            if documents is not None:
+                s.view(B, nh, stop - start, stop).masked_fill_(other_documents(documents, start, stop), -math.inf)
             p = torch.softmax(s, -1, out=s)
             dropped = keep_mask(p.shape, pdrop, p.dtype).mul_(p) if pdrop else p
             y[:, start:stop] = dropped @ v[:, :stop]
@@ -137,12 +142,24 @@ class _BlockAttention(torch.autograd.Function):
                 total.copy_(part) if last else total[:, :stop].add_(part)
             last = False
         scale = 1 / math.sqrt(q.shape[-1])
-        return dq.mul_(scale).view(shape), dk.mul_(scale).view(shape), dv.mul_(ctx.scale).view(shape), None, dslopes
+        return (
+            dq.mul_(scale).view(shape),
+            dk.mul_(scale).view(shape),
+            dv.mul_(ctx.scale).view(shape),
+            None,
+            dslopes,
+            None,
+        )
 
 
 def causal_mask(start: int, stop: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """Return (stop - start, stop): 0 where query start + i may look at key j <= start + i, else -inf."""
     return torch.full((stop - start, stop), -math.inf, dtype=dtype, device=device).triu_(start + 1)
+
+
+def other_documents(documents: Tensor, start: int, stop: int) -> Tensor:
+    """Return (B, 1, stop - start, stop): True where key j is in another document than query start + i."""
+    return documents[:, None, start:stop, None] != documents[:, None, None, :stop]
 
 
 def distances(start: int, stop: int, device: torch.device | None = None) -> Tensor:

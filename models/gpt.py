@@ -36,16 +36,21 @@ class Block(nn.Module):
         self.ln_2 = build_norm(config)
         self.mlp = build_feedforward(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
         if self.post:
-            x = self.ln_1(x + self.attn(x))
+            x = self.ln_1(x + self.attn(x, documents))
             return self.ln_2(x + self.mlp(x))
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x), documents)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """All of the model but the output head. Token ids (B, T) -> features (B, T, C)"""
+    """All of the model but the output head. Token ids (B, T) -> features (B, T, C)
+
+    separator: the token with which a document begins, if attention and positions do so too; None: the row is one.
+    """
+
+    separator: int | None = None
 
     def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
@@ -57,17 +62,25 @@ class Transformer(nn.Module):
         self.ln_f = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, idx: Tensor) -> Tensor:
+        documents = None if self.separator is None else (idx == self.separator).cumsum(1)  # the number of each token's
         x = self.embed(idx)
         for block in self.h:
-            x = block(x)
+            x = block(x, documents)
         return self.ln_f(x)
 
     def embed(self, idx: Tensor) -> Tensor:
         """Return the input of the first block. (B, T) -> (B, T, C)"""
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
-            x = self.wpe(x)
+            x = self.wpe(x) if self.separator is None else self.wpe(x, places(idx, self.separator))
         return self.drop(x)
+
+
+def places(idx: Tensor, separator: int) -> Tensor:
+    """Return how far each token stands from the last separator, or from the row's start. (B, T) -> (B, T)"""
+    t = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
+    begins = torch.where(idx == separator, t, 0).cummax(1).values
+    return t - begins
 
 
 class GPT(nn.Module):
@@ -146,6 +159,13 @@ class GPT(nn.Module):
         """Return the NLL in nats of each target, (B, T) float32, 0 where it is -1. Cannot be differentiated."""
         x = self._features(idx)
         return token_losses(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view(targets.shape)
+
+    def mask_documents(self, separator: int) -> None:
+        """Let attention and positions begin at each separator: tokens see those of their own document only.
+
+        Rotary positions and ALiBi depend on distances alone, so masked attention restarts them.
+        """
+        self.transformer.separator = separator
 
     def compile_parts(self) -> None:
         """Compile the blocks and the head's pointwise part into fewer kernels, for `loss` on a GPU."""

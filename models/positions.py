@@ -20,15 +20,18 @@ SINUSOIDAL_SCALE = 0.02
 
 
 class LearnedPositions(Embedding):
-    """A trained vector for each position up to block_size, as in GPT-2. (B, T, C) -> (B, T, C), T <= block_size"""
+    """A trained vector for each position up to block_size, as in GPT-2. (B, T, C) -> (B, T, C), T <= block_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight[: x.shape[1]]
+    places (B, T): the positions, if they are not 0 .. T - 1.
+    """
+
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        return x + (self.weight[: x.shape[1]] if places is None else super().forward(places))
 
 
 class Sinusoidal(nn.Module):
     """Sinusoidal positions (Vaswani et al. 2017, section 3.5), scaled: PE(t, 2i) = sin(t / 10000^(2i/C)),
-    PE(t, 2i+1) = cos(t / 10000^(2i/C)). (B, T, C) -> (B, T, C)
+    PE(t, 2i+1) = cos(t / 10000^(2i/C)). (B, T, C) -> (B, T, C); places as in LearnedPositions.
 
     The table is no parameter and not part of a state dict; beyond `block_size` positions it is computed when needed.
     """
@@ -49,10 +52,10 @@ class Sinusoidal(nn.Module):
         pairs = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # (T, C or C + 1)
         return (SINUSOIDAL_SCALE * pairs[:, : self.n_embd]).to(device, torch.float32)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
         length = x.shape[1]
         table = self.table[:length] if length <= len(self.table) else self.rows(length, x.device)
-        return x + table
+        return x + (table if places is None else table[places])
 
 
 def build_positions(config: ResolvedGPTConfig) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
-from ablatrix.trainer.config import DataConfig
+from ablatrix.models.gpt import GPT
+from ablatrix.trainer.config import DataConfig, validation
 from ablatrix.trainer.data import cache_builder, on_the_fly, sampling, shards, token_cache
 from ablatrix.trainer.data.batches import STREAM, Batches, training_text
 from ablatrix.trainer.data.corpus_usage import Usage, describe_usage
@@ -225,3 +228,29 @@ def test_contradictions(train: Callable[..., Path]) -> None:
         train(data__separator=5)
     with pytest.raises(ConfigError, match=r"data.separator: 4096 exceeds the last of the 4096 tokens"):
         train(data__separator=4096, data__sampling="stream")
+    with pytest.raises(ConfigError, match=r"data.document_mask: needs data.sampling packed or stream"):
+        train(data__document_mask=True)
+    with pytest.raises(ConfigError, match=r"data.document_mask: mine:Positions cannot begin at each document"):
+        train(data__document_mask=True, data__sampling="packed", model__positions="mine:Positions")
+
+
+def test_a_masked_run_sees_each_document_alone(train: Callable[..., Path], write_jsonl: Callable[..., Path]) -> None:
+    """The first loss of packed blocks is the mean over documents that are each in a row of its own."""
+    texts = [f"number {k} " * (3 + k % 5) for k in range(24)]
+    data = {"data__file_path": write_jsonl(texts), "data__sampling": "packed", "data__test_size": 1}
+    model = {"model__n_embd": 16, "data__block_size": 96, "trainer__max_iters": 1}
+    model |= {f"model__{name}_pdrop": 0 for name in ("embd", "resid", "attn")}
+    masked, plain = (train(str(on), data__document_mask=on, **data, **model) for on in (True, False))
+    config = validation.load(masked / "config.json")
+    store = open_tokens(config.data, Path(config.system.cache_dir))
+    x, y = Batches(store, config.data, 2, config.system.seed)(0)
+    network, total = GPT(config.model, seed=config.system.seed), 0.0
+    for row, targets in zip(x, y, strict=True):
+        begins = [*np.flatnonzero(row == END), len(row)]
+        for a, b in itertools.pairwise(begins):
+            if (targets[a:b] != PADDING).any():
+                alone = [torch.from_numpy(part[None, a:b]) for part in (row, targets)]
+                total += network.loss(alone[0], alone[1], divisor=1.0).item()
+    first = [pd.read_csv(run / "loss.csv")["loss"][0] for run in (masked, plain)]
+    assert abs(first[0] - total / (y != PADDING).sum()) < 1e-5
+    assert abs(first[1] - first[0]) > 1e-5

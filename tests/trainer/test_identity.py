@@ -20,6 +20,7 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     "data.block_size": ({}, 128),
     "data.text_key": ({}, "content"),
     "data.sampling": ({}, "stream"),
+    "data.document_mask": ({"data.sampling": "packed"}, True),
     "data.separator": ({"data.sampling": "packed"}, 5),
     "data.tokenizer": ({}, "sample"),
     "model.model_type": ({}, "gpt-nano"),

@@ -23,7 +23,7 @@ def find_contradictions(
             f"data.block_size: {data.block_size} exceeds the model's block_size {model.block_size}; "
             "lower data.block_size or raise model.block_size"
         )
-    yield from _sampling(data, vocab_size)
+    yield from _sampling(data, model, trainer, vocab_size)
     if model.vocab_size < vocab_size:
         yield (
             f"model.vocab_size: {model.vocab_size} is less than the {vocab_size} tokens of "
@@ -48,15 +48,21 @@ def find_contradictions(
     yield from optimization.find_problems(trainer)
 
 
-def _sampling(data: DataConfig, vocab_size: int) -> Iterator[str]:
-    """Yield one line per contradiction of data.sampling and data.separator."""
+def _sampling(data: DataConfig, model: ResolvedGPTConfig, trainer: TrainerConfig, vocab_size: int) -> Iterator[str]:
+    """Yield one line per contradiction of data.sampling, separator and document_mask."""
     if data.sampling == "document":
-        if data.separator is not None:
-            yield "data.separator: needs data.sampling packed or stream; a window of one document has none"
-    elif data.separator is None:
+        for name in ("document_mask", "separator"):
+            if getattr(data, name) not in (None, False):
+                yield f"data.{name}: needs data.sampling packed or stream; a window of one document holds no other"
+        return
+    if data.separator is None:
         yield (
             f"data.sampling: {data.sampling} needs a token between documents, and tokenizer {data.tokenizer!r} has no "
             "end of text; set data.separator to the id of a token that no document has"
         )
     elif data.separator >= vocab_size:
         yield f"data.separator: {data.separator} exceeds the last of the {vocab_size} tokens of {data.tokenizer!r}"
+    if data.document_mask and trainer.strategy == "pipeline":
+        yield "data.document_mask: is not available with trainer.strategy pipeline; choose ddp or fsdp"
+    if data.document_mask and "positions" in model.custom_components:
+        yield f"data.document_mask: {model.positions} cannot begin at each document; choose built-in positions"

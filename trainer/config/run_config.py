@@ -32,10 +32,8 @@ NEUTRAL: dict[str, Any] = {
     "info": True,
     "callbacks": set(CallbacksConfig.model_fields) - {"custom"},  # a custom callback may change the training
 }
-
-
 # Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
-ADDED: dict[str, tuple[str, ...]] = {"data": ("sampling", "separator")}
+ADDED: dict[str, tuple[str, ...]] = {"data": ("sampling", "document_mask", "separator")}
 
 
 class RunConfig(Section):

@@ -94,6 +94,9 @@ class DataConfig(Section):
         "document",
         description="windows within one document; blocks packed with whole documents; or windows of all in a row",
     )
+    document_mask: bool = Field(
+        False, description="packed, stream: attention and positions begin at each document, not at the row's start"
+    )
     separator: Count | None = Field(
         None, description="token before each document, packed and stream (default: the tokenizer's end of text)"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class Single:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.model: Any = self.build().train()
+        if config.data.document_mask:
+            assert config.data.separator is not None  # of a resolved configuration
+            cast("GPT", self.model).mask_documents(config.data.separator)
         self.trained: nn.Module = self.model
 
     def build(self) -> nn.Module:
