@@ -47,6 +47,7 @@ EXCEPTIONS = {
         "ablatrix.trainer.data.tokens",
     },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
+    "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.epochs"},
 }
 
 

@@ -14,6 +14,7 @@ from ablatrix.trainer.callbacks import registry
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.data import batches as data
 from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
+from ablatrix.trainer.data.epochs import rows_per_epoch
 from ablatrix.trainer.data.heldout_records import read_records
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
 from ablatrix.trainer.device import describe, pick_device, tune_products
@@ -57,7 +58,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
     if config.info.line():
         logger.info(config.info.line())
     try:
-        config = config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
+        config = _resolve(config)
         ranks.check(config)
         branch = resuming.find_step(run_dir, there, config)
         group = _join(ranks, config)
@@ -140,7 +141,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
     """Do the part of a process other than rank 0: compute its share, and write nothing but why it failed."""
     run_dir, training = Path(config.system.work_dir), False
     try:
-        config = config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
+        config = _resolve(config)
         ranks.check(config)
         group = _join(ranks, config)
         assert group
@@ -207,6 +208,11 @@ def _join(ranks: RankInfo, config: RunConfig) -> ProcessGroup | None:
     from ablatrix.trainer.distributed.process_group import ProcessGroup  # torch.distributed is slow to import
 
     return ProcessGroup.join(ranks, config)
+
+
+def _resolve(config: RunConfig) -> RunConfig:
+    vocabulary = tokenizer.vocabulary(config.data, Path(config.system.cache_dir))
+    return config.with_steps(rows_per_epoch).resolved(*vocabulary)
 
 
 def _log_data_usage(store: TokenStore, config: RunConfig) -> None:

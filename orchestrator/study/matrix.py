@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, run_config
 from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
+from ablatrix.orchestrator.study.run_config import refuse_epochs
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment, Loaded
     from ablatrix.orchestrator.study.extends import Overrides
-    from ablatrix.orchestrator.study.run_config import Config, Vocabulary
+    from ablatrix.orchestrator.study.run_config import Config, RowsPerEpoch, Vocabulary
 
 MOST_RUNS = 100_000
 
@@ -43,10 +44,11 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     return merged
 
 
-def runs(loaded: Loaded, vocabulary: Vocabulary) -> list[Run]:
+def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = refuse_epochs) -> list[Run]:
     """Return the runs, every cell with every seed. Raise ConfigError with the problems of all cells.
 
-    vocabulary: returns the number of tokens of a configuration's tokenizer, and the one that ends a text.
+    vocabulary: returns the number of tokens of a configuration's tokenizer, and the one that ends a text;
+    rows_per_epoch: the rows of batches in an epoch, for trainer.epochs.
     """
     experiment = loaded.experiment
     planned: list[tuple[Cell, Overrides, Config]] = []
@@ -62,7 +64,7 @@ def runs(loaded: Loaded, vocabulary: Vocabulary) -> list[Run]:
             faults.setdefault(pair, fault)
         try:
             settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
-            config = run_config.resolve(experiment, settings, vocabulary)
+            config = run_config.resolve(experiment, settings, vocabulary, rows_per_epoch)
             problems = config.sharing_problems(experiment.slurm)
             if problems:
                 raise ConfigError(problems)

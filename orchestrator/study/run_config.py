@@ -76,12 +76,25 @@ class Config(Protocol):
 Vocabulary = Callable[[RunConfig], tuple[int, int | None]]  # number of tokens, and the one that ends a text
 
 
-def resolve(experiment: Experiment, settings: Mapping[str, Any], vocabulary: Vocabulary) -> Config:
+RowsPerEpoch = Callable[[RunConfig], float]  # see RunConfig.with_steps
+
+
+def refuse_epochs(config: RunConfig) -> float:
+    """Raise UserError: where no corpus is read, epochs cannot be counted."""
+    raise UserError("the corpus is not read here; set trainer.max_iters")
+
+
+def resolve(
+    experiment: Experiment,
+    settings: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    rows_per_epoch: RowsPerEpoch = refuse_epochs,
+) -> Config:
     """Return the configuration that these settings (dotted key -> value) give. Raise ConfigError."""
     if experiment.command:
         about = {key.partition(".")[2]: text for key, text in experiment.info.items()}
         return CommandConfig(dict(settings), experiment, about=about)
-    config = validate(dotted.nest({**settings, **experiment.info}))
+    config = validate(dotted.nest({**settings, **experiment.info})).with_steps(rows_per_epoch)
     return TrainerRunConfig.model_construct(**dict(config.resolved(*vocabulary(config))))
 
 

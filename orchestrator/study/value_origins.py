@@ -30,6 +30,8 @@ def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[st
         return _of_command(loaded, features, config)
     values = config.flat()
     places = _places(loaded, features)
+    if "trainer.epochs" in places:
+        places["trainer.max_iters"] = f"trainer.epochs, {places['trainer.epochs']}"
     return {key: places.get(key) or _unset(loaded, key, field, values, places) for key, field in keys()}
 
 

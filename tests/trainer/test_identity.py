@@ -41,6 +41,7 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     **{f"model.{name}": ({}, True) for name in ("tie_embeddings", "swiglu", "rmsnorm", "rope")},
     "trainer.device": ({}, "cpu"),
     "trainer.max_iters": ({}, 2000),
+    "trainer.epochs": ({}, 3),
     "trainer.batch_size": ({}, 9),
     "trainer.grad_accum": ({}, 2),  # the order of sums
     "trainer.dtype": ({}, "bfloat16"),
@@ -102,7 +103,8 @@ NEUTRAL: dict[str, Any] = {
 
 def fingerprint(**settings: Any) -> str:
     flags = {**BASE, **settings}
-    return from_flags([f"--{key}={value}" for key, value in flags.items()]).resolved(50257, 50256).fingerprint()
+    config = from_flags([f"--{key}={value}" for key, value in flags.items()])
+    return config.with_steps(lambda _: 4000.0).resolved(50257, 50256).fingerprint()
 
 
 def test_every_setting_is_decided() -> None:
@@ -146,6 +148,7 @@ def test_spellings_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sp
 
 
 def test_other_spellings() -> None:
+    assert fingerprint(**{"trainer.epochs": 2.5}) == fingerprint(**{"trainer.max_iters": 1250}), "of 8 of 4000 rows"
     assert fingerprint(**{"data.tokenizer": "openai-community/gpt2"}) == fingerprint()
     assert fingerprint(**{"trainer.device": "cuda:1"}) == fingerprint(**{"trainer.device": "cuda"})
     nano = fingerprint(**{"model.model_type": "gpt-nano"})

@@ -31,7 +31,11 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
 END_SETTINGS = ("min_lr_ratio", "decay_steps", "decay_shape", "anneal_steps")
 PHASES = ("decay_steps", "cooldown_steps", "anneal_steps")
 # A new choice drops what was filled in for the old one: two names of the choice, then the settings filled in
-TOGETHER = (("schedule", "use_cosine", *PHASES), ("optimizer", "optimizer", "momentum", "nesterov"))
+TOGETHER = (
+    ("schedule", "use_cosine", *PHASES),
+    ("optimizer", "optimizer", "momentum", "nesterov"),
+    ("epochs", "epochs", "max_iters"),
+)
 MOMENTUM: dict[str, tuple[float, bool]] = {"sgd": (0.9, False), "muon": (0.95, True)}  # momentum, nesterov
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
@@ -18,7 +20,7 @@ from ablatrix.trainer.config.sections import (
     SystemConfig,
     TrainerConfig,
 )
-from ablatrix.trainer.rundir.errors import ConfigError
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
 # Settings that cannot change loss.csv or the final evaluation: places, restarting, and what else is written
 NEUTRAL: dict[str, Any] = {
@@ -33,7 +35,10 @@ NEUTRAL: dict[str, Any] = {
     "callbacks": set(CallbacksConfig.model_fields) - {"custom"},  # a custom callback may change the training
 }
 # Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
-ADDED: dict[str, tuple[str, ...]] = {"data": ("sampling", "document_mask", "separator")}
+ADDED: dict[str, tuple[str, ...]] = {
+    "data": ("sampling", "document_mask", "separator"),
+    "trainer": ("epochs",),
+}
 
 
 class RunConfig(Section):
@@ -59,6 +64,23 @@ class RunConfig(Section):
         if problems:
             raise ConfigError(problems)
         return self.model_copy(update={"data": data, "model": model, "trainer": optimization.settled(self.trainer)})
+
+    def with_steps(self, rows_per_epoch: Callable[[RunConfig], float]) -> RunConfig:
+        """Return the configuration with trainer.max_iters in place of trainer.epochs.
+
+        rows_per_epoch: returns the rows of batches that one pass over the training documents takes. Raises ConfigError
+        if it cannot.
+        """
+        epochs = self.trainer.epochs
+        if epochs is None:
+            return self
+        try:
+            rows = rows_per_epoch(self)
+        except UserError as error:
+            raise ConfigError([f"trainer.epochs: {error}"]) from None
+        steps = max(1, math.ceil(epochs * rows / self.trainer.batch_size - 1e-9))
+        trainer = self.trainer.model_copy(update={"epochs": None, "max_iters": steps})
+        return self.model_copy(update={"trainer": trainer})
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; two spellings of one setting give the same."""

@@ -7,7 +7,7 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ablatrix.models.config import Size
 from ablatrix.trainer.config.paths import UserPath, expand_path
@@ -110,6 +110,9 @@ class TrainerConfig(Section):
     device: Device = Field("auto", description="auto: cuda, then mps, then cpu")
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
     max_iters: Size = Field(1000, description="optimiser steps")
+    epochs: Positive | None = Field(
+        None, description="in place of max_iters: passes over the documents that data.sampling can reach"
+    )
     batch_size: Size = Field(8, description="windows per step")
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
@@ -165,6 +168,12 @@ class TrainerConfig(Section):
     resume: str = Field(
         "auto", min_length=1, description="auto: newest good checkpoint; none: start from step 0; or a file"
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainerConfig:
+        if self.epochs is not None and "max_iters" in self.model_fields_set:
+            raise ValueError(f"epochs: {self.epochs:g} and max_iters: {self.max_iters} are both set; leave one out")
+        return self
 
 
 class SystemConfig(Section):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.trainer.data.batches import split_lines, training_text
+from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
 from ablatrix.trainer.data.corpus_files import describe_files, find_files
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.formats import detect
-from ablatrix.trainer.data.sampling import Packing
+from ablatrix.trainer.data.sampling import Packing, TrainingText
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_store import SCAN, TokenStore
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
 ENOUGH = 0.9  # warn if a smaller share of the documents or tokens can be drawn
-SAMPLED_GROUPS = 64  # of lines packed together, from which the padding is estimated
+SAMPLED_GROUPS = 64  # of lines packed together, by which the padding is described
+COUNTED_GROUPS = 4096  # and by which it is estimated where a number of steps depends on it
 MOST_SKIPPED = 0.1  # warn if a larger share of the lines is too short
 
 
@@ -55,7 +56,8 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     if config.sampling == "stream":
         text += f"all are drawn, as windows of {length} tokens of one stream"
     elif config.sampling == "packed":
-        text += f"all are drawn, in blocks of {length - 1} tokens that are {_fullness(store, config):.0%} full"
+        full = _fullness(store, config, SAMPLED_GROUPS)
+        text += f"all are drawn, in blocks of {length - 1} tokens that are {full:.0%} full"
     else:
         text += f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
     warnings = []
@@ -74,10 +76,23 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     return text, warnings
 
 
-def _fullness(store: TokenStore, config: DataConfig) -> float:
-    """Return the share of packed blocks that is not padding, from groups spread evenly over the corpus."""
-    packing = Packing(training_text(store, config), config.block_size)
-    step = max(1, len(packing.groups) // SAMPLED_GROUPS)
+def count_rows(store: TokenStore, config: DataConfig) -> float:
+    """Return the rows of batches that hold the reachable tokens of a complete store once.
+
+    In packed blocks the separators and the padding count too; of a large corpus they are estimated.
+    """
+    usage = Usage.of(store, config)
+    if config.sampling != "packed":
+        return usage.usable_tokens / config.block_size
+    used = usage.tokens + usage.documents  # with a separator each
+    return used / config.block_size / _fullness(store, config, COUNTED_GROUPS)
+
+
+def _fullness(store: TokenStore, config: DataConfig, most: int) -> float:
+    """Return the share of packed blocks that is not padding, from at most about `most` groups, evenly spaced."""
+    text = TrainingText(store, split_lines(store, config), config.separator or 0)  # which one does not matter
+    packing = Packing(text, config.block_size)
+    step = -(-len(packing.groups) // most)
     blocks = [block for group in packing.groups[::step] for block in packing.blocks(group)]
     return sum(piece.length for block in blocks for piece in block) / max(1, len(blocks) * config.block_size)
 

@@ -21,7 +21,7 @@ from ablatrix.trainer.config import DataConfig, SystemConfig, tokenizer_names
 from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.data import cache_builder, embedded_sample, hub
 from ablatrix.trainer.data.corpus import describe_skipped
-from ablatrix.trainer.data.corpus_files import find_files, is_flat
+from ablatrix.trainer.data.corpus_files import describe_files, find_files, is_flat
 from ablatrix.trainer.data.manifest import (
     TOKENIZER_FILES,
     DataEntry,
@@ -78,7 +78,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-repo", metavar="REPO", help="the same, as two options")
     p.add_argument("--data-file", metavar="FILE")
     p.add_argument("--data-dir", type=_path, default=Path("data"), help="where data files go (default: data)")
-    p.add_argument("--tokens", type=_path, metavar="FILE", help="tokenise a data file now, so that jobs start at once")
+    p.add_argument(
+        "--tokens",
+        type=_path,
+        nargs="+",
+        metavar="FILE",
+        help="tokenise a corpus now, so that jobs start at once: a file, folder or pattern, or several files",
+    )
     p.add_argument("--text-key", default="text", help="key of the text in each line of --tokens (default: text)")
     p.add_argument(
         "--workers", type=int, metavar="N", help="processes for --tokens (default: the cores that this job has)"
@@ -304,10 +310,13 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
     return target
 
 
-def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: int | None) -> None:
-    """Build the token cache of a data file with all cores; a build that was killed continues where it stopped."""
-    config = DataConfig(file_path=str(path), text_key=text_key, tokenizer=name)
-    if is_flat(find_files(config)[0]):
+def warm_tokens(paths: Sequence[Path], text_key: str, name: str, cache_dir: Path, workers: int | None) -> None:
+    """Build the token cache of a corpus with all cores; a build that was killed continues where it stopped."""
+    entries = tuple(map(str, paths))
+    config = DataConfig(file_path=entries[0] if len(entries) == 1 else entries, text_key=text_key, tokenizer=name)
+    files = find_files(config)
+    path = describe_files(config, files)
+    if is_flat(files[0]):
         raise UserError(f"--tokens {path}: holds tokens already; set data.file_path to it")
     cache = Cache.of(config, cache_dir)
     there = cache.meta() is not None
@@ -316,7 +325,7 @@ def warm_tokens(path: Path, text_key: str, name: str, cache_dir: Path, workers: 
     speed = cache.size / 1e6 / max(time.monotonic() - begin, 1e-3)
     how = "already there" if there else f"{speed:.0f} MB/s"
     say(f"tokens of {path}: {meta.documents} documents, {meta.tokens} tokens ({how})")
-    skipped = describe_skipped(str(path), meta.lines, meta.skipped, meta.first_skipped)
+    skipped = describe_skipped(path, meta.lines, meta.skipped, meta.first_skipped)
     if skipped:
         say(skipped)
 
