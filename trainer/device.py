@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ablatrix.trainer.rundir import hardware
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import UserError
 
@@ -35,6 +36,24 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def name_hardware(device: torch.device) -> str:
+    """Return the model of the GPU, or of the CPU that computes or drives another device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else hardware.processor()
+
+
+def share_of_machine(device: torch.device, processes: int) -> dict[str, Any]:
+    """Return the fields of a `started` event by which the run's hours on its devices are counted.
+
+    gpus: those that this process may use, [] on a CPU; processes of the run; threads of each.
+    """
+    import torch
+
+    gpus = hardware.visible_gpus() if device.type == "cuda" else []
+    return {"gpus": gpus, "processes": processes, "threads": torch.get_num_threads()}
 
 
 def prepare() -> None:

@@ -17,7 +17,7 @@ from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
 from ablatrix.trainer.data.epochs import rows_per_epoch
 from ablatrix.trainer.data.heldout_records import read_records
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
-from ablatrix.trainer.device import describe, pick_device, tune_products
+from ablatrix.trainer.device import describe, pick_device, share_of_machine, tune_products
 from ablatrix.trainer.distributed import strategies
 from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo
 from ablatrix.trainer.inputs import Inputs
@@ -109,7 +109,8 @@ def _train(
     registry.attach(trainer, attempt, signals, inputs.custom)
     where = describe(device) + (f" x {group.world} processes ({trainer.strategy.name})" if group else "")
     event = "resumed" if origin else "started"
-    fields = {"start": attempt.number, "iter": trainer.iter, "device": where}
+    share = share_of_machine(device, trainer.strategy.world)
+    fields = {"start": attempt.number, "iter": trainer.iter, "device": where, **share}
     append_event(run_dir, event, **fields, **({"file": origin} if origin else {}))
     parameters, _ = measure(config.model)
     logger.info(f"{event} at iter {trainer.iter}: {parameters:,} parameters on {where} in {run_dir}")

@@ -22,9 +22,10 @@ from ablatrix.orchestrator.job.loss_table import LossTable
 from ablatrix.orchestrator.store import log_tail
 from ablatrix.orchestrator.study import command
 from ablatrix.orchestrator.study.command import HELPER
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import hardware, loss_digest, run_files, timing
 from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
 from ablatrix.trainer.rundir.console import complain, say
+from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import append_event, read_events
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
@@ -88,7 +89,7 @@ class CommandRunner:
         except OSError as error:
             where = error.filename or words[0]
             return self._fail(f"{where}: the command cannot be started: {error.strerror}", code=2)
-        fields: dict[str, Any] = {"start": self.attempt.number}
+        fields: dict[str, Any] = {"start": self.attempt.number, **_share_of_machine()}
         if self.resumed:
             fields["iter"] = self.table.last_step
         elif started_before:
@@ -260,6 +261,7 @@ class CommandRunner:
             "steps_repeated": len(series.repeated),
             "fingerprint": self.spec.fingerprint,
             loss_digest.KEY: loss_digest.describe(self.run_dir),
+            timing.KEY: timing.describe(self.run_dir, _name_hardware()),
         }
 
     def _explain_silence(self) -> str:
@@ -272,6 +274,20 @@ class CommandRunner:
         seen = [name for name in self.table.reader.parser.seen if not name.startswith("_")]
         names = f"; its names: {', '.join(seen[:MOST_NAMES])}" if seen else ""
         return f"no {column} was found in {source['path']} ({what}{names})"
+
+
+def _name_hardware() -> str:
+    """Return the models of the GPUs here if the command may use any, else that of the CPU."""
+    return ", ".join(hardware.gpu_models() if hardware.visible_gpus() else []) or hardware.processor()
+
+
+def _share_of_machine() -> dict[str, Any]:
+    """Return the fields of a `started` event by which the run's hours on its devices are counted.
+
+    What the command starts is not known: it is taken to use the GPUs of its job, or the cores.
+    """
+    gpus, nodes = hardware.visible_gpus(), int(os.environ.get("SLURM_NNODES", "1"))
+    return {"gpus": gpus, "processes": max(1, len(gpus)) * nodes, "threads": allotted_cores()}
 
 
 def _finite(value: float | None) -> float | None:

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report import step_times
 from ablatrix.orchestrator.report.decisions import Verdict, decide
+from ablatrix.orchestrator.report.step_times import StepTimes
+from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.study.metric import NLL, Measure
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord, Study
     from ablatrix.orchestrator.report.statistics import Effect, Reach
+    from ablatrix.orchestrator.status.device_hours import Hours
 
 KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
 MATCHED = 0.01  # parameter counts within 1% count as matched
@@ -89,9 +93,20 @@ class CellResult:
         return sum(found) / len(found) if found else None
 
     @property
+    def seconds_per_run(self) -> float | None:
+        """Training time of a run by its steps and the cell's seconds per step; None where time is not compared."""
+        steps, each = self.average("iters"), self.runs[0].cell_step_seconds if self.runs else None
+        return steps * each if steps and each else None
+
+    @property
     def tokens_per_second(self) -> float | None:
-        tokens, seconds = self.average("tokens"), self.average("seconds")
+        tokens, seconds = self.average("tokens"), self.seconds_per_run
         return tokens / seconds if tokens and seconds else None
+
+    @property
+    def hours(self) -> Hours:
+        """GPU-hours or CPU-hours of all attempts at its runs."""
+        return device_hours.total([use for run in self.runs for use in run.uses])
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,12 @@ class Analysis:
     interactions: tuple[Contrast, ...]
     main_effects: tuple[Contrast, ...]
     left_out: tuple[Contrast, ...]
+    times: StepTimes
+
+    @cached_property
+    def hours(self) -> Hours:
+        """GPU-hours or CPU-hours of the study."""
+        return device_hours.total([use for run in self.study.runs for use in run.uses])
 
     @cached_property
     def compared(self) -> list[CellResult]:
@@ -159,6 +180,8 @@ def analyse(study: Study) -> Analysis:
         for name, runs in study.cells.items()
     }
     reference = find_reference(cells.values())
+    times = step_times.measure(study.cells, reference) if reference else StepTimes()
+    cells = {name: _timed(cell, times.of(name)) for name, cell in cells.items()}
     if reference:
         base = cells[reference]
         results = [_compare(cell, base) for cell in cells.values()]
@@ -178,7 +201,12 @@ def analyse(study: Study) -> Analysis:
         interactions=interactions,
         main_effects=main_effects,
         left_out=_left_out(sets, values, factors),
+        times=times,
     )
+
+
+def _timed(cell: CellResult, step_seconds: float | None) -> CellResult:
+    return replace(cell, runs=tuple(replace(run, cell_step_seconds=step_seconds) for run in cell.runs))
 
 
 def _judged(cell: CellResult, base: CellResult) -> CellResult:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,10 +18,16 @@ from pydantic import ValidationError
 from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows
+from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store.study_dir import read_plan
 from ablatrix.orchestrator.study.metric import NLL, Measure, of_record
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_digest, run_files, timing
+from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.files import read_bytes
+from ablatrix.trainer.rundir.step_time import lower_quartile
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.device_hours import Use
 
 States = Mapping[str, str | tuple[str, str]]
 
@@ -44,6 +50,9 @@ class RunRecord:
     study_measure: Measure = NLL
     altered: str = ""  # how loss.csv differs from what the finished run wrote
     digest: str = ""  # of the files
+    uses: tuple[Use, ...] = ()  # its attempts, oldest first
+    step_seconds: float | None = None  # per step, undisturbed
+    cell_step_seconds: float | None = None  # of its cell (step_times.py), by which time is compared; None: it is not
 
     @property
     def finished(self) -> bool:
@@ -91,13 +100,22 @@ class RunRecord:
 
     @cached_property
     def evaluations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, seconds, value) of every evaluation of the measure, the one of summary.json last; each (E,)."""
-        tokens, seconds, loss = (self.curve.held_out[name] for name in ("tokens", "seconds", "val_loss"))
-        end = [v for v in (self.number("tokens"), self.number("seconds"), self.value) if v is not None]
+        """(tokens, seconds, value) of every evaluation of the measure, the one of summary.json last; each (E,).
+
+        seconds: steps times the cell's seconds per step, not the run's own clock; nan where time is not compared.
+        """
+        tokens, steps, loss = (self.curve.held_out[name] for name in ("tokens", "iter", "val_loss"))
+        end = [v for v in (self.number("tokens"), self.number("iters"), self.value) if v is not None]
         if len(end) == 3:
             before = tokens < end[0]
-            tokens, seconds, loss = (np.append(v[before], e) for v, e in zip((tokens, seconds, loss), end, strict=True))
-        return tokens, np.maximum.accumulate(seconds) if len(seconds) else seconds, loss
+            tokens, steps, loss = (np.append(v[before], e) for v, e in zip((tokens, steps, loss), end, strict=True))
+        return tokens, steps * (math.nan if self.cell_step_seconds is None else self.cell_step_seconds), loss
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """Host, hardware, start and speed, from summary.json; {} for a run of an earlier version."""
+        found = self.summary.get(timing.KEY)
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def usable(self) -> bool:
@@ -212,13 +230,16 @@ def read_study(study_dir: Path, states: States) -> Study:
 def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Measure) -> RunRecord:
     """Read the files of one run. run: its entry in study.json."""
     names = (run_files.CONFIG, run_files.SUMMARY, run_files.PROVENANCE, run_files.LOSS)
+    events = read_events(folder, newest_only=("heartbeat", "checkpoint"))
     contents = [_read(folder / name) for name in names]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     config, summary, provenance = map(_parse_object, contents[:3])
     if "iters" not in summary:
         summary = {}  # a command's own file of that name
-    curve = reduce_rows(parse_rows(contents[3], measure.column))
+    columns = parse_rows(contents[3], measure.column)
+    curve = reduce_rows(columns)
     last = int(curve.last_iter) if curve.rows else 0
+    uses = device_hours.uses_of(run["id"], events) or device_hours.use_of_summary(run["id"], summary)
     state = states.get(run["id"], "done" if summary else "planned")
     word, reason = (state, "") if isinstance(state, str) else state
     return RunRecord(
@@ -235,8 +256,20 @@ def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Meas
         curve=curve,
         study_measure=measure,
         altered=loss_digest.explain_change(summary, digests[3], curve.rows, last) if summary else "",
-        digest=" ".join(digests),
+        digest=" ".join([*digests, *map(str, uses)]),
+        uses=tuple(uses),
+        step_seconds=_step_seconds(summary, columns),
     )
+
+
+def _step_seconds(summary: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> float | None:
+    """Return the seconds per undisturbed step, for a run of an earlier version by its loss.csv."""
+    recorded = summary.get(timing.KEY)
+    if isinstance(recorded, dict):
+        value = recorded.get("step_seconds")
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
+    every = max(1, len(columns["iter"]) // 1000)
+    return lower_quartile(columns["iter"][::every].tolist(), columns["seconds"][::every].tolist())
 
 
 def _read(path: Path) -> bytes:

@@ -62,7 +62,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("combinations", "Combinations", combinations(analysis, drawn)),
         _section("domains", "By domain", domains(analysis)),
         _section("contexts", "By context length", context_lengths(analysis, drawn)),
-        _section("cost", "Cost", [costs(analysis), *_pick(drawn, "cost")]),
+        _section("cost", "Cost", [*costs(analysis), *_pick(drawn, "cost")]),
         _section("methods", "Methods", methods.paragraphs(analysis)),
         _section("repeat", "All runs, and how to repeat them", repeat(analysis)),
     ]
@@ -186,19 +186,24 @@ def budgets(analysis: Analysis) -> list[Block]:
         "cell": lambda cell: cell.name,
         f"equal {analysis.budget}": lambda cell: with_margin(cell.effect),
         "equal FLOPs": lambda cell: with_margin(cell.equal_flops),
-        "equal time": lambda cell: with_margin(cell.equal_seconds),
     }
     speed: Columns[CellResult] = {
         "cell": lambda cell: cell.name,
         "tokens": lambda cell: reach_text(cell.tokens_to, ""),
         "speed-up in tokens": lambda cell: factor_text(cell.tokens_to),
-        "time": lambda cell: reach_text(cell.seconds_to, "s"),
-        "speed-up in time": lambda cell: factor_text(cell.seconds_to),
     }
+    if not analysis.times.withheld:
+        effects = {**effects, "equal time": lambda cell: with_margin(cell.equal_seconds)}
+        speed = {
+            **speed,
+            "time": lambda cell: reach_text(cell.seconds_to, "s"),
+            "speed-up in time": lambda cell: factor_text(cell.seconds_to),
+        }
     return [
         f"Effect on the {name} at a matched budget of {analysis.budget} (the headline), training FLOPs or training "
         "time. If one cell costs more, its value is interpolated on its curve, at a point where its learning-rate "
         "schedule has not ended. 95% confidence intervals are pointwise, not adjusted for multiple comparisons.",
+        *_time_remark(analysis),
         _table(analysis.compared, effects),
         Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),
         f"Tokens and time until the {name} first reaches the baseline's final value, by interpolation between "
@@ -206,6 +211,20 @@ def budgets(analysis: Analysis) -> list[Block]:
         "every run reached that value; those that did not count with their full cost.",
         _table(analysis.cells.values(), speed, base=analysis.base),
     ]
+
+
+def _time_remark(analysis: Analysis) -> list[Block]:
+    """Return a sentence about how time was compared, or why it was not."""
+    times = analysis.times
+    if times.withheld:
+        return [times.withheld]
+    text = "Time: steps times the cell's seconds per step (lower quartile along each run, median over runs)."
+    if times.controls:
+        measured = ", ".join(f"{name} {ratio:.2f}" for name, ratio in times.controls.items())
+        text += f" Cells that compute what the baseline computes count as 1; measured: {measured}."
+    if times.apart:
+        text += f" Without a run on the baseline's hardware, so without a time: {', '.join(times.apart)}."
+    return [text]
 
 
 def curves(drawn: Mapping[str, Figure]) -> list[Block]:
@@ -304,26 +323,29 @@ def _starred(contrast: Contrast) -> str:
     return with_margin(contrast.effect) + (" *" if significant else "")
 
 
-def costs(analysis: Analysis) -> Table:
-    """Return parameters, compute, time, throughput and memory of every cell."""
-    reference = analysis.base.tokens_per_second if analysis.base else None
-
-    def throughput(cell: CellResult) -> str:
-        speed = cell.tokens_per_second
-        return f"{speed / reference:.2f}×" if speed and reference else DASH
-
+def costs(analysis: Analysis) -> list[Block]:
+    """Return the hours of the study, and parameters, compute, time, throughput and memory of every cell."""
     columns: Columns[CellResult] = {
         "cell": lambda cell: cell.name,
         "parameters": lambda cell: quantity(cell.parameters),
         "FLOPs/token": lambda cell: quantity(cell.flops_per_token),
         "tokens": lambda cell: quantity(cell.average("tokens")),
-        "time per run": lambda cell: duration(cell.average("seconds")),
-        "tokens/s": lambda cell: quantity(cell.tokens_per_second),
-        "throughput": throughput,
         "peak memory": lambda cell: quantity(cell.average("peak_memory_bytes"), "B"),
-        "time, all runs": lambda cell: duration(sum(run.number("seconds") or 0.0 for run in cell.runs)),
+        "all attempts": lambda cell: str(cell.hours),
     }
-    return _table(analysis.cells.values(), columns, base=analysis.base)
+    if not analysis.times.withheld:
+        columns = {
+            **columns,
+            "time per run": lambda cell: duration(cell.seconds_per_run),
+            "tokens/s": lambda cell: quantity(cell.tokens_per_second),
+            "step time": lambda cell: f"{r:.2f}×" if (r := analysis.times.ratio(cell.name)) else DASH,
+        }
+    text = (
+        f"The study took {analysis.hours}: all attempts at all runs, with evaluations; runs that shared a GPU at the "
+        "same time count once."
+    )
+    withheld = [analysis.times.withheld] if analysis.times.withheld else []
+    return [text, *withheld, _table(analysis.cells.values(), columns, base=analysis.base)]
 
 
 def repeat(analysis: Analysis) -> list[Block]:

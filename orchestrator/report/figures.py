@@ -330,7 +330,7 @@ def cost(analysis: Analysis) -> Figure | None:
     panels = []
     measure = analysis.measure
     costs = (
-        ("Training time", "seconds per run, baseline = 1", lambda c: c.average("seconds")),
+        ("Training time", "seconds per run, baseline = 1", lambda c: c.seconds_per_run),
         ("Training compute", "FLOPs per run, baseline = 1", _flops),
     )
     for title, label, spent in costs:

@@ -96,9 +96,11 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "parameters_ratio": _ratio(cell.parameters, base.parameters if base else None),
         "flops_per_token": cell.flops_per_token,
         "tokens": cell.average("tokens"),
-        "seconds": cell.average("seconds"),
+        "seconds": cell.seconds_per_run,
         "tokens_per_second": cell.tokens_per_second,
-        "throughput_ratio": _ratio(cell.tokens_per_second, base.tokens_per_second if base else None),
+        "step_time_ratio": analysis.times.ratio(cell.name),
+        "gpu_hours": cell.hours.gpu or None,
+        "cpu_hours": cell.hours.cpu or None,
         "peak_memory_bytes": cell.average("peak_memory_bytes"),
         "flags": "; ".join(verdicts.flags(cell, analysis)),
     }

@@ -15,6 +15,7 @@ import numpy as np
 from ablatrix.models.config import count_parameters, flops_per_token
 from ablatrix.trainer.config import validate
 from ablatrix.trainer.rundir.loss_csv import COLUMNS
+from ablatrix.trainer.rundir.step_time import lower_quartile
 
 VOCABULARY = 512
 FEATURES: dict[str, dict[str, Any]] = {
@@ -45,6 +46,8 @@ class Plan:
     domains: Sequence[str] = ()
     contexts: Sequence[int] = ()  # lengths; longer than the block, a cell is 0.1 nats better there, or has learned rows
     rng: int = 0
+    slow: Mapping[tuple[str, int], float] = field(default_factory=dict)  # run -> its time by its usual time
+    hosts: Mapping[tuple[str, int], str] = field(default_factory=dict)  # run -> host; recorded only for these
 
 
 def one_at_a_time(features: Sequence[str]) -> dict[str, list[str]]:
@@ -73,7 +76,11 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
             planted = sum(plan.effects.get(f, 0.0) for f in features) + plan.extra.get(cell, 0.0)
             noise = rng.normal(0, plan.noise) if fate != "stripped" else 0.0
             if fate != "planned":
-                _write_run(folder / run, plan, config, shared[seed], planted + noise, fate)
+                _write_run(
+                    folder / run, plan, config, shared[seed], planted + noise, fate, plan.slow.get((cell, seed), 1.0)
+                )
+                if (cell, seed) in plan.hosts and fate == "done":
+                    _record_host(folder / run, plan.hosts[cell, seed])
             runs.append({"id": run, "cell": cell, "seed": seed, "features": list(features), "overrides": overrides})
             states[run] = _state(fate)
     study = {
@@ -106,7 +113,18 @@ def _config(plan: Plan, overrides: Mapping[str, Any], seed: int) -> Any:
     return validate(tree).resolved(VOCABULARY)
 
 
-def _write_run(folder: Path, plan: Plan, config: Any, shared: float, planted: float, fate: str) -> None:
+def _record_host(folder: Path, host: str) -> None:
+    """Add to a summary.json where the run was trained, as one of this version has it."""
+    path = folder / "summary.json"
+    timing = {"host": host, "hardware": f"CPU of {host}", "started": 1_700_000_000.0}
+    rows = [line.split(",") for line in (folder / "loss.csv").read_text().splitlines()[1:]]
+    timing["step_seconds"] = lower_quartile([int(row[0]) for row in rows], [float(row[-1]) for row in rows])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "timing": timing}))
+
+
+def _write_run(
+    folder: Path, plan: Plan, config: Any, shared: float, planted: float, fate: str, slow: float = 1.0
+) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.to_json())
     rng = np.random.default_rng([plan.rng, config.system.seed])  # the batches: the same in every cell of a seed
@@ -114,7 +132,7 @@ def _write_run(folder: Path, plan: Plan, config: Any, shared: float, planted: fl
     steps = np.unique(np.linspace(1, plan.max_iters, plan.rows).astype(int))
     evaluated = set(np.unique(np.linspace(0, len(steps) - 1, plan.evaluations + 1).astype(int))[1:].tolist())
     per_step = config.trainer.batch_size * config.data.block_size
-    speed = 0.004 * (1.15 if config.model.swiglu else 1.0) * float(rng.uniform(0.97, 1.03))
+    speed = 0.004 * (1.15 if config.model.swiglu else 1.0) * float(rng.uniform(0.97, 1.03)) * slow
     lines, value = [",".join(COLUMNS)], math.nan
     for i, step in enumerate(steps):
         if step > share * plan.max_iters:

@@ -54,12 +54,11 @@ def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[st
     """Return the events of a run, oldest first; torn and foreign lines are skipped.
 
     certain: raise OSError if the file system fails, instead of returning no events. newest_only: events of which only
-    the newest few matter; parsing thousands of heartbeats takes long.
+    the newest few before each other event matter; parsing thousands of heartbeats takes long.
     """
     path = run_dir / EVENTS
     text = read_bytes_strict(path).decode("utf-8", "replace") if certain else read_text(path)
-    for event in newest_only:
-        text = _without_older(text, event)
+    text = _without_older(text, newest_only)
     return [record for record in json_objects(text) if _is_event(record)]
 
 
@@ -68,14 +67,25 @@ def may_requeue(stopped: Mapping[str, Any]) -> bool:
     return stopped.get("requeue", True) is not False
 
 
-def _without_older(text: str, event: str, kept: int = 2) -> str:
-    """Return the text without the lines of this event but for the last few (the very last may be torn)."""
-    start = f'{{"event": "{event}"'
-    if text.count(start) <= kept:
+def _without_older(text: str, events: Collection[str], kept: int = 2) -> str:
+    """Return the text without lines of these events that are followed by `kept` (the last may be torn) of their kind.
+
+    Only lines up to the next event of another name count as following.
+    """
+    starts = [f'{{"event": "{event}"' for event in events]
+    if all(text.count(start) <= kept for start in starts):
         return text
-    lines = text.split("\n")
-    older = set([i for i, line in enumerate(lines) if line.startswith(start)][:-kept])
-    return "\n".join(line for i, line in enumerate(lines) if i not in older)
+    lines: list[str] = []
+    following = dict.fromkeys(starts, 0)
+    for line in reversed(text.split("\n")):
+        start = next((start for start in starts if line.startswith(start)), "")
+        if start:
+            following[start] += 1
+        elif line:
+            following = dict.fromkeys(starts, 0)
+        if not start or following[start] <= kept:
+            lines.append(line)
+    return "\n".join(reversed(lines))
 
 
 def _is_event(record: Mapping[str, Any]) -> bool:

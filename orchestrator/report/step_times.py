@@ -1,0 +1,143 @@
+"""Time as a property of a cell: what its steps cost against the baseline's, from undisturbed steps.
+
+A run's own clock counts whatever else its machine did. So each cell has one ratio, the median over its runs of seconds
+per step (the lower quartile along the run) divided by the baseline's, and everything about time follows from it. Cells
+that compute what the baseline computes must come out at 1; if they do not, or if a cell's runs disagree, nothing about
+time is shown.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.collect import RunRecord
+
+OFF = 0.05  # of a ratio that must be 1
+SPREAD = 0.10  # of seconds per step within a cell
+
+# Last words of settings that change no operation, only its numbers
+FREE = {
+    *("learning_rate", "lr", "peak_lr", "max_lr", "min_lr", "min_lr_ratio", "min_learning_rate", "constant_lr_ratio"),
+    *("warmup", "warmup_steps", "warmup_iters", "warmup_ratio"),
+    *("schedule", "lr_schedule", "scheduler", "lr_scheduler_type", "use_cosine"),
+    *("decay_steps", "decay_shape", "decay_iters", "lr_decay_iters", "cooldown_steps", "anneal_steps"),
+    *("weight_decay", "betas", "beta1", "beta2", "adam_beta1", "adam_beta2", "beta2_decay", "update_clip"),
+}
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """How fast the cells are. withheld: why nothing may be said about it, '' if it may.
+
+    seconds: cell -> seconds per step on the baseline's hardware; ratios: the same divided by the baseline's; controls:
+    cells that compute what the baseline computes -> measured ratio, while theirs in `ratios` is 1; apart: cells without
+    a run on hardware that the baseline ran on.
+    """
+
+    withheld: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    controls: Mapping[str, float] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()
+
+    def of(self, cell: str) -> float | None:
+        """Return a cell's seconds per step, None if they are withheld or not known."""
+        return None if self.withheld else self.seconds.get(cell)
+
+    def ratio(self, cell: str) -> float | None:
+        """Return a cell's seconds per step divided by the baseline's, None if withheld or not known."""
+        return None if self.withheld else self.ratios.get(cell)
+
+
+def measure(cells: Mapping[str, Sequence[RunRecord]], reference: str) -> StepTimes:
+    """Return the step times of a study's cells. reference: its baseline."""
+    timed = {name: [r for r in runs if r.usable and r.step_seconds] for name, runs in cells.items()}
+    base = timed[reference]
+    if not base:
+        return StepTimes("Time is not compared: seconds per step of the baseline are not known.")
+    found = {name: [ratio for run in runs if (ratio := _ratio(run, base))] for name, runs in timed.items()}
+    ratios = {name: median(each) for name, each in found.items() if each} | {reference: 1.0}
+    usual = median(run.step_seconds for run in base if run.step_seconds)
+    same = [name for name in ratios if name != reference and _same_work(cells[name][0], cells[reference][0])]
+    controls = {name: ratios[name] for name in same}
+    ratios |= dict.fromkeys(controls, 1.0)
+    return StepTimes(
+        _doubt(timed, controls),
+        {name: usual * ratio for name, ratio in ratios.items()},
+        ratios,
+        controls,
+        tuple(name for name, runs in timed.items() if runs and name not in ratios),
+    )
+
+
+def _ratio(run: RunRecord, base: Sequence[RunRecord]) -> float | None:
+    """Return a run's seconds per step divided by those of the baseline's run that is most like it.
+
+    That is the one on the same host, else on the same hardware, with the same seed if there is one, else their mean:
+    seeds are queued one after the other, so runs of one seed have met the same state of the machine.
+    """
+    for place in (_host, _hardware):
+        here = [other for other in base if place(other) == place(run)]
+        paired = [other for other in here if other.seed == run.seed] or here
+        if paired:
+            return (run.step_seconds or 0.0) / fmean(other.step_seconds or 0.0 for other in paired)
+    return None
+
+
+def _host(run: RunRecord) -> Hashable:
+    return (str(run.timing.get("host", "")), _hardware(run))
+
+
+def _hardware(run: RunRecord) -> Hashable:
+    processes = run.number("processes")
+    return (str(run.timing.get("hardware", "")), str(run.summary.get("device", "")), processes)
+
+
+def _same_work(run: RunRecord, base: RunRecord) -> bool:
+    """True if the two differ in settings only that change no operation."""
+    keys = set(run.overrides) | set(base.overrides)
+    changed = {key for key in keys if run.overrides.get(key) != base.overrides.get(key)}
+    return all(not key.startswith("model.") and key.rpartition(".")[2] in FREE for key in changed)
+
+
+def _doubt(timed: Mapping[str, Sequence[RunRecord]], controls: Mapping[str, float]) -> str:
+    """Return why the step times cannot be trusted, '' if they can."""
+    off = max(controls, key=lambda name: abs(controls[name] - 1), default="")
+    if off and abs(controls[off] - 1) > OFF:
+        return (
+            f"Time is not compared: {off} computes what the baseline computes, but its steps took "
+            f"{controls[off]:.2f} times as long, so the machine was not equally free for all runs."
+        )
+    spreads = {name: spread for name, runs in timed.items() if (spread := _spread(runs)) is not None}
+    widest = max(spreads, key=lambda name: spreads[name], default="")
+    if widest and spreads[widest] > SPREAD:
+        return (
+            f"Time is not compared: seconds per step differ by {spreads[widest]:.0%} between runs of {widest}, so the "
+            "machine was not equally free for all runs."
+        )
+    if not spreads and not controls:
+        return (
+            "Time is not compared: no cell ran twice on the same hardware, and none computes what the baseline "
+            "computes, so it is not known whether the machine was equally free for all runs."
+        )
+    return ""
+
+
+def _spread(runs: Sequence[RunRecord]) -> float | None:
+    """Return the largest seconds per step over the smallest, minus 1, of runs in one place; None without two such runs.
+
+    A place is a host; where every run had a host of its own, the same hardware.
+    """
+    for place in (_host, _hardware):
+        groups: dict[Hashable, list[float]] = defaultdict(list)
+        for run in runs:
+            groups[place(run)].append(run.step_seconds or 0.0)
+        found = [max(group) / min(group) - 1 for group in groups.values() if len(group) > 1]
+        if found:
+            return max(found)
+    return None
