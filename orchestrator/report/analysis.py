@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ablatrix.orchestrator.report import formatting, step_times
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report import step_times
 from ablatrix.orchestrator.report.decisions import Verdict, decide
 from ablatrix.orchestrator.report.step_times import StepTimes
 from ablatrix.orchestrator.status import device_hours
@@ -160,6 +160,18 @@ class Analysis:
     def family(self) -> int:
         """Number of comparisons that the verdicts are corrected for."""
         return sum(cell.effect is not None and cell.effect.p_joint is not None for cell in self.compared)
+
+    @cached_property
+    def detectable(self) -> float | None:
+        """Median half-width of the simultaneous intervals: a larger difference is shown, a smaller one is not."""
+        halves = sorted(half for c in self.compared if c.effect and (half := c.effect.joint_half_width))
+        return halves[len(halves) // 2] if halves else None
+
+    @cached_property
+    def decimals(self) -> int:
+        """Decimals of effects and values: two digits of the uncertainty."""
+        least = formatting.LEAST_OF_NLL if self.measure.is_nll else 0
+        return formatting.decimals_for(self.detectable, least) if self.detectable else formatting.USUAL_DECIMALS
 
     @property
     def single_seed(self) -> bool:

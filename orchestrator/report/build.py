@@ -19,30 +19,27 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.content import Section
     from ablatrix.orchestrator.report.figure_data import Figure
+    from ablatrix.orchestrator.report.wording import CellText
 
 FOLDER = "report"
 
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """A cell in the verdict table. value: its mean; effect: against the baseline; p_value: corrected."""
+    """A cell in the verdict table. text: what every table shows of it; sentence: the verdict with its evidence."""
 
     cell: str
-    done: int
-    total: int
-    value: float | None
-    effect: float | None
-    interval: tuple[float, float] | None
-    p_value: float | None
     verdict: str
+    text: CellText
     sentence: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """Results for the terminal, and the files written."""
+    """Results for the terminal, and the files written. headline: the result in one sentence."""
 
     name: str
+    headline: str
     rows: tuple[VerdictRow, ...]
     notes: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -55,18 +52,21 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     states: run id -> state or (state, reason); a run without one counts as done if it left a summary, else as planned.
     Raises UserError if `study_dir` holds no study, RunError if the report cannot be written.
     """
-    from ablatrix.orchestrator.report import collect, notes, output
+    from ablatrix.orchestrator.report import collect, notes, output, wording
     from ablatrix.orchestrator.report.analysis import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
     paths = output.refresh(study_dir / FOLDER, study.digest, lambda: contents(analysis))
-    return Report(study.name, tuple(verdict_rows(analysis)), tuple(notes.notes(analysis)), paths, analysis.measure)
+    headline = wording.headline(analysis)
+    return Report(
+        study.name, headline, tuple(verdict_rows(analysis)), tuple(notes.notes(analysis)), paths, analysis.measure
+    )
 
 
 def contents(analysis: Analysis) -> dict[str, bytes | str]:
     """Return every file of the report: name -> content, a pure function of the analysis."""
-    from ablatrix.orchestrator.report import document, figures, tables
+    from ablatrix.orchestrator.report import document, figures, tables, wording
 
     drawn = figures.build_figures(analysis)
     sections = document.compose(analysis, drawn)
@@ -76,15 +76,17 @@ def contents(analysis: Analysis) -> dict[str, bytes | str]:
         "comparison.csv": tables.comparison(analysis),
         "comparison.tex": tables.latex(analysis),
     }
-    return files | _pages(title, document.subtitle(analysis), sections, drawn)
+    return files | _pages(title, wording.headline(analysis), document.subtitle(analysis), sections, drawn)
 
 
-def _pages(title: str, subtitle: str, sections: Sequence[Section], drawn: Sequence[Figure]) -> dict[str, bytes | str]:
+def _pages(
+    title: str, lead: str, subtitle: str, sections: Sequence[Section], drawn: Sequence[Figure]
+) -> dict[str, bytes | str]:
     from ablatrix.orchestrator.report import drawing, pages
 
     files: dict[str, bytes | str] = {
-        "report.md": pages.markdown(title, subtitle, sections),
-        "report.html": pages.html(title, subtitle, sections),
+        "report.md": pages.markdown(title, lead, subtitle, sections),
+        "report.html": pages.html(title, lead, subtitle, sections),
     }
     for figure in drawn:
         files |= {f"{figure.name}.{kind}": content for kind, content in drawing.draw(figure).items()}
@@ -121,7 +123,7 @@ def compare(
         for row in verdict_rows(a)
     ]
     warnings, measure = tuple(side_by_side.warnings(analyses)), side_by_side.measure(analyses)
-    return Report(", ".join(names), tuple(rows), warnings, paths, measure)
+    return Report(", ".join(names), side_by_side.headline(analyses), tuple(rows), warnings, paths, measure)
 
 
 def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
@@ -129,29 +131,16 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
 
     figure = side_by_side.forest(analyses)
     subtitle = ", ".join(side_by_side.label_studies(analyses))
-    pages = _pages("Studies side by side", subtitle, side_by_side.compose(analyses, figure), [figure])
+    lead = side_by_side.headline(analyses)
+    pages = _pages("Studies side by side", lead, subtitle, side_by_side.compose(analyses, figure), [figure])
     return {"comparison.csv": side_by_side.comparison(analyses), **pages}
 
 
 def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
     """Return the verdict table, a row per cell in the study's order."""
-    from ablatrix.orchestrator.report import verdicts
+    from ablatrix.orchestrator.report import verdicts, wording
 
-    rows = []
-    for cell in analysis.cells.values():
-        effect = cell.effect
-        known = effect is not None and effect.low is not None and effect.high is not None
-        rows.append(
-            VerdictRow(
-                cell=cell.name,
-                done=cell.done,
-                total=len(cell.runs),
-                value=cell.mean,
-                effect=effect.mean if effect else None,
-                interval=(effect.low, effect.high) if known else None,  # type: ignore[union-attr, arg-type]
-                p_value=effect.p_joint if effect else None,
-                verdict=cell.verdict,
-                sentence=verdicts.sentence(cell, analysis),
-            )
-        )
-    return rows
+    return [
+        VerdictRow(cell.name, cell.verdict, wording.cell_text(cell, analysis), verdicts.sentence(cell, analysis))
+        for cell in analysis.cells.values()
+    ]

@@ -24,42 +24,43 @@ from ablatrix.orchestrator.report.content import (
     Verdicts,
 )
 from ablatrix.orchestrator.report.corpus_notes import corpus_notes
+from ablatrix.orchestrator.report.forests import MANY_CELLS, ordered
 from ablatrix.orchestrator.report.formatting import (
     DASH,
     count,
     duration,
     factor_text,
-    interval,
     p_text,
     percent,
     plain,
     quantity,
     reach_text,
     signed,
+    span_text,
     with_margin,
 )
 from ablatrix.orchestrator.report.notes import notes
+from ablatrix.orchestrator.report.wording import cell_text
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
     from ablatrix.orchestrator.report.collect import RunRecord
     from ablatrix.orchestrator.report.figure_data import Figure
 
-MOST_SENTENCES = 40
 T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
 
 
 def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
-    """Return all sections that have content, run health first."""
+    """Return all sections that have content, the verdict first."""
     drawn = {figure.name: figure for figure in figures}
     made = [
+        _section("verdict", "Verdict", verdict(analysis, drawn)),
         _section("about", "The experiment", about(analysis)),
         _section("health", "Run health", health(analysis)),
-        _section("verdict", "Verdict", [*verdict_list(analysis), *_pick(drawn, "effects"), main_table(analysis)]),
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("curves", "Curves", curves(drawn)),
-        _section("combinations", "Combinations", combinations(analysis, drawn)),
+        _section("combinations", "Combinations", combinations(drawn)),
         _section("domains", "By domain", domains(analysis)),
         _section("contexts", "By context length", context_lengths(analysis, drawn)),
         _section("cost", "Cost", [*costs(analysis), *_pick(drawn, "cost")]),
@@ -139,53 +140,62 @@ def _progress(run: RunRecord) -> str:
     return f"{run.curve.last_iter:.0f}" + (f" of {total}" if total else "")
 
 
-def verdict_list(analysis: Analysis) -> list[Block]:
-    """Return a sentence per cell; in a large study, cells without a verdict are folded away."""
+def verdict(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
+    """Return the forest plot, a sentence per cell and the details, folded where the cells are many."""
     found = [
         Verdict(c.name, c.verdict, verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
-        for c in analysis.cells.values()
+        for c in _listed(analysis)
     ]
-    quiet = [v for v in found if v.word in ("inconclusive", "no claim")]
-    if len(found) <= MOST_SENTENCES or not quiet:
-        return [Verdicts(found)]
-    loud = [v for v in found if v not in quiet]
-    return [Verdicts(loud), Folded(f"{len(quiet)} cells without a verdict", [Verdicts(quiet)])]
+    sentences: Block = Verdicts(found)
+    if len(found) >= MANY_CELLS:
+        sentences = Folded(f"A sentence per cell ({len(found)})", [sentences])
+    details = Folded("Standard deviations, p values and other details", [details_table(analysis)])
+    return [*_pick(drawn, "effects"), sentences, details]
 
 
-def main_table(analysis: Analysis) -> Table:
-    """Return the effect of every cell, with its interval and p values."""
+def _listed(analysis: Analysis) -> list[CellResult]:
+    """Return all cells in the order of the forest plot."""
+    return ([analysis.base] if analysis.base else []) + ordered(analysis)
+
+
+def details_table(analysis: Analysis) -> Table:
+    """Return what the forest plot leaves out."""
+    digits = analysis.decimals
+
+    def paired(cell: CellResult) -> str:
+        found = cell.effect.paired if cell.effect else None
+        if found is None:
+            return DASH
+        return f"{span_text(found.low, found.high, digits)}, p {p_text(found.p_joint)}"
+
     columns: dict[str, Callable[[CellResult], str]] = {
         "cell": lambda cell: cell.name,
-        "runs": lambda cell: f"{cell.done}/{len(cell.runs)}",
-        analysis.measure.name: lambda cell: plain(cell.mean),
-        "seed SD": lambda cell: plain(cell.sd),
-        "effect": lambda cell: signed(cell.effect.mean if cell.effect else None),
-        "95% interval": lambda cell: interval(cell.effect),
+        "seed SD": lambda cell: plain(cell.sd, digits + 1),
+        "pointwise 95% interval": lambda cell: cell_text(cell, analysis).pointwise,
         "p": lambda cell: p_text(cell.effect.p if cell.effect else None),
-        "p (corrected)": lambda cell: p_text(cell.effect.p_joint if cell.effect else None),
+        "p (corrected)": lambda cell: cell_text(cell, analysis).p,
+        "without pooling": paired,
+        "without outliers": lambda cell: signed(cell.effect.without_outliers if cell.effect else None, digits),
         "perplexity": lambda cell: percent(math.exp(cell.effect.mean)) if cell.effect else DASH,
-        "parameters": lambda cell: _parameters(cell, analysis.base),
         "FLOPs/token": lambda cell: quantity(cell.flops_per_token),
     }
     if not analysis.measure.is_nll:
         del columns["perplexity"]
-    return _table(analysis.cells.values(), columns, base=analysis.base)
-
-
-def _parameters(cell: CellResult, base: CellResult | None) -> str:
-    ratio = cell.parameters / base.parameters if base and base.parameters and cell.parameters else 1.0
-    return quantity(cell.parameters) + (f" ({percent(ratio)})" if abs(ratio - 1) > 5e-4 else "")
+    made = _table(_listed(analysis), columns, base=analysis.base)
+    known = [i for i in range(len(made.head)) if i == 0 or any(row.cells[i] != DASH for row in made.rows)]
+    rows = [Row([row.cells[i] for i in known], row.base) for row in made.rows]
+    return Table([made.head[i] for i in known], rows)
 
 
 def budgets(analysis: Analysis) -> list[Block]:
     """Return the effects at equal tokens, compute and time, and the cost of reaching the baseline's final value."""
     if not any(c.effect for c in analysis.compared):
         return []
-    name = analysis.measure.name
+    name, digits = analysis.measure.name, analysis.decimals
     effects: Columns[CellResult] = {
         "cell": lambda cell: cell.name,
-        f"equal {analysis.budget}": lambda cell: with_margin(cell.effect),
-        "equal FLOPs": lambda cell: with_margin(cell.equal_flops),
+        f"equal {analysis.budget}": lambda cell: with_margin(cell.effect, digits),
+        "equal FLOPs": lambda cell: with_margin(cell.equal_flops, digits),
     }
     speed: Columns[CellResult] = {
         "cell": lambda cell: cell.name,
@@ -193,7 +203,7 @@ def budgets(analysis: Analysis) -> list[Block]:
         "speed-up in tokens": lambda cell: factor_text(cell.tokens_to),
     }
     if not analysis.times.withheld:
-        effects = {**effects, "equal time": lambda cell: with_margin(cell.equal_seconds)}
+        effects = {**effects, "equal time": lambda cell: with_margin(cell.equal_seconds, digits)}
         speed = {
             **speed,
             "time": lambda cell: reach_text(cell.seconds_to, "s"),
@@ -234,45 +244,10 @@ def curves(drawn: Mapping[str, Figure]) -> list[Block]:
     return [*_pick(drawn, "differences"), *overlay, *_pick(drawn, "schedules")]
 
 
-def combinations(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
+def combinations(drawn: Mapping[str, Figure]) -> list[Block]:
     """Return main effects, leave-one-out effects and interactions, as far as the design has them."""
-    blocks: list[Block] = []
-    if analysis.main_effects:
-        blocks += [
-            Heading("Main effects"),
-            "Each feature's effect, averaged over all combinations of the others (full factorial design).",
-            *_pick(drawn, "main_effects"),
-            contrast_table(analysis, analysis.main_effects, "hurts", "helps", "inconclusive"),
-        ]
-    if analysis.left_out:
-        blocks += [
-            Heading("Leave one out"),
-            "All features on, minus all but this one: what the feature adds when all others are on.",
-            contrast_table(analysis, analysis.left_out, "hurts", "helps", "inconclusive"),
-        ]
-    if any(c.effect for c in analysis.interactions):
-        words = ("worse than the sum", "better than the sum", "no interaction shown")
-        table = contrast_table(analysis, analysis.interactions, *words)
-        blocks += [Heading("Interactions"), *_pick(drawn, "interactions"), table]
-    return blocks
-
-
-def contrast_table(analysis: Analysis, contrasts: Sequence[Contrast], worse: str, better: str, neither: str) -> Table:
-    """Return contrasts with their corrected p values and a reading in words."""
-
-    def reading(contrast: Contrast) -> str:
-        words = verdicts.contrast_verdict(contrast, analysis.measure, worse, better, neither)
-        return words + (f" ({contrast.missing} comparisons lack a run)" if contrast.missing else "")
-
-    columns: Columns[Contrast] = {
-        "": lambda c: c.name,
-        "effect": lambda c: signed(c.effect.mean if c.effect else None),
-        "95% interval": lambda c: interval(c.effect),
-        "p": lambda c: p_text(c.effect.p if c.effect else None),
-        "p (corrected)": lambda c: p_text(c.effect.p_joint if c.effect else None),
-        "reading": reading,
-    }
-    return _table(contrasts, columns, left=(0, 5))
+    found = [drawn[name] for name in ("main_effects", "left_out", "interactions") if name in drawn]
+    return [block for figure in found for block in (Heading(figure.title), figure)]
 
 
 def domains(analysis: Analysis) -> list[Block]:

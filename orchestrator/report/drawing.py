@@ -15,29 +15,18 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
+from ablatrix.orchestrator.report import forest_plot
+from ablatrix.orchestrator.report.formatting import short
+from ablatrix.orchestrator.report.palette import BAND, GREY, INK, style, ticks
 from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel
+    from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel
 
-INK, GREY, BAND = "#1a1a1a", "#6e6e6e", "#e4e4e4"
-# Okabe & Ito 2008 without yellow, which is invisible on white; style 0, the baseline, is drawn in INK
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
-PAPER = "#ffffff"
-# What each colour becomes on a dark page
-DARK = dict(
-    zip(
-        (INK, GREY, BAND, PAPER, *COLOURS),
-        ("#e8e6e3", "#a8a6a2", "#33373d", "#16181b", "#4aa8e0", "#f08a45", "#2bc79a", "#e59cc4", "#8fd0f5", "#f0bd4a"),
-        strict=True,
-    )
-)
 WIDE, NARROW = 7.2, 3.5  # inches: two columns of a paper; a phone
 
 SETTINGS: dict[Any, Any] = {
@@ -119,29 +108,13 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
     canvas = Canvas(layout="constrained")
     FigureCanvasAgg(canvas)
     if figure.forest:
-        _forest(canvas, figure.forest, width)
-    else:
-        _panels(canvas, figure, width)
+        canvas.set_layout_engine("none")
+        forest_plot.fill(canvas, figure.title, figure.forest, width)
+        return canvas
+    _panels(canvas, figure, width)
     canvas.draw_without_rendering()
     canvas.set_layout_engine("none")  # the same layout for every format
     return canvas
-
-
-def style(index: int) -> tuple[str, Any, str]:
-    """Return (colour, dash, marker) of a style; the three together do not repeat within 264 cells."""
-    if index == 0:
-        return INK, "-", "o"
-    i = index - 1
-    return COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[(i + 1) % len(MARKERS)]
-
-
-def short(name: str, most: int) -> str:
-    """Return a long name without its middle: names built from parts differ at both ends."""
-    name = visible(name)
-    if len(name) <= most:
-        return name
-    head = (most - 1) // 2
-    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
 
 
 # ---- panels ----------------------------------------------------------------------------------------------------------
@@ -184,12 +157,6 @@ def _panel(axes: Axes, panel: Panel) -> None:
     if panel.x_range[1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid()
-
-
-def ticks(limits: tuple[float, float], count: int) -> list[float]:
-    """Return about `count` round numbers within limits."""
-    low, high = limits
-    return [tick for tick in MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
 
 
 def _line(axes: Axes, line: Line, index: int, count: int) -> None:
@@ -235,53 +202,6 @@ def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
     )
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
         text.set_text(short(name, longest))  # set now because matplotlib drops labels that start with an underscore
-
-
-# ---- forest plots ----------------------------------------------------------------------------------------------------
-
-
-def _forest(canvas: Canvas, forest: Forest, width: float) -> None:
-    """Draw a row per effect: its name on the left, or above it on a phone, and its text on the right."""
-    narrow = width == NARROW
-    canvas.set_size_inches(width, 0.75 + (0.42 if narrow else 0.27) * max(2, len(forest.rows)))
-    axes = canvas.add_subplot()
-    if forest.band:
-        axes.axvspan(-forest.band, forest.band, color=BAND, linewidth=0, zorder=0)
-    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-    for place, row in enumerate(forest.rows):
-        _forest_row(axes, place, row, forest.limits)
-        beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        if narrow:
-            axes.annotate(row.text, (1, place), xytext=(0, 6), ha="right", va="bottom", **beside)
-            axes.annotate(short(row.label, 24), (0, place), xytext=(0, 6), ha="left", va="bottom", **beside)
-        else:
-            axes.annotate(row.text, (1, place), xytext=(6, 0), va="center", **beside)
-    axes.set_yticks(range(len(forest.rows)), [] if narrow else [short(row.label, 34) for row in forest.rows])
-    axes.set_ylim(len(forest.rows) - 0.4, -0.9 if narrow else -0.6)
-    axes.set_xlim(*forest.limits)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel(forest.x_label)
-    known = any(row.effect is not None for row in forest.rows)
-    axes.set_xticks(ticks(forest.limits, 4 if narrow else 5) if known else [0])
-    for word, place, align in ((f"← {forest.ends[0]}", 0, "left"), (f"{forest.ends[1]} →", 1, "right")):
-        axes.annotate(
-            word, (place, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", ha=align, color=GREY
-        )
-
-
-def _forest_row(axes: Axes, place: float, row: ForestRow, limits: tuple[float, float]) -> None:
-    if row.effect is None:
-        return
-    if row.low is not None and row.high is not None:
-        low, high = max(row.low, limits[0]), min(row.high, limits[1])
-        axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt", zorder=2)
-        for end, cut, mark in ((low, row.low < limits[0], "<"), (high, row.high > limits[1], ">")):
-            axes.plot([end], [place], marker=mark if cut else "|", color=INK, markersize=5, clip_on=False, zorder=2)
-        axes.plot(row.values, [place + 0.24] * len(row.values), "|", color=GREY, markersize=3, zorder=2)
-    good, bad = row.verdict in ("helps", "synergy"), row.verdict in ("hurts", "conflict")
-    shape, face = ("o", COLOURS[0]) if good else ("s", COLOURS[1]) if bad else ("D", PAPER)
-    axes.plot([row.effect], [place], shape, color=INK, markerfacecolor=face, markersize=5.5, zorder=4)
 
 
 # ---- SVG for the page ------------------------------------------------------------------------------------------------

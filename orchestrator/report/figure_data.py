@@ -43,28 +43,47 @@ class Panel:
     zero: bool = False
 
 
+Bounds = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class ForestRow:
-    """One effect. verdict decides the marker (filled: significant, hollow: not); text is printed on the right."""
+    """One effect, or the baseline, which has none.
+
+    inner, outer: its pointwise and its simultaneous 95% interval; values: differences of single seeds; cells: the texts
+    of the table's columns; verdict decides colour and marker.
+    """
 
     label: str
     verdict: str
-    text: str
+    cells: tuple[str, ...] = ()
     effect: float | None = None
-    low: float | None = None
-    high: float | None = None
+    inner: Bounds | None = None
+    outer: Bounds | None = None
     values: tuple[float, ...] = ()
+    base: bool = False
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Effects with their intervals, a row each. band: half-width of the shaded seed noise; ends: names of the sides."""
+    """Effects with their intervals, a row each: a forest plot and a table at once.
+
+    head: names of the columns, the most important first: where room is scarce, the last ones are left out. band:
+    half-width of the shaded range around 0, None for none; ends: names of the sides; limits: of the axis.
+    """
 
     rows: tuple[ForestRow, ...]
+    head: tuple[str, ...]
     x_label: str
-    limits: tuple[float, float]
+    limits: Bounds
     band: float | None = None
     ends: tuple[str, str] = ("better", "worse")
+    first: str = "cell"  # name of the column of labels
+
+    def place(self, value: float) -> float:
+        """Return where a value is on the axis, from 0 at the left end to 1; values outside are at its ends."""
+        low, high = self.limits
+        return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 @dataclass(frozen=True)

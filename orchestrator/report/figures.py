@@ -1,23 +1,20 @@
-"""The figures of a report: which curves and effects each one shows, and its caption."""
+"""The figures of a report: which curves each one shows, and its caption. forests.py has those of effects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.orchestrator.report import breakdown, curves, formatting, verdicts
-from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line, Panel, Series
+from ablatrix.orchestrator.report import breakdown, curves, forests
+from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
-    from ablatrix.orchestrator.study.metric import Measure
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
 
 MOST_LINES = 12  # of one panel: more are indistinguishable
 MOST_PANELS = 24
-MOST_ROWS = 60
 SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
 AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
@@ -25,12 +22,13 @@ AXES = {"tokens": "tokens trained on", "steps": "steps"}
 def build_figures(analysis: Analysis) -> list[Figure]:
     """Return every figure that the study has data for, in the order of the page."""
     made = [
-        effects(analysis),
+        forests.effects(analysis),
         differences(analysis),
         loss_curves(analysis),
         schedules(analysis),
-        main_effects(analysis),
-        combinations(analysis),
+        forests.main_effects(analysis),
+        forests.left_out(analysis),
+        forests.combinations(analysis),
         context_lengths(analysis),
         cost(analysis),
     ]
@@ -53,116 +51,6 @@ def chosen(analysis: Analysis, most: int) -> tuple[list[CellResult], str]:
     names = {c.name for c in ranked}
     left = len(cells) - most
     return [c for c in cells if c.name in names], f" The {most} largest effects; {left} more are in comparison.csv."
-
-
-# ---- forest plots ----------------------------------------------------------------------------------------------------
-
-
-def effects(analysis: Analysis) -> Figure:
-    cells, remark = chosen(analysis, MOST_ROWS)
-    rows = []
-    for cell in cells:
-        word, effect = cell.verdict, cell.effect
-        text = word if effect is None else f"{formatting.signed(effect.mean)}  {word}"
-        values = (effect.mean, effect.low, effect.high, effect.values) if effect else (None, None, None, ())
-        rows.append(ForestRow(cell.name, word, text, *values))
-    band = 2 * analysis.noise if analysis.noise is not None else None
-    measure = analysis.measure
-    caption = f"Effect of each cell on the {measure.name} at a matched number of {analysis.budget}"
-    caption += f" (cell − baseline; {measure.better_side})."
-    if any(r.low is not None for r in rows):
-        caption += (
-            " Bars: pointwise 95% confidence intervals; small ticks: single seeds; filled: significant after Holm's "
-            "correction."
-        )
-    elif analysis.single_seed:
-        caption += f" There are no intervals: {verdicts.ONE_SEED}."
-    if band is not None:
-        n = len(analysis.base.values) if analysis.base else 0
-        caption += f" Grey band: ±2 seed SD of the baseline alone ({n} seeds)."
-    forest = Forest(
-        tuple(rows),
-        replace(measure, name=f"{measure.name}, difference from baseline").label,
-        forest_limits(rows, band),
-        band,
-        measure.sides("better", "worse"),
-    )
-    return Figure("effects", "Effects", caption + remark, forest=forest)
-
-
-def forest_limits(rows: list[ForestRow], band: float | None = None) -> tuple[float, float]:
-    """Return a range that shows every effect; intervals far wider than most are cut off."""
-    centres = [r.effect for r in rows if r.effect is not None]
-    far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
-    bounds = [e for r in rows for e in (r.low, r.high) if e is not None]
-    far = max(far, sorted(map(abs, bounds))[len(bounds) // 2] / 3) if bounds else far
-    ends = bounds + centres + [-(band or 0.0), band or 0.0]
-    low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
-    room = 0.06 * (high - low) or 1e-3
-    return min(low, 0.0) - room, max(high, 0.0) + room
-
-
-def main_effects(analysis: Analysis) -> Figure | None:
-    """Return the main effects of a full factorial design."""
-    measure = analysis.measure
-    caption = (
-        f"Main effects: each feature's effect on the {measure.name} averaged over all combinations of the others, with "
-        f"pointwise 95% confidence intervals; {measure.better_side}. Filled: significant after Holm's correction."
-    )
-    label = f"main effect on {measure.label}"
-    return _contrasts(
-        "main_effects", "Main effects", caption, label, analysis.main_effects, measure=measure, words=_HELPS
-    )
-
-
-def combinations(analysis: Analysis) -> Figure | None:
-    """Return the interactions: effects of combinations beyond the sum of their features."""
-    measure = analysis.measure
-    side = measure.better_side.partition(" is ")[0]
-    caption = (
-        "Interactions: effect of the combination minus the sum of the effects of its parts; at 0 they add up, "
-        f"{side} the combination is better than the sum."
-    )
-    label = replace(measure, name="interaction" if measure.is_nll else f"interaction, {measure.name}").label
-    return _contrasts(
-        "interactions", "Interactions", caption, label, analysis.interactions, measure=measure, words=_SYNERGY
-    )
-
-
-_HELPS, _SYNERGY = ("helps", "hurts"), ("synergy", "conflict")
-
-
-def _contrasts(
-    name: str,
-    title: str,
-    caption: str,
-    label: str,
-    contrasts: Sequence[Contrast],
-    *,
-    measure: Measure,
-    words: tuple[str, str],
-) -> Figure | None:
-    found = [c for c in contrasts if c.effect]
-    if not found:
-        return None
-    rows = [_contrast_row(c, measure, words) for c in found[:MOST_ROWS]]
-    if len(found) > len(rows):
-        caption += f" The first {len(rows)} of {len(found)}."
-    ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
-    return Figure(name, title, caption, forest=Forest(tuple(rows), label, forest_limits(rows), ends=ends))
-
-
-def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str]) -> ForestRow:
-    effect = contrast.effect
-    assert effect is not None
-    neither = "no interaction shown" if words == _SYNERGY else "inconclusive"
-    word = verdicts.contrast_verdict(contrast, measure, words[1], words[0], neither)
-    word = "no claim" if word == verdicts.ONE_SEED else word
-    text = f"{formatting.signed(effect.mean)}  {word}"
-    return ForestRow(contrast.name, word, text, effect.mean, effect.low, effect.high, effect.values)
-
-
-# ---- curves ----------------------------------------------------------------------------------------------------------
 
 
 def differences(analysis: Analysis) -> Figure | None:

@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ablatrix.trainer.rundir.console import visible
+
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.statistics import Effect, Reach
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"
+USUAL_DECIMALS, LEAST_OF_NLL, MOST_DECIMALS = 4, 3, 9
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -26,6 +29,16 @@ def plain(value: float | None, digits: int = 4) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
+def decimals_for(uncertainty: float, least: int = 0) -> int:
+    """Return the decimals that show two digits of a positive number, between `least` and MOST_DECIMALS."""
+    return min(max(1 - math.floor(math.log10(uncertainty)), least), MOST_DECIMALS)
+
+
+def span_text(low: float | None, high: float | None, digits: int = 4) -> str:
+    """Return `−0.190 to −0.101`; an em dash where there is no interval."""
+    return DASH if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
+
+
 def p_text(p: float | None) -> str:
     """p = 0.012; never p = 0.000."""
     if p is None:
@@ -33,17 +46,12 @@ def p_text(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def with_margin(effect: Effect | None) -> str:
-    """-0.0421 ± 0.0110: the effect and half its interval."""
+def with_margin(effect: Effect | None, digits: int = 4) -> str:
+    """-0.0421 ± 0.0110: the effect and half its pointwise interval."""
     if effect is None:
         return DASH
-    return signed(effect.mean) + (f" ± {effect.half_width:.4f}" if effect.half_width is not None else "")
-
-
-def interval(effect: Effect | None) -> str:
-    if effect is None or effect.low is None or effect.high is None:
-        return DASH
-    return f"{signed(effect.low)} to {signed(effect.high)}"
+    half = effect.half_width
+    return signed(effect.mean, digits) + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
 def quantity(value: float | None, unit: str = "") -> str:
@@ -89,6 +97,15 @@ def factor_text(reach: Reach | None) -> str:
     if reach is None or reach.factor is None:
         return DASH
     return f"{'under ' if reach.censored else ''}{reach.factor:.2f}×"
+
+
+def short(name: str, most: int) -> str:
+    """Return a long name without its middle: names built from parts differ at both ends."""
+    name = visible(name)
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
 
 
 def count(number: int, noun: str) -> str:

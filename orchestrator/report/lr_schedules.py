@@ -110,7 +110,7 @@ def figure(found: Sequence[Schedule]) -> Figure:
 
 def join_names(names: Sequence[str], most: int) -> str:
     """Return `baseline, rope + 3 more`: as many names as fit into `most` characters."""
-    from ablatrix.orchestrator.report.drawing import short
+    from ablatrix.orchestrator.report.formatting import short
 
     for count in range(len(names), 1, -1):
         left = len(names) - count

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from ablatrix.orchestrator.report import drawing
+from ablatrix.orchestrator.report import drawing, palette
 from ablatrix.orchestrator.report.content import Block, Folded, Section
 from ablatrix.orchestrator.report.figure_data import Figure, Line
 from ablatrix.trainer.rundir.console import visible
@@ -27,14 +27,18 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
 
 
-def html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return the page. Its security policy allows its own style sheet and script by their hashes, and nothing else."""
+def html(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Return the page. lead: the result in one sentence.
+
+    Its security policy allows its own style sheet and script by their hashes, and nothing else.
+    """
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8") + dark_colours()
     script = (TEMPLATES / "hover.js").read_text(encoding="utf-8")
     policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
     policy += f"style-src {_hash(css)}; script-src {_hash(script)}"
     return _template("report.html.j2", visible).render(
         title=title,
+        lead=lead,
         subtitle=subtitle,
         sections=sections,
         curves={figure.name: hover_data(figure) for figure in _figures(sections) if figure.panels},
@@ -44,9 +48,11 @@ def html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     )
 
 
-def markdown(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+def markdown(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:
     """Return the same content as Markdown, with the PNG figures beside it."""
-    page = _template("report.md.j2", escape_markdown).render(title=title, subtitle=subtitle, sections=sections)
+    page = _template("report.md.j2", escape_markdown).render(
+        title=title, lead=lead, subtitle=subtitle, sections=sections
+    )
     return str(page).rstrip() + "\n"
 
 
@@ -66,6 +72,10 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "slug": lambda word: word.replace(" ", "-"),
         "unbroken": lambda text: _UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text),
         "drawn": lambda figure: Markup(drawing.draw_inline(figure)),
+        "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
+        "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
+        "ticks": lambda forest: [t for t in palette.ticks(forest.limits, 5) if 0.03 < forest.place(t) < 0.97],
+        "number": lambda value: f"{value:.6g}".replace("-", "\N{MINUS SIGN}"),
         "paragraph": escape_paragraph,
         "fenced": fence,
     }
@@ -97,7 +107,7 @@ def dark_colours() -> str:
 
     Selectors have no ancestor: a marker that <use> repeats has none that they could match.
     """
-    pairs = [(part, *colours) for colours in drawing.DARK.items() for part in ("fill", "stroke")]
+    pairs = [(part, *colours) for colours in palette.DARK.items() for part in ("fill", "stroke")]
     rules = [f'[{part}="{light}"] {{ {part}: {dark}; }}' for part, light, dark in pairs]
     return "@media screen and (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}\n"
 

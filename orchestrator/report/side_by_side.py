@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import formatting, notes, tables
+from ablatrix.orchestrator.report import formatting, notes, tables, wording
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
-from ablatrix.orchestrator.report.figures import MOST_ROWS, forest_limits
+from ablatrix.orchestrator.report.forests import bounds_of, forest_limits
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity
+from ablatrix.orchestrator.report.wording import cell_text
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,30 +49,35 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
             result = analysis.cells.get(cell)
             if result is not None and result.name != analysis.reference:
                 rows.append(_row(f"{cell} · {name}", result, analysis))
-    shown = rows[:MOST_ROWS]
     shared = measure(analyses)
     caption = (
         f"Effect of each cell on the {shared.name}, within each study (cell − baseline of the same study; "
-        f"{shared.better_side}), with pointwise 95% confidence intervals. Overlapping intervals do not show that two "
-        "effects are equal."
+        f"{shared.better_side}). Thick bars: pointwise 95% confidence intervals; thin bars: 95% intervals simultaneous "
+        "over the comparisons of a study. Overlapping intervals do not show that two effects are equal."
     )
-    if len(rows) > len(shown):
-        caption += f" The first {len(shown)} of {len(rows)}; all are in comparison.csv."
     drawn = Forest(
-        tuple(shown),
+        tuple(rows),
+        ("effect", "verdict", "runs", "95% interval"),
         replace(shared, name=f"{shared.name}, difference from the study's baseline").label,
-        forest_limits(shown),
+        forest_limits(rows),
         ends=shared.sides("better", "worse"),
+        first="cell and study",
     )
     return Figure("effects", "Effects by study", caption, forest=drawn)
 
 
 def _row(label: str, cell: CellResult, analysis: Analysis) -> ForestRow:
-    word, effect = cell.verdict, cell.effect
+    text, effect = cell_text(cell, analysis), cell.effect
+    cells = (text.effect, text.verdict, text.runs, text.interval)
     if effect is None:
-        return ForestRow(label, word, word)
-    text = f"{formatting.signed(effect.mean)}  {word}"
-    return ForestRow(label, word, text, effect.mean, effect.low, effect.high, effect.values)
+        return ForestRow(label, cell.verdict, cells)
+    return ForestRow(label, cell.verdict, cells, effect.mean, *bounds_of(effect), effect.values)
+
+
+def headline(analyses: Sequence[Analysis]) -> str:
+    """Return the sentence of each study, after its name."""
+    names = label_studies(analyses)
+    return " ".join(f"{name}: {wording.headline(a)}" for name, a in zip(names, analyses, strict=True))
 
 
 def compose(analyses: Sequence[Analysis], figure: Figure) -> list[Section]:

@@ -59,6 +59,11 @@ class Effect:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
+    def joint_half_width(self) -> float | None:
+        """Half of the simultaneous interval."""
+        return None if self.joint_low is None or self.joint_high is None else (self.joint_high - self.joint_low) / 2
+
+    @property
     def identical(self) -> bool:
         """Every pair is equal to the last digit: the two cells computed the same thing."""
         return self.method != "prediction" and bool(self.values) and all(v == 0 for v in self.values)

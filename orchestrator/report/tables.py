@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ablatrix.orchestrator.report import formatting, verdicts
+from ablatrix.orchestrator.report import formatting, verdicts, wording
 from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
@@ -167,13 +167,10 @@ def latex(analysis: Analysis) -> str:
     """Return the comparison as a booktabs table, to \\input into a paper."""
     rows = []
     for cell in analysis.cells.values():
-        effect = formatting.signed(cell.effect.mean if cell.effect else None)
-        if cell.effect and cell.effect.low is not None:
-            effect += f" ({formatting.interval(cell.effect)})"
-        mean = formatting.plain(cell.mean) + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
-        p = formatting.p_text(cell.effect.p_joint if cell.effect else None)
-        rows.append([cell.name, str(len(cell.values)), mean, effect, p, cell.verdict])
-    head = ["cell", "seeds", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict"]
+        text = wording.cell_text(cell, analysis)
+        effect = text.effect if text.interval == formatting.DASH else f"{text.effect} ({text.interval})"
+        rows.append([text.name, text.runs, text.value, effect, text.p, text.verdict])
+    head = ["cell", "runs", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict"]
     table = pd.DataFrame([[tex(value) for value in row] for row in rows], columns=head)
     tabular = table.style.hide(axis="index").to_latex(column_format="lrrrrl", hrules=True)
     return f"% needs \\usepackage{{booktabs}}\n{tabular}"

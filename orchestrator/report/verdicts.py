@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
 from ablatrix.orchestrator.report.decisions import Verdict
-from ablatrix.orchestrator.report.formatting import count, interval, p_text, percent
+from ablatrix.orchestrator.report.formatting import count, p_text, percent, span_text
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.statistics import Effect
@@ -56,7 +56,7 @@ def _evidence(cell: CellResult, analysis: Analysis) -> str:
         seeds = count(len(analysis.base.values) if analysis.base else 0, "baseline seed")
         how = f"{count(effect.n, 'run')} against the spread of {seeds}"
     p = f"p {_equals(effect.p_joint)} corrected for {count(analysis.family, 'comparison')}"
-    return f"{name} {interval(effect)}, {p}, {how}"
+    return f"{name} {span_text(effect.low, effect.high, analysis.decimals)}, {p}, {how}"
 
 
 def _equals(p: float | None) -> str:

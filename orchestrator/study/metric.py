@@ -25,6 +25,11 @@ class Measure:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     @property
+    def short_name(self) -> str:
+        """The head of a column: `NLL`, `accuracy`."""
+        return "NLL" if self.name == NLL.name else self.name
+
+    @property
     def title(self) -> str:
         """The name at the beginning of a sentence."""
         return self.name[:1].upper() + self.name[1:]

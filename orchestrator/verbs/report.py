@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.report.build import Report
 
-DROPPED_FIRST = ("p (corrected)", "runs", "95% interval")
+DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval")
 
 
 def report(studies: Sequence[str], output: Path, console: Console) -> None:
@@ -34,17 +34,19 @@ def report(studies: Sequence[str], output: Path, console: Console) -> None:
 
 
 def _print_verdict(made: Report, console: Console) -> None:
-    """Print a report's verdict table, its sentences, and where its files are."""
+    """Print the result in one sentence, the verdict table, and where the page is."""
+    console.print(made.headline, soft_wrap=not console.is_terminal)
     measure = made.measure
     rows = [
         {
             "cell": row.cell,
-            "runs": f"{row.done}/{row.total}",
-            measure.name.removesuffix(" NLL"): tables.format_loss(row.value),
-            "effect": "" if row.effect is None else f"{row.effect:+.4f}",
-            "95% interval": f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}" if row.interval else "",
-            "p (corrected)": "" if row.p_value is None else f"{row.p_value:.3g}",
-            "verdict": row.verdict,
+            "effect": row.text.effect,
+            "95% interval": row.text.interval,
+            "verdict": row.text.verdict,
+            measure.short_name: row.text.value,
+            "runs": row.text.runs,
+            "p (corrected)": row.text.p,
+            "parameters": row.text.parameters,
         }
         for row in made.rows
     ]

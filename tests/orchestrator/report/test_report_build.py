@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from html import escape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ablatrix.orchestrator.report import collect, document, notes, tables
 from ablatrix.orchestrator.report.analysis import analyse
 from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
 from ablatrix.orchestrator.report.pages import html as page_of
+from ablatrix.orchestrator.report.wording import headline
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from tests.support.studies import Plan, write_study
 
@@ -33,6 +35,7 @@ class Made:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.analysis = analyse(collect.read_study(folder, write_study(folder, plan)))
         self.rows = verdict_rows(self.analysis)
+        self.headline = headline(self.analysis)
         self.notes = notes.notes(self.analysis)
 
     def table(self, text: str) -> list[dict[str, str]]:
@@ -59,9 +62,10 @@ def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
     assert "lower than the baseline" in row(report, "swiglu").sentence
     assert "higher than the baseline" in row(report, "warmup").sentence
     assert row(report, "rmsnorm").verdict == "inconclusive"
-    found = row(report, "swiglu")
-    assert found.interval is not None
-    assert found.interval[0] < -0.2 < found.interval[1] < 0
+    pattern = r"swiglu \(−0\.\d{3} nats\) helps\. warmup \(\+0\.\d{3}\) and all_on .* hurt\. rmsnorm"
+    assert re.match(pattern, report.headline)
+    first = (tmp_path / "report" / "report.md").read_text().splitlines()[2]
+    assert first.replace("\\", "") == f"**{report.headline}**"
     assert {path.name for path in report.paths} >= FILES
     assert all(path.exists() for path in report.paths)
 
@@ -70,8 +74,8 @@ def test_one_seed_makes_no_claim(tmp_path: Path) -> None:
     report = Made(tmp_path, Plan(seeds=(1,), effects={"warmup": 0.5}))
     harmful = row(report, "warmup")
     assert harmful.verdict == "no claim"
-    assert harmful.interval is None
-    assert harmful.p_value is None
+    assert harmful.text.interval == harmful.text.p == "—"
+    assert report.headline.endswith("one seed only, so no conclusion can be drawn.")
     assert "one seed only, so no conclusion can be drawn" in harmful.sentence
     assert "higher than the baseline" in harmful.sentence
     assert all(r["effect_low"] == "" and r["p"] == "" for r in report.cells)
@@ -105,7 +109,7 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
     assert "1 of 3 runs diverged and is excluded" in row(report, "rmsnorm").sentence
     assert "1 of 3 runs without a result" in row(report, "swiglu").sentence
     sections = document.compose(report.analysis, [])
-    page = page_of("t", "s", sections)
+    page = page_of("t", "l", "s", sections)
     assert "out of memory on node3" in page
     assert "4 runs diverged and are excluded from all means and intervals: " in page
     assert "more than 20% worse than its own first value" in page

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import breakdown, document, figures, formatting, notes, pages
+from ablatrix.orchestrator.report import breakdown, document, drawing, figures, forests, formatting, notes, pages
 from ablatrix.orchestrator.report.analysis import Analysis, Contrast, analyse
 from ablatrix.orchestrator.report.build import build, compare
 from ablatrix.orchestrator.report.collect import read_study
@@ -196,7 +197,7 @@ def test_studies_on_other_data_are_told_apart(tmp_path: Path) -> None:
 
 def written(analysis: Analysis) -> str:
     """The page of an analysis, without the pictures on disk."""
-    text = pages.html("title", "subtitle", document.compose(analysis, figures.build_figures(analysis)))
+    text = pages.html("title", "lead", "subtitle", document.compose(analysis, figures.build_figures(analysis)))
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -220,9 +221,12 @@ def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     features = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
     plan = Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}, seeds=(1, 2), rows=8)
     plan.fates = {("f07", 1): "diverged", ("f07", 2): "diverged"}
-    text = written(analysed(tmp_path, plan))
-    assert "64 cells without a verdict" in text
-    assert "5 more are in comparison.csv" in text
+    analysis = analysed(tmp_path, plan)
+    text = written(analysis)
+    assert "A sentence per cell (66)" in text
+    assert len(re.findall(r"<td class=\"l name\">f\d\d</td>", text)) == 65
+    drawn = drawing.layout(forests.effects(analysis))
+    assert "The first 60 of 66 rows; 6 more are in comparison.csv." in [t.get_text() for t in drawn.texts]
     assert "diverged in 2 of 2 finished runs" in text
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import drawing, figures, methods, tables
+from ablatrix.orchestrator.report import drawing, figures, methods, palette, tables
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import build
 from ablatrix.orchestrator.report.collect import read_study
@@ -111,6 +111,8 @@ def _move(tmp_path: Path) -> dict[str, tuple[str, str]]:
 def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, width: float) -> None:
     analysis = analysed(tmp_path, plan)
     for figure in figures.build_figures(analysis):
+        if figure.forest and width == drawing.NARROW:
+            continue  # a table on the page
         with drawing.settings(), warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -128,7 +130,7 @@ def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, widt
 
 
 def test_styles_do_not_repeat() -> None:
-    seen = {(str(drawing.style(i)),) for i in range(60)}
+    seen = {(str(palette.style(i)),) for i in range(60)}
     assert len(seen) == 60
 
 
@@ -148,7 +150,7 @@ def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path) -> None:
 
 def test_latex_is_escaped(tmp_path: Path) -> None:
     text = tables.latex(analysed(tmp_path, Plan(features=HOSTILE, seeds=(1, 2))))
-    assert r"\_x & 2 &" in text
+    assert r"\_x & 2 of 2 &" in text
     assert r"a\$b\$" in text
     assert r"\textless{}script\textgreater{}" in text
     assert "−" not in text
@@ -254,7 +256,7 @@ def test_early_stop_is_no_failure(tmp_path: Path) -> None:
     report = build(tmp_path, states)
     assert "2 runs stopped early, as configured, and count as finished." in report.notes
     (rope,) = [row for row in report.rows if row.cell == "rope"]
-    assert (rope.done, rope.total) == (2, 2) and rope.effect is not None
+    assert rope.text.runs == "2 of 2" and rope.text.effect != "—"
     assert "no result" not in (tmp_path / "report" / "report.md").read_text()
 
 

@@ -1,0 +1,166 @@
+"""Forest plots that are tables at the same time: effects of cells, main effects, what is left out, interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.report import formatting, verdicts, wording
+from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Forest, ForestRow
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.study.metric import Measure
+
+MANY_CELLS = 12  # from here on they are sorted by effect, and details folded
+
+
+def effects(analysis: Analysis) -> Figure:
+    """Return the forest plot of all cells, which is also the main table; the study in one sentence is its title."""
+    measure, cells = analysis.measure, ordered(analysis)
+    rows = [_effect_row(cell, analysis) for cell in ([analysis.base] if analysis.base else []) + cells]
+    band = analysis.detectable
+    forest = Forest(
+        tuple(rows),
+        ("effect", "verdict", measure.short_name, "runs", "parameters", "95% interval"),
+        replace(measure, name=f"{measure.name}, difference from baseline").label,
+        forest_limits(rows, band),
+        band,
+        measure.sides("better", "worse"),
+    )
+    return Figure("effects", wording.headline(analysis), _effects_caption(analysis), forest=forest)
+
+
+def ordered(analysis: Analysis) -> list[CellResult]:
+    """Return the compared cells in the study's order, or by effect, the best first, where they are many."""
+    cells = analysis.compared
+    if len(cells) < MANY_CELLS - 1:
+        return cells
+    sign = -1.0 if analysis.measure.higher_is_better else 1.0
+    return sorted(cells, key=lambda c: (c.effect is None, sign * c.effect.mean if c.effect else 0.0))
+
+
+def _effect_row(cell: CellResult, analysis: Analysis) -> ForestRow:
+    text, effect = wording.cell_text(cell, analysis), cell.effect
+    columns = (text.effect, text.verdict, text.value, text.runs, text.parameters, text.interval)
+    bounds = bounds_of(effect)
+    values = effect.values if effect else ()
+    mean = effect.mean if effect else None
+    return ForestRow(cell.name, cell.verdict, columns, mean, *bounds, values, base=cell is analysis.base)
+
+
+def bounds_of(effect: Effect | None) -> tuple[Bounds | None, Bounds | None]:
+    """Return the pointwise and the simultaneous interval, None for one that is not known."""
+    if effect is None or effect.low is None or effect.high is None:
+        return None, None
+    outer = None if effect.joint_low is None or effect.joint_high is None else (effect.joint_low, effect.joint_high)
+    return (effect.low, effect.high), outer
+
+
+def _effects_caption(analysis: Analysis) -> str:
+    measure = analysis.measure
+    caption = (
+        f"Effect of each cell on the {measure.name} at a matched number of {analysis.budget} (cell − baseline; "
+        f"{measure.better_side})."
+    )
+    if analysis.detectable is None:
+        return caption + (f" There are no intervals: {verdicts.ONE_SEED}." if analysis.single_seed else "")
+    caption += (
+        f" {_seeds(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: 95% interval "
+        f"simultaneous over {formatting.count(analysis.family, 'comparison')}, which decides the verdict and is the "
+        "one in the table; small ticks: single seeds."
+    )
+    shown = f"{analysis.detectable:.{analysis.decimals}f}{measure.short_unit}"
+    return f"{caption} Shaded: differences under {shown}, too small for this study to show."
+
+
+def _seeds(analysis: Analysis) -> str:
+    """Return `n = 3 runs per cell.`"""
+    sizes = sorted({len(cell.values) for cell in analysis.cells.values() if cell.values})
+    if not sizes:
+        return ""
+    some = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return f"n = {some} runs per cell."
+
+
+def forest_limits(rows: Sequence[ForestRow], band: float | None = None) -> Bounds:
+    """Return a range that shows every effect; intervals far wider than most are cut off."""
+    centres = [r.effect for r in rows if r.effect is not None]
+    far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
+    bounds = [end for r in rows for end in (r.outer or r.inner or ())]
+    far = max(far, sorted(map(abs, bounds))[len(bounds) // 2] / 3) if bounds else far
+    ends = bounds + centres + [-(band or 0.0), band or 0.0]
+    low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
+    room = 0.06 * (high - low) or 1e-3
+    return min(low, 0.0) - room, max(high, 0.0) + room
+
+
+_HELPS, _SYNERGY, _SUM = ("helps", "hurts"), ("synergy", "conflict"), ("better than the sum", "worse than the sum")
+
+
+def main_effects(analysis: Analysis) -> Figure | None:
+    """Return the main effects of a factorial design."""
+    caption = (
+        f"Each feature's effect on the {analysis.measure.name}, averaged over all combinations of the others; "
+        f"{analysis.measure.better_side}."
+    )
+    texts = ("Main effects", caption, "main effect")
+    return _contrasts(analysis, "main_effects", texts, analysis.main_effects)
+
+
+def left_out(analysis: Analysis) -> Figure | None:
+    """Return what each feature adds when all others are on."""
+    caption = "All features on, minus all but this one: what the feature adds when all others are on."
+    return _contrasts(analysis, "left_out", ("Leave one out", caption, "effect"), analysis.left_out)
+
+
+def combinations(analysis: Analysis) -> Figure | None:
+    """Return the interactions: effects of combinations beyond the sum of their features."""
+    side = analysis.measure.better_side.partition(" is ")[0]
+    caption = (
+        "Effect of the combination minus the sum of the effects of its parts; at 0 they add up, "
+        f"{side} the combination is better than the sum."
+    )
+    texts = ("Interactions", caption, "interaction")
+    return _contrasts(analysis, "interactions", texts, analysis.interactions, _SYNERGY)
+
+
+def _contrasts(
+    analysis: Analysis,
+    name: str,
+    texts: tuple[str, str, str],
+    contrasts: Sequence[Contrast],
+    words: tuple[str, str] = _HELPS,
+) -> Figure | None:
+    """Return contrasts as a figure. texts: its title, its caption and the name of what is on the axis."""
+    title, caption, label = texts
+    if not any(c.effect for c in contrasts):
+        return None
+    measure, digits = analysis.measure, analysis.decimals
+    rows = tuple(_contrast_row(c, measure, words, digits) for c in contrasts)
+    if any(row.outer for row in rows):
+        caption += (
+            " Thick bar: pointwise 95% confidence interval; thin bar: 95% interval simultaneous over "
+            f"{formatting.count(len(contrasts), 'comparison')}."
+        )
+    head = ("effect", "reading", "95% interval", "p (corrected)")
+    axis = f"{label} on {measure.label}" if words == _HELPS else f"{label}, {measure.label}"
+    ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
+    forest = Forest(rows, head, axis, forest_limits(rows), ends=ends, first="feature")
+    return Figure(name, title, caption, forest=forest)
+
+
+def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str], digits: int) -> ForestRow:
+    effect = contrast.effect
+    better, worse = _SUM if words == _SYNERGY else words
+    neither = "no interaction shown" if words == _SYNERGY else "inconclusive"
+    reading = verdicts.contrast_verdict(contrast, measure, worse, better, neither)
+    reading += f" ({contrast.missing} comparisons lack a run)" if contrast.missing else ""
+    if effect is None:
+        return ForestRow(contrast.name, "no result", (formatting.DASH, reading, formatting.DASH, formatting.DASH))
+    interval = formatting.span_text(effect.joint_low, effect.joint_high, digits)
+    cells = (formatting.signed(effect.mean, digits), reading, interval, formatting.p_text(effect.p_joint))
+    verdict = {better: "helps", worse: "hurts"}.get(reading.partition(" (")[0], "inconclusive")
+    return ForestRow(contrast.name, verdict, cells, effect.mean, *bounds_of(effect), effect.values)
