@@ -15,38 +15,12 @@ import pytest
 from ablatrix.trainer.data import embedded_sample, warm_cache
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.rundir.files import atomic_write
+from tests.support.forked_python import ForkedPython
 from tests.support.workspace import Workspace
 
 pytest_plugins = ["tests.support.evidence"]
 
 WriteJsonl = Callable[..., Path]
-
-
-CLUSTER = ("tests/slurm/", "tests/trust/test_canaries.py", "tests/trust/test_soak.py")  # tests that need Slurm
-SECOND = "test_survival.py"  # in tests/slurm: has a cluster to itself where there are two
-TOGETHER = ("tests/slurm/test_without_accounting.py", "tests/trust/test_two_users.py")  # what they stand on is dear
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that need Slurm are known by their files."""
-    if item.get_closest_marker("slurm") and not item.nodeid.startswith(CLUSTER):
-        raise pytest.UsageError(f"{item.nodeid} needs Slurm: name its file in {__name__}.CLUSTER")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadgroup` one process runs all tests of one cluster, the longest chain; groups come first."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class GroupsFirst(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith(TOGETHER):
-                return nodeid.partition("::")[0]
-            if nodeid.startswith(f"tests/slurm/{SECOND}"):
-                return "the second cluster"
-            return "the cluster" if nodeid.startswith(CLUSTER) else nodeid
-
-    return GroupsFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +73,15 @@ def write_jsonl(tmp_path: Path) -> WriteJsonl:
     return write
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_python() -> Iterator[ForkedPython]:
+    """A `python` that starts at once; it is forked before the first test leaves traces in this process."""
+    forked = ForkedPython()
+    yield forked
+    forked.stop()
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, offline_cache: Path, corpus: Path) -> Workspace:
-    """A user's folder with the embedded tokenizer and a small corpus at hand."""
-    return Workspace(tmp_path, corpus, offline_cache)
+def workspace(tmp_path: Path, offline_cache: Path, corpus: Path, forked_python: ForkedPython) -> Workspace:
+    """A user's folder with the embedded tokenizer and a small corpus at hand; its verbs and trainers are forked."""
+    return Workspace(tmp_path, corpus, offline_cache, python=forked_python.python)

@@ -26,6 +26,8 @@ from ablatrix.orchestrator.cli import app
 from ablatrix.orchestrator.report.build import build
 from tests.support.studies import Plan, write_study
 
+pytestmark = pytest.mark.xdist_group("golden")
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 RENEW = "GOLDEN_UPDATE=1 python -m pytest tests/test_golden.py"

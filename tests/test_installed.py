@@ -75,6 +75,8 @@ OWN = """
 import helper
 from torch import nn
 
+pytestmark = pytest.mark.xdist_group("installed")
+
 
 class Mine(nn.Module):
     def __init__(self, config):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SECOND, one_at_a_time
+from tests.conftest import one_at_a_time
+from tests.support.forked_python import ForkedPython
+from tests.support.slurm_runs import ITERS
 from tests.support.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -36,25 +38,45 @@ def cluster() -> str:
     return str(HERE / "cluster")
 
 
+def group_of(request: pytest.FixtureRequest) -> str:
+    """The group of tests that this one belongs to: "slurm-1", "slurm-2" or "slurm-3"."""
+    marker = request.node.get_closest_marker("xdist_group")
+    return str(marker.args[0])
+
+
 @pytest.fixture(autouse=True)
 def alone(shared_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests of one cluster run one after the other, in whichever process: some of them break its daemons.
+    """Tests of one cluster run one after the other, in any process: some of them break its daemons.
 
-    Those of test_survival.py, half of the time, have the cluster of SLURM_LAB_2 where that is set.
+    The groups slurm-2 and slurm-3 have the clusters in $SLURM_LAB-2 and $SLURM_LAB-3 where these are.
     """
-    second = os.environ.get("SLURM_LAB_2", "")
-    lab = second if second and request.path.name == SECOND else ""
-    if lab:
+    number = int(group_of(request).removeprefix("slurm-"))
+    lab = f"{os.environ.get('SLURM_LAB', '')}-{number}"
+    if number > 1 and Path(lab, ".slurm-lab").exists():
         monkeypatch.setenv("SLURM_LAB", lab)
         monkeypatch.setenv("SLURM_CONF", f"{lab}/etc/slurm.conf")
-        monkeypatch.setenv("SLURM_LAB_PORT", os.environ["SLURM_LAB_2_PORT"])
-    with one_at_a_time(shared_dir, "slurm2" if lab else "slurm"):
+        monkeypatch.setenv("SLURM_LAB_PORT", str(int(os.environ["SLURM_LAB_PORT"]) + 30 * (number - 1)))
+    else:
+        number = 1
+    with one_at_a_time(shared_dir, f"slurm-{number}"):
         yield
 
 
 @pytest.fixture
-def slurm_workspace(cluster: str, workspace: Workspace) -> Iterator[Workspace]:
-    """A workspace whose jobs are cancelled at the end of the test."""
+def slurm_workspace(cluster: str, workspace: Workspace, forked_python: ForkedPython) -> Iterator[Workspace]:
+    """A workspace whose jobs are started by Slurm, and cancelled at the end of the test."""
+    workspace.python = forked_python.verbs_python
     yield workspace
     for study in (workspace.folder / "out").glob("*/study.json"):
         workspace.run("cancel", "--all", "--yes", "--study", study.parent.name, code=None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, offline_cache: Path, corpus: Path, forked_python: ForkedPython
+) -> list[list[str]]:
+    """The baseline's loss.csv from a run that nobody touched."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    workspace = Workspace(folder, corpus, offline_cache, python=forked_python.python)
+    workspace.run("submit", workspace.write_study(iters=ITERS, ckpt=100), "--launcher", "local", "--only", "baseline")
+    return workspace.loss("baseline")

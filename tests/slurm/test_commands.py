@@ -19,7 +19,7 @@ from tests.support.evidence import Cases, Tally
 from tests.support.hostile_names import FOLDERS
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 FOLDER = '; it\'s "a" $(touch CANARY) {{ 7*7 }} #~ żółw'
 

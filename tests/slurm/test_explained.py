@@ -14,7 +14,7 @@ from ablatrix.trainer.rundir import processes
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 STUDY = """\
 name: study

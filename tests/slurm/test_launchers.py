@@ -11,7 +11,7 @@ from ablatrix.trainer.rundir.events import read_events
 from tests.support.checkout import copy_checkout
 from tests.support.workspace import CELLS, Workspace
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2")]
 
 
 @pytest.fixture(params=["sbatch", "submitit"])

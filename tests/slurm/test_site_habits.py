@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 
 def scontrol(*words: str) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.forked_python import ForkedPython
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 ITERS = 1000
 # slow learning: sums in another order are other last digits, which the many steps of a fast one would blow up
@@ -33,35 +34,37 @@ def submit(workspace: Workspace, name: str, *words: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, offline_cache: Path, corpus: Path) -> list[list[float]]:
+def one_process(
+    tmp_path_factory: pytest.TempPathFactory, offline_cache: Path, corpus: Path, forked_python: ForkedPython
+) -> list[list[float]]:
     """The rows of one process."""
-    workspace = Workspace(tmp_path_factory.mktemp("alone"), corpus, offline_cache)
+    workspace = Workspace(tmp_path_factory.mktemp("one"), corpus, offline_cache, python=forked_python.python)
     submit(workspace, "one", "--launcher", "local")
     return numbers(workspace.run_folder("baseline", "one"))
 
 
-def finished(workspace: Workspace, alone: list[list[float]]) -> list[str]:
+def finished(workspace: Workspace, one_process: list[list[float]]) -> list[str]:
     """The events of the run that two nodes have shared, whose rows must be those of one process."""
     workspace.wait(lambda states: states["baseline"]["state"] == "done", "two")
     run_dir = workspace.run_folder("baseline", "two")
     assert json.loads((run_dir / run_files.SUMMARY).read_text())["processes"] == 2
     assert (run_dir / "job-node1.out").exists()
-    for row, expected in zip(numbers(run_dir), alone, strict=True):
+    for row, expected in zip(numbers(run_dir), one_process, strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
     return [event["event"] for event in read_events(run_dir)]
 
 
-def test_equal_to_one_process_through_a_requeue(slurm_workspace: Workspace, alone: list[list[float]]) -> None:
+def test_equal_to_one_process_through_a_requeue(slurm_workspace: Workspace, one_process: list[list[float]]) -> None:
     submit(slurm_workspace, "two", "--launcher", "sbatch", *SHARED)
     slurm_workspace.wait(lambda states: states["baseline"]["iter"] > 60, "two")
     job = slurm_workspace.states("two")["baseline"]["job_id"]
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
     assert "NumNodes=2 " in shown
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    events = finished(slurm_workspace, alone)
+    events = finished(slurm_workspace, one_process)
     assert events.count("requeued") == events.count("resumed") == events.count("finished") == 1
 
 
-def test_through_submitit(slurm_workspace: Workspace, alone: list[list[float]]) -> None:
+def test_through_submitit(slurm_workspace: Workspace, one_process: list[list[float]]) -> None:
     submit(slurm_workspace, "two", "--launcher", "submitit", *SHARED)
-    assert finished(slurm_workspace, alone).count("finished") == 1
+    assert finished(slurm_workspace, one_process).count("finished") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -19,9 +20,8 @@ def write(workspace: Workspace, name: str = "study") -> None:
     path.write_text(text + "features: {swiglu: {model.swiglu: true}}\ndesign: [baseline, one_at_a_time]\nseeds: [1]\n")
 
 
-def make(folder: Path, corpus: Path, cache: Path) -> Workspace:
+def make(workspace: Workspace) -> Workspace:
     """The study, run by the local launcher, and its report."""
-    workspace = Workspace(folder, corpus, cache)
     write(workspace)
     workspace.run("submit", "study.yaml", "--launcher", "local")
     workspace.run("report", "study")
@@ -35,7 +35,7 @@ def copy(made: Workspace, folder: Path) -> Workspace:
         (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
 
     shutil.copytree(made.folder, folder, copy_function=link)
-    return Workspace(folder, made.corpus, made.cache)
+    return dataclasses.replace(made, folder=folder, environment={})
 
 
 def results(workspace: Workspace, cell: str) -> tuple[object, ...]:

@@ -46,6 +46,7 @@ class Workspace:
     corpus: Path
     cache: Path
     environment: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable
 
     def write_study(self, name: str = "study", iters: int = 20, ckpt: int = 10, extra: str = "") -> Path:
         """An experiment file of seven cells and one seed that trains in a second or two a run."""
@@ -70,7 +71,7 @@ class Workspace:
         return result
 
     def command(self, *words: object) -> list[str]:
-        return [sys.executable, "-m", "orchestrator", *map(str, words)]
+        return [self.python, "-m", "orchestrator", *map(str, words)]
 
     def env(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1", **self.environment}

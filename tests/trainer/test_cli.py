@@ -1,4 +1,4 @@
-"""`python -m ablatrix.trainer` as users, jobs and clusters call it: real processes, real signals, real files."""
+"""`python -m ablatrix.trainer` as users, jobs and clusters call it: processes, signals, files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.forked_python import ForkedPython
 from tests.support.workspace import without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +31,8 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 class Command:
     """`python -m ablatrix.trainer` on the shared corpus, in the test's own folder."""
 
-    def __init__(self, folder: Path, corpus: Path, cache: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, corpus: Path, cache: Path, python: str) -> None:
+        self.folder, self.python = folder, python
         self.flags = {
             "data.file_path": corpus,
             "data.tokenizer": "sample",
@@ -51,7 +52,7 @@ class Command:
 
     def line(self, work_dir: str = "run", **flags: Any) -> list[str]:
         merged = {**self.flags, "system.work_dir": work_dir, **{k.replace("__", "."): v for k, v in flags.items()}}
-        return [sys.executable, "-m", "ablatrix.trainer", *(f"--{k}={v}" for k, v in merged.items() if v is not None)]
+        return [self.python, "-m", "ablatrix.trainer", *(f"--{k}={v}" for k, v in merged.items() if v is not None)]
 
     def start(self, work_dir: str = "run", **flags: Any) -> subprocess.Popen[str]:
         out = subprocess.PIPE
@@ -71,15 +72,17 @@ class Command:
 
 
 @pytest.fixture
-def command(tmp_path: Path, corpus: Path, offline_cache: Path) -> Command:
-    return Command(tmp_path, corpus, offline_cache)
+def command(tmp_path: Path, corpus: Path, offline_cache: Path, forked_python: ForkedPython) -> Command:
+    return Command(tmp_path, corpus, offline_cache, forked_python.python)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, offline_cache: Path) -> Path:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, offline_cache: Path, forked_python: ForkedPython
+) -> Path:
     """The folder of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    Command(folder, corpus, offline_cache).run(trainer__sample_interval=20)
+    Command(folder, corpus, offline_cache, forked_python.python).run(trainer__sample_interval=20)
     return folder / "run"
 
 
@@ -329,6 +332,7 @@ class TestMistakes:
 
 def test_failure_while_training_is_recorded(command: Command) -> None:
     """The folder's disk fills up: simulated by a file-size limit, under which writes fail as on a full disk."""
+    command.python = sys.executable  # which the limit is for
     script = "ulimit -f 100; trap '' XFSZ; exec " + shlex.join(command.line(trainer__ckpt_interval=5))
     done = subprocess.run(
         ["bash", "-c", script], cwd=command.folder, env=ENV, capture_output=True, text=True, check=False

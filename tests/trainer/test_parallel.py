@@ -41,6 +41,7 @@ SAME_MASKS = [variant for variant in VARIANTS if variant != "1f1b-dropout"]
 
 
 @pytest.mark.parametrize("variant", SAME_MASKS)
+@pytest.mark.xdist_group("parallel")
 def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
     """Key biases are not compared: softmax cancels them, so that their gradients are rounding errors (about 1e-11 where
     others are 1e-4). Adam turns these into steps of 1e-5 that depend on the processor.
@@ -60,6 +61,7 @@ def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.xdist_group("parallel")
 def test_resumed_equals_untouched(found: dict[str, Any], variant: str) -> None:
     shared = found[variant]
     assert len(shared["rows"]) == STEPS
@@ -69,6 +71,7 @@ def test_resumed_equals_untouched(found: dict[str, Any], variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", SAME_MASKS)
+@pytest.mark.xdist_group("parallel")
 def test_a_state_goes_on_in_one_process(found: dict[str, Any], variant: str) -> None:
     shared = found[variant]
     alone = train(settings(variant, alone=True), None, shared["half"])

@@ -5,6 +5,7 @@ Real mounts, in a mount namespace of their own.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -101,7 +102,7 @@ def test_gone_in_the_middle(work: Workspace, cases: Cases, tally: Tally) -> None
     if not cases(0, 1):
         pytest.skip("with --full")
     original = {cell: finished_runs.results(work, cell) for cell in ("baseline", "swiglu")}
-    again = Workspace(work.folder.parent / "again", work.corpus, work.cache)
+    again = dataclasses.replace(work, folder=work.folder.parent / "again")
     for name in ("out", "disk"):
         (again.folder / name).mkdir(parents=True)
     shutil.copy(work.folder / "study.yaml", again.folder)

@@ -5,18 +5,19 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import one_at_a_time
-from tests.slurm.conftest import cluster_problem
+from tests.slurm.conftest import alone, cluster_problem  # noqa: F401 - a fixture
 from tests.support.evidence import Tally
 from tests.support.exported import allowed
 from tests.support.workspace import Workspace
 from tests.trust import canaries
+
+pytestmark = pytest.mark.xdist_group("slurm-3")
 
 TRAINED = """\
 # {comment}
@@ -73,17 +74,14 @@ def whole_studies(session: Session, launcher: str) -> None:
 @pytest.fixture(
     params=["local", pytest.param("sbatch", marks=pytest.mark.slurm), pytest.param("submitit", marks=pytest.mark.slurm)]
 )
-def launcher(request: pytest.FixtureRequest, shared_dir: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield request.param
-        return
-    if cluster_problem():
+def launcher(request: pytest.FixtureRequest) -> str:
+    if request.param != "local" and cluster_problem():
         pytest.skip(f"{cluster_problem()}: start one with tests/slurm/cluster install && tests/slurm/cluster up")
-    with one_at_a_time(shared_dir, "slurm"):
-        yield request.param
+    return str(request.param)
 
 
 def test_no_canary_is_written_or_printed(workspace: Workspace, launcher: str, seed: int, tally: Tally) -> None:
+    workspace.python = sys.executable  # processes that inherit as a user's do
     secrets = canaries.make(seed)
     planted = canaries.plant(secrets, workspace)
     session = Session(workspace, secrets)

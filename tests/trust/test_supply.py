@@ -237,6 +237,7 @@ def build_wheel(checkout: Path, umask: int, **environ: str) -> Path:
     return path
 
 
+@pytest.mark.xdist_group("wheel")
 def test_two_builds_of_the_wheel_are_the_same_bytes(commit: Path, tmp_path: Path, tally: Tally) -> None:
     """With another umask, time zone and hash seed, in a folder that was used."""
     first = build_wheel(commit, 0o022).read_bytes()
@@ -248,6 +249,7 @@ def test_two_builds_of_the_wheel_are_the_same_bytes(commit: Path, tmp_path: Path
     tally("builds of the wheel are byte-equal", cases=2, detail=f"sha256 {hashlib.sha256(first).hexdigest()[:16]}")
 
 
+@pytest.mark.xdist_group("wheel")
 def test_the_wheel_holds_the_tracked_files_of_the_package(commit: Path) -> None:
     folders = ("orchestrator", "trainer", "models", "sbatch")
     listed = subprocess.run(["git", "ls-files", *folders], cwd=commit, capture_output=True, text=True, check=True)

@@ -18,7 +18,10 @@ from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.support.evidence import Tally
 from tests.trust.two_users import ALICE, BOB
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users"),
+    pytest.mark.xdist_group("two users"),
+]
 Found = dict[str, dict[str, Any]]
 
 

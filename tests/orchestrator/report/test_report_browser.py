@@ -16,6 +16,7 @@ from tests.support.studies import FEATURES, Plan, write_study
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(chromium.find() is None, reason="no chromium here: apt-get install chromium"),
 ]
 

@@ -5,6 +5,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Session:
 def study(workspace: Workspace) -> Workspace:
     (workspace.folder / "study.yaml").write_text(STUDY)
     (workspace.folder / "train.sh").write_text(TRAIN)
+    workspace.python = sys.executable  # the process that the terminal knows
     return workspace
 
 
