@@ -173,7 +173,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - as an interpreter does
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -210,9 +210,9 @@ def _set_up(request: dict[str, Any], files: list[int]) -> None:
     sys.executable = request["executable"]
     sys.argv = [request["module"], *request["words"]]
     added = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    sys.path[:0] = [*([] if request["safe_path"] else [os.getcwd()]), *added]
+    sys.path[:0] = [*([] if request["safe_path"] else [str(Path.cwd())]), *added]
     sys.modules.pop(request["module"], None)
-    _stand_for(next((path for path in added if os.path.isdir(os.path.join(path, "ablatrix"))), program.ROOT))
+    _stand_for(next((path for path in added if Path(path, "ablatrix").is_dir()), program.ROOT))
 
 
 def _stand_for(copy: str) -> None:
