@@ -68,7 +68,8 @@ fast-test: $(VENV)/.installed-dev ## run the fast tests; after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
 
 trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and list them in a table; SEED=n draws others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults -n 2 --dist loadgroup \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults \
+		tests/orchestrator/submit/test_exactly_once.py -n 2 --dist loadgroup \
 		--full --seed $(SEED) $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-dev ## as root, overnight: RUNS=1000 runs through a real Slurm with a fault every 10 s; SEED=n

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import report, scale
 
 
+@pytest.mark.slow
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     report.main(["--small", "--rows", "100"])
     assert capsys.readouterr().out.startswith("  12 runs of 100 rows: ")

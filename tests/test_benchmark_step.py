@@ -53,6 +53,7 @@ class Trainer:
 """
 
 
+@pytest.mark.slow
 def test_table_against_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mingpt").mkdir()
     (tmp_path / "mingpt" / "model.py").write_text(FAKE_MODEL)
@@ -66,12 +67,14 @@ def test_table_against_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all(float(row[5].replace(",", "")) > 10 for row in rows[1:])
 
 
+@pytest.mark.slow
 def test_toggles_in_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
     step.main([*STEP, "--dtype", "bfloat16", "--toggle", "rope", "--toggle", "swiglu"])
     out = capsys.readouterr().out
     assert [name in out for name in ("| Ablatrix, eager ", "| Ablatrix, rope ", "| Ablatrix, swiglu ")] == [True] * 3
 
 
+@pytest.mark.slow
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     profile.main([*STEP])
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
@@ -80,6 +83,7 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     assert milliseconds.pop("the step") == pytest.approx(sum(milliseconds.values()), abs=0.5)
 
 
+@pytest.mark.slow
 def test_no_peer_there(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="neither a checkout of minGPT nor of nanoGPT"):
         step.main([*STEP, "--peer", str(tmp_path)])

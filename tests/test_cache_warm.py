@@ -69,6 +69,8 @@ from pathlib import Path
 from ablatrix.trainer.data.tokenizer_check import refuse_connections
 refuse_connections()
 from ablatrix.trainer.data import tokenizer
+
+pytestmark = pytest.mark.slow
 loaded = tokenizer.load(sys.argv[1], Path(sys.argv[2]))
 print(loaded("def main() -> None: pass<|endoftext|>")["input_ids"])
 """

@@ -124,6 +124,7 @@ def test_plan(folder: Path, name: str) -> None:
     compare(name, run(folder, "plan", *PLANS[name].split()))
 
 
+@pytest.mark.slow
 def test_run(folder: Path) -> None:
     """The files of one run after the whole study has run on this machine; what tells of the clock is left out."""
     run(folder, "submit", "study.yaml", "--launcher", "local")

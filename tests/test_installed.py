@@ -75,7 +75,7 @@ OWN = """
 import helper
 from torch import nn
 
-pytestmark = pytest.mark.xdist_group("installed")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("installed")]
 
 
 class Mine(nn.Module):

@@ -71,6 +71,7 @@ def test_many_at_once_get_different_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second_finishes", [True, False], ids=["second has finished", "second is at work"])
+@pytest.mark.slow
 def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second_finishes: bool) -> None:
     undisturbed = trainers.finish("undisturbed")
     run = trainers.folder / "run"
@@ -102,6 +103,7 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.slow
 def test_signal_to_a_superseded_attempt_says_nothing_about_the_run(trainers: Trainers, number: int) -> None:
     run = trainers.folder / "run"
     first = trainers.start("run")

@@ -17,6 +17,8 @@ from tests.faults.actions import state
 from tests.faults.conftest import Trainers, same_result
 from tests.faults.seccomp import Fault
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def whole(tmp_path: Path) -> bytes:

@@ -20,6 +20,8 @@ from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from tests.support.evidence import Cases, Tally
 
+pytestmark = pytest.mark.slow
+
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 

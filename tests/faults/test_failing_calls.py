@@ -21,7 +21,7 @@ from tests.faults.actions import NEW, OLD, state
 from tests.faults.nursery import Nursery
 from tests.faults.seccomp import Fault, Outcome
 
-pytestmark = pytest.mark.usefixtures("seccomp")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("seccomp")]
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EINTR)
 HEADER = ",".join(loss_csv.COLUMNS) + "\n"

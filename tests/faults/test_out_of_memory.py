@@ -107,6 +107,7 @@ def test_parts_halve_down_to_one_window(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize(("windows", "parts"), [(4, 2), (3, 4), (1, 8)])
+@pytest.mark.slow
 def test_same_numbers_in_smaller_parts(windows: int, parts: int) -> None:
     expected = trained(small())
     run, told = small(), list[tuple[int, int]]()
@@ -139,6 +140,7 @@ def test_other_errors_are_not_caught() -> None:
     assert run.parts == 1
 
 
+@pytest.mark.slow
 def test_one_window_that_does_not_fit_is_a_clear_end() -> None:
     run = small()
     fits_only(run, 0, from_step=3)

@@ -117,6 +117,7 @@ EVERY = list(itertools.product(COMPONENTS["positions"], COMPONENTS["feedforward"
     st.tuples(*[st.booleans()] * 5),
     st.integers(1, 3),
 )
+@pytest.mark.slow
 def test_counts_equal_the_modules(
     parts: tuple[str, str, str], heads: tuple[int, int], size: int, switches: tuple[bool, ...], layers: int
 ) -> None:

@@ -1,5 +1,6 @@
 """Every study under experiments/ is planned, checked, and its smoke test run, on a small corpus with a small model."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def test_a_study_passes_the_preflight_and_its_smoke_test(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace.folder)
+    monkeypatch.setattr(sys, "executable", workspace.python)  # forked trainers
     plan = make_plan(options(name, workspace))
     check_plan(plan)
     states = run_plan(smoke_plan(plan), Console())

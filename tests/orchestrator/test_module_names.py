@@ -9,6 +9,8 @@ import pytest
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.support.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("models.py", "trainer.py", "models/__init__.py", "trainer/__init__.py", "random.py", "yaml.py", "numpy.py")
 
 

@@ -75,6 +75,7 @@ def test_metrics_of_a_run_that_gets_them_later_are_whole(tmp_path: Path, capsys:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_samples_of_several_prompts(train: Callable[..., Path]) -> None:
     several = train("several", trainer__sample_interval=12, trainer__sample_prompt=["The", "It is"])
     one = train("one", trainer__sample_interval=12)

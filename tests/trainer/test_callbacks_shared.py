@@ -15,6 +15,8 @@ from tests.support.overfitting import OVERFITTING, held_out
 from tests.support.ranks import ended, flags, ranks
 from tests.support.workspace import without_clock
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 class Asks:
     def on_batch_end(self, trainer):

@@ -211,6 +211,7 @@ class TestStops:
         ).read_bytes()
         assert command.events()[-1] == "finished"
 
+    @pytest.mark.slow
     def test_signal_before_training(self, command: Command, write_jsonl: Callable[..., Path]) -> None:
         """While modules load or text is tokenised there is nothing to save, and nothing that fails."""
         big = write_jsonl((f"document {i} " + "word " * 4000 for i in range(300)), "big.jsonl")
@@ -225,6 +226,7 @@ class TestStops:
         command.run(data__file_path=big)
 
     @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.slow
     def test_kill_at_random_points_equals_undisturbed(self, command: Command, undisturbed: Path, seed: int) -> None:
         chance = random.Random(seed)
         folder, attempts = command.folder / "run", 0
@@ -330,6 +332,7 @@ class TestMistakes:
         assert last["event"] == "failed" and "gone.jsonl" in last["reason"]
 
 
+@pytest.mark.slow
 def test_failure_while_training_is_recorded(command: Command) -> None:
     """The folder's disk fills up: simulated by a file-size limit, under which writes fail as on a full disk."""
     command.python = sys.executable  # which the limit is for

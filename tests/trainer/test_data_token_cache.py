@@ -140,6 +140,7 @@ def test_damaged_caches_are_not_believed(corpus: Path, cache_dir: Path, damage: 
     assert content(folder) == whole
 
 
+@pytest.mark.slow
 def test_several_jobs_build_one_cache(big: Path, cache_dir: Path, offline_cache: Path) -> None:
     jobs = [build_in_process(config_of(big), cache_dir, workers=1 + k % 2) for k in range(4)]
     errors = [job.communicate()[1] for job in jobs]
@@ -150,6 +151,7 @@ def test_several_jobs_build_one_cache(big: Path, cache_dir: Path, offline_cache:
 
 
 @pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.slow
 def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offline_cache: Path, attempt: int) -> None:
     """kill -9 at moments spread over the whole build, workers included; then a build that is left alone."""
     moment = random.Random(attempt)

@@ -125,6 +125,7 @@ def plain_losses(run: RunConfig) -> list[float]:
 
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["torch's products", "tuned products"])
+@pytest.mark.slow
 def test_same_curve_as_the_plain_formulation(tuned: bool) -> None:
     if tuned:
         tune_products(torch.device("cpu"))
@@ -231,6 +232,7 @@ print(inside, heap()[1] == end)
 
 
 @pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="only glibc can be told")  # type: ignore[operator]
+@pytest.mark.slow
 def test_memory_is_kept() -> None:
     """Large tensors come from the heap, and the heap does not shrink when they are freed."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -245,6 +247,7 @@ def test_memory_is_kept() -> None:
     assert said["given back"].split()[0] == "False"
 
 
+@pytest.mark.slow
 def test_starting_imports_no_compiler() -> None:
     """torch._dynamo and sympy take as long to import as all the rest of a short run."""
     code = (

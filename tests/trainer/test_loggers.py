@@ -131,6 +131,7 @@ class TestWandB:
         assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_neither_installed(corpus: Path, offline_cache: Path, tmp_path: Path) -> None:
     """As a user meets it: two warnings, and the run is done."""
     for name in ("wandb", "tensorboard"):

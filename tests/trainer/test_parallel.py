@@ -42,6 +42,7 @@ SAME_MASKS = [variant for variant in VARIANTS if variant != "1f1b-dropout"]
 
 @pytest.mark.parametrize("variant", SAME_MASKS)
 @pytest.mark.xdist_group("parallel")
+@pytest.mark.slow
 def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
     """Key biases are not compared: softmax cancels them, so that their gradients are rounding errors (about 1e-11 where
     others are 1e-4). Adam turns these into steps of 1e-5 that depend on the processor.
@@ -62,6 +63,7 @@ def test_equals_one_process(found: dict[str, Any], variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.xdist_group("parallel")
+@pytest.mark.slow
 def test_resumed_equals_untouched(found: dict[str, Any], variant: str) -> None:
     shared = found[variant]
     assert len(shared["rows"]) == STEPS
@@ -72,6 +74,7 @@ def test_resumed_equals_untouched(found: dict[str, Any], variant: str) -> None:
 
 @pytest.mark.parametrize("variant", SAME_MASKS)
 @pytest.mark.xdist_group("parallel")
+@pytest.mark.slow
 def test_a_state_goes_on_in_one_process(found: dict[str, Any], variant: str) -> None:
     shared = found[variant]
     alone = train(settings(variant, alone=True), None, shared["half"])
@@ -89,6 +92,7 @@ def after(run_dir: Path, step: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path, tmp_path: Path) -> None:
     """A dead process ends the others; a signal that one gets stops all; the loss curve is that of an untouched run."""
     untouched, hit = tmp_path / "untouched", tmp_path / "hit"
@@ -149,6 +153,7 @@ def test_stages_take_about_as_long(model: dict[str, Any], stages: int, sizes: li
     assert [layer for part in layers for layer in part] == list(range(sum(sizes)))
 
 
+@pytest.mark.slow
 def test_one_process_imports_no_distributed() -> None:
     code = (
         "import sys, ablatrix.trainer.run; print([m for m in sys.modules if m.startswith('torch.distributed.fsdp')], "

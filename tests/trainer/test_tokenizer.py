@@ -58,6 +58,7 @@ def test_finding_needs_neither_torch_nor_transformers(offline_cache: Path) -> No
     assert subprocess.run([sys.executable, "-c", code, str(offline_cache)], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_loading_forbids_the_network(offline_cache: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from ablatrix.trainer.data import tokenizer; "
@@ -143,6 +144,7 @@ def test_ids_equal_the_reference_on_real_documents(encoder: Encoder, reference: 
 
 
 @pytest.mark.parametrize("text", [" " * 1_000_000, "\n" * 200_000, "a" * 200_000, " \n" * 200_000, "=" * 200_000])
+@pytest.mark.slow
 def test_long_runs_of_one_character(info: TokenizerInfo, text: str) -> None:
     """A regular expression engine that backtracks gives up on these; the exact one must then take over."""
     exact = exact_tokenizer(info.folder / "tokenizer.json")
@@ -207,6 +209,7 @@ def test_tiktoken_is_refused_for_added_tokens_that_swallow_blanks(info: Tokenize
     assert fast_table(tmp_path / "tokenizer.json") is None
 
 
+@pytest.mark.slow
 def test_the_sample_tokenizer_is_the_same_in_every_process(offline_cache: Path) -> None:
     code = (
         "import hashlib, itertools; from ablatrix.trainer.data import embedded_sample as samples; "

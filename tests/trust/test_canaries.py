@@ -80,6 +80,7 @@ def launcher(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 def test_no_canary_is_written_or_printed(workspace: Workspace, launcher: str, seed: int, tally: Tally) -> None:
     workspace.python = sys.executable  # processes that inherit as a user's do
     secrets = canaries.make(seed)

@@ -190,6 +190,7 @@ def run_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return code
 
 
+@pytest.mark.slow
 def test_commands_on_a_damaged_study_end_without_a_traceback(
     study: Path,
     capsys: pytest.CaptureFixture[str],

@@ -155,6 +155,7 @@ class Page(HTMLParser):
                 assert json.loads(script)
 
 
+@pytest.mark.slow
 def test_no_text_of_a_study_becomes_markup_of_its_page(tmp_path: Path, tally: Tally) -> None:
     states = write_hostile_study(tmp_path, HTML)
     paths = {path.name: path for path in build(tmp_path, states).paths}
@@ -164,6 +165,7 @@ def test_no_text_of_a_study_becomes_markup_of_its_page(tmp_path: Path, tally: Ta
     tally("hostile words show in a report and do nothing", len(page.words))
 
 
+@pytest.mark.slow
 def test_control_characters_are_written_out_in_every_file_of_a_report(tmp_path: Path) -> None:
     states = write_hostile_study(tmp_path, TERMINAL)
     for path in build(tmp_path, states).paths:
@@ -172,6 +174,7 @@ def test_control_characters_are_written_out_in_every_file_of_a_report(tmp_path: 
             assert visible(text) == text, path.name
 
 
+@pytest.mark.slow
 def test_no_text_of_a_study_becomes_markup_in_markdown_or_latex(tmp_path: Path) -> None:
     paths = {path.name: path for path in build(tmp_path, write_hostile_study(tmp_path, HTML)).paths}
     markdown = re.sub(r"^(`{3,})sh\n.*?^\1$", "", paths["report.md"].read_text(), flags=re.M | re.S)
@@ -269,6 +272,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+@pytest.mark.slow
 def test_no_verb_prints_control_sequences_of_others(
     study: Path, printed: Callable[..., str], terminal: bool, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:

@@ -204,6 +204,7 @@ def test_the_locked_version_is_installed_whatever_is_published_later(tmp_path: P
     assert "locked" in (target / "part.py").read_text()
 
 
+@pytest.mark.slow
 def test_a_changed_package_is_not_installed(tmp_path: Path, tally: Tally) -> None:
     index, evil = tmp_path / "index", tmp_path / "evil"
     requirements, unhashed = tmp_path / "requirements.txt", tmp_path / "unhashed.txt"
@@ -238,6 +239,7 @@ def build_wheel(checkout: Path, umask: int, **environ: str) -> Path:
 
 
 @pytest.mark.xdist_group("wheel")
+@pytest.mark.slow
 def test_two_builds_of_the_wheel_are_the_same_bytes(commit: Path, tmp_path: Path, tally: Tally) -> None:
     """With another umask, time zone and hash seed, in a folder that was used."""
     first = build_wheel(commit, 0o022).read_bytes()
@@ -250,6 +252,7 @@ def test_two_builds_of_the_wheel_are_the_same_bytes(commit: Path, tmp_path: Path
 
 
 @pytest.mark.xdist_group("wheel")
+@pytest.mark.slow
 def test_the_wheel_holds_the_tracked_files_of_the_package(commit: Path) -> None:
     folders = ("orchestrator", "trainer", "models", "sbatch")
     listed = subprocess.run(["git", "ls-files", *folders], cwd=commit, capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ from tests.support.evidence import Tally
 from tests.trust.two_users import ALICE, BOB
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users"),
     pytest.mark.xdist_group("two users"),
 ]

@@ -59,6 +59,7 @@ def events(run: StudyRun) -> list[str]:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 0.9, 1.5])
+@pytest.mark.slow
 def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
     workspace: Workspace, run: StudyRun, delay: float
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
         process.wait()
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_task_ends_its_trainer(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run)
     wait_for(lambda: "started" in events(run))
@@ -124,6 +126,7 @@ def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: Stud
     assert "started" not in events(run)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace, run: StudyRun) -> None:
     """As on a full disk; a file in the place of the folder stops root too."""
     broken = workspace.folder / "out" / "study" / "broken"
@@ -167,6 +170,7 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
     assert os.environ["SLURM_MEM_PER_CPU"] == "theirs"
 
 
+@pytest.mark.slow
 def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: StudyRun) -> None:
     """Neither the job nor, for its other runs, a requeue of it goes on with the run; only a submit does."""
     with start(workspace, run) as process:

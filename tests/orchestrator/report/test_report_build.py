@@ -192,6 +192,7 @@ def test_no_study_is_one_sentence(tmp_path: Path) -> None:
         build(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1,)))
     (tmp_path / "report").write_text("in the way")

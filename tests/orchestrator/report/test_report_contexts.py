@@ -44,6 +44,7 @@ def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
     assert beyond.reasons == dict.fromkeys(("baseline", "swiglu"), "learned positions end at 64")
 
 
+@pytest.mark.slow
 def test_page_and_files(tmp_path: Path) -> None:
     analysis = analysed(tmp_path)
     text, table = document.context_lengths(analysis, {})

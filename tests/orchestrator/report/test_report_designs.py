@@ -149,6 +149,7 @@ def test_no_effect_is_said_to_be_none(tmp_path: Path) -> None:
     assert {row.verdict for row in found.rows[1:]} == {"inconclusive"}
 
 
+@pytest.mark.slow
 def test_a_planted_effect_of_two_seed_spreads_is_found(tmp_path: Path) -> None:
     features = {f"f{i}": {"trainer.warmup_steps": i + 1} for i in range(6)}
     plan = Plan(
@@ -159,6 +160,7 @@ def test_a_planted_effect_of_two_seed_spreads_is_found(tmp_path: Path) -> None:
     assert {row.cell: row.verdict for row in found.rows if row.verdict == "helps"} == {"f3": "helps"}
 
 
+@pytest.mark.slow
 def test_studies_side_by_side(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     write_study(one, Plan(name="first", effects={"swiglu": -0.2}, noise=0.004))
@@ -183,6 +185,7 @@ def test_studies_side_by_side(tmp_path: Path) -> None:
         compare([one])
 
 
+@pytest.mark.slow
 def test_studies_on_other_data_are_told_apart(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
@@ -201,6 +204,7 @@ def written(analysis: Analysis) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
+@pytest.mark.slow
 def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
     names = list(THREE)
     full = every_combination(names)
@@ -217,6 +221,7 @@ def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
     assert "comparisons lack a run" in written(analysed(tmp_path / "partial", partial))
 
 
+@pytest.mark.slow
 def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     features = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
     plan = Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}, seeds=(1, 2), rows=8)

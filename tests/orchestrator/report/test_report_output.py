@@ -42,6 +42,7 @@ def analysed(folder: Path, plan: Plan) -> Analysis:
     return analyse(read_study(folder, write_study(folder, plan)))
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     import json
 
@@ -58,6 +59,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) 
     assert [name for name in first if first[name] != second[name]] == []
 
 
+@pytest.mark.slow
 def test_nothing_is_written_again_unless_something_changed(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
     before = {path: path.stat().st_ino for path in build(tmp_path, states).paths}
@@ -72,6 +74,7 @@ def test_nothing_is_written_again_unless_something_changed(tmp_path: Path) -> No
     assert b"by hand" in (tmp_path / "report" / "summary.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_figures_that_are_no_longer_made_go_away(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     build(
@@ -108,6 +111,7 @@ def _move(tmp_path: Path) -> dict[str, tuple[str, str]]:
     ],
     ids=["hostile", "many", "far", "empty"],
 )
+@pytest.mark.slow
 def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, width: float) -> None:
     analysis = analysed(tmp_path, plan)
     for figure in figures.build_figures(analysis):
@@ -134,6 +138,7 @@ def test_styles_do_not_repeat() -> None:
     assert len(seen) == 60
 
 
+@pytest.mark.slow
 def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path) -> None:
     report = build(tmp_path, write_study(tmp_path, Plan(features=HOSTILE, seeds=(1,))))
     page = (tmp_path / "report" / "report.html").read_text()
@@ -232,6 +237,7 @@ def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words:
     assert "None" not in text
 
 
+@pytest.mark.slow
 def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1,)))
     told = {"name": "Gates & <b>norms</b>", "date": "2026-01-31", "hypothesis": "a*b*c `x` <script>alert(1)</script>"}
@@ -249,6 +255,7 @@ def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
     assert "The experiment" not in (tmp_path / "report" / "report.html").read_text(), "the old page was kept"
 
 
+@pytest.mark.slow
 def test_early_stop_is_no_failure(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1, 2)))
     for run in sorted(tmp_path.glob("rope-seed*")):

@@ -44,6 +44,7 @@ def test_paired_interval_equals_scipy_and_statsmodels(seeds: int) -> None:
 
 @settings(max_examples=25, deadline=None, database=None)
 @given(some.lists(some.one_of(some.none(), some.floats(0, 1)), max_size=12))
+@pytest.mark.slow
 def test_holm_equals_statsmodels(p_values: list[float | None]) -> None:
     ours = st.holm(p_values)
     tested = [p for p in p_values if p is not None]

@@ -22,6 +22,7 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.files import atomic_write
+from tests.support.evidence import Cases
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import FIVE, expand
 from tests.support.workspace import Workspace
@@ -197,10 +198,9 @@ def _submit_in_a_process(study: Study, start: "multiprocessing.synchronize.Barri
     submit_once(study)
 
 
-@pytest.mark.parametrize(
-    "rounds", [pytest.param(3, id="3 rounds"), pytest.param(50, id="50 rounds", marks=pytest.mark.slow)]
-)
-def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+@pytest.mark.slow
+def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: Cases) -> None:
+    rounds = cases(10, 50)
     fake.set_mode("chaos")
     context = multiprocessing.get_context("fork")
     planned = expand(tmp_path, FIVE)

@@ -15,6 +15,7 @@ from ablatrix.trainer.rundir.events import read_events
 from tests.support.workspace import CELLS, Workspace, without_clock
 
 
+@pytest.mark.slow
 def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
     study = workspace.write_study()
     workspace.run("submit", study, "--launcher", "local")
@@ -64,6 +65,7 @@ def test_a_run_folder_repeats_itself(workspace: Workspace, tmp_path: Path) -> No
     assert without_clock(other) == without_clock(folder)
 
 
+@pytest.mark.slow
 def test_planted_harm_has_the_right_sign(workspace: Workspace) -> None:
     extra = "  broken: {trainer.learning_rate: 1e-7}\n"
     study = workspace.write_study(iters=60)
@@ -79,6 +81,7 @@ def test_planted_harm_has_the_right_sign(workspace: Workspace) -> None:
     assert rows["broken"]["verdict"] == "hurts"
 
 
+@pytest.mark.slow
 def test_reports_of_two_studies_side_by_side(workspace: Workspace) -> None:
     for name in ("first", "second"):
         study = workspace.write_study(name)
@@ -90,6 +93,7 @@ def test_reports_of_two_studies_side_by_side(workspace: Workspace) -> None:
     assert (workspace.folder / "out/compare-first-second/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_failed_runs_are_named_and_rerun_only_on_request(workspace: Workspace) -> None:
     study = workspace.write_study()
     workspace.run("submit", study, "--launcher", "local", "--only", "baseline")
@@ -110,6 +114,7 @@ def test_failed_runs_are_named_and_rerun_only_on_request(workspace: Workspace) -
     assert workspace.loss("rope")[-1][0] == "20"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Workspace) -> None:
     study = workspace.write_study(iters=4000, ckpt=1000)
     words = ("submit", study, "--launcher", "local", "--only", "baseline")
@@ -150,6 +155,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
         process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> None:
     study = workspace.write_study()
     wsd = "  wsd: {trainer.schedule: wsd, trainer.decay_steps: 10, trainer.optimizer: muon}\n"
@@ -161,6 +167,7 @@ def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> Non
     assert "1 cells measured so far" in workspace.run("plan", study).stdout
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept(workspace: Workspace) -> None:
     study = workspace.write_study(iters=20)
     text = study.read_text().split("  rmsnorm:")[0] + "seeds: [1]\n"
@@ -176,6 +183,7 @@ def test_a_budget_is_kept(workspace: Workspace) -> None:
     assert "of a budget of 5" in workspace.run("plan", study).stdout
 
 
+@pytest.mark.slow
 def test_rerun_puts_the_old_result_aside(workspace: Workspace) -> None:
     study = workspace.write_study()
     workspace.run("submit", study, "--launcher", "local", "--only", "rope")
@@ -187,6 +195,7 @@ def test_rerun_puts_the_old_result_aside(workspace: Workspace) -> None:
     assert workspace.states()["rope"]["attempt"] == 1
 
 
+@pytest.mark.slow
 def test_runs_at_work_are_not_hidden_by_an_edit(workspace: Workspace) -> None:
     study = workspace.write_study(iters=100_000, ckpt=1000)
     words = workspace.command("submit", study, "--launcher", "local", "--only", "baseline")
