@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
-from ablatrix.trainer.distributed.pipeline import split
 from ablatrix.trainer.distributed.rank_info import RankInfo
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import UserError
@@ -148,6 +147,8 @@ def test_stages_take_about_as_long(model: dict[str, Any], stages: int, sizes: li
         "1f1b", model=dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size")) | model if model else {}
     )
     resolved = config.model_copy(update={"model": config.model.resolved(50257, 8)})
+    from ablatrix.trainer.distributed.pipeline import split  # imports torch.distributed.pipelining: a second
+
     layers = split(resolved, stages)
     assert [len(part) for part in layers] == sizes
     assert [layer for part in layers for layer in part] == list(range(sum(sizes)))
