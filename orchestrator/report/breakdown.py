@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Part:
     """A domain or a context length: the mean NLL of each evaluated cell, and the effects against the reference.
 
-    reasons: cell -> why it was not evaluated.
+    reasons: cell -> why it was not evaluated. excess: cell -> its effect here minus its effect on all domains.
     """
 
     name: str
@@ -27,11 +27,15 @@ class Part:
     means: dict[str, float]
     effects: dict[str, Contrast]
     reasons: dict[str, str]
+    excess: dict[str, Contrast] = field(default_factory=dict)
 
 
 def by_domain(analysis: Analysis) -> list[Part]:
     """Return a part per domain, by falling number of held-out tokens."""
-    return sorted(_break_down(analysis, domains_of), key=lambda part: (-part.tokens, part.name))
+    parts = {part.name: part for part in _break_down(analysis, domains_of)}
+    shifted = _break_down(analysis, _above_average) if len(parts) > 1 else []
+    found = [replace(parts[part.name], excess=part.effects) for part in shifted] or list(parts.values())
+    return sorted(found, key=lambda part: (-part.tokens, part.name))
 
 
 def by_context_length(analysis: Analysis) -> list[Part]:
@@ -52,6 +56,15 @@ class Score:
 def domains_of(run: RunRecord) -> Iterator[Score]:
     """Yield the scores of a run by domain."""
     return _scores(run.summary.get("val_nll_by_domain"))
+
+
+def _above_average(run: RunRecord) -> Iterator[Score]:
+    """Yield the scores of a run by domain, less its NLL on all of them."""
+    scores = [score for score in domains_of(run) if score.nll is not None]
+    tokens = sum(score.tokens for score in scores)
+    average = sum(score.tokens * (score.nll or 0.0) for score in scores) / tokens if tokens else 0.0
+    # rounding errors of equal effects must not pass for a spread
+    return (replace(score, nll=round((score.nll or 0.0) - average, 9)) for score in scores)
 
 
 def lengths_of(run: RunRecord) -> Iterator[Score]:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
 from ablatrix.orchestrator.report import divergence
+from ablatrix.orchestrator.report.document_scores import DocumentScores, parse_scores
 from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store.study_dir import read_plan
@@ -53,6 +54,7 @@ class RunRecord:
     uses: tuple[Use, ...] = ()  # its attempts, oldest first
     step_seconds: float | None = None  # per step, undisturbed
     cell_step_seconds: float | None = None  # of its cell (step_times.py), by which time is compared; None: it is not
+    documents: DocumentScores | None = None  # its final evaluation by held-out document
 
     @property
     def finished(self) -> bool:
@@ -185,7 +187,7 @@ def _find(tree: Any, key: str) -> Any:
 
 def _is_kept(key: str, wanted: Any) -> bool:
     """False for what resolving the configuration changes: paths become absolute, nulls are filled in."""
-    return wanted is not None and not key.startswith("system.") and key != "data.file_path"
+    return wanted is not None and not key.startswith("system.") and key not in ("data.file_path", "data.test_file")
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def read_study(study_dir: Path, states: States) -> Study:
 
 def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Measure) -> RunRecord:
     """Read the files of one run. run: its entry in study.json."""
-    names = (run_files.CONFIG, run_files.SUMMARY, run_files.PROVENANCE, run_files.LOSS)
+    names = (run_files.CONFIG, run_files.SUMMARY, run_files.PROVENANCE, run_files.LOSS, run_files.VAL_DOCUMENTS)
     events = read_events(folder, newest_only=("heartbeat", "checkpoint"))
     contents = [_read(folder / name) for name in names]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
@@ -259,6 +261,7 @@ def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Meas
         digest=" ".join([*digests, *map(str, uses)]),
         uses=tuple(uses),
         step_seconds=_step_seconds(summary, columns),
+        documents=parse_scores(contents[4]) if summary else None,
     )
 
 

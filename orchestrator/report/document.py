@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ablatrix.orchestrator.report import breakdown, methods, verdicts
+from ablatrix.orchestrator.report import breakdown, heldout_text, methods, verdicts
 from ablatrix.orchestrator.report.content import (
     Block,
     Code,
@@ -61,7 +61,8 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("curves", "Curves", curves(drawn)),
         _section("combinations", "Combinations", combinations(drawn)),
-        _section("domains", "By domain", domains(analysis)),
+        _section("heldout", "The held-out text", heldout_text.over_documents(analysis)),
+        _section("domains", "By domain", heldout_text.domains(analysis)),
         _section("contexts", "By context length", context_lengths(analysis, drawn)),
         _section("cost", "Cost", [*costs(analysis), *_pick(drawn, "cost")]),
         _section("methods", "Methods", methods.paragraphs(analysis)),
@@ -248,24 +249,6 @@ def combinations(drawn: Mapping[str, Figure]) -> list[Block]:
     """Return main effects, leave-one-out effects and interactions, as far as the design has them."""
     found = [drawn[name] for name in ("main_effects", "left_out", "interactions") if name in drawn]
     return [block for figure in found for block in (Heading(figure.title), figure)]
-
-
-def domains(analysis: Analysis) -> list[Block]:
-    """Return the held-out NLL per domain with each cell's effect there."""
-    parts = breakdown.by_domain(analysis)
-    if not parts:
-        return []
-    names = [cell.name for cell in analysis.compared]
-    reference = analysis.reference or ""
-    rows = [
-        Row([d.name, quantity(d.tokens), plain(d.means.get(reference)), *(_starred(d.effects[name]) for name in names)])
-        for d in parts
-    ]
-    text = (
-        "Held-out NLL of the baseline by domain, and each cell's effect there with its pointwise 95% confidence "
-        "interval. * significant after Holm's correction across the table."
-    )
-    return [text, Table(["domain", "tokens", reference, *names], rows)]
 
 
 def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:

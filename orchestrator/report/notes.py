@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.report import documents
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 
@@ -24,6 +25,7 @@ def notes(analysis: Analysis) -> list[str]:
         _runs,
         _design,
         _differences,
+        documents.notes,
     )
     return [note for part in parts for note in part(analysis)]
 
@@ -116,6 +118,7 @@ def _differences(analysis: Analysis) -> Iterator[str]:
     checks: Sequence[tuple[list[RunRecord], str, str]] = (
         (usable, "tokens", "Cells trained on different numbers of tokens; the headline compares at the smaller one."),
         (usable, "val_tokens", "The held-out sets differ in size: the runs are not evaluated on the same text."),
+        (_one_way_to_cut(usable), "val_fingerprint", "The runs are not evaluated on the same held-out text."),
         (finished, "data_fingerprint", "The runs read different data (data fingerprints differ): not comparable."),
         (finished, "device", "The runs used different devices: times are not comparable."),
     )
@@ -123,4 +126,13 @@ def _differences(analysis: Analysis) -> Iterator[str]:
         if len({str(run.summary[key]) for run in runs if key in run.summary}) > 1:
             yield text
     if len({str(run.setting("data.tokenizer")) for run in finished if run.config}) > 1:
-        yield f"The runs use different tokenizers: their {analysis.measure.name} is not comparable."
+        yield (
+            f"The runs use different tokenizers: their {analysis.measure.name} is not comparable. "
+            "Compare their bits per byte."
+        )
+
+
+def _one_way_to_cut(runs: list[RunRecord]) -> list[RunRecord]:
+    """Return the runs, none if their windows differ because of block size or tokenizer."""
+    ways = {(run.setting("data.block_size"), run.setting("data.tokenizer"), run.number("val_tokens")) for run in runs}
+    return runs if len(ways) == 1 else []

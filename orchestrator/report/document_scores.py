@@ -1,0 +1,42 @@
+"""The final evaluation of a run by held-out document, as val_documents.json has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ablatrix.trainer.rundir.run_files import parse_json
+
+FEW_DOCUMENTS, FEW_TOKENS = 100, 100_000
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """val_documents.json of a run: line, scored tokens and summed NLL (nats) of each held-out document, (D,) each."""
+
+    line: np.ndarray
+    tokens: np.ndarray
+    nll: np.ndarray
+
+    def is_alike(self, other: DocumentScores) -> bool:
+        """True if both are sums over the same tokens of the same documents."""
+        return np.array_equal(self.line, other.line) and np.array_equal(self.tokens, other.tokens)
+
+
+def parse_scores(data: bytes) -> DocumentScores | None:
+    """Return the content of a val_documents.json, None if it cannot be used."""
+    table: Any = parse_json(data.decode("utf-8", "replace")) if data else None
+    try:
+        line, tokens, nll = (np.asarray(table[name], dtype=np.float64) for name in ("line", "tokens", "nll"))
+    except (TypeError, KeyError, ValueError):
+        return None
+    whole = line.ndim == 1 and line.shape == tokens.shape == nll.shape and len(nll) > 0
+    usable = whole and np.isfinite(nll).all() and float(tokens.min()) > 0
+    return DocumentScores(line, tokens, nll) if usable else None
+
+
+def is_small(documents: int, tokens: int) -> bool:
+    """True if so little held-out text can decide about large effects only."""
+    return documents < FEW_DOCUMENTS or tokens < FEW_TOKENS

@@ -1,0 +1,108 @@
+"""The held-out text as a sample of documents: how sure an effect is for other seeds, and for other text of its kind.
+
+Miller 2024, "Adding Error Bars to Evals" (arXiv:2411.00640), with documents as clusters of tokens: d_j is the
+difference of the summed NLL of document j, T_j its scored tokens, effect = sum d_j / sum T_j, and over D documents
+SE = sqrt(D / (D - 1) sum (d_j - effect T_j)^2) / sum T_j.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ablatrix.orchestrator.report.document_scores import FEW_DOCUMENTS, FEW_TOKENS, is_small
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.collect import RunRecord
+    from ablatrix.orchestrator.report.document_scores import DocumentScores
+
+
+@dataclass(frozen=True)
+class TextError:
+    """The effect of a cell in nats per token, with its standard errors.
+
+    over_seeds: for this held-out text, None with one seed; over_documents: for these seeds; combined: for other seeds
+    and other documents, with the 95% interval low to high (Welch-Satterthwaite).
+    """
+
+    effect: float
+    seeds: int
+    documents: int
+    over_documents: float
+    over_seeds: float | None = None
+    combined: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def document_error(d: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
+    """Return (effect, standard error over documents) in nats per token. d, tokens: (D,), D >= 2."""
+    total, count = float(tokens.sum()), len(d)
+    effect = float(d.sum()) / total
+    squares = float(((d - effect * tokens) ** 2).sum())
+    return effect, math.sqrt(count / (count - 1) * squares) / total
+
+
+def text_error(cell: CellResult, base: CellResult) -> TextError | None:
+    """Return the errors of a cell's effect at the end of training, over the seeds that both have.
+
+    None if the runs kept no scores, if they were evaluated on other tokens, or if one cell trained on more tokens.
+    """
+    theirs = _scores_by_seed(base)
+    pairs = [(mine, theirs[seed]) for seed, mine in _scores_by_seed(cell).items() if seed in theirs]
+    if not pairs or cell.read_off or len(pairs[0][0].nll) < 2:
+        return None
+    first = pairs[0][0]
+    if not all(scores.is_alike(first) for pair in pairs for scores in pair):
+        return None
+    d = np.stack([mine.nll - other.nll for mine, other in pairs])  # (seeds, D)
+    effect, over_documents = document_error(d.mean(axis=0), first.tokens)
+    found = TextError(effect, len(pairs), d.shape[1], over_documents)
+    return _with_seeds(found, d.sum(axis=1) / first.tokens.sum()) if len(pairs) > 1 else found
+
+
+def _with_seeds(error: TextError, effects: np.ndarray) -> TextError:
+    """Return the errors with those over seeds. effects: (n,) of each seed."""
+    n = len(effects)
+    seeds, documents = float(effects.std(ddof=1)) / math.sqrt(n), error.over_documents
+    combined = math.hypot(seeds, documents)
+    if not combined:
+        return TextError(error.effect, n, error.documents, documents, seeds, combined)
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+    df = combined**4 / (seeds**4 / (n - 1) + documents**4 / (error.documents - 1))
+    margin = float(stdtrit(df, 0.975)) * combined
+    low, high = error.effect - margin, error.effect + margin
+    return TextError(error.effect, n, error.documents, documents, seeds, combined, low, high)
+
+
+def _scores_by_seed(cell: CellResult) -> dict[int, DocumentScores]:
+    return {run.seed: run.documents for run in cell.usable if run.documents is not None}
+
+
+def evaluated_text(analysis: Analysis) -> tuple[int, int] | None:
+    """Return (documents, scored tokens) of the smallest evaluation set, None if no run says how large it was."""
+    found = [_size(run) for run in analysis.study.runs if run.usable]
+    known = [size for size in found if size]
+    return min(known, key=lambda size: size[1]) if known else None
+
+
+def _size(run: RunRecord) -> tuple[int, int] | None:
+    documents, tokens = run.number("val_documents"), run.number("val_tokens")
+    return (int(documents), int(tokens)) if documents and tokens else None
+
+
+def notes(analysis: Analysis) -> Iterator[str]:
+    """Yield a warning if the held-out text is too small to decide much."""
+    size = evaluated_text(analysis)
+    if size and is_small(*size):
+        yield (
+            f"The held-out text is small ({size[0]:,} documents, {size[1]:,} scored tokens): an effect on it may not "
+            f"hold for other text. Hold out at least {FEW_DOCUMENTS} documents and {FEW_TOKENS:,} tokens "
+            "(data.test_size, trainer.eval_tokens)."
+        )

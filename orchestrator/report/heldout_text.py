@@ -1,0 +1,92 @@
+"""The sections on the held-out text: standard errors over seeds and documents, and the effects by domain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.report import breakdown, documents
+from ablatrix.orchestrator.report.content import Block, Row, Table
+from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signed, with_margin
+from ablatrix.orchestrator.report.statistics import ALPHA
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.report.documents import TextError
+
+HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents", "SE combined", "95% interval"]
+
+
+def over_documents(analysis: Analysis) -> list[Block]:
+    """Return the standard errors of every effect over seeds and over documents, and the bits per byte."""
+    base, size = analysis.base, documents.evaluated_text(analysis)
+    if base is None or size is None:
+        return []
+    errors = {cell.name: documents.text_error(cell, base) for cell in analysis.compared}
+    rows = [
+        Row([cell.name, plain(cell.average("val_bits_per_byte")), *_errors(errors.get(cell.name))], cell is base)
+        for cell in analysis.cells.values()
+    ]
+    text = (
+        f"The held-out text is a sample too: {size[0]:,} documents with {size[1]:,} scored tokens. The standard error "
+        "over seeds is for this held-out text, the one over documents for these seeds (Miller 2024), and the combined "
+        "one, with its 95% interval, for other seeds and other documents of the same kind. Bits per byte: NLL divided "
+        "by ln 2 and the bytes of the scored text."
+    )
+    return [text, *_across_tokenizers(analysis), Table(HEAD, rows)]
+
+
+def _errors(error: TextError | None) -> list[str]:
+    if error is None:
+        return [DASH] * 5
+    interval = f"{signed(error.low)} to {signed(error.high)}" if error.low is not None else DASH
+    numbers = (error.over_seeds, error.over_documents, error.combined)
+    return [signed(error.effect), *(DASH if number is None else f"{number:.4f}" for number in numbers), interval]
+
+
+def _across_tokenizers(analysis: Analysis) -> list[str]:
+    names = {str(run.setting("data.tokenizer")) for run in analysis.study.runs if run.finished and run.config}
+    if len(names) < 2:
+        return []
+    return [f"The cells have different tokenizers ({', '.join(sorted(names))}): compare their bits per byte, not NLL."]
+
+
+def domains(analysis: Analysis) -> list[Block]:
+    """Return the held-out NLL per domain with each cell's effect there."""
+    parts = breakdown.by_domain(analysis)
+    if not parts:
+        return []
+    names = [cell.name for cell in analysis.compared]
+    reference = analysis.reference or ""
+    rows = [
+        Row([d.name, quantity(d.tokens), plain(d.means.get(reference)), *(_effect(d, name) for name in names)])
+        for d in parts
+    ]
+    text = (
+        "Held-out NLL of the baseline by domain, and each cell's effect there with its pointwise 95% confidence "
+        "interval. * significant after correction across the table. † differs from the cell's effect on the whole "
+        "held-out text, seed by seed, after correction across the table."
+    )
+    return [text, Table(["domain", "tokens", reference, *names], rows)]
+
+
+def _effect(part: breakdown.Part, name: str) -> str:
+    effect, excess = part.effects[name], part.excess.get(name)
+    marks = ("*" if _is_significant(effect) else "") + ("†" if excess and _is_significant(excess) else "")
+    return with_margin(effect.effect) + (f" {marks}" if marks else "")
+
+
+def _is_significant(contrast: Contrast) -> bool:
+    p = contrast.effect.p_joint if contrast.effect else None
+    return p is not None and p <= ALPHA
+
+
+def columns(cell: CellResult, analysis: Analysis) -> dict[str, float | None]:
+    """Return the columns of comparison.csv on the held-out text."""
+    base = analysis.base
+    error = documents.text_error(cell, base) if base and cell is not base else None
+    return {
+        "bits_per_byte": cell.average("val_bits_per_byte"),
+        "se_over_seeds": error.over_seeds if error else None,
+        "se_over_documents": error.over_documents if error else None,
+        "se_combined": error.combined if error else None,
+    }
