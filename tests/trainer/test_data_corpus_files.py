@@ -96,7 +96,6 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
         ("", "missing"),
         ("empty", r"is a folder without .*it has nothing"),
         ("mixed", r"is a folder with .bin and .jsonl files; give a pattern"),
-        ("parquet", "is a Parquet file; convert it"),
         ("saved", "is an Arrow stream"),
         ("splits", r"more than the training split \(x_val_0.jsonl too\); give a pattern such as 'splits/\*train\*'"),
         ("nested", r"is a folder without .*it has inner/"),
@@ -115,7 +114,7 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_found(given: object, message: str, shards: Path) -> None:
-    for folder in ("empty", "mixed", "parquet", "nested/inner", "saved", "splits"):
+    for folder in ("empty", "mixed", "nested/inner", "saved", "splits"):
         Path(folder).mkdir(parents=True)
     for name in (
         "mixed/a.bin",
@@ -127,7 +126,7 @@ def test_files_that_cannot_be_found(given: object, message: str, shards: Path) -
     ):
         Path(name).touch()
     Path("saved/data-0.arrow").write_bytes(b"\xff\xff\xff\xff" + bytes(20))
-    Path("parquet/a.parquet").write_bytes(b"PAR1" + bytes(20))
+    Path("saved/README.txt").write_text("about the data")
     Path("broken.jsonl").symlink_to("nowhere")
     with pytest.raises(DataError, match=message):
         [(file_stamp(path), detect(path)) for path in find_files(config_of(given))]

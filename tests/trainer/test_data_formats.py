@@ -9,8 +9,10 @@ import json
 import lzma
 import pickle
 import sqlite3
+import sys
 import tarfile
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,63 @@ def test_zstandard_frames_of_all_kinds(tmp_path: Path) -> None:
     assert texts(path) == [d["text"] for d in DOCUMENTS]
 
 
+def parquet(rows: list[dict[str, object]]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=7)
+    return file.getvalue()
+
+
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**d, "meta": {"n": k}, "raw": b"\xff", "day": date(2026, 1, 2)} for k, d in enumerate(DOCUMENTS)]
+    (tmp_path / "x.parquet").write_bytes(parquet([*rows, {"text": None}]))
+    assert texts(tmp_path / "x.parquet") == [*(d["text"] for d in DOCUMENTS), None]
+    (tmp_path / "cut.parquet").write_bytes(parquet(rows)[:-20])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        texts(tmp_path / "cut.parquet")
+
+
+def test_parquet_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(50) + b"PAR1")
+    with pytest.raises(UserError, match=r"reading Parquet needs one more package: .*pip install pyarrow"):
+        texts(tmp_path / "x.parquet")
+
+
+PARAGRAPHS = ['"Said" the first,\nand more.', "[2] The second block é", "  indented, the third one", "the last of them"]
+TEXT = "\n\n" + "\n \t\n\n".join(PARAGRAPHS) + "\n"
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+@pytest.mark.parametrize("raw", [TEXT.encode(), TEXT.replace("\n", "\r\n").encode(), TEXT.encode("utf-16")])
+def test_plain_text(raw: bytes, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "CHUNK", chunk)
+    for name, content in (("x.txt", raw), ("x.txt.gz", gzip.compress(raw))):
+        (tmp_path / name).write_bytes(content)
+        assert texts(tmp_path / name) == PARAGRAPHS
+        (whole,) = (source.read(0, 1 << 20) for source in [Source([detect(tmp_path / name, whole_texts=True)])])
+        assert json.loads(whole)["text"].replace("\r", "") == TEXT.strip("\n")
+
+
+def test_plain_texts_are_documents_or_blocks(tmp_path: Path, offline_cache: Path) -> None:
+    for k in range(4):
+        (tmp_path / f"book{k}.txt").write_text(f"Book {k}, a title\n\nThe first chapter of it.\n")
+    single = {"file_path": str(tmp_path / "book0.txt")}
+    several = {"file_path": str(tmp_path)}
+    for settings, count in (
+        (single, 2), (several, 4), ({**several, "text_files": "blocks"}, 8), ({**single, "text_files": "documents"}, 1)
+    ):  # fmt: skip
+        config = DataConfig.model_validate({"tokenizer": "sample", **settings})
+        assert open_tokens(config, offline_cache).n_documents == count
+
+
+def test_json_lines_may_be_called_txt(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(RAW)
+    assert texts(tmp_path / "x.txt") == [d["text"] for d in DOCUMENTS]
+
+
 def test_a_long_window(tmp_path: Path) -> None:
     (tmp_path / "data.zst").write_bytes(zstd(RAW * 50, window_log=28, enable_ldm=1))
     assert len(texts(tmp_path / "data.zst")) == 50 * len(DOCUMENTS)
@@ -120,7 +179,6 @@ REFUSED = {
     "web page": (b"\n<!DOCTYPE html><title>Sign in</title>", "is an HTML page that begins with '<!DOCTYPE html>"),
     "packed web page": (gzip.compress(b"<html>404</html>"), "is an HTML page"),
     "XML": (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "is an XML page"),
-    "Parquet": (b"PAR1" + bytes(50) + b"PAR1", "is a Parquet file; convert it: .*read_parquet"),
     "Arrow": (b"ARROW1\0\0" + bytes(50), "is an Arrow .* file"),
     "Arrow stream": (b"\xff\xff\xff\xff\x10\0\0\0" + bytes(50), "is an Arrow stream.*datasets"),
     "SQLite": (b"SQLite format 3\0" + bytes(80), "is an SQLite database; .*sqlite3 -json"),

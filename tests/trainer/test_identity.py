@@ -19,6 +19,7 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     "data.test_size": ({}, 11),
     "data.block_size": ({}, 128),
     "data.text_key": ({}, "content"),
+    "data.text_files": ({}, "blocks"),
     "data.sampling": ({}, "stream"),
     "data.document_mask": ({"data.sampling": "packed"}, True),
     "data.separator": ({"data.sampling": "packed"}, 5),

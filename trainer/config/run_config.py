@@ -36,7 +36,7 @@ NEUTRAL: dict[str, Any] = {
 }
 # Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
 ADDED: dict[str, tuple[str, ...]] = {
-    "data": ("sampling", "document_mask", "separator"),
+    "data": ("text_files", "sampling", "document_mask", "separator"),
     "trainer": ("epochs",),
 }
 

@@ -84,12 +84,15 @@ class DataConfig(Section):
 
     file_path: Files = Field(
         "",
-        description="corpus: a file of JSON lines (.gz, .zst, .xz too) or .bin; a folder, a pattern, or a list of them",
+        description="corpus: JSON lines (.gz, .zst, .xz too), .parquet, .txt or .bin; a folder, a pattern, or a list",
     )
     split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
     test_size: Count = Field(10, description="last documents, held out for validation")
     block_size: Size = Field(256, description="tokens of a training window")
     text_key: str = Field("text", min_length=1, description="key of the text in each line")
+    text_files: Literal["auto", "documents", "blocks"] = Field(
+        "auto", description=".txt: each is a document, or each block between blank lines (auto: blocks of a single one)"
+    )
     sampling: Literal["document", "packed", "stream"] = Field(
         "document",
         description="windows within one document; blocks packed with whole documents; or windows of all in a row",

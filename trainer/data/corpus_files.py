@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
 
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2", ".lzma")
-KINDS = ((".jsonl", ".ndjson"), (".json",), (".bin",))  # of shards in a folder; the first one found is taken
-FOREIGN = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".txt", ".zip", ".tar", ".npy", ".pkl")
+KINDS = (
+    (".jsonl", ".ndjson"),
+    (".json",),
+    (".bin",),
+    (".parquet",),
+    (".txt",),
+)  # of shards in a folder; the first one found is taken
+TEXTS = 4  # position of .txt
+FOREIGN = (".arrow", ".feather", ".csv", ".tsv", ".zip", ".tar", ".npy", ".pkl")
 METADATA = (
     "dataset_info.json",
     "dataset_infos.json",
@@ -61,6 +68,11 @@ def describe_files(config: DataConfig, files: Sequence[Path]) -> str:
 def is_flat(path: Path) -> bool:
     """True if a file holds token ids, by its name."""
     return path.suffix == ".bin"
+
+
+def are_whole_texts(config: DataConfig, files: Sequence[Path]) -> bool:
+    """True if each plain text of a corpus is one document."""
+    return config.text_files == "documents" or (config.text_files == "auto" and len(files) > 1)
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
@@ -107,11 +119,14 @@ def _shards(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"data.file_path: {folder}: cannot be read: {error.strerror}") from None
     names = [entry for entry in entries if not entry.is_dir() and entry.name not in METADATA]
-    groups = [[entry for entry in names if _plain_suffix(entry) in kind] for kind in KINDS]
+    groups = [[entry for entry in names if plain_suffix(entry) in kind] for kind in KINDS]
     if groups[2] and (groups[0] or groups[1]):
         raise DataError(
             f"data.file_path: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)"
         )
+    foreign = [entry for entry in names if plain_suffix(entry) in FOREIGN]
+    if foreign:
+        del groups[TEXTS]  # a README.txt beside data
     chosen = next((group for group in groups if group), [])
     others = [entry.name for entry in chosen if OTHER_SPLIT.search(entry.name)]
     if others and any(TRAINING.search(entry.name) for entry in chosen):
@@ -120,17 +135,18 @@ def _shards(folder: Path) -> list[Path]:
             f"pattern such as '{folder}/*train*'"
         )
     # No text: the content of the first file of another kind then tells what to do
-    chosen = chosen or [entry for entry in names if _plain_suffix(entry) in FOREIGN][:1]
+    chosen = chosen or foreign[:1]
     if not chosen:
         there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
         raise DataError(
-            f"data.file_path: {folder}: is a folder without .jsonl, .json or .bin files (it has {there}); give the "
-            "path of a JSONL file, or a pattern such as 'folder/*/*.jsonl.gz'"
+            f"data.file_path: {folder}: is a folder without .jsonl, .json, .parquet, .txt or .bin files (it has "
+            f"{there}); give the path of a JSONL file, or a pattern such as 'folder/*/*.jsonl.gz'"
         )
     return chosen
 
 
-def _plain_suffix(path: Path) -> str:
+def plain_suffix(path: Path) -> str:
+    """Return the suffix of a file's name without that of a compression: `.jsonl` of x.jsonl.gz."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
-from ablatrix.trainer.data.corpus_files import describe_files, find_files
+from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.sampling import Packing, TrainingText
@@ -103,7 +103,7 @@ def check_beginning(config: DataConfig) -> list[str]:
     Raises DataError if none of them is a document.
     """
     files = find_files(config)
-    source = Source([detect(path) for path in files])
+    source = Source([detect(path, are_whole_texts(config, files)) for path in files])
     starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1
     lines = Lines(source, np.concatenate([[0], starts]), config.text_key)
     skipped: dict[str, int] = {}

@@ -25,13 +25,18 @@ COMPRESSED = {
     "bzip2": (b"BZh",),
     "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + k]) + b"\x2a\x4d\x18" for k in range(16))),  # skippable frames
 }
+PARQUET = b"PAR1"
+ROWS = 256  # of a Parquet file decoded at a time
+PARAGRAPHS, WHOLE = "paragraphs", "whole"  # layers of plain text: a document per block of lines, or one in all
+BLANK_LINES = re.compile(r"\n(?:[ \t\r\f\v]*\n)+")
 LONGEST_WINDOW = 1 << 31  # of zstd --long=31
 TO_UTF8 = "iconv -f WINDOWS-1252 -t UTF-8"
 BLANKS = re.compile(r"[\s,]*")
 
 
 def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
-    """Return the stream inside a layer: a name in COMPRESSED, "utf-16", or "values" (JSON arrays and objects)."""
+    """Return the stream inside a layer: a name in COMPRESSED, "utf-16", or what is turned into JSON lines: "values"
+    (JSON arrays and objects), "parquet", PARAGRAPHS or WHOLE (plain text)."""
     if layer == "gzip":
         return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
     if layer == "xz":
@@ -40,6 +45,10 @@ def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
         return _buffered(bz2.BZ2File(stream))
     if layer == "zstd":
         return _buffered(_Pieces(_zstd_frames(stream, _zstd_decompressor(path))))
+    if layer == "parquet":
+        return _buffered(_Pieces(_lines_of_rows(stream, path)))
+    if layer in (PARAGRAPHS, WHOLE):
+        return _buffered(_Pieces(_lines_of_text(stream, layer == WHOLE)))
     if layer == "values":
         return _buffered(_Pieces(_lines_of_values(stream)))
     return _buffered(_Pieces(_to_utf8(stream, layer)))
@@ -127,6 +136,42 @@ def _zstd_frames(stream: BinaryIO, decompressor: Any) -> Iterator[bytes]:
             frame = decompressor.decompressobj()
     if begun:
         raise EOFError("the last frame is cut off")
+
+
+def _lines_of_rows(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the rows of a Parquet file as JSON objects, one line each; columns of bytes are left out.
+
+    Raises UserError if the package is missing, _DamagedError if the file is damaged.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs one more package: {pip_install('pyarrow')}") from None
+    try:
+        table = parquet.ParquetFile(stream)
+        schema = table.schema_arrow
+        names = [field.name for field in schema if not pyarrow.types.is_binary(field.type)]
+        for batch in table.iter_batches(ROWS, columns=names, use_threads=False):
+            yield b"".join(json.dumps(row, default=str).encode() + b"\n" for row in batch.to_pylist())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _DamagedError(str(error).splitlines()[0]) from None
+
+
+def _lines_of_text(stream: BinaryIO, whole: bool) -> Iterator[bytes]:
+    """Yield the documents of plain text as JSON objects, one line each: all of it, or blocks between blank lines."""
+    decoder, buffer = codecs.getincrementaldecoder("utf-8-sig")(), ""
+    while more := _read_text(stream, decoder, CHUNK):
+        buffer += more
+        if not whole:
+            *blocks, buffer = BLANK_LINES.split(buffer.replace("\r\n", "\n"))
+            yield b"".join(map(_document, blocks))
+    yield _document(buffer)
+
+
+def _document(text: str) -> bytes:
+    text = text.strip("\r\n")
+    return json.dumps({"text": text}).encode() + b"\n" if text else b""
 
 
 def _to_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:

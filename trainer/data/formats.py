@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ablatrix.trainer.data.decoders import COMPRESSED, explain_damage, unwrap
+from ablatrix.trainer.data.corpus_files import plain_suffix
+from ablatrix.trainer.data.decoders import COMPRESSED, PARAGRAPHS, PARQUET, WHOLE, explain_damage, unwrap
 from ablatrix.trainer.rundir.errors import DataError
 from ablatrix.trainer.rundir.files import open_for_reading
 
+TO_LINES = {"values", "parquet", PARAGRAPHS, WHOLE}  # layers inside which there are JSON lines
 HEAD = 1 << 16  # bytes from which the format is detected
 MOST_LAYERS = 6
 BOM = b"\xef\xbb\xbf"
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 TO_JSONL = "python -c \"import pandas; pandas.{read}.to_json('x.jsonl', orient='records', lines=True)\""
-PARQUET = f"convert it: {TO_JSONL.format(read='read_parquet({file!r})')} (needs pip install pyarrow)"
 ARROW = "convert it: python -c \"from datasets import Dataset; Dataset.from_file({file!r}).to_json('x.jsonl')\""
 NUMPY = "if it holds token ids: python -c \"import numpy; numpy.load({file!r}).astype('uint16').tofile('x.bin')\""
 PICKLE = "it is not loaded, since that can run code; write JSON lines in the program that made it"
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, what it is, what to do
-    (0, b"PAR1", "a Parquet file", PARQUET),
     (0, b"ARROW1", "an Arrow (Feather) file", f"convert it: {TO_JSONL.format(read='read_feather({file!r})')}"),
     (0, b"\xff\xff\xff\xff", "an Arrow stream, as `datasets` writes it", ARROW),
     (0, b"SQLite format 3\0", "an SQLite database", "export a table: sqlite3 -json {quoted} 'select text from TABLE'"),
@@ -77,20 +77,28 @@ def is_other(head: bytes) -> bool:
     """True if these first bytes certainly do not belong to a file of token ids."""
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"version h")):
         return True
-    return any(len(magic) > 3 and head.startswith(magic, offset) for offset, magic, *_ in SIGNATURES)
+    return head.startswith(PARQUET) or any(
+        len(magic) > 3 and head.startswith(magic, offset) for offset, magic, *_ in SIGNATURES
+    )
 
 
-def detect(path: Path) -> TextFile:
-    """Return a file with its layers, detected from its first bytes. Raises DataError if it does not hold JSON lines."""
+def detect(path: Path, whole_texts: bool = False) -> TextFile:
+    """Return a file with its layers, detected from its first bytes; plain text also by its name, .txt.
+
+    whole_texts: a file of plain text is one document, else a document ends with blank lines. Raises DataError if the
+    file holds no documents.
+    """
     file = TextFile(path)
     with file.open_raw() as raw:
         while True:
             with explain_damage(path):
                 head = file.unwrapped(raw).read(HEAD)
             layer = find_layer(head)
-            if not layer or "values" in file.layers or len(file.layers) == MOST_LAYERS:
+            if not layer or TO_LINES & set(file.layers) or len(file.layers) == MOST_LAYERS:
                 break
             file = TextFile(path, (*file.layers, layer))
+    if not TO_LINES & set(file.layers) and is_plain_text(path, head):
+        return TextFile(path, (*file.layers, WHOLE if whole_texts else PARAGRAPHS))
     found = describe_other(head, str(path))
     if found:
         raise DataError(f"{path}: is {found}")
@@ -102,10 +110,18 @@ def find_layer(head: bytes) -> str:
     for name, magics in COMPRESSED.items():
         if head.startswith(magics):
             return name
+    if head.startswith(PARQUET):
+        return "parquet"
     if head.startswith(BYTE_ORDER_MARKS):
         return "utf-16"
     text = head.removeprefix(BOM).lstrip()
     return "values" if re.match(rb"\[\s*[\[{\"\]]", text) or _spans_lines(text) else ""
+
+
+def is_plain_text(path: Path, head: bytes) -> bool:
+    """True if a file is called .txt and does not begin with a JSON object or with what no text contains."""
+    text = head.removeprefix(BOM).lstrip()
+    return plain_suffix(path) == ".txt" and not text.startswith(b"{") and b"\0" not in head and not is_other(head)
 
 
 def _spans_lines(text: bytes) -> bool:
@@ -162,7 +178,8 @@ def _describe_text(lines: list[bytes], places: dict[str, str]) -> str:
             read = TO_JSONL.format(read=f"read_csv({places['file']!r}{options})")
             return f"a {kind} table with the columns {', '.join(n.decode().strip() for n in names)}; convert it: {read}"
     how = LINES_TO_JSONL.format(**places)
-    return f"plain text that begins with {_begin(lines[0])}, not JSON lines; with a document in each line: {how}"
+    advice = f"call it .txt, or with a document in each line: {how}"
+    return f"plain text that begins with {_begin(lines[0])}, not JSON lines; {advice}"
 
 
 def _begin(text: bytes) -> str:

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.data.corpus import Lines, no_documents, scan_lines
-from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
+from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, file_stamp, find_files
 from ablatrix.trainer.data.encoder import token_dtype
 from ablatrix.trainer.data.formats import TextFile, detect
 from ablatrix.trainer.data.shards import Shard
@@ -79,6 +79,7 @@ class Cache:
     tokenizer: TokenizerInfo
     folder: Path
     stamps: tuple[tuple[int, int], ...]  # size and mtime_ns of each file
+    whole_texts: bool = False  # a file of plain text is one document
 
     @classmethod
     def of(cls, config: DataConfig, cache_dir: Path) -> Cache:
@@ -91,9 +92,10 @@ class Cache:
         stamps = tuple(file_stamp(path) for path in files)
         marks = [[os.path.realpath(path), *stamp] for path, stamp in zip(files, stamps, strict=True)]
         identity = [FORMAT, marks, config.text_key, tokenizer.sha256]
+        identity += [config.text_files] if config.text_files != "auto" else []
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
         name, folder = describe_files(config, files), Path(cache_dir) / "tokens" / key
-        cache = cls(files, name, config.text_key, tokenizer, folder, stamps)
+        cache = cls(files, name, config.text_key, tokenizer, folder, stamps, are_whole_texts(config, files))
         is_built_by_another_user = os.path.isdir(folder) and not safe_files.is_own(folder)
         if not is_built_by_another_user and cache.meta() is None and not is_writable(folder):
             fallbacks = (Path(place).expanduser().absolute() for place in FALLBACK_CACHES)
@@ -187,7 +189,7 @@ def is_writable(folder: Path) -> bool:
 
 def write_index(cache: Cache, report: Any) -> None:
     """Scan the corpus for line starts and write lines.u64 and index.json. report: called with the bytes read."""
-    source = Source([detect(path) for path in cache.files])
+    source = Source([detect(path, cache.whole_texts) for path in cache.files])
     lines = 0
 
     def scan(file: IO[bytes]) -> None:
