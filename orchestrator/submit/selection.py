@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import require_folder
@@ -73,9 +72,9 @@ def find_runs(study: Study, names: Sequence[str]) -> list[StudyRun]:
     return list(study.runs) if "all" in names else [study.find(name) for name in names]
 
 
-def put_aside(study: Study, runs: Sequence[StudyRun]) -> None:
+def put_aside(runs: Collection[StudyRun], states: Iterable[RunState]) -> None:
     """Move the results of these runs to <run>.old-<n>. Raises RunError, before any is moved, for an active run."""
-    active = {state.run.id for state in study_state.collect(study) if state.active}
+    active = {state.run.id for state in states if state.active}
     for run in runs:
         if run.id in active:
             raise RunError(f"{run.id}: is queued or running; cancel it first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ablatrix.trainer.rundir.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
@@ -169,23 +170,28 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     Raises UserError for an unknown name in `--rerun`, and if runs of the study were trained on other data, or would
     be hidden.
     """
-    refuse_to_hide(planned)
-    study, options = planned.study, planned.options
-    again = [run.id for run in selection.find_runs(study, options.rerun)]
-    states = study_state.collect(study)
+    states, options = refuse_to_hide(planned), planned.options
+    again = [run.id for run in selection.find_runs(planned.study, options.rerun)]
     changed_inputs.refuse_changed_inputs(planned.runs, states, again)
     chosen = selection.select(states, options.retry, options.only, again).chosen
     ids = {state.run.id for state in chosen}
     return [run for run in planned.runs if run.id in ids]
 
 
-def refuse_to_hide(planned: Plan) -> None:
-    """Raise UserError if a new plan would hide active runs: those of another cluster, or that it does not have."""
+def refuse_to_hide(planned: Plan) -> list[RunState]:
+    """Return the states of the planned runs.
+
+    Raises UserError if the plan would hide active runs: those of another cluster, or that it does not have.
+    """
+    study = planned.study
     try:
         before = study_dir.load_study(planned.folder)
     except UserError:  # it does not exist, or this submit rewrites it
-        return
-    active = [state.run.id for state in study_state.collect(before) if state.active]
+        return study_state.collect(study)
+    ids = {run.id for run in study.runs}
+    others = [run for run in before.runs if run.id not in ids]
+    states = study_state.collect(replace(before, runs=[*study.runs, *others]))
+    active = [state.run.id for state in states if state.active]
     selected_cluster.select(planned.cluster)
     if active and before.cluster != planned.cluster:
         place = f"on cluster {before.cluster}" if before.cluster else "here"
@@ -193,9 +199,10 @@ def refuse_to_hide(planned: Plan) -> None:
             f"{planned.folder}: {len(active)} runs are queued or running {place} ({list_names(active)}); wait for them "
             "or cancel them, or give the study another name"
         )
-    hidden = sorted(set(active) - {run.id for run in planned.runs})
+    hidden = sorted(set(active) - ids)
     if hidden:
         raise UserError(
             f"{planned.folder}: {len(hidden)} runs with settings that the file no longer has are queued or running "
             f"({list_names(hidden)}); cancel them first (cancel RUN or --all), or give the study another name"
         )
+    return states[: len(study.runs)] if before.cluster == planned.cluster else study_state.collect(study)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ablatrix.orchestrator.status.run_state import RunState
-    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+    from ablatrix.orchestrator.store.study_dir import Study
     from ablatrix.orchestrator.submit.selection import Selection
 
 
@@ -59,11 +59,7 @@ def submit(options: Options, console: Console) -> int:
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
     _describe_earlier(plan, console)
-    study = plan.create()
-    again = selection.find_runs(study, plan.options.rerun)
-    for run in again:  # from step 0
-        plan.earlier.pop(run.id, None)
-    study, selected = _select(plan, _put_aside(plan, study, again), console)
+    study, selected, states = _select(plan, plan.create(), console)
     for line in selected.describe():
         console.print(line)
     queueing.restore_snapshots(study)
@@ -73,11 +69,14 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
         with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {command}"):
             live.watch(study, console, waves.keep_going(study, console.print))
-    return study_state.collect(study)
+    return study_state.collect(study) if selected.chosen or plan.options.wait else states
 
 
-def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selection]:
-    """Record jobs found since, release held ones, and choose the runs to queue."""
+def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selection, list[RunState]]:
+    """Record jobs found since, release held ones, choose the runs to queue and put their old results aside.
+
+    Return the study, with the folders of these runs made again, the choice, and the states of all runs.
+    """
     options, scheduler = plan.options, Scheduler()
     states = study_state.collect(study, scheduler)
     queueing.adopt(states)
@@ -85,11 +84,17 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
         queueing.release_held(study, scheduler.jobs, console.print)
     waiting = [state.run.id for state in wave_order.find_waiting(study, states)]  # queued with or without --retry
     found = selection.select(states, options.retry, options.only, waiting, study.name)
+    again = selection.find_runs(study, options.rerun)
+    for run in again:  # from step 0
+        plan.earlier.pop(run.id, None)
     incomplete = [state.run for state in found.chosen if state.state == "done"]
-    if incomplete:
-        study = _put_aside(plan, study, incomplete)
-        found = selection.select(study_state.collect(study), options.retry, options.only, waiting, study.name)
-    return study, found
+    aside = {run.id: run for run in (*again, *incomplete)}
+    if aside:
+        selection.put_aside(aside.values(), states)
+        study = plan.create()
+        states = study_state.collect(study, scheduler)
+        found = selection.select(states, options.retry, options.only, waiting, study.name)
+    return study, found, states
 
 
 def smoke_plan(plan: Plan) -> Plan:
@@ -140,14 +145,6 @@ def _describe_earlier(plan: Plan, console: Console) -> None:
     plan.earlier = earlier_runs.find(plan.folder, plan.runs)
     for line in earlier_runs.describe(plan.runs, plan.earlier):
         console.print(line, soft_wrap=True, highlight=False)
-
-
-def _put_aside(plan: Plan, study: Study, runs: Sequence[StudyRun]) -> Study:
-    """Move the results of these runs away and make their folders again."""
-    if not runs:
-        return study
-    selection.put_aside(study, runs)
-    return plan.create()
 
 
 def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> None:
