@@ -1,8 +1,8 @@
-"""Cost of a study: runs and tokens from the plan, hours from the speed that a smoke test measured."""
+"""Cost of a study: runs and tokens from the plan, hours from finished runs or the speed that a smoke test measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,20 +18,25 @@ if TYPE_CHECKING:
 SMOKE = "smoke"  # the study of the smoke test, in the study's folder
 
 
-def hours_per_run(folder: Path, runs: Sequence[Run], experiment: Experiment) -> dict[str, float]:
-    """Return cell -> GPU-hours of one of its runs (node-hours without GPUs), for the cells that were smoke-tested.
+def hours_per_run(
+    folder: Path, runs: Sequence[Run], experiment: Experiment, finished: Mapping[str, float]
+) -> dict[str, float]:
+    """Return cell -> GPU-hours of one of its runs (node-hours without GPUs), for the cells where they are known.
 
-    The steps of the run times the median time per step of the smoke test without its first step; start-up and
-    evaluations are not included.
+    finished: cell -> wall-clock hours of finished runs. Else the steps of the run times the median time per step of
+    the smoke test without its first step; start-up and evaluations are not included then.
     """
-    seconds = {cell: _seconds_per_step(folder / SMOKE, cell) for cell in dict.fromkeys(run.cell for run in runs)}
-    settings = experiment.slurm
+    settings, wall = experiment.slurm, dict(finished)
+    for run in runs:
+        if run.cell not in wall and run.config.steps and (step := _seconds_per_step(folder / SMOKE, run.cell)):
+            wall[run.cell] = step * run.config.steps / 3600
     share = settings.nodes * max(1, settings.gpu_count) / settings.runs_per_job
-    return {
-        run.cell: step * steps * share / 3600
-        for run in runs
-        if (step := seconds[run.cell]) is not None and (steps := run.config.steps)
-    }
+    return {cell: hours * share for cell, hours in wall.items()}
+
+
+def unit(experiment: Experiment) -> str:
+    """Return the unit of the hours of a plan."""
+    return "GPU-hours" if experiment.slurm.gpu_count else "node-hours"
 
 
 def _seconds_per_step(smoke: Path, cell: str) -> float | None:
@@ -43,10 +48,9 @@ def _seconds_per_step(smoke: Path, cell: str) -> float | None:
     return median(found) if found else None
 
 
-def require_within_budget(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> None:
+def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, float]) -> None:
     """Raise UserError if the runs would exceed the experiment's `budget`, as far as their cost is known."""
-    hours = hours_per_run(folder, runs, experiment)
-    if experiment.budget is None or len(hours) < len({run.cell for run in runs}):
+    if experiment.budget is None or any(run.cell not in hours for run in runs):
         return
     total = sum(hours[run.cell] for run in runs)
     if total > experiment.budget:
@@ -56,15 +60,13 @@ def require_within_budget(experiment: Experiment, folder: Path, runs: Sequence[R
         )
 
 
-def describe(experiment: Experiment, folder: Path, runs: Sequence[Run]) -> str:
+def describe(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, float]) -> str:
     """Return `21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
     each = [run.config.tokens for run in runs]
     text = f"{len(runs)} runs"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
-    hours = hours_per_run(folder, runs, experiment)
-    unit = "GPU-hours" if experiment.slurm.gpu_count else "node-hours"
-    if len(hours) == len({run.cell for run in runs}):
-        text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit}"
+    if all(run.cell in hours for run in runs):
+        text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit(experiment)}"
         text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""
     else:
         text += f"; hours are known after `submit --smoke N` ({len(hours)} cells measured so far)"

@@ -140,7 +140,8 @@ def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
 def _unseeded(loaded: Loaded) -> Iterator[str]:
     """Yield a problem if there are several seeds and the command is not passed them: its runs would be the same."""
     experiment = loaded.experiment
-    if experiment.flags.style == "in-process" or len(experiment.seed_list) < 2:
+    several = experiment.seeds_follow_goal or len(experiment.seed_list) > 1
+    if experiment.flags.style == "in-process" or not several:
         return
     if not _named(_parts(experiment), "command", "seed"):
         yield f"{loaded.at('seeds')}seeds: never reach the command, so all runs of a cell would be the same: put " + (

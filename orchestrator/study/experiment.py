@@ -33,6 +33,7 @@ EXAMPLES = {
     "design": "design: [baseline, one_at_a_time]",
     "exclude": "exclude: [[rope, alibi]]",
     "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5",
+    "goal": "goal: {effect: 0.03, power: 0.8}",
     "launcher": "launcher: sbatch",
     "slurm": 'slurm: {partition: gpu, time: "04:00:00"}',
     "slurm.setup": "setup: [module load cuda]",
@@ -107,6 +108,13 @@ class ExperimentInfo(InfoConfig):
         return number_as_text(value)
 
 
+class Goal(Strict):
+    """What the study is to show; without `seeds` it chooses them."""
+
+    effect: float = Field(gt=0, description="smallest effect of interest, in the unit of the measure")
+    power: float = Field(0.8, gt=0.05, lt=1, description="probability that an effect of this size is shown")
+
+
 class Experiment(CommandKeys, Strict):
     """An experiment file, resolved: variables filled in, dotted keys, every name checked."""
 
@@ -118,6 +126,10 @@ class Experiment(CommandKeys, Strict):
     cells: dict[SafeName, list[Text]] = {}
     exclude: list[list[Text]] = Field([], description="feature combinations that are left out")
     seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
+    goal: Goal | None = Field(None, description="the effect to be shown and its power; without `seeds` it chooses them")
+    noise: float | None = Field(
+        None, gt=0, description="standard deviation of the final value between seeds, for the forecast of `plan`"
+    )
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = Field(default_factory=SlurmSettings)
@@ -128,6 +140,11 @@ class Experiment(CommandKeys, Strict):
     @property
     def seed_list(self) -> list[int]:
         return list(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def seeds_follow_goal(self) -> bool:
+        """True if the goal chooses the seeds."""
+        return self.goal is not None and "seeds" not in self.model_fields_set
 
     @property
     def info(self) -> Overrides:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.study import dotted, run_config
+from ablatrix.orchestrator.study import dotted, forecast, run_config
 from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
 from ablatrix.orchestrator.study.run_config import refuse_epochs
 from ablatrix.trainer.config.field_errors import spell
@@ -55,9 +55,7 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = 
     faults: dict[str, str] = {}  # a fault of the base, or of one feature, is reported once and not for each cell
     bare = Cell("", ())
     designed = expand_cells(loaded)
-    count = len(designed) * len(experiment.seed_list)
-    if count > MOST_RUNS:
-        raise ConfigError([f"{loaded.at('seeds')}seeds: {count:,} runs are more than {MOST_RUNS:,}; use fewer"])
+    _require_few(loaded, len(designed) * len(experiment.seed_list))
     for cell in [bare, *designed]:
         overrides = overrides_of(experiment, cell.features)
         for pair, fault in _undone_features(loaded, cell, overrides):
@@ -78,11 +76,21 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = 
         problems.append(f"{loaded.at('design')}design: gives no run; add baseline, one_at_a_time or features")
     if problems:
         raise ConfigError(problems)
+    try:
+        seeds = forecast.choose_seeds(experiment, runs[0][2], len(runs))
+    except ConfigError as error:
+        raise ConfigError([loaded.at("goal") + problem for problem in error.problems]) from None
+    _require_few(loaded, len(runs) * len(seeds))
     return [
         Run(cell.name, seed, cell.features, overrides, config.with_seed(seed))
         for cell, overrides, config in runs
-        for seed in experiment.seed_list
+        for seed in seeds
     ]
+
+
+def _require_few(loaded: Loaded, count: int) -> None:
+    if count > MOST_RUNS:
+        raise ConfigError([f"{loaded.at('seeds')}seeds: {count:,} runs are more than {MOST_RUNS:,}; use fewer"])
 
 
 def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.yaml_tree import Tree
 
 POSITION = "--set"
-SECTIONS = ("vars", "slurm", "experiment_info")  # whose keys can be set one by one
+SECTIONS = ("vars", "slurm", "experiment_info", "goal")  # whose keys can be set one by one
 
 
 def parse(texts: Iterable[str]) -> Overrides:

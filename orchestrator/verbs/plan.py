@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import lr_schedules
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
-from ablatrix.orchestrator.status import cost, study_state
+from ablatrix.orchestrator.status import cost, earlier_results, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import matrix, value_origins
+from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
 from ablatrix.orchestrator.terminal import plan_tables
@@ -23,6 +25,7 @@ from ablatrix.trainer.rundir.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ablatrix.orchestrator.status.earlier_results import EarlierResults
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
@@ -64,6 +67,30 @@ class Plan:
     def cluster(self) -> str:
         """The cluster that the jobs go to, '' for this machine's own."""
         return "" if self.launcher == "local" else self.loaded.experiment.slurm.clusters or ""
+
+    @cached_property
+    def results(self) -> EarlierResults:
+        """What finished runs tell of noise and time."""
+        return earlier_results.find(self.folder, self.runs)
+
+    @cached_property
+    def hours(self) -> dict[str, float]:
+        """Return cell -> hours of one of its runs, where they are known (`cost.hours_per_run`)."""
+        return cost.hours_per_run(self.folder, self.runs, self.loaded.experiment, self.results.hours)
+
+    @property
+    def forecast(self) -> Forecast:
+        """What the study can show."""
+        experiment, runs = self.loaded.experiment, self.runs
+        return forecast(
+            experiment,
+            runs[0].config,
+            cells={run.cell for run in runs},
+            seeds=len({run.seed for run in runs}),
+            earlier=self.results.noise,
+            hours=self.hours,
+            hours_unit=cost.unit(experiment),
+        )
 
     @property
     def study(self) -> Study:
@@ -130,18 +157,26 @@ def make_plan(options: Options) -> Plan:
 
 
 def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
-    """Show a plan as a table or tree with its cost, or as JSON. Raises UserError for another format."""
+    """Show a plan as a table or tree with its cost and forecast, or as JSON. Raises UserError for another format."""
     loaded, runs, folder = planned.loaded, planned.runs, planned.folder
     if style == "json":
-        console.print_json(data=plan_tables.as_json(runs, folder, planned.launcher))
+        data = plan_tables.as_json(runs, folder, planned.launcher)
+        console.print_json(data={**data, "forecast": planned.forecast.as_record()})
         return
     if style == "tree":
         console.print(plan_tables.tree(loaded, runs, folder))
     elif style == "table":
-        plan_tables.print_table(runs, folder, cost.hours_per_run(folder, runs, loaded.experiment), console)
+        plan_tables.print_table(runs, folder, planned.hours, console)
     else:
         raise UserError(f"--format {style}: choose table, tree or json")
-    console.print(cost.describe(loaded.experiment, folder, runs))
+    console.print(cost.describe(loaded.experiment, runs, planned.hours))
+    show_forecast(planned, console)
+
+
+def show_forecast(planned: Plan, console: Console) -> None:
+    """Print what the study can show."""
+    for line in planned.forecast.lines():
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def job_scripts(planned: Plan) -> list[str]:

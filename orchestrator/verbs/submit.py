@@ -16,7 +16,15 @@ from ablatrix.orchestrator.submit import changed_inputs, earlier_runs, preflight
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.orchestrator.terminal import interrupts, live
-from ablatrix.orchestrator.verbs.plan import Options, Plan, make_plan, refuse_to_hide, runs_to_queue, show_plan
+from ablatrix.orchestrator.verbs.plan import (
+    Options,
+    Plan,
+    make_plan,
+    refuse_to_hide,
+    runs_to_queue,
+    show_forecast,
+    show_plan,
+)
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -46,7 +54,9 @@ def submit(options: Options, console: Console) -> int:
         _require_smoke_test(plan, console)
         refuse_to_hide(plan)  # the smoke test may have taken an hour
     if not options.over_budget:
-        cost.require_within_budget(plan.loaded.experiment, plan.folder, chosen)
+        cost.require_within_budget(plan.loaded.experiment, chosen, plan.hours)
+    if chosen:
+        show_forecast(plan, console)
     states = run_plan(plan, console)
     broken = [state for state in states if state.state in ("failed", "lost")]
     for state in broken:
@@ -99,7 +109,7 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
 
 def smoke_plan(plan: Plan) -> Plan:
     """Return a plan of every cell's first seed for a few steps: it shows in minutes what would fail after hours."""
-    seed = plan.loaded.experiment.seed_list[0]
+    seed = plan.runs[0].seed
     runs = [replace(run, config=run.config.shortened(plan.options.smoke)) for run in plan.runs if run.seed == seed]
     options = replace(plan.options, rerun=(), wait=True)
     return Plan(plan.loaded, runs, plan.folder / cost.SMOKE, plan.launcher, options)

@@ -135,7 +135,7 @@ def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
         smoke.mkdir(parents=True, exist_ok=True)
         rows = "1,5.0,3600,,,,,\n2,5.0,3600,,,,,\n"
         (smoke / run_files.LOSS).write_text(",".join(loss_csv.COLUMNS) + "\n" + rows)
-        hours.append(cost.hours_per_run(workspace.folder, runs, loaded.experiment)["baseline"])
+        hours.append(cost.hours_per_run(workspace.folder, runs, loaded.experiment, {})["baseline"])
     assert hours == [4 * 20, 8 * 20]
 
 

@@ -174,7 +174,7 @@ def test_gpus_are_counted_however_they_are_asked_for(given: dict[str, Any], gpus
 def test_the_budget_counts_typed_gpus(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: s\nbase: {}\nfeatures: {}\ndesign: [baseline]\nslurm: {extra: {gres: 'gpu:2'}}\n")
-    assert cost.describe(load_experiment(path).experiment, tmp_path, []).endswith("0 GPU-hours")
+    assert cost.describe(load_experiment(path).experiment, [], {}).endswith("0 GPU-hours")
 
 
 def test_unknown_settings_are_refused() -> None:

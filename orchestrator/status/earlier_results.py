@@ -1,0 +1,119 @@
+"""Finished runs in the output folder that tell what a plan will meet: the noise between seeds, and hours per run."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING, Any
+
+from ablatrix.orchestrator.status import device_hours
+from ablatrix.orchestrator.store import run_facts
+from ablatrix.orchestrator.store.study_dir import STUDY
+from ablatrix.orchestrator.study.forecast import Noise
+from ablatrix.orchestrator.study.metric import of_record
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.events import read_events
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.matrix import Run
+
+MOST_READ = 200  # runs of a study: enough for its noise
+PER_CELL = 3  # runs whose time is averaged
+LIMIT = 0.8  # of the noise: an upper confidence limit
+
+Values = Mapping[str, Mapping[int, float]]  # cell -> seed -> final value
+
+
+@dataclass(frozen=True)
+class EarlierResults:
+    """noise: of the study with the most runs; hours: cell -> wall-clock hours of one of its runs."""
+
+    noise: Noise | None = None
+    hours: Mapping[str, float] = field(default_factory=dict)
+
+
+def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
+    """Return what studies beside `folder`, and the study in it, have found with the same baseline.
+
+    The same: a baseline of theirs has the hash of one of ours, so that all settings are equal.
+    """
+    first = runs[0].cell
+    marks = {_hash(run.id) for run in runs if run.cell == first}
+    cells = {_hash(run.id): run.cell for run in runs}
+    best, noise = 0, None
+    times: dict[str, list[float]] = defaultdict(list)
+    for study, record in _studies(folder.parent, marks):
+        if of_record(record.get("measure")) != runs[0].config.measure:
+            continue
+        values: dict[str, dict[int, float]] = defaultdict(dict)
+        for run, summary in _finished(study, record):
+            if (value := _final_value(summary)) is not None:
+                values[run["cell"]][run["seed"]] = value
+            cell = cells.get(_hash(run["id"]))
+            if cell and len(times[cell]) < PER_CELL and (hours := _wall_hours(study / run["id"])):
+                times[cell].append(hours)
+        sigma, freedom = residual_sd(values)
+        if freedom > best:
+            source = f"measured in {study}, its upper {LIMIT:.0%} limit"
+            best, noise = freedom, Noise(_upper_limit(sigma, freedom), source)
+    return EarlierResults(noise, {cell: fmean(found) for cell, found in times.items() if found})
+
+
+def _hash(run: str) -> str:
+    return run.rpartition("-")[2]
+
+
+def _studies(output: Path, marks: set[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(output.glob(f"*/{STUDY}")):
+        text = run_files.read_text(path)
+        record = run_files.parse_json(text) if any(f'-{mark}"' in text for mark in marks) else None
+        if isinstance(record, dict) and isinstance(record.get("runs"), list):
+            yield path.parent, record
+
+
+def _finished(study: Path, record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for run in record["runs"][:MOST_READ]:
+        try:
+            summary = run_facts.read_summary(study / run["id"])
+        except (OSError, TypeError, KeyError):
+            continue
+        if summary and not summary.get("diverged"):
+            yield run, summary
+
+
+def _final_value(summary: Mapping[str, Any]) -> float | None:
+    value = summary.get("final_value", summary.get("val_nll"))
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _wall_hours(run: Path) -> float:
+    uses = device_hours.uses_of(run.name, read_events(run, newest_only=("heartbeat", "checkpoint")))
+    return sum(use.end - use.start for use in uses) / 3600
+
+
+def residual_sd(values: Values) -> tuple[float, int]:
+    """Return the residual standard deviation of the additive model cell + seed, and its degrees of freedom.
+
+    Means of cells and seeds are removed in turn, which converges to least squares also where runs are missing.
+    """
+    rest = {(cell, seed): value for cell, found in values.items() for seed, value in found.items()}
+    groups = [[key for key in rest if key[axis] == name] for axis in (0, 1) for name in {key[axis] for key in rest}]
+    freedom = len(rest) - len(groups) + 1
+    if freedom < 1:
+        return math.nan, 0
+    for _ in range(30):
+        for group in groups:
+            mean = fmean(rest[key] for key in group)
+            rest |= {key: rest[key] - mean for key in group}
+    return math.sqrt(sum(value**2 for value in rest.values()) / freedom), freedom
+
+
+def _upper_limit(sigma: float, freedom: int) -> float:
+    """Return sigma sqrt(freedom / chi2), with the quantile of chi-squared by Wilson and Hilferty (1931)."""
+    part = 2 / (9 * freedom)
+    quantile = freedom * (1 - part + NormalDist().inv_cdf(1 - LIMIT) * math.sqrt(part)) ** 3
+    return sigma * math.sqrt(freedom / max(quantile, 1e-9))

@@ -1,0 +1,167 @@
+"""Before any hour is spent: which effects a study can show, and how many seeds its goal needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ablatrix.orchestrator.study import power
+from ablatrix.trainer.rundir.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from ablatrix.orchestrator.study.experiment import Experiment, Goal
+    from ablatrix.orchestrator.study.metric import Measure
+    from ablatrix.orchestrator.study.run_config import Config
+
+FEWEST_SEEDS = 3  # that can decide between several cells
+USUAL_POWER = 0.8
+# Standard deviation of the final held-out NLL between seeds: 7 cells x 5 seeds of experiments/quickstart.yaml, and the
+# modded-nanogpt optimizer track (0.7 B tokens, 30 recipes, 334 runs, residual of recipe + seed: 0.0011 to 0.0013)
+MEASURED = ((0.5e6, 0.020), (124e6, 0.0012))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Residual standard deviation of cell + seed, and where it is from."""
+
+    sigma: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None: over 200."""
+
+    cells: int
+    seeds: int
+    noise: Noise | None
+    measure: Measure
+    power: float
+    smallest: float | None
+    goal: Goal | None
+    needed: int | None
+    hours_per_seed: float | None  # of one run of every cell
+    hours_unit: str
+
+    def lines(self) -> list[str]:
+        """Return sentences for the terminal; [] for a single cell, which is compared with nothing."""
+        if self.cells < 2:
+            return []
+        unit, design = self.measure.short_unit, f"{self.cells} cells x {self.seeds} seed{'s'[: self.seeds != 1]}"
+        lines = []
+        if self.noise is None:
+            lines.append(f"{design}: set `noise:` (standard deviation between seeds) to see which effects they show")
+        elif self.smallest is not None:
+            lines.append(
+                f"{design} can show effects over about {self.smallest:.2g}{unit} with {self.power:.0%} power, "
+                f"at a noise of {self.noise.sigma:.2g}{unit} between seeds ({self.noise.source})"
+            )
+        if self.seeds < FEWEST_SEEDS:
+            lines.append(f"{design} cannot decide between cells; take at least {FEWEST_SEEDS} seeds")
+        if self.goal and self.noise:
+            wanted = f"goal: an effect of {self.goal.effect:g}{unit} with {self.power:.0%} power needs"
+            lines.append(f"{wanted} {self._cost()}")
+        return lines
+
+    def _cost(self) -> str:
+        if self.needed is None:
+            return f"more than {power.MOST_SEEDS} seeds"
+        hours = self.hours
+        text = f"{self.needed} seeds: {self.needed * self.cells} runs"
+        return text + (f", about {hours:.3g} {self.hours_unit}" if hours is not None else "")
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of the design that the goal needs, None if they are not known."""
+        return self.needed * self.hours_per_seed if self.needed and self.hours_per_seed else None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the forecast for `plan --format json`."""
+        goal = self.goal and {
+            "effect": self.goal.effect,
+            "seeds": self.needed,
+            "runs": self.needed and self.needed * self.cells,
+            "hours": _rounded(self.hours),
+        }
+        return {
+            "cells": self.cells,
+            "seeds": self.seeds,
+            "unit": self.measure.unit,
+            "noise": _rounded(self.noise.sigma) if self.noise else None,
+            "noise_source": self.noise and self.noise.source,
+            "power": self.power,
+            "smallest_effect": _rounded(self.smallest),
+            "goal": goal,
+            "hours_unit": self.hours_unit,
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def known_noise(experiment: Experiment, config: Config) -> Noise | None:
+    """Return the noise that the file gives, else what is usual for models of this size; None for another measure."""
+    if experiment.noise is not None:
+        return Noise(experiment.noise, "`noise:` of the file")
+    parameters = config.parameters
+    if not config.measure.is_nll or not parameters:
+        return None
+    (small, at_small), (large, at_large) = MEASURED
+    share = (math.log(parameters) - math.log(small)) / (math.log(large) - math.log(small))
+    sigma = at_small * (at_large / at_small) ** min(1.0, max(0.0, share))
+    source = f"measured: {at_small:g} at 0.5 M parameters, {at_large:g} at 124 M; set `noise:` to your own"
+    return Noise(sigma, source)
+
+
+def choose_seeds(experiment: Experiment, config: Config, cells: int) -> list[int]:
+    """Return the seeds of the file, or as many as its goal needs if it gives none.
+
+    They depend on the file alone: a study does not grow because other results have come. config: of the baseline.
+    Raises ConfigError.
+    """
+    goal = experiment.goal
+    if not (experiment.seeds_follow_goal and goal):
+        return experiment.seed_list
+    noise = known_noise(experiment, config)
+    if noise is None:
+        raise ConfigError(["goal: the noise of this measure is not known; give `noise:`, or `seeds:`"])
+    needed = power.seeds_needed(goal.effect, noise.sigma, cells, goal.power) if cells > 1 else 1
+    if needed is None:
+        most = f"more than {power.MOST_SEEDS} seeds at a noise of {noise.sigma:.2g}"
+        raise ConfigError([f"goal: an effect of {goal.effect:g} needs {most}; raise it, or give `seeds:`"])
+    return list(range(1, max(needed, FEWEST_SEEDS if cells > 1 else 1) + 1))
+
+
+def forecast(
+    experiment: Experiment,
+    config: Config,
+    *,
+    cells: Collection[str],
+    seeds: int,
+    earlier: Noise | None,
+    hours: Mapping[str, float],
+    hours_unit: str,
+) -> Forecast:
+    """Return what runs of these cells with so many seeds can show.
+
+    config: of the baseline; earlier: noise of results with the same baseline; hours: cell -> those of one run.
+    """
+    noise = earlier or known_noise(experiment, config)
+    goal = experiment.goal
+    wanted = goal.power if goal else USUAL_POWER
+    return Forecast(
+        cells=len(cells),
+        seeds=seeds,
+        noise=noise,
+        measure=config.measure,
+        power=wanted,
+        smallest=power.smallest_effect(noise.sigma, len(cells), seeds, wanted) if noise else None,
+        goal=goal,
+        needed=power.seeds_needed(goal.effect, noise.sigma, len(cells), wanted) if goal and noise else None,
+        hours_per_seed=sum(hours[cell] for cell in cells) if all(cell in hours for cell in cells) else None,
+        hours_unit=hours_unit,
+    )

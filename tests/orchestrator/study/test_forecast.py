@@ -1,0 +1,168 @@
+"""What a design can show: against scipy, against published values, in the plan, and from earlier results."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from ablatrix.orchestrator.status import earlier_results
+from ablatrix.orchestrator.study import matrix, power
+from ablatrix.orchestrator.study.forecast import Forecast, forecast
+from ablatrix.orchestrator.study.load import load_experiment
+from ablatrix.orchestrator.study.matrix import Run
+from ablatrix.trainer.rundir.errors import ConfigError
+from tests.support.plans import FIVE, expand
+
+GOAL = "goal: {effect: 0.03}\n"
+
+
+def forecast_of(folder: Path, text: str) -> tuple[list[Run], Forecast]:
+    runs = expand(folder, text)
+    experiment = load_experiment(folder / "e.yaml").experiment
+    cells, seeds = {run.cell for run in runs}, len({run.seed for run in runs})
+    found = forecast(
+        experiment,
+        runs[0].config,
+        cells=cells,
+        seeds=seeds,
+        earlier=None,
+        hours=dict.fromkeys(cells, 0.5),
+        hours_unit="GPU-hours",
+    )
+    return runs, found
+
+
+@pytest.mark.parametrize(("comparisons", "freedom"), [(1, 2), (1, 9), (2, 2), (6, 12), (6, 24), (29, 58), (6, 600)])
+def test_critical_values_leave_one_study_in_twenty_outside(comparisons: int, freedom: int) -> None:
+    """By Simpson's rule over the standard deviation and over what the comparisons share, the baseline."""
+    limit = power.critical(comparisons, freedom)
+    scale = stats.chi(freedom, scale=1 / math.sqrt(freedom))
+    s, z = np.linspace(scale.ppf(1e-12), scale.isf(1e-12), 801), np.linspace(-8.5, 8.5, 401)
+    width, shift = limit * math.sqrt(2) * s[:, None], z[None, :]
+    inside = (stats.norm.cdf(shift + width) - stats.norm.cdf(shift - width)) ** comparisons
+    given = integrate.simpson(inside * stats.norm.pdf(z), x=z, axis=1)
+    assert integrate.simpson(given * scale.pdf(s), x=s) == pytest.approx(1 - power.ALPHA, abs=1e-6)
+
+
+def test_critical_values_are_dunnetts() -> None:
+    """Table of Dunnett (1964), Biometrics 20, 482, two-sided .05."""
+    published = {(1, 10): 2.23, (2, 10): 2.57, (6, 12): 2.98, (6, 24): 2.76, (9, 20): 2.95}
+    assert {key: round(power.critical(*key), 2) for key in published} == published
+
+
+@pytest.mark.parametrize(("cells", "seeds"), [(2, 3), (2, 12), (7, 3), (7, 8), (30, 2)])
+def test_power_is_that_of_the_noncentral_t(cells: int, seeds: int) -> None:
+    freedom = (cells - 1) * (seeds - 1)
+    limit = power.critical(cells - 1, freedom)
+    for effect in (0.0, 0.02, 0.05):
+        t = stats.nct(freedom, effect / (0.02 * math.sqrt(2 / seeds)))
+        assert power.power(effect, 0.02, cells, seeds) == pytest.approx(t.sf(limit) + t.cdf(-limit), abs=2e-6)
+
+
+def test_the_smallest_effect_and_the_seeds_needed_have_the_power_that_they_promise() -> None:
+    smallest = power.smallest_effect(0.0196, 7, 5)
+    assert smallest is not None
+    assert power.power(smallest, 0.0196, 7, 5) == pytest.approx(0.8, abs=1e-6)
+    needed = power.seeds_needed(0.03, 0.02, 7)
+    assert needed is not None
+    assert power.power(0.03, 0.02, 7, needed) >= 0.8 > power.power(0.03, 0.02, 7, needed - 1)
+    assert power.seeds_needed(0.0001, 0.02, 7) is None
+    assert power.smallest_effect(0.02, 7, 1) is None
+
+
+def test_simulated_studies_show_the_effect_as_often_as_forecast() -> None:
+    cells, seeds, sigma, studies = 7, 3, 0.02, 4000
+    smallest = power.smallest_effect(sigma, cells, seeds)
+    assert smallest is not None
+    y = np.random.default_rng(1).normal(0, sigma, (studies, cells, seeds))
+    y[:, 1] -= smallest
+    rest = y - y.mean(2, keepdims=True) - y.mean(1, keepdims=True) + y.mean((1, 2), keepdims=True)
+    freedom = (cells - 1) * (seeds - 1)
+    se = np.sqrt(2 * (rest**2).sum((1, 2)) / freedom / seeds)
+    shown = np.abs(y[:, 1].mean(1) - y[:, 0].mean(1)) / se > power.critical(cells - 1, freedom)
+    assert shown.mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.8 * 0.2 / studies))
+
+
+def test_a_plan_says_what_it_can_show_and_what_its_goal_costs(tmp_path: Path) -> None:
+    _, found = forecast_of(tmp_path, FIVE + "seeds: 5\nnoise: 0.02\n" + GOAL)
+    first, second = found.lines()
+    assert first.startswith("7 cells x 5 seeds can show effects over about 0.046 nats with 80% power")
+    assert "`noise:` of the file" in first
+    assert second == "goal: an effect of 0.03 nats with 80% power needs 11 seeds: 77 runs, about 38.5 GPU-hours"
+    assert json.loads(json.dumps(found.as_record()))["goal"] == {"effect": 0.03, "seeds": 11, "runs": 77, "hours": 38.5}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_cannot_decide_and_that_is_the_last_line(tmp_path: Path, seeds: int) -> None:
+    _, found = forecast_of(tmp_path, FIVE + f"seeds: {seeds}\n")
+    assert "cannot decide between cells; take at least 3 seeds" in found.lines()[-1]
+
+
+def test_a_single_cell_has_no_forecast(tmp_path: Path) -> None:
+    assert forecast_of(tmp_path, "design: [baseline]\n")[1].lines() == []
+
+
+def test_a_goal_chooses_the_seeds_unless_they_are_given(tmp_path: Path) -> None:
+    runs, _ = forecast_of(tmp_path, FIVE + GOAL + "noise: 0.02\n")
+    assert sorted({run.seed for run in runs}) == list(range(1, 12))
+    assert {run.seed for run in expand(tmp_path, FIVE + GOAL + "seeds: [7, 9]\n")} == {7, 9}
+    assert len(expand(tmp_path, FIVE + "goal: {effect: 5.0}\n")) == 7 * 3  # never fewer than can decide
+    with pytest.raises(ConfigError, match=r"e\.yaml:\d+: goal: an effect of 1e-05 needs more than 200 seeds"):
+        expand(tmp_path, FIVE + "goal: {effect: 0.00001}\n")
+
+
+def test_a_command_needs_noise_for_its_goal(tmp_path: Path) -> None:
+    text = (
+        "name: c\ncommand: [python, train.py, '--seed={seed}', '{flags}']\nmetrics: {csv: log.csv}\n"
+        "base: {lr: 0.1}\nfeatures: {high: {lr: 0.2}}\ndesign: [baseline, one_at_a_time]\ngoal: {effect: 0.03}\n"
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="noise of this measure is not known; give `noise:`"):
+        matrix.runs(load_experiment(path), lambda config: (4096, 4095))
+    path.write_text(text + "noise: 0.02\n")
+    assert len(matrix.runs(load_experiment(path), lambda config: (4096, 4095))) > 6
+
+
+def test_noise_and_hours_come_from_finished_runs_of_the_same_baseline(tmp_path: Path) -> None:
+    runs = expand(tmp_path, FIVE + "seeds: 4\n")
+    y = np.random.default_rng(3).normal(3, 0.02, (7, 4))
+    other = tmp_path / "out" / "earlier"
+    cells = list(dict.fromkeys(run.cell for run in runs))
+    entries = [{"id": run.id, "cell": run.cell, "seed": run.seed} for run in runs]
+    for run in runs:
+        folder = other / run.id
+        folder.mkdir(parents=True)
+        value = y[cells.index(run.cell), run.seed - 1]
+        (folder / "summary.json").write_text(json.dumps({"iters": 10, "val_nll": value, "diverged": False}))
+        times = [("started", 1000.0), ("heartbeat", 2800.0)] + ([("finished", 4600.0)] if run.cell != "rope" else [])
+        events = [{"event": name, "time": time, "host": "a", "pid": 1} for name, time in times]
+        (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (other / "study.json").write_text(json.dumps({"name": "earlier", "runs": entries}))
+    found = earlier_results.find(tmp_path / "out" / "new", runs)
+    rest = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
+    sigma = math.sqrt((rest**2).sum() / 18)
+    assert found.noise is not None
+    assert found.noise.sigma == pytest.approx(sigma * math.sqrt(18 / stats.chi2.ppf(0.2, 18)), rel=1e-3)
+    assert "earlier" in found.noise.source
+    assert found.hours["baseline"] == pytest.approx(1.0)
+    changed = expand(tmp_path, FIVE + "seeds: 4\n", ("trainer.max_iters=77",))
+    assert earlier_results.find(tmp_path / "out" / "new", changed) == earlier_results.EarlierResults()
+
+
+def test_the_residual_of_unbalanced_results_is_that_of_least_squares() -> None:
+    rng = np.random.default_rng(5)
+    values = {f"c{i}": {s: float(rng.normal(i, 1)) for s in range(5) if (i + s) % 4} for i in range(4)}
+    keys = [(c, s) for c, found in values.items() for s in found]
+    y = np.array([values[c][s] for c, s in keys])
+    x = np.array([[c == f"c{i}" for i in range(4)] + [s == j for j in range(5)] for c, s in keys], dtype=float)
+    rest = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    sd, freedom = earlier_results.residual_sd(values)
+    assert freedom == len(y) - np.linalg.matrix_rank(x)
+    assert sd == pytest.approx(math.sqrt(rest @ rest / freedom), rel=1e-9)
+    assert earlier_results.residual_sd({"a": {1: 3.0}})[1] == 0
