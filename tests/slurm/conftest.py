@@ -63,9 +63,8 @@ def alone(shared_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
 
 
 @pytest.fixture
-def slurm_workspace(cluster: str, workspace: Workspace, forked_python: ForkedPython) -> Iterator[Workspace]:
-    """A workspace whose jobs are started by Slurm, and cancelled at the end of the test."""
-    workspace.python = forked_python.verbs_python
+def slurm_workspace(cluster: str, workspace: Workspace) -> Iterator[Workspace]:
+    """A workspace whose jobs are cancelled at the end of the test."""
     yield workspace
     for study in (workspace.folder / "out").glob("*/study.json"):
         workspace.run("cancel", "--all", "--yes", "--study", study.parent.name, code=None)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.rundir.events import read_events
-from tests.support.forked_python import ForkedPython
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("bare cluster")]
@@ -47,10 +46,8 @@ def bare_cluster(cluster: str, worker_id: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def bare_workspace(
-    workspace: Workspace, bare_cluster: dict[str, str], forked_python: ForkedPython
-) -> Iterator[Workspace]:
-    workspace.environment, workspace.python = bare_cluster, forked_python.verbs_python
+def bare_workspace(workspace: Workspace, bare_cluster: dict[str, str]) -> Iterator[Workspace]:
+    workspace.environment = bare_cluster
     yield workspace
     workspace.run("cancel", "--all", "--yes", code=None)
 

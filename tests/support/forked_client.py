@@ -10,15 +10,15 @@ FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 HERE = os.path.dirname(os.path.abspath(__file__))
 REAL = os.readlink(os.path.join(HERE, "real"))
 FORKED = ("orchestrator", "trainer", "ablatrix")
-READ_AT_IMPORT = ("ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")
+REAL_WITH = ("SLURM_JOB_ID", "ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")  # the last two are read at import
 
 
 def can_be_forked(flags: "list[str]", module: "list[str]") -> bool:
-    """True for our modules, unless something is to happen before or while they are imported."""
+    """True for our modules, outside of Slurm jobs, unless something is to happen before or while they are imported."""
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     hooked = any(os.path.exists(os.path.join(folder, "sitecustomize.py")) for folder in path)
     ours = flags == ["-m"] and module[:1] and module[0].partition(".")[0] in FORKED
-    return bool(ours and not hooked and not any(name in os.environ for name in READ_AT_IMPORT))
+    return bool(ours and not hooked and not any(name in os.environ for name in REAL_WITH))
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         "module": module[0],
         "words": rest,
         "safe_path": safe_path,
-        "executable": REAL if os.path.basename(__file__).startswith("verbs") else os.path.abspath(__file__),
+        "executable": os.path.abspath(__file__),
         "folder": os.getcwd(),
         "environment": dict(os.environ),
         "ignored": ignored,

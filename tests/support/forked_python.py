@@ -3,7 +3,8 @@
 The tests start hundreds of verbs, checks and trainers, which would spend most of their time on imports. `ForkedPython`
 forks the process that waits; `forked_client.py`, as `python` in a folder, hands it the words, environment, working
 folder and open files of a command, passes signals on and exits as the forked process does. What is neither a verb, a
-check nor a trainer is run by the real Python: use that wherever a process, its imports or its code snapshot matter.
+check nor a trainer, and what runs in a Slurm job, is run by the real Python: use that wherever a process, its imports
+or its code snapshot matter.
 """
 
 from __future__ import annotations
@@ -46,16 +47,15 @@ LOADED = (
 
 
 class ForkedPython:
-    """`python` starts verbs and trainers forked; `verbs_python` verbs only, for jobs that Slurm has to start."""
+    """`python` is the path of the program."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ablatrix-"))
         (self.folder / "real").symlink_to(sys.executable)
-        for name in ("python", "verbs_python"):
-            script = self.folder / name
-            script.write_text(f"#!{sys.executable} -IS\n{CLIENT.read_text()}")
-            script.chmod(0o755)
-        self.python, self.verbs_python = str(self.folder / "python"), str(self.folder / "verbs_python")
+        script = self.folder / "python"
+        script.write_text(f"#!{sys.executable} -IS\n{CLIENT.read_text()}")
+        script.chmod(0o755)
+        self.python = str(script)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.folder / "socket"))
         listener.listen(64)

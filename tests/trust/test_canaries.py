@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import json
-import sys
 import zipfile
 from pathlib import Path
 
@@ -82,7 +81,6 @@ def launcher(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.slow
 def test_no_canary_is_written_or_printed(workspace: Workspace, launcher: str, seed: int, tally: Tally) -> None:
-    workspace.python = sys.executable  # processes that inherit as a user's do
     secrets = canaries.make(seed)
     planted = canaries.plant(secrets, workspace)
     session = Session(workspace, secrets)

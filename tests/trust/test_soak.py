@@ -10,26 +10,18 @@ import pytest
 
 from tests.slurm.conftest import alone, cluster  # noqa: F401 - fixtures
 from tests.support.evidence import Tally
-from tests.support.forked_python import ForkedPython
 from tests.support.workspace import Workspace
 from tests.trust.soak import CELLS, STUDIES, Findings, Soak
 from tests.trust.soak_faults import KINDS, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
 
-FEW = 30  # runs of the soak in CI: two minutes on two cores that another test process shares
+FEW = 20  # runs of the soak in CI: a minute or two on two cores that other tests share
 PER_SEED = CELLS * len(STUDIES)
 
 
 @pytest.fixture
-def soak(
-    cluster: str,  # noqa: F811
-    workspace: Workspace,
-    seed: int,
-    request: pytest.FixtureRequest,
-    forked_python: ForkedPython,
-) -> Iterator[Soak]:
-    workspace.python = forked_python.verbs_python
+def soak(cluster: str, workspace: Workspace, seed: int, request: pytest.FixtureRequest) -> Iterator[Soak]:  # noqa: F811
     lab = Path(os.environ.get("SLURM_LAB", "/tmp/slurm-lab"))
     if os.geteuid() or not (lab / ".slurm-lab").exists():
         pytest.skip("kills daemons: only with the test cluster, as root (tests/slurm/cluster up)")
