@@ -14,6 +14,11 @@ pytestmark = pytest.mark.slow
 NAMES = ("models.py", "trainer.py", "models/__init__.py", "trainer/__init__.py", "random.py", "yaml.py", "numpy.py")
 
 
+@pytest.fixture(autouse=True)
+def real_imports(workspace: Workspace) -> None:
+    workspace.python = sys.executable
+
+
 @pytest.fixture(params=["working folder", "PYTHONPATH"])
 def crowded(request: pytest.FixtureRequest, workspace: Workspace) -> Workspace:
     """A workspace whose own modules end the process that imports them."""

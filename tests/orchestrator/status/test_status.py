@@ -1,9 +1,6 @@
-"""The truth about a run from its files and the scheduler: every state, and every way to be gone."""
+"""The truth about a run from its files and the queue: every state, and every way to be gone."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,77 +10,16 @@ import pytest
 
 from ablatrix.orchestrator.slurm import commands, job_parsing
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
-from ablatrix.orchestrator.status import removed_files, run_evidence, run_state, study_state
+from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import selection
 from ablatrix.orchestrator.verbs import cancel, logs
-from ablatrix.trainer.rundir import loss_csv, loss_digest, processes, run_files
+from ablatrix.trainer.rundir import loss_csv, loss_digest, run_files
 from ablatrix.trainer.rundir.errors import RunError
-from ablatrix.trainer.rundir.events import STOP_FILE, append_event, read_events
-from ablatrix.trainer.rundir.files import append_line, atomic_write
-from tests.support.plans import FIVE, expand
-
-TOKEN = "0123456789abcdef"
-Queue = dict[str, job_parsing.Job]
-
-
-class Cluster:
-    """What Slurm says in a test: jobs in the queue, jobs that ended, or nothing at all."""
-
-    def __init__(self) -> None:
-        self.waiting: Queue = {}
-        self.ended: Queue = {}
-        self.down = False
-
-    def queue(self) -> Queue:
-        if self.down:
-            raise commands.ControllerError("squeue did not answer")
-        return dict(self.waiting)
-
-    def ended_jobs(self, ids: Any) -> Queue:
-        wanted = set(ids)
-        return {key: job for key, job in self.ended.items() if key in wanted}
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    cluster = Cluster()
-    monkeypatch.setattr(commands, "available", lambda: True)
-    monkeypatch.setattr(commands, "queue", cluster.queue)
-    monkeypatch.setattr(commands, "ended_jobs", cluster.ended_jobs)
-    return cluster
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    runs = expand(tmp_path, FIVE)[:1]
-    return study_dir.create_study(tmp_path / "out" / "s", "s", tmp_path / "e.yaml", {}, runs)
-
-
-@pytest.fixture
-def run(study: Study) -> StudyRun:
-    return study.runs[0]
-
-
-def queue_run(run: StudyRun, job_id: str = "5_0") -> None:
-    attempt = submit_attempts.newest(run.folder) + 1
-    submit_attempts.take(run.folder, attempt)
-    append_event(run.folder, "submitting", attempt=attempt, token=TOKEN)
-    append_event(run.folder, "queued", launcher="sbatch", job_id=job_id, attempt=attempt, token=TOKEN)
-
-
-def job(state: str, token: str = TOKEN, **fields: str) -> Queue:
-    return {"5_0": job_parsing.Job("5_0", state, comment=job_parsing.comment(token), **fields)}
-
-
-def now(study: Study) -> run_state.RunState:
-    return study_state.collect(study)[0]
-
-
-def write_rows(run: StudyRun, *steps: int) -> None:
-    log = ",".join(loss_csv.COLUMNS) + "\n"
-    (run.folder / run_files.LOSS).write_text(log + "".join(f"{s},2.5,0.5,,0.001,1.0,{s * 100},{s}\n" for s in steps))
+from ablatrix.trainer.rundir.events import STOP_FILE, append_event
+from ablatrix.trainer.rundir.files import atomic_write
+from tests.support.slurm_answers import TOKEN, Cluster, Queue, job, now, queue_run, write_rows
 
 
 def test_planned_then_queued_then_running_then_done(study: Study, run: StudyRun, cluster: Cluster) -> None:
@@ -315,125 +251,6 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     )
 
 
-def set_age(run: StudyRun, seconds: float) -> None:
-    """The run's events as they look when another host has written nothing for a while."""
-    path = run.folder / run_files.EVENTS
-    elsewhere = {"host": "node7", "born": "1 0a1b2c3d"}
-    records = [{**event, **elsewhere, "time": event["time"] - seconds} for event in read_events(run.folder)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.utime(path, (time.time() - seconds,) * 2)
-
-
-BLIND = {
-    "no Slurm": "no Slurm on this machine",
-    "private": "jobs of alice are not visible to you",
-    "other cluster": "it was queued on cluster big, this machine belongs to small",
-}
-
-
-@pytest.mark.parametrize("case", list(BLIND))
-def test_a_job_that_cannot_be_seen_from_here_is_judged_by_its_heartbeat(
-    study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    """Never lost while it may live, never running when it has gone; nothing is recorded without knowledge."""
-    monkeypatch.setattr(commands, "settings", lambda: {"ClusterName": "small", "PrivateData": "usage,jobs"})
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(os, "getuid", lambda: 1000)
-    if case == "other cluster":
-        monkeypatch.setattr(commands, "cluster_name", lambda: "big")
-        monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
-        monkeypatch.setenv("SLURM_JOB_ID", "5")
-    scheduler = Scheduler(user="alice" if case == "private" else "")
-    if case == "no Slurm":
-        monkeypatch.setattr(commands, "available", lambda: False)
-        cluster.down = True
-    monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
-
-    def look() -> tuple[str, bool]:
-        state = study_state.collect(study, scheduler)[0]
-        assert BLIND[case] in state.reason
-        return state.state, state.active
-
-    queue_run(run)
-    cluster.ended = job("COMPLETED") if case == "other cluster" else {}  # its id was given to another job here
-    append_event(run.folder, "submitting", attempt=1, token=TOKEN)
-    append_event(run.folder, "queued", launcher="sbatch", job_id="5_0", attempt=1, token=TOKEN)
-    assert look() == ("queued", True)
-    append_event(run.folder, "started", iter=0)
-    assert look() == ("running", True)
-    set_age(run, 900)
-    assert look() == ("stopped", False)
-    append_event(run.folder, "requeued")
-    assert look() == ("stopped", True)
-    assert "ended" not in [event["event"] for event in read_events(run.folder)]
-    append_event(run.folder, "failed", reason="boom")
-    assert study_state.collect(study, scheduler)[0].reason == "boom"
-
-
-@pytest.mark.parametrize("private", ["none", "accounts,usage"])
-def test_another_users_job_that_would_be_visible_is_lost_when_it_is_not(
-    study: Study, run: StudyRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, private: str
-) -> None:
-    monkeypatch.setattr(commands, "settings", lambda: {"PrivateData": private})
-    monkeypatch.setattr(commands, "queue", lambda user="": cluster.queue())
-    queue_run(run)
-    assert study_state.collect(study, Scheduler(user="alice"))[0].state == "lost"
-
-
-def local_event(run: StudyRun, event: str, pid: int, **fields: Any) -> None:
-    who = {"host": os.uname().nodename, "pid": pid, "born": processes.identity(pid)}
-    record = {"event": event, "time": time.time(), **who, **fields}
-    append_line(run.folder / run_files.EVENTS, json.dumps(record))
-
-
-@pytest.fixture
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_local_runs_are_judged_by_their_process(study: Study, run: StudyRun, dead_pid: int) -> None:
-    local_event(run, "submitting", dead_pid, attempt=1, token=TOKEN)
-    local_event(run, "queued", dead_pid, launcher="local", job_id="", attempt=1, token=TOKEN)
-    assert now(study).state == "planned", "its submit is gone"
-    local_event(run, "started", dead_pid, iter=0)
-    assert now(study).state == "lost", "never running for a process that is gone"
-    local_event(run, "stopped", dead_pid, iter=3)
-    assert now(study).state == "stopped"
-
-
-def test_a_living_local_process_is_running(study: Study, run: StudyRun) -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        try:
-            local_event(run, "started", process.pid, iter=0)
-            assert now(study).state == "running"
-        finally:
-            process.kill()
-    assert now(study).state == "lost"
-
-
-@pytest.mark.parametrize("born", ["", "1 0a1b2c3d", "another boot"])
-def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: StudyRun, born: str) -> None:
-    """After a reboot, or when the ids have gone round: not even `cancel` takes it for the trainer."""
-    with subprocess.Popen(["sleep", "60"]) as process:
-        try:
-            ticks = processes.born(process.pid)
-            local_event(run, "started", process.pid, iter=0, born=born.replace("another boot", f"{ticks} 0a1b2c3d"))
-            assert now(study).state == "lost"
-            assert run_evidence.find_owner(run) is None
-            assert process.poll() is None
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize(("age", "state"), [(10, "running"), (3600, "lost")])
-def test_on_another_host_the_heartbeat_tells(study: Study, run: StudyRun, age: int, state: str) -> None:
-    record = {"event": "started", "time": time.time() - age, "host": "elsewhere", "pid": 1}
-    append_line(run.folder / run_files.EVENTS, json.dumps(record))
-    assert now(study).state == state
-
-
 def test_torn_files_are_no_news(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
     cluster.waiting = job("RUNNING")
@@ -526,11 +343,3 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
     assert said in state.reason and said in removed_files.list_all(study, [state])[0]
     assert selection.select([state], retry=True).chosen == [state]
     assert selection.select([state]).done == [state]
-
-
-def test_a_machine_that_was_renamed_knows_its_processes(study: Study, run: StudyRun) -> None:
-    """By DHCP, or from a short name to a full one; the last sign of the run may be old."""
-    who = {"host": "its-old-name", "pid": os.getpid(), "born": processes.identity(os.getpid())}
-    append_event(run.folder, "started", iter=0, **who)
-    os.utime(run.folder / run_files.EVENTS, (1, time.time() - 600))
-    assert now(study).state == "running"
