@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.status import removed_files
+from ablatrix.orchestrator.status import device_hours, removed_files
 from ablatrix.orchestrator.store import run_facts, shared_fs, submit_attempts
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.device_hours import Use
     from ablatrix.orchestrator.store.study_dir import StudyRun
 
 HEARTBEAT_SECONDS = 120  # a trainer on another host that has written nothing for longer is taken for dead
@@ -39,6 +40,7 @@ class RunEvidence:
     max_iters: int
     missing: tuple[str, ...]
     altered: str = ""
+    uses: tuple[Use, ...] = ()  # of all attempts
 
     @classmethod
     def read(cls, run: StudyRun) -> RunEvidence:
@@ -60,6 +62,7 @@ class RunEvidence:
             run_facts.planned_steps(run.folder),
             removed_files.of_run(run.folder, events) if summary else (),
             loss_digest.find_change(run.folder, summary) if summary else "",
+            tuple(device_hours.uses_of(run.id, events)),
         )
 
     @property

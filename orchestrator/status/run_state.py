@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ablatrix.orchestrator.status import device_hours
 from ablatrix.trainer.rundir import run_files
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.status.device_hours import Hours, Use
     from ablatrix.orchestrator.store.study_dir import StudyRun
 
 STATES = ("planned", "queued", "running", "stopped", "done", "failed", "lost", "cancelled")
@@ -39,6 +41,7 @@ class RunState:
     requeued: bool = False  # stopped, and in the queue again
     missing: tuple[str, ...] = ()  # files of the finished run that have been removed
     altered: str = ""  # how its loss.csv differs from what the run wrote
+    uses: tuple[Use, ...] = ()  # of GPUs or cores, by its attempts
 
     @property
     def active(self) -> bool:
@@ -54,6 +57,11 @@ class RunState:
 def reasons(states: Sequence[RunState]) -> dict[str, tuple[str, str]]:
     """Return run id -> (state, reason)."""
     return {state.run.id: (state.state, state.reason) for state in states}
+
+
+def total_hours(states: Sequence[RunState]) -> Hours:
+    """Return the GPU-hours or CPU-hours of all attempts so far."""
+    return device_hours.total([use for state in states for use in state.uses])
 
 
 def as_json(states: Sequence[RunState], silent_since: float | None) -> str:
@@ -73,4 +81,6 @@ def as_json(states: Sequence[RunState], silent_since: float | None) -> str:
         for state in states
     ]
     runs = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in run.items()} for run in runs]
-    return json.dumps({"controller_silent_since": silent_since, "runs": runs}, indent=1)
+    hours = total_hours(states)
+    head = {"controller_silent_since": silent_since, "gpu_hours": hours.gpu, "cpu_hours": hours.cpu}
+    return json.dumps({**head, "runs": runs}, indent=1)

@@ -43,7 +43,10 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     vanished = [state.job_id for (state, _), why in zip(judged, hidden, strict=True) if state.job == "gone" and not why]
     known = {**queue.jobs, **commands.ended_jobs(vanished)}
     states = [_resolve(*pair, why, known) for pair, why in zip(judged, hidden, strict=True)]
-    return [replace(s, reason=s.reason or UNEXPLAINED.get(s.state, "")) for s in states]
+    return [
+        replace(state, reason=state.reason or UNEXPLAINED.get(state.state, ""), uses=evidence.uses)
+        for state, evidence in zip(states, found, strict=True)
+    ]
 
 
 def read_queue(study: Study, scheduler: Scheduler) -> None:

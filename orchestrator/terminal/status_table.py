@@ -73,9 +73,11 @@ def status_table(
 
 
 def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
-    """Return `7 runs: 3 done, 2 running, 2 queued`, and since when the controller has not answered."""
+    """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered."""
     counts = Counter(state.state for state in states)
     text = f"{len(states)} runs: " + ", ".join(f"{counts[name]} {name}" for name in run_state.STATES if counts[name])
+    hours = run_state.total_hours(states)
+    text += f"; {hours}" if hours.gpu or hours.cpu else ""
     if scheduler.silent_since and not commands.available():
         text += "\nno Slurm on this machine; its jobs are judged by what they write"
     elif scheduler.silent_since:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ablatrix.orchestrator.slurm.scheduler import Scheduler
+from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.status.device_hours import Hours, total, use_of_summary, uses_of
+from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+from ablatrix.orchestrator.terminal import status_table
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import append_event, read_events
 
@@ -75,3 +80,21 @@ def test_old_heartbeats_are_left_out_but_not_the_last_of_an_attempt(tmp_path: Pa
     assert len(everything) == 202
     assert total(uses_of("a", found)).gpu == pytest.approx(total(uses_of("a", everything)).gpu)
     assert (tmp_path / run_files.EVENTS).exists()
+
+
+def test_status_counts_the_hours_of_every_attempt_so_far(tmp_path: Path) -> None:
+    run = StudyRun("baseline-seed1-0", "baseline", 1, folder=tmp_path)
+    events = [
+        event("submitting", 0, attempt=1, token="t"),
+        event("started", 0, **GPU),
+        event("stopped", 1.0),
+        event("submitting", 8, attempt=2, token="u"),
+        event("resumed", 9, **GPU),
+        event("finished", 9.5),
+    ]
+    (tmp_path / run_files.EVENTS).write_text("".join(json.dumps({"pid": 1, **e}) + "\n" for e in events))
+    (tmp_path / run_files.SUMMARY).write_text('{"iters": 20}')
+    states = study_state.collect(Study(tmp_path, "s", "s.yaml", 0.0, {}, [run]))
+    assert run_state.total_hours(states) == Hours(gpu=1.5)
+    assert json.loads(run_state.as_json(states, None))["gpu_hours"] == 1.5
+    assert status_table.summary_line(states, Scheduler()) == "1 runs: 1 done; 1.5 GPU-hours"
