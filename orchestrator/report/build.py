@@ -84,12 +84,13 @@ def _pages(
 ) -> dict[str, bytes | str]:
     from ablatrix.orchestrator.report import drawing, pages
 
+    made = {figure.name: drawing.draw(figure) for figure in drawn}
     files: dict[str, bytes | str] = {
         "report.md": pages.markdown(title, lead, subtitle, sections),
-        "report.html": pages.html(title, lead, subtitle, sections),
+        "report.html": pages.html(title, lead, subtitle, sections, {name: one.svg for name, one in made.items()}),
     }
-    for figure in drawn:
-        files |= {f"{figure.name}.{kind}": content for kind, content in drawing.draw(figure).items()}
+    for name, one in made.items():
+        files |= {f"{name}.png": one.png, f"{name}.pdf": one.pdf}
     return files
 
 

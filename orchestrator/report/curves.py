@@ -52,6 +52,30 @@ def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Serie
     return _mean_of(_centres(end, bins), rows, interval=False)
 
 
+def training_seeds(cell: CellResult, name: str, end: float, bins: int = BINS) -> tuple[Series, ...]:
+    """Return the same for each run of a cell that has several."""
+    grid = _centres(end, bins)
+    rows = [_binned(tokens_of(run), run.curve.train[name], end, bins) for run in drawn(cell)]
+    known = [(row, np.isfinite(row)) for row in rows]
+    return tuple(Series(grid[there], row[there]) for row, there in known if there.any()) if len(rows) > 1 else ()
+
+
+def held_out_seeds(cell: CellResult) -> tuple[Series, ...]:
+    """Return the held-out NLL at every evaluation of each run of a cell that has several."""
+    found = [evaluations_of(run) for run in drawn(cell)]
+    return tuple(Series(x, y) for x, y in found if len(x) and np.isfinite(x).all()) if len(found) > 1 else ()
+
+
+def tokens_per_step(cells: list[CellResult]) -> float | None:
+    """Return the tokens of a step where it is the same in all runs, None where it differs or steps are the axis."""
+    found = set()
+    for run in (run for cell in cells for run in drawn(cell) if run.curve.rows):
+        tokens, steps = tokens_of(run)[-1], run.curve.train["iter"][-1]
+        found.add(round(float(tokens / steps), 6) if np.isfinite(tokens) and steps else None)
+    same = found.pop() if len(found) == 1 else None
+    return same if same != 1 else None
+
+
 def training_difference(cell: CellResult, base: CellResult, end: float, bins: int = 40) -> Series:
     """Return the training loss minus the baseline's of the same seed: equal batches, so most of the noise cancels."""
     rows = []

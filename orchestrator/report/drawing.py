@@ -6,8 +6,9 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from ablatrix.orchestrator.report import forest_plot
 from ablatrix.orchestrator.report.formatting import short
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel
 
+LABEL_HEIGHT = 0.072  # of the height of a panel
 WIDE, NARROW = 7.2, 3.5  # inches: two columns of a paper; a phone
 
 SETTINGS: dict[Any, Any] = {
@@ -80,20 +83,24 @@ def settings() -> Iterator[None]:
         yield
 
 
-def draw(figure: Figure) -> dict[str, bytes]:
-    """Return the figure as {"png": ..., "pdf": ...}, the same bytes every time."""
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in every format. svg: two inline elements, of which the page's style sheet shows one."""
+
+    png: bytes
+    pdf: bytes
+    svg: str
+
+
+def draw(figure: Figure, on_page: bool = True) -> Drawn:
+    """Return the figure, the same bytes every time. on_page: also as SVG, unless the page has it as a table."""
     with settings():
         canvas = layout(figure)
-        return {kind: save(canvas, kind) for kind in ("png", "pdf")}
-
-
-def draw_inline(figure: Figure) -> str:
-    """Return the figure as two inline SVG elements, of which the page's style sheet shows one."""
-    with settings():
-        return "".join(
-            inline_svg(save(layout(figure, width), "svg"), figure, name)
-            for name, width in (("wide", WIDE), ("narrow", NARROW))
-        )
+        svg = ""
+        if on_page and not figure.forest:
+            svg = inline_svg(save(canvas, "svg"), figure, "wide")
+            svg += inline_svg(save(layout(figure, NARROW), "svg"), figure, "narrow")
+        return Drawn(save(canvas, "png"), save(canvas, "pdf"), svg)
 
 
 def save(canvas: Canvas, kind: str) -> bytes:
@@ -112,7 +119,9 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
         forest_plot.fill(canvas, figure.title, figure.forest, width)
         return canvas
     _panels(canvas, figure, width)
-    canvas.draw_without_rendering()
+    engine = canvas.get_layout_engine()
+    if engine and canvas.axes:
+        engine.execute(canvas)
     canvas.set_layout_engine("none")  # the same layout for every format
     return canvas
 
@@ -122,17 +131,25 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
 
 def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
     count = max(1, len(figure.panels))
-    columns = 1 if width == NARROW else min(3 if count > 4 else 2, count)
+    direct = any(panel.direct for panel in figure.panels)
+    columns = 1 if width == NARROW or direct else min(3 if count > 4 else 2, count)
     rows = math.ceil(count / columns)
     legend_columns = _legend_columns(figure, width)
     legend_height = 0.19 * math.ceil(len(figure.legend) / legend_columns)
-    canvas.set_size_inches(width, rows * (1.9 if columns == 3 or width == NARROW else 2.5) + legend_height + 0.1)
+    title = forest_plot.wrap(figure.title, width)
+    height = 1.9 if columns == 3 or (width == NARROW and not direct) else 2.5
+    title_height = forest_plot.TITLE_LINE * len(title)
+    canvas.set_size_inches(width, rows * height + legend_height + title_height + 0.1)
+    if figure.title:
+        canvas.suptitle("\n".join(title), x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     if not figure.panels:
         canvas.text(0.5, 0.5, "No rows of any loss.csv yet", ha="center", color=GREY)
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
         axes.patch.set_gid(f"panel{i}")
         _panel(axes, panel)
+        if panel.per_step and i < columns:
+            _add_steps(axes, panel.per_step)
         most = 25 if columns == 3 else 38
         axes.set_title("\n".join(short(text, most) for text in panel.title.split("\n")))
         if columns == 3 and i % columns:
@@ -157,6 +174,57 @@ def _panel(axes: Axes, panel: Panel) -> None:
     if panel.x_range[1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid()
+    if panel.direct:
+        _label_ends(axes, panel)
+
+
+def _add_steps(axes: Axes, per_step: float) -> None:
+    """Add an axis in steps above one in tokens."""
+    above = axes.secondary_xaxis("top", functions=(scale_by(1 / per_step), scale_by(per_step)))
+    above.set_xticks(ticks((0.0, axes.get_xlim()[1] / per_step), 4))
+    above.set_xlabel("steps")
+    above.spines["top"].set_visible(True)
+
+
+def scale_by(factor: float) -> Callable[[Any], Any]:
+    """Return the function that multiplies by `factor`, of numbers and of arrays."""
+    return lambda x: x * factor
+
+
+def _label_ends(axes: Axes, panel: Panel) -> None:
+    """Write the name of each line at its end, the names moved apart until none covers another."""
+    low, high = panel.y_range
+    ends = [(float(line.series.y[-1]), line) for line in panel.lines if len(line.series.y)]
+    ends = sorted(((min(max(y, low), high), line) for y, line in ends), key=lambda end: end[0])
+    places = spread_out([(y - low) / (high - low) for y, _ in ends], LABEL_HEIGHT)
+    for place, (_, line) in zip(places, ends, strict=True):
+        colour, _, marker = style(line.style)
+        at = ScaledTranslation(8 / 72, 0, axes.figure.dpi_scale_trans)
+        key = axes.plot([1], [place], color=colour, marker=marker, transform=axes.transAxes + at, clip_on=False)
+        key[0].set_in_layout(False)
+        axes.annotate(
+            short(line.label, 18),
+            (1, place),
+            xycoords="axes fraction",
+            xytext=(14, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            annotation_clip=False,
+        )
+
+
+def spread_out(places: list[float], gap: float) -> list[float]:
+    """Return ascending places in [0, 1] moved apart to at least `gap`, if so many fit, near where they were."""
+    gap = min(gap, 1 / max(1, len(places) - 1))
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    limit = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
 
 
 def _line(axes: Axes, line: Line, index: int, count: int) -> None:
@@ -165,6 +233,8 @@ def _line(axes: Axes, line: Line, index: int, count: int) -> None:
     series = line.series
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+    for one in line.seeds:
+        axes.plot(one.x, one.y, color=colour, alpha=0.45, linewidth=0.5, zorder=2)
     every = max(1, len(series.x) // 8)
     axes.plot(
         series.x,

@@ -21,18 +21,25 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. style: index of colour, dash and marker; dots: a marker at every point; light: in the background."""
+    """One curve. style: index of colour, dash and marker; dots: a marker at every point; light: in the background.
+
+    seeds: the curves of single runs, drawn thin behind it.
+    """
 
     label: str
     style: int
     series: Series
     dots: bool = False
     light: bool = False
+    seeds: tuple[Series, ...] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. zero: draw a line at 0, the baseline."""
+    """One pair of axes. zero: draw a line at 0, the baseline.
+
+    direct: every line has its label at its end; per_step: tokens of a step, for a second axis in steps.
+    """
 
     title: str
     x_label: str
@@ -41,6 +48,8 @@ class Panel:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     zero: bool = False
+    direct: bool = False
+    per_step: float | None = None
 
 
 Bounds = tuple[float, float]

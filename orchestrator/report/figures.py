@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.orchestrator.report import breakdown, curves, forests
+from ablatrix.orchestrator.report import breakdown, curves, forests, formatting
 from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
 if TYPE_CHECKING:
@@ -87,7 +87,19 @@ def differences(analysis: Analysis) -> Figure | None:
     )
     caption += "; thin line: training loss on the same batches." if measure.is_loss else "."
     caption += "" if alike else " Each panel has its own scale."
-    return Figure("differences", "Difference from the baseline", caption + remark, panels)
+    caption += f" {forests.runs_per_cell(analysis)}"
+    return Figure("differences", _largest(analysis), caption + remark, panels)
+
+
+def _largest(analysis: Analysis) -> str:
+    """Return `Difference from the baseline: largest at the end for all_on, −0.276 nats`."""
+    known = [c for c in analysis.compared if c.effect]
+    if not known:
+        return "Difference from the baseline"
+    cell = max(known, key=lambda c: abs(c.effect.mean) if c.effect else 0.0)
+    effect = formatting.signed(cell.effect.mean if cell.effect else None, analysis.decimals)
+    name = formatting.short(cell.name, 40)
+    return f"Difference from the baseline: largest at the end for {name}, {effect}{analysis.measure.short_unit}"
 
 
 def difference_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
@@ -112,21 +124,50 @@ def loss_curves(analysis: Analysis) -> Figure:
     style, measure = styles(analysis), analysis.study.measure
     axis = AXES[analysis.budget]
     unit = measure.unit if measure.is_loss else ""  # of the training loss, where it is the measure's
-    held = tuple(Line(c.name, style[c.name], curves.held_out(c), dots=True) for c in cells)
-    train = tuple(Line(c.name, style[c.name], curves.training(c, "loss", end, 60)) for c in cells)
+    per_step = curves.tokens_per_step(cells) if axis == AXES["tokens"] else None
+    held = tuple(
+        Line(c.name, style[c.name], curves.held_out(c), dots=True, seeds=curves.held_out_seeds(c)) for c in cells
+    )
+    train = tuple(
+        Line(
+            c.name,
+            style[c.name],
+            curves.training(c, "loss", end, 60),
+            seeds=curves.training_seeds(c, "loss", end, 60),
+        )
+        for c in cells
+    )
     panels = tuple(
-        Panel(title, axis, label, lines, _tokens(end), settled_range(lines, end, rising))
+        Panel(
+            title, axis, label, lines, _tokens(end), settled_range(lines, end, rising), direct=True, per_step=per_step
+        )
         for title, label, lines, rising in (
             (measure.title, measure.unit, held, measure.higher_is_better),
             ("Training loss", unit, train, False),
         )
         if any(len(line.series.x) for line in lines)
     )
-    caption = "Mean over seeds; the steep start is cut off. Training loss is averaged over equal numbers of "
-    caption += f"{analysis.budget}."
-    legend = tuple((c.name, style[c.name]) for c in cells)
-    title = "Loss curves" if measure.is_loss else "Curves"
-    return Figure("loss_curves", title, caption + remark, panels, legend=legend)
+    caption = (
+        f"Thick lines with markers: means over seeds; thin lines: single runs. {forests.runs_per_cell(analysis)} The "
+        f"steep start is cut off. Training loss is averaged over equal numbers of {analysis.budget}."
+    )
+    return Figure("loss_curves", _best_end(analysis), caption + remark, panels)
+
+
+def _best_end(analysis: Analysis) -> str:
+    """Return `rope ends lowest: held-out NLL 2.981, the baseline's 3.184`."""
+    base, measure = analysis.base, analysis.measure
+    known = {cell.name: cell.mean for cell in analysis.compared if cell.mean is not None}
+    if base is None or base.mean is None or not known:
+        return "Loss curves" if measure.is_loss else "Curves"
+    pick = max if measure.higher_is_better else min
+    name = pick(known, key=lambda cell: known[cell])
+    digits = analysis.decimals
+    best, reference = formatting.plain(known[name], digits), formatting.plain(base.mean, digits)
+    if not measure.is_better(known[name] - base.mean):
+        return f"No cell ends better than the baseline: {measure.name} {best} ({name}) and {reference}"
+    end = "highest" if measure.higher_is_better else "lowest"
+    return f"{formatting.short(name, 40)} ends {end}: {measure.name} {best}, the baseline's {reference}"
 
 
 def _tokens(end: float) -> tuple[float, float]:

@@ -68,15 +68,15 @@ def _effects_caption(analysis: Analysis) -> str:
     if analysis.detectable is None:
         return caption + (f" There are no intervals: {verdicts.ONE_SEED}." if analysis.single_seed else "")
     caption += (
-        f" {_seeds(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: 95% interval "
-        f"simultaneous over {formatting.count(analysis.family, 'comparison')}, which decides the verdict and is the "
-        "one in the table; small ticks: single seeds."
+        f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: 95% "
+        f"interval simultaneous over {formatting.count(analysis.family, 'comparison')}, which decides the verdict and "
+        "is the one in the table; small ticks: single seeds."
     )
     shown = f"{analysis.detectable:.{analysis.decimals}f}{measure.short_unit}"
     return f"{caption} Shaded: differences under {shown}, too small for this study to show."
 
 
-def _seeds(analysis: Analysis) -> str:
+def runs_per_cell(analysis: Analysis) -> str:
     """Return `n = 3 runs per cell.`"""
     sizes = sorted({len(cell.values) for cell in analysis.cells.values() if cell.values})
     if not sizes:

@@ -73,7 +73,8 @@ def write(found: Sequence[Schedule], folder: Path) -> list[Path]:
     paths = []
     try:
         make_folder(folder, parents=True)
-        for kind, content in drawing.draw(figure(found[:MOST])).items():
+        drawn = drawing.draw(figure(found[:MOST]), on_page=False)
+        for kind, content in (("png", drawn.png), ("pdf", drawn.pdf)):
             paths.append(folder / f"{PICTURE}.{kind}")
             atomic_write(paths[-1], content, durable=False)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
 
 
-def html(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return the page. lead: the result in one sentence.
+def html(
+    title: str, lead: str, subtitle: str, sections: Sequence[Section], pictures: Mapping[str, str] | None = None
+) -> str:
+    """Return the page. lead: the result in one sentence; pictures: name of a figure -> inline SVG, else drawn now.
 
     Its security policy allows its own style sheet and script by their hashes, and nothing else.
     """
@@ -41,11 +43,17 @@ def html(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> s
         lead=lead,
         subtitle=subtitle,
         sections=sections,
+        pictures={name: Markup(svg) for name, svg in (pictures or draw_all(sections)).items()},
         curves={figure.name: hover_data(figure) for figure in _figures(sections) if figure.panels},
         policy=Markup(policy),
         css=Markup(css),
         script=Markup(script),
     )
+
+
+def draw_all(sections: Sequence[Section]) -> dict[str, str]:
+    """Return name -> inline SVG of all figures that are no tables."""
+    return {figure.name: drawing.draw(figure).svg for figure in _figures(sections) if not figure.forest}
 
 
 def markdown(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:
@@ -71,7 +79,6 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "kind": lambda block: type(block).__name__.lower(),
         "slug": lambda word: word.replace(" ", "-"),
         "unbroken": lambda text: _UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text),
-        "drawn": lambda figure: Markup(drawing.draw_inline(figure)),
         "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
         "ticks": lambda forest: [t for t in palette.ticks(forest.limits, 5) if 0.03 < forest.place(t) < 0.97],
