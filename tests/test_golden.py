@@ -145,7 +145,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fates = {("swiglu", 3): "failed", ("rope", 1): "diverged", ("warmup", 2): "lost", ("warmup", 3): "running"}
     features = {"swiglu": {"model.swiglu": True}, "rope": {"model.rope": True}, "warmup": {"trainer.warmup_steps": 20}}
-    plan = Plan(features=features, effects={"swiglu": -0.2, "rope": 0.1}, fates=fates, domains=["code", "prose"])
+    plan = Plan(features=features, effects={"swiglu": -0.2, "rope": 0.1}, fates=fates, domains=["code", "prose"], rng=1)
     build(folder := Path("planted"), write_study(folder, plan))
     for name in ("report.md", "comparison.tex", "summary.csv", "comparison.csv"):
         text = (folder / "report" / name).read_text(encoding="utf-8")

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatrix.orchestrator.report import formatting, step_times
+from ablatrix.orchestrator.report import budgets, contrasts, formatting, step_times
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.decisions import Verdict, decide
+from ablatrix.orchestrator.report.changes import find_changes
+from ablatrix.orchestrator.report.comparison import Comparison, compare
+from ablatrix.orchestrator.report.decisions import Verdict, decide, lost_more_runs
 from ablatrix.orchestrator.report.step_times import StepTimes
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.study.metric import NLL, Measure
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.budgets import Matched, Reach
     from ablatrix.orchestrator.report.collect import RunRecord, Study
-    from ablatrix.orchestrator.report.statistics import Effect, Reach
+    from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.status.device_hours import Hours
 
-KINDS = {"trainer": "schedule", "model": "model", "data": "data", "system": "system"}
 MATCHED = 0.01  # parameter counts within 1% count as matched
 
 
@@ -29,14 +33,15 @@ MATCHED = 0.01  # parameter counts within 1% count as matched
 class CellResult:
     """A cell, its runs, and how it compares with the baseline (all effects None for the baseline itself).
 
-    effect: final value at equal tokens, the headline; equal_flops, equal_seconds: the same at equal training compute
-    and time, read off the curve of the measure; *_to: what it took to reach the baseline's final value.
-    read_off: the headline too had to be read off a curve, because the cell trained on another number of tokens.
+    effect: at equal tokens, the headline; equal_flops, equal_seconds: the same at equal training compute and time, read
+    off the curve of the measure; *_to: what it took to reach the baseline's final value.
+    at_budget: seed -> value at the budget that is compared; read_off: it is not the final one of every run, because the
+    cell or the baseline trained on another number of tokens. incomparable: why the values must not be compared.
     """
 
     name: str
     features: tuple[str, ...]
-    kind: str
+    changes: tuple[str, ...]
     runs: tuple[RunRecord, ...]
     verdict: Verdict = Verdict.BASELINE
     effect: Effect | None = None
@@ -44,8 +49,16 @@ class CellResult:
     equal_seconds: Effect | None = None
     tokens_to: Reach | None = None
     seconds_to: Reach | None = None
+    at_budget: Mapping[int, float] = field(default_factory=dict)
     read_off: bool = False
+    incomparable: str = ""
     study_measure: Measure = NLL
+
+    @property
+    def kind(self) -> str:
+        """What its settings change: `model`, `schedule`, `learning rate and schedule`."""
+        *first, last = self.changes or ("",)
+        return f"{', '.join(first)} and {last}" if first else last
 
     @cached_property
     def usable(self) -> tuple[RunRecord, ...]:
@@ -73,7 +86,13 @@ class CellResult:
 
     @property
     def mean(self) -> float | None:
-        return sum(self.values.values()) / len(self.values) if self.values else None
+        """Mean of the final values."""
+        return _mean(self.values)
+
+    @property
+    def mean_at_budget(self) -> float | None:
+        """Mean at the budget that is compared: of as many runs as the effect."""
+        return _mean(self.at_budget)
 
     @property
     def sd(self) -> float | None:
@@ -109,32 +128,61 @@ class CellResult:
         return device_hours.total([use for run in self.runs for use in run.uses])
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A named combination of cells with its effect, corrected within its own table."""
-
-    name: str
-    effect: Effect | None
-    missing: int = 0
+def _mean(values: Mapping[int, float]) -> float | None:
+    return math.fsum(values.values()) / len(values) if values else None
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything the pages show. cells: in the study's order; the reference is among them."""
+    """Everything the pages show. cells: in the study's order; the reference is among them.
+
+    comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible.
+    """
 
     study: Study
     reference: str | None
     cells: dict[str, CellResult]
-    noise: float | None  # standard deviation of the reference over seeds
-    interactions: tuple[Contrast, ...]
-    main_effects: tuple[Contrast, ...]
-    left_out: tuple[Contrast, ...]
-    times: StepTimes
+    comparison: Comparison = field(default_factory=Comparison)
+    combinations: contrasts.Combinations = field(default_factory=contrasts.Combinations)
+    factorial: bool = False
+    margin: float | None = None
+    times: StepTimes = field(default_factory=StepTimes)
 
     @cached_property
     def hours(self) -> Hours:
         """GPU-hours or CPU-hours of the study."""
         return device_hours.total([use for run in self.study.runs for use in run.uses])
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of a run that the seed does not explain; without a pool, of the reference over seeds."""
+        if self.comparison.noise:
+            return self.comparison.noise.sd
+        return self.base.sd if self.base else None
+
+    @cached_property
+    def detectable(self) -> float | None:
+        """Median half-width of the simultaneous intervals: a larger difference is shown, a smaller one is not."""
+        halves = sorted(half for c in self.compared if c.effect and (half := c.effect.joint_half_width))
+        return halves[len(halves) // 2] if halves else None
+
+    @cached_property
+    def decimals(self) -> int:
+        """Decimals of effects and values: two digits of the uncertainty."""
+        least = formatting.LEAST_OF_NLL if self.measure.is_nll else 0
+        return formatting.decimals_for(self.detectable, least) if self.detectable else formatting.USUAL_DECIMALS
+
+    @property
+    def interactions(self) -> tuple[contrasts.Contrast, ...]:
+        return self.combinations.interactions
+
+    @property
+    def main_effects(self) -> tuple[contrasts.Contrast, ...]:
+        return self.combinations.main_effects
+
+    @property
+    def left_out(self) -> tuple[contrasts.Contrast, ...]:
+        return self.combinations.left_out
 
     @cached_property
     def compared(self) -> list[CellResult]:
@@ -161,18 +209,6 @@ class Analysis:
         """Number of comparisons that the verdicts are corrected for."""
         return sum(cell.effect is not None and cell.effect.p_joint is not None for cell in self.compared)
 
-    @cached_property
-    def detectable(self) -> float | None:
-        """Median half-width of the simultaneous intervals: a larger difference is shown, a smaller one is not."""
-        halves = sorted(half for c in self.compared if c.effect and (half := c.effect.joint_half_width))
-        return halves[len(halves) // 2] if halves else None
-
-    @cached_property
-    def decimals(self) -> int:
-        """Decimals of effects and values: two digits of the uncertainty."""
-        least = formatting.LEAST_OF_NLL if self.measure.is_nll else 0
-        return formatting.decimals_for(self.detectable, least) if self.detectable else formatting.USUAL_DECIMALS
-
     @property
     def single_seed(self) -> bool:
         """True if there are effects, but none with an interval."""
@@ -185,184 +221,115 @@ def analyse(study: Study) -> Analysis:
         name: CellResult(
             name,
             runs[0].features,
-            kind_of(k for run in runs for k in run.overrides),
+            find_changes(k for run in runs for k in run.overrides),
             runs,
             study_measure=study.measure,
         )
         for name, runs in study.cells.items()
     }
     reference = find_reference(cells.values())
-    times = step_times.measure(study.cells, reference) if reference else StepTimes()
+    if reference is None:
+        return Analysis(study, None, cells)
+    times = step_times.measure(study.cells, reference)
     cells = {name: _timed(cell, times.of(name)) for name, cell in cells.items()}
-    if reference:
-        base = cells[reference]
-        results = [_compare(cell, base) for cell in cells.values()]
-        joint = st.bonferroni([r.effect for r in results])
-        cells = {r.name: _judged(replace(r, effect=e), base) for r, e in zip(results, joint, strict=True)}
-    values = {name: cell.values for name, cell in cells.items()}
-    sets: dict[frozenset[str], str] = {}
-    for name, cell in cells.items():
-        sets.setdefault(frozenset(cell.features), name)
-    factors = list(dict.fromkeys([f for f in study.features if any(f in s for s in sets)] + _all_features(cells)))
-    interactions, main_effects = _factors(sets, values, factors)
-    return Analysis(
-        study=study,
-        reference=reference,
-        cells=cells,
-        noise=cells[reference].sd if reference else None,
-        interactions=interactions,
-        main_effects=main_effects,
-        left_out=_left_out(sets, values, factors),
-        times=times,
-    )
+    usable = {name: cell.usable for name, cell in cells.items()}
+    matched = budgets.match(usable, reference, budgets.tokens, final=True)
+    same = _identical_cells(usable, reference)
+    comparison = compare(matched.comparable, reference, same)
+    cells = _with_effects(cells, reference, matched, comparison)
+    for name, axis in (("equal_flops", budgets.flops), ("equal_seconds", budgets.seconds)):
+        found = compare(budgets.match(usable, reference, axis).comparable, reference, same).effects
+        cells = {n: replace(cell, **{name: found.get(n)}) for n, cell in cells.items()}  # type: ignore[arg-type]
+    design = _design(study, cells, matched)
+    factorial = design.is_factorial and len(design.factors) > 2
+    cells = {n: _judged(cell, cells[reference], comparison, study.margin, factorial) for n, cell in cells.items()}
+    return Analysis(study, reference, cells, comparison, contrasts.combine(design), factorial, study.margin, times)
 
 
 def _timed(cell: CellResult, step_seconds: float | None) -> CellResult:
     return replace(cell, runs=tuple(replace(run, cell_step_seconds=step_seconds) for run in cell.runs))
 
 
-def _judged(cell: CellResult, base: CellResult) -> CellResult:
+def _with_effects(
+    cells: Mapping[str, CellResult], reference: str, matched: Matched, comparison: Comparison
+) -> dict[str, CellResult]:
+    base = cells[reference]
+    higher = base.study_measure.higher_is_better
+    return {
+        name: replace(
+            cell,
+            effect=comparison.effects.get(name),
+            at_budget=matched.values.get(name, {}),
+            read_off=name in matched.read_off,
+            incomparable=_other_context(cell, base),
+            tokens_to=budgets.cost_to_baseline(cell.usable, base.usable, budgets.tokens, higher),
+            seconds_to=budgets.cost_to_baseline(cell.usable, base.usable, budgets.seconds, higher),
+        )
+        for name, cell in cells.items()
+    }
+
+
+def _judged(
+    cell: CellResult, base: CellResult, comparison: Comparison, margin: float | None, factorial: bool
+) -> CellResult:
+    """Return the cell with its verdict. factorial: single cells are described, main effects are tested."""
     if cell.name == base.name:
         return cell
-    return replace(cell, verdict=decide(cell.effect, bool(cell.diverged) and not cell.values, cell.study_measure))
+    verdict = decide(cell.effect, cell.study_measure, margin, comparison.resolution)
+    if cell.effect is None and cell.diverged and not cell.values:
+        verdict = Verdict.DIVERGED
+    elif cell.effect and lost_more_runs(len(cell.diverged), cell.done, len(base.diverged), base.done):
+        verdict = Verdict.UNSTABLE
+    elif cell.effect and (cell.incomparable or factorial) and verdict is not Verdict.IDENTICAL:
+        verdict = Verdict.NO_CLAIM
+    return replace(cell, verdict=verdict)
 
 
-def _all_features(cells: Mapping[str, CellResult]) -> list[str]:
-    return [feature for cell in cells.values() for feature in cell.features]
+def _identical_cells(usable: Mapping[str, tuple[RunRecord, ...]], reference: str) -> set[str]:
+    """Return the cells whose runs all ended and trained exactly as the baseline's of the same seed."""
+    base = {run.seed: run for run in usable[reference]}
+    return {
+        name
+        for name, runs in usable.items()
+        if name != reference and runs and all(r.seed in base and _same_run(r, base[r.seed]) for r in runs)
+    }
+
+
+def _same_run(run: RunRecord, other: RunRecord) -> bool:
+    mine, theirs = run.curve.train["loss"], other.curve.train["loss"]
+    same_end = run.value == other.value and run.number("tokens") == other.number("tokens")
+    return same_end and run.flops_per_token == other.flops_per_token and np.array_equal(mine, theirs, equal_nan=True)
+
+
+def _other_context(cell: CellResult, base: CellResult) -> str:
+    """Return why the NLL of the two cells is over different contexts, "" if it is not."""
+    mine, theirs = ({r.setting("data.block_size") for r in c.usable if not r.command} - {None} for c in (cell, base))
+    if mine and theirs and mine != theirs:
+        return f"its NLL is over contexts of {_listed(mine)} tokens, the baseline's over {_listed(theirs)}"
+    return ""
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return " and ".join(map(str, sorted(values)))
+
+
+def _design(study: Study, cells: Mapping[str, CellResult], matched: Matched) -> contrasts.Design:
+    sets: dict[frozenset[str], str] = {}
+    for name, cell in cells.items():
+        sets.setdefault(frozenset(cell.features), name)
+    used = [feature for cell in cells.values() for feature in cell.features]
+    factors: dict[str, tuple[str, ...]] = {}
+    for name, body in study.features.items():
+        levels = body.get("levels") if set(body) == {"levels"} else None
+        labels = [f"{name}.{key}" for key in levels] if isinstance(levels, dict) else [name]
+        if on := tuple(label for label in labels if label in used):
+            factors[name] = on
+    known = {label for labels in factors.values() for label in labels}
+    factors |= {label: (label,) for label in dict.fromkeys(used) if label not in known}
+    return contrasts.Design(sets, factors, matched.comparable, Counter(r.cell for r in study.runs))
 
 
 def find_reference(cells: Iterable[CellResult]) -> str | None:
     """Return the cell without features; if the design has none, its first cell."""
     names = list(cells)
     return next((c.name for c in names if not c.features), names[0].name if names else None)
-
-
-def kind_of(keys: Iterable[str]) -> str:
-    """Return what overrides change: "model", "schedule" (trainer.*), "data", several: "mixed", nothing: ""."""
-    kinds = {KINDS.get(key.partition(".")[0], "other") for key in keys}
-    return kinds.pop() if len(kinds) == 1 else ("mixed" if kinds else "")
-
-
-# ---- one cell against the baseline -----------------------------------------------------------------------------------
-
-
-def _compare(cell: CellResult, base: CellResult) -> CellResult:
-    if cell is base:
-        need, seconds = _reach(cell, base, "tokens"), _reach(cell, base, "seconds")
-        return replace(cell, tokens_to=need, seconds_to=seconds)
-    effect, read_off = _effect_at(cell, base, _tokens)
-    return replace(
-        cell,
-        effect=effect,
-        read_off=read_off,
-        equal_flops=_effect_at(cell, base, _flops)[0],
-        equal_seconds=_effect_at(cell, base, _seconds)[0],
-        tokens_to=_reach(cell, base, "tokens"),
-        seconds_to=_reach(cell, base, "seconds"),
-    )
-
-
-def _tokens(run: RunRecord) -> np.ndarray | None:
-    return run.evaluations[0]
-
-
-def _seconds(run: RunRecord) -> np.ndarray | None:
-    return run.evaluations[1]
-
-
-def _flops(run: RunRecord) -> np.ndarray | None:
-    return run.evaluations[0] * run.flops_per_token if run.flops_per_token else None
-
-
-def _effect_at(
-    cell: CellResult, base: CellResult, axis: Callable[[RunRecord], np.ndarray | None]
-) -> tuple[Effect | None, bool]:
-    """Effect where all runs of both cells have spent the same, and whether a curve had to be read between its ends.
-
-    The common budget is what the cheapest of the runs spent in all.
-    """
-    axes = {run.id: axis(run) for run in (*cell.usable, *base.usable)}
-    spent = [a[-1] for a in axes.values() if a is not None and len(a) and np.isfinite(a[-1])]
-    if len(spent) < len(axes) or not cell.usable or not base.usable:
-        unknown = axis is _tokens  # the final value stands even where nothing is known about tokens
-        return (st.difference(cell.values, base.values) if unknown else None), False
-    budget = min(spent)
-    read_off = max(spent) > budget * 1.001
-
-    def values(result: CellResult) -> dict[int, float]:
-        found = {}
-        for run in result.usable:
-            x, y = axes[run.id], run.evaluations[2]
-            value = run.value if x is None or x[-1] <= budget * 1.001 else st.at(x, y, budget)
-            if value is not None:
-                found[run.seed] = value
-        return found
-
-    return st.difference(values(cell), values(base)), read_off
-
-
-def _reach(cell: CellResult, base: CellResult, unit: str) -> Reach | None:
-    """Return the cost of reaching the baseline's final value of the same seed (else its mean)."""
-    if base.mean is None or not cell.usable:
-        return None
-    which = 0 if unit == "tokens" else 1
-    sign = -1.0 if cell.study_measure.higher_is_better else 1.0
-    need: dict[int, float | None] = {}
-    limit, own = {}, {}
-    for run in cell.usable:
-        curve = run.evaluations
-        if not len(curve[which]) or not np.isfinite(curve[which][-1]):
-            continue
-        need[run.seed] = st.first_reach(curve[which], sign * curve[2], sign * base.values.get(run.seed, base.mean))
-        limit[run.seed] = float(curve[which][-1])
-    for run in base.usable:
-        curve = run.evaluations
-        first = st.first_reach(curve[which], sign * curve[2], sign * base.values[run.seed])
-        if first is not None and np.isfinite(first):
-            own[run.seed] = first
-    return st.reach(need, limit, own) if need else None
-
-
-# ---- combinations of cells -------------------------------------------------------------------------------------------
-
-
-def corrected(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
-    """Return the contrasts of one table with simultaneous intervals and p values."""
-    joint = st.bonferroni([c.effect for c in contrasts])
-    return tuple(replace(c, effect=e) for c, e in zip(contrasts, joint, strict=True))
-
-
-def _factors(
-    sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values], factors: list[str]
-) -> tuple[tuple[Contrast, ...], tuple[Contrast, ...]]:
-    """(interactions, main effects): of a full factorial design, else of every cell whose single features are there."""
-    if len(factors) >= 2 and len(sets) == 2 ** len(factors):
-        found = st.factorial({s: values[name] for s, name in sets.items()}, factors)
-        named = [Contrast(" × ".join(f.factors), f.effect, missing=f.missing) for f in found]
-        main, pairs = named[: len(factors)], named[len(factors) :]
-        both = [] if len(factors) == 2 else [_sum_of_singles(frozenset(factors), sets, values)]
-        return corrected(pairs + both), corrected(main)
-    combined = [s for s in sets if len(s) >= 2 and all(frozenset([f]) in sets for f in s)]
-    if frozenset() not in sets:
-        return (), ()
-    return corrected([_sum_of_singles(s, sets, values) for s in combined]), ()
-
-
-def _sum_of_singles(
-    features: frozenset[str], sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values]
-) -> Contrast:
-    """(cell - baseline) minus the sum of (single feature - baseline): 0 where effects add up."""
-    weights = {sets[features]: 1.0, sets[frozenset()]: len(features) - 1.0}
-    weights |= {sets[frozenset([f])]: -1.0 for f in features}
-    return Contrast(sets[features], st.contrast(values, weights))
-
-
-def _left_out(
-    sets: Mapping[frozenset[str], str], values: Mapping[str, st.Values], factors: list[str]
-) -> tuple[Contrast, ...]:
-    """Return the effect of each feature when all others are on (leave-one-out designs)."""
-    every = frozenset(factors)
-    if len(every) < 3 or every not in sets:
-        return ()
-    without = [(f, sets[every - {f}]) for f in factors if every - {f} in sets]
-    return corrected([Contrast(f, st.contrast(values, {sets[every]: 1.0, name: -1.0})) for f, name in without])

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast, corrected
+from ablatrix.orchestrator.report.comparison import compare
+from ablatrix.orchestrator.report.contrasts import Contrast
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
 
 
@@ -96,18 +97,13 @@ def _break_down(analysis: Analysis, scores_of: Callable[[RunRecord], Iterator[Sc
     reference = analysis.reference or ""
     others = [cell.name for cell in analysis.compared]
     cells = {part: values.get(part, {}) for part in tokens}
-    differences = [
-        Contrast(name, st.difference(found.get(name, {}), found.get(reference, {})))
-        for found in cells.values()
-        for name in others
-    ]
-    effects = iter(corrected(differences))
+    effects = {part: compare(found, reference, tables=len(cells)).effects for part, found in cells.items()}
     return [
         Part(
             part,
             tokens[part],
             {name: sum(by_seed.values()) / len(by_seed) for name, by_seed in found.items()},
-            {name: next(effects) for name in others},
+            {name: Contrast(name, effects[part].get(name)) for name in others},
             reasons.get(part, {}),
         )
         for part, found in cells.items()

@@ -203,6 +203,8 @@ class Study:
     cells: dict[str, tuple[RunRecord, ...]] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)  # experiment_info: name, description, date, hypothesis
     measure: Measure = NLL  # what its runs are compared by
+    margin: float | None = None  # effects below it are negligible, as the experiment file says
+    margin_changed: bool = False  # after the study was first submitted
 
 
 def read_study(study_dir: Path, states: States) -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -32,14 +33,37 @@ class Verdict(StrEnum):
         return self in (Verdict.HELPS, Verdict.HURTS)
 
 
-def decide(effect: Effect | None, all_diverged: bool, measure: Measure) -> Verdict:
-    """Return the verdict on a cell that is not the baseline. all_diverged: none of its finished runs is usable."""
+def decide(effect: Effect | None, measure: Measure, margin: float | None, resolution: float) -> Verdict:
+    """Return the verdict that an effect allows by itself.
+
+    The simultaneous interval decides for helps and hurts, and two one-sided tests at the margin for no effect larger
+    than it (Schuirmann 1987). resolution: the unit to which values are rounded; a smaller effect is not decided.
+    """
     if effect is None:
-        return Verdict.DIVERGED if all_diverged else Verdict.NO_RESULT
+        return Verdict.NO_RESULT
     if effect.identical:
         return Verdict.IDENTICAL
     if effect.p_joint is None:
         return Verdict.NO_CLAIM
-    if effect.p_joint > ALPHA:
-        return Verdict.INCONCLUSIVE
-    return Verdict.HELPS if measure.is_better(effect.mean) else Verdict.HURTS
+    if effect.p_joint <= ALPHA and abs(effect.mean) >= resolution * (1 - 1e-9):
+        return Verdict.HELPS if measure.is_better(effect.mean) else Verdict.HURTS
+    if margin is not None and effect.within is not None and effect.within < margin:
+        return Verdict.NO_EFFECT
+    return Verdict.INCONCLUSIVE
+
+
+def lost_more_runs(diverged: int, runs: int, base_diverged: int, base_runs: int) -> bool:
+    """True if a larger share of the cell's finished runs diverged than of the baseline's."""
+    return diverged * max(base_runs, 1) > base_diverged * runs
+
+
+def fisher_p(diverged: int, runs: int, base_diverged: int, base_runs: int) -> float:
+    """Return the two-sided p value of Fisher's exact test that both cells diverge equally often."""
+    total = diverged + base_diverged
+
+    def ways(lost: int) -> int:
+        return math.comb(runs, lost) * math.comb(base_runs, total - lost)
+
+    possible = range(max(0, total - base_runs), min(runs, total) + 1)
+    seen = ways(diverged)
+    return sum(w for k in possible if (w := ways(k)) <= seen) / math.comb(runs + base_runs, total)

@@ -43,8 +43,9 @@ from ablatrix.orchestrator.report.notes import notes
 from ablatrix.orchestrator.report.wording import cell_text
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
+    from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.figure_data import Figure
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ def _progress(run: RunRecord) -> str:
 def verdict(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
     """Return the forest plot, a sentence per cell and the details, folded where the cells are many."""
     found = [
-        Verdict(c.name, c.verdict, verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
+        Verdict(c.name, verdicts.word(c, analysis), verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
         for c in _listed(analysis)
     ]
     sentences: Block = Verdicts(found)

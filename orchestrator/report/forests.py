@@ -10,7 +10,8 @@ from ablatrix.orchestrator.report import formatting, verdicts, wording
 from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Forest, ForestRow
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
 
@@ -157,7 +158,7 @@ def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str], 
     better, worse = _SUM if words == _SYNERGY else words
     neither = "no interaction shown" if words == _SYNERGY else "inconclusive"
     reading = verdicts.contrast_verdict(contrast, measure, worse, better, neither)
-    reading += f" ({contrast.missing} comparisons lack a run)" if contrast.missing else ""
+    reading += f" ({contrast.missing} of its runs are missing)" if contrast.missing else ""
     if effect is None:
         return ForestRow(contrast.name, "no result", (formatting.DASH, reading, formatting.DASH, formatting.DASH))
     interval = formatting.span_text(effect.joint_low, effect.joint_high, digits)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.statistics import Effect, Reach
+    from ablatrix.orchestrator.report.budgets import Reach
+    from ablatrix.orchestrator.report.statistics import Effect
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"
@@ -44,6 +45,12 @@ def p_text(p: float | None) -> str:
     if p is None:
         return DASH
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_equals(p: float | None) -> str:
+    """`= 0.012`, `< 0.001`: after the letter p."""
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def with_margin(effect: Effect | None, digits: int = 4) -> str:
@@ -88,7 +95,7 @@ def reach_text(reach: Reach | None, unit: str) -> str:
         return DASH
     value = duration(reach.mean) if unit == "s" else quantity(reach.mean)
     if not reach.censored:
-        return value
+        return f"at most {value}" if reach.at_most else value
     total = len(reach.reached) + len(reach.limits)
     return f"over {value}" + ("" if not reach.reached else f" ({len(reach.reached)} of {total} reached it)")
 

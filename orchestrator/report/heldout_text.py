@@ -10,7 +10,8 @@ from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signe
 from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult, Contrast
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.documents import TextError
 
 HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents", "SE combined", "95% interval"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.formatting import count, duration, quantity
+from ablatrix.orchestrator.report.formatting import count, duration, p_equals, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study.dotted import flatten
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
 NAMED = 10  # runs listed by name
+COARSE = 1e-6  # resolution of values that is worth a sentence
 
 
 def paragraphs(analysis: Analysis) -> list[str]:
@@ -184,25 +185,58 @@ def _statistics(analysis: Analysis) -> str:
     text += (
         f" after training, at a matched number of training {analysis.budget}. An effect is the cell minus the baseline."
     )
+    return text + _inference(analysis) + _diverged(analysis)
+
+
+METHODS = {
+    "pooled": (
+        "Effects are estimated by least squares over all runs (value ~ cell + seed), so that all cells share one "
+        "estimate of the noise; a cell that is noisier by itself counts with its own."
+    ),
+    "paired t": "Cells that are far noisier than the others are judged by their own paired t test.",
+    "unpaired": (
+        "Cells that no common seed connects with the baseline are judged without pairing, by the spread within the "
+        "cells that have several seeds."
+    ),
+    "descriptive": f"Some differences are from {ONE_SEED}.",
+}
+
+
+def _inference(analysis: Analysis) -> str:
+    """Return how effects are judged: methods, correction, margin and noise."""
     used = {c.effect.method for c in analysis.compared if c.effect}
-    if "paired t" in used:
-        pairs = sorted({c.effect.n for c in analysis.compared if c.effect and c.effect.method == "paired t"})
-        some = str(pairs[0]) if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
-        text += f" Effects are paired by seed ({some} pairs), with Student's t intervals of n − 1 degrees of freedom."
-    if "prediction" in used:
-        text += (
-            " Cells with fewer than two seeds in common with the baseline are judged by the spread of the baseline's "
-            "seeds (prediction interval), assuming the same spread for the cell."
-        )
-    if "descriptive" in used:
-        text += f" Some differences are from {ONE_SEED}."
+    text = "".join(f" {sentence}" for method, sentence in METHODS.items() if method in used)
     if analysis.family:
         text += (
-            f" Two-sided p values are corrected for {count(analysis.family, 'comparison')} by Holm's method; a "
-            f"verdict needs a corrected p of at most {st.ALPHA}. Confidence intervals are pointwise, not adjusted for "
-            "multiple comparisons."
+            f" Verdicts are simultaneous over {count(analysis.family, 'comparison')} with the baseline (Dunnett 1955; "
+            f"error rate {st.ALPHA}): a cell helps or hurts if its simultaneous 95% interval excludes 0. Pointwise 95% "
+            "intervals are not adjusted. Beside them stands the paired t test of each cell without pooling, corrected "
+            "by Holm's method."
         )
-    return text + _diverged(analysis) + _resolution(analysis)
+        if analysis.margin is not None:
+            text += (
+                f" No effect larger than {analysis.margin:g}{analysis.measure.short_unit}, the margin of the "
+                "experiment file, is claimed where the simultaneous 90% interval lies within it (two one-sided tests; "
+                "Schuirmann 1987)."
+            )
+    return text + _noise(analysis)
+
+
+def _noise(analysis: Analysis) -> str:
+    """Return the noise of the pool and its tests, and the resolution of rounded values."""
+    noise, resolution = analysis.comparison.noise, analysis.comparison.resolution
+    unit, text = analysis.measure.short_unit, ""
+    if noise:
+        tests = [("Bartlett", noise.bartlett), ("Levene", noise.levene)]
+        shown = ", ".join(f"{name} p {p_equals(p)}" for name, p in tests if p is not None)
+        text += (
+            f" The noise of a run is {noise.sd:.3g}{unit} ({noise.df} degrees of freedom"
+            f"{f'; equal in all cells: {shown}' if shown else ''}). Pairing by seed removed "
+            f"{noise.paired_away:.0%} of the variance (intraclass correlation {noise.intraclass:.2f})."
+        )
+    if analysis.comparison.effects and resolution >= COARSE:
+        text += f" The values are rounded to {resolution:g}{unit}: no smaller effect is decided."
+    return text
 
 
 def _diverged(analysis: Analysis) -> str:
@@ -216,17 +250,6 @@ def _diverged(analysis: Analysis) -> str:
         f" {count(len(found), 'run')} diverged and {verb} excluded from all means and intervals: {names}{more}. "
         f"A run counts as diverged if {divergence.RULE}."
     )
-
-
-def _resolution(analysis: Analysis) -> str:
-    """Return the effect that the study has 80% power to detect: the median over its comparisons."""
-    found = sorted(
-        size for c in analysis.compared if c.effect and (size := st.smallest_provable(c.effect, analysis.family))
-    )
-    if not found:
-        return ""
-    unit = analysis.measure.short_unit
-    return f" Given this seed-to-seed variation, the study has 80% power to detect {found[len(found) // 2]:.3f}{unit}."
 
 
 def _environment(analysis: Analysis) -> str:

@@ -23,6 +23,7 @@ def notes(analysis: Analysis) -> list[str]:
         _measures,
         _metrics_output,
         _runs,
+        _noise,
         _design,
         _differences,
         documents.notes,
@@ -94,17 +95,33 @@ def _runs(analysis: Analysis) -> Iterator[str]:
         )
 
 
+def _noise(analysis: Analysis) -> Iterator[str]:
+    """Yield cells and runs that do not fit the noise of the others, and what became of the margin."""
+    found = analysis.comparison
+    if found.odd:
+        judged = "every cell is judged by its own paired t test" if analysis.reference in found.odd else "judged apart"
+        yield f"Far noisier than the other cells (Cochran's test): {join_names(found.odd)}; {judged}."
+    if found.outliers:
+        runs = join_names([f"{cell} seed {seed}" for cell, seed in found.outliers])
+        yield f"Outlying final values, kept in all means: {runs}."
+    if other := [c for c in analysis.compared if c.incomparable]:
+        yield f"No verdict for {join_names([c.name for c in other])}: {other[0].incomparable}."
+    if analysis.study.margin_changed:
+        margin = "removed" if analysis.margin is None else f"set to {analysis.margin:g}"
+        yield f"The margin was {margin} after the study had been submitted."
+
+
 def _design(analysis: Analysis) -> Iterator[str]:
     """Yield what the design of the study can and cannot show."""
     if analysis.single_seed:
-        yield f"Every effect is from {ONE_SEED}. Two or more seeds give confidence intervals."
+        yield f"Every effect is from {ONE_SEED}."
     if analysis.main_effects and analysis.family:
         yield (
             "Full factorial design: main effects use every run and are more powerful than the comparisons of single "
-            f"cells, which are corrected for {analysis.family} comparisons."
+            f"cells{', which are described only' if analysis.factorial else ''}."
         )
-    schedules = [cell.name for cell in analysis.compared if cell.kind == "schedule"]
-    if schedules and any(cell.kind == "model" for cell in analysis.compared):
+    schedules = [cell.name for cell in analysis.compared if cell.changes == ("schedule",)]
+    if schedules and any("model" in cell.changes for cell in analysis.compared):
         yield (
             f"{join_names(schedules)} {'changes' if len(schedules) == 1 else 'change'} the learning-rate schedule; a "
             "schedule should be tuned at its own peak rate."
@@ -116,7 +133,11 @@ def _differences(analysis: Analysis) -> Iterator[str]:
     finished = [run for run in analysis.study.runs if run.finished]
     usable = [run for run in finished if run.usable]
     checks: Sequence[tuple[list[RunRecord], str, str]] = (
-        (usable, "tokens", "Cells trained on different numbers of tokens; the headline compares at the smaller one."),
+        (
+            usable,
+            "tokens",
+            "Runs trained on different numbers of tokens; each pair is compared at the smaller one.",
+        ),
         (usable, "val_tokens", "The held-out sets differ in size: the runs are not evaluated on the same text."),
         (_one_way_to_cut(usable), "val_fingerprint", "The runs are not evaluated on the same held-out text."),
         (finished, "data_fingerprint", "The runs read different data (data fingerprints differ): not comparable."),

@@ -14,8 +14,9 @@ from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.budgets import Reach
     from ablatrix.orchestrator.report.collect import RunRecord
-    from ablatrix.orchestrator.report.statistics import Effect, Reach
+    from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
 
 VALUE = "val_nll"  # the place of the measure in a row; its column is called by its name
@@ -85,9 +86,9 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "effect_joint_high": effect.joint_high if effect else None,
         "p": effect.p if effect else None,
         "p_joint": effect.p_joint if effect else None,
-        "pairs": effect.n if effect else None,
+        "runs_in_mean": effect.n if effect else None,
         "method": effect.method if effect else None,
-        "verdict": cell.verdict,
+        "verdict": verdicts.word(cell, analysis),
         **_effect("effect_equal_flops", cell.equal_flops),
         **_effect("effect_equal_seconds", cell.equal_seconds),
         **_reach(f"tokens_to_{target}", cell.tokens_to),

@@ -6,69 +6,114 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult, Contrast
-from ablatrix.orchestrator.report.decisions import Verdict
-from ablatrix.orchestrator.report.formatting import count, p_text, percent, span_text
+from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult
+from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
+from ablatrix.orchestrator.report.formatting import count, p_equals, percent, signed, span_text
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
 
 ONE_SEED = "one seed only, so no conclusion can be drawn"
-KIND_FLAGS = {
-    "schedule": "changes the learning-rate schedule, not the model",
-    "data": "changes the data",
-    "mixed": "changes more than the model",
-}
+DESCRIBED = "described only: in a factorial design the main effects and pairs are tested"
+
+
+def word(cell: CellResult, analysis: Analysis) -> str:
+    """Return the verdict as it is shown: `helps`, `no effect larger than 0.02 nats`."""
+    if cell.verdict is Verdict.NO_EFFECT and analysis.margin is not None:
+        return f"no effect larger than {analysis.margin:g}{cell.measure.short_unit}"
+    return cell.verdict
 
 
 def sentence(cell: CellResult, analysis: Analysis) -> str:
     """Return the verdict as a sentence, without the cell's name."""
-    word = cell.verdict
-    if word is Verdict.BASELINE:
+    verdict, effect = cell.verdict, cell.effect
+    if verdict is Verdict.BASELINE:
         return f"the reference: {cell.measure.name} {_mean_sd(cell)}."
-    if word is Verdict.DIVERGED:
+    if verdict is Verdict.DIVERGED:
         return f"diverged in {len(cell.diverged)} of {count(cell.done, 'finished run')}, so there is no effect."
-    if word is Verdict.NO_RESULT:
+    if effect is None:
         return _no_result(cell, analysis)
-    effect = cell.effect
-    assert effect is not None
-    if word is Verdict.IDENTICAL:
+    direction = _direction(effect, cell, analysis.decimals)
+    if verdict is Verdict.IDENTICAL:
         text = "bit-identical to the baseline: its settings had no effect; check that they reach the trainer"
-    elif word is Verdict.NO_CLAIM:
-        text = f"{_direction(effect, cell)} ({ONE_SEED})"
+    elif verdict is Verdict.NO_CLAIM:
+        text = f"{direction} ({no_claim(cell)})"
+    elif verdict is Verdict.UNSTABLE:
+        text = f"unstable: {_stability(cell, analysis)}; among the runs that survived, {direction}"
+        text += f" ({_evidence(cell, analysis)})" if effect.p_joint is not None else f" ({ONE_SEED})"
     else:
-        text = f"{word}: {_direction(effect, cell)} ({_evidence(cell, analysis)})"
-    return f"{text}{_excluded(cell)}."
+        text = f"{_conclusion(cell, analysis)}: {direction} ({_evidence(cell, analysis)})"
+    return f"{text}{_without_outliers(cell, analysis)}{_excluded(cell)}."
 
 
-def _direction(effect: Effect, cell: CellResult) -> str:
+def _conclusion(cell: CellResult, analysis: Analysis) -> str:
+    """Return `helps by at least 0.0123 nats`, or the verdict's word."""
+    bound = cell.effect.at_least if cell.effect and cell.verdict.decided else None
+    if bound is None:
+        return word(cell, analysis)
+    text = f"{cell.verdict} by at least {abs(bound):.{analysis.decimals}f}{cell.measure.short_unit}"
+    within = cell.effect.within if cell.effect else None
+    if analysis.margin is not None and within is not None and within < analysis.margin:
+        text += f", less than the margin of {analysis.margin:g}"
+    return text
+
+
+def no_claim(cell: CellResult) -> str:
+    """Return why there is an effect and no verdict."""
+    if cell.incomparable:
+        return f"not comparable: {cell.incomparable}"
+    return ONE_SEED if cell.effect is None or cell.effect.p_joint is None else DESCRIBED
+
+
+def _stability(cell: CellResult, analysis: Analysis) -> str:
+    """Return `2 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.444)`."""
+    base = analysis.base
+    assert base is not None
+    p = fisher_p(len(cell.diverged), cell.done, len(base.diverged), base.done)
+    lost = f"{len(cell.diverged)} of {count(cell.done, 'run')} diverged"
+    return f"{lost} (baseline: {len(base.diverged)} of {base.done}, Fisher's exact p {p_equals(p)})"
+
+
+def _direction(effect: Effect, cell: CellResult, digits: int) -> str:
     way = "lower" if effect.mean < 0 else "higher"
-    return f"{cell.measure.name} {abs(effect.mean):.4f}{cell.measure.short_unit} {way} than the baseline's"
+    return f"{cell.measure.name} {abs(effect.mean):.{digits}f}{cell.measure.short_unit} {way} than the baseline's"
 
 
 def _evidence(cell: CellResult, analysis: Analysis) -> str:
     effect = cell.effect
     assert effect is not None
-    name, how = "95% confidence interval", count(effect.n, "paired seed")
-    if effect.method == "prediction":
-        name = "95% prediction interval"
-        seeds = count(len(analysis.base.values) if analysis.base else 0, "baseline seed")
-        how = f"{count(effect.n, 'run')} against the spread of {seeds}"
-    p = f"p {_equals(effect.p_joint)} corrected for {count(analysis.family, 'comparison')}"
-    return f"{name} {span_text(effect.low, effect.high, analysis.decimals)}, {p}, {how}"
+    span = span_text(effect.joint_low, effect.joint_high, analysis.decimals)
+    interval = f"simultaneous 95% interval {span}"
+    p = f"p {p_equals(effect.p_joint)} corrected for {count(analysis.family, 'comparison')}"
+    parts = [interval, p, f"{effect.n} of {count(len(cell.runs), 'run')}"]
+    if effect.method == "paired t":
+        parts.append("by its own paired t test, as its noise or the baseline's is larger than the others'")
+    elif effect.method == "unpaired":
+        parts.append("not paired, as it has too few seeds in common with the baseline")
+    if cell.verdict is Verdict.INCONCLUSIVE and (effect.p_joint or 0) <= st.ALPHA:
+        parts.append(f"below the resolution of the values, {analysis.comparison.resolution:g}")
+    return ", ".join(parts)
 
 
-def _equals(p: float | None) -> str:
-    text = p_text(p)
-    return text if text.startswith("<") else f"= {text}"
+def _without_outliers(cell: CellResult, analysis: Analysis) -> str:
+    """Return the effect without the runs that were named as outliers, of the cell or of the baseline."""
+    if cell.effect is None or cell.effect.without_outliers is None:
+        return ""
+    names = [
+        f"seed {seed}" + (" of the baseline" if name == analysis.reference else "")
+        for name, seed in analysis.comparison.outliers
+        if name in (cell.name, analysis.reference)
+    ]
+    return f"; {signed(cell.effect.without_outliers, analysis.decimals)} without the outlying {' and '.join(names)}"
 
 
 def _excluded(cell: CellResult) -> str:
     """Return the runs that the effect excludes."""
     total = count(len(cell.runs), "run")
     parts = [
-        (len(cell.diverged), "diverged and {} excluded"),
+        (0 if cell.verdict is Verdict.UNSTABLE else len(cell.diverged), "diverged and {} excluded"),
         (_with_wrong_settings(cell), "ran with other settings and {} excluded"),
         (len(cell.runs) - cell.done, "without a result"),
     ]
@@ -119,10 +164,12 @@ def flags(cell: CellResult, analysis: Analysis) -> list[str]:
     found = []
     if cell.parameters and base.parameters and abs(cell.parameters / base.parameters - 1) > MATCHED:
         found.append(f"not parameter-matched ({percent(cell.parameters / base.parameters)} parameters)")
-    if cell.kind in KIND_FLAGS:
-        found.append(KIND_FLAGS[cell.kind])
+    if cell.kind not in ("", "model", "other"):
+        found.append(f"changes the {cell.kind}" + ("" if "model" in cell.changes else ", not the model"))
     if cell.read_off:
         found.append(f"trained on another number of tokens: {cell.measure.name} interpolated at the smaller one")
+    if cell.incomparable:
+        found.append(f"not comparable: {cell.incomparable}")
     if cell.diverged:
         found.append(f"diverged: seed {', '.join(map(str, cell.diverged))}")
     wrong = sorted({key for run in cell.runs for key in run.wrong_overrides})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.report import verdicts
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import (
     DASH,
@@ -51,7 +52,7 @@ def cell_text(cell: CellResult, analysis: Analysis) -> CellText:
         interval=span_text(effect.joint_low, effect.joint_high, digits) if effect else DASH,
         pointwise=span_text(effect.low, effect.high, digits) if effect else DASH,
         p=p_text(effect.p_joint if effect else None),
-        verdict=cell.verdict,
+        verdict=verdicts.word(cell, analysis),
         runs=f"{len(cell.values)} of {len(cell.runs)}",
         parameters=parameters(cell, analysis.base),
     )
@@ -77,10 +78,10 @@ def headline(analysis: Analysis) -> str:
 
 
 OTHERS = {
-    Verdict.NO_EFFECT: "no effect",
+    Verdict.NO_EFFECT: "no effect larger than the margin",
     Verdict.INCONCLUSIVE: "inconclusive",
     Verdict.UNSTABLE: "unstable, with more diverged runs than the baseline",
-    Verdict.NO_CLAIM: "one seed only, so no conclusion can be drawn",
+    Verdict.NO_CLAIM: "no conclusion can be drawn",
     Verdict.IDENTICAL: "bit-identical to the baseline",
     Verdict.DIVERGED: "diverged",
     Verdict.NO_RESULT: "no result",
@@ -107,7 +108,12 @@ def _decided(analysis: Analysis, verdict: Verdict) -> str:
 
 def _others(analysis: Analysis, verdict: Verdict) -> str:
     cells = _with(analysis, verdict)
-    return f"{_list([short(c.name, LONGEST) for c in cells[:NAMED]], len(cells))}: {OTHERS[verdict]}." if cells else ""
+    if not cells:
+        return ""
+    names = _list([short(c.name, LONGEST) for c in cells[:NAMED]], len(cells))
+    reasons = {verdicts.no_claim(cell) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
+    words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
+    return f"{names}: {reasons.pop() if len(reasons) == 1 else words}."
 
 
 def _list(names: Sequence[str], total: int) -> str:

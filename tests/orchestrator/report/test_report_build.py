@@ -106,7 +106,7 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
     assert "3 of 3" in row(report, "rope").sentence
     assert row(report, "warmup").verdict == "no result"
     assert "1 lost" in row(report, "warmup").sentence
-    assert "1 of 3 runs diverged and is excluded" in row(report, "rmsnorm").sentence
+    assert "unstable: 1 of 3 runs diverged (baseline: 0 of 3" in row(report, "rmsnorm").sentence
     assert "1 of 3 runs without a result" in row(report, "swiglu").sentence
     sections = document.compose(report.analysis, [])
     page = page_of("t", "l", "s", sections)
@@ -127,7 +127,7 @@ def test_settings_that_did_not_reach_the_trainer_are_no_result(tmp_path: Path) -
 
 def test_a_cell_identical_to_the_baseline_is_called_out(tmp_path: Path) -> None:
     plan = Plan(
-        features={"nothing": {"model.rmsnorm": True}}, cells={"baseline": [], "nothing": ["nothing"]}, noise=0.0
+        features={"nothing": {"trainer.weight_decay": 0.2}}, cells={"baseline": [], "nothing": ["nothing"]}, noise=0.0
     )
     report = Made(tmp_path, plan)
     assert row(report, "nothing").verdict == "identical"
@@ -145,7 +145,7 @@ def test_schedule_arms_are_told_from_model_arms(tmp_path: Path) -> None:
         "rope": "model",
         "warmup": "schedule",
         "cosine": "schedule",
-        "all_on": "mixed",
+        "all_on": "model and schedule",
     }
 
 
@@ -168,7 +168,7 @@ def test_a_baseline_with_seeds_judges_single_runs_by_its_spread(tmp_path: Path) 
     )
     report = Made(tmp_path, plan)
     assert row(report, "warmup").verdict == "hurts"
-    assert "95% prediction interval" in row(report, "warmup").sentence
+    assert "not paired" in row(report, "warmup").sentence
     assert row(report, "swiglu").verdict == "inconclusive"
 
 

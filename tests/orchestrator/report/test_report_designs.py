@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.report import breakdown, document, drawing, figures, forests, formatting, notes, pages
-from ablatrix.orchestrator.report.analysis import Analysis, Contrast, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import build, compare
 from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.contrasts import Contrast
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.studies import FEATURES, Plan, held_out, write_study
 
@@ -217,8 +218,8 @@ def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
     assert "Leave one out" in text
     assert "The design has no cell without features; effects are differences from all_on." in text
     partial = Plan(features=THREE, cells=full, fates={("rope", 1): "failed"})
-    assert "4 comparisons lack a run" not in written(analysed(tmp_path / "whole", Plan(features=THREE, cells=full)))
-    assert "comparisons lack a run" in written(analysed(tmp_path / "partial", partial))
+    assert "runs are missing" not in written(analysed(tmp_path / "whole", Plan(features=THREE, cells=full)))
+    assert "runs are missing" in written(analysed(tmp_path / "partial", partial))
 
 
 @pytest.mark.slow

@@ -1,0 +1,209 @@
+"""Values at an equal budget, run by run: each run of a cell and the baseline's of the same seed, at what both spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.collect import RunRecord
+
+EQUAL = 1.001  # budgets that differ by less count as equal
+
+Axis = Callable[["RunRecord"], "np.ndarray | None"]  # what a run had spent at each of its evaluations, (E,)
+
+
+def tokens(run: RunRecord) -> np.ndarray | None:
+    """Return the training tokens at each evaluation."""
+    return run.evaluations[0]
+
+
+def seconds(run: RunRecord) -> np.ndarray | None:
+    """Return the training time at each evaluation."""
+    return run.evaluations[1]
+
+
+def flops(run: RunRecord) -> np.ndarray | None:
+    """Return the training FLOPs at each evaluation, None if the model is not known."""
+    return run.evaluations[0] * run.flops_per_token if run.flops_per_token else None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Values of all cells at equal budgets: cell -> seed -> value.
+
+    values: of each cell at its budget; comparable: the same, moved by what the baseline's run of that seed gained after
+    that budget, so that the difference from the baseline's final value is the effect. read_off: cells of which a value,
+    or the baseline's, was read off a curve.
+    """
+
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    comparable: dict[str, dict[int, float]] = field(default_factory=dict)
+    read_off: frozenset[str] = frozenset()
+
+
+def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, final: bool = False) -> Matched:
+    """Return the values of usable runs where each has spent as much as the baseline's run of the same seed.
+
+    A run whose seed the baseline lacks is matched with all runs of the baseline. final: take the final value of a run
+    whose budget is not known; else it has none.
+    """
+    base = [Spent(run, axis(run)) for run in cells.get(reference, ())]
+    values: dict[str, dict[int, float]] = {reference: {b.run.seed: b.final for b in base}}
+    comparable = {reference: values[reference]}
+    read_off = set()
+    for name, runs in cells.items():
+        if name == reference:
+            continue
+        values[name], comparable[name] = {}, {}
+        for run in runs:
+            mine = Spent(run, axis(run))
+            others = [b for b in base if b.run.seed == run.seed] or base
+            pair = _match_run(mine, others, final)
+            if pair:
+                values[name][run.seed], gain, exact = pair
+                comparable[name][run.seed] = values[name][run.seed] - gain
+                read_off |= set() if exact else {name}
+    return Matched({n: values[n] for n in cells if n in values}, comparable, frozenset(read_off))
+
+
+def _match_run(mine: Spent, others: Sequence[Spent], final: bool) -> tuple[float, float, bool] | None:
+    """Return a run's value at the common budget, the baseline's value there minus its final one, and if both ended."""
+    known = [b for b in others if b.total is not None]
+    if mine.total is None or not known:
+        return (mine.final, 0.0, True) if final and others else None
+    budget = min(mine.total, max(b.total for b in known if b.total is not None))
+    value = mine.at(budget)
+    gains = [there - b.final for b in known if (there := b.at(budget)) is not None]
+    if value is None or not gains:
+        return None
+    exact = mine.ended(budget) and all(b.ended(budget) for b in known)
+    return value, math.fsum(gains) / len(gains), exact
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A usable run with what it had spent at each evaluation, (E,)."""
+
+    run: RunRecord
+    axis: np.ndarray | None
+
+    @property
+    def final(self) -> float:
+        assert self.run.value is not None
+        return self.run.value
+
+    @property
+    def total(self) -> float | None:
+        """What it spent in all, None if that is not known."""
+        known = self.axis is not None and len(self.axis) and np.isfinite(self.axis[-1])
+        return float(self.axis[-1]) if known and self.axis is not None else None
+
+    def ended(self, budget: float) -> bool:
+        return self.total is None or self.total <= budget * EQUAL
+
+    def at(self, budget: float) -> float | None:
+        """Return its value at a budget: the final one at the end, else read off its curve."""
+        if self.ended(budget) or self.axis is None:
+            return self.final
+        return interpolate(self.axis, self.run.evaluations[2], budget)
+
+
+def interpolate(x: np.ndarray, y: np.ndarray, where: float) -> float | None:
+    """Return y at `where`, None outside the points. x, y: (E,), x ascending.
+
+    Between two points log y is linear in log x, exact for a power law; y in x where one of them is not above 0.
+    """
+    if not len(x) or not x[0] <= where <= x[-1]:
+        return None
+    i = min(int(np.searchsorted(x, where, side="right")), len(x) - 1)
+    if x[i - 1] > 0 and y[i - 1] > 0 and y[i] > 0:
+        share = math.log(where / x[i - 1]) / math.log(x[i] / x[i - 1]) if x[i] > x[i - 1] else 1.0
+        return float(y[i - 1] * (y[i] / y[i - 1]) ** share)
+    return float(np.interp(where, x, y))
+
+
+def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> tuple[float, bool] | None:
+    """Return the x at which the curve first falls to `target`, None if it never does; True if only at most there.
+
+    Between evaluations as `interpolate` does. A target that the first evaluation has passed was reached before it.
+    """
+    below = np.flatnonzero(y <= target)
+    if not len(below):
+        return None
+    i = int(below[0])
+    if i == 0 or y[i] == target:
+        return float(x[i]), i == 0 and bool(y[i] < target)
+    before, after = (float(x[i - 1]), float(y[i - 1])), (float(x[i]), float(y[i]))
+    if before[0] > 0 and min(before[1], after[1], target) > 0:
+        share = math.log(target / before[1]) / math.log(after[1] / before[1])
+        return before[0] * (after[0] / before[0]) ** share, False
+    return before[0] + (before[1] - target) / (before[1] - after[1]) * (after[0] - before[0]), False
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Cost of reaching a target, over seeds; `limits`: full cost of the runs that never did (right-censored).
+
+    at_most: True if a run had passed the target at its first evaluation, so that the cost is an upper bound.
+    """
+
+    reached: tuple[float, ...] = ()
+    limits: tuple[float, ...] = ()
+    factor: float | None = None  # baseline's need / this cell's, geometric mean over seeds; over 1: sooner
+    at_most: bool = False
+
+    @property
+    def censored(self) -> bool:
+        return bool(self.limits)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds; with a censored one a lower bound."""
+        every = self.reached + self.limits
+        return math.fsum(every) / len(every) if every else None
+
+
+def cost_to_baseline(
+    runs: Sequence[RunRecord], base: Sequence[RunRecord], axis: Axis, higher_is_better: bool
+) -> Reach | None:
+    """Return the cost of reaching the baseline's final value of the same seed (else its mean)."""
+    if not base or not runs:
+        return None
+    sign = -1.0 if higher_is_better else 1.0
+    finals = {run.seed: sign * run.value for run in base if run.value is not None}
+    mean = math.fsum(finals.values()) / len(finals)
+    need: dict[int, float | None] = {}
+    limit, own, at_most = {}, {}, False
+    for run in runs:
+        spent = Spent(run, axis(run))
+        if spent.total is None or spent.axis is None:
+            continue
+        found = first_reach(spent.axis, sign * run.evaluations[2], finals.get(run.seed, mean))
+        need[run.seed], early = found or (None, False)
+        limit[run.seed] = spent.total
+        at_most = at_most or early
+    for run in base:
+        x = axis(run)
+        first = None if x is None else first_reach(x, sign * run.evaluations[2], finals[run.seed])
+        if first is not None and np.isfinite(first[0]):
+            own[run.seed] = first[0]
+    return _summarise(need, limit, own, at_most) if need else None
+
+
+def _summarise(
+    need: Mapping[int, float | None], limit: Mapping[int, float], baseline: Mapping[int, float], at_most: bool
+) -> Reach:
+    """Return the Reach over seeds. A censored seed takes its limit, so that the factor is an upper bound."""
+    reached = tuple(v for _, v in sorted(need.items()) if v is not None)
+    limits = tuple(limit[s] for s, v in sorted(need.items()) if v is None)
+    logs = []
+    for seed, value in need.items():
+        mine = limit[seed] if value is None else value
+        if seed in baseline and mine > 0 and baseline[seed] > 0:
+            logs.append(math.log(baseline[seed] / mine))
+    return Reach(reached, limits, math.exp(math.fsum(logs) / len(logs)) if logs else None, at_most)

@@ -1,0 +1,222 @@
+"""Combinations of cells: main effects and interactions of a factorial, leave-one-out effects, sums of parts.
+
+All of them are contrasts of the cell means of one least-squares fit over all runs (cell + seed), so that a missing run
+costs precision and does not bias. Each table is corrected in itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from ablatrix.orchestrator.report.pooled import Fit, fit
+from ablatrix.orchestrator.report.statistics import ALPHA, LEVEL, Effect, Values
+
+OFF = ""  # the level of a factor that is off
+Weights = Mapping[str, float]  # cell -> weight, summing to 0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A named combination of cells with its effect, corrected within its own table.
+
+    missing: runs of its cells that have no usable value. All of its cells have others.
+    """
+
+    name: str
+    effect: Effect | None
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class MarginalMean:
+    """The mean of all cells in which a factor has this level, adjusted for missing runs, with its 95% half-width."""
+
+    factor: str
+    level: str
+    mean: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """The tables of a design. main_effects and pairs: of a full factorial; together: all of its factors at once."""
+
+    main_effects: tuple[Contrast, ...] = ()
+    pairs: tuple[Contrast, ...] = ()
+    together: tuple[Contrast, ...] = ()
+    left_out: tuple[Contrast, ...] = ()
+    marginal_means: tuple[MarginalMean, ...] = ()
+
+    @property
+    def interactions(self) -> tuple[Contrast, ...]:
+        """Every contrast that is 0 where effects add up."""
+        return self.pairs + self.together
+
+
+@dataclass(frozen=True)
+class Design:
+    """The cells of a study by their features. factors: name -> its levels, as features are called."""
+
+    sets: Mapping[frozenset[str], str]
+    factors: Mapping[str, tuple[str, ...]]
+    values: Mapping[str, Values]
+    expected: Mapping[str, int] = field(default_factory=dict)  # planned runs of each cell
+
+    @property
+    def is_factorial(self) -> bool:
+        """True for two or more factors with every combination of their levels, off included."""
+        size = math.prod(len(levels) + 1 for levels in self.factors.values())
+        return len(self.factors) >= 2 and len(self.sets) == size
+
+    def cell(self, levels: Sequence[str]) -> str:
+        """Return the cell with these levels on. Raises KeyError if there is none."""
+        return self.sets[frozenset(level for level in levels if level != OFF)]
+
+
+def combine(design: Design) -> Combinations:
+    """Return every table that the design allows."""
+    if design.is_factorial:
+        every = [levels[0] for levels in design.factors.values()]
+        together = [_sum_of_parts(design, frozenset(every))] if len(every) > 2 else []
+        main, pairs = _second_order(design)
+        return Combinations(
+            main_effects=estimate(design, main, design.sets.values()),
+            pairs=estimate(design, pairs, design.sets.values()),
+            together=estimate(design, together),
+            left_out=estimate(design, _left_out(design)),
+            marginal_means=_marginal_means(design),
+        )
+    combined = [s for s in design.sets if len(s) >= 2 and all(frozenset([f]) in design.sets for f in s)]
+    parts = [_sum_of_parts(design, s) for s in combined] if frozenset() in design.sets else []
+    return Combinations(together=estimate(design, parts), left_out=estimate(design, _left_out(design)))
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _second_order(design: Design) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
+    """Return main effects and pairs, as weights of the cells that have runs.
+
+    A main effect is the mean over all combinations of the other factors of y(level) - y(off); a pair the mean over the
+    others of y(both) - y(one) - y(other) + y(neither), 0 where effects add up (Box, Hunter & Hunter 2005, chapter 5,
+    where it is halved). They are the least-squares coefficients of centred columns, which needs no assumption where
+    every cell has runs; where a cell has none, it assumes that three features do not interact.
+    """
+    cells = [name for name in design.sets.values() if design.values.get(name)]
+    features = {name: on for on, name in design.sets.items()}
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    for factor, levels in design.factors.items():
+        columns[factor] = {
+            level: np.array([level in features[cell] for cell in cells]) - 1 / (len(levels) + 1) for level in levels
+        }
+    main = {level: column for group in columns.values() for level, column in group.items()}
+    pairs = {
+        f"{a} × {b}": columns[first][a] * columns[second][b]
+        for first, second in combinations(design.factors, 2)
+        for a, b in product(design.factors[first], design.factors[second])
+    }
+    matrix = np.column_stack([np.ones(len(cells)), *main.values(), *pairs.values()]) if cells else np.empty((0, 1))
+    if np.linalg.matrix_rank(matrix) < 1 + len(main) + len(pairs):
+        return [(name, {}) for name in main], [(name, {}) for name in pairs]
+    solved = np.linalg.pinv(matrix)[1:]
+    table: list[tuple[str, Weights]] = [
+        (name, dict(zip(cells, row.tolist(), strict=True))) for name, row in zip([*main, *pairs], solved, strict=True)
+    ]
+    return table[: len(main)], table[len(main) :]
+
+
+def _sum_of_parts(design: Design, features: frozenset[str]) -> tuple[str, Weights]:
+    """(cell - baseline) minus the sum of (single feature - baseline): 0 where effects add up."""
+    weights = {design.sets[features]: 1.0, design.sets[frozenset()]: len(features) - 1.0}
+    return design.sets[features], weights | {design.sets[frozenset([f])]: -1.0 for f in sorted(features)}
+
+
+def _left_out(design: Design) -> list[tuple[str, Weights]]:
+    """Return the effect of each feature when all others are on (leave-one-out designs)."""
+    features = [levels[0] for levels in design.factors.values()]
+    every = frozenset(features)
+    if len(every) < 3 or every not in design.sets:
+        return []
+    without = [(f, design.sets[every - {f}]) for f in features if every - {f} in design.sets]
+    return [(f, {design.sets[every]: 1.0, name: -1.0}) for f, name in without]
+
+
+# ---- estimates -------------------------------------------------------------------------------------------------------
+
+
+def estimate(
+    design: Design, table: Sequence[tuple[str, Weights]], concerned: Collection[str] = ()
+) -> tuple[Contrast, ...]:
+    """Return the contrasts of one table with simultaneous intervals; without an effect where a cell has no run.
+
+    concerned: cells whose missing runs are counted, by default those of the contrast.
+    """
+    usable = {name: row for name, row in design.values.items() if row}
+    known = [(name, weights) for name, weights in table if weights and all(cell in usable for cell in weights)]
+    model = fit(usable) if known else None
+    effects = iter(_effects(model, [weights for _, weights in known], design.values) if model else [])
+    found = []
+    for name, weights in table:
+        effect = next(effects) if weights and all(cell in usable for cell in weights) else None
+        cells = concerned or weights
+        missing = sum(design.expected.get(cell, 0) - len(design.values.get(cell, {})) for cell in cells)
+        found.append(Contrast(name, effect, missing))
+    return tuple(found)
+
+
+def _effects(model: Fit, table: Sequence[Weights], values: Mapping[str, Values]) -> list[Effect]:
+    weights = np.array([[row.get(cell, 0.0) for cell in model.cells] for row in table])
+    means, units, joint = model.joint(weights)
+    found = [_described(float(mean), row, values) for mean, row in zip(means, table, strict=True)]
+    if model.df < 1:
+        return found
+    errors = np.sqrt(np.maximum(units * model.variance, 1e-30))
+    point, wide = float(stdtrit(model.df, 0.5 + LEVEL / 2)), joint.critical(ALPHA)
+    corrected = joint.p_values(means / errors)
+    return [
+        replace(
+            effect,
+            method="pooled",
+            low=float(effect.mean - point * error),
+            high=float(effect.mean + point * error),
+            p=2 * float(stdtr(model.df, -abs(effect.mean) / error)),
+            joint_low=float(effect.mean - wide * error),
+            joint_high=float(effect.mean + wide * error),
+            p_joint=float(p),
+            df=model.df,
+        )
+        for effect, error, p in zip(found, errors, corrected, strict=True)
+    ]
+
+
+def _described(mean: float, weights: Weights, values: Mapping[str, Values]) -> Effect:
+    """Return the effect without a claim: its mean, and its value in each seed that has all of its runs."""
+    seeds = sorted(set.intersection(*(set(values[cell]) for cell in weights)))
+    each = tuple(math.fsum(w * values[cell][s] for cell, w in weights.items()) for s in seeds)
+    return Effect(mean, len(seeds), "descriptive", seeds=tuple(seeds), values=each)
+
+
+def _marginal_means(design: Design) -> tuple[MarginalMean, ...]:
+    """Return the mean at each level of each factor, over all combinations of the others."""
+    usable = {name: row for name, row in design.values.items() if row}
+    if len(usable) < len(design.sets):
+        return ()
+    model = fit(usable)
+    at = {cell: i for i, cell in enumerate(model.cells)}
+    found = []
+    for name, levels in design.factors.items():
+        others = [(OFF, *other) for factor, other in design.factors.items() if factor != name]
+        for level in (OFF, *levels):
+            cells = [at[design.cell((level, *rest))] for rest in product(*others)]
+            half = None
+            if model.df > 0:
+                variance = model.variance * float(np.sum(1 / model.counts[cells])) / len(cells) ** 2
+                half = float(stdtrit(model.df, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+            found.append(MarginalMean(name, level or "off", float(np.mean(model.means[cells])), half))
+    return tuple(found)
