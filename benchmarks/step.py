@@ -13,6 +13,11 @@ from ablatrix.models.gpt import measure as measure_model
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import KEEP_MEMORY, Contestant, Worker, alternate, ratio, table
 
+MODES: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "recomputed": {"activation_checkpointing": True},
+}
 CASES = {"nano1": ("gpt-nano", 1), "nano8": ("gpt-nano", 8), "mini8": ("gpt-mini", 8), "gpt2": ("gpt2", 4)}
 
 
@@ -34,12 +39,11 @@ def peers(path: Path, spec: dict[str, Any]) -> list[Contestant]:
 
 def contestants(spec: dict[str, Any], args: argparse.Namespace) -> list[Contestant]:
     ours = {**spec, "kind": "ours"}
-    names = {"eager": False, "compiled": True}
     found = [
-        Contestant(f"Ablatrix, {name}", {**ours, "trainer": {"dtype": spec["dtype"], "compile": names[name]}})
+        Contestant(f"Ablatrix, {name}", {**ours, "trainer": {"dtype": spec["dtype"], **MODES[name]}})
         for name in args.mode
     ]
-    settings = {"dtype": spec["dtype"], "compile": names[args.mode[0]]}
+    settings = {"dtype": spec["dtype"], **MODES[args.mode[0]]}
     for name in args.toggle:
         found.append(Contestant(f"Ablatrix, {name}", {**ours, "toggles": {name: True}, "trainer": settings}))
     for path in args.peer:
@@ -86,7 +90,7 @@ def parse(
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--peer", type=Path, action="append", default=[], help="checkout of minGPT or nanoGPT")
     parser.add_argument("--only", action="append", default=[], help="measure only these peers, by name")
-    parser.add_argument("--mode", action="append", choices=["eager", "compiled"], help="of this project; eager")
+    parser.add_argument("--mode", action="append", choices=list(MODES), help="of this project; eager")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--toggle", action="append", default=[], help="also this switch of the model, e.g. rope")

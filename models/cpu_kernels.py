@@ -50,12 +50,14 @@ def dropout(x: Tensor, pdrop: float) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, pdrop: float) -> Tensor:
-        ctx.mask = keep_mask(x.shape, pdrop, x.dtype).mul_(1 / (1 - pdrop))
-        return x * ctx.mask
+        mask = keep_mask(x.shape, pdrop, x.dtype).mul_(1 / (1 - pdrop))
+        ctx.save_for_backward(mask)
+        return x * mask
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return grad_outputs[0] * ctx.mask, None
+        (mask,) = ctx.saved_tensors
+        return grad_outputs[0] * mask, None
 
 
 # ---- causal attention: at small head sizes torch's own takes two to three times as long as batched products
@@ -91,14 +93,14 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         B, nh, T, hs = q.shape  # noqa: N806
         q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
-        ctx.scale = 1 / (1 - pdrop)
+        ctx.scale, ctx.dropout = 1 / (1 - pdrop), pdrop > 0
         v = v * ctx.scale if pdrop else v  # instead of scaling the weights, which are T / hs times as many
         y = torch.empty_like(q)
         # of the whole batch: the order of random numbers must not depend on how many processes share it
         length = T if _share[1] * B * nh * T * T <= SMALL else BLOCK
-        blocks = []
-        for start in range(0, T, length):
-            stop = min(start + length, T)
+        ctx.blocks = [(start, min(start + length, T)) for start in range(0, T, length)]
+        kept: list[Tensor] = []
+        for start, stop in ctx.blocks:
             s = torch.baddbmm(
                 causal_mask(start, stop, q.dtype), q[:, start:stop], k[:, :stop].mT, alpha=1 / math.sqrt(hs)
             )  # (B nh, block, stop)
@@ -110,26 +112,25 @@ class _BlockAttention(torch.autograd.Function):
             dropped = keep_mask(p.shape, pdrop, p.dtype).mul_(p) if pdrop else p
             y[:, start:stop] = dropped @ v[:, :stop]
             if any(ctx.needs_input_grad):
-                blocks.append((start, stop, p, dropped))
-        ctx.save_for_backward(q, k, v, y)
-        ctx.blocks = blocks
+                kept += [p, dropped] if pdrop else [p]
+        ctx.save_for_backward(q, k, v, y, *kept)
         return y.view(B, nh, T, hs)
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         shape, n_head = grad_outputs[0].shape, grad_outputs[0].shape[1]
-        q, k, v, y = ctx.saved_tensors
+        q, k, v, y, *kept = ctx.saved_tensors
         dy = grad_outputs[0].reshape(q.shape)
         d = (dy * y).sum(-1, keepdim=True)  # (B nh, T, 1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dslopes = torch.zeros(n_head) if ctx.needs_input_grad[4] else None
         last = True
-        blocks, ctx.blocks = ctx.blocks, None
-        while blocks:  # from the last, which sees all keys
-            start, stop, p, dropped = blocks.pop()
+        for start, stop in reversed(ctx.blocks):  # from the last, which sees all keys
+            dropped = kept.pop()
+            p = kept.pop() if ctx.dropout else dropped
             dyb, db = dy[:, start:stop], d[:, start:stop]
-            if dropped is p:
+            if not ctx.dropout:
                 ds = torch.baddbmm(db, dyb, v[:, :stop].mT, beta=-1).mul_(p)
             else:
                 ds = (dyb @ v[:, :stop].mT).mul_(dropped).addcmul_(p, db, value=-1)

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ablatrix.models.attention import CausalSelfAttention
 from ablatrix.models.config import GPTConfig, ResolvedGPTConfig, count_parameters, flops_per_token, training_flops
@@ -30,6 +31,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
+        self.recompute = False  # in the backward pass, instead of keeping what it needs
         self.post = config.norm_placement == "post"
         self.ln_1 = build_norm(config)
         self.attn = CausalSelfAttention(config)
@@ -37,6 +39,12 @@ class Block(nn.Module):
         self.mlp = build_feedforward(config)
 
     def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            y: Tensor = checkpoint(self._compute, x, documents, use_reentrant=False)
+            return y
+        return self._compute(x, documents)
+
+    def _compute(self, x: Tensor, documents: Tensor | None) -> Tensor:
         if self.post:
             x = self.ln_1(x + self.attn(x, documents))
             return self.ln_2(x + self.mlp(x))
@@ -171,6 +179,15 @@ class GPT(nn.Module):
         """Compile the blocks and the head's pointwise part into fewer kernels, for `loss` on a GPU."""
         self.transformer.compile(dynamic=False)
         self.pointwise = torch.compile(softmax_gradient)
+
+    def recompute_blocks(self) -> None:
+        """Keep only the input of each block for the backward pass, and compute the rest a second time there.
+
+        Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Dropout masks are the same both times.
+        """
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
 
     def _features(self, idx: Tensor) -> Tensor:
         if idx.shape[1] > self.config.block_size and not self.config.extrapolates:

@@ -32,6 +32,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "1f1b": ({**PIPELINE, "pipeline_schedule": "1f1b"}, NO_DROPOUT),
     "1f1b-dropout": ({**PIPELINE, "optimizer": "muon"}, {"n_layer": 3}),
 }
+RECOMPUTED = {f"{name}-recomputed": name for name in ("ddp", "fsdp", "1f1b-dropout")}
+for variant, name in RECOMPUTED.items():
+    VARIANTS[variant] = ({**VARIANTS[name][0], "activation_checkpointing": True}, VARIANTS[name][1])
 
 
 def settings(variant: str = "", alone: bool = False, **more: Any) -> RunConfig:

@@ -22,6 +22,7 @@ from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.device import tune_products
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.optimizers import decaying
+from ablatrix.trainer.rundir.errors import ConfigError
 from ablatrix.trainer.schedules import learning_rate
 from tests.support.callbacks import at
 
@@ -149,6 +150,37 @@ def test_bfloat16_stays_close() -> None:
     wide, half = losses(config(max_iters=60)), losses(config(max_iters=60, dtype="bfloat16"))
     assert half != wide
     assert half == pytest.approx(wide, abs=0.05)
+
+
+@pytest.mark.parametrize("model", [{}, NEW_PARTS, {"norm_placement": "post"}], ids=["plain", "other parts", "post"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recomputed_blocks_change_no_bit(model: dict[str, Any], dtype: str) -> None:
+    model = {**model, **dict.fromkeys(NO_DROPOUT, 0.1)}
+    kept = losses(config(model, max_iters=8, dtype=dtype))
+    assert losses(config(model, max_iters=8, dtype=dtype, activation_checkpointing=True)) == kept
+
+
+@pytest.mark.parametrize("positions", ["learned", "alibi"])
+def test_recomputed_blocks_keep_only_their_inputs(positions: str) -> None:
+    """Counts what the forward pass allocates and does not free, by autograd or by a kernel of its own."""
+
+    def held(recompute: bool) -> int:
+        model = GPT(config({"positions": positions, **dict.fromkeys(NO_DROPOUT, 0.1)}).model, seed=1).train()
+        if recompute:
+            model.recompute_blocks()
+        tokens = torch.zeros(4, BLOCK, dtype=torch.int64)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+            features = model.transformer(tokens)
+        assert features.requires_grad
+        return sum(event.self_cpu_memory_usage for event in recorded.key_averages())
+
+    kept, inputs = held(recompute=False), 4 * BLOCK * 48 * 4  # bytes of (B, T, C)
+    assert inputs < held(recompute=True) < 16 * inputs < kept / 4
+
+
+def test_recomputing_and_recording_steps_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="activation_checkpointing: cannot be combined"):
+        config(activation_checkpointing=True, compile=True)
 
 
 def test_compile_is_for_gpus() -> None:

@@ -81,6 +81,7 @@ NEUTRAL: dict[str, Any] = {
     "trainer.strategy": "ddp",
     "trainer.pipeline_schedule": "gpipe",
     "trainer.pipeline_microbatches": 2,
+    "trainer.activation_checkpointing": True,
     "trainer.ckpt_interval": 7,
     "trainer.sample_interval": 6,
     "trainer.sample_prompt": "Once",

@@ -34,6 +34,11 @@ def find_contradictions(
             f"trainer.grad_accum: {trainer.grad_accum} exceeds trainer.batch_size {trainer.batch_size}; "
             "a part must hold at least one window"
         )
+    if trainer.activation_checkpointing and trainer.compile:
+        yield (
+            "trainer.activation_checkpointing: cannot be combined with trainer.compile, whose recorded steps cannot "
+            "repeat dropout masks; set one of them to false"
+        )
     if trainer.early_stop_patience and not (trainer.eval_interval and data.test_size):
         yield (
             "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "

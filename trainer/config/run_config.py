@@ -29,7 +29,7 @@ NEUTRAL: dict[str, Any] = {
     "trainer": {
         *("resume", "num_workers", "ckpt_interval", "save_total_limit", "save_best"),
         *("sample_interval", "sample_prompt"),
-        *("strategy", "pipeline_schedule", "pipeline_microbatches"),
+        *("strategy", "pipeline_schedule", "pipeline_microbatches", "activation_checkpointing"),
     },
     "info": True,
     "callbacks": set(CallbacksConfig.model_fields) - {"custom"},  # a custom callback may change the training

@@ -119,6 +119,9 @@ class TrainerConfig(Section):
     batch_size: Size = Field(8, description="windows per step")
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
+    activation_checkpointing: bool = Field(
+        False, description="compute blocks again in the backward pass: less memory, more time, the same result"
+    )
     compile: bool = Field(False, description="one process on a GPU: compiled kernels, steps as CUDA graphs")
     strategy: Literal["single", "ddp", "fsdp", "pipeline"] = Field(
         "single", description="what the processes of a job share: ddp, the batch; fsdp, memory too; pipeline, layers"

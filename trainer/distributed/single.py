@@ -46,6 +46,8 @@ class Single:
         if config.data.document_mask:
             assert config.data.separator is not None  # of a resolved configuration
             cast("GPT", self.model).mask_documents(config.data.separator)
+        if config.trainer.activation_checkpointing:
+            cast("GPT", self.model).recompute_blocks()
         self.trained: nn.Module = self.model
 
     def build(self) -> nn.Module:
