@@ -46,6 +46,13 @@ EXCEPTIONS = {
         "ablatrix.trainer.data.tokenizer",
         "ablatrix.trainer.data.tokens",
     },
+    "ablatrix.orchestrator.submit.heldout_preflight": {
+        "ablatrix.trainer.data.corpus_files",
+        "ablatrix.trainer.data.corpus_usage",
+        "ablatrix.trainer.data.heldout",
+        "ablatrix.trainer.data.heldout_records",
+        "ablatrix.trainer.data.token_store",
+    },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
     "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.epochs"},
 }

@@ -42,6 +42,6 @@ class Inputs:
         start = checkpoint.load(Path(resume), config.fingerprint_until) if named else None
         store = open_tokens(config.data, Path(config.system.cache_dir))
         batches = Batches(store, config.data, config.trainer.batch_size, config.system.seed)
-        text = HeldOut.of(store, config.data)
+        text = HeldOut.open(store, config.data, Path(config.system.cache_dir))
         heldout = text.windows(config.data.block_size, config.trainer.eval_tokens)
         return cls(store, batches, text, heldout, start)

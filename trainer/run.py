@@ -71,7 +71,8 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
         inputs.custom = registry.load_custom(config)
-        inputs.records = read_records(config.data, Path(config.system.cache_dir), inputs.heldout)
+        corpus = config.data.test_corpus if config.data.test_file else config.data
+        inputs.records = read_records(corpus, Path(config.system.cache_dir), inputs.heldout)
         if config.trainer.resume != "none":
             resuming.refuse_changed_inputs(config, run_dir / run_files.PROVENANCE, "it was submitted")
         attempt = run_folder.claim(run_dir)

@@ -187,7 +187,9 @@ def _find(tree: Any, key: str) -> Any:
 
 def _is_kept(key: str, wanted: Any) -> bool:
     """False for what resolving the configuration changes: paths become absolute, nulls are filled in."""
-    return wanted is not None and not key.startswith("system.") and key not in ("data.file_path", "data.test_file")
+    is_share = key.endswith("_interval") and isinstance(wanted, str)  # 10%, which becomes steps
+    paths = ("data.file_path", "data.test_file")
+    return wanted is not None and not is_share and not key.startswith("system.") and key not in paths
 
 
 @dataclass(frozen=True)

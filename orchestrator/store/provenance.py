@@ -20,7 +20,7 @@ from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.files import atomic_write
 
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
-FACTS = (recorded_inputs.CORPUS, recorded_inputs.TOKENIZER, "continued_from")  # of one run; `write` keeps them
+FACTS = (*recorded_inputs.SETTINGS, "continued_from")  # of one run; `write` keeps them
 # Environment variables that are recorded: none that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
 # Options that make the patch independent of the user's git configuration, in the form that `secrets.mask_patch` parses

@@ -21,14 +21,15 @@ class Inputs:
     """Fingerprints of the files that runs read; each file is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str], dict[str, str]] = {}
+        self._known: dict[tuple[str, str, str, str], dict[str, str]] = {}
 
     def of(self, run: Run) -> dict[str, str]:
         """Return the fingerprints of a run's corpus and tokenizer; {} for a command, whose files are not known."""
         config = run.config
         if not isinstance(config, RunConfig):
             return {}
-        key = (str(config.data.file_path), config.data.tokenizer, config.system.cache_dir)
+        data = config.data
+        key = (str(data.file_path), str(data.test_file), data.tokenizer, config.system.cache_dir)
         if key not in self._known:
             self._known[key] = fingerprints.of_inputs(config)
         return self._known[key]

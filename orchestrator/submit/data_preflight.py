@@ -23,6 +23,7 @@ from ablatrix.trainer.rundir.files import open_for_reading
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
+    from ablatrix.trainer.config import DataConfig
 
 SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenises such a corpus, in seconds
 TAIL = 1 << 16  # bytes
@@ -39,16 +40,24 @@ def check_inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
             _require_offline(info)
         except AblatrixError as error:
             yield f"{at('data.tokenizer')}{error}"
-        try:
-            files = find_files(config.data)
-            for path in files:
-                check_file(path, alone=len(files) == 1)
-        except UserError as error:
-            place = at("data.file_path").removesuffix(": ")
-            yield f"{error}{_hint_at_folder(loaded, config)}{f' ({place})' if place else ''}"
+        yield from _check_files(config.data, at("data.file_path"), _hint_at_folder(loaded, config))
+        if config.data.test_file:
+            faults = _check_files(config.data.test_corpus, at("data.test_file"))
+            yield from (fault.replace("data.file_path", "data.test_file") for fault in faults)
         for name in config.callbacks.custom:
             if problem := custom.find_problem(name):
                 yield f"{at('callbacks.custom')}callbacks.custom: {name}: {problem}"
+
+
+def _check_files(data: DataConfig, position: str, hint: str = "") -> Iterator[str]:
+    """Yield what is wrong with the files of a corpus. position: of the setting that names them."""
+    try:
+        files = find_files(data)
+        for path in files:
+            check_file(path, alone=len(files) == 1)
+    except UserError as error:
+        place = position.removesuffix(": ")
+        yield f"{error}{hint}{f' ({place})' if place else ''}"
 
 
 def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
@@ -56,21 +65,31 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
     Writes the token cache of a small corpus, which its runs need anyway; of a large one only the beginning is read.
     """
-    from ablatrix.trainer.data import batches, corpus_usage  # numpy takes a while to import
+    from ablatrix.orchestrator.submit import heldout_preflight  # numpy takes a while to import
+    from ablatrix.trainer.data import batches, corpus_usage
     from ablatrix.trainer.data.tokens import open_tokens
 
     lines: list[str] = []
     for run, config in _distinct(runs):
         try:
+            if problem := heldout_preflight.find_domain_problem(config.data):
+                at = value_origins.position(loaded, run.features, "data.domain_key")
+                yield f"{at}data.domain_key: {problem}"
+                continue
             if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
-                lines += (f"warning: {text}" for text in corpus_usage.check_beginning(config.data))
+                warnings = corpus_usage.check_beginning(config.data)
+                warnings += heldout_preflight.describe_small(config, None, SMALL_CORPUS)
+                lines += (f"warning: {warning}" for warning in warnings)
                 continue
             store = open_tokens(config.data, Path(config.system.cache_dir))
             batches.Batches(store, config.data, config.trainer.batch_size, config.system.seed)
             text, warnings = corpus_usage.describe_usage(store, config.data)
+            warnings += heldout_preflight.describe_small(config, store, SMALL_CORPUS)
             lines += [text, *(f"warning: {warning}" for warning in warnings)]
         except UserError as error:
             yield f"{value_origins.position(loaded, run.features, 'data.file_path')}{error}"
+    different = heldout_preflight.describe_different(config for _, config in _distinct(runs))
+    lines += (f"warning: {warning}" for warning in different)
     for line in list(dict.fromkeys(lines))[:MOST_LINES]:
         say(line)
 

@@ -17,6 +17,7 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     "data.file_path": ({}, "data/b.jsonl"),
     "data.split": ({}, "test"),
     "data.test_size": ({}, 11),
+    "data.test_file": ({}, "data/test.jsonl"),
     "data.block_size": ({}, 128),
     "data.text_key": ({}, "content"),
     "data.text_files": ({}, "blocks"),

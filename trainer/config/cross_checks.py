@@ -18,6 +18,11 @@ def find_contradictions(
     """Yield one line per contradiction. vocab_size: the tokenizer's number of tokens."""
     if not data.file_path:
         yield "data.file_path: missing; give the path of a JSONL file"
+    if data.test_file and data.split == "test":
+        yield (
+            "data.split: test trains on the documents held out of data.file_path, and data.test_file is evaluated in "
+            "their place; leave one of the two out"
+        )
     if data.block_size > model.block_size:
         yield (
             f"data.block_size: {data.block_size} exceeds the model's block_size {model.block_size}; "
@@ -39,7 +44,7 @@ def find_contradictions(
             "trainer.activation_checkpointing: cannot be combined with trainer.compile, whose recorded steps cannot "
             "repeat dropout masks; set one of them to false"
         )
-    if trainer.early_stop_patience and not (trainer.eval_interval and data.test_size):
+    if trainer.early_stop_patience and not (trainer.eval_interval and (data.held_out or data.test_file)):
         yield (
             "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "
             "trainer.eval_interval and data.test_size"

@@ -17,6 +17,7 @@ from ablatrix.trainer.config.sections import (
     DataConfig,
     InfoConfig,
     Section,
+    ShareOfRun,
     SystemConfig,
     TrainerConfig,
 )
@@ -34,9 +35,11 @@ NEUTRAL: dict[str, Any] = {
     "info": True,
     "callbacks": set(CallbacksConfig.model_fields) - {"custom"},  # a custom callback may change the training
 }
+INTERVALS = ("log_interval", "eval_interval", "ckpt_interval", "sample_interval")
+
 # Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
 ADDED: dict[str, tuple[str, ...]] = {
-    "data": ("text_files", "sampling", "document_mask", "separator"),
+    "data": ("text_files", "sampling", "document_mask", "separator", "test_file"),
     "trainer": ("epochs",),
 }
 
@@ -79,15 +82,18 @@ class RunConfig(Section):
         except UserError as error:
             raise ConfigError([f"trainer.epochs: {error}"]) from None
         steps = max(1, math.ceil(epochs * rows / self.trainer.batch_size - 1e-9))
-        trainer = self.trainer.model_copy(update={"epochs": None, "max_iters": steps})
+        given = {name: getattr(self.trainer, name) for name in INTERVALS}
+        shares = {name: value.of(steps) for name, value in given.items() if isinstance(value, ShareOfRun)}
+        trainer = self.trainer.model_copy(update={"epochs": None, "max_iters": steps, **shares})
         return self.model_copy(update={"trainer": trainer})
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; two spellings of one setting give the same."""
         found = self.model_dump(mode="json", exclude=NEUTRAL)
-        path = self.data.file_path
-        places = [run_hash.normalize_path(entry) for entry in ([path] if isinstance(path, str) else path)]
-        found["data"]["file_path"] = places[0] if len(places) == 1 else places
+        found["data"]["file_path"] = _places(self.data.file_path)
+        if self.data.test_file:
+            found["data"]["test_file"] = _places(self.data.test_file)
+            del found["data"]["test_size"]  # not read
         found["data"]["tokenizer"] = tokenizer_names.canonical(self.data.tokenizer)
         if None not in (self.model.n_layer, self.model.n_head, self.model.n_embd):
             del found["model"]["model_type"]  # a name for these sizes
@@ -105,6 +111,7 @@ class RunConfig(Section):
         learning rates up to this step do not depend on it.
         """
         found = self.identity()
+        found["data"]["test_file"] = ""
         del found["data"]["file_path"], found["data"]["tokenizer"], found["trainer"]["eval_blocks"]
         if step <= optimization.steady_until(self.trainer):
             for name in ("max_iters", *optimization.END_SETTINGS):
@@ -130,3 +137,8 @@ class RunConfig(Section):
     def to_json(self) -> str:
         """Return the text of config.json."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _places(path: str | tuple[str, ...]) -> str | list[str]:
+    places = [run_hash.normalize_path(entry) for entry in ([path] if isinstance(path, str) else path)]
+    return places[0] if len(places) == 1 else places

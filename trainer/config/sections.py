@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import re
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from ablatrix.models.config import Size
 from ablatrix.trainer.config.paths import UserPath, expand_path
@@ -75,6 +85,46 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_ty
 Specs = Annotated[Texts, AfterValidator(_importable)]
 
 
+def _held_out_size(size: int | float) -> int | float:
+    if size < 0 or (isinstance(size, float) and not 0 < size < 1):
+        raise ValueError(f"{size} is neither a number of documents nor a share of the lines, such as 0.01")
+    return size
+
+
+HeldOutSize = Annotated[int | float, AfterValidator(_held_out_size), Field(json_schema_extra={"minimum": 0})]
+SHARE = r"[0-9]+(\.[0-9]+)? ?%"
+
+
+class ShareOfRun(int):
+    """Steps that were given as a share of the run: they follow `max_iters`."""
+
+    share: float
+
+    def of(self, max_iters: int) -> ShareOfRun:
+        """Return the steps of the same share of `max_iters`, at least one; 0 for 0%."""
+        found = ShareOfRun(max(1, round(self.share * max_iters)) if self.share else 0)
+        found.share = self.share
+        return found
+
+
+def _in_steps(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Return a share of the run, such as 10%, in steps; other values as they are."""
+    if not (isinstance(value, str) and re.fullmatch(SHARE, value.strip())):
+        return validate(value)
+    share = ShareOfRun()
+    share.share = float(value.strip().rstrip("% ")) / 100
+    if share.share > 1:
+        raise ValueError(f"{value} is more than the whole run; write at most 100%")
+    steps = share.of(info.data.get("max_iters", 1))  # absent: a fault of its own
+    validate(int(steps))
+    return steps
+
+
+Number = TypeVar("Number")
+ShareText = Annotated[str, Field(pattern=f"^{SHARE}$")]
+Steps = Annotated[Number, WrapValidator(_in_steps, json_schema_input_type=Count | ShareText)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,7 +137,10 @@ class DataConfig(Section):
         description="corpus: JSON lines (.gz, .zst, .xz too), .parquet, .txt or .bin; a folder, a pattern, or a list",
     )
     split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
-    test_size: Count = Field(10, description="last documents, held out for validation")
+    test_size: HeldOutSize = Field(
+        10, description="last documents, held out for validation: a number, or a share of the lines such as 0.01"
+    )
+    test_file: Files = Field("", description="held-out documents in files of their own, in place of test_size")
     block_size: Size = Field(256, description="tokens of a training window")
     text_key: str = Field("text", min_length=1, description="key of the text in each line")
     text_files: Literal["auto", "documents", "blocks"] = Field(
@@ -106,9 +159,19 @@ class DataConfig(Section):
     domain_key: str = Field("", description="dotted key of each line's domain, such as meta.source: NLL by domain too")
     tokenizer: str = Field("gpt2", min_length=1, description="name in the offline cache: gpt2, sample, or a hub id")
 
+    @property
+    def held_out(self) -> int | float:
+        """What is held out of `file_path`: the last documents, or a share of the lines; 0 if `test_file` is given."""
+        return 0 if self.test_file else self.test_size
+
+    @property
+    def test_corpus(self) -> DataConfig:
+        """The corpus that `test_file` names, all of which is evaluated."""
+        return self.model_copy(update={"file_path": self.test_file, "test_file": "", "test_size": 0})
+
 
 class TrainerConfig(Section):
-    """Training. Intervals are in optimiser steps; 0 disables."""
+    """Training. Intervals are in optimiser steps, or shares of the run such as 10%; 0 disables."""
 
     device: Device = Field("auto", description="auto: cuda, then mps, then cpu")
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
@@ -160,12 +223,16 @@ class TrainerConfig(Section):
     anneal_steps: Count | None = Field(
         None, description="infinite: last steps, annealed exponentially (default: 15% after warm-up)"
     )
-    log_interval: Size = Field(10, description="steps between rows of loss.csv")
-    eval_interval: Count = Field(500, description="steps between evaluations of the held-out set (and at the end)")
-    eval_tokens: Size = Field(65536, description="held-out tokens evaluated, at most")
+    log_interval: Steps[Size] = Field(10, description="steps between rows of loss.csv")
+    eval_interval: Steps[Count] = Field(
+        500, description="steps between evaluations of the held-out set (and at the end), or a share such as 10%"
+    )
+    eval_tokens: Size = Field(
+        65536, description="held-out tokens evaluated: at most; of a test_file or a share as test_size, exactly so many"
+    )
     eval_blocks: Blocks = Field((), description="context lengths evaluated at the end, as 256,512,1024; default: none")
-    ckpt_interval: Count = Field(500, description="steps between checkpoints (and at the end)")
-    sample_interval: Count = Field(0, description="steps between samples of generated text")
+    ckpt_interval: Steps[Count] = Field(500, description="steps between checkpoints (and at the end)")
+    sample_interval: Steps[Count] = Field(0, description="steps between samples of generated text")
     sample_prompt: Texts = Field(("The",), min_length=1, description="what samples start with: a text, or a list")
     save_total_limit: Annotated[int, AfterValidator(_two_at_least)] = Field(2, description="newest checkpoints kept")
     save_best: bool = Field(False, description="keep the weights of the best evaluation in best.pt")

@@ -28,10 +28,10 @@ STREAM = 0x62617463  # second word of the generator's key: batches, and nothing 
 
 def split_lines(store: TokenStore, config: DataConfig) -> range:
     """Return the lines of the documents of `data.split`. Raises DataError if there is none."""
-    boundary = store.first_held_out(config.test_size)
+    boundary = store.first_held_out(config.held_out)
     if config.split == "train":
         return range(boundary)
-    if not config.test_size:
+    if not config.held_out:
         raise DataError("data.split is test, but data.test_size is 0: no document is held out")
     return range(boundary, store.n_lines)
 

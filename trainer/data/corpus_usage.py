@@ -97,15 +97,20 @@ def _fullness(store: TokenStore, config: DataConfig, most: int) -> float:
     return sum(piece.length for block in blocks for piece in block) / max(1, len(blocks) * config.block_size)
 
 
+def read_beginning(config: DataConfig) -> Lines:
+    """Return the first lines of a corpus: those that end within BEGINNING bytes."""
+    files = find_files(config)
+    source = Source([detect(path, are_whole_texts(config, files)) for path in files])
+    starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1
+    return Lines(source, np.concatenate([[0], starts]), config.text_key)
+
+
 def check_beginning(config: DataConfig) -> list[str]:
     """Return a warning if many of the first lines of a large corpus are skipped.
 
     Raises DataError if none of them is a document.
     """
-    files = find_files(config)
-    source = Source([detect(path, are_whole_texts(config, files)) for path in files])
-    starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1
-    lines = Lines(source, np.concatenate([[0], starts]), config.text_key)
+    files, lines = find_files(config), read_beginning(config)
     skipped: dict[str, int] = {}
     first: dict[str, str] = {}
     for line in range(len(lines)):

@@ -18,7 +18,7 @@ from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files
 from ablatrix.trainer.rundir.errors import AblatrixError, DataError
 from ablatrix.trainer.rundir.files import open_for_reading
-from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TOKENIZER
+from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TEST, TOKENIZER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,10 @@ def of_inputs(config: RunConfig) -> dict[str, str]:
         corpus = of_corpus(config.data)
         if corpus:
             found[CORPUS] = corpus
+    with contextlib.suppress(AblatrixError):
+        test = of_corpus(config.data.test_corpus) if config.data.test_file else None
+        if test:
+            found[TEST] = test
     with contextlib.suppress(AblatrixError):
         found[TOKENIZER] = tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir)).sha256
     return found

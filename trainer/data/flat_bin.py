@@ -18,7 +18,7 @@ import numpy as np
 
 from ablatrix.trainer.data.corpus_files import describe_files, file_stamp, find_files
 from ablatrix.trainer.data.formats import describe_other, is_other
-from ablatrix.trainer.data.token_store import CompleteStore, read_tokens
+from ablatrix.trainer.data.token_store import CompleteStore, count_held_out, read_tokens
 from ablatrix.trainer.rundir.errors import DataError
 from ablatrix.trainer.rundir.files import open_for_reading
 
@@ -79,10 +79,12 @@ class FlatStore(CompleteStore):
         self.dtype = self._find_dtype(tokenizer)
         sizes = [(file.bytes - file.skip) // self.dtype.itemsize for file in self._files]
         self._starts = [0, *np.cumsum(sizes).tolist()]
-        total, held_out = self._starts[-1], config.test_size * config.block_size + bool(config.test_size)
+        total = self._starts[-1]
+        windows = count_held_out(config.held_out, total // config.block_size)
+        held_out = windows * config.block_size + bool(windows)
         if total - held_out <= config.block_size:
             raise DataError(
-                f"{self.name}: has {total} tokens, too few to hold out data.test_size {config.test_size} windows of "
+                f"{self.name}: has {total} tokens, too few to hold out {windows} windows (data.test_size) of "
                 f"data.block_size {config.block_size} and train on the rest; lower one of them"
             )
         self._offsets = np.array([0, total - held_out, total] if held_out else [0, total], dtype=np.int64)
@@ -99,7 +101,7 @@ class FlatStore(CompleteStore):
         maps = [np.memmap(file.path, dtype=self.dtype, mode="r", offset=file.skip) for file in self._files]
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
 
-    def first_held_out(self, test_size: int) -> int:
+    def first_held_out(self, test_size: float) -> int:
         return 1
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:

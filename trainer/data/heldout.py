@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.sampling import PADDING
+from ablatrix.trainer.data.tokens import open_tokens
+from ablatrix.trainer.rundir.errors import DataError
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
     from ablatrix.trainer.data.token_store import TokenStore
 
 Array = np.ndarray[Any, Any]
+SHORT_DOCUMENT = 64  # tokens: so many are expected of a document when their number is estimated
 
 
 @dataclass(frozen=True)
@@ -48,45 +53,98 @@ class Windows:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out documents of a run: lines of a store."""
+    """The held-out documents of a run: lines of a store. exact: so many tokens are evaluated as was asked for."""
 
     store: TokenStore
-    lines: range
+    lines: Sequence[int]
+    exact: bool = False
 
     @classmethod
     def of(cls, store: TokenStore, config: DataConfig) -> HeldOut:
-        """Return the last `test_size` documents of a corpus. Raises DataError if no other is left."""
-        first = store.first_held_out(config.test_size)
-        return cls(store, range(first, store.n_lines) if config.test_size else range(0))
+        """Return the documents held out of a corpus. Raises DataError if no other is left."""
+        size = config.held_out
+        lines = range(store.first_held_out(size), store.n_lines) if size else range(0)
+        return cls(store, lines, isinstance(size, float))
+
+    @classmethod
+    def open(cls, store: TokenStore, config: DataConfig, cache_dir: Path) -> HeldOut:
+        """Return the documents held out of a corpus, or those of `test_file`. Raises DataError if there is none."""
+        return cls.of_file(config, cache_dir) if config.test_file else cls.of(store, config)
+
+    @classmethod
+    def of_file(cls, config: DataConfig, cache_dir: Path) -> HeldOut:
+        """Return the documents of `test_file`. Raises DataError if it cannot be used."""
+        try:
+            other = open_tokens(config.test_corpus, cache_dir)
+        except DataError as error:
+            raise DataError(str(error).replace("data.file_path", "data.test_file")) from None
+        return cls(other, range(other.n_lines), exact=True)
 
     def windows(self, block_size: int, eval_tokens: int) -> Windows:
         """Return the evaluation set. It is empty without held-out documents.
 
         Every held-out document is cut into consecutive windows, so that each of its tokens but the first is a target
-        once. If that exceeds `eval_tokens` targets, evenly spaced windows are taken.
+        once. If that exceeds `eval_tokens` targets, evenly spaced windows are taken. Raises DataError if `exact` and
+        there is less.
         """
-        counts = np.array([self.store.count(line) for line in self.lines], dtype=np.int64)
+        lines, counts = self._sample(eval_tokens)
         targets = np.maximum(counts - 1, 0)
         ends = np.cumsum(-(-targets // block_size))  # windows up to the end of each document
         chosen = np.arange(ends[-1] if len(ends) else 0)
         if targets.sum() > eval_tokens:
-            keep = max(1, eval_tokens // block_size)
-            chosen = (2 * np.arange(keep) + 1) * len(chosen) // (2 * keep)
+            chosen = self._choose(targets, ends, block_size, eval_tokens)
         x = np.zeros((len(chosen), block_size), dtype=np.int64)
         y = np.full((len(chosen), block_size), PADDING, dtype=np.int64)
         owners = np.searchsorted(ends, chosen, side="right")
         for row, (window, k) in enumerate(zip(chosen.tolist(), owners.tolist(), strict=True)):
             start = int(window - (ends[k] - -(-targets[k] // block_size))) * block_size
-            piece = self.store.read(self.lines[k], start, min(start + block_size + 1, int(counts[k])))
+            piece = self.store.read(lines[k], start, min(start + block_size + 1, int(counts[k])))
             x[row, : len(piece) - 1], y[row, : len(piece) - 1] = piece[:-1], piece[1:]
-        if targets.sum() > eval_tokens:
+        if self.exact:
+            y[np.cumsum(y.ravel() != PADDING).reshape(y.shape) > eval_tokens] = PADDING
+        elif targets.sum() > eval_tokens:
             y[:, eval_tokens:] = PADDING  # a single window may hold more than was asked for
-        return self._with_owners(x, y, counts, owners)
+        return self._with_owners(x, y, lines, counts, owners)
 
-    def _with_owners(self, x: Array, y: Array, counts: Array, owners: Array) -> Windows:
+    def _sample(self, eval_tokens: int) -> tuple[Sequence[int], Array]:
+        """Return (lines, tokens of each). Of many documents evenly spaced ones are taken, with enough tokens in all.
+
+        A corpus whose cache is being built would tokenise every document that is counted here.
+        """
+        wanted = eval_tokens // SHORT_DOCUMENT + 1
+        while True:
+            lines = self.lines
+            if self.exact and wanted < len(lines):
+                lines = [self.lines[(2 * k + 1) * len(lines) // (2 * wanted)] for k in range(wanted)]
+            counts = np.array([self.store.count(line) for line in lines], dtype=np.int64)
+            tokens = int(np.maximum(counts - 1, 0).sum())
+            if not self.exact or tokens >= eval_tokens:
+                return lines, counts
+            if len(lines) == len(self.lines):
+                raise DataError(
+                    f"{self.store.name}: the held-out text has {tokens:,} tokens to score, fewer than "
+                    f"trainer.eval_tokens {eval_tokens:,}; hold out more text, or lower trainer.eval_tokens"
+                )
+            wanted *= 4
+
+    def _choose(self, targets: Array, ends: Array, block_size: int, eval_tokens: int) -> Array:
+        """Return the evenly spaced windows that are evaluated; if `exact`, with at least `eval_tokens` targets."""
+        keep = max(1, eval_tokens // block_size)
+        while True:
+            chosen = (2 * np.arange(keep) + 1) * int(ends[-1]) // (2 * keep)
+            if not self.exact:
+                return chosen
+            owners = np.searchsorted(ends, chosen, side="right")
+            starts = (chosen - (ends[owners] - -(-targets[owners] // block_size))) * block_size
+            missing = eval_tokens - int(np.minimum(targets[owners] - starts, block_size).sum())
+            if missing <= 0 or keep >= int(ends[-1]):
+                return chosen
+            keep = min(int(ends[-1]), keep + -(-missing // block_size))
+
+    def _with_owners(self, x: Array, y: Array, lines: Sequence[int], counts: Array, owners: Array) -> Windows:
         """Return windows with the documents that they belong to: in a file of token ids each is one by itself."""
         if isinstance(self.store, FlatStore):
             every = np.arange(len(x))
             return Windows(x, y, every, (y != PADDING).sum(axis=1), every)
         kept, document = np.unique(owners, return_inverse=True)
-        return Windows(x, y, kept + self.lines.start, counts[kept], document)
+        return Windows(x, y, np.array(lines, dtype=np.int64)[kept], counts[kept], document)

@@ -102,25 +102,25 @@ class GrowingStore(TokenStore):
         shard_number = int(self._lines.starts[line]) // self._shard_bytes
         return self._look() or self._kept.get(line) or self._shards.open(shard_number) or self._tokenise(line)
 
-    def first_held_out(self, test_size: int) -> int:
-        """As `CompleteStore.first_held_out`, by reading the corpus from its end, up to one document more."""
-        found = self._held_out.get(test_size)
+    def first_of_last(self, documents: int) -> int:
+        """As `CompleteStore.first_of_last`, by reading the corpus from its end, up to one document more."""
+        found = self._held_out.get(documents)
         if found is not None:
             return found
-        boundary, documents = self.n_lines, 0
+        boundary, seen = self.n_lines, 0
         skipped: dict[str, int] = {}
         for line in range(self.n_lines - 1, -1, -1):
             text, reason = self._lines.text(line)
             if text is None:
                 skipped[reason] = skipped.get(reason, 0) + 1
                 continue
-            documents += 1
-            if documents > test_size:
-                return self._held_out.setdefault(test_size, boundary)
+            seen += 1
+            if seen > documents:
+                return self._held_out.setdefault(documents, boundary)
             boundary = line
-        if not documents:
+        if not seen:
             raise no_documents(self._cache.name, skipped, self._cache.text_key, self._lines)
-        raise nothing_left(self.name, test_size, documents)
+        raise nothing_left(self.name, documents, seen)
 
     def require(self, lines: range, length: int) -> None:
         longest = 0

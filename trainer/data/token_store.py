@@ -96,9 +96,21 @@ class TokenStore(ABC):
         """Return all tokens of a line."""
         return self.read(line, 0, self.count(line))
 
+    def first_held_out(self, test_size: float) -> int:
+        """Return the line at which the held-out documents begin: the last so many, or the last share of the lines.
+
+        Raises DataError if no other is left.
+        """
+        if not isinstance(test_size, float):
+            return self.first_of_last(test_size)
+        first = self.n_lines - count_held_out(test_size, self.n_lines)
+        if first <= 0:
+            raise nothing_left(self.name, test_size, self.n_documents)
+        return first
+
     @abstractmethod
-    def first_held_out(self, test_size: int) -> int:
-        """Return the line at which the last `test_size` documents begin. Raises DataError if no other is left."""
+    def first_of_last(self, documents: int) -> int:
+        """Return the line at which the last `documents` documents begin. Raises DataError if no other is left."""
 
     @abstractmethod
     def require(self, lines: range, length: int) -> None:
@@ -150,16 +162,16 @@ class CompleteStore(TokenStore):
     def count(self, line: int) -> int:
         return int(self._offsets[line + 1] - self._offsets[line])
 
-    def first_held_out(self, test_size: int) -> int:
-        if test_size >= self.n_documents:
-            raise nothing_left(self.name, test_size, self.n_documents)
-        stop, missing = self.n_lines, test_size
+    def first_of_last(self, documents: int) -> int:
+        if documents >= self.n_documents:
+            raise nothing_left(self.name, documents, self.n_documents)
+        stop, missing = self.n_lines, documents
         while missing:
             start = max(0, stop - SCAN)
-            documents = start + np.flatnonzero(np.diff(self._offsets[start : stop + 1]))
-            if len(documents) >= missing:
-                return int(documents[-missing])
-            stop, missing = start, missing - len(documents)
+            found = start + np.flatnonzero(np.diff(self._offsets[start : stop + 1]))
+            if len(found) >= missing:
+                return int(found[-missing])
+            stop, missing = start, missing - len(found)
         return self.n_lines
 
     def require(self, lines: range, length: int) -> None:
@@ -220,7 +232,12 @@ def too_short(name: str, longest: int, length: int) -> DataError:
     )
 
 
-def nothing_left(name: str, test_size: int, documents: int) -> DataError:
+def count_held_out(size: float, total: int) -> int:
+    """Return how many of `total` are held out: `size`, or at least one if it is a share (a float)."""
+    return max(1, round(size * total)) if isinstance(size, float) else size
+
+
+def nothing_left(name: str, test_size: float, documents: int) -> DataError:
     """Return the error for a corpus whose documents are all held out."""
     return DataError(
         f"{name}: data.test_size is {test_size}, but the corpus has only {documents} documents; "

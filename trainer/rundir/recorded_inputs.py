@@ -7,7 +7,8 @@ from typing import Any
 
 # In summary.json, provenance.json and checkpoints; DATA covers every line, and is known once the corpus is read
 CORPUS, TOKENIZER, DATA = "corpus_fingerprint", "tokenizer_fingerprint", "data_fingerprint"
-SETTINGS = {CORPUS: "data.file_path", TOKENIZER: "data.tokenizer"}
+TEST = "test_fingerprint"  # of the held-out files, if there are any
+SETTINGS = {CORPUS: "data.file_path", TEST: "data.test_file", TOKENIZER: "data.tokenizer"}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:

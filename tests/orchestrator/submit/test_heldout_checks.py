@@ -1,0 +1,85 @@
+"""What `check` says about the held-out text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablatrix.orchestrator.study import matrix
+from ablatrix.orchestrator.study.load import load_experiment
+from ablatrix.orchestrator.submit import data_preflight
+
+Check = Callable[..., tuple[list[str], str]]
+
+
+def write(path: Path, count: int) -> None:
+    records = ({"text": f"document number {k} " * 40, "meta": {"set": "web", "id": k}} for k in range(count))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def check(
+    tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Check:
+    """check("data.test_size: 5", features="..."): (findings, what is printed) of a study of a.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", 400)
+    write(tmp_path / "b.jsonl", 120)
+
+    def check(settings: str, features: str = "rope: {model.rope: true}") -> tuple[list[str], str]:
+        head = "name: s\nbase:\n  data.file_path: a.jsonl\n  data.tokenizer: sample\n  data.block_size: 32\n"
+        tail = f"  system.cache_dir: {offline_cache}\nfeatures:\n  {features}\n"
+        (tmp_path / "e.yaml").write_text(f"{head}  {settings}\n{tail}")
+        loaded = load_experiment(Path("e.yaml"))
+        runs = matrix.runs(loaded, lambda config: (4096, 4095))
+        found = [*data_preflight.check_inputs(loaded, runs), *data_preflight.check_corpora(loaded, runs)]
+        said = capsys.readouterr()
+        return found, said.out + said.err
+
+    return check
+
+
+def test_small_text_is_warned_about(check: Check) -> None:
+    found, said = check("data.test_size: 20")
+    assert not found and "warning: the held-out text is small (20 documents with " in said
+    found, said = check("data: {test_size: 150}\n  trainer.eval_tokens: 10000000")
+    assert not found and ("small" in said) == ("(150 documents" in said)
+
+
+def test_a_large_corpus_is_not_read_for_it(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_preflight, "SMALL_CORPUS", 1000)
+    assert "small (20 documents)" in check("data.test_size: 20")[1]
+    for settings in ("data.test_size: 200", "data.test_size: 0.01", "data.test_file: b.jsonl"):
+        found, said = check(settings)
+        assert not found and "small" not in said
+
+
+@pytest.mark.parametrize("settings", ["data.test_size: 0.01", "data.test_file: b.jsonl"])
+def test_too_little_text_is_an_error(check: Check, settings: str) -> None:
+    found, _ = check(f"{settings}\n  trainer.eval_tokens: 10000000")
+    assert len(found) == 1 and "e.yaml:3: " in found[0]
+    assert "tokens to score, fewer than trainer.eval_tokens 10,000,000; hold out more text, or lower" in found[0]
+
+
+def test_a_test_file_that_does_not_exist(check: Check) -> None:
+    found, _ = check("data.test_file: c.jsonl")
+    assert any("c.jsonl: data.test_file does not exist" in fault and "(e.yaml:6)" in fault for fault in found)
+
+
+def test_domain_keys(check: Check) -> None:
+    assert not check("data.domain_key: meta.set")[0]
+    found, _ = check("data.domain_key: meta.source")
+    assert found == [
+        "e.yaml:6: data.domain_key: no document in the beginning of the corpus has a value at 'meta.source'; there are "
+        "'text', 'meta.set', 'meta.id'"
+    ]
+
+
+def test_cells_on_different_text(check: Check) -> None:
+    other = "other: {data.file_path: b.jsonl}"
+    assert "evaluated on different held-out text" in check("data.test_size: 20", other)[1]
+    one = check("data.test_file: b.jsonl\n  trainer.eval_tokens: 1000", other)[1]
+    assert "different held-out" not in one
