@@ -299,10 +299,8 @@ def costs(analysis: Analysis) -> list[Block]:
             "tokens/s": lambda cell: quantity(cell.tokens_per_second),
             "step time": lambda cell: f"{r:.2f}×" if (r := analysis.times.ratio(cell.name)) else DASH,
         }
-    text = (
-        f"The study took {analysis.hours}: all attempts at all runs, with evaluations; runs that shared a GPU at the "
-        "same time count once."
-    )
+    shared = "; runs that shared a GPU at the same time count once" if analysis.hours.gpu else ""
+    text = f"The study took {analysis.hours}: all attempts at all runs, with evaluations{shared}."
     withheld = [analysis.times.withheld] if analysis.times.withheld else []
     return [text, *withheld, _table(analysis.cells.values(), columns, base=analysis.base)]
 

@@ -96,7 +96,7 @@ class Trainers:
 
 def same_result(run: Path, other: Path) -> bool:
     """Do two finished runs agree in every row and in every number of the summary, the clock's apart?"""
-    clocks = ("seconds", "peak_memory_bytes", "loss_csv")  # the hash of a file with seconds in it
+    clocks = ("seconds", "peak_memory_bytes", "timing", "loss_csv")  # the hash of a file with seconds in it
     summaries = [{k: v for k, v in (run_files.read_json(d / run_files.SUMMARY) or {}).items() if k not in clocks}
                  for d in (run, other)]  # fmt: skip
     return without_clock(run) == without_clock(other) and summaries[0] == summaries[1] != {}

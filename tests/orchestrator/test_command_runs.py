@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -256,7 +257,9 @@ def test_files_of_ours_that_the_command_writes_over(workspace: Workspace) -> Non
     assert run_files.read_text(folder / run_files.LOSS).splitlines()[1].startswith("1,2.5,")
     assert json.loads((folder / "config.json").read_text())["command"][0] == "python"
     assert (folder / "args.txt").read_text().startswith("cd ")
-    assert json.loads((folder / "summary.json").read_text())["measure"] == "loss"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["measure"] == "loss"
+    assert summary["timing"]["host"] == socket.gethostname() and summary["timing"]["hardware"]
     for name in ("config.json", "args.txt", "summary.json"):
         assert (folder / f"command-{name}").read_text() == "[1]"
 

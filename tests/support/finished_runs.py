@@ -10,7 +10,7 @@ from pathlib import Path
 from ablatrix.trainer.rundir import run_files
 from tests.support.workspace import Workspace, without_clock
 
-CLOCKS = ("seconds", "peak_memory_bytes", "loss_csv")  # the last is the hash of a file with seconds in it
+CLOCKS = ("seconds", "peak_memory_bytes", "timing", "loss_csv")  # the last is the hash of a file with seconds in it
 
 
 def write(workspace: Workspace, name: str = "study") -> None:

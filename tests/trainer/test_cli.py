@@ -21,6 +21,7 @@ from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.events import read_events
+from ablatrix.trainer.rundir.step_time import lower_quartile
 from tests.support.forked_python import ForkedPython
 from tests.support.workspace import without_clock
 
@@ -114,6 +115,16 @@ class TestWholeRun:
         assert summary["peak_memory_bytes"] > 50e6
         assert summary["fingerprint"] == load(undisturbed / run_files.CONFIG).fingerprint()
         assert sum(summary["skipped_documents"].values()) == 0
+
+    def test_timing_is_where_when_and_how_fast(self, undisturbed: Path) -> None:
+        timing = json.loads((undisturbed / run_files.SUMMARY).read_text())["timing"]
+        started = next(e for e in read_events(undisturbed) if e["event"] == "started")
+        assert (timing["host"], timing["started"]) == (started["host"], started["time"])
+        assert timing["hardware"]
+        rows = loss_csv.parse_rows((undisturbed / run_files.LOSS).read_text())
+        steps, seconds = [int(row[0]) for row in rows], [float(row[-1]) for row in rows]
+        assert timing["step_seconds"] == pytest.approx(lower_quartile(steps, seconds), rel=1e-3)
+        assert (started["gpus"], started["processes"], started["threads"]) == ([], 1, 1)
 
     def test_rows(self, undisturbed: Path) -> None:
         steps = [int(row[0]) for row in without_clock(undisturbed)[1:]]
