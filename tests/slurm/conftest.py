@@ -51,11 +51,11 @@ def alone(shared_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
     The groups slurm-2 and slurm-3 have the clusters in $SLURM_LAB-2 and $SLURM_LAB-3 where these are.
     """
     number = int(group_of(request).removeprefix("slurm-"))
-    lab = f"{os.environ.get('SLURM_LAB', '')}-{number}"
+    lab = f"{os.environ.get('SLURM_LAB', '/tmp/slurm-lab')}-{number}"
     if number > 1 and Path(lab, ".slurm-lab").exists():
         monkeypatch.setenv("SLURM_LAB", lab)
         monkeypatch.setenv("SLURM_CONF", f"{lab}/etc/slurm.conf")
-        monkeypatch.setenv("SLURM_LAB_PORT", str(int(os.environ["SLURM_LAB_PORT"]) + 30 * (number - 1)))
+        monkeypatch.setenv("SLURM_LAB_PORT", str(int(os.environ.get("SLURM_LAB_PORT", "17800")) + 30 * (number - 1)))
     else:
         number = 1
     with one_at_a_time(shared_dir, f"slurm-{number}"):
