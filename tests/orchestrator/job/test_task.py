@@ -94,6 +94,7 @@ def test_a_child_whose_parent_died_before_it_could_be_bound_to_it_ends(monkeypat
         assert child.wait(timeout=30) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run)
     wait_for(lambda: "started" in events(run))
@@ -103,6 +104,7 @@ def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRu
     assert asked(workspace) == ""
 
 
+@pytest.mark.slow
 def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, code=1)
     wait_for(lambda: "started" in events(run))
@@ -111,6 +113,7 @@ def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: Stu
     assert events(run)[-1] == "stopped"
 
 
+@pytest.mark.slow
 def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, restarts=task.MOST_RESTARTS_WITHOUT_PROGRESS)
     wait_for(lambda: (run.folder / run_files.JOB_OUT).exists())
@@ -144,6 +147,7 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
     assert failed["event"] == "failed" and "is in the way of a folder" in failed["reason"]
 
 
+@pytest.mark.slow
 def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspace: Workspace, run: StudyRun) -> None:
     (run.folder / run_files.EVENTS).mkdir()
     command = job_command.task_command([(run.folder, 1)])

@@ -144,6 +144,7 @@ def test_effects_per_domain(tmp_path: Path) -> None:
     assert found.effect.p_joint > found.effect.p
 
 
+@pytest.mark.slow
 def test_no_effect_is_said_to_be_none(tmp_path: Path) -> None:
     features = {f"f{i}": {"trainer.warmup_steps": i + 1} for i in range(6)}
     found = build(tmp_path, write_study(tmp_path, Plan(seeds=(1, 2, 3, 4, 5), features=features, rng=4)))

@@ -164,6 +164,7 @@ def test_latex_is_escaped(tmp_path: Path) -> None:
     assert all(len(re.findall(r"(?<!\\)&", line)) == 5 for line in body)
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
     plan = Plan(features={n: FEATURES[n] for n in ("swiglu", "rope", "warmup")}, rows=5000, max_iters=50_000)
     plan.cells = {"baseline": [], **{n: [n] for n in plan.features}}
@@ -192,6 +193,7 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+@pytest.mark.slow
 def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
     plan = Plan(fates={("rope", 2): "diverged", ("swiglu", 3): "failed"})
     states = write_study(tmp_path, plan)
