@@ -21,6 +21,8 @@ from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 from tests.support.hub_server import COMMIT, HubServer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PRIVATE = ("HF_", "HUGGINGFACE", "TRANSFORMERS", "ABLATRIX", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
@@ -69,8 +71,6 @@ from pathlib import Path
 from ablatrix.trainer.data.tokenizer_check import refuse_connections
 refuse_connections()
 from ablatrix.trainer.data import tokenizer
-
-pytestmark = pytest.mark.slow
 loaded = tokenizer.load(sys.argv[1], Path(sys.argv[2]))
 print(loaded("def main() -> None: pass<|endoftext|>")["input_ids"])
 """

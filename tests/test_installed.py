@@ -15,6 +15,8 @@ from ablatrix.orchestrator.verbs import init
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.checkout import copy_checkout
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("installed")]
+
 
 def copy_source(source: Path) -> None:
     """Copy what the package is built from."""
@@ -74,8 +76,6 @@ def names_of_ours_and_others(folder: Path) -> None:
 OWN = """
 import helper
 from torch import nn
-
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("installed")]
 
 
 class Mine(nn.Module):

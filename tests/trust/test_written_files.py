@@ -20,10 +20,10 @@ from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.support.evidence import Tally
 from tests.support.fake_slurm import FakeSlurm
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("written files")]
+
 HOOK = """\
 import os, sys
-
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("written files")]
 base, log = {below!r}, os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 PLACES = {{"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.truncate": 0}}
