@@ -22,7 +22,7 @@ def test_processors_have_the_names_that_the_system_gives(tmp_path: Path) -> None
         (tmp_path / "gpus" / bus).mkdir(parents=True)
         (tmp_path / "gpus" / bus / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 30\n")
     assert hardware.gpu_models(tmp_path / "gpus") == ["NVIDIA A30", "NVIDIA H100"]
-    assert hardware.visible_gpus({}, tmp_path / "gpus") == ["0:17:00.0", "0:18:00.0", "0:19:00.0"]
+    assert hardware.visible_gpus({}, tmp_path / "gpus") == ["0000:17:00.0", "0000:18:00.0", "0000:19:00.0"]
 
 
 @pytest.mark.parametrize(
