@@ -212,7 +212,7 @@ class Study:
 def read_study(study_dir: Path, states: States) -> Study:
     """Read every run of a study. Raises UserError if `study_dir` holds no usable study.json."""
     plan = read_plan(study_dir)
-    measure = of_record(plan.get("measure"))
+    measure, margins = of_record(plan.get("measure")), plan.get("margins", [])
     with ThreadPoolExecutor(max_workers=4) as pool:
         runs = tuple(pool.map(lambda run: read_run(study_dir / run["id"], run, states, measure), plan["runs"]))
     cells: dict[str, list[RunRecord]] = {}
@@ -230,6 +230,8 @@ def read_study(study_dir: Path, states: States) -> Study:
         cells={name: tuple(group) for name, group in cells.items()},
         info={name: text for name, text in plan.get("info", {}).items() if text},
         measure=measure,
+        margin=margins[-1][1] if margins else None,
+        margin_changed=len(margins) > 1,
     )
 
 

@@ -61,6 +61,7 @@ class Study:
     measure: Annotated[Measure, BeforeValidator(of_record)] = field(
         default_factory=Measure
     )  # what its runs are compared by
+    margins: list[tuple[float, float | None]] = field(default_factory=list)  # time and value of `margin:`, each change
 
     def matching(self, text: str) -> list[StudyRun]:
         """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""
@@ -131,6 +132,7 @@ def create_study(
         for r in runs
     ]
     record |= {"cluster": cluster} if cluster else {}
+    record |= {"margins": margins} if (margins := _recorded_margins(folder)) else {}
     require_own(folder)
     try:
         make_folder(folder, parents=True)
@@ -141,6 +143,25 @@ def create_study(
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return load_study(folder)
+
+
+def _recorded_margins(folder: Path) -> list[Any]:
+    """Return the margins in an existing study.json, [] if it is missing or damaged."""
+    try:
+        return list(read_plan(folder).get("margins", []))
+    except UserError:
+        return []
+
+
+def record_margin(folder: Path, margin: float | None) -> None:
+    """Record the `margin:` of an experiment in study.json if it is not the last one there: a change must be visible."""
+    recorded = _recorded_margins(folder)
+    if not recorded or recorded[-1][1] != margin:
+        record = read_plan(folder) | {"margins": [*recorded, [round(time.time(), 3), margin]]}
+        try:
+            atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"{folder / STUDY}: cannot be written: {error.strerror}") from None
 
 
 def require_own(folder: Path) -> None:

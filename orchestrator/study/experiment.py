@@ -130,6 +130,9 @@ class Experiment(CommandKeys, Strict):
     noise: float | None = Field(
         None, gt=0, description="standard deviation of the final value between seeds, for the forecast of `plan`"
     )
+    margin: float | None = Field(
+        None, gt=0, description="effect on the final value below which a feature does not matter, decided beforehand"
+    )
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = Field(default_factory=SlurmSettings)

@@ -102,7 +102,7 @@ class Plan:
     def create(self) -> Study:
         """Make the folders of the study and its runs; what exists stays as it is."""
         experiment = self.loaded.experiment
-        return study_dir.create_study(
+        study = study_dir.create_study(
             self.folder,
             experiment.name,
             self.options.file,
@@ -111,6 +111,8 @@ class Plan:
             origins=self.value_origins,
             cluster=self.cluster,
         )
+        study_dir.record_margin(self.folder, experiment.margin)
+        return study
 
     def value_origins(self, run: Run) -> dict[str, str]:
         """Return what set each value of a run's configuration."""

@@ -1,0 +1,201 @@
+"""Studies in which something went wrong: what the report concludes from the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablatrix.orchestrator.report import methods, notes, verdicts, wording
+from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
+from tests.support.studies import FEATURES, Plan, write_study
+
+FIVE = (1, 2, 3, 4, 5)
+TWO = {name: FEATURES[name] for name in ("swiglu", "rope")}
+THREE = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def shift(folder: Path, run: str, by: float) -> None:
+    """Add to the final value of a run."""
+    path = next(folder.glob(f"{run}-*")) / "summary.json"
+    change(path, val_nll=json.loads(path.read_text())["val_nll"] + by)
+
+
+def analysed(folder: Path, plan: Plan, study: Mapping[str, Any] | None = None) -> Analysis:
+    states = write_study(folder, plan)
+    change(folder / "study.json", **(study or {}))
+    return analyse(read_study(folder, states))
+
+
+def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
+    fates = {("swiglu", seed): "diverged" for seed in (1, 2, 4, 5)}
+    analysis = analysed(tmp_path, Plan(seeds=FIVE, effects={"swiglu": -0.3}, fates=fates))
+    cell = analysis.cells["swiglu"]
+    assert cell.verdict is Verdict.UNSTABLE
+    assert cell.effect is not None and cell.effect.n == 1
+    said = verdicts.sentence(cell, analysis)
+    assert "4 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.048)" in said
+    assert "among the runs that survived" in said and "1 of 5 runs" in said
+    assert analysis.cells["rope"].verdict is Verdict.INCONCLUSIVE
+
+
+def test_fishers_test_equals_scipys() -> None:
+    from scipy.stats import fisher_exact
+
+    for table in ((4, 5, 0, 5), (1, 3, 0, 3), (2, 5, 1, 8), (0, 3, 0, 3)):
+        lost, runs, base_lost, base_runs = table
+        theirs = fisher_exact([[lost, runs - lost], [base_lost, base_runs - base_lost]]).pvalue
+        assert fisher_p(*table) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_a_collapsed_seed_takes_no_other_verdict_away(tmp_path: Path) -> None:
+    plan = Plan(seeds=FIVE, effects={"swiglu": -0.1})
+    states = write_study(tmp_path, plan)
+    shift(tmp_path, "rope-seed3", 0.6)
+    analysis = analyse(read_study(tmp_path, states))
+    assert analysis.cells["swiglu"].verdict is Verdict.HELPS
+    rope = analysis.cells["rope"]
+    assert rope.verdict is Verdict.INCONCLUSIVE
+    assert analysis.comparison.odd == ("rope",) and analysis.comparison.outliers == (("rope", 3),)
+    assert rope.effect is not None and rope.effect.without_outliers is not None
+    assert rope.effect.mean - rope.effect.without_outliers == pytest.approx(0.12, abs=0.01)
+    assert "without the outlying seed 3" in verdicts.sentence(rope, analysis)
+    found = notes.notes(analysis)
+    assert any("Far noisier than the other cells (Cochran's test): rope" in note for note in found)
+    assert any("Outlying final values, kept in all means: rope seed 3" in note for note in found)
+
+
+def test_a_missing_run_does_not_bias_a_factorial(tmp_path: Path) -> None:
+    sets = [list(c) for size in range(4) for c in combinations(THREE, size)]
+    plan = Plan(
+        features=THREE,
+        cells={"+".join(s) or "baseline": s for s in sets},
+        effects={"swiglu": -0.07},
+        fates={("swiglu+rope", 1): "failed"},
+        noise=1e-6,
+        shared=0.05,
+    )
+    analysis = analysed(tmp_path, plan)
+    main = {c.name: c.effect.mean for c in analysis.main_effects if c.effect}
+    assert main == pytest.approx({"swiglu": -0.07, "rmsnorm": 0.0, "rope": 0.0}, abs=1e-5)
+    assert {c.verdict for c in analysis.compared} == {Verdict.NO_CLAIM}
+    assert "main effects and pairs are tested" in verdicts.sentence(analysis.cells["rope"], analysis)
+
+
+def stop_early(folder: Path, run: str, rows: int) -> None:
+    """Cut a run after some rows, as early stopping does."""
+    path = next(folder.glob(f"{run}-*"))
+    lines = (path / "loss.csv").read_text().splitlines()[: rows + 1]
+    (path / "loss.csv").write_text("\n".join(lines) + "\n")
+    last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
+    change(
+        path / "summary.json",
+        iters=int(last["iter"]),
+        tokens=int(float(last["tokens"])),
+        val_nll=float(last["val_loss"]),
+        stopped_early=True,
+        loss_csv=None,
+    )
+
+
+def test_early_stopping_of_a_baseline_run_concerns_its_own_seed(tmp_path: Path) -> None:
+    plan = Plan(seeds=FIVE, effects={"swiglu": -0.1, "rope": 0.08}, evaluations=20)
+    whole = analysed(tmp_path / "whole", plan)
+    states = write_study(tmp_path / "cut", plan)
+    stop_early(tmp_path / "cut", "baseline-seed2", 30)
+    cut = analyse(read_study(tmp_path / "cut", states))
+    assert {n: c.verdict for n, c in cut.cells.items()} == {n: c.verdict for n, c in whole.cells.items()}
+    cell, before = cut.cells["rope"], whole.cells["rope"]
+    assert cell.read_off and not before.read_off
+    moved = [seed for seed in FIVE if cell.at_budget[seed] != before.at_budget[seed]]
+    assert moved == [2]
+    assert cell.at_budget[2] > cell.values[2] + 0.05
+    assert cell.effect and before.effect
+    assert cell.effect.mean == pytest.approx(before.effect.mean, abs=0.002)
+
+
+@pytest.mark.parametrize(("column", "higher", "verdict"), [("mse", False, "helps"), ("accuracy", True, "hurts")])
+def test_other_measures_have_their_direction(tmp_path: Path, column: str, higher: bool, verdict: str) -> None:
+    states = write_study(tmp_path, Plan(features=TWO, effects={"swiglu": -0.1}))
+    measure = {"column": column, "name": column.upper(), "unit": "", "higher_is_better": higher}
+    change(tmp_path / "study.json", measure=measure)
+    for path in tmp_path.glob("*/summary.json"):
+        change(path, measure=column, final_value=json.loads(path.read_text())["val_nll"])
+    analysis = analyse(read_study(tmp_path, states))
+    assert analysis.cells["swiglu"].verdict == verdict
+    assert column.upper() in verdicts.sentence(analysis.cells["swiglu"], analysis)
+
+
+def test_a_margin_decides_that_there_is_no_effect(tmp_path: Path) -> None:
+    plan = Plan(seeds=FIVE, effects={"swiglu": -0.3}, noise=0.004)
+    analysis = analysed(tmp_path, plan, {"margins": [[1.0, 0.02]]})
+    rope = analysis.cells["rope"]
+    assert rope.verdict is Verdict.NO_EFFECT
+    assert verdicts.word(rope, analysis) == "no effect larger than 0.02 nats"
+    assert "no effect larger than 0.02 nats" in wording.headline(analysis)
+    assert analysis.cells["swiglu"].verdict is Verdict.HELPS
+    assert any("0.02 nats, the margin of the experiment file" in text for text in methods.paragraphs(analysis))
+    assert not any("margin" in note for note in notes.notes(analysis))
+    changed = analysed(tmp_path / "later", plan, {"margins": [[1.0, 0.001], [2.0, 0.02]]})
+    assert "The margin was set to 0.02 after the study had been submitted." in notes.notes(changed)
+
+
+def test_values_over_other_contexts_get_no_verdict(tmp_path: Path) -> None:
+    features = {"long": {"data.block_size": 32}, "swiglu": {"model.swiglu": True}}
+    cells = {"baseline": [], "long": ["long"], "swiglu": ["swiglu"]}
+    analysis = analysed(tmp_path, Plan(features=features, cells=cells, effects={"long": -0.5}))
+    cell = analysis.cells["long"]
+    assert cell.verdict is Verdict.NO_CLAIM
+    assert "over contexts of 32 tokens, the baseline's over 64" in verdicts.sentence(cell, analysis)
+    assert any(note.startswith("No verdict for long") for note in notes.notes(analysis))
+
+
+def test_rounded_values_decide_nothing_below_their_unit(tmp_path: Path) -> None:
+    plan = Plan(seeds=FIVE, noise=0.0, shared=0.0, features=TWO, effects={"swiglu": -0.004})
+    states = write_study(tmp_path, plan)
+    for path in tmp_path.glob("*/summary.json"):
+        change(path, val_nll=round(json.loads(path.read_text())["val_nll"], 2))
+    analysis = analyse(read_study(tmp_path, states))
+    assert analysis.comparison.resolution == pytest.approx(0.01)
+    assert not any(cell.verdict.decided for cell in analysis.compared)
+    assert "The values are rounded to 0.01 nats" in " ".join(methods.paragraphs(analysis))
+
+
+def test_what_a_cell_changes_is_named_by_its_settings(tmp_path: Path) -> None:
+    features = {
+        "lr": {"trainer.learning_rate": 1e-3},
+        "decay": {"trainer.weight_decay": 0.2},
+        "batch": {"trainer.batch_size": 16},
+        "sgd": {"trainer.optimizer": "sgd", "trainer.momentum": 0.9},
+        "dropout": {"model.resid_pdrop": 0.0},
+        "both": {"trainer.warmup_steps": 5, "trainer.learning_rate": 2e-3},
+    }
+    analysis = analysed(tmp_path, Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}))
+    assert {c.name: c.kind for c in analysis.compared} == {
+        "lr": "learning rate",
+        "decay": "regularisation",
+        "batch": "batch",
+        "sgd": "optimizer",
+        "dropout": "regularisation",
+        "both": "learning rate and schedule",
+    }
+    assert "changes the learning rate, not the model" in verdicts.flags(analysis.cells["lr"], analysis)
+
+
+def test_nobody_is_advised_to_add_seeds(tmp_path: Path) -> None:
+    analysis = analysed(tmp_path, Plan(effects={"rope": -0.02}))
+    texts = [verdicts.sentence(c, analysis) for c in analysis.compared]
+    texts += [*notes.notes(analysis), *methods.paragraphs(analysis)]
+    assert not any("more seeds" in text or "power" in text for text in texts)
+    assert np.isfinite(analysis.noise or np.nan)
