@@ -14,19 +14,21 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.report import changes
+
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
 OFF = 0.05  # of a ratio that must be 1
 SPREAD = 0.10  # of seconds per step within a cell
 
-# Last words of settings that change no operation, only its numbers
+# Settings, by their last word, that change no operation but only its numbers; the last three lines: other trainers'
 FREE = {
-    *("learning_rate", "lr", "peak_lr", "max_lr", "min_lr", "min_lr_ratio", "min_learning_rate", "constant_lr_ratio"),
-    *("warmup", "warmup_steps", "warmup_iters", "warmup_ratio"),
-    *("schedule", "lr_schedule", "scheduler", "lr_scheduler_type", "use_cosine"),
-    *("decay_steps", "decay_shape", "decay_iters", "lr_decay_iters", "cooldown_steps", "anneal_steps"),
-    *("weight_decay", "betas", "beta1", "beta2", "adam_beta1", "adam_beta2", "beta2_decay", "update_clip"),
+    *(name for name, kind in changes.TRAINER.items() if kind in ("schedule", "learning rate")),
+    *("weight_decay", "betas", "beta2_decay", "update_clip"),
+    *("lr", "peak_lr", "max_lr", "min_lr", "min_learning_rate", "warmup", "warmup_iters", "warmup_ratio"),
+    *("lr_schedule", "scheduler", "lr_scheduler_type", "decay_iters", "lr_decay_iters"),
+    *("beta1", "beta2", "adam_beta1", "adam_beta2"),
 }
 
 

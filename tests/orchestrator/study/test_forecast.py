@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from ablatrix.orchestrator.report.simultaneous import Joint
 from ablatrix.orchestrator.status import earlier_results
 from ablatrix.orchestrator.study import matrix, power
 from ablatrix.orchestrator.study.forecast import Forecast, forecast
@@ -47,6 +48,12 @@ def test_critical_values_leave_one_study_in_twenty_outside(comparisons: int, fre
     inside = (stats.norm.cdf(shift + width) - stats.norm.cdf(shift - width)) ** comparisons
     given = integrate.simpson(inside * stats.norm.pdf(z), x=z, axis=1)
     assert integrate.simpson(given * scale.pdf(s), x=s) == pytest.approx(1 - power.ALPHA, abs=1e-6)
+
+
+@pytest.mark.parametrize(("comparisons", "freedom"), [(2, 2), (6, 12), (29, 58)])
+def test_the_report_judges_by_the_critical_value_of_the_forecast(comparisons: int, freedom: int) -> None:
+    judged = Joint(((math.sqrt(0.5), comparisons),), freedom).critical(power.ALPHA)
+    assert power.critical(comparisons, freedom) == pytest.approx(judged, rel=1e-5)
 
 
 def test_critical_values_are_dunnetts() -> None:
