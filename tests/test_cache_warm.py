@@ -216,9 +216,9 @@ def test_from_a_folder(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
     [
         ({}, "needs vocab.json and merges.txt, or tokenizer.json"),
         ({"vocab.json": b"{"}, "needs vocab.json and merges.txt, or tokenizer.json"),
-        ({"vocab.json": b"{", "merges.txt": b""}, "not the files of a byte-level BPE"),
-        ({"tokenizer.json": b"[]"}, "not the files of a byte-level BPE"),
-        ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, "not the files of a byte-level BPE"),
+        ({"vocab.json": b"{", "merges.txt": b""}, "not the files of a tokenizer"),
+        ({"tokenizer.json": b"[]"}, "not the files of a tokenizer"),
+        ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, "does not load offline"),
         ({"vocab.json": b'{"a": 0, "b": 1}', "merges.txt": b"a b\n"}, "does not load offline"),
     ],
 )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
 
 # Tokens of well-known tokenizers and the one that ends a text: a study can be planned before its cache is filled
-VOCABULARIES = {"gpt2": (50257, 50256), "sample": (4096, 4095)}
+VOCABULARIES = {"gpt2": (50257, 50256), "sample": (4096, 4095), "bytes": (257, 256)}
 MOST_PROBED = 64  # cells; of a larger design only cells with a single feature are probed
 BYTES_PER_PARAMETER = 4  # float32
 

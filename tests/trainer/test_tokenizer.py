@@ -98,7 +98,7 @@ def test_a_cache_of_another_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x", "a/b/c", "/etc", ".hidden", "-flag", "a b", "", "a\nb", "a/..", "a/.b"])
 def test_names_that_are_no_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a tokenizer's name"):
-        tokenizer.find(name, tmp_path)
+        tokenizer.folder_name(name)
 
 
 def test_hub_names_get_a_folder_of_their_own() -> None:

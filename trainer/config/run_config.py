@@ -94,7 +94,9 @@ class RunConfig(Section):
         if self.data.test_file:
             found["data"]["test_file"] = _places(self.data.test_file)
             del found["data"]["test_size"]  # not read
-        found["data"]["tokenizer"] = tokenizer_names.canonical(self.data.tokenizer)
+        name = self.data.tokenizer
+        is_folder = tokenizer_names.is_folder(name)
+        found["data"]["tokenizer"] = run_hash.normalize_path(name) if is_folder else tokenizer_names.canonical(name)
         if None not in (self.model.n_layer, self.model.n_head, self.model.n_embd):
             del found["model"]["model_type"]  # a name for these sizes
         found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]

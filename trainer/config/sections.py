@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from ablatrix.models.config import Size
+from ablatrix.trainer.config import tokenizer_names
 from ablatrix.trainer.config.paths import UserPath, expand_path
 
 Count = Annotated[int, Field(ge=0)]
@@ -63,6 +64,10 @@ def _two_at_least(number: int) -> int:
 
 def _expand_each(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return expand_path(value) if isinstance(value, str) else tuple(map(expand_path, value))
+
+
+def _expand_tokenizer(name: str) -> str:
+    return expand_path(name) if tokenizer_names.is_folder(name) else name
 
 
 # One path, or several in their order
@@ -157,7 +162,11 @@ class DataConfig(Section):
         None, description="token before each document, packed and stream (default: the tokenizer's end of text)"
     )
     domain_key: str = Field("", description="dotted key of each line's domain, such as meta.source: NLL by domain too")
-    tokenizer: str = Field("gpt2", min_length=1, description="name in the offline cache: gpt2, sample, or a hub id")
+    tokenizer: Annotated[str, AfterValidator(_expand_tokenizer)] = Field(
+        "gpt2",
+        min_length=1,
+        description="name in the offline cache (gpt2, sample, bytes, a hub id), or a folder with a tokenizer.json",
+    )
 
     @property
     def held_out(self) -> int | float:

@@ -1,4 +1,4 @@
-"""Bulk encoder: text to token ids, exactly those of GPT2TokenizerFast.
+"""Bulk encoder: text to token ids, exactly those of the tokenizer.json (and of GPT2TokenizerFast, if of its kind).
 
 tiktoken, built from the cached vocabulary and merges, encodes several times faster than the tokenizers library. It
 merges any two neighbours whose concatenation is a token, by rank; byte-level BPE merges listed pairs only. The two
@@ -104,7 +104,7 @@ def fast_table(tokenizer_json: Path) -> np.ndarray | None:
     several added tokens, or added tokens that swallow blanks.
     """
     tree = _read_tree(tokenizer_json)
-    if not _plain_pipeline(tree) or not _plain_specials(tree["added_tokens"]):
+    if not is_gpt2_pipeline(tree) or not _plain_specials(tree["added_tokens"]):
         return None
     vocab, tokens, specials = tree["model"]["vocab"], _rank_tokens(tree), _special_tokens(tree)
     if len(set(tokens)) != len(tokens) or set(tokens) | set(specials) != set(vocab) | set(specials):
@@ -139,7 +139,8 @@ def _rank_ids(tree: dict[str, Any]) -> np.ndarray:
     return np.array(ids, dtype=np.int64)
 
 
-def _plain_pipeline(tree: dict[str, Any]) -> bool:
+def is_gpt2_pipeline(tree: dict[str, Any]) -> bool:
+    """True if a tokenizer.json is a byte-level BPE that splits and merges as GPT-2's does."""
     splitter, model = tree.get("pre_tokenizer") or {}, tree["model"]
     return (
         tree.get("normalizer") is None

@@ -1,7 +1,7 @@
 """Manifest of the offline cache: which tokenizers and data files it holds, with their origin, sizes and hashes.
 
     manifest.json            this manifest
-    tokenizers/<name>/       vocab.json, merges.txt, tokenizer.json, tokenizer_config.json: real files, no links
+    tokenizers/<name>/       tokenizer.json, tokenizer_config.json; of GPT-2's kind vocab.json, merges.txt: no links
     tokens/<key>/            token caches of corpora (see trainer.data.token_cache)
 
 `warm-cache` fills the cache where there is internet; jobs only read it.
@@ -24,6 +24,7 @@ from ablatrix.trainer.rundir.program import program
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# A GPT-2 style tokenizer has all of them, any other the last two
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -49,8 +50,8 @@ class TokenizerEntry(BaseModel):
     @field_validator("files")
     @classmethod
     def _check_names(cls, files: dict[str, FileFacts]) -> dict[str, FileFacts]:
-        if set(files) != set(TOKENIZER_FILES):
-            raise ValueError(f"files must be {', '.join(TOKENIZER_FILES)}")
+        if set(files) not in (set(TOKENIZER_FILES), set(TOKENIZER_FILES[2:])):
+            raise ValueError(f"files must be {', '.join(TOKENIZER_FILES)}, or the last two")
         return files
 
     def sha256(self) -> str:

@@ -10,18 +10,20 @@ import shlex
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.trainer.config.tokenizer_names import canonical
-from ablatrix.trainer.data.manifest import TOKENIZER_FILES, read_manifest
+from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
+from ablatrix.trainer.data.manifest import read_manifest
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
 
 if TYPE_CHECKING:
-    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+    from transformers import PreTrainedTokenizerFast
 
     from ablatrix.trainer.config import DataConfig
 
+TOKENIZER_JSON = "tokenizer.json"
+EMBEDDED = ("sample", "bytes")  # made without a network
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's name for it
 
 
@@ -39,8 +41,8 @@ class TokenizerInfo:
 def folder_name(name: str) -> str:
     """Return a hub id as one folder name. Raises UserError unless it is a plain name or `owner/name`."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
-        advice = "write gpt2, sample or owner/name"
-        if name.startswith(("/", "~", ".", "$")) or name.count("/") > 1:  # a folder of its files
+        advice = "write gpt2, sample, bytes or owner/name"
+        if is_folder(name):
             command = f"{program()} warm-cache --tokenizer NAME --from {shlex.quote(name)}"
             advice = f"put the files of a folder into the cache under a name, with `{command}`, and write that name"
         raise UserError(f"data.tokenizer: {name!r} is not a tokenizer's name; {advice}")
@@ -50,15 +52,18 @@ def folder_name(name: str) -> str:
 def find(name: str, cache_dir: Path) -> TokenizerInfo:
     """Look a tokenizer up in the manifest: one small file to read, so that every preflight can afford it.
 
-    Raises OfflineCacheError, with the command that fixes it, if it is missing or a file has another size.
+    A folder is taken as it is. Raises OfflineCacheError, with the command that fixes it, if the tokenizer is missing or
+    a file has another size; UserError for a folder without a tokenizer.
     """
+    if is_folder(name):
+        return _of_folder(name)
     name = canonical(name)
     folder = Path(cache_dir) / "tokenizers" / folder_name(name)
     entry = read_manifest(cache_dir).tokenizers.get(name)
     advice = suggest_warming(name, cache_dir)
     if entry is None:
         raise OfflineCacheError(f"tokenizer {name!r} is not in the offline cache {cache_dir}: {advice}")
-    for file in TOKENIZER_FILES:
+    for file in entry.files:
         try:
             whole = (folder / file).stat().st_size == entry.files[file].size
         except OSError:
@@ -66,6 +71,25 @@ def find(name: str, cache_dir: Path) -> TokenizerInfo:
         if not whole:
             raise OfflineCacheError(f"tokenizer {name!r}: {folder / file} is missing or incomplete: {advice}")
     return TokenizerInfo(name, folder, entry.vocab_size, entry.sha256(), entry.bulk)
+
+
+def _of_folder(name: str) -> TokenizerInfo:
+    path = Path(name) / TOKENIZER_JSON
+    try:
+        content = path.read_bytes()
+        size = count_tokens(json.loads(content))
+    except OSError as error:
+        raise UserError(f"data.tokenizer: {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"data.tokenizer: {path}: is not the tokenizer.json of a fast tokenizer") from None
+    return TokenizerInfo(name, Path(name), size, hashlib.sha256(content).hexdigest())
+
+
+def count_tokens(tree: Any) -> int:
+    """Return the number of ids that a tokenizer.json can give: one more than the largest."""
+    vocab = tree["model"]["vocab"]  # of a Unigram model a list, else id by token
+    largest = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+    return int(max([largest, *(token["id"] for token in tree["added_tokens"])])) + 1
 
 
 def vocabulary(data: DataConfig, cache_dir: Path) -> tuple[int, int | None]:
@@ -80,7 +104,10 @@ def vocabulary(data: DataConfig, cache_dir: Path) -> tuple[int, int | None]:
 @lru_cache
 def end_of_text(folder: Path) -> int | None:
     """Return the token that ends a document, by a tokenizer's files; None if they name none."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:  # in a folder of a user
+        settings = {}
     name = settings.get("eos_token")
     name = name.get("content") if isinstance(name, dict) else name
     tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -104,17 +131,22 @@ def verify(info: TokenizerInfo) -> None:
             )
 
 
-def load(name: str, cache_dir: Path) -> GPT2TokenizerFast:
-    """Load a tokenizer from the cache alone. Importing transformers takes about a second.
+def load(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from its files alone. Importing transformers takes about a second.
 
     Raises OfflineCacheError as `find` and `verify` do.
     """
     info = find(name, cache_dir)
     verify(info)
     go_offline()
-    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+    from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 
-    return GPT2TokenizerFast.from_pretrained(str(info.folder), local_files_only=True)
+    found: PreTrainedTokenizerFast
+    if not is_folder(name) and (info.folder / "vocab.json").exists():
+        found = GPT2TokenizerFast.from_pretrained(str(info.folder), local_files_only=True)
+    else:
+        found = PreTrainedTokenizerFast(tokenizer_file=str(info.folder / TOKENIZER_JSON))  # type: ignore[no-untyped-call]
+    return found
 
 
 def go_offline() -> None:
@@ -124,5 +156,7 @@ def go_offline() -> None:
 
 def suggest_warming(name: str, cache_dir: Path) -> str:
     """Return the advice at the end of an error: the command that puts this tokenizer into this cache."""
+    if is_folder(name):
+        return "check its tokenizer.json"
     command = f"{program()} warm-cache --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"
-    return f"run `{command}`" + ("" if name == "sample" else " where there is internet, or with --from DIR")
+    return f"run `{command}`" + ("" if name in EMBEDDED else " where there is internet, or with --from DIR")

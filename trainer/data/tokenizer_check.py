@@ -1,7 +1,8 @@
 """Check that a tokenizer works without a network: `python -m ablatrix.trainer.data.tokenizer_check FOLDER`.
 
-Loads it with GPT2TokenizerFast in this process, in which opening a connection is an error, and compares its ids with
-those of the bulk encoders on difficult texts. Prints one JSON object; an error is one line and exit code 1.
+Loads one of GPT-2's kind with GPT2TokenizerFast in this process, in which opening a connection is an error, and
+compares its ids with those of the bulk encoders on difficult texts. Prints one JSON object; an error is one line and
+exit code 1.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table
-from ablatrix.trainer.data.tokenizer import TokenizerInfo, go_offline
+from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table, is_gpt2_pipeline
+from ablatrix.trainer.data.tokenizer import TOKENIZER_JSON, TokenizerInfo, count_tokens, go_offline
 
 # Blanks and line ends, contractions, numerals, scripts without blanks, joined emoji, combining marks, byte order marks,
 # special tokens inside a text, half words of the vocabulary.
@@ -56,6 +57,9 @@ def check(folder: Path) -> dict[str, Any]:
 
     Raises ValueError if GPT2TokenizerFast and tokenizer.json disagree.
     """
+    tree = json.loads((folder / TOKENIZER_JSON).read_text(encoding="utf-8"))
+    if not is_gpt2_pipeline(tree):
+        return {"vocab_size": _check_general(folder, tree), "bulk": "tokenizers"}
     go_offline()
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
 
@@ -73,6 +77,17 @@ def check(folder: Path) -> dict[str, Any]:
     if [encoder.encode(text).tolist() for text in DIFFICULT_TEXTS] != wanted:
         bulk = "tokenizers"
     return {"vocab_size": len(reference), "bulk": bulk}
+
+
+def _check_general(folder: Path, tree: Any) -> int:
+    """Return the number of tokens of any other tokenizer.json. Raises ValueError if it gives ids beyond, or none."""
+    size, exact = count_tokens(tree), exact_tokenizer(folder / TOKENIZER_JSON)
+    ids = [id for text in DIFFICULT_TEXTS for id in exact.encode(text, add_special_tokens=False).ids]
+    if not ids or max(ids) >= size:
+        raise ValueError(
+            f"encodes {len(DIFFICULT_TEXTS)} texts as {len(ids)} tokens, the largest {max(ids, default=0)}"
+        )
+    return size
 
 
 def main() -> int:

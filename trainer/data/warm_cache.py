@@ -22,6 +22,7 @@ from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.data import cache_builder, embedded_sample, hub
 from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import describe_files, find_files, is_flat
+from ablatrix.trainer.data.encoder import byte_characters, is_gpt2_pipeline
 from ablatrix.trainer.data.manifest import (
     TOKENIZER_FILES,
     DataEntry,
@@ -64,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument(
-        "--tokenizer", default="gpt2", help="gpt2, a GPT-2 style repository of the hub, or sample (default: gpt2)"
+        "--tokenizer",
+        default="gpt2",
+        help="gpt2, a repository of the hub with a tokenizer.json, sample or bytes (default: gpt2)",
     )
     p.add_argument("--revision", default="main", help="branch, tag or commit of the tokenizer's repository")
     p.add_argument("--from", dest="source", type=_path, metavar="DIR", help="take the tokenizer's files from a folder")
@@ -157,6 +160,8 @@ def warm_tokenizer(
         say("tokenizer sample: training on the standard library's sources")
         texts = (document["text"] for document in embedded_sample.documents())
         files, origin = embedded_sample.train_tokenizer(texts), {"source": "embedded"}
+    elif name == "bytes":
+        files, origin = embedded_sample.tokenizer_files(byte_characters(), []), {"source": "embedded"}
     elif source is not None:
         files, origin = _read_folder(source)
     else:
@@ -188,6 +193,7 @@ def _hash_files(folder: Path) -> dict[str, FileFacts]:
     return {
         name: FileFacts(size=(folder / name).stat().st_size, sha256=hub.hashes(folder / name)[0])
         for name in TOKENIZER_FILES
+        if (folder / name).exists()
     }
 
 
@@ -213,7 +219,9 @@ def _download(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], d
         files[file], commit = got.path.read_bytes(), got.commit or commit
     remove(staging)
     if not _is_sufficient(files):
-        raise UserError(f"{repo}: has no vocab.json with merges.txt and no tokenizer.json: not a GPT-2 style tokenizer")
+        raise UserError(
+            f"{repo}: has no vocab.json with merges.txt and no tokenizer.json, the files of a fast tokenizer"
+        )
     return files, {"source": f"hub:{repo}", "revision": revision, "commit": commit}
 
 
@@ -222,12 +230,14 @@ def _is_sufficient(files: dict[str, bytes]) -> bool:
 
 
 def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
-    """Return all four files, the missing ones made from the others.
+    """Return all four files of a GPT-2 style tokenizer, the missing ones made from the others.
 
-    Raises UserError if they are damaged, contradict each other, or are not a byte-level BPE.
+    Of any other, tokenizer.json is enough. Raises UserError if files are damaged or contradict each other.
     """
     try:
         tree: Any = json.loads(files["tokenizer.json"]) if "tokenizer.json" in files else None
+        if tree is not None and not is_gpt2_pipeline(tree):
+            return {"tokenizer_config.json": b"{}"} | {k: v for k, v in files.items() if k in TOKENIZER_FILES[2:]}
         model: Any = tree["model"] if tree else None
         vocab = json.loads(files["vocab.json"]) if "vocab.json" in files else model["vocab"]
         merges = (
@@ -236,13 +246,10 @@ def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
             else _normalise_merges(model["merges"])
         )
         agree = model is None or (model["vocab"] == vocab and _normalise_merges(model["merges"]) == merges)
-        pipeline = "ByteLevel" in json.dumps(tree["pre_tokenizer"]) if tree else True
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"tokenizer {name}: not the files of a byte-level BPE ({error!r})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"tokenizer {name}: not the files of a tokenizer ({error!r})") from None
     if not agree:
         raise UserError(f"tokenizer {name}: tokenizer.json does not agree with vocab.json and merges.txt")
-    if not pipeline or not isinstance(vocab, dict):
-        raise UserError(f"tokenizer {name}: not a GPT-2 style tokenizer (byte-level BPE)")
     return embedded_sample.tokenizer_files(vocab, merges) | files
 
 
