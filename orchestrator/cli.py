@@ -145,6 +145,8 @@ def status(
 def report(
     studies: Annotated[list[str] | None, typer.Argument(help="study folders or names; default: the last one")] = None,
     output: Output = OUT,
+    pdf: Annotated[bool, typer.Option("--pdf", help="also write report.pdf: A4 pages to print or hand in")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the results for scripts")] = False,
     interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # the page always is
 ) -> None:
     """Compare the cells: tables, plots and a verdict, written into the study's report/ folder.
@@ -154,7 +156,7 @@ def report(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.report import report
 
-    report(studies or (), output, open_console())
+    report(studies or (), output, open_console(), pdf=pdf, as_json=as_json)
 
 
 @app.command()

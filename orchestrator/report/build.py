@@ -8,9 +8,9 @@ tables.py write the files, and output.py puts them on disk. Heavy imports wait u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study.metric import NLL, Measure
 from ablatrix.trainer.rundir.errors import UserError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.wording import CellText
 
 FOLDER = "report"
+SCHEMA = 1  # of the JSON record; raised when a field changes its meaning or goes away
+PAPER = "report.pdf"
+ON_PAPER = ("effects", "main_effects", "interactions", "loss_curves")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class Report:
-    """Results for the terminal, and the files written. headline: the result in one sentence."""
+    """Results for the terminal, and the files written.
+
+    headline: the result in one sentence; record: what `report --json` prints.
+    """
 
     name: str
     headline: str
@@ -44,38 +50,54 @@ class Report:
     notes: tuple[str, ...]
     paths: tuple[Path, ...]
     measure: Measure = NLL
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None) -> Report:
+def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None, with_pdf: bool = False) -> Report:
     """Write the report of a study into `study_dir/report/`.
 
     states: run id -> state or (state, reason); a run without one counts as done if it left a summary, else as planned.
-    Raises UserError if `study_dir` holds no study, RunError if the report cannot be written.
+    with_pdf: also write report.pdf, which later reports renew. Raises UserError if `study_dir` holds no study, RunError
+    if the report cannot be written.
     """
-    from ablatrix.orchestrator.report import collect, notes, output, wording
+    from ablatrix.orchestrator.report import collect, notes, output, record, wording
     from ablatrix.orchestrator.report.analysis import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
-    paths = output.refresh(study_dir / FOLDER, study.digest, lambda: contents(analysis))
-    headline = wording.headline(analysis)
+    folder = study_dir / FOLDER
+    with_pdf = with_pdf or (folder / PAPER).exists()
+    paths = output.refresh(folder, f"{study.digest} {with_pdf}", lambda: contents(analysis, with_pdf))
     return Report(
-        study.name, headline, tuple(verdict_rows(analysis)), tuple(notes.notes(analysis)), paths, analysis.measure
+        name=study.name,
+        headline=wording.headline(analysis),
+        rows=tuple(verdict_rows(analysis)),
+        notes=tuple(notes.notes(analysis)),
+        paths=paths,
+        measure=analysis.measure,
+        record={**record.record_of(analysis), "files": [str(path) for path in paths]},
     )
 
 
-def contents(analysis: Analysis) -> dict[str, bytes | str]:
+def contents(analysis: Analysis, with_pdf: bool = False) -> dict[str, bytes | str]:
     """Return every file of the report: name -> content, a pure function of the analysis."""
     from ablatrix.orchestrator.report import document, figures, tables, wording
 
     drawn = figures.build_figures(analysis)
     sections = document.compose(analysis, drawn)
     title = f"Ablation: {analysis.study.name}"
-    files = {
+    files: dict[str, bytes | str] = {
         "summary.csv": tables.summary(analysis),
         "comparison.csv": tables.comparison(analysis),
         "comparison.tex": tables.latex(analysis),
     }
+    if with_pdf:
+        from ablatrix.orchestrator.report import methods, paper
+
+        names = ON_PAPER if analysis.main_effects else ("effects", "loss_curves")
+        shown = [figure for name in names for figure in drawn if figure.name == name]
+        lead, subtitle = wording.headline(analysis), document.subtitle(analysis)
+        files[PAPER] = paper.write(title, lead, subtitle, shown, methods.paragraphs(analysis))
     return files | _pages(title, wording.headline(analysis), document.subtitle(analysis), sections, drawn)
 
 

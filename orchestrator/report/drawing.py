@@ -147,9 +147,7 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
         axes.patch.set_gid(f"panel{i}")
-        _panel(axes, panel)
-        if panel.per_step and i < columns:
-            _add_steps(axes, panel.per_step)
+        fill_panel(axes, panel, steps=i < columns)
         most = 25 if columns == 3 else 38
         axes.set_title("\n".join(short(text, most) for text in panel.title.split("\n")))
         if columns == 3 and i % columns:
@@ -160,7 +158,8 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
         _legend(canvas, figure, legend_columns, 36 if width == NARROW else 60)
 
 
-def _panel(axes: Axes, panel: Panel) -> None:
+def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
+    """Draw a panel into axes. steps: with a second axis in steps, if there is one."""
     if panel.zero:
         axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     for i, line in enumerate(panel.lines):
@@ -174,6 +173,8 @@ def _panel(axes: Axes, panel: Panel) -> None:
     if panel.x_range[1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid()
+    if panel.per_step and steps:
+        _add_steps(axes, panel.per_step)
     if panel.direct:
         _label_ends(axes, panel)
 

@@ -44,13 +44,13 @@ def wrap(text: str, width: float, size: float = SIZE) -> list[str]:
     return textwrap.wrap(text, int(width / (0.0098 * size)), break_on_hyphens=False) or [""]
 
 
-def height_of(rows: int) -> float:
-    """Return the height in inches of a plot of so many rows."""
-    return HEAD + ROW * max(1, rows) + AXIS
+def height_of(rows: int, row: float = ROW) -> float:
+    """Return the height in inches of a plot of so many rows, each `row` inches high."""
+    return HEAD + row * rows + AXIS
 
 
-def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: float) -> None:
-    """Draw the plot into a canvas at these inches from its lower left corner."""
+def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: float, *, row: float = ROW) -> None:
+    """Draw the plot into a canvas at these inches from its lower left corner. row: height of a row in inches."""
     across, up = canvas.get_size_inches()
     labels = [short(row.label, LABEL) for row in forest.rows]
     first = _widest(canvas, [forest.first, *labels])
@@ -60,10 +60,10 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
         shown -= 1
     begin = left + first + GAP
     bars = width - first - GAP - sum(w + GAP for w in widths[:shown])
-    axes = canvas.add_axes((begin / across, (bottom + AXIS) / up, bars / across, ROW * len(forest.rows) / up))
+    axes = canvas.add_axes((begin / across, (bottom + AXIS) / up, bars / across, row * len(forest.rows) / up))
     _draw_axes(axes, forest)
-    for i, (label, row) in enumerate(zip(labels, forest.rows, strict=True)):
-        _draw_row(axes, i, row, forest)
+    for i, (label, effect) in enumerate(zip(labels, forest.rows, strict=True)):
+        _draw_row(axes, i, effect, forest)
         _write(axes, -(first + GAP), i, label)
     _write(axes, -(first + GAP), -0.85, forest.first, color=GREY)
     _write(axes, 0, -0.85, f"← {forest.ends[0]}", color=GREY)

@@ -22,7 +22,7 @@ def effects(analysis: Analysis) -> Figure:
     """Return the forest plot of all cells, which is also the main table; the study in one sentence is its title."""
     measure, cells = analysis.measure, ordered(analysis)
     rows = [_effect_row(cell, analysis) for cell in ([analysis.base] if analysis.base else []) + cells]
-    band = analysis.detectable
+    band = analysis.detectable if analysis.margin is None else analysis.margin
     forest = Forest(
         tuple(rows),
         ("effect", "verdict", measure.short_name, "runs", "parameters", "95% interval"),
@@ -73,6 +73,10 @@ def _effects_caption(analysis: Analysis) -> str:
         f"interval simultaneous over {formatting.count(analysis.family, 'comparison')}, which decides the verdict and "
         "is the one in the table; small ticks: single seeds."
     )
+    if any(cell.read_off for cell in analysis.cells.values()):
+        caption += f" {measure.short_name}: at the compared budget; in brackets after the whole training."
+    if analysis.margin is not None:
+        return f"{caption} Shaded: the margin of ±{analysis.margin:g}{measure.short_unit}."
     shown = f"{analysis.detectable:.{analysis.decimals}f}{measure.short_unit}"
     return f"{caption} Shaded: differences under {shown}, too small for this study to show."
 

@@ -22,6 +22,7 @@ from ablatrix.orchestrator.report.formatting import (
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.contrasts import Contrast
 
 NAMED, LONGEST = 6, 40  # cells that one part of the headline names; characters of each
 PARAMETERS_DIFFER = 5e-4  # share from which on the ratio of parameters is shown
@@ -47,7 +48,7 @@ def cell_text(cell: CellResult, analysis: Analysis) -> CellText:
     digits, effect = analysis.decimals, cell.effect
     return CellText(
         name=cell.name,
-        value=plain(cell.mean, digits),
+        value=_value(cell, analysis),
         effect=signed(effect.mean if effect else None, digits),
         interval=span_text(effect.joint_low, effect.joint_high, digits) if effect else DASH,
         pointwise=span_text(effect.low, effect.high, digits) if effect else DASH,
@@ -56,6 +57,14 @@ def cell_text(cell: CellResult, analysis: Analysis) -> CellText:
         runs=f"{len(cell.values)} of {len(cell.runs)}",
         parameters=parameters(cell, analysis.base),
     )
+
+
+def _value(cell: CellResult, analysis: Analysis) -> str:
+    """Return the mean at the compared budget, with the final one in brackets where that is another."""
+    digits = analysis.decimals
+    if cell.read_off and cell.mean_at_budget is not None:
+        return f"{plain(cell.mean_at_budget, digits)} ({plain(cell.mean, digits)})"
+    return plain(cell.mean, digits)
 
 
 def parameters(cell: CellResult, base: CellResult | None) -> str:
@@ -72,9 +81,40 @@ def headline(analysis: Analysis) -> str:
     if not any(cell.effect for cell in analysis.compared):
         done, runs = sum(run.finished for run in analysis.study.runs), analysis.study.runs
         return f"No cell can be compared with the baseline yet: {done} of {count(len(runs), 'run')} finished."
+    if analysis.factorial and any(c.effect for c in analysis.main_effects):
+        return _main_effects(analysis)
     parts = [_decided(analysis, Verdict.HELPS), _decided(analysis, Verdict.HURTS)]
     parts += [_others(analysis, verdict) for verdict in OTHERS]
     return " ".join(part for part in parts if part)
+
+
+def _main_effects(analysis: Analysis) -> str:
+    """Return `Main effects: rope (−0.061 nats) helps. warmup: inconclusive. No interaction shown.`"""
+    read: dict[str, list[Contrast]] = {"helps": [], "hurts": []}
+    for contrast in analysis.main_effects:
+        word = verdicts.contrast_verdict(contrast, analysis.measure, "hurts", "helps", "inconclusive")
+        read.setdefault(word, []).append(contrast)
+    parts = []
+    for word, found in read.items():
+        pairs = [(c.name, c.effect.mean) for c in found if c.effect]
+        if word in ("helps", "hurts"):
+            parts += [f"{_effects(pairs, analysis)} {_verb(word, len(pairs))}."] if pairs else []
+        else:
+            parts.append(f"{_list([c.name for c in found[:NAMED]], len(found))}: {word}.")
+    pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
+    parts.append(f"Interactions: {_effects(pairs, analysis)}." if pairs else "No interaction of two is shown.")
+    return f"Main effects: {' '.join(parts)}"
+
+
+def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:
+    """Return `rope (−0.188) and all_on (−0.282 nats)`."""
+    shown = [f"{short(name, LONGEST)} ({signed(mean, analysis.decimals)})" for name, mean in pairs[:NAMED]]
+    shown[-1] = f"{shown[-1][:-1]}{analysis.measure.short_unit})"
+    return _list(shown, len(pairs))
+
+
+def _verb(word: str, number: int) -> str:
+    return word if number == 1 else word.removesuffix("s")
 
 
 OTHERS = {
@@ -99,11 +139,8 @@ def _decided(analysis: Analysis, verdict: Verdict) -> str:
     cells = _with(analysis, verdict)
     if not cells:
         return ""
-    shown, digits = cells[:NAMED], analysis.decimals
-    effects = [f"{short(c.name, LONGEST)} ({signed(c.effect.mean if c.effect else None, digits)})" for c in shown]
-    effects[-1] = f"{effects[-1][:-1]}{analysis.measure.short_unit})"
-    verb = str(verdict) if len(cells) == 1 else str(verdict).removesuffix("s")
-    return f"{_list(effects, len(cells))} {verb}."
+    pairs = [(cell.name, cell.effect.mean) for cell in cells if cell.effect]
+    return f"{_effects(pairs, analysis)} {_verb(verdict, len(pairs))}."
 
 
 def _others(analysis: Analysis, verdict: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +20,25 @@ if TYPE_CHECKING:
 DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval")
 
 
-def report(studies: Sequence[str], output: Path, console: Console) -> None:
-    """Write the report of each study, and one that puts several side by side; print the verdicts."""
+def report(studies: Sequence[str], output: Path, console: Console, *, pdf: bool = False, as_json: bool = False) -> None:
+    """Write the report of each study, and one that puts several side by side; print the verdicts, or all as JSON."""
     found = [study_dir.find_study(name, output) for name in studies or (None,)]
-    reasons = []
+    reasons, made = [], []
     for study in found:
         states = study_state.collect(study)
         reasons.append(run_state.reasons(states))
-        for line in removed_files.list_all(study, states):
-            console.print(line, soft_wrap=True)
-        _print_verdict(build.build(study.folder, reasons[-1]), console)
-    if len(found) > 1:
-        _print_verdict(build.compare([study.folder for study in found], reasons), console)
+        removed = removed_files.list_all(study, states)
+        made.append(build.build(study.folder, reasons[-1], pdf))
+        if not as_json:
+            for line in removed:
+                console.print(line, soft_wrap=True)
+            _print_verdict(made[-1], console)
+    both = build.compare([study.folder for study in found], reasons) if len(found) > 1 else None
+    if as_json:
+        record = {"schema": build.SCHEMA, "studies": [one.record for one in made], **(both.record if both else {})}
+        console.file.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    elif both:
+        _print_verdict(both, console)
 
 
 def _print_verdict(made: Report, console: Console) -> None:

@@ -1,0 +1,98 @@
+"""The result of a study as JSON, for scripts: `report --json`. docs/automation.md describes its fields."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ablatrix.orchestrator.report import methods, notes, verdicts, wording
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.contrasts import Contrast
+    from ablatrix.orchestrator.report.statistics import Effect
+
+
+def record_of(analysis: Analysis) -> dict[str, Any]:
+    """Return the study's result. Numbers keep every digit; what is not known is None."""
+    study, measure = analysis.study, analysis.measure
+    record = {
+        "study": study.name,
+        "folder": str(study.folder),
+        "headline": wording.headline(analysis),
+        "measure": {"name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better},
+        "budget": analysis.budget,
+        "hours": {"gpu": analysis.hours.gpu, "cpu": analysis.hours.cpu},
+        "baseline": analysis.reference,
+        "comparisons": analysis.family,
+        "smallest_effect_shown": analysis.detectable,
+        "runs": {"planned": len(study.runs), **_run_counts(study.runs)},
+        "cells": [_cell(cell, analysis) for cell in analysis.cells.values()],
+        "main_effects": [_contrast(contrast) for contrast in analysis.main_effects],
+        "interactions": [_contrast(contrast) for contrast in analysis.interactions],
+        "warnings": notes.notes(analysis),
+        "methods": methods.paragraphs(analysis),
+    }
+    return {key: _finite(value) for key, value in record.items()}
+
+
+def _run_counts(runs: Any) -> dict[str, int]:
+    return {
+        "finished": sum(run.finished for run in runs),
+        "in_mean": sum(run.usable for run in runs),
+        "diverged": sum(run.diverged for run in runs),
+    }
+
+
+def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
+    return {
+        "cell": cell.name,
+        "features": list(cell.features),
+        "verdict": str(cell.verdict),
+        "sentence": verdicts.sentence(cell, analysis),
+        "value": cell.mean,
+        "seed_sd": cell.sd,
+        "values": {str(seed): value for seed, value in sorted(cell.values.items())},
+        "runs": {"planned": len(cell.runs), **_run_counts(cell.runs)},
+        "effect": _effect(cell.effect),
+        "effect_equal_flops": _effect(cell.equal_flops),
+        "effect_equal_seconds": _effect(cell.equal_seconds),
+        "parameters": cell.parameters,
+        "flops_per_token": cell.flops_per_token,
+        "tokens": cell.average("tokens"),
+        "seconds": cell.average("seconds"),
+        "warnings": verdicts.flags(cell, analysis),
+    }
+
+
+def _contrast(contrast: Contrast) -> dict[str, Any]:
+    return {"name": contrast.name, "effect": _effect(contrast.effect)}
+
+
+def _effect(effect: Effect | None) -> dict[str, Any] | None:
+    """Return an effect with its pointwise (`low`, `high`, `p`) and simultaneous (`joint_...`) interval and p value."""
+    if effect is None:
+        return None
+    return {
+        "mean": effect.mean,
+        "low": effect.low,
+        "high": effect.high,
+        "p": effect.p,
+        "joint_low": effect.joint_low,
+        "joint_high": effect.joint_high,
+        "p_joint": effect.p_joint,
+        "at_least": effect.at_least,
+        "method": effect.method,
+        "runs": effect.n,
+        "without_outliers": effect.without_outliers,
+        "without_pooling": _effect(effect.paired),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None in place of numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
