@@ -8,6 +8,7 @@ PIP := -I -m pip install --quiet --disable-pip-version-check --no-deps --require
 EDITABLE := -I -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
 SEED ?= 1
 RUNS ?= 1000
+STUDIES ?= 4000
 
 # The build of torch: TORCH=cpu or TORCH=cuda; by default CUDA if this machine or a node of the cluster has a GPU.
 # (Nodes with a loopback address are this machine, where nvidia-smi has the answer.)
@@ -23,7 +24,7 @@ check_venv = for venv in $(1); do \
 	    "move it away, or choose another folder: make VENV=FOLDER ..." >&2; exit 1; fi; done
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
-.PHONY: help demo test fast-test trust soak warm-cache report schema lint lock licenses audit wheel clean
+.PHONY: help demo test fast-test trust science soak warm-cache report schema lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -71,6 +72,9 @@ trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and li
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults \
 		tests/orchestrator/submit/test_exactly_once.py -n 2 --dist loadgroup \
 		--full --seed $(SEED) $(PYTEST_ARGS)
+
+science: $(VENV)/.installed-dev ## error rates, coverage and power of the verdicts in STUDIES=4000 simulated studies each
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.simulated_studies $(STUDIES)
 
 soak: $(VENV)/.installed-dev ## as root, overnight: RUNS=1000 runs through a real Slurm with a fault every 10 s; SEED=n
 	tests/slurm/cluster install

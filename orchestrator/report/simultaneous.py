@@ -20,6 +20,8 @@ MANY = 200  # statistics
 MANY_DF = 20  # with fewer degrees of freedom the tail is too long for the polynomial
 DEGREE = 120
 CLOSE = 0.9995  # largest loading
+MOST_LOADINGS = 24  # different ones; more are rounded, which changes p values by less than 1% of themselves
+DIGITS = (12, 2)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ def product_loadings(correlation: np.ndarray, numbers: Sequence[int]) -> tuple[t
         if np.max(np.abs(step - b)) < 1e-13:
             break
         b = (step + b) / 2
-    merged: dict[float, int] = {}
-    for size, count in zip(np.round(np.abs(b), 12).tolist(), numbers, strict=True):
-        merged[size] = merged.get(size, 0) + count
+    for digits in DIGITS:
+        merged: dict[float, int] = {}
+        for size, count in zip(np.round(np.abs(b), digits).tolist(), numbers, strict=True):
+            merged[size] = merged.get(size, 0) + count
+        if len(merged) <= MOST_LOADINGS:
+            break
     return tuple(sorted(merged.items()))

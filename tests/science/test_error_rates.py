@@ -1,0 +1,33 @@
+"""Error rates, coverage and power of the verdicts in simulated studies. `make science` draws more of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.support.simulated_studies import simulate
+
+STUDIES = 250
+
+
+def at_most(rate: float) -> float:
+    """Return the share that a rate exceeds with probability 0.001."""
+    return rate + 3.1 * math.sqrt(rate * (1 - rate) / STUDIES)
+
+
+@pytest.mark.parametrize("noise", ["equal", "one cell x 3", "baseline x .3", "t of 3 df", "5% collapses", "measured"])
+def test_false_verdicts_and_coverage(noise: str) -> None:
+    found = simulate(noise, seeds=5, studies=STUDIES)
+    assert found.false_verdicts <= at_most(0.06)
+    assert 1 - found.joint <= at_most(0.06)
+    assert found.coverage >= 0.935 - 0.015
+    assert found.power >= 0.95 or noise == "5% collapses"
+
+
+@pytest.mark.parametrize("noise", ["equal", "measured"])
+def test_three_seeds_find_an_effect_of_four_standard_deviations(noise: str) -> None:
+    found = simulate(noise, seeds=3, studies=STUDIES)
+    assert found.power >= 0.9 - 3.1 * math.sqrt(0.9 * 0.1 / STUDIES)
+    assert found.false_verdicts <= at_most(0.06)
+    assert 0.935 - 0.015 <= found.coverage <= 0.965 + 0.015
