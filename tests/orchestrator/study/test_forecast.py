@@ -150,7 +150,8 @@ def test_noise_and_hours_come_from_finished_runs_of_the_same_baseline(tmp_path: 
         times = [("started", 1000.0), ("heartbeat", 2800.0)] + ([("finished", 4600.0)] if run.cell != "rope" else [])
         events = [{"event": name, "time": time, "host": "a", "pid": 1} for name, time in times]
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (other / "study.json").write_text(json.dumps({"name": "earlier", "runs": entries}))
+    record = {"name": "earlier", "file": "e.yaml", "created": 0.0, "features": {}, "runs": entries}
+    (other / "study.json").write_text(json.dumps(record))
     found = earlier_results.find(tmp_path / "out" / "new", runs)
     rest = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
     sigma = math.sqrt((rest**2).sum() / 18)
