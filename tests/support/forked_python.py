@@ -119,22 +119,23 @@ class _Server:
     def _accept(self, selector: selectors.BaseSelector) -> None:
         connection, _ = self.listener.accept()
         request, files = _receive(connection)
-        if not request:
+        if request:
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                _end_with(parent)
+                self.listener.close()
+                for other in (connection, *self.clients.values()):
+                    other.close()
+                _become(request, files)
+            self.clients[pid] = connection
+            selector.register(connection, selectors.EVENT_READ, pid)
+            with contextlib.suppress(OSError):  # the client was killed, which the selector reports
+                connection.sendall(f"{pid}\n".encode())
+        else:
             connection.close()
-            return
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _end_with(parent)
-            self.listener.close()
-            for other in (connection, *self.clients.values()):
-                other.close()
-            _become(request, files)
         for descriptor in files:
             os.close(descriptor)
-        self.clients[pid] = connection
-        connection.sendall(f"{pid}\n".encode())
-        selector.register(connection, selectors.EVENT_READ, pid)
 
     def _reap(self, selector: selectors.BaseSelector) -> None:
         while self.clients:
@@ -151,8 +152,7 @@ class _Server:
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Return a request and its open files; nothing if the client is gone."""
     header, files, _, _ = socket.recv_fds(connection, HEADER, 3)
-    text = b""
-    length = int(header or b"0")
+    text, length = b"", int(header or b"0")
     while len(text) < length:
         part = connection.recv(length - len(text))
         if not part:
