@@ -114,9 +114,8 @@ def residual_sd(values: Values) -> tuple[float, int]:
     Means of cells and seeds are removed in turn, which converges to least squares also where runs are missing.
     """
     rest = {(cell, seed): value for cell, found in values.items() for seed, value in found.items()}
-    groups = [
-        [key for key in rest if key[axis] == name] for axis in (0, 1) for name in dict.fromkeys(k[axis] for k in rest)
-    ]
+    names = [(axis, name) for axis in (0, 1) for name in dict.fromkeys(key[axis] for key in rest)]
+    groups = [[key for key in rest if key[axis] == name] for axis, name in names]
     freedom = len(rest) - len(groups) + 1
     if freedom < 1:
         return math.nan, 0
