@@ -94,7 +94,7 @@ class Workspace:
             if states and done(states):
                 return states
             assert time.monotonic() < end, {cell: (s["state"], s["iter"], s["reason"]) for cell, s in states.items()}
-            time.sleep(max(0.2, 5 * (time.monotonic() - asked)))  # other tests need the cores too
+            time.sleep(min(max(0.2, 5 * (time.monotonic() - asked)), 1.0))  # other tests need the cores too
 
     def _forked_states(self, study: str) -> dict[str, dict[str, Any]]:
         """As `states`, from a fork of this process, without half a second of imports; {} if that fails."""
