@@ -24,7 +24,7 @@ check_venv = for venv in $(1); do \
 	    "move it away, or choose another folder: make VENV=FOLDER ..." >&2; exit 1; fi; done
 AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
 
-.PHONY: help demo test fast-test trust science soak warm-cache report schema lint lock licenses audit wheel clean
+.PHONY: help demo test fast-test coverage trust science soak warm-cache report schema lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -67,6 +67,10 @@ test: $(VENV)/.installed-dev ## run the whole test suite (Slurm tests only where
 
 fast-test: $(VENV)/.installed-dev ## run the fast tests; after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
+
+coverage: $(VENV)/.installed-dev ## run the whole test suite and show the branches that no test takes
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov -n 2 $(PYTEST_ARGS)
 
 trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and list them in a table; SEED=n draws others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults \
