@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import stdtrit
 
 from ablatrix.orchestrator.report.document_scores import FEW_DOCUMENTS, FEW_TOKENS, is_small
+from ablatrix.orchestrator.report.statistics import LEVEL
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -63,22 +65,31 @@ def text_error(cell: CellResult, base: CellResult) -> TextError | None:
     d = np.stack([mine.nll - other.nll for mine, other in pairs])  # (seeds, D)
     effect, over_documents = document_error(d.mean(axis=0), first.tokens)
     found = TextError(effect, len(pairs), d.shape[1], over_documents)
-    return _with_seeds(found, d.sum(axis=1) / first.tokens.sum()) if len(pairs) > 1 else found
+    over_seeds = _seed_error(cell, d.sum(axis=1) / first.tokens.sum())
+    return _with_seeds(found, *over_seeds) if over_seeds else found
 
 
-def _with_seeds(error: TextError, effects: np.ndarray) -> TextError:
-    """Return the errors with those over seeds. effects: (n,) of each seed."""
-    n = len(effects)
-    seeds, documents = float(effects.std(ddof=1)) / math.sqrt(n), error.over_documents
+def _seed_error(cell: CellResult, effects: np.ndarray) -> tuple[float, int] | None:
+    """Return (standard error over seeds, degrees of freedom): the verdict's, else that of the pairs themselves.
+
+    effects: (n,) of each seed. None with one seed and no verdict.
+    """
+    effect, n = cell.effect, len(effects)
+    if effect is not None and effect.df and effect.half_width:
+        return effect.half_width / float(stdtrit(effect.df, 0.5 + LEVEL / 2)), effect.df
+    return (float(effects.std(ddof=1)) / math.sqrt(n), n - 1) if n > 1 else None
+
+
+def _with_seeds(error: TextError, seeds: float, df: int) -> TextError:
+    """Return the errors with those over seeds. seeds, df: the standard error and its degrees of freedom."""
+    documents = error.over_documents
     combined = math.hypot(seeds, documents)
     if not combined:
-        return TextError(error.effect, n, error.documents, documents, seeds, combined)
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-    df = combined**4 / (seeds**4 / (n - 1) + documents**4 / (error.documents - 1))
-    margin = float(stdtrit(df, 0.975)) * combined
+        return replace(error, over_seeds=seeds, combined=combined)
+    df_combined = combined**4 / (seeds**4 / df + documents**4 / (error.documents - 1))
+    margin = float(stdtrit(df_combined, 0.5 + LEVEL / 2)) * combined
     low, high = error.effect - margin, error.effect + margin
-    return TextError(error.effect, n, error.documents, documents, seeds, combined, low, high)
+    return replace(error, over_seeds=seeds, combined=combined, low=low, high=high)
 
 
 def _scores_by_seed(cell: CellResult) -> dict[int, DocumentScores]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,24 @@ def test_standard_errors_against_plain_loops(tmp_path: Path) -> None:
     effect = sum(d) / sum(tokens)
     squares = sum((d[j] - effect * tokens[j]) ** 2 for j in size)
     over_documents = math.sqrt(60 / 59 * squares) / sum(tokens)
-    each = [sum(scores("rope", s)["nll"]) - sum(scores("baseline", s)["nll"]) for s in SEEDS]
-    over_seeds = float(stats.sem([total / sum(tokens) for total in each]))
+    effect_of_cell = analysis.cells["rope"].effect
+    assert effect_of_cell and effect_of_cell.df and effect_of_cell.half_width
+    over_seeds = effect_of_cell.half_width / float(stats.t.ppf(0.975, effect_of_cell.df))
     combined = math.sqrt(over_seeds**2 + over_documents**2)
     found = (error.effect, error.over_documents, error.over_seeds, error.combined)
     np.testing.assert_allclose(found, (effect, over_documents, over_seeds, combined), rtol=1e-9)
-    df = combined**4 / (over_seeds**4 / 3 + over_documents**4 / 59)
+    df = combined**4 / (over_seeds**4 / effect_of_cell.df + over_documents**4 / 59)
     np.testing.assert_allclose((error.low, error.high), stats.t(df, effect, combined).interval(0.95), rtol=1e-9)
+
+
+def test_without_a_verdict_the_pairs_give_the_error(tmp_path: Path) -> None:
+    scores = draw()
+    analysis = planted(tmp_path / "study", scores)
+    cell = replace(analysis.cells["rope"], effect=None)
+    error = documents.text_error(cell, analysis.cells["baseline"])
+    each = [sum(scores("rope", s)["nll"]) - sum(scores("baseline", s)["nll"]) for s in SEEDS]
+    expected = float(stats.sem([total / sum(scores("rope", 1)["tokens"]) for total in each]))
+    assert error and error.over_seeds == pytest.approx(expected, rel=1e-9)
 
 
 def test_errors_are_those_of_repeated_text() -> None:
