@@ -121,7 +121,7 @@ def compare(
     states: Sequence[Mapping[str, str | tuple[str, str]]] | None = None,
     folder: Path | None = None,
 ) -> Report:
-    """Write a report of several studies side by side; each effect is within its own study.
+    """Write a report of several studies side by side, with tests of their differences.
 
     states: as for `build`, one mapping a study. folder: where to write; default `compare-<names>` beside the first
     study. The rows of the Report are named `cell · study`. Raises UserError and RunError as `build` does, and UserError
@@ -146,16 +146,23 @@ def compare(
         for row in verdict_rows(a)
     ]
     warnings, measure = tuple(side_by_side.warnings(analyses)), side_by_side.measure(analyses)
-    return Report(", ".join(names), side_by_side.headline(analyses), tuple(rows), warnings, paths, measure)
+    headline, record = side_by_side.headline(analyses), {"differences": side_by_side.record(analyses)}
+    return Report(", ".join(names), headline, tuple(rows), warnings, paths, measure, record)
 
 
 def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
     from ablatrix.orchestrator.report import side_by_side
 
-    figure = side_by_side.forest(analyses)
+    figure, tested = side_by_side.forest(analyses), side_by_side.difference_figure(analyses)
     subtitle = ", ".join(side_by_side.label_studies(analyses))
     lead = side_by_side.headline(analyses)
-    pages = _pages("Studies side by side", lead, subtitle, side_by_side.compose(analyses, figure), [figure])
+    pages = _pages(
+        "Studies side by side",
+        lead,
+        subtitle,
+        side_by_side.compose(analyses, figure, tested),
+        [figure, *([tested] if tested else [])],
+    )
     return {"comparison.csv": side_by_side.comparison(analyses), **pages}
 
 

@@ -28,8 +28,8 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "smallest_effect_shown": analysis.detectable,
         "runs": {"planned": len(study.runs), **_run_counts(study.runs)},
         "cells": [_cell(cell, analysis) for cell in analysis.cells.values()],
-        "main_effects": [_contrast(contrast) for contrast in analysis.main_effects],
-        "interactions": [_contrast(contrast) for contrast in analysis.interactions],
+        "main_effects": [contrast_record(contrast) for contrast in analysis.main_effects],
+        "interactions": [contrast_record(contrast) for contrast in analysis.interactions],
         "warnings": notes.notes(analysis),
         "methods": methods.paragraphs(analysis),
     }
@@ -65,7 +65,8 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _contrast(contrast: Contrast) -> dict[str, Any]:
+def contrast_record(contrast: Contrast) -> dict[str, Any]:
+    """Return a contrast's name and effect."""
     return {"name": contrast.name, "effect": _effect(contrast.effect)}
 
 

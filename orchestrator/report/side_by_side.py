@@ -1,16 +1,18 @@
-"""Several studies side by side: the same cells, study by study. Each effect is within its own study."""
+"""Several studies side by side: the same cells, study by study, and tests of their differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import formatting, notes, tables, wording
+from ablatrix.orchestrator.report import formatting, notes, tables, two_studies, verdicts, wording
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
+from ablatrix.orchestrator.report.contrasts import Contrast
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
 from ablatrix.orchestrator.report.forests import bounds_of, forest_limits
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity
+from ablatrix.orchestrator.report.record import contrast_record
 from ablatrix.orchestrator.report.wording import cell_text
 from ablatrix.trainer.rundir.errors import UserError
 
@@ -80,14 +82,15 @@ def headline(analyses: Sequence[Analysis]) -> str:
     return " ".join(f"{name}: {wording.headline(a)}" for name, a in zip(names, analyses, strict=True))
 
 
-def compose(analyses: Sequence[Analysis], figure: Figure) -> list[Section]:
+def compose(analyses: Sequence[Analysis], figure: Figure, tested: Figure | None) -> list[Section]:
     """Return the sections: studies, caveats that limit comparability, and effects by study."""
     blocks: list[Block] = [_studies(analyses)]
     if found := warnings(analyses):
         blocks.append(Notes(found))
     return [
         Section("studies", "Studies", blocks),
-        Section("effects", "Effects", [figure, _effects(analyses), _reading(analyses)]),
+        Section("effects", "Effects", [figure, _effects(analyses)]),
+        *([Section("differences", "Differences", [tested])] if tested else []),
     ]
 
 
@@ -120,17 +123,61 @@ def _effects(analyses: Sequence[Analysis]) -> Table:
             if result is None or effect is None:
                 found.append(DASH if result is None else result.verdict)
             else:
-                found.append(f"{formatting.with_margin(effect)} {result.verdict}")
+                found.append(f"{formatting.with_margin(effect, analysis.decimals)} {result.verdict}")
         rows.append(Row(found))
     return Table(["cell", *label_studies(analyses)], rows)
 
 
-def _reading(analyses: Sequence[Analysis]) -> str:
-    families = ", ".join(f"{a.family} in {name}" for name, a in zip(label_studies(analyses), analyses, strict=True))
-    return (
-        f"Verdicts are each study's own, after Holm's correction over its own comparisons ({families}). Differences "
-        "between studies are not tested."
+def differences(analyses: Sequence[Analysis]) -> list[Contrast]:
+    """Return the differences of the second and later studies from the first: of baselines, and of each cell's effect.
+
+    Each later study is a table of its own, corrected in itself.
+    """
+    names, first = label_studies(analyses), analyses[0]
+    found = []
+    for name, other in zip(names[1:], analyses[1:], strict=True):
+        labels, pairs = [], []
+        if first.base and other.base:
+            labels.append(f"{other.base.name} · {name} − {names[0]}")
+            pairs.append([two_studies.estimate_of_mean(a.base.values) for a in (first, other) if a.base])
+        for cell in (c.name for c in first.compared if c.name in other.cells and c.name != other.reference):
+            labels.append(f"effect of {cell} · {name} − {names[0]}")
+            pairs.append([two_studies.estimate_of_effect(a.cells[cell].effect) for a in (first, other)])
+        effects = [two_studies.difference(one, two) if one and two else None for one, two in pairs]
+        found += [Contrast(*pair) for pair in zip(labels, two_studies.corrected(effects), strict=True)]
+    return found
+
+
+def difference_figure(analyses: Sequence[Analysis]) -> Figure | None:
+    """Return the tested differences between studies as a forest plot."""
+    contrasts = [c for c in differences(analyses) if c.effect]
+    if not contrasts:
+        return None
+    shared, digits = measure(analyses), max(a.decimals for a in analyses)
+    better, worse = shared.better, "lower" if shared.higher_is_better else "higher"
+    rows = []
+    for contrast in contrasts:
+        effect = contrast.effect
+        assert effect is not None
+        reading = verdicts.contrast_verdict(contrast, shared, worse, better, "inconclusive")
+        interval = formatting.span_text(effect.joint_low, effect.joint_high, digits)
+        cells = (formatting.signed(effect.mean, digits), reading, interval, formatting.p_text(effect.p_joint))
+        verdict = {better: "helps", worse: "hurts"}.get(reading, "inconclusive")
+        rows.append(ForestRow(contrast.name, verdict, cells, effect.mean, *bounds_of(effect)))
+    caption = (
+        "Differences between studies, as of independent samples (Welch). Thick bars: pointwise 95% confidence "
+        "intervals; thin bars: 95% intervals simultaneous over the table (Bonferroni), which decide the reading."
     )
+    label = replace(shared, name=f"{shared.name}, difference between studies").label
+    head = ("difference", "reading", "95% interval", "p (corrected)")
+    ends = (f"lower {shared.short_name}", f"higher {shared.short_name}")
+    drawn = Forest(tuple(rows), head, label, forest_limits(rows), ends=ends, first="of")
+    return Figure("differences", "Differences between the studies", caption, forest=drawn)
+
+
+def record(analyses: Sequence[Analysis]) -> list[dict[str, Any]]:
+    """Return the differences for `report --json`."""
+    return [contrast_record(contrast) for contrast in differences(analyses)]
 
 
 def warnings(analyses: Sequence[Analysis]) -> list[str]:

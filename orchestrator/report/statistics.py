@@ -42,7 +42,7 @@ class Effect:
     joint_high: float | None = None
     p_joint: float | None = None
     within: float | None = None
-    df: int | None = None
+    df: float | None = None
     paired: Effect | None = None
     without_outliers: float | None = None
 

@@ -1,0 +1,62 @@
+"""Differences between two studies: of the same cell's effects, and of the baselines. Pure functions of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scipy.special import stdtr, stdtrit
+
+from ablatrix.orchestrator.report.statistics import ALPHA, LEVEL, Effect, Values, spread
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error, of `df` degrees of freedom, from n runs."""
+
+    mean: float
+    error: float
+    df: float
+    n: int
+
+
+def estimate_of_effect(effect: Effect | None) -> Estimate | None:
+    """Return an effect as an estimate; None if its uncertainty is not known."""
+    if effect is None or effect.half_width is None or effect.df is None:
+        return None
+    return Estimate(effect.mean, effect.half_width / float(stdtrit(effect.df, 0.5 + LEVEL / 2)), effect.df, effect.n)
+
+
+def estimate_of_mean(values: Values) -> Estimate | None:
+    """Return the mean of a cell's values as an estimate; None for fewer than two."""
+    sd, n = spread(values), len(values)
+    return None if sd is None else Estimate(math.fsum(values.values()) / n, sd / math.sqrt(n), n - 1, n)
+
+
+def difference(first: Estimate, second: Estimate) -> Effect:
+    """Return second minus first, of independent samples, with a pointwise 95% interval and p value (Welch 1947).
+
+    Degrees of freedom after Satterthwaite: (a + b)^2 / (a^2 / df_a + b^2 / df_b) of the squared errors a and b.
+    """
+    mean, a, b = second.mean - first.mean, first.error**2, second.error**2
+    n, error = min(first.n, second.n), math.sqrt(a + b)
+    if error == 0:
+        return Effect(mean, n, "descriptive")
+    df = (a + b) ** 2 / (a**2 / first.df + b**2 / second.df)
+    half, p = float(stdtrit(df, 0.5 + LEVEL / 2)) * error, 2 * float(stdtr(df, -abs(mean) / error))
+    return Effect(mean, n, "unpaired", mean - half, mean + half, p, df=df)
+
+
+def corrected(effects: Sequence[Effect | None]) -> list[Effect | None]:
+    """Return the differences of one table with simultaneous intervals and p values after Bonferroni."""
+    m = sum(effect is not None and effect.p is not None for effect in effects)
+    return [effect and _widened(effect, m) for effect in effects]
+
+
+def _widened(effect: Effect, m: int) -> Effect:
+    if effect.p is None or effect.half_width is None or effect.df is None:
+        return effect
+    ratio = float(stdtrit(effect.df, 1 - ALPHA / (2 * m)) / stdtrit(effect.df, 0.5 + LEVEL / 2))
+    half = effect.half_width * ratio
+    return replace(effect, joint_low=effect.mean - half, joint_high=effect.mean + half, p_joint=min(1.0, m * effect.p))
