@@ -140,6 +140,7 @@ def test_run(folder: Path) -> None:
     compare("run/loss.csv", "".join(",".join(row[i] for i in kept) + "\n" for row in rows), floats=True)
 
 
+@pytest.mark.slow
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report on made-up losses, with a run of every fate in it."""
     monkeypatch.chdir(tmp_path)

@@ -167,6 +167,7 @@ class TestEarlyStop:
         assert without_clock(run) == curve
 
     @pytest.mark.parametrize("cut", [4, 9, 13])
+    @pytest.mark.slow
     def test_resumed_ends_at_the_same_step(self, cut: int, overfit: Callable[..., Path]) -> None:
         whole = overfit("whole", **self.SETTINGS, trainer__ckpt_interval=1, trainer__save_total_limit=99)
         run = overfit("cut", **self.SETTINGS, trainer__ckpt_interval=1, trainer__save_total_limit=99)

@@ -153,6 +153,7 @@ class TestWholeRun:
         )
         assert "already finished" in again.stdout
 
+    @pytest.mark.slow
     def test_config_repeats_the_run(self, command: Command, undisturbed: Path) -> None:
         line = [sys.executable, "-m", "ablatrix.trainer", "--config", str(undisturbed / run_files.CONFIG)]
         subprocess.run([*line, "--system.work_dir=again"], cwd=command.folder, env=ENV, check=True, capture_output=True)
@@ -168,6 +169,7 @@ class TestWholeRun:
         assert "already finished" in command.run().stdout
         assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir() if p.is_file()} == before
 
+    @pytest.mark.slow
     def test_resume_none_starts_from_step_0(self, command: Command, undisturbed: Path) -> None:
         command.run(trainer__sample_interval=20)
         command.run(trainer__sample_interval=20, trainer__resume="none")
@@ -184,6 +186,7 @@ class TestWholeRun:
         assert without_clock(command.folder / "run") == expected, "the rows before come from the checkpoint's run"
 
     @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.slow
     def test_workers_change_nothing(self, command: Command, undisturbed: Path, workers: int) -> None:
         command.run(trainer__num_workers=workers, trainer__sample_interval=20)
         assert without_clock(command.folder / "run") == without_clock(undisturbed)
@@ -204,6 +207,7 @@ class TestWholeRun:
 
 class TestStops:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+    @pytest.mark.slow
     def test_signal_leaves_a_checkpoint(self, command: Command, undisturbed: Path, number: int) -> None:
         with command.start(trainer__sample_interval=20) as process:
             wait_for(lambda: rows(command.folder / "run") >= 2, process)
@@ -333,7 +337,7 @@ class TestMistakes:
         command.run()
         folder = command.folder / "run"
         (folder / run_files.SUMMARY).unlink()
-        line = [sys.executable, "-m", "ablatrix.trainer", "--config", "run/config.json"]
+        line = [command.python, "-m", "ablatrix.trainer", "--config", "run/config.json"]
         config = json.loads((folder / run_files.CONFIG).read_text())
         config["data"]["file_path"] = "gone.jsonl"
         (folder / run_files.CONFIG).write_text(json.dumps(config))
