@@ -100,6 +100,16 @@ def test_64_bit_ids_and_headers(tmp_path: Path, offline_cache: Path, content: by
     assert text.endswith(f"train.bin: 975 tokens to train on, stored as {store.dtype.name}") and not warnings
 
 
+def test_a_validation_file_beside_is_named(tmp_path: Path, offline_cache: Path) -> None:
+    for name in ("train.bin", "val.bin", "values.bin"):
+        flat(tmp_path / name, IDS, "uint16")
+    config = config_of(tmp_path / "train.bin")
+    text, _ = describe_usage(open_tokens(config, offline_cache), config)
+    assert text.endswith("; val.bin beside it is not used: data.test_file evaluates on it")
+    given = config.model_copy(update={"test_file": str(tmp_path / "val.bin")})
+    assert "val.bin" not in describe_usage(open_tokens(given, offline_cache), given)[0]
+
+
 def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None:
     for k, part in enumerate(np.split(IDS, [400, 409, 990])):
         flat(tmp_path / f"train-{k}.bin", part, "uint16")

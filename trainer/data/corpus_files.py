@@ -58,6 +58,15 @@ def find_files(config: DataConfig) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def find_other_split(files: Sequence[Path]) -> Path | None:
+    """Return a file that by its name holds the validation or test split beside these ones, such as val.bin."""
+    try:
+        beside = sorted(path for path in files[0].parent.iterdir() if plain_suffix(path) == plain_suffix(files[0]))
+    except OSError:
+        return None
+    return next((path for path in beside if OTHER_SPLIT.search(path.name) and path not in files), None)
+
+
 def describe_files(config: DataConfig, files: Sequence[Path]) -> str:
     """Return the name of a corpus as messages show it."""
     if len(files) == 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
-from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files
+from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files, find_other_split
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.sampling import Packing, TrainingText
@@ -50,7 +50,9 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     """Return a sentence about the content of a complete store, and warnings about what is never trained on."""
     usage, length = Usage.of(store, config), config.block_size + 1
     if isinstance(store, FlatStore):
-        return f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}", []
+        text = f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}"
+        other = None if config.test_file else find_other_split(find_files(config))
+        return text + (f"; {other.name} beside it is not used: data.test_file evaluates on it" if other else ""), []
     share = usage.usable_tokens / max(usage.tokens, 1)
     text = f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
     if config.sampling == "stream":
