@@ -37,9 +37,12 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class Worker:
-    """A contestant's process. It prints {"ready": ...} once, then answers each number of steps with its seconds."""
+    """A contestant's process. It prints {"ready": ...} once, then answers each number of steps with its seconds.
 
-    def __init__(self, contestant: Contestant, threads: int) -> None:
+    wait: return when it is ready, which it says after its first step. Raises RuntimeError if it ends before.
+    """
+
+    def __init__(self, contestant: Contestant, threads: int, *, wait: bool = True) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(dict(contestant.spec))],
             stdin=subprocess.PIPE,
@@ -47,7 +50,8 @@ class Worker:
             text=True,
             env={**environment(threads), **contestant.environment},
         )
-        self.answer()
+        if wait:
+            self.answer()
 
     def steps(self, count: int) -> float:
         """Do `count` steps and return the seconds they took."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 TOKENS = 1 << 20  # of the made-up corpus
@@ -21,20 +20,27 @@ PEER_LR, BETAS, DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
 class Meter:
     """Called by a training loop after every step; returns when `contest.Worker` wants the next one."""
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        self.sync = sync
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = torch.device(device)
         self.left = 0
         self.count = 0
         self.since = 0.0
 
     def __call__(self, *_: object) -> None:
+        import torch
+
+        from ablatrix.trainer.out_of_memory import peak_memory
+
         self.left -= 1
         if self.left > 0:
             return
-        self.sync()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         elapsed = time.perf_counter() - self.since
         if self.count:
-            self.say(seconds=elapsed, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            self.say(seconds=elapsed, memory=peak_memory(self.device))
         else:
             self.say(ready=True)
         line = sys.stdin.readline()
@@ -63,6 +69,7 @@ def our_trainer(spec: dict[str, Any]) -> Any:
     import numpy as np
 
     from ablatrix.trainer.config import RunConfig
+    from ablatrix.trainer.cuda_graph import GraphedStep
     from ablatrix.trainer.loop import Trainer
 
     model = {"model_type": spec["model"], **spec.get("toggles", {})}
@@ -84,19 +91,22 @@ def our_trainer(spec: dict[str, Any]) -> Any:
             yield np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
     empty = np.zeros((0, length), dtype=np.int64)
-    device = pick_device("auto")
+    device = pick_device(spec.get("device", "auto"))
     tune_products(device)
-    return Trainer(config, source, (empty, empty), device)
+    trainer = Trainer(config, source, (empty, empty), device)
+    if spec.get("only") == "compiled":  # half of trainer.compile
+        trainer.model.compile_parts()
+    elif spec.get("only") == "graphs":  # the other half
+        trainer._graph = GraphedStep(trainer._update, trainer.optimizer, device)
+    return trainer
 
 
 def ours(spec: dict[str, Any]) -> None:
     """Run this project's training loop."""
     trainer = our_trainer(spec)
-    import torch
-
     from ablatrix.trainer.callbacks.base import Callback
 
-    meter = Meter(torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None)
+    meter = Meter(trainer.device.type)
 
     class StepTimes(Callback):
         def on_batch_end(self, trainer: Any) -> None:
@@ -130,8 +140,7 @@ def mingpt(spec: dict[str, Any]) -> None:
     config = Trainer.get_default_config()
     config.num_workers, config.batch_size, config.learning_rate = 0, spec["batch"], PEER_LR
     trainer = Trainer(config, GPT(model_config), Windows())
-    cuda = trainer.device == "cuda"
-    trainer.set_callback("on_batch_end", Meter(torch.cuda.synchronize if cuda else lambda: None))
+    trainer.set_callback("on_batch_end", Meter(trainer.device))
     trainer.run()
 
 
@@ -164,7 +173,7 @@ def nanogpt(spec: dict[str, Any]) -> None:
             return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
         return x, y
 
-    meter = Meter(torch.cuda.synchronize if device == "cuda" else lambda: None)
+    meter = Meter(device)
     X, Y = get_batch()  # noqa: N806
     while True:
         with context:
@@ -188,7 +197,7 @@ def peak(spec: dict[str, Any]) -> None:
     tune_products(device)
     a, b = (torch.randn(spec["size"], spec["size"], device=device, dtype=getattr(torch, spec["dtype"])) for _ in "ab")
     out = torch.empty_like(a)
-    meter = Meter(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    meter = Meter(device.type)
     while True:
         torch.mm(a, b, out=out)
         meter()
