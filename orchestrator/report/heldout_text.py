@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import breakdown, documents
-from ablatrix.orchestrator.report.content import Block, Row, Table
+from ablatrix.orchestrator.report.content import Block, Folded, Row, Table
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signed, with_margin
 from ablatrix.orchestrator.report.statistics import ALPHA
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.documents import TextError
 
+MANY = 30  # domains; a longer table is folded away
 HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents", "SE combined", "95% interval"]
 
 
@@ -67,7 +68,8 @@ def domains(analysis: Analysis) -> list[Block]:
         "interval. * significant after correction across the table. † differs from the cell's effect on the whole "
         "held-out text, seed by seed, after correction across the table."
     )
-    return [text, Table(["domain", "tokens", reference, *names], rows)]
+    table = Table(["domain", "tokens", reference, *names], rows)
+    return [text, table] if len(rows) <= MANY else [text, Folded(f"{len(rows)} domains", [table])]
 
 
 def _effect(part: breakdown.Part, name: str) -> str:

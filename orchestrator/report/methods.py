@@ -77,7 +77,8 @@ def _training(analysis: Analysis) -> str:
     data = f" on {', '.join(path) if isinstance(path, list | tuple) else path}"
     if run.summary.get("data_fingerprint"):
         data += f" (fingerprint {str(run.summary['data_fingerprint'])[:12]})"
-    keys = ("data.file_path", "data.block_size", "data.test_size", "trainer.batch_size", "data.tokenizer")
+    names = ("file_path", "block_size", "test_size", "test_file", "tokenizer")
+    keys = ("trainer.batch_size", *(f"data.{name}" for name in names))
     configured = [other for other in analysis.study.runs if other.config]
     alike = all(other.setting(key) == get(key) for other in configured for key in keys)
     return f"{text}{data}." + (" For one seed, all cells see the same batches in the same order." if alike else "")
@@ -167,9 +168,19 @@ def _pair(betas: Any) -> str:
     return " and ".join(map(str, betas)) if isinstance(betas, list | tuple) else str(betas)
 
 
+def _held_out(run: RunRecord) -> str:
+    """Return which text is held out, '' if none is."""
+    file, size = run.setting("data.test_file"), run.setting("data.test_size")
+    if file:
+        return ", ".join(file) if isinstance(file, list | tuple) else str(file)
+    if isinstance(size, float):
+        return f"the last {size:.3g} of the lines of the corpus"
+    return f"the last {count(size, 'document')} of the corpus" if size else ""
+
+
 def _statistics(analysis: Analysis) -> str:
     run = _example(analysis)
-    held = run.setting("data.test_size") if run else None
+    held = _held_out(run) if run else ""
     sizes = sorted({int(n) for r in analysis.study.runs if (n := r.number("val_tokens"))})
     if run and run.command:
         measure = analysis.measure
@@ -181,7 +192,7 @@ def _statistics(analysis: Analysis) -> str:
     else:
         text = "The headline is the mean negative log-likelihood, in nats per token, of a fixed held-out set"
     if held and sizes:
-        text += f" ({quantity(sizes[0])} tokens of the last {count(held, 'document')} of the corpus)"
+        text += f" ({quantity(sizes[0])} tokens of {held})"
     text += (
         f" after training, at a matched number of training {analysis.budget}. An effect is the cell minus the baseline."
     )

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablatrix.orchestrator.report import breakdown, collect, documents, heldout_text
+from ablatrix.orchestrator.report import breakdown, collect, documents, heldout_text, methods
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.content import Table
 from ablatrix.orchestrator.report.document_scores import parse_scores
 from ablatrix.orchestrator.report.notes import notes
@@ -124,6 +125,25 @@ def test_section(tmp_path: Path) -> None:
     assert error and table.rows[1].cells[4] == f"{error.over_documents:.4f}"
     row = heldout_text.columns(analysis.cells["rope"], analysis)
     assert row["se_combined"] == error.combined and row["bits_per_byte"] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"test_size": 1}, "tokens of the last 1 document of the corpus"),
+        ({"test_size": 0.01}, "tokens of the last 0.01 of the lines of the corpus"),
+        ({"test_size": 10, "test_file": "val.jsonl"}, "tokens of val.jsonl)"),
+    ],
+)
+def test_methods_name_the_held_out_text(tmp_path: Path, data: dict[str, Any], words: str) -> None:
+    analysis = planted(tmp_path / "study", draw())
+
+    def changed(runs: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
+        return tuple(replace(run, config={**run.config, "data": {**run.config["data"], **data}}) for run in runs)
+
+    cells = {name: replace(cell, runs=changed(cell.runs)) for name, cell in analysis.cells.items()}
+    study = replace(analysis.study, runs=changed(analysis.study.runs))
+    assert any(words in str(block) for block in methods.paragraphs(replace(analysis, study=study, cells=cells)))
 
 
 def test_small_texts_are_named(tmp_path: Path) -> None:
