@@ -69,7 +69,7 @@ def text_error(cell: CellResult, base: CellResult) -> TextError | None:
     return _with_seeds(found, *over_seeds) if over_seeds else found
 
 
-def _seed_error(cell: CellResult, effects: np.ndarray) -> tuple[float, int] | None:
+def _seed_error(cell: CellResult, effects: np.ndarray) -> tuple[float, float] | None:
     """Return (standard error over seeds, degrees of freedom): the verdict's, else that of the pairs themselves.
 
     effects: (n,) of each seed. None with one seed and no verdict.
@@ -80,7 +80,7 @@ def _seed_error(cell: CellResult, effects: np.ndarray) -> tuple[float, int] | No
     return (float(effects.std(ddof=1)) / math.sqrt(n), n - 1) if n > 1 else None
 
 
-def _with_seeds(error: TextError, seeds: float, df: int) -> TextError:
+def _with_seeds(error: TextError, seeds: float, df: float) -> TextError:
     """Return the errors with those over seeds. seeds, df: the standard error and its degrees of freedom."""
     documents = error.over_documents
     combined = math.hypot(seeds, documents)
