@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.formatting import count, duration, p_equals, quantity
+from ablatrix.orchestrator.report.formatting import count, p_equals, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study.dotted import flatten
 
@@ -268,8 +268,7 @@ def _environment(analysis: Analysis) -> str:
     if not finished:
         return ""
     devices = sorted({str(run.summary["device"]) for run in finished if run.summary.get("device")})
-    seconds = sum(run.number("seconds") or 0.0 for run in finished)
-    text = f"Training took {duration(seconds)} in all" + (f" on {' and '.join(devices)}" if devices else "")
+    text = f"All attempts took {analysis.hours}" + (f" on {' and '.join(devices)}" if devices else "")
     return f"{text}.{_versions(finished)}"
 
 

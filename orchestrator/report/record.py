@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.status.device_hours import Hours
 
 
 def record_of(analysis: Analysis) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "headline": wording.headline(analysis),
         "measure": {"name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better},
         "budget": analysis.budget,
-        "hours": {"gpu": analysis.hours.gpu, "cpu": analysis.hours.cpu},
+        "hours": _hours(analysis.hours),
+        "time_withheld": analysis.times.withheld,
         "baseline": analysis.reference,
         "comparisons": analysis.family,
         "smallest_effect_shown": analysis.detectable,
@@ -60,9 +62,15 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "parameters": cell.parameters,
         "flops_per_token": cell.flops_per_token,
         "tokens": cell.average("tokens"),
-        "seconds": cell.average("seconds"),
+        "seconds": cell.seconds_per_run,
+        "step_time_ratio": analysis.times.ratio(cell.name),
+        "hours": _hours(cell.hours),
         "warnings": verdicts.flags(cell, analysis),
     }
+
+
+def _hours(hours: Hours) -> dict[str, float]:
+    return {"gpu": hours.gpu, "cpu": hours.cpu}
 
 
 def contrast_record(contrast: Contrast) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import document, tables
+from ablatrix.orchestrator.report import document, record, tables
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.trainer.rundir.step_time import lower_quartile
@@ -51,6 +51,10 @@ def test_a_machine_that_gets_busy_half_way_gives_no_time_at_all(tmp_path: Path) 
         assert cell.tokens_per_second is None
     assert analysis.times.withheld in words(analysis)
     assert not any(column in words(analysis) for column in ("equal time", "speed-up in time", "tokens/s", "step time"))
+    printed = record.record_of(analysis)
+    assert printed["time_withheld"] == analysis.times.withheld
+    assert {(cell["seconds"], cell["step_time_ratio"]) for cell in printed["cells"]} == {(None, None)}
+    assert printed["hours"]["cpu"] > 0  # what was spent is a fact all the same
     header, *rows = tables.comparison(analysis).splitlines()
     column = header.split(",").index("step_time_ratio")
     assert all(row.split(",")[column] == "" for row in rows)
