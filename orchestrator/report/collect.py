@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report.document_scores import DocumentScores, parse_scores
+from ablatrix.orchestrator.report.generated_text import last_sample
 from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store.study_dir import read_plan
@@ -51,6 +52,7 @@ class RunRecord:
     study_measure: Measure = NLL
     altered: str = ""  # how loss.csv differs from what the finished run wrote
     digest: str = ""  # of the files
+    sample: str = ""  # the last text that its model generated
     uses: tuple[Use, ...] = ()  # its attempts, oldest first
     step_seconds: float | None = None  # per step, undisturbed
     cell_step_seconds: float | None = None  # of its cell (step_times.py), by which time is compared; None: it is not
@@ -237,7 +239,14 @@ def read_study(study_dir: Path, states: States) -> Study:
 
 def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Measure) -> RunRecord:
     """Read the files of one run. run: its entry in study.json."""
-    names = (run_files.CONFIG, run_files.SUMMARY, run_files.PROVENANCE, run_files.LOSS, run_files.VAL_DOCUMENTS)
+    names = (
+        run_files.CONFIG,
+        run_files.SUMMARY,
+        run_files.PROVENANCE,
+        run_files.LOSS,
+        run_files.VAL_DOCUMENTS,
+        run_files.SAMPLES,
+    )
     events = read_events(folder, newest_only=("heartbeat", "checkpoint"))
     contents = [_read(folder / name) for name in names]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
@@ -265,6 +274,7 @@ def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Meas
         study_measure=measure,
         altered=loss_digest.explain_change(summary, digests[3], curve.rows, last) if summary else "",
         digest=" ".join([*digests, *map(str, uses)]),
+        sample=last_sample(contents[5]),
         uses=tuple(uses),
         step_seconds=_step_seconds(summary, columns),
         documents=parse_scores(contents[4]) if summary else None,

@@ -54,6 +54,25 @@ class Table:
     wide: Sequence[int] = ()
 
 
+class Link(str):
+    """The text of a cell of a table that leads to `href`, relative to the report."""
+
+    __slots__ = ("href",)
+    href: str
+
+    def __new__(cls, text: str, href: str) -> Link:
+        made = super().__new__(cls, text)
+        made.href = href
+        return made
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts side by side, each under its title."""
+
+    entries: Sequence[tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Code:
     text: str
@@ -65,7 +84,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = str | Heading | Notes | Health | Verdicts | Table | Figure | Code | Folded
+Block = str | Heading | Notes | Health | Verdicts | Table | Figure | Code | Samples | Folded
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
-from ablatrix.orchestrator.report import breakdown, heldout_text, methods, verdicts
+from ablatrix.orchestrator.report import breakdown, generated_text, heldout_text, methods, verdicts
 from ablatrix.orchestrator.report.content import (
     Block,
     Code,
     Folded,
     Heading,
     Health,
+    Link,
     Notes,
     Row,
     Section,
@@ -60,7 +62,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("about", "The experiment", about(analysis)),
         _section("health", "Run health", health(analysis)),
         _section("budgets", "At a matched budget", budgets(analysis)),
-        _section("curves", "Curves", curves(drawn)),
+        _section("curves", "Curves", [*curves(drawn), *generated_text.side_by_side(_listed(analysis))]),
         _section("combinations", "Combinations", combinations(drawn)),
         _section("heldout", "The held-out text", heldout_text.over_documents(analysis)),
         _section("domains", "By domain", heldout_text.domains(analysis)),
@@ -118,7 +120,7 @@ def health(analysis: Analysis) -> list[Block]:
             "state": _state,
             "reason": _reason,
             "last step": _progress,
-            "run": lambda run: run.id,
+            "run": _link,
         }
         blocks.append(_table(bad, columns, left=(0, 2, 3, 5), wide=(3,)))
     return [*blocks, *corpus_notes(runs)]
@@ -315,7 +317,7 @@ def repeat(analysis: Analysis) -> list[Block]:
         "state": _state,
         analysis.measure.name: lambda run: plain(run.value),
         "last step": _progress,
-        "run": lambda run: run.id,
+        "run": _link,
     }
     text = (
         "Each command repeats a run from its resolved configuration, in a new folder. On a CPU the loss curve is "
@@ -328,6 +330,11 @@ def repeat(analysis: Analysis) -> list[Block]:
         Folded(f"Commands ({len(commands)})", [Code("\n".join(commands))]),
         Folded("All runs", [_table(study.runs, columns, left=(0, 2, 5))]),
     ]
+
+
+def _link(run: RunRecord) -> str:
+    """Return the run's id as a link to its folder, beside that of the report."""
+    return Link(run.id, f"../{quote(run.id)}/")
 
 
 def _repeat_command(folder: Path, run: RunRecord) -> str:

@@ -85,6 +85,7 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "number": lambda value: f"{value:.6g}".replace("-", "\N{MINUS SIGN}"),
         "paragraph": escape_paragraph,
         "fenced": fence,
+        "quoted": lambda text: fence(text, ""),
     }
     made.filters |= filters
     return made.get_template(name)
@@ -102,11 +103,11 @@ def escape_paragraph(text: str) -> Markup:
     return Markup(f"{shown[: start.end() - 1]}\\{shown[start.end() - 1 :]}") if start else shown
 
 
-def fence(code: str) -> Markup:
+def fence(code: str, language: str = "sh") -> Markup:
     """Return a Markdown code block, its fence longer than any in the text."""
     code = visible(code)
     ticks = "`" * (2 + max(map(len, re.findall("`+", code)), default=1))
-    return Markup(f"{ticks}sh\n{code}\n{ticks}")
+    return Markup(f"{ticks}{language}\n{code}\n{ticks}")
 
 
 def dark_colours() -> str:

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from ablatrix.orchestrator.report import drawing, figures, methods, palette, tables
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import build
+from ablatrix.orchestrator.report.build import contents as contents_of
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.study.dotted import nest
 from ablatrix.trainer.config import RunConfig
@@ -29,6 +30,7 @@ AGAIN = """
 import json, sys
 from pathlib import Path
 from ablatrix.orchestrator.report.build import build
+from ablatrix.orchestrator.report.build import contents as contents_of
 states = {k: tuple(v) for k, v in json.loads(sys.argv[2]).items()}
 build(Path(sys.argv[1]), states)
 """
@@ -181,7 +183,7 @@ def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
     assert set(rules.get("script-src", "").split()) == {digest(s) for s in scripts}
     assert " style=" not in page.replace("\n", " ").split("<main>")[1].split("</main>")[0]
     outside = re.findall(r'(?:src|href|action|data)="([^"]*)"', page)
-    assert all(link.startswith(("#", "data:,")) for link in outside)
+    assert all(link.startswith(("#", "data:,", "../")) for link in outside)  # `../`: folders of runs
     assert "@import" not in page
     assert "url(" not in page.replace("url(#", "")
     ids = re.findall(r' id="([^"]*)"', page)
@@ -271,3 +273,49 @@ def test_early_stop_is_no_failure(tmp_path: Path) -> None:
 
 def change(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_runs_are_linked_and_their_last_samples_stand_side_by_side(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
+    for run in sorted(tmp_path.glob("*-seed*")):
+        text = f"=== iter 10\nearly\n=== iter 20\n<b>late</b> of {run.name}\n"
+        (run / "samples.txt").write_text(text)
+    build(tmp_path, states)
+    page = (tmp_path / "report" / "report.html").read_text()
+    links = re.findall(r'<a href="\.\./([^"]+)/">', page)
+    assert sorted(set(links)) == sorted(states) and all((tmp_path / "report" / ".." / link).is_dir() for link in links)
+    assert "early" not in page and page.count("after step 20:\n&lt;b&gt;late&lt;/b&gt; of ") == 3
+    assert "<h4>swiglu, seed 1</h4>" in page and "swiglu, seed 2" not in page
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert f"](../{next(iter(states))}/)" in markdown and "```\nafter step 20:\n<b>late</b>" in markdown
+
+
+def test_the_pdf_is_on_demand_and_then_kept_up_to_date(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
+    build(tmp_path, states)
+    paper = tmp_path / "report" / "report.pdf"
+    assert not paper.exists()
+    build(tmp_path, states, with_pdf=True)
+    first = paper.read_bytes()
+    assert first.count(b"/Type /Page ") == 1
+    build(tmp_path, {**states, next(iter(states)): ("failed", "by hand")})
+    assert paper.exists()
+    forty = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
+    cells = {"baseline": [], **{name: [name] for name in forty}}
+    many = analysed(tmp_path / "many", Plan(features=forty, cells=cells, seeds=(1, 2), rows=8))
+    pages = contents_of(many, with_pdf=True)["report.pdf"]
+    assert isinstance(pages, bytes) and pages.count(b"/Type /Page ") == 3
+
+
+def test_the_record_is_json_with_the_numbers_of_the_tables(tmp_path: Path) -> None:
+    fates = {("rope", 1): "diverged", ("rope", 2): "diverged"}
+    report = build(tmp_path, write_study(tmp_path, Plan(seeds=(1, 2), effects={"swiglu": -0.2}, fates=fates)))
+    record = json.loads(json.dumps(report.record, allow_nan=False))
+    assert record["headline"] == report.headline and record["warnings"] == list(report.notes)
+    cells = {cell["cell"]: cell for cell in record["cells"]}
+    assert [cells[row.cell]["verdict"] for row in report.rows] == [row.verdict for row in report.rows]
+    effect = cells["swiglu"]["effect"]
+    assert effect["joint_low"] < effect["low"] < effect["mean"] < effect["high"] < effect["joint_high"] < 0
+    assert effect["at_least"] == effect["joint_high"] and effect["p"] < effect["p_joint"] < 0.05
+    assert cells["rope"]["effect"] is None and cells["rope"]["runs"]["diverged"] == 2
+    assert record["runs"] == {"planned": 14, "finished": 14, "in_mean": 12, "diverged": 2}
