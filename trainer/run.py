@@ -72,7 +72,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         inputs = Inputs.open(config)
         inputs.custom = registry.load_custom(config)
         corpus = config.data.test_corpus if config.data.test_file else config.data
-        inputs.records = read_records(corpus, Path(config.system.cache_dir), inputs.heldout)
+        inputs.records = read_records(corpus, Path(config.system.cache_dir), inputs.text, inputs.heldout)
         if config.trainer.resume != "none":
             resuming.refuse_changed_inputs(config, run_dir / run_files.PROVENANCE, "it was submitted")
         attempt = run_folder.claim(run_dir)

@@ -104,6 +104,22 @@ def test_a_compressed_corpus_has_the_same_records(train: Callable[..., Path], la
     assert read(plain)[1]["val_fingerprint"] == read(again)[1]["val_fingerprint"]
 
 
+def test_a_cache_that_lost_its_index(train: Callable[..., Path], labelled: Path, cache_dir: Path) -> None:
+    settings = {"data__file_path": labelled, "data__domain_key": "meta.set", "system__cache_dir": cache_dir}
+    _, _, found = read(train("run", **settings))
+    for index in cache_dir.glob("tokens/*/index.json"):
+        index.unlink()
+    _, _, again = read(train("again", **settings))
+    assert again == {name: column for name, column in found.items() if name != "domain"}
+
+
+def test_a_file_of_ids_as_held_out_text(train: Callable[..., Path], corpus: Path, tmp_path: Path) -> None:
+    np.tile(np.arange(1000, dtype="<u2"), 2).tofile(tmp_path / "val.bin")
+    _, summary, found = read(train("run", data__test_file=tmp_path / "val.bin", trainer__eval_tokens=20 * BLOCK))
+    assert summary["val_tokens"] == 20 * BLOCK and found["tokens"] == [BLOCK] * 20
+    assert summary["val_documents"] == 20 and all(size > 0 for size in found["bytes"])
+
+
 def test_nothing_held_out(train: Callable[..., Path], labelled: Path) -> None:
     run = train("run", data__file_path=labelled, data__test_size=0)
     assert not (run / run_files.VAL_DOCUMENTS).exists()

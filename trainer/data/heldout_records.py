@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,18 @@ from ablatrix.trainer.data.corpus_files import find_files, is_flat
 from ablatrix.trainer.data.encoder import exact_tokenizer
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.data.token_cache import Cache, read_record
+from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ablatrix.trainer.config import DataConfig
     from ablatrix.trainer.data.corpus import Lines
-    from ablatrix.trainer.data.heldout import Windows
+    from ablatrix.trainer.data.heldout import HeldOut, Windows
+
+
+logger = logging.getLogger(__name__)
 
 
 class Records(BaseModel):
@@ -29,16 +37,22 @@ class Records(BaseModel):
     domains: list[str]
 
 
-def read_records(config: DataConfig, cache_dir: Path, windows: Windows) -> Records:
+def read_records(config: DataConfig, cache_dir: Path, text: HeldOut, windows: Windows) -> Records:
     """Return the records of the documents of an evaluation set, in their order.
 
     Reads their lines only. Of a compressed corpus all that stands before them has to be read too, so the records are
-    kept beside its tokens. Raises DataError if the corpus cannot be read.
+    kept beside its tokens. Where the cache has lost its index (a purge), bytes are those of the decoded tokens, and
+    domains are not known. Raises DataError if the corpus cannot be read.
     """
     if is_flat(find_files(config)[0]):
-        return _decode_windows(config, cache_dir, windows)
+        return _decode(config, cache_dir, (y[y != PADDING] for y in windows.y))
     cache = Cache.of(config, cache_dir)
-    lines = cache.lines()
+    try:
+        lines = cache.lines()
+    except (RunError, OSError):
+        if config.domain_key:
+            logger.warning(f"{cache.folder}: its index was removed, so the domains of held-out documents are not known")
+        return _decode(config, cache_dir, (text.store.document(line) for line in windows.lines.tolist()))
     if all(file.direct for file in lines.source.files):
         return _read_lines(lines, config, windows)
     key = hashlib.sha256(config.domain_key.encode() + windows.lines.tobytes()).hexdigest()[:16]
@@ -69,8 +83,8 @@ def find_domain(record: dict[str, Any], key: str) -> str:
     return "" if value is None or isinstance(value, dict | list) else str(value)
 
 
-def _decode_windows(config: DataConfig, cache_dir: Path, windows: Windows) -> Records:
-    """Return the bytes of the text of windows of token ids."""
+def _decode(config: DataConfig, cache_dir: Path, documents: Iterable[np.ndarray]) -> Records:
+    """Return the bytes of the text that token ids stand for."""
     decoder = exact_tokenizer(tokenizer.find(config.tokenizer, cache_dir).folder / "tokenizer.json")
-    texts = [decoder.decode(y[y != PADDING].tolist(), skip_special_tokens=False) for y in windows.y]
+    texts = [decoder.decode(ids.tolist(), skip_special_tokens=False) for ids in documents]
     return Records(bytes=[len(text.encode("utf-8", "replace")) for text in texts], domains=[""] * len(texts))
