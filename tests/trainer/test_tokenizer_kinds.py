@@ -102,3 +102,20 @@ def test_the_tokens_of_bytes_are_their_values(tmp_path: Path) -> None:
     text = "é – 😀 plain\n\x00\x7f"
     np.testing.assert_array_equal(Encoder(info).encode(text), np.frombuffer(text.encode(), np.uint8))
     assert tokenizer.load("bytes", tmp_path).decode(list(text.encode())) == text
+
+
+def test_the_tokens_of_a_character_tokenizer_are_those_of_its_corpus(tmp_path: Path) -> None:
+    corpus, cache = tmp_path / "input.txt", tmp_path / "cache"
+    texts = ["First Citizen:\nBefore we proceed – é", 'Second block, with "quotes".']
+    corpus.write_text("\n\n".join(texts))
+    options = ["--tokenizer", "chars", "--characters-of", str(corpus), "--cache-dir", str(cache)]
+    assert warm_cache.main(options) == 0
+    characters = sorted(set("".join(texts)))
+    info = tokenizer.find("chars", cache)
+    assert (info.vocab_size, tokenizer.end_of_text(info.folder)) == (len(characters) + 2, len(characters) + 1)
+    store = open_tokens(DataConfig(file_path=str(corpus), tokenizer="chars"), cache)
+    for line, text in enumerate(texts):
+        assert store.document(line).tolist() == [characters.index(c) for c in text]
+        assert tokenizer.load("chars", cache).decode(store.document(line).tolist()) == text
+    assert Encoder(info).encode("F日").tolist() == [characters.index("F"), len(characters)]
+    assert warm_cache.main(["--characters-of", str(corpus), "--cache-dir", str(cache)]) == 2, "gpt2 is another's name"

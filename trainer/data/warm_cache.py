@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from ablatrix.trainer.config import DataConfig, SystemConfig, tokenizer_names
 from ablatrix.trainer.config.paths import expand_path
-from ablatrix.trainer.data import cache_builder, embedded_sample, hub
+from ablatrix.trainer.data import cache_builder, embedded_sample, hub, tokenizer
+from ablatrix.trainer.data.characters import character_tokenizer
 from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import describe_files, find_files, is_flat
 from ablatrix.trainer.data.encoder import byte_characters, is_gpt2_pipeline
@@ -72,6 +73,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--revision", default="main", help="branch, tag or commit of the tokenizer's repository")
     p.add_argument("--from", dest="source", type=_path, metavar="DIR", help="take the tokenizer's files from a folder")
     p.add_argument(
+        "--characters-of",
+        type=_path,
+        nargs="+",
+        metavar="FILE",
+        help="make the tokenizer from the characters of a corpus, under a name of your own with --tokenizer",
+    )
+    p.add_argument(
         "--sample-corpus",
         type=_path,
         metavar="PATH",
@@ -88,7 +96,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="tokenise a corpus now, so that jobs start at once: a file, folder or pattern, or several files",
     )
-    p.add_argument("--text-key", default="text", help="key of the text in each line of --tokens (default: text)")
+    p.add_argument(
+        "--text-key",
+        default="text",
+        help="key of the text in each line of --tokens and --characters-of (default: text)",
+    )
     p.add_argument(
         "--workers", type=int, metavar="N", help="processes for --tokens (default: the cores that this job has)"
     )
@@ -115,7 +127,10 @@ def _run(options: argparse.Namespace) -> None:
     name = tokenizer_names.canonical(options.tokenizer)
     data = _parse_data_flags(options)
     folder_name(name)  # refused before anything is done
-    warm_tokenizer(name, options.cache_dir, options.source, options.revision, options.force)
+    characters = options.characters_of and _corpus(options.characters_of, options.text_key, name)
+    if characters and name in (*REPOSITORIES, *tokenizer.EMBEDDED):
+        raise UserError(f"--characters-of: {name} is the name of another tokenizer; choose one with --tokenizer NAME")
+    warm_tokenizer(name, options.cache_dir, characters or options.source, options.revision, options.force)
     corpus = options.sample_corpus or (options.data_dir / "sample.jsonl" if name == "sample" else None)
     if corpus is not None:
         count = embedded_sample.write_corpus(corpus)
@@ -144,10 +159,11 @@ def say(text: str) -> None:
 
 
 def warm_tokenizer(
-    name: str, cache_dir: Path, source: Path | None, revision: str = "main", force: bool = False
+    name: str, cache_dir: Path, source: Path | DataConfig | None, revision: str = "main", force: bool = False
 ) -> None:
     """Put a tokenizer into the cache unless it is there and whole; it enters the manifest only once it works offline.
 
+    source: a folder of its files, or a corpus whose characters are the tokens; None: it is downloaded, or made here.
     Raises UserError, RunError, and OSError if the cache cannot be written.
     """
     home = cache_dir / "tokenizers"
@@ -162,6 +178,8 @@ def warm_tokenizer(
         files, origin = embedded_sample.train_tokenizer(texts), {"source": "embedded"}
     elif name == "bytes":
         files, origin = embedded_sample.tokenizer_files(byte_characters(), []), {"source": "embedded"}
+    elif isinstance(source, DataConfig):
+        files, origin = character_tokenizer(source), {"source": f"characters of {source.file_path}"}
     elif source is not None:
         files, origin = _read_folder(source)
     else:
@@ -317,10 +335,14 @@ def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool
     return target
 
 
+def _corpus(paths: Sequence[Path], text_key: str, name: str) -> DataConfig:
+    entries = tuple(map(str, paths))
+    return DataConfig(file_path=entries[0] if len(entries) == 1 else entries, text_key=text_key, tokenizer=name)
+
+
 def warm_tokens(paths: Sequence[Path], text_key: str, name: str, cache_dir: Path, workers: int | None) -> None:
     """Build the token cache of a corpus with all cores; a build that was killed continues where it stopped."""
-    entries = tuple(map(str, paths))
-    config = DataConfig(file_path=entries[0] if len(entries) == 1 else entries, text_key=text_key, tokenizer=name)
+    config = _corpus(paths, text_key, name)
     files = find_files(config)
     path = describe_files(config, files)
     if is_flat(files[0]):
