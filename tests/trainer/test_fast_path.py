@@ -146,6 +146,7 @@ def test_parts_of_a_batch_add_up(parts: int, optimizer: str, within: float) -> N
     assert split == pytest.approx(whole, abs=within)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close() -> None:
     wide, half = losses(config(max_iters=60)), losses(config(max_iters=60, dtype="bfloat16"))
     assert half != wide
