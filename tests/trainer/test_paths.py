@@ -76,7 +76,7 @@ def test_every_folder_setting_is_expanded(home: Path, monkeypatch: pytest.Monkey
     given = warm_cache.parser().parse_args(
         ["--tokens", "~/x", "--from", "$HOME/y", "--cache-dir", "~/c", "--data-dir=~/d"]
     )
-    found = [given.tokens, given.source, given.cache_dir, given.data_dir]
+    found = [*given.tokens, given.source, given.cache_dir, given.data_dir]
     assert [os.path.relpath(path, home) for path in found] == ["x", "y", "c", "d"]
 
 
