@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 NAMED = 10  # runs listed by name
 COARSE = 1e-6  # resolution of values that is worth a sentence
+SAMPLINGS = {
+    "packed": ", in blocks packed with whole documents by best fit",
+    "stream": ", in random windows of all documents in a row",
+}
 
 
 def paragraphs(analysis: Analysis) -> list[str]:
@@ -57,6 +61,12 @@ def _example(analysis: Analysis) -> RunRecord | None:
     return next((run for run in runs if run.config), None)
 
 
+def sampling(get: Callable[[str], Any]) -> str:
+    """Return how batches are drawn, "" for windows of single documents. get: returns a setting of the baseline."""
+    mask = ", with attention within each document" if get("data.document_mask") else ""
+    return SAMPLINGS.get(str(get("data.sampling")), "") + mask
+
+
 def _training(analysis: Analysis) -> str:
     run = _example(analysis)
     if run is None:
@@ -77,7 +87,8 @@ def _training(analysis: Analysis) -> str:
     data = f" on {', '.join(path) if isinstance(path, list | tuple) else path}"
     if run.summary.get("data_fingerprint"):
         data += f" (fingerprint {str(run.summary['data_fingerprint'])[:12]})"
-    names = ("file_path", "block_size", "test_size", "test_file", "tokenizer")
+    data += sampling(get)
+    names = ("file_path", "text_files", "block_size", "sampling", "separator", "test_size", "test_file", "tokenizer")
     keys = ("trainer.batch_size", *(f"data.{name}" for name in names))
     configured = [other for other in analysis.study.runs if other.config]
     alike = all(other.setting(key) == get(key) for other in configured for key in keys)

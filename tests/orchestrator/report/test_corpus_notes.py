@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from ablatrix.orchestrator.report import methods
 from ablatrix.orchestrator.report.corpus_notes import corpus_notes
 
 
@@ -37,3 +38,10 @@ def test_skipped_lines_and_short_documents_are_told() -> None:
 def test_nothing_is_said_of_a_corpus_read_whole_or_of_a_damaged_summary() -> None:
     damaged = [None, [], {"documents": 3}, usage(3, True, 1, 1), usage(3, "x", 1, 1), usage(-3, 1, 1, 1)]
     assert not list(corpus_notes([run(8, {}, usage(3, 9, 3, 9)), *(run(8, {}, odd) for odd in damaged)]))
+
+
+def test_methods_name_the_sampling() -> None:
+    settings: dict[str, object] = {"data.sampling": "packed", "data.document_mask": True}
+    words = ", in blocks packed with whole documents by best fit, with attention within each document"
+    assert methods.sampling(settings.get) == words
+    assert methods.sampling({"data.sampling": "document"}.get) == methods.sampling({}.get) == ""
