@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import chdtrc, fdtrc
 
-from ablatrix.orchestrator.report.pooled import Fit, fit
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.pooled import Fit
 
 ODD = 0.01  # level of Cochran's test
 NOISY_REFERENCE = 0.05  # level of the test of the reference's noise
@@ -32,7 +34,7 @@ class Noise:
 
 def describe_noise(pool: Fit) -> Noise:
     """Return the noise of a pool that has degrees of freedom."""
-    plain = fit(pool.values(), blocks=False)
+    plain = pool.without_blocks()
     removed = max(0.0, 1 - pool.variance / plain.variance) if plain.df and plain.variance else 0.0
     return Noise(
         float(np.sqrt(pool.variance)), pool.df, bartlett(pool), levene(pool), removed, intraclass_correlation(pool)
@@ -42,7 +44,7 @@ def describe_noise(pool: Fit) -> Noise:
 def intraclass_correlation(pool: Fit) -> float:
     """Return the share of the variance of a run that its seed explains in all cells alike, from mean squares."""
     seeds = len(pool.seeds) - 1
-    explained = fit(pool.values(), blocks=False).rss - pool.rss
+    explained = pool.without_blocks().rss - pool.rss
     if not seeds or explained <= 0:
         return 0.0
     between = max(0.0, (explained / seeds - pool.variance) / (pool.known.sum() / len(pool.seeds)))

@@ -7,8 +7,7 @@ Experiments, chapter 4). The seeds are eliminated from the normal equations, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ import numpy as np
 from ablatrix.orchestrator.report.simultaneous import Joint, product_loadings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ablatrix.orchestrator.report.statistics import Values
 
 
@@ -140,20 +141,20 @@ class Fit:
 
     def without(self, cells: Sequence[str] = (), runs: Sequence[tuple[str, int]] = ()) -> Fit | None:
         """Return the fit without some cells, or without some runs (cell, seed); None if nothing remains."""
-        values = {
-            name: {s: v for s, v in row.items() if (name, s) not in runs}
-            for name, row in self.values().items()
-            if name not in cells
-        }
-        remaining = {name: row for name, row in values.items() if row}
-        return fit(remaining, self.blocks) if remaining else None
+        table = self.table.copy()
+        for cell, seed in runs:
+            table[self.cells.index(cell), self.seeds.index(seed)] = np.nan
+        known = ~np.isnan(table)
+        rows = [i for i, name in enumerate(self.cells) if name not in cells and known[i].any()]
+        columns = np.flatnonzero(known[rows].any(axis=0)).tolist()
+        if not rows:
+            return None
+        left = table[np.ix_(rows, columns)]
+        return Fit(tuple(self.cells[i] for i in rows), tuple(self.seeds[i] for i in columns), left, self.blocks)
 
-    def values(self) -> dict[str, dict[int, float]]:
-        """Return cell -> seed -> value."""
-        return {
-            name: {s: float(v) for s, v in zip(self.seeds, row, strict=True) if not np.isnan(v)}
-            for name, row in zip(self.cells, self.table, strict=True)
-        }
+    def without_blocks(self) -> Fit:
+        """Return the fit of value ~ cell to the same runs."""
+        return replace(self, blocks=False)
 
 
 def fit(values: Mapping[str, Values], blocks: bool = True) -> Fit:
