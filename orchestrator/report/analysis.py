@@ -21,9 +21,9 @@ from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.study.metric import NLL, Measure
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.budgets import Matched, Reach
+    from ablatrix.orchestrator.report.budgets import Matched
     from ablatrix.orchestrator.report.collect import RunRecord, Study
-    from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.status.device_hours import Hours
 
 MATCHED = 0.01  # parameter counts within 1% count as matched

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ablatrix.orchestrator.report.statistics import Reach
+
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
@@ -143,29 +145,6 @@ def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> tuple[float, boo
         share = math.log(target / before[1]) / math.log(after[1] / before[1])
         return before[0] * (after[0] / before[0]) ** share, False
     return before[0] + (before[1] - target) / (before[1] - after[1]) * (after[0] - before[0]), False
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Cost of reaching a target, over seeds; `limits`: full cost of the runs that never did (right-censored).
-
-    at_most: True if a run had passed the target at its first evaluation, so that the cost is an upper bound.
-    """
-
-    reached: tuple[float, ...] = ()
-    limits: tuple[float, ...] = ()
-    factor: float | None = None  # baseline's need / this cell's, geometric mean over seeds; over 1: sooner
-    at_most: bool = False
-
-    @property
-    def censored(self) -> bool:
-        return bool(self.limits)
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over seeds; with a censored one a lower bound."""
-        every = self.reached + self.limits
-        return math.fsum(every) / len(every) if every else None
 
 
 def cost_to_baseline(

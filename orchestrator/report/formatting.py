@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.budgets import Reach
-    from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.report.statistics import Effect, Reach
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"

@@ -108,3 +108,26 @@ def spread(values: Values) -> float | None:
         return None
     mean = math.fsum(values.values()) / len(values)
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values.values()) / (len(values) - 1))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Cost of reaching a target, over seeds; `limits`: full cost of the runs that never did (right-censored).
+
+    at_most: True if a run had passed the target at its first evaluation, so that the cost is an upper bound.
+    """
+
+    reached: tuple[float, ...] = ()
+    limits: tuple[float, ...] = ()
+    factor: float | None = None  # baseline's need / this cell's, geometric mean over seeds; over 1: sooner
+    at_most: bool = False
+
+    @property
+    def censored(self) -> bool:
+        return bool(self.limits)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds; with a censored one a lower bound."""
+        every = self.reached + self.limits
+        return math.fsum(every) / len(every) if every else None

@@ -14,9 +14,8 @@ from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
-    from ablatrix.orchestrator.report.budgets import Reach
     from ablatrix.orchestrator.report.collect import RunRecord
-    from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.study.metric import Measure
 
 VALUE = "val_nll"  # the place of the measure in a row; its column is called by its name

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report.budgets import Reach, first_reach, interpolate
+from ablatrix.orchestrator.report.budgets import first_reach, interpolate
+from ablatrix.orchestrator.report.statistics import Reach
 
 X = np.array([1000.0, 4000.0, 16000.0])
 
