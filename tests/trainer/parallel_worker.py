@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ddp": ({"strategy": "ddp"}, {}),
     "fsdp": ({"strategy": "fsdp"}, {}),
     "fsdp-tied": ({"strategy": "fsdp", "grad_accum": 2}, {**NO_DROPOUT, "tie_embeddings": True, "rope": True}),
-    "gpipe": ({**PIPELINE, "pipeline_schedule": "gpipe"}, NO_DROPOUT),
+    "gpipe": ({**PIPELINE, "pipeline_schedule": "gpipe", "pipeline_split": (2, 1)}, {**NO_DROPOUT, "n_layer": 3}),
     "1f1b": ({**PIPELINE, "pipeline_schedule": "1f1b"}, NO_DROPOUT),
     "1f1b-dropout": ({**PIPELINE, "optimizer": "muon"}, {"n_layer": 3}),
 }

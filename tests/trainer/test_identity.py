@@ -82,6 +82,7 @@ NEUTRAL: dict[str, Any] = {
     "trainer.strategy": "ddp",
     "trainer.pipeline_schedule": "gpipe",
     "trainer.pipeline_microbatches": 2,
+    "trainer.pipeline_split": "2,1",
     "trainer.activation_checkpointing": True,
     "trainer.ckpt_interval": 7,
     "trainer.sample_interval": 6,

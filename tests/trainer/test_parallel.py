@@ -135,6 +135,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
         "2 layers cannot be split into 3 stages": {"batch_size": 6},
         "4 windows cannot be cut into 3 equal micro-batches": {"pipeline_microbatches": 3},
         "1f1b needs at least as many as there are processes .3., got 2": {"pipeline_microbatches": 2},
+        "pipeline_split: 1,1 does not divide 2 layers among 3 processes": {"pipeline_split": (1, 1)},
         "grad_accum: 2, but a pipeline cuts": {"grad_accum": 2},
         "tie_embeddings: a pipeline has the embeddings": {"model": {"tie_embeddings": True}},
     }.items():
@@ -149,7 +150,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
     ("model", "stages", "sizes"),
     [({"model_type": "gpt2-xl"}, 4, [13, 13, 13, 9]), ({"model_type": "gpt-mini"}, 3, [3, 2, 1]), ({}, 2, [1, 1])],
 )
-def test_stages_take_about_as_long(model: dict[str, Any], stages: int, sizes: list[int]) -> None:
+def test_stages_are_those_asked_for_or_take_about_as_long(model: dict[str, Any], stages: int, sizes: list[int]) -> None:
     config = settings(
         "1f1b", model=dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size")) | model if model else {}
     )
@@ -159,6 +160,7 @@ def test_stages_take_about_as_long(model: dict[str, Any], stages: int, sizes: li
     layers = split(resolved, stages)
     assert [len(part) for part in layers] == sizes
     assert [layer for part in layers for layer in part] == list(range(sum(sizes)))
+    assert split(settings("gpipe"), 2) == [range(2), range(2, 3)]
 
 
 @pytest.mark.slow

@@ -48,6 +48,12 @@ def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
     pieces = microbatches(config, world)
     if layers is not None and layers < world:
         problems.append(f"trainer.strategy: {layers} layers cannot be split into {world} stages; use fewer processes")
+    sizes = settings.pipeline_split
+    if sizes and layers is not None and (len(sizes) != world or sum(sizes) != layers):
+        problems.append(
+            f"trainer.pipeline_split: {','.join(map(str, sizes))} does not divide {layers} layers among {world} "
+            "processes; give the layers of each process, or leave it out"
+        )
     if settings.batch_size % pieces:
         problems.append(
             f"trainer.batch_size: {settings.batch_size} windows cannot be cut into {pieces} equal micro-batches; take "

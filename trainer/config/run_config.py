@@ -30,7 +30,8 @@ NEUTRAL: dict[str, Any] = {
     "trainer": {
         *("resume", "num_workers", "ckpt_interval", "save_total_limit", "save_best"),
         *("sample_interval", "sample_prompt"),
-        *("strategy", "pipeline_schedule", "pipeline_microbatches", "activation_checkpointing"),
+        *("strategy", "pipeline_schedule", "pipeline_microbatches", "pipeline_split"),
+        "activation_checkpointing",
     },
     "info": True,
     "callbacks": set(CallbacksConfig.model_fields) - {"custom"},  # a custom callback may change the training

@@ -7,6 +7,7 @@ gradient of the whole batch. The schedules are torch's (torch.distributed.pipeli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,12 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 def split(config: RunConfig, stages: int) -> list[range]:
-    """Return the layers of each stage, at least one each; the last also has the output head, worth many layers."""
+    """Return the layers of each stage: those of trainer.pipeline_split, or such that stages take about as long.
+
+    Each has one at least; the last also has the output head, worth many layers.
+    """
+    if config.trainer.pipeline_split:
+        return _ranges(config.trainer.pipeline_split)
     model = ResolvedGPTConfig.of(config.model)
     n_layer = model.n_layer
     head = model.vocab_size / (12 * model.n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
@@ -42,8 +48,11 @@ def split(config: RunConfig, stages: int) -> list[range]:
     # of equally fast ones that with the fewest layers beside the head
     last = min(range(1, n_layer - stages + 2), key=slowest)
     most, more = divmod(n_layer - last, stages - 1)
-    sizes = [most + (i < more) for i in range(stages - 1)] + [last]
-    return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(stages)]
+    return _ranges([most + (i < more) for i in range(stages - 1)] + [last])
+
+
+def _ranges(sizes: Sequence[int]) -> list[range]:
+    return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
 class Stage(nn.Module):
