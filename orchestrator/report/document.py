@@ -154,7 +154,8 @@ def verdict(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
     if len(found) >= MANY_CELLS:
         sentences = Folded(f"A sentence per cell ({len(found)})", [sentences])
     details = Folded("Standard deviations, p values and other details", [details_table(analysis)])
-    return [*_pick(drawn, "effects"), sentences, details]
+    main = [Heading("Main effects"), *_pick(drawn, "main_effects"), Heading("Cells")] if "main_effects" in drawn else []
+    return [*main, *_pick(drawn, "effects"), sentences, details]
 
 
 def _listed(analysis: Analysis) -> list[CellResult]:
@@ -249,8 +250,8 @@ def curves(drawn: Mapping[str, Figure]) -> list[Block]:
 
 
 def combinations(drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return main effects, leave-one-out effects and interactions, as far as the design has them."""
-    found = [drawn[name] for name in ("main_effects", "left_out", "interactions") if name in drawn]
+    """Return leave-one-out effects and interactions, as far as the design has them."""
+    found = [drawn[name] for name in ("left_out", "interactions") if name in drawn]
     return [block for figure in found for block in (Heading(figure.title), figure)]
 
 

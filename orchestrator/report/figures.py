@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
 
 MOST_LINES = 12  # of one panel: more are indistinguishable
-MOST_PANELS = 24
+MOST_PANELS = 12
 SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
 AXES = {"tokens": "tokens trained on", "steps": "steps"}
 

@@ -70,8 +70,9 @@ def _effects_caption(analysis: Analysis) -> str:
         return caption + (f" There are no intervals: {verdicts.ONE_SEED}." if analysis.single_seed else "")
     caption += (
         f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: 95% "
-        f"interval simultaneous over {formatting.count(analysis.family, 'comparison')}, which decides the verdict and "
-        "is the one in the table; small ticks: single seeds."
+        f"interval simultaneous over {formatting.count(analysis.family, 'comparison')}, "
+        f"{'the one' if analysis.factorial else 'which decides the verdict and is the one'} in the table; small ticks: "
+        "single seeds."
     )
     if any(cell.read_off for cell in analysis.cells.values()):
         caption += f" {measure.short_name}: at the compared budget; in brackets after the whole training."
