@@ -243,10 +243,10 @@ def _time_remark(analysis: Analysis) -> list[Block]:
 
 
 def curves(drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return differences along the training, raw curves (folded), and schedules."""
+    """Return raw curves, differences along the training, and schedules."""
     every = drawn.get("loss_curves")
-    overlay = [Folded("All curves in one plot", [every])] if every and every.panels else []
-    return [*_pick(drawn, "differences"), *overlay, *_pick(drawn, "schedules")]
+    overlay = [every] if every and every.panels else []
+    return [*overlay, *_pick(drawn, "differences"), *_pick(drawn, "schedules")]
 
 
 def combinations(drawn: Mapping[str, Figure]) -> list[Block]:
