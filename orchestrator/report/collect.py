@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report.document_scores import DocumentScores, parse_scores
-from ablatrix.orchestrator.report.generated_text import last_sample
 from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows
+from ablatrix.orchestrator.report.sample_file import last_sample
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store.study_dir import read_plan
 from ablatrix.orchestrator.study.metric import NLL, Measure, of_record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,19 +11,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
 
-HEADER = re.compile(r"^=== iter (\d+)\n", re.MULTILINE)
-MOST_CELLS, MOST_LETTERS = 24, 1500
-
-
-def last_sample(content: bytes) -> str:
-    """Return the last sample in a samples.txt with the step that it was drawn at, '' if there is none."""
-    text = content.decode("utf-8", "replace")
-    found = list(HEADER.finditer(text))
-    if not found:
-        return ""
-    sample = text[found[-1].end() :].strip("\n")
-    cut = sample[:MOST_LETTERS] + ("\N{HORIZONTAL ELLIPSIS}" if len(sample) > MOST_LETTERS else "")
-    return f"after step {found[-1][1]}:\n{cut}"
+MOST_CELLS = 24
 
 
 def side_by_side(cells: Sequence[CellResult]) -> list[Block]:
