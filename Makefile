@@ -68,9 +68,9 @@ test: $(VENV)/.installed-dev ## run the whole test suite (Slurm tests only where
 fast-test: $(VENV)/.installed-dev ## run the fast tests; after every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not slurm' -n 2 $(PYTEST_ARGS)
 
-coverage: $(VENV)/.installed-dev ## run the whole test suite and show the branches that no test takes
+coverage: $(VENV)/.installed-dev ## run the whole test suite and show what no test takes; fails below 90%
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-fail-under=90 -n 2 $(PYTEST_ARGS)
 
 trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and list them in a table; SEED=n draws others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults \
