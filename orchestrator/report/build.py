@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "report"
 SCHEMA = 1  # of the JSON record; raised when a field changes its meaning or goes away
 PAPER = "report.pdf"
-ON_PAPER = ("effects", "main_effects", "interactions", "loss_curves")
+ON_PAPER = ("main_effects", "interactions", "effects", "loss_curves")
 
 
 @dataclass(frozen=True)

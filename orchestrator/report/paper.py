@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, MARGIN = 8.27, 11.69, 0.6
 INNER = WIDTH - 2 * MARGIN
 PANEL, PANEL_LEFT, PANEL_RIGHT, PANEL_BELOW, PANEL_ABOVE = 1.75, 0.6, 1.15, 0.45, 0.25
+WITH_TITLE = 3.1  # what a title is kept together with
 TIGHT_ROW, MANY_ROWS = 0.185, 16  # from so many rows on they are closer together
 LETTER = 0.53  # mean width of a letter, in its size
 
@@ -51,6 +52,11 @@ class Paper:
             self._begin()
         self.top -= height
         return self.top
+
+    def keep(self, height: float) -> None:
+        """Begin a new page unless this one has room for `height` inches."""
+        if height > self.room:
+            self._begin()
 
     def text(self, text: str, size: float, after: float = 0.1, **style: Any) -> None:
         """Write a paragraph; its lines may go on on the next page."""
@@ -93,6 +99,7 @@ def write(title: str, lead: str, subtitle: str, figures: Sequence[Figure], metho
         paper.text(lead, 10, 0.12, weight="bold")
         for figure in figures:
             if figure.name != "effects":
+                paper.keep(WITH_TITLE)
                 paper.text(figure.title, 8.5, 0.02, weight="bold")
             if figure.forest:
                 paper.forest(figure.forest)
