@@ -5,6 +5,7 @@ import json
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def test_failed_runs_are_named_and_rerun_only_on_request(workspace: Workspace) -
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Workspace) -> None:
+    workspace.python = sys.executable  # signals through all of a run's processes
     study = workspace.write_study(iters=4000, ckpt=1000)
     words = ("submit", study, "--launcher", "local", "--only", "baseline")
     process = subprocess.Popen(
