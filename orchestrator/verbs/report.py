@@ -28,10 +28,10 @@ def report(studies: Sequence[str], output: Path, console: Console, *, pdf: bool 
         states = study_state.collect(study)
         reasons.append(run_state.reasons(states))
         removed = removed_files.list_all(study, states)
+        for line in removed if not as_json else ():
+            console.print(line, soft_wrap=True)
         made.append(build.build(study.folder, reasons[-1], pdf))
         if not as_json:
-            for line in removed:
-                console.print(line, soft_wrap=True)
             _print_verdict(made[-1], console)
     both = build.compare([study.folder for study in found], reasons) if len(found) > 1 else None
     if as_json:
