@@ -141,7 +141,7 @@ class Page(HTMLParser):
         (self.scripts if self.within == "script" else self.words).append(data)
 
     def require_harmless(self) -> None:
-        """Fail on a handler, on anything that is fetched from elsewhere, and on a payload in a script that is not JSON data."""
+        """Fail on a handler, on anything fetched from elsewhere, on a payload in a script that is not JSON data."""
         for tag, attrs in self.elements:
             assert tag not in ("iframe", "object", "embed", "base", "form", "input", "audio", "video"), tag
             for name, value in attrs:
