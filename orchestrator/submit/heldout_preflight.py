@@ -36,7 +36,8 @@ def describe_small(config: RunConfig, store: TokenStore | None, most_bytes: int)
         scored = text.windows(data.block_size, config.trainer.eval_tokens).scored
         documents, tokens = int(np.count_nonzero(scored)), int(scored.sum())
     if isinstance(documents, int) and documents and is_small(documents, tokens):
-        size = f"{documents:,} documents" + (f" with {tokens:,} scored tokens" if text is not None else "")
+        size = "1 document" if documents == 1 else f"{documents:,} documents"
+        size += f" with {tokens:,} scored tokens" if text is not None else ""
         yield (
             f"the held-out text is small ({size}), so that effects on it may not hold for other text; from "
             f"{FEW_DOCUMENTS} documents and {FEW_TOKENS:,} tokens on it can decide (data.test_size, "
