@@ -155,9 +155,10 @@ def _recorded_margins(folder: Path) -> list[Any]:
 
 def record_margin(folder: Path, margin: float | None) -> None:
     """Record the `margin:` of an experiment in study.json if it is not the last one there: a change must be visible."""
-    recorded = _recorded_margins(folder)
+    record = read_plan(folder)
+    recorded = record.get("margins", [])
     if not recorded or recorded[-1][1] != margin:
-        record = read_plan(folder) | {"margins": [*recorded, [round(time.time(), 3), margin]]}
+        record = record | {"margins": [*recorded, [round(time.time(), 3), margin]]}
         try:
             atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
         except OSError as error:
