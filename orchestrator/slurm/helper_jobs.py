@@ -124,9 +124,13 @@ def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bo
 
 def describe(study: Study, jobs: Queue | None) -> list[str]:
     """Return a line for each report job in the queue."""
-    lines = []
-    for job in find(study, REPORT, jobs) if jobs else []:
-        state = jobs[job].state if jobs else ""
-        waits = jobs[job].hold or "waits for the runs to end" if jobs else ""
-        lines.append(f"report: job {job} " + ("runs" if state in job_parsing.RUNNING else waits))
-    return lines
+    if not jobs:
+        return []
+    reports = [jobs[job] for job in find(study, REPORT, jobs)]
+    return [f"report: job {job.id} {_describe_progress(job)}" for job in reports]
+
+
+def _describe_progress(job: job_parsing.Job) -> str:
+    if job.state in job_parsing.RUNNING:
+        return "runs"
+    return job.hold or "waits for the runs to end"

@@ -65,8 +65,7 @@ class Job:
     @property
     def hold(self) -> str:
         """Why Slurm holds it, and what releases it; '' if it is not held."""
-        held = any(word in self.reason for word in HELD)
-        return describe_wait(self.reason) if held and self.state in PENDING else ""
+        return describe_wait(self.reason) if _advice(self.reason) and self.state in PENDING else ""
 
     @property
     def base(self) -> str:
@@ -171,8 +170,13 @@ def describe_wait(reason: str) -> str:
     """Return squeue's reason why a job waits, and what to do if it would wait for ever."""
     if reason in ("", "None", "(null)", "N/A"):
         return "waiting for the scheduler"
-    advice = next((advice for word, advice in HELD.items() if word in reason), "")
+    advice = _advice(reason)
     return f"{reason}: {advice}" if advice else reason
+
+
+def _advice(reason: str) -> str:
+    """Return what releases a job that is held for this reason, '' if it is not held."""
+    return next((advice for word, advice in HELD.items() if word in reason), "")
 
 
 def comment(token: str, site: str | None = None) -> str:
