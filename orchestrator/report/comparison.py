@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from ablatrix.orchestrator.report import homogeneity
 from ablatrix.orchestrator.report.pooled import Fit, connected, fit
 from ablatrix.orchestrator.report.simultaneous import Joint
-from ablatrix.orchestrator.report.statistics import ALPHA, LEVEL, Effect, Method, Values, holm, t_interval
+from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Method, Values, holm, t_interval
 
 FINEST = 1e-10  # of a value: finer steps are noise of floating-point sums
 
@@ -158,30 +157,23 @@ class _Groups:
         for group in self.groups:
             share = len(group.names) / total / tables
             df = group.joint.df
-            point, joint = float(stdtrit(df, 0.5 + LEVEL / 2)), group.joint.critical(ALPHA * share)
+            joint = group.joint.critical(ALPHA * share)
             wide = group.joint.critical(2 * ALPHA * share)
             floors = [self.resolution / math.sqrt(6 * len(self.values[name])) for name in group.names]
             errors = np.maximum(group.errors, floors)
             corrected = np.minimum(group.joint.p_values(group.means / errors) / share, 1.0)
             for name, mean, error, p in zip(group.names, group.means, errors, corrected, strict=True):
-                self.effects[name] = replace(
-                    self.effects[name],
-                    low=float(mean - point * error),
-                    high=float(mean + point * error),
-                    p=2 * float(stdtr(df, -abs(mean) / error)),
-                    joint_low=float(mean - joint * error),
-                    joint_high=float(mean + joint * error),
-                    p_joint=float(p),
-                    within=float(abs(mean) + wide * error),
-                    df=df,
-                )
+                effect = self.effects[name].with_intervals(float(error), df, joint, float(p))
+                self.effects[name] = replace(effect, within=float(abs(mean) + wide * error))
         return self.effects
 
     def mean_without(self, name: str, runs: Sequence[tuple[str, int]], odd: Sequence[str]) -> float | None:
         """Return the effect of a cell without some runs, None if that changes nothing or leaves nothing."""
+        if not {n for n, _ in runs} & {name, self.reference}:
+            return None
         kept = {n: {s: v for s, v in row.items() if (n, s) not in runs} for n, row in self.values.items()}
         row, base = kept[name], kept[self.reference]
-        if not row or not base or not {n for n, _ in runs} & {name, self.reference}:
+        if not row or not base:
             return None
         own = {self.reference: base, name: row}
         if self.effects[name].method == "pooled":

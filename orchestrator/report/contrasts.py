@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from ablatrix.orchestrator.report.pooled import Fit, fit
-from ablatrix.orchestrator.report.statistics import ALPHA, LEVEL, Effect, Values
+from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Values, t_quantile
 
 OFF = ""  # the level of a factor that is off
 Weights = Mapping[str, float]  # cell -> weight, summing to 0
@@ -177,20 +176,10 @@ def _effects(model: Fit, table: Sequence[Weights], values: Mapping[str, Values])
     if model.df < 1:
         return found
     errors = np.sqrt(np.maximum(units * model.variance, 1e-30))
-    point, wide = float(stdtrit(model.df, 0.5 + LEVEL / 2)), joint.critical(ALPHA)
+    critical = joint.critical(ALPHA)
     corrected = joint.p_values(means / errors)
     return [
-        replace(
-            effect,
-            method="pooled",
-            low=float(effect.mean - point * error),
-            high=float(effect.mean + point * error),
-            p=2 * float(stdtr(model.df, -abs(effect.mean) / error)),
-            joint_low=float(effect.mean - wide * error),
-            joint_high=float(effect.mean + wide * error),
-            p_joint=float(p),
-            df=model.df,
-        )
+        replace(effect, method="pooled").with_intervals(float(error), model.df, critical, float(p))
         for effect, error, p in zip(found, errors, corrected, strict=True)
     ]
 
@@ -217,6 +206,6 @@ def _marginal_means(design: Design) -> tuple[MarginalMean, ...]:
             half = None
             if model.df > 0:
                 variance = model.variance * float(np.sum(1 / model.counts[cells])) / len(cells) ** 2
-                half = float(stdtrit(model.df, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+                half = t_quantile(model.df) * math.sqrt(variance)
             found.append(MarginalMean(name, level or "off", float(np.mean(model.means[cells])), half))
     return tuple(found)

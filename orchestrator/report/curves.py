@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
 from ablatrix.orchestrator.report import breakdown
 from ablatrix.orchestrator.report.figure_data import Series
-from ablatrix.orchestrator.report.statistics import LEVEL
+from ablatrix.orchestrator.report.statistics import t_quantile
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import CellResult
@@ -151,5 +150,5 @@ def _mean_of(x: np.ndarray, rows: list[np.ndarray], interval: bool) -> Series:
     mean = table.mean(axis=0)
     if not interval or len(rows) < 2:
         return Series(x, mean)
-    half = stdtrit(len(rows) - 1, 0.5 + LEVEL / 2) * table.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    half = t_quantile(len(rows) - 1) * table.std(axis=0, ddof=1) / np.sqrt(len(rows))
     return Series(x, mean, mean - half, mean + half)

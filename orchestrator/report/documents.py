@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
 from ablatrix.orchestrator.report.document_scores import FEW_DOCUMENTS, FEW_TOKENS, is_small
-from ablatrix.orchestrator.report.statistics import LEVEL
+from ablatrix.orchestrator.report.statistics import t_quantile
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -75,8 +74,8 @@ def _seed_error(cell: CellResult, effects: np.ndarray) -> tuple[float, float] | 
     effects: (n,) of each seed. None with one seed and no verdict.
     """
     effect, n = cell.effect, len(effects)
-    if effect is not None and effect.df and effect.half_width:
-        return effect.half_width / float(stdtrit(effect.df, 0.5 + LEVEL / 2)), effect.df
+    if effect is not None and effect.df and effect.error:
+        return effect.error, effect.df
     return (float(effects.std(ddof=1)) / math.sqrt(n), n - 1) if n > 1 else None
 
 
@@ -87,7 +86,7 @@ def _with_seeds(error: TextError, seeds: float, df: float) -> TextError:
     if not combined:
         return replace(error, over_seeds=seeds, combined=combined)
     df_combined = combined**4 / (seeds**4 / df + documents**4 / (error.documents - 1))
-    margin = float(stdtrit(df_combined, 0.5 + LEVEL / 2)) * combined
+    margin = t_quantile(df_combined) * combined
     low, high = error.effect - margin, error.effect + margin
     return replace(error, over_seeds=seeds, combined=combined, low=low, high=high)
 

@@ -1,4 +1,4 @@
-"""Effects with intervals: paired t, prediction interval, Holm's correction, contrasts, censored times.
+"""Effects with intervals: Student's t, Holm's correction, the cost of reaching a value.
 
 Pure functions of numbers; analysis.py applies them to cells.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy.special import stdtr, stdtrit
@@ -57,6 +57,30 @@ class Effect:
     def half_width(self) -> float | None:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    def with_intervals(self, error: float, df: float, critical: float, p_joint: float) -> Effect:
+        """Return it with its intervals and p values.
+
+        error: standard error, of `df` degrees of freedom; critical: half the simultaneous interval in standard errors.
+        """
+        low, high, p = student(self.mean, error, df)
+        joint = critical * error
+        return replace(
+            self,
+            low=low,
+            high=high,
+            p=p,
+            joint_low=self.mean - joint,
+            joint_high=self.mean + joint,
+            p_joint=p_joint,
+            df=df,
+        )
+
+    @property
+    def error(self) -> float | None:
+        """Its standard error, None where it is not known."""
+        half = self.half_width
+        return None if half is None or self.df is None else half / t_quantile(self.df)
+
     @property
     def joint_half_width(self) -> float | None:
         """Half of the simultaneous interval."""
@@ -81,12 +105,18 @@ def t_interval(differences: Values) -> Effect | None:
     if len(values) == 1:
         return Effect(mean, 1, "descriptive", seeds=seeds, values=values)
     variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    low, high, p = _student(mean, math.sqrt(variance / len(values)), len(values) - 1)
+    low, high, p = student(mean, math.sqrt(variance / len(values)), len(values) - 1)
     return Effect(mean, len(values), "paired t", low, high, p, seeds, values)
 
 
-def _student(mean: float, error: float, df: int) -> tuple[float, float, float]:
-    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * error
+def t_quantile(df: float) -> float:
+    """Return half of the width of a two-sided 95% interval, in standard errors."""
+    return float(stdtrit(df, 0.5 + LEVEL / 2))
+
+
+def student(mean: float, error: float, df: float) -> tuple[float, float, float]:
+    """Return (low, high, p) of a mean: its pointwise 95% interval, and the two-sided p value of 0."""
+    half = t_quantile(df) * error
     p = 2 * float(stdtr(df, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return mean - half, mean + half, p
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
-from ablatrix.orchestrator.report.statistics import ALPHA, LEVEL, Effect, Values, spread
+from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Values, spread, student, t_quantile
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Estimate:
 
 def estimate_of_effect(effect: Effect | None) -> Estimate | None:
     """Return an effect as an estimate; None if its uncertainty is not known."""
-    if effect is None or effect.half_width is None or effect.df is None:
+    if effect is None or effect.error is None or effect.df is None:
         return None
-    return Estimate(effect.mean, effect.half_width / float(stdtrit(effect.df, 0.5 + LEVEL / 2)), effect.df, effect.n)
+    return Estimate(effect.mean, effect.error, effect.df, effect.n)
 
 
 def estimate_of_mean(values: Values) -> Estimate | None:
@@ -44,8 +44,7 @@ def difference(first: Estimate, second: Estimate) -> Effect:
     if error == 0:
         return Effect(mean, n, "descriptive")
     df = (a + b) ** 2 / (a**2 / first.df + b**2 / second.df)
-    half, p = float(stdtrit(df, 0.5 + LEVEL / 2)) * error, 2 * float(stdtr(df, -abs(mean) / error))
-    return Effect(mean, n, "unpaired", mean - half, mean + half, p, df=df)
+    return Effect(mean, n, "unpaired", *student(mean, error, df), df=df)
 
 
 def corrected(effects: Sequence[Effect | None]) -> list[Effect | None]:
@@ -57,6 +56,5 @@ def corrected(effects: Sequence[Effect | None]) -> list[Effect | None]:
 def _widened(effect: Effect, m: int) -> Effect:
     if effect.p is None or effect.half_width is None or effect.df is None:
         return effect
-    ratio = float(stdtrit(effect.df, 1 - ALPHA / (2 * m)) / stdtrit(effect.df, 0.5 + LEVEL / 2))
-    half = effect.half_width * ratio
+    half = effect.half_width * (float(stdtrit(effect.df, 1 - ALPHA / (2 * m))) / t_quantile(effect.df))
     return replace(effect, joint_low=effect.mean - half, joint_high=effect.mean + half, p_joint=min(1.0, m * effect.p))
