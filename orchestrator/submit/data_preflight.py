@@ -16,8 +16,7 @@ from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import file_stamp, find_files, is_flat, total_size
 from ablatrix.trainer.data.formats import detect, is_json
-from ablatrix.trainer.rundir.console import say
-from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, RunError, UserError
+from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
 from ablatrix.trainer.rundir.files import open_for_reading
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenises such a corpus, in seconds
 TAIL = 1 << 16  # bytes
-MOST_LINES = 6  # printed about corpora
+MOST_LINES = 6  # about corpora
 RECENT_SECONDS = 60  # a file that has changed since may still be written
 
 
@@ -60,8 +59,8 @@ def _check_files(data: DataConfig, position: str, hint: str = "") -> Iterator[st
         yield f"{error}{hint}{f' ({place})' if place else ''}"
 
 
-def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield why batches cannot be drawn; what is known of the corpora is printed.
+def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> list[str]:
+    """Return what is known of the corpora, in lines. Raises ConfigError with every reason why batches cannot be drawn.
 
     Writes the token cache of a small corpus, which its runs need anyway; of a large one only the beginning is read.
     """
@@ -70,11 +69,12 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     from ablatrix.trainer.data.tokens import open_tokens
 
     lines: list[str] = []
+    found: list[str] = []
     for run, config in _distinct(runs):
         try:
             if problem := heldout_preflight.find_domain_problem(config.data):
                 at = value_origins.position(loaded, run.features, "data.domain_key")
-                yield f"{at}data.domain_key: {problem}"
+                found.append(f"{at}data.domain_key: {problem}")
                 continue
             if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
                 warnings = corpus_usage.check_beginning(config.data)
@@ -87,11 +87,12 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
             warnings += heldout_preflight.describe_small(config, store, SMALL_CORPUS)
             lines += [text, *(f"warning: {warning}" for warning in warnings)]
         except UserError as error:
-            yield f"{value_origins.position(loaded, run.features, 'data.file_path')}{error}"
+            found.append(f"{value_origins.position(loaded, run.features, 'data.file_path')}{error}")
+    if found:
+        raise ConfigError(list(dict.fromkeys(found)))
     different = heldout_preflight.describe_different(config for _, config in _distinct(runs))
     lines += (f"warning: {warning}" for warning in different)
-    for line in list(dict.fromkeys(lines))[:MOST_LINES]:
-        say(line)
+    return list(dict.fromkeys(lines))[:MOST_LINES]
 
 
 def check_file(path: Path, alone: bool = True) -> None:

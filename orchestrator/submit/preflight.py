@@ -47,8 +47,10 @@ def vocabulary(config: RunConfig) -> tuple[int, int | None]:
         raise
 
 
-def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> None:
-    """Raise ConfigError with every finding; creates nothing but, last, a token cache for a small corpus.
+def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> list[str]:
+    """Return what is known of the corpora, in lines. Raises ConfigError with every finding.
+
+    Creates nothing but, last, a token cache for a small corpus.
 
     runs: of the whole study. chosen: those to be queued now, which need room on the disk and in the queue.
     """
@@ -66,10 +68,9 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
         checks.append(partial(_check_slurm, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # most of them wait for a process
         found = list(chain.from_iterable(pool.map(lambda check: list(check()), checks)))
-    if not found and not is_command:
-        found = list(data_preflight.check_corpora(loaded, runs))
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
+    return [] if is_command else data_preflight.check_corpora(loaded, runs)
 
 
 def _check_exports(loaded: Loaded) -> Iterator[str]:

@@ -6,6 +6,7 @@ from ablatrix.orchestrator.slurm import site_limits
 from ablatrix.orchestrator.study import json_schema
 from ablatrix.orchestrator.verbs.plan import Options, Plan, check_plan, make_plan
 from ablatrix.orchestrator.verbs.schema import renewal_command
+from ablatrix.trainer.rundir.console import say
 
 SHOWN = 10  # seeds
 
@@ -13,7 +14,7 @@ SHOWN = 10  # seeds
 def check(options: Options) -> None:
     """Run every check of `submit` and print the outcome. Raises UserError with all findings."""
     planned = make_plan(options)
-    check_plan(planned)
+    corpora = check_plan(planned)
     runs = planned.runs
     cells, seeds = list(dict.fromkeys(run.cell for run in runs)), list(dict.fromkeys(run.seed for run in runs))
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
@@ -21,6 +22,8 @@ def check(options: Options) -> None:
         f"{options.file}: {len(runs)} runs (cells: {len(cells)}; seeds: {shown}), "
         f"no problems found ({planned.launcher})"
     )
+    for line in corpora:
+        say(line)
     waves = _describe_waves(planned)
     if waves:
         print(f"note: {waves}")

@@ -196,9 +196,12 @@ def job_scripts(planned: Plan) -> list[str]:
     return [launcher.script(batch) for batch in slurm_preflight.planned_batches(planned.loaded, planned.runs, cluster)]
 
 
-def check_plan(planned: Plan) -> None:
-    """Run the preflight that `submit` would run with the same options. Raises UserError with every finding."""
-    preflight.check_study(planned.loaded, planned.runs, planned.launcher, runs_to_queue(planned))
+def check_plan(planned: Plan) -> list[str]:
+    """Run the preflight that `submit` would run with the same options, and return what is known of the corpora.
+
+    Raises UserError with every finding.
+    """
+    return preflight.check_study(planned.loaded, planned.runs, planned.launcher, runs_to_queue(planned))
 
 
 def runs_to_queue(planned: Plan) -> list[Run]:

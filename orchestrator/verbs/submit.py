@@ -25,6 +25,7 @@ from ablatrix.orchestrator.verbs.plan import (
     show_forecast,
     show_plan,
 )
+from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -45,7 +46,8 @@ def submit(options: Options, console: Console) -> int:
     _check_devices(plan)
     chosen = runs_to_queue(plan)
     if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
-        preflight.check_study(plan.loaded, plan.runs, plan.launcher, chosen)
+        for line in preflight.check_study(plan.loaded, plan.runs, plan.launcher, chosen):
+            say(line)
     if options.dry_run:
         _describe_earlier(plan, console)
         show_plan(plan, console)

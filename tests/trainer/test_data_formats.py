@@ -27,7 +27,7 @@ from ablatrix.trainer.data.corpus import Lines
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.tokens import open_tokens
-from ablatrix.trainer.rundir.errors import DataError, UserError
+from ablatrix.trainer.rundir.errors import ConfigError, DataError, UserError
 
 DOCUMENTS = [{"text": f"document {k}, long enough: é – 😀"} for k in range(40)]
 PLAIN = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in DOCUMENTS)
@@ -268,18 +268,18 @@ def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
         open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
-def test_a_large_corpus_is_checked_at_its_beginning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_large_corpus_is_checked_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_preflight, "SMALL_CORPUS", 0)
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b"not json\n" * 20)
     run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
     (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
     loaded = load_experiment(tmp_path / "s.yaml")
-    assert not list(data_preflight.check_corpora(loaded, [run]))
-    assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in capsys.readouterr().out
+    (warning, *_) = data_preflight.check_corpora(loaded, [run])
+    assert "skipped 20 of 60 lines (33%): 20 lines that are not JSON (first: line 41: " in warning
     path.write_bytes(RAW.replace(b'"text"', b'"body"'))
-    (finding,) = data_preflight.check_corpora(loaded, [run])
+    with pytest.raises(ConfigError) as refused:
+        data_preflight.check_corpora(loaded, [run])
+    (finding,) = refused.value.problems
     assert finding.startswith(f"{tmp_path}/s.yaml:3: {path} (its beginning): ")
     assert "there is no key 'text', but 'body': set data.text_key (probably body)" in finding

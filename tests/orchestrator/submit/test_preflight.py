@@ -12,6 +12,7 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.verbs import submit
+from ablatrix.orchestrator.verbs.check import check
 from ablatrix.orchestrator.verbs.plan import Options, check_plan, make_plan
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import append_event
@@ -85,6 +86,16 @@ def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, m
     check_plan(plan)
     check_plan(make_plan(Options(options.file, "local", retry=True)))
     assert "baseline" not in seen[0] and sorted(seen[1]) == sorted(["baseline", *seen[0]])
+
+
+def test_check_states_the_outcome_before_what_it_knows_of_the_corpora(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.folder)
+    check(Options(workspace.write_study(), "local"))
+    outcome, *corpora = capsys.readouterr().out.splitlines()
+    assert "no problems found" in outcome
+    assert any(line.startswith("warning: the held-out text is small") for line in corpora)
 
 
 def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
