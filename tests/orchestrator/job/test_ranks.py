@@ -71,8 +71,8 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
         if known:
             assert started[0].wait(60) == 1
             started[1].wait(60)  # it says why, and may be the slower one
-            last = read_events(run.folder)[-1]
-            assert last["event"] == "failed" and "killed by SIGKILL" in last["reason"]
+            (failed,) = (event for event in read_events(run.folder) if event["event"] == "failed")
+            assert "killed by SIGKILL" in failed["reason"]  # the peer that was left may report so afterwards
         else:
             wait_for(lambda: "requeue 12" in run_files.read_text(workspace.folder / "asked"))
             assert "failed" not in [event["event"] for event in read_events(run.folder)]
