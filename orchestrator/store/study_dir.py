@@ -9,7 +9,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, StrictInt, StringConstraints, TypeA
 from ablatrix.orchestrator.store import selected_cluster
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.metric import Measure, of_record
+from ablatrix.orchestrator.study.tuning import Tuning  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, is_own, make_folder, owner_name, personal, read_text_strict
@@ -31,7 +32,7 @@ LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 
 
 # A run's folder, as `submit` names it
-RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=254)]
+RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+@-]*$", max_length=254)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Study:
         default_factory=Measure
     )  # what its runs are compared by
     margins: list[tuple[float, float | None]] = field(default_factory=list)  # time and value of `margin:`, each change
+    tune: Tuning | None = None  # what is tuned in every cell
 
     def matching(self, text: str) -> list[StudyRun]:
         """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""
@@ -132,6 +134,7 @@ def create_study(
         for r in runs
     ]
     record |= {"cluster": cluster} if cluster else {}
+    record |= {"tune": asdict(tune)} if (tune := runs[0].tune if runs else None) else {}
     record |= {"margins": margins} if (margins := _recorded_margins(folder)) else {}
     require_own(folder)
     try:

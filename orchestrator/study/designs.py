@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study.experiment import NAME, Loaded
 from ablatrix.orchestrator.study.sbatch_options import minutes
+from ablatrix.trainer.config import keys
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError
@@ -116,6 +117,7 @@ def design_problems(loaded: Loaded) -> Iterator[str]:
     yield from _words(loaded)
     yield from _members(loaded)
     yield from _names(loaded)
+    yield from _tuned(loaded)
     experiment, settings = loaded.experiment, loaded.experiment.slurm
     if settings.signal_seconds >= 60 * minutes(settings.time):
         yield (
@@ -164,6 +166,24 @@ def _names(loaded: Loaded) -> Iterator[str]:
         yield f"{loaded.at('features')}features: {name} and {other} differ in case only; rename one"
     if len(set(known)) < len(known):
         yield f"{loaded.at('features')}features: a level and a feature have the same name"
+
+
+def _tuned(loaded: Loaded) -> Iterator[str]:
+    """Yield what keeps the setting under `tune` from being varied in every cell."""
+    experiment, tune = loaded.experiment, loaded.experiment.tune
+    if tune is None:
+        return
+    where, setting = f"{loaded.at('tune')}tune: ", tune.setting
+    if not experiment.command and setting not in (known := [key for key, _ in keys()]):
+        yield f"{where}no setting {setting!r}{nearest(setting, known)}"
+    if setting in loaded.forced:
+        yield f"{where}--set {setting} gives every run one value; leave one of the two out"
+    for level in experiment.all_levels():
+        if setting in level.overrides:
+            yield (
+                f"{loaded.at(*level.path, setting)}{level.label}: sets {setting}, which `tune` varies in every cell; "
+                "leave it out of the feature, or out of `tune`"
+            )
 
 
 def _labels(loaded: Loaded) -> list[str]:

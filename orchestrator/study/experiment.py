@@ -17,6 +17,7 @@ from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.levels import Level, split_levels
 from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.study.tuning import TuneField
 from ablatrix.trainer.config import InfoConfig
 from ablatrix.trainer.config.paths import expand_path
 
@@ -34,6 +35,7 @@ EXAMPLES = {
     "exclude": "exclude: [[rope, alibi]]",
     "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5",
     "goal": "goal: {effect: 0.03, power: 0.8}",
+    "tune": "tune: {trainer.learning_rate: [1e-3, 2e-3, 4e-3]}",
     "launcher": "launcher: sbatch",
     "slurm": 'slurm: {partition: gpu, time: "04:00:00"}',
     "slurm.setup": "setup: [module load cuda]",
@@ -127,6 +129,9 @@ class Experiment(CommandKeys, Strict):
     exclude: list[list[Text]] = Field([], description="feature combinations that are left out")
     seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
     goal: Goal | None = Field(None, description="the effect to be shown and its power; without `seeds` it chooses them")
+    tune: TuneField = Field(
+        None, description="a setting and its values: each cell is compared at its best one; `seeds` of these runs"
+    )
     noise: float | None = Field(
         None, gt=0, description="standard deviation of the final value between seeds, for the forecast of `plan`"
     )

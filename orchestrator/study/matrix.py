@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment, Loaded
     from ablatrix.orchestrator.study.extends import Overrides
     from ablatrix.orchestrator.study.run_config import Config, RowsPerEpoch, Vocabulary
+    from ablatrix.orchestrator.study.tuning import Tuning
 
 MOST_RUNS = 100_000
 
@@ -27,8 +28,9 @@ class Run:
     cell: str
     seed: int
     features: Labels
-    overrides: Overrides  # of the features over the base
+    overrides: Overrides  # of the features over the base, and the tuned setting
     config: Config
+    tune: Tuning | None = None  # of the study
 
     @property
     def id(self) -> str:
@@ -80,12 +82,47 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = 
         seeds = forecast.choose_seeds(experiment, runs[0][2], len(runs))
     except ConfigError as error:
         raise ConfigError([loaded.at("goal") + problem for problem in error.problems]) from None
+    if experiment.tune:
+        return _tuned_runs(loaded, runs, seeds, vocabulary, rows_per_epoch)
     _require_few(loaded, len(runs) * len(seeds))
     return [
         Run(cell.name, seed, cell.features, overrides, config.with_seed(seed))
         for cell, overrides, config in runs
         for seed in seeds
     ]
+
+
+def _tuned_runs(
+    loaded: Loaded,
+    cells: Sequence[tuple[Cell, Overrides, Config]],
+    seeds: Sequence[int],
+    vocabulary: Vocabulary,
+    rows_per_epoch: RowsPerEpoch,
+) -> list[Run]:
+    """Return the runs of a tuned study: those that tune, and those that confirm at each candidate."""
+    experiment = loaded.experiment
+    tune = experiment.tune
+    assert tune is not None
+    if common := sorted(set(tune.seeds) & set(seeds)):
+        raise ConfigError([f"{loaded.at('tune')}tune: seed {common[0]} is in `seeds` too; tune with other seeds"])
+    _require_few(loaded, len(cells) * (len(tune.candidates) * len(seeds) + len(tune.grid) * len(tune.seeds)))
+    found: list[Run] = []
+    faults: dict[str, str] = {}
+    for cell, overrides, _ in cells:
+        for value in tune.candidates:
+            tuned = {**overrides, tune.setting: value}
+            settings = dotted.override(dotted.override(experiment.base, tuned), loaded.forced)
+            try:
+                config = run_config.resolve(experiment, settings, vocabulary, rows_per_epoch)
+            except ConfigError as error:
+                faults |= {fault: f"{loaded.at('tune')}tune: {fault}" for fault in error.problems}
+                continue
+            name = tune.name(cell.name, value)
+            each = tune.seeds_at(value, seeds)
+            found += [Run(name, seed, cell.features, tuned, config.with_seed(seed), tune) for seed in each]
+    if faults:
+        raise ConfigError(list(faults.values()))
+    return found
 
 
 def _require_few(loaded: Loaded, count: int) -> None:

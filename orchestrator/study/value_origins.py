@@ -65,6 +65,8 @@ def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
     for level in loaded.experiment.active_levels(features):
         for key in level.overrides:
             places[key] = f"feature {level.label}, {_described(loaded.tree, (*level.path, key))}"
+    if tune := loaded.experiment.tune:
+        places[tune.setting] = f"tune, {_described(loaded.tree, ('tune',))}"
     return places | dict.fromkeys(loaded.forced, "--set")
 
 

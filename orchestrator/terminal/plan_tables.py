@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
+    from ablatrix.orchestrator.study.tuning import Tuning
 
 LEFT = ("cell", "overrides", "seeds", "folder of the first")
 DROPPED_FIRST = ("FLOPs/token", "folder of the first", "parameters", "seeds", "tokens/run", "hours/run")
@@ -47,6 +48,17 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
     title = f"{len(runs)} runs in {folder}/"
     layout = tables.Layout(left=LEFT, wrapped=("overrides",), dropped_first=DROPPED_FIRST)
     tables.print_table(title, rows, console, layout)
+
+
+def describe_confirmation(tune: Tuning, runs: Sequence[Run]) -> str:
+    """Return which runs follow those that tune, and how many."""
+    compared = tune.compared(runs)
+    seeds = " ".join(dict.fromkeys(str(run.seed) for run in compared))
+    most = sum(not tune.is_tuning(run) for run in tune.largest(runs))
+    return (
+        f"these tune; {len(compared)} to {most} more runs follow, with seeds {seeds}: each cell at its best "
+        f"{tune.setting}, and at the baseline's best"
+    )
 
 
 def print_schedules(found: Sequence[Schedule], console: Console) -> None:

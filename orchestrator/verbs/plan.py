@@ -13,7 +13,7 @@ from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
 from ablatrix.orchestrator.status import cost, earlier_results, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study import matrix, value_origins
+from ablatrix.orchestrator.study import matrix, tuning, value_origins
 from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
@@ -76,12 +76,19 @@ class Plan:
     @cached_property
     def hours(self) -> dict[str, float]:
         """Return cell -> hours of one of its runs, where they are known (`cost.hours_per_run`)."""
-        return cost.hours_per_run(self.folder, self.runs, self.loaded.experiment, self.results.hours)
+        hours = cost.hours_per_run(self.folder, self.runs, self.loaded.experiment, self.results.hours)
+        if self.loaded.experiment.tune:
+            by_arm = {tuning.arm_of(cell): each for cell, each in hours.items()}
+            cells = {run.cell: tuning.arm_of(run.cell) for run in self.runs}
+            hours = {cell: hours.get(cell, by_arm[arm]) for cell, arm in cells.items() if arm in by_arm}
+        return hours
 
     @property
     def forecast(self) -> Forecast:
         """What the study can show."""
         experiment, runs = self.loaded.experiment, self.runs
+        if experiment.tune:
+            runs = experiment.tune.compared(runs)
         return forecast(
             experiment,
             runs[0].config,
@@ -97,7 +104,7 @@ class Plan:
         """The study as it will be on disk."""
         runs = study_dir.study_runs(self.folder, self.runs)
         name, file = self.loaded.experiment.name, str(self.options.file)
-        return Study(self.folder, name, file, 0.0, {}, runs, cluster=self.cluster)
+        return Study(self.folder, name, file, 0.0, {}, runs, cluster=self.cluster, tune=self.loaded.experiment.tune)
 
     def create(self) -> Study:
         """Make the folders of the study and its runs; what exists stays as it is."""
@@ -165,13 +172,18 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
         data = plan_tables.as_json(runs, folder, planned.launcher)
         console.print_json(data={**data, "forecast": planned.forecast.as_record()})
         return
+    tune = loaded.experiment.tune
+    first = [run for run in runs if tune is None or tune.is_tuning(run)]
     if style == "tree":
-        console.print(plan_tables.tree(loaded, runs, folder))
+        console.print(plan_tables.tree(loaded, first, folder))
     elif style == "table":
-        plan_tables.print_table(runs, folder, planned.hours, console)
+        plan_tables.print_table(first, folder, planned.hours, console)
     else:
         raise UserError(f"--format {style}: choose table, tree or json")
-    console.print(cost.describe(loaded.experiment, runs, planned.hours))
+    if tune:
+        console.print(plan_tables.describe_confirmation(tune, runs), soft_wrap=True, highlight=False)
+    most = tune.largest(runs) if tune else runs
+    console.print(cost.describe(loaded.experiment, most, planned.hours))
     show_forecast(planned, console)
 
 

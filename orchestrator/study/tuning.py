@@ -1,0 +1,145 @@
+"""Tuned arms: a setting whose best value is found for every cell, the baseline too, before cells are compared.
+
+Tuning runs train each cell at each value of the grid with the tuning seeds. Confirmation runs train it with the seeds
+of the study, which tuning never uses: at the cell's best value, and at the baseline's best value. Which values are best
+is known only after the tuning runs, so a study holds confirmation runs for every candidate, and few of them are queued.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import BeforeValidator
+
+from ablatrix.orchestrator.study import dotted
+
+SEEDS = "seeds"
+FIRST_SEED = 1001  # of a number of tuning seeds: far from those of the study, which may grow
+USUAL_SEEDS = 2
+FEWEST, MOST = 3, 9  # values of a grid
+EXAMPLE = "{trainer.learning_rate: [1e-3, 2e-3, 4e-3]}"
+AT = "@"  # between a cell and its value; no name has it
+
+
+class Tuned(Protocol):
+    """A run, planned or on disk."""
+
+    @property
+    def cell(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+R = TypeVar("R", bound=Tuned)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tuned. grid: ascending; seeds: of the tuning runs."""
+
+    setting: str
+    grid: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def candidates(self) -> tuple[float, ...]:
+        """The values that may be confirmed: the grid, and between two neighbours their geometric mean, rounded."""
+        whole = all(isinstance(value, int) for value in self.grid)
+        found: list[float] = [self.grid[0]]
+        for low, high in pairwise(self.grid):
+            middle = math.sqrt(low * high)
+            between = round(middle) if whole else float(f"{middle:.2g}")
+            found += [between, high] if low < between < high else [high]
+        return tuple(found)
+
+    def name(self, cell: str, value: float) -> str:
+        """Return the name of a cell at a value: `rope@0.002`."""
+        return f"{cell}{AT}{value:g}"
+
+    def value_of(self, run: Tuned) -> float:
+        """Return the value at which a run is trained."""
+        return float(run.cell.rpartition(AT)[2])
+
+    def is_tuning(self, run: Tuned) -> bool:
+        """True for a tuning run, False for one that confirms."""
+        return run.seed in self.seeds
+
+    def seeds_at(self, value: float, seeds: Sequence[int]) -> list[int]:
+        """Return the seeds of a cell at a value. seeds: of the study."""
+        return [*(self.seeds if value in self.grid else ()), *seeds]
+
+    def largest(self, runs: Sequence[R]) -> list[R]:
+        """Return as many of the runs as are trained at most: those that tune, and two values of each cell.
+
+        The baseline, the first cell, has only its own best value.
+        """
+        first, second = self.grid[:2]
+        baseline = arm_of(runs[0].cell) if runs else ""
+        wanted = {
+            run.cell
+            for run in runs
+            if self.value_of(run) == first or (self.value_of(run) == second and arm_of(run.cell) != baseline)
+        }
+        return [run for run in runs if self.is_tuning(run) or run.cell in wanted]
+
+    def compared(self, runs: Sequence[R]) -> list[R]:
+        """Return the confirmation runs at one value: as many as the verdicts rest on."""
+        return [run for run in runs if not self.is_tuning(run) and self.value_of(run) == self.grid[0]]
+
+
+def arm_of(cell: str) -> str:
+    """Return the cell of the design that a cell at a value belongs to."""
+    return cell.partition(AT)[0]
+
+
+def parse(value: Any) -> Any:
+    """Return what `tune:` says as a Tuning; None as it is. Raises ValueError."""
+    if value is None or isinstance(value, Tuning):
+        return value
+    settings = dotted.flatten(value) if isinstance(value, dict) else {}
+    seeds = settings.pop(SEEDS, USUAL_SEEDS)
+    if len(settings) != 1:
+        found = f", got {', '.join(settings)}" if settings else ""
+        raise ValueError(f"name one setting with its values, `tune: {EXAMPLE}`{found}")
+    ((setting, grid),) = settings.items()
+    return Tuning(setting, _parse_grid(setting, grid), _parse_seeds(seeds))
+
+
+def _parse_grid(setting: str, grid: Any) -> tuple[float, ...]:
+    if not isinstance(grid, list) or not all(_is_number(value) for value in grid):
+        raise ValueError(f"{setting} needs a list of numbers, `{EXAMPLE}`")
+    if any(value <= 0 for value in grid):
+        raise ValueError(f"{setting} is tuned in its logarithm, so every value must be above 0")
+    if len(set(grid)) < len(grid):
+        raise ValueError(f"{setting} has a value twice; give each once")
+    if not FEWEST <= len(grid) <= MOST:
+        count = f"{len(grid)} value{'s'[: len(grid) != 1]}"
+        raise ValueError(f"{setting} has {count}; a parabola needs {FEWEST} to {MOST}, best a factor of 2 apart")
+    if len({f"{value:g}" for value in grid}) < len(grid):
+        raise ValueError(f"{setting} has two values that are the same in 6 digits; give them further apart")
+    return tuple(sorted(grid))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _parse_seeds(seeds: Any) -> tuple[int, ...]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and 1 <= seeds <= 100:
+        return tuple(range(FIRST_SEED, FIRST_SEED + seeds))
+    whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is how many runs tune at each value, such as {USUAL_SEEDS}, or a list of their seeds")
+    return tuple(seeds)
+
+
+TuneField = Annotated[
+    Tuning | None,
+    BeforeValidator(parse, json_schema_input_type=dict[str, int | list[float]] | None),
+]
