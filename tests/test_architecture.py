@@ -54,7 +54,7 @@ EXCEPTIONS = {
         "ablatrix.trainer.data.token_store",
     },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
-    "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.epochs"},
+    "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.corpus_settings"},
 }
 
 

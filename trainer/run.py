@@ -14,7 +14,7 @@ from ablatrix.trainer.callbacks import registry
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.data import batches as data
 from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
-from ablatrix.trainer.data.epochs import rows_per_epoch
+from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.data.heldout_records import read_records
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
 from ablatrix.trainer.device import describe, pick_device, share_of_machine, tune_products
@@ -214,7 +214,7 @@ def _join(ranks: RankInfo, config: RunConfig) -> ProcessGroup | None:
 
 def _resolve(config: RunConfig) -> RunConfig:
     vocabulary = tokenizer.vocabulary(config.data, Path(config.system.cache_dir))
-    return config.with_steps(rows_per_epoch).resolved(*vocabulary)
+    return follow_corpus(config).resolved(*vocabulary)
 
 
 def _log_data_usage(store: TokenStore, config: RunConfig) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, forecast, run_config
 from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
-from ablatrix.orchestrator.study.run_config import refuse_epochs
+from ablatrix.orchestrator.study.run_config import without_corpus
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment, Loaded
     from ablatrix.orchestrator.study.extends import Overrides
-    from ablatrix.orchestrator.study.run_config import Config, RowsPerEpoch, Vocabulary
+    from ablatrix.orchestrator.study.run_config import Config, FollowCorpus, Vocabulary
     from ablatrix.orchestrator.study.tuning import Tuning
 
 MOST_RUNS = 100_000
@@ -46,11 +46,11 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     return merged
 
 
-def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = refuse_epochs) -> list[Run]:
+def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = without_corpus) -> list[Run]:
     """Return the runs, every cell with every seed. Raise ConfigError with the problems of all cells.
 
     vocabulary: returns the number of tokens of a configuration's tokenizer, and the one that ends a text;
-    rows_per_epoch: the rows of batches in an epoch, for trainer.epochs.
+    follow_corpus: a configuration with what its corpus decides.
     """
     experiment = loaded.experiment
     planned: list[tuple[Cell, Overrides, Config]] = []
@@ -64,7 +64,7 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = 
             faults.setdefault(pair, fault)
         try:
             settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
-            config = run_config.resolve(experiment, settings, vocabulary, rows_per_epoch)
+            config = run_config.resolve(experiment, settings, vocabulary, follow_corpus)
             problems = config.sharing_problems(experiment.slurm)
             if problems:
                 raise ConfigError(problems)
@@ -83,7 +83,7 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, rows_per_epoch: RowsPerEpoch = 
     except ConfigError as error:
         raise ConfigError([loaded.at("goal") + problem for problem in error.problems]) from None
     if experiment.tune:
-        return _tuned_runs(loaded, runs, seeds, vocabulary, rows_per_epoch)
+        return _tuned_runs(loaded, runs, seeds, vocabulary, follow_corpus)
     _require_few(loaded, len(runs) * len(seeds))
     return [
         Run(cell.name, seed, cell.features, overrides, config.with_seed(seed))
@@ -97,7 +97,7 @@ def _tuned_runs(
     cells: Sequence[tuple[Cell, Overrides, Config]],
     seeds: Sequence[int],
     vocabulary: Vocabulary,
-    rows_per_epoch: RowsPerEpoch,
+    follow_corpus: FollowCorpus,
 ) -> list[Run]:
     """Return the runs of a tuned study: those that tune, and those that confirm at each candidate."""
     experiment = loaded.experiment
@@ -113,7 +113,7 @@ def _tuned_runs(
             tuned = {**overrides, tune.setting: value}
             settings = dotted.override(dotted.override(experiment.base, tuned), loaded.forced)
             try:
-                config = run_config.resolve(experiment, settings, vocabulary, rows_per_epoch)
+                config = run_config.resolve(experiment, settings, vocabulary, follow_corpus)
             except ConfigError as error:
                 faults |= {fault: f"{loaded.at('tune')}tune: {fault}" for fault in error.problems}
                 continue

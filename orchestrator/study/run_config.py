@@ -76,25 +76,29 @@ class Config(Protocol):
 Vocabulary = Callable[[RunConfig], tuple[int, int | None]]  # number of tokens, and the one that ends a text
 
 
-RowsPerEpoch = Callable[[RunConfig], float]  # see RunConfig.with_steps
+FollowCorpus = Callable[[RunConfig], RunConfig]  # see trainer.data.corpus_settings
 
 
-def refuse_epochs(config: RunConfig) -> float:
-    """Raise UserError: where no corpus is read, epochs cannot be counted."""
-    raise UserError("the corpus is not read here; set trainer.max_iters")
+def without_corpus(config: RunConfig) -> RunConfig:
+    """Return the configuration where no corpus is read. Raises ConfigError for epochs, which cannot be counted."""
+
+    def refuse(_: RunConfig) -> float:
+        raise UserError("the corpus is not read here; set trainer.max_iters")
+
+    return config.with_steps(refuse)
 
 
 def resolve(
     experiment: Experiment,
     settings: Mapping[str, Any],
     vocabulary: Vocabulary,
-    rows_per_epoch: RowsPerEpoch = refuse_epochs,
+    follow_corpus: FollowCorpus = without_corpus,
 ) -> Config:
     """Return the configuration that these settings (dotted key -> value) give. Raise ConfigError."""
     if experiment.command:
         about = {key.partition(".")[2]: text for key, text in experiment.info.items()}
         return CommandConfig(dict(settings), experiment, about=about)
-    config = validate(dotted.nest({**settings, **experiment.info})).with_steps(rows_per_epoch)
+    config = follow_corpus(validate(dotted.nest({**settings, **experiment.info})))
     return TrainerRunConfig.model_construct(**dict(config.resolved(*vocabulary(config))))
 
 

@@ -41,8 +41,7 @@ def check_inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
             yield f"{at('data.tokenizer')}{error}"
         yield from _check_files(config.data, at("data.file_path"), _hint_at_folder(loaded, config))
         if config.data.test_file:
-            faults = _check_files(config.data.test_corpus, at("data.test_file"))
-            yield from (fault.replace("data.file_path", "data.test_file") for fault in faults)
+            yield from _check_files(config.data.test_corpus, at("data.test_file"))
         for name in config.callbacks.custom:
             if problem := custom.find_problem(name):
                 yield f"{at('callbacks.custom')}callbacks.custom: {name}: {problem}"
@@ -53,7 +52,7 @@ def _check_files(data: DataConfig, position: str, hint: str = "") -> Iterator[st
     try:
         files = find_files(data)
         for path in files:
-            check_file(path, alone=len(files) == 1)
+            check_file(path, data.files_setting, alone=len(files) == 1)
     except UserError as error:
         place = position.removesuffix(": ")
         yield f"{error}{hint}{f' ({place})' if place else ''}"
@@ -95,22 +94,22 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(lines))[:MOST_LINES]
 
 
-def check_file(path: Path, alone: bool = True) -> None:
+def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) -> None:
     """Raise UserError for a data file that does not exist, cannot be read, holds other data, or whose end is cut off.
 
-    alone: an empty file is refused too; of several some may be empty.
+    setting: names the file in messages. alone: an empty file is refused too; of several some may be empty.
     """
-    size, _ = file_stamp(path)
+    size, _ = file_stamp(path, setting)
     if size == 0 and not alone:
         return
     if size == 0:
-        raise UserError(f"{path}: data.file_path is an empty file; it needs one JSON object per line")
+        raise UserError(f"{path}: {setting} is an empty file; it needs one JSON object per line")
     try:
         with open_for_reading(path) as file:
             file.seek(max(0, size - TAIL))
             tail = file.read()
     except OSError as error:
-        raise UserError(f"{str(path)!r}: data.file_path cannot be read: {error.strerror}") from None
+        raise UserError(f"{str(path)!r}: {setting} cannot be read: {error.strerror}") from None
     if not is_flat(path) and detect(path).direct:
         _require_whole_end(path, tail, size <= TAIL)
 

@@ -13,6 +13,7 @@ import pytest
 from ablatrix.trainer.config import DataConfig, from_flags
 from ablatrix.trainer.data import batches, cache_builder, corpus_usage, fingerprints, token_cache
 from ablatrix.trainer.data.corpus_files import file_stamp, find_files
+from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.tokens import open_tokens
@@ -97,7 +98,6 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
         ("empty", r"is a folder without .*it has nothing"),
         ("mixed", r"is a folder with .bin and .jsonl files; give a pattern"),
         ("saved", "is an Arrow stream"),
-        ("splits", r"more than the training split \(x_val_0.jsonl too\); give a pattern such as 'splits/\*train\*'"),
         ("nested", r"is a folder without .*it has inner/"),
         ("shards/*.csv", "no file matches"),
         ("part-{0..3}.jsonl", "only shells expand"),
@@ -114,15 +114,13 @@ def test_the_fingerprint_covers_every_shard(shards: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_found(given: object, message: str, shards: Path) -> None:
-    for folder in ("empty", "mixed", "nested/inner", "saved", "splits"):
+    for folder in ("empty", "mixed", "nested/inner", "saved"):
         Path(folder).mkdir(parents=True)
     for name in (
         "mixed/a.bin",
         "mixed/a.jsonl",
         "x.bin",
         "saved/state.json",
-        "splits/x_train_0.jsonl",
-        "splits/x_val_0.jsonl",
     ):
         Path(name).touch()
     Path("saved/data-0.arrow").write_bytes(b"\xff\xff\xff\xff" + bytes(20))
@@ -130,6 +128,32 @@ def test_files_that_cannot_be_found(given: object, message: str, shards: Path) -
     Path("broken.jsonl").symlink_to("nowhere")
     with pytest.raises(DataError, match=message):
         [(file_stamp(path), detect(path)) for path in find_files(config_of(given))]
+
+
+@pytest.mark.parametrize(
+    ("names", "held_out"),
+    [
+        ("train-00000-of-00002.jsonl train-00001-of-00002.jsonl validation-00000-of-00001.jsonl", 1),  # of the hub
+        ("c4-train.0.jsonl c4-validation.0.jsonl other-val.jsonl", 1),
+        ("train.jsonl test.jsonl", 1),
+        ("train.jsonl dev.jsonl test.jsonl", 1),
+        ("train.jsonl extra.jsonl", 0),
+        ("val.jsonl test.jsonl", 0),
+    ],
+)
+def test_splits_in_one_folder(names: str, held_out: int, tmp_path: Path) -> None:
+    for name in names.split():
+        write(tmp_path / name, range(9))
+    config = from_flags([f"--data.file_path={tmp_path}"])
+    data = follow_corpus(config).data
+    training = [path.name for path in find_files(data)]
+    assert [name for name in names.split() if "train" in name] == [name for name in training if "train" in name]
+    assert isinstance(data.test_file, str) and bool(data.test_file) == bool(held_out)
+    assert Path(data.test_file).name == (names.split()[len(training)] if held_out else "")
+    as_test_file = config.data.model_copy(update={"test_file": str(tmp_path)}).test_corpus
+    if held_out:
+        with pytest.raises(DataError, match=r"^data.test_file: .* holds the training split too; name the held-out"):
+            find_files(as_test_file)
 
 
 def test_names_with_blanks_brackets_and_foreign_bytes(tmp_path: Path, offline_cache: Path) -> None:

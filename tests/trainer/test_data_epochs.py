@@ -15,6 +15,7 @@ from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.config import RunConfig, from_flags, validation
 from ablatrix.trainer.data import corpus_usage, epochs
 from ablatrix.trainer.data.batches import training_text
+from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.data.epochs import rows_per_epoch
 from ablatrix.trainer.data.sampling import Packing
 from ablatrix.trainer.data.tokens import open_tokens
@@ -68,7 +69,7 @@ def test_a_run_and_its_plan_have_the_same_steps(varied: Path, offline_cache: Pat
         f"  trainer: {{epochs: 0.5, batch_size: 4}}\n  system.cache_dir: {offline_cache}\n"
         "features: {packed: {data.sampling: packed}, large: {trainer.batch_size: 8}}\n"
     )
-    runs = {run.cell: run for run in matrix.runs(load_experiment(path, ()), preflight.vocabulary, rows_per_epoch)}
+    runs = {run.cell: run for run in matrix.runs(load_experiment(path, ()), preflight.vocabulary, follow_corpus)}
     rows = rows_per_epoch(config_of(varied, offline_cache))
     assert runs["baseline"].config.steps == math.ceil(0.5 * rows / 4)
     assert runs["large"].config.steps == math.ceil(0.5 * rows / 8)

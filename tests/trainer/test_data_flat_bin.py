@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.trainer.config import DataConfig
+from ablatrix.orchestrator.study import dotted
+from ablatrix.trainer.config import DataConfig, RunConfig, validate
 from ablatrix.trainer.data.batches import Batches
+from ablatrix.trainer.data.corpus_files import find_files
+from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.data.corpus_usage import describe_usage
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.data.tokens import open_tokens
@@ -100,14 +103,39 @@ def test_64_bit_ids_and_headers(tmp_path: Path, offline_cache: Path, content: by
     assert text.endswith(f"train.bin: 975 tokens to train on, stored as {store.dtype.name}") and not warnings
 
 
-def test_a_validation_file_beside_is_named(tmp_path: Path, offline_cache: Path) -> None:
-    for name in ("train.bin", "val.bin", "values.bin"):
+@pytest.mark.parametrize(
+    ("given", "used", "held_out"),
+    [
+        ("train.bin", ["train.bin"], "val.bin"),  # nanoGPT
+        ("", ["train.bin"], "val.bin"),
+        ("fineweb_train_*.bin", ["fineweb_train_000001.bin", "fineweb_train_000002.bin"], "fineweb_val_000000.bin"),
+        ("fineweb_*.bin", ["fineweb_train_000001.bin", "fineweb_train_000002.bin"], "fineweb_val_000000.bin"),
+        ("fineweb_train_000001.bin", ["fineweb_train_000001.bin"], "fineweb_val_000000.bin"),  # modded-nanogpt
+        ("values.bin", ["values.bin"], ""),
+        ("val.bin", ["val.bin"], ""),
+    ],
+)
+def test_the_validation_file_beside_is_held_out(
+    tmp_path: Path, offline_cache: Path, given: str, used: list[str], held_out: str
+) -> None:
+    names = ["train.bin", "val.bin", "values.bin"] if not given.startswith("fineweb") else used
+    for name in {*names, "val.bin", held_out or "val.bin"}:
         flat(tmp_path / name, IDS, "uint16")
-    config = config_of(tmp_path / "train.bin")
-    text, _ = describe_usage(open_tokens(config, offline_cache), config)
-    assert text.endswith("; val.bin beside it is not used: data.test_file evaluates on it")
-    given = config.model_copy(update={"test_file": str(tmp_path / "val.bin")})
-    assert "val.bin" not in describe_usage(open_tokens(given, offline_cache), given)[0]
+    settings = {"data.file_path": str(tmp_path / given), "data.block_size": BLOCK, "data.tokenizer": "sample"}
+    config = validate(dotted.nest(settings))
+    data = follow_corpus(config).data
+    assert [path.name for path in find_files(data)] == used
+    assert data.test_file == (str(tmp_path / held_out) if held_out else "")
+    found = RunConfig.model_validate_json(follow_corpus(config).to_json())
+    assert follow_corpus(found) == found, "config.json repeats the run"
+    if not held_out:
+        return
+    text, _ = describe_usage(open_tokens(data, offline_cache), data)
+    assert text.endswith(f"; evaluated on {data.test_file}")
+    own = validate(dotted.nest({**settings, "data.test_size": 3}))
+    assert follow_corpus(own).data == own.data
+    text, _ = describe_usage(open_tokens(own.data, offline_cache), own.data)
+    assert text.endswith(f"{held_out} is not used: data.test_size holds out of the corpus itself")
 
 
 def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import date
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -137,6 +137,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The corpus: one JSON object per line, the text under `text_key`."""
 
+    files_setting: ClassVar[str] = "data.file_path"  # what messages call `file_path`
+
     file_path: Files = Field(
         "",
         description="corpus: JSON lines (.gz, .zst, .xz too), .parquet, .txt or .bin; a folder, a pattern, or a list",
@@ -176,7 +178,14 @@ class DataConfig(Section):
     @property
     def test_corpus(self) -> DataConfig:
         """The corpus that `test_file` names, all of which is evaluated."""
-        return self.model_copy(update={"file_path": self.test_file, "test_file": "", "test_size": 0})
+        changed = {"file_path": self.test_file, "test_file": "", "test_size": 0}
+        return HeldOutCorpus.model_construct(**{**dict(self), **changed})
+
+
+class HeldOutCorpus(DataConfig):
+    """The corpus that `data.test_file` names."""
+
+    files_setting: ClassVar[str] = "data.test_file"
 
 
 class TrainerConfig(Section):

@@ -34,37 +34,69 @@ METADATA = (
     "metadata.json",
     "config.json",
 )
-TRAINING = re.compile(r"(^|[._-])train", re.IGNORECASE)
-OTHER_SPLIT = re.compile(r"(^|[._-])(val|valid|validation|dev|eval|test)([._-]|\d|$)", re.IGNORECASE)
+# What a file's name says about the split it holds: train.bin, fineweb_val_000000.bin, test-00000-of-00001.parquet
+TRAINING = re.compile(r"(?:^|[._-])train", re.IGNORECASE)
+VALIDATION = re.compile(r"(?:^|[._-])(?:val|valid|validation|dev)(?:[._-]|\d|$)", re.IGNORECASE)
+TEST = re.compile(r"(?:^|[._-])(?:eval|test)(?:[._-]|\d|$)", re.IGNORECASE)
 
 
 def find_files(config: DataConfig) -> tuple[Path, ...]:
     """Return the files of `data.file_path`: as listed, those of a folder or pattern sorted by name.
 
-    Raises DataError if there is none, or if one is listed twice.
+    Of a folder or pattern with training and validation or test files, by their names, the former. Raises DataError if
+    there is none, or if one is listed twice.
     """
+    setting = config.files_setting
     entries = (config.file_path,) if isinstance(config.file_path, str) else config.file_path
-    found = [path for entry in entries for path in _expand(entry)]
+    found = [path for entry in entries for path in _training_of(_expand(entry, setting), entry, setting)]
     if not found:
-        raise DataError("data.file_path: missing; give the path of a JSONL file")
+        raise DataError(f"{setting}: missing; give the path of a JSONL file")
     seen: dict[str, Path] = {}
     for path in found if len(found) > 1 else ():
         other = seen.setdefault(os.path.realpath(path), path)
         if other is not path:
             alias = "" if str(other) == str(path) else f" (as {other} too)"
-            raise DataError(f"data.file_path: {path}: is listed twice{alias}; list each file once")
+            raise DataError(f"{setting}: {path}: is listed twice{alias}; list each file once")
     if len({is_flat(path) for path in found}) > 1:
-        raise DataError("data.file_path: has both .bin files of token ids and files of text; list one kind")
+        raise DataError(f"{setting}: has both .bin files of token ids and files of text; list one kind")
     return tuple(found)
 
 
-def find_other_split(files: Sequence[Path]) -> Path | None:
-    """Return a file that by its name holds the validation or test split beside these ones, such as val.bin."""
-    try:
-        beside = sorted(path for path in files[0].parent.iterdir() if plain_suffix(path) == plain_suffix(files[0]))
-    except OSError:
-        return None
-    return next((path for path in beside if OTHER_SPLIT.search(path.name) and path not in files), None)
+def find_validation(config: DataConfig) -> tuple[Path, ...]:
+    """Return the validation files (else the test files) of a corpus by their names; () if there are none.
+
+    Those of a folder or pattern that has training files too, and val.bin beside train.bin.
+    """
+    files, setting = find_files(config), config.files_setting
+    entries = (config.file_path,) if isinstance(config.file_path, str) else config.file_path
+    beside = {path for entry in entries for path in _expand(entry, setting)} - set(files)
+    if is_flat(files[0]):
+        beside |= set(files[0].parent.glob("*.bin"))
+    starts = {_start(TRAINING, path) for path in files} - {None}
+    for kind in (VALIDATION, TEST):
+        found = sorted(p for p in beside if not TRAINING.search(p.name) and _start(kind, p) in starts)
+        if found:
+            return tuple(found)
+    return ()
+
+
+def _start(kind: re.Pattern[str], path: Path) -> str | None:
+    """Return what a file's name has before its split, "fineweb" of fineweb_val_000000.bin; None if it names none."""
+    match = kind.search(path.name)
+    return path.name[: match.start()] if match else None
+
+
+def _training_of(paths: list[Path], entry: str, setting: str) -> list[Path]:
+    """Return the paths of the training split if some are of it by their names, and others of another split; else all.
+
+    Raises DataError if there are both where held-out files are named.
+    """
+    training = [path for path in paths if TRAINING.search(path.name)]
+    if not training or not any(kind.search(p.name) for p in set(paths) - set(training) for kind in (VALIDATION, TEST)):
+        return paths
+    if setting != "data.file_path":
+        raise DataError(f"{setting}: {entry}: holds the training split too; name the held-out files, as in '*val*'")
+    return training
 
 
 def describe_files(config: DataConfig, files: Sequence[Path]) -> str:
@@ -84,35 +116,38 @@ def are_whole_texts(config: DataConfig, files: Sequence[Path]) -> bool:
     return config.text_files == "documents" or (config.text_files == "auto" and len(files) > 1)
 
 
-def file_stamp(path: Path) -> tuple[int, int]:
-    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is no plain file."""
+def file_stamp(path: Path, setting: str = "data.file_path") -> tuple[int, int]:
+    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is no plain file.
+
+    setting: the one that names the file, for the message.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise explain_missing(path, error) from None
+        raise explain_missing(path, error, setting) from None
     if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"data.file_path: {path}: is a folder; give the path of a JSONL file")
+        raise DataError(f"{setting}: {path}: is a folder; give the path of a JSONL file")
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"data.file_path: {path}: cannot be read: not a regular file")
+        raise DataError(f"{setting}: {path}: cannot be read: not a regular file")
     return status.st_size, status.st_mtime_ns
 
 
 def total_size(config: DataConfig) -> int:
     """Return the bytes of all files of a corpus. Raises DataError as `find_files` does."""
-    return sum(file_stamp(path)[0] for path in find_files(config))
+    return sum(file_stamp(path, config.files_setting)[0] for path in find_files(config))
 
 
-def _expand(entry: str) -> list[Path]:
+def _expand(entry: str, setting: str) -> list[Path]:
     path = Path(entry)
     if not entry:
         return []
     if os.path.isdir(path):
-        return _shards(path)
+        return _shards(path, setting)
     if glob.has_magic(entry) and not os.path.lexists(entry):
         matches = glob.glob(entry, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
         found = sorted(Path(match) for match in matches if not os.path.isdir(match))
         if not found:
-            raise DataError(f"data.file_path: no file matches {entry!r} (looked in {Path.cwd()}){_brace_hint(entry)}")
+            raise DataError(f"{setting}: no file matches {entry!r} (looked in {Path.cwd()}){_brace_hint(entry)}")
         return found
     return [path]
 
@@ -121,34 +156,26 @@ def _brace_hint(entry: str) -> str:
     return "; only shells expand {a..b}, use * ? [0-9] or a list" if "{" in entry else ""
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(folder: Path, setting: str) -> list[Path]:
     """Return the data files in a folder, sorted by name. Raises DataError if there is none."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"data.file_path: {folder}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{setting}: {folder}: cannot be read: {error.strerror}") from None
     names = [entry for entry in entries if not entry.is_dir() and entry.name not in METADATA]
     groups = [[entry for entry in names if plain_suffix(entry) in kind] for kind in KINDS]
     if groups[2] and (groups[0] or groups[1]):
-        raise DataError(
-            f"data.file_path: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)"
-        )
+        raise DataError(f"{setting}: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)")
     foreign = [entry for entry in names if plain_suffix(entry) in FOREIGN]
     if foreign:
         del groups[TEXTS]  # a README.txt beside data
     chosen = next((group for group in groups if group), [])
-    others = [entry.name for entry in chosen if OTHER_SPLIT.search(entry.name)]
-    if others and any(TRAINING.search(entry.name) for entry in chosen):
-        raise DataError(
-            f"data.file_path: {folder}: holds more than the training split ({', '.join(others[:3])} too); give a "
-            f"pattern such as '{folder}/*train*'"
-        )
     # No text: the content of the first file of another kind then tells what to do
     chosen = chosen or foreign[:1]
     if not chosen:
         there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
         raise DataError(
-            f"data.file_path: {folder}: is a folder without .jsonl, .json, .parquet, .txt or .bin files (it has "
+            f"{setting}: {folder}: is a folder without .jsonl, .json, .parquet, .txt or .bin files (it has "
             f"{there}); give the path of a JSONL file, or a pattern such as 'folder/*/*.jsonl.gz'"
         )
     return chosen
@@ -160,14 +187,14 @@ def plain_suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
-def explain_missing(path: Path, error: OSError | ValueError) -> DataError:
+def explain_missing(path: Path, error: OSError | ValueError, setting: str) -> DataError:
     """Return the error for a file that cannot be read: what is missing, and the nearest existing name."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return DataError(f"data.file_path: {str(path)!r}: cannot be read: {reason}")
+        return DataError(f"{setting}: {str(path)!r}: cannot be read: {reason}")
     if path.is_symlink():
-        return DataError(f"{path}: data.file_path is a link to {path.readlink()}, which does not exist")
-    text = f"{path}: data.file_path does not exist"
+        return DataError(f"{path}: {setting} is a link to {path.readlink()}, which does not exist")
+    text = f"{path}: {setting} does not exist"
     if not path.is_absolute():
         text += f" (looked in {Path.cwd()})"
     missing = next((p for p in reversed(path.parents) if not os.path.lexists(p)), None)

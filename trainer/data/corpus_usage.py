@@ -9,7 +9,7 @@ import numpy as np
 
 from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
-from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files, find_other_split
+from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files, find_validation
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.sampling import Packing, TrainingText
@@ -51,8 +51,7 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     usage, length = Usage.of(store, config), config.block_size + 1
     if isinstance(store, FlatStore):
         text = f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}"
-        other = None if config.test_file else find_other_split(find_files(config))
-        return text + (f"; {other.name} beside it is not used: data.test_file evaluates on it" if other else ""), []
+        return text + _describe_validation(config), []
     share = usage.usable_tokens / max(usage.tokens, 1)
     text = f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
     if config.sampling == "stream":
@@ -75,7 +74,16 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
         warnings.append(skipped)
     elif skipped:
         text += f"; {skipped.partition(': ')[2]}"
-    return text, warnings
+    return text + _describe_validation(config), warnings
+
+
+def _describe_validation(config: DataConfig) -> str:
+    """Return which files are evaluated, or lie beside the corpus unused, as the end of a sentence."""
+    if config.test_file:
+        corpus = config.test_corpus
+        return f"; evaluated on {describe_files(corpus, find_files(corpus))}"
+    unused = find_validation(config)
+    return f"; {unused[0].name} is not used: data.test_size holds out of the corpus itself" if unused else ""
 
 
 def count_rows(store: TokenStore, config: DataConfig) -> float:

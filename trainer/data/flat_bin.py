@@ -38,9 +38,9 @@ TYPES = ("<i8", "<u4", "<u2")  # tried in this order: a type too short would rea
 class FlatFile:
     """One open file of token ids."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str) -> None:
         """Raises DataError if the file cannot be read, or is recognised as something else."""
-        self.path, (self.bytes, _) = path, file_stamp(path)
+        self.path, (self.bytes, _) = path, file_stamp(path, setting)
         try:
             self.file: BinaryIO = open_for_reading(path, buffering=0)
         except OSError as error:
@@ -75,7 +75,7 @@ class FlatStore(CompleteStore):
         paths = find_files(config)
         self.name = describe_files(config, paths)
         self.vocab_size, self.skipped, self.first_skipped = tokenizer.vocab_size, {}, {}
-        self._files = [FlatFile(path) for path in paths]
+        self._files = [FlatFile(path, config.files_setting) for path in paths]
         self.dtype = self._find_dtype(tokenizer)
         sizes = [(file.bytes - file.skip) // self.dtype.itemsize for file in self._files]
         self._starts = [0, *np.cumsum(sizes).tolist()]

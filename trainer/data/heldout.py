@@ -74,10 +74,7 @@ class HeldOut:
     @classmethod
     def of_file(cls, config: DataConfig, cache_dir: Path) -> HeldOut:
         """Return the documents of `test_file`. Raises DataError if it cannot be used."""
-        try:
-            other = open_tokens(config.test_corpus, cache_dir)
-        except DataError as error:
-            raise DataError(str(error).replace("data.file_path", "data.test_file")) from None
+        other = open_tokens(config.test_corpus, cache_dir)
         return cls(other, range(other.n_lines), exact=True)
 
     def windows(self, block_size: int, eval_tokens: int) -> Windows:

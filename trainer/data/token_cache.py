@@ -89,7 +89,7 @@ class Cache:
         OfflineCacheError (no such tokenizer).
         """
         files, tokenizer = find_files(config), find(config.tokenizer, cache_dir)
-        stamps = tuple(file_stamp(path) for path in files)
+        stamps = tuple(file_stamp(path, config.files_setting) for path in files)
         marks = [[os.path.realpath(path), *stamp] for path, stamp in zip(files, stamps, strict=True)]
         identity = [FORMAT, marks, config.text_key, tokenizer.sha256]
         identity += [config.text_files] if config.text_files != "auto" else []
