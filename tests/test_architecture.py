@@ -22,6 +22,7 @@ LAYERS = {
     "submit": {"study", "store", "slurm", "job", "status", "report", "terminal"},
     "verbs": {"study", "store", "slurm", "status", "report", "terminal", "submit"},
     "cli": {"terminal", "verbs"},
+    "api": {"store", "slurm", "status", "report", "terminal", "verbs"},
     "__main__": {"cli"},
 }
 # What the orchestrator may import of the trainer and the models: what a run is, and the files that it leaves

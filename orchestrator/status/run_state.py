@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +63,8 @@ def total_hours(states: Sequence[RunState]) -> Hours:
     return device_hours.total([use for state in states for use in state.uses])
 
 
-def as_json(states: Sequence[RunState], silent_since: float | None) -> str:
-    """Return the states as JSON for scripts; numbers that JSON lacks (NaN, infinity) become null.
+def as_record(states: Sequence[RunState], silent_since: float | None) -> dict[str, Any]:
+    """Return the states as JSON objects for scripts; numbers that JSON lacks (NaN, infinity) become None.
 
     silent_since: Unix time since when the controller has not answered.
     """
@@ -83,4 +82,4 @@ def as_json(states: Sequence[RunState], silent_since: float | None) -> str:
     runs = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in run.items()} for run in runs]
     hours = total_hours(states)
     head = {"controller_silent_since": silent_since, "gpu_hours": hours.gpu, "cpu_hours": hours.cpu}
-    return json.dumps({**head, "runs": runs}, indent=1)
+    return {**head, "runs": runs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
     scheduler = Scheduler()
     states = study_state.collect(found, scheduler)
     if as_json:
-        print(run_state.as_json(states, scheduler.silent_since))
+        print(json.dumps(run_state.as_record(states, scheduler.silent_since), indent=1))
         return
     if scheduler.jobs is None and wave_order.is_waiting(found):  # no run is queued, but a follow-up job may be
         study_state.read_queue(found, scheduler)

@@ -109,7 +109,7 @@ class Workspace:
                 scheduler = Scheduler()
                 states = study_state.collect(study_dir.find_study(study, Path("out")), scheduler)
                 with os.fdopen(writer, "w") as pipe:
-                    pipe.write(run_state.as_json(states, scheduler.silent_since))
+                    pipe.write(json.dumps(run_state.as_record(states, scheduler.silent_since)))
             finally:
                 os._exit(0)
         os.close(writer)

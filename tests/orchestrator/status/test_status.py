@@ -246,7 +246,7 @@ def test_a_silent_controller_keeps_the_last_known_truth(study: Study, run: Study
     assert now(study).state == "failed"
     scheduler = Scheduler()
     study_state.collect(study, scheduler)
-    assert json.loads(run_state.as_json([], scheduler.silent_since))["controller_silent_since"] == pytest.approx(
+    assert run_state.as_record([], scheduler.silent_since)["controller_silent_since"] == pytest.approx(
         time.time(), abs=60
     )
 
