@@ -209,6 +209,7 @@ class Study:
     measure: Measure = NLL  # what its runs are compared by
     margin: float | None = None  # effects below it are negligible, as the experiment file says
     margin_changed: bool = False  # after the study was first submitted
+    design: tuple[Any, ...] = ()  # the entries of `design:`
 
 
 def read_study(study_dir: Path, states: States) -> Study:
@@ -234,6 +235,7 @@ def read_study(study_dir: Path, states: States) -> Study:
         measure=measure,
         margin=margins[-1][1] if margins else None,
         margin_changed=len(margins) > 1,
+        design=tuple(plan.get("design", ())),
     )
 
 

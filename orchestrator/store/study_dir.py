@@ -8,7 +8,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +64,7 @@ class Study:
     )  # what its runs are compared by
     margins: list[tuple[float, float | None]] = field(default_factory=list)  # time and value of `margin:`, each change
     tune: Tuning | None = None  # what is tuned in every cell
+    design: list[Any] = field(default_factory=list)  # as in the experiment file
 
     def matching(self, text: str) -> list[StudyRun]:
         """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""
@@ -119,10 +120,11 @@ def create_study(
     runs: Sequence[Run],
     *,
     origins: Origins | None = None,
-    cluster: str = "",
+    fields: Mapping[str, Any] | None = None,
 ) -> Study:
     """Create the folders of a study and of its runs. Existing files stay as they are (see `update_configs`).
 
+    fields: further ones of study.json, such as `cluster` and `design`; empty ones are left out.
     Raises UserError where the folder cannot be written or belongs to another user.
     """
     record: dict[str, Any] = {"name": name, "file": str(file), "created": round(time.time(), 3), "features": features}
@@ -133,7 +135,7 @@ def create_study(
         {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
         for r in runs
     ]
-    record |= {"cluster": cluster} if cluster else {}
+    record |= {name: value for name, value in (fields or {}).items() if value}
     record |= {"tune": asdict(tune)} if (tune := runs[0].tune if runs else None) else {}
     record |= {"margins": margins} if (margins := _recorded_margins(folder)) else {}
     require_own(folder)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ablatrix.orchestrator.study import screening
 from ablatrix.orchestrator.study.experiment import NAME, Loaded
 from ablatrix.orchestrator.study.sbatch_options import minutes
 from ablatrix.trainer.config import keys
@@ -38,32 +39,48 @@ class Cell:
 # ---- designs: each yields (name, features) of its cells
 
 
-def _baseline(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+def _baseline(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
     yield "baseline", ()
 
 
-def _one_at_a_time(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+def _one_at_a_time(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
     for label in itertools.chain.from_iterable(groups):
         yield label, (label,)
 
 
-def _all_on(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
+def _all_on(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
     yield "all_on", tuple(group[0] for group in groups)
 
 
-def _leave_one_out(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
-    ((name, all_on),) = _all_on(groups, order)
+def _leave_one_out(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
+    ((name, all_on),) = _all_on(groups, number)
     yield name, all_on
     for left_out in all_on:
         yield f"without-{left_out}", tuple(label for label in all_on if label != left_out)
 
 
-def _factorial(groups: Groups, order: int) -> Iterator[tuple[str, Labels]]:
-    """Each combination of at most `order` features at each of their levels; small sets first."""
-    for size in range(min(order, len(groups)) + 1):
+def _factorial(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
+    """Each combination of at most `number` features at each of their levels; small sets first."""
+    for size in range(min(number or len(groups), len(groups)) + 1):
         for chosen in itertools.combinations(groups, size):
             for features in itertools.product(*chosen):
                 yield _combined_name(features), features
+
+
+def _screened(groups: Groups, screen: screening.Screen) -> Iterator[tuple[str, Labels]]:
+    for cell in screen.cells:
+        features = tuple(group[0] for i, group in enumerate(groups) if cell >> i & 1)
+        yield _combined_name(features), features
+
+
+def _fractional(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
+    """A fraction of all combinations, of resolution `number` or more."""
+    yield from _screened(groups, _screen("fractional", number, len(groups)))
+
+
+def _plackett_burman(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
+    """A Plackett-Burman design of `number` cells."""
+    yield from _screened(groups, _screen("plackett_burman", number, len(groups)))
 
 
 def _combined_name(features: Labels) -> str:
@@ -73,13 +90,17 @@ def _combined_name(features: Labels) -> str:
     return name
 
 
-DESIGNS: dict[str, Callable[[Groups, int], Iterator[tuple[str, Labels]]]] = {
+DESIGNS: dict[str, Callable[[Groups, int | None], Iterator[tuple[str, Labels]]]] = {
     "baseline": _baseline,
     "one_at_a_time": _one_at_a_time,
     "all_on": _all_on,
     "leave_one_out": _leave_one_out,
     "factorial": _factorial,
+    "fractional": _fractional,
+    "plackett_burman": _plackett_burman,
 }
+SCREENS = ("fractional", "plackett_burman")
+NUMBERS = {"fractional": tuple(screening.RESOLUTIONS), "plackett_burman": tuple(screening.PLACKETT_BURMAN)}
 
 
 def expand_cells(loaded: Loaded) -> list[Cell]:
@@ -104,9 +125,27 @@ def expand_cells(loaded: Loaded) -> list[Cell]:
 
 
 def _designed(design: Iterable[Any], groups: Groups) -> Iterator[tuple[str, Labels]]:
-    for item in design:
-        word, order = next(iter(item.items())) if isinstance(item, dict) else (item, len(groups))
-        yield from DESIGNS[word](groups, order)
+    for word, number in map(_parsed, design):
+        yield from DESIGNS[word](groups, number)
+
+
+def _parsed(item: Any) -> tuple[str, int | None]:
+    """Return the word of an entry of `design` and its number."""
+    return next(iter(item.items())) if isinstance(item, dict) else (item, None)
+
+
+def screen_of(design: Iterable[Any], features: int) -> screening.Screen | None:
+    """Return the screening design among the entries of `design`, None if there is none."""
+    found = [(word, number) for word, number in map(_parsed, design) if word in SCREENS]
+    return _screen(*found[0], features) if found else None
+
+
+def _screen(word: str, number: int | None, features: int) -> screening.Screen:
+    return (
+        screening.fractional(features, number or 5)
+        if word == "fractional"
+        else screening.plackett_burman(features, number)
+    )
 
 
 # ---- checks
@@ -130,16 +169,65 @@ def design_problems(loaded: Loaded) -> Iterator[str]:
 
 
 def _words(loaded: Loaded) -> Iterator[str]:
-    known = list(DESIGNS)
+    known, where = list(DESIGNS), f"{loaded.at('design')}design: "
+    found: list[str] = []
     for item in loaded.experiment.design:
         word = next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
-        if word not in known or (isinstance(item, dict) and (word != "factorial" or not _is_order(item[word]))):
-            hint = nearest(str(word), known)
-            yield f"{loaded.at('design')}design: {spell(item)!r} is not one of {', '.join(known)}{hint}"
+        if not isinstance(word, str) or word not in known:
+            yield f"{where}{spell(item)!r} is not one of {', '.join(known)}{nearest(str(word), known)}"
+        elif isinstance(item, dict) and (fault := _number_fault(word, item[word])):
+            yield f"{where}{_spelled(item)}: {fault}"
+        elif word in SCREENS:
+            found.append(word)
+            yield from (f"{where}{_spelled(item)}: {fault}" for fault in _screen_faults(loaded, item))
+    if len(found) > 1:
+        yield f"{where}has {' and '.join(found)}; choose one of them"
 
 
-def _is_order(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _spelled(item: Any) -> str:
+    """Return an entry of `design` as it is written."""
+    word, number = _parsed(item)
+    return f"{{{word}: {spell(number)}}}" if isinstance(item, dict) else word
+
+
+def _number_fault(word: str, number: Any) -> str:
+    """Return what is wrong with the number of a design, '' if it is right."""
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if word == "factorial":
+        return "" if whole and number >= 1 else "the most features that are on must be 1 or more"
+    if word not in NUMBERS:
+        return f"takes no number; write {word}"
+    choices = ", ".join(map(str, NUMBERS[word]))
+    what = "resolution" if word == "fractional" else "number of cells"
+    return "" if whole and number in NUMBERS[word] else f"the {what} must be one of {choices}"
+
+
+def _screen_faults(loaded: Loaded, item: Any) -> Iterator[str]:
+    """Yield why a screening design does not fit the features."""
+    groups = loaded.experiment.levels()
+    for group in groups:
+        if len(group) > 1:
+            yield f"takes features with one level, {group[0].path[1]} has {len(group)}; use factorial, or one of them"
+    try:
+        screen = _screen(*_parsed(item), len(groups))
+    except ValueError as error:
+        yield f"{error}; {_instead(len(groups), *_parsed(item))}"
+        return
+    cells = [set(features) for _, features in _screened([[level.label for level in g] for g in groups], screen)]
+    for combination in loaded.experiment.exclude:
+        if any(set(combination) <= cell for cell in cells):
+            removed = ", ".join(combination)
+            yield f"exclude: [{removed}] would remove cells that it needs; use factorial, or other features"
+
+
+def _instead(features: int, word: str, number: int | None) -> str:
+    """Return which design takes so many features, as advice."""
+    if word == "plackett_burman" and features < 7:
+        return "use {fractional: 3}, {fractional: 5} or factorial" if features < 5 else "use {plackett_burman: 12}"
+    if word == "fractional" and features <= screening.MOST[4]:
+        return "use {fractional: 4} or plackett_burman"
+    most = max(screening.PLACKETT_BURMAN) - 1
+    return "use plackett_burman" if features <= most else "use one_at_a_time, or fewer features"
 
 
 def _members(loaded: Loaded) -> Iterator[str]:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.study.designs import DESIGNS
+from ablatrix.orchestrator.study.designs import DESIGNS, NUMBERS
 from ablatrix.orchestrator.study.experiment import NAME, SECTIONS, Experiment
 from ablatrix.orchestrator.study.extends import PRIVATE
 from ablatrix.orchestrator.study.field_checks import FIXED
@@ -111,8 +111,13 @@ def _settings(definitions: Schema) -> Schema:
 
 
 def _design() -> Schema:
-    order = _closed({"factorial": _loosened({"type": "integer", "minimum": 1})}) | {"minProperties": 1}
-    return {"anyOf": [{"enum": list(DESIGNS)}, order, {"$ref": "#/$defs/expression"}]}
+    numbers = {"factorial": {"type": "integer", "minimum": 1}}
+    numbers |= {word: {"enum": list(choices)} for word, choices in NUMBERS.items()}
+    numbered = [
+        _closed({word: {"anyOf": [number, {"$ref": "#/$defs/expression"}]}}) | {"minProperties": 1}
+        for word, number in numbers.items()
+    ]
+    return {"anyOf": [{"enum": list(DESIGNS)}, *numbered, {"$ref": "#/$defs/expression"}]}
 
 
 def _or_none(definition: str) -> Schema:

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
 from ablatrix.orchestrator.status import cost, earlier_results, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
-from ablatrix.orchestrator.study import matrix, tuning, value_origins
+from ablatrix.orchestrator.study import designs, matrix, screening, tuning, value_origins
 from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
@@ -100,6 +100,13 @@ class Plan:
         )
 
     @property
+    def screen(self) -> list[str]:
+        """Sentences about the study's screening design, [] if it has none."""
+        experiment = self.loaded.experiment
+        screen = designs.screen_of(experiment.design, len(experiment.features))
+        return list(screening.describe(screen, list(experiment.features))) if screen else []
+
+    @property
     def study(self) -> Study:
         """The study as it will be on disk."""
         runs = study_dir.study_runs(self.folder, self.runs)
@@ -116,7 +123,7 @@ class Plan:
             experiment.features,
             self.runs,
             origins=self.value_origins,
-            cluster=self.cluster,
+            fields={"cluster": self.cluster, "design": experiment.design},
         )
         study_dir.record_margin(self.folder, experiment.margin)
         return study
@@ -170,7 +177,7 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
     loaded, runs, folder = planned.loaded, planned.runs, planned.folder
     if style == "json":
         data = plan_tables.as_json(runs, folder, planned.launcher)
-        console.print_json(data={**data, "forecast": planned.forecast.as_record()})
+        console.print_json(data={**data, "screening": planned.screen, "forecast": planned.forecast.as_record()})
         return
     tune = loaded.experiment.tune
     first = [run for run in runs if tune is None or tune.is_tuning(run)]
@@ -180,6 +187,8 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
         plan_tables.print_table(first, folder, planned.hours, console)
     else:
         raise UserError(f"--format {style}: choose table, tree or json")
+    for line in planned.screen:
+        console.print(line, soft_wrap=True, highlight=False)
     if tune:
         console.print(plan_tables.describe_confirmation(tune, runs), soft_wrap=True, highlight=False)
     most = tune.largest(runs) if tune else runs

@@ -35,7 +35,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
 
 def queue_study(folder: Path, cluster: str) -> study_dir.Study:
     runs = expand(folder, FIVE)
-    study = study_dir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, cluster=cluster)
+    study = study_dir.create_study(folder / "out/s", "s", folder / "e.yaml", {}, runs, fields={"cluster": cluster})
     members = queueing.claim(selection.select(study_state.collect(study)).chosen, print)
     jobs = [[member] for member in members]
     batch = queueing.prepare(study, jobs, SlurmSettings(clusters=cluster), queueing.take_snapshot(study))

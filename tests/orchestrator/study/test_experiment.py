@@ -120,7 +120,7 @@ def test_set_wins_and_is_checked(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("design: [baselin]", "'baselin' is not one of baseline"),
-        ("design: [{factorial: two}]", "is not one of"),
+        ("design: [{factorial: two}]", "{factorial: two}: the most features that are on must be 1 or more"),
         ("cells: {modern: [rop]}", "no feature 'rop' (did you mean rope?)"),
         ("exclude: [[rope, x]]", "no feature 'x'"),
         ("seeds: []", "at least one seed"),

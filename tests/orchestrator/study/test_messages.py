@@ -107,7 +107,7 @@ def refusal(tmp_path: Path, text: str, *sets: str) -> str:
             "design: baseline",
             "design: must be a list, found 'baseline'; for example `design: [baseline, one_at_a_time]`",
         ),
-        ("design: [{factorial: null}]", "is not one of baseline"),
+        ("design: [{factorial: null}]", "{factorial: null}: the most features that are on must be 1 or more"),
         ("exclude: [rope]", "exclude: entry 1: must be a list, found 'rope'; for example `exclude: [[rope, alibi]]`"),
         ("cells: {a: rope}", "cells.a: must be a list, found 'rope'"),
         ("slurm: {'${x': 1}", "unknown key"),

@@ -1,0 +1,198 @@
+"""Two-level screening designs: regular fractions 2^(K-p) and Plackett-Burman designs, with what they alias.
+
+A cell is a bit mask of the features that are on. Every design holds the cell in which none is: the published tables,
+with + read as off (Box, Hunter & Hunter 2005, Statistics for Experimenters, chapters 6 and 7).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+RESOLUTIONS = {3: "III", 4: "IV", 5: "V"}
+MOST = {3: 15, 4: 16, 5: 11}  # features of a fraction of this resolution: 16, 32 and 128 cells
+# First rows; the others are its cyclic shifts, and a row of minus signs (Plackett & Burman 1946, Biometrika 33, 305)
+PLACKETT_BURMAN = {12: "++-+++---+-", 20: "++--++++-+-+----++-", 24: "+++++-+-++--++--+-+----"}
+LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"  # of the features; I is the identity
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A screening design of `count` features.
+
+    cells: masks of the features that are on. words: the generators of the defining relation, as masks; a cell has an
+    even number of the features of each word on. They are empty for a full factorial. regular: False for a
+    Plackett-Burman design, in which every main effect is partially aliased with most pairs.
+    """
+
+    count: int
+    cells: tuple[int, ...]
+    words: tuple[int, ...] = ()
+    regular: bool = True
+
+    @cached_property
+    def relation(self) -> frozenset[int]:
+        """Return all words of the defining relation: the products of the generators."""
+        return frozenset(_products(self.words))
+
+    @property
+    def resolution(self) -> int | None:
+        """Length of the shortest word, 3 for a Plackett-Burman design; None for a full factorial."""
+        if not self.regular:
+            return 3
+        return min((word.bit_count() for word in self.relation), default=None)
+
+    @property
+    def pairs_free(self) -> bool:
+        """True if main effects and pairs are aliased with nothing of their own order: resolution V or a factorial."""
+        return self.resolution is None or self.resolution >= 5
+
+    @cached_property
+    def chains(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Return the pairs of features in groups that only their sum can be estimated of, without those aliased with
+        a main effect; none for a Plackett-Burman design.
+        """
+        found: dict[int, list[tuple[int, int]]] = {}
+        for pair in itertools.combinations(range(self.count), 2) if self.regular else ():
+            coset = {_mask(pair) ^ word for word in self.relation}
+            if not any(other.bit_count() == 1 for other in coset):
+                found.setdefault(min(coset | {_mask(pair)}), []).append(pair)
+        return tuple(map(tuple, found.values()))
+
+    def aliased_pairs(self, feature: int) -> list[tuple[int, int]]:
+        """Return the pairs that are aliased with a feature's main effect."""
+        pairs = itertools.combinations(range(self.count), 2)
+        return [pair for pair in pairs if _mask(pair) ^ (1 << feature) in self.relation]
+
+
+def _mask(features: Sequence[int]) -> int:
+    return sum(1 << feature for feature in features)
+
+
+def _products(words: Sequence[int]) -> list[int]:
+    """Return the product of every set of words but the empty one."""
+    found: list[int] = []
+    for word in words:
+        found += [word, *(word ^ other for other in found)]
+    return found
+
+
+@lru_cache(maxsize=32)
+def fractional(count: int, resolution: int = 5) -> Screen:
+    """Return the smallest regular fraction of at least this resolution (3, 4 or 5), of minimum aberration.
+
+    A full factorial where none exists. Raises ValueError for more features than MOST.
+    """
+    if count > MOST[resolution]:
+        raise ValueError(f"{count} features; at most {MOST[resolution]}")
+    for base in range(1, count + 1):
+        words = _generators(base, count - base, resolution)
+        if words is not None:
+            break
+    cells = [cell for cell in range(2**count) if all((cell & word).bit_count() % 2 == 0 for word in words or ())]
+    return Screen(count, _ordered(cells), words or ())
+
+
+def _generators(base: int, more: int, resolution: int) -> tuple[int, ...] | None:
+    """Return the words of `more` generated features over `base` free ones, None if this resolution is impossible.
+
+    A search through all sets of generators, cut off at a word that is too short. The best has the fewest of the
+    shortest words, then of the next length (minimum aberration; Fries & Hunter 1980, Technometrics 22, 601).
+    """
+    candidates = [c for c in range(2**base) if c.bit_count() >= resolution - 1]
+    candidates.sort(key=lambda c: (-c.bit_count(), [-(c >> i & 1) for i in range(base)]))
+    best: tuple[list[int], tuple[int, ...]] | None = None
+
+    def extend(words: tuple[int, ...], products: list[int], start: int) -> None:
+        nonlocal best
+        if len(words) == more:
+            lengths = [word.bit_count() for word in products]
+            pattern = [lengths.count(length) for length in range(3, base + more + 1)]
+            best = (pattern, words) if best is None or pattern < best[0] else best
+            return
+        for i in range(start, len(candidates)):
+            word = candidates[i] | 1 << (base + len(words))
+            new = [word, *(word ^ other for other in products)]
+            if all(product.bit_count() >= resolution for product in new):
+                extend((*words, word), products + new, i + 1)
+
+    extend((), [], 0)
+    return best and best[1]
+
+
+def plackett_burman(count: int, runs: int | None = None) -> Screen:
+    """Return the Plackett-Burman design of `count` features in `runs` cells, by default the smallest.
+
+    Raises ValueError if the features are too many, or so few that two of its cells are the same.
+    """
+    sizes = [size for size in PLACKETT_BURMAN if size > count and (runs is None or size == runs)]
+    if not sizes:
+        raise ValueError(f"{count} features; at most {(runs or max(PLACKETT_BURMAN)) - 1}")
+    row = PLACKETT_BURMAN[sizes[0]]
+    rows = [row[-i:] + row[:-i] for i in range(len(row))] + ["-" * len(row)]
+    cells = {_mask([i for i in range(count) if row[i] == "+"]) for row in rows}
+    if len(cells) < sizes[0]:
+        raise ValueError(f"{count} features; they are too few")
+    return Screen(count, _ordered(cells), regular=False)
+
+
+def _ordered(cells: Sequence[int] | set[int]) -> tuple[int, ...]:
+    """Return cells with few features first, and first features before later ones."""
+    return tuple(sorted(cells, key=lambda c: (c.bit_count(), [i for i in range(c.bit_length()) if c >> i & 1])))
+
+
+# ---- words for people ------------------------------------------------------------------------------------------------
+
+
+def describe(screen: Screen, features: Sequence[str]) -> Iterator[str]:
+    """Yield lines about the design: its size and resolution, its generators, its aliases up to pairs."""
+    cells = f"{screen.count} features in {len(screen.cells)} cells"
+    if not screen.regular:
+        yield (
+            f"Plackett-Burman design: {cells}. It is blind to interactions: each main effect is partially aliased with "
+            "every pair of other features"
+        )
+        return
+    if screen.resolution is None:
+        yield f"full factorial: {cells}; no fraction of this resolution exists"
+        return
+    free = screen.count - len(screen.words)
+    name = f"2^({screen.count}-{len(screen.words)})"
+    yield f"fractional factorial {name}: {cells}, resolution {roman(screen.resolution)}"
+    key = ", ".join(f"{LETTERS[i]} {feature}" for i, feature in enumerate(features))
+    made = ", ".join(f"{LETTERS[free + i]} = {_letters(word, free)}" for i, word in enumerate(screen.words))
+    yield f"generators: {made} ({key}; + is off)"
+    yield _aliases(screen)
+
+
+def roman(resolution: int) -> str:
+    """Return a resolution as it is written, `V`."""
+    return RESOLUTIONS.get(resolution) or ("VI", "VII", "VIII", "IX", "X", "XI")[resolution - 6]
+
+
+def _letters(word: int, count: int) -> str:
+    return "".join(LETTERS[i] for i in range(count) if word >> i & 1)
+
+
+def _aliases(screen: Screen) -> str:
+    """Return what is aliased, in letters."""
+    if screen.pairs_free:
+        return "aliases: none between main effects and pairs"
+    parts = [
+        " - ".join([LETTERS[feature], *(_letters(_mask(pair), screen.count) for pair in pairs)])
+        for feature in range(screen.count)
+        if (pairs := screen.aliased_pairs(feature))
+    ]
+    remark = "" if parts else "; main effects are aliased with no pair, of these pairs only the sum is estimated"
+    parts += [
+        " + ".join(_letters(_mask(pair), screen.count) for pair in chain) for chain in screen.chains if len(chain) > 1
+    ]
+    return f"aliases: {', '.join(parts)}{remark}"
+
+
+def standard_error(screen: Screen, seeds: float) -> float:
+    """Return the standard error of a main effect in units of the noise of a run: 2 / sqrt(runs)."""
+    return 2 / math.sqrt(len(screen.cells) * seeds)
