@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatrix.orchestrator.report import budgets, contrasts, formatting, step_times
+from ablatrix.orchestrator.report import budgets, contrasts, documents, formatting, step_times
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.changes import find_changes
 from ablatrix.orchestrator.report.comparison import Comparison, compare
@@ -23,6 +23,7 @@ from ablatrix.orchestrator.study.metric import NLL, Measure
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.budgets import Matched
     from ablatrix.orchestrator.report.collect import RunRecord, Study
+    from ablatrix.orchestrator.report.documents import TextError
     from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.status.device_hours import Hours
 
@@ -37,6 +38,7 @@ class CellResult:
     off the curve of the measure; *_to: what it took to reach the baseline's final value.
     at_budget: seed -> value at the budget that is compared; read_off: it is not the final one of every run, because the
     cell or the baseline trained on another number of tokens. incomparable: why the values must not be compared.
+    text_error: standard errors of the effect over seeds and over held-out documents.
     """
 
     name: str
@@ -52,6 +54,7 @@ class CellResult:
     at_budget: Mapping[int, float] = field(default_factory=dict)
     read_off: bool = False
     incomparable: str = ""
+    text_error: TextError | None = None
     study_measure: Measure = NLL
 
     @property
@@ -262,11 +265,19 @@ def _with_effects(
             at_budget=matched.values.get(name, {}),
             read_off=name in matched.read_off,
             incomparable=_other_context(cell, base),
+            text_error=_text_error(cell, base, comparison.effects.get(name), matched),
             tokens_to=budgets.cost_to_baseline(cell.usable, base.usable, budgets.tokens, higher),
             seconds_to=budgets.cost_to_baseline(cell.usable, base.usable, budgets.seconds, higher),
         )
         for name, cell in cells.items()
     }
+
+
+def _text_error(cell: CellResult, base: CellResult, effect: Effect | None, matched: Matched) -> TextError | None:
+    """Return the errors of an effect over seeds and documents; None where it is not one at the end of training."""
+    if cell.name == base.name or cell.name in matched.read_off:
+        return None
+    return documents.text_error(cell.usable, base.usable, effect)
 
 
 def _judged(

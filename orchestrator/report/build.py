@@ -7,8 +7,8 @@ tables.py write the files, and output.py puts them on disk. Heavy imports wait u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class VerdictRow:
 class Report:
     """Results for the terminal, and the files written.
 
-    headline: the result in one sentence; record: what `report --json` prints.
+    headline: the result in one sentence; make_record: makes its record.
     """
 
     name: str
@@ -49,8 +49,13 @@ class Report:
     rows: tuple[VerdictRow, ...]
     notes: tuple[str, ...]
     paths: tuple[Path, ...]
+    make_record: Callable[[], Mapping[str, Any]]
     measure: Measure = NLL
-    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What `report --json` prints of it."""
+        return self.make_record()
 
 
 def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None, with_pdf: bool = False) -> Report:
@@ -67,25 +72,26 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     analysis = analyse(study)
     folder = study_dir / FOLDER
     with_pdf = with_pdf or (folder / PAPER).exists()
-    paths = output.refresh(folder, f"{study.digest} {with_pdf}", lambda: contents(analysis, with_pdf))
+    headline = wording.headline(analysis)
+    paths = output.refresh(folder, f"{study.digest} {with_pdf}", lambda: contents(analysis, headline, with_pdf))
     return Report(
         name=study.name,
-        headline=wording.headline(analysis),
+        headline=headline,
         rows=tuple(verdict_rows(analysis)),
         notes=tuple(notes.notes(analysis)),
         paths=paths,
         measure=analysis.measure,
-        record={**record.record_of(analysis), "files": [str(path) for path in paths]},
+        make_record=lambda: {**record.record_of(analysis, headline), "files": [str(path) for path in paths]},
     )
 
 
-def contents(analysis: Analysis, with_pdf: bool = False) -> dict[str, bytes | str]:
-    """Return every file of the report: name -> content, a pure function of the analysis."""
-    from ablatrix.orchestrator.report import document, figures, tables, wording
+def contents(analysis: Analysis, headline: str, with_pdf: bool = False) -> dict[str, bytes | str]:
+    """Return every file of the report: name -> content, a pure function of the analysis. headline: its sentence."""
+    from ablatrix.orchestrator.report import document, figures, tables
 
-    drawn = figures.build_figures(analysis)
+    drawn = figures.build_figures(analysis, headline)
     sections = document.compose(analysis, drawn)
-    title = f"Ablation: {analysis.study.name}"
+    title, subtitle = f"Ablation: {analysis.study.name}", document.subtitle(analysis)
     files: dict[str, bytes | str] = {
         "summary.csv": tables.summary(analysis),
         "comparison.csv": tables.comparison(analysis),
@@ -96,9 +102,8 @@ def contents(analysis: Analysis, with_pdf: bool = False) -> dict[str, bytes | st
 
         names = ON_PAPER if analysis.main_effects else ("effects", "loss_curves")
         shown = [figure for name in names for figure in drawn if figure.name == name]
-        lead, subtitle = wording.headline(analysis), document.subtitle(analysis)
-        files[PAPER] = paper.write(title, lead, subtitle, shown, methods.paragraphs(analysis))
-    return files | _pages(title, wording.headline(analysis), document.subtitle(analysis), sections, drawn)
+        files[PAPER] = paper.write(title, headline, subtitle, shown, methods.paragraphs(analysis))
+    return files | _pages(title, headline, subtitle, sections, drawn)
 
 
 def _pages(
@@ -146,8 +151,15 @@ def compare(
         for row in verdict_rows(a)
     ]
     warnings, measure = tuple(side_by_side.warnings(analyses)), side_by_side.measure(analyses)
-    headline, record = side_by_side.headline(analyses), {"differences": side_by_side.record(analyses)}
-    return Report(", ".join(names), headline, tuple(rows), warnings, paths, measure, record)
+    return Report(
+        ", ".join(names),
+        side_by_side.headline(analyses),
+        tuple(rows),
+        warnings,
+        paths,
+        lambda: {"differences": side_by_side.record(analyses)},
+        measure,
+    )
 
 
 def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:

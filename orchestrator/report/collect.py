@@ -74,8 +74,7 @@ class RunRecord:
     @property
     def has_measure(self) -> bool:
         """False for a run that was made before the study was compared by another column."""
-        wanted = self.study_measure.column
-        return self.measure == wanted or (self.measure == "loss" and wanted == "val_loss")
+        return self.study_measure.is_of(self.summary)
 
     @cached_property
     def diverged(self) -> bool:

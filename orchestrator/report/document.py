@@ -39,6 +39,7 @@ from ablatrix.orchestrator.report.formatting import (
     reach_text,
     signed,
     span_text,
+    times,
     with_margin,
 )
 from ablatrix.orchestrator.report.notes import notes
@@ -230,15 +231,15 @@ def budgets(analysis: Analysis) -> list[Block]:
 
 def _time_remark(analysis: Analysis) -> list[Block]:
     """Return a sentence about how time was compared, or why it was not."""
-    times = analysis.times
-    if times.withheld:
-        return [times.withheld]
+    step = analysis.times
+    if step.withheld:
+        return [step.withheld]
     text = "Time: steps times the cell's seconds per step (lower quartile along each run, median over runs)."
-    if times.controls:
-        measured = ", ".join(f"{name} {ratio:.2f}" for name, ratio in times.controls.items())
+    if step.controls:
+        measured = ", ".join(f"{name} {ratio:.2f}" for name, ratio in step.controls.items())
         text += f" Cells that compute what the baseline computes count as 1; measured: {measured}."
-    if times.apart:
-        text += f" Without a run on the baseline's hardware, so without a time: {', '.join(times.apart)}."
+    if step.apart:
+        text += f" Without a run on the baseline's hardware, so without a time: {', '.join(step.apart)}."
     return [text]
 
 
@@ -261,7 +262,8 @@ def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Blo
     if not parts:
         return []
     names = [name for name in [analysis.reference] if name] + [c.name for c in analysis.compared]
-    rows = [Row([p.name, quantity(p.tokens), *(_at_length(p, name) for name in names)]) for p in parts]
+    digits = analysis.decimals
+    rows = [Row([p.name, quantity(p.tokens), *(_at_length(p, name, digits) for name in names)]) for p in parts]
     trained = breakdown.trained_length(analysis.base)
     text = (
         f"Held-out NLL after training with windows of {trained or 'one length'}; the same tokens are scored at each "
@@ -273,16 +275,17 @@ def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Blo
     return [text, Table(["context", "tokens", *names], rows), *_pick(drawn, "context_lengths")]
 
 
-def _at_length(part: breakdown.Part, name: str) -> str:
+def _at_length(part: breakdown.Part, name: str, digits: int) -> str:
     if name not in part.means:
         return "cannot" if name in part.reasons else DASH
     contrast = part.effects.get(name)
-    return plain(part.means[name]) + (f" ({_starred(contrast)})" if contrast and contrast.effect else "")
+    effect = f" ({_starred(contrast, digits)})" if contrast and contrast.effect else ""
+    return plain(part.means[name], digits) + effect
 
 
-def _starred(contrast: Contrast) -> str:
+def _starred(contrast: Contrast, digits: int) -> str:
     significant = bool(contrast.effect and (p := contrast.effect.p_joint) is not None and p <= 0.05)
-    return with_margin(contrast.effect) + (" *" if significant else "")
+    return with_margin(contrast.effect, digits) + (" *" if significant else "")
 
 
 def costs(analysis: Analysis) -> list[Block]:
@@ -300,7 +303,7 @@ def costs(analysis: Analysis) -> list[Block]:
             **columns,
             "time per run": lambda cell: duration(cell.seconds_per_run),
             "tokens/s": lambda cell: quantity(cell.tokens_per_second),
-            "step time": lambda cell: f"{r:.2f}×" if (r := analysis.times.ratio(cell.name)) else DASH,
+            "step time": lambda cell: times(analysis.times.ratio(cell.name)),
         }
     shared = "; runs that shared a GPU at the same time count once" if analysis.hours.gpu else ""
     text = f"The study took {analysis.hours}: all attempts at all runs, with evaluations{shared}."
@@ -316,7 +319,7 @@ def repeat(analysis: Analysis) -> list[Block]:
         "cell": lambda run: run.cell,
         "seed": lambda run: str(run.seed),
         "state": _state,
-        analysis.measure.name: lambda run: plain(run.value),
+        analysis.measure.name: lambda run: plain(run.value, analysis.decimals),
         "last step": _progress,
         "run": _link,
     }

@@ -8,7 +8,7 @@ SE = sqrt(D / (D - 1) sum (d_j - effect T_j)^2) / sum T_j.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,9 @@ from ablatrix.orchestrator.report.document_scores import FEW_DOCUMENTS, FEW_TOKE
 from ablatrix.orchestrator.report.statistics import t_quantile
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
     from ablatrix.orchestrator.report.document_scores import DocumentScores
+    from ablatrix.orchestrator.report.statistics import Effect
 
 
 @dataclass(frozen=True)
@@ -49,31 +49,32 @@ def document_error(d: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
     return effect, math.sqrt(count / (count - 1) * squares) / total
 
 
-def text_error(cell: CellResult, base: CellResult) -> TextError | None:
+def text_error(runs: Sequence[RunRecord], base: Sequence[RunRecord], effect: Effect | None) -> TextError | None:
     """Return the errors of a cell's effect at the end of training, over the seeds that both have.
 
-    None if the runs kept no scores, if they were evaluated on other tokens, or if one cell trained on more tokens.
+    runs, base: usable runs of the cell and of the baseline; effect: the one that the verdict is about. None if the runs
+    kept no scores or were evaluated on other tokens.
     """
     theirs = _scores_by_seed(base)
-    pairs = [(mine, theirs[seed]) for seed, mine in _scores_by_seed(cell).items() if seed in theirs]
-    if not pairs or cell.read_off or len(pairs[0][0].nll) < 2:
+    pairs = [(mine, theirs[seed]) for seed, mine in _scores_by_seed(runs).items() if seed in theirs]
+    if not pairs or len(pairs[0][0].nll) < 2:
         return None
     first = pairs[0][0]
     if not all(scores.is_alike(first) for pair in pairs for scores in pair):
         return None
     d = np.stack([mine.nll - other.nll for mine, other in pairs])  # (seeds, D)
-    effect, over_documents = document_error(d.mean(axis=0), first.tokens)
-    found = TextError(effect, len(pairs), d.shape[1], over_documents)
-    over_seeds = _seed_error(cell, d.sum(axis=1) / first.tokens.sum())
+    mean, over_documents = document_error(d.mean(axis=0), first.tokens)
+    found = TextError(mean, len(pairs), d.shape[1], over_documents)
+    over_seeds = _seed_error(effect, d.sum(axis=1) / first.tokens.sum())
     return _with_seeds(found, *over_seeds) if over_seeds else found
 
 
-def _seed_error(cell: CellResult, effects: np.ndarray) -> tuple[float, float] | None:
+def _seed_error(effect: Effect | None, effects: np.ndarray) -> tuple[float, float] | None:
     """Return (standard error over seeds, degrees of freedom): the verdict's, else that of the pairs themselves.
 
     effects: (n,) of each seed. None with one seed and no verdict.
     """
-    effect, n = cell.effect, len(effects)
+    n = len(effects)
     if effect is not None and effect.df and effect.error:
         return effect.error, effect.df
     return (float(effects.std(ddof=1)) / math.sqrt(n), n - 1) if n > 1 else None
@@ -91,13 +92,13 @@ def _with_seeds(error: TextError, seeds: float, df: float) -> TextError:
     return replace(error, over_seeds=seeds, combined=combined, low=low, high=high)
 
 
-def _scores_by_seed(cell: CellResult) -> dict[int, DocumentScores]:
-    return {run.seed: run.documents for run in cell.usable if run.documents is not None}
+def _scores_by_seed(runs: Sequence[RunRecord]) -> dict[int, DocumentScores]:
+    return {run.seed: run.documents for run in runs if run.documents is not None}
 
 
-def evaluated_text(analysis: Analysis) -> tuple[int, int] | None:
+def evaluated_text(runs: Sequence[RunRecord]) -> tuple[int, int] | None:
     """Return (documents, scored tokens) of the smallest evaluation set, None if no run says how large it was."""
-    found = [_size(run) for run in analysis.study.runs if run.usable]
+    found = [_size(run) for run in runs if run.usable]
     known = [size for size in found if size]
     return min(known, key=lambda size: size[1]) if known else None
 
@@ -107,9 +108,9 @@ def _size(run: RunRecord) -> tuple[int, int] | None:
     return (int(documents), int(tokens)) if documents and tokens else None
 
 
-def notes(analysis: Analysis) -> Iterator[str]:
+def notes(runs: Sequence[RunRecord]) -> Iterator[str]:
     """Yield a warning if the held-out text is too small to decide much."""
-    size = evaluated_text(analysis)
+    size = evaluated_text(runs)
     if size and is_small(*size):
         yield (
             f"The held-out text is small ({size[0]:,} documents, {size[1]:,} scored tokens): an effect on it may not "

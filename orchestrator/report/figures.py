@@ -19,10 +19,10 @@ SETTLED = 0.15  # ranges ignore this first part of the training, where every cur
 AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
 
-def build_figures(analysis: Analysis) -> list[Figure]:
-    """Return every figure that the study has data for, in the order of the page."""
+def build_figures(analysis: Analysis, headline: str) -> list[Figure]:
+    """Return every figure that the study has data for, in the order of the page. headline: the study's sentence."""
     made = [
-        forests.effects(analysis),
+        forests.effects(analysis, headline),
         differences(analysis),
         loss_curves(analysis),
         schedules(analysis),

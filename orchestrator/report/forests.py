@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MANY_CELLS = 12  # from here on they are sorted by effect, and details folded
 
 
-def effects(analysis: Analysis) -> Figure:
+def effects(analysis: Analysis, headline: str) -> Figure:
     """Return the forest plot of all cells, which is also the main table; the study in one sentence is its title."""
     measure, cells = analysis.measure, ordered(analysis)
     rows = [_effect_row(cell, analysis) for cell in ([analysis.base] if analysis.base else []) + cells]
@@ -31,7 +31,7 @@ def effects(analysis: Analysis) -> Figure:
         band,
         measure.sides("better", "worse"),
     )
-    return Figure("effects", wording.headline(analysis), _effects_caption(analysis), forest=forest)
+    return Figure("effects", headline, _effects_caption(analysis), forest=forest)
 
 
 def ordered(analysis: Analysis) -> list[CellResult]:

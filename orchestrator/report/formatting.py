@@ -17,7 +17,7 @@ USUAL_DECIMALS, LEAST_OF_NLL, MOST_DECIMALS = 4, 3, 9
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def signed(value: float | None, digits: int = 4) -> str:
+def signed(value: float | None, digits: int) -> str:
     """+0.0421, with a typographic minus sign; an em dash for None."""
     if value is None:
         return DASH
@@ -25,7 +25,7 @@ def signed(value: float | None, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
-def plain(value: float | None, digits: int = 4) -> str:
+def plain(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
@@ -34,7 +34,7 @@ def decimals_for(uncertainty: float, least: int = 0) -> int:
     return min(max(1 - math.floor(math.log10(uncertainty)), least), MOST_DECIMALS)
 
 
-def span_text(low: float | None, high: float | None, digits: int = 4) -> str:
+def span_text(low: float | None, high: float | None, digits: int) -> str:
     """Return `−0.190 to −0.101`; an em dash where there is no interval."""
     return DASH if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
 
@@ -52,7 +52,7 @@ def p_equals(p: float | None) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def with_margin(effect: Effect | None, digits: int = 4) -> str:
+def with_margin(effect: Effect | None, digits: int) -> str:
     """-0.0421 ± 0.0110: the effect and half its pointwise interval."""
     if effect is None:
         return DASH
@@ -99,10 +99,16 @@ def reach_text(reach: Reach | None, unit: str) -> str:
     return f"over {value}" + ("" if not reach.reached else f" ({len(reach.reached)} of {total} reached it)")
 
 
+def times(factor: float | None) -> str:
+    """1.149 -> 1.15×."""
+    return DASH if factor is None else f"{factor:.2f}×"
+
+
 def factor_text(reach: Reach | None) -> str:
+    """Return the speed-up; 'under ...' if a run never reached the target."""
     if reach is None or reach.factor is None:
         return DASH
-    return f"{'under ' if reach.censored else ''}{reach.factor:.2f}×"
+    return ("under " if reach.censored else "") + times(reach.factor)
 
 
 def short(name: str, most: int) -> str:
@@ -119,7 +125,7 @@ def count(number: int, noun: str) -> str:
     return f"1 {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def join_names(names: Sequence[str]) -> str:
-    """a, b and c; a long list ends with the number of the rest."""
-    shown = list(names[:8]) + ([f"{len(names) - 8} more"] if len(names) > 8 else [])
+def join_names(names: Sequence[str], most: int = 8) -> str:
+    """a, b and c; a list longer than `most` ends with the number of the rest."""
+    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

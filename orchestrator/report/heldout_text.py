@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import breakdown, documents
 from ablatrix.orchestrator.report.content import Block, Folded, Row, Table
-from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signed, with_margin
+from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signed, span_text, with_margin
 from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
-    from ablatrix.orchestrator.report.documents import TextError
 
 MANY = 30  # domains; a longer table is folded away
 HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents", "SE combined", "95% interval"]
@@ -20,12 +20,12 @@ HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents",
 
 def over_documents(analysis: Analysis) -> list[Block]:
     """Return the standard errors of every effect over seeds and over documents, and the bits per byte."""
-    base, size = analysis.base, documents.evaluated_text(analysis)
+    base, size = analysis.base, documents.evaluated_text(analysis.study.runs)
     if base is None or size is None:
         return []
-    errors = {cell.name: documents.text_error(cell, base) for cell in analysis.compared}
+    digits = analysis.decimals
     rows = [
-        Row([cell.name, plain(cell.average("val_bits_per_byte")), *_errors(errors.get(cell.name))], cell is base)
+        Row([cell.name, plain(cell.average("val_bits_per_byte"), digits), *_errors(cell, digits)], cell is base)
         for cell in analysis.cells.values()
     ]
     text = (
@@ -37,12 +37,13 @@ def over_documents(analysis: Analysis) -> list[Block]:
     return [text, *_across_tokenizers(analysis), Table(HEAD, rows)]
 
 
-def _errors(error: TextError | None) -> list[str]:
+def _errors(cell: CellResult, digits: int) -> list[str]:
+    error = cell.text_error
     if error is None:
         return [DASH] * 5
-    interval = f"{signed(error.low)} to {signed(error.high)}" if error.low is not None else DASH
     numbers = (error.over_seeds, error.over_documents, error.combined)
-    return [signed(error.effect), *(DASH if number is None else f"{number:.4f}" for number in numbers), interval]
+    shown = [plain(number, digits + 1) for number in numbers]
+    return [signed(error.effect, digits), *shown, span_text(error.low, error.high, digits)]
 
 
 def _across_tokenizers(analysis: Analysis) -> list[str]:
@@ -58,11 +59,8 @@ def domains(analysis: Analysis) -> list[Block]:
     if not parts:
         return []
     names = [cell.name for cell in analysis.compared]
-    reference = analysis.reference or ""
-    rows = [
-        Row([d.name, quantity(d.tokens), plain(d.means.get(reference)), *(_effect(d, name) for name in names)])
-        for d in parts
-    ]
+    reference, digits = analysis.reference or "", analysis.decimals
+    rows = [Row([d.name, quantity(d.tokens), *_of_domain(d, reference, names, digits)]) for d in parts]
     text = (
         "Held-out NLL of the baseline by domain, and each cell's effect there with its pointwise 95% confidence "
         "interval. * significant after correction across the table. † differs from the cell's effect on the whole "
@@ -72,10 +70,15 @@ def domains(analysis: Analysis) -> list[Block]:
     return [text, table] if len(rows) <= MANY else [text, Folded(f"{len(rows)} domains", [table])]
 
 
-def _effect(part: breakdown.Part, name: str) -> str:
+def _of_domain(part: breakdown.Part, reference: str, names: Sequence[str], digits: int) -> list[str]:
+    """Return the reference's NLL in a domain, and the effect of each cell there."""
+    return [plain(part.means.get(reference), digits), *(_effect(part, name, digits) for name in names)]
+
+
+def _effect(part: breakdown.Part, name: str, digits: int) -> str:
     effect, excess = part.effects[name], part.excess.get(name)
     marks = ("*" if _is_significant(effect) else "") + ("†" if excess and _is_significant(excess) else "")
-    return with_margin(effect.effect) + (f" {marks}" if marks else "")
+    return with_margin(effect.effect, digits) + (f" {marks}" if marks else "")
 
 
 def _is_significant(contrast: Contrast) -> bool:
@@ -83,10 +86,9 @@ def _is_significant(contrast: Contrast) -> bool:
     return p is not None and p <= ALPHA
 
 
-def columns(cell: CellResult, analysis: Analysis) -> dict[str, float | None]:
-    """Return the columns of comparison.csv on the held-out text."""
-    base = analysis.base
-    error = documents.text_error(cell, base) if base and cell is not base else None
+def columns(cell: CellResult) -> dict[str, float | None]:
+    """Return what comparison.csv and the JSON record have on the held-out text."""
+    error = cell.text_error
     return {
         "bits_per_byte": cell.average("val_bits_per_byte"),
         "se_over_seeds": error.over_seeds if error else None,

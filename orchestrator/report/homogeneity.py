@@ -47,7 +47,7 @@ def intraclass_correlation(pool: Fit) -> float:
     explained = pool.without_blocks().rss - pool.rss
     if not seeds or explained <= 0:
         return 0.0
-    between = max(0.0, (explained / seeds - pool.variance) / (pool.known.sum() / len(pool.seeds)))
+    between = max(0.0, (explained / seeds - pool.variance) / (int(pool.known.sum()) / len(pool.seeds)))
     return between / (between + pool.variance) if between + pool.variance else 0.0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.formatting import count, p_equals, quantity
+from ablatrix.orchestrator.report.formatting import count, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study.dotted import flatten
 
@@ -252,7 +252,7 @@ def _noise(analysis: Analysis) -> str:
         tests = [("Bartlett", noise.bartlett), ("Levene", noise.levene)]
         shown = ", ".join(f"{name} p {p_equals(p)}" for name, p in tests if p is not None)
         text += (
-            f" The noise of a run is {noise.sd:.3g}{unit} ({noise.df} degrees of freedom"
+            f" The noise of a run is {plain(noise.sd, analysis.decimals + 1)}{unit} ({noise.df} degrees of freedom"
             f"{f'; equal in all cells: {shown}' if shown else ''}). Pairing by seed removed "
             f"{noise.paired_away:.0%} of the variance (intraclass correlation {noise.intraclass:.2f})."
         )

@@ -26,7 +26,7 @@ def notes(analysis: Analysis) -> list[str]:
         _noise,
         _design,
         _differences,
-        documents.notes,
+        _held_out_text,
     )
     return [note for part in parts for note in part(analysis)]
 
@@ -126,6 +126,10 @@ def _design(analysis: Analysis) -> Iterator[str]:
             f"{join_names(schedules)} {'changes' if len(schedules) == 1 else 'change'} the learning-rate schedule; a "
             "schedule should be tuned at its own peak rate."
         )
+
+
+def _held_out_text(analysis: Analysis) -> Iterator[str]:
+    yield from documents.notes(analysis.study.runs)
 
 
 def _differences(analysis: Analysis) -> Iterator[str]:

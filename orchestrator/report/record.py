@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import methods, notes, verdicts, wording
+from ablatrix.orchestrator.report import heldout_text, methods, notes, verdicts
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Hours
 
 
-def record_of(analysis: Analysis) -> dict[str, Any]:
-    """Return the study's result. Numbers keep every digit; what is not known is None."""
+def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
+    """Return the study's result. headline: in one sentence. Numbers keep every digit; what is not known is None."""
     study, measure = analysis.study, analysis.measure
     record = {
         "study": study.name,
         "folder": str(study.folder),
-        "headline": wording.headline(analysis),
+        "headline": headline,
         "measure": {"name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better},
         "budget": analysis.budget,
         "hours": _hours(analysis.hours),
@@ -59,6 +59,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "effect": _effect(cell.effect),
         "effect_equal_flops": _effect(cell.equal_flops),
         "effect_equal_seconds": _effect(cell.equal_seconds),
+        **heldout_text.columns(cell),
         "parameters": cell.parameters,
         "flops_per_token": cell.flops_per_token,
         "tokens": cell.average("tokens"),

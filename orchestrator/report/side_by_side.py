@@ -103,8 +103,8 @@ def _studies(analyses: Sequence[Analysis]) -> Table:
             analysis.study.file or DASH,
             f"{sum(run.finished for run in runs)}/{len(runs)}",
             str(len({run.seed for run in runs})),
-            plain(base.mean if base else None),
-            plain(base.sd if base else None),
+            plain(base.mean if base else None, analysis.decimals),
+            plain(base.sd if base else None, analysis.decimals + 1),
             quantity(base.parameters if base else None),
             quantity(base.average("tokens") if base else None),
         ]

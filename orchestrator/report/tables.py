@@ -92,7 +92,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         **_effect("effect_equal_seconds", cell.equal_seconds),
         **_reach(f"tokens_to_{target}", cell.tokens_to),
         **_reach(f"seconds_to_{target}", cell.seconds_to),
-        **heldout_text.columns(cell, analysis),
+        **heldout_text.columns(cell),
         "parameters": cell.parameters,
         "parameters_ratio": _ratio(cell.parameters, base.parameters if base else None),
         "flops_per_token": cell.flops_per_token,

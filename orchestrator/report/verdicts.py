@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
-from ablatrix.orchestrator.report.formatting import count, p_equals, percent, signed, span_text
+from ablatrix.orchestrator.report.formatting import count, p_equals, percent, plain, signed, span_text
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast
@@ -30,7 +30,7 @@ def sentence(cell: CellResult, analysis: Analysis) -> str:
     """Return the verdict as a sentence, without the cell's name."""
     verdict, effect = cell.verdict, cell.effect
     if verdict is Verdict.BASELINE:
-        return f"the reference: {cell.measure.name} {_mean_sd(cell)}."
+        return f"the reference: {cell.measure.name} {_mean_sd(cell, analysis.decimals)}."
     if verdict is Verdict.DIVERGED:
         return f"diverged in {len(cell.diverged)} of {count(cell.done, 'finished run')}, so there is no effect."
     if effect is None:
@@ -136,13 +136,14 @@ def _with_wrong_settings(cell: CellResult) -> int:
     return sum(run.finished and not run.diverged and bool(run.wrong_overrides) for run in cell.runs)
 
 
-def _mean_sd(cell: CellResult) -> str:
+def _mean_sd(cell: CellResult, digits: int) -> str:
     if cell.mean is None:
         return "not known"
     unit = f" {cell.measure.unit}" if cell.measure.unit else ""
     if cell.sd is None:
-        return f"{cell.mean:.4f}{unit} ({ONE_SEED})"
-    return f"{cell.mean:.4f}{unit}, seed SD {cell.sd:.4f}, {len(cell.values)} seeds{_excluded(cell)}"
+        return f"{plain(cell.mean, digits)}{unit} ({ONE_SEED})"
+    values = f"{plain(cell.mean, digits)}{unit}, seed SD {plain(cell.sd, digits + 1)}, {len(cell.values)} seeds"
+    return values + _excluded(cell)
 
 
 def contrast_verdict(contrast: Contrast, measure: Measure, worse: str, better: str, neither: str) -> str:

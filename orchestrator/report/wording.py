@@ -11,6 +11,7 @@ from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import (
     DASH,
     count,
+    join_names,
     p_text,
     percent,
     plain,
@@ -100,7 +101,7 @@ def _main_effects(analysis: Analysis) -> str:
         if word in ("helps", "hurts"):
             parts += [f"{_effects(pairs, analysis)} {_verb(word, len(pairs))}."] if pairs else []
         else:
-            parts.append(f"{_list([c.name for c in found[:NAMED]], len(found))}: {word}.")
+            parts.append(f"{join_names([short(c.name, LONGEST) for c in found], NAMED)}: {word}.")
     pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
     parts.append(f"Interactions: {_effects(pairs, analysis)}." if pairs else "No interaction of two is shown.")
     return f"Main effects: {' '.join(parts)}"
@@ -108,9 +109,10 @@ def _main_effects(analysis: Analysis) -> str:
 
 def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:
     """Return `rope (−0.188) and all_on (−0.282 nats)`."""
-    shown = [f"{short(name, LONGEST)} ({signed(mean, analysis.decimals)})" for name, mean in pairs[:NAMED]]
-    shown[-1] = f"{shown[-1][:-1]}{analysis.measure.short_unit})"
-    return _list(shown, len(pairs))
+    shown = [f"{short(name, LONGEST)} ({signed(mean, analysis.decimals)})" for name, mean in pairs]
+    last = min(len(shown), NAMED) - 1
+    shown[last] = f"{shown[last][:-1]}{analysis.measure.short_unit})"
+    return join_names(shown, NAMED)
 
 
 def _verb(word: str, number: int) -> str:
@@ -147,14 +149,7 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     cells = _with(analysis, verdict)
     if not cells:
         return ""
-    names = _list([short(c.name, LONGEST) for c in cells[:NAMED]], len(cells))
+    names = join_names([short(c.name, LONGEST) for c in cells], NAMED)
     reasons = {verdicts.no_claim(cell) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
     return f"{names}: {reasons.pop() if len(reasons) == 1 else words}."
-
-
-def _list(names: Sequence[str], total: int) -> str:
-    """Return `a, b and c`, or `a, b and 9 more` of `total`."""
-    rest = [f"{total - len(names)} more"] if total > len(names) else []
-    *most, last = [*names, *rest]
-    return f"{', '.join(most)} and {last}" if most else last

@@ -22,6 +22,7 @@ from ablatrix.trainer.rundir.events import read_events
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
+    from ablatrix.orchestrator.study.metric import Measure
 
 MOST_READ = 200  # runs of a study for its noise
 MOST_TIMED = 60  # runs whose time is read, but one of each cell
@@ -49,7 +50,8 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
     times: dict[str, list[float]] = defaultdict(list)
     for study, record in _studies(folder.parent, marks):
         cells = cells or _cells_to_time(runs)
-        if of_record(record.get("measure")) != runs[0].config.measure:
+        measure = of_record(record.get("measure"))
+        if measure != runs[0].config.measure:
             continue
         values: dict[str, dict[int, float]] = defaultdict(dict)
         for number, run in enumerate(record["runs"]):
@@ -57,7 +59,7 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
             summary = _read_finished(study / run["id"]) if cell or number < MOST_READ else None
             if summary is None:
                 continue
-            if (value := _final_value(summary)) is not None:
+            if (value := _final_value(summary, measure)) is not None:
                 values[run["cell"]][run["seed"]] = value
             if cell and (hours := _wall_hours(study / run["id"])):
                 times[cell].append(hours)
@@ -98,8 +100,9 @@ def _read_finished(run: Path) -> dict[str, Any] | None:
     return None if not summary or summary.get("diverged") else summary
 
 
-def _final_value(summary: Mapping[str, Any]) -> float | None:
-    value = summary.get("final_value", summary.get("val_nll"))
+def _final_value(summary: Mapping[str, Any], measure: Measure) -> float | None:
+    """Return the final value of the measure, None for a run whose final value is of another column."""
+    value = summary.get("final_value", summary.get("val_nll")) if measure.is_of(summary) else None
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

@@ -78,6 +78,14 @@ class Measure:
         name = "training loss" if self.name in (NLL.name, COMMAND.name) else self.name
         return replace(self, column="loss", name=name)
 
+    def is_of(self, summary: Mapping[str, Any]) -> bool:
+        """True if the final value in a summary.json is of this column, or stands in for a missing held-out loss.
+
+        False for a run that was made before the study was compared by another column.
+        """
+        found = str(summary.get("measure", NLL.column))
+        return found == self.column or (found == "loss" and self.column == NLL.column)
+
     def as_record(self) -> dict[str, Any]:
         """Return the record in study.json."""
         return asdict(self)

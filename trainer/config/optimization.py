@@ -111,7 +111,7 @@ def _phases(settings: TrainerConfig) -> Iterator[str]:
     if settings.warmup_steps > longest:
         yield (
             f"trainer.warmup_steps: {settings.warmup_steps} exceeds trainer.max_iters {longest}; "
-            "the learning rate would never be reached"
+            "the peak learning rate would never be reached"
         )
         return
     phases = {key: getattr(settings, key) for key in PHASES if key in SCHEDULES[name] and getattr(settings, key)}

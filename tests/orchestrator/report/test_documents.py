@@ -53,7 +53,7 @@ def draw(effect: float = -0.05, over_seeds: float = 0.01, over_documents: float 
 def test_standard_errors_against_plain_loops(tmp_path: Path) -> None:
     scores = draw()
     analysis = planted(tmp_path / "study", scores)
-    error = documents.text_error(analysis.cells["rope"], analysis.cells["baseline"])
+    error = analysis.cells["rope"].text_error
     assert error and (error.seeds, error.documents) == (4, 60)
     size, tokens = range(60), scores("rope", 1)["tokens"]
     d = [sum(scores("rope", s)["nll"][j] - scores("baseline", s)["nll"][j] for s in SEEDS) / 4 for j in size]
@@ -73,8 +73,7 @@ def test_standard_errors_against_plain_loops(tmp_path: Path) -> None:
 def test_without_a_verdict_the_pairs_give_the_error(tmp_path: Path) -> None:
     scores = draw()
     analysis = planted(tmp_path / "study", scores)
-    cell = replace(analysis.cells["rope"], effect=None)
-    error = documents.text_error(cell, analysis.cells["baseline"])
+    error = documents.text_error(analysis.cells["rope"].usable, analysis.cells["baseline"].usable, None)
     each = [sum(scores("rope", s)["nll"]) - sum(scores("baseline", s)["nll"]) for s in SEEDS]
     expected = float(stats.sem([total / sum(scores("rope", 1)["tokens"]) for total in each]))
     assert error and error.over_seeds == pytest.approx(expected, rel=1e-9)
@@ -96,7 +95,7 @@ def test_errors_are_those_of_repeated_text() -> None:
 
 def test_one_seed_has_no_error_over_seeds(tmp_path: Path) -> None:
     analysis = planted(tmp_path / "study", draw(), seeds=(1,))
-    error = documents.text_error(analysis.cells["rope"], analysis.cells["baseline"])
+    error = analysis.cells["rope"].text_error
     assert error and error.over_documents > 0 and error.over_seeds is None and error.low is None
 
 
@@ -108,7 +107,7 @@ def test_runs_scored_on_other_tokens_are_not_compared(tmp_path: Path) -> None:
         return {name: column[:50] for name, column in table.items()} if cell == "rope" else table
 
     analysis = planted(tmp_path / "study", shorter)
-    assert documents.text_error(analysis.cells["rope"], analysis.cells["baseline"]) is None
+    assert analysis.cells["rope"].text_error is None
 
 
 @pytest.mark.parametrize("data", [b"", b"[1]", b"{}", b'{"line": [1], "tokens": [0], "nll": [1]}', b'{"line": 1}'])
@@ -120,10 +119,10 @@ def test_section(tmp_path: Path) -> None:
     analysis = planted(tmp_path / "study", draw())
     text, table = heldout_text.over_documents(analysis)
     assert isinstance(table, Table) and "60 documents" in str(text)
-    assert table.rows[0].cells[:3] == ["baseline", "1.2500", "—"]
-    error = documents.text_error(analysis.cells["rope"], analysis.cells["baseline"])
-    assert error and table.rows[1].cells[4] == f"{error.over_documents:.4f}"
-    row = heldout_text.columns(analysis.cells["rope"], analysis)
+    assert table.rows[0].cells[:3] == ["baseline", f"{1.25:.{analysis.decimals}f}", "—"]
+    error = analysis.cells["rope"].text_error
+    assert error and table.rows[1].cells[4] == f"{error.over_documents:.{analysis.decimals + 1}f}"
+    row = heldout_text.columns(analysis.cells["rope"])
     assert row["se_combined"] == error.combined and row["bits_per_byte"] == 1.25
 
 

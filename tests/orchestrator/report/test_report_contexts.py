@@ -53,7 +53,7 @@ def test_page_and_files(tmp_path: Path) -> None:
     assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]
     (last,) = [row.cells for row in table.rows if row.cells[0] == "256"]
     assert [last[2], last[5]] == ["cannot", "cannot"] and last[3].startswith("2.")
-    files = contents(analysis)
+    files = contents(analysis, "")
     assert "By context length" in str(files["report.md"]) and "By context length" in str(files["report.html"])
     assert len(files["context_lengths.png"]) > 5000
 

@@ -202,7 +202,7 @@ def test_studies_on_other_data_are_told_apart(tmp_path: Path) -> None:
 
 def written(analysis: Analysis) -> str:
     """The page of an analysis, without the pictures on disk."""
-    text = pages.html("title", "lead", "subtitle", document.compose(analysis, figures.build_figures(analysis)))
+    text = pages.html("title", "lead", "subtitle", document.compose(analysis, figures.build_figures(analysis, "")))
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -232,7 +232,7 @@ def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     text = written(analysis)
     assert "A sentence per cell (66)" in text
     assert len(re.findall(r"<td class=\"l name\">f\d\d</td>", text)) == 65
-    drawn = drawing.layout(forests.effects(analysis))
+    drawn = drawing.layout(forests.effects(analysis, ""))
     assert "The first 60 of 66 rows; 6 more are in comparison.csv." in [t.get_text() for t in drawn.texts]
     assert "diverged in 2 of 2 finished runs" in text
 

@@ -116,7 +116,7 @@ def _move(tmp_path: Path) -> dict[str, tuple[str, str]]:
 @pytest.mark.slow
 def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, width: float) -> None:
     analysis = analysed(tmp_path, plan)
-    for figure in figures.build_figures(analysis):
+    for figure in figures.build_figures(analysis, ""):
         if figure.forest and width == drawing.NARROW:
             continue  # a table on the page
         with drawing.settings(), warnings.catch_warnings():

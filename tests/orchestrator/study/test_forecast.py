@@ -159,6 +159,13 @@ def test_noise_and_hours_come_from_finished_runs_of_the_same_baseline(tmp_path: 
     assert found.noise.sigma == pytest.approx(sigma * math.sqrt(18 / stats.chi2.ppf(0.2, 18)), rel=1e-3)
     assert "earlier" in found.noise.source
     assert found.hours["baseline"] == pytest.approx(1.0)
+    accuracy = {"iters": 10, "measure": "accuracy", "final_value": 0.31}  # compared by another column then
+    (other / runs[5].id / "summary.json").write_text(json.dumps(accuracy))
+    fewer = {c: {r.seed: y[i, r.seed - 1] for r in runs if r.cell == c and r != runs[5]} for i, c in enumerate(cells)}
+    left, freedom = earlier_results.residual_sd(fewer)
+    noise = earlier_results.find(tmp_path / "out" / "new", runs).noise
+    assert noise and freedom == 17
+    assert noise.sigma == pytest.approx(left * math.sqrt(17 / stats.chi2.ppf(0.2, 17)), rel=1e-3)
     changed = expand(tmp_path, FIVE + "seeds: 4\n", ("trainer.max_iters=77",))
     assert earlier_results.find(tmp_path / "out" / "new", changed) == earlier_results.EarlierResults()
 
