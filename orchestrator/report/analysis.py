@@ -18,6 +18,7 @@ from ablatrix.orchestrator.report.comparison import Comparison, compare
 from ablatrix.orchestrator.report.decisions import Verdict, decide, lost_more_runs
 from ablatrix.orchestrator.report.step_times import StepTimes
 from ablatrix.orchestrator.status import device_hours
+from ablatrix.orchestrator.study.designs import screen_of
 from ablatrix.orchestrator.study.metric import NLL, Measure
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def analyse(study: Study) -> Analysis:
         found = compare(budgets.match(usable, reference, axis).comparable, reference, same).effects
         cells = {n: replace(cell, **{name: found.get(n)}) for n, cell in cells.items()}  # type: ignore[arg-type]
     design = _design(study, cells, matched)
-    factorial = design.is_factorial and len(design.factors) > 2
+    factorial = len(design.factors) > 2 and (design.is_factorial or design.screen is not None)
     cells = {n: _judged(cell, cells[reference], comparison, study.margin, factorial) for n, cell in cells.items()}
     return Analysis(study, reference, cells, comparison, contrasts.combine(design), factorial, study.margin, times)
 
@@ -337,7 +338,9 @@ def _design(study: Study, cells: Mapping[str, CellResult], matched: Matched) -> 
             factors[name] = on
     known = {label for labels in factors.values() for label in labels}
     factors |= {label: (label,) for label in dict.fromkeys(used) if label not in known}
-    return contrasts.Design(sets, factors, matched.comparable, Counter(r.cell for r in study.runs))
+    expected = Counter(r.cell for r in study.runs)
+    screen = screen_of(study.design, len(factors)) if len(factors) == len(study.features) else None
+    return contrasts.Design(sets, factors, matched.comparable, expected, screen)
 
 
 def find_reference(cells: Iterable[CellResult]) -> str | None:

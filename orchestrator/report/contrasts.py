@@ -10,11 +10,15 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ablatrix.orchestrator.report.pooled import Fit, fit
 from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Values, t_quantile
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.screening import Screen
 
 OFF = ""  # the level of a factor that is off
 Weights = Mapping[str, float]  # cell -> weight, summing to 0
@@ -44,13 +48,16 @@ class MarginalMean:
 
 @dataclass(frozen=True)
 class Combinations:
-    """The tables of a design. main_effects and pairs: of a full factorial; together: all of its factors at once."""
+    """The tables of a design. main_effects and pairs: of a factorial or a screening design, `screen`; together: all
+    factors of a full factorial at once.
+    """
 
     main_effects: tuple[Contrast, ...] = ()
     pairs: tuple[Contrast, ...] = ()
     together: tuple[Contrast, ...] = ()
     left_out: tuple[Contrast, ...] = ()
     marginal_means: tuple[MarginalMean, ...] = ()
+    screen: Screen | None = None
 
     @property
     def interactions(self) -> tuple[Contrast, ...]:
@@ -60,12 +67,16 @@ class Combinations:
 
 @dataclass(frozen=True)
 class Design:
-    """The cells of a study by their features. factors: name -> its levels, as features are called."""
+    """The cells of a study by their features. factors: name -> its levels, as features are called.
+
+    screen: the screening design that is part of the study; its features are the factors, in order.
+    """
 
     sets: Mapping[frozenset[str], str]
     factors: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Values]
     expected: Mapping[str, int] = field(default_factory=dict)  # planned runs of each cell
+    screen: Screen | None = None
 
     @property
     def is_factorial(self) -> bool:
@@ -90,6 +101,15 @@ def combine(design: Design) -> Combinations:
             together=estimate(design, together),
             left_out=estimate(design, _left_out(design)),
             marginal_means=_marginal_means(design),
+        )
+    if design.screen:
+        cells = _screened_cells(design, design.screen)
+        main, pairs = _screened(design, design.screen)
+        return Combinations(
+            main_effects=estimate(design, main, cells.values()),
+            pairs=estimate(design, pairs, cells.values()),
+            left_out=estimate(design, _left_out(design)),
+            screen=design.screen,
         )
     combined = [s for s in design.sets if len(s) >= 2 and all(frozenset([f]) in design.sets for f in s)]
     parts = [_sum_of_parts(design, s) for s in combined] if frozenset() in design.sets else []
@@ -120,6 +140,36 @@ def _second_order(design: Design) -> tuple[list[tuple[str, Weights]], list[tuple
         for first, second in combinations(design.factors, 2)
         for a, b in product(design.factors[first], design.factors[second])
     }
+    return _least_squares(cells, main, pairs)
+
+
+def _screened_cells(design: Design, screen: Screen) -> dict[int, str]:
+    """Return the cells of a screening design that the study has: mask of the features that are on -> name."""
+    labels = [levels[0] for levels in design.factors.values()]
+    sets = {mask: frozenset(f for i, f in enumerate(labels) if mask >> i & 1) for mask in screen.cells}
+    return {mask: design.sets[on] for mask, on in sets.items() if on in design.sets}
+
+
+def _screened(design: Design, screen: Screen) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
+    """Return main effects, and pairs as far as they are separate from them: aliased ones as their sum.
+
+    Least squares of centred columns, as in a full factorial, on the cells of the design alone (Box, Hunter & Hunter
+    2005, chapter 6). What the columns alias is assumed to be 0.
+    """
+    masks = {mask: name for mask, name in _screened_cells(design, screen).items() if design.values.get(name)}
+    centred = [np.array([mask >> i & 1 for mask in masks]) - 0.5 for i in range(screen.count)]
+    labels = [levels[0] for levels in design.factors.values()]
+    pairs = {
+        " + ".join(f"{labels[a]} × {labels[b]}" for a, b in chain): centred[chain[0][0]] * centred[chain[0][1]]
+        for chain in screen.chains
+    }
+    return _least_squares(list(masks.values()), dict(zip(labels, centred, strict=True)), pairs)
+
+
+def _least_squares(
+    cells: Sequence[str], main: Mapping[str, np.ndarray], pairs: Mapping[str, np.ndarray]
+) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
+    """Return the coefficients of columns as weights of the cells; without weights where they are not identified."""
     matrix = np.column_stack([np.ones(len(cells)), *main.values(), *pairs.values()]) if cells else np.empty((0, 1))
     if np.linalg.matrix_rank(matrix) < 1 + len(main) + len(pairs):
         return [(name, {}) for name in main], [(name, {}) for name in pairs]

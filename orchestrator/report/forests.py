@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import formatting, verdicts, wording
 from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Forest, ForestRow
+from ablatrix.orchestrator.study import screening
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -107,11 +108,14 @@ _HELPS, _SYNERGY, _SUM = ("helps", "hurts"), ("synergy", "conflict"), ("better t
 
 
 def main_effects(analysis: Analysis) -> Figure | None:
-    """Return the main effects of a factorial design."""
+    """Return the main effects of a factorial or screening design."""
+    screen = analysis.combinations.screen
+    others = f"the {len(screen.cells)} cells of the design" if screen else "all combinations of the others"
     caption = (
-        f"Each feature's effect on the {analysis.measure.name}, averaged over all combinations of the others; "
-        f"{analysis.measure.better_side}."
+        f"Each feature's effect on the {analysis.measure.name}, averaged over {others}; {analysis.measure.better_side}."
     )
+    if screen and (warning := screening.alias_warning(screen)):
+        caption += f" {warning[0].upper()}{warning[1:]}."
     texts = ("Main effects", caption, "main effect")
     return _contrasts(analysis, "main_effects", texts, analysis.main_effects)
 

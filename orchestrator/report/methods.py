@@ -10,6 +10,7 @@ from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.formatting import count, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
+from ablatrix.orchestrator.study import screening
 from ablatrix.orchestrator.study.dotted import flatten
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ METHODS = {
 def _inference(analysis: Analysis) -> str:
     """Return how effects are judged: methods, correction, margin and noise."""
     used = {c.effect.method for c in analysis.compared if c.effect}
-    text = "".join(f" {sentence}" for method, sentence in METHODS.items() if method in used)
+    text = "".join(f" {sentence}" for method, sentence in METHODS.items() if method in used) + _screening(analysis)
     if analysis.family:
         text += (
             f" Verdicts are simultaneous over {count(analysis.family, 'comparison')} with the baseline (Dunnett 1955; "
@@ -242,6 +243,18 @@ def _inference(analysis: Analysis) -> str:
                 "Schuirmann 1987)."
             )
     return text + _noise(analysis)
+
+
+def _screening(analysis: Analysis) -> str:
+    """Return how the cells of a screening design were chosen, and what is estimated from them."""
+    screen = analysis.combinations.screen
+    if screen is None:
+        return ""
+    lines = "; ".join(screening.describe(screen, list(analysis.study.features)))
+    return (
+        f" The design is a {lines}. Main effects{' and pairs' if screen.chains else ''} are least-squares estimates on "
+        "its cell means (Box, Hunter & Hunter 2005), with the noise of all runs."
+    )
 
 
 def _noise(analysis: Analysis) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import documents
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
+from ablatrix.orchestrator.study import screening
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -116,10 +117,14 @@ def _design(analysis: Analysis) -> Iterator[str]:
     if analysis.single_seed:
         yield f"Every effect is from {ONE_SEED}."
     if analysis.main_effects and analysis.family:
+        screen = analysis.combinations.screen
+        name = "Screening" if screen else "Full factorial"
         yield (
-            "Full factorial design: main effects use every run and are more powerful than the comparisons of single "
+            f"{name} design: main effects use every run and are more powerful than the comparisons of single "
             f"cells{', which are described only' if analysis.factorial else ''}."
         )
+        if screen and (warning := screening.alias_warning(screen)):
+            yield f"{warning[0].upper()}{warning[1:]}."
     schedules = [cell.name for cell in analysis.compared if cell.changes == ("schedule",)]
     if schedules and any("model" in cell.changes for cell in analysis.compared):
         yield (

@@ -30,6 +30,7 @@ def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
         "smallest_effect_shown": analysis.detectable,
         "runs": {"planned": len(study.runs), **_run_counts(study.runs)},
         "cells": [_cell(cell, analysis) for cell in analysis.cells.values()],
+        "design": list(study.design),
         "main_effects": [contrast_record(contrast) for contrast in analysis.main_effects],
         "interactions": [contrast_record(contrast) for contrast in analysis.interactions],
         "warnings": notes.notes(analysis),

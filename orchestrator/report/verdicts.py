@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.metric import Measure
 
 ONE_SEED = "one seed only, so no conclusion can be drawn"
-DESCRIBED = "described only: in a factorial design the main effects and pairs are tested"
+DESCRIBED = "described only: the design tests main effects, not single cells"
 
 
 def word(cell: CellResult, analysis: Analysis) -> str:

@@ -103,7 +103,8 @@ def _main_effects(analysis: Analysis) -> str:
         else:
             parts.append(f"{join_names([short(c.name, LONGEST) for c in found], NAMED)}: {word}.")
     pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
-    parts.append(f"Interactions: {_effects(pairs, analysis)}." if pairs else "No interaction of two is shown.")
+    none = "No interaction of two is shown." if analysis.combinations.pairs else "Interactions are not estimated."
+    parts.append(f"Interactions: {_effects(pairs, analysis)}." if pairs else none)
     return f"Main effects: {' '.join(parts)}"
 
 

@@ -48,6 +48,7 @@ class Plan:
     rng: int = 0
     slow: Mapping[tuple[str, int], float] = field(default_factory=dict)  # run -> its time by its usual time
     hosts: Mapping[tuple[str, int], str] = field(default_factory=dict)  # run -> host; recorded only for these
+    design: Sequence[Any] = ()  # as in the experiment file
 
 
 def one_at_a_time(features: Sequence[str]) -> dict[str, list[str]]:
@@ -89,6 +90,7 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
         "created": 1_700_000_000.0,
         "features": dict(plan.features),
         "runs": runs,
+        "design": list(plan.design),
     }
     (folder / "study.json").write_text(json.dumps(study))
     return states

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from statsmodels.regression.linear_model import OLS
 
-from ablatrix.orchestrator.report.contrasts import Combinations, Design, combine
+from ablatrix.orchestrator.report.contrasts import Combinations, Contrast, Design, combine
+from ablatrix.orchestrator.study.screening import Screen, fractional, plackett_burman
 
 THREE = {"a": ("a",), "b": ("b",), "c": ("c",)}
 
@@ -100,3 +101,111 @@ def test_one_seed_makes_no_claim() -> None:
     found = combine(designed(THREE, {"a": -0.2}, 1, noise=0.01))
     effects = [c.effect for c in found.main_effects]
     assert all(e and e.method == "descriptive" and e.p_joint is None for e in effects)
+
+
+# ---- screening designs
+
+
+def screened(screen: Screen, truth: dict[frozenset[str], float], seeds: int = 2, noise: float = 0.0) -> Design:
+    """Return the cells of a screening design. truth: features that are on together -> what that adds."""
+    labels = "abcdefgh"[: screen.count]
+    random = np.random.default_rng(5)
+    sets = {frozenset(f for i, f in enumerate(labels) if cell >> i & 1): cell for cell in screen.cells}
+    names = {on: "+".join(sorted(on)) or "baseline" for on in sets}
+    values = {
+        name: {s: 3 + sum(v for k, v in truth.items() if k <= on) + random.normal(0, noise) for s in range(seeds)}
+        for on, name in names.items()
+    }
+    return Design(names, {f: (f,) for f in labels}, values, dict.fromkeys(values, seeds), screen)
+
+
+def regressed(design: Design, pairs: bool) -> OLS:
+    """Return the least-squares fit of effects and seeds by statsmodels. Effects are in the first columns."""
+    features = {name: on for on, name in design.sets.items()}
+    rows, y = [], []
+    for cell, each in design.values.items():
+        x = [int(f in features[cell]) - 0.5 for f in design.factors]
+        products = [a * b for a, b in combinations(x, 2)] if pairs else []
+        for seed, value in each.items():
+            rows.append([1.0, *x, *products, *(float(seed == s) for s in range(1, 3))])
+            y.append(value)
+    matrix = np.array(rows)
+    return OLS(np.array(y), matrix[:, matrix.any(axis=0)]).fit()
+
+
+def mean_of(contrast: Contrast) -> float:
+    assert contrast.effect is not None
+    return contrast.effect.mean
+
+
+def test_a_fraction_of_resolution_five_equals_statsmodels() -> None:
+    truth = {frozenset("a"): -0.1, frozenset("b"): 0.05, frozenset("ab"): 0.04}
+    design = screened(fractional(5), truth, seeds=3, noise=0.02)
+    del design.values["a+b"][2], design.values["baseline"][0]  # type: ignore[attr-defined]
+    theirs = regressed(design, pairs=True)
+    found = combine(design)
+    assert [c.name for c in found.main_effects] == list("abcde")
+    assert [c.name for c in found.pairs][:2] == ["a × b", "a × c"]
+    assert len(found.pairs) == 10
+    for i, contrast in enumerate((*found.main_effects, *found.pairs), start=1):
+        effect = contrast.effect
+        assert effect is not None
+        low, high = theirs.conf_int(0.05)[i]
+        wanted = (theirs.params[i], low, high, theirs.pvalues[i])
+        assert (effect.mean, effect.low, effect.high, effect.p) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+def test_the_standard_error_of_an_effect_is_two_over_the_root_of_the_runs() -> None:
+    found = combine(screened(fractional(5), {}, seeds=2, noise=0.0196)).main_effects[0].effect
+    assert found is not None and found.low is not None and found.high is not None
+    design = screened(fractional(5), {}, seeds=2, noise=0.0196)
+    sigma = float(np.sqrt(regressed(design, pairs=True).mse_resid))
+    error = (found.high - found.low) / 2 / 2.131449546  # t of 15 degrees of freedom
+    assert error == pytest.approx(2 * sigma / np.sqrt(32), rel=1e-8)
+
+
+def test_a_plackett_burman_design_equals_statsmodels_and_estimates_no_pair() -> None:
+    design = screened(plackett_burman(6), {frozenset("a"): -0.1, frozenset("f"): 0.05}, seeds=3, noise=0.02)
+    theirs = regressed(design, pairs=False)
+    found = combine(design)
+    assert [mean_of(c) for c in found.main_effects] == pytest.approx(theirs.params[1:7], rel=1e-9, abs=1e-9)
+    assert found.pairs == ()
+
+
+def test_an_interaction_leaks_into_a_third_of_the_other_effects_of_a_plackett_burman_design() -> None:
+    found = combine(screened(plackett_burman(6), {frozenset("ab"): 0.06}))
+    leaked = {c.name: round(mean_of(c), 12) for c in found.main_effects}
+    assert leaked["a"] == leaked["b"] == 0.03  # half of the interaction belongs to each of its features
+    assert {abs(leaked[f]) for f in "cdef"} == {0.01}
+
+
+def test_aliased_pairs_are_estimated_as_their_sum() -> None:
+    truth = {frozenset("ab"): 0.06, frozenset("ce"): -0.02, frozenset("d"): -0.1}
+    found = combine(screened(fractional(6, 4), truth))
+    pairs = {c.name: round(mean_of(c), 12) for c in found.pairs}
+    assert pairs["a × b + c × e + d × f"] == 0.04
+    assert sum(value != 0 for value in pairs.values()) == 1
+    assert {c.name: round(mean_of(c), 12) for c in found.main_effects}["d"] == -0.1
+
+
+def test_at_resolution_three_a_pair_shows_as_a_main_effect() -> None:
+    found = combine(screened(fractional(7, 3), {frozenset("ab"): 0.06}))
+    main = {c.name: round(mean_of(c), 12) for c in found.main_effects}
+    assert found.pairs == ()
+    assert main == {"a": 0.03, "b": 0.03, "c": 0, "d": 0, "e": -0.03, "f": 0, "g": 0}  # E = AB
+
+
+def test_other_cells_of_the_study_do_not_change_the_effects_of_a_screening_design() -> None:
+    design = screened(fractional(5), {frozenset("a"): -0.1})
+    design.sets[frozenset("abcde")] = "all_on"  # type: ignore[index]
+    design.values["all_on"] = {0: 9.0, 1: 9.0}  # type: ignore[index]
+    assert mean_of(combine(design).main_effects[0]) == pytest.approx(-0.1, abs=1e-12)
+
+
+def test_a_screening_design_without_a_cell_has_no_result_where_it_needs_it() -> None:
+    design = screened(fractional(5), {})
+    design.values["a+b"].clear()  # type: ignore[attr-defined]
+    assert all(c.effect is None and c.missing == 2 for c in combine(design).main_effects)
+    design = screened(plackett_burman(5), {frozenset("c"): 0.05})
+    design.values["baseline"].clear()  # type: ignore[attr-defined]
+    assert mean_of(combine(design).main_effects[2]) == pytest.approx(0.05, abs=1e-12)

@@ -7,15 +7,29 @@ import json
 import re
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import breakdown, document, drawing, figures, forests, formatting, notes, pages
+from ablatrix.orchestrator.report import (
+    breakdown,
+    document,
+    drawing,
+    figures,
+    forests,
+    formatting,
+    methods,
+    notes,
+    pages,
+    wording,
+)
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.build import build, compare
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.contrasts import Contrast
+from ablatrix.orchestrator.report.record import record_of
+from ablatrix.orchestrator.study.screening import Screen, fractional, plackett_burman
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.studies import FEATURES, Plan, held_out, write_study
 
@@ -55,6 +69,32 @@ def test_a_full_factorial_has_main_effects_and_interactions(tmp_path: Path) -> N
     assert effect_of(analysis.main_effects, "swiglu") == pytest.approx(-0.1 + 0.06 / 4)
     assert effect_of(analysis.interactions, "swiglu × rope") == pytest.approx(0.06 / 2)
     assert effect_of(analysis.interactions, "swiglu × rmsnorm") == pytest.approx(-0.06 / 2)
+
+
+def screened(features: dict[str, Any], screen: Screen) -> dict[str, list[str]]:
+    sets = [[f for i, f in enumerate(features) if cell >> i & 1] for cell in screen.cells]
+    return {"+".join(on) or "baseline": on for on in sets}
+
+
+def test_a_fraction_is_read_by_its_main_effects(tmp_path: Path) -> None:
+    cells = screened(FEATURES, fractional(5))
+    plan = Plan(seeds=(1, 2), cells=cells, effects={"rope": -0.1}, noise=0.004, design=[{"fractional": 5}])
+    analysis = analysed(tmp_path, plan)
+    assert effect_of(analysis.main_effects, "rope") == pytest.approx(-0.1, abs=0.01)
+    assert len(analysis.interactions) == 10
+    assert {cell.verdict for cell in analysis.compared} == {"no claim"}
+    assert re.match(r"Main effects: rope \(−0\.\d+ nats\) helps\.", wording.headline(analysis))
+    (method,) = [text for text in methods.paragraphs(analysis) if "fractional factorial" in text]
+    assert "2^(5-1): 5 features in 16 cells, resolution V; generators: E = ABCD (A swiglu" in method
+    assert record_of(analysis)["design"] == [{"fractional": 5}]
+
+
+def test_a_plackett_burman_design_is_flagged_as_blind_to_interactions(tmp_path: Path) -> None:
+    cells = screened(FEATURES, plackett_burman(5))
+    analysis = analysed(tmp_path, Plan(seeds=(1, 2), cells=cells, effects={"rope": -0.1}, design=["plackett_burman"]))
+    assert any("blind to interactions" in note for note in notes.notes(analysis))
+    assert "Interactions are not estimated." in wording.headline(analysis)
+    assert analysis.interactions == ()
 
 
 def test_all_pairs_are_held_against_their_parts(tmp_path: Path) -> None:
