@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ablatrix.orchestrator.report import build, record
+from ablatrix.orchestrator.report import build, record, wording
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
@@ -51,7 +51,7 @@ class Study:
     @cached_property
     def results(self) -> dict[str, Any]:
         """What `report --json` prints of the study; docs/automation.md describes the fields."""
-        return record.record_of(self.analysis)
+        return record.record_of(self.analysis, wording.headline(self.analysis))
 
     def runs(self) -> pd.DataFrame:
         """Return a row per run: its state, final value of the study's measure, cost, and the settings it changes."""
@@ -71,14 +71,14 @@ class Study:
                 "folder": self.folder / run.id,
                 **run.overrides,
             }
-            for run in self.analysis.study.runs
+            for run in self.analysis.whole.runs
         ]
         return pd.DataFrame(rows)
 
     def curves(self) -> pd.DataFrame:
         """Return every row of every loss.csv, with the run, cell and seed that it is of."""
-        found = [_read_curve(self.folder / run.id) for run in self.analysis.study.runs]
-        for run, rows in zip(self.analysis.study.runs, found, strict=True):
+        found = [_read_curve(self.folder / run.id) for run in self.analysis.whole.runs]
+        for run, rows in zip(self.analysis.whole.runs, found, strict=True):
             for place, name in enumerate(("run", "cell", "seed")):
                 rows.insert(place, name, run.id if name == "run" else getattr(run, name))
         return pd.concat([rows for rows in found if len(rows)] or found[:1], ignore_index=True)

@@ -140,7 +140,8 @@ def _mean(values: Mapping[int, float]) -> float | None:
 class Analysis:
     """Everything the pages show. cells: in the study's order; the reference is among them.
 
-    comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible.
+    comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible. ladder:
+    of a study with a scale axis, in which this is the analysis of one size.
     """
 
     study: Study
@@ -151,11 +152,22 @@ class Analysis:
     factorial: bool = False
     margin: float | None = None
     times: StepTimes = field(default_factory=StepTimes)
+    ladder: Ladder | None = None
+
+    @property
+    def whole(self) -> Study:
+        """The study with the runs of all sizes."""
+        return self.ladder.study if self.ladder else self.study
+
+    @property
+    def by_size(self) -> dict[str, Analysis]:
+        """Size -> its analysis, from small to large; this one under no name where there is no scale axis."""
+        return self.ladder.sizes if self.ladder else {"": self}
 
     @cached_property
     def hours(self) -> Hours:
         """GPU-hours or CPU-hours of the study."""
-        return device_hours.total([use for run in self.study.runs for use in run.uses])
+        return device_hours.total([use for run in self.whole.runs for use in run.uses])
 
     @property
     def noise(self) -> float | None:
@@ -219,8 +231,29 @@ class Analysis:
         return any(cell.effect for cell in self.compared) and self.family == 0
 
 
+@dataclass(frozen=True)
+class Ladder:
+    """A study with a scale axis. sizes: size -> the analysis of its runs, from small to large; shown: the main one."""
+
+    study: Study
+    sizes: dict[str, Analysis]
+    shown: str
+
+
 def analyse(study: Study) -> Analysis:
-    """Compare every cell of a study with its baseline."""
+    """Compare every cell of a study with its baseline; with a scale axis, within each size.
+
+    Return the analysis of the largest size at which something can be compared.
+    """
+    if not study.sizes:
+        return _analyse(study)
+    sizes = {size: _analyse(study.at_size(size)) for size in study.sizes}
+    compared = [size for size, found in sizes.items() if any(cell.effect for cell in found.compared)]
+    shown = (compared or list(sizes))[-1 if compared else 0]
+    return replace(sizes[shown], ladder=Ladder(study, sizes, shown))
+
+
+def _analyse(study: Study) -> Analysis:
     cells = {
         name: CellResult(
             name,

@@ -179,10 +179,10 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
 
 
 def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
-    """Return the verdict table, a row per cell in the study's order."""
+    """Return the verdict table, a row per cell in the study's order, size by size."""
     from ablatrix.orchestrator.report import verdicts, wording
 
     return [
-        VerdictRow(cell.name, cell.verdict, wording.cell_text(cell, analysis), verdicts.sentence(cell, analysis))
-        for cell in analysis.cells.values()
+        VerdictRow(name, cell.verdict, wording.cell_text(cell, found), verdicts.sentence(cell, found))
+        for name, cell, found in wording.every_cell(analysis)
     ]

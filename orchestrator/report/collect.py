@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ablatrix.orchestrator.report.sample_file import last_sample
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store.study_dir import read_plan
 from ablatrix.orchestrator.study.metric import NLL, Measure, of_record
+from ablatrix.orchestrator.study.scale import SEPARATOR
 from ablatrix.trainer.rundir import loss_digest, run_files, timing
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.files import read_bytes
@@ -57,6 +58,7 @@ class RunRecord:
     step_seconds: float | None = None  # per step, undisturbed
     cell_step_seconds: float | None = None  # of its cell (step_times.py), by which time is compared; None: it is not
     documents: DocumentScores | None = None  # its final evaluation by held-out document
+    size: str = ""  # on the scale axis
 
     @property
     def finished(self) -> bool:
@@ -209,6 +211,22 @@ class Study:
     margin: float | None = None  # effects below it are negligible, as the experiment file says
     margin_changed: bool = False  # after the study was first submitted
     design: tuple[Any, ...] = ()  # the entries of `design:`
+    sizes: tuple[str, ...] = ()  # of the scale axis, from small to large
+    predict: float | None = None  # multiple of the largest compute at which effects are predicted
+
+    def at_size(self, size: str) -> Study:
+        """Return the study of one size, in which cells are called as in the experiment file."""
+        runs = tuple(
+            replace(run, cell=run.cell.removesuffix(f"{SEPARATOR}{size}")) for run in self.runs if run.size == size
+        )
+        return replace(self, runs=runs, cells=_by_cell(runs), sizes=())
+
+
+def _by_cell(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
+    cells: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        cells.setdefault(run.cell, []).append(run)
+    return {name: tuple(group) for name, group in cells.items()}
 
 
 def read_study(study_dir: Path, states: States) -> Study:
@@ -217,9 +235,6 @@ def read_study(study_dir: Path, states: States) -> Study:
     measure, margins = of_record(plan.get("measure")), plan.get("margins", [])
     with ThreadPoolExecutor(max_workers=4) as pool:
         runs = tuple(pool.map(lambda run: read_run(study_dir / run["id"], run, states, measure), plan["runs"]))
-    cells: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        cells.setdefault(run.cell, []).append(run)
     inputs = [str(study_dir), json.dumps(plan, sort_keys=True)]
     inputs += [f"{run.id} {run.state} {run.reason} {run.digest}" for run in runs]
     return Study(
@@ -229,12 +244,14 @@ def read_study(study_dir: Path, states: States) -> Study:
         features={name: dict(settings or {}) for name, settings in plan["features"].items()},
         runs=runs,
         digest=hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
-        cells={name: tuple(group) for name, group in cells.items()},
+        cells=_by_cell(runs),
         info={name: text for name, text in plan.get("info", {}).items() if text},
         measure=measure,
         margin=margins[-1][1] if margins else None,
         margin_changed=len(margins) > 1,
         design=tuple(plan.get("design", ())),
+        sizes=tuple(plan.get("scale", {}).get("sizes", ())),
+        predict=plan.get("scale", {}).get("predict"),
     )
 
 
@@ -279,6 +296,7 @@ def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Meas
         uses=tuple(uses),
         step_seconds=_step_seconds(summary, columns),
         documents=parse_scores(contents[4]) if summary else None,
+        size=run.get("size", ""),
     )
 
 

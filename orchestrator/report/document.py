@@ -93,10 +93,11 @@ def _table(
 
 def subtitle(analysis: Analysis) -> str:
     """Return the line under the title: file, size and progress of the study."""
-    runs = analysis.study.runs
+    runs = analysis.whole.runs
     source = f"{analysis.study.file}: " if analysis.study.file else ""
     done = sum(run.finished for run in runs)
-    return f"{source}{count(len(analysis.cells), 'cell')}, {count(len(runs), 'run')}, {done} finished"
+    sizes = f" at each of {len(analysis.by_size)} sizes" if analysis.ladder else ""
+    return f"{source}{count(len(analysis.cells), 'cell')}{sizes}, {count(len(runs), 'run')}, {done} finished"
 
 
 def about(analysis: Analysis) -> list[str]:
@@ -109,7 +110,7 @@ def about(analysis: Analysis) -> list[str]:
 
 def health(analysis: Analysis) -> list[Block]:
     """Return the states of all runs, warnings, and every run without a usable result, with the reason."""
-    runs = analysis.study.runs
+    runs = analysis.whole.runs
     states = sorted(Counter(map(_state, runs)).items(), key=lambda item: (item[0] != "done", item[0]))
     blocks: list[Block] = [Health([("runs", len(runs)), *states])]
     if warnings := notes(analysis):
@@ -313,7 +314,7 @@ def costs(analysis: Analysis) -> list[Block]:
 
 def repeat(analysis: Analysis) -> list[Block]:
     """Return a command per run that repeats it, and a table of all runs."""
-    study = analysis.study
+    study = analysis.whole
     commands = [_repeat_command(study.folder / run.id, run) for run in study.runs]
     columns: Columns[RunRecord] = {
         "cell": lambda run: run.cell,

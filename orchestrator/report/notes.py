@@ -18,7 +18,11 @@ REPEATED = 0.5  # of the rows of a run; fewer repeated steps come from a progres
 
 
 def notes(analysis: Analysis) -> list[str]:
-    """Return all warnings."""
+    """Return all warnings; those of one size name it."""
+    if analysis.ladder:
+        found = {size: notes(one) for size, one in analysis.by_size.items()}
+        common = [note for note in found[analysis.ladder.shown] if all(note in each for each in found.values())]
+        return common + [f"{size}: {note}" for size, each in found.items() for note in each if note not in common]
     parts: Sequence[Callable[[Analysis], Iterator[str]]] = (
         _settings,
         _measures,

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import heldout_text, methods, notes, verdicts
+from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
     """Return the study's result. headline: in one sentence. Numbers keep every digit; what is not known is None."""
-    study, measure = analysis.study, analysis.measure
+    study, measure = analysis.whole, analysis.measure
     record = {
         "study": study.name,
         "folder": str(study.folder),
@@ -29,7 +30,11 @@ def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
         "comparisons": analysis.family,
         "smallest_effect_shown": analysis.detectable,
         "runs": {"planned": len(study.runs), **_run_counts(study.runs)},
-        "cells": [_cell(cell, analysis) for cell in analysis.cells.values()],
+        "cells": [
+            _cell(cell, found) | {"cell": name} | ({"size": size} if analysis.ladder else {})
+            for size, found in analysis.by_size.items()
+            for name, cell in [(Size(size).cell(c.name), c) for c in found.cells.values()]
+        ],
         "design": list(study.design),
         "main_effects": [contrast_record(contrast) for contrast in analysis.main_effects],
         "interactions": [contrast_record(contrast) for contrast in analysis.interactions],

@@ -34,7 +34,7 @@ NUMBERS = (
 
 def summary(analysis: Analysis) -> str:
     """Return a row per run of the study, finished or not."""
-    return _csv([_run(run, analysis.measure) for run in analysis.study.runs])
+    return _csv([_run(run, analysis.measure) for run in analysis.whole.runs])
 
 
 def _run(run: RunRecord, measure: Measure) -> dict[str, Any]:
@@ -59,8 +59,9 @@ def _yes(value: bool) -> str:
 
 
 def comparison(analysis: Analysis) -> str:
-    """Return a row per cell of the study, with all measures."""
-    return _csv([_cell(cell, analysis) for cell in analysis.cells.values()])
+    """Return a row per cell of the study at each size, with all measures."""
+    rows = [{"size": size, **_cell(c, a)} for size, a in analysis.by_size.items() for c in a.cells.values()]
+    return _csv(rows if analysis.ladder else [{k: v for k, v in row.items() if k != "size"} for row in rows])
 
 
 def comparisons(analyses: Sequence[Analysis]) -> str:
@@ -167,10 +168,10 @@ def tex(value: str) -> str:
 def latex(analysis: Analysis) -> str:
     """Return the comparison as a booktabs table, to \\input into a paper."""
     rows = []
-    for cell in analysis.cells.values():
-        text = wording.cell_text(cell, analysis)
+    for name, cell, found in wording.every_cell(analysis):
+        text = wording.cell_text(cell, found)
         effect = text.effect if text.interval == formatting.DASH else f"{text.effect} ({text.interval})"
-        rows.append([text.name, text.runs, text.value, effect, text.p, text.verdict])
+        rows.append([name, text.runs, text.value, effect, text.p, text.verdict])
     head = ["cell", "runs", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict"]
     table = pd.DataFrame([[tex(value) for value in row] for row in rows], columns=head)
     tabular = table.style.hide(axis="index").to_latex(column_format="lrrrrl", hrules=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import verdicts
@@ -20,6 +20,7 @@ from ablatrix.orchestrator.report.formatting import (
     signed,
     span_text,
 )
+from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -60,6 +61,13 @@ def cell_text(cell: CellResult, analysis: Analysis) -> CellText:
     )
 
 
+def every_cell(analysis: Analysis) -> Iterator[tuple[str, CellResult, Analysis]]:
+    """Yield (name, cell, analysis of its size) of every cell; with a scale axis the name is `swiglu@gpt-nano`."""
+    for size, found in analysis.by_size.items():
+        for cell in found.cells.values():
+            yield Size(size).cell(cell.name), cell, found
+
+
 def _value(cell: CellResult, analysis: Analysis) -> str:
     """Return the mean at the compared budget, with the final one in brackets where that is another."""
     digits = analysis.decimals
@@ -78,7 +86,14 @@ def parameters(cell: CellResult, base: CellResult | None) -> str:
 
 
 def headline(analysis: Analysis) -> str:
-    """Return what the study shows: `swiglu (−0.145) and all_on (−0.282 nats) help. cosine: inconclusive.`"""
+    """Return what the study shows: `swiglu (−0.145) and all_on (−0.282 nats) help. cosine: inconclusive.`
+
+    With a scale axis it is what the largest size shows that has results.
+    """
+    if analysis.ladder:
+        sizes, shown = list(analysis.ladder.sizes), analysis.ladder.shown
+        place = "" if shown == sizes[-1] else " with results so far"
+        return f"At {shown}, the largest of {len(sizes)} sizes{place}: {headline(replace(analysis, ladder=None))}"
     if not any(cell.effect for cell in analysis.compared):
         done, runs = sum(run.finished for run in analysis.study.runs), analysis.study.runs
         return f"No cell can be compared with the baseline yet: {done} of {count(len(runs), 'run')} finished."

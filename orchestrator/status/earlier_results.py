@@ -54,12 +54,13 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
         if measure != runs[0].config.measure:
             continue
         values: dict[str, dict[int, float]] = defaultdict(dict)
+        sizes = {run.get("size") for run in record["runs"] if _hash(run["id"]) in marks}  # noise depends on the size
         for number, run in enumerate(record["runs"]):
             cell = cells.get(_hash(run["id"]), "")
             summary = _read_finished(study / run["id"]) if cell or number < MOST_READ else None
             if summary is None:
                 continue
-            if (value := _final_value(summary, measure)) is not None:
+            if run.get("size") in sizes and (value := _final_value(summary, measure)) is not None:
                 values[run["cell"]][run["seed"]] = value
             if cell and (hours := _wall_hours(study / run["id"])):
                 times[cell].append(hours)

@@ -45,6 +45,7 @@ class StudyRun:
     features: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    size: str = ""  # on the scale axis
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Study:
     margins: list[tuple[float, float | None]] = field(default_factory=list)  # time and value of `margin:`, each change
     tune: Tuning | None = None  # what is tuned in every cell
     design: list[Any] = field(default_factory=list)  # as in the experiment file
+    scale: dict[str, Any] = field(default_factory=dict)  # `sizes` in order, and what `scale:` says of the report
 
     def matching(self, text: str) -> list[StudyRun]:
         """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""
@@ -124,7 +126,7 @@ def create_study(
 ) -> Study:
     """Create the folders of a study and of its runs. Existing files stay as they are (see `update_configs`).
 
-    fields: further ones of study.json, such as `cluster` and `design`; empty ones are left out.
+    fields: further ones of study.json, such as `cluster`, `design` and `scale`; empty ones are left out.
     Raises UserError where the folder cannot be written or belongs to another user.
     """
     record: dict[str, Any] = {"name": name, "file": str(file), "created": round(time.time(), 3), "features": features}
@@ -133,6 +135,7 @@ def create_study(
         record |= {"info": config.about, "measure": config.measure.as_record()}
     record["runs"] = [
         {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
+        | ({"size": r.size} if r.size else {})
         for r in runs
     ]
     record |= {name: value for name, value in (fields or {}).items() if value}
@@ -194,7 +197,7 @@ def snapshot_store(folder: Path) -> Path:
 
 def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
     """Return planned runs as runs of a study in `folder`, whether they are there or not."""
-    return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id) for r in runs]
+    return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size) for r in runs]
 
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:

@@ -47,7 +47,8 @@ def problems(loaded: Loaded) -> Iterator[str]:
 
 def _text_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Yield (key, problem) of the texts that may have placeholders."""
-    known = [*experiment.base, *command_template.PLACES, command_template.FLAGS]
+    scaled = experiment.scale.settings if experiment.scale else {}
+    known = [*experiment.base, *scaled, *command_template.PLACES, command_template.FLAGS]
     switched = {key for level in experiment.all_levels() for key in level.overrides}
     for place, words in _parts(experiment).items():
         if place in ("command", "resume_command"):
@@ -94,6 +95,8 @@ def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
     """Return (path, key, value) of every setting."""
     levels = loaded.experiment.all_levels()
     found: list[tuple[KeyPath, str, Any]] = [(("base", k), k, value) for k, value in loaded.experiment.base.items()]
+    scaled = loaded.experiment.scale.settings if loaded.experiment.scale else {}
+    found += [(("scale", key), key, value) for key, values in scaled.items() for value in values]
     found += [((*level.path, key), key, value) for level in levels for key, value in level.overrides.items()]
     return found + [(("base", key), key, value) for key, value in loaded.forced.items()]
 

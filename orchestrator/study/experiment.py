@@ -16,6 +16,7 @@ from ablatrix.orchestrator.study.command_settings import CommandKeys
 from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.levels import Level, split_levels
 from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
+from ablatrix.orchestrator.study.scale import Scale, Size
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.study.tuning import TuneField
 from ablatrix.trainer.config import InfoConfig
@@ -33,6 +34,7 @@ EXAMPLES = {
     "cells": "cells: {modern: [swiglu, rope]}",
     "design": "design: [baseline, one_at_a_time]",
     "exclude": "exclude: [[rope, alibi]]",
+    "scale": "scale: {model.model_type: [gpt-nano, gpt-micro, gpt-mini]}",
     "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5",
     "goal": "goal: {effect: 0.03, power: 0.8}",
     "tune": "tune: {trainer.learning_rate: [1e-3, 2e-3, 4e-3]}",
@@ -45,7 +47,7 @@ EXAMPLES = {
     "experiment_info": "experiment_info: {description: seven cells}",
     "metrics": "metrics: {csv: log.csv}",
 }
-SECTIONS = ("base", "features", "cells", "slurm", "experiment_info", "env")  # may be empty
+SECTIONS = ("base", "features", "cells", "scale", "slurm", "experiment_info", "env")  # may be empty
 
 
 def safe_name(name: str) -> str:
@@ -127,6 +129,7 @@ class Experiment(CommandKeys, Strict):
     design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
     cells: dict[SafeName, list[Text]] = {}
     exclude: list[list[Text]] = Field([], description="feature combinations that are left out")
+    scale: Scale | None = Field(None, description="sizes at which every cell is trained, with its own baseline")
     seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
     goal: Goal | None = Field(None, description="the effect to be shown and its power; without `seeds` it chooses them")
     tune: TuneField = Field(
@@ -148,6 +151,11 @@ class Experiment(CommandKeys, Strict):
     @property
     def seed_list(self) -> list[int]:
         return list(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes of the scale axis; one without a name if there is none."""
+        return self.scale.sizes() if self.scale else [Size()]
 
     @property
     def seeds_follow_goal(self) -> bool:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ablatrix.orchestrator.study.levels import settings_blocks
 from ablatrix.orchestrator.study.literals import text_of
+from ablatrix.orchestrator.study.scale import OWN_KEYS as OWN_KEYS_OF_SCALE
 from ablatrix.trainer.config import InfoConfig, RunConfig, field_errors, keys
 from ablatrix.trainer.config.field_errors import describe, show
 from ablatrix.trainer.config.suggestions import nearest
@@ -77,20 +78,34 @@ def settings_problems(data: dict[str, Any], tree: Tree) -> list[str]:
 
 
 def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: Callable[[str, Any], str]) -> list[str]:
-    """Return what is wrong with base and features, each with its place. problem_of: of a setting, '' for nothing."""
+    """Return what is wrong with base, scale and features, each with its place.
+
+    problem_of: of a setting, '' for nothing.
+    """
     problems = []
     for path, settings in settings_blocks(data):
         name, where = ".".join(path), f"{tree.position(path)}: {'.'.join(path)}: "
+        if path == ("scale",) and not isinstance(settings, dict):
+            continue  # a problem of its model
         if not isinstance(settings, dict):
             problems.append(f"{where}must be settings such as `{example}`, found {show(settings)}")
             continue
         if path[0] == "features" and not settings:
             problems.append(f"{where}overrides nothing; name what the feature switches on")
         for key, value in settings.items():
-            problem = problem_of(key, value)
+            problem = _list_problem(key, value, problem_of) if path == ("scale",) else problem_of(key, value)
             if problem:
                 problems.append(f"{tree.position((*path, key))}: {name}.{key}: {problem}")
     return problems
+
+
+def _list_problem(key: str, values: Any, problem_of: Callable[[str, Any], str]) -> str:
+    """Return what is wrong with a setting of `scale`, which has one value per size."""
+    if key in OWN_KEYS_OF_SCALE:
+        return ""
+    if not isinstance(values, list):
+        return problem_of(key, values) or f"must be a list with one value per size, found {show(values)}"
+    return next((problem for value in values if (problem := problem_of(key, value))), "")
 
 
 def _name_problem(known: dict[str, FieldInfo], key: str, value: Any) -> str:

@@ -33,7 +33,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None: over 200."""
+    """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None: over 200.
+
+    cells: at each of `sizes` sizes, within which they are compared.
+    """
 
     cells: int
     seeds: int
@@ -45,12 +48,14 @@ class Forecast:
     needed: int | None
     hours_per_seed: float | None  # of one run of every cell
     hours_unit: str
+    sizes: int = 1
 
     def lines(self) -> list[str]:
         """Return sentences for the terminal; [] for a single cell, which is compared with nothing."""
         if self.cells < 2:
             return []
         unit, design = self.measure.short_unit, f"{self.cells} cells x {self.seeds} seed{'s'[: self.seeds != 1]}"
+        design += f" at each of {self.sizes} sizes" if self.sizes > 1 else ""
         lines = []
         if self.noise is None:
             lines.append(f"{design}: set `noise:` (standard deviation between seeds) to see which effects they show")
@@ -70,7 +75,7 @@ class Forecast:
         if self.needed is None:
             return f"more than {power.MOST_SEEDS} seeds"
         hours = self.hours
-        text = f"{self.needed} seeds: {self.needed * self.cells} runs"
+        text = f"{self.needed} seeds: {self.needed * self.cells * self.sizes} runs"
         return text + (f", about {hours:.3g} {self.hours_unit}" if hours is not None else "")
 
     @property
@@ -83,7 +88,7 @@ class Forecast:
         goal = self.goal and {
             "effect": self.goal.effect,
             "seeds": self.needed,
-            "runs": self.needed and self.needed * self.cells,
+            "runs": self.needed and self.needed * self.cells * self.sizes,
             "hours": _rounded(self.hours),
         }
         return {
@@ -148,20 +153,24 @@ def forecast(
 ) -> Forecast:
     """Return what runs of these cells with so many seeds can show.
 
-    config: of the baseline; earlier: noise of results with the same baseline; hours: cell -> those of one run.
+    config: of the baseline, at the smallest of the sizes; earlier: noise of results with the same baseline; hours:
+    cell -> those of one run.
     """
+    sizes = len(experiment.sizes)
+    compared = len(cells) // sizes
     noise = earlier or known_noise(experiment, config)
     goal = experiment.goal
     wanted = goal.power if goal else USUAL_POWER
     return Forecast(
-        cells=len(cells),
+        cells=compared,
         seeds=seeds,
         noise=noise,
         measure=config.measure,
         power=wanted,
-        smallest=power.smallest_effect(noise.sigma, len(cells), seeds, wanted) if noise else None,
+        smallest=power.smallest_effect(noise.sigma, compared, seeds, wanted) if noise else None,
         goal=goal,
-        needed=power.seeds_needed(goal.effect, noise.sigma, len(cells), wanted) if goal and noise else None,
+        needed=power.seeds_needed(goal.effect, noise.sigma, compared, wanted) if goal and noise else None,
         hours_per_seed=sum(hours[cell] for cell in cells) if all(cell in hours for cell in cells) else None,
         hours_unit=hours_unit,
+        sizes=sizes,
     )

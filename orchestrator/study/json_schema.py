@@ -32,6 +32,7 @@ TEXTS = {
     "features": "name -> what switching it on overrides, or `levels`, of which one is on",
     "design": "which cells there are: " + ", ".join(DESIGNS),
     "cells": "named combinations of features",
+    "scale": "sizes at which every cell is trained: settings with one value per size, from small to large",
     "seeds": "a list, or n for 1..n",
     "launcher": "auto: Slurm where sbatch is, else this machine",
     "slurm": "resources of one job",
@@ -52,6 +53,7 @@ def build() -> Schema:
     settings = {"$ref": "#/$defs/settings"}
     levels = {"type": "object", "propertyNames": names, "minProperties": 1, "additionalProperties": settings}
     known = _settings(definitions)
+    scale = _scale(definitions.pop("Scale"), known)
     file_or_config = {"type": "string", "minLength": 1}
     properties |= {
         "extends": {"anyOf": [file_or_config, {"type": "array", "items": file_or_config}]},
@@ -59,6 +61,7 @@ def build() -> Schema:
         "base": settings,
         "features": {"type": "object", "propertyNames": names, "additionalProperties": _or_none("feature")},
         "design": {"type": "array", "items": _design()},
+        "scale": {"$ref": "#/$defs/scale"},
     }
     properties = {name: _described(node, TEXTS.get(name)) for name, node in properties.items()}
     for name in SECTIONS:
@@ -72,6 +75,7 @@ def build() -> Schema:
             **definitions,
             "expression": EXPRESSION,
             "settings": _closed(known),
+            "scale": scale,
             "feature": _closed(known | {"levels": levels}) | {"minProperties": 1},
             "config": _by_trainer(_with_private(properties)),
         },
@@ -110,6 +114,14 @@ def _settings(definitions: Schema) -> Schema:
     return known
 
 
+def _scale(own: Schema, settings: Schema) -> Schema:
+    """Return the schema of `scale`, in which every setting has a list of values."""
+    listed = {key: {"type": "array", "minItems": 2, "items": node} for key, node in settings.items() if "." in key}
+    sections = [key.partition(".")[0] for key in listed]
+    nested = {key: {"type": "object", "additionalProperties": {"type": "array", "minItems": 2}} for key in sections}
+    return _closed(own["properties"] | nested | listed)
+
+
 def _design() -> Schema:
     numbers = {"factorial": {"type": "integer", "minimum": 1}}
     numbers |= {word: {"enum": list(choices)} for word, choices in NUMBERS.items()}
@@ -135,7 +147,7 @@ def _with_private(properties: Schema) -> Schema:
 
 def _by_trainer(study: Schema) -> Schema:
     """Permit any settings for a command, and only our trainer's without one."""
-    ours = {name: study["properties"][name] for name in ("base", "features")}
+    ours = {name: study["properties"][name] for name in ("base", "features", "scale")}
     properties = study["properties"] | {name: _described({"type": "object"}, TEXTS[name]) for name in ours}
     choice = {"if": {"required": ["command"]}, "else": {"properties": ours}}
     return {**study, "properties": properties, **choice}

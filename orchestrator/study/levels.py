@@ -32,8 +32,8 @@ def split_levels(features: dict[str, Any]) -> list[list[Level]]:
 
 
 def settings_blocks(data: dict[str, Any]) -> list[tuple[KeyPath, Any]]:
-    """Return (path, settings) of base and of each level of each feature."""
-    blocks: list[tuple[KeyPath, Any]] = [(("base",), data["base"])] if "base" in data else []
+    """Return (path, settings) of base, of scale, and of each level of each feature."""
+    blocks: list[tuple[KeyPath, Any]] = [((key,), data[key]) for key in ("base", "scale") if key in data]
     features = data.get("features")
     if isinstance(features, dict):
         blocks += [(level.path, level.overrides) for group in split_levels(features) for level in group]

@@ -16,6 +16,7 @@ from ablatrix.orchestrator.study import (
     extends,
     field_checks,
     find_file,
+    scale_checks,
     set_options,
     yaml_tree,
 )
@@ -82,6 +83,7 @@ def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str
                 problems.append(_explain(path, errors, tree, str(source)))
     else:
         problems += design_problems(loaded)
+        problems += scale_checks.problems(loaded)
         if all(isinstance(block, dict) for _, block in settings_blocks(data)):
             problems += command_checks.problems(loaded)
     if problems:

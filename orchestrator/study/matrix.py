@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.study import dotted, forecast, run_config
+from ablatrix.orchestrator.study import dotted, forecast, run_config, scale_checks
 from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
 from ablatrix.orchestrator.study.run_config import without_corpus
+from ablatrix.orchestrator.study.scale_checks import STEPS
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir.errors import ConfigError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment, Loaded
     from ablatrix.orchestrator.study.extends import Overrides
     from ablatrix.orchestrator.study.run_config import Config, FollowCorpus, Vocabulary
+    from ablatrix.orchestrator.study.scale import Size
     from ablatrix.orchestrator.study.tuning import Tuning
 
 MOST_RUNS = 100_000
@@ -31,6 +33,7 @@ class Run:
     overrides: Overrides  # of the features over the base, and the tuned setting
     config: Config
     tune: Tuning | None = None  # of the study
+    size: str = ""  # on the scale axis
 
     @property
     def id(self) -> str:
@@ -47,54 +50,39 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
 
 
 def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = without_corpus) -> list[Run]:
-    """Return the runs, every cell with every seed. Raise ConfigError with the problems of all cells.
+    """Return the runs: every cell with every seed, at every size. Raise ConfigError with the problems of all cells.
 
     vocabulary: returns the number of tokens of a configuration's tokenizer, and the one that ends a text;
     follow_corpus: a configuration with what its corpus decides.
     """
-    experiment = loaded.experiment
-    planned: list[tuple[Cell, Overrides, Config]] = []
-    faults: dict[str, str] = {}  # a fault of the base, or of one feature, is reported once and not for each cell
-    bare = Cell("", ())
-    designed = expand_cells(loaded)
-    _require_few(loaded, len(designed) * len(experiment.seed_list))
-    for cell in [bare, *designed]:
-        overrides = overrides_of(experiment, cell.features)
-        for pair, fault in _undone_features(loaded, cell, overrides):
-            faults.setdefault(pair, fault)
-        try:
-            settings = dotted.override(dotted.override(experiment.base, overrides), loaded.forced)
-            config = run_config.resolve(experiment, settings, vocabulary, follow_corpus)
-            problems = config.sharing_problems(experiment.slurm)
-            if problems:
-                raise ConfigError(problems)
-            planned.append((cell, overrides, config))
-        except ConfigError as error:
-            for fault in error.problems:
-                faults.setdefault(fault, _placed(fault, loaded, cell))
-    problems = list(faults.values()) + _same_cells(loaded, planned)
-    runs = planned[1:]
-    if not runs and not problems:
-        problems.append(f"{loaded.at('design')}design: gives no run; add baseline, one_at_a_time or features")
+    experiment, designed = loaded.experiment, expand_cells(loaded)
+    sizes = experiment.sizes
+    _require_few(loaded, len(designed) * len(experiment.seed_list) * len(sizes))
+    expansion = _Expansion(loaded, vocabulary, follow_corpus)
+    planned = [(size, expansion.at_size(size, designed)) for size in sizes]
+    problems = expansion.problems or scale_checks.order_problems(loaded, [(s, found[0].config) for s, found in planned])
+    if not designed and not problems:
+        problems = [f"{loaded.at('design')}design: gives no run; add baseline, one_at_a_time or features"]
     if problems:
         raise ConfigError(problems)
-    try:
-        seeds = forecast.choose_seeds(experiment, runs[0][2], len(runs))
+    try:  # at the smallest size, where the noise is largest
+        seeds = forecast.choose_seeds(experiment, planned[0][1][1].config, len(designed))
     except ConfigError as error:
         raise ConfigError([loaded.at("goal") + problem for problem in error.problems]) from None
     if experiment.tune:
-        return _tuned_runs(loaded, runs, seeds, vocabulary, follow_corpus)
-    _require_few(loaded, len(runs) * len(seeds))
+        return _tuned_runs(loaded, planned[0][1][1:], seeds, vocabulary, follow_corpus)
+    _require_few(loaded, len(designed) * len(seeds) * len(sizes))
     return [
-        Run(cell.name, seed, cell.features, overrides, config.with_seed(seed))
-        for cell, overrides, config in runs
+        Run(one.cell.name, seed, one.cell.features, one.overrides, one.config.with_seed(seed), size=size.name)
+        for size, found in planned
+        for one in found[1:]
         for seed in seeds
     ]
 
 
 def _tuned_runs(
     loaded: Loaded,
-    cells: Sequence[tuple[Cell, Overrides, Config]],
+    cells: Sequence[_Planned],
     seeds: Sequence[int],
     vocabulary: Vocabulary,
     follow_corpus: FollowCorpus,
@@ -108,7 +96,7 @@ def _tuned_runs(
     _require_few(loaded, len(cells) * (len(tune.candidates) * len(seeds) + len(tune.grid) * len(tune.seeds)))
     found: list[Run] = []
     faults: dict[str, str] = {}
-    for cell, overrides, _ in cells:
+    for cell, overrides in ((one.cell, one.overrides) for one in cells):
         for value in tune.candidates:
             tuned = {**overrides, tune.setting: value}
             settings = dotted.override(dotted.override(experiment.base, tuned), loaded.forced)
@@ -123,6 +111,67 @@ def _tuned_runs(
     if faults:
         raise ConfigError(list(faults.values()))
     return found
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A cell at a size, resolved."""
+
+    cell: Cell
+    overrides: Overrides
+    config: Config
+
+
+class _Expansion:
+    """Resolves the cells of an experiment; a fault of the base, or of one feature, is reported once."""
+
+    def __init__(self, loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus) -> None:
+        self.loaded, self.vocabulary, self.follow_corpus = loaded, vocabulary, follow_corpus
+        self._faults: dict[str, str] = {}
+        self._same: list[str] = []
+
+    @property
+    def problems(self) -> list[str]:
+        return [*self._faults.values(), *dict.fromkeys(self._same)]
+
+    def at_size(self, size: Size, designed: Sequence[Cell]) -> list[_Planned]:
+        """Return the base without features, then the cells, as far as they are valid."""
+        planned = []
+        for cell in [Cell("", ()), *designed]:
+            overrides = overrides_of(self.loaded.experiment, cell.features)
+            for pair, fault in _undone_features(self.loaded, cell, overrides):
+                self._faults.setdefault(pair, fault)
+            try:
+                config = self._resolve(size, overrides)
+                planned.append(_Planned(Cell(size.cell(cell.name), cell.features), overrides, config))
+            except ConfigError as error:
+                for fault in error.problems:
+                    self._faults.setdefault(fault, _placed(fault, self.loaded, cell, size))
+        self._same += _same_cells(self.loaded, planned)
+        return planned
+
+    def _resolve(self, size: Size, overrides: Overrides) -> Config:
+        """Return the configuration of a cell. Raise ConfigError."""
+        experiment, scale = self.loaded.experiment, self.loaded.experiment.scale
+        settings = dotted.override(experiment.base, size.settings)
+        if scale and scale.tokens_per_parameter:
+            bare = dotted.override(settings, self.loaded.forced)
+            base = run_config.resolve(experiment, bare, self.vocabulary, self.follow_corpus)
+            settings = dotted.override(settings, {STEPS: steps_for(base, scale.tokens_per_parameter)})
+        settings = dotted.override(dotted.override(settings, overrides), self.loaded.forced)
+        config = run_config.resolve(experiment, settings, self.vocabulary, self.follow_corpus)
+        if problems := config.sharing_problems(experiment.slurm):
+            raise ConfigError(problems)
+        return config
+
+
+def steps_for(base: Config, tokens_per_parameter: float) -> int:
+    """Return the optimizer steps after which a model has seen so many tokens per parameter. Raise ConfigError."""
+    if not (base.parameters and base.tokens and base.steps):
+        raise ConfigError(
+            ["scale.tokens_per_parameter: the parameters of this model are not known; scale trainer.max_iters"]
+        )
+    return max(1, round(tokens_per_parameter * base.parameters / (base.tokens / base.steps)))
 
 
 def _require_few(loaded: Loaded, count: int) -> None:
@@ -154,25 +203,27 @@ def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterat
         )
 
 
-def _placed(problem: str, loaded: Loaded, cell: Cell | None) -> str:
+def _placed(problem: str, loaded: Loaded, cell: Cell, size: Size) -> str:
     """Return a trainer's `key: fault` with the file and line of the key."""
     key = problem.partition(":")[0]
-    path: tuple[str, ...] = ("base", key)
-    culprit = ""
-    if cell and cell.features:
+    scaled = next((name for name in size.settings if name == key or name.startswith(f"{key}.")), None)
+    path: tuple[str, ...] = ("scale", scaled) if scaled else ("base", key)
+    culprit = f"size {size.name}: " if size.name else ""
+    if cell.features:
         on = loaded.experiment.active_levels(cell.features)
         level = next((level for level in reversed(on) if key in level.overrides), on[-1])
-        path, culprit = (*level.path, key), f"cell {cell.name}: "
+        path, culprit = (*level.path, key), f"cell {size.cell(cell.name)}: "
     return f"{loaded.at(*path)}{culprit}{problem}"
 
 
-def _same_cells(loaded: Loaded, planned: Sequence[tuple[Cell, Overrides, Config]]) -> list[str]:
-    """Return the cells that have the same configuration, above all features that change nothing."""
+def _same_cells(loaded: Loaded, planned: Sequence[_Planned]) -> list[str]:
+    """Return the cells of a size that have the same configuration, above all features that change nothing."""
     first: dict[str, Cell] = {}
     blamed: set[str] = set()
     problems = []
-    for cell, overrides, config in planned:
-        other = first.setdefault(config.fingerprint(), cell)
+    for one in planned:
+        cell, overrides = one.cell, one.overrides
+        other = first.setdefault(one.config.fingerprint(), cell)
         if other is cell or not (cell.features or other.features) or blamed.intersection(cell.features):
             continue
         blamed.update(cell.features)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.models.config import SHORT_FORMS
+from ablatrix.orchestrator.study import scale_checks
 from ablatrix.orchestrator.study.command_config import SETTINGS, CommandConfig
 from ablatrix.orchestrator.study.interpolation import vars_of
 from ablatrix.trainer.config import keys, optimization
@@ -41,6 +42,7 @@ def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
         return f"--set {key}: "
     levels = loaded.experiment.active_levels(features)
     paths = [(*level.path, key) for level in reversed(levels) if key in level.overrides]
+    paths += [("scale", key)] if loaded.experiment.scale and key in loaded.experiment.scale.settings else []
     paths += [("base", key)] if key in loaded.experiment.base else []
     return loaded.at(*paths[0]) if paths else ""
 
@@ -58,10 +60,16 @@ def _of_command(loaded: Loaded, features: tuple[str, ...], config: CommandConfig
 
 
 def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
-    """Return the origin of each setting that is given: base, then features in the file's order, then --set."""
+    """Return the origin of each setting that is given: base, scale, features in the file's order, --set."""
     places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
     for key in loaded.experiment.info:
         places[key] = _described(loaded.tree, ("experiment_info", key.partition(".")[2]))
+    scale = loaded.experiment.scale
+    for key in scale.settings if scale else ():
+        places[key] = f"scale, {_described(loaded.tree, ('scale', key))}"
+    if scale and scale.tokens_per_parameter:
+        at = loaded.tree.position(("scale", scale_checks.PER_PARAMETER))
+        places[scale_checks.STEPS] = f"scale.{scale_checks.PER_PARAMETER}, {at}"
     for level in loaded.experiment.active_levels(features):
         for key in level.overrides:
             places[key] = f"feature {level.label}, {_described(loaded.tree, (*level.path, key))}"

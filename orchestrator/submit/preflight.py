@@ -133,7 +133,8 @@ def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Yield the cells that train exactly like the baseline, found by training a shrunken model of each."""
     first: dict[str, Run] = {}
     for run in runs:
-        first.setdefault(run.cell, run)
+        if run.size == runs[0].size:  # at the others it is the same model, larger
+            first.setdefault(run.cell, run)
     baseline = next((run for run in first.values() if not run.features), None)
     cells = [run for run in first.values() if run.features]
     if len(cells) > MOST_PROBED:

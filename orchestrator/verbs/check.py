@@ -17,9 +17,11 @@ def check(options: Options) -> None:
     corpora = check_plan(planned)
     runs = planned.runs
     cells, seeds = list(dict.fromkeys(run.cell for run in runs)), list(dict.fromkeys(run.seed for run in runs))
+    sizes = len({run.size for run in runs})
+    at_sizes = f", {len(cells) // sizes} at each of {sizes} sizes" if sizes > 1 else ""
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
     print(
-        f"{options.file}: {len(runs)} runs (cells: {len(cells)}; seeds: {shown}), "
+        f"{options.file}: {len(runs)} runs (cells: {len(cells)}{at_sizes}; seeds: {shown}), "
         f"no problems found ({planned.launcher})"
     )
     for line in corpora:

@@ -123,7 +123,11 @@ class Plan:
             experiment.features,
             self.runs,
             origins=self.value_origins,
-            fields={"cluster": self.cluster, "design": experiment.design},
+            fields={
+                "cluster": self.cluster,
+                "design": experiment.design,
+                "scale": experiment.scale and experiment.scale.as_record(),
+            },
         )
         study_dir.record_margin(self.folder, experiment.margin)
         return study

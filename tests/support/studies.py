@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Plan:
     domains: Sequence[str] = ()
     contexts: Sequence[int] = ()  # lengths; longer than the block, a cell is 0.1 nats better there, or has learned rows
     rng: int = 0
+    model: str = "gpt-nano"
     slow: Mapping[tuple[str, int], float] = field(default_factory=dict)  # run -> its time by its usual time
     hosts: Mapping[tuple[str, int], str] = field(default_factory=dict)  # run -> host; recorded only for these
     design: Sequence[Any] = ()  # as in the experiment file
@@ -96,6 +97,24 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
     return states
 
 
+def write_sizes(folder: Path, plans: Mapping[str, Plan]) -> dict[str, tuple[str, str]]:
+    """Write a study with a scale axis, a plan per size (a preset of the model); return the states for `build`."""
+    runs, states, study = [], {}, {}
+    folder.mkdir(parents=True)
+    for size, plan in plans.items():
+        part = folder.with_name(f"{folder.name}-{size}")
+        found = write_study(part, replace(plan, model=size))
+        study = json.loads((part / "study.json").read_text())
+        for run in study["runs"]:
+            name, cell = run["id"].replace("-seed", f"@{size}-seed"), f"{run['cell']}@{size}"
+            states[name] = found[run["id"]]
+            if (part / run["id"]).exists():
+                (part / run["id"]).rename(folder / name)
+            runs.append({**run, "id": name, "cell": cell, "size": size})
+    (folder / "study.json").write_text(json.dumps({**study, "runs": runs, "scale": {"sizes": list(plans)}}))
+    return states
+
+
 def _state(fate: str) -> tuple[str, str]:
     reasons = {"failed": "exit code 1: ValueError: loss is nan", "lost": "out of memory on node3", "planned": ""}
     done = ("done", "diverged", "risen", "stripped")
@@ -105,7 +124,7 @@ def _state(fate: str) -> tuple[str, str]:
 def _config(plan: Plan, overrides: Mapping[str, Any], seed: int) -> Any:
     tree: dict[str, Any] = {
         "data": {"file_path": "data/corpus.jsonl", "block_size": 64, "tokenizer": "sample"},
-        "model": {"model_type": "gpt-nano"},
+        "model": {"model_type": plan.model},
         "trainer": {"max_iters": plan.max_iters, "batch_size": 8, "learning_rate": 5e-4},
         "system": {"seed": seed, "cache_dir": "cache", "work_dir": "run"},
     }
