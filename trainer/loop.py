@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.cuda_graph import GraphedStep
+from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.distributed.single import Array, Single, sum_windows
 from ablatrix.trainer.early_stopping import Improvement
 from ablatrix.trainer.optimizers import make
@@ -143,7 +144,7 @@ class Trainer:
     def _step(self, x: Array, y: Array) -> None:
         """One optimiser step on batch number `iter`."""
         if self._scored is not None:
-            self._scored.fill_(int((y != -1).sum()))
+            self._scored.fill_(int((y != PADDING).sum()))
         x, y = self.strategy.share(x), self.strategy.share(y)
         self.optimizer.set_learning_rate(learning_rate(self.iter + 1, self.config.trainer))
         self._seed()
@@ -286,7 +287,7 @@ class Trainer:
         windows: instead of the held-out ones.
         """
         x, y = windows or self.heldout
-        scored = int((y != -1).sum())
+        scored = int((y != PADDING).sum())
         if not scored:
             return None
         self.model.eval()

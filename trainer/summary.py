@@ -13,6 +13,7 @@ import numpy as np
 from ablatrix.models.gpt import measure
 from ablatrix.trainer import checkpoint, eval_context_lengths, failures, heldout_scores
 from ablatrix.trainer.data import corpus_usage
+from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.device import describe, name_hardware
 from ablatrix.trainer.out_of_memory import peak_memory
 from ablatrix.trainer.rundir import loss_digest, run_files, timing
@@ -72,7 +73,7 @@ def _summarize(trainer: Trainer, store: TokenStore, val_nll: float | None) -> di
         "seconds": round(trainer.seconds, 3),
         "final_loss": _number(trainer.final_loss),
         "val_nll": None if val_nll is None else _number(val_nll),
-        "val_tokens": int((trainer.heldout[1] != -1).sum()),
+        "val_tokens": int((trainer.heldout[1] != PADDING).sum()),
         "initial_loss": _number(trainer.initial_loss),
         "best_val_nll": _number(trainer.evaluations.best),
         "best_iter": trainer.evaluations.best_iter,

@@ -58,7 +58,7 @@ def test_of_a_large_corpus_the_padding_is_estimated(
     config = config_of(varied, offline_cache, sampling="packed", separator=4095).data
     store = open_tokens(config, offline_cache)
     whole = corpus_usage.count_rows(store, config)
-    monkeypatch.setattr(corpus_usage, "COUNTED_GROUPS", 8)
+    monkeypatch.setattr(corpus_usage, "SAMPLED_GROUPS", 8)
     assert corpus_usage.count_rows(store, config) == pytest.approx(whole, rel=0.1)
 
 

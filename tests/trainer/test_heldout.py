@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import RunConfig, load
-from ablatrix.trainer.data.heldout_records import find_domain
+from ablatrix.trainer.data.heldout_records import Records, find_domain, read_once
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir import run_files
 
@@ -102,6 +104,24 @@ def test_a_compressed_corpus_has_the_same_records(train: Callable[..., Path], la
     plain, again = (train(path.stem, data__file_path=path, **settings) for path in (labelled, packed))
     assert read(plain)[2] == read(again)[2]
     assert read(plain)[1]["val_fingerprint"] == read(again)[1]["val_fingerprint"]
+
+
+def test_one_of_several_runs_reads_a_compressed_corpus(tmp_path: Path) -> None:
+    calls = []
+
+    def read() -> Records:
+        calls.append(1)
+        time.sleep(0.3)
+        return Records(bytes=[3], domains=["code"])
+
+    path = tmp_path / "heldout.json"
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: read_once(path, read), range(3)))
+    assert found == [read()] * 3 and len(calls) == 2
+    path.write_text("damaged")
+    assert read_once(path, read) == found[0] and len(calls) == 3
+    assert read_once(path, read) == found[0] and len(calls) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["heldout.json"]
 
 
 def test_a_cache_that_lost_its_index(train: Callable[..., Path], labelled: Path, cache_dir: Path) -> None:

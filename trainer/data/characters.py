@@ -10,8 +10,7 @@ from ablatrix.trainer.data.corpus import document_text
 from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files
 from ablatrix.trainer.data.decoders import CHUNK
 from ablatrix.trainer.data.embedded_sample import END_OF_TEXT
-from ablatrix.trainer.data.formats import detect
-from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.text_source import open_source
 from ablatrix.trainer.rundir.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def character_tokenizer(config: DataConfig) -> dict[str, bytes]:
 def _read_texts(config: DataConfig) -> Iterator[str]:
     """Yield the texts of all documents, in one pass and in the memory of one line."""
     files = find_files(config)
-    source = Source([detect(path, are_whole_texts(config, files)) for path in files])
+    source = open_source(files, are_whole_texts(config, files))
     position, tail, more = 0, b"", b"\n"
     while more:
         more = source.read(position, CHUNK)

@@ -11,9 +11,8 @@ from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
 from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files, find_validation
 from ablatrix.trainer.data.flat_bin import FlatStore
-from ablatrix.trainer.data.formats import detect
 from ablatrix.trainer.data.sampling import Packing, TrainingText
-from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.text_source import open_source
 from ablatrix.trainer.data.token_store import SCAN, TokenStore
 
 if TYPE_CHECKING:
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 
 BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
 ENOUGH = 0.9  # warn if a smaller share of the documents or tokens can be drawn
-SAMPLED_GROUPS = 64  # of lines packed together, by which the padding is described
-COUNTED_GROUPS = 4096  # and by which it is estimated where a number of steps depends on it
+SAMPLED_GROUPS = 256  # of lines packed together, evenly spaced, by which the padding of a large corpus is estimated
 MOST_SKIPPED = 0.1  # warn if a larger share of the lines is too short
 
 
@@ -57,7 +55,7 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     if config.sampling == "stream":
         text += f"all are drawn, as windows of {length} tokens of one stream"
     elif config.sampling == "packed":
-        full = _fullness(store, config, SAMPLED_GROUPS)
+        full = _fullness(store, config)
         text += f"all are drawn, in blocks of {length - 1} tokens that are {full:.0%} full"
     else:
         text += f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
@@ -95,14 +93,14 @@ def count_rows(store: TokenStore, config: DataConfig) -> float:
     if config.sampling != "packed":
         return usage.usable_tokens / config.block_size
     used = usage.tokens + usage.documents  # with a separator each
-    return used / config.block_size / _fullness(store, config, COUNTED_GROUPS)
+    return used / config.block_size / _fullness(store, config)
 
 
-def _fullness(store: TokenStore, config: DataConfig, most: int) -> float:
-    """Return the share of packed blocks that is not padding, from at most about `most` groups, evenly spaced."""
+def _fullness(store: TokenStore, config: DataConfig) -> float:
+    """Return the share of packed blocks that is not padding, from at most about SAMPLED_GROUPS groups."""
     text = TrainingText(store, split_lines(store, config), config.separator or 0)  # which one does not matter
     packing = Packing(text, config.block_size)
-    step = -(-len(packing.groups) // most)
+    step = -(-len(packing.groups) // SAMPLED_GROUPS)
     blocks = [block for group in packing.groups[::step] for block in packing.blocks(group)]
     return sum(piece.length for block in blocks for piece in block) / max(1, len(blocks) * config.block_size)
 
@@ -110,7 +108,7 @@ def _fullness(store: TokenStore, config: DataConfig, most: int) -> float:
 def read_beginning(config: DataConfig) -> Lines:
     """Return the first lines of a corpus: those that end within BEGINNING bytes."""
     files = find_files(config)
-    source = Source([detect(path, are_whole_texts(config, files)) for path in files])
+    source = open_source(files, are_whole_texts(config, files))
     starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1
     return Lines(source, np.concatenate([[0], starts]), config.text_key)
 

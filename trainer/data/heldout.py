@@ -86,15 +86,14 @@ class HeldOut:
         """
         lines, counts = self._sample(eval_tokens)
         targets = np.maximum(counts - 1, 0)
-        ends = np.cumsum(-(-targets // block_size))  # windows up to the end of each document
-        chosen = np.arange(ends[-1] if len(ends) else 0)
+        windows = -(-targets // block_size)  # of each document
         if targets.sum() > eval_tokens:
-            chosen = self._choose(targets, ends, block_size, eval_tokens)
-        x = np.zeros((len(chosen), block_size), dtype=np.int64)
-        y = np.full((len(chosen), block_size), PADDING, dtype=np.int64)
-        owners = np.searchsorted(ends, chosen, side="right")
-        for row, (window, k) in enumerate(zip(chosen.tolist(), owners.tolist(), strict=True)):
-            start = int(window - (ends[k] - -(-targets[k] // block_size))) * block_size
+            owners, starts = self._choose(targets, windows, block_size, eval_tokens)
+        else:
+            owners, starts = _find_windows(np.arange(windows.sum()), windows, block_size)
+        x = np.zeros((len(owners), block_size), dtype=np.int64)
+        y = np.full((len(owners), block_size), PADDING, dtype=np.int64)
+        for row, (k, start) in enumerate(zip(owners.tolist(), starts.tolist(), strict=True)):
             piece = self.store.read(lines[k], start, min(start + block_size + 1, int(counts[k])))
             x[row, : len(piece) - 1], y[row, : len(piece) - 1] = piece[:-1], piece[1:]
         if self.exact:
@@ -124,19 +123,19 @@ class HeldOut:
                 )
             wanted *= 4
 
-    def _choose(self, targets: Array, ends: Array, block_size: int, eval_tokens: int) -> Array:
-        """Return the evenly spaced windows that are evaluated; if `exact`, with at least `eval_tokens` targets."""
-        keep = max(1, eval_tokens // block_size)
+    def _choose(self, targets: Array, windows: Array, block_size: int, eval_tokens: int) -> tuple[Array, Array]:
+        """Return (document, start) of evenly spaced windows; if `exact`, with at least `eval_tokens` targets.
+
+        targets, windows: of each document.
+        """
+        total, keep = int(windows.sum()), max(1, eval_tokens // block_size)
         while True:
-            chosen = (2 * np.arange(keep) + 1) * int(ends[-1]) // (2 * keep)
-            if not self.exact:
-                return chosen
-            owners = np.searchsorted(ends, chosen, side="right")
-            starts = (chosen - (ends[owners] - -(-targets[owners] // block_size))) * block_size
+            chosen = (2 * np.arange(keep) + 1) * total // (2 * keep)
+            owners, starts = _find_windows(chosen, windows, block_size)
             missing = eval_tokens - int(np.minimum(targets[owners] - starts, block_size).sum())
-            if missing <= 0 or keep >= int(ends[-1]):
-                return chosen
-            keep = min(int(ends[-1]), keep + -(-missing // block_size))
+            if not self.exact or missing <= 0 or keep >= total:
+                return owners, starts
+            keep = min(total, keep + -(-missing // block_size))
 
     def _with_owners(self, x: Array, y: Array, lines: Sequence[int], counts: Array, owners: Array) -> Windows:
         """Return windows with the documents that they belong to: in a file of token ids each is one by itself."""
@@ -145,3 +144,10 @@ class HeldOut:
             return Windows(x, y, every, (y != PADDING).sum(axis=1), every)
         kept, document = np.unique(owners, return_inverse=True)
         return Windows(x, y, np.array(lines, dtype=np.int64)[kept], counts[kept], document)
+
+
+def _find_windows(chosen: Array, windows: Array, block_size: int) -> tuple[Array, Array]:
+    """Return (document, first token) of windows by their number in all documents. windows: of each document."""
+    ends = np.cumsum(windows)
+    owners = np.searchsorted(ends, chosen, side="right")
+    return owners, (chosen - (ends - windows)[owners]) * block_size

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files, is_flat
 from ablatrix.trainer.data.encoder import exact_tokenizer
 from ablatrix.trainer.data.sampling import PADDING
+from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.data.token_cache import Cache, read_record
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.1
+
 
 class Records(BaseModel):
     """bytes: of the text of each document, in UTF-8; domains: of each, '' without one."""
@@ -40,9 +43,9 @@ class Records(BaseModel):
 def read_records(config: DataConfig, cache_dir: Path, text: HeldOut, windows: Windows) -> Records:
     """Return the records of the documents of an evaluation set, in their order.
 
-    Reads their lines only. Of a compressed corpus all that stands before them has to be read too, so the records are
-    kept beside its tokens. Where the cache has lost its index (a purge), bytes are those of the decoded tokens, and
-    domains are not known. Raises DataError if the corpus cannot be read.
+    Reads their lines only. Of a compressed corpus all that stands before them has to be read too: one run does, and
+    keeps the records beside its tokens. Where the cache has lost its index (a purge), bytes are those of the decoded
+    tokens, and domains are not known. Raises DataError if the corpus cannot be read.
     """
     if is_flat(find_files(config)[0]):
         return _decode(config, cache_dir, (y[y != PADDING] for y in windows.y))
@@ -56,12 +59,21 @@ def read_records(config: DataConfig, cache_dir: Path, text: HeldOut, windows: Wi
     if all(file.direct for file in lines.source.files):
         return _read_lines(lines, config, windows)
     key = hashlib.sha256(config.domain_key.encode() + windows.lines.tobytes()).hexdigest()[:16]
-    kept = cache.folder / f"heldout-{key}.json"
-    records = read_record(kept, Records)
-    if records is None:
-        records = _read_lines(lines, config, windows)
-        with contextlib.suppress(OSError):  # another user's folder
-            atomic_write(kept, records.model_dump_json())
+    return read_once(cache.folder / f"heldout-{key}.json", lambda: _read_lines(lines, config, windows))
+
+
+def read_once(path: Path, read: Callable[[], Records]) -> Records:
+    """Return the records in a file; if there is none, one of the runs that need it reads and writes them."""
+    try:
+        with Claims(path.parent) as claims:
+            while (records := read_record(path, Records)) is None:
+                if claims.acquire(f".{path.stem}.claim", take_over=True):
+                    found = read_record(path, Records) or read()
+                    atomic_write(path, found.model_dump_json())
+                else:
+                    time.sleep(POLL_SECONDS)
+    except OSError:  # another user's folder, or a full disk
+        return read_record(path, Records) or read()
     return records
 
 

@@ -7,12 +7,11 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 from ablatrix.trainer.data.decoders import CHUNK, explain_damage
-
-if TYPE_CHECKING:
-    from ablatrix.trainer.data.formats import TextFile
+from ablatrix.trainer.data.formats import TextFile, detect
 
 OPEN_FILES = 64
 
@@ -81,6 +80,14 @@ class Source:
         """Close the files."""
         for part in self._open.values():
             part.file.close()
+
+
+def open_source(files: Sequence[Path], whole_texts: bool) -> Source:
+    """Return the text of these files, whose formats are detected. Raises DataError if one holds no documents.
+
+    whole_texts: a file of plain text is one document.
+    """
+    return Source([detect(path, whole_texts) for path in files])
 
 
 class _Direct:

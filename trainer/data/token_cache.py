@@ -28,9 +28,9 @@ from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.data.corpus import Lines, no_documents, scan_lines
 from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, file_stamp, find_files
 from ablatrix.trainer.data.encoder import token_dtype
-from ablatrix.trainer.data.formats import TextFile, detect
+from ablatrix.trainer.data.formats import TextFile
 from ablatrix.trainer.data.shards import Shard
-from ablatrix.trainer.data.text_source import Source
+from ablatrix.trainer.data.text_source import Source, open_source
 from ablatrix.trainer.data.token_store import SCAN, Meta, offsets_start, write_offsets_header
 from ablatrix.trainer.data.tokenizer import TokenizerInfo, find
 from ablatrix.trainer.rundir import files as safe_files
@@ -189,7 +189,7 @@ def is_writable(folder: Path) -> bool:
 
 def write_index(cache: Cache, report: Any) -> None:
     """Scan the corpus for line starts and write lines.u64 and index.json. report: called with the bytes read."""
-    source = Source([detect(path, cache.whole_texts) for path in cache.files])
+    source = open_source(cache.files, cache.whole_texts)
     lines = 0
 
     def scan(file: IO[bytes]) -> None:
