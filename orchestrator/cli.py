@@ -81,12 +81,15 @@ def plan(
     sbatch: Annotated[bool, typer.Option("--sbatch", help="print the exact job scripts")] = False,
     style: Annotated[str, typer.Option("--format", help="table, tree or json")] = "table",
     schedules: Annotated[bool, typer.Option("--schedules", help="draw the learning rates of all cells")] = False,
+    compare_designs: Annotated[bool, typer.Option("--compare-designs", help="runs and precision of each")] = False,
 ) -> None:
     """Show the runs of an experiment, without creating or queueing anything."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.plan import Options, plan
 
-    plan(Options(file, launcher, sets or ()), open_console(), style=style, sbatch=sbatch, schedules=schedules)
+    options = Options(file, launcher, sets or ())
+    shown = "schedules" if schedules else "sbatch" if sbatch else "designs" if compare_designs else style
+    plan(options, open_console(), shown)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.experiment import Experiment
     from ablatrix.orchestrator.study.yaml_tree import KeyPath
 
 LONGEST_NAME = 80
@@ -146,6 +147,18 @@ def _screen(word: str, number: int | None, features: int) -> screening.Screen:
         if word == "fractional"
         else screening.plackett_burman(features, number)
     )
+
+
+def count_main_effects(experiment: Experiment) -> int:
+    """Return how many main effects the report tests in place of single cells, 0 if the design is read by cells."""
+    features = len(experiment.features)
+    if features < 3 or len(experiment.all_levels()) > features:
+        return 0
+    screened = screen_of(experiment.design, features) is not None
+    full = any(
+        word == "factorial" and (number or features) >= features for word, number in map(_parsed, experiment.design)
+    )
+    return features if screened or (full and not experiment.exclude) else 0
 
 
 # ---- checks

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import power
+from ablatrix.orchestrator.study.designs import count_main_effects
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Noise:
 class Forecast:
     """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None: over 200.
 
-    cells: at each of `sizes` sizes, within which they are compared.
+    cells: at each of `sizes` sizes, within which they are compared. main_effects: how many the report tests, 0 where it
+    compares cells with the baseline.
     """
 
     cells: int
@@ -49,6 +51,7 @@ class Forecast:
     hours_per_seed: float | None  # of one run of every cell
     hours_unit: str
     sizes: int = 1
+    main_effects: int = 0
 
     def lines(self) -> list[str]:
         """Return sentences for the terminal; [] for a single cell, which is compared with nothing."""
@@ -60,12 +63,14 @@ class Forecast:
         if self.noise is None:
             lines.append(f"{design}: set `noise:` (standard deviation between seeds) to see which effects they show")
         elif self.smallest is not None:
+            kind = "main effects" if self.main_effects else "effects"
             lines.append(
-                f"{design} can show effects over about {self.smallest:.2g}{unit} with {self.power:.0%} power, "
+                f"{design} can show {kind} over about {self.smallest:.2g}{unit} with {self.power:.0%} power, "
                 f"at a noise of {self.noise.sigma:.2g}{unit} between seeds ({self.noise.source})"
             )
-        if self.seeds < FEWEST_SEEDS:
-            lines.append(f"{design} cannot decide between cells; take at least {FEWEST_SEEDS} seeds")
+        fewest, of = _fewest(self.main_effects), "main effects" if self.main_effects else "cells"
+        if self.seeds < fewest:
+            lines.append(f"{design} cannot decide between {of}; take at least {fewest} seeds")
         if self.goal and self.noise:
             wanted = f"goal: an effect of {self.goal.effect:g}{unit} with {self.power:.0%} power needs"
             lines.append(f"{wanted} {self._cost()}")
@@ -99,9 +104,15 @@ class Forecast:
             "noise_source": self.noise and self.noise.source,
             "power": self.power,
             "smallest_effect": _rounded(self.smallest),
+            "main_effects": self.main_effects,
             "goal": goal,
             "hours_unit": self.hours_unit,
         }
+
+
+def _fewest(main_effects: int) -> int:
+    """Return the fewest seeds that can decide: main effects have the noise of many cells."""
+    return 2 if main_effects else FEWEST_SEEDS
 
 
 def _rounded(value: float | None) -> float | None:
@@ -134,11 +145,12 @@ def choose_seeds(experiment: Experiment, config: Config, cells: int) -> list[int
     noise = known_noise(experiment, config)
     if noise is None:
         raise ConfigError(["goal: the noise of this measure is not known; give `noise:`, or `seeds:`"])
-    needed = power.seeds_needed(goal.effect, noise.sigma, cells, goal.power) if cells > 1 else 1
+    main = count_main_effects(experiment)
+    needed = power.seeds_needed(goal.effect, noise.sigma, cells, goal.power, main) if cells > 1 else 1
     if needed is None:
         most = f"more than {power.MOST_SEEDS} seeds at a noise of {noise.sigma:.2g}"
         raise ConfigError([f"goal: an effect of {goal.effect:g} needs {most}; raise it, or give `seeds:`"])
-    return list(range(1, max(needed, FEWEST_SEEDS if cells > 1 else 1) + 1))
+    return list(range(1, max(needed, _fewest(main) if cells > 1 else 1) + 1))
 
 
 def forecast(
@@ -161,16 +173,18 @@ def forecast(
     noise = earlier or known_noise(experiment, config)
     goal = experiment.goal
     wanted = goal.power if goal else USUAL_POWER
+    main = count_main_effects(experiment)
     return Forecast(
         cells=compared,
         seeds=seeds,
         noise=noise,
         measure=config.measure,
         power=wanted,
-        smallest=power.smallest_effect(noise.sigma, compared, seeds, wanted) if noise else None,
+        smallest=power.smallest_effect(noise.sigma, compared, seeds, wanted, main) if noise else None,
         goal=goal,
-        needed=power.seeds_needed(goal.effect, noise.sigma, compared, wanted) if goal and noise else None,
+        needed=power.seeds_needed(goal.effect, noise.sigma, compared, wanted, main) if goal and noise else None,
         hours_per_seed=sum(hours[cell] for cell in cells) if all(cell in hours for cell in cells) else None,
         hours_unit=hours_unit,
+        main_effects=main,
         sizes=sizes,
     )

@@ -1,8 +1,9 @@
 """What a design can show: the power of a comparison with the baseline, the smallest effect shown, the seeds needed.
 
 k cells with n seeds each, residual standard deviation sigma, (k - 1)(n - 1) degrees of freedom, and Dunnett's critical
-value for k - 1 comparisons at alpha = .05. The integrals are sums over a grid: `plan` must not import scipy for them,
-which takes longer than all of `plan`.
+value for k - 1 comparisons at alpha = .05. A design that is read by its main effects tests each of them on all runs:
+standard error 2 sigma / sqrt(k n), and the studentized maximum modulus as critical value. The integrals are sums over a
+grid: `plan` must not import scipy for them, which takes longer than all of `plan`.
 """
 
 from __future__ import annotations
@@ -18,36 +19,37 @@ _NORMAL_STEP, _NORMAL_POINTS = 0.4, 16  # over half of the normal distribution
 _SCALE_STEP = 0.35  # over log s, times the square root of its degrees of freedom
 
 
-def power(effect: float, sigma: float, cells: int, seeds: int) -> float:
+def power(effect: float, sigma: float, cells: int, seeds: int, main_effects: int = 0) -> float:
     """Return the probability that an effect is shown: P(|T| > c), T noncentral t.
 
-    effect, sigma: in the unit of the measure; sigma is the residual standard deviation of cell + seed. 0 if the design
-    has no degrees of freedom.
+    effect, sigma: in the unit of the measure; sigma is the residual standard deviation of cell + seed. main_effects:
+    how many are tested, 0 where cells are compared with the baseline. 0 if the design has no degrees of freedom.
     """
     if cells < 2 or seeds < 2:
         return 0.0
-    return _tail(critical(cells - 1, _freedom(cells, seeds)), effect / (sigma * math.sqrt(2 / seeds)), cells, seeds)
+    limit, error = _rule(cells, seeds, main_effects)
+    return _tail(limit, effect / (sigma * error), cells, seeds)
 
 
-def smallest_effect(sigma: float, cells: int, seeds: int, wanted: float = 0.8) -> float | None:
+def smallest_effect(sigma: float, cells: int, seeds: int, wanted: float = 0.8, main_effects: int = 0) -> float | None:
     """Return the effect that is shown with this power, None if the design has no degrees of freedom."""
     if cells < 2 or seeds < 2:
         return None
-    limit = critical(cells - 1, _freedom(cells, seeds))
+    limit, error = _rule(cells, seeds, main_effects)
     shift = _solve(lambda shift: _tail(limit, shift, cells, seeds) - wanted, 0.0, limit + 20.0)
-    return shift * sigma * math.sqrt(2 / seeds)
+    return shift * sigma * error
 
 
-def seeds_needed(effect: float, sigma: float, cells: int, wanted: float = 0.8) -> int | None:
+def seeds_needed(effect: float, sigma: float, cells: int, wanted: float = 0.8, main_effects: int = 0) -> int | None:
     """Return the fewest seeds with which an effect is shown with this power; None if MOST_SEEDS are not enough."""
     low, high = 1, 2
-    while power(effect, sigma, cells, high) < wanted:
+    while power(effect, sigma, cells, high, main_effects) < wanted:
         if high >= MOST_SEEDS:
             return None
         low, high = high, min(2 * high, MOST_SEEDS)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, sigma, cells, middle) >= wanted else (middle, high)
+        low, high = (low, middle) if power(effect, sigma, cells, middle, main_effects) >= wanted else (middle, high)
     return high
 
 
@@ -72,6 +74,30 @@ def critical(comparisons: int, freedom: int) -> float:
     while outside(high) < 0:
         high *= 1.5
     return _solve(outside, high / 1.5, high)
+
+
+@lru_cache(maxsize=64)
+def critical_of_main_effects(effects: int, freedom: int) -> float:
+    """Return the two-sided critical value at ALPHA for uncorrelated effects: the studentized maximum modulus.
+
+    Stoline & Ury 1979, Technometrics 21, 87.
+    """
+
+    def outside(limit: float) -> float:
+        return sum(w * (2 * _phi(limit * s) - 1) ** effects for s, w in _scales(freedom)) - (1 - ALPHA)
+
+    high = 2.5
+    while outside(high) < 0:
+        high *= 1.5
+    return _solve(outside, 0.0, high)
+
+
+def _rule(cells: int, seeds: int, main_effects: int) -> tuple[float, float]:
+    """Return the critical value of a test and the standard error of what is tested, in units of sigma."""
+    freedom = _freedom(cells, seeds)
+    if main_effects:
+        return critical_of_main_effects(main_effects, freedom), 2 / math.sqrt(cells * seeds)
+    return critical(cells - 1, freedom), math.sqrt(2 / seeds)
 
 
 def _freedom(cells: int, seeds: int) -> int:

@@ -20,7 +20,9 @@ from ablatrix.trainer.schedules import learning_rate
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ablatrix.orchestrator.study.design_comparison import Choice
     from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.forecast import Forecast
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.orchestrator.study.tuning import Tuning
 
@@ -83,6 +85,36 @@ def print_schedules(found: Sequence[Schedule], console: Console) -> None:
     title = "Learning rate (equal schedules are listed once)"
     layout = tables.Layout(left=("cells", "schedule"), wrapped=("cells",), dropped_first=("50%",))
     tables.print_table(title, rows, console, layout)
+
+
+def print_designs(choices: Sequence[Choice], found: Forecast, console: Console) -> None:
+    """Print a row per design. found: what the study as planned can show."""
+    noise, unit, runs = found.noise, found.measure.short_unit, found.cells * found.seeds
+    scale, of = (noise.sigma, unit) if noise else (1.0, " SD")
+    rows = [
+        {
+            "design": choice.design,
+            "cells": str(choice.cells),
+            "runs": str(choice.runs),
+            found.hours_unit: f"{choice.hours:.3g}" if choice.hours is not None else "",
+            "SE, SD": f"{choice.error:.2f}",
+            f"SE,{unit}": f"{choice.error * noise.sigma:.2g}" if noise else "",
+            f"SE,{of}, for {runs} runs": (
+                f"{choice.equal_error * scale:.2g} ({choice.equal_seeds} seeds)"
+                if choice.equal_error is not None
+                else f"needs {2 * choice.cells}"
+            ),
+            "shows": choice.shows,
+        }
+        for choice in choices
+    ]
+    title = f"Designs of these features with {found.seeds} seed{'s'[: found.seeds != 1]}"
+    layout = tables.Layout(left=("design", "shows"), wrapped=("shows",), dropped_first=(f"SE,{unit}",))
+    tables.print_table(title, rows, console, layout)
+    size = f" of {noise.sigma:.2g}{unit}: {noise.source}" if noise else "; set `noise:` for its size"
+    console.print(
+        f"SE: standard error of a feature's effect; SD: the noise of a run{size}", soft_wrap=True, highlight=False
+    )
 
 
 def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:

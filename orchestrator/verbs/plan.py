@@ -14,6 +14,7 @@ from ablatrix.orchestrator.status import cost, earlier_results, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study import designs, matrix, screening, tuning, value_origins
+from ablatrix.orchestrator.study.design_comparison import compare_designs
 from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 
+MANY_FEATURES = 4  # from here on a screening design may be worth it
 LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 
 
@@ -137,16 +139,30 @@ class Plan:
         return value_origins.of_run(self.loaded, run.features, run.config)
 
 
-def plan(options: Options, console: Console, *, style: str, sbatch: bool, schedules: bool) -> None:
-    """Show the runs of an experiment, their job scripts, or their learning rates."""
+def plan(options: Options, console: Console, shown: str) -> None:
+    """Show the runs of an experiment as a table, tree or json, or its sbatch scripts, schedules or other designs."""
     planned = make_plan(options)
-    if schedules:
+    if shown == "schedules":
         _show_schedules(planned, console)
-    elif sbatch:
+    elif shown == "designs":
+        _show_designs(planned, console)
+    elif shown == "sbatch":
         for script in job_scripts(planned):
             print(script)
     else:
-        show_plan(planned, console, style)
+        show_plan(planned, console, shown)
+
+
+def _show_designs(planned: Plan, console: Console) -> None:
+    """Print what other designs of the study's features would cost and show."""
+    experiment, found = planned.loaded.experiment, planned.forecast
+    levels = [len(group) for group in experiment.levels()]
+    if len(levels) < 2:
+        raise UserError("--compare-designs: the study has fewer than two features, so there is nothing to combine")
+    known = list(planned.hours.values())
+    runs = found.cells * found.seeds
+    choices = compare_designs(levels, found.seeds, runs, sum(known) / len(known) if known else None)
+    plan_tables.print_designs(choices, found, console)
 
 
 def _show_schedules(planned: Plan, console: Console) -> None:
@@ -198,6 +214,8 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
     most = tune.largest(runs) if tune else runs
     console.print(cost.describe(loaded.experiment, most, planned.hours))
     show_forecast(planned, console)
+    if len(loaded.experiment.features) >= MANY_FEATURES:
+        console.print("what other designs of these features would cost and show: plan --compare-designs")
 
 
 def show_forecast(planned: Plan, console: Console) -> None:

@@ -13,6 +13,7 @@ from scipy import integrate, stats
 from ablatrix.orchestrator.report.simultaneous import Joint
 from ablatrix.orchestrator.status import earlier_results
 from ablatrix.orchestrator.study import matrix, power
+from ablatrix.orchestrator.study.design_comparison import compare_designs
 from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
@@ -93,6 +94,51 @@ def test_simulated_studies_show_the_effect_as_often_as_forecast() -> None:
     se = np.sqrt(2 * (rest**2).sum((1, 2)) / freedom / seeds)
     shown = np.abs(y[:, 1].mean(1) - y[:, 0].mean(1)) / se > power.critical(cells - 1, freedom)
     assert shown.mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.8 * 0.2 / studies))
+
+
+@pytest.mark.parametrize(("effects", "freedom"), [(1, 9), (5, 15), (10, 22)])
+def test_main_effects_are_judged_as_uncorrelated(effects: int, freedom: int) -> None:
+    judged = Joint(((0.0, effects),), freedom).critical(power.ALPHA)
+    assert power.critical_of_main_effects(effects, freedom) == pytest.approx(judged, rel=1e-5)
+    assert power.critical_of_main_effects(1, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+
+
+@pytest.mark.parametrize("design", ["fractional", "factorial"])
+def test_the_forecast_of_a_design_that_is_read_by_main_effects_is_theirs(tmp_path: Path, design: str) -> None:
+    runs, found = forecast_of(tmp_path, FIVE + f"design: [{design}]\nseeds: 2\nnoise: 0.0196\n")
+    cells = len({run.cell for run in runs})
+    error = 0.0196 * 2 / math.sqrt(2 * cells)
+    limit = power.critical_of_main_effects(5, cells - 1)
+    t = stats.nct(cells - 1, found.smallest / error)
+    assert t.sf(limit) + t.cdf(-limit) == pytest.approx(0.8, abs=1e-5)
+    assert found.lines() == [found.lines()[0]]
+    assert f"{cells} cells x 2 seeds can show main effects over about" in found.lines()[0]
+
+
+def test_a_goal_needs_fewer_seeds_of_a_fraction(tmp_path: Path) -> None:
+    text = FIVE + GOAL + "noise: 0.02\n"
+    alone, fraction = expand(tmp_path, text), expand(tmp_path, text + "design: [fractional]\n")
+    assert (len(alone), len(fraction)) == (77, 32)
+
+
+def test_designs_are_compared_at_the_seeds_and_at_the_runs_of_the_study() -> None:
+    found = {c.design: c for c in compare_designs([1] * 5, seeds=5, runs=35, hours_per_run=0.5)}
+    alone, full, half = (found[d] for d in ("baseline, one_at_a_time", "factorial", "{fractional: 5}"))
+    assert (alone.cells, alone.runs, alone.hours, alone.equal_seeds) == (6, 30, 15.0, 5)
+    assert 0.0196 * alone.error == pytest.approx(0.0124, abs=5e-5)
+    assert (half.cells, half.equal_seeds) == (16, 2)
+    assert half.equal_error is not None
+    assert 0.0196 * half.equal_error == pytest.approx(0.0069, abs=5e-5)
+    assert full.equal_error is None
+    assert full.error == pytest.approx(2 / math.sqrt(32 * 5))
+    assert set(found) == {
+        *(c.design for c in (alone, full, half)),
+        "leave_one_out",
+        "{fractional: 3}",
+        "plackett_burman",
+    }
+    assert [c.design for c in compare_designs([1, 2], 3, 12, None)] == ["baseline, one_at_a_time", "factorial"]
+    assert compare_designs([1] * 12, 3, 39, None)[2].design == "{fractional: 4}"
 
 
 def test_a_plan_says_what_it_can_show_and_what_its_goal_costs(tmp_path: Path) -> None:
