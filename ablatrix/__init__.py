@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ablatrix.orchestrator.api import Study, load, plan, status, submit
 
+__version__ = "0.1.0"
 __all__ = ["Study", "load", "plan", "status", "submit"]
 
 

@@ -9,15 +9,14 @@ from typing import Annotated
 
 import typer
 
+import ablatrix
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.console import start_command_logging
 from ablatrix.trainer.rundir.errors import AblatrixError
 
 app = typer.Typer(
     name="orchestrator",
-    help="Ablation studies of small GPTs: one YAML file in, jobs on Slurm or this machine, a verdict out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -71,6 +70,21 @@ def _describe_machine(error: OSError | MemoryError | RuntimeError) -> str:
         return "not enough memory; see ulimit -v and the sizes of the files"
     threads = "start new thread" in str(error)
     return "this machine does not let you start another thread; see ulimit -u" if threads else ""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ablatrix {ablatrix.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Ablation studies of small GPTs: one YAML file in, jobs on Slurm or this machine, a verdict out."""
 
 
 @app.command()
@@ -243,6 +257,18 @@ def show(
     from ablatrix.orchestrator.verbs.show import show
 
     show(run, planned, sets or (), study=study, output=output, console=open_console())
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    output: Output = OUT,
+) -> None:
+    """Check this machine: Python, PyTorch and GPUs, Slurm, the offline cache, disk, clock; say what to do."""
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.doctor import doctor
+
+    raise typer.Exit(doctor(output, open_console(), as_json=as_json))
 
 
 @app.command()

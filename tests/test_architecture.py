@@ -55,6 +55,7 @@ EXCEPTIONS = {
         "ablatrix.trainer.data.token_store",
     },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
+    "ablatrix.orchestrator.verbs.doctor": {"ablatrix.trainer.data.manifest", "ablatrix.trainer.data.tokenizer"},
     "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.corpus_settings"},
 }
 

@@ -42,6 +42,12 @@ def file_system(folder: Path, table: str = "/proc/self/mountinfo") -> str:
     return found
 
 
+def nearest_existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def age(path: Path, folder: Path) -> float:
     """Return the seconds since `path` was changed, by the clock of the server of `folder`. Raises OSError."""
     return now(folder) - path.lstat().st_mtime

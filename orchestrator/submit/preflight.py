@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ablatrix.models.config import count_parameters, without_custom_components
 from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight
 from ablatrix.orchestrator.submit.module_runner import run_module
@@ -83,7 +84,7 @@ def _check_output(loaded: Loaded) -> Iterator[str]:
     """Yield why the study's folder cannot be made."""
     problem = ""
     try:
-        parent = _nearest_existing(loaded.experiment.folder)
+        parent = shared_fs.nearest_existing(loaded.experiment.folder)
         if not parent.is_dir():
             problem = f"{parent} is a file, not a folder"
         elif not os.access(parent, os.W_OK | os.X_OK):
@@ -94,17 +95,11 @@ def _check_output(loaded: Loaded) -> Iterator[str]:
         yield f"{loaded.at('output')}output: {problem}; choose another `output:`"
 
 
-def _nearest_existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
 def _check_space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Compare the free space with the checkpoints of all runs. Quotas cannot be seen."""
     folder = loaded.experiment.folder
     try:
-        parent = _nearest_existing(folder)
+        parent = shared_fs.nearest_existing(folder)
         free = shutil.disk_usage(parent).free
     except OSError:  # a finding of `_check_output`
         return

@@ -1,0 +1,145 @@
+"""The verb `doctor`: check this machine and say, in a line each, what Ablatrix finds and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.store import shared_fs
+from ablatrix.orchestrator.submit.devices import find_devices
+from ablatrix.orchestrator.terminal import tables
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.data.manifest import read_manifest
+from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OK, WARNING, FAULT = "ok", "warning", "fault"
+LOW_BYTES, LOW_INODES = 10 << 30, 10_000  # free ones under which a study of some runs may not fit
+CLOCK_SKEW = 5  # seconds
+TORCH = "import torch; print(torch.__version__, torch.cuda.device_count(), torch.cuda.is_bf16_supported())"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of a check. advice: what to do, "" if nothing."""
+
+    check: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+def doctor(output: Path, console: Console, *, as_json: bool) -> int:
+    """Run every check, print the findings as a table or as JSON, and return the exit code, 1 if there is a fault."""
+    findings = examine(output)
+    if as_json:
+        console.file.write(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
+    else:
+        rows = [{**asdict(finding)} for finding in findings]
+        tables.print_table("this machine", rows, console, tables.Layout(wrapped=("found", "advice"), below="advice"))
+    return int(any(finding.state == FAULT for finding in findings))
+
+
+def examine(output: Path) -> list[Finding]:
+    """Return what every check finds. output: the folder that studies go to."""
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": _check_python,
+        "torch": _check_torch,
+        "slurm": _check_slurm,
+        "cache": _check_cache,
+        "disk": lambda: _check_disk(output),
+        "clock": lambda: _check_clock(output),
+    }
+    return [check() for check in checks.values()]
+
+
+def _check_python() -> Finding:
+    return Finding("Python", OK, f"{platform.python_version()} ({sys.executable})")
+
+
+def _check_torch() -> Finding:
+    """Import torch as a job does, in a process of its own, and compare its GPUs with the machine's."""
+    gpus = find_devices(None)
+    try:
+        shown = subprocess.run([sys.executable, "-P", "-c", TORCH], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("PyTorch", FAULT, f"does not start: {error}", "install it again: see the README")
+    if shown.returncode:
+        last = (shown.stderr.strip().splitlines() or ["no message"])[-1]
+        return Finding("PyTorch", FAULT, f"cannot be imported: {last}", "install it again: see the README")
+    version, seen, bf16 = shown.stdout.split()
+    if gpus and seen == "0":
+        advice = "install the CUDA build: make TORCH=cuda, or pip with requirements-cuda.txt"
+        return Finding("PyTorch", WARNING, f"{version} sees none of {len(gpus)} GPUs", advice)
+    precision = ", bfloat16" if bf16 == "True" and seen != "0" else ""
+    return Finding("PyTorch", OK, f"{version}, {seen} GPUs{precision}" if seen != "0" else f"{version}, CPU only")
+
+
+def _check_slurm() -> Finding:
+    if not commands.belongs_to_cluster():
+        installed = ": its commands are installed, but there is no slurm.conf" if commands.available() else ""
+        return Finding("Slurm", OK, f"none{installed}; studies run on this machine")
+    try:
+        settings = commands.settings()
+    except AblatrixError as error:
+        return Finding("Slurm", FAULT, str(error), "ask whether the controller is down")
+    books = settings.get("AccountingStorageType", "")
+    accounting = "no accounting" if books in ("", "(null)", "accounting_storage/none") else "accounting"
+    found = (
+        f"{settings.get('SLURM_VERSION', '')} on {settings.get('ClusterName', '?')}, {accounting}, "
+        f"arrays of {settings.get('MaxArraySize', '?')}"
+    )
+    return Finding("Slurm", OK, found.strip())
+
+
+def _check_cache() -> Finding:
+    """Check that every tokenizer of the offline cache is whole."""
+    cache = Path(RunConfig().system.cache_dir)
+    warm = f"on a machine with internet: {program()} warm-cache"
+    try:
+        names = sorted(read_manifest(cache).tokenizers)
+        for name in names:
+            tokenizer.verify(tokenizer.find(name, cache))
+    except AblatrixError as error:
+        return Finding("offline cache", FAULT, str(error))
+    if not names:
+        return Finding("offline cache", WARNING, f"{cache} holds no tokenizer", warm)
+    return Finding("offline cache", OK, f"{cache}: {', '.join(names)}")
+
+
+def _check_disk(output: Path) -> Finding:
+    """Check the free space of the folder that studies go to; a quota is shown only if `quota` knows it."""
+    folder = shared_fs.nearest_existing(output)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("disk", FAULT, f"{folder} is not writable", "choose another `output:`")
+    free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder).f_favail
+    kind = shared_fs.file_system(folder) or "unknown file system"
+    found = f"{folder} ({kind}): {free / 1e9:.0f} GB free"
+    few = inodes < LOW_INODES and os.statvfs(folder).f_files > 0
+    quota = "; see also `quota -s`" if shutil.which("quota") else ""
+    if free < LOW_BYTES or few:
+        return Finding("disk", WARNING, f"{found}, {inodes} inodes", f"choose another `output:` or free some{quota}")
+    return Finding("disk", OK, found, quota.removeprefix("; "))
+
+
+def _check_clock(output: Path) -> Finding:
+    """Compare this machine's clock with that of the machine that stores the studies."""
+    skew = shared_fs.now(shared_fs.nearest_existing(output)) - time.time()
+    if abs(skew) > CLOCK_SKEW:
+        advice = "states are right all the same, times in logs are not; have it synchronized (NTP)"
+        return Finding("clock", WARNING, f"{skew:+.0f} s off the file server's", advice)
+    return Finding("clock", OK, "agrees with the file system's")

@@ -1,0 +1,82 @@
+"""`doctor`: each check names what it finds, and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ablatrix.orchestrator.cli import app
+from ablatrix.orchestrator.store import shared_fs
+from ablatrix.orchestrator.verbs import doctor
+
+
+def write_program(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_machine_that_is_ready(offline_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABLATRIX_CACHE", str(offline_cache))
+    result = CliRunner().invoke(app, ["doctor", "--json", "--output", str(tmp_path / "out")])
+    findings = {finding["check"]: finding for finding in json.loads(result.stdout)}
+    assert list(findings) == ["Python", "PyTorch", "Slurm", "offline cache", "disk", "clock"]
+    assert result.exit_code == 0 and findings["PyTorch"]["state"] != "fault"
+    assert "sample" in findings["offline cache"]["found"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_is_not_whole(offline_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABLATRIX_CACHE", str(tmp_path / "empty"))
+    assert doctor._check_cache().state == doctor.WARNING
+    cache = tmp_path / "cache"
+    (cache / "tokenizers" / "sample").mkdir(parents=True)
+    (cache / "manifest.json").write_bytes((offline_cache / "manifest.json").read_bytes())
+    monkeypatch.setenv("ABLATRIX_CACHE", str(cache))
+    finding = doctor._check_cache()
+    assert finding.state == doctor.FAULT and "is missing or incomplete: run `" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "found"),
+    [
+        (
+            "echo 'SLURM_VERSION = 22.05.8'; echo 'ClusterName = hpc'; echo 'MaxArraySize = 1001'",
+            doctor.OK,
+            "22.05.8 on hpc, no accounting, arrays of 1001",
+        ),
+        (
+            "[ $1 = ping ] || { echo 'Unable to contact slurm controller' >&2; exit 1; }",
+            doctor.FAULT,
+            "Unable to contact",
+        ),
+    ],
+)
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, state: str, found: str) -> None:
+    write_program(tmp_path / "bin", "sbatch", "exit 0")
+    write_program(tmp_path / "bin", "scontrol", answer)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    finding = doctor._check_slurm()
+    assert finding.state == state and found in finding.found
+
+
+def test_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(tmp_path / "bin", "nvidia-smi", "echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    finding = doctor._check_torch()
+    assert finding.state == doctor.WARNING and "make TORCH=cuda" in finding.advice
+
+
+def test_a_clock_that_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_fs.time, "time", lambda: tmp_path.stat().st_mtime + 3600)
+    finding = doctor._check_clock(tmp_path)
+    assert finding.state == doctor.WARNING and finding.found.endswith("s off the file server's")
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout.split() == ["ablatrix", "0.1.0"]
