@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ablatrix.orchestrator.report import build, record, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.looks import analyse
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import study_dir
@@ -25,6 +25,7 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import read_bytes
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.status.run_state import RunState
 
 OUT = Path("out")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.budgets import Matched
     from ablatrix.orchestrator.report.collect import RunRecord, Study
     from ablatrix.orchestrator.report.documents import TextError
+    from ablatrix.orchestrator.report.progress import Progress
     from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.status.device_hours import Hours
 
@@ -40,6 +41,7 @@ class CellResult:
     at_budget: seed -> value at the budget that is compared; read_off: it is not the final one of every run, because the
     cell or the baseline trained on another number of tokens. incomparable: why the values must not be compared.
     text_error: standard errors of the effect over seeds and over held-out documents.
+    pending: why there is no verdict yet.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CellResult:
     read_off: bool = False
     incomparable: str = ""
     text_error: TextError | None = None
+    pending: str = ""
     study_measure: Measure = NLL
 
     @property
@@ -142,6 +145,7 @@ class Analysis:
 
     comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible. ladder:
     of a study with a scale axis, in which this is the analysis of one size.
+    progress: through the planned looks of the study, None without.
     """
 
     study: Study
@@ -152,6 +156,7 @@ class Analysis:
     factorial: bool = False
     margin: float | None = None
     times: StepTimes = field(default_factory=StepTimes)
+    progress: Progress | None = None
     ladder: Ladder | None = None
 
     @property
@@ -240,20 +245,20 @@ class Ladder:
     shown: str
 
 
-def analyse(study: Study) -> Analysis:
-    """Compare every cell of a study with its baseline; with a scale axis, within each size.
+def analyse(study: Study, alpha: float = st.ALPHA) -> Analysis:
+    """Compare every cell of a study with its baseline, all runs at once; with a scale axis, within each size.
 
-    Return the analysis of the largest size at which something can be compared.
+    alpha: error rate of each table.     Return the analysis of the largest size at which something can be compared.
     """
     if not study.sizes:
-        return _analyse(study)
-    sizes = {size: _analyse(study.at_size(size)) for size in study.sizes}
+        return _analyse(study, alpha)
+    sizes = {size: _analyse(study.at_size(size), alpha) for size in study.sizes}
     compared = [size for size, found in sizes.items() if any(cell.effect for cell in found.compared)]
     shown = (compared or list(sizes))[-1 if compared else 0]
     return replace(sizes[shown], ladder=Ladder(study, sizes, shown))
 
 
-def _analyse(study: Study) -> Analysis:
+def _analyse(study: Study, alpha: float) -> Analysis:
     cells = {
         name: CellResult(
             name,
@@ -272,12 +277,12 @@ def _analyse(study: Study) -> Analysis:
     usable = {name: cell.usable for name, cell in cells.items()}
     matched = budgets.match(usable, reference, budgets.tokens, final=True)
     same = _identical_cells(usable, reference)
-    comparison = compare(matched.comparable, reference, same)
+    comparison = compare(matched.comparable, reference, same, alpha=alpha)
     cells = _with_effects(cells, reference, matched, comparison)
     for name, axis in (("equal_flops", budgets.flops), ("equal_seconds", budgets.seconds)):
-        found = compare(budgets.match(usable, reference, axis).comparable, reference, same).effects
+        found = compare(budgets.match(usable, reference, axis).comparable, reference, same, alpha=alpha).effects
         cells = {n: replace(cell, **{name: found.get(n)}) for n, cell in cells.items()}  # type: ignore[arg-type]
-    design = _design(study, cells, matched)
+    design = replace(_design(study, cells, matched), alpha=alpha)
     factorial = len(design.factors) > 2 and (design.is_factorial or design.screen is not None)
     cells = {n: _judged(cell, cells[reference], comparison, study.margin, factorial) for n, cell in cells.items()}
     return Analysis(study, reference, cells, comparison, contrasts.combine(design), factorial, study.margin, times)

@@ -66,7 +66,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     if the report cannot be written.
     """
     from ablatrix.orchestrator.report import collect, notes, output, record, wording
-    from ablatrix.orchestrator.report.analysis import analyse
+    from ablatrix.orchestrator.report.looks import analyse
 
     study = collect.read_study(study_dir, states or {})
     analysis = analyse(study)
@@ -133,7 +133,7 @@ def compare(
     for fewer than two studies.
     """
     from ablatrix.orchestrator.report import collect, output, side_by_side
-    from ablatrix.orchestrator.report.analysis import analyse
+    from ablatrix.orchestrator.report.looks import analyse
 
     if len(study_dirs) < 2:
         raise UserError("side by side: give at least two studies")

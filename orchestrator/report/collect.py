@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,8 @@ from ablatrix.orchestrator.report.document_scores import DocumentScores, parse_s
 from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows
 from ablatrix.orchestrator.report.sample_file import last_sample
 from ablatrix.orchestrator.status import device_hours
-from ablatrix.orchestrator.store.study_dir import read_plan
-from ablatrix.orchestrator.study.metric import NLL, Measure, of_record
+from ablatrix.orchestrator.store.study_dir import read_study as read_record
+from ablatrix.orchestrator.study.metric import NLL, Measure
 from ablatrix.orchestrator.study.scale import SEPARATOR
 from ablatrix.trainer.rundir import loss_digest, run_files, timing
 from ablatrix.trainer.rundir.events import read_events
@@ -31,6 +30,8 @@ from ablatrix.trainer.rundir.step_time import lower_quartile
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Use
+    from ablatrix.orchestrator.store import study_dir
+    from ablatrix.orchestrator.study.looks import Looks
 
 States = Mapping[str, str | tuple[str, str]]
 
@@ -213,6 +214,8 @@ class Study:
     design: tuple[Any, ...] = ()  # the entries of `design:`
     sizes: tuple[str, ...] = ()  # of the scale axis, from small to large
     predict: float | None = None  # multiple of the largest compute at which effects are predicted
+    looks: Looks | None = None  # planned
+    plans: tuple[study_dir.Planned, ...] = ()  # as submitted first, and each change since
 
     def at_size(self, size: str) -> Study:
         """Return the study of one size, in which cells are called as in the experiment file."""
@@ -229,33 +232,39 @@ def _by_cell(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
     return {name: tuple(group) for name, group in cells.items()}
 
 
-def read_study(study_dir: Path, states: States) -> Study:
-    """Read every run of a study. Raises UserError if `study_dir` holds no usable study.json."""
-    plan = read_plan(study_dir)
-    measure, margins = of_record(plan.get("measure")), plan.get("margins", [])
+def read_study(folder: Path, states: States) -> Study:
+    """Read every run of a study. Raises UserError if `folder` holds no usable study.json."""
+    return of_study(read_record(folder), states)
+
+
+def of_study(study: study_dir.Study, states: States) -> Study:
+    """Read every run of a study."""
+    measure, margins = study.measure, study.margins
     with ThreadPoolExecutor(max_workers=4) as pool:
-        runs = tuple(pool.map(lambda run: read_run(study_dir / run["id"], run, states, measure), plan["runs"]))
-    inputs = [str(study_dir), json.dumps(plan, sort_keys=True)]
+        runs = tuple(pool.map(lambda run: read_run(study.folder / run.id, run, states, measure), study.runs))
+    inputs = [repr(study)]
     inputs += [f"{run.id} {run.state} {run.reason} {run.digest}" for run in runs]
     return Study(
-        name=plan["name"],
-        folder=study_dir,
-        file=plan["file"],
-        features={name: dict(settings or {}) for name, settings in plan["features"].items()},
+        name=study.name,
+        folder=study.folder,
+        file=study.file,
+        features={name: dict(settings or {}) for name, settings in study.features.items()},
         runs=runs,
         digest=hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
         cells=_by_cell(runs),
-        info={name: text for name, text in plan.get("info", {}).items() if text},
+        info={name: text for name, text in study.info.items() if text},
         measure=measure,
         margin=margins[-1][1] if margins else None,
         margin_changed=len(margins) > 1,
-        design=tuple(plan.get("design", ())),
-        sizes=tuple(plan.get("scale", {}).get("sizes", ())),
-        predict=plan.get("scale", {}).get("predict"),
+        design=tuple(study.design),
+        looks=study.looks,
+        plans=tuple(study.plans),
+        sizes=tuple(study.scale.get("sizes", ())),
+        predict=study.scale.get("predict"),
     )
 
 
-def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Measure) -> RunRecord:
+def read_run(folder: Path, run: study_dir.StudyRun, states: States, measure: Measure) -> RunRecord:
     """Read the files of one run. run: its entry in study.json."""
     names = (
         run_files.CONFIG,
@@ -274,15 +283,15 @@ def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Meas
     columns = parse_rows(contents[3], measure.column)
     curve = reduce_rows(columns)
     last = int(curve.last_iter) if curve.rows else 0
-    uses = device_hours.uses_of(run["id"], events) or device_hours.use_of_summary(run["id"], summary)
-    state = states.get(run["id"], "done" if summary else "planned")
+    uses = device_hours.uses_of(run.id, events) or device_hours.use_of_summary(run.id, summary)
+    state = states.get(run.id, "done" if summary else "planned")
     word, reason = (state, "") if isinstance(state, str) else state
     return RunRecord(
-        id=run["id"],
-        cell=run["cell"],
-        seed=run["seed"],
-        features=tuple(run.get("features", ())),
-        overrides=run.get("overrides", {}),
+        id=run.id,
+        cell=run.cell,
+        seed=run.seed,
+        features=tuple(run.features),
+        overrides=run.overrides,
         state=word,
         reason=reason or "",
         config=config,
@@ -296,7 +305,7 @@ def read_run(folder: Path, run: Mapping[str, Any], states: States, measure: Meas
         uses=tuple(uses),
         step_seconds=_step_seconds(summary, columns),
         documents=parse_scores(contents[4]) if summary else None,
-        size=run.get("size", ""),
+        size=run.size,
     )
 
 

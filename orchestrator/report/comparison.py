@@ -32,7 +32,11 @@ class Comparison:
 
 
 def compare(
-    values: Mapping[str, Values], reference: str, identical: Collection[str] = (), tables: int = 1
+    values: Mapping[str, Values],
+    reference: str,
+    identical: Collection[str] = (),
+    tables: int = 1,
+    alpha: float = ALPHA,
 ) -> Comparison:
     """Compare every cell that has runs with the reference.
 
@@ -42,7 +46,7 @@ def compare(
     - by its own paired t test, if its noise or the reference's is larger than the others' (Cochran's test);
     - without pairing ("unpaired"), if it has no seed in common: by the spread within the cells that have several runs;
     - not at all ("descriptive"), if no cell has two runs.
-    Each group has its share of the error rate, so that a false verdict has probability ALPHA over all cells.
+    Each group has its share of the error rate, so that a false verdict has probability alpha over all cells.
     """
     base = values.get(reference, {})
     tested = {name: row for name, row in values.items() if row and name != reference and name not in identical}
@@ -59,7 +63,7 @@ def compare(
     groups.add_pairs([n for n in tested if n in whole.cells and (n in odd or reference in odd)])
     rest = [name for name in tested if name not in groups.effects]
     groups.add_unpaired(rest)
-    effects |= groups.judged(tables)
+    effects |= groups.judged(tables, alpha)
     effects = _with_paired(effects, values, base)
     if outliers:
         effects = {n: replace(e, without_outliers=groups.mean_without(n, outliers, odd)) for n, e in effects.items()}
@@ -151,19 +155,19 @@ class _Groups:
         differences = tuple(float(row[s] - base.get(s, centre)) for s in sorted(row))
         return Effect(mean, len(row), method, seeds=tuple(sorted(row)), values=differences)
 
-    def judged(self, tables: int) -> dict[str, Effect]:
+    def judged(self, tables: int, alpha: float) -> dict[str, Effect]:
         """Return the effects with their intervals and p values."""
         total = sum(len(group.names) for group in self.groups)
         for group in self.groups:
             share = len(group.names) / total / tables
             df = group.joint.df
-            joint = group.joint.critical(ALPHA * share)
-            wide = group.joint.critical(2 * ALPHA * share)
+            joint = group.joint.critical(alpha * share)
+            wide = group.joint.critical(2 * alpha * share)
             floors = [self.resolution / math.sqrt(6 * len(self.values[name])) for name in group.names]
             errors = np.maximum(group.errors, floors)
             corrected = np.minimum(group.joint.p_values(group.means / errors) / share, 1.0)
             for name, mean, error, p in zip(group.names, group.means, errors, corrected, strict=True):
-                effect = self.effects[name].with_intervals(float(error), df, joint, float(p))
+                effect = self.effects[name].with_intervals(float(error), df, joint, float(p), alpha)
                 self.effects[name] = replace(effect, within=float(abs(mean) + wide * error))
         return self.effects
 

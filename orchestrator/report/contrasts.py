@@ -77,6 +77,7 @@ class Design:
     values: Mapping[str, Values]
     expected: Mapping[str, int] = field(default_factory=dict)  # planned runs of each cell
     screen: Screen | None = None
+    alpha: float = ALPHA  # error rate of each table
 
     @property
     def is_factorial(self) -> bool:
@@ -209,7 +210,7 @@ def estimate(
     usable = {name: row for name, row in design.values.items() if row}
     known = [(name, weights) for name, weights in table if weights and all(cell in usable for cell in weights)]
     model = fit(usable) if known else None
-    effects = iter(_effects(model, [weights for _, weights in known], design.values) if model else [])
+    effects = iter(_effects(model, [weights for _, weights in known], design) if model else [])
     found = []
     for name, weights in table:
         effect = next(effects) if weights and all(cell in usable for cell in weights) else None
@@ -219,17 +220,17 @@ def estimate(
     return tuple(found)
 
 
-def _effects(model: Fit, table: Sequence[Weights], values: Mapping[str, Values]) -> list[Effect]:
+def _effects(model: Fit, table: Sequence[Weights], design: Design) -> list[Effect]:
     weights = np.array([[row.get(cell, 0.0) for cell in model.cells] for row in table])
     means, units, joint = model.joint(weights)
-    found = [_described(float(mean), row, values) for mean, row in zip(means, table, strict=True)]
+    found = [_described(float(mean), row, design.values) for mean, row in zip(means, table, strict=True)]
     if model.df < 1:
         return found
     errors = np.sqrt(np.maximum(units * model.variance, 1e-30))
-    critical = joint.critical(ALPHA)
+    critical = joint.critical(design.alpha)
     corrected = joint.p_values(means / errors)
     return [
-        replace(effect, method="pooled").with_intervals(float(error), model.df, critical, float(p))
+        replace(effect, method="pooled").with_intervals(float(error), model.df, critical, float(p), design.alpha)
         for effect, error, p in zip(found, errors, corrected, strict=True)
     ]
 

@@ -6,8 +6,6 @@ import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report.statistics import ALPHA
-
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
@@ -45,7 +43,7 @@ def decide(effect: Effect | None, measure: Measure, margin: float | None, resolu
         return Verdict.IDENTICAL
     if effect.p_joint is None:
         return Verdict.NO_CLAIM
-    if effect.p_joint <= ALPHA and abs(effect.mean) >= resolution * (1 - 1e-9):
+    if effect.p_joint <= effect.alpha and abs(effect.mean) >= resolution * (1 - 1e-9):
         return Verdict.HELPS if measure.is_better(effect.mean) else Verdict.HURTS
     if margin is not None and effect.within is not None and effect.within < margin:
         return Verdict.NO_EFFECT

@@ -39,6 +39,11 @@ def span_text(low: float | None, high: float | None, digits: int) -> str:
     return DASH if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
 
 
+def level_text(alpha: float) -> str:
+    """Return the confidence level of an interval with this error rate: `95%`, `98.5%`."""
+    return f"{100 * (1 - alpha):.4g}%"
+
+
 def p_text(p: float | None) -> str:
     """p = 0.012; never p = 0.000."""
     if p is None:

@@ -25,9 +25,10 @@ class Effect:
 
     n: runs of the cell in the mean; low, high: pointwise 95% interval, p: two-sided, of no difference; joint_low,
     joint_high, p_joint: the same, simultaneous over all comparisons of the table: the verdict. All six are None where
-    nothing can be claimed. within: smallest margin d for which the simultaneous 90% interval lies in (-d, d) (TOST).
-    paired: the same comparison without pooling, a paired t test whose p_joint is Holm's. without_outliers: the mean
-    without the runs that were named as outliers, None if there is none. values: differences seed by seed.
+    nothing can be claimed. alpha: error rate of the simultaneous interval, 0.05 or that of a planned look. within:
+    smallest margin d for which the simultaneous interval of 1 - 2 alpha lies in (-d, d) (TOST). paired: the same
+    comparison without pooling, a paired t test whose p_joint is Holm's. without_outliers: the mean without the runs
+    that were named as outliers, None if there is none. values: differences seed by seed.
     """
 
     mean: float
@@ -45,6 +46,7 @@ class Effect:
     df: float | None = None
     paired: Effect | None = None
     without_outliers: float | None = None
+    alpha: float = ALPHA
 
     @property
     def at_least(self) -> float | None:
@@ -57,10 +59,11 @@ class Effect:
     def half_width(self) -> float | None:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
-    def with_intervals(self, error: float, df: float, critical: float, p_joint: float) -> Effect:
+    def with_intervals(self, error: float, df: float, critical: float, p_joint: float, alpha: float) -> Effect:
         """Return it with its intervals and p values.
 
-        error: standard error, of `df` degrees of freedom; critical: half the simultaneous interval in standard errors.
+        error: standard error, of `df` degrees of freedom; critical: half the simultaneous interval of 1 - alpha, in
+        standard errors.
         """
         low, high, p = student(self.mean, error, df)
         joint = critical * error
@@ -73,6 +76,7 @@ class Effect:
             joint_high=self.mean + joint,
             p_joint=p_joint,
             df=df,
+            alpha=alpha,
         )
 
     @property

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
-from ablatrix.orchestrator.report.formatting import count, p_equals, percent, plain, signed, span_text
+from ablatrix.orchestrator.report.formatting import count, level_text, p_equals, percent, plain, signed, span_text
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast
@@ -64,6 +63,8 @@ def no_claim(cell: CellResult) -> str:
     """Return why there is an effect and no verdict."""
     if cell.incomparable:
         return f"not comparable: {cell.incomparable}"
+    if cell.pending:
+        return cell.pending
     return ONE_SEED if cell.effect is None or cell.effect.p_joint is None else DESCRIBED
 
 
@@ -85,14 +86,14 @@ def _evidence(cell: CellResult, analysis: Analysis) -> str:
     effect = cell.effect
     assert effect is not None
     span = span_text(effect.joint_low, effect.joint_high, analysis.decimals)
-    interval = f"simultaneous 95% interval {span}"
+    interval = f"simultaneous {level_text(effect.alpha)} interval {span}"
     p = f"p {p_equals(effect.p_joint)} corrected for {count(analysis.family, 'comparison')}"
     parts = [interval, p, f"{effect.n} of {count(len(cell.runs), 'run')}"]
     if effect.method == "paired t":
         parts.append("by its own paired t test, as its noise or the baseline's is larger than the others'")
     elif effect.method == "unpaired":
         parts.append("not paired, as it has too few seeds in common with the baseline")
-    if cell.verdict is Verdict.INCONCLUSIVE and (effect.p_joint or 0) <= st.ALPHA:
+    if cell.verdict is Verdict.INCONCLUSIVE and (effect.p_joint or 0) <= effect.alpha:
         parts.append(f"below the resolution of the values, {analysis.comparison.resolution:g}")
     return ", ".join(parts)
 
@@ -152,7 +153,7 @@ def contrast_verdict(contrast: Contrast, measure: Measure, worse: str, better: s
         return "no result: runs are missing"
     if contrast.effect.p_joint is None:
         return ONE_SEED
-    if contrast.effect.p_joint > st.ALPHA:
+    if contrast.effect.p_joint > contrast.effect.alpha:
         return neither
     return better if measure.is_better(contrast.effect.mean) else worse
 

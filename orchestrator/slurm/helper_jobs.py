@@ -89,7 +89,7 @@ def queue(batch: Batch, kind: str, dependency: str) -> str:
 def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
     """Queue the job that writes the report when all arrays have ended; return a sentence about it."""
     try:
-        job = queue(batch, REPORT, "afterany:" + ":".join(arrays))
+        job = queue(batch, REPORT, "afterany:" + ":".join(arrays) if arrays else "")
     except (commands.ControllerError, OSError) as error:
         return (
             f"no report job ({error}); when the runs have ended, run `{program()} report "

@@ -14,6 +14,7 @@ from ablatrix.trainer.rundir.errors import UserError
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Experiment
     from ablatrix.orchestrator.study.matrix import Run
+    from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SMOKE = "smoke"  # the study of the smoke test, in the study's folder
 
@@ -26,12 +27,17 @@ def hours_per_run(
     finished: cell -> wall-clock hours of finished runs. Else the steps of the run times the median time per step of
     the smoke test without its first step; start-up and evaluations are not included then.
     """
-    settings, wall = experiment.slurm, dict(finished)
+    wall = dict(finished)
     for run in runs:
         if run.cell not in wall and run.config.steps and (step := _seconds_per_step(folder / SMOKE, run.cell)):
             wall[run.cell] = step * run.config.steps / 3600
-    share = settings.nodes * max(1, settings.gpu_count) / settings.runs_per_job
+    share = devices_per_run(experiment.slurm)
     return {cell: hours * share for cell, hours in wall.items()}
+
+
+def devices_per_run(settings: SlurmSettings) -> float:
+    """Return the GPUs (nodes without GPUs) that a run occupies."""
+    return settings.nodes * max(1, settings.gpu_count) / settings.runs_per_job
 
 
 def unit(experiment: Experiment) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
 
 from ablatrix.orchestrator.store import selected_cluster
+from ablatrix.orchestrator.study.looks import Looks  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.metric import Measure, of_record
 from ablatrix.orchestrator.study.tuning import Tuning  # noqa: TC001 (pydantic reads the annotation)
@@ -49,6 +50,17 @@ class StudyRun:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a submit planned: the seeds and cells of the study then, its looks, and runs that had finished before."""
+
+    time: float
+    seeds: list[int]
+    cells: list[str]
+    looks: Looks | None = None
+    finished: int = 0
+
+
+@dataclass(frozen=True)
 class Study:
     """A study on disk: the content of study.json, and the study's folder."""
 
@@ -67,6 +79,12 @@ class Study:
     tune: Tuning | None = None  # what is tuned in every cell
     design: list[Any] = field(default_factory=list)  # as in the experiment file
     scale: dict[str, Any] = field(default_factory=dict)  # `sizes` in order, and what `scale:` says of the report
+    plans: list[Planned] = field(default_factory=list)  # as submitted first, and each change since
+
+    @property
+    def looks(self) -> Looks | None:
+        """The planned looks, None if all seeds run at once."""
+        return self.plans[-1].looks if self.plans else None
 
     def matching(self, text: str) -> list[StudyRun]:
         """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""
@@ -140,7 +158,7 @@ def create_study(
     ]
     record |= {name: value for name, value in (fields or {}).items() if value}
     record |= {"tune": asdict(tune)} if (tune := runs[0].tune if runs else None) else {}
-    record |= {"margins": margins} if (margins := _recorded_margins(folder)) else {}
+    record |= _kept(folder)
     require_own(folder)
     try:
         make_folder(folder, parents=True)
@@ -153,22 +171,32 @@ def create_study(
     return load_study(folder)
 
 
-def _recorded_margins(folder: Path) -> list[Any]:
-    """Return the margins in an existing study.json, [] if it is missing or damaged."""
+def _kept(folder: Path) -> dict[str, Any]:
+    """Return what an existing study.json records of earlier submits; {} if it is missing or damaged."""
     try:
-        return list(read_plan(folder).get("margins", []))
+        return {name: value for name, value in read_plan(folder).items() if name in ("margins", "plans")}
     except UserError:
-        return []
+        return {}
 
 
-def record_margin(folder: Path, margin: float | None) -> None:
-    """Record the `margin:` of an experiment in study.json if it is not the last one there: a change must be visible."""
-    record = read_plan(folder)
-    recorded = record.get("margins", [])
-    if not recorded or recorded[-1][1] != margin:
-        record = record | {"margins": [*recorded, [round(time.time(), 3), margin]]}
+def record_plan(folder: Path, margin: float | None, looks: Looks | None = None) -> None:
+    """Record in study.json what its runs and an experiment's `margin:` and looks are, if that is new.
+
+    A change after the first submit must be visible. Raises UserError.
+    """
+    record, study = _read(folder)
+    margins, plans = record.get("margins", []), record.get("plans", [])
+    changed: dict[str, Any] = {}
+    if not margins or margins[-1][1] != margin:
+        changed["margins"] = [*margins, [round(time.time(), 3), margin]]
+    seeds, cells = sorted({run.seed for run in study.runs}), list(dict.fromkeys(run.cell for run in study.runs))
+    now = {"seeds": seeds, "cells": cells, "looks": looks.as_record() if looks else None}
+    if not plans or any(plans[-1].get(name) != value for name, value in now.items()):
+        finished = sum((folder / run.id / run_files.SUMMARY).exists() for run in study.runs)
+        changed["plans"] = [*plans, {"time": round(time.time(), 3), **now, "finished": finished}]
+    if changed:
         try:
-            atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
+            atomic_write(folder / STUDY, json.dumps(record | changed, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"{folder / STUDY}: cannot be written: {error.strerror}") from None
 
@@ -262,10 +290,15 @@ def _repeated_id(runs: Sequence[StudyRun]) -> str:
     return next((f"two runs are called {name}" for name, count in ids.items() if count > 1), "")
 
 
+def read_study(folder: Path) -> Study:
+    """Return the study of study.json. Raises UserError if it is missing or damaged."""
+    study = _read(folder)[1]
+    return replace(study, runs=[replace(run, folder=folder / run.id) for run in study.runs])
+
+
 def load_study(folder: Path) -> Study:
     """Read study.json and select its cluster for Slurm's commands. Raises UserError if it is missing or damaged."""
-    study = _read(folder)[1]
-    study = replace(study, runs=[replace(run, folder=folder / run.id) for run in study.runs])
+    study = read_study(folder)
     selected_cluster.select(study.cluster)
     return study
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import screening
-from ablatrix.orchestrator.study.experiment import NAME, Loaded
+from ablatrix.orchestrator.study.experiment import NAME, Experiment, Loaded
+from ablatrix.orchestrator.study.looks import AdaptiveSeeds
 from ablatrix.orchestrator.study.sbatch_options import minutes
 from ablatrix.trainer.config import keys
 from ablatrix.trainer.config.field_errors import spell
@@ -176,9 +177,25 @@ def design_problems(loaded: Loaded) -> Iterator[str]:
             f"{loaded.at('slurm', 'time')}slurm.signal_seconds: {settings.signal_seconds} s before the end of a job of "
             f"{settings.time} is before its start; raise slurm.time or lower slurm.signal_seconds"
         )
+    if problem := _looks_problem(experiment):
+        yield f"{loaded.at('seeds')}seeds: {problem}"
+        return
     seeds = experiment.seed_list
     if not seeds or len(set(seeds)) != len(seeds):
         yield f"{loaded.at('seeds')}seeds: give at least one seed, each once, got {experiment.seeds!r}"
+
+
+def _looks_problem(experiment: Experiment) -> str:
+    """Return what is wrong with planned looks, '' for nothing, or seeds without looks."""
+    if not isinstance(experiment.seeds, AdaptiveSeeds):
+        return ""
+    words = [item if isinstance(item, str) else next(iter(item), "") for item in experiment.design if item]
+    if whole := [word for word in words if word in ("factorial", *SCREENS)]:
+        return f"a {whole[0]} design is judged as a whole, so no cell can stop early; give a number of seeds"
+    for name in ("tune", "scale"):
+        if getattr(experiment, name):
+            return f"planned looks and `{name}` cannot be combined; give a number of seeds"
+    return experiment.seeds.problem()
 
 
 def _words(loaded: Loaded) -> Iterator[str]:

@@ -16,6 +16,7 @@ from ablatrix.orchestrator.study.command_settings import CommandKeys
 from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.levels import Level, split_levels
 from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
+from ablatrix.orchestrator.study.looks import AdaptiveSeeds, Looks
 from ablatrix.orchestrator.study.scale import Scale, Size
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.study.tuning import TuneField
@@ -35,7 +36,7 @@ EXAMPLES = {
     "design": "design: [baseline, one_at_a_time]",
     "exclude": "exclude: [[rope, alibi]]",
     "scale": "scale: {model.model_type: [gpt-nano, gpt-micro, gpt-mini]}",
-    "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5",
+    "seeds": "seeds: 5, seeds: [1, 2, 3], seeds: 1-5, seeds: {start: 3, up_to: 8}",
     "goal": "goal: {effect: 0.03, power: 0.8}",
     "tune": "tune: {trainer.learning_rate: [1e-3, 2e-3, 4e-3]}",
     "launcher": "launcher: sbatch",
@@ -94,8 +95,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(le=MOST_SEEDS)]
 SeedText = Annotated[str, Field(pattern=SEEDS)]
 Seeds = Annotated[
-    Count | list[Seed],
-    BeforeValidator(parse_seeds, json_schema_input_type=Count | list[Seed | SeedText] | SeedText),
+    Count | list[Seed] | AdaptiveSeeds,
+    BeforeValidator(parse_seeds, json_schema_input_type=Count | list[Seed | SeedText] | SeedText | AdaptiveSeeds),
 ]
 
 
@@ -130,7 +131,7 @@ class Experiment(CommandKeys, Strict):
     cells: dict[SafeName, list[Text]] = {}
     exclude: list[list[Text]] = Field([], description="feature combinations that are left out")
     scale: Scale | None = Field(None, description="sizes at which every cell is trained, with its own baseline")
-    seeds: Seeds = Field([1], description="a list, a range such as 1-5, or n for 1..n")
+    seeds: Seeds = Field([1], description="a list, a range such as 1-5, n for 1..n, or planned looks")
     goal: Goal | None = Field(None, description="the effect to be shown and its power; without `seeds` it chooses them")
     tune: TuneField = Field(
         None, description="a setting and its values: each cell is compared at its best one; `seeds` of these runs"
@@ -150,7 +151,15 @@ class Experiment(CommandKeys, Strict):
 
     @property
     def seed_list(self) -> list[int]:
-        return list(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+        """The seeds; with planned looks those of the last one."""
+        if isinstance(self.seeds, list):
+            return self.seeds
+        return list(range(1, (self.seeds if isinstance(self.seeds, int) else self.seeds.resolved().seeds[-1]) + 1))
+
+    @property
+    def looks(self) -> Looks | None:
+        """The planned looks, None for seeds that all run at once."""
+        return self.seeds.resolved() if isinstance(self.seeds, AdaptiveSeeds) else None
 
     @property
     def sizes(self) -> list[Size]:

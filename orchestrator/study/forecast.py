@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from ablatrix.orchestrator.study.experiment import Experiment, Goal
+    from ablatrix.orchestrator.study.looks import Looks
     from ablatrix.orchestrator.study.metric import Measure
     from ablatrix.orchestrator.study.run_config import Config
 
@@ -52,6 +53,7 @@ class Forecast:
     hours_unit: str
     sizes: int = 1
     main_effects: int = 0
+    looks: Looks | None = None
 
     def lines(self) -> list[str]:
         """Return sentences for the terminal; [] for a single cell, which is compared with nothing."""
@@ -59,7 +61,7 @@ class Forecast:
             return []
         unit, design = self.measure.short_unit, f"{self.cells} cells x {self.seeds} seed{'s'[: self.seeds != 1]}"
         design += f" at each of {self.sizes} sizes" if self.sizes > 1 else ""
-        lines = []
+        lines = [self.looks.describe(self.cells)] if self.looks else []
         if self.noise is None:
             lines.append(f"{design}: set `noise:` (standard deviation between seeds) to see which effects they show")
         elif self.smallest is not None:
@@ -99,6 +101,7 @@ class Forecast:
         return {
             "cells": self.cells,
             "seeds": self.seeds,
+            "looks": self.looks and self.looks.as_record(),
             "unit": self.measure.unit,
             "noise": _rounded(self.noise.sigma) if self.noise else None,
             "noise_source": self.noise and self.noise.source,
@@ -174,17 +177,20 @@ def forecast(
     goal = experiment.goal
     wanted = goal.power if goal else USUAL_POWER
     main = count_main_effects(experiment)
+    looks = experiment.looks
+    alpha = looks.alpha[-1] if looks else power.ALPHA
     return Forecast(
         cells=compared,
         seeds=seeds,
         noise=noise,
         measure=config.measure,
         power=wanted,
-        smallest=power.smallest_effect(noise.sigma, compared, seeds, wanted, main) if noise else None,
+        smallest=power.smallest_effect(noise.sigma, compared, seeds, wanted, main, alpha=alpha) if noise else None,
         goal=goal,
         needed=power.seeds_needed(goal.effect, noise.sigma, compared, wanted, main) if goal and noise else None,
         hours_per_seed=sum(hours[cell] for cell in cells) if all(cell in hours for cell in cells) else None,
         hours_unit=hours_unit,
         main_effects=main,
         sizes=sizes,
+        looks=looks,
     )

@@ -33,7 +33,7 @@ TEXTS = {
     "design": "which cells there are: " + ", ".join(DESIGNS),
     "cells": "named combinations of features",
     "scale": "sizes at which every cell is trained: settings with one value per size, from small to large",
-    "seeds": "a list, or n for 1..n",
+    "seeds": "a list, n for 1..n, or planned looks: {start: 3, up_to: 8}",
     "launcher": "auto: Slurm where sbatch is, else this machine",
     "slurm": "resources of one job",
     "output": "folder of all studies",

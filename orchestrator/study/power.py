@@ -31,11 +31,16 @@ def power(effect: float, sigma: float, cells: int, seeds: int, main_effects: int
     return _tail(limit, effect / (sigma * error), cells, seeds)
 
 
-def smallest_effect(sigma: float, cells: int, seeds: int, wanted: float = 0.8, main_effects: int = 0) -> float | None:
-    """Return the effect that is shown with this power, None if the design has no degrees of freedom."""
+def smallest_effect(
+    sigma: float, cells: int, seeds: int, wanted: float = 0.8, main_effects: int = 0, *, alpha: float = ALPHA
+) -> float | None:
+    """Return the effect that is shown with this power, None if the design has no degrees of freedom.
+
+    alpha: error rate of the comparisons with the baseline.
+    """
     if cells < 2 or seeds < 2:
         return None
-    limit, error = _rule(cells, seeds, main_effects)
+    limit, error = _rule(cells, seeds, main_effects, alpha)
     shift = _solve(lambda shift: _tail(limit, shift, cells, seeds) - wanted, 0.0, limit + 20.0)
     return shift * sigma * error
 
@@ -54,8 +59,8 @@ def seeds_needed(effect: float, sigma: float, cells: int, wanted: float = 0.8, m
 
 
 @lru_cache(maxsize=256)
-def critical(comparisons: int, freedom: int) -> float:
-    """Return Dunnett's two-sided critical value at ALPHA for comparisons with one baseline (correlation 1/2).
+def critical(comparisons: int, freedom: int, alpha: float = ALPHA) -> float:
+    """Return Dunnett's two-sided critical value at alpha for comparisons with one baseline (correlation 1/2).
 
     Dunnett 1955, J. Am. Stat. Assoc. 50, 1096.
     """
@@ -68,7 +73,7 @@ def critical(comparisons: int, freedom: int) -> float:
         for s, weight in _scales(freedom):
             width = limit * s * math.sqrt(2)
             inside += weight * sum(w * (_phi(z + width) - _phi(z - width)) ** comparisons for z, w in normal)
-        return inside - (1 - ALPHA)
+        return inside - (1 - alpha)
 
     high = 2.5
     while outside(high) < 0:
@@ -92,12 +97,12 @@ def critical_of_main_effects(effects: int, freedom: int) -> float:
     return _solve(outside, 0.0, high)
 
 
-def _rule(cells: int, seeds: int, main_effects: int) -> tuple[float, float]:
+def _rule(cells: int, seeds: int, main_effects: int, alpha: float = ALPHA) -> tuple[float, float]:
     """Return the critical value of a test and the standard error of what is tested, in units of sigma."""
     freedom = _freedom(cells, seeds)
     if main_effects:
         return critical_of_main_effects(main_effects, freedom), 2 / math.sqrt(cells * seeds)
-    return critical(cells - 1, freedom), math.sqrt(2 / seeds)
+    return critical(cells - 1, freedom, alpha), math.sqrt(2 / seeds)
 
 
 def _freedom(cells: int, seeds: int) -> int:

@@ -24,6 +24,7 @@ class Selection:
     done: list[RunState] = field(default_factory=list)
     active: list[RunState] = field(default_factory=list)
     failed: list[RunState] = field(default_factory=list)
+    held: list[RunState] = field(default_factory=list)  # runs of a later stage
     all_active: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
 
     def describe(self) -> list[str]:
@@ -32,6 +33,7 @@ class Selection:
             (self.failed, "failed, lost or cancelled; --retry reruns them"),
             (self.done, "done already, results reused"),
             (self.active, "queued or running already"),
+            (self.held, "wait for results of others, or are not needed"),
             (self.chosen, "to run"),
         )
         return [f"{len(states)} {text}" for states, text in groups if states]
@@ -42,12 +44,14 @@ def select(
     retry: bool = False,
     cells: Sequence[str] = (),
     rerun: Sequence[str] = (),
+    *,
     study: str = "",
+    held: Collection[str] = (),
 ) -> Selection:
     """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones lacking files.
 
     cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state. study: its name, which
-    decides the order of the chosen.
+    decides the order of the chosen. held: ids of runs of a later stage, which are not queued now.
     """
     selection = Selection()
     for state in states:
@@ -59,6 +63,8 @@ def select(
             selection.active.append(state)
         elif state.state == "done" and state.run.id not in rerun and not (retry and state.incomplete):
             selection.done.append(state)
+        elif state.run.id in held and state.run.id not in rerun:
+            selection.held.append(state)
         elif state.state in ("failed", "lost", "cancelled") and not retry and state.run.id not in rerun:
             selection.failed.append(state)
         else:

@@ -1,4 +1,4 @@
-"""The order of a study whose runs wait for room in the queue, kept in the study's folder."""
+"""The order of a study whose runs wait for room in the queue, or for results, kept in the study's folder."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Order(BaseModel):
     report: bool = True
     runs: dict[str, int] = {}  # id -> newest attempt when it began to wait
     problem: str = ""  # why a follow-up job could not go on
+    staged: bool = False  # runs of a later stage may be due when the active ones have ended
+    budget: float | None = None  # GPU-hours that later stages may not pass
     most: int = 0  # jobs that sbatch took at once after it had refused more; 0: not known
 
     @property
@@ -69,13 +71,19 @@ def is_waiting(study: Study, ids: Iterable[str] | None = None) -> bool:
     return bool(order and (order.runs if ids is None else set(ids) & order.runs.keys()))
 
 
+def is_staged(study: Study) -> bool:
+    """True if runs of a later stage are to be queued when the active ones have ended."""
+    order = read(study)
+    return bool(order and order.staged)
+
+
 def forget(study: Study, ids: Iterable[str] | None = None) -> int:
-    """Remove these runs (None: all) from the order and return how many waited. Raises OSError."""
+    """Remove these runs (None: all, and later stages) from the order; return how many waited. Raises OSError."""
     order = read(study)
     if order is None:
         return 0
     kept = {name: attempt for name, attempt in order.runs.items() if ids is not None and name not in set(ids)}
-    if kept:
+    if kept or (order.staged and ids is not None):
         order.write(study, runs=kept)
     else:
         (study.folder / RECORD).unlink(missing_ok=True)

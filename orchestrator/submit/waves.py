@@ -1,7 +1,8 @@
 """Queue as many runs as the site's limits allow, and the rest in waves: by the next submit, by --wait, or by a job.
 
 The runs that wait are recorded in the study's folder (wave_order.py). A follow-up job (follow_up.py) starts when one of
-the study's arrays has ended, queues what fits then, and another follow-up behind it.
+the study's arrays has ended, queues what fits then, and another follow-up behind it. A study in stages goes on in the
+same way: when all its arrays have ended the follow-up queues what their results make due (report/next_stage.py).
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.slurm import commands, helper_jobs, launchers, site_limits
 from ablatrix.orchestrator.slurm.batch import Batch
-from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.status import cost, study_state
 from ablatrix.orchestrator.store import submit_attempts
+from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.submit import queueing, wave_order
-from ablatrix.trainer.rundir.errors import AblatrixError, RunError
+from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.stages import Stages
     from ablatrix.orchestrator.slurm.scheduler import Scheduler
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.store.study_dir import Study
@@ -40,8 +44,12 @@ def queue(study: Study, order: Order, chosen: Sequence[RunState], states: Sequen
     left = wave.queue(chosen)
     batch = Batch(study, [], "", order.settings, order.code, order.exports)
     others = _still_waiting(study, {state.run.id for state in chosen})  # of a submit at the same time
+    later = len(next_stage.find_stages(study, states).waiting)
     if left:
-        _wait_for_room(batch, order, {**others, **{state.run.id: state.attempt for state in left}}, wave, say)
+        waiting = {**others, **{state.run.id: state.attempt for state in left}}
+        _queue_follow_up(batch, waiting, later, wave)
+    elif later and not others and (wave.before or wave.arrays):
+        _queue_follow_up(batch, {}, later, wave)
     elif not others and wave.arrays:
         (study.folder / wave_order.RECORD).unlink(missing_ok=True)
         with contextlib.suppress(commands.ControllerError):  # one that stays finds nothing to do
@@ -62,23 +70,29 @@ def _still_waiting(study: Study, without: Collection[str]) -> dict[str, int]:
     }
 
 
-def _wait_for_room(batch: Batch, order: Order, waiting: Mapping[str, int], wave: _Wave, say: Say) -> None:
-    """Record which runs wait, and queue the job that continues with them."""
-    order.write(batch.study, runs=dict(waiting), most=wave.most)
-    text = f"{len(waiting)} runs wait for room in the queue ({wave.reason})"
-    arrays = [*wave.before, *wave.arrays]
+def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave: _Wave) -> None:
+    """Record which runs wait for room, or that later ones wait for results, and queue the job that continues."""
+    order, say = wave.order, wave.say
+    order.write(batch.study, runs=dict(waiting), staged=later > 0, most=wave.most)
+    arrays = [f"afterany:{array}" for array in (*wave.before, *wave.arrays)]
+    if waiting:
+        text, between = f"{len(waiting)} runs wait for room in the queue ({wave.reason})", "?"  # when any has ended
+        goal = "queues them when jobs of this study have ended"
+    else:
+        text, between = f"up to {later} runs follow, depending on results", ","
+        goal = "queues those that are needed when these have ended"
     try:
         if order.problem:
             raise RunError(order.problem)
         if not arrays:
             raise RunError("no job of this study is queued that it could wait for")
-        job = helper_jobs.queue(batch, helper_jobs.FOLLOW_UP, "?".join(f"afterany:{array}" for array in arrays))
+        job = helper_jobs.queue(batch, helper_jobs.FOLLOW_UP, between.join(arrays))
     except (AblatrixError, OSError) as error:
         full = isinstance(error, commands.ControllerError) and site_limits.is_limit(error)
         why = "there is no room for it either" if full else error
         say(f"{text}; no follow-up job ({why}): rerun submit when jobs have ended, or use submit --wait")
         return
-    say(f"{text}; job {job} queues them when jobs of this study have ended")
+    say(f"{text}; job {job} {goal}")
 
 
 class _Wave:
@@ -163,11 +177,40 @@ def resume(study: Study, scheduler: Scheduler, say: Say) -> bool:
     queueing.release_held(study, scheduler.jobs, say)
     order = wave_order.read(study)
     waiting = wave_order.find_waiting(study, states)
-    if order is None or not waiting:
-        (study.folder / wave_order.RECORD).unlink(missing_ok=True)
-        return False
-    queue(study, order, waiting, states, say)
-    return True
+    stages = next_stage.find_stages(study, states)
+    due = _find_due(study, stages, waiting, states)
+    if order and (waiting or (order.staged and (due or (stages.waiting and any(s.active for s in states))))):
+        _require_within_budget(order, due, states)
+        chosen = [*waiting, *due] if order.staged else waiting
+        queue(study, order, chosen, states, say)
+        return True
+    (study.folder / wave_order.RECORD).unlink(missing_ok=True)
+    if order and order.staged:
+        for line in stages.lines:
+            say(line)
+        if order.report:
+            say(helper_jobs.queue_report(Batch(study, [], "", order.settings, order.code, order.exports), []))
+    return False
+
+
+def _find_due(study: Study, stages: Stages, waiting: Sequence[RunState], states: Sequence[RunState]) -> list[RunState]:
+    """Return the runs of a later stage whose time has come, in the order in which they are queued."""
+    taken = {state.run.id for state in waiting}
+    due = [s for s in states if s.state == "planned" and s.run.id in stages.due and s.run.id not in taken]
+    return in_queue_order(due, study.name, lambda state: state.run)
+
+
+def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequence[RunState]) -> None:
+    """Raise UserError if runs of a later stage, each as long as those so far, would exceed the study's budget."""
+    share = cost.devices_per_run(order.settings)
+    spent = share * sum(use.end - use.start for state in states for use in state.uses) / 3600
+    done = sum(state.state == "done" for state in states)
+    total = spent * (1 + len(due) / max(1, done))
+    if order.budget is not None and due and total > order.budget:
+        raise UserError(
+            f"budget: with the {len(due)} runs of the next look the study takes about {total:.3g} GPU-hours, the "
+            f"budget is {order.budget:g}; submit again with --over-budget"
+        )
 
 
 def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Scheduler], bool]:
@@ -182,7 +225,7 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
 
     def go_on(states: Sequence[RunState], scheduler: Scheduler) -> bool:
         nonlocal next_look
-        waiting = wave_order.find_waiting(study, states)
+        waiting = wave_order.find_waiting(study, states) or wave_order.is_staged(study)
         if time.monotonic() < next_look or (scheduler.jobs is None and any(state.active for state in states)):
             return bool(waiting)
         next_look = time.monotonic() + RETRY_SECONDS
@@ -196,11 +239,13 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
     return go_on
 
 
-def describe(study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue | None) -> list[str]:
-    """Return lines for `status`: what waits for room, and the study's helper jobs."""
+def describe(
+    study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue | None, stages: Stages | None = None
+) -> list[str]:
+    """Return lines for `status`: what waits for room or for results, and the study's helper jobs."""
     waiting, order = wave_order.find_waiting(study, states), wave_order.read(study)
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
-    lines = []
+    lines = _describe_stages(stages, order, follow_up, jobs, any(s.active for s in states)) if stages else []
     if waiting and follow_up:
         hold = jobs[follow_up[-1]].hold if jobs else ""
         how = f"is to queue them, but is held ({hold})" if hold else "queues them"
@@ -211,3 +256,19 @@ def describe(study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue |
         why = f" ({order.problem})" if order.problem else ""
         lines.append(f"{len(waiting)} runs wait for room in the queue, and no job will queue them{why}: submit again")
     return [*lines, *helper_jobs.describe(study, jobs)]
+
+
+def _describe_stages(
+    stages: Stages, order: Order | None, follow_up: Sequence[str], jobs: helper_jobs.Queue | None, active: bool
+) -> list[str]:
+    """Return how far a study in stages has come, and what queues the runs that come next."""
+    left = len(stages.due) + len(stages.waiting)
+    if not left:
+        return list(stages.lines)
+    if follow_up and order and not order.runs:
+        return [*stages.lines, f"up to {left} runs follow: job {follow_up[-1]} queues those that are needed"]
+    if jobs is None and order and order.staged:
+        return [*stages.lines, f"up to {left} runs follow; Slurm does not say whether a job queues them"]
+    why = f" ({order.problem})" if order and order.problem else ""
+    when = " when the runs have ended" if active else ""
+    return [*stages.lines, f"up to {left} runs follow, and no job will queue them{why}: submit again{when}"]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import lr_schedules
+from ablatrix.orchestrator.report import lr_schedules, next_stage
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
 from ablatrix.orchestrator.status import cost, earlier_results, study_state
 from ablatrix.orchestrator.store import selected_cluster, study_dir
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.earlier_results import EarlierResults
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.study.experiment import Loaded
+    from ablatrix.orchestrator.study.looks import Looks
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 
@@ -109,11 +110,31 @@ class Plan:
         return list(screening.describe(screen, list(experiment.features))) if screen else []
 
     @property
+    def looks(self) -> Looks | None:
+        """The planned looks; a smoke test has none."""
+        experiment = self.loaded.experiment
+        return experiment.looks if self.folder == experiment.folder else None
+
+    @property
     def study(self) -> Study:
         """The study as it will be on disk."""
-        runs = study_dir.study_runs(self.folder, self.runs)
-        name, file = self.loaded.experiment.name, str(self.options.file)
-        return Study(self.folder, name, file, 0.0, {}, runs, cluster=self.cluster, tune=self.loaded.experiment.tune)
+        experiment, runs = self.loaded.experiment, study_dir.study_runs(self.folder, self.runs)
+        seeds, cells = sorted({run.seed for run in runs}), list(dict.fromkeys(run.cell for run in runs))
+        return Study(
+            self.folder,
+            experiment.name,
+            str(self.options.file),
+            0.0,
+            experiment.features,
+            runs,
+            cluster=self.cluster,
+            design=experiment.design,
+            tune=experiment.tune,
+            scale=(experiment.scale and experiment.scale.as_record()) or {},
+            measure=self.runs[0].config.measure,
+            margins=[(0.0, experiment.margin)],
+            plans=[study_dir.Planned(0.0, seeds, cells, self.looks)],
+        )
 
     def create(self) -> Study:
         """Make the folders of the study and its runs; what exists stays as it is."""
@@ -131,7 +152,7 @@ class Plan:
                 "scale": experiment.scale and experiment.scale.as_record(),
             },
         )
-        study_dir.record_margin(self.folder, experiment.margin)
+        study_dir.record_plan(self.folder, experiment.margin, self.looks)
         return study
 
     def value_origins(self, run: Run) -> dict[str, str]:
@@ -225,8 +246,9 @@ def show_forecast(planned: Plan, console: Console) -> None:
 
 
 def job_scripts(planned: Plan) -> list[str]:
-    """Return the exact job scripts that `submit` would give to sbatch for all runs, with a placeholder for the token.
+    """Return the exact job scripts that `submit` would give to sbatch for all runs of the first stage.
 
+    They have a placeholder for the token.
     Raises UserError for the local launcher, which has none.
     """
     if planned.launcher == "local":
@@ -236,7 +258,9 @@ def job_scripts(planned: Plan) -> list[str]:
         cluster = site_limits.array_limits()
     except commands.ControllerError:  # scripts can be shown on a machine without a cluster
         cluster = site_limits.ArrayLimits(len(planned.runs))
-    return [launcher.script(batch) for batch in slurm_preflight.planned_batches(planned.loaded, planned.runs, cluster)]
+    later = next_stage.find_stages(planned.study, []).later
+    runs = [run for run in planned.runs if run.id not in later]
+    return [launcher.script(batch) for batch in slurm_preflight.planned_batches(planned.loaded, runs, cluster)]
 
 
 def check_plan(planned: Plan) -> list[str]:
@@ -256,7 +280,8 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     states, options = refuse_to_hide(planned), planned.options
     again = [run.id for run in selection.find_runs(planned.study, options.rerun)]
     changed_inputs.refuse_changed_inputs(planned.runs, states, again)
-    chosen = selection.select(states, options.retry, options.only, again).chosen
+    held = next_stage.find_stages(planned.study, states).held
+    chosen = selection.select(states, options.retry, options.only, again, held=held).chosen
     ids = {state.run.id for state in chosen}
     return [run for run in planned.runs if run.id in ids]
 

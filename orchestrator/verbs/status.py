@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
@@ -25,15 +27,19 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
         return
     scheduler = Scheduler()
     states = study_state.collect(found, scheduler)
+    stages = next_stage.find_stages(found, states)
+    states = [replace(state, reason=state.reason or stages.held.get(state.run.id, "")) for state in states]
     if as_json:
         print(json.dumps(run_state.as_record(states, scheduler.silent_since), indent=1))
         return
-    if scheduler.jobs is None and wave_order.is_waiting(found):  # no run is queued, but a follow-up job may be
+    if scheduler.jobs is None and (
+        wave_order.is_waiting(found) or wave_order.is_staged(found)
+    ):  # no run is queued, but a follow-up job may be
         study_state.read_queue(found, scheduler)
     status_table.print_states(states, str(found.folder), console, found.measure, everything)
     for line in (
         status_table.summary_line(states, scheduler),
-        *waves.describe(found, states, scheduler.jobs),
+        *waves.describe(found, states, scheduler.jobs, stages),
         *removed_files.of_study(found),
         early_failures.describe_alike(states, found.folder),
     ):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import cost, run_evidence, study_state
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
@@ -72,22 +73,26 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
     _describe_earlier(plan, console)
     study, selected, states = _select(plan, plan.create(), console)
-    for line in selected.describe():
-        console.print(line)
     queueing.restore_snapshots(study)
-    if selected.chosen:
+    first = selected.chosen
+    while selected.chosen:
         _launch(plan, study, selected, console)
+        if plan.launcher != "local" or not plan.options.wait or study.looks is None:
+            break
+        plan.options = replace(plan.options, retry=False, rerun=())  # a run that fails again is not tried once more
+        study, selected, _ = _select(plan, study, console)
     if plan.options.wait and plan.launcher != "local":
         command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
         with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {command}"):
             live.watch(study, console, waves.keep_going(study, console.print))
-    return study_state.collect(study) if selected.chosen or plan.options.wait else states
+    return study_state.collect(study) if first or plan.options.wait else states
 
 
 def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selection, list[RunState]]:
     """Record jobs found since, release held ones, choose the runs to queue and put their old results aside.
 
-    Return the study, with the folders of these runs made again, the choice, and the states of all runs.
+    Print the choice. Return the study, with the folders of these runs made again, the choice, and the states of all
+    runs.
     """
     options, scheduler = plan.options, Scheduler()
     states = study_state.collect(study, scheduler)
@@ -95,7 +100,8 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
     if plan.launcher != "local":
         queueing.release_held(study, scheduler.jobs, console.print)
     waiting = [state.run.id for state in wave_order.find_waiting(study, states)]  # queued with or without --retry
-    found = selection.select(states, options.retry, options.only, waiting, study.name)
+    stages = next_stage.find_stages(study, states)
+    found = selection.select(states, options.retry, options.only, waiting, study=study.name, held=stages.held)
     again = selection.find_runs(study, options.rerun)
     for run in again:  # from step 0
         plan.earlier.pop(run.id, None)
@@ -105,7 +111,10 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
         selection.put_aside(aside.values(), states)
         study = plan.create()
         states = study_state.collect(study, scheduler)
-        found = selection.select(states, options.retry, options.only, waiting, study.name)
+        stages = next_stage.find_stages(study, states)
+        found = selection.select(states, options.retry, options.only, waiting, study=study.name, held=stages.held)
+    for line in (*stages.lines, *found.describe()):
+        console.print(line, soft_wrap=True, highlight=False)
     return study, found, states
 
 
@@ -167,7 +176,8 @@ def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> 
     if plan.launcher == "local":
         _run_local(plan, study, selected.chosen, code, console)
     else:
-        _update_folders(plan, study, {state.run.id for state in selected.chosen})
+        # runs of later stages are queued by a job, which has no experiment file
+        _update_folders(plan, study, {state.run.id for state in (*selected.chosen, *selected.held)})
         _queue_slurm(plan, study, selected, code, console)
 
 
@@ -221,6 +231,7 @@ def _queue_slurm(plan: Plan, study: Study, selected: Selection, code: Path, cons
         code=code.resolve(),
         surroundings=provenance.collect(code),
         report=plan.options.with_report and plan.folder == experiment.folder,
+        budget=None if plan.options.over_budget else experiment.budget,
         problem=before.problem if before and before.blocked else "",
     )
     if waves.queue(study, order, selected.chosen, selected.all_active, console.print):

@@ -99,7 +99,10 @@ def refusal(tmp_path: Path, text: str, *sets: str) -> str:
         ("experiment_info: {authors: x}", "unknown key; keys: name, description, date, hypothesis"),
         ("command: run {flags}\nmetrics: {csv: a}\nfeatures: {a: {levels: {}}}", "levels are names with settings"),
         ("features: {a: [model.rope]}", "features.a: must be settings such as `model.swiglu: true`, found a list of 1"),
-        ("seeds: many", "seeds: must be a whole number or a list, found 'many'; for example"),
+        (
+            "seeds: many",
+            "must be a whole number or a list or settings (`key: value`), found 'many'; for example",
+        ),
         ("seeds: [1, x]", "seeds: entry 2: must be a whole number, found 'x'"),
         ("seeds: [1, -2]", "seeds: entry 2: must be 0 or more, found -2"),
         ("seed: 3", "seed: unknown key (did you mean seeds?)"),

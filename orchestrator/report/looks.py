@@ -1,0 +1,141 @@
+"""Judge a study at its planned looks: which cells are decided at which look, and which runs come next.
+
+At each look the cells that are still open, and those decided before with the runs they had then, are compared with the
+baseline at the look's share of the error rate. A false verdict at any look has at most the sum of these probabilities
+(union bound). What a cell's intervals and verdict say is what the look at which it stopped has shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.report import analysis
+from ablatrix.orchestrator.report.decisions import Verdict
+from ablatrix.orchestrator.report.formatting import join_names
+from ablatrix.orchestrator.report.progress import Progress
+from ablatrix.orchestrator.report.stages import NOT_NEEDED, Stages
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.collect import RunRecord, Study
+    from ablatrix.orchestrator.study.looks import Looks
+
+ENDED = ("done", "failed", "lost", "cancelled")  # no submit continues such a run unasked
+UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.UNSTABLE)
+
+
+def analyse(study: Study) -> Analysis:
+    """Compare the cells of a study with its baseline: at its planned looks, without any all runs at once."""
+    looks = study.looks
+    if looks is None:
+        return analysis.analyse(study)
+    progress, judged, latest = take_looks(study, looks)
+    if latest is None:
+        first = analysis.analyse(_at_look(study, looks, 0, {}), looks.alpha[0])
+        cells = {name: _without_verdict(cell) for name, cell in first.cells.items()}
+        return replace(first, study=shown_part(study, looks, progress), cells=cells, progress=progress)
+    cells = {name: judged.get(name, cell) for name, cell in latest.cells.items()}
+    return replace(latest, study=shown_part(study, looks, progress), cells=cells, progress=progress)
+
+
+def take_looks(study: Study, looks: Looks) -> tuple[Progress, dict[str, CellResult], Analysis | None]:
+    """Return how far the study has come, the result of each cell that stopped, and the analysis at the newest look.
+
+    A look ends when every run that belongs to it has ended, with or without a result.
+    """
+    stopped: dict[str, int] = {}
+    judged: dict[str, CellResult] = {}
+    latest, ended = None, 0
+    going_on: tuple[str, ...] = ()
+    for look, alpha in enumerate(looks.alpha):
+        part = _at_look(study, looks, look, stopped)
+        if not all(run.state in ENDED for run in part.runs if run.cell not in stopped):
+            break
+        latest, ended, last = analysis.analyse(part, alpha), look + 1, look + 1 == len(looks)
+        open_before = [cell for cell in latest.compared if cell.name not in stopped]
+        going_on = tuple(cell.name for cell in open_before if _is_open(cell) and not last)
+        for cell in open_before:
+            if cell.name not in going_on:
+                stopped[cell.name], judged[cell.name] = ended, cell
+        if not going_on:
+            break
+    return Progress(looks, ended, stopped, going_on), judged, latest
+
+
+def _is_open(cell: CellResult) -> bool:
+    """True if more seeds can change what is known of a cell: it has runs to be compared, and no verdict."""
+    no_interval = cell.verdict is Verdict.NO_CLAIM and not cell.incomparable
+    return bool(cell.values) and (cell.verdict in UNDECIDED or no_interval)
+
+
+def _at_look(study: Study, looks: Looks, look: int, stopped: Mapping[str, int]) -> Study:
+    """Return the study with the runs of a look (from 0), and of the cells that stopped before with theirs."""
+    number = seed_numbers(study)
+    last = {name: min(look, stopped.get(name, len(looks)) - 1) for name in study.cells}
+    return _with_runs(study, [run for run in study.runs if looks.of_seed(number[run.seed]) <= last[run.cell]])
+
+
+def seed_numbers(study: Study) -> dict[int, int]:
+    """Return the number, from 1, of each seed of the study."""
+    return {seed: number for number, seed in enumerate(sorted({run.seed for run in study.runs}), start=1)}
+
+
+def shown_part(study: Study, looks: Looks, progress: Progress) -> Study:
+    """Return the study with the runs that have been started, or are due."""
+    later = find_later_runs(study, looks, progress)
+    return _with_runs(study, [run for run in study.runs if run.state != "planned" or not later.get(run.id)])
+
+
+def _with_runs(study: Study, runs: Sequence[RunRecord]) -> Study:
+    cells = {name: tuple(run for run in runs if run.cell == name) for name in study.cells}
+    return replace(study, runs=tuple(runs), cells={name: found for name, found in cells.items() if found})
+
+
+def _without_verdict(cell: CellResult) -> CellResult:
+    if cell.effect is None or cell.verdict is Verdict.BASELINE:
+        return cell
+    return replace(cell, verdict=Verdict.NO_CLAIM, pending="the first look has not ended")
+
+
+def find_stages(study: Study) -> Stages:
+    """Return the runs beyond the first look, and for `status` a line on the looks."""
+    looks = study.looks
+    if looks is None:
+        return Stages()
+    progress, judged, _ = take_looks(study, looks)
+    return Stages(find_later_runs(study, looks, progress), describe(progress, judged))
+
+
+def describe(progress: Progress, judged: Mapping[str, CellResult]) -> list[str]:
+    """Return `look 1 of 3 has ended (error rate spent: 0.01 of 0.05): rope stopped (helps); swiglu goes on`."""
+    number, total = len(progress.looks), sum(progress.looks.alpha)
+    if not progress.ended:
+        return [f"look 1 of {number} comes when the first {progress.looks.seeds[0]} seeds of every cell have ended"]
+    words: dict[str, list[str]] = {}
+    for name, look in progress.stopped.items():
+        words.setdefault(f"stopped at look {look} ({judged[name].verdict})", []).append(name)
+    if progress.going_on:
+        words[f"{'goes' if len(progress.going_on) == 1 else 'go'} on with the baseline"] = list(progress.going_on)
+    parts = [f"{join_names(names)} {text}" for text, names in words.items()]
+    spent = f"error rate spent: {progress.spent:g} of {total:g}"
+    return [f"look {progress.ended} of {number} has ended ({spent}): {'; '.join(parts)}"]
+
+
+def find_later_runs(study: Study, looks: Looks, progress: Progress) -> dict[str, str]:
+    """Return the runs beyond the first look: id -> why it is not queued now, '' if it is due."""
+    number = seed_numbers(study)
+    found = {}
+    for run in study.runs:
+        look = looks.of_seed(number[run.seed]) + 1
+        if look > 1:
+            stop = progress.stopped.get(run.cell, progress.ended if progress.finished else len(looks))
+            if look > stop:
+                who = "its cell" if run.cell in progress.stopped else "every cell"
+                found[run.id] = f"{NOT_NEEDED}: {who} has stopped by look {stop}"
+            elif look > progress.ended + 1:
+                found[run.id] = f"waits for look {look - 1} of {len(looks)} to end"
+            else:
+                found[run.id] = ""
+    return found

@@ -1,0 +1,41 @@
+"""What comes next in a study that runs in stages, from the results of its runs so far.
+
+A study's folder holds every run that it may ever need. The rules here decide which of them are queued now; they depend
+on nothing but the files, so that every submit and every job comes to the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.report.stages import Stages, merge
+from ablatrix.orchestrator.status import run_state
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report import collect
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
+
+Rule = Callable[["collect.Study"], Stages]
+
+
+def find_stages(study: Study, states: Sequence[RunState]) -> Stages:
+    """Return the stages of a study as they are now; nothing is read for a study without any."""
+    rules = _rules(study)
+    if not rules:
+        return Stages()
+    from ablatrix.orchestrator.report.collect import of_study
+
+    found = of_study(study, run_state.reasons(states))
+    return merge(rule(found) for rule in rules)
+
+
+def _rules(study: Study) -> list[Rule]:
+    """Return the rules that apply to a study. Imported when used: they need numpy and scipy."""
+    rules: list[Rule] = []
+    if study.looks is not None:
+        from ablatrix.orchestrator.report.looks import find_stages as by_looks
+
+        rules.append(by_looks)
+    return rules

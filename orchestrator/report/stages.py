@@ -1,0 +1,43 @@
+"""Studies that run in stages: which runs are due, wait for results of others, or are not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+NOT_NEEDED = "not needed"  # how the reason of a run begins that will never be queued
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The runs beyond a study's first stage: id -> why it is not queued now, '' if it is due."""
+
+    later: Mapping[str, str] = field(default_factory=dict)
+    lines: Sequence[str] = ()  # for `status`: how far the study has come
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Runs that are not to be queued now, and why."""
+        return {name: why for name, why in self.later.items() if why}
+
+    @property
+    def due(self) -> set[str]:
+        """Runs of a later stage whose time has come."""
+        return {name for name, why in self.later.items() if not why}
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """Runs that may be due when others have ended."""
+        return {name: why for name, why in self.held.items() if not why.startswith(NOT_NEEDED)}
+
+
+def merge(stages: Iterable[Stages]) -> Stages:
+    """Return the stages that several rules find together: a run is due if it is for all of them."""
+    later: dict[str, str] = {}
+    lines: list[str] = []
+    for stage in stages:
+        lines += stage.lines
+        for name, why in stage.later.items():
+            before = later.get(name, "")
+            later[name] = why if why.startswith(NOT_NEEDED) or not before else before
+    return Stages(later, lines)
