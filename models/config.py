@@ -171,6 +171,11 @@ class ResolvedGPTConfig(GPTConfig):
             raise ValueError("the model config is not resolved: call resolved(vocab_size, block_size) first")
         return config.resolved(0, 0)
 
+    @property
+    def hidden_size(self) -> int:
+        """The hidden width of a built-in feed-forward layer."""
+        return gated_hidden(self.n_embd, self.bias) if self.feedforward in GATED else 4 * self.n_embd
+
 
 def gated_hidden(n_embd: int, bias: bool = True) -> int:
     """Return the hidden width at which a gated layer (three matrices) has as many parameters as the plain one (two,
@@ -232,8 +237,7 @@ def _count_multiplied(config: ResolvedGPTConfig) -> int:
     attention = qkv * (c + bias) + c * (c + bias)
     attention += 2 * head_size if config.qk_norm else 0
     attention += config.n_head if config.alibi_trainable else 0
-    gated = config.feedforward in GATED
-    hidden = gated_hidden(c, config.bias) if gated else 4 * c
+    gated, hidden = config.feedforward in GATED, config.hidden_size
     feedforward = (2 if gated else 1) * hidden * (c + bias) + c * (hidden + bias)
     final = norm if config.norm_placement == "pre" else 0
     return config.n_layer * (2 * norm + attention + feedforward) + final + config.vocab_size * c

@@ -31,6 +31,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", he
 LauncherName = Annotated[str, typer.Option("--launcher", help="auto, local, submitit or sbatch")]
 StudyOption = Annotated[str | None, typer.Option("--study", help="study folder or name; default: the last one")]
 RunName = Annotated[str, typer.Argument(help="run id, the beginning of one, or a cell's name")]
+AnyRun = Annotated[str, typer.Argument(metavar="RUN", help="run id or cell, STUDY/RUN, or the folder of a run")]
 
 OUT = Path("out")
 
@@ -269,6 +270,21 @@ def doctor(
     from ablatrix.orchestrator.verbs.doctor import doctor
 
     raise typer.Exit(doctor(output, open_console(), as_json=as_json))
+
+
+@app.command()
+def export(
+    run: AnyRun,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
+    form: Annotated[str, typer.Option("--format", help="transformers or mingpt")] = "transformers",
+    study: StudyOption = None,
+    output: Output = OUT,
+) -> None:
+    """Write a run's weights, configuration and tokenizer for Hugging Face's transformers, or for minGPT."""
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.export import export
+
+    open_console().print(export(run, to, study, output, form=form), soft_wrap=True)
 
 
 @app.command()

@@ -33,7 +33,8 @@ CONTRACT = (
     "ablatrix.models.config",
     "ablatrix.models.reference",
 )
-# Checks before a submission look at the corpus, the tokenizer and the callbacks that the runs would have
+# Checks before a submission look at the corpus, the tokenizer and the callbacks that the runs would have; a few verbs
+# do the trainer's work
 EXCEPTIONS = {
     "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache"},
     "ablatrix.orchestrator.report.corpus_notes": {"ablatrix.trainer.data.corpus"},
@@ -56,6 +57,7 @@ EXCEPTIONS = {
     },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
     "ablatrix.orchestrator.verbs.doctor": {"ablatrix.trainer.data.manifest", "ablatrix.trainer.data.tokenizer"},
+    "ablatrix.orchestrator.verbs.export": {"ablatrix.trainer.export"},
     "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.corpus_settings"},
 }
 

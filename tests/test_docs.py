@@ -119,7 +119,7 @@ def test_make_targets_and_modules_exist(page: Path) -> None:
 def test_settings_exist(page: Path) -> None:
     """`trainer.schedule`, `slurm.mem: 16G`; files such as `model.pt` and modules are spelt alike."""
     for span in code_spans(page):
-        name = re.match(rf"(?:{SECTIONS})\.(?!pt|conf)[a-z]\w*", span)
+        name = re.match(rf"(?:{SECTIONS})\.(?!pt|conf|safetensors)[a-z]\w*", span)
         if name and not (ROOT / name[0].replace(".", "/")).with_suffix(".py").exists():
             assert name[0] in SETTINGS, span
 

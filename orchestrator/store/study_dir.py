@@ -322,6 +322,20 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
     return load_study(output / max(names, key=lambda name: (output / name / STUDY).stat().st_mtime))
 
 
+def find_run(text: str, study: str | None, output: Path = Path("out")) -> StudyRun:
+    """Return the run in a folder, or of STUDY/RUN, or of the study `study`. Raises UserError.
+
+    RUN is a run's id, the beginning of one, or a cell.
+    """
+    folder = Path(text)
+    if (folder / run_files.CONFIG).exists():
+        return StudyRun(folder.absolute().name, "", 0, folder=folder)
+    name, slash, run = text.rstrip("/").rpartition("/")
+    if slash and study is None:
+        return find_study(name, output).find_any(run)
+    return find_study(study, output).find_any(text)
+
+
 def _suggest_file() -> str:
     """Return an experiment file in the working folder, quoted for a shell; FILE.yaml if there is none."""
     found = [*sorted(Path().glob("*.y*ml")), *sorted(Path("experiments").glob("*.y*ml"))]

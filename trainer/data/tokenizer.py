@@ -145,7 +145,7 @@ def load(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
     if not is_folder(name) and (info.folder / "vocab.json").exists():
         found = GPT2TokenizerFast.from_pretrained(str(info.folder), local_files_only=True)
     else:
-        found = PreTrainedTokenizerFast(tokenizer_file=str(info.folder / TOKENIZER_JSON))  # type: ignore[no-untyped-call]
+        found = PreTrainedTokenizerFast(tokenizer_file=str(info.folder / TOKENIZER_JSON))
     return found
 
 

@@ -1,0 +1,58 @@
+"""The weights that a run has trained: of its end, else of its newest checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ablatrix.trainer import checkpoint
+from ablatrix.trainer.config import load
+from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.out_of_memory import first_line
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """Return the configuration of a run of our trainer, with all sizes. Raises UserError if the folder has none."""
+    path = run_dir / run_files.CONFIG
+    if not path.exists():
+        raise UserError(f"{run_dir}: is not the folder of a run ({run_files.CONFIG} is missing)")
+    config = load(path)
+    if None in (*config.model.sizes(), config.model.vocab_size, config.model.block_size):  # it has not started
+        return config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
+    return config.model_copy(update={"model": config.model.resolved(0, 0)})
+
+
+def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]:
+    """Return a run's state dict, on the CPU, and the number of steps that it was trained for.
+
+    Raises UserError if the run has no weights yet, or none that can be read.
+    """
+    path = run_dir / run_files.MODEL
+    if path.exists():
+        summary = run_files.read_json(run_dir / run_files.SUMMARY) or {}
+        return _read_state(path), int(summary.get("iters", config.trainer.max_iters))
+    found = checkpoint.checkpoints(run_dir)
+    if not found:
+        raise UserError(
+            f"{run_dir}: has no weights ({run_files.MODEL} and checkpoints are missing); wait for its first checkpoint"
+        )
+    state = checkpoint.load(found[0], config.fingerprint_until, own=True)
+    return state["model"], state["step"]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); name another run") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds no weights; name another run")
+    return state
