@@ -13,6 +13,7 @@ import numpy as np
 
 from ablatrix.orchestrator.report import budgets, contrasts, documents, formatting, step_times
 from ablatrix.orchestrator.report import statistics as st
+from ablatrix.orchestrator.report.attribution import Attribution, attribute
 from ablatrix.orchestrator.report.changes import find_changes
 from ablatrix.orchestrator.report.comparison import Comparison, compare
 from ablatrix.orchestrator.report.decisions import Verdict, decide, lost_more_runs
@@ -146,6 +147,7 @@ class Analysis:
     comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible. ladder:
     of a study with a scale axis, in which this is the analysis of one size.
     progress: through the planned looks of the study, None without.
+    attribution: of the effect of all features, where the design identifies it.
     """
 
     study: Study
@@ -158,6 +160,7 @@ class Analysis:
     times: StepTimes = field(default_factory=StepTimes)
     progress: Progress | None = None
     ladder: Ladder | None = None
+    attribution: Attribution | None = None
 
     @property
     def whole(self) -> Study:
@@ -285,7 +288,17 @@ def _analyse(study: Study, alpha: float) -> Analysis:
     design = replace(_design(study, cells, matched), alpha=alpha)
     factorial = len(design.factors) > 2 and (design.is_factorial or design.screen is not None)
     cells = {n: _judged(cell, cells[reference], comparison, study.margin, factorial) for n, cell in cells.items()}
-    return Analysis(study, reference, cells, comparison, contrasts.combine(design), factorial, study.margin, times)
+    return Analysis(
+        study,
+        reference,
+        cells,
+        comparison,
+        contrasts.combine(design),
+        factorial,
+        study.margin,
+        times,
+        attribution=attribute(design),
+    )
 
 
 def _timed(cell: CellResult, step_seconds: float | None) -> CellResult:

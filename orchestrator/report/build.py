@@ -41,7 +41,8 @@ class VerdictRow:
 class Report:
     """Results for the terminal, and the files written.
 
-    headline: the result in one sentence; make_record: makes its record.
+    headline: the result in one sentence; attribution: the shares of the effect of all features in another, where the
+    design identifies them; make_record: makes its record.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Report:
     paths: tuple[Path, ...]
     make_record: Callable[[], Mapping[str, Any]]
     measure: Measure = NLL
+    attribution: str = ""
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -65,7 +67,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     with_pdf: also write report.pdf, which later reports renew. Raises UserError if `study_dir` holds no study, RunError
     if the report cannot be written.
     """
-    from ablatrix.orchestrator.report import collect, notes, output, record, wording
+    from ablatrix.orchestrator.report import collect, notes, output, record, waterfall, wording
     from ablatrix.orchestrator.report.looks import analyse
 
     study = collect.read_study(study_dir, states or {})
@@ -81,6 +83,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
         notes=tuple(notes.notes(analysis)),
         paths=paths,
         measure=analysis.measure,
+        attribution=waterfall.sentence(analysis),
         make_record=lambda: {**record.record_of(analysis, headline), "files": [str(path) for path in paths]},
     )
 

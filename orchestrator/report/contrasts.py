@@ -105,7 +105,7 @@ def combine(design: Design) -> Combinations:
         )
     if design.screen:
         cells = _screened_cells(design, design.screen)
-        main, pairs = _screened(design, design.screen)
+        main, pairs = screened_effects(design, design.screen)
         return Combinations(
             main_effects=estimate(design, main, cells.values()),
             pairs=estimate(design, pairs, cells.values()),
@@ -151,7 +151,7 @@ def _screened_cells(design: Design, screen: Screen) -> dict[int, str]:
     return {mask: design.sets[on] for mask, on in sets.items() if on in design.sets}
 
 
-def _screened(design: Design, screen: Screen) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
+def screened_effects(design: Design, screen: Screen) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
     """Return main effects, and pairs as far as they are separate from them: aliased ones as their sum.
 
     Least squares of centred columns, as in a full factorial, on the cells of the design alone (Box, Hunter & Hunter

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from ablatrix.orchestrator.report import breakdown, generated_text, heldout_text, methods, verdicts
+from ablatrix.orchestrator.report import breakdown, generated_text, heldout_text, methods, verdicts, waterfall
 from ablatrix.orchestrator.report.content import (
     Block,
     Code,
@@ -65,6 +65,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("curves", "Curves", [*curves(drawn), *generated_text.side_by_side(_listed(analysis))]),
         _section("combinations", "Combinations", combinations(drawn)),
+        _section("attribution", "Which feature accounts for what", attribution(analysis, drawn)),
         _section("heldout", "The held-out text", heldout_text.over_documents(analysis)),
         _section("domains", "By domain", heldout_text.domains(analysis)),
         _section("contexts", "By context length", context_lengths(analysis, drawn)),
@@ -255,6 +256,12 @@ def combinations(drawn: Mapping[str, Figure]) -> list[Block]:
     """Return leave-one-out effects and interactions, as far as the design has them."""
     found = [drawn[name] for name in ("left_out", "interactions") if name in drawn]
     return [block for figure in found for block in (Heading(figure.title), figure)]
+
+
+def attribution(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
+    """Return the effect of all features divided among them, as a figure and as a table."""
+    table = waterfall.table(analysis)
+    return [*_pick(drawn, "attribution"), table] if table else []
 
 
 def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from ablatrix.orchestrator.report import forest_plot
+from ablatrix.orchestrator.report import forest_plot, waterfall_plot
 from ablatrix.orchestrator.report.formatting import short
 from ablatrix.orchestrator.report.palette import BAND, GREY, INK, style, ticks
 from ablatrix.trainer.rundir.console import visible
@@ -117,6 +117,10 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
     if figure.forest:
         canvas.set_layout_engine("none")
         forest_plot.fill(canvas, figure.title, figure.forest, width)
+        return canvas
+    if figure.waterfall:
+        canvas.set_layout_engine("none")
+        waterfall_plot.fill(canvas, figure.title, figure.waterfall, width)
         return canvas
     _panels(canvas, figure, width)
     engine = canvas.get_layout_engine()

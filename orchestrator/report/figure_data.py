@@ -96,8 +96,34 @@ class Forest:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A bar of a waterfall from `start` to `end`. text: its size; helps: None for neither; interval: of its end.
+
+    total: it is the whole, and begins at the baseline.
+    """
+
+    label: str
+    start: float
+    end: float
+    text: str
+    helps: bool | None
+    interval: Bounds | None = None
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """Bars that add up, a row each. ends: names of the sides; limits: of the axis."""
+
+    steps: tuple[Step, ...]
+    x_label: str
+    limits: Bounds
+    ends: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A figure of the report: panels with an optional legend of (label, style), or a forest plot."""
+    """A figure of the report: panels with an optional legend of (label, style), a forest plot, or a waterfall."""
 
     name: str
     title: str
@@ -105,3 +131,4 @@ class Figure:
     panels: tuple[Panel, ...] = ()
     forest: Forest | None = None
     legend: tuple[tuple[str, int], ...] = ()
+    waterfall: Waterfall | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.orchestrator.report import breakdown, curves, forests, formatting
+from ablatrix.orchestrator.report import breakdown, curves, forests, formatting, waterfall
 from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def build_figures(analysis: Analysis, headline: str) -> list[Figure]:
         forests.main_effects(analysis),
         forests.left_out(analysis),
         forests.combinations(analysis),
+        waterfall.figure(analysis),
         context_lengths(analysis),
         cost(analysis),
     ]

@@ -10,6 +10,7 @@ from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.attribution import Attribution
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.status.device_hours import Hours
@@ -38,6 +39,7 @@ def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
         "design": list(study.design),
         "main_effects": [contrast_record(contrast) for contrast in analysis.main_effects],
         "interactions": [contrast_record(contrast) for contrast in analysis.interactions],
+        "attribution": _attribution(analysis.attribution),
         "warnings": notes.notes(analysis),
         "methods": methods.paragraphs(analysis),
     }
@@ -78,6 +80,20 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
 
 def _hours(hours: Hours) -> dict[str, float]:
     return {"gpu": hours.gpu, "cpu": hours.cpu}
+
+
+def _attribution(found: Attribution | None) -> dict[str, Any] | None:
+    """Return the shares of the effect of all features."""
+    if found is None:
+        return None
+    ends = {"first_in": found.first_in, "last_in": found.last_in}
+    return {
+        "method": str(found.method),
+        "whole": _effect(found.whole.effect),
+        "shares": [contrast_record(share) for share in found.shares],
+        **{name: [contrast_record(contrast) for contrast in each] for name, each in ends.items() if each},
+        "rest": _effect(found.rest.effect) if found.rest else None,
+    }
 
 
 def contrast_record(contrast: Contrast) -> dict[str, Any]:

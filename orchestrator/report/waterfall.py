@@ -1,0 +1,131 @@
+"""The attribution of all features' effect as a waterfall figure, as a table and in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.report import formatting
+from ablatrix.orchestrator.report.attribution import REST, WHOLE, Method
+from ablatrix.orchestrator.report.content import Row, Table
+from ablatrix.orchestrator.report.figure_data import Figure, Step, Waterfall
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.attribution import Attribution
+    from ablatrix.orchestrator.report.contrasts import Contrast
+    from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.study.metric import Measure
+
+EXPLAINED = {
+    Method.EXACT: "Exact: every combination of the features was run.",
+    Method.PAIRS: "From the main effects and pairs of the fraction: exact if no three features interact.",
+    Method.ENDS: (
+        "Estimated by the mean of what a feature adds to the baseline (first in) and to all others (last in): exact if "
+        f"no three features interact. “{REST}”: what it leaves of the whole, by interactions of three or more."
+    ),
+}
+
+
+def figure(analysis: Analysis) -> Figure | None:
+    """Return the waterfall from the baseline to all features, the share that helps most first."""
+    found, measure = analysis.attribution, analysis.measure
+    if found is None or found.whole.effect is None:
+        return None
+    at, steps = 0.0, []
+    for share in _sorted(found, measure):
+        assert share.effect is not None
+        steps.append(_step(share.name, at, share.effect, analysis))
+        at += share.effect.mean
+    whole = found.whole.effect
+    if found.rest and found.rest.effect:
+        steps.append(replace(_step(REST, at, found.rest.effect, analysis, alone=True), helps=None))
+    steps.append(replace(_step(WHOLE, 0.0, whole, analysis, alone=True), total=True))
+    ends = [end for step in steps for end in (step.start, step.end, *(step.interval or ()))]
+    room = 0.08 * (max(ends) - min(ends)) or 1e-3
+    waterfall = Waterfall(
+        tuple(steps),
+        f"{measure.label}, difference from baseline",
+        (min(*ends, 0.0) - room, max(*ends, 0.0) + room),
+        measure.sides("better", "worse"),
+    )
+    caption = (
+        f"Shapley values: the mean, over all orders of switching the features on, of what each adds; "
+        f"{measure.better_side}. {EXPLAINED[found.method]}"
+    )
+    if found.shares[0].effect and found.shares[0].effect.joint_low is not None:
+        caption += (
+            f" Line at the end of a bar: 95% interval, of the shares simultaneous over {len(found.shares)} features."
+        )
+    return Figure("attribution", _title(found, analysis), caption, waterfall=waterfall)
+
+
+def _sorted(found: Attribution, measure: Measure) -> list[Contrast]:
+    sign = -1.0 if measure.higher_is_better else 1.0
+    return sorted(found.shares, key=lambda c: sign * c.effect.mean if c.effect else 0.0)
+
+
+def _step(name: str, start: float, effect: Effect, analysis: Analysis, *, alone: bool = False) -> Step:
+    """Return a bar. alone: its interval is pointwise."""
+    low, high = _bounds(effect, alone)
+    interval = None if low is None or high is None else (start + low, start + high)
+    text, helps = formatting.signed(effect.mean, analysis.decimals), analysis.measure.is_better(effect.mean)
+    return Step(name, start, start + effect.mean, text, helps, interval)
+
+
+def _title(found: Attribution, analysis: Analysis) -> str:
+    """Return `rope accounts for most of the effect of all features, −0.188 of −0.282 nats`."""
+    whole = found.whole.effect
+    known = [(share.name, share.effect.mean) for share in found.shares if share.effect]
+    assert whole is not None
+    name, most = max(known, key=lambda pair: abs(pair[1]))
+    digits, unit = analysis.decimals, analysis.measure.short_unit
+    parts = f"{formatting.signed(most, digits)} of {formatting.signed(whole.mean, digits)}{unit}"
+    return f"{formatting.short(name, 40)} has the largest share of the effect of all features, {parts}"
+
+
+def table(analysis: Analysis) -> Table | None:
+    """Return the shares with their intervals, and the whole."""
+    found, digits = analysis.attribution, analysis.decimals
+    if found is None or found.whole.effect is None:
+        return None
+    ends = found.method is Method.ENDS
+    first = {contrast.name: contrast.effect for contrast in found.first_in}
+    last = {contrast.name: contrast.effect for contrast in found.last_in}
+
+    def row(name: str, effect: Effect | None, alone: bool = False) -> Row:
+        low, high = _bounds(effect, alone)
+        cells = [name, formatting.signed(effect.mean if effect else None, digits)]
+        cells += [formatting.span_text(low, high, digits)]
+        if ends:
+            cells += [formatting.with_margin(each.get(name), digits) for each in (first, last)]
+        return Row(cells, name == WHOLE)
+
+    rows = [row(share.name, share.effect) for share in _sorted(found, analysis.measure)]
+    if found.rest:
+        rows.append(row(REST, found.rest.effect, alone=True))
+    head = ["feature", "share", "95% interval", *(["first in", "last in"] if ends else [])]
+    return Table(head, [*rows, row(WHOLE, found.whole.effect, alone=True)])
+
+
+def _bounds(effect: Effect | None, alone: bool) -> tuple[float | None, float | None]:
+    """Return the interval of a share, simultaneous over all of them, or `alone` the pointwise one."""
+    if effect is None:
+        return None, None
+    return (effect.low, effect.high) if alone else (effect.joint_low, effect.joint_high)
+
+
+def sentence(analysis: Analysis) -> str:
+    """Return `Shares of all on (−0.282 nats): rope −0.188, swiglu −0.094.`, '' where there is no attribution."""
+    found, digits = analysis.attribution, analysis.decimals
+    if found is None or found.whole.effect is None:
+        return ""
+    shares = [
+        f"{formatting.short(share.name, 40)} {formatting.signed(share.effect.mean, digits)}"
+        for share in _sorted(found, analysis.measure)
+        if share.effect
+    ]
+    if found.rest and found.rest.effect:
+        shares.append(f"{REST} {formatting.signed(found.rest.effect.mean, digits)}")
+    whole = f"{formatting.signed(found.whole.effect.mean, digits)}{analysis.measure.short_unit}"
+    return f"Shares of {WHOLE} ({whole}): {', '.join(shares)}."
