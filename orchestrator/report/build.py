@@ -84,7 +84,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
         paths=paths,
         measure=analysis.measure,
         attribution=waterfall.sentence(analysis),
-        make_record=lambda: {**record.record_of(analysis, headline), "files": [str(path) for path in paths]},
+        make_record=lambda: {**record.record_of(analysis), "files": [str(path) for path in paths]},
     )
 
 

@@ -45,6 +45,10 @@ class MarginalMean:
     mean: float
     half_width: float | None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
+
 
 @dataclass(frozen=True)
 class Combinations:

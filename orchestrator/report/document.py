@@ -48,7 +48,7 @@ from ablatrix.orchestrator.report.wording import cell_text
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
-    from ablatrix.orchestrator.report.contrasts import Contrast
+    from ablatrix.orchestrator.report.contrasts import Contrast, MarginalMean
     from ablatrix.orchestrator.report.figure_data import Figure
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("health", "Run health", health(analysis)),
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("curves", "Curves", [*curves(drawn), *generated_text.side_by_side(_listed(analysis))]),
-        _section("combinations", "Combinations", combinations(drawn)),
+        _section("combinations", "Combinations", combinations(analysis, drawn)),
         _section("attribution", "Which feature accounts for what", attribution(analysis, drawn)),
         _section("heldout", "The held-out text", heldout_text.over_documents(analysis)),
         _section("domains", "By domain", heldout_text.domains(analysis)),
@@ -252,10 +252,28 @@ def curves(drawn: Mapping[str, Figure]) -> list[Block]:
     return [*overlay, *_pick(drawn, "differences"), *_pick(drawn, "schedules")]
 
 
-def combinations(drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return leave-one-out effects and interactions, as far as the design has them."""
+def combinations(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
+    """Return leave-one-out effects, interactions and marginal means, as far as the design has them."""
     found = [drawn[name] for name in ("left_out", "interactions") if name in drawn]
-    return [block for figure in found for block in (Heading(figure.title), figure)]
+    return [*(block for figure in found for block in (Heading(figure.title), figure)), *marginal_means(analysis)]
+
+
+def marginal_means(analysis: Analysis) -> list[Block]:
+    """Return the mean at each level of each feature of a full factorial."""
+    means, measure, digits = analysis.combinations.marginal_means, analysis.measure, analysis.decimals
+    if not means:
+        return []
+    columns: Columns[MarginalMean] = {
+        "feature": lambda mean: mean.factor,
+        "level": lambda mean: "on" if mean.level == mean.factor else mean.level,
+        measure.short_name: lambda mean: plain(mean.mean, digits),
+        "95% interval": lambda mean: span_text(*mean.interval, digits, sign=False) if mean.interval else DASH,
+    }
+    text = (
+        f"Mean {measure.label} over all combinations of the other features, adjusted for missing runs, at the compared "
+        "budget. The pointwise 95% confidence interval leaves out what a seed adds to all cells alike."
+    )
+    return [Heading("Marginal means"), text, _table(means, columns, left=(0, 1))]
 
 
 def attribution(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:

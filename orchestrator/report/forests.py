@@ -76,7 +76,10 @@ def _effects_caption(analysis: Analysis) -> str:
         "single seeds."
     )
     if any(cell.read_off for cell in analysis.cells.values()):
-        caption += f" {measure.short_name}: at the compared budget; in brackets after the whole training."
+        caption += (
+            f" {measure.short_name}: where a cell and the baseline trained on different numbers of {analysis.budget}, "
+            "at the smaller one; in brackets after the whole training."
+        )
     if analysis.margin is not None:
         return f"{caption} Shaded: the margin of ±{analysis.margin:g}{measure.short_unit}."
     shown = f"{analysis.detectable:.{analysis.decimals}f}{measure.short_unit}"

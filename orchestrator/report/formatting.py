@@ -34,9 +34,10 @@ def decimals_for(uncertainty: float, least: int = 0) -> int:
     return min(max(1 - math.floor(math.log10(uncertainty)), least), MOST_DECIMALS)
 
 
-def span_text(low: float | None, high: float | None, digits: int) -> str:
-    """Return `−0.190 to −0.101`; an em dash where there is no interval."""
-    return DASH if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
+def span_text(low: float | None, high: float | None, digits: int, sign: bool = True) -> str:
+    """Return `−0.190 to −0.101`; an em dash where there is no interval. sign: of effects, also where it is +."""
+    text = signed if sign else plain
+    return DASH if low is None or high is None else f"{text(low, digits)} to {text(high, digits)}"
 
 
 def level_text(alpha: float) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import heldout_text, methods, notes, verdicts
+from ablatrix.orchestrator.report import heldout_text, methods, notes, verdicts, wording
 from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Hours
 
 
-def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
-    """Return the study's result. headline: in one sentence. Numbers keep every digit; what is not known is None."""
+def record_of(analysis: Analysis) -> dict[str, Any]:
+    """Return the study's result. Numbers keep every digit; what is not known is None."""
     study, measure = analysis.whole, analysis.measure
     record = {
         "study": study.name,
         "folder": str(study.folder),
-        "headline": headline,
+        "headline": wording.headline(analysis),
         "measure": {"name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better},
         "budget": analysis.budget,
         "hours": _hours(analysis.hours),
@@ -40,6 +41,7 @@ def record_of(analysis: Analysis, headline: str) -> dict[str, Any]:
         "main_effects": [contrast_record(contrast) for contrast in analysis.main_effects],
         "interactions": [contrast_record(contrast) for contrast in analysis.interactions],
         "attribution": _attribution(analysis.attribution),
+        "marginal_means": [asdict(mean) for mean in analysis.combinations.marginal_means],
         "warnings": notes.notes(analysis),
         "methods": methods.paragraphs(analysis),
     }
@@ -61,6 +63,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "verdict": str(cell.verdict),
         "sentence": verdicts.sentence(cell, analysis),
         "value": cell.mean,
+        "value_at_budget": cell.mean_at_budget,
         "seed_sd": cell.sd,
         "values": {str(seed): value for seed, value in sorted(cell.values.items())},
         "runs": {"planned": len(cell.runs), **_run_counts(cell.runs)},

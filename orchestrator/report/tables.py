@@ -51,7 +51,7 @@ def _run(run: RunRecord, measure: Measure) -> dict[str, Any]:
 def _named(row: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
     """The row with the measure's own name in place of `val_nll`."""
     key = measure.key if measure.key == VALUE or measure.key not in row else f"final_{measure.key}"
-    return {key + name.removeprefix(VALUE) if name in (VALUE, f"{VALUE}_sd") else name: v for name, v in row.items()}
+    return {key + name.removeprefix(VALUE) if name.startswith(VALUE) else name: v for name, v in row.items()}
 
 
 def _yes(value: bool) -> str:
@@ -81,6 +81,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "diverged": len(cell.diverged),
         "val_nll": cell.mean,
         "val_nll_sd": cell.sd,
+        "val_nll_at_budget": cell.mean_at_budget,
         **_effect("effect", effect),
         "effect_joint_low": effect.joint_low if effect else None,
         "effect_joint_high": effect.joint_high if effect else None,

@@ -56,7 +56,7 @@ def cell_text(cell: CellResult, analysis: Analysis) -> CellText:
         pointwise=span_text(effect.low, effect.high, digits) if effect else DASH,
         p=p_text(effect.p_joint if effect else None),
         verdict=verdicts.word(cell, analysis),
-        runs=f"{len(cell.values)} of {len(cell.runs)}",
+        runs=f"{effect.n if effect else len(cell.values)} of {len(cell.runs)}",
         parameters=parameters(cell, analysis.base),
     )
 
@@ -70,10 +70,9 @@ def every_cell(analysis: Analysis) -> Iterator[tuple[str, CellResult, Analysis]]
 
 def _value(cell: CellResult, analysis: Analysis) -> str:
     """Return the mean at the compared budget, with the final one in brackets where that is another."""
-    digits = analysis.decimals
-    if cell.read_off and cell.mean_at_budget is not None:
-        return f"{plain(cell.mean_at_budget, digits)} ({plain(cell.mean, digits)})"
-    return plain(cell.mean, digits)
+    final = plain(cell.mean, analysis.decimals)
+    at_budget = plain(cell.mean_at_budget, analysis.decimals) if cell.at_budget else final
+    return final if at_budget == final else f"{at_budget} ({final})"
 
 
 def parameters(cell: CellResult, base: CellResult | None) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from ablatrix.orchestrator.report import (
     breakdown,
+    content,
     document,
     drawing,
     figures,
@@ -69,6 +70,11 @@ def test_a_full_factorial_has_main_effects_and_interactions(tmp_path: Path) -> N
     assert effect_of(analysis.main_effects, "swiglu") == pytest.approx(-0.1 + 0.06 / 4)
     assert effect_of(analysis.interactions, "swiglu × rope") == pytest.approx(0.06 / 2)
     assert effect_of(analysis.interactions, "swiglu × rmsnorm") == pytest.approx(-0.06 / 2)
+    *_, heading, _, table = document.combinations(analysis, {})
+    assert heading == content.Heading("Marginal means") and isinstance(table, content.Table)
+    on = [cell.mean for name, cell in analysis.cells.items() if "rope" in name]
+    assert table.rows[-1].cells[:3] == ["rope", "on", f"{np.mean([m for m in on if m]):.{analysis.decimals}f}"]
+    assert [row.cells[1] for row in table.rows] == ["off", "on"] * 3
 
 
 def screened(features: dict[str, Any], screen: Screen) -> dict[str, list[str]]:
@@ -301,4 +307,4 @@ def test_numbers_are_written_for_people() -> None:
     assert [formatting.duration(s) for s in (0.5, 59.4, 95, 7260)] == ["0.5 s", "59.4 s", "1 min 35 s", "2 h 1 min"]
     assert formatting.p_text(0.0004) == "< 0.001"
     assert formatting.p_text(0.0449) == "0.045"
-    assert formatting.signed(-0.04213) == "−0.0421"
+    assert formatting.signed(-0.04213, 4) == "−0.0421"

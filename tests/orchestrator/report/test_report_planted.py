@@ -121,6 +121,9 @@ def test_early_stopping_of_a_baseline_run_concerns_its_own_seed(tmp_path: Path) 
     moved = [seed for seed in FIVE if cell.at_budget[seed] != before.at_budget[seed]]
     assert moved == [2]
     assert cell.at_budget[2] > cell.values[2] + 0.05
+    text, digits = wording.cell_text(cell, cut).value, cut.decimals
+    assert text == f"{np.mean(list(cell.at_budget.values())):.{digits}f} ({cell.mean:.{digits}f})"
+    assert wording.cell_text(before, whole).value == f"{before.mean:.{whole.decimals}f}"
     assert cell.effect and before.effect
     assert cell.effect.mean == pytest.approx(before.effect.mean, abs=0.002)
 

@@ -51,7 +51,7 @@ def test_a_machine_that_gets_busy_half_way_gives_no_time_at_all(tmp_path: Path) 
         assert cell.tokens_per_second is None
     assert analysis.times.withheld in words(analysis)
     assert not any(column in words(analysis) for column in ("equal time", "speed-up in time", "tokens/s", "step time"))
-    printed = record.record_of(analysis, "")
+    printed = record.record_of(analysis)
     assert printed["time_withheld"] == analysis.times.withheld
     assert {(cell["seconds"], cell["step_time_ratio"]) for cell in printed["cells"]} == {(None, None)}
     assert printed["hours"]["cpu"] > 0  # what was spent is a fact all the same
