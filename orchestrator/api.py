@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ablatrix.orchestrator.report import build, record, wording
+from ablatrix.orchestrator.report import build, record
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.looks import analyse
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
@@ -52,7 +52,7 @@ class Study:
     @cached_property
     def results(self) -> dict[str, Any]:
         """What `report --json` prints of the study; docs/automation.md describes the fields."""
-        return record.record_of(self.analysis, wording.headline(self.analysis))
+        return record.record_of(self.analysis)
 
     def runs(self) -> pd.DataFrame:
         """Return a row per run: its state, final value of the study's measure, cost, and the settings it changes."""

@@ -65,7 +65,7 @@ def test_tables_and_record_have_every_size(folder: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(tables.comparison(analysis))))
     cells = ("baseline", "swiglu", "cosine")
     assert [(row["size"], row["cell"]) for row in rows] == [(size, cell) for size in SIZES for cell in cells]
-    found = record.record_of(analysis, "headline")
+    found = record.record_of(analysis)
     names = [(cell["size"], cell["cell"]) for cell in found["cells"]]
     assert names == [(row["size"], f"{row['cell']}@{row['size']}") for row in rows]
     assert found["runs"]["planned"] == 27
