@@ -139,7 +139,7 @@ class Plan:
     def create(self) -> Study:
         """Make the folders of the study and its runs; what exists stays as it is."""
         experiment = self.loaded.experiment
-        study = study_dir.create_study(
+        study_dir.create_study(
             self.folder,
             experiment.name,
             self.options.file,
@@ -153,7 +153,7 @@ class Plan:
             },
         )
         study_dir.record_plan(self.folder, experiment.margin, self.looks)
-        return study
+        return study_dir.load_study(self.folder)
 
     def value_origins(self, run: Run) -> dict[str, str]:
         """Return what set each value of a run's configuration."""

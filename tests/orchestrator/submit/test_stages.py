@@ -25,6 +25,7 @@ from ablatrix.trainer.rundir.events import append_event
 from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import expand
+from tests.support.workspace import Workspace
 
 TEXT = """\
 features: {swiglu: {model.swiglu: true}, rope: {model.rope: true}}
@@ -225,3 +226,41 @@ def test_the_follow_up_is_queued_again_when_a_run_is_still_active(
     assert waves.resume(study, Scheduler(), print)
     assert fake.jobs() == {1: 9, 3: 1}
     assert fake.dependency(3) == "afterany:1"
+
+
+# ---- on this machine -------------------------------------------------------------------------------------------------
+
+SCRIPT = """\
+import random, sys
+effect, seed = (word.partition("=")[2] for word in sys.argv[1:])
+noise = random.Random(f"{effect} {seed}").gauss(0, 0.02)
+print(f"iter 1: loss 4.0, val loss 4.0\\niter 2: loss 3.0, val loss {3.0 + float(effect) + noise}")
+"""
+LOCAL = """\
+name: study
+command: python script.py {flags} --seed={seed}
+base: {effect: 0.0}
+features: {strong: {effect: -0.5}, none: {effect: 0.0001}}
+design: [baseline, one_at_a_time]
+seeds: {looks: [2, 3, 4]}
+metrics: {regex: 'iter (?P<iter>[0-9]+): loss (?P<loss>[0-9.]+), val loss (?P<val_loss>[0-9.]+)'}
+"""
+
+
+@pytest.mark.slow
+def test_on_one_machine_submits_and_wait_give_the_same_runs(workspace: Workspace) -> None:
+    (workspace.folder / "script.py").write_text(SCRIPT)
+    found = []
+    for name, words in (("by-wait", ["--wait"]), ("by-submits", [])):
+        (workspace.folder / "study.yaml").write_text(LOCAL.replace("name: study", f"name: {name}"))
+        for _ in range(1 if words else 4):
+            printed = workspace.run("submit", "study.yaml", "--launcher", "local", *words).stdout
+        study = study_dir.load_study(workspace.folder / "out" / name)
+        done = [state.run for state in study_state.collect(study) if state.state == "done"]
+        found.append(sorted((run.cell, run.seed) for run in done))
+    assert "look 3 of 3 has ended" in workspace.run("status", "by-wait").stdout
+    assert found[0] == found[1]
+    seeds = {cell: [seed for other, seed in found[0] if other == cell] for cell in ("baseline", "strong", "none")}
+    assert seeds["baseline"] == seeds["none"] == [1, 2, 3, 4]
+    assert len(seeds["strong"]) < 4
+    assert "to run" not in printed, "the last submit had nothing to do"
