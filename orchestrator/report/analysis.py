@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatrix.orchestrator.report import budgets, contrasts, documents, formatting, step_times
+from ablatrix.orchestrator.report import aa_check, budgets, contrasts, documents, formatting, step_times
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.attribution import Attribution, attribute
 from ablatrix.orchestrator.report.changes import find_changes
@@ -23,6 +23,7 @@ from ablatrix.orchestrator.study.designs import screen_of
 from ablatrix.orchestrator.study.metric import NLL, Measure
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.aa_check import AACheck
     from ablatrix.orchestrator.report.budgets import Matched
     from ablatrix.orchestrator.report.collect import RunRecord, Study
     from ablatrix.orchestrator.report.documents import TextError
@@ -161,6 +162,7 @@ class Analysis:
     progress: Progress | None = None
     ladder: Ladder | None = None
     attribution: Attribution | None = None
+    aa: AACheck | None = None
 
     @property
     def whole(self) -> Study:
@@ -271,6 +273,7 @@ def _analyse(study: Study, alpha: float) -> Analysis:
             study_measure=study.measure,
         )
         for name, runs in study.cells.items()
+        if runs != aa_check.runs_of(study)
     }
     reference = find_reference(cells.values())
     if reference is None:
@@ -288,17 +291,8 @@ def _analyse(study: Study, alpha: float) -> Analysis:
     design = replace(_design(study, cells, matched), alpha=alpha)
     factorial = len(design.factors) > 2 and (design.is_factorial or design.screen is not None)
     cells = {n: _judged(cell, cells[reference], comparison, study.margin, factorial) for n, cell in cells.items()}
-    return Analysis(
-        study,
-        reference,
-        cells,
-        comparison,
-        contrasts.combine(design),
-        factorial,
-        study.margin,
-        times,
-        attribution=attribute(design),
-    )
+    made = Analysis(study, reference, cells, comparison, contrasts.combine(design), factorial, study.margin, times)
+    return replace(made, attribution=attribute(design), aa=aa_check.check(study, reference))
 
 
 def _timed(cell: CellResult, step_seconds: float | None) -> CellResult:

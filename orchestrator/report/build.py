@@ -41,8 +41,8 @@ class VerdictRow:
 class Report:
     """Results for the terminal, and the files written.
 
-    headline: the result in one sentence; attribution: the shares of the effect of all features in another, where the
-    design identifies them; make_record: makes its record.
+    headline: the result in one sentence; more: further ones, on the A/A check and the shares of the effect of all
+    features; make_record: makes its record.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Report:
     paths: tuple[Path, ...]
     make_record: Callable[[], Mapping[str, Any]]
     measure: Measure = NLL
-    attribution: str = ""
+    more: tuple[str, ...] = ()
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -83,7 +83,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
         notes=tuple(notes.notes(analysis)),
         paths=paths,
         measure=analysis.measure,
-        attribution=waterfall.sentence(analysis),
+        more=tuple(filter(None, (waterfall.sentence(analysis), wording.aa_sentence(analysis)))),
         make_record=lambda: {**record.record_of(analysis), "files": [str(path) for path in paths]},
     )
 

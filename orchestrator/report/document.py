@@ -43,7 +43,7 @@ from ablatrix.orchestrator.report.formatting import (
     with_margin,
 )
 from ablatrix.orchestrator.report.notes import notes
-from ablatrix.orchestrator.report.wording import cell_text
+from ablatrix.orchestrator.report.wording import aa_sentence, cell_text
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
@@ -62,6 +62,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("verdict", "Verdict", verdict(analysis, drawn)),
         _section("about", "The experiment", about(analysis)),
         _section("health", "Run health", health(analysis)),
+        _section("aa", "A/A check", aa(analysis)),
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("curves", "Curves", [*curves(drawn), *generated_text.side_by_side(_listed(analysis))]),
         _section("combinations", "Combinations", combinations(analysis, drawn)),
@@ -127,6 +128,17 @@ def health(analysis: Analysis) -> list[Block]:
         }
         blocks.append(_table(bad, columns, left=(0, 2, 3, 5), wide=(3,)))
     return [*blocks, *corpus_notes(runs)]
+
+
+def aa(analysis: Analysis) -> list[Block]:
+    """Return the result of the A/A check, if the study has one."""
+    if (found := aa_sentence(analysis)) == "":
+        return []
+    explained = (
+        "The check trains the baseline again with other seeds: what the study calls an effect must not appear between "
+        "the two. It is not among the comparisons that verdicts are corrected for."
+    )
+    return [found, explained]
 
 
 def _state(run: RunRecord) -> str:

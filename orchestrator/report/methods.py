@@ -36,9 +36,10 @@ def _runs(analysis: Analysis) -> str:
     seeds = sorted({run.seed for run in study.runs})
     finished = [run for run in study.runs if run.finished]
     diverged = sum(run.diverged for run in finished)
+    again = f", and the baseline again with {_seeds(analysis.aa.seeds)}," if analysis.aa else ""
     text = (
-        f"{count(len(analysis.cells), 'cell')} with {_seeds(seeds)} make {count(len(study.runs), 'run')}, of which "
-        f"{len(finished)} finished"
+        f"{count(len(analysis.cells), 'cell')} with {_seeds(seeds)}{again} make {count(len(study.runs), 'run')}, of "
+        f"which {len(finished)} finished"
     )
     text += f" and {diverged} of those diverged." if diverged else "."
     changes = "; ".join(f"{name}: {_settings(settings)}" for name, settings in study.features.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import documents
+from ablatrix.orchestrator.report import documents, wording
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study import screening
@@ -24,6 +24,7 @@ def notes(analysis: Analysis) -> list[str]:
         common = [note for note in found[analysis.ladder.shown] if all(note in each for each in found.values())]
         return common + [f"{size}: {note}" for size, each in found.items() for note in each if note not in common]
     parts: Sequence[Callable[[Analysis], Iterator[str]]] = (
+        _aa,
         _settings,
         _measures,
         _metrics_output,
@@ -34,6 +35,12 @@ def notes(analysis: Analysis) -> list[str]:
         _held_out_text,
     )
     return [note for part in parts for note in part(analysis)]
+
+
+def _aa(analysis: Analysis) -> Iterator[str]:
+    """Yield the result of an A/A check that failed."""
+    if analysis.aa and analysis.aa.failed:
+        yield wording.aa_sentence(analysis)
 
 
 def _settings(analysis: Analysis) -> Iterator[str]:

@@ -40,6 +40,7 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "design": list(study.design),
         "main_effects": [contrast_record(contrast) for contrast in analysis.main_effects],
         "interactions": [contrast_record(contrast) for contrast in analysis.interactions],
+        "aa": _aa(analysis),
         "attribution": _attribution(analysis.attribution),
         "marginal_means": [asdict(mean) for mean in analysis.combinations.marginal_means],
         "warnings": notes.notes(analysis),
@@ -83,6 +84,20 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
 
 def _hours(hours: Hours) -> dict[str, float]:
     return {"gpu": hours.gpu, "cpu": hours.cpu}
+
+
+def _aa(analysis: Analysis) -> dict[str, Any] | None:
+    """Return the A/A check."""
+    found = analysis.aa
+    if found is None:
+        return None
+    return {
+        "verdict": str(found.verdict),
+        "failed": found.failed,
+        "sentence": wording.aa_sentence(analysis),
+        "seeds": list(found.seeds),
+        "effect": _effect(found.effect),
+    }
 
 
 def _attribution(found: Attribution | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from ablatrix.orchestrator.report.formatting import (
     DASH,
     count,
     join_names,
+    p_equals,
     p_text,
     percent,
     plain,
@@ -168,3 +169,28 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     reasons = {verdicts.no_claim(cell) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
     return f"{names}: {reasons.pop() if len(reasons) == 1 else words}."
+
+
+# ---- the A/A check ---------------------------------------------------------------------------------------------------
+
+
+def aa_sentence(analysis: Analysis) -> str:
+    """Return the result of the A/A check, '' for a study without one."""
+    found = analysis.aa
+    if found is None:
+        return ""
+    seeds = f"the baseline with seeds {join_names(list(map(str, found.seeds)))}"
+    effect, digits, unit = found.effect, analysis.decimals, analysis.measure.short_unit
+    if found.verdict is Verdict.IDENTICAL:
+        return f"A/A check failed: {seeds} ends exactly as with its own, so the seed does not reach the trainer."
+    if effect is None or effect.low is None:
+        done, planned = sum(run.usable for run in found.runs), count(len(found.runs), "run")
+        return f"A/A check: {seeds} cannot be compared, with {done} of {planned} usable; it needs two of each."
+    size = f"{signed(effect.mean, digits)}{unit}"
+    size += f" (95% interval {span_text(effect.low, effect.high, digits)}"
+    if found.failed:
+        return (
+            f"A/A check failed: {seeds} differs from itself by {size}, p {p_equals(effect.p)}). Chance does "
+            "this in one study of twenty; else runs vary more than their seeds show, and verdicts claim too much."
+        )
+    return f"A/A check passed: {seeds} differs from itself by {size}), as little as chance explains."

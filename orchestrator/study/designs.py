@@ -25,6 +25,8 @@ LONGEST_NAME = 80
 MOST_CELLS = 10_000
 MOST_COMBINATIONS = 100_000  # of a design, including those that `exclude` removes
 MOST_NAMES = 20  # of features in a message
+AA = "aa"  # the cell that is the baseline with other seeds
+AA_SHIFT = 10_000  # of its seeds: beyond those of the study, which may grow, and beyond tuning seeds
 
 Labels = tuple[str, ...]  # features that are on: ("swiglu",) or ("lr.high", "rope"), in the file's order
 Groups = Sequence[Sequence[str]]  # the labels of each feature's levels
@@ -32,10 +34,11 @@ Groups = Sequence[Sequence[str]]  # the labels of each feature's levels
 
 @dataclass(frozen=True)
 class Cell:
-    """A set of features that are on."""
+    """A set of features that are on. seed_shift: what is added to the seeds that it is trained with."""
 
     name: str
     features: Labels
+    seed_shift: int = 0
 
 
 # ---- designs: each yields (name, features) of its cells
@@ -85,6 +88,11 @@ def _plackett_burman(groups: Groups, number: int | None) -> Iterator[tuple[str, 
     yield from _screened(groups, _screen("plackett_burman", number, len(groups)))
 
 
+def _aa(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
+    """The baseline with other seeds."""
+    yield AA, ()
+
+
 def _combined_name(features: Labels) -> str:
     name = "+".join(features) or "baseline"
     if len(name) > LONGEST_NAME:
@@ -100,6 +108,7 @@ DESIGNS: dict[str, Callable[[Groups, int | None], Iterator[tuple[str, Labels]]]]
     "factorial": _factorial,
     "fractional": _fractional,
     "plackett_burman": _plackett_burman,
+    "aa": _aa,
 }
 SCREENS = ("fractional", "plackett_burman")
 NUMBERS = {"fractional": tuple(screening.RESOLUTIONS), "plackett_burman": tuple(screening.PLACKETT_BURMAN)}
@@ -117,13 +126,29 @@ def expand_cells(loaded: Loaded) -> list[Cell]:
         key = frozenset(features)
         if number == MOST_COMBINATIONS or len(chosen) > MOST_CELLS:
             raise ConfigError([f"{where}more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
+        if name == AA and not features:
+            continue
         if key in chosen or any(combination <= key for combination in excluded):
             continue
         if name in names:
             raise ConfigError([f"{where}two different cells would be called {name}; rename the one under cells"])
         names.add(name)
         chosen[key] = Cell(name, tuple(label for label in itertools.chain.from_iterable(groups) if label in key))
-    return list(chosen.values())
+    return [*chosen.values(), *_aa_cells(loaded, frozenset() in chosen)]
+
+
+def _aa_cells(loaded: Loaded, has_baseline: bool) -> list[Cell]:
+    """Return the cell that repeats the baseline with other seeds, [] without `aa`. Raise ConfigError."""
+    experiment, where = loaded.experiment, f"{loaded.at('design')}design: aa "
+    if AA not in experiment.design:
+        return []
+    if not has_baseline:
+        raise ConfigError([f"{where}compares the baseline with itself; add baseline to the design"])
+    if experiment.tune:
+        raise ConfigError([f"{where}cannot be used with tune; leave one of the two out"])
+    if any(seed + AA_SHIFT in experiment.seed_list for seed in experiment.seed_list):
+        raise ConfigError([f"{where}trains with the seeds + {AA_SHIFT:,}, which `seeds` has too; give smaller seeds"])
+    return [Cell(AA, (), AA_SHIFT)]
 
 
 def _designed(design: Iterable[Any], groups: Groups) -> Iterator[tuple[str, Labels]]:
@@ -277,7 +302,7 @@ def _names(loaded: Loaded) -> Iterator[str]:
     for level in experiment.all_levels():
         if not NAME.fullmatch(level.path[-1]):
             yield f"{loaded.at(*level.path)}{'.'.join(level.path)}: {level.path[-1]!r} is not a safe name"
-    for name in ("baseline", "all_on"):
+    for name in ("baseline", "all_on", *([AA] if AA in experiment.design else [])):
         if name in (*known, *experiment.cells):
             yield f"{loaded.at('features', name)}{name}: is what designs call a cell; choose another name"
     for name, other in _differing_in_case([*experiment.features, *experiment.cells, *known]):

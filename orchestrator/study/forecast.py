@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import power
-from ablatrix.orchestrator.study.designs import count_main_effects
+from ablatrix.orchestrator.study.designs import AA, count_main_effects
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Forecast:
     hours_per_seed: float | None  # of one run of every cell
     hours_unit: str
     sizes: int = 1
+    checks: int = 0  # cells that are not compared with the others: the A/A check
     main_effects: int = 0
     looks: Looks | None = None
 
@@ -82,8 +83,13 @@ class Forecast:
         if self.needed is None:
             return f"more than {power.MOST_SEEDS} seeds"
         hours = self.hours
-        text = f"{self.needed} seeds: {self.needed * self.cells * self.sizes} runs"
+        text = f"{self.needed} seeds: {self.needed * self.every} runs"
         return text + (f", about {hours:.3g} {self.hours_unit}" if hours is not None else "")
+
+    @property
+    def every(self) -> int:
+        """Runs of a seed."""
+        return (self.cells + self.checks) * self.sizes
 
     @property
     def hours(self) -> float | None:
@@ -95,7 +101,7 @@ class Forecast:
         goal = self.goal and {
             "effect": self.goal.effect,
             "seeds": self.needed,
-            "runs": self.needed and self.needed * self.cells * self.sizes,
+            "runs": self.needed and self.needed * self.every,
             "hours": _rounded(self.hours),
         }
         return {
@@ -148,7 +154,7 @@ def choose_seeds(experiment: Experiment, config: Config, cells: int) -> list[int
     noise = known_noise(experiment, config)
     if noise is None:
         raise ConfigError(["goal: the noise of this measure is not known; give `noise:`, or `seeds:`"])
-    main = count_main_effects(experiment)
+    main, cells = count_main_effects(experiment), cells - (AA in experiment.design)
     needed = power.seeds_needed(goal.effect, noise.sigma, cells, goal.power, main) if cells > 1 else 1
     if needed is None:
         most = f"more than {power.MOST_SEEDS} seeds at a noise of {noise.sigma:.2g}"
@@ -172,7 +178,8 @@ def forecast(
     cell -> those of one run.
     """
     sizes = len(experiment.sizes)
-    compared = len(cells) // sizes
+    checks = int(AA in experiment.design)
+    compared = len(cells) // sizes - checks
     noise = earlier or known_noise(experiment, config)
     goal = experiment.goal
     wanted = goal.power if goal else USUAL_POWER
@@ -192,5 +199,6 @@ def forecast(
         hours_unit=hours_unit,
         main_effects=main,
         sizes=sizes,
+        checks=checks,
         looks=looks,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, forecast, run_config, scale_checks
@@ -73,9 +73,9 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = w
         return _tuned_runs(loaded, planned[0][1][1:], seeds, vocabulary, follow_corpus)
     _require_few(loaded, len(designed) * len(seeds) * len(sizes))
     return [
-        Run(one.cell.name, seed, one.cell.features, one.overrides, one.config.with_seed(seed), size=size.name)
+        Run(cell.name, seed, cell.features, one.overrides, one.config.with_seed(seed + cell.seed_shift), size=size.name)
         for size, found in planned
-        for one in found[1:]
+        for one, cell in ((one, one.cell) for one in found[1:])
         for seed in seeds
     ]
 
@@ -143,7 +143,7 @@ class _Expansion:
                 self._faults.setdefault(pair, fault)
             try:
                 config = self._resolve(size, overrides)
-                planned.append(_Planned(Cell(size.cell(cell.name), cell.features), overrides, config))
+                planned.append(_Planned(replace(cell, name=size.cell(cell.name)), overrides, config))
             except ConfigError as error:
                 for fault in error.problems:
                     self._faults.setdefault(fault, _placed(fault, self.loaded, cell, size))

@@ -62,8 +62,8 @@ def _print_verdict(made: Report, console: Console) -> None:
     left = ("cell", "verdict")
     layout = tables.Layout(left=left, wrapped=("verdict",), dropped_first=DROPPED_FIRST)
     tables.print_table(title, rows, console, layout)
-    if made.attribution:
-        console.print(made.attribution, soft_wrap=not console.is_terminal)
+    for sentence in made.more:
+        console.print(sentence, soft_wrap=not console.is_terminal)
     for note in made.notes:
         console.print(f"note: {note}")
     page = next((path for path in made.paths if path.name == "report.html"), None)

@@ -140,7 +140,7 @@ def test_the_report_shows_the_waterfall_its_table_a_sentence_and_the_record(tmp_
     assert steps[-2].end == pytest.approx(steps[-1].end, abs=1e-12)
     assert [row.cells[0] for row in table.rows] == [step.label for step in steps]
     assert waterfall.sentence(analysis).startswith("Shares of all on (−0.1")
-    record = record_of(analysis, "")["attribution"]
+    record = record_of(analysis)["attribution"]
     assert record["method"] == "exact"
     assert sum(share["effect"]["mean"] for share in record["shares"]) == pytest.approx(record["whole"]["mean"])
     sections = {section.id: section for section in document.compose(analysis, figures.build_figures(analysis, ""))}
@@ -160,4 +160,4 @@ def test_first_in_and_last_in_are_columns_of_the_table(tmp_path: Path) -> None:
     assert table is not None
     assert list(table.head) == ["feature", "share", "95% interval", "first in", "last in"]
     assert [row.cells[0] for row in table.rows][-2:] == ["three or more", "all on"]
-    assert record_of(analysis, "")["attribution"]["first_in"][0]["name"] == "swiglu"
+    assert record_of(analysis)["attribution"]["first_in"][0]["name"] == "swiglu"

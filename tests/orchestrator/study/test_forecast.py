@@ -115,6 +115,13 @@ def test_the_forecast_of_a_design_that_is_read_by_main_effects_is_theirs(tmp_pat
     assert f"{cells} cells x 2 seeds can show main effects over about" in found.lines()[0]
 
 
+def test_the_aa_check_costs_runs_and_is_not_compared(tmp_path: Path) -> None:
+    text = FIVE + GOAL + "noise: 0.02\n"
+    runs, found = forecast_of(tmp_path, text + "design: [baseline, one_at_a_time, all_on, aa]\n")
+    assert (len(runs), found.cells, found.needed) == (88, 7, 11)
+    assert found.lines()[-1].endswith("needs 11 seeds: 88 runs, about 44 GPU-hours")
+
+
 def test_a_goal_needs_fewer_seeds_of_a_fraction(tmp_path: Path) -> None:
     text = FIVE + GOAL + "noise: 0.02\n"
     alone, fraction = expand(tmp_path, text), expand(tmp_path, text + "design: [fractional]\n")

@@ -155,6 +155,12 @@ def features(count: int) -> str:
         (features(12) + "design: [fractional]\n", "12 features; at most 11; use {fractional: 4} or plackett_burman"),
         (features(17) + "design: [{fractional: 4}]\n", "17 features; at most 16; use plackett_burman"),
         (features(24) + "design: [plackett_burman]\n", "24 features; at most 23; use one_at_a_time, or fewer features"),
+        (FIVE + "design: [one_at_a_time, aa]\n", "aa compares the baseline with itself; add baseline to the design"),
+        (FIVE + "design: [baseline, aa]\nseeds: [1, 10001]\n", "aa trains with the seeds + 10,000"),
+        (
+            FIVE + "design: [baseline, aa]\ntune: {trainer.learning_rate: [1e-3, 2e-3, 4e-3]}\n",
+            "aa cannot be used with tune",
+        ),
         (features(4) + "design: [plackett_burman]\n", "use {fractional: 3}, {fractional: 5} or factorial"),
         (
             "features: {lr: {levels: {low: {trainer.learning_rate: 1e-4}, high: {trainer.learning_rate: 1e-2}}}}\n"
@@ -173,3 +179,13 @@ def test_what_a_screening_design_cannot_be_is_one_sentence(tmp_path: Path, text:
     assert len(caught.value.problems) == 1
     assert words in caught.value.problems[0]
     assert "design: " in caught.value.problems[0]
+
+
+def test_aa_is_the_baseline_with_other_seeds(tmp_path: Path) -> None:
+    runs = expand(tmp_path, f"{FIVE}design: [aa, baseline, one_at_a_time]\nseeds: [1, 2]\n")
+    assert [(run.cell, run.seed) for run in runs[:2]] == [("baseline", 1), ("baseline", 2)]
+    assert [(run.cell, run.seed, run.config.system.seed) for run in runs[-2:]] == [("aa", 1, 10001), ("aa", 2, 10002)]
+    assert len({run.id for run in runs}) == len(runs) == 14
+    assert not runs[-1].features
+    longer = expand(tmp_path, f"{FIVE}design: [baseline, aa]\nseeds: [1, 2, 3]\n")
+    assert {run.id for run in runs[-2:]} < {run.id for run in longer}  # a study that grows keeps its runs
