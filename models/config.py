@@ -68,6 +68,9 @@ class GPTConfig(BaseModel):
     n_kv_head: Size | None = Field(None, description="heads of keys and values, shared by queries; default: n_head")
     bias: bool = Field(True, description="biases in linear layers and in LayerNorm")
     tie_embeddings: bool = Field(False, description="the head's weight is the token embedding (Press & Wolf 2017)")
+    init_from: str | None = Field(
+        None, min_length=1, description="weights to start from: gpt2, an exported folder, or the folder of a run"
+    )
     swiglu: bool = Field(False, description="short for feedforward: swiglu (Shazeer 2020)")
     rmsnorm: bool = Field(False, description="short for norm: rmsnorm (Zhang & Sennrich 2019)")
     rope: bool = Field(False, description="short for positions: rope (Su et al. 2021)")

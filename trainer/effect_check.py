@@ -31,7 +31,7 @@ def signature(tree: dict[str, Any]) -> dict[str, str]:
     every = max(1, settings.max_iters // SCHEDULE_POINTS)
     rates = [learning_rate(step, settings) for step in range(1, settings.max_iters + 1, every)]
     return {
-        "sizes": "/".join(str(getattr(config.model, name)) for name in SIZES),
+        "sizes": "/".join(str(getattr(config.model, name)) for name in (*SIZES, "init_from")),
         "training": _train(config),
         "schedule": _hash(json.dumps([settings.max_iters, *rates])),
         "end": _end(config),
@@ -57,6 +57,7 @@ def _train(config: Any) -> str:
     model, settings = config.model, config.trainer
     heads = min(model.n_head, 2)
     small = {
+        "init_from": None,
         "n_layer": min(model.n_layer, 2),
         "n_head": heads,
         "n_kv_head": heads if model.n_kv_head == model.n_head else 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def _describe(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def refuse_changed_inputs(config: RunConfig, record: Path, event: str) -> None:
-    """Raise UserError if the corpus or the tokenizer has changed since a JSON record of the run was written."""
+    """Raise UserError if corpus, tokenizer or initial weights have changed since a JSON record of the run."""
     before = run_files.read_json(record) or {}
     if recorded_inputs.SETTINGS.keys() & before.keys():
         _refuse_changed(before, fingerprints.of_inputs(config), config, record.parent, event)
@@ -79,7 +80,7 @@ def _refuse_changed(
 ) -> None:
     changed = recorded_inputs.changed(before, now)
     if changed:
-        names = " and ".join(f"{name} ({getattr(config.data, name.partition('.')[2])})" for name in changed)
+        names = " and ".join(f"{name} ({attrgetter(name)(config)})" for name in changed)
         raise UserError(
             f"{where}: the content of {names} has changed since {event}; put the old file back, or train from the "
             "start: with --trainer.resume=none, or with `submit --rerun RUN` in a study"

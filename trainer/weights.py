@@ -38,7 +38,7 @@ def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]
     path = run_dir / run_files.MODEL
     if path.exists():
         summary = run_files.read_json(run_dir / run_files.SUMMARY) or {}
-        return _read_state(path), int(summary.get("iters", config.trainer.max_iters))
+        return read_state(path), int(summary.get("iters", config.trainer.max_iters))
     found = checkpoint.checkpoints(run_dir)
     if not found:
         raise UserError(
@@ -48,9 +48,10 @@ def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]
     return state["model"], state["step"]
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """Return the state dict in a model.pt. Raises UserError if it cannot be read."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); name another run") from None
     if not isinstance(state, dict):

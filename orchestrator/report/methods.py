@@ -90,6 +90,9 @@ def _training(analysis: Analysis) -> str:
     if run.summary.get("data_fingerprint"):
         data += f" (fingerprint {str(run.summary['data_fingerprint'])[:12]})"
     data += sampling(get)
+    if get("model.init_from"):
+        data += f", starting from the weights of {get('model.init_from')}"
+        data += f" (fingerprint {str(run.summary.get('init_fingerprint', 'not known'))[:12]})"
     names = ("file_path", "text_files", "block_size", "sampling", "separator", "test_size", "test_file", "tokenizer")
     keys = ("trainer.batch_size", *(f"data.{name}" for name in names))
     configured = [other for other in analysis.study.runs if other.config]

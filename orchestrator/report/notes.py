@@ -9,6 +9,7 @@ from ablatrix.orchestrator.report import documents, wording
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study import screening
+from ablatrix.trainer.rundir import recorded_inputs
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -166,11 +167,23 @@ def _differences(analysis: Analysis) -> Iterator[str]:
     for runs, key, text in checks:
         if len({str(run.summary[key]) for run in runs if key in run.summary}) > 1:
             yield text
+    yield from _changed_weights(finished)
     if len({str(run.setting("data.tokenizer")) for run in finished if run.config}) > 1:
         yield (
             f"The runs use different tokenizers: their {analysis.measure.name} is not comparable. "
             "Compare their bits per byte."
         )
+
+
+def _changed_weights(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield the values of model.init_from that named other weights in some runs than in others."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        if run.setting("model.init_from"):
+            prints = found.setdefault(str(run.setting("model.init_from")), set())
+            prints.add(str(run.summary.get(recorded_inputs.WEIGHTS)))
+    for name in (name for name, prints in found.items() if len(prints) > 1):
+        yield f"The weights in {name} (model.init_from) changed between runs: not comparable."
 
 
 def _one_way_to_cut(runs: list[RunRecord]) -> list[RunRecord]:

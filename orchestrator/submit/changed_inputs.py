@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,15 @@ class Inputs:
     """Fingerprints of the files that runs read; each file is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str, str], dict[str, str]] = {}
+        self._known: dict[tuple[str, ...], dict[str, str]] = {}
 
     def of(self, run: Run) -> dict[str, str]:
         """Return the fingerprints of a run's corpus and tokenizer; {} for a command, whose files are not known."""
         config = run.config
         if not isinstance(config, RunConfig):
             return {}
-        data = config.data
-        key = (str(data.file_path), str(data.test_file), data.tokenizer, config.system.cache_dir)
+        data, start = config.data, str(config.model.init_from)
+        key = (str(data.file_path), str(data.test_file), data.tokenizer, start, config.system.cache_dir)
         if key not in self._known:
             self._known[key] = fingerprints.of_inputs(config)
         return self._known[key]
@@ -48,7 +49,7 @@ def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again
             continue
         changed = recorded_inputs.changed(_read_recorded(state.run.folder), inputs.of(run))
         if changed and isinstance(run.config, RunConfig):
-            names = [f"{name} ({getattr(run.config.data, name.partition('.')[2])})" for name in changed]
+            names = [f"{name} ({attrgetter(name)(run.config)})" for name in changed]
             affected.setdefault(" and ".join(names), []).append(run.id)
     if affected:
         raise UserError("\n".join(_describe(names, ids) for names, ids in affected.items()))

@@ -16,7 +16,7 @@ from ablatrix.models.config import count_parameters, without_custom_components
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import exported_env
-from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight
+from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight, weights_preflight
 from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
@@ -65,6 +65,7 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
         checks.append(partial(command_preflight.check_command, loaded, chosen, launcher))
     else:
         checks += [partial(data_preflight.check_inputs, loaded, runs), partial(_check_effects, loaded, runs)]
+        checks.append(partial(weights_preflight.check_weights, loaded, runs))
     if launcher != "local":
         checks.append(partial(_check_slurm, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # most of them wait for a process

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import StudyRun
 
 IGNORED = ("system.work_dir", "command", "submitted")
-INPUTS = (recorded_inputs.CORPUS, recorded_inputs.TEST, recorded_inputs.TOKENIZER, recorded_inputs.DATA)
+INPUTS = (*recorded_inputs.SETTINGS, recorded_inputs.DATA)
 
 
 def diff(first: str, second: str, study: str | None, output: Path, console: Console) -> None:

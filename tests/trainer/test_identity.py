@@ -40,6 +40,7 @@ DECISIVE: dict[str, tuple[dict[str, Any], Any]] = {
     "model.qk_norm": ({}, True),
     "model.n_kv_head": ({}, 2),
     "model.bias": ({}, False),
+    "model.init_from": ({}, "gpt2"),
     **{f"model.{name}": ({}, True) for name in ("tie_embeddings", "swiglu", "rmsnorm", "rope")},
     "trainer.device": ({}, "cpu"),
     "trainer.max_iters": ({}, 2000),

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ablatrix.models.config import GPTConfig
 from ablatrix.trainer.config import optimization, run_hash, tokenizer_names
 from ablatrix.trainer.config.cross_checks import find_contradictions
+from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.config.sections import (
     CallbacksConfig,
     DataConfig,
@@ -41,6 +42,7 @@ INTERVALS = ("log_interval", "eval_interval", "ckpt_interval", "sample_interval"
 # Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
 ADDED: dict[str, tuple[str, ...]] = {
     "data": ("text_files", "sampling", "document_mask", "separator", "test_file"),
+    "model": ("init_from",),
     "trainer": ("epochs",),
 }
 
@@ -54,6 +56,13 @@ class RunConfig(Section):
     system: SystemConfig = Field(default_factory=SystemConfig)
     callbacks: CallbacksConfig = CallbacksConfig()
     info: InfoConfig = InfoConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _expand_init_from(cls, model: GPTConfig) -> GPTConfig:
+        if model.init_from is None or not tokenizer_names.is_folder(model.init_from):
+            return model
+        return model.model_copy(update={"init_from": expand_path(model.init_from)})
 
     def resolved(self, vocab_size: int, end_of_text: int | None = None) -> RunConfig:
         """Return the configuration with every size and phase written out, so that config.json alone repeats the run.
@@ -98,6 +107,9 @@ class RunConfig(Section):
         name = self.data.tokenizer
         is_folder = tokenizer_names.is_folder(name)
         found["data"]["tokenizer"] = run_hash.normalize_path(name) if is_folder else tokenizer_names.canonical(name)
+        if start := self.model.init_from:
+            is_folder = tokenizer_names.is_folder(start)
+            found["model"]["init_from"] = (run_hash.normalize_path if is_folder else tokenizer_names.canonical)(start)
         if None not in (self.model.n_layer, self.model.n_head, self.model.n_embd):
             del found["model"]["model_type"]  # a name for these sizes
         found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]

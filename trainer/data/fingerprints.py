@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.corpus_files import find_files
+from ablatrix.trainer.data.weights_source import Source, find_source
 from ablatrix.trainer.rundir.errors import AblatrixError, DataError
 from ablatrix.trainer.rundir.files import open_for_reading
-from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TEST, TOKENIZER
+from ablatrix.trainer.rundir.recorded_inputs import CORPUS, TEST, TOKENIZER, WEIGHTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ PIECES = 64  # of a corpus, evenly spaced; up to 64 MiB are read whole
 
 
 def of_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the fingerprints of a run's corpus and tokenizer; what cannot be read is left out."""
+    """Return the fingerprints of a run's corpus, tokenizer and initial weights; what cannot be read is left out."""
     found = {}
     with contextlib.suppress(AblatrixError):
         corpus = of_corpus(config.data)
@@ -42,7 +43,15 @@ def of_inputs(config: RunConfig) -> dict[str, str]:
             found[TEST] = test
     with contextlib.suppress(AblatrixError):
         found[TOKENIZER] = tokenizer.find(config.data.tokenizer, Path(config.system.cache_dir)).sha256
+    with contextlib.suppress(AblatrixError, OSError):
+        if config.model.init_from:
+            found[WEIGHTS] = of_weights(find_source(config.model.init_from, Path(config.system.cache_dir)))
     return found
+
+
+def of_weights(source: Source) -> str:
+    """Return the fingerprint of weights and, as their names alone do not say it, of their model. Raises OSError."""
+    return hashlib.sha256(f"{of_file(source.path)} {source.model.model_dump_json()}".encode()).hexdigest()
 
 
 def of_corpus(data: DataConfig) -> str | None:

@@ -1,6 +1,7 @@
 """Manifest of the offline cache: which tokenizers and data files it holds, with their origin, sizes and hashes.
 
     manifest.json            this manifest
+    models/<name>/           model.safetensors, config.json
     tokenizers/<name>/       tokenizer.json, tokenizer_config.json; of GPT-2's kind vocab.json, merges.txt: no links
     tokens/<key>/            token caches of corpora (see trainer.data.token_cache)
 
@@ -26,6 +27,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 # A GPT-2 style tokenizer has all of them, any other the last two
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+
+MODEL_FILES = ("model.safetensors", "config.json")
 
 
 class FileFacts(BaseModel):
@@ -60,6 +63,16 @@ class TokenizerEntry(BaseModel):
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
+class WeightsEntry(BaseModel):
+    """The weights of a model, from a repository of the hub."""
+
+    source: str
+    revision: str | None = None
+    commit: str | None = None
+    files: dict[str, FileFacts]
+    date: str = ""
+
+
 class DataEntry(BaseModel):
     """A downloaded data file, and where it was put."""
 
@@ -78,6 +91,7 @@ class Manifest(BaseModel):
     format: int = FORMAT
     tokenizers: dict[str, TokenizerEntry] = {}
     data: dict[str, DataEntry] = {}
+    models: dict[str, WeightsEntry] = {}
 
 
 def read_manifest(cache_dir: Path) -> Manifest:
@@ -106,7 +120,7 @@ def read_manifest(cache_dir: Path) -> Manifest:
         raise OfflineCacheError(f"{path}: damaged; {advice}") from None
 
 
-def add_entry(cache_dir: Path, name: str, entry: TokenizerEntry | DataEntry) -> None:
+def add_entry(cache_dir: Path, name: str, entry: TokenizerEntry | DataEntry | WeightsEntry) -> None:
     """Add or replace one entry; of several processes, one at a time."""
     with Claims(cache_dir) as claims:
         while not claims.acquire(".manifest.claim", take_over=True):
@@ -114,6 +128,8 @@ def add_entry(cache_dir: Path, name: str, entry: TokenizerEntry | DataEntry) -> 
         manifest = read_manifest(cache_dir)
         if isinstance(entry, TokenizerEntry):
             manifest.tokenizers[name] = entry
+        elif isinstance(entry, WeightsEntry):
+            manifest.models[name] = entry
         else:
             manifest.data[name] = entry
         text = json.dumps(manifest.model_dump(exclude_none=True), indent=2, sort_keys=True) + "\n"

@@ -34,6 +34,7 @@ from ablatrix.trainer.data.manifest import (
 )
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.tokenizer import folder_name
+from ablatrix.trainer.data.warm_weights import warm_weights
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
@@ -104,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers", type=int, metavar="N", help="processes for --tokens (default: the cores that this job has)"
     )
+    p.add_argument(
+        "--weights", metavar="NAME", help="download the weights of a GPT-2 of the hub, for model.init_from: gpt2, ..."
+    )
     p.add_argument("--cache-dir", type=_path, default=_default_cache(), help="default: %(default)s")
     p.add_argument("--force", action="store_true", help="fetch again what is there already")
     return p
@@ -135,6 +139,8 @@ def _run(options: argparse.Namespace) -> None:
     if corpus is not None:
         count = embedded_sample.write_corpus(corpus)
         say(f"sample corpus: {count} documents, {corpus.stat().st_size / 1e6:.1f} MB, in {corpus}")
+    if options.weights is not None:
+        warm_weights(options.weights, options.cache_dir, force=options.force)
     if data is not None:
         warm_data(*data, options.data_dir, options.cache_dir, options.force)
     if options.tokens is not None:

@@ -41,7 +41,7 @@ class FullySharded(DataParallel):
         self.pieces = dict(self.trained.named_parameters())
 
     def build(self) -> nn.Module:
-        model = GPT(self.config.model, seed=self.config.system.seed)
+        model = self.draw()
         for block in model.transformer.h:
             fully_shard(block, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh)  # moves what is left to the device

@@ -18,7 +18,6 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from ablatrix.models import cpu_kernels
 from ablatrix.models.config import ResolvedGPTConfig
-from ablatrix.models.gpt import GPT
 from ablatrix.models.head_loss import head_loss, token_losses
 from ablatrix.trainer.config.parallelism import microbatches
 from ablatrix.trainer.distributed.ddp import all_reduce_sum
@@ -26,6 +25,7 @@ from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost
 from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single, sum_windows
 
 if TYPE_CHECKING:
+    from ablatrix.models.gpt import GPT
     from ablatrix.trainer.config import RunConfig
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -88,7 +88,7 @@ class Pipeline(Single):
         self.schedule = self._schedule()
 
     def build(self) -> nn.Module:
-        model = GPT(self.config.model, seed=self.config.system.seed)
+        model = self.draw()
         transformer: Any = model.transformer
         transformer.h = nn.ModuleDict({str(i): transformer.h[i] for i in self.layers})
         if not self.first:

@@ -53,9 +53,18 @@ class Single:
     def build(self) -> nn.Module:
         """Return the model of this process. Raises UserError if a custom component cannot be used."""
         try:
-            return GPT(self.config.model, seed=self.config.system.seed).to(self.device)
+            return self.draw().to(self.device)
         except ComponentError as error:
             raise UserError(str(error)) from error
+
+    def draw(self) -> GPT:
+        """Return the whole model with its initial weights, on the CPU: drawn from the seed, or as `init_from` says."""
+        model = GPT(self.config.model, seed=self.config.system.seed)
+        if self.config.model.init_from:
+            from ablatrix.trainer import initial_weights
+
+            initial_weights.load_initial(model, self.config, quiet=self.rank > 0)
+        return model
 
     def share(self, windows: Array) -> Array:
         """Return this process's part of a batch, (B, T) -> (B / shares, T)."""

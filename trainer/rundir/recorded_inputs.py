@@ -1,4 +1,4 @@
-"""Fingerprints of corpus and tokenizer in a run's files: their names, and the settings that changed."""
+"""Fingerprints of a run's corpus, tokenizer and initial weights: their names, and the settings that changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 # In summary.json, provenance.json and checkpoints; DATA covers every line, and is known once the corpus is read
 CORPUS, TOKENIZER, DATA = "corpus_fingerprint", "tokenizer_fingerprint", "data_fingerprint"
 TEST = "test_fingerprint"  # of the held-out files, if there are any
-SETTINGS = {CORPUS: "data.file_path", TEST: "data.test_file", TOKENIZER: "data.tokenizer"}
+WEIGHTS = "init_fingerprint"  # of the weights that the run starts from, if it does not draw all of them
+SETTINGS = {CORPUS: "data.file_path", TEST: "data.test_file", TOKENIZER: "data.tokenizer", WEIGHTS: "model.init_from"}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:

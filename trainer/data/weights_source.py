@@ -1,0 +1,89 @@
+"""What `model.init_from` names: a model of the offline cache, an exported folder, or a run's folder. Free of torch."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablatrix.models.huggingface import UnsupportedError, read_model
+from ablatrix.trainer.config import load
+from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
+from ablatrix.trainer.data.manifest import MODEL_FILES, read_manifest
+from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
+from ablatrix.trainer.rundir.program import program
+
+if TYPE_CHECKING:
+    from ablatrix.models.config import ResolvedGPTConfig
+
+SETTING = "model.init_from"
+MODELS = "models"  # folder of the offline cache
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that holds the weights, and their model. huggingface: under Hugging Face's names, else a state dict."""
+
+    name: str
+    path: Path
+    model: ResolvedGPTConfig
+    huggingface: bool
+
+
+def find_source(name: str, cache_dir: Path) -> Source:
+    """Return the weights that a value of `model.init_from` names.
+
+    Raises OfflineCacheError, with the command that fetches them, or UserError.
+    """
+    folder = Path(name) if is_folder(name) else _find_cached(canonical(name), cache_dir)
+    config = folder / run_files.CONFIG
+    weights = folder / MODEL_FILES[0]
+    if weights.exists():
+        tree = run_files.read_json(config)
+        if tree is None:
+            raise UserError(f"{SETTING}: {config}: is missing or not JSON; export the run again")
+        return Source(name, weights, read_huggingface(tree, config), huggingface=True)
+    if not (folder / run_files.MODEL).exists():
+        raise UserError(
+            f"{SETTING}: {folder}: has neither {MODEL_FILES[0]} nor {run_files.MODEL}; name an exported folder, or the "
+            "folder of a finished run"
+        )
+    model = load(config).model
+    if None in (model.vocab_size, model.block_size):
+        raise UserError(f"{SETTING}: {config}: lacks vocab_size or block_size; name the folder of a finished run")
+    return Source(name, folder / run_files.MODEL, model.resolved(0, 0), huggingface=False)
+
+
+def read_huggingface(tree: dict[str, object], path: Path) -> ResolvedGPTConfig:
+    """Return the model of a config.json. Raises UserError if it is none of ours."""
+    try:
+        return read_model(tree)
+    except UnsupportedError as error:
+        raise UserError(f"{SETTING}: {path}: is not a model that can be trained here: {error}") from None
+
+
+def _find_cached(name: str, cache_dir: Path) -> Path:
+    """Return the folder of a model in the offline cache. Raises OfflineCacheError if it is not there and whole."""
+    folder = cached_folder(name, cache_dir)
+    entry = read_manifest(cache_dir).models.get(name)
+    command = f"{program()} warm-cache --weights {name} --cache-dir {shlex.quote(str(cache_dir))}"
+    advice = f"run `{command}` where there is internet; a folder is written as ./{name}"
+    if entry is None:
+        raise OfflineCacheError(
+            f"{SETTING}: the weights of {name!r} are not in the offline cache {cache_dir}: {advice}"
+        )
+    for file, facts in entry.files.items():
+        try:
+            whole = (folder / file).stat().st_size == facts.size
+        except OSError:
+            whole = False
+        if not whole:
+            raise OfflineCacheError(f"{SETTING}: {folder / file} is missing or incomplete: {advice}")
+    return folder
+
+
+def cached_folder(name: str, cache_dir: Path) -> Path:
+    """Return where the offline cache has the weights of a repository of the hub."""
+    return Path(cache_dir) / MODELS / name.replace("/", "--")
