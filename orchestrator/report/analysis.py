@@ -199,6 +199,11 @@ class Analysis:
         return formatting.decimals_for(self.detectable, least) if self.detectable else formatting.USUAL_DECIMALS
 
     @property
+    def interval_name(self) -> str:
+        """What tables call the simultaneous interval: with planned looks each cell has the level of its look."""
+        return "interval" if self.progress else "95% interval"
+
+    @property
     def interactions(self) -> tuple[contrasts.Contrast, ...]:
         return self.combinations.interactions
 

@@ -53,6 +53,7 @@ class Report:
     make_record: Callable[[], Mapping[str, Any]]
     measure: Measure = NLL
     more: tuple[str, ...] = ()
+    interval_name: str = "95% interval"
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -84,6 +85,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
         paths=paths,
         measure=analysis.measure,
         more=tuple(filter(None, (waterfall.sentence(analysis), wording.aa_sentence(analysis)))),
+        interval_name=analysis.interval_name,
         make_record=lambda: {**record.record_of(analysis), "files": [str(path) for path in paths]},
     )
 

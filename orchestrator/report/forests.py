@@ -26,7 +26,7 @@ def effects(analysis: Analysis, headline: str) -> Figure:
     band = analysis.detectable if analysis.margin is None else analysis.margin
     forest = Forest(
         tuple(rows),
-        ("effect", "verdict", measure.short_name, "runs", "parameters", "95% interval"),
+        ("effect", "verdict", measure.short_name, "runs", "parameters", analysis.interval_name),
         replace(measure, name=f"{measure.name}, difference from baseline").label,
         forest_limits(rows, band),
         band,
@@ -70,11 +70,16 @@ def _effects_caption(analysis: Analysis) -> str:
     if analysis.detectable is None:
         return caption + (f" There are no intervals: {verdicts.ONE_SEED}." if analysis.single_seed else "")
     caption += (
-        f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: 95% "
-        f"interval simultaneous over {formatting.count(analysis.family, 'comparison')}, "
+        f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: "
+        f"{analysis.interval_name} simultaneous over {formatting.count(analysis.family, 'comparison')}, "
         f"{'the one' if analysis.factorial else 'which decides the verdict and is the one'} in the table; small ticks: "
         "single seeds."
     )
+    if analysis.progress:
+        levels = [
+            f"{formatting.level_text(a)} at look {i}" for i, a in enumerate(analysis.progress.looks.alpha, start=1)
+        ]
+        caption += f" Its level is that of the look at which the cell stopped: {formatting.join_names(levels)}."
     if any(cell.read_off for cell in analysis.cells.values()):
         caption += (
             f" {measure.short_name}: where a cell and the baseline trained on different numbers of {analysis.budget}, "

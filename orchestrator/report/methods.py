@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.formatting import count, p_equals, plain, quantity
+from ablatrix.orchestrator.report.formatting import count, join_names, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study import screening
 from ablatrix.orchestrator.study.dotted import flatten
@@ -236,17 +236,30 @@ def _inference(analysis: Analysis) -> str:
     if analysis.family:
         text += (
             f" Verdicts are simultaneous over {count(analysis.family, 'comparison')} with the baseline (Dunnett 1955; "
-            f"error rate {st.ALPHA}): a cell helps or hurts if its simultaneous 95% interval excludes 0. Pointwise 95% "
-            "intervals are not adjusted. Beside them stands the paired t test of each cell without pooling, corrected "
-            "by Holm's method."
+            f"{_error_rate(analysis)}): a cell helps or hurts if its simultaneous "
+            f"{analysis.interval_name} excludes 0. Pointwise 95% intervals are not adjusted. Beside them stands the "
+            "paired t test of each cell without pooling, corrected by Holm's method."
         )
         if analysis.margin is not None:
             text += (
                 f" No effect larger than {analysis.margin:g}{analysis.measure.short_unit}, the margin of the "
-                "experiment file, is claimed where the simultaneous 90% interval lies within it (two one-sided tests; "
-                "Schuirmann 1987)."
+                "experiment file, is claimed where the simultaneous interval of twice the error rate lies within it "
+                "(two one-sided tests; Schuirmann 1987)."
             )
     return text + _noise(analysis)
+
+
+def _error_rate(analysis: Analysis) -> str:
+    """Return the error rate of the verdicts; with planned looks, how it is shared and how much of it is spent."""
+    progress = analysis.progress
+    if progress is None:
+        return f"error rate {st.ALPHA}"
+    looks, spent = progress.looks, f"{progress.spent:g} of {sum(progress.looks.alpha):g}"
+    return (
+        f"planned looks after {join_names([str(n) for n in looks.seeds])} seeds with error rates of "
+        f"{join_names([f'{alpha:g}' for alpha in looks.alpha])}, of which {spent} is spent; a cell that is decided "
+        "stops, and its interval is that of its look"
+    )
 
 
 def _screening(analysis: Analysis) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import documents, wording
+from ablatrix.orchestrator.report import documents, sequential, wording
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study import screening
@@ -122,6 +122,7 @@ def _noise(analysis: Analysis) -> Iterator[str]:
     if analysis.study.margin_changed:
         margin = "removed" if analysis.margin is None else f"set to {analysis.margin:g}"
         yield f"The margin was {margin} after the study had been submitted."
+    yield from sequential.describe_growth(analysis)
 
 
 def _design(analysis: Analysis) -> Iterator[str]:

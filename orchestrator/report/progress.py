@@ -28,6 +28,12 @@ class Progress:
         """True if no cell goes on."""
         return self.ended > 0 and not self.going_on
 
+    def describe(self, cell: str) -> str:
+        """Return what became of a cell: `stopped at look 1 of 3`, `goes on to look 2 of 3`, '' before any look."""
+        if cell in self.stopped:
+            return f"stopped at look {self.stopped[cell]} of {len(self.looks)}"
+        return f"goes on to look {self.ended + 1} of {len(self.looks)}" if cell in self.going_on else ""
+
     @property
     def spent(self) -> float:
         """Error rate of the looks that have ended."""

@@ -6,13 +6,14 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import heldout_text, methods, notes, verdicts, wording
+from ablatrix.orchestrator.report import heldout_text, methods, notes, sequential, verdicts, wording
 from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.attribution import Attribution
     from ablatrix.orchestrator.report.contrasts import Contrast
+    from ablatrix.orchestrator.report.progress import Progress
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.status.device_hours import Hours
 
@@ -30,6 +31,8 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "time_withheld": analysis.times.withheld,
         "baseline": analysis.reference,
         "comparisons": analysis.family,
+        "looks": _looks(analysis.progress),
+        "unplanned_looks": len(sequential.unplanned(study.plans)),
         "smallest_effect_shown": analysis.detectable,
         "runs": {"planned": len(study.runs), **_run_counts(study.runs)},
         "cells": [
@@ -63,6 +66,8 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "features": list(cell.features),
         "verdict": str(cell.verdict),
         "sentence": verdicts.sentence(cell, analysis),
+        "look": analysis.progress.stopped.get(cell.name) if analysis.progress else None,
+        "e_value": sequential.cell_e_value(cell, analysis),
         "value": cell.mean,
         "value_at_budget": cell.mean_at_budget,
         "seed_sd": cell.sd,
@@ -80,6 +85,14 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "hours": _hours(cell.hours),
         "warnings": verdicts.flags(cell, analysis),
     }
+
+
+def _looks(progress: Progress | None) -> dict[str, Any] | None:
+    """Return the planned looks, how many have ended, and what goes on."""
+    if progress is None:
+        return None
+    going_on = list(progress.going_on)
+    return {**progress.looks.as_record(), "ended": progress.ended, "alpha_spent": progress.spent, "going_on": going_on}
 
 
 def _hours(hours: Hours) -> dict[str, float]:
@@ -131,6 +144,7 @@ def _effect(effect: Effect | None) -> dict[str, Any] | None:
         "joint_low": effect.joint_low,
         "joint_high": effect.joint_high,
         "p_joint": effect.p_joint,
+        "alpha": effect.alpha,
         "at_least": effect.at_least,
         "method": effect.method,
         "runs": effect.n,

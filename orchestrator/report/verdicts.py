@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.report import sequential
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
 from ablatrix.orchestrator.report.formatting import count, level_text, p_equals, percent, plain, signed, span_text
@@ -95,6 +96,10 @@ def _evidence(cell: CellResult, analysis: Analysis) -> str:
         parts.append("not paired, as it has too few seeds in common with the baseline")
     if cell.verdict is Verdict.INCONCLUSIVE and (effect.p_joint or 0) <= effect.alpha:
         parts.append(f"below the resolution of the values, {analysis.comparison.resolution:g}")
+    if analysis.progress and (look := analysis.progress.describe(cell.name)):
+        parts.append(look)
+    if sequential.unplanned(analysis.study.plans) and (value := sequential.cell_e_value(cell, analysis)) is not None:
+        parts.append(f"e-value {value:.3g}")
     return ", ".join(parts)
 
 

@@ -94,6 +94,9 @@ def headline(analysis: Analysis) -> str:
         sizes, shown = list(analysis.ladder.sizes), analysis.ladder.shown
         place = "" if shown == sizes[-1] else " with results so far"
         return f"At {shown}, the largest of {len(sizes)} sizes{place}: {headline(replace(analysis, ladder=None))}"
+    if (progress := analysis.progress) and not progress.finished:
+        whole = headline(replace(analysis, progress=None))
+        return f"{whole} {progress.ended} of {count(len(progress.looks), 'look')} ended."
     if not any(cell.effect for cell in analysis.compared):
         done, runs = sum(run.finished for run in analysis.study.runs), analysis.study.runs
         return f"No cell can be compared with the baseline yet: {done} of {count(len(runs), 'run')} finished."

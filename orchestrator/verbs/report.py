@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.report.build import Report
 
-DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval")
+DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval", "interval")
 
 
 def report(studies: Sequence[str], output: Path, console: Console, *, pdf: bool = False, as_json: bool = False) -> None:
@@ -49,7 +49,7 @@ def _print_verdict(made: Report, console: Console) -> None:
         {
             "cell": row.cell,
             "effect": row.text.effect,
-            "95% interval": row.text.interval,
+            made.interval_name: row.text.interval,
             "verdict": row.text.verdict,
             measure.short_name: row.text.value,
             "runs": row.text.runs,

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import looks
+from ablatrix.orchestrator.report import looks, methods, sequential, verdicts, wording
 from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.collect import Study, read_study
 from ablatrix.orchestrator.report.decisions import Verdict
+from ablatrix.orchestrator.report.record import record_of
 from tests.support.studies import FEATURES, Plan, write_study
 
 EIGHT = tuple(range(1, 9))
@@ -142,3 +144,73 @@ def test_status_says_what_stopped_and_what_goes_on(tmp_path: Path) -> None:
         "look 1 of 3 has ended (error rate spent: 0.01 of 0.05): rope stopped at look 1 (helps); swiglu and rmsnorm go "
         "on with the baseline"
     ]
+
+
+# ---- what the report says --------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_at_which_look_a_cell_stopped_and_what_is_spent(tmp_path: Path) -> None:
+    found = looks.analyse(study(tmp_path, 3))
+    rope = verdicts.sentence(found.cells["rope"], found)
+    assert "simultaneous 99% interval" in rope and "stopped at look 1 of 3" in rope
+    assert "goes on to look 2 of 3" in verdicts.sentence(found.cells["swiglu"], found)
+    assert wording.headline(found).endswith("1 of 3 looks ended.")
+    assert any("of which 0.01 of 0.05 is spent" in text for text in methods.paragraphs(found))
+    record = record_of(found)
+    assert record["looks"]["alpha_spent"] == 0.01 and record["looks"]["going_on"] == ["swiglu", "rmsnorm"]
+    assert {cell["cell"]: cell["look"] for cell in record["cells"]}["rope"] == 1
+
+
+def planned(seeds: int, finished: int = 0, cells: tuple[str, ...] = ("baseline", *CELLS)) -> dict[str, Any]:
+    return {"time": 1.0, "seeds": list(range(1, seeds + 1)), "cells": list(cells), "looks": None, "finished": finished}
+
+
+def grown(folder: Path, *plans: Mapping[str, Any]) -> Analysis:
+    """Return the analysis of a study of five seeds that was submitted with these plans."""
+    cells = {"baseline": (), **{name: (name,) for name in CELLS}}
+    states = write_study(folder, Plan(seeds=(1, 2, 3, 4, 5), features=CELLS, cells=cells, effects=EFFECTS, noise=0.02))
+    path = folder / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"plans": list(plans)}))
+    return looks.analyse(read_study(folder, states))
+
+
+def test_seeds_added_after_results_are_an_unplanned_look(tmp_path: Path) -> None:
+    found = grown(tmp_path, planned(3), planned(5, finished=12))
+    growth, broken = list(sequential.describe_growth(found))
+    assert growth == "Planned at first: 4 cells with seeds 1 to 3. Added later: seeds 4 to 5."
+    assert "seeds were added after 12 runs had finished" in broken
+    assert "e-values of 60 or more hold at any time, and decided by it: rope" in broken
+    assert "e-value" in verdicts.sentence(found.cells["rope"], found)
+
+
+def test_seeds_added_before_any_result_are_no_look(tmp_path: Path) -> None:
+    found = grown(tmp_path, planned(3), planned(5))
+    assert len(list(sequential.describe_growth(found))) == 1
+    assert "e-value" not in verdicts.sentence(found.cells["rope"], found)
+
+
+def test_features_added_later_are_named(tmp_path: Path) -> None:
+    [line] = sequential.describe_growth(
+        grown(tmp_path, planned(5, cells=("baseline", "rope")), planned(5, finished=10))
+    )
+    assert line.endswith("Added later: cells swiglu and rmsnorm.")
+
+
+def test_a_study_that_did_not_grow_says_nothing(tmp_path: Path) -> None:
+    assert not list(sequential.describe_growth(grown(tmp_path, planned(5))))
+
+
+def test_e_value_of_two_and_of_many_differences() -> None:
+    """By hand: n = 2, differences 1 and 3: t^2 = 4, nu = 1, r = 1 / 9."""
+    assert sequential.e_value([1.0, 3.0]) == pytest.approx((1 / 9) ** 0.5 * (1 + 4) / (1 + 4 / 9))
+    assert sequential.e_value([0.5]) is None and sequential.e_value([0.5, 0.5]) is None
+
+
+def test_e_values_hold_whenever_one_looks() -> None:
+    """P(ever >= 20 | null) over 30 seeds is at most 0.05; .025 in 20,000 simulated series."""
+    rng = np.random.default_rng(5)
+    series = rng.normal(size=(2000, 30))
+    ever = [any((sequential.e_value(row[:n]) or 0) >= 20 for n in range(2, 31)) for row in series.tolist()]
+    assert np.mean(ever) <= 0.05
+    shifted = [(sequential.e_value(row) or 0) >= 20 for row in (series[:200] + 1.5).tolist()]
+    assert np.mean(shifted) > 0.95
