@@ -20,6 +20,19 @@ CELLS = {
         *("baseline", "swiglu", "rmsnorm", "rope"),
         *("swiglu+rmsnorm", "swiglu+rope", "rmsnorm+rope", "swiglu+rmsnorm+rope"),
     ],
+    "screening": [
+        *("baseline", "swiglu+rmsnorm", "swiglu+rope", "swiglu+warmup", "swiglu+cosine"),
+        *("rmsnorm+rope", "rmsnorm+warmup", "rmsnorm+cosine", "rope+warmup", "rope+cosine", "warmup+cosine"),
+        *("swiglu+rmsnorm+rope+warmup", "swiglu+rmsnorm+rope+cosine", "swiglu+rmsnorm+warmup+cosine"),
+        *("swiglu+rope+warmup+cosine", "rmsnorm+rope+warmup+cosine", "aa"),
+    ],
+    "plackett_burman": [
+        *("baseline", "warmup+qk_norm+no_bias", "swiglu+rmsnorm+rope+no_bias", "swiglu+rmsnorm+qk_norm+weight_decay"),
+        *("swiglu+rope+warmup+cosine", "swiglu+cosine+no_bias+weight_decay", "rmsnorm+rope+warmup+weight_decay"),
+        *("rope+cosine+qk_norm+weight_decay", "swiglu+rmsnorm+warmup+cosine+qk_norm"),
+        *("rmsnorm+rope+cosine+qk_norm+no_bias", "rmsnorm+warmup+cosine+no_bias+weight_decay"),
+        "swiglu+rope+warmup+qk_norm+no_bias+weight_decay",
+    ],
     "alibi_vs_absolute": [
         "baseline",
         *(f"positions.{name}" for name in ("alibi", "alibi_trainable", "rope", "sinusoidal", "none")),
@@ -32,6 +45,8 @@ SMOKED = {
     "ablation": CELLS["ablation"],
     "hyperparameters": CELLS["hyperparameters"][1:],
     "factorial": CELLS["factorial"][-1:],
+    "screening": ["aa"],
+    "plackett_burman": CELLS["plackett_burman"][-1:],
     "alibi_vs_absolute": [cell for cell in CELLS["alibi_vs_absolute"][1:] if cell != "positions.rope"],
     "infinite_schedule": CELLS["infinite_schedule"][:3],
     "big": ["modern"],  # by two processes
