@@ -73,9 +73,7 @@ coverage: $(VENV)/.installed-dev ## run the whole test suite and show what no te
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-fail-under=90 -n 2 $(PYTEST_ARGS)
 
 trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and list them in a table; SEED=n draws others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trust tests/faults \
-		tests/orchestrator/submit/test_exactly_once.py -n 2 --dist loadgroup \
-		--full --seed $(SEED) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m trust -n 2 --dist loadgroup --full --seed $(SEED) $(PYTEST_ARGS)
 
 science: $(VENV)/.installed-dev ## error rates, coverage and power of the verdicts in STUDIES=4000 simulated studies each
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.simulated_studies $(STUDIES)
