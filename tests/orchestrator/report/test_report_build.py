@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdic
 from ablatrix.orchestrator.report.pages import html as page_of
 from ablatrix.orchestrator.report.wording import headline
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from tests.support.studies import Plan, write_study
+from tests.support.studies import FEATURES, Plan, write_study
 
 FILES = {
     "summary.csv",
@@ -67,6 +68,7 @@ def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
     first = (tmp_path / "report" / "report.md").read_text().splitlines()[2]
     assert first.replace("\\", "") == f"**{report.headline}**"
     assert {path.name for path in report.paths} >= FILES
+    assert not (tmp_path / "report" / "report.pdf").exists(), "only on demand"
     assert all(path.exists() for path in report.paths)
 
 
@@ -174,10 +176,7 @@ def test_a_baseline_with_seeds_judges_single_runs_by_its_spread(tmp_path: Path) 
 
 def test_nothing_has_finished_yet(tmp_path: Path) -> None:
     plan = Plan(seeds=(1,))
-    states = write_study(
-        tmp_path, Plan(seeds=(1,), fates={(c, 1): "planned" for c in ["baseline", *plan.features, "all_on"]})
-    )
-    report = build(tmp_path, states)
+    report = Made(tmp_path, replace(plan, fates={(c, 1): "planned" for c in ["baseline", *plan.features, "all_on"]}))
     assert {r.verdict for r in report.rows} == {"baseline", "no result"}
 
 
@@ -194,7 +193,7 @@ def test_no_study_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
-    states = write_study(tmp_path, Plan(seeds=(1,)))
+    states = write_study(tmp_path, Plan(seeds=(1,), features={"swiglu": FEATURES["swiglu"]}))
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(RunError, match="cannot be written"):
         build(tmp_path, states)

@@ -9,10 +9,9 @@ import pytest
 
 from ablatrix.models.config import GPTConfig
 from ablatrix.orchestrator.report import breakdown, document, figures, methods
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
-from ablatrix.orchestrator.report.build import contents
-from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.content import Table
+from tests.support.reports import analyse_folder, analyse_plan, write_html, write_markdown
 from tests.support.studies import Plan, write_study
 
 POSITIONS = {
@@ -24,7 +23,7 @@ POSITIONS = {
 
 def analysed(folder: Path, lengths: tuple[int, ...] = (32, 64, 256), **changes: object) -> Analysis:
     plan = Plan(features=POSITIONS, effects={"alibi": -0.2}, contexts=lengths, **changes)  # type: ignore[arg-type]
-    return analyse(read_study(folder, write_study(folder, plan)))
+    return analyse_plan(folder, plan)
 
 
 def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
@@ -44,8 +43,7 @@ def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
     assert beyond.reasons == dict.fromkeys(("baseline", "swiglu"), "learned positions end at 64")
 
 
-@pytest.mark.slow
-def test_page_and_files(tmp_path: Path) -> None:
+def test_table_and_pages(tmp_path: Path) -> None:
     analysis = analysed(tmp_path)
     text, table = document.context_lengths(analysis, {})
     assert isinstance(text, str) and isinstance(table, Table)
@@ -53,9 +51,7 @@ def test_page_and_files(tmp_path: Path) -> None:
     assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]
     (last,) = [row.cells for row in table.rows if row.cells[0] == "256"]
     assert [last[2], last[5]] == ["cannot", "cannot"] and last[3].startswith("2.")
-    files = contents(analysis, "")
-    assert "By context length" in str(files["report.md"]) and "By context length" in str(files["report.html"])
-    assert len(files["context_lengths.png"]) > 5000
+    assert "By context length" in write_markdown(analysis) and "By context length" in write_html(analysis)
 
 
 def test_curve_of_each_cell(tmp_path: Path) -> None:
@@ -74,7 +70,7 @@ def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
     for path in folder.glob("*/summary.json"):
         table = {"64": {"nll": "low"}, "big": {"nll": 1.0}, "128": 3, "256": {"nll": None}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll_by_block": table}))
-    assert breakdown.by_context_length(analyse(read_study(folder, states))) == []
+    assert breakdown.by_context_length(analyse_folder(folder, states)) == []
 
 
 @pytest.mark.parametrize(

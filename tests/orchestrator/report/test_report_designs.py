@@ -17,28 +17,22 @@ from ablatrix.orchestrator.report import (
     content,
     document,
     drawing,
-    figures,
     forests,
     formatting,
     methods,
     notes,
-    pages,
     wording,
 )
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
-from ablatrix.orchestrator.report.build import build, compare
-from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.analysis import Analysis
+from ablatrix.orchestrator.report.build import compare, verdict_rows
 from ablatrix.orchestrator.report.contrasts import Contrast
 from ablatrix.orchestrator.report.record import record_of
 from ablatrix.orchestrator.study.screening import Screen, fractional, plackett_burman
 from ablatrix.trainer.rundir.errors import UserError
+from tests.support.reports import analyse_folder, analyse_plan, write_html
 from tests.support.studies import FEATURES, Plan, held_out, write_study
 
 THREE = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
-
-
-def analysed(folder: Path, plan: Plan) -> Analysis:
-    return analyse(read_study(folder, write_study(folder, plan)))
 
 
 def effect_of(contrasts: tuple[Contrast, ...], name: str) -> float:
@@ -54,7 +48,7 @@ def every_combination(features: list[str]) -> dict[str, list[str]]:
 
 def test_all_on_against_the_sum_of_its_parts(tmp_path: Path) -> None:
     plan = Plan(effects={"swiglu": -0.1, "rope": -0.05}, extra={"all_on": 0.07}, noise=0.0)
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     assert [c.name for c in analysis.interactions] == ["all_on"]
     assert effect_of(analysis.interactions, "all_on") == pytest.approx(0.07)
     assert analysis.main_effects == ()
@@ -64,7 +58,7 @@ def test_all_on_against_the_sum_of_its_parts(tmp_path: Path) -> None:
 def test_a_full_factorial_has_main_effects_and_interactions(tmp_path: Path) -> None:
     cells = every_combination(list(THREE))
     plan = Plan(features=THREE, cells=cells, effects={"swiglu": -0.1}, extra={"swiglu+rope": 0.06}, noise=0.0)
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     assert [c.name for c in analysis.main_effects] == list(THREE)
     # the extra is in one of the four pairs of cells that differ in swiglu only
     assert effect_of(analysis.main_effects, "swiglu") == pytest.approx(-0.1 + 0.06 / 4)
@@ -85,19 +79,21 @@ def screened(features: dict[str, Any], screen: Screen) -> dict[str, list[str]]:
 def test_a_fraction_is_read_by_its_main_effects(tmp_path: Path) -> None:
     cells = screened(FEATURES, fractional(5))
     plan = Plan(seeds=(1, 2), cells=cells, effects={"rope": -0.1}, noise=0.004, design=[{"fractional": 5}])
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     assert effect_of(analysis.main_effects, "rope") == pytest.approx(-0.1, abs=0.01)
     assert len(analysis.interactions) == 10
     assert {cell.verdict for cell in analysis.compared} == {"no claim"}
     assert re.match(r"Main effects: rope \(−0\.\d+ nats\) helps\.", wording.headline(analysis))
     (method,) = [text for text in methods.paragraphs(analysis) if "fractional factorial" in text]
     assert "2^(5-1): 5 features in 16 cells, resolution V; generators: E = ABCD (A swiglu" in method
-    assert record_of(analysis)["design"] == [{"fractional": 5}]
+    assert record_of(analysis, "")["design"] == [{"fractional": 5}]
 
 
 def test_a_plackett_burman_design_is_flagged_as_blind_to_interactions(tmp_path: Path) -> None:
     cells = screened(FEATURES, plackett_burman(5))
-    analysis = analysed(tmp_path, Plan(seeds=(1, 2), cells=cells, effects={"rope": -0.1}, design=["plackett_burman"]))
+    analysis = analyse_plan(
+        tmp_path, Plan(seeds=(1, 2), cells=cells, effects={"rope": -0.1}, design=["plackett_burman"])
+    )
     assert any("blind to interactions" in note for note in notes.notes(analysis))
     assert "Interactions are not estimated." in wording.headline(analysis)
     assert analysis.interactions == ()
@@ -106,7 +102,7 @@ def test_a_plackett_burman_design_is_flagged_as_blind_to_interactions(tmp_path: 
 def test_all_pairs_are_held_against_their_parts(tmp_path: Path) -> None:
     cells = {name: on for name, on in every_combination(list(THREE)).items() if len(on) < 3}
     plan = Plan(features=THREE, cells=cells, effects={"rope": -0.1}, extra={"rmsnorm+rope": -0.04}, noise=0.0)
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     assert [c.name for c in analysis.interactions] == ["swiglu+rmsnorm", "swiglu+rope", "rmsnorm+rope"]
     assert effect_of(analysis.interactions, "rmsnorm+rope") == pytest.approx(-0.04)
     assert effect_of(analysis.interactions, "swiglu+rope") == pytest.approx(0.0)
@@ -115,14 +111,14 @@ def test_all_pairs_are_held_against_their_parts(tmp_path: Path) -> None:
 def test_leaving_one_out_shows_what_it_adds_to_the_others(tmp_path: Path) -> None:
     names = list(THREE)
     cells = {"baseline": [], "all_on": names, **{f"without_{n}": [m for m in names if m != n] for n in names}}
-    analysis = analysed(tmp_path, Plan(features=THREE, cells=cells, effects={"rope": -0.08}, noise=0.0))
+    analysis = analyse_plan(tmp_path, Plan(features=THREE, cells=cells, effects={"rope": -0.08}, noise=0.0))
     assert [c.name for c in analysis.left_out] == names
     assert effect_of(analysis.left_out, "rope") == pytest.approx(-0.08)
     assert effect_of(analysis.left_out, "swiglu") == pytest.approx(0.0)
 
 
 def test_a_design_without_a_baseline_is_held_against_its_first_cell(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(features=THREE, cells={"swiglu": ["swiglu"], "rope": ["rope"]}))
+    analysis = analyse_plan(tmp_path, Plan(features=THREE, cells={"swiglu": ["swiglu"], "rope": ["rope"]}))
     assert analysis.reference == "swiglu"
 
 
@@ -130,7 +126,7 @@ def test_equal_flops_and_equal_time_read_the_dearer_curve_earlier(tmp_path: Path
     dear = {"wide": {"model.n_embd": 96}, "swiglu": {"model.swiglu": True}}
     cells = {"baseline": [], "wide": ["wide"], "swiglu": ["swiglu"]}
     plan = Plan(features=dear, cells=cells, noise=0.0, shared=0.0, evaluations=30, rows=120)
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     wide, base = analysis.cells["wide"], analysis.base
     assert base is not None
     assert wide.effect is not None
@@ -152,7 +148,7 @@ def test_equal_flops_and_equal_time_read_the_dearer_curve_earlier(tmp_path: Path
 def test_cells_with_other_numbers_of_tokens_are_compared_at_the_smaller(tmp_path: Path) -> None:
     features = {"batch": {"trainer.batch_size": 16}}
     plan = Plan(features=features, cells={"baseline": [], "batch": ["batch"]}, noise=0.0, shared=0.0, evaluations=60)
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     cell = analysis.cells["batch"]
     assert cell.read_off
     assert cell.effect is not None
@@ -162,7 +158,7 @@ def test_cells_with_other_numbers_of_tokens_are_compared_at_the_smaller(tmp_path
 
 def test_speed_to_the_baselines_loss(tmp_path: Path) -> None:
     plan = Plan(effects={"swiglu": -0.1, "warmup": 0.2}, noise=0.0, evaluations=60)
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     fast, slow, base = (analysis.cells[n].tokens_to for n in ("swiglu", "warmup", "baseline"))
     assert fast is not None
     assert slow is not None
@@ -178,7 +174,7 @@ def test_speed_to_the_baselines_loss(tmp_path: Path) -> None:
 
 
 def test_effects_per_domain(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(effects={"swiglu": -0.3}, domains=("web", "code")))
+    analysis = analyse_plan(tmp_path, Plan(effects={"swiglu": -0.3}, domains=("web", "code")))
     web, code = breakdown.by_domain(analysis)
     assert (web.name, code.name) == ("web", "code")
     assert list(web.effects) == [*FEATURES, "all_on"]
@@ -190,22 +186,20 @@ def test_effects_per_domain(tmp_path: Path) -> None:
     assert found.effect.p_joint > found.effect.p
 
 
-@pytest.mark.slow
 def test_no_effect_is_said_to_be_none(tmp_path: Path) -> None:
     features = {f"f{i}": {"trainer.warmup_steps": i + 1} for i in range(6)}
-    found = build(tmp_path, write_study(tmp_path, Plan(seeds=(1, 2, 3, 4, 5), features=features, rng=4)))
-    assert {row.verdict for row in found.rows[1:]} == {"inconclusive"}
+    analysis = analyse_plan(tmp_path, Plan(seeds=(1, 2, 3, 4, 5), features=features, rng=4))
+    assert {row.verdict for row in verdict_rows(analysis)[1:]} == {"inconclusive"}
 
 
-@pytest.mark.slow
 def test_a_planted_effect_of_two_seed_spreads_is_found(tmp_path: Path) -> None:
     features = {f"f{i}": {"trainer.warmup_steps": i + 1} for i in range(6)}
     plan = Plan(
         seeds=(1, 2, 3, 4, 5), features=features, effects={"f3": -2 * np.hypot(0.02, 0.006)}, shared=0.02, noise=0.006
     )
     plan.cells = {"baseline": [], **{f: [f] for f in features}}
-    found = build(tmp_path, write_study(tmp_path, plan))
-    assert {row.cell: row.verdict for row in found.rows if row.verdict == "helps"} == {"f3": "helps"}
+    found = verdict_rows(analyse_plan(tmp_path, plan))
+    assert {row.cell: row.verdict for row in found if row.verdict == "helps"} == {"f3": "helps"}
 
 
 @pytest.mark.slow
@@ -247,26 +241,24 @@ def test_studies_on_other_data_are_told_apart(tmp_path: Path) -> None:
 
 
 def written(analysis: Analysis) -> str:
-    """The page of an analysis, without the pictures on disk."""
-    text = pages.html("title", "lead", "subtitle", document.compose(analysis, figures.build_figures(analysis, "")))
-    return text.replace("\N{NO-BREAK SPACE}", " ")
+    """The words of the page of an analysis."""
+    return write_html(analysis).replace("\N{NO-BREAK SPACE}", " ")
 
 
-@pytest.mark.slow
 def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
     names = list(THREE)
     full = every_combination(names)
-    text = written(analysed(tmp_path / "full", Plan(features=THREE, cells=full, effects={"rope": -0.1})))
+    text = written(analyse_plan(tmp_path / "full", Plan(features=THREE, cells=full, effects={"rope": -0.1})))
     assert "Main effects" in text
     assert "Full factorial design: main effects use every run" in text
     one_out = {"all_on": names, **{f"without_{n}": [m for m in names if m != n] for n in names}}
     plan = Plan(features=THREE, cells=one_out, fates={("without_rope", 2): "failed"})
-    text = written(analysed(tmp_path / "out", plan))
+    text = written(analyse_plan(tmp_path / "out", plan))
     assert "Leave one out" in text
     assert "The design has no cell without features; effects are differences from all_on." in text
     partial = Plan(features=THREE, cells=full, fates={("rope", 1): "failed"})
-    assert "runs are missing" not in written(analysed(tmp_path / "whole", Plan(features=THREE, cells=full)))
-    assert "runs are missing" in written(analysed(tmp_path / "partial", partial))
+    assert "runs are missing" not in written(analyse_plan(tmp_path / "whole", Plan(features=THREE, cells=full)))
+    assert "runs are missing" in written(analyse_plan(tmp_path / "partial", partial))
 
 
 @pytest.mark.slow
@@ -274,7 +266,7 @@ def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     features = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
     plan = Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}, seeds=(1, 2), rows=8)
     plan.fates = {("f07", 1): "diverged", ("f07", 2): "diverged"}
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     text = written(analysis)
     assert "A sentence per cell (66)" in text
     assert len(re.findall(r"<td class=\"l name\">f\d\d</td>", text)) == 65
@@ -296,7 +288,7 @@ def test_what_should_be_equal_and_is_not_is_said(tmp_path: Path, key: str, value
     states = write_study(tmp_path, Plan(features=THREE, seeds=(1, 2)))
     path = next(tmp_path.glob("rope-seed2-*")) / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    assert any(note in said for said in notes.notes(analyse(read_study(tmp_path, states))))
+    assert any(note in said for said in notes.notes(analyse_folder(tmp_path, states)))
 
 
 def test_numbers_are_written_for_people() -> None:

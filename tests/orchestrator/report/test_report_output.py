@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import drawing, figures, methods, palette, tables
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
-from ablatrix.orchestrator.report.build import build
-from ablatrix.orchestrator.report.build import contents as contents_of
+from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, palette, paper, tables
+from ablatrix.orchestrator.report.build import build, verdict_rows
 from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.record import record_of
 from ablatrix.orchestrator.study.dotted import nest
 from ablatrix.trainer.config import RunConfig
 from tests.support.hostile_names import HOSTILE
+from tests.support.reports import analyse_folder, analyse_plan, write_html, write_markdown
 from tests.support.studies import FEATURES, Plan, write_study
 
 AGAIN = """
 import json, sys
 from pathlib import Path
-from ablatrix.orchestrator.report.build import build
+from ablatrix.orchestrator.report.build import build, verdict_rows
 from ablatrix.orchestrator.report.build import contents as contents_of
 states = {k: tuple(v) for k, v in json.loads(sys.argv[2]).items()}
 build(Path(sys.argv[1]), states)
@@ -40,15 +40,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "report").iterdir())}
 
 
-def analysed(folder: Path, plan: Plan) -> Analysis:
-    return analyse(read_study(folder, write_study(folder, plan)))
-
-
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     import json
 
-    states = write_study(tmp_path, Plan(seeds=(1, 2), effects={"swiglu": -0.1}, domains=("a", "b")))
+    two = {name: FEATURES[name] for name in ("swiglu", "rope")}
+    states = write_study(tmp_path, Plan(seeds=(1, 2), features=two, domains=("a", "b")))
     build(tmp_path, states)
     first = contents(tmp_path)
     shutil.rmtree(tmp_path / "report")
@@ -61,45 +58,26 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) 
     assert [name for name in first if first[name] != second[name]] == []
 
 
-@pytest.mark.slow
-def test_nothing_is_written_again_unless_something_changed(tmp_path: Path) -> None:
-    states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
-    before = {path: path.stat().st_ino for path in build(tmp_path, states).paths}
-    assert {path: path.stat().st_ino for path in build(tmp_path, states).paths} == before
-    page = tmp_path / "report" / "report.html"
-    whole = page.read_bytes()
-    page.write_bytes(whole[:100])
-    build(tmp_path, states)
-    assert page.read_bytes() == whole
-    changed = dict.fromkeys(list(states)[:1], ("failed", "by hand"))
-    build(tmp_path, {**states, **changed})
-    assert b"by hand" in (tmp_path / "report" / "summary.csv").read_bytes()
-
-
-@pytest.mark.slow
-def test_figures_that_are_no_longer_made_go_away(tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    build(
-        folder, write_study(folder, Plan(seeds=(1,), features={"swiglu": FEATURES["swiglu"], "rope": FEATURES["rope"]}))
-    )
-    mine = folder / "report" / "notes.txt"
+def test_files_are_written_if_something_changed_and_go_away_if_they_are_no_longer_made(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    page, figure, mine = (folder / name for name in ("report.html", "interactions.png", "notes.txt"))
+    made: dict[str, bytes | str] = {"report.html": "page", "interactions.png": b"figure"}
+    assert output.refresh(folder, "inputs", lambda: made) == (page, figure)
     mine.write_text("a person's own file")
-    assert (folder / "report" / "interactions.png").exists()
-    (folder / "study.json").unlink()
-    build(
-        folder,
-        write_study(tmp_path / "other", Plan(seeds=(1,), features={"swiglu": FEATURES["swiglu"]})) and _move(tmp_path),
-    )
-    assert not (folder / "report" / "interactions.png").exists()
-    assert mine.exists()
+    written = page.stat().st_ino
+    assert output.refresh(folder, "inputs", dict) == (page, figure) and page.stat().st_ino == written
+    page.write_text("pa")
+    output.refresh(folder, "inputs", lambda: made)
+    assert page.read_text() == "page"
+    assert output.refresh(folder, "other inputs", lambda: {"report.html": "other page"}) == (page,)
+    assert page.read_text() == "other page" and not figure.exists() and mine.exists()
 
 
-def _move(tmp_path: Path) -> dict[str, tuple[str, str]]:
-    for path in (tmp_path / "other").iterdir():
-        target = tmp_path / "study" / path.name
-        if not target.exists():
-            shutil.move(path, target)
-    return {}
+def test_the_state_of_a_run_is_an_input(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
+    changed = {**states, next(iter(states)): ("failed", "by hand")}
+    digests = [read_study(tmp_path, found).digest for found in (states, changed, states)]
+    assert digests[0] == digests[2] != digests[1]
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW], ids=["wide", "narrow"])
@@ -115,7 +93,7 @@ def _move(tmp_path: Path) -> dict[str, tuple[str, str]]:
 )
 @pytest.mark.slow
 def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, width: float) -> None:
-    analysis = analysed(tmp_path, plan)
+    analysis = analyse_plan(tmp_path, plan)
     for figure in figures.build_figures(analysis, ""):
         if figure.forest and width == drawing.NARROW:
             continue  # a table on the page
@@ -140,14 +118,13 @@ def test_styles_do_not_repeat() -> None:
     assert len(seen) == 60
 
 
-@pytest.mark.slow
 def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path) -> None:
-    report = build(tmp_path, write_study(tmp_path, Plan(features=HOSTILE, seeds=(1,))))
-    page = (tmp_path / "report" / "report.html").read_text()
+    analysis = analyse_plan(tmp_path, Plan(features=HOSTILE, seeds=(1,)))
+    page = write_html(analysis)
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert len(report.rows) == len(HOSTILE) + 2
-    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert len(verdict_rows(analysis)) == len(HOSTILE) + 2
+    markdown = write_markdown(analysis)
     outside_code = re.sub(r"```sh.*?```", "", markdown, flags=re.S)
     assert "<script>" not in outside_code.replace("\\<script\\>", "")
     assert r"a\$b\$" in markdown
@@ -156,7 +133,7 @@ def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_latex_is_escaped(tmp_path: Path) -> None:
-    text = tables.latex(analysed(tmp_path, Plan(features=HOSTILE, seeds=(1, 2))))
+    text = tables.latex(analyse_plan(tmp_path, Plan(features=HOSTILE, seeds=(1, 2))))
     assert r"\_x & 2 of 2 &" in text
     assert r"a\$b\$" in text
     assert r"\textless{}script\textgreater{}" in text
@@ -195,14 +172,12 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-@pytest.mark.slow
 def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
     plan = Plan(fates={("rope", 2): "diverged", ("swiglu", 3): "failed"})
     states = write_study(tmp_path, plan)
     first = next(tmp_path.glob("baseline-seed1-*"))
     (first / "provenance.json").write_text('{"git_commit": "0123456789abcdef", "versions": {"torch": "9.9"}}')
-    build(tmp_path, states)
-    text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    text = write_markdown(analyse_folder(tmp_path, states)).replace("\\", "")
     assert "7 cells with 3 seeds (1, 2, 3) make 21 runs, of which 20 finished and 1 of those diverged" in text
     assert "peak learning rate 0.0005" in text
     assert "tokenizer sample" in text
@@ -241,34 +216,33 @@ def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words:
     assert "None" not in text
 
 
-@pytest.mark.slow
 def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1,)))
     told = {"name": "Gates & <b>norms</b>", "date": "2026-01-31", "hypothesis": "a*b*c `x` <script>alert(1)</script>"}
     change(tmp_path / "study.json", info=told)
-    build(tmp_path, states)
-    page = (tmp_path / "report" / "report.html").read_text()
+    analysis = analyse_folder(tmp_path, states)
+    page = write_html(analysis)
     assert page.index("The experiment") < page.index("Run health")
     assert "Gates &amp; &lt;b&gt;norms&lt;/b&gt;, 2026-01-31" in page
     assert "Hypothesis: a*b*c `x` &lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
-    markdown = (tmp_path / "report" / "report.md").read_text()
+    markdown = write_markdown(analysis)
     assert "Hypothesis: a\\*b\\*c \\`x\\` \\<script\\>alert(1)\\</script\\>" in markdown
     assert markdown.index("## The experiment") < markdown.index("## Run health")
     change(tmp_path / "study.json", info={})
-    build(tmp_path, states)
-    assert "The experiment" not in (tmp_path / "report" / "report.html").read_text(), "the old page was kept"
+    changed = analyse_folder(tmp_path, states)
+    assert "The experiment" not in write_html(changed)
+    assert changed.study.digest != analysis.study.digest, "the old page would be kept"
 
 
-@pytest.mark.slow
 def test_early_stop_is_no_failure(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1, 2)))
     for run in sorted(tmp_path.glob("rope-seed*")):
         change(run / "summary.json", stopped_early=True, iters=480)
-    report = build(tmp_path, states)
-    assert "2 runs stopped early, as configured, and count as finished." in report.notes
-    (rope,) = [row for row in report.rows if row.cell == "rope"]
+    analysis = analyse_folder(tmp_path, states)
+    assert "2 runs stopped early, as configured, and count as finished." in notes.notes(analysis)
+    (rope,) = [row for row in verdict_rows(analysis) if row.cell == "rope"]
     assert rope.text.runs == "2 of 2" and rope.text.effect != "—"
-    assert "no result" not in (tmp_path / "report" / "report.md").read_text()
+    assert "no result" not in write_markdown(analysis)
 
 
 def change(path: Path, **values: object) -> None:
@@ -280,40 +254,40 @@ def test_runs_are_linked_and_their_last_samples_stand_side_by_side(tmp_path: Pat
     for run in sorted(tmp_path.glob("*-seed*")):
         text = f"=== iter 10\nearly\n=== iter 20\n<b>late</b> of {run.name}\n"
         (run / "samples.txt").write_text(text)
-    build(tmp_path, states)
-    page = (tmp_path / "report" / "report.html").read_text()
+    analysis = analyse_folder(tmp_path, states)
+    page = write_html(analysis)
     links = re.findall(r'<a href="\.\./([^"]+)/">', page)
-    assert sorted(set(links)) == sorted(states) and all((tmp_path / "report" / ".." / link).is_dir() for link in links)
+    assert sorted(set(links)) == sorted(states) and all((tmp_path / link).is_dir() for link in links)
     assert "early" not in page and page.count("after step 20:\n&lt;b&gt;late&lt;/b&gt; of ") == 3
     assert "<h4>swiglu, seed 1</h4>" in page and "swiglu, seed 2" not in page
-    markdown = (tmp_path / "report" / "report.md").read_text()
+    markdown = write_markdown(analysis)
     assert f"](../{next(iter(states))}/)" in markdown and "```\nafter step 20:\n<b>late</b>" in markdown
 
 
-def test_the_pdf_is_on_demand_and_then_kept_up_to_date(tmp_path: Path) -> None:
+def test_the_pdf_is_kept_up_to_date_once_it_is_there(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
-    build(tmp_path, states)
-    paper = tmp_path / "report" / "report.pdf"
-    assert not paper.exists()
+    path = tmp_path / "report" / "report.pdf"
     build(tmp_path, states, with_pdf=True)
-    first = paper.read_bytes()
+    first = path.read_bytes()
     assert first.count(b"/Type /Page ") == 1
     build(tmp_path, {**states, next(iter(states)): ("failed", "by hand")})
-    assert paper.exists()
+    assert path.exists()
     forty = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
     cells = {"baseline": [], **{name: [name] for name in forty}}
-    many = analysed(tmp_path / "many", Plan(features=forty, cells=cells, seeds=(1, 2), rows=8))
-    pages = contents_of(many, with_pdf=True)["report.pdf"]
-    assert isinstance(pages, bytes) and pages.count(b"/Type /Page ") == 3
+    many = analyse_plan(tmp_path / "many", Plan(features=forty, cells=cells, seeds=(1, 2), rows=8))
+    shown = [figure for figure in figures.build_figures(many, "") if figure.name in ("effects", "loss_curves")]
+    pages = paper.write("title", "lead", "subtitle", shown, methods.paragraphs(many))
+    assert pages.count(b"/Type /Page ") == 3
 
 
 def test_the_record_is_json_with_the_numbers_of_the_tables(tmp_path: Path) -> None:
     fates = {("rope", 1): "diverged", ("rope", 2): "diverged"}
-    report = build(tmp_path, write_study(tmp_path, Plan(seeds=(1, 2), effects={"swiglu": -0.2}, fates=fates)))
-    record = json.loads(json.dumps(report.record, allow_nan=False))
-    assert record["headline"] == report.headline and record["warnings"] == list(report.notes)
+    analysis = analyse_plan(tmp_path, Plan(seeds=(1, 2), effects={"swiglu": -0.2}, fates=fates))
+    record = json.loads(json.dumps(record_of(analysis, "a sentence"), allow_nan=False))
+    assert record["headline"] == "a sentence" and record["warnings"] == notes.notes(analysis)
     cells = {cell["cell"]: cell for cell in record["cells"]}
-    assert [cells[row.cell]["verdict"] for row in report.rows] == [row.verdict for row in report.rows]
+    rows = verdict_rows(analysis)
+    assert [cells[row.cell]["verdict"] for row in rows] == [row.verdict for row in rows]
     effect = cells["swiglu"]["effect"]
     assert effect["joint_low"] < effect["low"] < effect["mean"] < effect["high"] < effect["joint_high"] < 0
     assert effect["at_least"] == effect["joint_high"] and effect["p"] < effect["p_joint"] < 0.05

@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.report import document, record, tables
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
-from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.trainer.rundir.step_time import lower_quartile
-from tests.support.studies import Plan, write_study
+from tests.support.reports import analyse_plan
+from tests.support.studies import Plan
 
 CELLS = ("baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on")
 SEEDS = (1, 2, 3, 4)
-
-
-def analysed(folder: Path, plan: Plan) -> Analysis:
-    return analyse(read_study(folder, write_study(folder, plan)))
 
 
 def words(analysis: Analysis) -> str:
@@ -26,7 +22,7 @@ def words(analysis: Analysis) -> str:
 
 
 def test_a_cell_that_is_really_slower_is_slower_and_schedules_are_not(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(seeds=SEEDS))
+    analysis = analyse_plan(tmp_path, Plan(seeds=SEEDS))
     assert analysis.times.withheld == ""
     assert analysis.times.ratio("swiglu") == pytest.approx(1.15, rel=1e-6)
     assert analysis.times.ratio("rope") == pytest.approx(1.0, rel=1e-6)
@@ -43,7 +39,7 @@ def test_a_cell_that_is_really_slower_is_slower_and_schedules_are_not(tmp_path: 
 def test_a_machine_that_gets_busy_half_way_gives_no_time_at_all(tmp_path: Path) -> None:
     """In the study's own order: the second half of the cells, with all their seeds, took twice as long."""
     slow = {(cell, seed): 2.0 for cell in CELLS[4:] for seed in SEEDS}
-    analysis = analysed(tmp_path, Plan(seeds=SEEDS, slow=slow))
+    analysis = analyse_plan(tmp_path, Plan(seeds=SEEDS, slow=slow))
     assert "computes what the baseline computes, but its steps took 2.00 times as long" in analysis.times.withheld
     for cell in analysis.compared:
         assert cell.equal_seconds is None
@@ -62,12 +58,12 @@ def test_a_machine_that_gets_busy_half_way_gives_no_time_at_all(tmp_path: Path) 
 
 def test_drift_from_seed_to_seed_within_a_cell_gives_no_time(tmp_path: Path) -> None:
     slow = {(cell, seed): 1 + 0.2 * (seed > 2) for cell in CELLS for seed in SEEDS}
-    analysis = analysed(tmp_path, Plan(seeds=SEEDS, slow=slow))
+    analysis = analyse_plan(tmp_path, Plan(seeds=SEEDS, slow=slow))
     assert "seconds per step differ by" in analysis.times.withheld
 
 
 def test_one_disturbed_run_of_a_cell_gives_no_time(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(seeds=SEEDS, slow={("rope", 2): 1.5}))
+    analysis = analyse_plan(tmp_path, Plan(seeds=SEEDS, slow={("rope", 2): 1.5}))
     assert "between runs of rope" in analysis.times.withheld
 
 
@@ -79,7 +75,7 @@ def test_runs_on_two_hosts_are_compared_within_each(tmp_path: Path) -> None:
         for seed in SEEDS
     }
     slow = {run: 1.6 for run, host in hosts.items() if host == "slow"}
-    analysis = analysed(tmp_path, Plan(seeds=SEEDS, hosts=hosts, slow=slow))
+    analysis = analyse_plan(tmp_path, Plan(seeds=SEEDS, hosts=hosts, slow=slow))
     assert analysis.times.withheld == ""
     assert analysis.times.ratio("swiglu") == pytest.approx(1.15, rel=0.05)
     assert analysis.times.ratio("rope") == pytest.approx(1.0, rel=1e-6)
@@ -87,7 +83,7 @@ def test_runs_on_two_hosts_are_compared_within_each(tmp_path: Path) -> None:
 
 def test_a_cell_on_hardware_without_a_baseline_has_no_time(tmp_path: Path) -> None:
     hosts = {(cell, seed): "other" if cell == "rope" else "usual" for cell in CELLS for seed in SEEDS}
-    analysis = analysed(tmp_path, Plan(seeds=SEEDS, hosts=hosts))
+    analysis = analyse_plan(tmp_path, Plan(seeds=SEEDS, hosts=hosts))
     assert analysis.times.apart == ("rope",)
     assert analysis.cells["rope"].equal_seconds is None
     assert analysis.cells["swiglu"].equal_seconds is not None
@@ -96,7 +92,7 @@ def test_a_cell_on_hardware_without_a_baseline_has_no_time(tmp_path: Path) -> No
 
 def test_one_seed_without_a_control_says_nothing_about_time(tmp_path: Path) -> None:
     features = {"swiglu": {"model.swiglu": True}, "rope": {"model.rope": True}}
-    analysis = analysed(tmp_path, Plan(seeds=(1,), features=features))
+    analysis = analyse_plan(tmp_path, Plan(seeds=(1,), features=features))
     assert "no cell ran twice" in analysis.times.withheld
 
 

@@ -1,0 +1,35 @@
+"""Reports of synthetic studies, without the drawing: a figure costs more than all the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ablatrix.orchestrator.report import document, figures, pages, wording
+from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.collect import read_study
+from tests.support.studies import Plan, write_study
+
+TITLE = "Ablation: planted"
+
+
+def analyse_plan(folder: Path, plan: Plan) -> Analysis:
+    """Return the analysis of a study that is written into `folder`."""
+    return analyse_folder(folder, write_study(folder, plan))
+
+
+def analyse_folder(folder: Path, states: Mapping[str, str | tuple[str, str]]) -> Analysis:
+    return analyse(read_study(folder, states))
+
+
+def write_html(analysis: Analysis) -> str:
+    """Return report.html with empty figures."""
+    words = TITLE, wording.headline(analysis), document.subtitle(analysis)
+    drawn = figures.build_figures(analysis, words[1])
+    return pages.html(*words, document.compose(analysis, drawn), {figure.name: "" for figure in drawn})
+
+
+def write_markdown(analysis: Analysis) -> str:
+    """Return report.md."""
+    words = TITLE, wording.headline(analysis), document.subtitle(analysis)
+    return pages.markdown(*words, document.compose(analysis, figures.build_figures(analysis, words[1])))
