@@ -12,7 +12,9 @@ from typing import Any
 from ablatrix.orchestrator.store.code_snapshot import code_root
 
 
-def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess.Popen[str]]:
+def ranks(
+    command: list[str], count: int = 2, python: str = sys.executable, **options: Any
+) -> list[subprocess.Popen[str]]:
     """The processes of one run, as a launcher starts them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -22,13 +24,13 @@ def ranks(command: list[str], count: int = 2, **options: Any) -> list[subprocess
         environment = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
         environment |= {name: str(value) for name, value in place.items()}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes, **options))
+        started.append(subprocess.Popen([python, *command], env=environment, **pipes, **options))
     return started
 
 
 def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]:
     """What each has printed; their exit codes must be these."""
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == codes, "\n".join(outputs)
     return outputs
 

@@ -197,12 +197,11 @@ def test_tuned_products_are_exact() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
-@pytest.mark.parametrize("toggles", [{}, {"swiglu": True, "rmsnorm": True, "rope": True}], ids=["plain", "all_on"])
-def test_compiled_parts_compute_the_same(toggles: dict[str, bool]) -> None:
+def test_compiled_parts_compute_the_same() -> None:
     """What a GPU gets, compiled here for the CPU."""
     from ablatrix.models import head_loss
 
-    model = GPT(config(toggles).model, seed=1)
+    model = GPT(config({"swiglu": True, "rmsnorm": True, "rope": True}).model, seed=1)
     x, y = (torch.from_numpy(a) for a in batch(0))
     expected = model.loss(x, y)
     expected.backward()

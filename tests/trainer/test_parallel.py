@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from ablatrix.trainer.distributed.rank_info import RankInfo
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.forked_python import ForkedPython
 from tests.support.ranks import ended, flags, ranks
+from tests.support.waiting import wait_for
 from tests.support.workspace import without_clock
 from tests.trainer.parallel_worker import HALF, RECOMPUTED, STEPS, VARIANTS, settings, train
 
@@ -92,32 +93,35 @@ def events(run_dir: Path) -> list[str]:
 
 
 def after(run_dir: Path, step: int) -> None:
-    end = time.monotonic() + 60
-    while len(loss_csv.parse_rows(run_files.read_text(run_dir / run_files.LOSS))) < step:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: len(loss_csv.parse_rows(run_files.read_text(run_dir / run_files.LOSS))) >= step)
 
 
 @pytest.mark.slow
-def test_kills_and_signals_of_single_processes(corpus: Path, offline_cache: Path, tmp_path: Path) -> None:
+def test_kills_and_signals_of_single_processes(
+    corpus: Path, offline_cache: Path, tmp_path: Path, forked_python: ForkedPython
+) -> None:
     """A dead process ends the others; a signal that one gets stops all; the loss curve is that of an untouched run."""
     untouched, hit = tmp_path / "untouched", tmp_path / "hit"
-    ended(ranks(flags(corpus, offline_cache, untouched)), [0, 0])
-    first = ranks(flags(corpus, offline_cache, hit))
+
+    def start(run_dir: Path) -> list[subprocess.Popen[str]]:
+        return ranks(flags(corpus, offline_cache, run_dir), python=forked_python.python)
+
+    ended(start(untouched), [0, 0])
+    first = start(hit)
     after(hit, 22)
     first[1].kill()
     told, _ = ended(first, [run_files.EXIT_LOST_PEER, -signal.SIGKILL])
     assert "another process of this run has ended" in told and "Traceback" not in told
     assert events(hit)[-1] == "lost_peer"
-    second = ranks(flags(corpus, offline_cache, hit))
+    second = start(hit)
     after(hit, 24)
     second[1].send_signal(signal.SIGUSR2)
     ended(second, [run_files.EXIT_STOPPED] * 2)
     assert events(hit)[-1] == "stopped"
-    ended(ranks(flags(corpus, offline_cache, hit)), [0, 0])
+    ended(start(hit), [0, 0])
     assert without_clock(hit) == without_clock(untouched)
     assert (run_files.read_json(hit / run_files.SUMMARY) or {})["processes"] == 2
-    outputs = ended(ranks(flags(corpus, offline_cache, hit)), [0, 0])
+    outputs = ended(start(hit), [0, 0])
     assert "already finished" in outputs[0] and outputs[1] == ""
 
 

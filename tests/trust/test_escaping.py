@@ -28,6 +28,8 @@ from tests.support.chromium import Browser
 from tests.support.evidence import Tally
 from tests.support.studies import FEATURES, Plan, write_study
 
+pytestmark = pytest.mark.xdist_group("escaping")  # which share a report
+
 # A payload that is executed sets window.canary or the title, or asks for something at canary.invalid
 ACT = "window.canary=1;document.title='canary'"
 AWAY = "https://canary.invalid/x"
@@ -155,11 +157,17 @@ class Page(HTMLParser):
                 assert json.loads(script)
 
 
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """File name -> text of the report of a study whose texts are markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    paths = build(folder, write_hostile_study(folder, HTML)).paths
+    return {path.name: path.read_text() for path in paths if path.suffix in (".html", ".md", ".tex")}
+
+
 @pytest.mark.slow
-def test_no_text_of_a_study_becomes_markup_of_its_page(tmp_path: Path, tally: Tally) -> None:
-    states = write_hostile_study(tmp_path, HTML)
-    paths = {path.name: path for path in build(tmp_path, states).paths}
-    page = Page(paths["report.html"].read_text())
+def test_no_text_of_a_study_becomes_markup_of_its_page(hostile_report: dict[str, str], tally: Tally) -> None:
+    page = Page(hostile_report["report.html"])
     page.require_harmless()
     assert f"<script>{ACT}</script>0" in "".join(page.words)  # the first name, as it stands
     tally("hostile words show in a report and do nothing", len(page.words))
@@ -175,11 +183,10 @@ def test_control_characters_are_written_out_in_every_file_of_a_report(tmp_path: 
 
 
 @pytest.mark.slow
-def test_no_text_of_a_study_becomes_markup_in_markdown_or_latex(tmp_path: Path) -> None:
-    paths = {path.name: path for path in build(tmp_path, write_hostile_study(tmp_path, HTML)).paths}
-    markdown = re.sub(r"^(`{3,})sh\n.*?^\1$", "", paths["report.md"].read_text(), flags=re.M | re.S)
+def test_no_text_of_a_study_becomes_markup_in_markdown_or_latex(hostile_report: dict[str, str]) -> None:
+    markdown = re.sub(r"^(`{3,})sh\n.*?^\1$", "", hostile_report["report.md"], flags=re.M | re.S)
     assert not re.search(r"(?<!\\)<(script|img|svg|a|iframe|b)\b|(?<!\\)\]\(javascript", markdown)
-    rows = [line for line in paths["comparison.tex"].read_text().splitlines() if line.endswith(r" \\")]
+    rows = [line for line in hostile_report["comparison.tex"].splitlines() if line.endswith(r" \\")]
     assert len(rows) == 1 + len(CELLS)
     for row in rows:
         assert len(re.findall(r"(?<!\\)&", row)) == 5
@@ -200,12 +207,13 @@ def test_a_number_stays_a_number_in_a_table(number: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(chromium.find() is None, reason="no chromium here: apt-get install chromium")
-def test_a_browser_that_opens_a_report_runs_and_fetches_nothing(tmp_path: Path, tally: Tally) -> None:
+def test_a_browser_that_opens_a_report_runs_and_fetches_nothing(
+    hostile_report: dict[str, str], tmp_path: Path, tally: Tally
+) -> None:
     """By the escaping alone, and by the page's security policy alone."""
-    escaped = next(
-        path for path in build(tmp_path, write_hostile_study(tmp_path, HTML)).paths if path.suffix == ".html"
-    )
-    page = escaped.read_text()
+    page = hostile_report["report.html"]
+    escaped = tmp_path / "report.html"
+    escaped.write_text(page)
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     assert len(policy.findall(page)) == 1
     unprotected, raw = tmp_path / "unprotected.html", tmp_path / "raw.html"

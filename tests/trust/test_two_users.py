@@ -82,7 +82,6 @@ def test_a_claim_that_another_user_has_left(found: Found, tally: Tally) -> None:
     (sticky,), (group,) = (values(found[f"stale claim, {kind}"], "bob") for kind in ("sticky", "group"))
     assert f".manifest.claim: was left by user {ALICE}" in sticky
     assert group == "entered"
-    assert found["stale claim, sticky"]["seconds"] < 30
     tally("another user's dead claim is taken over or told of, never waited for", 2)
 
 

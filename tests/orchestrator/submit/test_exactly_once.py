@@ -30,18 +30,19 @@ from tests.support.workspace import Workspace
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm that answers, on a busy machine after a while."""
     fake = FakeSlurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 0.5)
+    monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 60.0)
     monkeypatch.setattr(job_identity, "LOOKS", (0.0, 0.3))
     return fake
 
 
 @pytest.fixture
-def patient(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """For tests in which every sbatch answers, on a busy machine after a while."""
-    monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 60.0)
+def impatient(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """The same for tests in which an sbatch does not answer."""
+    monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 0.5)
     return fake
 
 
@@ -76,14 +77,14 @@ def queued_runs(study: Study, fake: FakeSlurm) -> Counter[str]:
 
 
 @pytest.mark.parametrize("mode", ["good", "late", "twice", "never", "banner", "overwritten"])
-def test_one_submit_one_job_whatever_the_answer(fake: FakeSlurm, tmp_path: Path, mode: str) -> None:
-    fake.set_mode(mode)
+def test_one_submit_one_job_whatever_the_answer(impatient: FakeSlurm, tmp_path: Path, mode: str) -> None:
+    impatient.set_mode(mode)
     study = make_study(tmp_path)
     assert submit_once(study) == ""
-    assert set(queued_runs(study, fake).values()) == {1}
+    assert set(queued_runs(study, impatient).values()) == {1}
     states = study_state.collect(study)
     assert {state.state for state in states} == {"queued"}
-    assert {state.job_id.partition("_")[0] for state in states} == {str(number) for number in fake.jobs()}
+    assert {state.job_id.partition("_")[0] for state in states} == {str(number) for number in impatient.jobs()}
 
 
 def test_no_number_is_believed_where_the_queue_shows_no_mark(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -124,21 +125,21 @@ def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_p
     assert {state.state for state in study_state.collect(study)} == {"planned"}
 
 
-def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(patient: FakeSlurm, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     (study.folder / study_dir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
     assert "nothing of it was queued" in submit_once(study)
     assert {state.state for state in study_state.collect(study)} == {"planned"}
     (tmp_path / "logs").rename(study.folder / study_dir.LOGS)
     assert submit_once(study) == ""
-    assert set(queued_runs(study, patient).values()) == {1}
+    assert set(queued_runs(study, fake).values()) == {1}
 
 
-def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(fake: FakeSlurm, tmp_path: Path) -> None:
     """The jobs are queued, and their ids cannot be written down."""
     study = make_study(tmp_path)
     events = study.runs[2].folder / run_files.EVENTS
-    program = patient.bin / "sbatch"
+    program = fake.bin / "sbatch"
     spoil = f"import os\nos.rename({str(events)!r}, {str(events) + '.kept'!r})\nos.mkdir({str(events)!r})\n"
     text = program.read_text()
     program.write_text(text.replace("\n", "\n" + spoil, 1))
@@ -148,7 +149,7 @@ def test_a_disk_that_fills_up_behind_sbatch_doubles_nothing(patient: FakeSlurm, 
     events.with_name(events.name + ".kept").rename(events)
     assert [state.job_id for state in study_state.collect(study)] == [f"1_{index}" for index in range(7)]
     assert submit_once(study) == ""
-    assert set(queued_runs(study, patient).values()) == {1}
+    assert set(queued_runs(study, fake).values()) == {1}
     assert read_events(study.runs[6].folder)[-1]["event"] == "queued"
 
 
@@ -199,9 +200,11 @@ def _submit_in_a_process(study: Study, start: "multiprocessing.synchronize.Barri
 
 
 @pytest.mark.slow
-def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: Cases) -> None:
-    rounds = cases(10, 50)
-    fake.set_mode("chaos")
+def test_eight_submits_at_once(
+    impatient: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: Cases
+) -> None:
+    rounds = cases(5, 50)
+    impatient.set_mode("chaos")
     context = multiprocessing.get_context("fork")
     planned = expand(tmp_path, FIVE)
     for number in range(rounds):
@@ -211,16 +214,16 @@ def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pyt
         for process in submits:
             process.start()
         for process in submits:
-            process.join(timeout=60)
+            process.join(timeout=180)
             assert process.exitcode == 0
-        fake.set_mode("good")  # where an answer stayed unknown: the user submits again, later
+        impatient.set_mode("good")  # where an answer stayed unknown: the user submits again, later
         with monkeypatch.context() as later:
             later.setattr(submit_attempts, "VOID_AFTER", 0.0)
             submit_once(study)
-        fake.set_mode("chaos")
-        counts = queued_runs(study, fake)
+        impatient.set_mode("chaos")
+        counts = queued_runs(study, impatient)
         assert counts == Counter({run.id: 1 for run in study.runs}), f"round {number}: {counts}"
-        for path in (fake.home / "jobs").glob("*/job"):
+        for path in (impatient.home / "jobs").glob("*/job"):
             path.unlink()
 
 
@@ -259,14 +262,14 @@ def test_a_silent_controller_is_named_and_left_in_peace(fake: FakeSlurm, tmp_pat
 
 @pytest.mark.parametrize("permitted", [True, False])
 def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
-    patient: FakeSlurm, tmp_path: Path, permitted: bool
+    fake: FakeSlurm, tmp_path: Path, permitted: bool
 ) -> None:
     """They would wait for ever, and count as queued."""
     study = make_study(tmp_path)
     submit_once(study)
-    squeue, asked = patient.bin / "squeue", tmp_path / "asked"
+    squeue, asked = fake.bin / "squeue", tmp_path / "asked"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
-    (patient.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{"" if permitted else "exit 1"}\n')
+    (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{"" if permitted else "exit 1"}\n')
     states = study_state.collect(study)
     assert {state.state for state in states} == {"queued"}
     assert "submit again to release it" in states[0].reason
@@ -279,10 +282,10 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     assert shown.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in shown
 
 
-def test_jobs_that_their_user_holds_stay_held(patient: FakeSlurm, tmp_path: Path) -> None:
+def test_jobs_that_their_user_holds_stay_held(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     submit_once(study)
-    squeue = patient.bin / "squeue"
+    squeue = fake.bin / "squeue"
     squeue.write_text(squeue.read_text().replace('"Priority"', '"JobHeldUser"'))
     states = study_state.collect(study)
     assert "JobHeldUser: release it by scontrol release" in states[0].reason

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -52,18 +51,6 @@ def test_seven_runs_from_file_to_report(workspace: Workspace) -> None:
     assert shown.stdout.splitlines()[-1] == "report: out/study/report/report.html"
     with (report / "summary.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 8
-
-
-def test_a_run_folder_repeats_itself(workspace: Workspace, tmp_path: Path) -> None:
-    """config.json alone, and the pasted args.txt, give the same loss.csv again."""
-    workspace.run("submit", workspace.write_study(), "--launcher", "local", "--only", "rope")
-    folder = workspace.run_folder("rope")
-    words = shlex.split((folder / run_files.ARGS).read_text())
-    other = tmp_path / "again"
-    command = [*words[:3], "--config", str(folder / run_files.CONFIG), f"--system.work_dir={other}"]
-    assert words[1:3] == ["-m", "ablatrix.trainer"]
-    subprocess.run(command, cwd=workspace.folder, env=workspace.env(), check=True, capture_output=True)
-    assert without_clock(other) == without_clock(folder)
 
 
 @pytest.mark.slow
@@ -130,7 +117,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     try:
         workspace.wait(lambda states: states["baseline"]["iter"] >= 20)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -154,7 +141,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
         assert "resumed" in [event["event"] for event in read_events(folder)]
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=180)
 
 
 @pytest.mark.slow
@@ -206,7 +193,7 @@ def test_runs_at_work_are_not_hidden_by_an_edit(workspace: Workspace) -> None:
         changed = ("submit", study, "--launcher", "local", "--set", "trainer.batch_size=1", "--only", "baseline")
         assert "cancel them first" in workspace.run(*changed, code=2).stderr
         assert "cancelled 1 runs" in workspace.run("cancel", "baseline", "--yes").stdout
-        process.wait(timeout=60)
+        process.wait(timeout=180)
     assert workspace.states()["baseline"]["state"] == "stopped"
 
 
