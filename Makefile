@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # -I ignores PYTHONPATH, which environment modules often set on clusters.
 PIP := -I -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 EDITABLE := -I -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable
+# Without byte code every process of the tests would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 SEED ?= 1
 RUNS ?= 1000
 STUDIES ?= 4000

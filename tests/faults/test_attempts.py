@@ -134,7 +134,7 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     os.kill(trainer, number)
     if number == signal.SIGKILL:
         os.kill(trainer, signal.SIGCONT)
-    assert job.wait(60) == 0
+    assert job.wait(180) == 0
     assert "failed" not in events(run) and [e for e in events(run) if e != "superseded"][-1] == "finished"
 
 

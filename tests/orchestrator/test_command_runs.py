@@ -31,7 +31,7 @@ def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.Complete
     submit_attempts.take(run.folder, 1)
     command = job_command.task_command([(run.folder, 1)])
     return run.folder, subprocess.run(
-        command, cwd=workspace.folder, env=workspace.env(), check=False, capture_output=True, text=True, timeout=60
+        command, cwd=workspace.folder, env=workspace.env(), check=False, capture_output=True, text=True, timeout=180
     )
 
 

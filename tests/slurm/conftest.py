@@ -23,7 +23,7 @@ def cluster_problem() -> str:
     if not shutil.which("sbatch"):
         return "no sbatch on this machine"
     try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
         return "slurmctld does not answer"
     return "" if " is UP" in ping.stdout else "slurmctld is not up"

@@ -18,7 +18,7 @@ LIMIT = 5
 
 def set_limit(jobs: int) -> None:
     command = ["sacctmgr", "--immediate", "modify", "qos", "normal", "set", f"MaxSubmitJobsPerUser={jobs}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode:
         pytest.skip(f"this cluster's QOS cannot be changed: {done.stderr.strip()}")
     time.sleep(2)  # slurmdbd tells slurmctld
@@ -36,7 +36,7 @@ def limited(slurm_workspace: Workspace) -> Iterator[Workspace]:
 
 def most_jobs_at_once() -> int:
     text = subprocess.run(
-        ["squeue", "-h", "--array", "-o", "%i"], capture_output=True, text=True, timeout=60, check=True
+        ["squeue", "-h", "--array", "-o", "%i"], capture_output=True, text=True, timeout=180, check=True
     )
     return len(text.stdout.splitlines())
 
@@ -61,7 +61,7 @@ def test_cancel_takes_the_follow_up_too(limited: Workspace) -> None:
     limited.run("submit", study, "--launcher", "sbatch", "--set", "seeds=3")
     limited.run("cancel", "--all", "--yes")
     text = subprocess.run(
-        ["squeue", "-h", "-t", "PD", "-o", "%j"], capture_output=True, text=True, timeout=60, check=True
+        ["squeue", "-h", "-t", "PD", "-o", "%j"], capture_output=True, text=True, timeout=180, check=True
     )
     assert text.stdout == ""
     assert "wait for room" not in limited.run("status").stdout

@@ -53,7 +53,7 @@ def bare_workspace(workspace: Workspace, bare_cluster: dict[str, str]) -> Iterat
 
 
 def scancel(workspace: Workspace, job: str) -> None:
-    subprocess.run(["scancel", job], env=workspace.env(), check=True, timeout=60)
+    subprocess.run(["scancel", job], env=workspace.env(), check=True, timeout=180)
 
 
 @pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
@@ -70,7 +70,7 @@ def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> No
     events = read_events(workspace.run_folder("swiglu"))
     os.kill(int(next(e["pid"] for e in events if e["event"] == "started")), signal.SIGKILL)
     subprocess.run(
-        ["scancel", "--signal=USR2", states["rmsnorm"]["job_id"]], env=workspace.env(), check=True, timeout=60
+        ["scancel", "--signal=USR2", states["rmsnorm"]["job_id"]], env=workspace.env(), check=True, timeout=180
     )
 
     ended = ("cancelled", "failed", "lost", "done")

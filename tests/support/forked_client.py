@@ -10,7 +10,7 @@ FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 HERE = os.path.dirname(os.path.abspath(__file__))
 REAL = os.readlink(os.path.join(HERE, "real"))
 FORKED = ("orchestrator", "trainer", "ablatrix")
-REAL_WITH = ("SLURM_JOB_NODELIST", "ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")  # the last two are read at import
+REAL_WITH = ("SLURM_JOB_NODELIST", "ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TIMEOUT")  # two are read at import
 
 
 def can_be_forked(flags: "list[str]", module: "list[str]") -> bool:

@@ -14,7 +14,7 @@ States = dict[str, dict[str, Any]]
 
 
 def slurm(*words: str) -> str:
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=180).stdout
 
 
 class Started:

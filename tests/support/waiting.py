@@ -11,7 +11,8 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.loss_csv import parse_rows
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 180) -> None:
+    """Return once `condition()` is true; fail after `seconds`, which a busy machine does not reach."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

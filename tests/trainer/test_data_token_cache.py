@@ -262,5 +262,5 @@ def test_a_worker_ends_with_its_parent(big: Path, cache_dir: Path) -> None:
     worker = cache_builder.start_worker(config_of(big), cache_dir, limit=1)
     assert worker.stdin is not None
     worker.stdin.close()
-    assert worker.wait(timeout=30) == 1
+    assert worker.wait(timeout=180) == 1
     assert Cache.of(config_of(big), cache_dir).meta() is None

@@ -62,7 +62,7 @@ def jobs(environment: Mapping[str, str]) -> dict[Key, Queued] | None:
     """All jobs in the queue that a study's submit has put there; None where the controller does not answer."""
     command = ["squeue", "--noheader", "--array", "--format=%i|%T|%k|%r"]
     try:
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
         return None
     if answer.returncode:

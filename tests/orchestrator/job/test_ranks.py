@@ -69,8 +69,8 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
             started[1].kill()  # as power loss does: nothing is said
         os.kill(rank, signal.SIGKILL)
         if known:
-            assert started[0].wait(60) == 1
-            started[1].wait(60)  # it says why, and may be the slower one
+            assert started[0].wait(180) == 1
+            started[1].wait(180)  # it says why, and may be the slower one
             (failed,) = (event for event in read_events(run.folder) if event["event"] == "failed")
             assert "killed by SIGKILL" in failed["reason"]  # the peer that was left may report so afterwards
         else:

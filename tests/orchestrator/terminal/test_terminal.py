@@ -68,7 +68,7 @@ def runs(workspace: Workspace) -> list[Path]:
 
 
 def until_started(workspace: Workspace) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not any("started" in run_files.read_text(run / run_files.EVENTS) for run in runs(workspace)):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -90,8 +90,8 @@ def test_a_reader_that_leaves_stops_no_run(study: Workspace) -> None:
     with subprocess.Popen(["bash", "-c", command], cwd=study.folder, env=study.env()) as process:
         until_started(study)
         (study.folder / "go").touch()
-        process.wait(60)
-    end = time.monotonic() + 60
+        process.wait(180)
+    end = time.monotonic() + 180
     while not all((run / run_files.SUMMARY).exists() for run in runs(study)):
         assert time.monotonic() < end
         time.sleep(0.1)
