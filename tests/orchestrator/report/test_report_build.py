@@ -55,6 +55,7 @@ def row(report: Report | Made, cell: str) -> VerdictRow:
     return next(r for r in report.rows if r.cell == cell)
 
 
+@pytest.mark.slow
 def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
     plan = Plan(seeds=(1, 2, 3, 4, 5), effects={"swiglu": -0.2, "warmup": 0.3}, noise=0.01)
     report = build(tmp_path, write_study(tmp_path, plan))

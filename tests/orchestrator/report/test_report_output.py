@@ -65,7 +65,7 @@ def test_files_are_written_if_something_changed_and_go_away_if_they_are_no_longe
     assert output.refresh(folder, "inputs", lambda: made) == (page, figure)
     mine.write_text("a person's own file")
     written = page.stat().st_ino
-    assert output.refresh(folder, "inputs", dict) == (page, figure) and page.stat().st_ino == written
+    assert output.refresh(folder, "inputs", lambda: {}) == (page, figure) and page.stat().st_ino == written
     page.write_text("pa")
     output.refresh(folder, "inputs", lambda: made)
     assert page.read_text() == "page"
@@ -264,6 +264,7 @@ def test_runs_are_linked_and_their_last_samples_stand_side_by_side(tmp_path: Pat
     assert f"](../{next(iter(states))}/)" in markdown and "```\nafter step 20:\n<b>late</b>" in markdown
 
 
+@pytest.mark.slow
 def test_the_pdf_is_kept_up_to_date_once_it_is_there(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1, 2), features={"swiglu": FEATURES["swiglu"]}))
     path = tmp_path / "report" / "report.pdf"

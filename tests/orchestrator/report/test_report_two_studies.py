@@ -44,6 +44,7 @@ def test_interval_and_p_value_of_a_table_are_one_statement() -> None:
             assert effect.p_joint == min(1.0, 5 * (effect.p or 0))
 
 
+@pytest.mark.slow
 def test_two_studies_are_tested_against_each_other(tmp_path: Path) -> None:
     for i, (name, effect) in enumerate((("a", -0.1), ("b", -0.2))):
         write_study(tmp_path / name, Plan(name=name, effects={"swiglu": effect, "rope": -0.05}, rng=i))
