@@ -288,6 +288,29 @@ def export(
 
 
 @app.command()
+def generate(
+    run: AnyRun,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="what to continue")],
+    compare: Annotated[
+        list[str] | None, typer.Option(metavar="CELL", help="also a run of this cell (repeatable)")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="how many to generate")] = 64,
+    temperature: Annotated[float, typer.Option(help="of the distribution that tokens are drawn from")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="draw from the likeliest tokens only; 0: from all")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="of the draws, the same for all runs")] = 0,
+    study: StudyOption = None,
+    output: Output = OUT,
+) -> None:
+    """Generate text with the model of a run, beside that of other cells, on this machine's CPU."""
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs import generate as verb
+    from ablatrix.trainer.generation import Request
+
+    request = Request(prompt, tokens, temperature, top_k, seed)
+    verb.print_texts(verb.generate(run, compare or (), study, output, request), open_console())
+
+
+@app.command()
 def schema(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write it to this file")] = None,
     check: Annotated[

@@ -37,7 +37,7 @@ CONTRACT = (
 # Checks before a submission look at the corpus, the tokenizer and the callbacks that the runs would have; a few verbs
 # do the trainer's work
 EXCEPTIONS = {
-    "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache"},
+    "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache", "ablatrix.trainer.generation"},
     "ablatrix.orchestrator.report.corpus_notes": {"ablatrix.trainer.data.corpus"},
     "ablatrix.orchestrator.submit.changed_inputs": {"ablatrix.trainer.data.fingerprints"},
     "ablatrix.orchestrator.submit.data_preflight": {
@@ -59,6 +59,7 @@ EXCEPTIONS = {
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
     "ablatrix.orchestrator.verbs.doctor": {"ablatrix.trainer.data.manifest", "ablatrix.trainer.data.tokenizer"},
     "ablatrix.orchestrator.verbs.export": {"ablatrix.trainer.export"},
+    "ablatrix.orchestrator.verbs.generate": {"ablatrix.trainer.generation"},
     "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.corpus_settings"},
 }
 

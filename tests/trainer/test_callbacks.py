@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def test_samples_of_several_prompts(train: Callable[..., Path]) -> None:
     several = train("several", trainer__sample_interval=12, trainer__sample_prompt=["The", "It is"])
     one = train("one", trainer__sample_interval=12)
     text = (several / run_files.SAMPLES).read_text()
-    assert text.startswith("=== iter 12\n--- 'The'\nThe") and "\n--- 'It is'\nIt is" in text
-    alone = (one / run_files.SAMPLES).read_text().split("=== iter 24\n")[0].removeprefix("=== iter 12\n")
+    assert re.findall(r"=== iter (\d+)", text) == ["0", "12", "24"], "before the first step, and after the last"
+    assert text.startswith("=== iter 0\n--- 'The'\nThe") and "\n--- 'It is'\nIt is" in text
+    alone = (one / run_files.SAMPLES).read_text().split("=== iter 12\n")[0].removeprefix("=== iter 0\n")
     assert f"--- 'The'\n{alone}--- 'It is'\n" in text, "a prompt's sample depends on the prompts beside it"
     assert without_clock(one) == without_clock(several)
 

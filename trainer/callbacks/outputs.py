@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.config.optimization import branch_step
+from ablatrix.trainer.generation import Request, continue_text
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.out_of_memory import largest_part, peak_memory
 from ablatrix.trainer.rundir import run_files
@@ -34,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30.0
 POLL_SECONDS = 1.0  # between looks for a person's request
-SAMPLE_TOKENS = 64
-SAMPLE_TOP_K = 40
 SAMPLE_HEADER = "=== iter "
 
 
@@ -211,36 +208,36 @@ class OutOfMemory(Callback):
 
 
 class Samples(Callback):
-    """Every sample_interval steps, a continuation of each sample_prompt goes to samples.txt.
+    """Before the first step and every sample_interval steps, a continuation of each sample_prompt goes to samples.txt.
 
     Drawn from a generator of its own, so that sampling changes neither the training nor the other prompts' samples.
     """
 
     def __init__(self, attempt: Attempt, trainer: Trainer) -> None:
         self.attempt, self.path = attempt, attempt.run_dir / run_files.SAMPLES
-        self.cache_dir = Path(trainer.config.system.cache_dir)
         self._drop_after(trainer.iter)
 
+    def on_train_start(self, trainer: Trainer) -> None:
+        if trainer.iter == 0 and not read_text_strict(self.path):
+            self._write(trainer)
+
     def on_batch_end(self, trainer: Trainer) -> None:
-        settings = trainer.config.trainer
-        if trainer.iter % settings.sample_interval == 0:
+        if trainer.iter % trainer.config.trainer.sample_interval == 0:
             with trainer.paused():
-                texts = [self._sample(trainer, prompt) for prompt in settings.sample_prompt]
-                if len(texts) > 1:
-                    texts = [f"--- {p!r}\n{text}" for p, text in zip(settings.sample_prompt, texts, strict=True)]
-                block = "\n".join([f"{SAMPLE_HEADER}{trainer.iter}", *texts, ""])
-                atomic_write(self.path, read_text_strict(self.path) + block, guard=self.attempt.require)
+                self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        prompts = trainer.config.trainer.sample_prompt
+        texts = [self._sample(trainer, prompt) for prompt in prompts]
+        if len(texts) > 1:
+            texts = [f"--- {prompt!r}\n{text}" for prompt, text in zip(prompts, texts, strict=True)]
+        block = "\n".join([f"{SAMPLE_HEADER}{trainer.iter}", *texts, ""])
+        atomic_write(self.path, read_text_strict(self.path) + block, guard=self.attempt.require)
 
     def _sample(self, trainer: Trainer, prompt: str) -> str:
-        from ablatrix.trainer.data import tokenizer  # transformers takes a second to import
-
-        codec = tokenizer.load(trainer.config.data.tokenizer, self.cache_dir)
-        idx = torch.tensor([codec.encode(prompt) or [0]], device=trainer.device)
-        generator = torch.Generator(trainer.device).manual_seed(step_seed(trainer.config.system.seed, trainer.iter))
-        out = trainer.model.generate(
-            idx, SAMPLE_TOKENS, do_sample=True, top_k=SAMPLE_TOP_K, generator=generator
-        )  # (1, T + SAMPLE_TOKENS)
-        return str(codec.decode(out[0].tolist()))
+        config = trainer.config
+        request = Request(prompt, seed=step_seed(config.system.seed, trainer.iter))
+        return continue_text(trainer.model, config.data, Path(config.system.cache_dir), request)
 
     def _drop_after(self, step: int) -> None:
         """Drop samples of steps that are about to be repeated."""

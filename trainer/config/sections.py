@@ -251,7 +251,7 @@ class TrainerConfig(Section):
     )
     eval_blocks: Blocks = Field((), description="context lengths evaluated at the end, as 256,512,1024; default: none")
     ckpt_interval: Steps[Count] = Field(500, description="steps between checkpoints (and at the end)")
-    sample_interval: Steps[Count] = Field(0, description="steps between samples of generated text")
+    sample_interval: Steps[Count] = Field(0, description="steps between samples of generated text, from step 0 on")
     sample_prompt: Texts = Field(("The",), min_length=1, description="what samples start with: a text, or a list")
     save_total_limit: Annotated[int, AfterValidator(_two_at_least)] = Field(2, description="newest checkpoints kept")
     save_best: bool = Field(False, description="keep the weights of the best evaluation in best.pt")
