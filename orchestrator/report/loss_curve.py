@@ -119,9 +119,9 @@ def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
 def _group_means(values: np.ndarray, size: int) -> np.ndarray:
     """(R,) -> (ceil(R / size),): mean of the finite values of each group, nan where it has none."""
     finite = np.isfinite(values)
-    padding = -len(values) % size
-    groups = np.pad(np.where(finite, values, 0.0), (0, padding)).reshape(-1, size)
-    counts = np.pad(finite, (0, padding)).reshape(-1, size).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        means: np.ndarray = groups.sum(axis=1) / np.where(counts, counts, np.nan)
-    return means
+    if size == 1 or not len(values):
+        return np.where(finite, values, np.nan)
+    starts = np.arange(0, len(values), size)
+    counts = np.add.reduceat(finite.astype(np.float64), starts)
+    counts[counts == 0] = np.nan
+    return np.asarray(np.add.reduceat(np.where(finite, values, 0.0), starts) / counts)

@@ -9,6 +9,7 @@ from ablatrix.orchestrator.report import sequential
 from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
 from ablatrix.orchestrator.report.formatting import count, level_text, p_equals, percent, plain, signed, span_text
+from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast
@@ -70,12 +71,13 @@ def no_claim(cell: CellResult) -> str:
 
 
 def _stability(cell: CellResult, analysis: Analysis) -> str:
-    """Return `2 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.444)`."""
+    """Return `4 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.048)`, and if that can be chance."""
     base = analysis.base
     assert base is not None
     p = fisher_p(len(cell.diverged), cell.done, len(base.diverged), base.done)
     lost = f"{len(cell.diverged)} of {count(cell.done, 'run')} diverged"
-    return f"{lost} (baseline: {len(base.diverged)} of {base.done}, Fisher's exact p {p_equals(p)})"
+    chance = ", so few that it can be chance" if p > ALPHA else ""
+    return f"{lost} (baseline: {len(base.diverged)} of {base.done}, Fisher's exact p {p_equals(p)}{chance})"
 
 
 def _direction(effect: Effect, cell: CellResult, digits: int) -> str:
