@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast, MarginalMean
     from ablatrix.orchestrator.report.figure_data import Figure
 
+MOST_LISTED = 1000  # runs of which the page has a row and a command each
+
 T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
 
@@ -352,6 +354,10 @@ def costs(analysis: Analysis) -> list[Block]:
 def repeat(analysis: Analysis) -> list[Block]:
     """Return a command per run that repeats it, and a table of all runs."""
     study = analysis.whole
+    if len(study.runs) > MOST_LISTED:
+        return [
+            f"The {len(study.runs):,} runs are listed in summary.csv; args.txt in the folder of a run has its command."
+        ]
     commands = [_repeat_command(study.folder / run.id, run) for run in study.runs]
     columns: Columns[RunRecord] = {
         "cell": lambda run: run.cell,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 12  # of one panel: more are indistinguishable
 MOST_PANELS = 12
+ALIKE = 1.02  # ratio of costs up to which a plot against them shows nothing
 SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
 AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
@@ -250,7 +251,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
 
 
 def cost(analysis: Analysis) -> Figure | None:
-    """Return the measure against the cost of a run, a marker per cell."""
+    """Return the measure against the cost of a run, a marker per cell; None where all runs cost the same."""
     cells, remark = _overlay(analysis)
     cells = [c for c in cells if c.mean is not None]
     base = analysis.base
@@ -266,7 +267,7 @@ def cost(analysis: Analysis) -> Figure | None:
     for title, label, spent in costs:
         unit = spent(base)
         points = [(c, x / unit) for c in cells if (x := spent(c))] if unit else []
-        if points:
+        if points and max(x for _, x in points) > ALIKE * min(x for _, x in points):
             lines = tuple(
                 Line(c.name, style[c.name], Series(np.array([x]), np.array([c.mean])), dots=True) for c, x in points
             )
