@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatrix.orchestrator.report import aa_check, budgets, contrasts, documents, formatting, step_times
+from ablatrix.orchestrator.report import aa_check, budgets, contrasts, documents, formatting, step_times, tuned
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.attribution import Attribution, attribute
 from ablatrix.orchestrator.report.changes import find_changes
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.progress import Progress
     from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.status.device_hours import Hours
+    from ablatrix.orchestrator.study.tuning import Tuning
 
 MATCHED = 0.01  # parameter counts within 1% count as matched
 
@@ -147,8 +147,9 @@ class Analysis:
 
     comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible. ladder:
     of a study with a scale axis, in which this is the analysis of one size.
-    progress: through the planned looks of the study, None without.
-    attribution: of the effect of all features, where the design identifies it.
+    progress: through the planned looks of the study, None without. tuned: the arms of a tuned study, whose cells are
+    their confirmation runs at each one's best value. attribution: of the effect of all features, where the design
+    identifies it.
     """
 
     study: Study
@@ -163,6 +164,7 @@ class Analysis:
     ladder: Ladder | None = None
     attribution: Attribution | None = None
     aa: AACheck | None = None
+    tuned: tuned.Tuned | None = None
 
     @property
     def whole(self) -> Study:
@@ -256,16 +258,24 @@ class Ladder:
 
 
 def analyse(study: Study, alpha: float = st.ALPHA) -> Analysis:
-    """Compare every cell of a study with its baseline, all runs at once; with a scale axis, within each size.
+    """Compare every cell of a study with its baseline, all runs at once: within each size, or each at its best value.
 
-    alpha: error rate of each table.     Return the analysis of the largest size at which something can be compared.
+    alpha: error rate of each table. Return the analysis of the largest size at which something can be compared.
     """
+    if study.tune and study.runs:
+        return _analyse_tuned(study, study.tune, alpha)
     if not study.sizes:
         return _analyse(study, alpha)
     sizes = {size: _analyse(study.at_size(size), alpha) for size in study.sizes}
     compared = [size for size, found in sizes.items() if any(cell.effect for cell in found.compared)]
     shown = (compared or list(sizes))[-1 if compared else 0]
     return replace(sizes[shown], ladder=Ladder(study, sizes, shown))
+
+
+def _analyse_tuned(study: Study, tune: Tuning, alpha: float) -> Analysis:
+    arms = tuned.find_arms(study, tune)
+    found = _analyse(tuned.confirmed(study, arms), alpha)
+    return replace(found, tuned=tuned.with_equal(arms, study.measure, study.margin))
 
 
 def _analyse(study: Study, alpha: float) -> Analysis:
@@ -388,7 +398,7 @@ def _design(study: Study, cells: Mapping[str, CellResult], matched: Matched) -> 
             factors[name] = on
     known = {label for labels in factors.values() for label in labels}
     factors |= {label: (label,) for label in dict.fromkeys(used) if label not in known}
-    expected = Counter(r.cell for r in study.runs)
+    expected = {name: len(cell.runs) for name, cell in cells.items()}
     screen = screen_of(study.design, len(factors)) if len(factors) == len(study.features) else None
     return contrasts.Design(sets, factors, matched.comparable, expected, screen)
 

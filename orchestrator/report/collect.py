@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Use
     from ablatrix.orchestrator.store import study_dir
     from ablatrix.orchestrator.study.looks import Looks
+    from ablatrix.orchestrator.study.tuning import Tuning
 
 States = Mapping[str, str | tuple[str, str]]
 
@@ -216,6 +217,7 @@ class Study:
     predict: float | None = None  # multiple of the largest compute at which effects are predicted
     looks: Looks | None = None  # planned
     plans: tuple[study_dir.Planned, ...] = ()  # as submitted first, and each change since
+    tune: Tuning | None = None  # what is tuned in every cell
 
     def at_size(self, size: str) -> Study:
         """Return the study of one size, in which cells are called as in the experiment file."""
@@ -261,6 +263,7 @@ def of_study(study: study_dir.Study, states: States) -> Study:
         plans=tuple(study.plans),
         sizes=tuple(study.scale.get("sizes", ())),
         predict=study.scale.get("predict"),
+        tune=study.tune,
     )
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from ablatrix.orchestrator.report import breakdown, generated_text, heldout_text, methods, verdicts, waterfall
+from ablatrix.orchestrator.report import (
+    breakdown,
+    generated_text,
+    heldout_text,
+    methods,
+    tuning_text,
+    verdicts,
+    waterfall,
+)
 from ablatrix.orchestrator.report.content import (
     Block,
     Code,
@@ -66,6 +74,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("health", "Run health", health(analysis)),
         _section("aa", "A/A check", aa(analysis)),
         _section("budgets", "At a matched budget", budgets(analysis)),
+        _section("tuning", "Tuned arms", tuning_text.blocks(analysis, _pick(drawn, "tuning"))),
         _section("curves", "Curves", [*curves(drawn), *generated_text.side_by_side(_listed(analysis))]),
         _section("combinations", "Combinations", combinations(analysis, drawn)),
         _section("attribution", "Which feature accounts for what", attribution(analysis, drawn)),

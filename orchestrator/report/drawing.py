@@ -172,7 +172,10 @@ def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
     axes.set_ylim(*panel.y_range)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    axes.set_xticks(ticks(panel.x_range, 4))
+    if panel.log_ticks:
+        axes.set_xticks([math.log(value) for value in panel.log_ticks], [f"{value:g}" for value in panel.log_ticks])
+    else:
+        axes.set_xticks(ticks(panel.x_range, 4))
     axes.set_yticks(ticks(panel.y_range, 5))
     if panel.x_range[1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter())

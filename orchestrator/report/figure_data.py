@@ -38,6 +38,7 @@ class Line:
 class Panel:
     """One pair of axes. zero: draw a line at 0, the baseline.
 
+    log_ticks: if given, x are natural logarithms, and the axis shows these values of what they are of.
     direct: every line has its label at its end; per_step: tokens of a step, for a second axis in steps.
     """
 
@@ -50,6 +51,7 @@ class Panel:
     zero: bool = False
     direct: bool = False
     per_step: float | None = None
+    log_ticks: tuple[float, ...] = ()
 
 
 Bounds = tuple[float, float]

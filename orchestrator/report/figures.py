@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.orchestrator.report import breakdown, curves, forests, formatting, waterfall
+from ablatrix.orchestrator.report import breakdown, curves, forests, formatting, tuning_curves, waterfall
 from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def build_figures(analysis: Analysis, headline: str) -> list[Figure]:
     made = [
         forests.effects(analysis, headline),
         differences(analysis),
+        tuned_arms(analysis),
         loss_curves(analysis),
         schedules(analysis),
         forests.main_effects(analysis),
@@ -248,6 +249,15 @@ def context_lengths(analysis: Analysis) -> Figure | None:
     caption += "; means over seeds. The table has the intervals of the effects."
     legend = tuple((line.label, line.style) for line in lines)
     return Figure("context_lengths", "Context length", caption + remark, (panel,), legend=legend)
+
+
+def tuned_arms(analysis: Analysis) -> Figure | None:
+    """Return the results of the tuning runs against the tuned setting, an arm each, with their parabolas."""
+    found = analysis.tuned
+    if found is None:
+        return None
+    cells, remark = _overlay(analysis)
+    return tuning_curves.draw(analysis, found, {c.name: styles(analysis)[c.name] for c in cells}, remark)
 
 
 def cost(analysis: Analysis) -> Figure | None:

@@ -15,14 +15,13 @@ from ablatrix.orchestrator.report import analysis
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.progress import Progress
-from ablatrix.orchestrator.report.stages import NOT_NEEDED, Stages
+from ablatrix.orchestrator.report.stages import ENDED, NOT_NEEDED, Stages
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis, CellResult
     from ablatrix.orchestrator.report.collect import RunRecord, Study
     from ablatrix.orchestrator.study.looks import Looks
 
-ENDED = ("done", "failed", "lost", "cancelled")  # no submit continues such a run unasked
 UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.UNSTABLE)
 
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import divergence
+from ablatrix.orchestrator.report import divergence, tuning_text
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.formatting import count, join_names, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
@@ -27,20 +27,20 @@ SAMPLINGS = {
 
 def paragraphs(analysis: Analysis) -> list[str]:
     """Return paragraphs on the runs, the training, evaluation and statistics, and the environment."""
-    made = [_runs(analysis), _training(analysis), _statistics(analysis), _environment(analysis)]
+    tuning = tuning_text.method(analysis)
+    made = [_runs(analysis), _training(analysis), tuning, _statistics(analysis), _environment(analysis)]
     return [text for text in made if text]
 
 
 def _runs(analysis: Analysis) -> str:
     study = analysis.study
-    seeds = sorted({run.seed for run in study.runs})
+    seeds = sorted({run.seed for cell in analysis.cells.values() for run in cell.runs})
+    tuned = ", tuned with other ones," if analysis.tuned else ""
     finished = [run for run in study.runs if run.finished]
     diverged = sum(run.diverged for run in finished)
     again = f", and the baseline again with {_seeds(analysis.aa.seeds)}," if analysis.aa else ""
-    text = (
-        f"{count(len(analysis.cells), 'cell')} with {_seeds(seeds)}{again} make {count(len(study.runs), 'run')}, of "
-        f"which {len(finished)} finished"
-    )
+    made, cells = count(len(study.runs), "run"), count(len(analysis.cells), "cell")
+    text = f"{cells} with {_seeds(seeds)}{tuned}{again} make {made}, of which {len(finished)} finished"
     text += f" and {diverged} of those diverged." if diverged else "."
     changes = "; ".join(f"{name}: {_settings(settings)}" for name, settings in study.features.items())
     return text + (f" Features: {changes}." if changes else "")

@@ -31,6 +31,11 @@ def find_stages(study: Study, states: Sequence[RunState]) -> Stages:
     return merge(rule(found) for rule in rules)
 
 
+def has_stages(study: Study) -> bool:
+    """True if what runs next may depend on results."""
+    return bool(_rules(study))
+
+
 def _rules(study: Study) -> list[Rule]:
     """Return the rules that apply to a study. Imported when used: they need numpy and scipy."""
     rules: list[Rule] = []
@@ -38,4 +43,8 @@ def _rules(study: Study) -> list[Rule]:
         from ablatrix.orchestrator.report.looks import find_stages as by_looks
 
         rules.append(by_looks)
+    if study.tune is not None:
+        from ablatrix.orchestrator.report.tuned import find_stages as by_tuning
+
+        rules.append(by_tuning)
     return rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import documents, sequential, wording
+from ablatrix.orchestrator.report import documents, sequential, tuning_text, wording
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study import screening
@@ -32,6 +32,7 @@ def notes(analysis: Analysis) -> list[str]:
         _runs,
         _noise,
         _design,
+        tuning_text.notes,
         _differences,
         _held_out_text,
     )
@@ -139,7 +140,7 @@ def _design(analysis: Analysis) -> Iterator[str]:
         if screen and (warning := screening.alias_warning(screen)):
             yield f"{warning[0].upper()}{warning[1:]}."
     schedules = [cell.name for cell in analysis.compared if cell.changes == ("schedule",)]
-    if schedules and any("model" in cell.changes for cell in analysis.compared):
+    if schedules and not analysis.tuned and any("model" in cell.changes for cell in analysis.compared):
         yield (
             f"{join_names(schedules)} {'changes' if len(schedules) == 1 else 'change'} the learning-rate schedule; a "
             "schedule should be tuned at its own peak rate."

@@ -125,6 +125,7 @@ def hover_data(figure: Figure) -> list[dict[str, Any]]:
     return [
         {
             "axis": panel.x_label,
+            **({"log": True} if panel.log_ticks else {}),
             "x": panel.x_range,
             "y": panel.y_range,
             "lines": [_points(line) for line in panel.lines],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.progress import Progress
     from ablatrix.orchestrator.report.statistics import Effect
+    from ablatrix.orchestrator.report.tuned import Tuned
     from ablatrix.orchestrator.status.device_hours import Hours
 
 
@@ -46,6 +47,7 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "aa": _aa(analysis),
         "attribution": _attribution(analysis.attribution),
         "marginal_means": [asdict(mean) for mean in analysis.combinations.marginal_means],
+        **({"tuning": _tuning(analysis.tuned)} if analysis.tuned else {}),
         "warnings": notes.notes(analysis),
         "methods": methods.paragraphs(analysis),
     }
@@ -130,6 +132,29 @@ def _attribution(found: Attribution | None) -> dict[str, Any] | None:
 def contrast_record(contrast: Contrast) -> dict[str, Any]:
     """Return a contrast's name and effect."""
     return {"name": contrast.name, "effect": _effect(contrast.effect)}
+
+
+def _tuning(found: Tuned) -> dict[str, Any]:
+    """Return the best values of a tuned study, and its effects at the baseline's."""
+    return {
+        "setting": found.tune.setting,
+        "grid": list(found.tune.grid),
+        "seeds": list(found.tune.seeds),
+        "ended": found.ended,
+        "cells": [
+            {
+                "cell": name,
+                "best": arm.optimum.value if arm.optimum else None,
+                "fitted": arm.optimum.fitted if arm.optimum else None,
+                "at_edge": arm.optimum.at_edge if arm.optimum else None,
+                "sensitivity": arm.optimum.sensitivity if arm.optimum else None,
+                "means": {f"{value:g}": mean for value, mean in arm.optimum.means.items()} if arm.optimum else {},
+                "effect_at_baselines_best": _effect(found.equal.get(name)),
+                "verdict_at_baselines_best": found.verdicts.get(name),
+            }
+            for name, arm in found.arms.items()
+        ],
+    }
 
 
 def _effect(effect: Effect | None) -> dict[str, Any] | None:

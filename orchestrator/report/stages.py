@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+ENDED = ("done", "failed", "lost", "cancelled")  # no submit continues such a run unasked
 NOT_NEEDED = "not needed"  # how the reason of a run begins that will never be queued
 
 
@@ -14,6 +15,7 @@ class Stages:
 
     later: Mapping[str, str] = field(default_factory=dict)
     lines: Sequence[str] = ()  # for `status`: how far the study has come
+    at_most: int | None = None  # of the runs that may follow, how many will at most; None: all
 
     @property
     def held(self) -> dict[str, str]:
@@ -26,6 +28,12 @@ class Stages:
         return {name for name, why in self.later.items() if not why}
 
     @property
+    def following(self) -> int:
+        """The number of runs that follow at most."""
+        found = len(self.due) + len(self.waiting)
+        return found if self.at_most is None else min(found, self.at_most)
+
+    @property
     def waiting(self) -> dict[str, str]:
         """Runs that may be due when others have ended."""
         return {name: why for name, why in self.held.items() if not why.startswith(NOT_NEEDED)}
@@ -35,9 +43,11 @@ def merge(stages: Iterable[Stages]) -> Stages:
     """Return the stages that several rules find together: a run is due if it is for all of them."""
     later: dict[str, str] = {}
     lines: list[str] = []
+    limits: list[int] = []
     for stage in stages:
+        limits += [] if stage.at_most is None else [stage.at_most]
         lines += stage.lines
         for name, why in stage.later.items():
             before = later.get(name, "")
             later[name] = why if why.startswith(NOT_NEEDED) or not before else before
-    return Stages(later, lines)
+    return Stages(later, lines, min(limits, default=None))

@@ -104,6 +104,7 @@ def headline(analysis: Analysis) -> str:
         return _main_effects(analysis)
     parts = [_decided(analysis, Verdict.HELPS), _decided(analysis, Verdict.HURTS)]
     parts += [_others(analysis, verdict) for verdict in OTHERS]
+    parts += [f"Each cell at its best {analysis.tuned.tune.setting}."] if analysis.tuned else []
     return " ".join(part for part in parts if part)
 
 

@@ -17,13 +17,14 @@ from typing import Annotated, Any, Protocol, TypeVar
 from pydantic import BeforeValidator
 
 from ablatrix.orchestrator.study import dotted
+from ablatrix.orchestrator.study.scale import SEPARATOR
 
 SEEDS = "seeds"
 FIRST_SEED = 1001  # of a number of tuning seeds: far from those of the study, which may grow
 USUAL_SEEDS = 2
 FEWEST, MOST = 3, 9  # values of a grid
+STEPS_PER_DOUBLING = 4  # of the values that may be confirmed: rounding to them costs little, even at a steep minimum
 EXAMPLE = "{trainer.learning_rate: [1e-3, 2e-3, 4e-3]}"
-AT = "@"  # between a cell and its value; no name has it
 
 
 class Tuned(Protocol):
@@ -49,22 +50,23 @@ class Tuning:
 
     @cached_property
     def candidates(self) -> tuple[float, ...]:
-        """The values that may be confirmed: the grid, and between two neighbours their geometric mean, rounded."""
+        """The values that may be confirmed: the grid, and steps of at most 19% between its values, rounded."""
         whole = all(isinstance(value, int) for value in self.grid)
         found: list[float] = [self.grid[0]]
         for low, high in pairwise(self.grid):
-            middle = math.sqrt(low * high)
-            between = round(middle) if whole else float(f"{middle:.2g}")
-            found += [between, high] if low < between < high else [high]
+            steps = math.ceil(STEPS_PER_DOUBLING * math.log2(high / low) - 1e-9)
+            between = [low * (high / low) ** (step / steps) for step in range(1, steps)]
+            rounded = [round(value) if whole else float(f"{value:.2g}") for value in between]
+            found += [value for value in dict.fromkeys(rounded) if low < value < high] + [high]
         return tuple(found)
 
     def name(self, cell: str, value: float) -> str:
         """Return the name of a cell at a value: `rope@0.002`."""
-        return f"{cell}{AT}{value:g}"
+        return f"{cell}{SEPARATOR}{value:g}"
 
     def value_of(self, run: Tuned) -> float:
         """Return the value at which a run is trained."""
-        return float(run.cell.rpartition(AT)[2])
+        return float(run.cell.rpartition(SEPARATOR)[2])
 
     def is_tuning(self, run: Tuned) -> bool:
         """True for a tuning run, False for one that confirms."""
@@ -95,7 +97,7 @@ class Tuning:
 
 def arm_of(cell: str) -> str:
     """Return the cell of the design that a cell at a value belongs to."""
-    return cell.partition(AT)[0]
+    return cell.partition(SEPARATOR)[0]
 
 
 def parse(value: Any) -> Any:

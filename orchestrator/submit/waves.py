@@ -44,7 +44,8 @@ def queue(study: Study, order: Order, chosen: Sequence[RunState], states: Sequen
     left = wave.queue(chosen)
     batch = Batch(study, [], "", order.settings, order.code, order.exports)
     others = _still_waiting(study, {state.run.id for state in chosen})  # of a submit at the same time
-    later = len(next_stage.find_stages(study, states).waiting)
+    stages = next_stage.find_stages(study, states)
+    later = stages.following if stages.waiting else 0
     if left:
         waiting = {**others, **{state.run.id: state.attempt for state in left}}
         _queue_follow_up(batch, waiting, later, wave)
@@ -262,7 +263,7 @@ def _describe_stages(
     stages: Stages, order: Order | None, follow_up: Sequence[str], jobs: helper_jobs.Queue | None, active: bool
 ) -> list[str]:
     """Return how far a study in stages has come, and what queues the runs that come next."""
-    left = len(stages.due) + len(stages.waiting)
+    left = stages.following
     if not left:
         return list(stages.lines)
     if follow_up and order and not order.runs:

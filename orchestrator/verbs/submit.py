@@ -77,7 +77,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     first = selected.chosen
     while selected.chosen:
         _launch(plan, study, selected, console)
-        if plan.launcher != "local" or not plan.options.wait or study.looks is None:
+        if plan.launcher != "local" or not plan.options.wait or not next_stage.has_stages(study):
             break
         plan.options = replace(plan.options, retry=False, rerun=())  # a run that fails again is not tried once more
         study, selected, _ = _select(plan, study, console)

@@ -73,7 +73,7 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
         for seed in plan.seeds:
             fate = plan.fates.get((cell, seed), "done")
             config = _config(plan, {} if fate == "stripped" else overrides, seed)
-            plain = re.sub("[^A-Za-z0-9._+-]|^[^A-Za-z0-9]", "x", cell)  # of a folder, whatever a cell is called
+            plain = re.sub("[^A-Za-z0-9._+@-]|^[^A-Za-z0-9]", "x", cell)  # of a folder, whatever a cell is called
             run = f"{plain}-seed{seed}-{config.fingerprint()}"
             planted = sum(plan.effects.get(f, 0.0) for f in features) + plan.extra.get(cell, 0.0)
             noise = rng.normal(0, plan.noise) if fate != "stripped" else 0.0

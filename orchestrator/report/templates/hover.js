@@ -52,7 +52,7 @@
     const x = x0 + (event.clientX - box.left) / box.width * (x1 - x0);
     const found = nearest(panel, x, y1 - (event.clientY - box.top) / box.height * (y1 - y0));
     tip.replaceChildren();
-    addRow(panel.axis, format(x), "");
+    addRow(panel.axis, format(panel.log ? Math.exp(x) : x), "");
     found.slice(0, SHOWN).forEach((line, i) => addRow(line.label, format(line.value), i ? "" : "nearest"));
     rule.hidden = tip.hidden = found.length === 0;
     place(rule, event.clientX, box.top);

@@ -15,7 +15,7 @@ RATES = "tune: {trainer.learning_rate: [4e-3, 1e-3, 2e-3]}\n"
 def test_every_cell_is_tuned_and_may_be_confirmed_at_each_candidate(tmp_path: Path) -> None:
     runs = expand(tmp_path, f"{COSINE}{RATES}seeds: 3\n")
     tune = parse({"trainer.learning_rate": [4e-3, 1e-3, 2e-3]})
-    assert tune.candidates == (1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)
+    assert tune.candidates == (1e-3, 1.2e-3, 1.4e-3, 1.7e-3, 2e-3, 2.4e-3, 2.8e-3, 3.4e-3, 4e-3)
     tuning = [run for run in runs if tune.is_tuning(run)]
     assert len(tuning) == 2 * 3 * 2
     assert {run.seed for run in tuning} == {1001, 1002}
@@ -42,7 +42,7 @@ def test_the_most_and_the_compared_runs(tmp_path: Path) -> None:
 
 
 def test_candidates_of_whole_numbers_are_whole() -> None:
-    assert parse({"lr": [1, 2, 8]}).candidates == (1, 2, 4, 8)
+    assert parse({"lr": [1, 2, 8]}).candidates == (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def test_nested_keys_and_listed_seeds() -> None:
