@@ -246,7 +246,7 @@ def describe(
     """Return lines for `status`: what waits for room or for results, and the study's helper jobs."""
     waiting, order = wave_order.find_waiting(study, states), wave_order.read(study)
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
-    lines = _describe_stages(stages, order, follow_up, jobs, any(s.active for s in states)) if stages else []
+    lines = _describe_stages(stages, order, follow_up, jobs, states) if stages else []
     if waiting and follow_up:
         hold = jobs[follow_up[-1]].hold if jobs else ""
         how = f"is to queue them, but is held ({hold})" if hold else "queues them"
@@ -260,10 +260,16 @@ def describe(
 
 
 def _describe_stages(
-    stages: Stages, order: Order | None, follow_up: Sequence[str], jobs: helper_jobs.Queue | None, active: bool
+    stages: Stages,
+    order: Order | None,
+    follow_up: Sequence[str],
+    jobs: helper_jobs.Queue | None,
+    states: Sequence[RunState],
 ) -> list[str]:
     """Return how far a study in stages has come, and what queues the runs that come next."""
-    left = stages.following
+    later = {*stages.due, *stages.waiting}
+    planned = sum(state.state == "planned" and state.run.id in later for state in states)
+    left = min(planned, stages.following)
     if not left:
         return list(stages.lines)
     if follow_up and order and not order.runs:
@@ -271,5 +277,5 @@ def _describe_stages(
     if jobs is None and order and order.staged:
         return [*stages.lines, f"up to {left} runs follow; Slurm does not say whether a job queues them"]
     why = f" ({order.problem})" if order and order.problem else ""
-    when = " when the runs have ended" if active else ""
+    when = " when the runs have ended" if any(state.active for state in states) else ""
     return [*stages.lines, f"up to {left} runs follow, and no job will queue them{why}: submit again{when}"]

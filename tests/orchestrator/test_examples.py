@@ -15,6 +15,7 @@ EXPERIMENTS = code_root() / "experiments"
 CELLS = {
     "ablation": ["baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on"],
     "quickstart": ["baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on"],
+    "adaptive": ["baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on"],
     "hyperparameters": ["baseline", "higher_lr", "larger_batch", "low_weight_decay"],
     "factorial": [
         *("baseline", "swiglu", "rmsnorm", "rope"),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.support.simulated_studies import simulate
+from tests.support.simulated_studies import ADAPTIVE, simulate, simulate_looks
 
 STUDIES = 250
 
@@ -31,3 +31,16 @@ def test_three_seeds_find_an_effect_of_four_standard_deviations(noise: str) -> N
     assert found.power >= 0.9 - 3.1 * math.sqrt(0.9 * 0.1 / STUDIES)
     assert found.false_verdicts <= at_most(0.06)
     assert 0.935 - 0.015 <= found.coverage <= 0.965 + 0.015
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["equal", "measured"])
+@pytest.mark.parametrize("name", ["3/5/8, six effects", "3/5/8/12, margin 2.5, three"])
+def test_planned_looks_keep_the_error_rate_and_the_power_with_fewer_runs(noise: str, name: str) -> None:
+    looks, truth, margin = ADAPTIVE[name]
+    studies = 60
+    found = simulate_looks(noise, looks, truth, studies, margin)
+    assert found.false_verdicts <= 0.05 + 3.1 * math.sqrt(0.05 * 0.95 / studies)
+    assert found.power >= 0.95 * found.fixed_power - 3.1 * math.sqrt(0.05 * 0.95 / studies)
+    assert found.runs <= 0.63
+    assert found.null_decided >= 0.9
