@@ -66,7 +66,8 @@ def _example(analysis: Analysis) -> RunRecord | None:
 def sampling(get: Callable[[str], Any]) -> str:
     """Return how batches are drawn, "" for windows of single documents. get: returns a setting of the baseline."""
     mask = ", with attention within each document" if get("data.document_mask") else ""
-    return SAMPLINGS.get(str(get("data.sampling")), "") + mask
+    text = SAMPLINGS.get(str(get("data.sampling")), "")
+    return text + mask + (" (held-out documents begin with the separator too)" if text else "")
 
 
 def _training(analysis: Analysis) -> str:

@@ -189,6 +189,7 @@ def _changed_weights(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _one_way_to_cut(runs: list[RunRecord]) -> list[RunRecord]:
-    """Return the runs, none if their windows differ because of block size or tokenizer."""
-    ways = {(run.setting("data.block_size"), run.setting("data.tokenizer"), run.number("val_tokens")) for run in runs}
+    """Return the runs, none if their windows differ because of block size, tokenizer or separator."""
+    names = ("data.block_size", "data.tokenizer", "data.separator")
+    ways = {(*map(run.setting, names), run.number("val_tokens")) for run in runs}
     return runs if len(ways) == 1 else []

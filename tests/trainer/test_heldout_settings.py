@@ -185,3 +185,26 @@ def test_a_run_with_a_test_file(train: Callable[..., Path], tmp_path: Path) -> N
     write(other, 31)
     with pytest.raises(UserError, match=r"the content of data.test_file \(.*b.jsonl\) has changed since it finished"):
         train("run", **flags)
+
+
+@pytest.mark.parametrize("eval_tokens", [10, 60, 10**6])
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_same_tokens_are_scored_behind_a_separator(eval_tokens: int, exact: bool) -> None:
+    """As a packed block, a document begins with the separator; scored are the tokens that are scored without it."""
+    lengths = [1, 2, 7, 8, 9, 10, 16, 17, 18, 40]
+    store = Counted(lengths)
+    eval_tokens = min(eval_tokens, sum(lengths) - len(lengths))
+    plain = HeldOut(store, range(10), exact).windows(BLOCK, eval_tokens)
+    begun = HeldOut(store, range(10), exact, separator=999).windows(BLOCK, eval_tokens)
+    for windows in (plain, begun):
+        scored = windows.y != PADDING
+        np.testing.assert_array_equal(windows.x[scored], windows.y[scored] - 1)
+    assert sorted(plain.y[plain.y != PADDING]) == sorted(begun.y[begun.y != PADDING])
+    np.testing.assert_array_equal(plain.scored, begun.scored)
+    np.testing.assert_array_equal(plain.lines, begun.lines)
+    first = np.isin(plain.x[:, 0], store.begins)
+    rows = len(plain.x)
+    assert (begun.x[:rows][first, 0] == 999).all() and (begun.y[:rows][first, 0] == PADDING).all()
+    np.testing.assert_array_equal(begun.x[:rows][first, 1], plain.x[first, 0])
+    np.testing.assert_array_equal(begun.x[:rows][~first], plain.x[~first])
+    assert ((begun.y[rows:] != PADDING).sum(axis=1) == 1).all()

@@ -104,6 +104,8 @@ class RunConfig(Section):
         if self.data.test_file:
             found["data"]["test_file"] = _places(self.data.test_file)
             del found["data"]["test_size"]  # not read
+        if self.data.sampling != "document":
+            found["data"]["held_out_begin"] = "separator"  # it was the first token in earlier versions
         name = self.data.tokenizer
         is_folder = tokenizer_names.is_folder(name)
         found["data"]["tokenizer"] = run_hash.normalize_path(name) if is_folder else tokenizer_names.canonical(name)

@@ -53,18 +53,22 @@ class Windows:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out documents of a run: lines of a store. exact: so many tokens are evaluated as was asked for."""
+    """The held-out documents of a run: lines of a store.
+
+    exact: so many tokens are evaluated as was asked for. separator: the token that documents begin with in training.
+    """
 
     store: TokenStore
     lines: Sequence[int]
     exact: bool = False
+    separator: int | None = None
 
     @classmethod
     def of(cls, store: TokenStore, config: DataConfig) -> HeldOut:
         """Return the documents held out of a corpus. Raises DataError if no other is left."""
         size = config.held_out
         lines = range(store.first_held_out(size), store.n_lines) if size else range(0)
-        return cls(store, lines, isinstance(size, float))
+        return cls(store, lines, isinstance(size, float), config.separator)
 
     @classmethod
     def open(cls, store: TokenStore, config: DataConfig, cache_dir: Path) -> HeldOut:
@@ -75,14 +79,14 @@ class HeldOut:
     def of_file(cls, config: DataConfig, cache_dir: Path) -> HeldOut:
         """Return the documents of `test_file`. Raises DataError if it cannot be used."""
         other = open_tokens(config.test_corpus, cache_dir)
-        return cls(other, range(other.n_lines), exact=True)
+        return cls(other, range(other.n_lines), True, config.separator)
 
     def windows(self, block_size: int, eval_tokens: int) -> Windows:
         """Return the evaluation set. It is empty without held-out documents.
 
         Every held-out document is cut into consecutive windows, so that each of its tokens but the first is a target
-        once. If that exceeds `eval_tokens` targets, evenly spaced windows are taken. Raises DataError if `exact` and
-        there is less.
+        once. If that exceeds `eval_tokens` targets, evenly spaced windows are taken. The targets do not depend on the
+        separator. Raises DataError if `exact` and there is less.
         """
         lines, counts = self._sample(eval_tokens)
         targets = np.maximum(counts - 1, 0)
@@ -100,6 +104,9 @@ class HeldOut:
             y[np.cumsum(y.ravel() != PADDING).reshape(y.shape) > eval_tokens] = PADDING
         elif targets.sum() > eval_tokens:
             y[:, eval_tokens:] = PADDING  # a single window may hold more than was asked for
+        if self.separator is not None and not isinstance(self.store, FlatStore):
+            x, y, more = _begin_with_separator(x, y, starts == 0, self.separator)
+            owners = np.concatenate([owners, owners[more]])
         return self._with_owners(x, y, lines, counts, owners)
 
     def _sample(self, eval_tokens: int) -> tuple[Sequence[int], Array]:
@@ -151,3 +158,18 @@ def _find_windows(chosen: Array, windows: Array, block_size: int) -> tuple[Array
     ends = np.cumsum(windows)
     owners = np.searchsorted(ends, chosen, side="right")
     return owners, (chosen - (ends - windows)[owners]) * block_size
+
+
+def _begin_with_separator(x: Array, y: Array, first: Array, separator: int) -> tuple[Array, Array, Array]:
+    """Return windows (N + M, T) of which the first one of each document begins with the separator, with equal targets.
+
+    first: (N,) True for the first window of a document. Where it was full its last target, for which no room is left,
+    gets a window of its own: these M windows follow, and their numbers (M,) are returned too.
+    """
+    full = np.flatnonzero(first & (y[:, -1] != PADDING))
+    last = np.full_like(y[full], PADDING)
+    last[:, -1] = y[full, -1]
+    more_x = x[full]
+    x[first, 1:], y[first, 1:] = x[first, :-1], y[first, :-1]
+    x[first, 0], y[first, 0] = separator, PADDING
+    return np.concatenate([x, more_x]), np.concatenate([y, last]), full
