@@ -103,7 +103,8 @@ def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) 
     if size == 0 and not alone:
         return
     if size == 0:
-        raise UserError(f"{path}: {setting} is an empty file; it needs one JSON object per line")
+        what = "token ids" if is_flat(path) else "text, such as one JSON object per line"
+        raise UserError(f"{path}: {setting} is an empty file; it needs {what}")
     try:
         with open_for_reading(path) as file:
             file.seek(max(0, size - TAIL))

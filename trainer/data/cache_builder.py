@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shard_claims import STALE_SECONDS, Claims
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.rundir.cpus import allotted_cores
-from ablatrix.trainer.rundir.errors import AblatrixError, RunError
-from ablatrix.trainer.rundir.files import is_own, make_folder, owner_name
+from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
+from ablatrix.trainer.rundir.files import is_own, make_folder, owner_name, remove
 from ablatrix.trainer.rundir.program import ROOT
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class Progress:
 def prepare(cache: Cache) -> None:
     """Make the folder and the index unless they exist; of several processes one scans the corpus.
 
-    If another user builds in a folder that this user cannot write, wait for the index. Raises DataError, or RunError
-    if the folder cannot be made or the other user's build does not go on.
+    If another user builds in a folder that this user cannot write, wait for the index. Raises DataError, after which
+    the folder is gone, or RunError if the folder cannot be made or the other user's build does not go on.
     """
     if _is_built_by_another_user(cache):
         return _wait(cache, lambda: cache.is_indexed() or cache.meta() is not None)
@@ -83,15 +83,28 @@ def prepare(cache: Cache) -> None:
         where = error.filename or cache.folder
         raise RunError(f"{where}: cannot be made: {error.strerror}; set system.cache_dir") from None
     progress = Progress(f"finding lines of {cache.name}", cache.size)
-    with Claims(cache.claims) as claims:
-        while not cache.is_indexed() and cache.meta() is None:
-            with claims.holding("index", take_over=True) as acquired:
-                if acquired and not cache.is_indexed():
-                    token_cache.write_index(cache, progress)
-            if not acquired:
-                progress(0, f"waiting for {claims.describe_owner('index')}")
-                time.sleep(POLL_SECONDS)
+    try:
+        with removed_if_refused(cache), Claims(cache.claims) as claims:
+            while not cache.is_indexed() and cache.meta() is None:
+                with claims.holding("index", take_over=True) as acquired:
+                    if acquired and not cache.is_indexed():
+                        token_cache.write_index(cache, progress)
+                if not acquired:
+                    progress(0, f"waiting for {claims.describe_owner('index')}")
+                    time.sleep(POLL_SECONDS)
+    except FileNotFoundError:  # the process that scanned has refused the corpus: find out why
+        return prepare(cache)
     return progress.close()
+
+
+@contextlib.contextmanager
+def removed_if_refused(cache: Cache) -> Iterator[None]:
+    """Leave no folder behind if the corpus cannot be used."""
+    try:
+        yield
+    except UserError:
+        remove(cache.folder)
+        raise
 
 
 def _is_built_by_another_user(cache: Cache) -> bool:
@@ -132,6 +145,16 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> Meta:
     disk cannot).
     """
     cache = Cache.of(config, cache_dir)
+    with removed_if_refused(cache):
+        _build(cache, config, cache_dir, workers)
+    meta = cache.meta()
+    if meta is None:
+        raise RunError(f"{cache.folder}: was removed while it was being built; start again")
+    token_cache.sweep(cache)  # again: a worker that started late has made its folders
+    return meta
+
+
+def _build(cache: Cache, config: DataConfig, cache_dir: Path, workers: int) -> None:
     helpers: list[subprocess.Popen[bytes]] = []
     try:
         if cache.meta() is None:
@@ -144,17 +167,12 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> Meta:
                 work(cache, Progress(f"tokenising {cache.name}", cache.size))
     except OSError as error:
         # No error if another process has joined the shards and removed them
-        if cache.meta() is None:
+        if cache.meta() is None and cache.folder.exists():
             reason = f"cannot be written: {error.strerror or error}"
             raise RunError(f"{error.filename or cache.folder}: {reason}; free space or set system.cache_dir") from None
     finally:
         for helper in helpers:
             stop_worker(helper)
-    meta = cache.meta()
-    if meta is None:
-        raise RunError(f"{cache.folder}: was removed while it was being built; start again")
-    token_cache.sweep(cache)  # again: a worker that started late has made its folders
-    return meta
 
 
 def start_worker(

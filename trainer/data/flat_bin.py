@@ -46,6 +46,8 @@ class FlatFile:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         head = os.pread(self.file.fileno(), HEADER, 0)
+        if not head:
+            raise DataError(f"{path}: {setting} is an empty file; it needs token ids")
         if is_other(head):
             raise DataError(f"{path}: is {describe_other(head, str(path))}")
         numbers = np.frombuffer(head[:12], dtype="<i4") if len(head) == HEADER else [0]
