@@ -17,6 +17,7 @@ import pytest
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import embedded_sample, tokenizer, warm_cache
+from ablatrix.trainer.data.data_sets import choose_files
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.manifest import TOKENIZER_FILES, read_manifest
 from ablatrix.trainer.data.tokens import open_tokens
@@ -57,6 +58,15 @@ def hub(gpt2_files: dict[str, bytes], corpus: Path) -> Iterator[HubServer]:
         "owner/new-style": {name: gpt2_files[name] for name in ("tokenizer.json", "tokenizer_config.json")},
         "owner/other": {"config.json": b"{}"},
         "datasets/owner/texts": {"sub/train.jsonl": corpus.read_bytes()},
+        "datasets/owner/shards": {
+            "README.md": b"about",
+            "dataset_infos.json": b"{}",
+            "data/train-00000-of-00002.jsonl": corpus.read_bytes(),
+            "data/train-00001-of-00002.jsonl": corpus.read_bytes() + b"\n",
+            "data/validation-00000-of-00001.jsonl": corpus.read_bytes(),
+            "other/train-00000-of-00002.jsonl": b"{}",
+            "other/train.txt": b"text",
+        },
     }
     with HubServer(repositories, large=("sub/train.jsonl",)) as server:
         yield server
@@ -171,7 +181,7 @@ def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, mes
         (["--tokenizer", "owner/other"], "owner/other: has no vocab.json with merges.txt and no tokenizer.json", True),
         (["--revision", "v2"], "no such revision", True),
         (["--tokenizer", "../x"], "'../x' is not a tokenizer's name", False),
-        (["--data", "owner/texts"], "write REPO:FILE", False),
+        (["--data", "owner/texts:"], "write REPO:FILE", False),
         (["--data-repo", "owner/texts"], "--data-repo and --data-file belong together", False),
         (["--from", "nowhere"], "--from nowhere: no such folder", False),
     ],
@@ -181,6 +191,49 @@ def test_mistakes_get_one_line(hub: HubServer, tmp_path: Path, arguments: list[s
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+def test_a_data_set_of_several_files(
+    hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: dict[str, bytes]
+) -> None:
+    arguments = ("--from", folder_of(tmp_path / "source", gpt2_files), "--data", "owner/shards:data/*.jsonl")
+    done = cache_warm(*arguments, hub=hub.url, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "data" / "shards"
+    assert "3 files in data/shards; set data.file_path to this folder" in done.stdout
+    names = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "validation-00000-of-00001.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / names[1]).read_bytes() == corpus.read_bytes() + b"\n"
+    entries = read_manifest(tmp_path / "cache").data
+    assert {entry.commit for entry in entries.values()} == {COMMIT}
+    assert sorted(entries) == [f"owner/shards:data/{name}" for name in names]
+    (folder / names[0]).write_bytes(b"spoilt")
+    count = len(hub.requests)
+    again = cache_warm(*arguments, hub=hub.url, home=tmp_path)
+    assert again.stdout.count("already in") == 3  # the tokenizer and two files
+    assert (folder / names[0]).read_bytes() == corpus.read_bytes()
+    assert any(names[0] in path for _, path in hub.requests[count:])
+    assert not any(names[1] in path for _, path in hub.requests[count:])
+    twice = cache_warm(*arguments[:2], "--data", "owner/shards", hub=hub.url, home=tmp_path)
+    assert twice.returncode == 2 and "several files are called train-00000-of-00002.jsonl" in twice.stderr
+    none = cache_warm(*arguments[:2], "--data", "owner/shards:none/*", hub=hub.url, home=tmp_path)
+    assert none.returncode == 2 and "owner/shards:none/*: the data set has no such data file" in none.stderr
+
+
+@pytest.mark.parametrize(
+    ("pattern", "chosen"),
+    [
+        ("", ["data/a.parquet", "data/b.parquet"]),
+        ("data", ["data/a.parquet", "data/b.parquet"]),
+        ("data/", ["data/a.parquet", "data/b.parquet"]),
+        ("*b*", ["data/b.parquet"]),
+        ("*.txt", ["TinyStories-train.txt", "TinyStories-valid.txt"]),
+        ("dat", []),
+    ],
+)
+def test_which_files_of_a_data_set(pattern: str, chosen: list[str]) -> None:
+    files = ["README.md", "TinyStories-train.txt", "TinyStories-valid.txt", "data/a.parquet", "data/b.parquet"]
+    assert choose_files([*files, "dataset_infos.json"], pattern) == chosen
 
 
 def test_a_missing_data_file(hub: HubServer, tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:

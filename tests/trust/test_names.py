@@ -16,7 +16,7 @@ from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import collect, output
 from ablatrix.orchestrator.status import removed_files
 from ablatrix.orchestrator.store import code_snapshot, provenance, study_dir
-from ablatrix.trainer.data import tokenizer, warm_cache
+from ablatrix.trainer.data import data_sets, tokenizer, warm_cache
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, UserError
 from ablatrix.trainer.rundir.events import read_events
@@ -253,7 +253,7 @@ def test_a_tokenizer_named_by_a_path_is_refused(tmp_path: Path, victim: Path, na
 @pytest.mark.parametrize("name", ["..", "a/..", "../victim/loss.csv", "/etc/passwd", "a//b", "a/./b"])
 def test_a_data_file_named_by_a_path_is_refused(tmp_path: Path, victim: Path, name: str) -> None:
     with pytest.raises(UserError, match="not the path of a file"):
-        warm_cache.warm_data("owner/name", name, tmp_path / "data", tmp_path / "cache")
+        data_sets.warm_data("owner/name", name, tmp_path / "data", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("files", [{"../../../etc/passwd": {"size": 1}}, {"vocab.json": 7}, {}, None])

@@ -57,6 +57,18 @@ def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revisio
     return Download(path, commit, sha256, size)
 
 
+def list_files(repo: str) -> tuple[list[str], str]:
+    """Return (files, commit) of a data set. Raises UserError or RunError as `fetch` does."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().dataset_info(repo)
+    except Exception as error:
+        raise _explain(error, repo, repo) from error
+    return sorted(file.rfilename for file in info.siblings or ()), info.sha or "main"
+
+
 def hashes(path: Path) -> tuple[str, str]:
     """Return (SHA-256, git's blob hash): the hub's ETag is the first for large files and the second for small ones."""
     sha256 = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import platform
@@ -23,10 +24,10 @@ from ablatrix.trainer.data import cache_builder, embedded_sample, hub, tokenizer
 from ablatrix.trainer.data.characters import character_tokenizer
 from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import describe_files, find_files, is_flat
+from ablatrix.trainer.data.data_sets import now, warm_data, warm_data_set
 from ablatrix.trainer.data.encoder import byte_characters, is_gpt2_pipeline
 from ablatrix.trainer.data.manifest import (
     TOKENIZER_FILES,
-    DataEntry,
     FileFacts,
     TokenizerEntry,
     add_entry,
@@ -35,6 +36,7 @@ from ablatrix.trainer.data.manifest import (
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.tokenizer import folder_name
 from ablatrix.trainer.data.warm_weights import warm_weights
+from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
@@ -86,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="write the sample corpus (default with --tokenizer sample: DATA_DIR/sample.jsonl)",
     )
-    p.add_argument("--data", metavar="REPO:FILE", help="download a file of a hub data set")
+    p.add_argument(
+        "--data", metavar="REPO[:FILE]", help="download a file of a hub data set, or the files of a pattern or folder"
+    )
     p.add_argument("--data-repo", metavar="REPO", help="the same, as two options")
     p.add_argument("--data-file", metavar="FILE")
     p.add_argument("--data-dir", type=_path, default=Path("data"), help="where data files go (default: data)")
@@ -142,26 +146,23 @@ def _run(options: argparse.Namespace) -> None:
     if options.weights is not None:
         warm_weights(options.weights, options.cache_dir, force=options.force)
     if data is not None:
-        warm_data(*data, options.data_dir, options.cache_dir, options.force)
+        repo, file = data
+        warm = warm_data if Path(file).suffix and not glob.has_magic(file) else warm_data_set
+        warm(repo, file, options.data_dir, options.cache_dir, force=options.force)
     if options.tokens is not None:
         warm_tokens(options.tokens, options.text_key, name, options.cache_dir, options.workers)
 
 
 def _parse_data_flags(options: argparse.Namespace) -> tuple[str, str] | None:
-    """Return (repository, file) of the data set to download."""
+    """Return (repository, file) of the data set to download; the file may be a pattern, a folder, or '' for all."""
     if options.data is not None:
         repo, colon, file = options.data.partition(":")
-        if not (repo and colon and file):
+        if not repo or (colon and not file):
             raise UserError(f"--data {options.data!r}: write REPO:FILE, for instance owner/corpus:train.jsonl")
         return repo, file
     if (options.data_repo is None) != (options.data_file is None):
         raise UserError("--data-repo and --data-file belong together: set both")
     return (options.data_repo, options.data_file) if options.data_repo else None
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
 
 
 def warm_tokenizer(
@@ -196,7 +197,7 @@ def warm_tokenizer(
         for file, content in complete_files(files, name).items():
             atomic_write(staging / file, content)
         facts = verify_offline(staging, name)
-        entry = TokenizerEntry(**origin, **facts, files=_hash_files(staging), date=_now(), versions=_versions())
+        entry = TokenizerEntry(**origin, **facts, files=_hash_files(staging), date=now(), versions=_versions())
         _replace_folder(staging, folder)
     finally:
         remove(staging)
@@ -309,38 +310,6 @@ def _replace_folder(staging: Path, target: Path) -> None:
     remove(old)
 
 
-def warm_data(repo: str, file: str, data_dir: Path, cache_dir: Path, force: bool = False) -> Path:
-    """Download one file of a data set into `data_dir` unless it is there and whole. Raises as `hub.fetch` does."""
-    if not all(part.isprintable() and part not in ("", ".", "..") for part in file.split("/")):
-        raise UserError(f"--data {repo}:{file!r}: not the path of a file in a repository")
-    target, key = data_dir / Path(file).name, f"{repo}:{file}"
-    known = read_manifest(cache_dir).data.get(key)
-    if not force and known and known.path == os.path.abspath(target) and target.exists():
-        say(f"data {key}: verifying {target}")
-        if target.stat().st_size == known.size and hub.hashes(target)[0] == known.sha256:
-            say(f"data {key}: already in {target}, verified")
-            return target
-    say(f"data {key}: downloading into {target}")
-    staging = personal(data_dir / ".download")
-    data_dir.mkdir(parents=True, exist_ok=True)
-    got = hub.fetch(repo, file, staging, repo_type="dataset")
-    got.path.replace(target)
-    remove(staging)
-    entry = DataEntry(
-        source=f"hub:{repo}",
-        file=file,
-        commit=got.commit,
-        size=got.size,
-        sha256=got.sha256,
-        path=os.path.abspath(target),
-        date=_now(),
-    )
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    add_entry(cache_dir, key, entry)
-    say(f"data {key}: {got.size / 1e6:.1f} MB, verified")
-    return target
-
-
 def _corpus(paths: Sequence[Path], text_key: str, name: str) -> DataConfig:
     entries = tuple(map(str, paths))
     return DataConfig(file_path=entries[0] if len(entries) == 1 else entries, text_key=text_key, tokenizer=name)
@@ -363,10 +332,6 @@ def warm_tokens(paths: Sequence[Path], text_key: str, name: str, cache_dir: Path
     skipped = describe_skipped(path, meta.lines, meta.skipped, meta.first_skipped)
     if skipped:
         say(skipped)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _versions() -> dict[str, str]:
