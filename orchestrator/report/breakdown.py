@@ -12,7 +12,8 @@ from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.contrasts import Contrast
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
 
 

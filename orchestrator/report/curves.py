@@ -11,7 +11,7 @@ from ablatrix.orchestrator.report.figure_data import Series
 from ablatrix.orchestrator.report.statistics import t_quantile
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import CellResult
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
 
 BINS = 120

@@ -54,7 +54,8 @@ from ablatrix.orchestrator.report.notes import notes
 from ablatrix.orchestrator.report.wording import aa_sentence, cell_text
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
     from ablatrix.orchestrator.report.contrasts import Contrast, MarginalMean
     from ablatrix.orchestrator.report.figure_data import Figure

@@ -11,7 +11,8 @@ from ablatrix.orchestrator.report import breakdown, curves, forests, formatting,
 from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
 
 MOST_LINES = 12  # of one panel: more are indistinguishable
 MOST_PANELS = 12

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report.content import Block, Folded, Samples
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import CellResult
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
 
 MOST_CELLS = 24

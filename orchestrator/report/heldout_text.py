@@ -11,7 +11,8 @@ from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signe
 from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
 
 MANY = 30  # domains; a longer table is folded away

@@ -18,7 +18,8 @@ from ablatrix.orchestrator.report.progress import Progress
 from ablatrix.orchestrator.report.stages import ENDED, NOT_NEEDED, Stages
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord, Study
     from ablatrix.orchestrator.study.looks import Looks
 

@@ -10,8 +10,9 @@ from ablatrix.orchestrator.report import heldout_text, methods, notes, sequentia
 from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.attribution import Attribution
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.progress import Progress
     from ablatrix.orchestrator.report.statistics import Effect

@@ -16,7 +16,8 @@ from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.store.study_dir import Planned
 
 PRIOR = 0.25  # g: standardised effects are N(0, 1 / g) under the alternative

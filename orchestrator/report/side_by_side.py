@@ -17,7 +17,8 @@ from ablatrix.orchestrator.report.wording import cell_text
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.study.metric import Measure
 
 

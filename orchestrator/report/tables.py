@@ -13,7 +13,8 @@ from ablatrix.orchestrator.report import formatting, heldout_text, verdicts, wor
 from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
     from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.study.metric import Measure

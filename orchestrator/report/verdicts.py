@@ -6,16 +6,18 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import sequential
-from ablatrix.orchestrator.report.analysis import MATCHED, Analysis, CellResult
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
 from ablatrix.orchestrator.report.formatting import count, level_text, p_equals, percent, plain, signed, span_text
 from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
 
+MATCHED = 0.01  # parameter counts within 1% count as matched
 ONE_SEED = "one seed only, so no conclusion can be drawn"
 DESCRIBED = "described only: the design tests main effects, not single cells"
 

@@ -24,7 +24,8 @@ from ablatrix.orchestrator.report.formatting import (
 from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
 
 NAMED, LONGEST = 6, 40  # cells that one part of the headline names; characters of each

@@ -209,7 +209,7 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
     total = spent * (1 + len(due) / max(1, done))
     if order.budget is not None and due and total > order.budget:
         raise UserError(
-            f"budget: with the {len(due)} runs of the next look the study takes about {total:.3g} GPU-hours, the "
+            f"budget: with the {len(due)} runs of the next stage the study takes about {total:.3g} GPU-hours, the "
             f"budget is {order.budget:g}; submit again with --over-budget"
         )
 
