@@ -147,6 +147,8 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> Meta:
     cache = Cache.of(config, cache_dir)
     with removed_if_refused(cache):
         _build(cache, config, cache_dir, workers)
+        while not cache.folder.exists():  # another process has refused the corpus: find out why
+            _build(cache, config, cache_dir, workers)
     meta = cache.meta()
     if meta is None:
         raise RunError(f"{cache.folder}: was removed while it was being built; start again")
