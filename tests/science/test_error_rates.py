@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from tests.support import simulated_scales
 from tests.support.simulated_studies import ADAPTIVE, simulate, simulate_looks
 
 STUDIES = 250
@@ -44,3 +45,11 @@ def test_planned_looks_keep_the_error_rate_and_the_power_with_fewer_runs(noise: 
     assert found.power >= 0.95 * found.fixed_power - 3.1 * math.sqrt(0.05 * 0.95 / studies)
     assert found.runs <= 0.63
     assert found.null_decided >= 0.9
+
+
+@pytest.mark.parametrize("truth", simulated_scales.TRUTHS)
+def test_bands_over_compute_cover_a_size_that_was_held_back(truth: str) -> None:
+    found = simulated_scales.simulate(truth, sizes=5, seeds=3, studies=4 * STUDIES)
+    assert found.covered >= 0.9
+    if truth == "constant":
+        assert found.sloped <= 0.05 + 3.1 * math.sqrt(0.05 * 0.95 / (4 * STUDIES)) + 0.02
