@@ -15,6 +15,7 @@ from ablatrix.orchestrator.report import (
     generated_text,
     heldout_text,
     methods,
+    sizes_section,
     tuning_text,
     verdicts,
     waterfall,
@@ -71,6 +72,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
     drawn = {figure.name: figure for figure in figures}
     made = [
         _section("verdict", "Verdict", verdict(analysis, drawn)),
+        _section("scale", "Across sizes", sizes_section.blocks(analysis, drawn.get(sizes_section.NAME))),
         _section("about", "The experiment", about(analysis)),
         _section("health", "Run health", health(analysis)),
         _section("aa", "A/A check", aa(analysis)),

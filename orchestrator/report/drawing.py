@@ -239,6 +239,10 @@ def _line(axes: Axes, line: Line, index: int, count: int) -> None:
     """Draw one of `count` curves, each with its markers at other points, so that lines on top of each other show."""
     colour, dash, marker = style(line.style)
     series = line.series
+    if line.bars and series.low is not None and series.high is not None:
+        lengths = (series.y - series.low, series.high - series.y)
+        axes.errorbar(series.x, series.y, lengths, fmt=marker, color=colour, elinewidth=1.0, capsize=2, zorder=4)
+        return
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
     for one in line.seeds:

@@ -23,7 +23,7 @@ class Series:
 class Line:
     """One curve. style: index of colour, dash and marker; dots: a marker at every point; light: in the background.
 
-    seeds: the curves of single runs, drawn thin behind it.
+    seeds: the curves of single runs, drawn thin behind it; bars: single points whose intervals are bars.
     """
 
     label: str
@@ -32,6 +32,7 @@ class Line:
     dots: bool = False
     light: bool = False
     seeds: tuple[Series, ...] = ()
+    bars: bool = False
 
 
 @dataclass(frozen=True)

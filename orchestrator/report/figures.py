@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablatrix.orchestrator.report import breakdown, curves, forests, formatting, tuning_curves, waterfall
+from ablatrix.orchestrator.report import (
+    breakdown,
+    curves,
+    forests,
+    formatting,
+    sizes_section,
+    tuning_curves,
+    waterfall,
+)
 from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ def build_figures(analysis: Analysis, headline: str) -> list[Figure]:
     """Return every figure that the study has data for, in the order of the page. headline: the study's sentence."""
     made = [
         forests.effects(analysis, headline),
+        sizes_section.figure(analysis),
         differences(analysis),
         tuned_arms(analysis),
         loss_curves(analysis),

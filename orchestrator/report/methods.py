@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import divergence, tuning_text
+from ablatrix.orchestrator.report import divergence, sizes_section, tuning_text
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.formatting import count, join_names, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
@@ -27,8 +27,8 @@ SAMPLINGS = {
 
 def paragraphs(analysis: Analysis) -> list[str]:
     """Return paragraphs on the runs, the training, evaluation and statistics, and the environment."""
-    tuning = tuning_text.method(analysis)
-    made = [_runs(analysis), _training(analysis), tuning, _statistics(analysis), _environment(analysis)]
+    tuning, sizes = tuning_text.method(analysis), sizes_section.method(analysis)
+    made = [_runs(analysis), _training(analysis), tuning, _statistics(analysis), sizes, _environment(analysis)]
     return [text for text in made if text]
 
 

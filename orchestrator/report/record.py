@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import heldout_text, methods, notes, sequential, verdicts, wording
+from ablatrix.orchestrator.report import across_sizes, heldout_text, methods, notes, sequential, verdicts, wording
 from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "attribution": _attribution(analysis.attribution),
         "marginal_means": [asdict(mean) for mean in analysis.combinations.marginal_means],
         **({"tuning": _tuning(analysis.tuned)} if analysis.tuned else {}),
+        **({"scale": across_sizes.record(analysis)} if analysis.ladder else {}),
         "warnings": notes.notes(analysis),
         "methods": methods.paragraphs(analysis),
     }

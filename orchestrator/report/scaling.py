@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import minimize_scalar, nnls
@@ -23,7 +24,7 @@ FEWEST_FOR_CURVE = 4  # for L = E + A C^-alpha, which has three parameters
 
 @dataclass(frozen=True)
 class Point:
-    """An effect at one size. compute: training FLOPs of the baseline; error: standard error, of df degrees of freedom."""
+    """An effect at one size. compute: the baseline's training FLOPs; error: standard error, of df degrees."""
 
     size: str
     compute: float
@@ -34,8 +35,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The line at one compute. low, high: 95% interval of the effect there; seen_low, seen_high: 95% prediction interval
-    for the effect that a study with the seeds of this one would measure there.
+    """The line at one compute. low, high: 95% interval of the effect there.
+
+    seen_low, seen_high: 95% prediction interval for the effect that a study with as many seeds would measure there.
     """
 
     compute: float
@@ -90,8 +92,8 @@ class Line:
 
     def _noise(self, compute: float) -> float:
         """Return the standard error of an effect measured at a compute, between sizes by interpolation."""
-        known = sorted((math.log(p.compute), math.log(p.error)) for p in self.points)
-        return math.exp(float(np.interp(math.log(compute), *zip(*known, strict=True))))
+        known = np.log(sorted((point.compute, point.error) for point in self.points))
+        return math.exp(float(np.interp(math.log(compute), known[:, 0], known[:, 1])))
 
 
 def fit_line(points: Sequence[Point]) -> Line | None:
@@ -119,8 +121,9 @@ def fit_line(points: Sequence[Point]) -> Line | None:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The baseline's loss L(C) over its sizes. law: (E, A, alpha) of L = E + A C^-alpha; None: between sizes by
-    interpolation of ln L over ln C, outside along the last two sizes.
+    """The baseline's loss L(C) over its sizes. law: (E, A, alpha) of L = E + A C^-alpha.
+
+    Without a law ln L is interpolated over ln C between the sizes, and continued along the last two outside.
     """
 
     compute: tuple[float, ...]
@@ -131,7 +134,7 @@ class LossCurve:
         """Return the loss at a compute."""
         if self.law:
             limit, factor, exponent = self.law
-            return limit + factor * compute**-exponent
+            return limit + factor * math.pow(compute, -exponent)
         return math.exp(_interpolate(math.log(compute), np.log(self.compute), np.log(self.loss)))
 
     def compute_for(self, loss: float) -> float:
@@ -159,7 +162,7 @@ def fit_loss(compute: Sequence[float], loss: Sequence[float], errors: Sequence[f
     not fall from each size to the next, so that no compute belongs to a loss.
     """
     pairs = list(zip(compute, loss, strict=True))
-    rises = any(b[0] <= a[0] or b[1] >= a[1] for a, b in zip(pairs, pairs[1:], strict=False))
+    rises = any(b[0] <= a[0] or b[1] >= a[1] for a, b in pairwise(pairs))
     if len(pairs) < 2 or rises or min(loss) <= 0:
         return None
     curve = LossCurve(tuple(compute), tuple(loss))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import verdicts
+from ablatrix.orchestrator.report import across_sizes, verdicts
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import (
     DASH,
@@ -94,7 +94,8 @@ def headline(analysis: Analysis) -> str:
     if analysis.ladder:
         sizes, shown = list(analysis.ladder.sizes), analysis.ladder.shown
         place = "" if shown == sizes[-1] else " with results so far"
-        return f"At {shown}, the largest of {len(sizes)} sizes{place}: {headline(replace(analysis, ladder=None))}"
+        found = headline(replace(analysis, ladder=None))
+        return f"At {shown}, the largest of {len(sizes)} sizes{place}: {found}{_trends(analysis)}"
     if (progress := analysis.progress) and not progress.finished:
         whole = headline(replace(analysis, progress=None))
         return f"{whole} {progress.ended} of {count(len(progress.looks), 'look')} ended."
@@ -107,6 +108,14 @@ def headline(analysis: Analysis) -> str:
     parts += [_others(analysis, verdict) for verdict in OTHERS]
     parts += [f"Each cell at its best {analysis.tuned.tune.setting}."] if analysis.tuned else []
     return " ".join(part for part in parts if part)
+
+
+def _trends(analysis: Analysis) -> str:
+    """Return ` With compute the effect of rope grows.`, '' where no change is shown."""
+    trends = across_sizes.find_trends(analysis)
+    changes = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks")}
+    parts = [f"the effect of {join_names(names)} {word}" for word, names in changes.items() if names]
+    return f" With compute {' and '.join(parts)}." if parts else ""
 
 
 def _main_effects(analysis: Analysis) -> str:

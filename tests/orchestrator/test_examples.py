@@ -48,6 +48,7 @@ CELLS = {
     ],
     "infinite_schedule": ["baseline", "schedule.infinite", "schedule.wsd", "schedule.constant"],
     "big": ["baseline", "modern"],
+    "scale": [f"{c}@n_embd{width}" for width in (16, 32, 64, 128) for c in ("baseline", "rope", "cosine")],
 }
 # What is smoke-tested: all cells but those that another study has too. The preflight trains a small model of each cell.
 SMOKED = {

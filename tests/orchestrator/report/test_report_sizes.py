@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import build, collect, record, tables, wording
+from ablatrix.orchestrator.report import across_sizes, build, collect, record, sizes_section, tables, wording
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.content import Table
 from tests.support.studies import Plan, write_sizes
 
 FEATURES = {"swiglu": {"model.swiglu": True}, "cosine": {"trainer.use_cosine": True}}
@@ -71,3 +74,62 @@ def test_tables_and_record_have_every_size(folder: Path) -> None:
     assert found["runs"]["planned"] == 27
     assert len(tables.summary(analysis).splitlines()) == 28
     assert len(re.findall(r"@gpt-micro &", tables.latex(analysis))) == 3
+
+
+def test_the_line_over_compute_follows_the_planted_effects(folder: Path) -> None:
+    analysis = read(folder)
+    swiglu, cosine = across_sizes.find_trends(analysis)
+    flops = {size: across_sizes.training_flops(found.base) for size, found in analysis.by_size.items()}
+    base = analysis.by_size["gpt-micro"].cells["baseline"].runs[0]
+    assert flops["gpt-micro"] == (base.flops_per_token or 0) * (base.number("tokens") or 0)
+    for trend, word in ((swiglu, "grows"), (cosine, "grows")):
+        assert trend.line is not None
+        assert trend.shown
+        assert trend.direction == word
+        known = np.polyfit(np.log(list(flops.values())), [SIZES[size][trend.cell] for size in SIZES], 1)
+        assert abs(trend.line.slope - known[0]) < 4 * trend.line.slope_error
+        assert trend.ahead is not None
+        assert trend.ahead.extrapolated
+        assert np.isclose(trend.ahead.compute, (flops["gpt-mini"] or 0) ** 2 / (flops["gpt-micro"] or 1))
+    assert wording.headline(analysis).endswith("help. With compute the effect of swiglu and cosine grows.")
+
+
+def test_the_section_shows_every_size_and_what_is_extrapolated(folder: Path) -> None:
+    analysis = read(folder)
+    drawn = sizes_section.figure(analysis)
+    assert drawn is not None
+    assert drawn.title == "With compute the effect of swiglu and cosine grows"
+    assert [line.label for line in drawn.panels[0].lines] == ["fitted", "extrapolated", "measured"]
+    blocks = sizes_section.blocks(analysis, drawn)
+    sentences = [block for block in blocks if isinstance(block, str)]
+    assert re.search(r"swiglu: the effect grows with compute, −0\.\d+ nats per tenfold compute \(95% int", sentences[1])
+    assert "Extrapolated to 3.15 times the largest compute: −0." in sentences[1]
+    trends, sizes = (block for block in blocks if isinstance(block, Table))
+    assert [row.cells[0] for row in trends.rows] == ["swiglu", "cosine"]
+    found = {(row.cells[0], row.cells[1]): row.cells[6:] for row in sizes.rows}
+    assert [found[size, "cosine"][0] for size in SIZES] == ["hurts", "inconclusive", "helps"]
+    assert found["gpt-nano", "baseline"] == ["baseline", "\N{EM DASH}"]
+    assert "interpolation of the baseline's loss, as fewer than 4 sizes" in sizes_section.method(analysis)
+
+
+def test_two_sizes_give_no_trend(tmp_path: Path) -> None:
+    write_sizes(tmp_path / "study", {size: plan(SIZES[size]) for size in ("gpt-nano", "gpt-mini")})
+    trend = across_sizes.find_trends(read(tmp_path / "study"))[0]
+    assert not trend.shown
+    assert trend.ahead is None
+    assert sizes_section.sentence(trend, read(tmp_path / "study")).endswith(
+        "two sizes only, so nothing is said of a trend."
+    )
+
+
+def test_a_gain_needs_a_loss_that_falls_with_compute(tmp_path: Path) -> None:
+    levels = {"gpt-nano": 0.0, "gpt-micro": -0.2, "gpt-mini": -0.5}
+    cells = ("baseline", "swiglu", "cosine")
+    plans = {s: replace(plan(SIZES[s]), extra=dict.fromkeys(cells, level)) for s, level in levels.items()}
+    write_sizes(tmp_path / "study", plans)
+    gains = across_sizes.find_trends(read(tmp_path / "study"))[0].gains
+    assert list(gains) == list(levels)
+    assert all(gain.low < gain.value < gain.high for gain in gains.values())
+    assert not gains["gpt-nano"].extrapolated
+    assert gains["gpt-mini"].extrapolated
+    assert gains["gpt-micro"].value > 1

@@ -1,0 +1,208 @@
+"""The section of the report on a scale axis: effects against compute as figure, tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ablatrix.orchestrator.report import across_sizes, scaling
+from ablatrix.orchestrator.report.across_sizes import TENFOLD, Trend, find_trends
+from ablatrix.orchestrator.report.content import Block, Heading, Row, Table
+from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
+from ablatrix.orchestrator.report.formatting import (
+    DASH,
+    decimals_for,
+    join_names,
+    p_equals,
+    p_text,
+    plain,
+    quantity,
+    signed,
+    span_text,
+)
+from ablatrix.orchestrator.report.statistics import t_quantile
+from ablatrix.orchestrator.report.wording import cell_text
+from ablatrix.orchestrator.study.scale import FARTHEST
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.scaling import Gain
+
+NAME = "scale"
+MOST_PANELS = 12
+
+
+def figure(analysis: Analysis) -> Figure | None:
+    """Return the effect of each cell against training compute, with its line and band."""
+    trends = [trend for trend in find_trends(analysis) if trend.line][:MOST_PANELS]
+    if not trends:
+        return None
+    drawn = [(trend.cell, list(_lines(trend, style))) for style, trend in enumerate(trends, start=1)]
+    unit = analysis.measure.unit or analysis.measure.name
+    label = "training compute of the baseline, log10 FLOPs"
+    panels = tuple(
+        Panel(name, label, f"Δ {unit}", tuple(lines), _range(lines, "x"), _range(lines, "y"), True)
+        for name, lines in drawn
+    )
+    caption = (
+        f"Effect on the {analysis.measure.name} at each size (cell − baseline of that size; "
+        f"{analysis.measure.better_side}) against training compute. Points: pointwise 95% confidence intervals. Line: "
+        "effect = a + b ln C by weighted least squares; band: 95% prediction interval for an effect measured with as "
+        "many seeds; thin: extrapolated."
+    )
+    return Figure(NAME, title(trends), caption, panels)
+
+
+def _lines(trend: Trend, style: int) -> Iterator[Line]:
+    line = trend.line
+    assert line is not None
+    first = min(point.compute for point in line.points)
+    ends = [(first, line.largest, False)]
+    ends += [(line.largest, trend.ahead.compute, True)] if trend.ahead else []
+    for start, end, light in ends:
+        found = across_sizes.grid(line, start, end)
+        values = np.array([[math.log10(p.compute), p.effect, p.seen_low, p.seen_high] for p in found]).T
+        yield Line("extrapolated" if light else "fitted", style, Series(*values), light=light)
+    points = sorted(line.points, key=lambda point: point.compute)
+    half = [t_quantile(point.df) * point.error for point in points]
+    x, y = np.log10([point.compute for point in points]), np.array([point.effect for point in points])
+    yield Line("measured", style, Series(x, y, y - half, y + half), dots=True, bars=True)
+
+
+def _range(lines: Sequence[Line], axis: str) -> tuple[float, float]:
+    found = [[0.0]] if axis == "y" else []
+    for line in lines:
+        series = line.series
+        parts = [series.x] if axis == "x" else [series.y, series.low, series.high]
+        found += [part.tolist() for part in parts if part is not None]
+    low, high = min(map(min, found)), max(map(max, found))
+    room = 0.05 * (high - low) or 0.1
+    return low - room, high + room
+
+
+def title(trends: Sequence[Trend]) -> str:
+    """Return `With compute the effect of rope grows; no change is shown for cosine`."""
+    changes = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks")}
+    parts = [f"the effect of {join_names(names)} {word}" for word, names in changes.items() if names]
+    others = [trend.cell for trend in trends if not any(trend.cell in names for names in changes.values())]
+    parts += [f"no change is shown for {join_names(others)}"] if others else []
+    text = "; ".join(parts)
+    return f"With compute {text}" if text.startswith("the effect") else text[:1].upper() + text[1:]
+
+
+def blocks(analysis: Analysis, drawn: Figure | None) -> list[Block]:
+    """Return the content of the section; [] without a scale axis."""
+    if analysis.ladder is None:
+        return []
+    trends, shown = find_trends(analysis), analysis.ladder.shown
+    intro = (
+        f"Every cell is compared with the baseline of its own size. The other sections show {shown}, the largest size "
+        "with results; run health and the list of runs cover all sizes."
+    )
+    found: list[Block] = [intro, *([drawn] if drawn else []), *[sentence(trend, analysis) for trend in trends]]
+    if not any(trend.line for trend in trends):
+        found.append("There is no line over compute: that takes the FLOPs of the runs, and intervals at two sizes.")
+    else:
+        found.append(_trend_table(trends))
+    return [*found, Heading("Each size"), _size_table(trends, analysis)]
+
+
+def sentence(trend: Trend, analysis: Analysis) -> str:
+    """Return what becomes of a cell's effect with compute."""
+    line = trend.line
+    if line is None:
+        return f"{trend.cell}: its effect with an interval is not known at two sizes."
+    digits, unit = _digits(trend), analysis.measure.short_unit
+    low, high, p = line.slope_interval
+    span = span_text(low * TENFOLD, high * TENFOLD, digits)
+    change = f"{signed(line.slope * TENFOLD, digits)}{unit} per tenfold compute (95% interval {span}, p {p_equals(p)})"
+    text = f"{trend.cell}: "
+    if len(line.points) < scaling.FEWEST_SIZES:
+        return f"{text}{change}; two sizes only, so nothing is said of a trend."
+    text += f"the effect {trend.direction} with compute, {change}." if trend.shown else f"no change is shown, {change}."
+    if (line.lack_of_fit or 1) < 0.05:
+        text += f" The effects do not lie on a line (p {p_equals(line.lack_of_fit)}); the band is widened accordingly."
+    if ahead := trend.ahead:
+        seen = span_text(ahead.seen_low, ahead.seen_high, digits)
+        factor = f"{ahead.compute / line.largest:.3g}"
+        text += f" Extrapolated to {factor} times the largest compute: {signed(ahead.effect, digits)}{unit} ({seen})."
+    return text
+
+
+def _digits(trend: Trend) -> int:
+    assert trend.line is not None
+    return decimals_for(max(trend.line.slope_error * TENFOLD, 1e-9), 3)
+
+
+def _trend_table(trends: Sequence[Trend]) -> Table:
+    rows = []
+    for trend in trends:
+        if trend.line is None:
+            rows.append(Row([trend.cell, *[DASH] * 6]))
+            continue
+        digits, (low, high, p) = _digits(trend), trend.line.slope_interval
+        ahead = trend.ahead
+        cells = [
+            trend.cell,
+            signed(trend.line.slope * TENFOLD, digits),
+            span_text(low * TENFOLD, high * TENFOLD, digits),
+            p_text(p),
+            p_text(trend.line.lack_of_fit),
+            f"{signed(ahead.effect, digits)} ({span_text(ahead.seen_low, ahead.seen_high, digits)})" if ahead else DASH,
+            quantity(ahead.compute, "FLOPs") if ahead else DASH,
+        ]
+        rows.append(Row(cells))
+    head = ["cell", "per tenfold compute", "95% interval", "p of no slope", "p of lack of fit"]
+    return Table([*head, "extrapolated (95% prediction)", "at"], rows)
+
+
+def _size_table(trends: Sequence[Trend], analysis: Analysis) -> Table:
+    gains = {trend.cell: trend.gains for trend in trends}
+    rows = []
+    for size, found in analysis.by_size.items():
+        compute = quantity(across_sizes.training_flops(found.base), "FLOPs")
+        for cell in found.cells.values():
+            text, base = cell_text(cell, found), cell is found.base
+            gain = DASH if base else _gain_text(gains.get(cell.name, {}).get(size))
+            rows.append(
+                Row([size, cell.name, compute, text.value, text.effect, text.interval, text.verdict, gain], base)
+            )
+    name = analysis.measure.short_name
+    head = ["size", "cell", "compute", name, "effect", "95% interval", "verdict", "compute-equivalent gain"]
+    return Table(head, rows, (0, 1, 6))
+
+
+def _gain_text(gain: Gain | None) -> str:
+    """Return `1.32× (1.05 to 1.60)`, with `extrapolated` where no size was measured at the baseline's compute."""
+    if gain is None:
+        return DASH
+    ends = [_bounded(value) for value in (gain.value, gain.low, gain.high)]
+    mark = ", extrapolated" if gain.extrapolated and math.isfinite(gain.value) else ""
+    return f"{ends[0]}× ({ends[1]} to {ends[2]}{mark})"
+
+
+def _bounded(value: float) -> str:
+    return plain(value, 2) if math.isfinite(value) else "beyond prediction"
+
+
+def method(analysis: Analysis) -> str:
+    """Return how effects were compared over sizes, for the methods; '' without a scale axis."""
+    if analysis.ladder is None:
+        return ""
+    count = len(analysis.by_size)
+    curve = (
+        "L = E + A C^-alpha, fitted to the baseline"
+        if count >= scaling.FEWEST_FOR_CURVE
+        else "log-log interpolation of the baseline's loss, as fewer than 4 sizes do not determine L = E + A C^-alpha"
+    )
+    return (
+        f"Cells were compared within each of {count} sizes. Effects over training compute C (the trainer's count of "
+        "FLOPs, else 6 N D) follow a + b ln C by least squares weighted by 1 / SE^2, with the covariance multiplied by "
+        "chi^2 / (sizes - 2) where that exceeds 1; b = 0 is tested by t with the degrees of freedom of the pooled "
+        "noise. The compute-equivalent gain is the compute at which the baseline reaches the cell's loss, divided by "
+        f"the cell's compute, by {curve}; its interval is that of the effect. Nothing is predicted beyond "
+        f"{FARTHEST:g} times the largest compute."
+    )
