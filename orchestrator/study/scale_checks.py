@@ -24,8 +24,6 @@ def problems(loaded: Loaded) -> Iterator[str]:
         return
     if experiment.tune is not None:
         yield f"{loaded.at('scale')}scale: cannot be combined with tune; tune at one size, and scale what it confirms"
-    if experiment.looks is not None:
-        yield f"{loaded.at('scale')}scale: cannot be combined with planned looks; give `seeds:` as a number or a list"
     sources = dict.fromkeys(scale.settings, "scale")
     if scale.tokens_per_parameter is not None:
         yield from _token_problems(loaded)

@@ -96,7 +96,7 @@ def test_sizes_are_named_by_what_tells_them_apart() -> None:
             "{model.n_embd: [48, 96]}\ntune: {trainer.learning_rate: [1e-3, 2e-3, 4e-3]}",
             "scale: cannot be combined with tune; tune at one size, and scale what it confirms",
         ),
-        ("{model.n_embd: [48, 96]}\nseeds: {start: 3, up_to: 8}", "scale: cannot be combined with planned looks;"),
+        ("{model.n_embd: [48, 96]}\nseeds: {start: 3, up_to: 8}", "seeds: planned looks and `scale` cannot be"),
         (
             "{trainer.max_iters: [100, 200], tokens_per_parameter: 1}",
             "scale.tokens_per_parameter: sets the length of the training, and so does scale.trainer.max_iters",
