@@ -215,6 +215,7 @@ class Study:
     design: tuple[Any, ...] = ()  # the entries of `design:`
     sizes: tuple[str, ...] = ()  # of the scale axis, from small to large
     predict: float | None = None  # multiple of the largest compute at which effects are predicted
+    stop_if: str | None = None  # `hurts`: larger sizes of a cell that hurts are not queued
     looks: Looks | None = None  # planned
     plans: tuple[study_dir.Planned, ...] = ()  # as submitted first, and each change since
     tune: Tuning | None = None  # what is tuned in every cell
@@ -224,10 +225,11 @@ class Study:
         runs = tuple(
             replace(run, cell=run.cell.removesuffix(f"{SEPARATOR}{size}")) for run in self.runs if run.size == size
         )
-        return replace(self, runs=runs, cells=_by_cell(runs), sizes=())
+        return replace(self, runs=runs, cells=by_cell(runs), sizes=())
 
 
-def _by_cell(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
+def by_cell(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
+    """Return the runs of each cell, in order."""
     cells: dict[str, list[RunRecord]] = {}
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
@@ -253,7 +255,7 @@ def of_study(study: study_dir.Study, states: States) -> Study:
         features={name: dict(settings or {}) for name, settings in study.features.items()},
         runs=runs,
         digest=hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
-        cells=_by_cell(runs),
+        cells=by_cell(runs),
         info={name: text for name, text in study.info.items() if text},
         measure=measure,
         margin=margins[-1][1] if margins else None,
@@ -264,6 +266,7 @@ def of_study(study: study_dir.Study, states: States) -> Study:
         sizes=tuple(study.scale.get("sizes", ())),
         predict=study.scale.get("predict"),
         tune=study.tune,
+        stop_if=study.scale.get("stop_if"),
     )
 
 

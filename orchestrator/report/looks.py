@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import analysis
+from ablatrix.orchestrator.report import analysis, gate
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.progress import Progress
@@ -30,7 +30,7 @@ def analyse(study: Study) -> Analysis:
     """Compare the cells of a study with its baseline: at its planned looks, without any all runs at once."""
     looks = study.looks
     if looks is None:
-        return analysis.analyse(study)
+        return analysis.analyse(gate.shown_part(study))
     progress, judged, latest = take_looks(study, looks)
     if latest is None:
         first = analysis.analyse(_at_look(study, looks, 0, {}), looks.alpha[0])

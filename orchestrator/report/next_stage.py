@@ -47,4 +47,8 @@ def _rules(study: Study) -> list[Rule]:
         from ablatrix.orchestrator.report.tuned import find_stages as by_tuning
 
         rules.append(by_tuning)
+    if study.scale.get("stop_if"):
+        from ablatrix.orchestrator.report.gate import find_stages as by_gate
+
+        rules.append(by_gate)
     return rules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -42,6 +42,10 @@ class Scale(BaseModel):
         "step of the last ratio",
     )
 
+    stop_if: Literal["hurts"] | None = Field(
+        None, description="do not queue larger sizes of a cell that hurts at a smaller one; sizes then run one by one"
+    )
+
     @property
     def settings(self) -> dict[str, Any]:
         """The scaled settings: dotted key -> its values."""
@@ -67,7 +71,8 @@ class Scale(BaseModel):
 
     def as_record(self) -> dict[str, Any]:
         """Return what study.json keeps of it."""
-        return {"sizes": [size.name for size in self.sizes()], "predict": self.predict}
+        chosen = {"predict": self.predict, "stop_if": self.stop_if}
+        return {"sizes": [size.name for size in self.sizes()], **{k: v for k, v in chosen.items() if v is not None}}
 
     def sizes(self) -> list[Size]:
         """Return the sizes, in order, named by the first settings that tell them apart."""

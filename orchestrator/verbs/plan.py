@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import lr_schedules, next_stage
 from ablatrix.orchestrator.slurm import batch, commands, launchers, site_limits
@@ -116,6 +116,13 @@ class Plan:
         return experiment.looks if self.folder == experiment.folder else None
 
     @property
+    def scale(self) -> dict[str, Any]:
+        """What study.json records of the scale axis; a smoke test has no gate."""
+        experiment = self.loaded.experiment
+        record = experiment.scale.as_record() if experiment.scale else {}
+        return record if self.folder == experiment.folder else {k: v for k, v in record.items() if k != "stop_if"}
+
+    @property
     def study(self) -> Study:
         """The study as it will be on disk."""
         experiment, runs = self.loaded.experiment, study_dir.study_runs(self.folder, self.runs)
@@ -130,7 +137,7 @@ class Plan:
             cluster=self.cluster,
             design=experiment.design,
             tune=experiment.tune,
-            scale=(experiment.scale and experiment.scale.as_record()) or {},
+            scale=self.scale,
             measure=self.runs[0].config.measure,
             margins=[(0.0, experiment.margin)],
             plans=[study_dir.Planned(0.0, seeds, cells, self.looks)],
@@ -149,7 +156,7 @@ class Plan:
             fields={
                 "cluster": self.cluster,
                 "design": experiment.design,
-                "scale": experiment.scale and experiment.scale.as_record(),
+                "scale": self.scale,
             },
         )
         study_dir.record_plan(self.folder, experiment.margin, self.looks)
