@@ -12,7 +12,8 @@ from ablatrix.orchestrator.report.scaling import Gain, Line, Point, Prediction
 from ablatrix.orchestrator.study.scale import FARTHEST
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis, CellResult
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.cell_result import CellResult
 
 TENFOLD = math.log(10)
 
