@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.trainer.rundir.console import visible
@@ -124,6 +125,13 @@ def short(name: str, most: int) -> str:
         return name
     head = (most - 1) // 2
     return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
+
+
+def shorten(names: Iterable[str], most: int) -> dict[str, str]:
+    """Return each name as `short` shows it; names that would look alike keep the whole of theirs."""
+    texts = {name: short(name, most) for name in names}
+    alike = Counter(texts.values())
+    return {name: text if alike[text] == 1 else visible(name) for name, text in texts.items()}
 
 
 def count(number: int, noun: str) -> str:

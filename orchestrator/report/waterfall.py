@@ -74,7 +74,7 @@ def _step(name: str, start: float, effect: Effect, analysis: Analysis, *, alone:
 
 
 def _title(found: Attribution, analysis: Analysis) -> str:
-    """Return `rope accounts for most of the effect of all features, −0.188 of −0.282 nats`."""
+    """Return `rope has the largest share of the effect of all features, −0.188 of −0.282 nats`."""
     whole = found.whole.effect
     known = [(share.name, share.effect.mean) for share in found.shares if share.effect]
     assert whole is not None
@@ -120,8 +120,9 @@ def sentence(analysis: Analysis) -> str:
     found, digits = analysis.attribution, analysis.decimals
     if found is None or found.whole.effect is None:
         return ""
+    names = formatting.shorten([share.name for share in found.shares], 40)
     shares = [
-        f"{formatting.short(share.name, 40)} {formatting.signed(share.effect.mean, digits)}"
+        f"{names[share.name]} {formatting.signed(share.effect.mean, digits)}"
         for share in _sorted(found, analysis.measure)
         if share.effect
     ]

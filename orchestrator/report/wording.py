@@ -17,7 +17,7 @@ from ablatrix.orchestrator.report.formatting import (
     percent,
     plain,
     quantity,
-    short,
+    shorten,
     signed,
     span_text,
 )
@@ -124,22 +124,29 @@ def _main_effects(analysis: Analysis) -> str:
     for contrast in analysis.main_effects:
         word = verdicts.contrast_verdict(contrast, analysis.measure, "hurts", "helps", "inconclusive")
         read.setdefault(word, []).append(contrast)
-    parts = []
+    parts, shown = [], _shown_names(analysis)
     for word, found in read.items():
         pairs = [(c.name, c.effect.mean) for c in found if c.effect]
         if word in ("helps", "hurts"):
             parts += [f"{_effects(pairs, analysis)} {_verb(word, len(pairs))}."] if pairs else []
         else:
-            parts.append(f"{join_names([short(c.name, LONGEST) for c in found], NAMED)}: {word}.")
+            parts.append(f"{join_names([shown[c.name] for c in found], NAMED)}: {word}.")
     pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
     none = "No interaction of two is shown." if analysis.combinations.pairs else "Interactions are not estimated."
     parts.append(f"Interactions: {_effects(pairs, analysis)}." if pairs else none)
     return f"Main effects: {' '.join(parts)}"
 
 
+def _shown_names(analysis: Analysis) -> dict[str, str]:
+    """Return the names of cells, main effects and pairs as the headline shows them: no two of them alike."""
+    contrasts = (*analysis.main_effects, *analysis.combinations.pairs)
+    return shorten({*analysis.cells, *(contrast.name for contrast in contrasts)}, LONGEST)
+
+
 def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:
     """Return `rope (−0.188) and all_on (−0.282 nats)`."""
-    shown = [f"{short(name, LONGEST)} ({signed(mean, analysis.decimals)})" for name, mean in pairs]
+    names = _shown_names(analysis)
+    shown = [f"{names[name]} ({signed(mean, analysis.decimals)})" for name, mean in pairs]
     last = min(len(shown), NAMED) - 1
     shown[last] = f"{shown[last][:-1]}{analysis.measure.short_unit})"
     return join_names(shown, NAMED)
@@ -179,7 +186,8 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     cells = _with(analysis, verdict)
     if not cells:
         return ""
-    names = join_names([short(c.name, LONGEST) for c in cells], NAMED)
+    shown = _shown_names(analysis)
+    names = join_names([shown[cell.name] for cell in cells], NAMED)
     reasons = {verdicts.no_claim(cell) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
     return f"{names}: {reasons.pop() if len(reasons) == 1 else words}."
