@@ -38,7 +38,17 @@ def decimals_for(uncertainty: float, least: int = 0) -> int:
 def span_text(low: float | None, high: float | None, digits: int, sign: bool = True) -> str:
     """Return `−0.190 to −0.101`; an em dash where there is no interval. sign: of effects, also where it is +."""
     text = signed if sign else plain
-    return DASH if low is None or high is None else f"{text(low, digits)} to {text(high, digits)}"
+    if low is None or high is None:
+        return DASH
+    return f"{text(low, bound_decimals(low, digits))} to {text(high, bound_decimals(high, digits))}"
+
+
+def bound_decimals(bound: float, digits: int) -> int:
+    """Return the decimals of a bound: more than `digits` where it would read as 0, which hides its side."""
+    if bound == 0 or float(f"{bound:.{digits}f}") != 0:
+        return digits
+    needed = -math.floor(math.log10(abs(bound)))
+    return needed if needed <= MOST_DECIMALS else digits
 
 
 def level_text(alpha: float) -> str:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import sequential
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
-from ablatrix.orchestrator.report.formatting import count, level_text, p_equals, percent, plain, signed, span_text
+from ablatrix.orchestrator.report.formatting import (
+    bound_decimals,
+    count,
+    level_text,
+    p_equals,
+    percent,
+    plain,
+    signed,
+    span_text,
+)
 from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
@@ -19,7 +28,6 @@ if TYPE_CHECKING:
 
 MATCHED = 0.01  # parameter counts within 1% count as matched
 ONE_SEED = "one seed only, so no conclusion can be drawn"
-DESCRIBED = "described only: the design tests main effects, not single cells"
 
 
 def word(cell: CellResult, analysis: Analysis) -> str:
@@ -42,7 +50,7 @@ def sentence(cell: CellResult, analysis: Analysis) -> str:
     if verdict is Verdict.IDENTICAL:
         text = "bit-identical to the baseline: its settings had no effect; check that they reach the trainer"
     elif verdict is Verdict.NO_CLAIM:
-        text = f"{direction} ({no_claim(cell)})"
+        text = f"{direction} ({no_claim(cell, analysis)})"
     elif verdict is Verdict.UNSTABLE:
         text = f"unstable: {_stability(cell, analysis)}; among the runs that survived, {direction}"
         text += f" ({_evidence(cell, analysis)})" if effect.p_joint is not None else f" ({ONE_SEED})"
@@ -56,20 +64,24 @@ def _conclusion(cell: CellResult, analysis: Analysis) -> str:
     bound = cell.effect.at_least if cell.effect and cell.verdict.decided else None
     if bound is None:
         return word(cell, analysis)
-    text = f"{cell.verdict} by at least {abs(bound):.{analysis.decimals}f}{cell.measure.short_unit}"
+    shown = plain(abs(bound), bound_decimals(bound, analysis.decimals))
+    text = f"{cell.verdict} by at least {shown}{cell.measure.short_unit}"
     within = cell.effect.within if cell.effect else None
     if analysis.margin is not None and within is not None and within < analysis.margin:
         text += f", less than the margin of {analysis.margin:g}"
     return text
 
 
-def no_claim(cell: CellResult) -> str:
+def no_claim(cell: CellResult, analysis: Analysis) -> str:
     """Return why there is an effect and no verdict."""
     if cell.incomparable:
         return f"not comparable: {cell.incomparable}"
     if cell.pending:
         return cell.pending
-    return ONE_SEED if cell.effect is None or cell.effect.p_joint is None else DESCRIBED
+    if cell.effect is None or cell.effect.p_joint is None:
+        return ONE_SEED
+    tested = "main effects and pairs" if analysis.combinations.pairs else "main effects"
+    return f"described only: the design's {tested} are tested"
 
 
 def _stability(cell: CellResult, analysis: Analysis) -> str:

@@ -188,7 +188,7 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
         return ""
     shown = _shown_names(analysis)
     names = join_names([shown[cell.name] for cell in cells], NAMED)
-    reasons = {verdicts.no_claim(cell) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
+    reasons = {verdicts.no_claim(cell, analysis) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
     return f"{names}: {reasons.pop() if len(reasons) == 1 else words}."
 
