@@ -40,11 +40,11 @@ def e_value(differences: Sequence[float], g: float = PRIOR) -> float | None:
 
 
 def cell_e_value(cell: CellResult, analysis: Analysis) -> float | None:
-    """Return the e-value of a cell by its differences from the baseline, seed by seed, all its runs included."""
-    base = analysis.base
-    if base is None or cell is base or cell.effect is None:
+    """Return the e-value of a cell by its differences from the baseline, seed by seed, at the budget of its effect."""
+    base, effect = analysis.base, cell.effect
+    if base is None or cell is base or effect is None or cell.incomparable:
         return None
-    return e_value([value - base.values[seed] for seed, value in sorted(cell.values.items()) if seed in base.values])
+    return e_value([value for seed, value in zip(effect.seeds, effect.values, strict=True) if seed in base.values])
 
 
 def threshold(analysis: Analysis) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import methods, notes, verdicts, wording
+from ablatrix.orchestrator.report import methods, notes, sequential, verdicts, wording
 from ablatrix.orchestrator.report.analysis import Analysis, analyse
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
@@ -48,6 +49,22 @@ def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
     assert "4 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.048)" in said
     assert "among the runs that survived" in said and "1 of 5 runs" in said
     assert analysis.cells["rope"].verdict is Verdict.INCONCLUSIVE
+
+
+def test_long_names_that_differ_in_their_middle_are_told_apart(tmp_path: Path) -> None:
+    first, second = (f"positions_of_every_layer_{name}_with_the_usual_initialisation" for name in ("rope", "norm"))
+    features = {first: FEATURES["rope"], second: FEATURES["rmsnorm"]}
+    found = wording.headline(analysed(tmp_path, Plan(features=features, seeds=FIVE, effects={first: -0.3})))
+    assert first in found and second in found
+
+
+def test_a_bound_that_decides_never_reads_as_0(tmp_path: Path) -> None:
+    analysis = analysed(tmp_path, Plan(features=TWO, seeds=FIVE, effects={"rope": -0.3}))
+    cell = analysis.cells["rope"]
+    assert cell.verdict is Verdict.HELPS and cell.effect is not None and analysis.decimals == 3
+    close = replace(cell, effect=replace(cell.effect, joint_high=-0.00031))
+    assert wording.cell_text(close, analysis).interval.endswith(" to −0.0003")
+    assert verdicts.sentence(close, analysis).startswith("helps by at least 0.0003 nats: ")
 
 
 def test_one_diverged_run_of_three_can_be_chance(tmp_path: Path) -> None:
@@ -133,6 +150,9 @@ def test_early_stopping_of_a_baseline_run_concerns_its_own_seed(tmp_path: Path) 
     assert wording.cell_text(before, whole).value == f"{before.mean:.{whole.decimals}f}"
     assert cell.effect and before.effect
     assert cell.effect.mean == pytest.approx(before.effect.mean, abs=0.002)
+    usual, found = sequential.cell_e_value(before, whole), sequential.cell_e_value(cell, cut)
+    assert usual and found and found > usual / 2  # at equal budgets too
+    assert sequential.cell_e_value(replace(cell, incomparable="other contexts"), cut) is None
 
 
 @pytest.mark.parametrize(("column", "higher", "verdict"), [("mse", False, "helps"), ("accuracy", True, "hurts")])
