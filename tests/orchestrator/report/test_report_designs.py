@@ -86,7 +86,7 @@ def test_a_fraction_is_read_by_its_main_effects(tmp_path: Path) -> None:
     assert re.match(r"Main effects: rope \(−0\.\d+ nats\) helps\.", wording.headline(analysis))
     (method,) = [text for text in methods.paragraphs(analysis) if "fractional factorial" in text]
     assert "2^(5-1): 5 features in 16 cells, resolution V; generators: E = ABCD (A swiglu" in method
-    assert record_of(analysis, "")["design"] == [{"fractional": 5}]
+    assert record_of(analysis)["design"] == [{"fractional": 5}]
 
 
 def test_a_plackett_burman_design_is_flagged_as_blind_to_interactions(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, palette, paper, tables
+from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, palette, paper, tables, wording
 from ablatrix.orchestrator.report.build import build, verdict_rows
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.record import record_of
@@ -284,8 +284,8 @@ def test_the_pdf_is_kept_up_to_date_once_it_is_there(tmp_path: Path) -> None:
 def test_the_record_is_json_with_the_numbers_of_the_tables(tmp_path: Path) -> None:
     fates = {("rope", 1): "diverged", ("rope", 2): "diverged"}
     analysis = analyse_plan(tmp_path, Plan(seeds=(1, 2), effects={"swiglu": -0.2}, fates=fates))
-    record = json.loads(json.dumps(record_of(analysis, "a sentence"), allow_nan=False))
-    assert record["headline"] == "a sentence" and record["warnings"] == notes.notes(analysis)
+    record = json.loads(json.dumps(record_of(analysis), allow_nan=False))
+    assert record["headline"] == wording.headline(analysis) and record["warnings"] == notes.notes(analysis)
     cells = {cell["cell"]: cell for cell in record["cells"]}
     rows = verdict_rows(analysis)
     assert [cells[row.cell]["verdict"] for row in rows] == [row.verdict for row in rows]
