@@ -113,7 +113,7 @@ def match(model: GPT, source: Source, state: dict[str, Tensor]) -> Match:
             )
     if problems:
         raise ConfigError(problems)
-    known = {*taken, HEAD} if model.config.tie_embeddings else set(taken)
+    known = {*taken, HEAD} if source.model.tie_embeddings else set(taken)  # a tied head is the embedding
     return Match(taken, new, [name for name in state if name not in known])
 
 

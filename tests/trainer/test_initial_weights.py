@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_a_component_that_the_file_lacks_keeps_its_initial_weights(gpt2: Path) -
     text = initial_weights.describe(found, source)
     assert "drawn from the seed: transformer.h.*.mlp.c_fc.weight" in text
     assert "transformer.wpe.weight" in text.partition("not used")[2]
+
+
+def test_a_head_that_a_tied_model_cannot_take_is_named(tmp_path: Path) -> None:
+    untied = GPT(configured("x").model, seed=1)
+    source = weights_source.Source("untied", tmp_path, untied.config, huggingface=False)
+    tied = GPT(configured("x", tie_embeddings=True).model, seed=2)
+    found = initial_weights.match(tied, source, untied.state_dict())
+    assert initial_weights.describe(found, source).endswith("; not used: lm_head.weight")
+    assert initial_weights.match(tied, dataclasses.replace(source, model=tied.config), tied.state_dict()).unused == []
 
 
 @pytest.mark.parametrize(
