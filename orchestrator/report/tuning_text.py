@@ -35,7 +35,7 @@ def notes(analysis: Analysis) -> Iterator[str]:
     if edges := [f"{name} ({optimum.value:g})" for name, optimum in known.items() if optimum.at_edge]:
         yield (
             f"Best {found.tune.setting} at the edge of what was tried: {join_names(edges)}; the true best value may "
-            "lie beyond, so extend the grid."
+            "lie beyond, so extend the grid; where the next value diverged, add values between the two."
         )
     if unknown := [name for name in found.arms if name not in known]:
         yield f"No tuning run of {join_names(unknown)} has a result yet."

@@ -68,7 +68,8 @@ def test_tuning_runs_decide_nothing(tmp_path: Path) -> None:
 
 def test_an_optimum_at_the_edge_is_a_warning(tmp_path: Path) -> None:
     found = analysed(tmp_path, write_tuned(tmp_path, {**BEST, "cosine": 9e-3}, {}, trained=CONFIRMED))
-    assert any("at the edge of what was tried: cosine (0.004)" in note for note in notes.notes(found))
+    (note,) = [note for note in notes.notes(found) if "at the edge of what was tried: cosine (0.004)" in note]
+    assert note.endswith("so extend the grid; where the next value diverged, add values between the two.")
 
 
 def test_confirmation_waits_for_the_tuning_runs(tmp_path: Path) -> None:
