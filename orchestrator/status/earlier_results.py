@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.store.study_dir import STUDY, read_plan
+from ablatrix.orchestrator.study.designs import AA
 from ablatrix.orchestrator.study.forecast import Noise
 from ablatrix.orchestrator.study.metric import of_record
+from ablatrix.orchestrator.study.tuning import arm_of
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
@@ -54,13 +56,16 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
         if measure != runs[0].config.measure:
             continue
         values: dict[str, dict[int, float]] = defaultdict(dict)
+        # at the edge of a grid runs differ by more than seeds do
+        tune = (record.get("tune") or {}).get("seeds", ())
         sizes = {run.get("size") for run in record["runs"] if _hash(run["id"]) in marks}  # noise depends on the size
         for number, run in enumerate(record["runs"]):
             cell = cells.get(_hash(run["id"]), "")
             summary = _read_finished(study / run["id"]) if cell or number < MOST_READ else None
             if summary is None:
                 continue
-            if run.get("size") in sizes and (value := _final_value(summary, measure)) is not None:
+            compared = run.get("size") in sizes and run["seed"] not in tune and not _is_aa(run)
+            if compared and (value := _final_value(summary, measure)) is not None:
                 values[run["cell"]][run["seed"]] = value
             if cell and (hours := _wall_hours(study / run["id"])):
                 times[cell].append(hours)
@@ -69,6 +74,11 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
             source = f"measured in {study}, its upper {LIMIT:.0%} limit"
             best, noise = freedom, Noise(_upper_limit(sigma, freedom), source)
     return EarlierResults(noise, {cell: fmean(found) for cell, found in times.items() if found})
+
+
+def _is_aa(run: Mapping[str, Any]) -> bool:
+    """True for a run of the A/A check: its seeds are not those of the other cells, and leave their noise in it."""
+    return arm_of(run["cell"]) == AA and not run.get("features")
 
 
 def _cells_to_time(runs: Sequence[Run]) -> dict[str, str]:

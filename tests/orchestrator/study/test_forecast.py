@@ -223,6 +223,33 @@ def test_noise_and_hours_come_from_finished_runs_of_the_same_baseline(tmp_path: 
     assert earlier_results.find(tmp_path / "out" / "new", changed) == earlier_results.EarlierResults()
 
 
+@pytest.mark.parametrize("ids", ["tuning", "aa"])
+def test_runs_that_tune_and_the_aa_check_are_no_noise(tmp_path: Path, ids: str) -> None:
+    runs = expand(tmp_path, FIVE + "seeds: 4\n")
+    other = tmp_path / "out" / "earlier"
+    entries: list[dict[str, object]] = [{"id": run.id, "cell": run.cell, "seed": run.seed} for run in runs]
+    record = {"name": "earlier", "file": "e.yaml", "created": 0.0, "features": {}, "runs": entries}
+    values = dict(zip((run.id for run in runs), np.random.default_rng(3).normal(3, 0.02, len(runs)), strict=True))
+
+    def noise() -> float:
+        for name, value in values.items():
+            (other / name).mkdir(parents=True, exist_ok=True)
+            (other / name / "summary.json").write_text(json.dumps({"iters": 10, "val_nll": value}))
+        (other / "study.json").write_text(json.dumps(record))
+        found = earlier_results.find(tmp_path / "out" / "new", runs).noise
+        assert found is not None
+        return found.sigma
+
+    alone = noise()
+    cells, seeds = (("baseline@9", "rope@9"), (1001, 1002)) if ids == "tuning" else (("aa",), (1, 2, 3, 4))
+    more = [{"id": f"{cell}-seed{seed}-{seed:08x}", "cell": cell, "seed": seed} for cell in cells for seed in seeds]
+    entries += more
+    values |= {str(run["id"]): value for run, value in zip(more, (2.5, 3.5, 3.5, 2.5), strict=True)}
+    if ids == "tuning":
+        record["tune"] = {"setting": "trainer.learning_rate", "grid": [1, 3, 9], "seeds": list(seeds)}
+    assert noise() == alone
+
+
 def test_the_residual_of_unbalanced_results_is_that_of_least_squares() -> None:
     rng = np.random.default_rng(5)
     values = {f"c{i}": {s: float(rng.normal(i, 1)) for s in range(5) if (i + s) % 4} for i in range(4)}
