@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from ablatrix.orchestrator.report.stages import NOT_NEEDED
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure
@@ -73,9 +74,15 @@ def status_table(
 
 
 def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
-    """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered."""
+    """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered.
+
+    Runs that a study in stages will never queue are `not needed`.
+    """
+    needless = [state for state in states if state.state == "planned" and state.reason.startswith(NOT_NEEDED)]
     counts = Counter(state.state for state in states)
-    text = f"{len(states)} runs: " + ", ".join(f"{counts[name]} {name}" for name in run_state.STATES if counts[name])
+    counts.update({"planned": -len(needless), NOT_NEEDED: len(needless)})
+    names = [name for name in (*run_state.STATES, NOT_NEEDED) if counts[name]]
+    text = f"{len(states)} runs: " + ", ".join(f"{counts[name]} {name}" for name in names)
     hours = run_state.total_hours(states)
     text += f"; {hours}" if hours.gpu or hours.cpu else ""
     if scheduler.silent_since and not commands.available():

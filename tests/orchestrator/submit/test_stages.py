@@ -207,6 +207,7 @@ def test_status_says_which_look_runs_and_what_goes_on(
     assert "rope stopped at look 1 (helps); swiglu goes on with the baseline" in out
     assert "up to 10 runs follow, and no job will queue them: submit again" in out
     assert out.count("not needed: its cell has stopped by look 1") == 5
+    assert "24 runs: 10 planned, 9 done, 5 not needed" in out
     for _ in range(2):
         submit(study, order_of(tmp_path))
         finish(study, fake)
