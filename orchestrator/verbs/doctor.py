@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,22 +48,15 @@ def doctor(output: Path, console: Console, *, as_json: bool) -> int:
     if as_json:
         console.file.write(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
     else:
-        rows = [{**asdict(finding)} for finding in findings]
+        rows = [asdict(finding) for finding in findings]
         tables.print_table("this machine", rows, console, tables.Layout(wrapped=("found", "advice"), below="advice"))
     return int(any(finding.state == FAULT for finding in findings))
 
 
 def examine(output: Path) -> list[Finding]:
     """Return what every check finds. output: the folder that studies go to."""
-    checks: dict[str, Callable[[], Finding]] = {
-        "python": _check_python,
-        "torch": _check_torch,
-        "slurm": _check_slurm,
-        "cache": _check_cache,
-        "disk": lambda: _check_disk(output),
-        "clock": lambda: _check_clock(output),
-    }
-    return [check() for check in checks.values()]
+    machine = [_check_python(), _check_torch(), _check_slurm(), _check_cache()]
+    return [*machine, _check_disk(output), _check_clock(output)]
 
 
 def _check_python() -> Finding:
