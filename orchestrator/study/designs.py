@@ -18,7 +18,6 @@ from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.study.experiment import Experiment
     from ablatrix.orchestrator.study.yaml_tree import KeyPath
 
 LONGEST_NAME = 80
