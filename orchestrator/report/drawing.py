@@ -253,7 +253,7 @@ def _line(axes: Axes, line: Line, index: int, count: int) -> None:
         series.y,
         color=colour,
         linestyle=dash,
-        marker=marker if line.dots or (count > 1 and not line.light) else "",
+        marker=marker if line.dots or (count > 1 and not (line.light or line.plain)) else "",
         markevery=1 if line.dots and len(series.x) <= 12 else (int((index + 0.5) / count * every), every),
         alpha=0.55 if line.light else 1.0,
         linewidth=0.7 if line.light else 1.2,

@@ -23,7 +23,8 @@ class Series:
 class Line:
     """One curve. style: index of colour, dash and marker; dots: a marker at every point; light: in the background.
 
-    seeds: the curves of single runs, drawn thin behind it; bars: single points whose intervals are bars.
+    seeds: the curves of single runs, drawn thin behind it; bars: single points whose intervals are bars; plain: without
+    markers.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Line:
     light: bool = False
     seeds: tuple[Series, ...] = ()
     bars: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)

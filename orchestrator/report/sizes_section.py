@@ -47,9 +47,10 @@ def figure(analysis: Analysis) -> Figure | None:
         Panel(name, label, f"Δ {unit}", tuple(lines), _range(lines, "x"), _range(lines, "y"), True)
         for name, lines in drawn
     )
+    side = "above" if analysis.measure.higher_is_better else "below"
     caption = (
         f"Effect on the {analysis.measure.name} at each size (cell − baseline of that size; "
-        f"{analysis.measure.better_side}) against training compute. Points: pointwise 95% confidence intervals. Line: "
+        f"{side} 0 is better) against training compute. Points: pointwise 95% confidence intervals. Line: "
         "effect = a + b ln C by weighted least squares; band: 95% prediction interval for an effect measured with as "
         "many seeds; thin: extrapolated."
     )
@@ -65,7 +66,7 @@ def _lines(trend: Trend, style: int) -> Iterator[Line]:
     for start, end, light in ends:
         found = across_sizes.grid(line, start, end)
         values = np.array([[math.log10(p.compute), p.effect, p.seen_low, p.seen_high] for p in found]).T
-        yield Line("extrapolated" if light else "fitted", style, Series(*values), light=light)
+        yield Line("extrapolated" if light else "fitted", style, Series(*values), light=light, plain=True)
     points = sorted(line.points, key=lambda point: point.compute)
     half = [t_quantile(point.df) * point.error for point in points]
     x, y = np.log10([point.compute for point in points]), np.array([point.effect for point in points])
@@ -179,8 +180,10 @@ def _gain_text(gain: Gain | None) -> str:
     """Return `1.32× (1.05 to 1.60)`, with `extrapolated` where no size was measured at the baseline's compute."""
     if gain is None:
         return DASH
+    if not math.isfinite(gain.value):
+        return f"baseline needs over {FARTHEST:g}× the largest compute"
     ends = [_bounded(value) for value in (gain.value, gain.low, gain.high)]
-    mark = ", extrapolated" if gain.extrapolated and math.isfinite(gain.value) else ""
+    mark = ", extrapolated" if gain.extrapolated else ""
     return f"{ends[0]}× ({ends[1]} to {ends[2]}{mark})"
 
 
