@@ -140,7 +140,8 @@ class TestWholeRun:
         assert [e["event"] for e in events] == ["started", *["checkpoint"] * 5, "finished"]
         assert [e["iter"] for e in events] == [0, 8, 16, 24, 32, 40, 40]
         samples = (undisturbed / run_files.SAMPLES).read_text()
-        assert samples.startswith("=== iter 20\nThe") and "\n=== iter 40\nThe" in samples
+        assert samples.startswith("=== iter 0\nThe")
+        assert "\n=== iter 20\nThe" in samples and "\n=== iter 40\nThe" in samples
 
     def test_args_can_be_pasted(self, command: Command) -> None:
         odd = "a folder with 'quotes' and $HOME"

@@ -69,9 +69,15 @@ def test_nothing_held_out_of_a_flat_file(tmp_path: Path, offline_cache: Path) ->
     assert len(heldout_windows(store, config, 100)[0]) == 0
 
 
-@pytest.mark.parametrize("length", [0, 1, 3 * BLOCK + 1, 4 * BLOCK + 1])
-def test_flat_files_that_are_too_small(tmp_path: Path, offline_cache: Path, length: int) -> None:
-    with pytest.raises(DataError, match=r"too few to hold out|not token ids"):
+@pytest.mark.parametrize(
+    ("length", "fault"),
+    [
+        (0, "is an empty file; it needs token ids"),
+        *((length, "too few to hold out|not token ids") for length in (1, 3 * BLOCK + 1, 4 * BLOCK + 1)),
+    ],
+)
+def test_flat_files_that_are_too_small(tmp_path: Path, offline_cache: Path, length: int, fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
         open_tokens(config_of(flat(tmp_path / "train.bin", np.zeros(length), "uint16")), offline_cache)
 
 

@@ -42,6 +42,9 @@ def test_nothing_is_said_of_a_corpus_read_whole_or_of_a_damaged_summary() -> Non
 
 def test_methods_name_the_sampling() -> None:
     settings: dict[str, object] = {"data.sampling": "packed", "data.document_mask": True}
-    words = ", in blocks packed with whole documents by best fit, with attention within each document"
+    words = (
+        ", in blocks packed with whole documents by best fit, with attention within each document "
+        "(held-out documents begin with the separator too)"
+    )
     assert methods.sampling(settings.get) == words
     assert methods.sampling({"data.sampling": "document"}.get) == methods.sampling({}.get) == ""
