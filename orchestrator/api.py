@@ -87,12 +87,10 @@ class Study:
     def verdicts(self) -> pd.DataFrame:
         """Return a row per cell: its verdict, the effect with its simultaneous 95% interval, and the sentence."""
         effects = self.effects()
-        rows = [
-            {name: cell[name] for name in ("cell", "verdict", "value", "seed_sd", "sentence")}
-            for cell in self.results["cells"]
-        ]
+        names = ["cell", "verdict", "value", "seed_sd", "sentence"]
+        rows = [{name: cell[name] for name in names} for cell in self.results["cells"]]
         shown = effects[["mean", "joint_low", "joint_high", "p_joint", "runs"]].rename(columns={"mean": "effect"})
-        return pd.DataFrame(rows).set_index("cell").join(shown)
+        return pd.DataFrame(rows, columns=names).set_index("cell").join(shown)
 
     def effects(self, equal: str = "matched") -> pd.DataFrame:
         """Return cell minus baseline with intervals and p values, a row per cell that has an effect.
@@ -142,8 +140,9 @@ def submit(
     On this machine it returns when the runs have ended. Raises UserError or RunError.
     """
     options = Options(Path(file), launcher, sets, only=only, retry=retry, wait=wait)
+    folder = make_plan(options).folder  # as the file is now
     run_submit(options, open_console())
-    return load(make_plan(options).folder)
+    return load(folder)
 
 
 def status(study: str | Path | None = None, output: str | Path = OUT) -> pd.DataFrame:

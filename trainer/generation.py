@@ -34,10 +34,14 @@ class Request:
 
 
 def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Request) -> str:
-    """Return the prompt and its continuation. Leaves torch's default generators alone."""
+    """Return the prompt and its continuation, after the separator where documents begin with it in training.
+
+    Leaves torch's default generators alone.
+    """
     codec = tokenizer.load(data.tokenizer, cache_dir)  # importing transformers takes seconds
     device = model.lm_head.weight.device
-    idx = torch.tensor([codec.encode(request.prompt) or [0]], device=device)
+    before = [] if data.separator is None else [data.separator]
+    idx = torch.tensor([[*before, *codec.encode(request.prompt)] or [0]], device=device)
     out = model.generate(
         idx,
         request.tokens,
@@ -46,7 +50,7 @@ def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Reques
         top_k=request.top_k or None,
         generator=torch.Generator(device).manual_seed(request.seed),
     )  # (1, T + tokens)
-    return str(codec.decode(out[0].tolist()))
+    return str(codec.decode(out[0, len(before) :].tolist()))
 
 
 def generate(run_dir: Path, request: Request) -> tuple[str, int]:
