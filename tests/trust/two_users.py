@@ -256,7 +256,7 @@ def load_everything(scratch: Path, given: Sequence[Path]) -> None:
     """As root, once: what is imported late must be there before the forks, which cannot read the libraries."""
     from ablatrix.orchestrator.submit import preflight
 
-    preflight.check_study = lambda *_: None  # type: ignore[assignment] # it starts interpreters, and has tests of its own
+    preflight.check_study = lambda *_: []  # it starts interpreters, and has tests of its own
     place = Place(scratch / "root", given, 0o755)
     place.build()
     os.chdir(place.folder)

@@ -74,8 +74,9 @@ def test_devices_are_not_for_slurm(workspace: Workspace) -> None:
 def test_check_looks_at_the_runs_that_submit_would_queue(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def record(loaded: object, runs: object, launcher: str, chosen: Sequence[Run]) -> None:
+    def record(loaded: object, runs: object, launcher: str, chosen: Sequence[Run]) -> list[str]:
         seen.append([run.cell for run in chosen])
+        return []
 
     monkeypatch.chdir(workspace.folder)
     monkeypatch.setattr(preflight, "check_study", record)
