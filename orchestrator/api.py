@@ -20,6 +20,7 @@ from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.orchestrator.terminal.printing import open_console
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
+from ablatrix.orchestrator.verbs.status import read_states
 from ablatrix.orchestrator.verbs.submit import submit as run_submit
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import read_bytes
@@ -80,8 +81,8 @@ class Study:
         """Return every row of every loss.csv, with the run, cell and seed that it is of."""
         found = [_read_curve(self.folder / run.id) for run in self.analysis.whole.runs]
         for run, rows in zip(self.analysis.whole.runs, found, strict=True):
-            for place, name in enumerate(("run", "cell", "seed")):
-                rows.insert(place, name, run.id if name == "run" else getattr(run, name))
+            for place, (name, value) in enumerate({"run": run.id, "cell": run.cell, "seed": run.seed}.items()):
+                rows.insert(place, name, value)
         return pd.concat([rows for rows in found if len(rows)] or found[:1], ignore_index=True)
 
     def verdicts(self) -> pd.DataFrame:
@@ -101,8 +102,7 @@ class Study:
         if equal not in BASES:
             raise ValueError(f"equal={equal!r}: choose one of {', '.join(BASES)}")
         rows = {cell["cell"]: cell[BASES[equal]] for cell in self.results["cells"] if cell[BASES[equal]]}
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=list(EFFECT) if not rows else None)
-        return table.reindex(columns=list(EFFECT)).rename_axis("cell")
+        return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(EFFECT)).rename_axis("cell")
 
     def report(self, pdf: bool = False) -> Path:
         """Write the report as `ablatrix report` does, and return the path of its page."""
@@ -149,7 +149,8 @@ def status(study: str | Path | None = None, output: str | Path = OUT) -> pd.Data
     """Return a row per run: its state, progress, and where it runs (the fields of `status --json`)."""
     scheduler = Scheduler()
     found = study_dir.find_study(None if study is None else str(study), Path(output))
-    return pd.DataFrame(run_state.as_record(study_state.collect(found, scheduler), scheduler.silent_since)["runs"])
+    states, _ = read_states(found, scheduler)
+    return pd.DataFrame(run_state.as_record(states, scheduler.silent_since)["runs"])
 
 
 def _read_curve(folder: Path) -> pd.DataFrame:

@@ -17,6 +17,10 @@ from ablatrix.orchestrator.terminal import interrupts, live, status_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ablatrix.orchestrator.report.stages import Stages
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study
+
 
 def status(study: str | None, output: Path, console: Console, *, watch: bool, as_json: bool, everything: bool) -> None:
     """Show the state of each run of a study: once, as JSON, or until Ctrl-C."""
@@ -26,9 +30,7 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
             live.watch(found, console)
         return
     scheduler = Scheduler()
-    states = study_state.collect(found, scheduler)
-    stages = next_stage.find_stages(found, states)
-    states = [replace(state, reason=state.reason or stages.held.get(state.run.id, "")) for state in states]
+    states, stages = read_states(found, scheduler)
     if as_json:
         print(json.dumps(run_state.as_record(states, scheduler.silent_since), indent=1))
         return
@@ -45,3 +47,11 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
     ):
         if line:
             console.print(line, soft_wrap=True, highlight=False)
+
+
+def read_states(study: Study, scheduler: Scheduler) -> tuple[list[RunState], Stages]:
+    """Return the state of each run, with the reason why its stage holds it back, and the stages."""
+    states = study_state.collect(study, scheduler)
+    stages = next_stage.find_stages(study, states)
+    held = stages.held
+    return [replace(state, reason=state.reason or held.get(state.run.id, "")) for state in states], stages
