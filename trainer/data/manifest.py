@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError, field_validator
@@ -118,6 +119,18 @@ def read_manifest(cache_dir: Path) -> Manifest:
         raise OfflineCacheError(f"{path}: damaged ({place}: {error.errors()[0]['msg']}); {advice}") from None
     except (ValueError, AttributeError):  # not JSON, or no object
         raise OfflineCacheError(f"{path}: damaged; {advice}") from None
+
+
+def find_incomplete(folder: Path, files: Mapping[str, FileFacts]) -> Path | None:
+    """Return the first of an entry's files that is missing or has another size, None if there is none."""
+    for name, facts in files.items():
+        try:
+            whole = (folder / name).stat().st_size == facts.size
+        except OSError:
+            whole = False
+        if not whole:
+            return folder / name
+    return None
 
 
 def add_entry(cache_dir: Path, name: str, entry: TokenizerEntry | DataEntry | WeightsEntry) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
-from ablatrix.trainer.data.manifest import read_manifest
+from ablatrix.trainer.data.manifest import find_incomplete, read_manifest
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -63,13 +63,9 @@ def find(name: str, cache_dir: Path) -> TokenizerInfo:
     advice = suggest_warming(name, cache_dir)
     if entry is None:
         raise OfflineCacheError(f"tokenizer {name!r} is not in the offline cache {cache_dir}: {advice}")
-    for file in entry.files:
-        try:
-            whole = (folder / file).stat().st_size == entry.files[file].size
-        except OSError:
-            whole = False
-        if not whole:
-            raise OfflineCacheError(f"tokenizer {name!r}: {folder / file} is missing or incomplete: {advice}")
+    incomplete = find_incomplete(folder, entry.files)
+    if incomplete:
+        raise OfflineCacheError(f"tokenizer {name!r}: {incomplete} is missing or incomplete: {advice}")
     return TokenizerInfo(name, folder, entry.vocab_size, entry.sha256(), entry.bulk)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ablatrix.models.huggingface import UnsupportedError, read_model
 from ablatrix.trainer.config import load
 from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
-from ablatrix.trainer.data.manifest import MODEL_FILES, read_manifest
+from ablatrix.trainer.data.manifest import MODEL_FILES, find_incomplete, read_manifest
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
@@ -74,13 +74,9 @@ def _find_cached(name: str, cache_dir: Path) -> Path:
         raise OfflineCacheError(
             f"{SETTING}: the weights of {name!r} are not in the offline cache {cache_dir}: {advice}"
         )
-    for file, facts in entry.files.items():
-        try:
-            whole = (folder / file).stat().st_size == facts.size
-        except OSError:
-            whole = False
-        if not whole:
-            raise OfflineCacheError(f"{SETTING}: {folder / file} is missing or incomplete: {advice}")
+    incomplete = find_incomplete(folder, entry.files)
+    if incomplete:
+        raise OfflineCacheError(f"{SETTING}: {incomplete} is missing or incomplete: {advice}")
     return folder
 
 
