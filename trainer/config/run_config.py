@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 from ablatrix.models.config import GPTConfig
 from ablatrix.trainer.config import optimization, run_hash, tokenizer_names
 from ablatrix.trainer.config.cross_checks import find_contradictions
-from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.config.sections import (
     CallbacksConfig,
     DataConfig,
@@ -21,6 +20,7 @@ from ablatrix.trainer.config.sections import (
     ShareOfRun,
     SystemConfig,
     TrainerConfig,
+    expand_name,
 )
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
@@ -60,9 +60,7 @@ class RunConfig(Section):
     @field_validator("model")
     @classmethod
     def _expand_init_from(cls, model: GPTConfig) -> GPTConfig:
-        if model.init_from is None or not tokenizer_names.is_folder(model.init_from):
-            return model
-        return model.model_copy(update={"init_from": expand_path(model.init_from)})
+        return model.model_copy(update={"init_from": expand_name(model.init_from)}) if model.init_from else model
 
     def resolved(self, vocab_size: int, end_of_text: int | None = None) -> RunConfig:
         """Return the configuration with every size and phase written out, so that config.json alone repeats the run.
@@ -106,12 +104,9 @@ class RunConfig(Section):
             del found["data"]["test_size"]  # not read
         if self.data.sampling != "document":
             found["data"]["held_out_begin"] = "separator"  # it was the first token in earlier versions
-        name = self.data.tokenizer
-        is_folder = tokenizer_names.is_folder(name)
-        found["data"]["tokenizer"] = run_hash.normalize_path(name) if is_folder else tokenizer_names.canonical(name)
-        if start := self.model.init_from:
-            is_folder = tokenizer_names.is_folder(start)
-            found["model"]["init_from"] = (run_hash.normalize_path if is_folder else tokenizer_names.canonical)(start)
+        found["data"]["tokenizer"] = _name_or_place(self.data.tokenizer)
+        if self.model.init_from:
+            found["model"]["init_from"] = _name_or_place(self.model.init_from)
         if None not in (self.model.n_layer, self.model.n_head, self.model.n_embd):
             del found["model"]["model_type"]  # a name for these sizes
         found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]
@@ -154,6 +149,10 @@ class RunConfig(Section):
     def to_json(self) -> str:
         """Return the text of config.json."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _name_or_place(name: str) -> str:
+    return run_hash.normalize_path(name) if tokenizer_names.is_folder(name) else tokenizer_names.canonical(name)
 
 
 def _places(path: str | tuple[str, ...]) -> str | list[str]:

@@ -66,7 +66,8 @@ def _expand_each(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return expand_path(value) if isinstance(value, str) else tuple(map(expand_path, value))
 
 
-def _expand_tokenizer(name: str) -> str:
+def expand_name(name: str) -> str:
+    """Return the name of a tokenizer or of weights, the path of a folder expanded as `expand_path` does."""
     return expand_path(name) if tokenizer_names.is_folder(name) else name
 
 
@@ -164,7 +165,7 @@ class DataConfig(Section):
         None, description="token before each document, packed and stream (default: the tokenizer's end of text)"
     )
     domain_key: str = Field("", description="dotted key of each line's domain, such as meta.source: NLL by domain too")
-    tokenizer: Annotated[str, AfterValidator(_expand_tokenizer)] = Field(
+    tokenizer: Annotated[str, AfterValidator(expand_name)] = Field(
         "gpt2",
         min_length=1,
         description="name in the offline cache (gpt2, sample, bytes, a hub id), or a folder with a tokenizer.json",
