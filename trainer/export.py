@@ -16,6 +16,7 @@ from ablatrix.models.huggingface import CLASSES, UnsupportedError, architecture,
 from ablatrix.models.huggingface_weights import add_biases, to_huggingface
 from ablatrix.trainer import weights
 from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.data.manifest import SAFETENSORS
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, remove
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 TRANSFORMERS, MINGPT = "transformers", "mingpt"
 FORMATS = (TRANSFORMERS, MINGPT)
-SAFETENSORS = "model.safetensors"
 TOLERANCE = 1e-4  # of logits
 CHECKED_TOKENS = 64
 

@@ -29,7 +29,8 @@ FORMAT = 1
 # A GPT-2 style tokenizer has all of them, any other the last two
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
-MODEL_FILES = ("model.safetensors", "config.json")
+SAFETENSORS = "model.safetensors"
+MODEL_FILES = (SAFETENSORS, "config.json")
 
 
 class FileFacts(BaseModel):

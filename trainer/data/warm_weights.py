@@ -7,7 +7,7 @@ from pathlib import Path
 from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
 from ablatrix.trainer.data import hub
 from ablatrix.trainer.data.data_sets import now
-from ablatrix.trainer.data.manifest import MODEL_FILES, FileFacts, WeightsEntry, add_entry
+from ablatrix.trainer.data.manifest import MODEL_FILES, SAFETENSORS, FileFacts, WeightsEntry, add_entry
 from ablatrix.trainer.data.tokenizer import folder_name
 from ablatrix.trainer.data.weights_source import cached_folder, find_source, read_huggingface
 from ablatrix.trainer.rundir import run_files
@@ -53,7 +53,7 @@ def warm_weights(name: str, cache_dir: Path, revision: str = "main", force: bool
         date=now(),
     )
     add_entry(cache_dir, name, entry)
-    say(f"weights of {name}: {files[MODEL_FILES[0]].size / 1e6:.1f} MB, verified, in {folder}")
+    say(f"weights of {name}: {files[SAFETENSORS].size / 1e6:.1f} MB, verified, in {folder}")
 
 
 def _is_there(name: str, cache_dir: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ablatrix.models.huggingface import UnsupportedError, read_model
 from ablatrix.trainer.config import load
 from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
-from ablatrix.trainer.data.manifest import MODEL_FILES, find_incomplete, read_manifest
+from ablatrix.trainer.data.manifest import SAFETENSORS, find_incomplete, read_manifest
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
@@ -39,7 +39,7 @@ def find_source(name: str, cache_dir: Path) -> Source:
     """
     folder = Path(name) if is_folder(name) else _find_cached(canonical(name), cache_dir)
     config = folder / run_files.CONFIG
-    weights = folder / MODEL_FILES[0]
+    weights = folder / SAFETENSORS
     if weights.exists():
         tree = run_files.read_json(config)
         if tree is None:
@@ -47,7 +47,7 @@ def find_source(name: str, cache_dir: Path) -> Source:
         return Source(name, weights, read_huggingface(tree, config), huggingface=True)
     if not (folder / run_files.MODEL).exists():
         raise UserError(
-            f"{SETTING}: {folder}: has neither {MODEL_FILES[0]} nor {run_files.MODEL}; name an exported folder, or the "
+            f"{SETTING}: {folder}: has neither {SAFETENSORS} nor {run_files.MODEL}; name an exported folder, or the "
             "folder of a finished run"
         )
     model = load(config).model
