@@ -172,6 +172,11 @@ class DataConfig(Section):
     )
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        """The files, folders and patterns of `file_path`, one or several."""
+        return (self.file_path,) if isinstance(self.file_path, str) else self.file_path
+
+    @property
     def held_out(self) -> int | float:
         """What is held out of `file_path`: the last documents, or a share of the lines; 0 if `test_file` is given."""
         return 0 if self.test_file else self.test_size

@@ -47,8 +47,7 @@ def find_files(config: DataConfig) -> tuple[Path, ...]:
     there is none, or if one is listed twice.
     """
     setting = config.files_setting
-    entries = (config.file_path,) if isinstance(config.file_path, str) else config.file_path
-    found = [path for entry in entries for path in _training_of(_expand(entry, setting), entry, setting)]
+    found = [path for entry in config.entries for path in _training_of(_expand(entry, setting), entry, setting)]
     if not found:
         raise DataError(f"{setting}: missing; give the path of a JSONL file")
     seen: dict[str, Path] = {}
@@ -68,8 +67,7 @@ def find_validation(config: DataConfig) -> tuple[Path, ...]:
     Those of a folder or pattern that has training files too, and val.bin beside train.bin.
     """
     files, setting = find_files(config), config.files_setting
-    entries = (config.file_path,) if isinstance(config.file_path, str) else config.file_path
-    beside = {path for entry in entries for path in _expand(entry, setting)} - set(files)
+    beside = {path for entry in config.entries for path in _expand(entry, setting)} - set(files)
     if is_flat(files[0]):
         beside |= set(files[0].parent.glob("*.bin"))
     starts = {_start(TRAINING, path) for path in files} - {None}

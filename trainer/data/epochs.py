@@ -41,7 +41,6 @@ def _count_rows(data: DataConfig, cache_dir: Path) -> float:
 
 
 def _counting_command(data: DataConfig, cache_dir: Path) -> str:
-    entries = (data.file_path,) if isinstance(data.file_path, str) else data.file_path
     options = ["--tokenizer", data.tokenizer, "--cache-dir", str(cache_dir)]
     options += ["--text-key", data.text_key] if data.text_key != "text" else []
-    return f"{program()} warm-cache {shlex.join([*options, '--tokens', *entries])}"
+    return f"{program()} warm-cache {shlex.join([*options, '--tokens', *data.entries])}"
