@@ -45,10 +45,10 @@ class Finding:
 def doctor(output: Path, console: Console, *, as_json: bool) -> int:
     """Run every check, print the findings as a table or as JSON, and return the exit code, 1 if there is a fault."""
     findings = examine(output)
+    rows = [asdict(finding) for finding in findings]
     if as_json:
-        console.file.write(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
+        console.file.write(json.dumps(rows, indent=1) + "\n")
     else:
-        rows = [asdict(finding) for finding in findings]
         tables.print_table("this machine", rows, console, tables.Layout(wrapped=("found", "advice"), below="advice"))
     return int(any(finding.state == FAULT for finding in findings))
 
@@ -118,10 +118,11 @@ def _check_disk(output: Path) -> Finding:
     folder = shared_fs.nearest_existing(output)
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding("disk", FAULT, f"{folder} is not writable", "choose another `output:`")
-    free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder).f_favail
+    space = os.statvfs(folder)
+    free, inodes = space.f_bavail * space.f_frsize, space.f_favail
     kind = shared_fs.file_system(folder) or "unknown file system"
     found = f"{folder} ({kind}): {free / 1e9:.0f} GB free"
-    few = inodes < LOW_INODES and os.statvfs(folder).f_files > 0
+    few = inodes < LOW_INODES and space.f_files > 0
     quota = "; see also `quota -s`" if shutil.which("quota") else ""
     if free < LOW_BYTES or few:
         return Finding("disk", WARNING, f"{found}, {inodes} inodes", f"choose another `output:` or free some{quota}")
