@@ -220,6 +220,12 @@ class Study:
     plans: tuple[study_dir.Planned, ...] = ()  # as submitted first, and each change since
     tune: Tuning | None = None  # what is tuned in every cell
 
+    def with_runs(self, runs: Iterable[RunRecord]) -> Study:
+        """Return the study with some of its runs; its cells keep their order, without those that have none of them."""
+        kept = tuple(runs)
+        found = by_cell(kept)
+        return replace(self, runs=kept, cells={name: found[name] for name in self.cells if name in found})
+
     def at_size(self, size: str) -> Study:
         """Return the study of one size, in which cells are called as in the experiment file."""
         runs = tuple(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import analysis
-from ablatrix.orchestrator.report.collect import by_cell
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.stages import ENDED, NOT_NEEDED, Stages
@@ -33,7 +31,7 @@ def find_stages(study: Study) -> Stages:
             later |= _runs_of_size(part, stopped, waits)
         needed = [run for run in part.runs if not later.get(run.id, "").startswith(NOT_NEEDED)]
         if not waits and needed and all(run.state in ENDED for run in needed):
-            found = analysis.analyse(replace(part, runs=tuple(needed), cells=by_cell(needed)))
+            found = analysis.analyse(part.with_runs(needed))
             hurts = [cell.name for cell in found.compared if cell.verdict is Verdict.HURTS]
             stopped |= dict.fromkeys(hurts, size)
             lines.append(f"{size} has ended: " + (f"{join_names(hurts)} stopped (hurts)" if hurts else "no cell hurts"))
@@ -57,5 +55,6 @@ def _runs_of_size(part: Study, stopped: Mapping[str, str], waits: str) -> dict[s
 def shown_part(study: Study) -> Study:
     """Return the study without the runs that the gate keeps from being queued."""
     later = find_stages(study).later
-    runs = [run for run in study.runs if run.state != "planned" or not later.get(run.id, "").startswith(NOT_NEEDED)]
-    return replace(study, runs=tuple(runs), cells=by_cell(runs))
+    return study.with_runs(
+        run for run in study.runs if run.state != "planned" or not later.get(run.id, "").startswith(NOT_NEEDED)
+    )

@@ -7,7 +7,7 @@ baseline at the look's share of the error rate. A false verdict at any look has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from ablatrix.orchestrator.report.stages import ENDED, NOT_NEEDED, Stages
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
-    from ablatrix.orchestrator.report.collect import RunRecord, Study
+    from ablatrix.orchestrator.report.collect import Study
     from ablatrix.orchestrator.study.looks import Looks
 
 UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.UNSTABLE)
@@ -74,7 +74,7 @@ def _at_look(study: Study, looks: Looks, look: int, stopped: Mapping[str, int]) 
     """Return the study with the runs of a look (from 0), and of the cells that stopped before with theirs."""
     number = seed_numbers(study)
     last = {name: min(look, stopped.get(name, len(looks)) - 1) for name in study.cells}
-    return _with_runs(study, [run for run in study.runs if looks.of_seed(number[run.seed]) <= last[run.cell]])
+    return study.with_runs(run for run in study.runs if looks.of_seed(number[run.seed]) <= last[run.cell])
 
 
 def seed_numbers(study: Study) -> dict[int, int]:
@@ -85,12 +85,7 @@ def seed_numbers(study: Study) -> dict[int, int]:
 def shown_part(study: Study, looks: Looks, progress: Progress) -> Study:
     """Return the study with the runs that have been started, or are due."""
     later = find_later_runs(study, looks, progress)
-    return _with_runs(study, [run for run in study.runs if run.state != "planned" or not later.get(run.id)])
-
-
-def _with_runs(study: Study, runs: Sequence[RunRecord]) -> Study:
-    cells = {name: tuple(run for run in runs if run.cell == name) for name in study.cells}
-    return replace(study, runs=tuple(runs), cells={name: found for name, found in cells.items() if found})
+    return study.with_runs(run for run in study.runs if run.state != "planned" or not later.get(run.id))
 
 
 def _without_verdict(cell: CellResult) -> CellResult:
