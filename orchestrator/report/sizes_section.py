@@ -24,7 +24,7 @@ from ablatrix.orchestrator.report.formatting import (
     span_text,
 )
 from ablatrix.orchestrator.report.statistics import t_quantile
-from ablatrix.orchestrator.report.wording import cell_text
+from ablatrix.orchestrator.report.wording import cell_text, changes
 from ablatrix.orchestrator.study.scale import FARTHEST
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ def _range(lines: Sequence[Line], axis: str) -> tuple[float, float]:
 
 def title(trends: Sequence[Trend]) -> str:
     """Return `With compute the effect of rope grows; no change is shown for cosine`."""
-    changes = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks")}
-    parts = [f"the effect of {join_names(names)} {word}" for word, names in changes.items() if names]
-    others = [trend.cell for trend in trends if not any(trend.cell in names for names in changes.values())]
+    parts = changes(trends)
+    others = [trend.cell for trend in trends if not trend.shown]
     parts += [f"no change is shown for {join_names(others)}"] if others else []
     text = "; ".join(parts)
     return f"With compute {text}" if text.startswith("the effect") else text[:1].upper() + text[1:]

@@ -24,6 +24,7 @@ from ablatrix.orchestrator.report.formatting import (
 from ablatrix.orchestrator.study.scale import Size
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.report.across_sizes import Trend
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
@@ -112,10 +113,14 @@ def headline(analysis: Analysis) -> str:
 
 def _trends(analysis: Analysis) -> str:
     """Return ` With compute the effect of rope grows.`, '' where no change is shown."""
-    trends = across_sizes.find_trends(analysis)
-    changes = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks")}
-    parts = [f"the effect of {join_names(names)} {word}" for word, names in changes.items() if names]
+    parts = changes(across_sizes.find_trends(analysis))
     return f" With compute {' and '.join(parts)}." if parts else ""
+
+
+def changes(trends: Sequence[Trend]) -> list[str]:
+    """Return which effects change with compute, as far as is shown: `the effect of rope grows`."""
+    found = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks")}
+    return [f"the effect of {join_names(names)} {word}" for word, names in found.items() if names]
 
 
 def _main_effects(analysis: Analysis) -> str:
