@@ -61,8 +61,12 @@ def _yes(value: bool) -> str:
 
 def comparison(analysis: Analysis) -> str:
     """Return a row per cell of the study at each size, with all measures."""
-    rows = [{"size": size, **_cell(c, a)} for size, a in analysis.by_size.items() for c in a.cells.values()]
-    return _csv(rows if analysis.ladder else [{k: v for k, v in row.items() if k != "size"} for row in rows])
+    rows = [
+        ({"size": size} if analysis.ladder else {}) | _cell(cell, found)
+        for size, found in analysis.by_size.items()
+        for cell in found.cells.values()
+    ]
+    return _csv(rows)
 
 
 def comparisons(analyses: Sequence[Analysis]) -> str:
