@@ -68,5 +68,6 @@ def _range(lines: Sequence[Line], rising: bool) -> Bounds:
 
 def _title(tuned: Tuned) -> str:
     """Return `Best trainer.learning_rate: baseline 0.002, cosine 0.004`."""
-    known = [f"{formatting.short(n, 25)} {arm.optimum.value:g}" for n, arm in tuned.arms.items() if arm.optimum]
+    names = formatting.shorten(tuned.arms, 25)
+    known = [f"{names[name]} {arm.optimum.value:g}" for name, arm in tuned.arms.items() if arm.optimum]
     return f"Best {tuned.tune.setting}: {', '.join(known[:6])}" + (f" and {len(known) - 6} more" if known[6:] else "")

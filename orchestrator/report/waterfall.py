@@ -81,7 +81,12 @@ def _title(found: Attribution, analysis: Analysis) -> str:
     name, most = max(known, key=lambda pair: abs(pair[1]))
     digits, unit = analysis.decimals, analysis.measure.short_unit
     parts = f"{formatting.signed(most, digits)} of {formatting.signed(whole.mean, digits)}{unit}"
-    return f"{formatting.short(name, 40)} has the largest share of the effect of all features, {parts}"
+    return f"{_names(found)[name]} has the largest share of the effect of all features, {parts}"
+
+
+def _names(found: Attribution) -> dict[str, str]:
+    """Return the names of the features as a title or a sentence shows them."""
+    return formatting.shorten([share.name for share in found.shares], 40)
 
 
 def table(analysis: Analysis) -> Table | None:
@@ -120,7 +125,7 @@ def sentence(analysis: Analysis) -> str:
     found, digits = analysis.attribution, analysis.decimals
     if found is None or found.whole.effect is None:
         return ""
-    names = formatting.shorten([share.name for share in found.shares], 40)
+    names = _names(found)
     shares = [
         f"{names[share.name]} {formatting.signed(share.effect.mean, digits)}"
         for share in _sorted(found, analysis.measure)
