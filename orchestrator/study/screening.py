@@ -7,7 +7,6 @@ with + read as off (Box, Hunter & Hunter 2005, Statistics for Experimenters, cha
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -206,8 +205,3 @@ def _aliases(screen: Screen) -> str:
         " + ".join(_letters(_mask(pair), screen.count) for pair in chain) for chain in screen.chains if len(chain) > 1
     ]
     return f"aliases: {', '.join(parts)}{remark}"
-
-
-def standard_error(screen: Screen, seeds: float) -> float:
-    """Return the standard error of a main effect in units of the noise of a run: 2 / sqrt(runs)."""
-    return 2 / math.sqrt(len(screen.cells) * seeds)
