@@ -213,8 +213,7 @@ def _looks_problem(experiment: Experiment) -> str:
     """Return what is wrong with planned looks, '' for nothing, or seeds without looks."""
     if not isinstance(experiment.seeds, AdaptiveSeeds):
         return ""
-    words = [item if isinstance(item, str) else next(iter(item), "") for item in experiment.design if item]
-    if whole := [word for word in words if word in ("factorial", *SCREENS)]:
+    if whole := [word for word in map(_word, experiment.design) if word in ("factorial", *SCREENS)]:
         return f"a {whole[0]} design is judged as a whole, so no cell can stop early; give a number of seeds"
     for name in ("tune", "scale"):
         if getattr(experiment, name):
@@ -226,7 +225,7 @@ def _words(loaded: Loaded) -> Iterator[str]:
     known, where = list(DESIGNS), f"{loaded.at('design')}design: "
     found: list[str] = []
     for item in loaded.experiment.design:
-        word = next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
+        word = _word(item)
         if not isinstance(word, str) or word not in known:
             yield f"{where}{spell(item)!r} is not one of {', '.join(known)}{nearest(str(word), known)}"
         elif isinstance(item, dict) and (fault := _number_fault(word, item[word])):
@@ -236,6 +235,11 @@ def _words(loaded: Loaded) -> Iterator[str]:
             yield from (f"{where}{_spelled(item)}: {fault}" for fault in _screen_faults(loaded, item))
     if len(found) > 1:
         yield f"{where}has {' and '.join(found)}; choose one of them"
+
+
+def _word(item: Any) -> Any:
+    """Return the word of an entry of `design` that may be wrong; an entry of another form as it is."""
+    return next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
 
 
 def _spelled(item: Any) -> str:
