@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import shell_stubs
+from tests.support.fake_slurm import FakeSlurm
 from tests.support.shell_stubs import RECORD
 
 
@@ -27,3 +28,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm of programs on PATH that answer at once; the working folder is the test's."""
+    fake = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return fake

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +22,9 @@ from tests.support.plans import FIVE, expand
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
-    fake = FakeSlurm(tmp_path / "slurm")
+def fake(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
     fake.set_cluster("beta")
-    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     monkeypatch.setenv("ABLATRIX_VISIBLE_SECONDS", "0")
-    monkeypatch.chdir(tmp_path)
     yield fake
     selected_cluster.select("")
 

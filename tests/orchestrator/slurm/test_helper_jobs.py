@@ -15,13 +15,6 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from tests.support.fake_slurm import FakeSlurm
 
 
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
-    return fake
-
-
 def make_batch(folder: Path, settings: SlurmSettings | None = None) -> Batch:
     study = Study(folder / "out" / "s", "s", "s.yaml", 0.0, {}, [])
     (study.folder / LOGS).mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,8 @@ from tests.support.workspace import Workspace
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+def fake(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """A Slurm that answers, on a busy machine after a while."""
-    fake = FakeSlurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", 60.0)
     monkeypatch.setattr(job_identity, "LOOKS", (0.0, 0.3))
     return fake

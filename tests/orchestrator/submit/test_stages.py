@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -35,14 +34,6 @@ seeds: {start: 3, up_to: 8}
 LOOKS = Looks((3, 5, 8), (0.01, 0.015, 0.025))
 NOISE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.005, 0.005, 0.01, -0.015)  # of no pattern over cells and seeds
 EFFECTS = {"rope": -0.5}  # decided at the first look; swiglu at none
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
-    return fake
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ from tests.support.plans import FIVE, expand
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
-    return fake
-
-
-@pytest.fixture
 def study(tmp_path: Path) -> Study:
     """Of seven runs, in the order in which they are queued."""
     runs = in_queue_order(expand(tmp_path, FIVE), "s", lambda run: run)
