@@ -79,6 +79,7 @@ trust: $(VENV)/.installed-dev ## run every case behind docs/guarantees.md and li
 
 science: $(VENV)/.installed-dev ## error rates, coverage and power of the verdicts in STUDIES=4000 simulated studies each
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.simulated_studies $(STUDIES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.simulated_looks $$(($(STUDIES) / 4))
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.simulated_tuning $(STUDIES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.simulated_scales $(STUDIES)
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from tests.support import simulated_scales
-from tests.support.simulated_studies import ADAPTIVE, simulate, simulate_looks
+from tests.support.simulated_looks import ADAPTIVE, simulate_looks
+from tests.support.simulated_studies import simulate
 
 STUDIES = 250
 
