@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import analysis
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import join_names
-from ablatrix.orchestrator.report.stages import ENDED, NOT_NEEDED, Stages
+from ablatrix.orchestrator.report.stages import ENDED, NOT_NEEDED, Stages, is_needless
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import Study
@@ -29,7 +29,7 @@ def find_stages(study: Study) -> Stages:
         part = study.at_size(size)
         if number:
             later |= _runs_of_size(part, stopped, waits)
-        needed = [run for run in part.runs if not later.get(run.id, "").startswith(NOT_NEEDED)]
+        needed = [run for run in part.runs if not is_needless(later.get(run.id, ""))]
         if not waits and needed and all(run.state in ENDED for run in needed):
             found = analysis.analyse(part.with_runs(needed))
             hurts = [cell.name for cell in found.compared if cell.verdict is Verdict.HURTS]
@@ -56,5 +56,5 @@ def shown_part(study: Study) -> Study:
     """Return the study without the runs that the gate keeps from being queued."""
     later = find_stages(study).later
     return study.with_runs(
-        run for run in study.runs if run.state != "planned" or not later.get(run.id, "").startswith(NOT_NEEDED)
+        run for run in study.runs if run.state != "planned" or not is_needless(later.get(run.id, ""))
     )

@@ -9,6 +9,11 @@ ENDED = ("done", "failed", "lost", "cancelled")  # no submit continues such a ru
 NOT_NEEDED = "not needed"  # how the reason of a run begins that will never be queued
 
 
+def is_needless(reason: str) -> bool:
+    """True if the reason why a run is held back says that it will never be queued."""
+    return reason.startswith(NOT_NEEDED)
+
+
 @dataclass(frozen=True)
 class Stages:
     """The runs beyond a study's first stage: id -> why it is not queued now, '' if it is due."""
@@ -36,7 +41,7 @@ class Stages:
     @property
     def waiting(self) -> dict[str, str]:
         """Runs that may be due when others have ended."""
-        return {name: why for name, why in self.held.items() if not why.startswith(NOT_NEEDED)}
+        return {name: why for name, why in self.held.items() if not is_needless(why)}
 
 
 def merge(stages: Iterable[Stages]) -> Stages:
@@ -49,5 +54,5 @@ def merge(stages: Iterable[Stages]) -> Stages:
         lines += stage.lines
         for name, why in stage.later.items():
             before = later.get(name, "")
-            later[name] = why if why.startswith(NOT_NEEDED) or not before else before
+            later[name] = why if is_needless(why) or not before else before
     return Stages(later, lines, min(limits, default=None))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from ablatrix.orchestrator.report.stages import NOT_NEEDED
+from ablatrix.orchestrator.report.stages import NOT_NEEDED, is_needless
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure
@@ -78,7 +78,7 @@ def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
 
     Runs that a study in stages will never queue are `not needed`.
     """
-    needless = [state for state in states if state.state == "planned" and state.reason.startswith(NOT_NEEDED)]
+    needless = [state for state in states if state.state == "planned" and is_needless(state.reason)]
     counts = Counter(state.state for state in states)
     counts.update({"planned": -len(needless), NOT_NEEDED: len(needless)})
     names = [name for name in (*run_state.STATES, NOT_NEEDED) if counts[name]]
