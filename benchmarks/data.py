@@ -1,4 +1,4 @@
-"""Speed of reading, tokenising and sampling: `python -m benchmarks.data [--megabytes 64]`. Markdown tables of ratios.
+"""Speed of reading, tokenizing and sampling: `python -m benchmarks.data [--megabytes 64]`. Markdown tables of ratios.
 
 The corpus consists of the standard library's sources, cut into documents of log-normal length as in web text; `--file`
 sets another one, `--tokenizer gpt2 --cache-dir DIR` another tokenizer.
@@ -129,7 +129,7 @@ def building(config: DataConfig, cache_dir: Path, count: int) -> str:
 
 
 def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str:
-    """Measure batches from the complete cache, tokenised when drawn, and with a tokenizer call per item."""
+    """Measure batches from the complete cache, tokenized when drawn, and with a tokenizer call per item."""
     cache = Cache.of(config, cache_dir)
     complete = CompleteStore(cache.folder, cache_builder.build(config, cache_dir, allotted_cores()))
     lines = cache.lines()
@@ -150,7 +150,7 @@ def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str
     growing = [Batches(_unbuilt(cache), config, BATCH, seed=k) for k in range(count)]
     jobs: dict[str, Callable[[], object]] = {
         "a tokenizer call an item": lambda: repeat(lambda _: item(), number),
-        "tokenised when drawn": lambda: repeat(growing.pop(), number),  # each round an empty store
+        "tokenized when drawn": lambda: repeat(growing.pop(), number),  # each round an empty store
         "complete token cache": lambda: repeat(cached, 100 * number),
         "random windows of one memmap (nanoGPT's way)": lambda: repeat(lambda _: nanogpt(), 100 * number),
     }
@@ -222,7 +222,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokenizer", default="sample")
     parser.add_argument("--cache-dir", type=Path, help="offline cache that holds the tokenizer; default: one is made")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=20, help="per round, of those that are tokenised when drawn")
+    parser.add_argument("--batches", type=int, default=20, help="per round, of those that are tokenized when drawn")
     return parser.parse_args(argv)
 
 

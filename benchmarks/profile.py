@@ -16,7 +16,7 @@ from benchmarks.step import CASES, matmul_peak
 from benchmarks.step import parse as parse_step
 from benchmarks.worker import our_trainer
 
-HEAD, ATTENTION, OPTIMISER, BATCHES, REST = "head and loss", "attention", "optimiser", "batches", "everything else"
+HEAD, ATTENTION, OPTIMIZER, BATCHES, REST = "head and loss", "attention", "optimizer", "batches", "everything else"
 KERNELS = {
     "_HeadLoss": HEAD,
     "_HeadLossBackward": HEAD,
@@ -30,7 +30,7 @@ def flops(config: ResolvedGPTConfig, tokens: int) -> dict[str, float]:
     head = 6 * config.vocab_size * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.block_size
     rest = measure_model(config)[1] - head - attention
-    return {HEAD: head * tokens, ATTENTION: attention * tokens, OPTIMISER: 0, BATCHES: 0, REST: rest * tokens}
+    return {HEAD: head * tokens, ATTENTION: attention * tokens, OPTIMIZER: 0, BATCHES: 0, REST: rest * tokens}
 
 
 def seconds(spec: dict[str, Any], steps: int) -> dict[str, float]:
@@ -42,7 +42,7 @@ def seconds(spec: dict[str, Any], steps: int) -> dict[str, float]:
     update, source = trainer.optimizer.step, trainer.source(0, 10**9)
 
     def recorded_update() -> Any:
-        with record_function(OPTIMISER):
+        with record_function(OPTIMIZER):
             return update()
 
     def batches() -> Iterator[Any]:
@@ -59,7 +59,7 @@ def seconds(spec: dict[str, Any], steps: int) -> dict[str, float]:
         for _ in range(steps):
             with record_function("step"):
                 trainer._step(*next(stream))
-    found = dict.fromkeys((HEAD, ATTENTION, OPTIMISER, BATCHES), 0.0)
+    found = dict.fromkeys((HEAD, ATTENTION, OPTIMIZER, BATCHES), 0.0)
     whole = 0.0
     for event in recorded.key_averages():
         part = KERNELS.get(event.key, event.key)

@@ -94,7 +94,7 @@ class ALiBi(nn.Module):
 class CausalSelfAttention(nn.Module):
     """softmax(q k^T / sqrt(hs)) v, each position over those up to itself (Vaswani et al. 2017, eq. 1).
 
-    q, k and v come from one product. With `qk_norm` each head's q and k are normalised, with rotary positions then
+    q, k and v come from one product. With `qk_norm` each head's q and k are normalized, with rotary positions then
     turned; ALiBi adds to the scores; with `n_kv_head` several heads share one of keys and values (Ainslie et al. 2023,
     "GQA"). (B, T, C) -> (B, T, C); documents (B, T): positions with different numbers do not see each other.
     """

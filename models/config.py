@@ -62,7 +62,7 @@ class GPTConfig(BaseModel):
     positions: str = _component("positions", "learned", "how the model knows positions")
     alibi_trainable: bool = Field(False, description="learn ALiBi's slopes, separately in each layer")
     feedforward: str = _component("feedforward", "gelu", "feed-forward layer; gated ones have as many parameters")
-    norm: str = _component("norm", "layernorm", "normalisation")
+    norm: str = _component("norm", "layernorm", "normalization")
     norm_placement: Literal["pre", "post"] = Field("pre", description="norm before a sublayer, or after its residual")
     qk_norm: bool = Field(False, description="RMSNorm of each head's queries and keys (Dehghani et al. 2023)")
     n_kv_head: Size | None = Field(None, description="heads of keys and values, shared by queries; default: n_head")

@@ -182,7 +182,7 @@ class TiledHeadLoss:
     """Loss and gradients of the output head, by chunks of rows and tiles of the vocabulary.
 
     With e = exp(W x^T) and z its sums over the vocabulary, the loss of a row is log z - w_target . x; its gradient by
-    x is (e^T W) / z - w_target and by W is e (x / z), less x in the target's row. Neither needs e normalised: a tile
+    x is (e^T W) / z - w_target and by W is e (x / z), less x in the target's row. Neither needs e normalized: a tile
     is multiplied, exponentiated in place, summed, multiplied with W while it is hot, and read once more when z is
     known.
 

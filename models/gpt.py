@@ -66,7 +66,7 @@ class Transformer(nn.Module):
         self.wpe = build_positions(config)
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # after a post-norm block the features are normalised already
+        # after a post-norm block the features are normalized already
         self.ln_f = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, idx: Tensor) -> Tensor:

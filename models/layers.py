@@ -1,6 +1,6 @@
-"""torch's layers without their initialisation, and with a fast dropout on CPUs.
+"""torch's layers without their initialization, and with a fast dropout on CPUs.
 
-The model draws every weight itself, from (seed, name). On the meta device torch's initialisation would also import
+The model draws every weight itself, from (seed, name). On the meta device torch's initialization would also import
 torch._dynamo, which takes as long as the rest of the start.
 """
 

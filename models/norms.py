@@ -1,4 +1,4 @@
-"""Normalisation layers: LayerNorm as in GPT-2 (Ba et al. 2016), RMSNorm and none as its ablations."""
+"""Normalization layers: LayerNorm as in GPT-2 (Ba et al. 2016), RMSNorm and none as its ablations."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ablatrix.orchestrator.report import build, record
 from ablatrix.orchestrator.report.collect import read_study
-from ablatrix.orchestrator.report.looks import analyse
+from ablatrix.orchestrator.report.looks import analyze
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import study_dir
@@ -48,7 +48,7 @@ class Study:
     @cached_property
     def analysis(self) -> Analysis:
         """The comparison behind every table, as the report makes it."""
-        return analyse(read_study(self.folder, run_state.reasons(self.states)))
+        return analyze(read_study(self.folder, run_state.reasons(self.states)))
 
     @cached_property
     def results(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def close(one: str, other: str) -> bool:
     return alike and FLOAT.sub("#", one) == FLOAT.sub("#", other)
 
 
-def normalise(text: str, folder: Path) -> str:
+def normalize(text: str, folder: Path) -> str:
     """Replace the two paths that vary between machines: the interpreter's and the working folder's."""
     for path, name in ((sys.executable, "PYTHON"), (str(folder), "/FOLDER")):
         text = text.replace(shlex.quote(path), name).replace(path, name)
@@ -83,7 +83,7 @@ def run(folder: Path, *words: str) -> str:
     command = [sys.executable, "-m", "orchestrator", *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    return normalise(done.stdout, folder)
+    return normalize(done.stdout, folder)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_run(folder: Path) -> None:
     (run_dir,) = (folder / "out" / "golden").glob("wide-seed2-*")
     files = sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file())
     compare("run/files.txt", "".join(f"{file}\n" for file in files))
-    compare("run/config.json", normalise((run_dir / "config.json").read_text(), folder))
+    compare("run/config.json", normalize((run_dir / "config.json").read_text(), folder))
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     fixed = [{name: "*" if name in VOLATILE else value for name, value in event.items()} for event in events]
     compare("run/events.jsonl", "".join(json.dumps(event) + "\n" for event in fixed))
@@ -150,4 +150,4 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(folder := Path("planted"), write_study(folder, plan))
     for name in ("report.md", "comparison.tex", "summary.csv", "comparison.csv"):
         text = (folder / "report" / name).read_text(encoding="utf-8")
-        compare(f"report/{name}", normalise(text, tmp_path), floats=name.endswith(".csv"))
+        compare(f"report/{name}", normalize(text, tmp_path), floats=name.endswith(".csv"))

@@ -1,4 +1,4 @@
-"""A whole optimiser step as one CUDA graph: launching kernels takes most of a small model's step on a GPU."""
+"""A whole optimizer step as one CUDA graph: launching kernels takes most of a small model's step on a GPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Check that settings take effect: `python -m ablatrix.trainer.effect_check` trains each configuration for a few steps.
 
-Reads a JSON list of resolved configurations on stdin, prints a JSON list of signatures: a few real optimiser steps of a
+Reads a JSON list of resolved configurations on stdin, prints a JSON list of signatures: a few real optimizer steps of a
 shrunken model with the same switches, the whole sequence of learning rates, and what decides the batches. Two
 configurations with the same signature train the same.
 """

@@ -37,7 +37,7 @@ class Source(Protocol):
 class Trainer:
     """Trains one model; everything that decides the result is in `config`, the batches and `state()`.
 
-    `iter` is the number of optimiser steps completed. Callbacks are called at the events of callbacks/base.py.
+    `iter` is the number of optimizer steps completed. Callbacks are called at the events of callbacks/base.py.
 
     strategy: how this process shares the run with others, by default with none. All processes have the same batches,
     rows, evaluations and stops, and call `state()`, `weights()` and `result()` together.
@@ -142,7 +142,7 @@ class Trainer:
         self.stop_requested, self.save_requested = self.strategy.agree(self.stop_requested, self.save_requested)
 
     def _step(self, x: Array, y: Array) -> None:
-        """One optimiser step on batch number `iter`."""
+        """One optimizer step on batch number `iter`."""
         if self._scored is not None:
             self._scored.fill_(int((y != PADDING).sum()))
         x, y = self.strategy.share(x), self.strategy.share(y)

@@ -1,4 +1,4 @@
-"""Out of memory: recognise the error, and cut a batch so that it fits. Free of torch."""
+"""Out of memory: recognize the error, and cut a batch so that it fits. Free of torch."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _train(
 ) -> int:
     run_dir = attempt.run_dir
     trainer = _make_trainer(config, inputs, device, group)
-    start, inputs.start = inputs.start, None  # as large as the model and its optimiser: not kept while training
+    start, inputs.start = inputs.start, None  # as large as the model and its optimizer: not kept while training
     origin = resuming.restore(trainer, run_dir, start)
     del start
     if group:

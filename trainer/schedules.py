@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def learning_rate(step: int, config: TrainerConfig) -> float:
-    """Return the learning rate of optimiser step number `step`, counted from 1 to max_iters.
+    """Return the learning rate of optimizer step number `step`, counted from 1 to max_iters.
 
     Warm-up: peak * step / warmup_steps, which is 0 before the first step and the peak at step warmup_steps (Goyal et
     al. 2017, section 2.2). Then the shape that `schedule` names.

@@ -107,11 +107,11 @@ def _look_up(record: Any, name: str) -> Any:
 class PatternParser:
     """Regular expressions with named groups, all of which are searched in every line that rank 0 prints.
 
-    labelled: True if `1: ` at the beginning of a line is its rank, as `srun --label` writes it.
+    labeled: True if `1: ` at the beginning of a line is its rank, as `srun --label` writes it.
     """
 
-    def __init__(self, patterns: Sequence[str], labelled: bool = False) -> None:
-        self.labelled = labelled
+    def __init__(self, patterns: Sequence[str], labeled: bool = False) -> None:
+        self.labeled = labeled
         self.patterns = [re.compile(pattern) for pattern in patterns]
         self.seen: Sequence[str] = ()
 
@@ -123,12 +123,12 @@ class PatternParser:
                 yield {name: value for name, value in match.groupdict().items() if value is not None}
 
     def _rank(self, line: str) -> int:
-        match = _RANK.match(line) or (_LABEL.match(line) if self.labelled else None)
+        match = _RANK.match(line) or (_LABEL.match(line) if self.labeled else None)
         return int(match[match.lastindex or 0]) if match else 0
 
 
-def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str] = (), labelled: bool = False) -> Parser:
+def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str] = (), labeled: bool = False) -> Parser:
     """Return the parser of a kind of source."""
     if kind == "regex":
-        return PatternParser(patterns, labelled)
+        return PatternParser(patterns, labeled)
     return CsvParser(columns) if kind == "csv" else JsonParser(columns)

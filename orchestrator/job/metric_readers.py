@@ -14,7 +14,7 @@ from ablatrix.orchestrator.job.metric_parsers import Found, JsonParser, Parser, 
 from ablatrix.orchestrator.store.log_tail import plain_lines
 
 LONGEST_LINE = 1 << 20  # bytes; a progress bar may write megabytes without a newline
-TAIL = 64  # bytes before the offset by which a rewritten file is recognised
+TAIL = 64  # bytes before the offset by which a rewritten file is recognized
 
 
 class Reader(Protocol):
@@ -40,7 +40,7 @@ def make_reader(source: Mapping[str, Any]) -> Reader:
         return BinaryReader(path, kind, columns)
     if kind == "jsonl" and path.suffix == ".json":
         return DocumentReader(path, JsonParser(columns))
-    return LineReader(path, make_parser(kind, columns, source["patterns"], source.get("labelled", False)))
+    return LineReader(path, make_parser(kind, columns, source["patterns"], source.get("labeled", False)))
 
 
 class LineReader:

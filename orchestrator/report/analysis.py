@@ -148,7 +148,7 @@ class Ladder:
     shown: str
 
 
-def analyse(study: Study, alpha: float = st.ALPHA) -> Analysis:
+def analyze(study: Study, alpha: float = st.ALPHA) -> Analysis:
     """Compare every cell of a study with its baseline, all runs at once: within each size, or each at its best value.
 
     alpha: error rate of each table. Return the analysis of the largest size at which something can be compared.

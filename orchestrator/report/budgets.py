@@ -171,10 +171,10 @@ def cost_to_baseline(
         first = None if x is None else first_reach(x, sign * run.evaluations[2], finals[run.seed])
         if first is not None and np.isfinite(first[0]):
             own[run.seed] = first[0]
-    return _summarise(need, limit, own, at_most) if need else None
+    return _summarize(need, limit, own, at_most) if need else None
 
 
-def _summarise(
+def _summarize(
     need: Mapping[int, float | None], limit: Mapping[int, float], baseline: Mapping[int, float], at_most: bool
 ) -> Reach:
     """Return the Reach over seeds. A censored seed takes its limit, so that the factor is an upper bound."""

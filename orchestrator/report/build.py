@@ -69,10 +69,10 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     if the report cannot be written.
     """
     from ablatrix.orchestrator.report import collect, notes, output, record, waterfall, wording
-    from ablatrix.orchestrator.report.looks import analyse
+    from ablatrix.orchestrator.report.looks import analyze
 
     study = collect.read_study(study_dir, states or {})
-    analysis = analyse(study)
+    analysis = analyze(study)
     folder = study_dir / FOLDER
     with_pdf = with_pdf or (folder / PAPER).exists()
     headline = wording.headline(analysis)
@@ -138,12 +138,12 @@ def compare(
     for fewer than two studies.
     """
     from ablatrix.orchestrator.report import collect, output, side_by_side
-    from ablatrix.orchestrator.report.looks import analyse
+    from ablatrix.orchestrator.report.looks import analyze
 
     if len(study_dirs) < 2:
         raise UserError("side by side: give at least two studies")
     states = states or [{}] * len(study_dirs)
-    analyses = [analyse(collect.read_study(d, s)) for d, s in zip(study_dirs, states, strict=True)]
+    analyses = [analyze(collect.read_study(d, s)) for d, s in zip(study_dirs, states, strict=True)]
     if folder is None:
         joined = "-".join(d.resolve().name for d in study_dirs)
         folder = study_dirs[0].resolve().parent / f"compare-{joined}"[:120]

@@ -1,4 +1,4 @@
-"""Name what the settings of a cell change: model, learning rate, schedule, optimizer, regularisation, batch, data."""
+"""Name what the settings of a cell change: model, learning rate, schedule, optimizer, regularization, batch, data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINER = {
     **dict.fromkeys(("batch_size", "grad_accum"), "batch"),
     **dict.fromkeys(("dtype", "compile", "device", "strategy"), "system"),
     "learning_rate": "learning rate",
-    "weight_decay": "regularisation",
+    "weight_decay": "regularization",
     "max_iters": "length",
 }
 DROPOUT = "_pdrop"  # ends the names of the model's dropout settings
@@ -31,5 +31,5 @@ def _change_of(key: str) -> str:
     if section == "trainer":
         return TRAINER.get(name, "other")
     if section == "model" and name.endswith(DROPOUT):
-        return "regularisation"
+        return "regularization"
     return SECTIONS.get(section, "other") if name else "other"

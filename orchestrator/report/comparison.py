@@ -151,8 +151,8 @@ class _Groups:
 
     def _effect(self, name: str, mean: float, method: Method) -> Effect:
         row, base = self.values[name], self.values[self.reference]
-        centre = math.fsum(base.values()) / len(base)
-        differences = tuple(float(row[s] - base.get(s, centre)) for s in sorted(row))
+        center = math.fsum(base.values()) / len(base)
+        differences = tuple(float(row[s] - base.get(s, center)) for s in sorted(row))
         return Effect(mean, len(row), method, seeds=tuple(sorted(row)), values=differences)
 
     def judged(self, tables: int, alpha: float) -> dict[str, Effect]:

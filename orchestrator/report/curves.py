@@ -48,12 +48,12 @@ def drawn(cell: CellResult) -> tuple[RunRecord, ...]:
 def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Series:
     """Return a training column averaged in `bins` equal intervals of tokens up to `end`, then over seeds."""
     rows = [_binned(tokens_of(run), run.curve.train[name], end, bins) for run in drawn(cell)]
-    return _mean_of(_centres(end, bins), rows, interval=False)
+    return _mean_of(_centers(end, bins), rows, interval=False)
 
 
 def training_seeds(cell: CellResult, name: str, end: float, bins: int = BINS) -> tuple[Series, ...]:
     """Return the same for each run of a cell that has several."""
-    grid = _centres(end, bins)
+    grid = _centers(end, bins)
     rows = [_binned(tokens_of(run), run.curve.train[name], end, bins) for run in drawn(cell)]
     known = [(row, np.isfinite(row)) for row in rows]
     return tuple(Series(grid[there], row[there]) for row, there in known if there.any()) if len(rows) > 1 else ()
@@ -81,7 +81,7 @@ def training_difference(cell: CellResult, base: CellResult, end: float, bins: in
     for run, other in _pairs(drawn(cell), drawn(base)):
         mine = _binned(tokens_of(run), run.curve.train["loss"], end, bins)
         rows.append(mine - _binned(tokens_of(other), other.curve.train["loss"], end, bins))
-    return _mean_of(_centres(end, bins), rows, interval=False)
+    return _mean_of(_centers(end, bins), rows, interval=False)
 
 
 def held_out(cell: CellResult) -> Series:
@@ -122,7 +122,7 @@ def _on_first(curves: list[tuple[np.ndarray, np.ndarray]], interval: bool) -> Se
     return _mean_of(grid, [np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in curves], interval)
 
 
-def _centres(end: float, bins: int) -> np.ndarray:
+def _centers(end: float, bins: int) -> np.ndarray:
     return (np.arange(bins) + 0.5) * end / bins
 
 
@@ -134,9 +134,9 @@ def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
     index = np.clip(x[known] / end * bins, 0, bins - 1).astype(int)
     counts = np.bincount(index, minlength=bins)
     sums = np.bincount(index, weights=y[known], minlength=bins)
-    centres = np.arange(bins)
+    centers = np.arange(bins)
     have = counts > 0
-    return np.interp(centres, centres[have], sums[have] / counts[have], left=np.nan, right=np.nan)
+    return np.interp(centers, centers[have], sums[have] / counts[have], left=np.nan, right=np.nan)
 
 
 def _mean_of(x: np.ndarray, rows: list[np.ndarray], interval: bool) -> Series:

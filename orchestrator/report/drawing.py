@@ -206,9 +206,9 @@ def _label_ends(axes: Axes, panel: Panel) -> None:
     ends = sorted(((min(max(y, low), high), line) for y, line in ends), key=lambda end: end[0])
     places = spread_out([(y - low) / (high - low) for y, _ in ends], LABEL_HEIGHT)
     for place, (_, line) in zip(places, ends, strict=True):
-        colour, _, marker = style(line.style)
+        color, _, marker = style(line.style)
         at = ScaledTranslation(8 / 72, 0, axes.figure.dpi_scale_trans)
-        key = axes.plot([1], [place], color=colour, marker=marker, transform=axes.transAxes + at, clip_on=False)
+        key = axes.plot([1], [place], color=color, marker=marker, transform=axes.transAxes + at, clip_on=False)
         key[0].set_in_layout(False)
         axes.annotate(
             short(line.label, 18),
@@ -237,21 +237,21 @@ def spread_out(places: list[float], gap: float) -> list[float]:
 
 def _line(axes: Axes, line: Line, index: int, count: int) -> None:
     """Draw one of `count` curves, each with its markers at other points, so that lines on top of each other show."""
-    colour, dash, marker = style(line.style)
+    color, dash, marker = style(line.style)
     series = line.series
     if line.bars and series.low is not None and series.high is not None:
         lengths = (series.y - series.low, series.high - series.y)
-        axes.errorbar(series.x, series.y, lengths, fmt=marker, color=colour, elinewidth=1.0, capsize=2, zorder=4)
+        axes.errorbar(series.x, series.y, lengths, fmt=marker, color=color, elinewidth=1.0, capsize=2, zorder=4)
         return
     if series.low is not None and series.high is not None:
-        axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+        axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.18, linewidth=0, zorder=2)
     for one in line.seeds:
-        axes.plot(one.x, one.y, color=colour, alpha=0.45, linewidth=0.5, zorder=2)
+        axes.plot(one.x, one.y, color=color, alpha=0.45, linewidth=0.5, zorder=2)
     every = max(1, len(series.x) // 8)
     axes.plot(
         series.x,
         series.y,
-        color=colour,
+        color=color,
         linestyle=dash,
         marker=marker if line.dots or (count > 1 and not (line.light or line.plain)) else "",
         markevery=1 if line.dots and len(series.x) <= 12 else (int((index + 0.5) / count * every), every),
@@ -271,8 +271,8 @@ def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
     entries = [figure.legend[i] for c in range(columns) for i in range(c, len(figure.legend), columns)]
     handles = []
     for _, index in entries:
-        colour, dash, marker = style(index)
-        handles.append(Line2D([], [], color=colour, linestyle=dash, marker=marker))
+        color, dash, marker = style(index)
+        handles.append(Line2D([], [], color=color, linestyle=dash, marker=marker))
     legend = canvas.legend(
         handles,
         ["x"] * len(entries),
@@ -293,7 +293,7 @@ def inline_svg(svg: bytes, figure: Figure, variant: str) -> str:
     """Return matplotlib's SVG as an element for the page.
 
     Style attributes, which the page's security policy forbids, become presentation attributes, so that the style sheet
-    can replace colours on a dark page; ids are unique over all figures; the areas of panels are marked for hover.js.
+    can replace colors on a dark page; ids are unique over all figures; the areas of panels are marked for hover.js.
     """
     root = ElementTree.fromstring(svg)
     referenced = re.findall(r'(?:href="|url\()#([^")]+)', svg.decode())

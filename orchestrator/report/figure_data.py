@@ -21,7 +21,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. style: index of colour, dash and marker; dots: a marker at every point; light: in the background.
+    """One curve. style: index of color, dash and marker; dots: a marker at every point; light: in the background.
 
     seeds: the curves of single runs, drawn thin behind it; bars: single points whose intervals are bars; plain: without
     markers.
@@ -65,7 +65,7 @@ class ForestRow:
     """One effect, or the baseline, which has none.
 
     inner, outer: its pointwise and its simultaneous 95% interval; values: differences of single seeds; cells: the texts
-    of the table's columns; verdict decides colour and marker.
+    of the table's columns; verdict decides color and marker.
     """
 
     label: str

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report.formatting import short
-from ablatrix.orchestrator.report.palette import BAND, COLOURS, GREY, INK, PAPER, ticks
+from ablatrix.orchestrator.report.palette import BAND, COLORS, GREY, INK, PAPER, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,8 +73,8 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
         right = forest.head[i] not in WORDS
         x = at + widths[i] if right else at
         texts = [(-0.85, forest.head[i], GREY), *((j, row.cells[i], INK) for j, row in enumerate(forest.rows))]
-        for y, text, colour in texts:
-            _write(axes, x, y, text, color=colour, ha="right" if right else "left")
+        for y, text, color in texts:
+            _write(axes, x, y, text, color=color, ha="right" if right else "left")
         at += widths[i] + GAP
 
 
@@ -121,18 +121,18 @@ def _draw_axes(axes: Axes, forest: Forest) -> None:
 def _draw_row(axes: Axes, y: float, row: ForestRow, forest: Forest) -> None:
     if row.effect is None:
         return
-    colour = {"helps": COLOURS[0], "hurts": COLOURS[1], "unstable": COLOURS[1]}.get(row.verdict, GREY)
+    color = {"helps": COLORS[0], "hurts": COLORS[1], "unstable": COLORS[1]}.get(row.verdict, GREY)
     low, high = forest.limits
     for bounds, thickness in ((row.outer, 1.0), (row.inner, 3.4)):
         if bounds:
             ends = [min(max(end, low), high) for end in bounds]
-            axes.plot(ends, [y, y], color=colour, linewidth=thickness, solid_capstyle="butt", zorder=2)
+            axes.plot(ends, [y, y], color=color, linewidth=thickness, solid_capstyle="butt", zorder=2)
     for end, cut, mark in zip(row.outer or (), (low, high), "<>", strict=False):
         if (end < cut) if mark == "<" else (end > cut):
-            axes.plot([cut], [y], marker=mark, color=colour, markersize=4.5, clip_on=False, zorder=3)
+            axes.plot([cut], [y], marker=mark, color=color, markersize=4.5, clip_on=False, zorder=3)
     inside = [value for value in row.values if low <= value <= high]
     axes.plot(inside, [y + 0.32] * len(inside), "|", color=GREY, markersize=3, markeredgewidth=0.6, zorder=2)
     if low <= row.effect <= high:
         shape = {"helps": "o", "hurts": "s"}.get(row.verdict, "D")
-        face = colour if row.verdict in ("helps", "hurts") else PAPER
-        axes.plot([row.effect], [y], shape, color=colour, markerfacecolor=face, markersize=5.2, zorder=4)
+        face = color if row.verdict in ("helps", "hurts") else PAPER
+        axes.plot([row.effect], [y], shape, color=color, markerfacecolor=face, markersize=5.2, zorder=4)

@@ -103,11 +103,11 @@ def runs_per_cell(analysis: Analysis) -> str:
 
 def forest_limits(rows: Sequence[ForestRow], band: float | None = None) -> Bounds:
     """Return a range that shows every effect; intervals far wider than most are cut off."""
-    centres = [r.effect for r in rows if r.effect is not None]
-    far = max([abs(c) for c in centres] + [band or 0.0], default=0.0) or 1e-3
+    centers = [r.effect for r in rows if r.effect is not None]
+    far = max([abs(c) for c in centers] + [band or 0.0], default=0.0) or 1e-3
     bounds = [end for r in rows for end in (r.outer or r.inner or ())]
     far = max(far, sorted(map(abs, bounds))[len(bounds) // 2] / 3) if bounds else far
-    ends = bounds + centres + [-(band or 0.0), band or 0.0]
+    ends = bounds + centers + [-(band or 0.0), band or 0.0]
     low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
     room = 0.06 * (high - low) or 1e-3
     return min(low, 0.0) - room, max(high, 0.0) + room

@@ -31,7 +31,7 @@ def find_stages(study: Study) -> Stages:
             later |= _runs_of_size(part, stopped, waits)
         needed = [run for run in part.runs if not is_needless(later.get(run.id, ""))]
         if not waits and needed and all(run.state in ENDED for run in needed):
-            found = analysis.analyse(part.with_runs(needed))
+            found = analysis.analyze(part.with_runs(needed))
             hurts = [cell.name for cell in found.compared if cell.verdict is Verdict.HURTS]
             stopped |= dict.fromkeys(hurts, size)
             lines.append(f"{size} has ended: " + (f"{join_names(hurts)} stopped (hurts)" if hurts else "no cell hurts"))

@@ -123,14 +123,14 @@ def variances(pool: Fit, reference: str) -> np.ndarray:
 def find_outliers(pool: Fit) -> tuple[tuple[str, int], ...]:
     """Return runs (cell, seed) whose residual is beyond FAR median absolute deviations of all residuals.
 
-    Residuals are standardised, and the deviation is that of the model fitted without the run: an outlier shifts the
+    Residuals are standardized, and the deviation is that of the model fitted without the run: an outlier shifts the
     residuals of its cell and of its seed too. One at a time, the farthest first. Where residuals tie (two cells), the
     run farther from the median of its cell is taken; with two runs in a cell it cannot be known, and none is.
     """
     found: list[tuple[str, int]] = []
     left = pool
     while len(found) < pool.known.sum() // 4:
-        sizes = np.nan_to_num(np.abs(left.standardised))
+        sizes = np.nan_to_num(np.abs(left.standardized))
         distance = np.abs(left.table - np.nanmedian(left.table, axis=1, keepdims=True))
         largest = (sizes >= sizes.max() * (1 - 1e-6)) & (left.counts > 2)[:, None]
         row, column = divmod(int(np.nanargmax(np.where(largest, distance, -1.0))), len(left.seeds))
@@ -138,7 +138,7 @@ def find_outliers(pool: Fit) -> tuple[tuple[str, int], ...]:
         rest = pool.without(runs=[*found, run])
         if not largest.any() or rest is None or rest.df < LEAST_FREEDOM:
             break
-        if not sizes.max() > FAR * float(np.nanmedian(np.abs(rest.standardised))) > 0:
+        if not sizes.max() > FAR * float(np.nanmedian(np.abs(rest.standardized))) > 0:
             break
         found.append(run)
         left = rest

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.UNSTABLE)
 
 
-def analyse(study: Study) -> Analysis:
+def analyze(study: Study) -> Analysis:
     """Compare the cells of a study with its baseline: at its planned looks, without any all runs at once."""
     looks = study.looks
     if looks is None:
-        return analysis.analyse(gate.shown_part(study))
+        return analysis.analyze(gate.shown_part(study))
     progress, judged, latest = take_looks(study, looks)
     if latest is None:
-        first = analysis.analyse(_at_look(study, looks, 0, {}), looks.alpha[0])
+        first = analysis.analyze(_at_look(study, looks, 0, {}), looks.alpha[0])
         cells = {name: _without_verdict(cell) for name, cell in first.cells.items()}
         return replace(first, study=shown_part(study, looks, progress), cells=cells, progress=progress)
     cells = {name: judged.get(name, cell) for name, cell in latest.cells.items()}
@@ -53,7 +53,7 @@ def take_looks(study: Study, looks: Looks) -> tuple[Progress, dict[str, CellResu
         part = _at_look(study, looks, look, stopped)
         if not all(run.state in ENDED for run in part.runs if run.cell not in stopped):
             break
-        latest, ended, last = analysis.analyse(part, alpha), look + 1, look + 1 == len(looks)
+        latest, ended, last = analysis.analyze(part, alpha), look + 1, look + 1 == len(looks)
         open_before = [cell for cell in latest.compared if cell.name not in stopped]
         going_on = tuple(cell.name for cell in open_before if _is_open(cell) and not last)
         for cell in open_before:

@@ -127,7 +127,7 @@ def components(get: Callable[[str], Any]) -> str:
         *(["trainable slopes"] if get("model.alibi_trainable") else []),
         f"{PARTS.get(feedforward, feedforward)} feed-forward layers",
         "no norm" if norm == "none" else f"{PARTS.get(norm, norm)} {where}",
-        *(["normalised queries and keys"] if get("model.qk_norm") else []),
+        *(["normalized queries and keys"] if get("model.qk_norm") else []),
         *([count(n, "head") + " of keys"] if (n := get("model.n_kv_head")) and n != get("model.n_head") else []),
         *(["a tied head"] if get("model.tie_embeddings") else []),
         *(["no biases"] if get("model.bias") is False else []),

@@ -20,8 +20,8 @@ class Optimum:
     """What a grid has shown of one cell.
 
     means: value -> mean result, of the values with a usable run. fitted: minimum of the parabola through the best value
-    and its neighbours; value: the candidate nearest to it. at_edge: the first or last value is the best one.
-    sensitivity: mean excess over the best mean; a diverged run counts with its loss at initialisation. near: the values
+    and its neighbors; value: the candidate nearest to it. at_edge: the first or last value is the best one.
+    sensitivity: mean excess over the best mean; a diverged run counts with its loss at initialization. near: the values
     that the parabola goes through; parabola: its coefficients over the logarithm of the value, highest power first; ()
     with fewer than three values.
     """
@@ -43,7 +43,7 @@ def find_optimum(
 ) -> Optimum | None:
     """Return the optimum of a cell, None without a result.
 
-    results: value -> final values of its usable runs; diverged: value -> losses at initialisation of its diverged runs.
+    results: value -> final values of its usable runs; diverged: value -> losses at initialization of its diverged runs.
     """
     sign = -1.0 if higher_is_better else 1.0
     usable = {value: [sign * y for y in results[value]] for value in sorted(results) if results[value]}

@@ -34,7 +34,7 @@ def html(
 
     Its security policy allows its own style sheet and script by their hashes, and nothing else.
     """
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8") + dark_colours()
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8") + dark_colors()
     script = (TEMPLATES / "hover.js").read_text(encoding="utf-8")
     policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
     policy += f"style-src {_hash(css)}; script-src {_hash(script)}"
@@ -110,12 +110,12 @@ def fence(code: str, language: str = "sh") -> Markup:
     return Markup(f"{ticks}{language}\n{code}\n{ticks}")
 
 
-def dark_colours() -> str:
-    """Return CSS rules that replace the colours of the figures on a dark page.
+def dark_colors() -> str:
+    """Return CSS rules that replace the colors of the figures on a dark page.
 
     Selectors have no ancestor: a marker that <use> repeats has none that they could match.
     """
-    pairs = [(part, *colours) for colours in palette.DARK.items() for part in ("fill", "stroke")]
+    pairs = [(part, *colors) for colors in palette.DARK.items() for part in ("fill", "stroke")]
     rules = [f'[{part}="{light}"] {{ {part}: {dark}; }}' for part, light, dark in pairs]
     return "@media screen and (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}\n"
 

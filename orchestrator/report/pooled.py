@@ -55,7 +55,7 @@ class Fit:
 
     @cached_property
     def _inverse(self) -> np.ndarray:
-        """Generalised inverse of the normal equations of the seeds, the cells eliminated; (n, n)."""
+        """Generalized inverse of the normal equations of the seeds, the cells eliminated; (n, n)."""
         if not self.blocks:
             return np.zeros((len(self.seeds), len(self.seeds)))
         reduced = np.diag(self.known.sum(axis=0).astype(float)) - self._weights.T @ self.known
@@ -102,7 +102,7 @@ class Fit:
         return np.asarray(np.divide(squares, free, out=np.full(len(free), np.nan), where=free > 1e-9))
 
     @cached_property
-    def standardised(self) -> np.ndarray:
+    def standardized(self) -> np.ndarray:
         """Residuals over the square root of their freedom, (k, n): of equal variance; nan where they have none."""
         root = np.sqrt(self.freedom)
         return np.asarray(np.divide(self.residuals, root, out=np.full(root.shape, np.nan), where=root > 1e-5))

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.store.study_dir import Planned
 
-PRIOR = 0.25  # g: standardised effects are N(0, 1 / g) under the alternative
+PRIOR = 0.25  # g: standardized effects are N(0, 1 / g) under the alternative
 
 
 def e_value(differences: Sequence[float], g: float = PRIOR) -> float | None:
-    """Return the e-value of a mean other than 0: a t test with right Haar prior, standardised effect ~ N(0, 1 / g).
+    """Return the e-value of a mean other than 0: a t test with right Haar prior, standardized effect ~ N(0, 1 / g).
 
     E = sqrt(r) ((1 + t^2 / nu) / (1 + r t^2 / nu))^((nu + 1) / 2), r = 1 / (1 + n / g), nu = n - 1 (Hendriksen, de
     Heide & Gruenwald 2021; Wang & Ramdas 2024). None for fewer than two differences, or differences without spread.

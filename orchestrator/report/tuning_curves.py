@@ -42,7 +42,7 @@ def draw(analysis: Analysis, tuned: Tuned, styles: Mapping[str, int], remark: st
     caption = (
         f"Final {measure.name} of the tuning runs against {tune.setting}: means over "
         f"{formatting.count(len(tune.seeds), 'seed')}; thin: the parabola through the best and its "
-        "neighbours, whose minimum is confirmed with other seeds."
+        "neighbors, whose minimum is confirmed with other seeds."
     )
     return Figure("tuning", _title(tuned), caption + remark, (panel,))
 

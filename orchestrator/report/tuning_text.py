@@ -80,7 +80,7 @@ def method(analysis: Analysis) -> str:
     fresh = max((len(arm.confirmed) for arm in found.arms.values()), default=0)
     return (
         f"Each cell was trained at {found.tune.setting} {grid} with {count(len(found.tune.seeds), 'tuning seed')}. Its "
-        "best value is the minimum of a parabola over the logarithm, through the best mean and its neighbours, rounded "
+        "best value is the minimum of a parabola over the logarithm, through the best mean and its neighbors, rounded "
         "to steps of at most 19% between "
         f"the values. Verdicts compare each cell at its own best value with the baseline at its best, on "
         f"{count(fresh, 'other seed')}. Sensitivity: mean excess over the best result across the grid."

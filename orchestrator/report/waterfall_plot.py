@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report.forest_plot import MARGIN, TITLE_LINE, wrap
 from ablatrix.orchestrator.report.formatting import short
-from ablatrix.orchestrator.report.palette import COLOURS, GREY, INK, PAPER, ticks
+from ablatrix.orchestrator.report.palette import COLORS, GREY, INK, PAPER, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,12 +48,12 @@ def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None
 
 def _draw(axes: Axes, row: int, step: Step) -> None:
     """Draw a bar, the interval of its end, and its value at the right."""
-    colour = GREY if step.helps is None else COLOURS[0] if step.helps else COLOURS[1]
-    face = colour if step.total else PAPER
+    color = GREY if step.helps is None else COLORS[0] if step.helps else COLORS[1]
+    face = color if step.total else PAPER
     low, size = min(step.start, step.end), abs(step.end - step.start)
-    axes.barh(row, size, HEIGHT, low, color=face, edgecolor=colour, linewidth=1.0, zorder=2)
+    axes.barh(row, size, HEIGHT, low, color=face, edgecolor=color, linewidth=1.0, zorder=2)
     if not step.total:
-        axes.barh(row, size, HEIGHT, low, color=colour, alpha=0.35, linewidth=0, zorder=2)
+        axes.barh(row, size, HEIGHT, low, color=color, alpha=0.35, linewidth=0, zorder=2)
     if step.interval:
         axes.plot(step.interval, [row, row], color=INK, linewidth=1.0, solid_capstyle="butt", zorder=3)
     weight = "bold" if step.total else "normal"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.batch import Batch
 
 # Scripts of conda and of sites return non-zero and use unset variables: setup runs as in an interactive shell.
-# store/log_tail.py recognises the message and quotes the line above it
+# store/log_tail.py recognizes the message and quotes the line above it
 _BEFORE_SETUP = """\
 # slurm.setup: a line that fails does not end the job unless you say so (`module load cuda || exit 1`)
 ablatrix_srun=$(command -v srun || true)

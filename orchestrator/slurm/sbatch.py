@@ -66,7 +66,7 @@ def call_sbatch(script: Path, dependency: str | None = None) -> list[str]:
     return found
 
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _ANSWER = re.compile(
     r"^[ \t]*(?:Submitted batch job )?([0-9]{1,10})(?:;.*|[ \t]+on cluster .*)?[ \t\r]*$", re.MULTILINE
 )
@@ -74,7 +74,7 @@ _ANSWER = re.compile(
 
 def _find_ids(output: str) -> list[str]:
     """Return the numbers that stand alone on a line, the last first: a wrapper's greeting precedes sbatch's answer."""
-    return list(dict.fromkeys(reversed(_ANSWER.findall(_COLOUR.sub("", output)))))
+    return list(dict.fromkeys(reversed(_ANSWER.findall(_COLOR.sub("", output)))))
 
 
 def log_path(study: Study, pattern: str) -> str:

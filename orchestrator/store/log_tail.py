@@ -14,7 +14,7 @@ TAIL_BYTES = 4096
 ERRORS_WITHIN = 15  # lines from the end in which an error is looked for
 LONGEST_LINE = 160  # characters of a quoted line
 
-# Colours, cursor movements and titles, as terminals read them (ECMA-48)
+# Colors, cursor movements and titles, as terminals read them (ECMA-48)
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
 )
@@ -41,7 +41,7 @@ def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
 
 
 def plain_lines(output: bytes) -> Iterator[str]:
-    """The lines of some output as a reader sees them: no colours, each state of a progress bar on its own line."""
+    """The lines of some output as a reader sees them: no colors, each state of a progress bar on its own line."""
     text = _ESCAPES.sub("", output.decode("utf-8", "replace").replace("\ufeff", "").replace("\0", ""))
     return (line for line in re.split(r"[\r\n\b]+", text) if line.strip())
 

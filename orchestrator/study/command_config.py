@@ -141,7 +141,7 @@ class CommandConfig:
             "path": _placed(metrics.path, values, folder),
             "columns": metrics.source_columns,
             "patterns": metrics.regex or [],
-            "labelled": are_labelled(self.keys.command or ()),
+            "labeled": are_labelled(self.keys.command or ()),
             "compare": metrics.compare,
         }
 

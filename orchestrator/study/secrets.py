@@ -149,7 +149,7 @@ def _search(value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[tuple
 
 
 def _reason_in_words(words: Sequence[Any]) -> str:
-    """Return why neighbours in a list, such as --api-key and the key, are a secret; '' if they are not."""
+    """Return why neighbors in a list, such as --api-key and the key, are a secret; '' if they are not."""
     option = find_secret_option(words)
     form = find_form(" ".join(word for word in words if isinstance(word, str)))
     return f"it gives a secret to {option}" if option else f"it looks like {form}" if form else ""
@@ -254,7 +254,7 @@ def _without_use(words: list[str]) -> list[str]:
 def mask_patch(patch: str) -> str:
     """Return a git patch with its secrets masked; other lines are unchanged.
 
-    The patch has the prefixes a/ and b/ and no renames or colours; parts in another form are left out.
+    The patch has the prefixes a/ and b/ and no renames or colors; parts in another form are left out.
     """
     parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
     return "".join(_mask_file(part) for part in parts if part)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.trainer.config import DataConfig
 
-SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenises such a corpus, in seconds
+SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenizes such a corpus, in seconds
 TAIL = 1 << 16  # bytes
 MOST_LINES = 6  # about corpora
 RECENT_SECONDS = 60  # a file that has changed since may still be written

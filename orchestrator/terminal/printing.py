@@ -13,7 +13,7 @@ from ablatrix.trainer.rundir.console import visible
 
 MOST_NAMES = 4  # in a message
 PIPED_WIDTH = 10_000  # nothing is wrapped or cut in a pipe
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+_COLOR = re.compile(r"\x1b\[[0-9;:]*m")
 
 
 class Terminal(Console):
@@ -51,5 +51,5 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def log_text(text: str) -> str:
-    """Return what a program printed without its colours, each state of a progress bar on a line of its own."""
-    return visible(_COLOUR.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))
+    """Return what a program printed without its colors, each state of a progress bar on a line of its own."""
+    return visible(_COLOR.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.scheduler import Scheduler
     from ablatrix.orchestrator.status.run_state import RunState
 
-COLOURS = {
+COLORS = {
     "planned": "dim",
     "queued": "yellow",
     "running": "cyan",
@@ -68,7 +68,7 @@ def status_table(
     note = [Text(f"and {more:,} more rows; --all shows every run")] if more > 0 else []
     columns = _columns(measure)
     dropped = ("tokens/s", "job", "node", "left", "loss", columns[COLUMNS.index(HELD_OUT)], "step")
-    layout = tables.Layout(columns, LEFT, ("why",), dropped, below="why", styles=COLOURS)
+    layout = tables.Layout(columns, LEFT, ("why",), dropped, below="why", styles=COLORS)
     table = tables.fit_table(title, rows, width, layout)
     return Group(table, *note)
 

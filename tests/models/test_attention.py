@@ -142,7 +142,7 @@ def test_grouped_queries(kv_heads: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_queries_and_keys_are_normalised_before_they_are_turned() -> None:
+def test_queries_and_keys_are_normalized_before_they_are_turned() -> None:
     config = GPTConfig(n_layer=1, n_head=2, n_embd=16, qk_norm=True, rope=True, attn_pdrop=0.0, resid_pdrop=0.0)
     layer = CausalSelfAttention(config.resolved(11, 8))
     with torch.no_grad():
@@ -152,11 +152,11 @@ def test_queries_and_keys_are_normalised_before_they_are_turned() -> None:
     x = torch.randn(3, 6, 16)
     q, k, v = layer.c_attn(x).view(3, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)
 
-    def normalised(z: Tensor, weight: Tensor) -> Tensor:
+    def normalized(z: Tensor, weight: Tensor) -> Tensor:
         return z / torch.sqrt((z * z).mean(-1, keepdim=True) + 1e-5) * weight
 
     rotary = Rotary(8, 8)
-    y = formula(rotary(normalised(q, layer.q_norm.weight)), rotary(normalised(k, layer.k_norm.weight)), v).float()
+    y = formula(rotary(normalized(q, layer.q_norm.weight)), rotary(normalized(k, layer.k_norm.weight)), v).float()
     expected = y.transpose(1, 2).reshape(3, 6, 16) @ layer.c_proj.weight.T + layer.c_proj.bias
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ablatrix.orchestrator.report import document, figures, pages, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.collect import read_study
 from tests.support.studies import Plan, write_study
 
@@ -19,7 +19,7 @@ def analyse_plan(folder: Path, plan: Plan) -> Analysis:
 
 
 def analyse_folder(folder: Path, states: Mapping[str, str | tuple[str, str]]) -> Analysis:
-    return analyse(read_study(folder, states))
+    return analyze(read_study(folder, states))
 
 
 def write_html(analysis: Analysis) -> str:

@@ -221,7 +221,7 @@ class TestStops:
 
     @pytest.mark.slow
     def test_signal_before_training(self, command: Command, write_jsonl: Callable[..., Path]) -> None:
-        """While modules load or text is tokenised there is nothing to save, and nothing that fails."""
+        """While modules load or text is tokenized there is nothing to save, and nothing that fails."""
         big = write_jsonl((f"document {i} " + "word " * 4000 for i in range(300)), "big.jsonl")
         with command.start(data__file_path=big) as process:
             time.sleep(1.0)

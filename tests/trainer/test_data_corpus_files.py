@@ -65,7 +65,7 @@ def test_shards_equal_one_file(given: object, shards: Path, offline_cache: Path)
     np.testing.assert_array_equal([x, y], expected)
 
 
-def test_shards_are_tokenised_while_drawn(shards: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_tokenized_while_drawn(shards: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_cache, "SHARD_BYTES", (200, 200))
     whole = batches.Batches(open_tokens(config_of("whole.jsonl"), offline_cache), config_of("x"), 8, seed=1)
     cache = token_cache.Cache.of(config_of(PARTS), offline_cache)

@@ -68,7 +68,7 @@ def finish(config: DataConfig, cache_dir: Path) -> CompleteStore:
 def test_the_same_batches_at_every_stage(
     mixed: Path, cache_dir: Path, offline_cache: Path, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing tokenised; some shards there; complete while the run goes on."""
+    """Nothing tokenized; some shards there; complete while the run goes on."""
     monkeypatch.setattr(token_cache, "SHARD_BYTES", (3000, 3000))
     monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.0)
     config = config_of(mixed, split=split)
@@ -113,7 +113,7 @@ def test_little_memory_gives_the_same_batches(mixed: Path, cache_dir: Path, monk
     assert len(store._kept._documents) < 12
 
 
-def test_only_what_is_drawn_is_tokenised(mixed: Path, cache_dir: Path) -> None:
+def test_only_what_is_drawn_is_tokenized(mixed: Path, cache_dir: Path) -> None:
     config = config_of(mixed, test_size=1)
     store = growing_store(config, cache_dir)
     Batches(store, config, 2, seed=0)(0)

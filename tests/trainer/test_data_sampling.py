@@ -1,4 +1,4 @@
-"""Stream and packed sampling against their rules in plain Python, and on corpora that are not tokenised yet."""
+"""Stream and packed sampling against their rules in plain Python, and on corpora that are not tokenized yet."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_packed_batch_has_the_blocks_of_drawn_tokens(mixed: Path, offline_cach
 def test_the_same_batches_at_every_stage_of_the_cache(
     mixed: Path, cache_dir: Path, offline_cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing tokenised; some shards there; complete."""
+    """Nothing tokenized; some shards there; complete."""
     monkeypatch.setattr(token_cache, "SHARD_BYTES", (3000, 3000))
     monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.0)
     config = config_of(mixed, sampling=kind)

@@ -162,7 +162,7 @@ def test_killed_builds_leave_nothing_in_the_way(big: Path, cache_dir: Path, offl
         job.communicate()
     claims = Cache.of(config_of(big), cache_dir).claims
     owners = [Owner.model_validate_json(text) for path in claims.glob("*") if (text := path.read_text())]
-    assert all(owner.is_dead() for owner in owners)  # they are recognised, not waited for
+    assert all(owner.is_dead() for owner in owners)  # they are recognized, not waited for
     store = open_complete(config_of(big), cache_dir)
     assert content(store.folder) == content(open_complete(config_of(big), offline_cache).folder)
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]

@@ -35,8 +35,8 @@ def record(k: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
-    path = tmp_path / "labelled.jsonl"
+def labeled(tmp_path: Path) -> Path:
+    path = tmp_path / "labeled.jsonl"
     path.write_text("\n".join(json.dumps(record(k), ensure_ascii=False) for k in range(40)) + "\n\n")
     return path
 
@@ -59,8 +59,8 @@ def log_p(run: Path, config: RunConfig, tokens: np.ndarray) -> float:
     return total
 
 
-def test_every_document(train: Callable[..., Path], labelled: Path) -> None:
-    settings = {"data__file_path": labelled, "data__test_size": 14, "data__domain_key": "meta.set"}
+def test_every_document(train: Callable[..., Path], labeled: Path) -> None:
+    settings = {"data__file_path": labeled, "data__test_size": 14, "data__domain_key": "meta.set"}
     run = train("run", trainer__eval_tokens=10**6, **settings)
     config, summary, found = read(run)
     store = open_tokens(config.data, Path(config.system.cache_dir))
@@ -86,22 +86,22 @@ def test_every_document(train: Callable[..., Path], labelled: Path) -> None:
         assert entry["nll"] == pytest.approx(sum(found["nll"][k] for k in rows) / tokens, rel=1e-12)
 
 
-def test_only_scored_tokens_count(train: Callable[..., Path], labelled: Path) -> None:
-    run = train("run", trainer__eval_tokens=80, data__file_path=labelled, data__test_size=14)
+def test_only_scored_tokens_count(train: Callable[..., Path], labeled: Path) -> None:
+    run = train("run", trainer__eval_tokens=80, data__file_path=labeled, data__test_size=14)
     _, summary, found = read(run)
     assert sum(found["tokens"]) == summary["val_tokens"] <= 80
     assert "domain" not in found and "val_nll_by_domain" not in summary
     assert sum(found["nll"]) / sum(found["tokens"]) == pytest.approx(summary["val_nll"], rel=1e-12)
-    whole = train("whole", trainer__eval_tokens=10**6, data__file_path=labelled, data__test_size=14)
+    whole = train("whole", trainer__eval_tokens=10**6, data__file_path=labeled, data__test_size=14)
     assert set(found["line"]) <= set(read(whole)[2]["line"])
     assert read(whole)[1]["val_fingerprint"] != summary["val_fingerprint"]
 
 
-def test_a_compressed_corpus_has_the_same_records(train: Callable[..., Path], labelled: Path, tmp_path: Path) -> None:
+def test_a_compressed_corpus_has_the_same_records(train: Callable[..., Path], labeled: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed.jsonl.gz"
-    packed.write_bytes(gzip.compress(labelled.read_bytes()))
+    packed.write_bytes(gzip.compress(labeled.read_bytes()))
     settings = {"data__domain_key": "meta.set", "data__test_size": 9}
-    plain, again = (train(path.stem, data__file_path=path, **settings) for path in (labelled, packed))
+    plain, again = (train(path.stem, data__file_path=path, **settings) for path in (labeled, packed))
     assert read(plain)[2] == read(again)[2]
     assert read(plain)[1]["val_fingerprint"] == read(again)[1]["val_fingerprint"]
 
@@ -124,8 +124,8 @@ def test_one_of_several_runs_reads_a_compressed_corpus(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["heldout.json"]
 
 
-def test_a_cache_that_lost_its_index(train: Callable[..., Path], labelled: Path, cache_dir: Path) -> None:
-    settings = {"data__file_path": labelled, "data__domain_key": "meta.set", "system__cache_dir": cache_dir}
+def test_a_cache_that_lost_its_index(train: Callable[..., Path], labeled: Path, cache_dir: Path) -> None:
+    settings = {"data__file_path": labeled, "data__domain_key": "meta.set", "system__cache_dir": cache_dir}
     _, _, found = read(train("run", **settings))
     for index in cache_dir.glob("tokens/*/index.json"):
         index.unlink()
@@ -140,8 +140,8 @@ def test_a_file_of_ids_as_held_out_text(train: Callable[..., Path], corpus: Path
     assert summary["val_documents"] == 20 and all(size > 0 for size in found["bytes"])
 
 
-def test_nothing_held_out(train: Callable[..., Path], labelled: Path) -> None:
-    run = train("run", data__file_path=labelled, data__test_size=0)
+def test_nothing_held_out(train: Callable[..., Path], labeled: Path) -> None:
+    run = train("run", data__file_path=labeled, data__test_size=0)
     assert not (run / run_files.VAL_DOCUMENTS).exists()
 
 

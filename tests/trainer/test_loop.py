@@ -47,7 +47,7 @@ def test_a_row_is_the_mean_since_the_row_before() -> None:
 
 
 def test_equals_a_plain_loop() -> None:
-    """No dropout, torch's own optimiser, everything written out."""
+    """No dropout, torch's own optimizer, everything written out."""
     run = trainer(
         max_iters=30, warmup_steps=7, use_cosine=True, grad_norm_clip=0.5, log_interval=1,
         model={"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},

@@ -1,4 +1,4 @@
-"""Every optimiser against torch's own or its paper's formula, and what all of them must do alike."""
+"""Every optimizer against torch's own or its paper's formula, and what all of them must do alike."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_decay_moves_matrices_of_linear_maps_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_clipped_gradients_count_as_the_longest_allowed(name: str) -> None:
-    """Two steps: the first alone would not tell for those that normalise."""
+    """Two steps: the first alone would not tell for those that normalize."""
     results = []
     for scale in (1.0, 1000.0):
         model = small()

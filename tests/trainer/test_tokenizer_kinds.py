@@ -80,7 +80,7 @@ def test_any_fast_tokenizer_gives_its_own_ids(folder: Path, tmp_path: Path, plac
         assert loaded.encode(text, add_special_tokens=False) == wanted
 
 
-def test_a_corpus_is_tokenised_by_a_folder(folder: Path, tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+def test_a_corpus_is_tokenized_by_a_folder(folder: Path, tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
     exact = Tokenizer.from_file(str(folder / "tokenizer.json"))
     config = DataConfig(file_path=str(write_jsonl(TEXTS)), tokenizer=str(folder))
     store = open_tokens(config, tmp_path / "cache")

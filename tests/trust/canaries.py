@@ -112,7 +112,7 @@ def forms(canary: str) -> list[bytes]:
     """The ways in which its bytes may stand in a file: plain, UTF-16, hex, base64 at any offset."""
     raw = canary.encode()
     found = [raw, canary.encode("utf-16-le"), raw.hex().encode(), raw.hex().upper().encode(), raw[::-1]]
-    for offset in range(3):  # without the ends, which depend on the neighbours
+    for offset in range(3):  # without the ends, which depend on the neighbors
         found.append(base64.b64encode(b"\0" * offset + raw)[4:-4])
     return found
 

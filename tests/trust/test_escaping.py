@@ -300,7 +300,7 @@ def test_no_verb_prints_control_sequences_of_others(
         printed("status", "\x9b31mnowhere", code=2),
     ]
     for text in texts:
-        others = re.sub(r"\x1b\[[0-9;]*m", "", text) if terminal else text  # without the colours of our own
+        others = re.sub(r"\x1b\[[0-9;]*m", "", text) if terminal else text  # without the colors of our own
         assert visible(others) == others
     everything = "".join(texts)
     assert "\\x1b]0;canary\\x07" in everything
@@ -308,7 +308,7 @@ def test_no_verb_prints_control_sequences_of_others(
     tally("control sequences of others do nothing on the terminal", cases=len(texts), detail="every verb that reads")
 
 
-def test_a_log_is_shown_without_its_colours_and_bars() -> None:
+def test_a_log_is_shown_without_its_colors_and_bars() -> None:
     log = "\x1b[1;31mred\x1b[0m and \x1b[38:5:1mx\x1b[m\r\n10%\r20%\r100%\n\ttab \x07\n"
     assert log_text(log).splitlines() == ["red and x", "10%", "20%", "100%", "\ttab \\x07"]
 

@@ -298,7 +298,7 @@ def flip(content: bytes) -> bytes:
 def test_a_changed_file_of_the_offline_cache_is_refused(
     offline_cache: Path, corpus: Path, tmp_path: Path, file: str, damage: Callable[[bytes], bytes] | None
 ) -> None:
-    """As a job meets it: `load` for text, `open_tokens` for a corpus that is not yet tokenised. None: removed."""
+    """As a job meets it: `load` for text, `open_tokens` for a corpus that is not yet tokenized. None: removed."""
     cache = tmp_path / "cache"
     shutil.copytree(offline_cache, cache, ignore=shutil.ignore_patterns("tokens"))
     path = cache / "tokenizers" / "sample" / file

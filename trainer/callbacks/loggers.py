@@ -111,7 +111,7 @@ class WandB(BestEffortLogger):
     """A run in Weights & Biases, its files in <run>/wandb/.
 
     Offline unless WANDB_MODE says otherwise: compute nodes have no network. A resumed run has the same id. Offline, it
-    begins a new folder that holds all its rows, the earlier ones included: the newest is the one to synchronise.
+    begins a new folder that holds all its rows, the earlier ones included: the newest is the one to synchronize.
     """
 
     name = "wandb"

@@ -1,4 +1,4 @@
-"""Settings that each optimiser and each schedule reads, their defaults and contradictions. Free of torch.
+"""Settings that each optimizer and each schedule reads, their defaults and contradictions. Free of torch.
 
 A setting that the chosen one does not read must stay at its default: nothing that is swept is silently ignored.
 """
@@ -45,7 +45,7 @@ def schedule_name(settings: TrainerConfig) -> str:
 
 
 def settled(settings: TrainerConfig) -> TrainerConfig:
-    """Return the settings with the defaults of the optimiser and the schedule filled in. Idempotent."""
+    """Return the settings with the defaults of the optimizer and the schedule filled in. Idempotent."""
     name = schedule_name(settings)
     update: dict[str, Any] = {"schedule": name, "use_cosine": name == "cosine"}
     if settings.optimizer in MOMENTUM:
@@ -79,7 +79,7 @@ def branch_step(settings: TrainerConfig) -> int | None:
 
 
 def find_problems(settings: TrainerConfig) -> Iterator[str]:
-    """Yield one line per contradiction between the settings of optimiser and schedule."""
+    """Yield one line per contradiction between the settings of optimizer and schedule."""
     name = schedule_name(settings)
     if settings.use_cosine is not None and settings.use_cosine != (name == "cosine"):
         yield (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ablatrix.trainer.config.run_config import RunConfig
 
-WHOLE_MATRICES = ("muon", "adafactor")  # optimisers that need them
+WHOLE_MATRICES = ("muon", "adafactor")  # optimizers that need them
 
 
 def share_problems(config: RunConfig, world: int) -> list[str]:

@@ -195,11 +195,11 @@ class HeldOutCorpus(DataConfig):
 
 
 class TrainerConfig(Section):
-    """Training. Intervals are in optimiser steps, or shares of the run such as 10%; 0 disables."""
+    """Training. Intervals are in optimizer steps, or shares of the run such as 10%; 0 disables."""
 
     device: Device = Field("auto", description="auto: cuda, then mps, then cpu")
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
-    max_iters: Size = Field(1000, description="optimiser steps")
+    max_iters: Size = Field(1000, description="optimizer steps")
     epochs: Positive | None = Field(
         None, description="in place of max_iters: passes over the documents that data.sampling can reach"
     )

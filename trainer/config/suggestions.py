@@ -37,7 +37,7 @@ _NAMES = {
     "attn_pdrop": "attn_dropout attention_dropout",
     "embd_pdrop": "embd_dropout embed_dropout emb_dropout embedding_dropout",
     "feedforward": "activation activation_function hidden_act act mlp ffn feed_forward",
-    "norm": "normalization normalisation norm_type layer_norm",
+    "norm": "normalization normalization norm_type layer_norm",
     "positions": "pos_emb pos_embedding position_embedding positional_encoding pos_encoding position_encoding pos pe",
     "rope": "rotary use_rope rotary_embeddings",
     "tie_embeddings": "weight_tying tie_weights tie_word_embeddings tied_embeddings",

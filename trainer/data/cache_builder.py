@@ -114,7 +114,7 @@ def _is_built_by_another_user(cache: Cache) -> bool:
 
 def _wait(cache: Cache, ready: Callable[[], bool]) -> None:
     """Wait for another user's build. Raises RunError if nothing in its folder has changed for STALE_SECONDS."""
-    progress = Progress(f"tokenising {cache.name}", cache.size)
+    progress = Progress(f"tokenizing {cache.name}", cache.size)
     seen, since = None, time.monotonic()
     while not ready():
         if (now := _modification_times(cache.folder)) != seen:
@@ -166,7 +166,7 @@ def _build(cache: Cache, config: DataConfig, cache_dir: Path, workers: int) -> N
             else:
                 count = min(workers, cache.shard_count()) - 1
                 helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
-                work(cache, Progress(f"tokenising {cache.name}", cache.size))
+                work(cache, Progress(f"tokenizing {cache.name}", cache.size))
     except OSError as error:
         # No error if another process has joined the shards and removed them
         if cache.meta() is None and cache.folder.exists():

@@ -1,10 +1,10 @@
 """Bulk encoder: text to token ids, exactly those of the tokenizer.json (and of GPT2TokenizerFast, if of its kind).
 
 tiktoken, built from the cached vocabulary and merges, encodes several times faster than the tokenizers library. It
-merges any two neighbours whose concatenation is a token, by rank; byte-level BPE merges listed pairs only. The two
+merges any two neighbors whose concatenation is a token, by rank; byte-level BPE merges listed pairs only. The two
 agree on every text if the ranks are the order of the merges and every token, taken alone, is encoded as itself
-(`fast_table` checks this): were two neighbours a non-listed pair with a token as concatenation, encoding that
-concatenation alone would pass through the same two neighbours, since merges inside a span do not depend on what
+(`fast_table` checks this): were two neighbors a non-listed pair with a token as concatenation, encoding that
+concatenation alone would pass through the same two neighbors, since merges inside a span do not depend on what
 stands outside as long as none crosses its ends, and would stop there.
 """
 

@@ -14,13 +14,13 @@ from ablatrix.trainer.rundir.program import program
 if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig, RunConfig
 
-SMALL_CORPUS = 64 << 20  # bytes that are tokenised at once, in seconds
+SMALL_CORPUS = 64 << 20  # bytes that are tokenized at once, in seconds
 
 
 def rows_per_epoch(config: RunConfig) -> float:
     """Return how many rows of batches hold what data.sampling can reach of the training documents once.
 
-    Tokenises a small corpus. Raises DataError, with the command to run, if a larger one has no token cache yet.
+    Tokenizes a small corpus. Raises DataError, with the command to run, if a larger one has no token cache yet.
     """
     return _count_rows(config.data, Path(config.system.cache_dir))
 

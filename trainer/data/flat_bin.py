@@ -39,7 +39,7 @@ class FlatFile:
     """One open file of token ids."""
 
     def __init__(self, path: Path, setting: str) -> None:
-        """Raises DataError if the file cannot be read, or is recognised as something else."""
+        """Raises DataError if the file cannot be read, or is recognized as something else."""
         self.path, (self.bytes, _) = path, file_stamp(path, setting)
         try:
             self.file: BinaryIO = open_for_reading(path, buffering=0)

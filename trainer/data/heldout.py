@@ -112,7 +112,7 @@ class HeldOut:
     def _sample(self, eval_tokens: int) -> tuple[Sequence[int], Array]:
         """Return (lines, tokens of each). Of many documents evenly spaced ones are taken, with enough tokens in all.
 
-        A corpus whose cache is being built would tokenise every document that is counted here.
+        A corpus whose cache is being built would tokenize every document that is counted here.
         """
         wanted = eval_tokens // SHORT_DOCUMENT + 1
         while True:

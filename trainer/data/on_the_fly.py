@@ -1,4 +1,4 @@
-"""Token store of a corpus whose cache is still being built: tokenises what is drawn, and gives the same batches."""
+"""Token store of a corpus whose cache is still being built: tokenizes what is drawn, and gives the same batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ablatrix.trainer.rundir.errors import RunError
 if TYPE_CHECKING:
     from ablatrix.trainer.data.token_cache import Cache
 
-KEPT_BYTES = 128 << 20  # of documents that were tokenised when they were drawn
+KEPT_BYTES = 128 << 20  # of documents that were tokenized when they were drawn
 ENTRY_BYTES = 256  # an array object and its place in a dictionary
 OPEN_SHARDS = 64
 LOOK_SECONDS = 2.0  # between two looks at the state of the cache
@@ -33,7 +33,7 @@ RESTART_SECONDS = 60.0  # between two attempts to start workers, if other runs o
 
 
 class GrowingStore(TokenStore):
-    """Reads finished shards, tokenises and keeps what is not in one, and reads the cache once it is complete.
+    """Reads finished shards, tokenizes and keeps what is not in one, and reads the cache once it is complete.
 
     n_documents and skipped count what is known so far. Safe between threads.
     """
@@ -85,7 +85,7 @@ class GrowingStore(TokenStore):
             yield from whole.accepted(lines, length)
             return
         lengths = np.broadcast_to(length, lines.shape).tolist()
-        for k, line in enumerate(lines.tolist()):  # one after the other: only what is asked for is tokenised
+        for k, line in enumerate(lines.tolist()):  # one after the other: only what is asked for is tokenized
             if self._lines.size(line) >= lengths[k]:  # a token is a byte at least
                 count = self.count(line)
                 if count >= lengths[k]:
@@ -98,9 +98,9 @@ class GrowingStore(TokenStore):
         return self._find(line).read(line, start, stop)
 
     def _find(self, line: int) -> CompleteStore | _Shard | _Document:
-        """Return what holds the tokens of a line; tokenise it if nothing does."""
+        """Return what holds the tokens of a line; tokenize it if nothing does."""
         shard_number = int(self._lines.starts[line]) // self._shard_bytes
-        return self._look() or self._kept.get(line) or self._shards.open(shard_number) or self._tokenise(line)
+        return self._look() or self._kept.get(line) or self._shards.open(shard_number) or self._tokenize(line)
 
     def first_of_last(self, documents: int) -> int:
         """As `CompleteStore.first_of_last`, by reading the corpus from its end, up to one document more."""
@@ -130,7 +130,7 @@ class GrowingStore(TokenStore):
                 return
         raise too_short(self.name, longest, length)
 
-    def _tokenise(self, line: int) -> _Document:
+    def _tokenize(self, line: int) -> _Document:
         text, reason = self._lines.text(line)
         if text is None:
             with self._lock:
@@ -176,7 +176,7 @@ class _Document:
 
 
 class _Kept:
-    """The documents tokenised last, up to KEPT_BYTES."""
+    """The documents tokenized last, up to KEPT_BYTES."""
 
     def __init__(self) -> None:
         self._documents: OrderedDict[int, _Document] = OrderedDict()

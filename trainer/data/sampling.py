@@ -3,7 +3,7 @@
 Both treat the training text as one sequence in which every document follows a separator token. A token of it is drawn
 uniformly: a byte of the corpus is drawn, and again if its line has fewer tokens than come before that byte in its line
 (a token is a byte at least). So a draw needs the tokens of single documents only, and is the same whether or not the
-corpus is tokenised already.
+corpus is tokenized already.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Piece(NamedTuple):
 
 
 class Packing:
-    """Blocks of whole documents: those of neighbouring lines are packed together by best fit, longest first.
+    """Blocks of whole documents: those of neighboring lines are packed together by best fit, longest first.
 
     A document that exceeds a block is cut into blocks, and its rest is packed. Every document is in the blocks once.
     """

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WAIT_BYTES = 64 << 20  # a corpus up to this size is tokenised before the first step, in seconds
+WAIT_BYTES = 64 << 20  # a corpus up to this size is tokenized before the first step, in seconds
 
 
 def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
     """Return the tokens of a corpus, from the cache that all runs share.
 
     A missing cache is built first, unless the corpus is so large that the run would have to wait: then the cache is
-    built in the background, and what is drawn is tokenised meanwhile. Raises DataError if the corpus cannot be used,
+    built in the background, and what is drawn is tokenized meanwhile. Raises DataError if the corpus cannot be used,
     OfflineCacheError if the tokenizer is missing.
     """
     if is_flat(find_files(config)[0]):
@@ -40,6 +40,6 @@ def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
         logger.warning(f"{cache_dir}: cannot be written; tokens are kept in {cache.folder.parents[1]}")
     if meta is None and cache.size > WAIT_BYTES and all(detect(path).direct for path in cache.files):
         cache_builder.prepare(cache)
-        print(f"{cache.name}: tokenising what is drawn; its token cache is built in the background", file=sys.stderr)
+        print(f"{cache.name}: tokenizing what is drawn; its token cache is built in the background", file=sys.stderr)
         return GrowingStore(cache, partial(cache_builder.start_background, config, cache_dir))
     return CompleteStore(cache.folder, meta or cache_builder.build(config, cache_dir, allotted_cores()))

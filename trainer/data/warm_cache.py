@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         type=_path,
         nargs="+",
         metavar="FILE",
-        help="tokenise a corpus now, so that jobs start at once: a file, folder or pattern, or several files",
+        help="tokenize a corpus now, so that jobs start at once: a file, folder or pattern, or several files",
     )
     p.add_argument(
         "--text-key",
@@ -266,11 +266,11 @@ def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
         model: Any = tree["model"] if tree else None
         vocab = json.loads(files["vocab.json"]) if "vocab.json" in files else model["vocab"]
         merges = (
-            _normalise_merges(files["merges.txt"].decode().split("\n"))
+            _normalize_merges(files["merges.txt"].decode().split("\n"))
             if "merges.txt" in files
-            else _normalise_merges(model["merges"])
+            else _normalize_merges(model["merges"])
         )
-        agree = model is None or (model["vocab"] == vocab and _normalise_merges(model["merges"]) == merges)
+        agree = model is None or (model["vocab"] == vocab and _normalize_merges(model["merges"]) == merges)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"tokenizer {name}: not the files of a tokenizer ({error!r})") from None
     if not agree:
@@ -278,7 +278,7 @@ def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
     return embedded_sample.tokenizer_files(vocab, merges) | files
 
 
-def _normalise_merges(merges: Sequence[str | list[str]]) -> list[str]:
+def _normalize_merges(merges: Sequence[str | list[str]]) -> list[str]:
     """Return merges as `left right` lines, without a version comment and blank lines."""
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     start = 1 if lines and lines[0].startswith("#version") else 0

@@ -1,7 +1,7 @@
 """Fully sharded data parallel, for models that one device cannot hold (Zhao et al. 2023, "PyTorch FSDP"; torch's
 fully_shard, also called FSDP2).
 
-Every process keeps a piece of each parameter, of its gradient and of the optimiser's state: rows k to l of it. The
+Every process keeps a piece of each parameter, of its gradient and of the optimizer's state: rows k to l of it. The
 parameters of a block are put together when it is computed, and dropped again. Each process draws the whole model in its
 main memory at the start; on the device there is never more than one block of it besides the pieces.
 """
@@ -54,7 +54,7 @@ class FullySharded(DataParallel):
         return model
 
     def _twin(self) -> nn.Module:
-        """The same modules with pieces as parameters: optimisers work on plain tensors."""
+        """The same modules with pieces as parameters: optimizers work on plain tensors."""
         twin = GPT(self.config.model, seed=None)
         sharded = dict(self.model.named_parameters(remove_duplicate=False))
         pieces: dict[int, nn.Parameter] = {}  # one for parameters that two modules share

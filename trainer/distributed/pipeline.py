@@ -75,7 +75,7 @@ class Pipeline(Single):
     """`model` has this process's layers only, under the names that they have in the whole model."""
 
     name = "pipeline"
-    can_retry = False  # the neighbours wait for this process
+    can_retry = False  # the neighbors wait for this process
 
     def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
         self.group, self.rank, self.world = group, group.rank, group.world

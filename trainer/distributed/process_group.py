@@ -78,7 +78,7 @@ class ProcessGroup:
                 time.sleep(POLL_SECONDS)
 
     def receive(self, key: str) -> Any:
-        """Wait for what rank 0 broadcasts, however long it takes: it may have to tokenise a corpus."""
+        """Wait for what rank 0 broadcasts, however long it takes: it may have to tokenize a corpus."""
         with naming_lost_peers():
             while not self.store.check([key]):
                 time.sleep(POLL_SECONDS)

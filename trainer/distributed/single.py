@@ -31,7 +31,7 @@ def sum_windows(losses: Tensor) -> Array:
 class Single:
     """The part of one process in a run: here everything.
 
-    `model` is what this process computes with; `trained` the module that holds the parameters which its optimiser
+    `model` is what this process computes with; `trained` the module that holds the parameters which its optimizer
     changes, under the names that they have in the whole model.
     """
 
@@ -101,7 +101,7 @@ class Single:
         return found
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the state dict of `model` or of the optimiser, as one process would have it.
+        """Return the state dict of `model` or of the optimizer, as one process would have it.
 
         Every process must call it; only that of rank 0 is complete.
         """
@@ -112,5 +112,5 @@ class Single:
         self.model.load_state_dict(state)
 
     def local(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return this process's part of the optimiser's whole state: the inverse of `whole`."""
+        """Return this process's part of the optimizer's whole state: the inverse of `whole`."""
         return state

@@ -1,4 +1,4 @@
-"""The base of all optimisers: which weights decay, clipping by the global norm, learning rate, saving, loading."""
+"""The base of all optimizers: which weights decay, clipping by the global norm, learning rate, saving, loading."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_however_the_file_grows(rows: list[tuple[int, float]], rng: random.Rando
         "\ufeffiter 1: loss 3.5\r\n",
     ],
 )
-def test_colours_and_progress_bars_do_not_hide_numbers(tmp_path: Path, line: str) -> None:
+def test_colors_and_progress_bars_do_not_hide_numbers(tmp_path: Path, line: str) -> None:
     (tmp_path / "log").write_bytes(line.encode())
     assert cells(read(tmp_path / "log", "regex")) == {1: 3.5}
 

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from ablatrix.orchestrator.report import breakdown, collect, documents, heldout_text, methods
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.collect import RunRecord
 from ablatrix.orchestrator.report.content import Table
 from ablatrix.orchestrator.report.document_scores import parse_scores
@@ -33,7 +33,7 @@ def planted(folder: Path, scores: Any, **plan: Any) -> Analysis:
         path = folder / run["id"] / "summary.json"
         size = {"val_documents": len(table["nll"]), "val_tokens": sum(table["tokens"])}
         path.write_text(json.dumps({**json.loads(path.read_text()), **size, "val_bits_per_byte": 1.25}))
-    return analyse(collect.read_study(folder, states))
+    return analyze(collect.read_study(folder, states))
 
 
 def draw(effect: float = -0.05, over_seeds: float = 0.01, over_documents: float = 0.02, size: int = 60) -> Any:
@@ -162,7 +162,7 @@ def test_domains_that_differ_from_the_whole_text(tmp_path: Path) -> None:
         gain = 0.2 + jitter if run["features"] else 0.0
         by_domain = {"web": {"nll": 3.0, "tokens": 2000}, "code": {"nll": 2.0 - gain, "tokens": 2000}}
         path.write_text(json.dumps({**json.loads(path.read_text()), "val_nll_by_domain": by_domain}))
-    web, code = sorted(breakdown.by_domain(analyse(collect.read_study(folder, states))), key=lambda p: -p.means["rope"])
+    web, code = sorted(breakdown.by_domain(analyze(collect.read_study(folder, states))), key=lambda p: -p.means["rope"])
     for part, expected in ((web, 0.1), (code, -0.1)):
         effect = part.excess["rope"].effect
         assert effect and effect.mean == pytest.approx(expected, abs=0.005)

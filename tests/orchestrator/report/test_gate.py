@@ -9,7 +9,7 @@ import pytest
 
 from ablatrix.orchestrator.report import collect, gate
 from ablatrix.orchestrator.report.collect import Study
-from ablatrix.orchestrator.report.looks import analyse
+from ablatrix.orchestrator.report.looks import analyze
 from ablatrix.orchestrator.report.stages import Stages
 from tests.support.studies import Plan, write_sizes
 
@@ -59,7 +59,7 @@ def test_a_cell_that_hurts_is_left_out_of_all_larger_sizes(tmp_path: Path) -> No
         "cosine": HURTS,
     }
     assert stages.lines == ["gpt-nano has ended: cosine stopped (hurts)"]
-    shown = analyse(known)
+    shown = analyze(known)
     assert list(shown.by_size["gpt-micro"].cells) == ["baseline", "swiglu"]
     assert list(shown.by_size["gpt-nano"].cells) == list(CELLS)
 

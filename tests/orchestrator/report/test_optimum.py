@@ -79,7 +79,7 @@ def test_sensitivity_is_the_mean_excess_and_a_diverged_run_counts_with_its_start
     assert found.at_edge  # of what survived
 
 
-def test_an_accuracy_is_maximised() -> None:
+def test_an_accuracy_is_maximized() -> None:
     runs = {value: [0.9 - 0.1 * math.log2(value / 2.4e-3) ** 2] for value in GRID}
     found = known(find_optimum(runs, CANDIDATES, higher_is_better=True))
     assert found.value == 2.4e-3

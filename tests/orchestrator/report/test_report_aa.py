@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from ablatrix.orchestrator.report import document, figures, notes, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.record import record_of
@@ -20,7 +20,7 @@ CELLS = {"baseline": [], "swiglu": ["swiglu"], "rope": ["rope"], "aa": []}
 TWO = {name: FEATURES[name] for name in ("swiglu", "rope")}
 
 
-def analysed(folder: Path, values: dict[str, list[float]] | None = None, **plan: object) -> Analysis:
+def analyzed(folder: Path, values: dict[str, list[float]] | None = None, **plan: object) -> Analysis:
     """Return the analysis of a study with the check. values: final ones of a cell, by seed, in place of drawn ones."""
     made = Plan(features=TWO, cells=CELLS, **plan)  # type: ignore[arg-type]
     states = write_study(folder, made)
@@ -28,14 +28,14 @@ def analysed(folder: Path, values: dict[str, list[float]] | None = None, **plan:
         for seed, value in enumerate(each, start=1):
             (path,) = folder.glob(f"{cell}-seed{seed}-*/summary.json")
             path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll": value, "final_loss": value}))
-    return analyse(read_study(folder, states))
+    return analyze(read_study(folder, states))
 
 
 BASE, AGAIN = [3.01, 3.03, 2.98], [3.02, 2.97, 3.00]
 
 
 def test_the_check_is_the_unpaired_t_test_of_the_two(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, {"baseline": BASE, "aa": AGAIN})
+    analysis = analyzed(tmp_path, {"baseline": BASE, "aa": AGAIN})
     found = analysis.aa
     assert found is not None and found.effect is not None
     assert found.seeds == (10001, 10002, 10003)
@@ -49,7 +49,7 @@ def test_the_check_is_the_unpaired_t_test_of_the_two(tmp_path: Path) -> None:
 
 
 def test_the_check_is_no_cell_of_the_comparison(tmp_path: Path) -> None:
-    with_check = analysed(tmp_path / "with", {"baseline": BASE, "aa": AGAIN}, effects={"rope": -0.2})
+    with_check = analyzed(tmp_path / "with", {"baseline": BASE, "aa": AGAIN}, effects={"rope": -0.2})
     assert list(with_check.cells) == ["baseline", "swiglu", "rope"]
     assert with_check.family == 2
     assert len(with_check.study.runs) == 12
@@ -63,19 +63,19 @@ def test_the_check_is_no_cell_of_the_comparison(tmp_path: Path) -> None:
 
 
 def test_a_check_that_fails_is_the_first_warning(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, {"baseline": BASE, "aa": [3.41, 3.43, 3.38]})
+    analysis = analyzed(tmp_path, {"baseline": BASE, "aa": [3.41, 3.43, 3.38]})
     assert analysis.aa is not None and analysis.aa.failed
     assert notes.notes(analysis)[0].startswith("A/A check failed: the baseline with seeds 10001, 10002 and 10003")
 
 
 def test_a_seed_that_changes_nothing_fails_the_check(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, {"baseline": BASE, "aa": BASE})
+    analysis = analyzed(tmp_path, {"baseline": BASE, "aa": BASE})
     assert analysis.aa is not None and analysis.aa.verdict == "identical"
     assert "so the seed does not reach the trainer" in notes.notes(analysis)[0]
 
 
 def test_a_check_without_runs_is_open(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, {"baseline": BASE}, fates={("aa", s): "planned" for s in (1, 2, 3)})
+    analysis = analyzed(tmp_path, {"baseline": BASE}, fates={("aa", s): "planned" for s in (1, 2, 3)})
     assert analysis.aa is not None and analysis.aa.effect is None and not analysis.aa.failed
     assert "cannot be compared, with 0 of 3 runs usable" in wording.aa_sentence(analysis)
 

@@ -67,7 +67,7 @@ def test_dark_mode_is_dark_and_legible(browser: Browser, made: dict[str, Path]) 
     seen = {}
     for dark in (False, True):
         browser.open(made["plain"], 1280, dark)
-        seen[dark] = [luminance(colour) for colour in browser.evaluate(script)]
+        seen[dark] = [luminance(color) for color in browser.evaluate(script)]
     for paper, ink in seen.values():
         assert contrast(paper, ink) >= 7
     assert seen[True][0] < 0.1 < 0.9 < seen[False][0]
@@ -78,7 +78,7 @@ def test_small_text_has_contrast(browser: Browser, made: dict[str, Path]) -> Non
       .concat([getComputedStyle(document.body).backgroundColor])"""
     for dark in (False, True):
         browser.open(made["plain"], 1280, dark)
-        *fills, paper = [luminance(colour) for colour in browser.evaluate(script)]
+        *fills, paper = [luminance(color) for color in browser.evaluate(script)]
         assert min(contrast(fill, paper) for fill in fills) >= 4.5
 
 
@@ -134,9 +134,9 @@ def test_one_layout_of_each_figure_is_shown_with_legible_text(
     assert min(size for _, size in sizes) >= 10  # pixels
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance (WCAG 2.1) of rgb(r, g, b)."""
-    parts = [int(p) / 255 for p in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    parts = [int(p) / 255 for p in color[color.index("(") + 1 : -1].split(",")[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.report import collect, document, notes, tables
-from ablatrix.orchestrator.report.analysis import analyse
+from ablatrix.orchestrator.report.analysis import analyze
 from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
 from ablatrix.orchestrator.report.pages import html as page_of
 from ablatrix.orchestrator.report.wording import headline
@@ -34,7 +34,7 @@ class Made:
     """A study read and judged, without the drawing."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.analysis = analyse(collect.read_study(folder, write_study(folder, plan)))
+        self.analysis = analyze(collect.read_study(folder, write_study(folder, plan)))
         self.rows = verdict_rows(self.analysis)
         self.headline = headline(self.analysis)
         self.notes = notes.notes(self.analysis)

@@ -21,13 +21,13 @@ POSITIONS = {
 }
 
 
-def analysed(folder: Path, lengths: tuple[int, ...] = (32, 64, 256), **changes: object) -> Analysis:
+def analyzed(folder: Path, lengths: tuple[int, ...] = (32, 64, 256), **changes: object) -> Analysis:
     plan = Plan(features=POSITIONS, effects={"alibi": -0.2}, contexts=lengths, **changes)  # type: ignore[arg-type]
     return analyse_plan(folder, plan)
 
 
 def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path)
+    analysis = analyzed(tmp_path)
     short, trained, beyond = breakdown.by_context_length(analysis)
     assert [part.name for part in (short, trained, beyond)] == ["32", "64", "256"]
     for row in (short, trained):
@@ -44,7 +44,7 @@ def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
 
 
 def test_table_and_pages(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path)
+    analysis = analyzed(tmp_path)
     text, table = document.context_lengths(analysis, {})
     assert isinstance(text, str) and isinstance(table, Table)
     assert "“cannot”: learned positions end at 64." in text
@@ -55,14 +55,14 @@ def test_table_and_pages(tmp_path: Path) -> None:
 
 
 def test_curve_of_each_cell(tmp_path: Path) -> None:
-    figure = figures.context_lengths(analysed(tmp_path))
+    figure = figures.context_lengths(analyzed(tmp_path))
     assert figure is not None
     points = {line.label: line.series.x.tolist() for line in figure.panels[0].lines}
     assert points["baseline"] == [32, 64] and points["alibi"] == [32, 64, 256]
 
 
 def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, lengths=())
+    analysis = analyzed(tmp_path, lengths=())
     assert breakdown.by_context_length(analysis) == [] and figures.context_lengths(analysis) is None
     assert document.context_lengths(analysis, {}) == []
     folder = tmp_path / "damaged"
@@ -89,7 +89,7 @@ def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
                 "tie_embeddings": True,
                 "bias": False,
             },
-            " with ALiBi, trainable slopes, GEGLU feed-forward layers, RMSNorm after each sublayer's sum, normalised "
+            " with ALiBi, trainable slopes, GEGLU feed-forward layers, RMSNorm after each sublayer's sum, normalized "
             "queries and keys, 1 head of keys, a tied head and no biases",
         ),
         (

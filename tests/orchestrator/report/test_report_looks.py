@@ -58,7 +58,7 @@ def later(found: Study) -> dict[str, str]:
 def test_nothing_is_decided_while_a_run_of_the_first_look_is_missing(tmp_path: Path) -> None:
     found = study(tmp_path, 3, fates={("rope", 2): "running"})
     assert set(later(found).values()) == {"waits for look 1 of 3 to end", "waits for look 2 of 3 to end"}
-    analysis = looks.analyse(found)
+    analysis = looks.analyze(found)
     assert analysis.progress is not None and analysis.progress.ended == 0
     assert {cell.verdict for cell in analysis.compared} == {Verdict.NO_CLAIM}
     assert len(analysis.study.runs) == 12
@@ -66,7 +66,7 @@ def test_nothing_is_decided_while_a_run_of_the_first_look_is_missing(tmp_path: P
 
 def test_what_the_first_look_decides_stops_and_the_rest_goes_on_with_the_baseline(tmp_path: Path) -> None:
     found = study(tmp_path, 3)
-    analysis = looks.analyse(found)
+    analysis = looks.analyze(found)
     assert analysis.progress is not None
     assert (analysis.progress.ended, dict(analysis.progress.stopped)) == (1, {"rope": 1})
     assert analysis.progress.going_on == ("swiglu", "rmsnorm")
@@ -77,8 +77,8 @@ def test_what_the_first_look_decides_stops_and_the_rest_goes_on_with_the_baselin
 
 
 def test_the_interval_is_that_of_the_look_at_which_the_cell_stopped(tmp_path: Path) -> None:
-    early = looks.analyse(study(tmp_path / "early", 3))
-    after = looks.analyse(study(tmp_path / "after", 8, fates={("rope", seed): "planned" for seed in (4, 5, 6, 7, 8)}))
+    early = looks.analyze(study(tmp_path / "early", 3))
+    after = looks.analyze(study(tmp_path / "after", 8, fates={("rope", seed): "planned" for seed in (4, 5, 6, 7, 8)}))
     assert after.progress is not None and after.progress.finished
     assert after.cells["rope"].effect == early.cells["rope"].effect
     effect = after.cells["rope"].effect
@@ -98,19 +98,19 @@ def statement_is_one(analysis: Analysis) -> bool:
 
 def test_seeds_that_came_after_a_cell_stopped_do_not_count(tmp_path: Path) -> None:
     found = study(tmp_path, 5)
-    rope = looks.analyse(found).cells["rope"]
+    rope = looks.analyze(found).cells["rope"]
     assert rope.effect is not None and rope.effect.seeds == (1, 2, 3)
 
 
 def test_a_failed_run_does_not_block_its_look(tmp_path: Path) -> None:
-    analysis = looks.analyse(study(tmp_path, 3, fates={("rope", 2): "failed", ("baseline", 3): "lost"}))
+    analysis = looks.analyze(study(tmp_path, 3, fates={("rope", 2): "failed", ("baseline", 3): "lost"}))
     assert analysis.progress is not None and analysis.progress.ended == 1
     assert analysis.cells["rope"].effect is not None and analysis.cells["rope"].effect.n == 2
 
 
 def test_a_cell_without_a_result_stops(tmp_path: Path) -> None:
     found = study(tmp_path, 3, fates={("rmsnorm", seed): "failed" for seed in (1, 2, 3)})
-    analysis = looks.analyse(found)
+    analysis = looks.analyze(found)
     assert analysis.progress is not None and analysis.progress.stopped["rmsnorm"] == 1
     assert analysis.cells["rmsnorm"].verdict is Verdict.NO_RESULT
 
@@ -124,7 +124,7 @@ def test_a_study_of_which_every_run_failed_does_not_go_on(tmp_path: Path) -> Non
 
 def test_a_margin_lets_cells_without_effect_stop(tmp_path: Path) -> None:
     found = study(tmp_path, 5, effects={"rope": -0.4}, margin=0.2)
-    analysis = looks.analyse(found)
+    analysis = looks.analyze(found)
     assert analysis.cells["rmsnorm"].verdict is Verdict.NO_EFFECT
     assert analysis.progress is not None and analysis.progress.finished
     assert set(later(found).values()) == {
@@ -150,7 +150,7 @@ def test_status_says_what_stopped_and_what_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_page_says_at_which_look_a_cell_stopped_and_what_is_spent(tmp_path: Path) -> None:
-    found = looks.analyse(study(tmp_path, 3))
+    found = looks.analyze(study(tmp_path, 3))
     rope = verdicts.sentence(found.cells["rope"], found)
     assert "simultaneous 99% interval" in rope and "stopped at look 1 of 3" in rope
     assert "goes on to look 2 of 3" in verdicts.sentence(found.cells["swiglu"], found)
@@ -171,7 +171,7 @@ def grown(folder: Path, *plans: Mapping[str, Any]) -> Analysis:
     states = write_study(folder, Plan(seeds=(1, 2, 3, 4, 5), features=CELLS, cells=cells, effects=EFFECTS, noise=0.02))
     path = folder / "study.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"plans": list(plans)}))
-    return looks.analyse(read_study(folder, states))
+    return looks.analyze(read_study(folder, states))
 
 
 def test_seeds_added_after_results_are_an_unplanned_look(tmp_path: Path) -> None:

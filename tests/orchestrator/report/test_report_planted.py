@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.report import methods, notes, sequential, verdicts, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
 from tests.support.studies import FEATURES, Plan, write_study
@@ -33,15 +33,15 @@ def shift(folder: Path, run: str, by: float) -> None:
     change(path, val_nll=json.loads(path.read_text())["val_nll"] + by)
 
 
-def analysed(folder: Path, plan: Plan, study: Mapping[str, Any] | None = None) -> Analysis:
+def analyzed(folder: Path, plan: Plan, study: Mapping[str, Any] | None = None) -> Analysis:
     states = write_study(folder, plan)
     change(folder / "study.json", **(study or {}))
-    return analyse(read_study(folder, states))
+    return analyze(read_study(folder, states))
 
 
 def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
     fates = {("swiglu", seed): "diverged" for seed in (1, 2, 4, 5)}
-    analysis = analysed(tmp_path, Plan(seeds=FIVE, effects={"swiglu": -0.3}, fates=fates))
+    analysis = analyzed(tmp_path, Plan(seeds=FIVE, effects={"swiglu": -0.3}, fates=fates))
     cell = analysis.cells["swiglu"]
     assert cell.verdict is Verdict.UNSTABLE
     assert cell.effect is not None and cell.effect.n == 1
@@ -52,14 +52,14 @@ def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
 
 
 def test_long_names_that_differ_in_their_middle_are_told_apart(tmp_path: Path) -> None:
-    first, second = (f"positions_of_every_layer_{name}_with_the_usual_initialisation" for name in ("rope", "norm"))
+    first, second = (f"positions_of_every_layer_{name}_with_the_usual_initialization" for name in ("rope", "norm"))
     features = {first: FEATURES["rope"], second: FEATURES["rmsnorm"]}
-    found = wording.headline(analysed(tmp_path, Plan(features=features, seeds=FIVE, effects={first: -0.3})))
+    found = wording.headline(analyzed(tmp_path, Plan(features=features, seeds=FIVE, effects={first: -0.3})))
     assert first in found and second in found
 
 
 def test_a_bound_that_decides_never_reads_as_0(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(features=TWO, seeds=FIVE, effects={"rope": -0.3}))
+    analysis = analyzed(tmp_path, Plan(features=TWO, seeds=FIVE, effects={"rope": -0.3}))
     cell = analysis.cells["rope"]
     assert cell.verdict is Verdict.HELPS and cell.effect is not None and analysis.decimals == 3
     close = replace(cell, effect=replace(cell.effect, joint_high=-0.00031))
@@ -68,7 +68,7 @@ def test_a_bound_that_decides_never_reads_as_0(tmp_path: Path) -> None:
 
 
 def test_one_diverged_run_of_three_can_be_chance(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(features=TWO, fates={("swiglu", 2): "diverged"}))
+    analysis = analyzed(tmp_path, Plan(features=TWO, fates={("swiglu", 2): "diverged"}))
     text = verdicts.sentence(analysis.cells["swiglu"], analysis)
     assert analysis.cells["swiglu"].verdict is Verdict.UNSTABLE
     assert "1 of 3 runs diverged (baseline: 0 of 3, Fisher's exact p = 1.000, so few that it can be chance)" in text
@@ -87,7 +87,7 @@ def test_a_collapsed_seed_takes_no_other_verdict_away(tmp_path: Path) -> None:
     plan = Plan(seeds=FIVE, effects={"swiglu": -0.1})
     states = write_study(tmp_path, plan)
     shift(tmp_path, "rope-seed3", 0.6)
-    analysis = analyse(read_study(tmp_path, states))
+    analysis = analyze(read_study(tmp_path, states))
     assert analysis.cells["swiglu"].verdict is Verdict.HELPS
     rope = analysis.cells["rope"]
     assert rope.verdict is Verdict.INCONCLUSIVE
@@ -110,7 +110,7 @@ def test_a_missing_run_does_not_bias_a_factorial(tmp_path: Path) -> None:
         noise=1e-6,
         shared=0.05,
     )
-    analysis = analysed(tmp_path, plan)
+    analysis = analyzed(tmp_path, plan)
     main = {c.name: c.effect.mean for c in analysis.main_effects if c.effect}
     assert main == pytest.approx({"swiglu": -0.07, "rmsnorm": 0.0, "rope": 0.0}, abs=1e-5)
     assert {c.verdict for c in analysis.compared} == {Verdict.NO_CLAIM}
@@ -135,10 +135,10 @@ def stop_early(folder: Path, run: str, rows: int) -> None:
 
 def test_early_stopping_of_a_baseline_run_concerns_its_own_seed(tmp_path: Path) -> None:
     plan = Plan(seeds=FIVE, effects={"swiglu": -0.1, "rope": 0.08}, evaluations=20)
-    whole = analysed(tmp_path / "whole", plan)
+    whole = analyzed(tmp_path / "whole", plan)
     states = write_study(tmp_path / "cut", plan)
     stop_early(tmp_path / "cut", "baseline-seed2", 30)
-    cut = analyse(read_study(tmp_path / "cut", states))
+    cut = analyze(read_study(tmp_path / "cut", states))
     assert {n: c.verdict for n, c in cut.cells.items()} == {n: c.verdict for n, c in whole.cells.items()}
     cell, before = cut.cells["rope"], whole.cells["rope"]
     assert cell.read_off and not before.read_off
@@ -162,14 +162,14 @@ def test_other_measures_have_their_direction(tmp_path: Path, column: str, higher
     change(tmp_path / "study.json", measure=measure)
     for path in tmp_path.glob("*/summary.json"):
         change(path, measure=column, final_value=json.loads(path.read_text())["val_nll"])
-    analysis = analyse(read_study(tmp_path, states))
+    analysis = analyze(read_study(tmp_path, states))
     assert analysis.cells["swiglu"].verdict == verdict
     assert column.upper() in verdicts.sentence(analysis.cells["swiglu"], analysis)
 
 
 def test_a_margin_decides_that_there_is_no_effect(tmp_path: Path) -> None:
     plan = Plan(seeds=FIVE, effects={"swiglu": -0.3}, noise=0.004)
-    analysis = analysed(tmp_path, plan, {"margins": [[1.0, 0.02]]})
+    analysis = analyzed(tmp_path, plan, {"margins": [[1.0, 0.02]]})
     rope = analysis.cells["rope"]
     assert rope.verdict is Verdict.NO_EFFECT
     assert verdicts.word(rope, analysis) == "no effect larger than 0.02 nats"
@@ -177,14 +177,14 @@ def test_a_margin_decides_that_there_is_no_effect(tmp_path: Path) -> None:
     assert analysis.cells["swiglu"].verdict is Verdict.HELPS
     assert any("0.02 nats, the margin of the experiment file" in text for text in methods.paragraphs(analysis))
     assert not any("margin" in note for note in notes.notes(analysis))
-    changed = analysed(tmp_path / "later", plan, {"margins": [[1.0, 0.001], [2.0, 0.02]]})
+    changed = analyzed(tmp_path / "later", plan, {"margins": [[1.0, 0.001], [2.0, 0.02]]})
     assert "The margin was set to 0.02 after the study had been submitted." in notes.notes(changed)
 
 
 def test_values_over_other_contexts_get_no_verdict(tmp_path: Path) -> None:
     features = {"long": {"data.block_size": 32}, "swiglu": {"model.swiglu": True}}
     cells = {"baseline": [], "long": ["long"], "swiglu": ["swiglu"]}
-    analysis = analysed(tmp_path, Plan(features=features, cells=cells, effects={"long": -0.5}))
+    analysis = analyzed(tmp_path, Plan(features=features, cells=cells, effects={"long": -0.5}))
     cell = analysis.cells["long"]
     assert cell.verdict is Verdict.NO_CLAIM
     assert "over contexts of 32 tokens, the baseline's over 64" in verdicts.sentence(cell, analysis)
@@ -196,7 +196,7 @@ def test_rounded_values_decide_nothing_below_their_unit(tmp_path: Path) -> None:
     states = write_study(tmp_path, plan)
     for path in tmp_path.glob("*/summary.json"):
         change(path, val_nll=round(json.loads(path.read_text())["val_nll"], 2))
-    analysis = analyse(read_study(tmp_path, states))
+    analysis = analyze(read_study(tmp_path, states))
     assert analysis.comparison.resolution == pytest.approx(0.01)
     assert not any(cell.verdict.decided for cell in analysis.compared)
     assert "The values are rounded to 0.01 nats" in " ".join(methods.paragraphs(analysis))
@@ -211,20 +211,20 @@ def test_what_a_cell_changes_is_named_by_its_settings(tmp_path: Path) -> None:
         "dropout": {"model.resid_pdrop": 0.0},
         "both": {"trainer.warmup_steps": 5, "trainer.learning_rate": 2e-3},
     }
-    analysis = analysed(tmp_path, Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}))
+    analysis = analyzed(tmp_path, Plan(features=features, cells={"baseline": [], **{f: [f] for f in features}}))
     assert {c.name: c.kind for c in analysis.compared} == {
         "lr": "learning rate",
-        "decay": "regularisation",
+        "decay": "regularization",
         "batch": "batch",
         "sgd": "optimizer",
-        "dropout": "regularisation",
+        "dropout": "regularization",
         "both": "learning rate and schedule",
     }
     assert "changes the learning rate, not the model" in verdicts.flags(analysis.cells["lr"], analysis)
 
 
 def test_nobody_is_advised_to_add_seeds(tmp_path: Path) -> None:
-    analysis = analysed(tmp_path, Plan(effects={"rope": -0.02}))
+    analysis = analyzed(tmp_path, Plan(effects={"rope": -0.02}))
     texts = [verdicts.sentence(c, analysis) for c in analysis.compared]
     texts += [*notes.notes(analysis), *methods.paragraphs(analysis)]
     assert not any("more seeds" in text or "power" in text for text in texts)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.report import across_sizes, build, collect, record, sizes_section, tables, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.content import Table
 from tests.support.studies import Plan, write_sizes
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> Analysis:
-    return analyse(collect.read_study(folder, {}))
+    return analyze(collect.read_study(folder, {}))
 
 
 def test_each_size_is_compared_with_its_own_baseline(folder: Path) -> None:

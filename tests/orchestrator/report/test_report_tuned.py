@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.report import collect, notes
-from ablatrix.orchestrator.report.analysis import Analysis, analyse
+from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.build import build
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.tuned import find_stages
@@ -17,12 +17,12 @@ BEST = {"baseline": 2e-3, "cosine": 3.4e-3}
 CONFIRMED = ("baseline@0.002", "cosine@0.0034", "cosine@0.002")
 
 
-def analysed(folder: Path, states: dict[str, tuple[str, str]]) -> Analysis:
-    return analyse(collect.read_study(folder, states))
+def analyzed(folder: Path, states: dict[str, tuple[str, str]]) -> Analysis:
+    return analyze(collect.read_study(folder, states))
 
 
 def test_each_cell_is_compared_at_its_best_value(tmp_path: Path) -> None:
-    found = analysed(tmp_path, write_tuned(tmp_path, BEST, {"cosine": -0.02}, trained=CONFIRMED))
+    found = analyzed(tmp_path, write_tuned(tmp_path, BEST, {"cosine": -0.02}, trained=CONFIRMED))
     assert list(found.cells) == ["baseline", "cosine"]
     cosine, tuned = found.cells["cosine"], found.tuned
     assert tuned is not None
@@ -38,7 +38,7 @@ def test_each_cell_is_compared_at_its_best_value(tmp_path: Path) -> None:
 
 def test_the_verdict_at_the_baselines_value_is_another_one(tmp_path: Path) -> None:
     states = write_tuned(tmp_path, BEST, {"cosine": -0.02}, trained=CONFIRMED)
-    found = analysed(tmp_path, states)
+    found = analyzed(tmp_path, states)
     assert found.tuned is not None
     assert found.tuned.verdicts["cosine"] is Verdict.HURTS
     assert found.tuned.equal["cosine"].mean == pytest.approx(0.009, abs=0.006)
@@ -61,13 +61,13 @@ def test_the_report_has_the_sweep_in_every_format(tmp_path: Path) -> None:
 
 
 def test_tuning_runs_decide_nothing(tmp_path: Path) -> None:
-    found = analysed(tmp_path, write_tuned(tmp_path, BEST, {"cosine": -0.5}))
+    found = analyzed(tmp_path, write_tuned(tmp_path, BEST, {"cosine": -0.5}))
     assert found.cells["cosine"].verdict is Verdict.NO_RESULT
     assert found.cells["cosine"].effect is None
 
 
 def test_an_optimum_at_the_edge_is_a_warning(tmp_path: Path) -> None:
-    found = analysed(tmp_path, write_tuned(tmp_path, {**BEST, "cosine": 9e-3}, {}, trained=CONFIRMED))
+    found = analyzed(tmp_path, write_tuned(tmp_path, {**BEST, "cosine": 9e-3}, {}, trained=CONFIRMED))
     (note,) = [note for note in notes.notes(found) if "at the edge of what was tried: cosine (0.004)" in note]
     assert note.endswith("so extend the grid; where the next value diverged, add values between the two.")
 
@@ -93,4 +93,4 @@ def test_an_arm_without_a_usable_tuning_run_is_not_confirmed(tmp_path: Path) -> 
     states = write_tuned(tmp_path, BEST, {}, fates=fates)
     later = find_stages(collect.read_study(tmp_path, states)).later
     assert {name.partition("@")[0] for name, why in later.items() if not why} == {"baseline"}
-    assert "No tuning run of cosine has a result yet." in notes.notes(analysed(tmp_path, states))
+    assert "No tuning run of cosine has a result yet." in notes.notes(analyzed(tmp_path, states))

@@ -282,7 +282,7 @@ def test_origins_name_expressions_variables_and_what_is_derived(tmp_path: Path) 
     assert list(found) == list(run.config.flat())
 
 
-def test_origins_of_what_a_schedule_and_an_optimiser_fill_in(tmp_path: Path) -> None:
+def test_origins_of_what_a_schedule_and_an_optimizer_fill_in(tmp_path: Path) -> None:
     text = "name: e\nbase: {data.file_path: x, trainer.schedule: infinite, trainer.optimizer: sgd}\n"
     found = placed(load(write(tmp_path, "e.yaml", text)), tmp_path)
     assert found["trainer.use_cosine"] == "trainer.schedule"

@@ -110,7 +110,7 @@ def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert yaml_tree.load(write(tmp_path / "a.yaml", b"\xef\xbb\xbfname: x\n")).data == {"name": "x"}
 
 
-def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+def test_missing_file_names_its_neighbors(tmp_path: Path) -> None:
     write(tmp_path / "ablation.yaml", "name: x\n")
     with pytest.raises(UserError, match=r"no such experiment file; .* has: ablation\.yaml"):
         yaml_tree.load(tmp_path / "ablaton.yaml")

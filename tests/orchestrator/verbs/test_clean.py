@@ -92,9 +92,9 @@ def test_code_that_nothing_names(study: Study) -> None:
         if code != FRESH:
             os.utime(store / code, (time.time() - 7200,) * 2)
     (store / f"{OTHER}.patch").touch()
-    neighbour = study.folder.parent / "t" / "run.old-1"
-    neighbour.mkdir(parents=True)
-    (neighbour / run_files.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
+    neighbor = study.folder.parent / "t" / "run.old-1"
+    neighbor.mkdir(parents=True)
+    (neighbor / run_files.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
     (study.folder / study_dir.LOGS / "a.sbatch").write_text(f"export PYTHONPATH={store}/{QUEUED}\n")
     assert names(study) == [OTHER]
     clean.remove_items(study, clean.find_items(study))
