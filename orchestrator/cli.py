@@ -166,6 +166,7 @@ def report(
     pdf: Annotated[bool, typer.Option("--pdf", help="also write report.pdf: A4 pages to print or hand in")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the results for scripts")] = False,
     interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # the page always is
+    notify: Annotated[bool, typer.Option("--notify", hidden=True)] = False,  # of the report job
 ) -> None:
     """Compare the cells: tables, plots and a verdict, written into the study's report/ folder.
 
@@ -174,7 +175,7 @@ def report(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.report import report
 
-    report(studies or (), output, open_console(), pdf=pdf, as_json=as_json)
+    report(studies or (), output, open_console(), pdf=pdf, as_json=as_json, notify=notify)
 
 
 @app.command()

@@ -37,7 +37,7 @@ def find_stages(study: Study) -> Stages:
             lines.append(f"{size} has ended: " + (f"{join_names(hurts)} stopped (hurts)" if hurts else "no cell hurts"))
         elif not waits:
             waits = f"waits for the runs at {size} to end"
-    return Stages(later, lines)
+    return Stages(later, lines, lines)
 
 
 def _runs_of_size(part: Study, stopped: Mapping[str, str], waits: str) -> dict[str, str]:

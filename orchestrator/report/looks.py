@@ -100,7 +100,8 @@ def find_stages(study: Study) -> Stages:
     if looks is None:
         return Stages()
     progress, judged, _ = take_looks(study, looks)
-    return Stages(find_later_runs(study, looks, progress), describe(progress, judged))
+    lines = describe(progress, judged)
+    return Stages(find_later_runs(study, looks, progress), lines, lines if progress.ended else ())
 
 
 def describe(progress: Progress, judged: Mapping[str, CellResult]) -> list[str]:

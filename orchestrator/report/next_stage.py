@@ -7,6 +7,7 @@ on nothing but the files, so that every submit and every job comes to the same a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report.stages import Stages, merge
@@ -29,6 +30,12 @@ def find_stages(study: Study, states: Sequence[RunState]) -> Stages:
 
     found = of_study(study, run_state.reasons(states))
     return merge(rule(found) for rule in rules)
+
+
+def with_reasons(states: Sequence[RunState], stages: Stages) -> list[RunState]:
+    """Return the states, each with the reason why its stage holds the run back."""
+    held = stages.held
+    return [replace(state, reason=state.reason or held.get(state.run.id, "")) for state in states]
 
 
 def has_stages(study: Study) -> bool:

@@ -20,6 +20,7 @@ class Stages:
 
     later: Mapping[str, str] = field(default_factory=dict)
     lines: Sequence[str] = ()  # for `status`: how far the study has come
+    decided: Sequence[str] = ()  # those of the lines that say what results have decided
     at_most: int | None = None  # of the runs that may follow, how many will at most; None: all
 
     @property
@@ -48,11 +49,13 @@ def merge(stages: Iterable[Stages]) -> Stages:
     """Return the stages that several rules find together: a run is due if it is for all of them."""
     later: dict[str, str] = {}
     lines: list[str] = []
+    decided: list[str] = []
     limits: list[int] = []
     for stage in stages:
         limits += [] if stage.at_most is None else [stage.at_most]
         lines += stage.lines
+        decided += stage.decided
         for name, why in stage.later.items():
             before = later.get(name, "")
             later[name] = why if is_needless(why) or not before else before
-    return Stages(later, lines, min(limits, default=None))
+    return Stages(later, lines, decided, min(limits, default=None))

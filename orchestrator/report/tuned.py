@@ -141,4 +141,5 @@ def find_stages(study: Study) -> Stages:
     wanted = {run.id for arm in known for run in (*arm.confirmed, *(arm.equal if shared else ()))}
     later = {run.id: "" if run.id in wanted else f"{NOT_NEEDED}: another value is best" for run in confirming}
     best = ", ".join(f"{arm.name} {arm.optimum.value:g}" for arm in known if arm.optimum)
-    return Stages(later, [f"best {tune.setting}: {best}" if best else "no tuning run has a result"])
+    lines = [f"best {tune.setting}: {best}" if best else "no tuning run has a result"]
+    return Stages(later, lines, lines)

@@ -9,6 +9,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.slurm import commands, job_parsing, sbatch
@@ -42,15 +43,23 @@ def token(study: Study, kind: str) -> str:
 
 
 def script(batch: Batch, kind: str) -> str:
-    """Return the script of a helper job, with the environment and the setup lines of the runs."""
-    module = {REPORT: ["ablatrix", "report"], FOLLOW_UP: ["ablatrix.orchestrator.submit.follow_up"]}[kind]
+    """Return the script of a helper job, with the environment and the setup lines of the runs.
+
+    Helper jobs send the study's messages, and only they get the variable with the webhook's address.
+    """
+    notify = batch.study.notify
+    verb = ["report", "--notify"] if notify else ["report"]
+    module = {REPORT: ["ablatrix", *verb], FOLLOW_UP: ["ablatrix.orchestrator.submit.follow_up"]}[kind]
     command = [sys.executable, "-P", "-m", *module, str(batch.study.folder)]
+    mail = notify.mail_options(of_runs=False) if notify and kind == REPORT else {}
+    batch = replace(batch, exports=[*batch.exports, *(notify.exports if notify else [])])
+    marks = sbatch.job_marks(batch, token(batch.study, kind))
     return sbatch.render(
         "helper.sbatch.j2",
         purpose=PURPOSES[kind],
         job_name=f"{batch.study.name}-{kind}",
         logs=sbatch.log_path(batch.study, f"{kind}-%j.out"),
-        directives=sbatch.directives(sbatch.job_marks(batch, token(batch.study, kind)) | options(batch.settings)),
+        directives=sbatch.directives(marks | mail | options(batch.settings)),
         preamble=preamble(batch),
         command=shlex.join(command),
     )

@@ -86,7 +86,9 @@ def log_path(study: Study, pattern: str) -> str:
 
 def job_options(batch: Batch) -> dict[str, str | int | bool]:
     """Return the sbatch options of a batch's jobs that are the same under every launcher."""
-    return {**job_marks(batch, batch.token), **sbatch_options(batch.settings)}
+    notify = batch.study.notify
+    mail = notify.mail_options(of_runs=True) if notify else {}
+    return {**job_marks(batch, batch.token), **mail, **sbatch_options(batch.settings)}
 
 
 def job_marks(batch: Batch, token: str) -> dict[str, str | int | bool]:

@@ -19,6 +19,7 @@ from ablatrix.orchestrator.store import selected_cluster
 from ablatrix.orchestrator.study.looks import Looks  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.study.metric import Measure, of_record
+from ablatrix.orchestrator.study.notify_settings import Notify  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.orchestrator.study.tuning import Tuning  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
@@ -80,6 +81,7 @@ class Study:
     design: list[Any] = field(default_factory=list)  # as in the experiment file
     scale: dict[str, Any] = field(default_factory=dict)  # `sizes` in order, and what `scale:` says of the report
     plans: list[Planned] = field(default_factory=list)  # as submitted first, and each change since
+    notify: Notify | None = None  # where messages about the study go
 
     @property
     def looks(self) -> Looks | None:

@@ -17,6 +17,7 @@ from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.levels import Level, split_levels
 from ablatrix.orchestrator.study.literals import Text, number_as_text, whole_number
 from ablatrix.orchestrator.study.looks import AdaptiveSeeds, Looks
+from ablatrix.orchestrator.study.notify_settings import Notify
 from ablatrix.orchestrator.study.scale import Scale, Size
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.study.tuning import TuneField
@@ -44,6 +45,7 @@ EXAMPLES = {
     "slurm.setup": "setup: [module load cuda]",
     "slurm.extra": "extra: {nodelist: node1}",
     "export": "export: [WANDB_API_KEY]",
+    "notify": "notify: {webhook: $ABLATRIX_WEBHOOK}",
     "env": "env: {WANDB_MODE: offline}",
     "experiment_info": "experiment_info: {description: seven cells}",
     "metrics": "metrics: {csv: log.csv}",
@@ -146,6 +148,7 @@ class Experiment(CommandKeys, Strict):
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = Field(default_factory=SlurmSettings)
     export: list[Exported] = Field([], description="variables of your shell that jobs get besides the usual ones")
+    notify: Notify | None = Field(None, description="where a message goes when the study ends")
     not_secret: list[Text] = Field([], description="names of settings that only look like secrets")
     output: Annotated[Text, AfterValidator(usable_path)] = Field("out", min_length=1)
 

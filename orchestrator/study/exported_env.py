@@ -72,7 +72,7 @@ def names(named: Iterable[str] = (), environ: Mapping[str, str] = os.environ) ->
     """Return the variables of this shell that a job gets: those on the allow-list, and those under `export:`."""
     named = tuple(named)
     usable = (name for name in environ if _NAME.fullmatch(name) and name.upper() not in _KEYWORDS)
-    return sorted(name for name in usable if _matches(name, named) or _is_allowed(name, environ[name]))
+    return sorted(name for name in usable if _matches(name, named) or is_allowed(name, environ[name]))
 
 
 def environment(named: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -118,6 +118,8 @@ _SECRETS = (
     "*PRIVATE_KEY",
     "*CREDENTIALS",
     "*JWT",
+    "*WEBHOOK",
+    "*WEBHOOK_URL",
 )
 
 
@@ -131,7 +133,7 @@ def _case(patterns: Iterable[str], action: str) -> list[str]:
     return lines
 
 
-def _is_allowed(name: str, value: str) -> bool:
+def is_allowed(name: str, value: str = "") -> bool:
     """True if the variable is on the list, and not a secret that a pattern such as NVIDIA_* matches."""
     if name in ALLOWED:
         return True

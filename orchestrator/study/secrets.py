@@ -22,7 +22,7 @@ PHRASES = (
     *("password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "bearer", "jwt"),
     *("api key", "apikey", "private key", "access key", "secret key", "account key", "signing key"),
     *("openai key", "wandb key", "anthropic key", "github pat", "gitlab pat", "db pass", "user pass", "smtp pass"),
-    *("api keys", "access tokens"),
+    *("api keys", "access tokens", "webhook", "webhook url"),
 )
 # May follow such a name: PASSWORD_PROD, HF_TOKEN_READ
 USES = ("prod", "production", "dev", "staging", "test", "read", "write", "ro", "rw")
@@ -91,6 +91,10 @@ _ADVICE = (
     "it would be kept in every run's folder: set it as a variable of your shell and name that under `export:`, "
     "as in `export: [WANDB_API_KEY]`"
 )
+_ADVICE_ON_NOTIFY = (
+    "it would be kept in the study's folder: set it as a variable of your shell and name that, as in "
+    "`webhook: $ABLATRIX_WEBHOOK`"
+)
 _ENVIRONMENT = re.compile(r"\$\{\s*env:\s*([^,{}\s]+)")
 
 
@@ -125,7 +129,10 @@ def escaped_names(data: Mapping[str, Any]) -> list[str]:
 def find_secrets(tree: Tree, value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[str]:
     """Yield a problem for each secret in the value at `path`. escaped: settings that only look like secrets."""
     for place, reason, escape in _search(value, path, escaped):
-        yield f"{tree.position(place)}: {'.'.join(place)}: {reason}; {_ADVICE}{escape}"
+        if place[:1] == ("notify",):
+            yield f"{tree.position(place)}: {'.'.join(place)}: {reason}; {_ADVICE_ON_NOTIFY}"
+        else:
+            yield f"{tree.position(place)}: {'.'.join(place)}: {reason}; {_ADVICE}{escape}"
 
 
 def _search(value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[tuple[KeyPath, str, str]]:

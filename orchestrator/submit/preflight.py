@@ -22,6 +22,7 @@ from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.rundir.console import complain
 from ablatrix.trainer.rundir.errors import ConfigError, OfflineCacheError, RunError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
     runs: of the whole study. chosen: those to be queued now, which need room on the disk and in the queue.
     """
     is_command = bool(loaded.experiment.command)
+    _warn_of_notify(loaded)
     checks: list[Callable[[], Iterable[str]]] = [
         partial(_check_exports, loaded),
         partial(_check_output, loaded),
@@ -79,6 +81,14 @@ def _check_exports(loaded: Loaded) -> Iterator[str]:
     """Yield the variables that jobs are to get and this shell does not have."""
     for name in exported_env.unset(loaded.experiment.export):
         yield f"{loaded.at('export')}export: {name} is not set in this shell; set it, or take it out of the list"
+
+
+def _warn_of_notify(loaded: Loaded) -> None:
+    """Warn if the variable with the webhook's address is not set: the study itself can do without."""
+    notify = loaded.experiment.notify
+    if notify and exported_env.unset(notify.exports):
+        where = loaded.at("notify", "webhook")
+        complain(f"warning: {where}notify.webhook: {notify.variable} is not set in this shell; no message will be sent")
 
 
 def _check_output(loaded: Loaded) -> Iterator[str]:

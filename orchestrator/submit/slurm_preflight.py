@@ -37,7 +37,8 @@ _SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queue
 def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: site_limits.ArrayLimits) -> Iterator[Batch]:
     """Yield the batches that a submit of these runs would queue, with placeholders for token and code."""
     folder, experiment = loaded.experiment.folder, loaded.experiment
-    study = Study(folder, experiment.name, loaded.file, 0.0, {}, study_dir.study_runs(folder, runs))
+    planned = study_dir.study_runs(folder, runs)
+    study = Study(folder, experiment.name, loaded.file, 0.0, {}, planned, notify=experiment.notify)
     code = folder.parent / study_dir.SNAPSHOTS / "CODE_SNAPSHOT"
     members = [(run, 1) for run in in_queue_order(study.runs, study.name, lambda run: run)]
     for jobs in queueing.split(members, experiment.slurm, cluster.tasks, cluster.script_bytes):

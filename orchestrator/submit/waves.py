@@ -20,6 +20,7 @@ from ablatrix.orchestrator.status import cost, study_state
 from ablatrix.orchestrator.store import submit_attempts
 from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.submit import queueing, wave_order
+from ablatrix.orchestrator.submit.notifications import Notifier
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 
 if TYPE_CHECKING:
@@ -168,10 +169,10 @@ class _Wave:
         return []
 
 
-def resume(study: Study, scheduler: Scheduler, say: Say) -> bool:
+def resume(study: Study, scheduler: Scheduler, say: Say, notifier: Notifier | None = None) -> bool:
     """Queue what waits and has room now, and release what Slurm holds; return False if nothing waits.
 
-    Raises RunError or UserError.
+    notifier: sends the study's messages; default: a new one. Raises RunError or UserError.
     """
     states = study_state.collect(study, scheduler)
     queueing.adopt(states)
@@ -179,6 +180,7 @@ def resume(study: Study, scheduler: Scheduler, say: Say) -> bool:
     order = wave_order.read(study)
     waiting = wave_order.find_waiting(study, states)
     stages = next_stage.find_stages(study, states)
+    (notifier or Notifier(study)).send(states, stages)
     due = _find_due(study, stages, waiting, states)
     if order and (waiting or (order.staged and (due or (stages.waiting and any(s.active for s in states))))):
         _require_within_budget(order, due, states)
@@ -216,7 +218,7 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
 
 def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Scheduler], bool]:
     """Return a function for `--wait` that queues waiting runs, unless a job will, and is True while any wait."""
-    next_look = 0.0
+    next_look, notifier = 0.0, Notifier(study)
     printed: set[str] = set()
 
     def say_once(text: str) -> None:
@@ -226,6 +228,7 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
 
     def go_on(states: Sequence[RunState], scheduler: Scheduler) -> bool:
         nonlocal next_look
+        notifier.send(states)
         waiting = wave_order.find_waiting(study, states) or wave_order.is_staged(study)
         if time.monotonic() < next_look or (scheduler.jobs is None and any(state.active for state in states)):
             return bool(waiting)
@@ -233,7 +236,7 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
         with contextlib.suppress(commands.NoAnswerError):
             jobs = commands.queue() if scheduler.jobs is None else scheduler.jobs
             if waiting and not helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs):
-                return resume(study, scheduler, say_once)
+                return resume(study, scheduler, say_once, notifier)
             queueing.release_held(study, jobs, say)
         return bool(waiting)
 

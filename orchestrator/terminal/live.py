@@ -39,10 +39,20 @@ def watch(
 
 
 class LiveStatus:
-    """A table that refreshes in place; in a pipe, a line whenever the counts change."""
+    """A table that refreshes in place; in a pipe, a line whenever the counts change.
 
-    def __init__(self, study: Study, console: Console, scheduler: Scheduler) -> None:
+    on_refresh: called with the states after each refresh.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        console: Console,
+        scheduler: Scheduler,
+        on_refresh: Callable[[Sequence[RunState]], object] = lambda states: None,
+    ) -> None:
         self.study, self.console, self.scheduler = study, console, scheduler
+        self.on_refresh = on_refresh
         self.live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
         self.states: list[RunState] = []
         self._line, self._next = "", 0.0
@@ -73,6 +83,7 @@ class LiveStatus:
         elif line != self._line:
             self.console.print(f"{time.strftime('%H:%M:%S')} {line}")
         self._line = line
+        self.on_refresh(self.states)
         return self.states
 
     def _draw(self, line: str) -> None:

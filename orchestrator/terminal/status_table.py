@@ -73,16 +73,22 @@ def status_table(
     return Group(table, *note)
 
 
-def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
-    """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered.
-
-    Runs that a study in stages will never queue are `not needed`.
-    """
+def count_states(states: Sequence[RunState]) -> dict[str, int]:
+    """Return state -> number of runs; those that a study in stages will never queue are `not needed`."""
     needless = [state for state in states if state.state == "planned" and is_needless(state.reason)]
     counts = Counter(state.state for state in states)
     counts.update({"planned": -len(needless), NOT_NEEDED: len(needless)})
-    names = [name for name in (*run_state.STATES, NOT_NEEDED) if counts[name]]
-    text = f"{len(states)} runs: " + ", ".join(f"{counts[name]} {name}" for name in names)
+    return {name: counts[name] for name in (*run_state.STATES, NOT_NEEDED) if counts[name]}
+
+
+def describe_counts(states: Sequence[RunState]) -> str:
+    """Return `3 done, 2 running, 2 queued`."""
+    return ", ".join(f"{number} {name}" for name, number in count_states(states).items())
+
+
+def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
+    """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered."""
+    text = f"{len(states)} runs: {describe_counts(states)}"
     hours = run_state.total_hours(states)
     text += f"; {hours}" if hours.gpu or hours.cpu else ""
     if scheduler.silent_since and not commands.available():

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.looks import Looks
     from ablatrix.orchestrator.study.matrix import Run
+    from ablatrix.orchestrator.study.notify_settings import Notify
     from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 
 MANY_FEATURES = 4  # from here on a screening design may be worth it
@@ -123,6 +124,12 @@ class Plan:
         return record if self.folder == experiment.folder else {k: v for k, v in record.items() if k != "stop_if"}
 
     @property
+    def notify(self) -> Notify | None:
+        """Where messages go; none are sent about a smoke test."""
+        experiment = self.loaded.experiment
+        return experiment.notify if self.folder == experiment.folder else None
+
+    @property
     def study(self) -> Study:
         """The study as it will be on disk."""
         experiment, runs = self.loaded.experiment, study_dir.study_runs(self.folder, self.runs)
@@ -141,6 +148,7 @@ class Plan:
             measure=self.runs[0].config.measure,
             margins=[(0.0, experiment.margin)],
             plans=[study_dir.Planned(0.0, seeds, cells, self.looks)],
+            notify=self.notify,
         )
 
     def create(self) -> Study:
@@ -157,6 +165,7 @@ class Plan:
                 "cluster": self.cluster,
                 "design": experiment.design,
                 "scale": self.scale,
+                "notify": self.notify.model_dump() if self.notify else None,
             },
         )
         study_dir.record_plan(self.folder, experiment.margin, self.looks)

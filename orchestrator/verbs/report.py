@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import build
+from ablatrix.orchestrator.report import build, next_stage
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.submit import notifications
 from ablatrix.orchestrator.terminal import tables
 
 if TYPE_CHECKING:
@@ -20,8 +21,19 @@ if TYPE_CHECKING:
 DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval", "interval")
 
 
-def report(studies: Sequence[str], output: Path, console: Console, *, pdf: bool = False, as_json: bool = False) -> None:
-    """Write the report of each study, and one that puts several side by side; print the verdicts, or all as JSON."""
+def report(
+    studies: Sequence[str],
+    output: Path,
+    console: Console,
+    *,
+    pdf: bool = False,
+    as_json: bool = False,
+    notify: bool = False,
+) -> None:
+    """Write the report of each study, and one that puts several side by side; print the verdicts, or all as JSON.
+
+    notify: send the message of the study's end; for the report job, which Slurm starts when all runs have ended.
+    """
     found = [study_dir.find_study(name, output) for name in studies or (None,)]
     reasons, made = [], []
     for study in found:
@@ -33,6 +45,8 @@ def report(studies: Sequence[str], output: Path, console: Console, *, pdf: bool 
         made.append(build.build(study.folder, reasons[-1], pdf))
         if not as_json:
             _print_verdict(made[-1], console)
+        if notify:
+            notifications.Notifier(study).send(states, next_stage.find_stages(study, states), ended=True)
     both = build.compare([study.folder for study in found], reasons) if len(found) > 1 else None
     if as_json:
         record = {"schema": build.SCHEMA, "studies": [one.record for one in made], **(both.record if both else {})}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,5 +52,4 @@ def read_states(study: Study, scheduler: Scheduler) -> tuple[list[RunState], Sta
     """Return the state of each run, with the reason why its stage holds it back, and the stages."""
     states = study_state.collect(study, scheduler)
     stages = next_stage.find_stages(study, states)
-    held = stages.held
-    return [replace(state, reason=state.reason or held.get(state.run.id, "")) for state in states], stages
+    return next_stage.with_reasons(states, stages), stages

@@ -13,9 +13,19 @@ from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import cost, run_evidence, study_state
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
-from ablatrix.orchestrator.submit import changed_inputs, earlier_runs, preflight, queueing, selection, wave_order, waves
+from ablatrix.orchestrator.submit import (
+    changed_inputs,
+    earlier_runs,
+    notifications,
+    preflight,
+    queueing,
+    selection,
+    wave_order,
+    waves,
+)
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
+from ablatrix.orchestrator.submit.notifications import Notifier
 from ablatrix.orchestrator.terminal import interrupts, live
 from ablatrix.orchestrator.verbs.plan import (
     Options,
@@ -77,6 +87,8 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     first = selected.chosen
     while selected.chosen:
         _launch(plan, study, selected, console)
+        if plan.launcher == "local":
+            _notify(study)
         if plan.launcher != "local" or not plan.options.wait or not next_stage.has_stages(study):
             break
         plan.options = replace(plan.options, retry=False, rerun=())  # a run that fails again is not tried once more
@@ -85,7 +97,16 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
         with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {command}"):
             live.watch(study, console, waves.keep_going(study, console.print))
+        _notify(study)
     return study_state.collect(study) if first or plan.options.wait else states
+
+
+def _notify(study: Study) -> None:
+    """Send what there is to say about the study now that runs have ended."""
+    if study.notify:
+        states = study_state.collect(study)
+        stages = next_stage.find_stages(study, states)
+        Notifier(study).send(states, stages, ended=notifications.is_over(states, stages))
 
 
 def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selection, list[RunState]]:
@@ -212,7 +233,7 @@ def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path,
         f"running {len(members)} runs on this machine: closing the terminal does not stop them, Ctrl-C does "
         "(each run keeps its checkpoint)"
     )
-    with live.LiveStatus(study, console, Scheduler()) as shown:
+    with live.LiveStatus(study, console, Scheduler(), Notifier(study).send) as shown:
         try:
             queue.run(batch, shown.tick)
         except RunError:

@@ -16,10 +16,14 @@ features:
 """
 
 
-def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
+def write_experiment(folder: Path, text: str) -> Path:
     path = folder / "e.yaml"
     path.write_text(HEAD + text)
-    return matrix.runs(load_experiment(path, sets), lambda config: (4096, 4095))
+    return path
+
+
+def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
+    return matrix.runs(load_experiment(write_experiment(folder, text), sets), lambda config: (4096, 4095))
 
 
 HEAD = "name: s\nbase: {data.file_path: x.jsonl, model.model_type: gpt-nano}\n"

@@ -25,8 +25,8 @@ def newest(folder: Path) -> int:
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
 
-def take(folder: Path, number: int) -> bool:
-    """Claim a number; return False where another process has it. Raises OSError where the folder cannot be written."""
+def take(folder: Path, number: int | str) -> bool:
+    """Claim a number or a name; return False where another process has it. Raises OSError if it cannot be written."""
     make_folder(folder)
     try:
         (folder / str(number)).mkdir()
