@@ -122,7 +122,7 @@ def plan(file: str | Path, sets: Sequence[str] = (), launcher: str = "auto") -> 
     sets: overrides, such as "trainer.max_iters=100". Raises UserError with everything that is wrong in the file.
     """
     planned = make_plan(Options(Path(file), launcher, sets))
-    runs = plan_tables.as_json(planned.runs, planned.folder, planned.launcher)["runs"]
+    runs = plan_tables.as_json(planned.runs, planned.folder, planned.launcher, planned.hours)["runs"]
     return pd.DataFrame([{**run, **run.pop("overrides")} for run in runs]).rename(columns={"id": "run"})
 
 

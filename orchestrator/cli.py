@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,8 @@ StudyOption = Annotated[str | None, typer.Option("--study", help="study folder o
 RunName = Annotated[str, typer.Argument(help="run id, the beginning of one, or a cell's name")]
 AnyRun = Annotated[str, typer.Argument(metavar="RUN", help="run id or cell, STUDY/RUN, or the folder of a run")]
 
+Json = Annotated[bool, typer.Option("--json", help="for scripts: JSON to stdout, all else to stderr")]
+
 OUT = Path("out")
 
 
@@ -48,6 +51,8 @@ def main() -> None:
     except AblatrixError as error:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
+        if "--json" in sys.argv:
+            print(json.dumps({"errors": error.lines, "exit_code": error.exit_code}, indent=1))
         sys.exit(error.exit_code)
     except interrupts.Interrupted as interrupt:
         print(f"\n{interrupt}" if sys.stderr.isatty() else interrupt, file=sys.stderr)
@@ -95,6 +100,7 @@ def plan(
     launcher: LauncherName = "auto",
     sbatch: Annotated[bool, typer.Option("--sbatch", help="print the exact job scripts")] = False,
     style: Annotated[str, typer.Option("--format", help="table, tree or json")] = "table",
+    as_json: Json = False,
     schedules: Annotated[bool, typer.Option("--schedules", help="draw the learning rates of all cells")] = False,
     compare_designs: Annotated[bool, typer.Option("--compare-designs", help="runs and precision of each")] = False,
 ) -> None:
@@ -103,6 +109,7 @@ def plan(
     from ablatrix.orchestrator.verbs.plan import Options, plan
 
     options = Options(file, launcher, sets or ())
+    style = "json" if as_json else style
     shown = "schedules" if schedules else "sbatch" if sbatch else "designs" if compare_designs else style
     plan(options, open_console(), shown)
 
@@ -121,6 +128,7 @@ def submit(
     no_report: Annotated[bool, typer.Option("--no-report", help="queue no report job behind the runs")] = False,
     over_budget: Annotated[bool, typer.Option("--over-budget", help="more GPU-hours than `budget:` allows")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run an experiment, on Slurm if sbatch is installed, else on this machine. Finished runs are not rerun."""
     from ablatrix.orchestrator.terminal.printing import open_console
@@ -141,14 +149,14 @@ def submit(
         with_report=not no_report,
         over_budget=over_budget,
     )
-    raise typer.Exit(submit(options, open_console()))
+    raise typer.Exit(submit(options, open_console(of_errors=as_json), as_json))
 
 
 @app.command()
 def status(
     study: Target = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="refresh until Ctrl-C")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    as_json: Json = False,
     everything: Annotated[bool, typer.Option("--all", help="a line for every run of a large study")] = False,
     output: Output = OUT,
 ) -> None:
@@ -164,7 +172,7 @@ def report(
     studies: Annotated[list[str] | None, typer.Argument(help="study folders or names; default: the last one")] = None,
     output: Output = OUT,
     pdf: Annotated[bool, typer.Option("--pdf", help="also write report.pdf: A4 pages to print or hand in")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the results for scripts")] = False,
+    as_json: Json = False,
     interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # the page always is
     notify: Annotated[bool, typer.Option("--notify", hidden=True)] = False,  # of the report job
 ) -> None:
@@ -184,12 +192,13 @@ def check(
     sets: Sets = None,
     launcher: LauncherName = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find what would fail before anything is queued, all at once. `submit` does this too."""
     from ablatrix.orchestrator.verbs.check import check
     from ablatrix.orchestrator.verbs.plan import Options
 
-    check(Options(file, launcher, sets or (), retry=retry))
+    check(Options(file, launcher, sets or (), retry=retry), as_json)
 
 
 @app.command()
@@ -197,13 +206,14 @@ def logs(
     run: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="follow it until the run ends")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="how many; 0: all")] = 50,
+    as_json: Json = False,
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
     """Show what a run printed."""
     from ablatrix.orchestrator.verbs.logs import logs
 
-    logs(run, study, output, lines=lines, keep_following=follow)
+    logs(run, study, output, lines=lines, keep_following=follow, as_json=as_json)
 
 
 @app.command()
@@ -211,34 +221,38 @@ def cancel(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="run ids or cells")] = None,
     everything: Annotated[bool, typer.Option("--all", help="all runs of the study")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Json = False,
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
     """Take runs out of the queue, or stop them. They keep their checkpoints."""
     from ablatrix.orchestrator.verbs.cancel import cancel
 
-    cancel(runs or (), study, output, everything=everything, yes=yes)
+    cancel(runs or (), study, output, everything=everything, yes=yes, as_json=as_json)
 
 
 @app.command()
 def clean(
     study: Target = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Json = False,
     output: Output = OUT,
 ) -> None:
     """Remove what nothing needs: older checkpoints of finished runs, results set aside, code that no run names."""
     from ablatrix.orchestrator.verbs.clean import clean
 
-    clean(study, output, yes=yes)
+    clean(study, output, yes=yes, as_json=as_json)
 
 
 @app.command()
-def diff(first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT) -> None:
+def diff(
+    first: RunName, second: RunName, study: StudyOption = None, output: Output = OUT, as_json: Json = False
+) -> None:
     """Compare two runs: configuration, data, code and environment."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.diff import diff
 
-    diff(first, second, study, output, open_console())
+    diff(first, second, study, output, open_console(), as_json=as_json)
 
 
 @app.command()
@@ -250,6 +264,7 @@ def show(
     sets: Sets = None,
     study: StudyOption = None,
     output: Output = OUT,
+    as_json: Json = False,
 ) -> None:
     """Show a run: its state, files, configuration with the origin of each value, and the end of its log.
 
@@ -258,12 +273,12 @@ def show(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.show import show
 
-    show(run, planned, sets or (), study=study, output=output, console=open_console())
+    show(run, planned, sets or (), study=study, output=output, console=open_console(), as_json=as_json)
 
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    as_json: Json = False,
     output: Output = OUT,
 ) -> None:
     """Check this machine: Python, PyTorch and GPUs, Slurm, the offline cache, disk, clock; say what to do."""

@@ -53,6 +53,20 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return retry(run_dir, lambda: run_files.list_checkpoints(run_dir))
 
 
+def find_named(name: str) -> Path:
+    """Return the checkpoint that `trainer.resume` names: a file, or a run's folder, whose newest one it is.
+
+    Raises UserError for a folder without any.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    found = checkpoints(path)
+    if not found:
+        raise UserError(f"{path}: holds no checkpoint; name another run's folder, or a checkpoint file")
+    return found[0]
+
+
 def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:
     """Replace a file by torch.save's. Raises OSError, as `files.replace` does."""
     replace(path, lambda file: torch.save(value, file), guard=guard)

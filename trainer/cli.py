@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
 
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
-        print(make_parser().format_help(), end="")
+        after = [word for before, word in pairwise(argv) if before in ("--help", "-h")]
+        print(make_parser(*after[:1]).format_help(), end="")
         return 0
     signals = StopSignals()
     try:

@@ -39,7 +39,7 @@ class Inputs:
         """
         resume = config.trainer.resume
         named = named and resume not in ("auto", "none")
-        start = checkpoint.load(Path(resume), config.fingerprint_until) if named else None
+        start = checkpoint.load(checkpoint.find_named(resume), config.fingerprint_until) if named else None
         store = open_tokens(config.data, Path(config.system.cache_dir))
         batches = Batches(store, config.data, config.trainer.batch_size, config.system.seed)
         text = HeldOut.open(store, config.data, Path(config.system.cache_dir))

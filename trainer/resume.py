@@ -96,10 +96,11 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
     if resume == "none":
         return ""
     if start is not None:
-        load(trainer, start, resume)
+        named = checkpoint.find_named(resume)
+        load(trainer, start, named)
         checkpoint.drop_after(run_dir, trainer.iter)  # later ones no longer belong to this run
-        _copy_rows(Path(resume).parent, run_dir, trainer.rows_until(trainer.iter))
-        return resume
+        _copy_rows(named.parent, run_dir, trainer.rows_until(trainer.iter))
+        return str(named)
     found = checkpoint.newest(run_dir, trainer.config.fingerprint_until)
     if found is None:
         return ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from ablatrix.trainer.rundir import console
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -12,8 +14,11 @@ class Interrupted(BaseException):
     """A signal came before training began. Nothing needs saving, and no `except Exception` may swallow it."""
 
 
+HINT = "stopping: a checkpoint is written first; Ctrl-C once more ends the run at once"
+
+
 class StopSignals:
-    """Records SIGTERM, SIGINT and SIGUSR2.
+    """Records SIGTERM, SIGINT and SIGUSR2. A second SIGINT, a second Ctrl-C, ends the process at once.
 
     Until `raise_from_now_on` a signal is only recorded, because an exception within an import leaves modules half
     imported. From then on until `training` is set, the first one raises Interrupted: reading a corpus may take long.
@@ -44,6 +49,10 @@ class StopSignals:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first = self.received is None
         self.received = signum
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # also while no Python code runs, as within a long step
+            if self.training:
+                console.complain(HINT)
         if first and self.raising and not self.training:
             raise Interrupted
 

@@ -7,7 +7,6 @@ documents whose aliases unfold to an unreasonable size are refused.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import yaml
 
 from ablatrix.orchestrator.study import find_file, yaml_errors
 from ablatrix.orchestrator.study.literals import keep_spelling
+from ablatrix.trainer.config.yaml_core import PATTERNS, TAGS, CoreLoader
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from ablatrix.trainer.rundir.files import open_for_reading
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 50
-TAGS = "tag:yaml.org,2002:"
 
 KeyPath = tuple[str, ...]
 
@@ -53,27 +52,6 @@ class Tree:
         return value
 
 
-class _CoreLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """SafeLoader with YAML 1.2's implicit types in place of 1.1's."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute)
-
-
-_PATTERNS: dict[str, re.Pattern[str]] = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-):
-    _PATTERNS[_tag] = re.compile(f"^(?:{_pattern})\\Z")
-    _CoreLoader.add_implicit_resolver(f"{TAGS}{_tag}", _PATTERNS[_tag], list(_first))
-
-
 def load(path: Path) -> Tree:
     """Return the YAML mapping in a file. Raise UserError, or ConfigError for duplicate keys."""
     text = _read(path)
@@ -92,7 +70,7 @@ def load(path: Path) -> Tree:
 
 def _compose(path: Path, text: str) -> yaml.Node | None:
     try:
-        return yaml.compose(text, Loader=_CoreLoader)
+        return yaml.compose(text, Loader=CoreLoader)
     except yaml.MarkedYAMLError as error:
         line, why = yaml_errors.explain(error, text)
         raise UserError(f"{path}:{line}: not valid YAML: {why}") from None
@@ -110,7 +88,7 @@ def parse_scalar(text: str) -> Any:
     """Return a value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raise UserError if invalid."""
     shown = text if len(text) < 80 else f"{text[:80]}..."
     try:
-        node = yaml.compose(text, Loader=_CoreLoader)
+        node = yaml.compose(text, Loader=CoreLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{shown!r}: not a YAML value; put a text with special characters in quotes") from None
     builder = _Builder("value")
@@ -123,7 +101,7 @@ def parse_scalar(text: str) -> Any:
 def parse_or_text(text: str) -> Any:
     """Return a text as a number, a switch, null, a list or a mapping; else as the same text."""
     plain = text.strip()
-    if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in _PATTERNS.values()):
+    if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in PATTERNS.values()):
         return text
     try:
         return parse_scalar(plain) if plain else text
@@ -258,9 +236,9 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     text = node.value
     if kind == "str":
         return _text(text)
-    if kind not in _PATTERNS:
+    if kind not in PATTERNS:
         raise ValueError(_unsupported(node.tag))
-    if not _PATTERNS[kind].match(text):
+    if not PATTERNS[kind].match(text):
         raise ValueError(f"{text[:80]!r} is not of the type {kind}")
     if kind == "bool":
         return keep_spelling(text.lower() == "true", text)

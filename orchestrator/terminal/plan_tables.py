@@ -134,8 +134,8 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
     return root
 
 
-def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
-    """Return everything about each run, its whole configuration included."""
+def as_json(runs: Sequence[Run], folder: Path, launcher: str, hours: Mapping[str, float]) -> dict[str, Any]:
+    """Return everything about each run, its whole configuration included. hours: of a run of each cell, where known."""
     return {
         "folder": str(folder),
         "launcher": launcher,
@@ -149,6 +149,7 @@ def as_json(runs: Sequence[Run], folder: Path, launcher: str) -> dict[str, Any]:
                 "parameters": run.config.parameters,
                 "flops_per_token": run.config.flops_per_token,
                 "tokens": run.config.tokens,
+                "hours": hours.get(run.cell),
                 "config": run.config.as_tree(),
             }
             for run in runs

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -33,10 +34,15 @@ class Terminal(Console):
             yield segment if text == segment.text else Segment(text, segment.style)
 
 
-def open_console() -> Terminal:
-    """Return the console of stdout."""
-    console = Terminal()
-    return console if console.is_terminal else Terminal(width=PIPED_WIDTH)
+def open_console(*, of_errors: bool = False) -> Terminal:
+    """Return the console of stdout, or of stderr while stdout is for JSON."""
+    console = Terminal(stderr=of_errors)
+    return console if console.is_terminal else Terminal(width=PIPED_WIDTH, stderr=of_errors)
+
+
+def print_json(record: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print what `--json` asks for; docs/automation.md describes the fields."""
+    print(json.dumps(record, indent=1, allow_nan=False))
 
 
 def count(names: Sequence[str], noun: str) -> str:

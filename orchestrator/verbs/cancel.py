@@ -16,6 +16,7 @@ from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.status import run_evidence, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.submit import wave_order
+from ablatrix.orchestrator.terminal import printing
 from ablatrix.trainer.rundir.console import visible
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event
@@ -27,27 +28,39 @@ if TYPE_CHECKING:
 SHOWN = 8  # runs in the question
 
 
-def cancel(names: Sequence[str], study: str | None, output: Path, *, everything: bool, yes: bool) -> None:
+def cancel(
+    names: Sequence[str], study: str | None, output: Path, *, everything: bool, yes: bool, as_json: bool = False
+) -> None:
     """Cancel the named runs, or with `everything` all of a study and its helper jobs, after asking unless `yes`."""
     if bool(names) == everything:
         raise UserError("cancel: name the runs, or give --all")
+    if as_json and not yes:
+        raise UserError("cancel: --json asks nothing; add --yes")
     found = study_dir.find_study(study, output)
     wanted = None if everything else {run.id for name in names for run in found.matching(name)}
     states = find_affected(study_state.collect(found), wanted)
     helpers = _find_helper_jobs(found) if everything else []
     if not states and not helpers and not wave_order.is_waiting(found, wanted):
-        print("nothing to cancel: none of these runs is queued or running")
+        if as_json:
+            printing.print_json({"study": found.name, "cancelled": [], "jobs": [], "no_longer_waiting": 0})
+        else:
+            print("nothing to cancel: none of these runs is queued or running")
         return
     if not yes:
         shown = ", ".join([state.run.id for state in states[:SHOWN]] + [f"job {job}" for job in helpers])
         typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {shown}?"), abort=True)
-    if helpers:  # first, or they would queue what is being cancelled
-        cancelled = helper_jobs.cancel(found, running=True)
-        print(f"cancelled {', '.join(f'job {job}' for job in cancelled) or 'no helper job'}")
+    # helper jobs first, or they would queue what is being cancelled
+    jobs = helper_jobs.cancel(found, running=True) if helpers else []
     forgotten = wave_order.forget(found, wanted)
+    cancelled = cancel_runs(states)
+    if as_json:
+        printing.print_json({"study": found.name, "cancelled": cancelled, "jobs": jobs, "no_longer_waiting": forgotten})
+        return
+    if helpers:
+        print(f"cancelled {', '.join(f'job {job}' for job in jobs) or 'no helper job'}")
     if forgotten:
         print(f"{forgotten} runs no longer wait for room in the queue")
-    print(f"cancelled {len(cancel_runs(states))} runs")
+    print(f"cancelled {len(cancelled)} runs")
 
 
 def find_affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:

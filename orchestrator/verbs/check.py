@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ablatrix.orchestrator.slurm import site_limits
 from ablatrix.orchestrator.study import json_schema
+from ablatrix.orchestrator.terminal import printing
 from ablatrix.orchestrator.verbs.plan import Options, Plan, check_plan, make_plan
 from ablatrix.orchestrator.verbs.schema import renewal_command
 from ablatrix.trainer.rundir.console import say
@@ -11,12 +12,19 @@ from ablatrix.trainer.rundir.console import say
 SHOWN = 10  # seeds
 
 
-def check(options: Options) -> None:
+def check(options: Options, as_json: bool = False) -> None:
     """Run every check of `submit` and print the outcome. Raises UserError with all findings."""
     planned = make_plan(options)
     corpora = check_plan(planned)
     runs = planned.runs
     cells, seeds = list(dict.fromkeys(run.cell for run in runs)), list(dict.fromkeys(run.seed for run in runs))
+    notes = _find_notes(planned)
+    if as_json:
+        head = {"file": str(options.file), "folder": str(planned.folder), "launcher": planned.launcher}
+        printing.print_json(
+            {**head, "runs": len(runs), "cells": cells, "seeds": seeds, "corpora": corpora, "notes": notes}
+        )
+        return
     sizes = len({run.size for run in runs})
     at_sizes = f", {len(cells) // sizes} at each of {sizes} sizes" if sizes > 1 else ""
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
@@ -26,12 +34,15 @@ def check(options: Options) -> None:
     )
     for line in corpora:
         say(line)
-    waves = _describe_waves(planned)
-    if waves:
-        print(f"note: {waves}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _find_notes(planned: Plan) -> list[str]:
+    """Return what is worth knowing though nothing is wrong."""
     old = json_schema.outdated(planned.loaded.source.path)
-    if old:
-        print(f"note: {old} is another version's, editors may be wrong; renew it with: {renewal_command(old)}")
+    renew = f"{old} is another version's, editors may be wrong; renew it with: {renewal_command(old)}" if old else ""
+    return [note for note in (_describe_waves(planned), renew) if note]
 
 
 def _describe_waves(planned: Plan) -> str:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import run_facts, study_dir, unused_code
+from ablatrix.orchestrator.terminal import printing
 from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.rundir import run_files
@@ -38,10 +39,15 @@ class Item:
     run: StudyRun | None = None
 
 
-def clean(study: str | None, output: Path, *, yes: bool) -> None:
-    """List what of a study can go, and remove it after asking unless `yes`."""
+def clean(study: str | None, output: Path, *, yes: bool, as_json: bool = False) -> None:
+    """List what of a study can go, and remove it after asking unless `yes`; as JSON it is removed only with `yes`."""
     found = study_dir.find_study(study, output)
     items = find_items(found)
+    if as_json:
+        removed = {item.path for item in remove_items(found, items)} if yes else set()
+        rows = [{"path": str(i.path), "why": i.why, "bytes": i.bytes, "removed": i.path in removed} for i in items]
+        printing.print_json({"study": found.name, "items": rows})
+        return
     if not items:
         print(f"{visible(str(found.folder))}: nothing to remove")
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.study import dotted
-from ablatrix.orchestrator.terminal import tables
+from ablatrix.orchestrator.terminal import printing, tables
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 
@@ -20,11 +20,15 @@ IGNORED = ("system.work_dir", "command", "submitted")
 INPUTS = (*recorded_inputs.SETTINGS, recorded_inputs.DATA)
 
 
-def diff(first: str, second: str, study: str | None, output: Path, console: Console) -> None:
+def diff(first: str, second: str, study: str | None, output: Path, console: Console, *, as_json: bool = False) -> None:
     """Print what differs between two runs in configuration, data, code and environment."""
     found = study_dir.find_study(study, output)
     one, two = found.find_any(first), found.find_any(second)
     rows = find_differences(one, two)
+    if as_json:
+        found_rows = [dict(zip(("what", "first", "second"), row, strict=True)) for row in rows]
+        printing.print_json({"runs": [one.id, two.id], "differences": found_rows})
+        return
     names = ("what", one.id, two.id)
     table = [dict(zip(names, row, strict=True)) for row in rows]
     tables.print_table(f"{len(rows)} differences", table, console, tables.Layout(columns=names, wrapped=names))

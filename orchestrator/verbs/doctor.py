@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.submit.devices import find_devices
-from ablatrix.orchestrator.terminal import tables
+from ablatrix.orchestrator.terminal import printing, tables
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.data.manifest import read_manifest
@@ -47,7 +46,7 @@ def doctor(output: Path, console: Console, *, as_json: bool) -> int:
     findings = examine(output)
     rows = [asdict(finding) for finding in findings]
     if as_json:
-        console.file.write(json.dumps(rows, indent=1) + "\n")
+        printing.print_json(rows)
     else:
         tables.print_table("this machine", rows, console, tables.Layout(wrapped=("found", "advice"), below="advice"))
     return int(any(finding.state == FAULT for finding in findings))

@@ -27,10 +27,16 @@ POLL_SECONDS = 1.0  # no inotify: it does not see what another host writes
 ASK_EVERY = 10  # quiet polls between two questions whether the run is still active, each of which costs a squeue
 
 
-def logs(run: str, study: str | None, output: Path, *, lines: int, keep_following: bool) -> None:
+def logs(run: str, study: str | None, output: Path, *, lines: int, keep_following: bool, as_json: bool = False) -> None:
     """Print the last lines of a run's log; with `keep_following`, all of it until the run ends."""
+    if keep_following and as_json:
+        raise UserError("logs: --follow and --json exclude each other")
     found = study_dir.find_study(study, output)
     chosen = found.find_any(run)
+    if as_json:
+        text = printing.log_text(read_log(chosen, lines))
+        printing.print_json({"run": chosen.id, "folder": str(chosen.folder), "lines": text.splitlines()})
+        return
     if not keep_following:
         print(printing.log_text(read_log(chosen, lines)))
         return

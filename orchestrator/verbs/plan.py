@@ -233,8 +233,10 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
     """Show a plan as a table or tree with its cost and forecast, or as JSON. Raises UserError for another format."""
     loaded, runs, folder = planned.loaded, planned.runs, planned.folder
     if style == "json":
-        data = plan_tables.as_json(runs, folder, planned.launcher)
-        console.print_json(data={**data, "screening": planned.screen, "forecast": planned.forecast.as_record()})
+        data = plan_tables.as_json(runs, folder, planned.launcher, planned.hours)
+        more = {"hours_unit": cost.unit(loaded.experiment), "budget": loaded.experiment.budget}
+        forecast = planned.forecast.as_record()
+        console.print_json(data={**data, **more, "screening": planned.screen, "forecast": forecast})
         return
     tune = loaded.experiment.tune
     first = [run for run in runs if tune is None or tune.is_tuning(run)]

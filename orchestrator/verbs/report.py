@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from ablatrix.orchestrator.report import build, next_stage
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.submit import notifications
-from ablatrix.orchestrator.terminal import tables
+from ablatrix.orchestrator.terminal import printing, tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +49,7 @@ def report(
     both = build.compare([study.folder for study in found], reasons) if len(found) > 1 else None
     if as_json:
         record = {"schema": build.SCHEMA, "studies": [one.record for one in made], **(both.record if both else {})}
-        console.file.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        printing.print_json(record)
     elif both:
         _print_verdict(both, console)
 

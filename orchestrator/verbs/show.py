@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.status import study_state
+from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import job_log, log_tail, study_dir
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.terminal import printing, status_table
@@ -24,22 +24,57 @@ LOG_LINES = 10
 
 
 def show(
-    run: str, planned: str | None, sets: Sequence[str], *, study: str | None, output: Path, console: Console
+    run: str,
+    planned: str | None,
+    sets: Sequence[str],
+    *,
+    study: str | None,
+    output: Path,
+    console: Console,
+    as_json: bool = False,
 ) -> None:
     """Show a run of a study; if `run` is an experiment file, one that it plans (`planned`, or the first)."""
     if planned or sets or ".yaml" in run or ".yml" in run:
-        _show_planned(Options(Path(run), "local", sets), planned, console)
+        _show_planned(Options(Path(run), "local", sets), planned, console, as_json)
         return
     found = study_dir.find_study(study, output)
-    _show_run(found, found.find_any(run), console)
+    chosen = found.find_any(run)
+    if as_json:
+        printing.print_json(_describe_run(found, chosen))
+    else:
+        _show_run(found, chosen, console)
 
 
-def _show_planned(options: Options, name: str | None, console: Console) -> None:
+def _show_planned(options: Options, name: str | None, console: Console, as_json: bool) -> None:
     plan = make_plan(options)
     chosen = plan.study.matching(name)[0].id if name else plan.runs[0].id
     run = next(run for run in plan.runs if run.id == chosen)
+    config, origins = run.config.flat(plan.folder / run.id), plan.value_origins(run)
+    if as_json:
+        printing.print_json({"id": run.id, "cell": run.cell, "seed": run.seed, "config": config, "origins": origins})
+        return
     console.print(f"{run.id}, as {plan.loaded.file} plans it")
-    _print_config(run.config.flat(plan.folder / run.id), plan.value_origins(run), console)
+    _print_config(config, origins, console)
+
+
+def _describe_run(study: Study, run: StudyRun) -> dict[str, Any]:
+    """Return a run's state with its settings, what set them, its command and its files."""
+    (state,) = run_state.as_record([study_state.state_of(study, run)], None)["runs"]
+    return {
+        **state,
+        "config": _read_settings(run),
+        "origins": _read_origins(run),
+        "command": run_files.read_text(run.folder / run_files.ARGS).strip(),
+        "files": sorted(path.name for path in run.folder.glob("[!.]*")),
+    }
+
+
+def _read_settings(run: StudyRun) -> dict[str, Any]:
+    return dotted.flatten(run_files.read_json(run.folder / run_files.CONFIG) or {})
+
+
+def _read_origins(run: StudyRun) -> dict[str, Any]:
+    return run_files.read_json(run.folder / study_dir.ORIGINS) or {}
 
 
 def _show_run(study: Study, run: StudyRun, console: Console) -> None:
@@ -48,8 +83,7 @@ def _show_run(study: Study, run: StudyRun, console: Console) -> None:
     if run in study.runs:  # the overrides of a run of an earlier plan are not known
         overrides = ", ".join(f"{key}={spell(value)}" for key, value in run.overrides.items())
         console.print(f"overrides: {overrides or 'none (the baseline)'}")
-    config = dotted.flatten(run_files.read_json(run.folder / run_files.CONFIG) or {})
-    _print_config(config, run_files.read_json(run.folder / study_dir.ORIGINS) or {}, console)
+    _print_config(_read_settings(run), _read_origins(run), console)
     command = run_files.read_text(run.folder / run_files.ARGS).strip()
     if command:
         console.print(f"command: {command}", soft_wrap=True)

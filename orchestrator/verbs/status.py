@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import removed_files, run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.submit import early_failures, wave_order, waves
-from ablatrix.orchestrator.terminal import interrupts, live, status_table
+from ablatrix.orchestrator.terminal import interrupts, live, printing, status_table
+from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 def status(study: str | None, output: Path, console: Console, *, watch: bool, as_json: bool, everything: bool) -> None:
     """Show the state of each run of a study: once, as JSON, or until Ctrl-C."""
+    if watch and as_json:
+        raise UserError("status: --watch and --json exclude each other; call status --json again and again")
     found = study_dir.find_study(study, output)
     if watch:
         with interrupts.explained("stopped watching; the runs go on"):
@@ -31,7 +33,8 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
     scheduler = Scheduler()
     states, stages = read_states(found, scheduler)
     if as_json:
-        print(json.dumps(run_state.as_record(states, scheduler.silent_since), indent=1))
+        head = {"study": found.name, "folder": str(found.folder), "stages": list(stages.lines)}
+        printing.print_json({**head, **run_state.as_record(states, scheduler.silent_since)})
         return
     if scheduler.jobs is None and (
         wave_order.is_waiting(found) or wave_order.is_staged(found)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
-from ablatrix.orchestrator.status import cost, run_evidence, study_state
+from ablatrix.orchestrator.status import cost, run_evidence, run_state, study_state
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
 from ablatrix.orchestrator.submit import (
     changed_inputs,
@@ -26,7 +26,8 @@ from ablatrix.orchestrator.submit import (
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.orchestrator.submit.notifications import Notifier
-from ablatrix.orchestrator.terminal import interrupts, live
+from ablatrix.orchestrator.terminal import interrupts, live, printing
+from ablatrix.orchestrator.terminal.printing import open_console
 from ablatrix.orchestrator.verbs.plan import (
     Options,
     Plan,
@@ -36,7 +37,6 @@ from ablatrix.orchestrator.verbs.plan import (
     show_forecast,
     show_plan,
 )
-from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -48,20 +48,21 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.submit.selection import Selection
 
 
-def submit(options: Options, console: Console) -> int:
+def submit(options: Options, console: Console, as_json: bool = False) -> int:
     """Queue the runs of an experiment that are not done; return the exit code, 1 if a run of the study has failed.
 
-    Raises UserError or RunError.
+    as_json: print the states of all runs, or with `dry_run` the plan, as JSON to stdout; `console` is not of stdout
+    then. Raises UserError or RunError.
     """
     plan = make_plan(options)
     _check_devices(plan)
     chosen = runs_to_queue(plan)
     if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
         for line in preflight.check_study(plan.loaded, plan.runs, plan.launcher, chosen):
-            say(line)
+            console.print(line, soft_wrap=True, highlight=False)
     if options.dry_run:
         _describe_earlier(plan, console)
-        show_plan(plan, console)
+        show_plan(plan, open_console() if as_json else console, "json" if as_json else "table")
         return 0
     if options.smoke:
         _require_smoke_test(plan, console)
@@ -70,7 +71,10 @@ def submit(options: Options, console: Console) -> int:
         cost.require_within_budget(plan.loaded.experiment, chosen, plan.hours)
     if chosen:
         show_forecast(plan, console)
+    before = {state.run.id: state.attempt for state in study_state.collect(plan.study)} if as_json else {}
     states = run_plan(plan, console)
+    if as_json:
+        _print_outcome(plan, states, before)
     broken = [state for state in states if state.state in ("failed", "lost")]
     for state in broken:
         console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry reruns it)")
@@ -99,6 +103,13 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
             live.watch(study, console, waves.keep_going(study, console.print))
         _notify(study)
     return study_state.collect(study) if first or plan.options.wait else states
+
+
+def _print_outcome(plan: Plan, states: Sequence[RunState], before: Mapping[str, int]) -> None:
+    """Print the states of all runs as JSON, and which of them this submit has queued. before: run id -> attempt."""
+    queued = [state.run.id for state in states if state.attempt > before.get(state.run.id, 0)]
+    head = {"study": plan.loaded.experiment.name, "folder": str(plan.folder), "launcher": plan.launcher}
+    printing.print_json({**head, "queued": queued, **run_state.as_record(states, None)})
 
 
 def _notify(study: Study) -> None:

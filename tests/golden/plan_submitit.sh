@@ -24,7 +24,7 @@ set -euo pipefail
 for name in $(compgen -e); do
   case "$name" in
   SLURM_EXPORT_ENV | SLURM_GET_USER_ENV | *TOKEN | *SECRET | *PASSWORD | *PASSWD | *API_KEY | *ACCESS_KEY | \
-  *PRIVATE_KEY | *CREDENTIALS | *JWT) unset "$name" 2>/dev/null || true ;;
+  *PRIVATE_KEY | *CREDENTIALS | *JWT | *WEBHOOK | *WEBHOOK_URL) unset "$name" 2>/dev/null || true ;;
   PATH | HOME | USER | LOGNAME | SHELL | LANG | LANGUAGE | LC_* | TZ | TERM | COLUMNS | LD_LIBRARY_PATH | \
   LD_PRELOAD | LIBRARY_PATH | CPATH | MANPATH | XDG_CACHE_HOME | XDG_CONFIG_HOME | CC | CXX | MKLROOT | \
   GLIBC_TUNABLES | MALLOC_* | SSL_CERT_FILE | SSL_CERT_DIR | SCRATCH | WORK | PROJECT | LOCALSCRATCH | MODULE* | \

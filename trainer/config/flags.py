@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ from ablatrix.models.config import SHORT_FORMS
 from ablatrix.trainer.config import optimization
 from ablatrix.trainer.config.run_config import RunConfig
 from ablatrix.trainer.config.suggestions import nearest
-from ablatrix.trainer.config.validation import keys, load, validate
+from ablatrix.trainer.config.validation import keys, read_tree, validate
 from ablatrix.trainer.rundir.errors import ConfigError
 
 EXIT_CODES = "exit codes: 0 done, 75 stopped by a signal with a checkpoint, 2 a mistake in the flags, 1 a failure"
@@ -23,44 +24,55 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError([message.removeprefix("argument ").replace("expected one argument", "value missing")])
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m ablatrix.trainer`: --section.name=value for every setting."""
+def make_parser(section: str = "") -> argparse.ArgumentParser:
+    """Return the parser of `python -m ablatrix.trainer`: --section.name=value for every setting, or of one section."""
     parser = _Parser(
-        usage="python -m ablatrix.trainer [--config FILE] [--section.name=value ...]",
-        description="Train one model and write its results to --system.work_dir. Flags override the file.",
+        usage="python -m ablatrix.trainer [--config FILE] [section.name=value ...]",
+        description="Train one model and write its results to --system.work_dir. Flags override the file.\n"
+        f"The dashes of a flag may be left out; --help SECTION shows one of {', '.join(RunConfig.model_fields)}.",
         epilog=EXIT_CODES,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=6, width=120),
     )
-    parser.add_argument("--config", metavar="FILE", help="a config.json to start from")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file or a run's config.json to start from")
     groups: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     with contextlib.suppress(ValueError):  # a default of the environment, such as ABLATRIX_CACHE, may be invalid
         defaults = RunConfig().model_dump(mode="json")
+    shown = [section] if section in RunConfig.model_fields else list(RunConfig.model_fields)
     for key, field in keys():
-        section, _, name = key.partition(".")
-        group = groups.setdefault(section, None) or parser.add_argument_group(section)
-        groups[section] = group
-        text = field.description + _describe_default(field.description, defaults.get(section, {}).get(name))
+        head, _, name = key.partition(".")
+        if head not in shown:
+            continue
+        group = groups.setdefault(head, None) or parser.add_argument_group(head)
+        groups[head] = group
+        text = field.description + _describe_default(field.description, defaults.get(head, {}).get(name))
         group.add_argument(f"--{key}", dest=key, metavar="VALUE", help=text.replace("%", "%%"))
     return parser
 
 
 def _join_values(argv: Sequence[str]) -> list[str]:
-    """Join `--key -0.5` to `--key=-0.5`: argparse would take a value that begins with a dash for a flag."""
+    """Return the words as argparse takes them.
+
+    `--key -0.5` becomes `--key=-0.5`, because a value that begins with a dash would be a flag; `key=0.5` becomes
+    `--key=0.5`.
+    """
     joined: list[str] = []
     for word in argv:
         last = joined[-1] if joined else ""
-        if word.startswith("-") and not word.startswith("--") and last.startswith("--") and "=" not in last:
+        waits = last.startswith("--") and "=" not in last
+        if word.startswith("-") and not word.startswith("--") and waits:
             joined[-1] = f"{last}={word}"
+        elif not waits and re.match(r"[a-z]+\.\w+=", word):
+            joined.append(f"--{word}")
         else:
             joined.append(word)
     return joined
 
 
 def from_flags(argv: Sequence[str]) -> RunConfig:
-    """Parse `--a.b=c`, `--a.b c` and `--config FILE` (flags override the file, later flags earlier ones).
+    """Parse `--a.b=c`, `--a.b c`, `a.b=c` and `--config FILE` (flags override the file, later flags earlier ones).
 
     Raises ConfigError naming every flag that is unknown or has a value of the wrong type.
     """
@@ -70,7 +82,8 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     path = flags.pop("config", None)
-    tree: dict[str, Any] = load(path).model_dump() if path else {}
+    tree: dict[str, Any] = read_tree(path) if path else {}
+    validate(tree)  # the faults of the file are the file's
     _drop_overridden(tree, flags)
     fields = dict(keys())
     for key, text in flags.items():

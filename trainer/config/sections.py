@@ -264,7 +264,9 @@ class TrainerConfig(Section):
     early_stop_patience: Count = Field(0, description="evaluations without improvement that end the run; 0: never")
     early_stop_min_delta: NonNegative = Field(0.0, description="nats that count as an improvement")
     resume: str = Field(
-        "auto", min_length=1, description="auto: newest good checkpoint; none: start from step 0; or a file"
+        "auto",
+        min_length=1,
+        description="auto: newest good checkpoint; none: from step 0; or a checkpoint, or a run's folder",
     )
 
     @model_validator(mode="after")

@@ -37,16 +37,52 @@ def validate(tree: dict[str, Any], strict: bool = True) -> RunConfig:
 
 
 def load(path: str | Path) -> RunConfig:
-    """Read a config.json. Raises UserError (unreadable, not JSON) or ConfigError (wrong keys or types)."""
+    """Return the configuration in a config.json or a YAML file.
+
+    Raises UserError (unreadable, not JSON or YAML) or ConfigError (wrong keys or types).
+    """
+    return validate(read_tree(path))
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Return the settings in a config.json or a YAML file, section by section; keys may be dotted in the file.
+
+    Raises UserError.
+    """
     try:
-        tree = json.loads(read_bytes(Path(path)).decode("utf-8"))
+        text = read_bytes(Path(path)).decode("utf-8")
+        tree = _parse_yaml(text) if Path(path).suffix in (".yaml", ".yml") else json.loads(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not a JSON file: {error}") from None
+        kind = "YAML" if Path(path).suffix in (".yaml", ".yml") else "JSON"
+        raise UserError(f"{path}: not a {kind} file: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run's configuration: the top level must be an object")
-    return validate(tree)
+    if "base" in tree or "features" in tree:
+        raise UserError(f"{path}: describes a study, not one run; give it to `submit`, or a run's config.json here")
+    nested: dict[str, Any] = {}
+    for key, value in tree.items():
+        section, _, name = str(key).partition(".")
+        if name and isinstance(nested.setdefault(section, {}), dict):
+            nested[section][name] = value
+        elif isinstance(value, dict) and isinstance(nested.get(section), dict):
+            nested[section] |= value
+        else:
+            nested[section] = value
+    return nested
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return the content of a YAML file. Raises ValueError with the line."""
+    import yaml  # most runs start from flags or a config.json
+
+    from ablatrix.trainer.config.yaml_core import CoreLoader
+
+    try:
+        return yaml.load(text, Loader=CoreLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _describe(path: field_errors.Path, errors: Sequence[Any]) -> str:

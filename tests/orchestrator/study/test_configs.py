@@ -308,7 +308,7 @@ def test_a_tree_of_models_with_a_part_of_the_users_own(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(plan_tables.tree(loaded, runs, loaded.experiment.folder))
     assert "baseline (parameters: unknown)" in console.export_text()
-    assert plan_tables.as_json(runs, tmp_path, "local")["runs"][0]["parameters"] is None
+    assert plan_tables.as_json(runs, tmp_path, "local", {})["runs"][0]["parameters"] is None
 
 
 def test_plan_as_tree_and_json_and_show_of_a_planned_run(workspace: Workspace) -> None:
