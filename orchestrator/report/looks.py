@@ -7,9 +7,12 @@ baseline at the look's share of the error rate. A false verdict at any look has 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from scipy.special import ndtr, ndtri
 
 from ablatrix.orchestrator.report import analysis, gate
 from ablatrix.orchestrator.report.decisions import Verdict
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import Study
+    from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.looks import Looks
 
 UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.UNSTABLE)
@@ -48,6 +52,7 @@ def take_looks(study: Study, looks: Looks) -> tuple[Progress, dict[str, CellResu
     stopped: dict[str, int] = {}
     judged: dict[str, CellResult] = {}
     latest, ended = None, 0
+    futile: list[str] = []
     going_on: tuple[str, ...] = ()
     for look, alpha in enumerate(looks.alpha):
         part = _at_look(study, looks, look, stopped)
@@ -55,19 +60,42 @@ def take_looks(study: Study, looks: Looks) -> tuple[Progress, dict[str, CellResu
             break
         latest, ended, last = analysis.analyze(part, alpha), look + 1, look + 1 == len(looks)
         open_before = [cell for cell in latest.compared if cell.name not in stopped]
-        going_on = tuple(cell.name for cell in open_before if _is_open(cell) and not last)
+        undecided = [cell for cell in open_before if _is_open(cell) and not last]
+        futile += [cell.name for cell in undecided if _is_futile(cell, latest, looks, look)]
+        going_on = tuple(cell.name for cell in undecided if cell.name not in futile)
         for cell in open_before:
             if cell.name not in going_on:
                 stopped[cell.name], judged[cell.name] = ended, cell
         if not going_on:
             break
-    return Progress(looks, ended, stopped, going_on), judged, latest
+    return Progress(looks, ended, stopped, tuple(futile), going_on), judged, latest
 
 
 def _is_open(cell: CellResult) -> bool:
     """True if more seeds can change what is known of a cell: it has runs to be compared, and no verdict."""
     no_interval = cell.verdict is Verdict.NO_CLAIM and not cell.incomparable
     return bool(cell.values) and (cell.verdict in UNDECIDED or no_interval)
+
+
+def _is_futile(cell: CellResult, analysis: Analysis, looks: Looks, look: int) -> bool:
+    """True if a cell will hardly be decided by the last look; never with a margin, which more seeds may show."""
+    if cell.effect is None or cell.verdict is not Verdict.INCONCLUSIVE or analysis.margin is not None:
+        return False
+    return conditional_power(cell.effect, looks, look, len(analysis.compared)) < looks.futility
+
+
+def conditional_power(effect: Effect, looks: Looks, look: int, comparisons: int) -> float:
+    """Return the probability that the last look decides an effect if it is as large as estimated now.
+
+    look: the one that has ended, from 0, before the last. By the normal approximation, with the error rate of the last
+    look shared by all comparisons with the baseline (Lan & Wittes 1988).
+    """
+    if not effect.error:
+        return 1.0
+    seen = looks.seeds[look] / looks.seeds[-1]
+    z = abs(effect.mean) / effect.error
+    critical = ndtri(1 - looks.alpha[-1] / (2 * comparisons))
+    return float(ndtr((z / math.sqrt(seen) - critical) / math.sqrt(1 - seen)))
 
 
 def _at_look(study: Study, looks: Looks, look: int, stopped: Mapping[str, int]) -> Study:
@@ -111,7 +139,8 @@ def describe(progress: Progress, judged: Mapping[str, CellResult]) -> list[str]:
         return [f"look 1 of {number} comes when the first {progress.looks.seeds[0]} seeds of every cell have ended"]
     words: dict[str, list[str]] = {}
     for name, look in progress.stopped.items():
-        words.setdefault(f"stopped at look {look} ({judged[name].verdict})", []).append(name)
+        why = f"{judged[name].verdict}, futility" if name in progress.futile else judged[name].verdict
+        words.setdefault(f"stopped at look {look} ({why})", []).append(name)
     if progress.going_on:
         words[f"{'goes' if len(progress.going_on) == 1 else 'go'} on with the baseline"] = list(progress.going_on)
     parts = [f"{join_names(names)} {text}" for text, names in words.items()]

@@ -256,10 +256,16 @@ def _error_rate(analysis: Analysis) -> str:
     if progress is None:
         return f"error rate {st.ALPHA}"
     looks, spent = progress.looks, f"{progress.spent:g} of {sum(progress.looks.alpha):g}"
+    futility = ""
+    if looks.futility and analysis.margin is None:
+        futility = (
+            f", and so does one whose probability to be decided by the last look is under {looks.futility:g} at the "
+            "effect seen (conditional power; Lan & Wittes 1988)"
+        )
     return (
         f"planned looks after {join_names([str(n) for n in looks.seeds])} seeds with error rates of "
         f"{join_names([f'{alpha:g}' for alpha in looks.alpha])}, of which {spent} is spent; a cell that is decided "
-        "stops, and its interval is that of its look"
+        f"stops, and its interval is that of its look{futility}"
     )
 
 

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 class Progress:
     """Looks that have ended, and what became of the cells.
 
-    ended: how many; stopped: cell -> number of the look (from 1) after which it stopped; going_on: cells that the next
-    look is about, besides the baseline.
+    ended: how many; stopped: cell -> number of the look (from 1) after which it stopped; futile: those of them that
+    stopped for futility; going_on: cells that the next look is about, besides the baseline.
     """
 
     looks: Looks
     ended: int = 0
     stopped: Mapping[str, int] = field(default_factory=dict)
+    futile: tuple[str, ...] = ()
     going_on: tuple[str, ...] = ()
 
     @property
@@ -31,7 +32,8 @@ class Progress:
     def describe(self, cell: str) -> str:
         """Return what became of a cell: `stopped at look 1 of 3`, `goes on to look 2 of 3`, '' before any look."""
         if cell in self.stopped:
-            return f"stopped at look {self.stopped[cell]} of {len(self.looks)}"
+            why = " for futility" if cell in self.futile else ""
+            return f"stopped{why} at look {self.stopped[cell]} of {len(self.looks)}"
         return f"goes on to look {self.ended + 1} of {len(self.looks)}" if cell in self.going_on else ""
 
     @property

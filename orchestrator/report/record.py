@@ -95,8 +95,13 @@ def _looks(progress: Progress | None) -> dict[str, Any] | None:
     """Return the planned looks, how many have ended, and what goes on."""
     if progress is None:
         return None
-    going_on = list(progress.going_on)
-    return {**progress.looks.as_record(), "ended": progress.ended, "alpha_spent": progress.spent, "going_on": going_on}
+    return {
+        **progress.looks.as_record(),
+        "ended": progress.ended,
+        "alpha_spent": progress.spent,
+        "going_on": list(progress.going_on),
+        "stopped_for_futility": list(progress.futile),
+    }
 
 
 def _hours(hours: Hours) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.decisions import Verdict, decide
+from ablatrix.orchestrator.report.looks import conditional_power
 from ablatrix.orchestrator.report.statistics import ALPHA
 from ablatrix.orchestrator.study.looks import AdaptiveSeeds, Looks
 from ablatrix.orchestrator.study.metric import NLL
@@ -55,14 +56,17 @@ def _adaptive(
 ) -> list[float]:
     """Return the fields of `Adaptive` for one study, decided as the report decides it."""
     stopped: dict[str, tuple[Verdict, int]] = {}
-    for seeds, alpha in zip(looks.seeds, looks.alpha, strict=True):
+    for look, (seeds, alpha) in enumerate(zip(looks.seeds, looks.alpha, strict=True)):
         taken = {
             name: {s: v for s, v in row.items() if s < stopped.get(name, ("", seeds))[1]} for name, row in runs.items()
         }
         found = compare(taken, "c0", alpha=alpha)
         for name in truth.keys() - stopped.keys():
-            verdict = decide(found.effects[name], NLL, margin, found.resolution)
-            if verdict is not Verdict.INCONCLUSIVE or seeds == looks.seeds[-1]:
+            effect = found.effects[name]
+            verdict = decide(effect, NLL, margin, found.resolution)
+            last = seeds == looks.seeds[-1]
+            futile = not last and not margin and conditional_power(effect, looks, look, len(truth)) < looks.futility
+            if verdict is not Verdict.INCONCLUSIVE or last or futile:
                 stopped[name] = verdict, seeds
         if truth.keys() == stopped.keys():
             break

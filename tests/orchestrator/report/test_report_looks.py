@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from ablatrix.orchestrator.report import looks, methods, sequential, verdicts, wording
 from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.collect import Study, read_study
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.record import record_of
+from ablatrix.orchestrator.report.statistics import Effect
+from ablatrix.orchestrator.study.looks import Looks
 from tests.support.studies import FEATURES, Plan, write_study
 
 EIGHT = tuple(range(1, 9))
@@ -29,6 +33,7 @@ def study(
     effects: Mapping[str, float] = EFFECTS,
     fates: Mapping[tuple[str, int], str] | None = None,
     margin: float | None = None,
+    futility: float = 0.0,
 ) -> Study:
     """Return a study of which the first seeds are done and the others planned."""
     cells = ["baseline", *CELLS]
@@ -44,7 +49,7 @@ def study(
     states = write_study(folder, plan)
     path = folder / "study.json"
     record: dict[str, Any] = json.loads(path.read_text())
-    record["plans"] = [{"time": 1.0, "seeds": list(EIGHT), "cells": cells, "looks": LOOKS}]
+    record["plans"] = [{"time": 1.0, "seeds": list(EIGHT), "cells": cells, "looks": {**LOOKS, "futility": futility}}]
     record["margins"] = [[1.0, margin]]
     path.write_text(json.dumps(record))
     return read_study(folder, states)
@@ -131,6 +136,34 @@ def test_a_margin_lets_cells_without_effect_stop(tmp_path: Path) -> None:
         "not needed: its cell has stopped by look 1",
         "not needed: every cell has stopped by look 1",
     }
+
+
+def test_a_cell_that_will_hardly_be_decided_stops_for_futility(tmp_path: Path) -> None:
+    found = study(tmp_path, 3, effects={"rope": -0.4, "swiglu": -0.05, "rmsnorm": -0.02}, futility=0.1)
+    analysis = looks.analyze(found)
+    assert analysis.progress is not None
+    assert (analysis.progress.futile, analysis.progress.going_on) == (("rmsnorm",), ("swiglu",))
+    assert analysis.cells["rmsnorm"].verdict is Verdict.INCONCLUSIVE
+    assert analysis.progress.describe("rmsnorm") == "stopped for futility at look 1 of 3"
+    assert "rmsnorm stopped at look 1 (inconclusive, futility)" in looks.find_stages(found).lines[0]
+    assert later(found)["rmsnorm-seed4"] == "not needed: its cell has stopped by look 1"
+    assert "probability to be decided by the last look is under 0.1" in " ".join(methods.paragraphs(analysis))
+
+
+def test_with_a_margin_no_cell_stops_for_futility(tmp_path: Path) -> None:
+    progress = looks.analyze(study(tmp_path, 3, margin=0.001, futility=0.1)).progress
+    assert progress is not None and (progress.futile, progress.going_on) == ((), ("swiglu", "rmsnorm"))
+
+
+def test_conditional_power_is_the_share_of_studies_that_the_last_look_decides() -> None:
+    seeds, error_rate, z, comparisons = (5, 10), 0.04, 1.5, 2
+    random = np.random.default_rng(1)
+    estimate = z / math.sqrt(seeds[0])  # of a noise of 1
+    sums = z * math.sqrt(seeds[0]) + random.normal(estimate * 5, math.sqrt(5), size=40_000)
+    decided = np.mean(sums / math.sqrt(seeds[1]) > norm.ppf(1 - error_rate / 2 / comparisons))
+    effect = Effect(z, 5, "pooled").with_intervals(1.0, 1e9, 2.0, 0.1, 0.01)
+    power = looks.conditional_power(effect, Looks(seeds, (0.01, error_rate), 0.1), 0, comparisons)
+    assert power == pytest.approx(decided, abs=0.01)
 
 
 @pytest.mark.parametrize("done", [3, 5])

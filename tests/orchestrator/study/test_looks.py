@@ -22,11 +22,12 @@ def read(folder: Path, seeds: str, more: str = "") -> Looks | None:
 @pytest.mark.parametrize(
     ("seeds", "looks"),
     [
-        ("{start: 3, up_to: 8}", Looks((3, 5, 8), (0.01, 0.015, 0.025))),
-        ("{start: 3, up_to: 12}", Looks((3, 5, 8, 12), (0.005, 0.01, 0.015, 0.02))),
-        ("{looks: [4, 6]}", Looks((4, 6), (0.016666, 0.033333))),
-        ("{looks: [2, 9], alpha: [0.001, 0.02]}", Looks((2, 9), (0.001, 0.02))),
-        ("{start: 3, up_to: 8, alpha: [0.01, 0.01, 0.03]}", Looks((3, 5, 8), (0.01, 0.01, 0.03))),
+        ("{start: 3, up_to: 8}", Looks((3, 5, 8), (0.01, 0.015, 0.025), 0.1)),
+        ("{start: 3, up_to: 12}", Looks((3, 5, 8, 12), (0.005, 0.01, 0.015, 0.02), 0.1)),
+        ("{looks: [4, 6]}", Looks((4, 6), (0.016666, 0.033333), 0.1)),
+        ("{looks: [2, 9], alpha: [0.001, 0.02]}", Looks((2, 9), (0.001, 0.02), 0.1)),
+        ("{start: 3, up_to: 8, alpha: [0.01, 0.01, 0.03]}", Looks((3, 5, 8), (0.01, 0.01, 0.03), 0.1)),
+        ("{looks: [4, 6], futility: 0}", Looks((4, 6), (0.016666, 0.033333))),
         ("3", None),
     ],
 )
@@ -48,8 +49,9 @@ def test_looks_of_a_file(tmp_path: Path, seeds: str, looks: Looks | None) -> Non
         ("{looks: [3, 5], alpha: [0.03, 0.03]}", "sum to at most 0.05, got 0.06"),
         ("{looks: [3, 5], alpha: [0.05, 0]}", "error rates are positive"),
         ("{start: 3, up_to: 10001}", "10000 or less"),
+        ("{start: 3, up_to: 8, futility: 0.5}", "futility: must be less than 0.5"),
         ("{start: three, up_to: 8}", "seeds.start: must be a whole number"),
-        ("{begin: 3}", "seeds.begin: unknown key; keys: start, up_to, looks, alpha"),
+        ("{begin: 3}", "seeds.begin: unknown key; keys: start, up_to, looks, alpha, futility"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_with_its_line(tmp_path: Path, seeds: str, words: str) -> None:

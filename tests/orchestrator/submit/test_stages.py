@@ -238,7 +238,7 @@ command: python script.py {flags} --seed={seed}
 base: {effect: 0.0}
 features: {strong: {effect: -0.5}, none: {effect: 0.0001}}
 design: [baseline, one_at_a_time]
-seeds: {looks: [2, 3, 4]}
+seeds: {looks: [2, 3, 4], futility: 0}
 metrics: {regex: 'iter (?P<iter>[0-9]+): loss (?P<loss>[0-9.]+), val loss (?P<val_loss>[0-9.]+)'}
 """
 
