@@ -42,8 +42,8 @@ CELLS = {
         f"{cell}@{rate}"
         for cell in ("baseline", "cosine")
         for rate in (
-            *(0.002, 0.0024, 0.0028, 0.0034, 0.004, 0.0048, 0.0057, 0.0067),
-            *(0.008, 0.0095, 0.011, 0.013, 0.016),
+            *(0.001, 0.0012, 0.0014, 0.0017, 0.002, 0.0024, 0.0028, 0.0034),
+            *(0.004, 0.0048, 0.0057, 0.0067, 0.008),
         )
     ],
     "infinite_schedule": ["baseline", "schedule.infinite", "schedule.wsd", "schedule.constant"],

@@ -55,7 +55,7 @@ def test_a_blow_up_does_not_move_the_optimum_past_the_next_value() -> None:
 
 def test_a_loss_that_is_flat_far_above_the_best_rate_does_not_move_the_optimum() -> None:
     grid = (2e-3, 4e-3, 8e-3, 16e-3)
-    measured = (6.460, 6.341, 6.586, 6.592)  # of cosine decay in experiments/tuned_cosine.yaml
+    measured = (6.460, 6.341, 6.586, 6.592)  # of cosine decay over 120 steps of a small model
     runs = {value: [loss] for value, loss in zip(grid, measured, strict=True)}
     found = known(find_optimum(runs, Tuning("lr", grid, (1,)).candidates))
     assert found.near == grid[:3]
