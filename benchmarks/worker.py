@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 TOKENS = 1 << 20  # of the made-up corpus
@@ -92,7 +93,7 @@ def our_trainer(spec: dict[str, Any]) -> Any:
 
     empty = np.zeros((0, length), dtype=np.int64)
     device = pick_device(spec.get("device", "auto"))
-    tune_products(device)
+    tune_products(device, Path(config.system.cache_dir))
     trainer = Trainer(config, source, (empty, empty), device)
     if spec.get("only") == "compiled":  # half of trainer.compile
         trainer.model.compile_parts()

@@ -190,6 +190,8 @@ class TiledHeadLoss:
     and `dw` (V, C) are the gradients, if needs_grad.
     """
 
+    block = 1  # rows of a chunk are rounded up to a multiple of it
+
     def __init__(
         self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, *, needs_grad: bool
     ) -> None:
@@ -197,7 +199,7 @@ class TiledHeadLoss:
         self.w = weight.to(dtype)
         self.needs_grad = needs_grad
         (n, c), v = x.shape, weight.shape[0]
-        rows = min(ROWS, n)
+        rows = self.padded(min(ROWS, n))
         words = max(1, TILE // rows)
         self.tiles = [(start, min(start + words, v)) for start in range(0, v, words)]
         self.z = scale.new_empty(n)
@@ -206,6 +208,10 @@ class TiledHeadLoss:
         if needs_grad:
             self.dx = torch.empty(n, c)
             self.dw = torch.empty(v, c)
+
+    def padded(self, rows: int) -> int:
+        """Return the number of rows rounded up to whole blocks."""
+        return -(-rows // self.block) * self.block
 
     def run(self) -> Tensor:
         """Compute the gradients and return the loss."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablatrix.models import compiled_head
 from ablatrix.models.cpu_kernels import TiledHeadLoss
 
 IGNORE = -1  # target of a position that is not scored
@@ -93,11 +94,13 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         scale = (targets != IGNORE).to(torch.float32) / divisor  # (N,) weight of each row in the loss
         rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype
-        chunks = (
-            TiledHeadLoss(*rows, needs_grad=needs_grad)
-            if x.device.type == "cpu"
-            else ChunkedHeadLoss(*rows, needs_grad=needs_grad, pointwise=pointwise)
-        )
+        chunks: TiledHeadLoss | ChunkedHeadLoss
+        if x.device.type != "cpu":
+            chunks = ChunkedHeadLoss(*rows, needs_grad=needs_grad, pointwise=pointwise)
+        elif needs_grad and compiled_head.is_faster(weight, dtype):
+            chunks = compiled_head.CompiledHeadLoss(*rows[:-1])
+        else:
+            chunks = TiledHeadLoss(*rows, needs_grad=needs_grad)
         loss = chunks.run()
         ctx.dx, ctx.dw = (chunks.dx.to(x.dtype), chunks.dw) if needs_grad else (None, None)
         return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.rundir import hardware
@@ -80,8 +81,8 @@ def keep_memory() -> None:
     mallopt(m_top_pad, 64 << 20)
 
 
-def tune_products(device: torch.device) -> None:
-    """Choose how float32 matrices are multiplied.
+def tune_products(device: torch.device, kernels: Path | None = None) -> None:
+    """Choose how float32 matrices are multiplied; kernels: folder of the compiled kernels for CPUs, None for none.
 
     cuda: TF32. cpu: torch's setting "medium" sends products to oneDNN, up to twice as fast as MKL on processors that
     are not Intel's; on hardware with units for it, it also rounds to bfloat16. It is used only if a comparison with
@@ -93,6 +94,10 @@ def tune_products(device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
     if device.type != "cpu":
         return
+    if kernels is not None:
+        from ablatrix.models import compiled_head
+
+        compiled_head.use(kernels)
     torch.set_float32_matmul_precision("medium")
     generator = torch.Generator().manual_seed(0)
     for shape in ((256, 256), (512, 48)):

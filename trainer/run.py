@@ -67,7 +67,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
                 group.broadcast_last(GO, False)
             return 0
         device = group.device if group else pick_device(config.trainer.device)
-        tune_products(device)
+        tune_products(device, Path(config.system.cache_dir))
         # Before the folder is made: a file that cannot be used leaves nothing behind
         inputs = Inputs.open(config)
         inputs.custom = registry.load_custom(config)
@@ -150,7 +150,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
         if not group.receive(GO):
             return 0
         training = True
-        tune_products(group.device)
+        tune_products(group.device, Path(config.system.cache_dir))
         inputs = Inputs.open(config, named=False)
         trainer = _make_trainer(config, inputs, group.device, group)
         origin = group.receive(FROM)

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablatrix.models import cpu_kernels
+from ablatrix.models import compiled_head, cpu_kernels
 from ablatrix.models import head_loss as head_loss_module
 from ablatrix.models.head_loss import IGNORE, head_loss, token_losses
 
 
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the compiled kernels; skips where they cannot be used."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not shutil.which("g++"):
+        pytest.skip("needs AVX-512 and g++")
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(autouse=True, params=["torch", "compiled"])
+def _small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that a test has several chunks and tiles, and ragged ends."""
     torch.manual_seed(0)
+    monkeypatch.setattr(compiled_head, "MIN_WORDS", 0)
+    monkeypatch.setattr(compiled_head, "_folder", None)
+    if request.param == "compiled":
+        compiled_head.use(request.getfixturevalue("kernels"))
+        assert compiled_head.is_faster(torch.zeros(257, 48), torch.float32)
     monkeypatch.setattr(cpu_kernels, "ROWS", 16)
     monkeypatch.setattr(cpu_kernels, "TILE", 16 * 64)
     monkeypatch.setattr(head_loss_module, "DEVICE_CHUNK", 9 * 257)
 
 
 def inputs(n: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    x = (torch.randn(n, 24) * scale).requires_grad_()
-    weight = torch.randn(257, 24).requires_grad_()
+    x = (torch.randn(n, 16) * scale).requires_grad_()
+    weight = torch.randn(257, 16).requires_grad_()
     targets = torch.randint(0, 257, (n,))
     return x, weight, targets
 
@@ -61,6 +77,31 @@ def test_logits_whose_exponentials_overflow(scale: float) -> None:
     x, weight, targets = inputs(40, scale)
     assert float((x @ weight.T).detach().abs().max()) > 88
     check(x, weight, targets, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 48, 64, 80, 112, 400])
+def test_other_widths(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "ROWS", 128)
+    x, weight = torch.randn(200, width).requires_grad_(), (torch.randn(257, width) / 4).requires_grad_()
+    check(x, weight, torch.randint(0, 257, (200,)), tolerance=5e-6)
+
+
+def test_a_library_that_others_can_write_is_not_loaded(kernels: Path) -> None:
+    assert compiled_head.load(kernels)
+    (library,) = kernels.glob("*.so")
+    library.chmod(0o722)
+    compiled_head.load.cache_clear()
+    assert not compiled_head.load(kernels)
+    library.chmod(0o700)
+    compiled_head.load.cache_clear()
+    assert compiled_head.load(kernels)
+
+
+def test_without_a_compiler_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiled_head.use(tmp_path)
+    assert not compiled_head.is_faster(torch.zeros(257, 48), torch.float32)
+    check(*inputs(50))
 
 
 @pytest.mark.parametrize("offset", [-200.0, 200.0])

@@ -1,0 +1,145 @@
+// Exponentials of the output head's logits and their products, for processors with AVX-512.
+// All arrays are float32. V words, C channels (a multiple of 16); rows come in blocks of 64: x and dx (blocks, C, 64),
+// e (blocks, V, 64).
+#include <immintrin.h>
+#include <omp.h>
+
+namespace {
+
+using Vector = __m512;
+constexpr int LANES = 16;
+constexpr int COLUMNS = 4;  // vectors of a register tile: with 6 rows it takes 24 of the 32 registers
+constexpr int ROWS = COLUMNS * LANES;
+constexpr int WORDS = 96;  // whose exponentials, of 64 rows, stay in the nearest cache
+
+template <int m, int n>
+struct Tile {  // m x 16 n sums in registers
+  Vector sums[m][n];
+
+  void zero() {
+    for (auto& row : sums)
+      for (auto& sum : row) sum = _mm512_setzero_ps();
+  }
+
+  void load(const float* from, long stride) {
+    for (int i = 0; i < m; ++i)
+      for (int j = 0; j < n; ++j) sums[i][j] = _mm512_loadu_ps(from + i * stride + j * LANES);
+  }
+
+  void store(float* to, long stride) const {
+    for (int i = 0; i < m; ++i)
+      for (int j = 0; j < n; ++j) _mm512_storeu_ps(to + i * stride + j * LANES, sums[i][j]);
+  }
+
+  // sums(i, j) += sum over k of a(i, k) b(k, j); a's elements lie at i by_row + k by_depth, b's rows `stride` apart
+  void add_product(int depth, const float* a, long by_row, long by_depth, const float* b, long stride) {
+    for (int k = 0; k < depth; ++k, a += by_depth, b += stride) {
+      Vector row[n];
+      for (int j = 0; j < n; ++j) row[j] = _mm512_loadu_ps(b + j * LANES);
+      for (int i = 0; i < m; ++i) {
+        Vector value = _mm512_set1_ps(a[i * by_row]);
+        for (int j = 0; j < n; ++j) sums[i][j] = _mm512_fmadd_ps(value, row[j], sums[i][j]);
+      }
+    }
+  }
+};
+
+// 2^x: Taylor's series of 2^f with |f| <= 1/2, relative error 1.3e-7, scaled by 2^(x - f); infinite above 128
+Vector exp2(Vector x) {
+  constexpr float c[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
+  Vector whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(c[0]);
+  for (int i = 1; i < 7; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c[i]));
+  return _mm512_scalef_ps(y, whole);
+}
+
+// e = 2^(w x - shift) of m words and 64 rows, added to z
+template <int m>
+void exponentiate(const float* w, int width, const float* x, const float* shift, float* e, float* z) {
+  Tile<m, COLUMNS> tile;
+  tile.zero();
+  tile.add_product(width, w, width, 1, x, ROWS);
+  for (int j = 0; j < COLUMNS; ++j) {
+    Vector sum = _mm512_loadu_ps(z + j * LANES), less = _mm512_loadu_ps(shift + j * LANES);
+    for (auto& row : tile.sums) {
+      row[j] = exp2(_mm512_sub_ps(row[j], less));
+      sum = _mm512_add_ps(sum, row[j]);
+    }
+    _mm512_storeu_ps(z + j * LANES, sum);
+  }
+  tile.store(e, ROWS);
+}
+
+// dx (m, 64) += w^T e of `words` words
+template <int m>
+void add_to_dx(const float* w, int words, int width, const float* e, float* dx) {
+  Tile<m, COLUMNS> tile;
+  tile.load(dx, ROWS);
+  tile.add_product(words, w, 1, width, e, ROWS);
+  tile.store(dx, ROWS);
+}
+
+struct Gradient {  // dw (V, C) = e x, or += unless it is the first
+  const float *e, *x;
+  float* dw;
+  int words, width, blocks, first;
+
+  template <int m, int n>
+  void add(int word, int column) const {
+    Tile<m, n> tile;
+    float* out = dw + (long)word * width + column;
+    first ? tile.zero() : tile.load(out, width);
+    for (long b = 0; b < blocks; ++b)
+      tile.add_product(ROWS, e + (b * words + word) * ROWS, ROWS, 1, x + b * ROWS * width + column, width);
+    tile.store(out, width);
+  }
+
+  template <int m>
+  void add_words(int word) const {
+    int column = 0;
+    for (; column + ROWS <= width; column += ROWS) add<m, COLUMNS>(word, column);
+    switch ((width - column) / LANES) {
+      case 3: return add<m, 3>(word, column);
+      case 2: return add<m, 2>(word, column);
+      case 1: return add<m, 1>(word, column);
+    }
+  }
+};
+
+}  // namespace
+
+// Write e, and add to z (threads, blocks, 64) and dx (threads, blocks, C, 64) each thread's sums over its words
+extern "C" void head_forward(const float* w, int words, int width, const float* x, int blocks, const float* shift,
+                             float* e, float* z, float* dx, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    long t = omp_get_thread_num(), count = omp_get_num_threads();
+    int end = words * (t + 1) / count;
+    for (int start = words * t / count; start < end; start += WORDS) {
+      int stop = start + WORDS < end ? start + WORDS : end, i, c;
+      for (long b = 0; b < blocks; ++b) {
+        float *tile = e + (b * words + start) * ROWS, *sums = z + (t * blocks + b) * ROWS;
+        float* gradient = dx + (t * blocks + b) * width * ROWS;
+        const float *rows = x + b * width * ROWS, *first = w + (long)start * width;
+        for (i = 0; i + 6 <= stop - start; i += 6)
+          exponentiate<6>(first + i * width, width, rows, shift + b * ROWS, tile + i * ROWS, sums);
+        for (; i < stop - start; ++i)
+          exponentiate<1>(first + i * width, width, rows, shift + b * ROWS, tile + i * ROWS, sums);
+        for (c = 0; c + 6 <= width; c += 6) add_to_dx<6>(first + c, stop - start, width, tile, gradient + c * ROWS);
+        for (; c < width; c += 2) add_to_dx<2>(first + c, stop - start, width, tile, gradient + c * ROWS);
+      }
+    }
+  }
+}
+
+// dw (V, C) = e x, or += unless it is the first; x (blocks 64, C)
+extern "C" void head_backward(const float* e, int words, int width, const float* x, int blocks, float* dw, int first,
+                              int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    long t = omp_get_thread_num(), count = omp_get_num_threads();
+    Gradient gradient{e, x, dw, words, width, blocks, first};
+    int word = words * t / count, end = words * (t + 1) / count;
+    for (; word + 6 <= end; word += 6) gradient.add_words<6>(word);
+    for (; word < end; ++word) gradient.add_words<1>(word);
+  }
+}
