@@ -39,6 +39,25 @@ def describe(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
+def product_type(dtype: str, device: torch.device) -> str:
+    """Return the type that `trainer.dtype` stands for; auto is bfloat16 on a GPU that has it, and float32 elsewhere."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    return (
+        "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    )
+
+
+def autocast(dtype: str, device: torch.device) -> torch.autocast:
+    """Return the context in which products are computed in `trainer.dtype`."""
+    import torch
+
+    half = product_type(dtype, device) == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
 def name_hardware(device: torch.device) -> str:
     """Return the model of the GPU, or of the CPU that computes or drives another device."""
     import torch

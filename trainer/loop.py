@@ -16,6 +16,7 @@ from torch import Tensor
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.cuda_graph import GraphedStep
 from ablatrix.trainer.data.sampling import PADDING
+from ablatrix.trainer.device import autocast
 from ablatrix.trainer.distributed.single import Array, Single, sum_windows
 from ablatrix.trainer.early_stopping import Improvement
 from ablatrix.trainer.optimizers import make
@@ -202,8 +203,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context in which products are computed in `trainer.dtype`."""
-        half = self.config.trainer.dtype == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
+        return autocast(self.config.trainer.dtype, self.device)
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array)

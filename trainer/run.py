@@ -17,7 +17,7 @@ from ablatrix.trainer.data import corpus_usage, fingerprints, tokenizer
 from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.data.heldout_records import read_records
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
-from ablatrix.trainer.device import describe, pick_device, share_of_machine, tune_products
+from ablatrix.trainer.device import describe, pick_device, product_type, share_of_machine, tune_products
 from ablatrix.trainer.distributed import strategies
 from ablatrix.trainer.distributed.rank_info import PeerLostError, RankInfo
 from ablatrix.trainer.inputs import Inputs
@@ -109,6 +109,8 @@ def _train(
         group.broadcast(FROM, str((run_dir / origin).absolute()) if origin else "")
     registry.attach(trainer, attempt, signals, inputs.custom)
     where = describe(device) + (f" x {group.world} processes ({trainer.strategy.name})" if group else "")
+    if config.trainer.dtype == "auto":
+        where += f", {product_type(config.trainer.dtype, device)} products"
     event = "resumed" if origin else "started"
     share = share_of_machine(device, trainer.strategy.world)
     fields = {"start": attempt.number, "iter": trainer.iter, "device": where, **share}

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.device import tune_products
+from ablatrix.trainer.device import autocast, product_type, tune_products
 from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.optimizers import decaying
 from ablatrix.trainer.rundir.errors import ConfigError
@@ -151,6 +151,14 @@ def test_bfloat16_stays_close() -> None:
     wide, half = losses(config(max_iters=60)), losses(config(max_iters=60, dtype="bfloat16"))
     assert half != wide
     assert half == pytest.approx(wide, abs=0.05)
+
+
+def test_automatic_type_of_products() -> None:
+    cpu = torch.device("cpu")
+    assert product_type("auto", cpu) == "float32" and not autocast("auto", cpu)._enabled
+    assert product_type("bfloat16", cpu) == "bfloat16" and autocast("bfloat16", cpu)._enabled
+    if torch.cuda.is_available():
+        assert product_type("auto", torch.device("cuda")) == "bfloat16"
 
 
 @pytest.mark.parametrize("model", [{}, NEW_PARTS, {"norm_placement": "post"}], ids=["plain", "other parts", "post"])

@@ -205,7 +205,10 @@ class TrainerConfig(Section):
     )
     batch_size: Size = Field(8, description="windows per step")
     grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights stay float32")
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="of matrix products; weights stay float32. auto: bfloat16 on a GPU that has it, else float32",
+    )
     pipeline_split: Blocks = Field((), description="layers of each process of a pipeline, as 5,4,3; default: by cost")
     activation_checkpointing: bool = Field(
         False, description="compute blocks again in the backward pass: less memory, more time, the same result"

@@ -20,6 +20,7 @@ from ablatrix.models import cpu_kernels
 from ablatrix.models.config import ResolvedGPTConfig
 from ablatrix.models.head_loss import head_loss, token_losses
 from ablatrix.trainer.config.parallelism import microbatches
+from ablatrix.trainer.device import autocast
 from ablatrix.trainer.distributed.ddp import all_reduce_sum
 from ablatrix.trainer.distributed.process_group import ProcessGroup, naming_lost_peers
 from ablatrix.trainer.distributed.single import NLL, Array, Autocast, Single, sum_windows
@@ -141,8 +142,7 @@ class Pipeline(Single):
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
         found = np.zeros(len(x))
-        half = self.config.trainer.dtype == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), naming_lost_peers():
+        with autocast(self.config.trainer.dtype, self.device), naming_lost_peers():
             for start in range(0, len(x), size):
                 found[start : start + size] = self._nll(x[start : start + size], y[start : start + size])
         return self.group.sum(found)

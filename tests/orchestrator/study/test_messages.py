@@ -74,7 +74,10 @@ def refusal(tmp_path: Path, text: str, *sets: str) -> str:
         ("base: {model.rope: Off}", "must be true or false, found 'Off'; write false"),
         ("base: {model.rope: 1}", "must be true or false, found 1"),
         ("base: {model.embd_pdrop: 1}", "must be less than 1, found 1"),
-        ("base: {trainer.dtype: bf16}", "must be one of float32, bfloat16, found 'bf16' (did you mean bfloat16?)"),
+        (
+            "base: {trainer.dtype: bf16}",
+            "must be one of float32, bfloat16, auto, found 'bf16' (did you mean bfloat16?)",
+        ),
         ("base: {trainer.device: gpu}", "must be auto, cpu, mps, cuda or cuda:NUMBER, found 'gpu'"),
         ("base: {trainer.betas: [0.9]}", "trainer.betas: has too few entries, found a list of 1"),
         ("base: {trainer.betas: [0.9, 2]}", "trainer.betas: entry 2: must be less than 1, found 2"),
