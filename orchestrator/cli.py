@@ -13,7 +13,7 @@ import typer
 import ablatrix
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.console import start_command_logging
-from ablatrix.trainer.rundir.errors import AblatrixError
+from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 
 app = typer.Typer(
     name="orchestrator",
@@ -340,11 +340,19 @@ def schema(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]) -> None:
+def init(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="a new folder; with --site: any")] = None,
+    site: Annotated[bool, typer.Option("--site", help="only write DIR/site.yaml: what this cluster offers")] = False,
+) -> None:
     """Create a small workspace in a new folder: a study, its base, a schema for editors, a Makefile."""
-    from ablatrix.orchestrator.verbs.init import init
+    from ablatrix.orchestrator.verbs import init as verb
 
-    init(folder)
+    if site:
+        verb.init_site(folder or Path())
+    elif folder is None:
+        raise UserError("init: name a new folder, or give --site")
+    else:
+        verb.init(folder)
 
 
 @app.command(

@@ -1,14 +1,26 @@
-"""The verb `init`: a small workspace in a new folder, wherever the package is installed."""
+"""The verb `init`: a small workspace in a new folder, or the profile of a Slurm site for experiment files."""
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.slurm import commands, site_profile
 from ablatrix.orchestrator.study import json_schema
+from ablatrix.orchestrator.study.sbatch_options import minutes
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.program import PACKAGE, program
 
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.site_profile import NodeType, Partition, Site
+
+SITE = "site.yaml"
+MOST_MINUTES = 240  # of a run, unless the partition allows less
+MOST_CORES, MOST_MEMORY = 8, 32 << 10  # of a run (MiB), unless a GPU's share of its node is less
 TEMPLATES = Path(PACKAGE) / "orchestrator" / "workspace"
 RENAMED = {"gitignore": ".gitignore"}  # under its own name it would hide files of this package from git
 
@@ -55,3 +67,81 @@ def workspace_files() -> dict[str, str]:
     found = {RENAMED.get(path.name, path.name): path.read_text("utf-8") for path in sorted(TEMPLATES.iterdir())}
     found["Makefile"] = found["Makefile"].replace("@PROGRAM@", program(relative=False))
     return found | {json_schema.FILE: json_schema.text()}
+
+
+def init_site(folder: Path) -> None:
+    """Write `site.yaml` into a folder and print what it chose and what to do next.
+
+    Raises UserError if the file exists or cannot be written, ControllerError if Slurm does not answer.
+    """
+    if not commands.available():
+        raise UserError("init --site: there is no Slurm on this machine; call it on the cluster's login node")
+    site, path = site_profile.find_site(), folder / SITE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(site_text(site))
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; remove it, or name another folder") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    print(path)
+    print(f"partition {site.chosen.name}; compare with the comments in the file, then write `extends: {SITE}`")
+
+
+def site_text(site: Site) -> str:
+    """Return a base file with the `slurm:` section for a site; what else it offers is in comments."""
+    chosen = site.chosen
+    name = f"cluster {site.cluster}" if site.cluster else "this cluster"
+    version = f" (Slurm {site.version})" if site.version else ""
+    accounts = f"# your accounts: {', '.join(site.accounts)}" if len(site.accounts) > 1 else ""
+    arrays = (
+        f"# largest array: {site.array_tasks} tasks; larger studies are queued in waves" if site.array_tasks else ""
+    )
+    lines = [
+        f"# {name}{version}, as `ablatrix init --site` found it. In an experiment file: extends: {SITE}",
+        "# partitions (* the default):",
+        *(f"#   {_describe_partition(partition)}" for partition in site.partitions),
+        *filter(None, (accounts, arrays)),
+        "slurm:",
+        f"  partition: {_quote(chosen.name)}",
+        *([f"  account: {_quote(site.account)}"] if site.account else []),
+        *_describe_share(chosen),
+    ]
+    helpers = site.without_gpus
+    if chosen.largest.gpus and helpers:
+        lines.append(f"  helper_jobs: {{partition: {_quote(helpers.name)}}}  # the report, without a GPU")
+    return "\n".join(lines) + "\n"
+
+
+def _describe_share(partition: Partition) -> Iterator[str]:
+    """Yield the settings of one run: a GPU if there are any, its share of a node, and a time that is allowed."""
+    kind = partition.largest
+    if kind.gpus:
+        gpus = f"{kind.gpu_type}:1" if kind.gpu_type else "1"
+        yield f"  gpus_per_node: {gpus}"
+    shares = max(1, kind.gpus)
+    if kind.cores:
+        yield f"  cpus_per_task: {max(1, min(MOST_CORES, kind.cores // shares))}"
+    if kind.memory:
+        memory = min(MOST_MEMORY, int(0.95 * kind.memory) // shares)  # some of it is the system's
+        yield f"  mem: {max(1, memory)}M"
+    limit = minutes(partition.limit) if partition.limit else MOST_MINUTES
+    hours, rest = divmod(min(MOST_MINUTES, limit), 60)
+    yield f'  time: "{hours:02d}:{rest:02d}:00"'
+
+
+def _describe_partition(partition: Partition) -> str:
+    star, limit = "*" if partition.default else "", partition.limit or "no limit"
+    return f"{partition.name}{star}: up to {limit}; {', '.join(map(_describe_nodes, partition.kinds))}"
+
+
+def _describe_nodes(kind: NodeType) -> str:
+    gpus = f", {kind.gpus} x {kind.gpu_type or 'GPU'}" if kind.gpus else ""
+    return f"{kind.nodes} nodes ({kind.cores} cores, {kind.memory / 1024:.0f} GiB{gpus})"
+
+
+def _quote(word: str) -> str:
+    """Return a word as YAML reads it back as a text."""
+    plain = re.fullmatch(r"[A-Za-z][\w.-]*", word) and word.lower() not in ("true", "false", "null")
+    return word if plain else json.dumps(word)

@@ -1,0 +1,139 @@
+"""What a Slurm site offers, for `init --site`: partitions, GPU types, limits, account."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.study.sbatch_options import gpus_of_gres, minutes
+
+FORMAT = "%P|%a|%l|%D|%c|%m|%G"  # partition (* for the default), up, time limit, nodes, cores, MiB, GRES
+_SHORT = re.compile(r"debug|devel|test|short|interactive|express", re.IGNORECASE)
+_GPU = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?[0-9]+")
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Nodes of a partition that are alike. memory: MiB; gpu_type: '' where the site names none."""
+
+    nodes: int
+    cores: int
+    memory: int
+    gpus: int = 0
+    gpu_type: str = ""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition that takes jobs. limit: longest time of a job in Slurm's form, '' for none."""
+
+    name: str
+    default: bool
+    limit: str
+    kinds: tuple[NodeType, ...]
+
+    @property
+    def largest(self) -> NodeType:
+        """Its nodes with GPUs if it has any, of several kinds the most numerous."""
+        return max(self.kinds, key=lambda kind: (kind.gpus > 0, kind.nodes))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster as one user sees it. account: '' if jobs need none, or it is not known."""
+
+    cluster: str
+    version: str
+    partitions: tuple[Partition, ...]
+    account: str = ""
+    accounts: tuple[str, ...] = ()
+    array_tasks: int | None = None
+
+    @property
+    def chosen(self) -> Partition:
+        """The partition to train on: one with GPUs if there is any, the default one if it can, none for short tests."""
+        return max(
+            self.partitions,
+            key=lambda p: (p.largest.gpus > 0, not _SHORT.search(p.name), p.default, p.largest.nodes),
+        )
+
+    @property
+    def without_gpus(self) -> Partition | None:
+        """A partition for small jobs: the default one if it has no GPUs, else the first without any."""
+        found = [p for p in self.partitions if not p.largest.gpus]
+        return next((p for p in found if p.default), found[0] if found else None)
+
+
+def find_site() -> Site:
+    """Ask Slurm what the site offers. Raises ControllerError if sinfo does not answer or shows no partition."""
+    partitions = parse_sinfo(commands.run_command(["sinfo", "--noheader", "--exact", f"--format={FORMAT}"]))
+    if not partitions:
+        raise commands.ControllerError("sinfo: shows no partition that takes jobs")
+    config: dict[str, str] = {}
+    with contextlib.suppress(commands.ControllerError):
+        config = commands.settings()
+    default, accounts = _find_accounts()
+    size = config.get("MaxArraySize", "")
+    return Site(
+        cluster=config.get("ClusterName", ""),
+        version=config.get("SLURM_VERSION", ""),
+        partitions=partitions,
+        account=default or (accounts[0] if len(accounts) == 1 else ""),
+        accounts=accounts,
+        array_tasks=int(size) if size.isdecimal() else None,
+    )
+
+
+def parse_sinfo(text: str) -> tuple[Partition, ...]:
+    """Return the partitions in the output of sinfo with FORMAT that take jobs, in its order."""
+    kinds: dict[str, list[NodeType]] = {}
+    heads: dict[str, tuple[bool, str]] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 7 or fields[1].rstrip("*") != "up":
+            continue
+        name, _, limit, nodes, cores, memory, gres = fields
+        heads[name.rstrip("*")] = (name.endswith("*"), _parse_limit(limit))
+        kind = NodeType(_number(nodes), _number(cores), _number(memory), gpus_of_gres(gres), _gpu_type(gres))
+        kinds.setdefault(name.rstrip("*"), []).append(kind)
+    return tuple(Partition(name, *head, tuple(kinds[name])) for name, head in heads.items())
+
+
+def _find_accounts() -> tuple[str, tuple[str, ...]]:
+    """Return the user's default account and all accounts, '' and () on a cluster without accounting."""
+    user = sorted(commands.own_names())[-1]
+    rows = [_sacctmgr("user", user, "DefaultAccount"), _sacctmgr("assoc", f"user={user}", "Account")]
+    default, accounts = (tuple(dict.fromkeys(filter(None, found))) for found in rows)
+    return default[0] if default else "", accounts
+
+
+def _sacctmgr(what: str, which: str, column: str) -> Sequence[str]:
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", what, which, f"format={column}"]
+    try:
+        return [line.strip() for line in commands.run_command(command).splitlines()]
+    except commands.ControllerError:
+        return []
+
+
+def _parse_limit(text: str) -> str:
+    """Return a time limit, '' for `infinite` and for what is none."""
+    try:
+        minutes(text)
+    except ValueError:
+        return ""
+    return text
+
+
+def _number(text: str) -> int:
+    """Return the number in `64` or `64+`, the least of several."""
+    found = re.match(r"[0-9]+", text)
+    return int(found[0]) if found else 0
+
+
+def _gpu_type(gres: str) -> str:
+    """Return `a100` of `gpu:a100:4(S:0-1)`, '' for none and for several."""
+    types = set(_GPU.findall(gres)) - {""}
+    return types.pop() if len(types) == 1 else ""
