@@ -327,6 +327,44 @@ def generate(
 
 
 @app.command()
+def pack(
+    study: Target = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="default: STUDY.ablatrix.zip")] = None,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="also weights and checkpoints")] = False,
+    output: Output = OUT,
+) -> None:
+    """Write a study into one archive: results, configurations, code, environment and report, with their hashes."""
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.pack import pack
+
+    pack(study, to, output, open_console(), checkpoints=checkpoints)
+
+
+@app.command()
+def replay(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="a file made by `pack`")],
+    cells: Annotated[
+        list[str] | None, typer.Option(metavar="CELL", help="repeat this cell (default: the baseline and the best)")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="such as 1,2 or 1-3; default: the first")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=PATH", help="where the corpus or the cache is here")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="default: STUDY-replay")] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify an archive, repeat some of its runs with its code on this machine, and compare the results.
+
+    Exit code 0: reproduced, 1: not reproduced, 3: cannot tell.
+    """
+    from ablatrix.orchestrator.terminal.printing import open_console
+    from ablatrix.orchestrator.verbs.replay import Options, replay
+
+    options = Options(archive, to, cells or (), seeds, sets or ())
+    raise typer.Exit(replay(options, open_console(of_errors=as_json), as_json=as_json))
+
+
+@app.command()
 def schema(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write it to this file")] = None,
     check: Annotated[

@@ -202,12 +202,16 @@ TOP_LEVEL = ("extends", "vars", CONFIGS, *Experiment.model_fields)
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment, the positions of its keys, and the settings that --set overrides."""
+    """An experiment, the positions of its keys, and the settings that --set overrides.
+
+    files: the experiment file and those that it extends.
+    """
 
     experiment: Experiment
     tree: Tree
     source: Source
     forced: Overrides = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
     @property
     def file(self) -> str:

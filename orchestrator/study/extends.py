@@ -31,6 +31,11 @@ class Reader:
         self._files: dict[Path, Tree] = {}
         self._merged: dict[Source, Tree] = {}
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read."""
+        return tuple(self._files)
+
     def file(self, path: Path) -> Tree:
         """Return a file as it is written. Raise UserError or ConfigError."""
         if path not in self._files:

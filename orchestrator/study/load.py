@@ -6,6 +6,7 @@ All problems are reported at once, each with file, line and key.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
     """
     source = find_file.find(str(path)) or find_file.read_name(str(path))
     options = set_options.parse(sets)
-    tree = extends.Reader(set_options.variables(options)).read(source)
+    reader = extends.Reader(set_options.variables(options))
+    tree = reader.read(source)
     tree, forced = set_options.apply(tree, options)
     if "name" not in tree.data and source.config is None:
         _ask_for_config(source)
@@ -53,7 +55,7 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
     forced = fill_tree(Tree(forced, {(key,): set_options.POSITION for key in forced}), variables, problems)
     if not isinstance(tree.data.get("vars"), dict | None):
         problems.append(f"{tree.position(('vars',))}: vars: must be names with values, found {show(tree.data['vars'])}")
-    return _validate(data, tree, source, forced, problems)
+    return replace(_validate(data, tree, source, forced, problems), files=reader.files)
 
 
 def _ask_for_config(source: Source) -> None:

@@ -24,9 +24,8 @@ class Inputs:
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], dict[str, str]] = {}
 
-    def of(self, run: Run) -> dict[str, str]:
+    def of(self, config: object) -> dict[str, str]:
         """Return the fingerprints of a run's corpus and tokenizer; {} for a command, whose files are not known."""
-        config = run.config
         if not isinstance(config, RunConfig):
             return {}
         data, start = config.data, str(config.model.init_from)
@@ -47,7 +46,7 @@ def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again
         run = planned.get(state.run.id)
         if run is None or run.id in again or not (state.iter or state.active or state.state == "done"):
             continue
-        changed = recorded_inputs.changed(_read_recorded(state.run.folder), inputs.of(run))
+        changed = recorded_inputs.changed(_read_recorded(state.run.folder), inputs.of(run.config))
         if changed and isinstance(run.config, RunConfig):
             names = [f"{name} ({attrgetter(name)(run.config)})" for name in changed]
             affected.setdefault(" and ".join(names), []).append(run.id)

@@ -45,7 +45,7 @@ def print_json(record: Mapping[str, Any] | Sequence[Any]) -> None:
     print(json.dumps(record, indent=1, allow_nan=False))
 
 
-def count(names: Sequence[str], noun: str) -> str:
+def count(names: Sequence[object], noun: str) -> str:
     """Return `1 run` or `3 runs`."""
     return f"{len(names)} {noun}{'s' * (len(names) != 1)}"
 

@@ -27,7 +27,7 @@ from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.orchestrator.submit.notifications import Notifier
 from ablatrix.orchestrator.terminal import interrupts, live, printing
-from ablatrix.orchestrator.terminal.printing import open_console
+from ablatrix.orchestrator.terminal.printing import count, open_console
 from ablatrix.orchestrator.verbs.plan import (
     Options,
     Plan,
@@ -43,6 +43,7 @@ from ablatrix.trainer.rundir.program import program
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ablatrix.orchestrator.slurm.batch import Batch
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.store.study_dir import Study
     from ablatrix.orchestrator.submit.selection import Selection
@@ -222,7 +223,11 @@ def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
     study_dir.update_configs(study, runs, plan.value_origins)
     try:
         for run in runs:
-            folder, facts, before = study.folder / run.id, dict[str, Any](inputs.of(run)), plan.earlier.get(run.id)
+            folder, facts, before = (
+                study.folder / run.id,
+                dict[str, Any](inputs.of(run.config)),
+                plan.earlier.get(run.id),
+            )
             if before and before.start:
                 earlier_runs.copy_start(before, folder)
                 facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
@@ -239,12 +244,17 @@ def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path,
         _update_folders(plan, study, {run.id for run, _ in members})
         batch = queueing.prepare(study, [[member] for member in members], experiment.slurm, code, experiment.export)
         queueing.record(batch, "local", ["" for _ in members])
-    queue = LocalQueue(find_devices(plan.options.devices))
+    run_batch(batch, plan.options.devices, console)
+
+
+def run_batch(batch: Batch, devices: str | None, console: Console) -> None:
+    """Run a batch on this machine, with live progress, until its runs have ended. devices: as in --devices."""
+    queue = LocalQueue(find_devices(devices))
     console.print(
-        f"running {len(members)} runs on this machine: closing the terminal does not stop them, Ctrl-C does "
+        f"running {count(batch.members, 'run')} on this machine: closing the terminal does not stop them, Ctrl-C does "
         "(each run keeps its checkpoint)"
     )
-    with live.LiveStatus(study, console, Scheduler(), Notifier(study).send) as shown:
+    with live.LiveStatus(batch.study, console, Scheduler(), Notifier(batch.study).send) as shown:
         try:
             queue.run(batch, shown.tick)
         except RunError:

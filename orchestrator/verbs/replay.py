@@ -1,0 +1,285 @@
+"""The verb `replay`: verify an archive, repeat some of its runs with its code here, and compare the results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ablatrix.orchestrator.report import replayed
+from ablatrix.orchestrator.report.collect import of_study
+from ablatrix.orchestrator.report.integrity import find_contradictions
+from ablatrix.orchestrator.report.looks import analyze
+from ablatrix.orchestrator.report.replayed import Outcome, Pair
+from ablatrix.orchestrator.status import run_state, study_state
+from ablatrix.orchestrator.store import archive, code_snapshot, provenance, run_facts, study_dir
+from ablatrix.orchestrator.study import dotted
+from ablatrix.orchestrator.study.experiment import parse_seeds
+from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
+from ablatrix.orchestrator.submit import changed_inputs, queueing
+from ablatrix.orchestrator.terminal import tables
+from ablatrix.orchestrator.terminal.printing import print_json
+from ablatrix.orchestrator.verbs.submit import run_batch
+from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.config.field_errors import spell
+from ablatrix.trainer.rundir import recorded_inputs, run_files
+from ablatrix.trainer.rundir.errors import ConfigError, UserError
+from ablatrix.trainer.rundir.files import atomic_write, make_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.status.run_state import RunState
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
+
+FOLDER = "replay"  # the study of the repeated runs, beside the unpacked one
+EXIT_CODES = {Outcome.REPRODUCED: 0, Outcome.NOT_REPRODUCED: 1, Outcome.CANNOT_TELL: 3}
+PLACES = (*recorded_inputs.SETTINGS.values(), "system.cache_dir")  # what --set may move
+# What of provenance.json and summary.json describes the environment that a result depends on
+ENVIRONMENT = (
+    *("python", "platform", "versions", "environment.OMP_NUM_THREADS", "code_snapshot", "device", "processes"),
+    *("timing.hardware", "val_tokens", "val_fingerprint", recorded_inputs.DATA, *recorded_inputs.SETTINGS),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to repeat, and where. sets: new places of the corpus, the tokenizer and the cache, as KEY=VALUE."""
+
+    archive: Path
+    to: Path | None = None
+    cells: Sequence[str] = ()
+    seeds: str | None = None
+    sets: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome with its reason, the runs that it rests on, and what differs between the environments."""
+
+    outcome: Outcome
+    reason: str
+    pairs: tuple[Pair, ...] = ()
+    differences: tuple[tuple[str, str, str], ...] = ()
+
+    def as_record(self) -> dict[str, Any]:
+        """Return it for `replay --json`."""
+        runs = [
+            {name: getattr(pair, name) for name in ("cell", "seed", "archived", "replayed", "difference", "identical")}
+            for pair in self.pairs
+        ]
+        differences = [dict(zip(("name", "archived", "replayed"), each, strict=True)) for each in self.differences]
+        return {"outcome": self.outcome, "reason": self.reason, "runs": runs, "differences": differences}
+
+
+def replay(options: Options, console: Console, *, as_json: bool = False) -> int:
+    """Repeat runs of an archive, print what they show, and return the exit code of the outcome.
+
+    Raises UserError if the archive is not what was packed, or contradicts itself.
+    """
+    result = make_result(options, console)
+    if as_json:
+        print_json(result.as_record())
+        return EXIT_CODES[result.outcome]
+    rows = [
+        {
+            "cell": pair.cell,
+            "seed": str(pair.seed),
+            "archived": spell(pair.archived),
+            "replayed": spell(pair.replayed),
+            "difference": "identical" if pair.identical else f"{pair.difference:+.3g}" if pair.difference else "0",
+        }
+        for pair in result.pairs
+    ]
+    if rows:
+        tables.print_table("final values", rows, console, tables.Layout(left=("cell",)))
+    for name, before, now in result.differences:
+        console.print(f"differs: {name}: {before} in the archive, {now} here", soft_wrap=True)
+    console.print(f"{result.outcome}: {result.reason}", soft_wrap=True)
+    return EXIT_CODES[result.outcome]
+
+
+def make_result(options: Options, console: Console) -> Result:
+    """Unpack, verify, repeat and compare."""
+    folder, study = open_archive(options.archive, options.to)
+    analysis = analyze(of_study(study, {}))
+    runs = _choose(study, analysis, options)
+    problem = _write_runs(folder, runs, options.sets)
+    if problem:
+        return Result(Outcome.CANNOT_TELL, problem)
+    again = study_dir.read_study(folder / FOLDER)
+    names = ", ".join(f"{run.cell} (seed {run.seed})" for run in runs)
+    console.print(f"replaying {names} in {again.folder}", soft_wrap=True)
+    _train(folder, again, runs, console)
+    return _compare(analysis, runs, again)
+
+
+def open_archive(path: Path, to: Path | None) -> tuple[Path, Study]:
+    """Unpack an archive, unless its folder is there from an earlier replay, and return that folder and the study.
+
+    Raises UserError with everything that is wrong with its files.
+    """
+    folder = to or Path(f"{path.name.removesuffix('.zip').removesuffix('.ablatrix')}-replay")
+    if folder.exists():
+        problems = [f"{folder}: {change}" for change in archive.find_changes(folder)]
+    else:
+        archive.unpack(path, folder)
+        problems = []
+    name = str((run_files.read_json(folder / archive.MANIFEST) or {}).get("study"))
+    study = study_dir.read_study(folder / name)
+    problems += find_contradictions(of_study(study, {}))
+    for snapshot in provenance.snapshots_of(run.folder for run in study.runs):
+        if (code := folder / study_dir.SNAPSHOTS / snapshot).is_dir() and code_snapshot.removed_files(code) != []:
+            problems.append(f"code snapshot {snapshot}: is other code than the runs were made with")
+    if problems:
+        raise ConfigError(problems)
+    return folder, study
+
+
+def _choose(study: Study, analysis: Analysis, options: Options) -> list[StudyRun]:
+    """Return the finished runs to repeat; by default the first seed of the baseline and of the best cell."""
+    named = [run for name in options.cells for run in study.matching(name)]
+    if not options.cells:
+        ids = {run.id for name in replayed.default_cells(analysis) for run in analysis.cells[name].usable}
+        named = [run for run in study.runs if run.id in ids]
+    finished = [run for run in named if (run.folder / run_files.SUMMARY).exists()]
+    if options.seeds is not None:
+        wanted = parse_seeds(options.seeds)
+        seeds = wanted if isinstance(wanted, list) else [wanted]
+    else:  # the first that most of the cells have
+        counts = Counter(run.seed for run in finished)
+        seeds = [min(counts, key=lambda seed: (-counts[seed], seed))] if counts else []
+    chosen = [run for run in finished if run.seed in seeds]
+    if not chosen:
+        known = ", ".join(map(str, sorted({run.seed for run in finished})))
+        raise UserError(f"no finished run to repeat; seeds of the chosen cells: {known or 'none'}")
+    return list({run.id: run for run in chosen}.values())
+
+
+def _write_runs(folder: Path, runs: Sequence[StudyRun], sets: Sequence[str]) -> str:
+    """Make the study of the repeated runs. Return why they cannot be repeated here, '' if they can."""
+    moved, inputs = _parse_places(sets), changed_inputs.Inputs()
+    record = study_dir.read_plan(runs[0].folder.parent)
+    chosen = {run.id for run in runs}
+    for run in runs:
+        if run_facts.is_command(run.folder):
+            return f"{run.id}: runs a command of its author, whose files are not in the archive"
+        codes = provenance.snapshots_of([run.folder])
+        if not codes or not all((folder / study_dir.SNAPSHOTS / name).is_dir() for name in codes):
+            return f"{run.id}: the archive does not have the code of its runs"
+        settings = _settings(run, moved)
+        problem = _changed(run, settings, inputs)
+        if problem:
+            return problem
+        target = folder / FOLDER / run.id
+        make_folder(target, parents=True)
+        atomic_write(target / run_files.CONFIG, json.dumps(settings, indent=2) + "\n", durable=False)
+    entries = [entry for entry in record["runs"] if entry["id"] in chosen]
+    kept = {name: value for name, value in record.items() if name not in ("plans", "cluster", "notify")}
+    make_folder(folder / FOLDER / study_dir.LOGS)
+    text = json.dumps({**kept, "name": f"{record['name']}-{FOLDER}", "runs": entries}, indent=1) + "\n"
+    atomic_write(folder / FOLDER / study_dir.STUDY, text)
+    return ""
+
+
+def _parse_places(sets: Sequence[str]) -> dict[str, str]:
+    """Return `--set` texts by key. Raises UserError for a setting that is not a place."""
+    pairs = dict(text.partition("=")[::2] for text in sets)
+    for key, value in pairs.items():
+        if key not in PLACES or not value:
+            raise UserError(f"--set {key}: a replay changes no setting but the places of files: {', '.join(PLACES)}")
+    return pairs
+
+
+def _settings(run: StudyRun, moved: Mapping[str, str]) -> dict[str, Any]:
+    """Return the archived configuration with files at their new places.
+
+    It is not read into a RunConfig: the packed code may be of another version.
+    """
+    flat = dotted.flatten(run_files.read_json(run.folder / run_files.CONFIG) or {})
+    flat |= {key: str(Path(value).absolute()) if Path(value).exists() else value for key, value in moved.items()}
+    if not Path(str(flat.get("system.cache_dir"))).is_dir():
+        flat["system.cache_dir"] = str(Path(RunConfig().system.cache_dir).absolute())
+    return dotted.nest({**flat, "system.work_dir": run.id})
+
+
+def _changed(run: StudyRun, settings: Mapping[str, Any], inputs: changed_inputs.Inputs) -> str:
+    """Return which inputs of a run are missing here or have another content, '' for none."""
+    try:
+        config = RunConfig.model_validate(settings)
+    except (ValidationError, ValueError):
+        return f"{run.id}: this version of Ablatrix cannot read its configuration; install that of the archive"
+    record, here = run_files.read_json(run.folder / run_files.PROVENANCE) or {}, inputs.of(config)
+    flat = dotted.flatten(settings)
+    for name, setting in recorded_inputs.SETTINGS.items():
+        if name in record and record[name] != here.get(name):
+            what = "has another content than in the archive" if name in here else "cannot be read here"
+            return f"{setting} ({flat.get(setting)}) {what}; --set {setting}=PATH names another place"
+    return ""
+
+
+def _train(folder: Path, again: Study, runs: Sequence[StudyRun], console: Console) -> None:
+    """Train the runs that are not done yet, with the code that each was made with, on as many threads."""
+    archived = {run.id: run for run in runs}
+    groups: dict[tuple[str, int, int], list[RunState]] = {}
+    for state in study_state.collect(again):
+        if not state.active and state.state != "done":
+            groups.setdefault(_resources(archived[state.run.id].folder), []).append(state)
+    no_git = {"git_commit": None, "git_dirty": False, "git_patch_sha256": None}  # the code is the archive's
+    for (name, threads, processes), group in groups.items():
+        code = folder / study_dir.SNAPSHOTS / name
+        settings = SlurmSettings(cpus_per_task=threads, processes_per_node=processes)
+        members = queueing.claim(group, console.print)
+        with queueing.released_on_error(members):
+            surroundings = {**provenance.collect(code), **no_git}
+            batch = queueing.prepare(again, [[m] for m in members], settings, code, surroundings=surroundings)
+            queueing.record(batch, "local", ["" for _ in members])
+        run_batch(batch, None, console)
+
+
+def _resources(archived: Path) -> tuple[str, int, int]:
+    """Return the code snapshot, threads and processes of a finished run."""
+    (code,) = provenance.snapshots_of([archived])
+    summary = run_facts.read_summary(archived) or {}
+    threads = re.search(r"\((\d+) threads\)", str(summary.get("device")))
+    return code, int(threads[1]) if threads else 1, int(summary.get("processes") or 1)
+
+
+def _compare(analysis: Analysis, runs: Sequence[StudyRun], again: Study) -> Result:
+    """Return the result of the runs that were repeated."""
+    states = {state.run.id: state for state in study_state.collect(again)}
+    unfinished = [state for state in states.values() if state.state != "done"]
+    before = {run.id: run for run in analysis.whole.runs}
+    after = {run.id: run for run in of_study(again, run_state.reasons(list(states.values()))).runs}
+    places = {run.id: run for run in again.runs}
+    done = [run for run in runs if states[run.id].state == "done"]
+    pairs = tuple(replayed.pair(before[run.id], after[run.id], (run, places[run.id])) for run in done)
+    differences = tuple(_differences(done[0], places[done[0].id])) if done else ()
+    if unfinished:
+        reasons = "; ".join(f"{state.run.id}: {state.state}: {state.reason}" for state in unfinished)
+        return Result(Outcome.CANNOT_TELL, f"not finished: {reasons}", pairs, differences)
+    margin = analysis.margin if analysis.margin is not None else analysis.detectable
+    repeatable = not differences and all(str(before[run.id].summary.get("device")).startswith("cpu") for run in runs)
+    outcome, reason = replayed.judge(pairs, analysis.comparison.noise, margin, repeatable=repeatable)
+    return Result(outcome, reason, pairs, differences)
+
+
+def _differences(archived: StudyRun, repeated: StudyRun) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, value in the archive, value here) of what differs between the environments of two runs."""
+    one, two = (_environment(run.folder) for run in (archived, repeated))
+    for name in sorted(one.keys() | two.keys()):
+        if one.get(name) != two.get(name):
+            yield name, spell(one.get(name, "nothing")), spell(two.get(name, "nothing"))
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    records = [run_files.read_json(folder / name) or {} for name in (run_files.PROVENANCE, run_files.SUMMARY)]
+    flat = dotted.flatten({**records[0], **records[1]})
+    return {name: value for name, value in flat.items() if name.startswith(ENVIRONMENT)}
