@@ -90,6 +90,7 @@ class CompiledHeadLoss(TiledHeadLoss):
     """`TiledHeadLoss` with gradients, by the compiled kernels."""
 
     block = 64  # ROWS of the C++ code
+    narrow = 0
 
     def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
         super().__init__(x, weight, targets, scale, torch.float32, needs_grad=True)
