@@ -21,7 +21,7 @@ from ablatrix.trainer.data import cache_builder, on_the_fly, sampling, shards, t
 from ablatrix.trainer.data.batches import STREAM, Batches, training_text
 from ablatrix.trainer.data.corpus_usage import Usage, describe_usage
 from ablatrix.trainer.data.on_the_fly import GrowingStore
-from ablatrix.trainer.data.sampling import PADDING, Packing, Piece, best_fit
+from ablatrix.trainer.data.sampling import PADDING, Packing, best_fit
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
 from ablatrix.trainer.data.tokens import open_tokens
@@ -107,8 +107,11 @@ def test_best_fit_equals_the_plain_rule() -> None:
     rng = np.random.default_rng(1)
     for _ in range(50):
         lengths = rng.integers(1, 33, size=rng.integers(1, 80)).tolist()
-        found = best_fit([Piece(k, 0, length) for k, length in enumerate(lengths)], 32)
-        assert [[piece.length for piece in block] for block in found] == plain_best_fit(lengths, 32)
+        longest_first = sorted(lengths, reverse=True)
+        found: dict[int, list[int]] = {}
+        for number, length in zip(best_fit(longest_first, 32), longest_first, strict=True):
+            found.setdefault(number, []).append(length)
+        assert list(found.values()) == plain_best_fit(lengths, 32)
 
 
 def test_packed_blocks_hold_every_document_once(mixed: Path, offline_cache: Path, monkeypatch: Any) -> None:

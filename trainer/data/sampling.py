@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PADDING = -1  # a target that is not scored
 GROUP = 256  # bytes of text per token of a block that are packed together: about 60 blocks
-KEPT_GROUPS = 256
+KEPT_GROUPS = 4096
 
 
 class TrainingText:
@@ -43,29 +43,29 @@ class TrainingText:
 
     def read(self, line: int, position: int, window: np.ndarray) -> int:
         """Fill the window (T,) with the tokens from there on; return how many there are before the text ends."""
-        filled = 0
-        while filled < len(window) and line < self.lines.stop:
+        filled, length = 0, len(window)
+        while filled < length and line < self.lines.stop:
             count = self.store.count(line)
-            if count:
-                part = self.within(line, position, min(len(window) - filled, count + 1 - position))
-                window[filled : filled + len(part)] = part
-                filled += len(part)
+            if count and position == 0:
+                window[filled], position = self.separator, 1
+                filled += 1
+            taken = min(length - filled, count + 1 - position) if count else 0
+            if taken:
+                window[filled : filled + taken] = self.store.read(line, position - 1, position - 1 + taken)
+                filled += taken
             line, position = line + 1, 0
         return filled
 
-    def within(self, line: int, position: int, count: int) -> np.ndarray:
-        """Return `count` tokens from a position of one document; the one after its last is the next separator."""
-        start, stop = max(position - 1, 0), min(position - 1 + count, self.store.count(line))
-        found = np.full(count, self.separator, dtype=np.int64)
-        found[start + 1 - position : stop + 1 - position] = self.store.read(line, start, stop)
-        return found
+    def length(self, line: int) -> int:
+        """Return the tokens of a line with its separator, 0 where it is no document."""
+        count = self.store.count(line)
+        return count + 1 if count else 0
 
     def require(self, length: int) -> None:
         """Raise DataError unless the text has `length` tokens."""
         total = 0
         for line in self.lines:
-            count = self.store.count(line)
-            total += count + 1 if count else 0
+            total += self.length(line)
             if total >= length:
                 return
         raise DataError(
@@ -95,13 +95,22 @@ class Packing:
 
     def block(self, line: int, position: int) -> list[Piece]:
         """Return the pieces of the block that holds a token."""
-        group = int(self.text.store.starts[line]) // self._bytes
-        blocks, places = self._packed(group)
-        return blocks[places[line, position // self.block_size]]
+        start = position - position % self.block_size
+        if start + self.block_size <= self.text.store.count(line) + 1:
+            return [Piece(line, start, self.block_size)]
+        lines, lengths, numbers = self._packed(int(self.text.store.starts[line]) // self._bytes)
+        together = np.flatnonzero(numbers == numbers[lines == line])
+        pairs = zip(lines[together].tolist(), lengths[together].tolist(), strict=True)
+        return [Piece(line, self.text.store.count(line) + 1 - length, length) for line, length in pairs]
 
     def blocks(self, group: int) -> list[list[Piece]]:
         """Return all blocks of a group, [] where no line starts in it."""
-        return self._packed(group)[0]
+        tokens = (
+            (line, position)
+            for line in self._lines(group)
+            for position in range(0, self.text.length(line), self.block_size)
+        )
+        return [block for token in tokens if (block := self.block(*token))[0][:2] == token]
 
     @property
     def groups(self) -> range:
@@ -109,20 +118,18 @@ class Packing:
         starts, lines = self.text.store.starts, self.text.lines
         return range(int(starts[lines.start]) // self._bytes, (int(starts[lines.stop]) - 1) // self._bytes + 1)
 
-    def _pack(self, group: int) -> tuple[list[list[Piece]], dict[tuple[int, int], int]]:
-        """Return the blocks of a group, and the number of the block by line and piece."""
-        blocks = best_fit(self._pieces(group), self.block_size)
-        places = {(p.line, p.position // self.block_size): k for k, block in enumerate(blocks) for p in block}
-        return blocks, places
-
-    def _pieces(self, group: int) -> Iterator[Piece]:
+    def _lines(self, group: int) -> range:
         bounds = np.array([group, group + 1], dtype=np.uint64) * np.uint64(self._bytes)
-        first, last = np.searchsorted(self.text.store.starts[:-1], bounds)
-        for line in range(max(int(first), self.text.lines.start), min(int(last), self.text.lines.stop)):
-            count = self.text.store.count(line)
-            length = count + 1 if count else 0
-            for position in range(0, length, self.block_size):
-                yield Piece(line, position, min(self.block_size, length - position))
+        first, last = np.searchsorted(self.text.store.starts[:-1], bounds).tolist()
+        return range(max(first, self.text.lines.start), min(last, self.text.lines.stop))
+
+    def _pack(self, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (line, length, number of the block) of what is packed in a group, in the order of packing."""
+        lines = self._lines(group)
+        counts = self.text.store.counts(lines)
+        lengths = (counts + (counts > 0)) % self.block_size
+        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        return lines.start + order, lengths[order], np.array(best_fit(lengths[order].tolist(), self.block_size))
 
     def fill(self, line: int, position: int, x: np.ndarray, y: np.ndarray) -> None:
         """Write the inputs (T,) and targets (T,) of the block that holds a token.
@@ -131,29 +138,31 @@ class Packing:
         left of the block is separators without a target.
         """
         x[:], y[:], filled = self.text.separator, PADDING, 0
-        for piece in self.block(line, position):
-            tokens = self.text.within(piece.line, piece.position, piece.length + 1)
-            place = slice(filled, filled + piece.length)
-            x[place], y[place] = tokens[:-1], tokens[1:]
-            filled += piece.length
+        for line, position, length in self.block(line, position):
+            start, end = max(position - 1, 0), filled + length
+            tokens = self.text.store.read(line, start, min(position + length, self.text.store.count(line)))
+            x[filled + start + 1 - position : end] = tokens[: position - 1 + length - start]
+            targets = tokens[position - start :]
+            y[filled : filled + len(targets)], y[filled + len(targets) : end] = targets, self.text.separator
+            filled = end
 
 
-def best_fit(pieces: Iterable[Piece], size: int) -> list[list[Piece]]:
-    """Pack pieces into blocks of `size` tokens: longest first, each into the fullest block that has room for it.
+def best_fit(lengths: Iterable[int], size: int) -> list[int]:
+    """Return the number of the block of `size` tokens for each piece: of those with room for it, the fullest.
 
-    Best-fit decreasing (Johnson et al. 1974), as used for documents by Ding et al. 2024, "Fewer Truncations Improve
-    Language Modeling".
+    lengths: longest first, which makes it best-fit decreasing (Johnson et al. 1974), as used for documents by Ding et
+    al. 2024, "Fewer Truncations Improve Language Modeling".
     """
-    blocks: list[list[Piece]] = []
+    numbers: list[int] = []
     room: list[tuple[int, int]] = []  # of the blocks that are not full: (tokens left, number), sorted
-    for piece in sorted(pieces, key=lambda piece: -piece.length):
-        k = bisect_left(room, (piece.length, 0))
+    count = 0
+    for length in lengths:
+        k = bisect_left(room, (length, 0))
         if k < len(room):
             left, number = room.pop(k)
-            blocks[number].append(piece)
         else:
-            left, number = size, len(blocks)
-            blocks.append([piece])
-        if left > piece.length:
-            insort(room, (left - piece.length, number))
-    return blocks
+            left, number, count = size, count, count + 1
+        numbers.append(number)
+        if left > length:
+            insort(room, (left - length, number))
+    return numbers
