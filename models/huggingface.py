@@ -91,7 +91,7 @@ def read_model(tree: Mapping[str, Any]) -> ResolvedGPTConfig:
     """Return the model that a config.json describes. Raises UnsupportedError if none of ours is the same."""
     readers = {GPT2: _read_gpt2, LLAMA: _read_llama}
     kind = tree.get("model_type")
-    if kind not in readers:
+    if kind not in tuple(readers):
         raise UnsupportedError(f"model_type {kind!r} is neither gpt2 nor llama")
     try:
         settings = readers[kind](tree)
@@ -100,6 +100,8 @@ def read_model(tree: Mapping[str, Any]) -> ResolvedGPTConfig:
         raise UnsupportedError(f"{error.args[0]} is missing") from None
     except ValidationError as error:
         raise UnsupportedError(error.errors()[0]["msg"]) from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise UnsupportedError(f"its settings are damaged ({error})") from None
 
 
 def _read_gpt2(tree: Mapping[str, Any]) -> dict[str, Any]:

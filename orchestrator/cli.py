@@ -14,6 +14,7 @@ import ablatrix
 from ablatrix.orchestrator.terminal import interrupts
 from ablatrix.trainer.rundir.console import start_command_logging
 from ablatrix.trainer.rundir.errors import AblatrixError, UserError
+from ablatrix.trainer.rundir.text_request import Request
 
 app = typer.Typer(
     name="orchestrator",
@@ -310,9 +311,11 @@ def generate(
     compare: Annotated[
         list[str] | None, typer.Option(metavar="CELL", help="also a run of this cell (repeatable)")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="how many to generate")] = 64,
-    temperature: Annotated[float, typer.Option(help="of the distribution that tokens are drawn from")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="draw from the likeliest tokens only; 0: from all")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, help="how many to generate")] = Request.tokens,
+    temperature: Annotated[
+        float, typer.Option(help="of the distribution that tokens are drawn from")
+    ] = Request.temperature,
+    top_k: Annotated[int, typer.Option(min=0, help="draw from the likeliest tokens only; 0: from all")] = Request.top_k,
     seed: Annotated[int, typer.Option(min=0, help="of the draws, the same for all runs")] = 0,
     study: StudyOption = None,
     output: Output = OUT,
@@ -320,7 +323,6 @@ def generate(
     """Generate text with the model of a run, beside that of other cells, on this machine's CPU."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs import generate as verb
-    from ablatrix.trainer.generation import Request
 
     request = Request(prompt, tokens, temperature, top_k, seed)
     verb.print_texts(verb.generate(run, compare or (), study, output, request), open_console())

@@ -37,7 +37,7 @@ CONTRACT = (
 # Checks before a submission look at the corpus, the tokenizer and the callbacks that the runs would have; a few verbs
 # do the trainer's work
 EXCEPTIONS = {
-    "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache", "ablatrix.trainer.generation"},
+    "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache"},
     "ablatrix.orchestrator.report.corpus_notes": {"ablatrix.trainer.data.corpus"},
     "ablatrix.orchestrator.submit.changed_inputs": {"ablatrix.trainer.data.fingerprints"},
     "ablatrix.orchestrator.submit.data_preflight": {

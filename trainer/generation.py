@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,10 @@ from ablatrix.trainer.out_of_memory import first_line
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from ablatrix.trainer.config import DataConfig
-
-TOKENS = 64
-TOP_K = 40
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to continue, and how: `tokens` more tokens, drawn from the `top_k` likeliest (0: from all)."""
-
-    prompt: str
-    tokens: int = TOKENS
-    temperature: float = 1.0
-    top_k: int = TOP_K
-    seed: int = 0
+    from ablatrix.trainer.rundir.text_request import Request
 
 
 def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Request) -> str:
@@ -38,7 +27,7 @@ def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Reques
 
     Leaves torch's default generators alone.
     """
-    codec = tokenizer.load(data.tokenizer, cache_dir)  # importing transformers takes seconds
+    codec = _load_codec(data.tokenizer, cache_dir)
     device = model.lm_head.weight.device
     before = [] if data.separator is None else [data.separator]
     idx = torch.tensor([[*before, *codec.encode(request.prompt)] or [0]], device=device)
@@ -51,6 +40,12 @@ def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Reques
         generator=torch.Generator(device).manual_seed(request.seed),
     )  # (1, T + tokens)
     return str(codec.decode(out[0, len(before) :].tolist()))
+
+
+@lru_cache(maxsize=1)
+def _load_codec(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
+    """Load a tokenizer once for all prompts and runs that it serves: it takes seconds."""
+    return tokenizer.load(name, cache_dir)
 
 
 def generate(run_dir: Path, request: Request) -> tuple[str, int]:

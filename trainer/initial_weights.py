@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ablatrix.models.custom import ComponentError
 from ablatrix.models.gpt import GPT
 from ablatrix.models.huggingface_weights import HEAD, from_huggingface
 from ablatrix.trainer.config import validate
@@ -141,9 +142,18 @@ def find_problems(config: RunConfig) -> list[str]:
     try:
         source = find_source(config.model.init_from or "", Path(config.system.cache_dir))
         match(GPT(config.model, seed=None), source, read_source(source, "meta"))
+    except ComponentError:  # reported where the model is built
+        return []
     except AblatrixError as error:
         return list(error.lines)
     return []
+
+
+def require(config: RunConfig) -> None:
+    """Raise ConfigError if a resolved configuration cannot start from the weights that it names, if any."""
+    problems = find_problems(config) if config.model.init_from else []
+    if problems:
+        raise ConfigError(problems)
 
 
 def main() -> int:

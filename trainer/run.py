@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatrix.models.gpt import measure
-from ablatrix.trainer import checkpoint, eval_context_lengths, failures, run_folder
+from ablatrix.trainer import checkpoint, eval_context_lengths, failures, initial_weights, run_folder
 from ablatrix.trainer import resume as resuming
 from ablatrix.trainer.callbacks import registry
 from ablatrix.trainer.callbacks.base import Callback
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Messages of rank 0 to the others: train or exit; the checkpoint to start from, '' for none; all is written
+# Messages of rank 0 to the others: NEW, RESUMED or '' to exit; the checkpoint to start from, '' for none; all is done
 GO, FROM, DONE = "go", "from", "done"
+NEW, RESUMED = "new", "resumed"
 
 
 def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
@@ -64,11 +65,13 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         group = _join(ranks, config)
         if run_folder.is_finished(run_dir, config):
             if group:
-                group.broadcast_last(GO, False)
+                group.broadcast_last(GO, "")
             return 0
         device = group.device if group else pick_device(config.trainer.device)
         tune_products(device, Path(config.system.cache_dir))
         # Before the folder is made: a file that cannot be used leaves nothing behind
+        if not checkpoint.checkpoints(run_dir):
+            initial_weights.require(config)
         inputs = Inputs.open(config)
         inputs.custom = registry.load_custom(config)
         corpus = config.data.test_corpus if config.data.test_file else config.data
@@ -79,8 +82,6 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
         ours = True
         run_folder.prepare(run_dir, config, argv, branch)
         _log_data_usage(inputs.store, config)
-        if group:
-            group.broadcast(GO, True)
         return _train(attempt, config, inputs, device, signals, group=group)
     except (Exception, Interrupted) as error:
         shown = failures.explain(error, run_dir, attempt, signals.received is not None)
@@ -101,12 +102,17 @@ def _train(
     group: ProcessGroup | None,
 ) -> int:
     run_dir = attempt.run_dir
-    trainer = _make_trainer(config, inputs, device, group)
+    resumed = inputs.start is not None or bool(checkpoint.checkpoints(run_dir))
+    if group:
+        group.broadcast(GO, RESUMED if resumed else NEW)
+    trainer = _make_trainer(config, inputs, device, group, resumed=resumed)
     start, inputs.start = inputs.start, None  # as large as the model and its optimizer: not kept while training
     origin = resuming.restore(trainer, run_dir, start)
     del start
     if group:
         group.broadcast(FROM, str((run_dir / origin).absolute()) if origin else "")
+    if resumed and not origin:  # its checkpoints cannot be used
+        trainer = _make_trainer(config, inputs, device, group)
     registry.attach(trainer, attempt, signals, inputs.custom)
     where = describe(device) + (f" x {group.world} processes ({trainer.strategy.name})" if group else "")
     if config.trainer.dtype == "auto":
@@ -149,13 +155,16 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
         ranks.check(config)
         group = _join(ranks, config)
         assert group
-        if not group.receive(GO):
+        how = group.receive(GO)
+        if not how:
             return 0
         training = True
         tune_products(group.device, Path(config.system.cache_dir))
         inputs = Inputs.open(config, named=False)
-        trainer = _make_trainer(config, inputs, group.device, group)
+        trainer = _make_trainer(config, inputs, group.device, group, resumed=how == RESUMED)
         origin = group.receive(FROM)
+        if how == RESUMED and not origin:
+            trainer = _make_trainer(config, inputs, group.device, group)
         if origin:
             resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until, own=True), origin)
         trainer.add_callback(OtherRank(signals))
@@ -198,9 +207,14 @@ class OtherRank(Callback):
             trainer.weights()
 
 
-def _make_trainer(config: RunConfig, inputs: Inputs, device: torch.device, group: ProcessGroup | None) -> Trainer:
+def _make_trainer(
+    config: RunConfig, inputs: Inputs, device: torch.device, group: ProcessGroup | None, *, resumed: bool = False
+) -> Trainer:
+    """Return the trainer of this process. resumed: a checkpoint follows, so that `model.init_from` is not read."""
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
-    trainer = Trainer(config, source, inputs.heldout.pair, device, strategies.make(config, device, group))
+    drawn = config.model.model_copy(update={"init_from": None} if resumed else {})
+    strategy = strategies.make(config.model_copy(update={"model": drawn}), device, group)
+    trainer = Trainer(config, source, inputs.heldout.pair, device, strategy)
     trainer.inputs = {**fingerprints.of_inputs(config), recorded_inputs.DATA: inputs.store.fingerprint}
     return trainer
 

@@ -52,7 +52,9 @@ def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     """Return the state dict in a model.pt. Raises UserError if it cannot be read."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
+    except pickle.UnpicklingError:  # torch advises to load it all the same
+        raise UserError(f"{path}: is damaged, or holds more than tensors; name another run") from None
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); name another run") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no weights; name another run")

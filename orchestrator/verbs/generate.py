@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ablatrix.orchestrator.store.study_dir import StudyRun
-    from ablatrix.trainer.generation import Request
+    from ablatrix.trainer.rundir.text_request import Request
 
 
 def generate(run: str, cells: Sequence[str], study: str | None, output: Path, request: Request) -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import tokenizer
-from ablatrix.trainer.generation import Request, continue_text
+from ablatrix.trainer.generation import continue_text
+from ablatrix.trainer.rundir.text_request import Request
 from tests.support.tiny_training import config
 
 SEPARATOR = 4095

@@ -39,6 +39,11 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def change_config(folder: Path, **settings: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
 def configured(init_from: object, **model: Any) -> RunConfig:
     sizes = {"model_type": None, "n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "block_size": 16}
     tree = {"data": {"file_path": "x", "block_size": 8}, "model": {**sizes, "init_from": str(init_from), **model}}
@@ -112,6 +117,8 @@ def test_a_longer_context_is_possible_without_learned_positions(gpt2: Path) -> N
     [
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "is missing or not JSON"),
+        (lambda folder: change_config(folder, n_embd=None), "its settings are damaged"),
+        (lambda folder: change_config(folder, model_type=[]), r"model_type \[\] is neither gpt2 nor llama"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor model.pt"),
         (
             lambda folder: [path.unlink() for path in folder.iterdir()],
@@ -152,6 +159,22 @@ def test_a_run_does_not_go_on_from_other_weights(train: Train, gpt2: Path) -> No
     (second / run_files.SUMMARY).unlink()
     with pytest.raises(UserError, match=r"the content of model\.init_from \(.*first\) has changed since step 2"):
         train("second", model__init_from=first, trainer__max_iters=2)
+
+
+def test_weights_that_cannot_be_used_leave_nothing_behind(train: Train, gpt2: Path, tmp_path: Path) -> None:
+    for name, source in (("missing", tmp_path / "no"), ("other", gpt2)):
+        with pytest.raises(ConfigError, match=r"model\.init_from"):
+            train(name, model__init_from=source)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_resumed_run_does_not_need_its_source(train: Train) -> None:
+    first = train("first", trainer__max_iters=1)
+    second = train("second", model__init_from=first, trainer__max_iters=2)
+    (first / run_files.MODEL).unlink()
+    (second / run_files.SUMMARY).unlink()
+    train("second", model__init_from=first, trainer__max_iters=2)
+    assert (second / run_files.SUMMARY).exists()
 
 
 def test_the_source_is_part_of_a_run_and_its_absence_is_not(gpt2: Path) -> None:

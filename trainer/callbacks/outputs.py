@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.config.optimization import branch_step
-from ablatrix.trainer.generation import Request, continue_text
+from ablatrix.trainer.generation import continue_text
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.out_of_memory import largest_part, peak_memory
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
+from ablatrix.trainer.rundir.text_request import Request
 
 if TYPE_CHECKING:
     from ablatrix.trainer.rundir.attempts import Attempt

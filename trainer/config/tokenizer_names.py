@@ -1,13 +1,20 @@
-"""Names of tokenizers: those of the offline cache, their aliases, and folders."""
+"""Names of tokenizers and models: those of the offline cache, repositories of the hub, and folders."""
 
 from __future__ import annotations
 
-ALIASES = {"openai-community/gpt2": "gpt2"}  # the hub's name, and the usual one
+# Names in the offline cache -> repositories of the hub; all others have the same name in both
+REPOSITORIES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+ALIASES = {repository: name for name, repository in REPOSITORIES.items()}
 
 
 def canonical(name: str) -> str:
-    """Return the name under which a tokenizer is stored, the same for all its aliases."""
+    """Return the name under which a tokenizer or model is stored, the same for all its aliases."""
     return ALIASES.get(name, name)
+
+
+def repository(name: str) -> str:
+    """Return the repository of the hub that a name means."""
+    return REPOSITORIES.get(name, name)
 
 
 def is_folder(name: str) -> bool:

@@ -138,11 +138,11 @@ class Packing:
         left of the block is separators without a target.
         """
         x[:], y[:], filled = self.text.separator, PADDING, 0
-        for line, position, length in self.block(line, position):
-            start, end = max(position - 1, 0), filled + length
-            tokens = self.text.store.read(line, start, min(position + length, self.text.store.count(line)))
-            x[filled + start + 1 - position : end] = tokens[: position - 1 + length - start]
-            targets = tokens[position - start :]
+        for document, begin, length in self.block(line, position):
+            start, end = max(begin - 1, 0), filled + length
+            tokens = self.text.store.read(document, start, min(begin + length, self.text.store.count(document)))
+            x[filled + start + 1 - begin : end] = tokens[: begin - 1 + length - start]
+            targets = tokens[begin - start :]
             y[filled : filled + len(targets)], y[filled + len(targets) : end] = targets, self.text.separator
             filled = end
 

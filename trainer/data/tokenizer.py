@@ -38,14 +38,19 @@ class TokenizerInfo:
     bulk: str = "tokenizers"
 
 
-def folder_name(name: str) -> str:
-    """Return a hub id as one folder name. Raises UserError unless it is a plain name or `owner/name`."""
+def folder_name(name: str, setting: str = "data.tokenizer") -> str:
+    """Return a hub id as one folder name. Raises UserError unless it is a plain name or `owner/name`.
+
+    setting: the one that names it, for the message.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
+        if setting == "--weights":
+            raise UserError(f"--weights: {name!r} is not a model's name; write gpt2, gpt2-medium or owner/name")
         advice = "write gpt2, sample, bytes or owner/name"
         if is_folder(name):
             command = f"{program()} warm-cache --tokenizer NAME --from {shlex.quote(name)}"
             advice = f"put the files of a folder into the cache under a name, with `{command}`, and write that name"
-        raise UserError(f"data.tokenizer: {name!r} is not a tokenizer's name; {advice}")
+        raise UserError(f"{setting}: {name!r} is not a tokenizer's name; {advice}")
     return name.replace("/", "--")
 
 

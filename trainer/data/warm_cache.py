@@ -42,8 +42,6 @@ from ablatrix.trainer.rundir.errors import AblatrixError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
 from ablatrix.trainer.rundir.program import ROOT, program
 
-REPOSITORIES = {"gpt2": "openai-community/gpt2"}  # short names -> repositories of the hub
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0: everything is there and works offline; 2: a user's mistake; 1: a failure."""
@@ -134,9 +132,9 @@ def _default_cache() -> Path:
 def _run(options: argparse.Namespace) -> None:
     name = tokenizer_names.canonical(options.tokenizer)
     data = _parse_data_flags(options)
-    folder_name(name)  # refused before anything is done
+    folder_name(name, "--tokenizer")  # refused before anything is done
     characters = options.characters_of and _corpus(options.characters_of, options.text_key, name)
-    if characters and name in (*REPOSITORIES, *tokenizer.EMBEDDED):
+    if characters and name in (*tokenizer_names.REPOSITORIES, *tokenizer.EMBEDDED):
         raise UserError(f"--characters-of: {name} is the name of another tokenizer; choose one with --tokenizer NAME")
     warm_tokenizer(name, options.cache_dir, characters or options.source, options.revision, options.force)
     corpus = options.sample_corpus or (options.data_dir / "sample.jsonl" if name == "sample" else None)
@@ -233,7 +231,7 @@ def _read_folder(source: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 def _download(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Download a tokenizer's files from the hub, all at the commit of the first one."""
-    repo, commit, files = REPOSITORIES.get(name, name), revision, {}
+    repo, commit, files = tokenizer_names.repository(name), revision, {}
     staging = personal(home / f".{folder_name(name)}.download")
     for file in TOKENIZER_FILES:
         say(f"tokenizer {name}: {file} from {repo}")

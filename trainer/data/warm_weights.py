@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
+from ablatrix.trainer.config.tokenizer_names import canonical, is_folder, repository
 from ablatrix.trainer.data import hub
 from ablatrix.trainer.data.data_sets import now
 from ablatrix.trainer.data.manifest import MODEL_FILES, SAFETENSORS, FileFacts, WeightsEntry, add_entry
@@ -15,8 +15,6 @@ from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.files import make_folder, personal, remove
 
-OWNER = "openai-community"  # of the repositories that are called gpt2, gpt2-medium, ...
-
 
 def warm_weights(name: str, cache_dir: Path, revision: str = "main", force: bool = False) -> None:
     """Download config.json and model.safetensors of a repository unless they are there and whole.
@@ -26,7 +24,7 @@ def warm_weights(name: str, cache_dir: Path, revision: str = "main", force: bool
     if is_folder(name):
         raise UserError(f"--weights {name}: is a folder, which model.init_from can name as it is")
     name = canonical(name)
-    folder, repo = cached_folder(folder_name(name), cache_dir), name if "/" in name else f"{OWNER}/{name}"
+    folder, repo = cached_folder(folder_name(name, "--weights"), cache_dir), repository(name)
     if not force and _is_there(name, cache_dir):
         say(f"weights of {name}: already in {cache_dir}")
         return

@@ -12,7 +12,7 @@ from ablatrix.trainer.config import load
 from ablatrix.trainer.config.tokenizer_names import canonical, is_folder
 from ablatrix.trainer.data.manifest import SAFETENSORS, find_incomplete, read_manifest
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
+from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, UserError
 from ablatrix.trainer.rundir.program import program
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ def find_source(name: str, cache_dir: Path) -> Source:
             f"{SETTING}: {folder}: has neither {SAFETENSORS} nor {run_files.MODEL}; name an exported folder, or the "
             "folder of a finished run"
         )
-    model = load(config).model
+    try:
+        model = load(config).model
+    except AblatrixError as error:
+        raise UserError(f"{SETTING}: {config}: {error}") from None
     if None in (model.vocab_size, model.block_size):
         raise UserError(f"{SETTING}: {config}: lacks vocab_size or block_size; name the folder of a finished run")
     return Source(name, folder / run_files.MODEL, model.resolved(0, 0), huggingface=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ablatrix.models.custom import ComponentError
 from ablatrix.models.gpt import GPT
+from ablatrix.trainer import initial_weights
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ class Single:
         """Return the whole model with its initial weights, on the CPU: drawn from the seed, or as `init_from` says."""
         model = GPT(self.config.model, seed=self.config.system.seed)
         if self.config.model.init_from:
-            from ablatrix.trainer import initial_weights
-
             initial_weights.load_initial(model, self.config, quiet=self.rank > 0)
         return model
 

@@ -13,9 +13,9 @@ from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.terminal.printing import Terminal
 from ablatrix.orchestrator.verbs.generate import generate, print_texts
-from ablatrix.trainer.generation import Request
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.text_request import Request
 from ablatrix.trainer.weights import read_config
 from tests.support.plans import expand
 

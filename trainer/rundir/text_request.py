@@ -1,0 +1,16 @@
+"""What is asked of a model that generates text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to continue, and how: `tokens` more tokens, drawn from the `top_k` likeliest (0: from all)."""
+
+    prompt: str
+    tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 40
+    seed: int = 0
