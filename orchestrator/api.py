@@ -17,6 +17,7 @@ from ablatrix.orchestrator.report.looks import analyze
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.orchestrator.terminal.printing import open_console
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
@@ -139,9 +140,8 @@ def submit(
 
     On this machine it returns when the runs have ended. Raises UserError or RunError.
     """
-    options = Options(Path(file), launcher, sets, only=only, retry=retry, wait=wait)
-    folder = make_plan(options).folder  # as the file is now
-    run_submit(options, open_console())
+    folder = load_experiment(Path(file), sets).experiment.folder  # as the file is now
+    run_submit(Options(Path(file), launcher, sets, only=only, retry=retry, wait=wait), open_console())
     return load(folder)
 
 

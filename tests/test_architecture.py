@@ -23,7 +23,7 @@ LAYERS = {
     "submit": {"study", "store", "slurm", "job", "status", "report", "terminal"},
     "verbs": {"study", "store", "slurm", "status", "report", "terminal", "submit"},
     "cli": {"terminal", "verbs"},
-    "api": {"store", "slurm", "status", "report", "terminal", "verbs"},
+    "api": {"study", "store", "slurm", "status", "report", "terminal", "verbs"},
     "__main__": {"cli"},
 }
 # What the orchestrator may import of the trainer and the models: what a run is, and the files that it leaves
@@ -57,7 +57,11 @@ EXCEPTIONS = {
         "ablatrix.trainer.data.token_store",
     },
     "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
-    "ablatrix.orchestrator.verbs.doctor": {"ablatrix.trainer.data.manifest", "ablatrix.trainer.data.tokenizer"},
+    "ablatrix.orchestrator.verbs.doctor": {
+        "ablatrix.trainer.data.manifest",
+        "ablatrix.trainer.data.tokenizer",
+        "ablatrix.trainer.data.weights_source",
+    },
     "ablatrix.orchestrator.verbs.export": {"ablatrix.trainer.export"},
     "ablatrix.orchestrator.verbs.generate": {"ablatrix.trainer.generation"},
     "ablatrix.orchestrator.verbs.plan": {"ablatrix.trainer.data.corpus_settings"},

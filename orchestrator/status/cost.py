@@ -40,9 +40,9 @@ def devices_per_run(settings: SlurmSettings) -> float:
     return settings.nodes * max(1, settings.gpu_count) / settings.runs_per_job
 
 
-def unit(experiment: Experiment) -> str:
-    """Return the unit of the hours of a plan."""
-    return "GPU-hours" if experiment.slurm.gpu_count else "node-hours"
+def unit(settings: SlurmSettings) -> str:
+    """Return the unit of the hours of a plan and of its budget."""
+    return "GPU-hours" if settings.gpu_count else "node-hours"
 
 
 def _seconds_per_step(smoke: Path, cell: str) -> float | None:
@@ -61,7 +61,8 @@ def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Ma
     total = sum(hours[run.cell] for run in runs)
     if total > experiment.budget:
         raise UserError(
-            f"budget: {len(runs)} runs will take about {total:.3g} GPU-hours, the budget is {experiment.budget:g}; "
+            f"budget: {len(runs)} runs will take about {total:.3g} {unit(experiment.slurm)}, the budget is "
+            f"{experiment.budget:g}; "
             "take fewer runs or steps, or give --over-budget"
         )
 
@@ -72,7 +73,7 @@ def describe(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, fl
     text = f"{len(runs)} runs"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     if all(run.cell in hours for run in runs):
-        text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit(experiment)}"
+        text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit(experiment.slurm)}"
         text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""
     else:
         text += f"; hours are known after `submit --smoke N` ({len(hours)} cells measured so far)"

@@ -146,7 +146,7 @@ def create_study(
 ) -> Study:
     """Create the folders of a study and of its runs. Existing files stay as they are (see `update_configs`).
 
-    fields: further ones of study.json, such as `cluster`, `design` and `scale`; empty ones are left out.
+    fields: further ones of study.json, such as `cluster`, `design` and those of `plan_fields`; empty ones are left out.
     Raises UserError where the folder cannot be written or belongs to another user.
     """
     record: dict[str, Any] = {"name": name, "file": str(file), "created": round(time.time(), 3), "features": features}
@@ -160,7 +160,7 @@ def create_study(
     ]
     record |= {name: value for name, value in (fields or {}).items() if value}
     record |= {"tune": asdict(tune)} if (tune := runs[0].tune if runs else None) else {}
-    record |= _kept(folder)
+    record |= {name: value for name, value in _kept(folder).items() if name not in record}
     require_own(folder)
     try:
         make_folder(folder, parents=True)
@@ -181,26 +181,25 @@ def _kept(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def record_plan(folder: Path, margin: float | None, looks: Looks | None = None) -> None:
-    """Record in study.json what its runs and an experiment's `margin:` and looks are, if that is new.
+def plan_fields(folder: Path, runs: Sequence[Run], looks: Looks | None, margin: float | None) -> dict[str, Any]:
+    """Return `margins` and `plans` of study.json for a submit of these runs: those before, and a new one if it differs.
 
-    A change after the first submit must be visible. Raises UserError.
+    A change after the first submit must be visible.
     """
-    record, study = _read(folder)
-    margins, plans = record.get("margins", []), record.get("plans", [])
-    changed: dict[str, Any] = {}
+    kept, now = _kept(folder), round(time.time(), 3)
+    margins, plans = kept.get("margins", []), kept.get("plans", [])
     if not margins or margins[-1][1] != margin:
-        changed["margins"] = [*margins, [round(time.time(), 3), margin]]
-    seeds, cells = sorted({run.seed for run in study.runs}), list(dict.fromkeys(run.cell for run in study.runs))
-    now = {"seeds": seeds, "cells": cells, "looks": looks.as_record() if looks else None}
-    if not plans or any(plans[-1].get(name) != value for name, value in now.items()):
-        finished = sum((folder / run.id / run_files.SUMMARY).exists() for run in study.runs)
-        changed["plans"] = [*plans, {"time": round(time.time(), 3), **now, "finished": finished}]
-    if changed:
-        try:
-            atomic_write(folder / STUDY, json.dumps(record | changed, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"{folder / STUDY}: cannot be written: {error.strerror}") from None
+        margins = [*margins, [now, margin]]
+    plan = asdict(plan_of(runs, looks)) | {"looks": looks.as_record() if looks else None}
+    if not plans or any(plans[-1].get(name) != plan[name] for name in ("seeds", "cells", "looks")):
+        finished = sum((folder / run.id / run_files.SUMMARY).exists() for run in runs)
+        plans = [*plans, plan | {"time": now, "finished": finished}]
+    return {"margins": margins, "plans": plans}
+
+
+def plan_of(runs: Sequence[Run], looks: Looks | None) -> Planned:
+    """Return what a submit of these runs plans, without its time."""
+    return Planned(0.0, sorted({run.seed for run in runs}), list(dict.fromkeys(run.cell for run in runs)), looks)
 
 
 def require_own(folder: Path) -> None:

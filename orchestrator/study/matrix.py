@@ -41,6 +41,14 @@ class Run:
         return f"{self.cell}-seed{self.seed}-{self.config.fingerprint()}"
 
 
+def first_of_cells(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return cell -> its first run."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.cell, run)
+    return first
+
+
 def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
     """Return the settings of the features; later features win."""
     merged: Overrides = {}
@@ -129,6 +137,7 @@ class _Expansion:
         self.loaded, self.vocabulary, self.follow_corpus = loaded, vocabulary, follow_corpus
         self._faults: dict[str, str] = {}
         self._same: list[str] = []
+        self._steps: dict[str, int] = {}  # size -> optimizer steps, of a study by tokens per parameter
 
     @property
     def problems(self) -> list[str]:
@@ -155,9 +164,11 @@ class _Expansion:
         experiment, scale = self.loaded.experiment, self.loaded.experiment.scale
         settings = dotted.override(experiment.base, size.settings)
         if scale and scale.tokens_per_parameter:
-            bare = dotted.override(settings, self.loaded.forced)
-            base = run_config.resolve(experiment, bare, self.vocabulary, self.follow_corpus)
-            settings = dotted.override(settings, {STEPS: steps_for(base, scale.tokens_per_parameter)})
+            if size.name not in self._steps:  # the same for all cells
+                bare = dotted.override(settings, self.loaded.forced)
+                base = run_config.resolve(experiment, bare, self.vocabulary, self.follow_corpus)
+                self._steps[size.name] = steps_for(base, scale.tokens_per_parameter)
+            settings = dotted.override(settings, {STEPS: self._steps[size.name]})
         settings = dotted.override(dotted.override(settings, overrides), self.loaded.forced)
         config = run_config.resolve(experiment, settings, self.vocabulary, self.follow_corpus)
         if problems := config.sharing_problems(experiment.slurm):

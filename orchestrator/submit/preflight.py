@@ -16,6 +16,7 @@ from ablatrix.models.config import count_parameters, without_custom_components
 from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import exported_env
+from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight, weights_preflight
 from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.config import RunConfig, tokenizer_names
@@ -137,10 +138,7 @@ def _bytes_kept(config: RunConfig) -> int:
 
 def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Yield the cells that train exactly like the baseline, found by training a shrunken model of each."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.size == runs[0].size:  # at the others it is the same model, larger
-            first.setdefault(run.cell, run)
+    first = first_of_cells([run for run in runs if run.size == runs[0].size])  # at the others: larger, else the same
     baseline = next((run for run in first.values() if not run.features), None)
     cells = [run for run in first.values() if run.features]
     if len(cells) > MOST_PROBED:

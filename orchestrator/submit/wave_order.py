@@ -71,12 +71,6 @@ def is_waiting(study: Study, ids: Iterable[str] | None = None) -> bool:
     return bool(order and (order.runs if ids is None else set(ids) & order.runs.keys()))
 
 
-def is_staged(study: Study) -> bool:
-    """True if runs of a later stage are to be queued when the active ones have ended."""
-    order = read(study)
-    return bool(order and order.staged)
-
-
 def forget(study: Study, ids: Iterable[str] | None = None) -> int:
     """Remove these runs (None: all, and later stages) from the order; return how many waited. Raises OSError."""
     order = read(study)
@@ -92,7 +86,11 @@ def forget(study: Study, ids: Iterable[str] | None = None) -> int:
 
 def find_waiting(study: Study, states: Sequence[RunState]) -> list[RunState]:
     """Return the runs that wait for room in their order, without those that another submit has claimed since."""
-    order = read(study)
+    return select_waiting(study, read(study), states)
+
+
+def select_waiting(study: Study, order: Order | None, states: Sequence[RunState]) -> list[RunState]:
+    """Return the same of an order that has been read."""
     runs = order.runs if order else {}
     found = [s for s in states if not s.active and s.state != "done" and runs.get(s.run.id, -1) == s.attempt]
     return in_queue_order(found, study.name, lambda state: state.run)

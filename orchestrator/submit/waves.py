@@ -178,7 +178,7 @@ def resume(study: Study, scheduler: Scheduler, say: Say, notifier: Notifier | No
     queueing.adopt(states)
     queueing.release_held(study, scheduler.jobs, say)
     order = wave_order.read(study)
-    waiting = wave_order.find_waiting(study, states)
+    waiting = wave_order.select_waiting(study, order, states)
     stages = next_stage.find_stages(study, states)
     (notifier or Notifier(study)).send(states, stages)
     due = _find_due(study, stages, waiting, states)
@@ -211,8 +211,8 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
     total = spent * (1 + len(due) / max(1, done))
     if order.budget is not None and due and total > order.budget:
         raise UserError(
-            f"budget: with the {len(due)} runs of the next stage the study takes about {total:.3g} GPU-hours, the "
-            f"budget is {order.budget:g}; submit again with --over-budget"
+            f"budget: with the {len(due)} runs of the next stage the study takes about {total:.3g} "
+            f"{cost.unit(order.settings)}, the budget is {order.budget:g}; submit again with --over-budget"
         )
 
 
@@ -229,7 +229,8 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
     def go_on(states: Sequence[RunState], scheduler: Scheduler) -> bool:
         nonlocal next_look
         notifier.send(states)
-        waiting = wave_order.find_waiting(study, states) or wave_order.is_staged(study)
+        order = wave_order.read(study)
+        waiting = wave_order.select_waiting(study, order, states) or (order is not None and order.staged)
         if time.monotonic() < next_look or (scheduler.jobs is None and any(state.active for state in states)):
             return bool(waiting)
         next_look = time.monotonic() + RETRY_SECONDS
@@ -244,10 +245,14 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
 
 
 def describe(
-    study: Study, states: Sequence[RunState], jobs: helper_jobs.Queue | None, stages: Stages | None = None
+    study: Study,
+    order: Order | None,
+    states: Sequence[RunState],
+    jobs: helper_jobs.Queue | None,
+    stages: Stages | None = None,
 ) -> list[str]:
     """Return lines for `status`: what waits for room or for results, and the study's helper jobs."""
-    waiting, order = wave_order.find_waiting(study, states), wave_order.read(study)
+    waiting = wave_order.select_waiting(study, order, states)
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = _describe_stages(stages, order, follow_up, jobs, states) if stages else []
     if waiting and follow_up:

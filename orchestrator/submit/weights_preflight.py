@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import value_origins
+from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.rundir.errors import RunError
@@ -18,19 +19,17 @@ if TYPE_CHECKING:
 
 def check_weights(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Yield why cells cannot start from the weights that they name; shapes are compared in a process with torch."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        if isinstance(run.config, RunConfig) and run.config.model.init_from:
-            first.setdefault(run.cell, run)
+    chosen = [run for run in runs if isinstance(run.config, RunConfig) and run.config.model.init_from]
+    first = first_of_cells(chosen).values()
     if not first:
         return
-    text = json.dumps([run.config.as_tree() for run in first.values()])
+    text = json.dumps([run.config.as_tree() for run in first])
     try:
         found = json.loads(run_module("ablatrix.trainer.initial_weights", text=text))
     except RunError as error:
         yield f"model.init_from: the weights cannot be checked: {error}"
         return
-    for run, problems in zip(first.values(), found, strict=True):
+    for run, problems in zip(first, found, strict=True):
         for problem in problems:
             key = problem.partition(":")[0]
             at = value_origins.position(loaded, run.features, key if key.startswith("model.") else "model.init_from")

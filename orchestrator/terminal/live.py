@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 
+from ablatrix.orchestrator.report import next_stage
+from ablatrix.orchestrator.report.stages import ENDED, Stages
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.terminal.status_table import status_table, summary_line
@@ -56,6 +58,8 @@ class LiveStatus:
         self.live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
         self.states: list[RunState] = []
         self._line, self._next = "", 0.0
+        self._ended: list[tuple[str, str, int]] | None = None
+        self._stages = Stages()
 
     def __enter__(self) -> LiveStatus:
         if self.console.is_terminal:
@@ -74,7 +78,7 @@ class LiveStatus:
         problem = ""
         try:
             self.study.require()
-            self.states = study_state.collect(self.study, self.scheduler)
+            self.states = self._with_reasons(study_state.collect(self.study, self.scheduler))
         except OSError as error:
             problem = f"\n{error.filename or self.study.folder}: {error.strerror}; the last known states are shown"
         line = summary_line(self.states, self.scheduler) + problem
@@ -85,6 +89,15 @@ class LiveStatus:
         self._line = line
         self.on_refresh(self.states)
         return self.states
+
+    def _with_reasons(self, states: list[RunState]) -> list[RunState]:
+        """Return the states with the reasons of their stages, which are found again when a run has ended."""
+        if not next_stage.has_stages(self.study):
+            return states
+        ended = [(state.run.id, state.state, state.attempt) for state in states if state.state in ENDED]
+        if self._ended != ended:
+            self._ended, self._stages = ended, next_stage.find_stages(self.study, states)
+        return next_stage.with_reasons(states, self._stages)
 
     def _draw(self, line: str) -> None:
         shown = sorted(self.states, key=lambda s: ORDER.index(s.state) if s.state in ORDER else len(ORDER))

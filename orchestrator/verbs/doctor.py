@@ -17,7 +17,7 @@ from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.terminal import printing, tables
 from ablatrix.trainer.config import RunConfig
-from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.data import tokenizer, weights_source
 from ablatrix.trainer.data.manifest import read_manifest
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.program import program
@@ -98,18 +98,22 @@ def _check_slurm() -> Finding:
 
 
 def _check_cache() -> Finding:
-    """Check that every tokenizer of the offline cache is whole."""
+    """Check that every tokenizer of the offline cache is whole, and that no file of its weights is cut off."""
     cache = Path(RunConfig().system.cache_dir)
     warm = f"on a machine with internet: {program()} warm-cache"
     try:
-        names = sorted(read_manifest(cache).tokenizers)
+        manifest = read_manifest(cache)
+        names = sorted(manifest.tokenizers)
         for name in names:
             tokenizer.verify(tokenizer.find(name, cache))
+        for name in manifest.models:
+            weights_source.find_source(name, cache)
     except AblatrixError as error:
         return Finding("offline cache", FAULT, str(error))
     if not names:
         return Finding("offline cache", WARNING, f"{cache} holds no tokenizer", warm)
-    return Finding("offline cache", OK, f"{cache}: {', '.join(names)}")
+    weights = f"; weights of {', '.join(sorted(manifest.models))}" if manifest.models else ""
+    return Finding("offline cache", OK, f"{cache}: {', '.join(names)}{weights}")
 
 
 def _check_disk(output: Path) -> Finding:

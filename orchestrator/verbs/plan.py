@@ -100,7 +100,7 @@ class Plan:
             seeds=len({run.seed for run in runs}),
             earlier=self.results.noise,
             hours=self.hours,
-            hours_unit=cost.unit(experiment),
+            hours_unit=cost.unit(experiment.slurm),
         )
 
     @property
@@ -133,7 +133,6 @@ class Plan:
     def study(self) -> Study:
         """The study as it will be on disk."""
         experiment, runs = self.loaded.experiment, study_dir.study_runs(self.folder, self.runs)
-        seeds, cells = sorted({run.seed for run in runs}), list(dict.fromkeys(run.cell for run in runs))
         return Study(
             self.folder,
             experiment.name,
@@ -147,14 +146,14 @@ class Plan:
             scale=self.scale,
             measure=self.runs[0].config.measure,
             margins=[(0.0, experiment.margin)],
-            plans=[study_dir.Planned(0.0, seeds, cells, self.looks)],
+            plans=[study_dir.plan_of(self.runs, self.looks)],
             notify=self.notify,
         )
 
     def create(self) -> Study:
         """Make the folders of the study and its runs; what exists stays as it is."""
         experiment = self.loaded.experiment
-        study_dir.create_study(
+        return study_dir.create_study(
             self.folder,
             experiment.name,
             self.options.file,
@@ -166,10 +165,9 @@ class Plan:
                 "design": experiment.design,
                 "scale": self.scale,
                 "notify": self.notify.model_dump() if self.notify else None,
+                **study_dir.plan_fields(self.folder, self.runs, self.looks, experiment.margin),
             },
         )
-        study_dir.record_plan(self.folder, experiment.margin, self.looks)
-        return study_dir.load_study(self.folder)
 
     def value_origins(self, run: Run) -> dict[str, str]:
         """Return what set each value of a run's configuration."""
@@ -234,7 +232,7 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
     loaded, runs, folder = planned.loaded, planned.runs, planned.folder
     if style == "json":
         data = plan_tables.as_json(runs, folder, planned.launcher, planned.hours)
-        more = {"hours_unit": cost.unit(loaded.experiment), "budget": loaded.experiment.budget}
+        more = {"hours_unit": cost.unit(loaded.experiment.slurm), "budget": loaded.experiment.budget}
         forecast = planned.forecast.as_record()
         console.print_json(data={**data, **more, "screening": planned.screen, "forecast": forecast})
         return

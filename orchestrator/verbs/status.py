@@ -36,14 +36,14 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
         head = {"study": found.name, "folder": str(found.folder), "stages": list(stages.lines)}
         printing.print_json({**head, **run_state.as_record(states, scheduler.silent_since)})
         return
-    if scheduler.jobs is None and (
-        wave_order.is_waiting(found) or wave_order.is_staged(found)
-    ):  # no run is queued, but a follow-up job may be
+    order = wave_order.read(found)
+    if scheduler.jobs is None and order and (order.runs or order.staged):
+        # no run is queued, but a follow-up job may be
         study_state.read_queue(found, scheduler)
     status_table.print_states(states, str(found.folder), console, found.measure, everything)
     for line in (
         status_table.summary_line(states, scheduler),
-        *waves.describe(found, states, scheduler.jobs, stages),
+        *waves.describe(found, order, states, scheduler.jobs, stages),
         *removed_files.of_study(found),
         early_failures.describe_alike(states, found.folder),
     ):

@@ -236,7 +236,7 @@ def test_a_smoke_test_ends_after_its_steps(workspace: Workspace) -> None:
         budget=1e-9,
     )
     refused = workspace.run("submit", study, "--launcher", "local", "--smoke", "3", code=2)
-    assert "GPU-hours, the budget is 1e-09" in refused.stderr
+    assert "node-hours, the budget is 1e-09" in refused.stderr
     (summary,) = (workspace.folder / "out/study/smoke").glob("*/summary.json")
     assert 3 <= json.loads(summary.read_text())["iters"] < 5000
 

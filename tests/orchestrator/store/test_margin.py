@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablatrix.orchestrator.store.study_dir import STUDY, create_study, load_study, record_plan
+from ablatrix.orchestrator.store.study_dir import STUDY, create_study, plan_fields
 
 
 def test_a_later_change_of_the_margin_is_recorded(tmp_path: Path) -> None:
     def margins(margin: float | None) -> list[float | None]:
-        create_study(tmp_path / "study", "study", Path("study.yaml"), {}, [])
-        record_plan(tmp_path / "study", margin)
-        return [value for _, value in load_study(tmp_path / "study").margins]
+        folder = tmp_path / "study"
+        fields = plan_fields(folder, [], None, margin)
+        return [value for _, value in create_study(folder, "s", Path("s.yaml"), {}, [], fields=fields).margins]
 
     assert margins(0.02) == [0.02]
     assert margins(0.02) == [0.02]

@@ -63,6 +63,16 @@ def test_tokens_per_parameter_are_those_of_the_baseline(tmp_path: Path) -> None:
     assert origins["model.model_type"].startswith("scale, ")
 
 
+def test_the_base_is_resolved_once_a_size(tmp_path: Path) -> None:
+    """A size's steps follow from its base alone, and a resolution may count the tokens of a corpus."""
+    text = FEATURES + "scale: {model.model_type: [gpt-nano, gpt-micro], tokens_per_parameter: 2}\n"
+    runs, resolved = expand(tmp_path, text), []
+    loaded = load_experiment(tmp_path / "e.yaml")
+    matrix.runs(loaded, lambda config: resolved.append(config) or (4096, 4095))
+    cells = 1 + len({run.cell for run in runs}) // 2  # and the base without features
+    assert len(resolved) == 2 * (cells + 1)
+
+
 def test_sizes_are_named_by_what_tells_them_apart() -> None:
     def names(**settings: object) -> list[str]:
         return [size.name for size in Scale.model_validate(settings).sizes()]

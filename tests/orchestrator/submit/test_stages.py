@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.study_dir import Study
 from ablatrix.orchestrator.study.looks import Looks
+from ablatrix.orchestrator.study.notify_settings import Notify
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 from ablatrix.orchestrator.submit import selection, wave_order, waves
 from ablatrix.orchestrator.submit.wave_order import Order
+from ablatrix.orchestrator.terminal import live
 from ablatrix.orchestrator.verbs.status import status
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
@@ -24,6 +27,7 @@ from ablatrix.trainer.rundir.events import append_event
 from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import expand
+from tests.support.webhook import Webhook
 from tests.support.workspace import Workspace
 
 TEXT = """\
@@ -40,9 +44,9 @@ EFFECTS = {"rope": -0.5}  # decided at the first look; swiglu at none
 def study(tmp_path: Path) -> Study:
     """Of three cells with looks at 3, 5 and 8 seeds."""
     folder = tmp_path / "out" / "s"
-    study_dir.create_study(folder, "s", tmp_path / "e.yaml", {}, expand(tmp_path, TEXT))
-    study_dir.record_plan(folder, None, LOOKS)
-    return study_dir.load_study(folder)
+    runs = expand(tmp_path, TEXT)
+    fields = study_dir.plan_fields(folder, runs, LOOKS, None)
+    return study_dir.create_study(folder, "s", tmp_path / "e.yaml", {}, runs, fields=fields)
 
 
 def order_of(folder: Path, budget: float | None = None) -> Order:
@@ -198,11 +202,30 @@ def test_status_says_which_look_runs_and_what_goes_on(
     assert "rope stopped at look 1 (helps); swiglu goes on with the baseline" in out
     assert "up to 10 runs follow, and no job will queue them: submit again" in out
     assert out.count("not needed: its cell has stopped by look 1") == 5
+    with live.LiveStatus(study, Console(width=200), Scheduler()) as watched:
+        watched.refresh()
+    assert "24 runs: 10 planned, 9 done, 5 not needed" in capsys.readouterr().out
     assert "24 runs: 10 planned, 9 done, 5 not needed" in out
     for _ in range(2):
         submit(study, order_of(tmp_path))
         finish(study, fake)
     assert "runs follow" not in shown()
+
+
+def test_the_follow_up_job_sends_what_a_look_has_decided_once(
+    fake: FakeSlurm, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(study, order_of(tmp_path))
+    finish(study, fake)
+    with Webhook() as hook:
+        monkeypatch.setenv("ABLATRIX_WEBHOOK", hook.url)
+        noted = replace(study, notify=Notify(webhook="$ABLATRIX_WEBHOOK"))
+        for _ in range(2):
+            assert waves.resume(noted, Scheduler(), print)
+    (sent,) = hook.received
+    assert sent["event"] == "look"
+    assert "look 1 of 3 has ended" in sent["text"] and "rope stopped at look 1 (helps)" in sent["text"]
+    assert sent["runs"] == {"planned": 10, "done": 9, "not needed": 5}
 
 
 def test_a_cancelled_study_does_not_go_on(fake: FakeSlurm, study: Study, tmp_path: Path) -> None:

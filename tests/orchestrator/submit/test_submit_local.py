@@ -163,7 +163,7 @@ def test_a_budget_is_kept(workspace: Workspace) -> None:
     study.write_text(text + "budget: 1e-9\n")
     only = ("submit", study, "--launcher", "local", "--only", "baseline", "--only", "swiglu")
     refused = workspace.run("submit", study, "--launcher", "local", "--smoke", "3", code=2)
-    assert "GPU-hours, the budget is 1e-09" in refused.stderr
+    assert "node-hours, the budget is 1e-09" in refused.stderr
     assert workspace.states() == {}
     assert "of a budget of 1e-09" in workspace.run("plan", study).stdout
     workspace.run(*only, "--over-budget")

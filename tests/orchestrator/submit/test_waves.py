@@ -80,7 +80,7 @@ def test_a_limit_that_is_known_leaves_room_for_the_follow_up(
     assert fake.dependency(3) == "afterany:1?afterany:2"
     assert printed[-1].startswith("3 runs wait for room in the queue (MaxSubmitJobs=5); job 3 queues them")
     assert by_state(study) == {"planned": 3, "queued": 4}
-    lines = waves.describe(study, study_state.collect(study), commands.queue())
+    lines = waves.describe(study, wave_order.read(study), study_state.collect(study), commands.queue())
     assert lines == ["3 runs wait for room in the queue: job 3 queues them"]
 
 
@@ -225,7 +225,7 @@ def test_a_follow_up_that_slurm_holds_is_shown_and_released(fake: FakeSlurm, stu
     squeue.write_text(squeue.read_text().replace('"Priority"', '"launch failed requeued held"'))
     (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     follow_up_job = max(fake.jobs())
-    lines = waves.describe(study, study_state.collect(study), commands.queue())
+    lines = waves.describe(study, wave_order.read(study), study_state.collect(study), commands.queue())
     assert f"job {follow_up_job} is to queue them, but is held (launch failed requeued held: submit again" in lines[0]
     queueing.release_held(study, None, Printed())
     assert asked.read_text().strip().split(",")[-1] == str(follow_up_job)
@@ -241,7 +241,7 @@ def test_a_node_that_cannot_submit_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert follow_up.main([str(study.folder)]) == 1
     monkeypatch.setenv("PATH", path)
-    [line] = waves.describe(study, study_state.collect(study), commands.queue())
+    [line] = waves.describe(study, wave_order.read(study), study_state.collect(study), commands.queue())
     assert line.startswith("4 runs wait") and "sbatch: not found on" in line and line.endswith("submit again")
     before = wave_order.read(study)
     assert before is not None and before.blocked

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from ablatrix.models.config import GPTConfig
+from ablatrix.models.huggingface import describe_model
 from ablatrix.orchestrator.cli import app
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.verbs import doctor
+from ablatrix.trainer.data.manifest import FileFacts, WeightsEntry, add_entry
 
 
 def write_program(folder: Path, name: str, body: str) -> None:
@@ -38,6 +42,25 @@ def test_a_tokenizer_that_is_not_whole(offline_cache: Path, tmp_path: Path, monk
     monkeypatch.setenv("ABLATRIX_CACHE", str(cache))
     finding = doctor._check_cache()
     assert finding.state == doctor.FAULT and "is missing or incomplete: run `" in finding.found
+
+
+def test_weights_that_are_not_whole(offline_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(offline_cache / "tokenizers", cache / "tokenizers")
+    (cache / "manifest.json").write_bytes((offline_cache / "manifest.json").read_bytes())
+    folder = cache / "models" / "gpt2"
+    folder.mkdir(parents=True)
+    model = GPTConfig(model_type="gpt-nano").resolved(4096, 8)
+    texts = {"config.json": json.dumps(describe_model(model)), "model.safetensors": "x" * 100}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    files = {name: FileFacts(size=len(text), sha256="") for name, text in texts.items()}
+    add_entry(cache, "gpt2", WeightsEntry(source="openai-community/gpt2", files=files))
+    monkeypatch.setenv("ABLATRIX_CACHE", str(cache))
+    assert doctor._check_cache().found.endswith("sample; weights of gpt2")
+    (folder / "model.safetensors").write_text("x" * 99)
+    finding = doctor._check_cache()
+    assert finding.state == doctor.FAULT and "warm-cache --weights gpt2" in finding.found
 
 
 @pytest.mark.parametrize(
