@@ -24,9 +24,9 @@ check_venv = for venv in $(1); do \
 	    "remove the link, or choose another folder: make VENV=FOLDER ..." >&2; exit 1; \
 	elif [ -e "$$venv" ] && [ ! -f "$$venv/pyvenv.cfg" ]; then echo "make: $$venv is not a virtual environment;" \
 	    "move it away, or choose another folder: make VENV=FOLDER ..." >&2; exit 1; fi; done
-AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt
+AUDITED := requirements-cuda.txt requirements-dev.txt requirements/tools.txt requirements/docs.txt
 
-.PHONY: help demo test fast-test coverage trust science soak warm-cache report schema lint lock licenses audit wheel clean
+.PHONY: help demo test fast-test coverage trust science soak warm-cache report schema docs lint lock licenses audit wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +57,13 @@ $(VENV)-tools/.installed: requirements/tools.txt
 	$(PYTHON) -m venv $(VENV)-tools
 	$(VENV)-tools/bin/python $(PIP) -r requirements/tools.txt
 	$(VENV)-tools/bin/python -I -m pip check
+	touch $@
+
+$(VENV)-docs/.installed: requirements/docs.txt
+	@$(call check_venv,"$(VENV)-docs")
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python $(PIP) -r requirements/docs.txt
+	$(VENV)-docs/bin/python -I -m pip check
 	touch $@
 
 demo: $(VENV)/.installed-command ## run a small study of 7 cells and show the verdict (minutes on two cores)
@@ -95,6 +102,9 @@ warm-cache: $(VENV)/.installed-command ## fill the offline cache, on the login n
 report: $(VENV)/.installed-command ## write the report of the latest study
 	$(BIN)/ablatrix report
 
+docs: $(VENV)-docs/.installed ## build the documentation as a site in site/; fails for a broken link
+	$(VENV)-docs/bin/mkdocs build --quiet --config-file tools/mkdocs.yml
+
 schema: $(VENV)/.installed-command ## write experiments/schema.json, after a change of settings
 	$(BIN)/ablatrix schema --output experiments/schema.json
 
@@ -119,5 +129,5 @@ wheel: $(VENV)/.installed-dev ## build a reproducible wheel of this commit in di
 	sha256sum dist/*.whl
 
 clean: ## remove the virtual environments
-	@$(call check_venv,"$(VENV)" "$(VENV)-tools")
-	rm -rf "$(VENV)" "$(VENV)-tools"
+	@$(call check_venv,"$(VENV)" "$(VENV)-tools" "$(VENV)-docs")
+	rm -rf "$(VENV)" "$(VENV)-tools" "$(VENV)-docs"

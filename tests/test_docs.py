@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -167,3 +169,26 @@ def test_the_readme_is_short_and_every_page_is_linked_from_it() -> None:
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT / "docs", capture_output=True, text=True, check=False)
     for page in listed.stdout.split():
         assert f"](docs/{page})" in readme, page
+
+
+def test_the_site_lists_every_page() -> None:
+    listed = set(re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "tools/mkdocs.yml").read_text(), re.MULTILINE))
+    assert {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")} <= listed
+
+
+def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
+    mkdocs = shutil.which("mkdocs", path=f"{ROOT / '.venv-docs/bin'}:{os.environ['PATH']}")
+    if mkdocs is None:
+        pytest.skip("mkdocs is not installed; `make docs` installs it")
+    command = [
+        mkdocs,
+        "build",
+        "--strict",
+        "--config-file",
+        str(ROOT / "tools/mkdocs.yml"),
+        "--site-dir",
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Quick start" in (tmp_path / "index.html").read_text()

@@ -23,6 +23,7 @@ PARTS = {
     "requirements-cuda.txt": "runs on GPUs",
     "requirements-dev.txt": "tests and checks",
     "requirements/tools.txt": "locking and auditing",
+    "requirements/docs.txt": "the documentation site",
 }
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0"),

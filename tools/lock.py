@@ -4,6 +4,7 @@
     requirements.txt           common, with the CPU build of torch
     requirements-cuda.txt      common, with PyPI's torch, which on Linux brings CUDA
     requirements-dev.txt       common, with what tests and checks need besides
+    requirements/docs.txt      for `make docs`, in a virtual environment of its own
     requirements/tools.txt     for this file and `make audit`; in a virtual environment of their own
 
 Versions follow from pyproject.toml: `uv pip compile` chooses them, keeps those that are locked already, and takes the
@@ -173,6 +174,7 @@ def main(arguments: list[str]) -> int:
         runs = resolve(["--constraint", str(chosen), "pyproject.toml"], [])
     cuda = [entry for entry in runs.values() if CUDA.match(entry.name)]
     tools = resolve([*arguments, "--group", "pyproject.toml:tools"], [ROOT / "requirements" / "tools.txt"])
+    docs = resolve([*arguments, "--group", "pyproject.toml:docs"], [ROOT / "requirements" / "docs.txt"])
     page = cpu_page(whole["torch"].pin.partition("==")[2])
 
     (ROOT / "requirements" / "torch-cpu.html").write_text(page)
@@ -183,6 +185,7 @@ def main(arguments: list[str]) -> int:
     write("requirements-cuda.txt", GPU, cuda, common)
     write("requirements-dev.txt", DEV, [entry for name, entry in whole.items() if name not in runs], common)
     write("requirements/tools.txt", TOOLS, list(tools.values()))
+    write("requirements/docs.txt", DOCS, list(docs.values()))
     return 0
 
 
@@ -192,6 +195,7 @@ On Linux this is PyTorch's own CPU build, which is not on PyPI; pip finds it thr
 GPU = """What runs need on NVIDIA GPUs: pip install --no-deps --require-hashes -r requirements-cuda.txt
 Everything is on PyPI. It works without a GPU as well, but is gigabytes larger."""
 DEV = "What tests and checks need besides: after, or together with, requirements.txt or requirements-cuda.txt."
+DOCS = "For `make docs`, in a virtual environment of its own."
 TOOLS = "For `make lock`, `make audit` and `make licenses`, in a virtual environment of their own."
 
 if __name__ == "__main__":
