@@ -38,7 +38,7 @@ class Usage:
         """Count the usage of a complete store in one pass over its offsets."""
         lines, totals = split_lines(store, config), np.zeros(4, dtype=np.int64)
         for start in range(lines.start, lines.stop, SCAN):
-            counts = np.diff(store.offsets[start : min(lines.stop, start + SCAN) + 1])
+            counts = store.counts(range(start, min(lines.stop, start + SCAN)))
             usable = counts[counts > (config.block_size if config.sampling == "document" else 0)]
             totals += [np.count_nonzero(counts), counts.sum(), len(usable), usable.sum()]
         return cls(*map(int, totals))

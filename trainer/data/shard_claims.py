@@ -134,9 +134,6 @@ class Claims:
         except FileNotFoundError:
             return True
         except OSError as error:
-            if path.is_dir():  # of an older version
-                files.remove(path)
-                return True
             owner = files.owner_name(path)
             if error.errno not in NOT_PERMITTED or not owner:
                 return False

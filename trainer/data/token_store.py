@@ -184,8 +184,7 @@ class CompleteStore(TokenStore):
     def require(self, lines: range, length: int) -> None:
         longest = 0
         for start in range(lines.start, lines.stop, SCAN):
-            stop = min(lines.stop, start + SCAN)
-            longest = max(longest, int(np.diff(self._offsets[start : stop + 1]).max()))
+            longest = max(longest, int(self.counts(range(start, min(lines.stop, start + SCAN))).max()))
             if longest >= length:
                 return
         raise too_short(self.name, longest, length)
