@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import pandas as pd
 import pytest
 
 import ablatrix
+from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
 from tests.support.studies import Plan, write_study
 from tests.support.workspace import Workspace
@@ -64,6 +68,22 @@ def test_plan_submit_and_status(workspace: Workspace, monkeypatch: pytest.Monkey
     states = ablatrix.status(study.folder)
     assert sorted(states["id"]) == sorted(planned["run"]) and set(states["state"]) == {"done"}
     assert study.runs().set_index("run")["state"].to_dict() == dict.fromkeys(planned["run"], "done")
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells, in order, on a study that is called as its own; stored without outputs."""
+    matplotlib.use("Agg")
+    write_study(tmp_path / "out/quickstart", Plan(seeds=(1, 2, 3), effects={"swiglu": -0.2}, noise=0.01))
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((code_root() / "docs/notebook.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"] and cell["execution_count"] is None
+            exec("".join(cell["source"]), names)
+    assert names["verdicts"].loc["swiglu", "verdict"] == "helps" and "swiglu" in names["effects"].index
+    means = names["curves"].groupby("cell")["val_loss"].min()
+    assert len(names["axes"].lines) == len(means) == 7 and names["runs"]["value"].notna().all()
 
 
 def test_a_job_does_not_load_the_api() -> None:
