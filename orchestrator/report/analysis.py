@@ -185,13 +185,14 @@ def _analyse(study: Study, alpha: float) -> Analysis:
     if reference is None:
         return Analysis(study, None, cells)
     times = step_times.measure(study.cells, reference)
-    cells = {name: _timed(cell, times.of(name)) for name, cell in cells.items()}
+    seconds = budgets.seconds({} if times.withheld else times.seconds)
+    cells = {name: replace(cell, step_seconds=times.of(name)) for name, cell in cells.items()}
     usable = {name: cell.usable for name, cell in cells.items()}
     matched = budgets.match(usable, reference, budgets.tokens, final=True)
     same = _identical_cells(usable, reference)
     comparison = compare(matched.comparable, reference, same, alpha=alpha)
-    cells = _with_effects(cells, reference, matched, comparison)
-    for name, axis in (("equal_flops", budgets.flops), ("equal_seconds", budgets.seconds)):
+    cells = _with_effects(cells, reference, matched, comparison, seconds)
+    for name, axis in (("equal_flops", budgets.flops), ("equal_seconds", seconds)):
         found = compare(budgets.match(usable, reference, axis).comparable, reference, same, alpha=alpha).effects
         cells = {n: replace(cell, **{name: found.get(n)}) for n, cell in cells.items()}  # type: ignore[arg-type]
     design = replace(_design(study, cells, matched), alpha=alpha)
@@ -201,15 +202,12 @@ def _analyse(study: Study, alpha: float) -> Analysis:
     return replace(made, attribution=attribute(design), aa=aa_check.check(study, reference))
 
 
-def _timed(cell: CellResult, step_seconds: float | None) -> CellResult:
-    return replace(cell, runs=tuple(replace(run, cell_step_seconds=step_seconds) for run in cell.runs))
-
-
 def _with_effects(
-    cells: Mapping[str, CellResult], reference: str, matched: Matched, comparison: Comparison
+    cells: Mapping[str, CellResult], reference: str, matched: Matched, comparison: Comparison, seconds: budgets.Axis
 ) -> dict[str, CellResult]:
     base = cells[reference]
     higher = base.study_measure.higher_is_better
+    targets = [budgets.find_target(base.usable, axis, higher) for axis in (budgets.tokens, seconds)]
     return {
         name: replace(
             cell,
@@ -218,8 +216,8 @@ def _with_effects(
             read_off=name in matched.read_off,
             incomparable=_other_context(cell, base),
             text_error=_text_error(cell, base, comparison.effects.get(name), matched),
-            tokens_to=budgets.cost_to_baseline(cell.usable, base.usable, budgets.tokens, higher),
-            seconds_to=budgets.cost_to_baseline(cell.usable, base.usable, budgets.seconds, higher),
+            tokens_to=budgets.cost_to_baseline(cell.usable, targets[0]),
+            seconds_to=budgets.cost_to_baseline(cell.usable, targets[1]),
         )
         for name, cell in cells.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +25,17 @@ def tokens(run: RunRecord) -> np.ndarray | None:
     return run.evaluations[0]
 
 
-def seconds(run: RunRecord) -> np.ndarray | None:
-    """Return the training time at each evaluation."""
-    return run.evaluations[1]
+def seconds(step_seconds: Mapping[str, float | None]) -> Axis:
+    """Return the axis of training time: steps times the seconds per step of the run's cell, not its own clock.
+
+    step_seconds: of each cell; a cell that has None, or is not named, is not compared by time.
+    """
+
+    def spent(run: RunRecord) -> np.ndarray | None:
+        each = step_seconds.get(run.cell)
+        return None if each is None else run.evaluations[1] * each
+
+    return spent
 
 
 def flops(run: RunRecord) -> np.ndarray | None:
@@ -55,6 +64,7 @@ def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, 
     whose budget is not known; else it has none.
     """
     base = [Spent(run, axis(run)) for run in cells.get(reference, ())]
+    by_seed = {b.run.seed: [b] for b in base}
     values: dict[str, dict[int, float]] = {reference: {b.run.seed: b.final for b in base}}
     comparable = {reference: values[reference]}
     read_off = set()
@@ -64,8 +74,7 @@ def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, 
         values[name], comparable[name] = {}, {}
         for run in runs:
             mine = Spent(run, axis(run))
-            others = [b for b in base if b.run.seed == run.seed] or base
-            pair = _match_run(mine, others, final)
+            pair = _match_run(mine, by_seed.get(run.seed, base), final)
             if pair:
                 values[name][run.seed], gain, exact = pair
                 comparable[name][run.seed] = values[name][run.seed] - gain
@@ -87,7 +96,7 @@ def _match_run(mine: Spent, others: Sequence[Spent], final: bool) -> tuple[float
     return value, math.fsum(gains) / len(gains), exact
 
 
-@dataclass(frozen=True)
+@dataclass
 class Spent:
     """A usable run with what it had spent at each evaluation, (E,)."""
 
@@ -99,7 +108,7 @@ class Spent:
         assert self.run.value is not None
         return self.run.value
 
-    @property
+    @cached_property
     def total(self) -> float | None:
         """What it spent in all, None if that is not known."""
         known = self.axis is not None and len(self.axis) and np.isfinite(self.axis[-1])
@@ -147,31 +156,46 @@ def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> tuple[float, boo
     return before[0] + (before[1] - target) / (before[1] - after[1]) * (after[0] - before[0]), False
 
 
-def cost_to_baseline(
-    runs: Sequence[RunRecord], base: Sequence[RunRecord], axis: Axis, higher_is_better: bool
-) -> Reach | None:
-    """Return the cost of reaching the baseline's final value of the same seed (else its mean)."""
-    if not base or not runs:
+@dataclass(frozen=True)
+class Target:
+    """The baseline's final value, as a loss, and what it cost: seed -> value, seed -> cost. mean: of the values."""
+
+    axis: Axis
+    sign: float
+    finals: Mapping[int, float]
+    mean: float
+    costs: Mapping[int, float]
+
+
+def find_target(base: Sequence[RunRecord], axis: Axis, higher_is_better: bool) -> Target | None:
+    """Return what cells have to reach, None without a usable run of the baseline."""
+    if not base:
         return None
-    sign = -1.0 if higher_is_better else 1.0
+    sign, costs = -1.0 if higher_is_better else 1.0, {}
     finals = {run.seed: sign * run.value for run in base if run.value is not None}
-    mean = math.fsum(finals.values()) / len(finals)
-    need: dict[int, float | None] = {}
-    limit, own, at_most = {}, {}, False
-    for run in runs:
-        spent = Spent(run, axis(run))
-        if spent.total is None or spent.axis is None:
-            continue
-        found = first_reach(spent.axis, sign * run.evaluations[2], finals.get(run.seed, mean))
-        need[run.seed], early = found or (None, False)
-        limit[run.seed] = spent.total
-        at_most = at_most or early
     for run in base:
         x = axis(run)
         first = None if x is None else first_reach(x, sign * run.evaluations[2], finals[run.seed])
         if first is not None and np.isfinite(first[0]):
-            own[run.seed] = first[0]
-    return _summarize(need, limit, own, at_most) if need else None
+            costs[run.seed] = first[0]
+    return Target(axis, sign, finals, math.fsum(finals.values()) / len(finals), costs)
+
+
+def cost_to_baseline(runs: Sequence[RunRecord], target: Target | None) -> Reach | None:
+    """Return the cost of reaching the baseline's final value of the same seed (else its mean)."""
+    if target is None:
+        return None
+    need: dict[int, float | None] = {}
+    limit, at_most = {}, False
+    for run in runs:
+        spent = Spent(run, target.axis(run))
+        if spent.total is None or spent.axis is None:
+            continue
+        found = first_reach(spent.axis, target.sign * run.evaluations[2], target.finals.get(run.seed, target.mean))
+        need[run.seed], early = found or (None, False)
+        limit[run.seed] = spent.total
+        at_most = at_most or early
+    return _summarize(need, limit, target.costs, at_most) if need else None
 
 
 def _summarize(

@@ -29,7 +29,7 @@ class CellResult:
     at_budget: seed -> value at the budget that is compared; read_off: it is not the final one of every run, because the
     cell or the baseline trained on another number of tokens. incomparable: why the values must not be compared.
     text_error: standard errors of the effect over seeds and over held-out documents.
-    pending: why there is no verdict yet.
+    pending: why there is no verdict yet. step_seconds: by which time is compared (step_times.py); None: it is not.
     """
 
     name: str
@@ -47,6 +47,7 @@ class CellResult:
     incomparable: str = ""
     text_error: TextError | None = None
     pending: str = ""
+    step_seconds: float | None = None
     study_measure: Measure = NLL
 
     @property
@@ -109,8 +110,8 @@ class CellResult:
     @property
     def seconds_per_run(self) -> float | None:
         """Training time of a run by its steps and the cell's seconds per step; None where time is not compared."""
-        steps, each = self.average("iters"), self.runs[0].cell_step_seconds if self.runs else None
-        return steps * each if steps and each else None
+        steps = self.average("iters")
+        return steps * self.step_seconds if steps and self.step_seconds else None
 
     @property
     def tokens_per_second(self) -> float | None:

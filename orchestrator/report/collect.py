@@ -58,7 +58,6 @@ class RunRecord:
     sample: str = ""  # the last text that its model generated
     uses: tuple[Use, ...] = ()  # its attempts, oldest first
     step_seconds: float | None = None  # per step, undisturbed
-    cell_step_seconds: float | None = None  # of its cell (step_times.py), by which time is compared; None: it is not
     documents: DocumentScores | None = None  # its final evaluation by held-out document
     size: str = ""  # on the scale axis
 
@@ -107,16 +106,13 @@ class RunRecord:
 
     @cached_property
     def evaluations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, seconds, value) of every evaluation of the measure, the one of summary.json last; each (E,).
-
-        seconds: steps times the cell's seconds per step, not the run's own clock; nan where time is not compared.
-        """
+        """(tokens, steps, value) of every evaluation of the measure, the one of summary.json last; each (E,)."""
         tokens, steps, loss = (self.curve.held_out[name] for name in ("tokens", "iter", "val_loss"))
         end = [v for v in (self.number("tokens"), self.number("iters"), self.value) if v is not None]
         if len(end) == 3:
             before = tokens < end[0]
             tokens, steps, loss = (np.append(v[before], e) for v, e in zip((tokens, steps, loss), end, strict=True))
-        return tokens, steps * (math.nan if self.cell_step_seconds is None else self.cell_step_seconds), loss
+        return tokens, steps, loss
 
     @property
     def timing(self) -> dict[str, Any]:
@@ -250,8 +246,9 @@ def read_study(folder: Path, states: States) -> Study:
 def of_study(study: study_dir.Study, states: States) -> Study:
     """Read every run of a study."""
     measure, margins = study.measure, study.margins
+    parts: dict[str, Any] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
-        runs = tuple(pool.map(lambda run: read_run(study.folder / run.id, run, states, measure), study.runs))
+        runs = tuple(pool.map(lambda run: read_run(study.folder / run.id, run, states, measure, parts), study.runs))
     inputs = [repr(study)]
     inputs += [f"{run.id} {run.state} {run.reason} {run.digest}" for run in runs]
     return Study(
@@ -276,20 +273,25 @@ def of_study(study: study_dir.Study, states: States) -> Study:
     )
 
 
-def read_run(folder: Path, run: study_dir.StudyRun, states: States, measure: Measure) -> RunRecord:
-    """Read the files of one run. run: its entry in study.json."""
-    names = (
-        run_files.CONFIG,
-        run_files.SUMMARY,
-        run_files.PROVENANCE,
-        run_files.LOSS,
-        run_files.VAL_DOCUMENTS,
-        run_files.SAMPLES,
-    )
+FILES = (
+    run_files.CONFIG,
+    run_files.SUMMARY,
+    run_files.PROVENANCE,
+    run_files.LOSS,
+    run_files.VAL_DOCUMENTS,
+    run_files.SAMPLES,
+)
+
+
+def read_run(
+    folder: Path, run: study_dir.StudyRun, states: States, measure: Measure, parts: dict[str, Any] | None = None
+) -> RunRecord:
+    """Read the files of one run. run: its entry in study.json; parts: sections of JSON files that runs share."""
     events = read_events(folder, newest_only=("heartbeat", "checkpoint"))
-    contents = [_read(folder / name) for name in names]
+    contents = [_read(folder / name) for name in FILES]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    config, summary, provenance = map(_parse_object, contents[:3])
+    parts = {} if parts is None else parts
+    config, summary, provenance = (_parse_object(data, parts) for data in contents[:3])
     if "iters" not in summary:
         summary = {}  # a command's own file of that name
     columns = parse_rows(contents[3], measure.column)
@@ -338,6 +340,8 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _parse_object(data: bytes) -> dict[str, Any]:
+def _parse_object(data: bytes, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return an object, {} where there is none; equal sections of all files are one in memory."""
     value = run_files.parse_json(data.decode("utf-8", "replace"))
-    return value if isinstance(value, dict) else {}
+    sections = value.items() if isinstance(value, dict) else ()
+    return {key: parts.setdefault(repr(part), part) if isinstance(part, dict) else part for key, part in sections}

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import ScaledTranslation
@@ -46,8 +47,6 @@ SETTINGS: dict[Any, Any] = {
     "axes.unicode_minus": True,
     "axes.formatter.useoffset": False,
     "axes.formatter.limits": (-5, 6),
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.constrained_layout.hspace": 0.03,
     "axes.axisbelow": True,
     "grid.color": BAND,
     "grid.linewidth": 0.6,
@@ -111,22 +110,17 @@ def save(canvas: Canvas, kind: str) -> bytes:
 
 
 def layout(figure: Figure, width: float = WIDE) -> Canvas:
-    """Return the figure laid out `width` inches wide, ready to be drawn."""
-    canvas = Canvas(layout="constrained")
+    """Return the figure laid out `width` inches wide, ready to be drawn: the same layout for every format."""
+    canvas = Canvas()
     FigureCanvasAgg(canvas)
     if figure.forest:
-        canvas.set_layout_engine("none")
         forest_plot.fill(canvas, figure.title, figure.forest, width)
-        return canvas
-    if figure.waterfall:
-        canvas.set_layout_engine("none")
+    elif figure.waterfall:
         waterfall_plot.fill(canvas, figure.title, figure.waterfall, width)
-        return canvas
-    _panels(canvas, figure, width)
-    engine = canvas.get_layout_engine()
-    if engine and canvas.axes:
-        engine.execute(canvas)
-    canvas.set_layout_engine("none")  # the same layout for every format
+    else:
+        _panels(canvas, figure, width)
+        if canvas.axes:
+            ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03).execute(canvas)
     return canvas
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.font_manager import FontProperties
 
 from ablatrix.orchestrator.report.formatting import short
 from ablatrix.orchestrator.report.palette import BAND, COLORS, GREY, INK, PAPER, ticks
@@ -22,6 +26,12 @@ LEAST_BARS = 2.2  # width of the bars; columns that leave less are not drawn
 MOST_ROWS = 60  # of one picture; the page and comparison.csv have all
 LABEL = 32  # characters of a name
 SIZE = 8.0  # points
+UNDECIDED = (GREY, "D", PAPER)  # color, marker and its face
+STYLES = {
+    "helps": (COLORS[0], "o", COLORS[0]),
+    "hurts": (COLORS[1], "s", COLORS[1]),
+    "unstable": (COLORS[1], "D", PAPER),
+}
 WORDS = ("verdict", "reading")  # columns that are aligned to the left
 
 
@@ -62,8 +72,8 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
     bars = width - first - GAP - sum(w + GAP for w in widths[:shown])
     axes = canvas.add_axes((begin / across, (bottom + AXIS) / up, bars / across, row * len(forest.rows) / up))
     _draw_axes(axes, forest)
-    for i, (label, effect) in enumerate(zip(labels, forest.rows, strict=True)):
-        _draw_row(axes, i, effect, forest)
+    _draw_rows(axes, forest)
+    for i, label in enumerate(labels):
         _write(axes, -(first + GAP), i, label)
     _write(axes, -(first + GAP), -0.85, forest.first, color=GREY)
     _write(axes, 0, -0.85, f"← {forest.ends[0]}", color=GREY)
@@ -78,15 +88,11 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
         at += widths[i] + GAP
 
 
-def _widest(canvas: Canvas, texts: Sequence[str]) -> float:
+def _widest(canvas: Canvas, texts: Iterable[str]) -> float:
     """Return the width of the longest text in inches."""
     renderer: Any = canvas.canvas.get_renderer()  # type: ignore[attr-defined]
-    widths = []
-    for text in set(texts):
-        made = canvas.text(0, 0, text, fontsize=SIZE)
-        widths.append(made.get_window_extent(renderer).width / canvas.dpi)
-        made.remove()
-    return max(widths)
+    font = FontProperties(size=SIZE)
+    return max(float(renderer.get_text_width_height_descent(text, font, False)[0]) for text in set(texts)) / canvas.dpi
 
 
 def _write(axes: Axes, x: float, row: float, text: str, **style: Any) -> None:
@@ -118,21 +124,22 @@ def _draw_axes(axes: Axes, forest: Forest) -> None:
     axes.set_xticks(ticks(forest.limits, 5) if known else [0])
 
 
-def _draw_row(axes: Axes, y: float, row: ForestRow, forest: Forest) -> None:
-    if row.effect is None:
-        return
-    color = {"helps": COLORS[0], "hurts": COLORS[1], "unstable": COLORS[1]}.get(row.verdict, GREY)
+def _draw_rows(axes: Axes, forest: Forest) -> None:
+    """Draw the intervals, means and single seeds of all rows; an interval that leaves the axis ends in an arrow."""
     low, high = forest.limits
-    for bounds, thickness in ((row.outer, 1.0), (row.inner, 3.4)):
-        if bounds:
-            ends = [min(max(end, low), high) for end in bounds]
-            axes.plot(ends, [y, y], color=color, linewidth=thickness, solid_capstyle="butt", zorder=2)
-    for end, cut, mark in zip(row.outer or (), (low, high), "<>", strict=False):
-        if (end < cut) if mark == "<" else (end > cut):
-            axes.plot([cut], [y], marker=mark, color=color, markersize=4.5, clip_on=False, zorder=3)
-    inside = [value for value in row.values if low <= value <= high]
-    axes.plot(inside, [y + 0.32] * len(inside), "|", color=GREY, markersize=3, markeredgewidth=0.6, zorder=2)
-    if low <= row.effect <= high:
-        shape = {"helps": "o", "hurts": "s"}.get(row.verdict, "D")
-        face = color if row.verdict in ("helps", "hurts") else PAPER
-        axes.plot([row.effect], [y], shape, color=color, markerfacecolor=face, markersize=5.2, zorder=4)
+    groups: dict[tuple[str, str, str], list[tuple[int, ForestRow]]] = defaultdict(list)
+    for y, row in enumerate(forest.rows):
+        if row.effect is not None:
+            groups[STYLES.get(row.verdict, UNDECIDED)].append((y, row))
+    for (color, shape, face), rows in groups.items():
+        for name, thickness in (("inner", 3.4), ("outer", 1.0)):
+            bars = [(y, *bounds) for y, row in rows if (bounds := getattr(row, name))]
+            at, begin, end = np.reshape(bars, (-1, 3)).T
+            ends = np.clip(begin, low, high), np.clip(end, low, high)
+            axes.hlines(at, *ends, color, linewidth=thickness, zorder=2)
+        for cut, mark, outside in ((low, "<", begin < low), (high, ">", end > high)):
+            axes.plot(np.full(outside.sum(), cut), at[outside], mark, color=color, ms=4.5, clip_on=False, zorder=3)
+        means = [(row.effect, y) for y, row in rows if low <= (row.effect or 0.0) <= high]
+        axes.plot(*np.reshape(means, (-1, 2)).T, shape, color=color, mfc=face, ms=5.2, zorder=4)
+        seeds = [(value, y + 0.32) for y, row in rows for value in row.values if low <= value <= high]
+        axes.plot(*np.reshape(seeds, (-1, 2)).T, "|", color=GREY, ms=3, mew=0.6, zorder=2)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import minimize_scalar, nnls
 from scipy.special import chdtrc
 
 from ablatrix.orchestrator.report.statistics import student, t_quantile
@@ -165,6 +164,8 @@ def fit_loss(compute: Sequence[float], loss: Sequence[float], errors: Sequence[f
     rises = any(b[0] <= a[0] or b[1] >= a[1] for a, b in pairwise(pairs))
     if len(pairs) < 2 or rises or min(loss) <= 0:
         return None
+    from scipy.optimize import minimize_scalar, nnls  # which take long to import
+
     curve = LossCurve(tuple(compute), tuple(loss))
     if len(pairs) < FEWEST_FOR_CURVE or min(errors) <= 0:
         return curve

@@ -9,7 +9,7 @@ time is shown.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING
@@ -30,6 +30,8 @@ FREE = {
     *("lr_schedule", "scheduler", "lr_scheduler_type", "decay_iters", "lr_decay_iters"),
     *("beta1", "beta2", "adam_beta1", "adam_beta2"),
 }
+
+Place = Callable[["RunRecord"], Hashable]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def measure(cells: Mapping[str, Sequence[RunRecord]], reference: str) -> StepTim
     base = timed[reference]
     if not base:
         return StepTimes("Time is not compared: seconds per step of the baseline are not known.")
-    found = {name: [ratio for run in runs if (ratio := _ratio(run, base))] for name, runs in timed.items()}
+    places = [(place, _group(base, place)) for place in (_host, _hardware)]
+    found = {name: [ratio for run in runs if (ratio := _ratio(run, places))] for name, runs in timed.items()}
     ratios = {name: median(each) for name, each in found.items() if each} | {reference: 1.0}
     usual = median(run.step_seconds for run in base if run.step_seconds)
     same = [name for name in ratios if name != reference and _same_work(cells[name][0], cells[reference][0])]
@@ -77,14 +80,22 @@ def measure(cells: Mapping[str, Sequence[RunRecord]], reference: str) -> StepTim
     )
 
 
-def _ratio(run: RunRecord, base: Sequence[RunRecord]) -> float | None:
+def _group(runs: Iterable[RunRecord], place: Place) -> dict[Hashable, list[RunRecord]]:
+    groups: dict[Hashable, list[RunRecord]] = defaultdict(list)
+    for run in runs:
+        groups[place(run)].append(run)
+    return groups
+
+
+def _ratio(run: RunRecord, places: Sequence[tuple[Place, Mapping[Hashable, list[RunRecord]]]]) -> float | None:
     """Return a run's seconds per step divided by those of the baseline's run that is most like it.
 
     That is the one on the same host, else on the same hardware, with the same seed if there is one, else their mean:
-    seeds are queued one after the other, so runs of one seed have met the same state of the machine.
+    seeds are queued one after the other, so runs of one seed have met the same state of the machine. places: the
+    baseline's runs by host and by hardware.
     """
-    for place in (_host, _hardware):
-        here = [other for other in base if place(other) == place(run)]
+    for place, base in places:
+        here = base.get(place(run), [])
         paired = [other for other in here if other.seed == run.seed] or here
         if paired:
             return (run.step_seconds or 0.0) / fmean(other.step_seconds or 0.0 for other in paired)
@@ -136,10 +147,8 @@ def _spread(runs: Sequence[RunRecord]) -> float | None:
     A place is a host; where every run had a host of its own, the same hardware.
     """
     for place in (_host, _hardware):
-        groups: dict[Hashable, list[float]] = defaultdict(list)
-        for run in runs:
-            groups[place(run)].append(run.step_seconds or 0.0)
-        found = [max(group) / min(group) - 1 for group in groups.values() if len(group) > 1]
+        groups = [[run.step_seconds or 0.0 for run in group] for group in _group(runs, place).values()]
+        found = [max(group) / min(group) - 1 for group in groups if len(group) > 1]
         if found:
             return max(found)
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from ablatrix.orchestrator.report import formatting, heldout_text, verdicts, wording
 from ablatrix.trainer.rundir.console import visible
@@ -35,10 +35,10 @@ NUMBERS = (
 
 def summary(analysis: Analysis) -> str:
     """Return a row per run of the study, finished or not."""
-    return _csv([_run(run, analysis.measure) for run in analysis.whole.runs])
+    return _csv(map(_run, analysis.whole.runs), analysis.measure)
 
 
-def _run(run: RunRecord, measure: Measure) -> dict[str, Any]:
+def _run(run: RunRecord) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.id, "cell": run.cell, "seed": run.seed, "state": run.state, "reason": run.reason}
     row |= {"diverged": _yes(run.diverged) if run.finished else None, "compared": _yes(run.usable)}
     row |= {name: run.value if name == VALUE else run.summary.get(name) for name in NUMBERS}
@@ -46,13 +46,13 @@ def _run(run: RunRecord, measure: Measure) -> dict[str, Any]:
     row |= {name: run.summary.get(name) for name in ("device", "fingerprint", "data_fingerprint")}
     row["skipped_documents"] = sum(run.skipped.values())
     row["overrides"] = json.dumps(run.overrides, sort_keys=True)
-    return _named(row, measure)
+    return row
 
 
-def _named(row: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
-    """The row with the measure's own name in place of `val_nll`."""
-    key = measure.key if measure.key == VALUE or measure.key not in row else f"final_{measure.key}"
-    return {key + name.removeprefix(VALUE) if name.startswith(VALUE) else name: v for name, v in row.items()}
+def _heads(columns: Collection[str], measure: Measure) -> list[str]:
+    """Return the names of columns, with the measure's own name in place of `val_nll`."""
+    key = measure.key if measure.key == VALUE or measure.key not in columns else f"final_{measure.key}"
+    return [key + name.removeprefix(VALUE) if name.startswith(VALUE) else name for name in columns]
 
 
 def _yes(value: bool) -> str:
@@ -66,18 +66,19 @@ def comparison(analysis: Analysis) -> str:
         for size, found in analysis.by_size.items()
         for cell in found.cells.values()
     ]
-    return _csv(rows)
+    return _csv(rows, analysis.measure)
 
 
 def comparisons(analyses: Sequence[Analysis]) -> str:
     """Return the same for several studies, with the study in the first column."""
-    return _csv([{"study": a.study.name, **_cell(cell, a)} for a in analyses for cell in a.cells.values()])
+    rows = [{"study": a.study.name, **_cell(cell, a)} for a in analyses for cell in a.cells.values()]
+    return _csv(rows, analyses[0].measure)
 
 
 def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
     base, effect = analysis.base, cell.effect
     target = "baseline_loss" if analysis.measure.is_loss else f"baseline_{analysis.measure.key}"
-    row: dict[str, Any] = {
+    return {
         "cell": cell.name,
         "features": "+".join(cell.features),
         "kind": cell.kind,
@@ -112,7 +113,6 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "peak_memory_bytes": cell.average("peak_memory_bytes"),
         "flags": "; ".join(verdicts.flags(cell, analysis)),
     }
-    return _named(row, analysis.measure)
 
 
 def _ratio(mine: float | None, theirs: float | None) -> float | None:
@@ -129,13 +129,15 @@ def _reach(name: str, reach: Reach | None) -> dict[str, Any]:
     return dict(zip((name, f"{name}_censored", f"{name}_factor"), values, strict=True))
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV; None is an empty cell, floats keep every digit. Studies may have different columns."""
-    if not rows:
-        return ""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = pd.DataFrame([{name: _cell_text(row.get(name)) for name in columns} for row in rows], dtype=object)
-    return str(table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
+def _csv(rows: Iterable[Mapping[str, Any]], measure: Measure) -> str:
+    """Return rows, all with the same columns, as CSV; None is an empty cell, floats keep every digit."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(_heads(row.keys(), measure))
+        writer.writerow(map(_cell_text, row.values()))
+    return text.getvalue()
 
 
 _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *", re.ASCII | re.IGNORECASE)
@@ -144,7 +146,7 @@ _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *"
 def _cell_text(value: Any) -> Any:
     """Return a cell that spreadsheets take for text where it is text; numbers, also those in a text, stay numbers."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
-        return "" if value is None else value
+        return value
     shown = visible(value)
     return "'" + shown if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
 
@@ -177,8 +179,8 @@ def latex(analysis: Analysis) -> str:
     for name, cell, found in wording.every_cell(analysis):
         text = wording.cell_text(cell, found)
         effect = text.effect if text.interval == formatting.DASH else f"{text.effect} ({text.interval})"
-        rows.append([name, text.runs, text.value, effect, text.p, text.verdict])
-    head = ["cell", "runs", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict"]
-    table = pd.DataFrame([[tex(value) for value in row] for row in rows], columns=head)
-    tabular = table.style.hide(axis="index").to_latex(column_format="lrrrrl", hrules=True)
-    return f"% needs \\usepackage{{booktabs}}\n{tabular}"
+        rows.append(map(tex, (name, text.runs, text.value, effect, text.p, text.verdict)))
+    head = ("cell", "runs", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict")
+    top, *lines = [" & ".join(row) + r" \\" for row in (head, *rows)]
+    body = "\n".join([r"\toprule", top, r"\midrule", *lines, r"\bottomrule"])
+    return f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{lrrrrl}}\n{body}\n\\end{{tabular}}\n"

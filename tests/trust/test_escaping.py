@@ -20,6 +20,7 @@ import pytest
 from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import tables
 from ablatrix.orchestrator.report.build import build
+from ablatrix.orchestrator.study.metric import NLL
 from ablatrix.orchestrator.terminal.printing import log_text
 from ablatrix.trainer.rundir import console
 from ablatrix.trainer.rundir.console import visible
@@ -195,13 +196,13 @@ def test_no_text_of_a_study_becomes_markup_in_markdown_or_latex(hostile_report: 
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_text_is_no_formula_in_a_table(text: str) -> None:
-    (row,) = csv.DictReader(io.StringIO(tables._csv([{"cell": text, "number": 1}])))
+    (row,) = csv.DictReader(io.StringIO(tables._csv([{"cell": text, "number": 1}], NLL)))
     assert row == {"cell": "'" + text, "number": "1"}
 
 
 @pytest.mark.parametrize("number", [*NUMBERS, *map(float, NUMBERS)])
 def test_a_number_stays_a_number_in_a_table(number: object) -> None:
-    (row,) = csv.DictReader(io.StringIO(tables._csv([{"cell": number}])))
+    (row,) = csv.DictReader(io.StringIO(tables._csv([{"cell": number}], NLL)))
     assert row["cell"] == str(number)
 
 

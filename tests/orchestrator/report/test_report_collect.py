@@ -38,11 +38,7 @@ def test_empty_cells_and_nan_are_nan() -> None:
     assert np.isnan(rows["grad_norm"][1])
 
 
-@pytest.mark.parametrize("small", [0, 1_000_000], ids=["pandas", "split"])
-def test_the_quick_parser_agrees_with_the_tolerant_one_to_the_last_digit(
-    monkeypatch: pytest.MonkeyPatch, small: int
-) -> None:
-    monkeypatch.setattr(loss_curve, "SMALL", small)
+def test_the_quick_parser_agrees_with_the_tolerant_one_to_the_last_digit() -> None:
     rng = np.random.default_rng(1)
     numbers = [
         f"{i + 1},{float(rng.normal(3, 1))!r},{float(rng.exponential(1e-7))!r},"
