@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import scaling
@@ -12,7 +13,7 @@ from ablatrix.orchestrator.report.scaling import Gain, Line, Point, Prediction
 from ablatrix.orchestrator.study.scale import FARTHEST
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.report.analysis import Analysis
+    from ablatrix.orchestrator.report.analysis import Analysis, Ladder
     from ablatrix.orchestrator.report.cell_result import CellResult
 
 TENFOLD = math.log(10)
@@ -55,13 +56,16 @@ def training_flops(cell: CellResult | None) -> float | None:
 
 def find_trends(analysis: Analysis) -> list[Trend]:
     """Return the trend of every cell but the baseline, in the study's order; [] without a scale axis."""
-    if analysis.ladder is None:
-        return []
-    sizes = {name: (found, training_flops(found.base)) for name, found in analysis.by_size.items()}
+    return _trends_of(analysis.ladder) if analysis.ladder else []
+
+
+@lru_cache(maxsize=1)  # figures, sentences, tables and the record of a report show them
+def _trends_of(ladder: Ladder) -> list[Trend]:
+    sizes = {name: (found, training_flops(found.base)) for name, found in ladder.sizes.items()}
     known = {name: (found, compute) for name, (found, compute) in sizes.items() if compute}
     cells = dict.fromkeys(cell.name for found, _ in known.values() for cell in found.compared)
     curve = _loss_curve(known)
-    return [_trend(cell, known, curve, analysis.ladder.study.predict) for cell in cells]
+    return [_trend(cell, known, curve, ladder.study.predict) for cell in cells]
 
 
 def _trend(

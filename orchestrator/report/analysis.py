@@ -14,6 +14,7 @@ from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.attribution import Attribution, attribute
 from ablatrix.orchestrator.report.cell_result import CellResult
 from ablatrix.orchestrator.report.changes import find_changes
+from ablatrix.orchestrator.report.collect import find_reference
 from ablatrix.orchestrator.report.comparison import Comparison, compare
 from ablatrix.orchestrator.report.decisions import Verdict, decide, lost_more_runs
 from ablatrix.orchestrator.report.step_times import StepTimes
@@ -139,7 +140,7 @@ class Analysis:
         return any(cell.effect for cell in self.compared) and self.family == 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ladder:
     """A study with a scale axis. sizes: size -> the analysis of its runs, from small to large; shown: the main one."""
 
@@ -181,7 +182,7 @@ def _analyse(study: Study, alpha: float) -> Analysis:
         for name, runs in study.cells.items()
         if runs != aa_check.runs_of(study)
     }
-    reference = find_reference(cells.values())
+    reference = find_reference({name: cell.runs for name, cell in cells.items()})
     if reference is None:
         return Analysis(study, None, cells)
     times = step_times.measure(study.cells, reference)
@@ -290,9 +291,3 @@ def _design(study: Study, cells: Mapping[str, CellResult], matched: Matched) -> 
     expected = {name: len(cell.runs) for name, cell in cells.items()}
     screen = screen_of(study.design, len(factors)) if len(factors) == len(study.features) else None
     return contrasts.Design(sets, factors, matched.comparable, expected, screen)
-
-
-def find_reference(cells: Iterable[CellResult]) -> str | None:
-    """Return the cell without features; if the design has none, its first cell."""
-    names = list(cells)
-    return next((c.name for c in names if not c.features), names[0].name if names else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -236,6 +236,11 @@ def by_cell(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     return {name: tuple(group) for name, group in cells.items()}
+
+
+def find_reference(cells: Mapping[str, Sequence[RunRecord]]) -> str | None:
+    """Return the cell without features; if the design has none, its first cell."""
+    return next((name for name, runs in cells.items() if not runs[0].features), next(iter(cells), None))
 
 
 def read_study(folder: Path, states: States) -> Study:

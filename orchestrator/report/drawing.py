@@ -21,7 +21,7 @@ from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from ablatrix.orchestrator.report import forest_plot, waterfall_plot
-from ablatrix.orchestrator.report.formatting import short
+from ablatrix.orchestrator.report.formatting import shorten
 from ablatrix.orchestrator.report.palette import BAND, GREY, INK, style, ticks
 from ablatrix.trainer.rundir.console import visible
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel
 
 LABEL_HEIGHT = 0.072  # of the height of a panel
+DPI = 200  # of pictures, and of the layout: the width of a text depends on it
 WIDE, NARROW = 7.2, 3.5  # inches: two columns of a paper; a phone
 
 SETTINGS: dict[Any, Any] = {
@@ -105,13 +106,13 @@ def draw(figure: Figure, on_page: bool = True) -> Drawn:
 def save(canvas: Canvas, kind: str) -> bytes:
     """Return the canvas as the content of a file of this kind, without dates or versions in its metadata."""
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format=kind, dpi=200, metadata=NO_METADATA[kind], transparent=kind == "svg")
+    canvas.savefig(buffer, format=kind, dpi=DPI, metadata=NO_METADATA[kind], transparent=kind == "svg")
     return buffer.getvalue()
 
 
 def layout(figure: Figure, width: float = WIDE) -> Canvas:
     """Return the figure laid out `width` inches wide, ready to be drawn: the same layout for every format."""
-    canvas = Canvas()
+    canvas = Canvas(dpi=DPI)
     FigureCanvasAgg(canvas)
     if figure.forest:
         forest_plot.fill(canvas, figure.title, figure.forest, width)
@@ -142,12 +143,12 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
         canvas.suptitle("\n".join(title), x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     if not figure.panels:
         canvas.text(0.5, 0.5, "No rows of any loss.csv yet", ha="center", color=GREY)
+    names = shorten((text for p in figure.panels for text in p.title.split("\n")), 25 if columns == 3 else 38)
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
         axes.patch.set_gid(f"panel{i}")
         fill_panel(axes, panel, steps=i < columns)
-        most = 25 if columns == 3 else 38
-        axes.set_title("\n".join(short(text, most) for text in panel.title.split("\n")))
+        axes.set_title("\n".join(names[text] for text in panel.title.split("\n")))
         if columns == 3 and i % columns:
             axes.set_ylabel("")
         if i + columns < count and panel.x_label == figure.panels[i + columns].x_label:
@@ -198,6 +199,7 @@ def _label_ends(axes: Axes, panel: Panel) -> None:
     low, high = panel.y_range
     ends = [(float(line.series.y[-1]), line) for line in panel.lines if len(line.series.y)]
     ends = sorted(((min(max(y, low), high), line) for y, line in ends), key=lambda end: end[0])
+    names = shorten((line.label for line in panel.lines), 18)
     places = spread_out([(y - low) / (high - low) for y, _ in ends], LABEL_HEIGHT)
     for place, (_, line) in zip(places, ends, strict=True):
         color, _, marker = style(line.style)
@@ -205,7 +207,7 @@ def _label_ends(axes: Axes, panel: Panel) -> None:
         key = axes.plot([1], [place], color=color, marker=marker, transform=axes.transAxes + at, clip_on=False)
         key[0].set_in_layout(False)
         axes.annotate(
-            short(line.label, 18),
+            names[line.label],
             (1, place),
             xycoords="axes fraction",
             xytext=(14, 0),
@@ -276,8 +278,9 @@ def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
         columnspacing=1.2,
         handlelength=2.6,
     )
+    names = shorten((name for name, _ in entries), longest)
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
-        text.set_text(short(name, longest))  # set now because matplotlib drops labels that start with an underscore
+        text.set_text(names[name])  # set now because matplotlib drops labels that start with an underscore
 
 
 # ---- SVG for the page ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ablatrix.orchestrator.report import (
     sizes_section,
     tuning_curves,
     waterfall,
+    wording,
 )
 from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
 
@@ -111,7 +112,7 @@ def _largest(analysis: Analysis) -> str:
         return "Difference from the baseline"
     cell = max(known, key=lambda c: abs(c.effect.mean) if c.effect else 0.0)
     effect = formatting.signed(cell.effect.mean if cell.effect else None, analysis.decimals)
-    name = formatting.short(cell.name, 40)
+    name = wording.shown_names(analysis)[cell.name]
     return f"Difference from the baseline: largest at the end for {name}, {effect}{analysis.measure.short_unit}"
 
 
@@ -174,13 +175,13 @@ def _best_end(analysis: Analysis) -> str:
     if base is None or base.mean is None or not known:
         return "Loss curves" if measure.is_loss else "Curves"
     pick = max if measure.higher_is_better else min
-    name = pick(known, key=lambda cell: known[cell])
-    digits = analysis.decimals
-    best, reference = formatting.plain(known[name], digits), formatting.plain(base.mean, digits)
-    if not measure.is_better(known[name] - base.mean):
+    found = pick(known, key=lambda cell: known[cell])
+    name, digits = wording.shown_names(analysis)[found], analysis.decimals
+    best, reference = formatting.plain(known[found], digits), formatting.plain(base.mean, digits)
+    if not measure.is_better(known[found] - base.mean):
         return f"No cell ends better than the baseline: {measure.name} {best} ({name}) and {reference}"
     end = "highest" if measure.higher_is_better else "lowest"
-    return f"{formatting.short(name, 40)} ends {end}: {measure.name} {best}, the baseline's {reference}"
+    return f"{name} ends {end}: {measure.name} {best}, the baseline's {reference}"
 
 
 def _tokens(end: float) -> tuple[float, float]:
@@ -245,20 +246,30 @@ def context_lengths(analysis: Analysis) -> Figure | None:
     """Return the held-out NLL against the context length, also beyond the training block."""
     cells, remark = _overlay(analysis)
     style = styles(analysis)
-    lines = tuple(Line(c.name, style[c.name], curves.by_context(c), dots=True) for c in cells)
-    lines = tuple(line for line in lines if len(line.series.x))
+    lengths = sorted({int(part.name) for part in breakdown.by_context_length(analysis)})
+    series = [(c, curves.by_context(c)) for c in cells]
+    lines = tuple(Line(c.name, style[c.name], Series(np.log(s.x), s.y), dots=True) for c, s in series if len(s.x))
     if max((len(line.series.x) for line in lines), default=0) < 2:
         return None
     y = np.concatenate([line.series.y for line in lines])
-    longest = max(float(line.series.x[-1]) for line in lines)
-    label = "held-out NLL (nats per token)"
-    panel = Panel("Context length", "tokens of context", label, lines, (0.0, 1.02 * longest), _around(y, 0.02))
+    x = np.log(lengths)
+    room = 0.04 * (x[-1] - x[0])
+    panel = Panel(
+        "",
+        "tokens of context",
+        "held-out NLL (nats per token)",
+        lines,
+        (float(x[0] - room), float(x[-1] + room)),
+        _around(y, 0.02),
+        log_ticks=tuple(lengths),
+    )
     trained = breakdown.trained_length(analysis.base)
     caption = "Held-out NLL of the same tokens at several context lengths after training"
     caption += f" with {trained}" if trained else ""
     caption += "; means over seeds. The table has the intervals of the effects."
     legend = tuple((line.label, line.style) for line in lines)
-    return Figure("context_lengths", "Context length", caption + remark, (panel,), legend=legend)
+    title = f"Held-out NLL by context length, trained with {trained}" if trained else "Held-out NLL by context length"
+    return Figure("context_lengths", title, caption + remark, (panel,), legend=legend)
 
 
 def tuned_arms(analysis: Analysis) -> Figure | None:
@@ -296,8 +307,10 @@ def cost(analysis: Analysis) -> Figure | None:
         return None
     legend = tuple((c.name, style[c.name]) for c in cells)
     side = measure.better.capitalize()
-    caption = f"Final {measure.name} against the cost of a run, means over seeds. {side} and further left is better."
-    return Figure("cost", "Cost", caption + remark, tuple(panels), legend=legend)
+    caption = f"Means over seeds. {side} and further left is better."
+    return Figure(
+        "cost", f"Final {measure.name} against the cost of a run", caption + remark, tuple(panels), legend=legend
+    )
 
 
 def _flops(cell: CellResult) -> float | None:

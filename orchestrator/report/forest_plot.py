@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.font_manager import FontProperties
 
-from ablatrix.orchestrator.report.formatting import short
+from ablatrix.orchestrator.report.formatting import shorten
 from ablatrix.orchestrator.report.palette import BAND, COLORS, GREY, INK, PAPER, ticks
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def height_of(rows: int, row: float = ROW) -> float:
 def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: float, *, row: float = ROW) -> None:
     """Draw the plot into a canvas at these inches from its lower left corner. row: height of a row in inches."""
     across, up = canvas.get_size_inches()
-    labels = [short(row.label, LABEL) for row in forest.rows]
+    names = shorten((row.label for row in forest.rows), LABEL)
+    labels = [names[row.label] for row in forest.rows]
     first = _widest(canvas, [forest.first, *labels])
     widths = [_widest(canvas, [name, *(r.cells[i] for r in forest.rows)]) for i, name in enumerate(forest.head)]
     shown = len(widths)
@@ -139,7 +140,7 @@ def _draw_rows(axes: Axes, forest: Forest) -> None:
             axes.hlines(at, *ends, color, linewidth=thickness, zorder=2)
         for cut, mark, outside in ((low, "<", begin < low), (high, ">", end > high)):
             axes.plot(np.full(outside.sum(), cut), at[outside], mark, color=color, ms=4.5, clip_on=False, zorder=3)
-        means = [(row.effect, y) for y, row in rows if low <= (row.effect or 0.0) <= high]
+        means = [(row.effect, y) for y, row in rows if row.effect is not None and low <= row.effect <= high]
         axes.plot(*np.reshape(means, (-1, 2)).T, shape, color=color, mfc=face, ms=5.2, zorder=4)
         seeds = [(value, y + 0.32) for y, row in rows for value in row.values if low <= value <= high]
         axes.plot(*np.reshape(seeds, (-1, 2)).T, "|", color=GREY, ms=3, mew=0.6, zorder=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,20 @@ MANY_CELLS = 12  # from here on they are sorted by effect, and details folded
 def effects(analysis: Analysis, headline: str) -> Figure:
     """Return the forest plot of all cells, which is also the main table; the study in one sentence is its title."""
     measure, cells = analysis.measure, ordered(analysis)
-    rows = [_effect_row(cell, analysis) for cell in ([analysis.base] if analysis.base else []) + cells]
+    columns = {
+        "effect": "effect",
+        "verdict": "verdict",
+        measure.short_name: "value",
+        "runs": "runs",
+        "parameters": "parameters",
+        **({analysis.interval_name: "interval"} if analysis.detectable is not None else {}),
+    }
+    shown = ([analysis.base] if analysis.base else []) + cells
+    rows = [effect_row(cell, analysis, columns.values()) for cell in shown]
     band = analysis.detectable if analysis.margin is None else analysis.margin
     forest = Forest(
         tuple(rows),
-        ("effect", "verdict", measure.short_name, "runs", "parameters", analysis.interval_name),
+        tuple(columns),
         replace(measure, name=f"{measure.name}, difference from baseline").label,
         forest_limits(rows, band),
         band,
@@ -45,16 +54,22 @@ def ordered(analysis: Analysis) -> list[CellResult]:
     return sorted(cells, key=lambda c: (c.effect is None, sign * c.effect.mean if c.effect else 0.0))
 
 
-def _effect_row(cell: CellResult, analysis: Analysis) -> ForestRow:
+def effect_row(cell: CellResult, analysis: Analysis, columns: Iterable[str], label: str = "") -> ForestRow:
+    """Return a cell as a row. columns: fields of its CellText; label: in place of its name."""
     text, effect = wording.cell_text(cell, analysis), cell.effect
-    columns = (text.effect, text.verdict, text.value, text.runs, text.parameters, text.interval)
-    bounds = bounds_of(effect)
-    values = effect.values if effect else ()
-    mean = effect.mean if effect else None
-    return ForestRow(cell.name, cell.verdict, columns, mean, *bounds, values, base=cell is analysis.base)
+    mean, values = (effect.mean, effect.values) if effect else (None, ())
+    return ForestRow(
+        label or cell.name,
+        cell.verdict,
+        tuple(getattr(text, name) for name in columns),
+        mean,
+        *_bounds_of(effect),
+        values,
+        base=cell is analysis.base,
+    )
 
 
-def bounds_of(effect: Effect | None) -> tuple[Bounds | None, Bounds | None]:
+def _bounds_of(effect: Effect | None) -> tuple[Bounds | None, Bounds | None]:
     """Return the pointwise and the simultaneous interval, None for one that is not known."""
     if effect is None or effect.low is None or effect.high is None:
         return None, None
@@ -113,6 +128,7 @@ def forest_limits(rows: Sequence[ForestRow], band: float | None = None) -> Bound
     return min(low, 0.0) - room, max(high, 0.0) + room
 
 
+CONTRAST = ("reading", "95% interval", "p (corrected)")
 _HELPS, _SYNERGY, _SUM = ("helps", "hurts"), ("synergy", "conflict"), ("better than the sum", "worse than the sum")
 
 
@@ -124,7 +140,7 @@ def main_effects(analysis: Analysis) -> Figure | None:
         f"Each feature's effect on the {analysis.measure.name}, averaged over {others}; {analysis.measure.better_side}."
     )
     if screen and (warning := screening.alias_warning(screen)):
-        caption += f" {warning[0].upper()}{warning[1:]}."
+        caption += f" {warning}"
     texts = ("Main effects", caption, "main effect")
     return _contrasts(analysis, "main_effects", texts, analysis.main_effects)
 
@@ -158,23 +174,22 @@ def _contrasts(
     if not any(c.effect for c in contrasts):
         return None
     measure, digits = analysis.measure, analysis.decimals
-    rows = tuple(_contrast_row(c, measure, words, digits) for c in contrasts)
+    better, worse, neither = (*_SUM, "no interaction shown") if words == _SYNERGY else (*words, "inconclusive")
+    rows = tuple(contrast_row(c, measure, (better, worse, neither), digits) for c in contrasts)
     if any(row.outer for row in rows):
         caption += (
             " Thick bar: pointwise 95% confidence interval; thin bar: 95% interval simultaneous over "
             f"{formatting.count(len(contrasts), 'comparison')}."
         )
-    head = ("effect", "reading", "95% interval", "p (corrected)")
     axis = f"{label} on {measure.label}" if words == _HELPS else f"{label}, {measure.label}"
     ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
-    forest = Forest(rows, head, axis, forest_limits(rows), ends=ends, first="feature")
+    forest = Forest(rows, ("effect", *CONTRAST), axis, forest_limits(rows), ends=ends, first="feature")
     return Figure(name, title, caption, forest=forest)
 
 
-def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str], digits: int) -> ForestRow:
-    effect = contrast.effect
-    better, worse = _SUM if words == _SYNERGY else words
-    neither = "no interaction shown" if words == _SYNERGY else "inconclusive"
+def contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str, str], digits: int) -> ForestRow:
+    """Return a contrast as a row with the columns of its effect and CONTRAST. words: better, worse, neither of both."""
+    effect, (better, worse, neither) = contrast.effect, words
     reading = verdicts.contrast_verdict(contrast, measure, worse, better, neither)
     reading += f" ({contrast.missing} of its runs are missing)" if contrast.missing else ""
     if effect is None:
@@ -182,4 +197,4 @@ def _contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str], 
     interval = formatting.span_text(effect.joint_low, effect.joint_high, digits)
     cells = (formatting.signed(effect.mean, digits), reading, interval, formatting.p_text(effect.p_joint))
     verdict = {better: "helps", worse: "hurts"}.get(reading.partition(" (")[0], "inconclusive")
-    return ForestRow(contrast.name, verdict, cells, effect.mean, *bounds_of(effect), effect.values)
+    return ForestRow(contrast.name, verdict, cells, effect.mean, *_bounds_of(effect), effect.values)

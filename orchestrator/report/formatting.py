@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from ablatrix.trainer.rundir.console import visible
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 USUAL_DECIMALS, LEAST_OF_NLL, MOST_DECIMALS = 4, 3, 9
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -134,14 +136,38 @@ def short(name: str, most: int) -> str:
     if len(name) <= most:
         return name
     head = (most - 1) // 2
-    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-(most - 1 - head) :]}"
+    return f"{name[:head]}{ELLIPSIS}{name[-(most - 1 - head) :]}"
 
 
 def shorten(names: Iterable[str], most: int) -> dict[str, str]:
-    """Return each name as `short` shows it; names that would look alike keep the whole of theirs."""
+    """Return each name in at most `most` characters, no two of them alike.
+
+    Names that `short` makes look alike show where they first differ; if that does not tell them apart they stay whole.
+    """
     texts = {name: short(name, most) for name in names}
-    alike = Counter(texts.values())
-    return {name: text if alike[text] == 1 else visible(name) for name, text in texts.items()}
+    for group in _find_alike(texts):
+        texts |= _show_difference(group, most)
+    for group in _find_alike(texts):
+        texts |= {name: visible(name) for name in group}
+    return texts
+
+
+def _find_alike(texts: Mapping[str, str]) -> list[list[str]]:
+    """Return the names that have the same text, group by group."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, text in texts.items():
+        groups[text].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _show_difference(names: Sequence[str], most: int) -> dict[str, str]:
+    """Return names as their beginning and the part around the first character in which they differ."""
+    shown = {name: visible(name) for name in names}
+    differ = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*shown.values(), strict=False)))
+    head = most // 3
+    part = most - head - 2
+    begin = max(head, differ - part // 3)
+    return {name: f"{text[:head]}{ELLIPSIS}{text[begin : begin + part]}{ELLIPSIS}" for name, text in shown.items()}
 
 
 def count(number: int, noun: str) -> str:

@@ -138,7 +138,7 @@ def _design(analysis: Analysis) -> Iterator[str]:
             f"cells{', which are described only' if analysis.factorial else ''}."
         )
         if screen and (warning := screening.alias_warning(screen)):
-            yield f"{warning[0].upper()}{warning[1:]}."
+            yield warning
     schedules = [cell.name for cell in analysis.compared if cell.changes == ("schedule",)]
     if schedules and not analysis.tuned and any("model" in cell.changes for cell in analysis.compared):
         yield (

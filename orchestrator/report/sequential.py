@@ -48,8 +48,8 @@ def cell_e_value(cell: CellResult, analysis: Analysis) -> float | None:
 
 
 def threshold(analysis: Analysis) -> float:
-    """Return the e-value from which on a cell is decided: shared by all comparisons with the baseline (Bonferroni)."""
-    return max(1, analysis.family) / ALPHA
+    """Return the e-value from which on a cell is decided: shared by all planned comparisons (Bonferroni)."""
+    return max(1, len(analysis.compared)) / ALPHA
 
 
 def unplanned(plans: Sequence[Planned]) -> list[Planned]:

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import formatting, notes, tables, two_studies, verdicts, wording
+from ablatrix.orchestrator.report import formatting, notes, tables, two_studies, wording
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
 from ablatrix.orchestrator.report.contrasts import Contrast
-from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow
-from ablatrix.orchestrator.report.forests import bounds_of, forest_limits
+from ablatrix.orchestrator.report.figure_data import Figure, Forest
+from ablatrix.orchestrator.report.forests import CONTRAST, contrast_row, effect_row, forest_limits
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity
 from ablatrix.orchestrator.report.record import contrast_record
-from ablatrix.orchestrator.report.wording import cell_text
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
-    from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.study.metric import Measure
 
 
@@ -47,11 +45,12 @@ def cell_names(analyses: Sequence[Analysis]) -> list[str]:
 def forest(analyses: Sequence[Analysis]) -> Figure:
     """Return the effects as a forest plot, grouped by cell, with a row per study."""
     names, rows = label_studies(analyses), []
+    columns = {"effect": "effect", "verdict": "verdict", "runs": "runs", "95% interval": "interval"}
     for cell in cell_names(analyses):
         for name, analysis in zip(names, analyses, strict=True):
             result = analysis.cells.get(cell)
             if result is not None and result.name != analysis.reference:
-                rows.append(_row(f"{cell} · {name}", result, analysis))
+                rows.append(effect_row(result, analysis, columns.values(), f"{cell} · {name}"))
     shared = measure(analyses)
     caption = (
         f"Effect of each cell on the {shared.name}, within each study (cell − baseline of the same study; "
@@ -60,21 +59,13 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
     )
     drawn = Forest(
         tuple(rows),
-        ("effect", "verdict", "runs", "95% interval"),
+        tuple(columns),
         replace(shared, name=f"{shared.name}, difference from the study's baseline").label,
         forest_limits(rows),
         ends=shared.sides("better", "worse"),
         first="cell and study",
     )
     return Figure("effects", "Effects by study", caption, forest=drawn)
-
-
-def _row(label: str, cell: CellResult, analysis: Analysis) -> ForestRow:
-    text, effect = cell_text(cell, analysis), cell.effect
-    cells = (text.effect, text.verdict, text.runs, text.interval)
-    if effect is None:
-        return ForestRow(label, cell.verdict, cells)
-    return ForestRow(label, cell.verdict, cells, effect.mean, *bounds_of(effect), effect.values)
 
 
 def headline(analyses: Sequence[Analysis]) -> str:
@@ -156,23 +147,17 @@ def difference_figure(analyses: Sequence[Analysis]) -> Figure | None:
         return None
     shared, digits = measure(analyses), max(a.decimals for a in analyses)
     better, worse = shared.better, "lower" if shared.higher_is_better else "higher"
-    rows = []
-    for contrast in contrasts:
-        effect = contrast.effect
-        assert effect is not None
-        reading = verdicts.contrast_verdict(contrast, shared, worse, better, "inconclusive")
-        interval = formatting.span_text(effect.joint_low, effect.joint_high, digits)
-        cells = (formatting.signed(effect.mean, digits), reading, interval, formatting.p_text(effect.p_joint))
-        verdict = {better: "helps", worse: "hurts"}.get(reading, "inconclusive")
-        rows.append(ForestRow(contrast.name, verdict, cells, effect.mean, *bounds_of(effect)))
+    rows = [contrast_row(contrast, shared, (better, worse, "inconclusive"), digits) for contrast in contrasts]
+    names = label_studies(analyses)
+    between = f"{names[1]} − {names[0]}" if len(names) == 2 else ""  # of two studies, once for all rows
+    rows = [replace(row, label=row.label.removesuffix(f" · {between}")) for row in rows]
     caption = (
         "Differences between studies, as of independent samples (Welch). Thick bars: pointwise 95% confidence "
         "intervals; thin bars: 95% intervals simultaneous over the table (Bonferroni), which decide the reading."
     )
     label = replace(shared, name=f"{shared.name}, difference between studies").label
-    head = ("difference", "reading", "95% interval", "p (corrected)")
     ends = (f"lower {shared.short_name}", f"higher {shared.short_name}")
-    drawn = Forest(tuple(rows), head, label, forest_limits(rows), ends=ends, first="of")
+    drawn = Forest(tuple(rows), ("difference", *CONTRAST), label, forest_limits(rows), ends=ends, first=between or "of")
     return Figure("differences", "Differences between the studies", caption, forest=drawn)
 
 

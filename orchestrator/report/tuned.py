@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import budgets
+from ablatrix.orchestrator.report.collect import find_reference
 from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.decisions import Verdict, decide
 from ablatrix.orchestrator.report.optimum import Optimum, find_optimum
@@ -66,7 +67,7 @@ def find_arms(study: Study, tune: Tuning) -> Tuned:
     for run in study.runs:
         runs.setdefault(arm_of(run.cell), []).append(run)
     optima = {name: _optimum(found, study, tune) for name, found in runs.items()}
-    reference = next((name for name, found in runs.items() if not found[0].features), next(iter(runs)))
+    reference = find_reference(runs) or ""
     shared = optima[reference]
     arms = {
         name: Arm(name, optimum, _at(runs[name], tune, optimum), _at(runs[name], tune, shared))

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report.forest_plot import MARGIN, TITLE_LINE, wrap
-from ablatrix.orchestrator.report.formatting import short
+from ablatrix.orchestrator.report.formatting import shorten
 from ablatrix.orchestrator.report.palette import COLORS, GREY, INK, PAPER, ticks
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None
     axes = canvas.add_axes((left, AXIS / height, 1 - left - right, ROW * rows / height))
     axes.set_xlim(*waterfall.limits)
     axes.set_ylim(rows - 0.5, -0.5)
-    axes.set_yticks(range(rows), [short(step.label, LONGEST // (1 + narrow)) for step in waterfall.steps])
+    names = shorten((step.label for step in waterfall.steps), LONGEST // (1 + narrow))
+    axes.set_yticks(range(rows), [names[step.label] for step in waterfall.steps])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xticks(ticks(waterfall.limits, 4 if narrow else 6))

@@ -129,7 +129,7 @@ def _main_effects(analysis: Analysis) -> str:
     for contrast in analysis.main_effects:
         word = verdicts.contrast_verdict(contrast, analysis.measure, "hurts", "helps", "inconclusive")
         read.setdefault(word, []).append(contrast)
-    parts, shown = [], _shown_names(analysis)
+    parts, shown = [], shown_names(analysis)
     for word, found in read.items():
         pairs = [(c.name, c.effect.mean) for c in found if c.effect]
         if word in ("helps", "hurts"):
@@ -142,15 +142,15 @@ def _main_effects(analysis: Analysis) -> str:
     return f"Main effects: {' '.join(parts)}"
 
 
-def _shown_names(analysis: Analysis) -> dict[str, str]:
-    """Return the names of cells, main effects and pairs as the headline shows them: no two of them alike."""
+def shown_names(analysis: Analysis) -> dict[str, str]:
+    """Return the names of cells, main effects and pairs as sentences and titles show them: no two of them alike."""
     contrasts = (*analysis.main_effects, *analysis.combinations.pairs)
     return shorten({*analysis.cells, *(contrast.name for contrast in contrasts)}, LONGEST)
 
 
 def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:
     """Return `rope (−0.188) and all_on (−0.282 nats)`."""
-    names = _shown_names(analysis)
+    names = shown_names(analysis)
     shown = [f"{names[name]} ({signed(mean, analysis.decimals)})" for name, mean in pairs]
     last = min(len(shown), NAMED) - 1
     shown[last] = f"{shown[last][:-1]}{analysis.measure.short_unit})"
@@ -191,7 +191,7 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     cells = _with(analysis, verdict)
     if not cells:
         return ""
-    shown = _shown_names(analysis)
+    shown = shown_names(analysis)
     names = join_names([shown[cell.name] for cell in cells], NAMED)
     reasons = {verdicts.no_claim(cell, analysis) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]

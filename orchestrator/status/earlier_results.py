@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.orchestrator.study.metric import Measure
 
-MOST_READ = 200  # runs of a study for its noise
+MOST_READ = 200  # finished runs of a study for its noise
 MOST_TIMED = 60  # runs whose time is read, but one of each cell
 LIMIT = 0.8  # of the noise: an upper confidence limit
 
@@ -59,11 +59,13 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
         # at the edge of a grid runs differ by more than seeds do
         tune = (record.get("tune") or {}).get("seeds", ())
         sizes = {run.get("size") for run in record["runs"] if _hash(run["id"]) in marks}  # noise depends on the size
-        for number, run in enumerate(record["runs"]):
+        read = 0
+        for run in record["runs"]:
             cell = cells.get(_hash(run["id"]), "")
-            summary = _read_finished(study / run["id"]) if cell or number < MOST_READ else None
+            summary = _read_finished(study / run["id"]) if cell or read < MOST_READ else None
             if summary is None:
                 continue
+            read += 1
             compared = run.get("size") in sizes and run["seed"] not in tune and not _is_aa(run)
             if compared and (value := _final_value(summary, measure)) is not None:
                 values[run["cell"]][run["seed"]] = value

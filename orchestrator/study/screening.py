@@ -168,18 +168,18 @@ def describe(screen: Screen, features: Sequence[str]) -> Iterator[str]:
 
 
 def alias_warning(screen: Screen) -> str:
-    """Return what limits the estimates of a design, '' at resolution V or more."""
+    """Return a sentence on what limits the estimates of a design, '' at resolution V or more."""
     if not screen.regular:
         return (
-            "this Plackett-Burman design is blind to interactions: a pair that interacts changes the main effects of "
-            "all other features"
+            "This Plackett-Burman design is blind to interactions: a pair that interacts changes the main effects of "
+            "all other features."
         )
     if screen.resolution == 3:
         return (
-            "at resolution III main effects are aliased with pairs of other features: an interaction shows as a main "
-            "effect"
+            "At resolution III main effects are aliased with pairs of other features: an interaction shows as a main "
+            "effect."
         )
-    return "at resolution IV only the sums of aliased interactions are estimated" if screen.resolution == 4 else ""
+    return "At resolution IV only the sums of aliased interactions are estimated." if screen.resolution == 4 else ""
 
 
 def roman(resolution: int) -> str:

@@ -35,17 +35,26 @@ RETRY_SECONDS = 60.0  # before a follow-up that could queue nothing is requeued,
 Say = Callable[[str], object]
 
 
-def queue(study: Study, order: Order, chosen: Sequence[RunState], states: Sequence[RunState], say: Say) -> list[str]:
+def queue(
+    study: Study,
+    order: Order,
+    chosen: Sequence[RunState],
+    states: Sequence[RunState],
+    say: Say,
+    *,
+    stages: Stages | None = None,
+) -> list[str]:
     """Queue these runs as far as there is room, and behind them the report or a follow-up job; return the arrays' ids.
 
-    states: of all runs, as they are now. Raises RunError if nothing could be queued and nothing will make room.
+    states: of all runs, as they are now; stages: of the study, if known. Raises RunError if nothing could be queued and
+    nothing will make room.
     """
     active = [state for state in states if state.active]
     wave = _Wave(study, order, queueing.arrays_of(active), len({state.job_id for state in active}), say)
     left = wave.queue(chosen)
     batch = Batch(study, [], "", order.settings, order.code, order.exports)
     others = _still_waiting(study, {state.run.id for state in chosen})  # of a submit at the same time
-    stages = next_stage.find_stages(study, states)
+    stages = stages or next_stage.find_stages(study, states)
     later = stages.following if stages.waiting else 0
     if left:
         waiting = {**others, **{state.run.id: state.attempt for state in left}}
@@ -185,7 +194,7 @@ def resume(study: Study, scheduler: Scheduler, say: Say, notifier: Notifier | No
     if order and (waiting or (order.staged and (due or (stages.waiting and any(s.active for s in states))))):
         _require_within_budget(order, due, states)
         chosen = [*waiting, *due] if order.staged else waiting
-        queue(study, order, chosen, states, say)
+        queue(study, order, chosen, states, say, stages=stages)
         return True
     (study.folder / wave_order.RECORD).unlink(missing_ok=True)
     if order and order.staged:
