@@ -143,9 +143,10 @@ def _main_effects(analysis: Analysis) -> str:
 
 
 def shown_names(analysis: Analysis) -> dict[str, str]:
-    """Return the names of cells, main effects and pairs as sentences and titles show them: no two of them alike."""
-    contrasts = (*analysis.main_effects, *analysis.combinations.pairs)
-    return shorten({*analysis.cells, *(contrast.name for contrast in contrasts)}, LONGEST)
+    """Return the names of cells, main effects and pairs as sentences and titles show them, no two of a kind alike."""
+    pairs = [contrast.name for contrast in analysis.combinations.pairs]
+    single = {*analysis.cells, *(contrast.name for contrast in analysis.main_effects)}
+    return shorten(pairs, LONGEST) | shorten(single, LONGEST)
 
 
 def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:

@@ -54,8 +54,10 @@ def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
 def test_long_names_that_differ_in_their_middle_are_told_apart(tmp_path: Path) -> None:
     first, second = (f"positions_of_every_layer_{name}_with_the_usual_initialization" for name in ("rope", "norm"))
     features = {first: FEATURES["rope"], second: FEATURES["rmsnorm"]}
-    found = wording.headline(analyzed(tmp_path, Plan(features=features, seeds=FIVE, effects={first: -0.3})))
-    assert first in found and second in found
+    analysis = analyzed(tmp_path, Plan(features=features, seeds=FIVE, effects={first: -0.3}))
+    shown, found = wording.shown_names(analysis), wording.headline(analysis)
+    assert "layer_rope_with" in shown[first] and "layer_norm_with" in shown[second]
+    assert shown[first] in found and shown[second] in found
 
 
 def test_a_bound_that_decides_never_reads_as_0(tmp_path: Path) -> None:
