@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -25,3 +26,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = text.replace("](docs/", "](").replace("](../docs/", "](../").replace("](../README.md", "](../index.md")
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return a page of docs/ with its links to these pages as they are on the site."""
+    for name, target in PAGES.items():
+        if "/" not in page.file.src_uri:
+            markdown = markdown.replace(f"](../{name}", f"]({target}")
+    return markdown
