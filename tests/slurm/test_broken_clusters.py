@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -12,28 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.slurm_runs import ITERS, Started, slurm
+from tests.support.slurm_runs import Started
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2")]
-
-
-def test_missing_log_folder(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
-    study = slurm_workspace.write_study(iters=ITERS, ckpt=100)
-    blocker = slurm("sbatch", "--parsable", "--exclusive", "--nodes=3", "--time=5", "--wrap=sleep 300").strip()
-    words = ("submit", study, "--only", "baseline", "--no-report")
-    try:
-        slurm_workspace.run(*words)
-        assert slurm_workspace.states()["baseline"]["state"] == "queued"
-        shutil.rmtree(slurm_workspace.folder / "out" / "study" / "logs")
-    finally:
-        slurm("scancel", blocker)
-    states = slurm_workspace.wait(lambda states: states["baseline"]["state"] not in ("queued", "running"))
-    assert states["baseline"]["state"] == "lost"
-    assert "log: its folder is missing" in states["baseline"]["reason"]
-    slurm_workspace.run(*words, "--retry")
-    slurm_workspace.wait(lambda states: states["baseline"]["state"] == "done")
-    assert slurm_workspace.loss("baseline") == undisturbed
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import random
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from ablatrix.trainer.rundir.errors import UserError
 from tests.support.command_studies import HOSTILE, write_study
 from tests.support.evidence import Cases, Tally
 from tests.support.hostile_names import FOLDERS
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
@@ -71,9 +71,6 @@ def test_a_jobs_log_is_where_slurm_was_told(
         for line in (f"Comment={job_parsing.comment('TOKEN')}", f"WorkDir={folder}", "JobName=s\n"):
             assert line in shown, (name, shown)
         logs.append(folder / f"out/s/logs/{job}.out")
-    end = time.monotonic() + 120
-    while not all(path.exists() for path in logs):
-        assert time.monotonic() < end, [str(path) for path in logs if not path.exists()]
-        time.sleep(0.5)
+    wait_for(lambda: all(path.exists() for path in logs))
     detail = f"{len(names) - len(logs)} refused before"
     tally("a job's log is where Slurm was told, in any folder", cases=len(names), detail=detail)

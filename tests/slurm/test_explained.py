@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from ablatrix.trainer.rundir import processes
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
@@ -32,8 +32,7 @@ def write(workspace: Workspace, setup: str = "[]", seeds: int = 1) -> None:
     (workspace.folder / "train.sh").write_text("echo iter 1 loss 2; sleep 300 & wait\n")
 
 
-@pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(("launcher", "seeds"), [("sbatch", 1), ("submitit", 2)])
 def test_a_job_that_dies_in_its_setup_is_explained(slurm_workspace: Workspace, launcher: str, seeds: int) -> None:
     workspace = slurm_workspace
     write(workspace, '["echo no licence for this cluster", "exit 3"]', seeds)
@@ -52,10 +51,7 @@ def test_kill_9_of_the_task_leaves_no_process(slurm_workspace: Workspace) -> Non
     words = ["ps", "-o", "ppid=", "-p", str(started["pid"])]
     task = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     os.kill(task, signal.SIGKILL)
-    end = time.monotonic() + 180
-    while processes.born(started["pid"]):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(lambda: not processes.born(started["pid"]))
     marks = f"ABLATRIX_RUN_DIR={folder}".encode()
     assert not [entry for entry in os.listdir("/proc") if entry.isdigit() and marks in environment(entry)]
     workspace.wait(lambda states: states["baseline"]["state"] == "lost")

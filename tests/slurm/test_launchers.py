@@ -9,14 +9,10 @@ import pytest
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.checkout import copy_checkout
+from tests.support.slurm_runs import nodes_taken
 from tests.support.workspace import CELLS, Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2")]
-
-
-@pytest.fixture(params=["sbatch", "submitit"])
-def launcher(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def all_done(states: dict[str, dict[str, object]]) -> bool:
@@ -38,14 +34,6 @@ def test_arrays_of_both_launchers_equal_the_local_runs(slurm_workspace: Workspac
             assert workspace.loss(cell, f"by-{launcher}") == workspace.loss(cell, "by-local"), (launcher, cell)
     scripts = list((workspace.folder / "out/by-sbatch/logs").glob("*.sbatch"))
     assert len(scripts) == 1
-
-
-def test_a_single_run_is_a_plain_job(slurm_workspace: Workspace, launcher: str) -> None:
-    study = slurm_workspace.write_study()
-    slurm_workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
-    states = slurm_workspace.wait(lambda states: states["rope"]["state"] == "done")
-    assert states["rope"]["job_id"].isdigit()
-    assert {state["state"] for cell, state in states.items() if cell != "rope"} == {"planned"}
 
 
 def test_a_second_submit_queues_nothing(slurm_workspace: Workspace) -> None:
@@ -86,30 +74,26 @@ def test_resources_that_the_cluster_lacks_are_refused_before_anything_is_made(sl
     assert not Path(slurm_workspace.folder / "out").exists()
 
 
-def test_code_edited_after_submit_does_not_change_a_queued_run(slurm_workspace: Workspace, launcher: str) -> None:
+def test_code_edited_after_submit_does_not_change_a_queued_run(slurm_workspace: Workspace) -> None:
     """The checkout that a study was submitted from is broken while its run waits."""
     workspace = slurm_workspace
     checkout = workspace.folder / "checkout"
     copy_checkout(checkout)
     workspace.environment = {"PYTHONPATH": str(checkout)}
-    wrap = ["sbatch", "--parsable", "--exclusive", "--nodes=3", "--time=5", "--wrap=sleep 300"]
-    blocker = subprocess.run(wrap, capture_output=True, text=True, check=True).stdout.strip()
-    try:
+    with nodes_taken(nodes=3):
         study = workspace.write_study()
-        workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
+        workspace.run("submit", study, "--launcher", "submitit", "--only", "rope", "--no-report")
         assert workspace.states()["rope"]["state"] == "queued"
         for name in ("trainer/__main__.py", "trainer/loop.py", "orchestrator/job/task.py"):
             (checkout / name).write_text("raise SystemExit(3)\n")
-    finally:
-        subprocess.run(["scancel", blocker], check=True)
     workspace.environment = {}
     workspace.wait(lambda states: states["rope"]["state"] == "done")
 
 
-def test_an_array_keeps_to_its_limit(slurm_workspace: Workspace, launcher: str) -> None:
+def test_an_array_keeps_to_its_limit(slurm_workspace: Workspace) -> None:
     study = slurm_workspace.write_study(iters=2000)
     study.write_text(study.read_text().replace("slurm: {", "slurm: {max_parallel: 2, "))
-    slurm_workspace.run("submit", study, "--launcher", launcher, "--no-report")
+    slurm_workspace.run("submit", study, "--launcher", "submitit", "--no-report")
     slurm_workspace.wait(lambda states: sum(state["state"] == "running" for state in states.values()) == 2)
     for _ in range(5):
         states = slurm_workspace.states()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
@@ -50,10 +51,7 @@ def test_waves_go_on_by_themselves(limited: Workspace) -> None:
     assert "wait for room in the queue: job" in limited.run("status").stdout
     limited.wait(lambda states: all(state["state"] == "done" for state in states.values()), seconds=600)
     report = limited.folder / "out" / "study" / "report" / "report.md"
-    end = time.monotonic() + 120
-    while not report.exists():
-        assert time.monotonic() < end, "no report job behind the last wave"
-        time.sleep(1)
+    wait_for(report.exists)  # of the report job behind the last wave
 
 
 def test_cancel_takes_the_follow_up_too(limited: Workspace) -> None:

@@ -52,15 +52,14 @@ def test_a_reservation_that_begins_later_is_a_warning(later: str, slurm_workspac
     assert "reservation is invalid" in refused.stderr
 
 
-@pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
-def test_options_of_a_site_reach_the_job(slurm_workspace: Workspace, launcher: str) -> None:
+def test_options_of_a_site_reach_the_job(slurm_workspace: Workspace) -> None:
     """A comment with blanks, no requeueing, a switch; setup lines as conda and modules leave them."""
     section = """slurm: {time: "00:10:00", mem: 1GB, comment: project x, requeue: false,
         extra: {exclusive: true, nice: 5},
         setup: ["false", "export OLD=$PS1$CONDA_BACKUP_AR", "cd /", "unset PYTHONPATH"]}"""
     study = slurm_workspace.write_study()
     study.write_text(study.read_text().replace('slurm: {time: "00:10:00", mem: 1G}', section))
-    slurm_workspace.run("submit", study, "--launcher", launcher, "--only", "rope", "--no-report")
+    slurm_workspace.run("submit", study, "--launcher", "submitit", "--only", "rope", "--no-report")
     states = slurm_workspace.wait(lambda states: states["rope"]["state"] == "done")
     shown = subprocess.run(
         ["scontrol", "show", "job", states["rope"]["job_id"]], capture_output=True, text=True, check=True

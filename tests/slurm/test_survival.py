@@ -1,4 +1,7 @@
-"""What people and Slurm do to jobs: the state shown is the true one, and the finished loss.csv is the same."""
+"""What people and Slurm do to jobs: the state shown is the true one, and the finished loss.csv is the same.
+
+Here through submitit; what befalls jobs of sbatch stands together in test_without_accounting.py.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,9 @@ from tests.support.workspace import Workspace
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-1")]
 
 
-@pytest.fixture(params=["sbatch", "submitit"])
-def launcher(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_requeue_of_one_array_task(slurm_workspace: Workspace, launcher: str, undisturbed: list[list[str]]) -> None:
+def test_requeue_of_one_array_task(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
     """Slurm's warning before the time limit (sent by hand, so that the test need not wait for it)."""
-    started = Started(slurm_workspace, launcher, array=True)
+    started = Started(slurm_workspace, "submitit", array=True)
     assert started.state()["state"] == "running"
     slurm("scancel", "--signal=USR2", started.job)
     stopped = started.until(lambda state: state["state"] == "stopped" or "resumed" in started.events())
@@ -39,10 +37,8 @@ def test_scontrol_requeue(slurm_workspace: Workspace, undisturbed: list[list[str
     started.finish(undisturbed)
 
 
-def test_scancel_is_cancelled_and_retry_goes_on(
-    slurm_workspace: Workspace, launcher: str, undisturbed: list[list[str]]
-) -> None:
-    started = Started(slurm_workspace, launcher, array=True)
+def test_scancel_is_cancelled_and_retry_goes_on(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
+    started = Started(slurm_workspace, "submitit", array=True)
     slurm("scancel", started.job)
     state = started.until(lambda state: state["state"] not in ("running", "queued"))
     assert state["state"] == "cancelled"
@@ -98,8 +94,8 @@ def test_time_limit(slurm_workspace: Workspace) -> None:
     assert resumed["iter"] == stopped["iter"] > 0
 
 
-def test_kill_of_the_trainer(slurm_workspace: Workspace, launcher: str, undisturbed: list[list[str]]) -> None:
-    started = Started(slurm_workspace, launcher)
+def test_kill_of_the_trainer(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
+    started = Started(slurm_workspace, "submitit")
     started.after_step(120)
     os.kill(started.trainer_pid(), signal.SIGKILL)
     state = started.until(lambda state: state["state"] != "running")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.slurm_runs import nodes_taken, slurm
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("bare cluster")]
@@ -52,26 +53,19 @@ def bare_workspace(workspace: Workspace, bare_cluster: dict[str, str]) -> Iterat
     workspace.run("cancel", "--all", "--yes", code=None)
 
 
-def scancel(workspace: Workspace, job: str) -> None:
-    subprocess.run(["scancel", job], env=workspace.env(), check=True, timeout=180)
-
-
-@pytest.mark.parametrize("launcher", ["sbatch", "submitit"])
-def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> None:
+def test_every_end_is_told_apart(bare_workspace: Workspace) -> None:
     """One array, in it a cancelled, a killed, a finished and a requeued run."""
     workspace = bare_workspace
     assert subprocess.run(["sacct"], env=workspace.env(), capture_output=True, check=False).returncode
     study = workspace.write_study(iters=1500, ckpt=20)
     cells = ("baseline", "swiglu", "rmsnorm", "rope")
     only = [word for cell in cells for word in ("--only", cell)]
-    workspace.run("submit", study, "--launcher", launcher, *only, "--no-report")
+    workspace.run("submit", study, "--launcher", "sbatch", *only, "--no-report")
     states = workspace.wait(lambda states: all(states[cell]["iter"] >= 25 for cell in cells))
-    scancel(workspace, states["baseline"]["job_id"])
+    slurm("scancel", states["baseline"]["job_id"], environment=workspace.env())
     events = read_events(workspace.run_folder("swiglu"))
     os.kill(int(next(e["pid"] for e in events if e["event"] == "started")), signal.SIGKILL)
-    subprocess.run(
-        ["scancel", "--signal=USR2", states["rmsnorm"]["job_id"]], env=workspace.env(), check=True, timeout=180
-    )
+    slurm("scancel", "--signal=USR2", states["rmsnorm"]["job_id"], environment=workspace.env())
 
     ended = ("cancelled", "failed", "lost", "done")
     states = workspace.wait(lambda states: all(states[cell]["state"] in ended for cell in cells))
@@ -82,57 +76,44 @@ def test_every_end_is_told_apart(bare_workspace: Workspace, launcher: str) -> No
         "rope": "done",
     }
     assert "resumed" in [event["event"] for event in read_events(workspace.run_folder("rmsnorm"))]
-    workspace.run("submit", study, "--launcher", launcher, *only, "--retry", "--no-report")
+    workspace.run("submit", study, "--launcher", "sbatch", *only, "--retry", "--no-report")
     workspace.wait(lambda states: all(states[cell]["state"] == "done" for cell in cells))
 
 
 def test_a_pending_job_that_is_cancelled(bare_workspace: Workspace) -> None:
     workspace = bare_workspace
-    wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
-    blocker = subprocess.run(wrap, env=workspace.env(), capture_output=True, text=True, check=True).stdout.strip()
-    try:
+    with nodes_taken(workspace.env()):
         workspace.run("submit", workspace.write_study(), "--no-report")
         states = workspace.states()
         assert {state["state"] for state in states.values()} == {"queued"}
-        scancel(workspace, states["rope"]["job_id"])
+        slurm("scancel", states["rope"]["job_id"], environment=workspace.env())
         states = workspace.wait(lambda states: states["rope"]["state"] != "queued")
         assert states["rope"]["state"] == "cancelled"
         assert {state["state"] for cell, state in states.items() if cell != "rope"} == {"queued"}
-    finally:
-        scancel(workspace, blocker)
 
 
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_an_array_that_is_cancelled_before_it_starts(bare_workspace: Workspace, by_hand: bool) -> None:
     workspace = bare_workspace
-    wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
-    blocker = subprocess.run(wrap, env=workspace.env(), capture_output=True, text=True, check=True).stdout.strip()
-    try:
+    with nodes_taken(workspace.env()):
         workspace.run("submit", workspace.write_study())
         states = workspace.states()
         assert {state["state"] for state in states.values()} == {"queued"}
         if by_hand:
-            scancel(workspace, states["rope"]["job_id"].partition("_")[0])
+            slurm("scancel", states["rope"]["job_id"].partition("_")[0], environment=workspace.env())
         else:
             workspace.run("cancel", "--all", "--yes")
-            queue = ["squeue", "--noheader", "--states=PENDING", "--format=%j"]
-            left = subprocess.run(queue, env=workspace.env(), capture_output=True, text=True, check=True).stdout
+            left = slurm("squeue", "--noheader", "--states=PENDING", "--format=%j", environment=workspace.env())
             assert left == "", "the report job is gone too"
         states = workspace.wait(lambda states: states["rope"]["state"] != "queued")
         assert {state["state"] for state in states.values()} == {"cancelled"}
-    finally:
-        scancel(workspace, blocker)
 
 
 def test_a_job_without_a_log_folder_is_lost_not_unknown(bare_workspace: Workspace) -> None:
     workspace = bare_workspace
-    wrap = ["sbatch", "--parsable", "--exclusive", "--time=5", "--wrap=sleep 300"]
-    blocker = subprocess.run(wrap, env=workspace.env(), capture_output=True, text=True, check=True).stdout.strip()
-    try:
+    with nodes_taken(workspace.env()):
         workspace.run("submit", workspace.write_study(), "--only", "baseline", "--no-report")
         shutil.rmtree(Path(workspace.folder) / "out" / "study" / "logs")
-    finally:
-        scancel(workspace, blocker)
     states = workspace.wait(lambda states: states["baseline"]["state"] not in ("queued", "running"))
     assert states["baseline"]["state"] == "lost"
     assert "log: its folder is missing" in states["baseline"]["reason"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ablatrix.trainer.rundir.events import read_events
@@ -13,8 +14,20 @@ ITERS = 1500  # some seconds: long enough to be hit
 States = dict[str, dict[str, Any]]
 
 
-def slurm(*words: str) -> str:
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=180).stdout
+def slurm(*words: str, environment: dict[str, str] | None = None) -> str:
+    """Return the output of one of Slurm's commands, which must succeed."""
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=180).stdout
+
+
+@contextlib.contextmanager
+def nodes_taken(environment: dict[str, str] | None = None, nodes: int = 1) -> Iterator[None]:
+    """Take so many nodes: what is submitted within the block has to wait until its end."""
+    wrap = ("--parsable", "--exclusive", f"--nodes={nodes}", "--time=5", "--wrap=sleep 300")
+    job = slurm("sbatch", *wrap, environment=environment).strip()
+    try:
+        yield
+    finally:
+        slurm("scancel", job, environment=environment)
 
 
 class Started:
@@ -39,6 +52,7 @@ class Started:
         workspace.run(*self.words)
         self.after_step(20)
         self.job = workspace.states()["baseline"]["job_id"]
+        assert array or self.job.isdigit(), "a single run is a plain job"
 
     def after_step(self, step: int) -> None:
         self.workspace.wait(lambda states: states["baseline"]["iter"] >= step)
