@@ -195,7 +195,6 @@ def test_the_working_folder_hides_nothing(tmp_path: Path) -> None:
     assert sys.path[-1] == str(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_study_with_own_parts(workspace: Workspace) -> None:
     """`plan` knows their names only; `submit` tries them before it queues, and says in one line what is wrong."""
     study = workspace.write_study(iters=4)

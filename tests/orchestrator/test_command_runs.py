@@ -35,7 +35,6 @@ def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.Complete
     )
 
 
-@pytest.mark.slow
 def test_from_file_to_report(workspace: Workspace) -> None:
     study = write_study(workspace)
     assert "never reach" not in workspace.run("check", study, "--launcher", "local").stderr
@@ -71,7 +70,6 @@ def test_from_file_to_report(workspace: Workspace) -> None:
     assert (folder / "argv.json").exists(), "args.txt does not start the command"
 
 
-@pytest.mark.slow
 def test_without_a_held_out_loss_the_report_says_so(workspace: Workspace) -> None:
     study = write_study(workspace, metrics={"regex": LOSSES[1]}, features={"nodrop": {"dropout": 0.0}})
     workspace.run("submit", study, "--launcher", "local", "--only", "baseline", "--only", "nodrop")
@@ -95,7 +93,6 @@ with open(flags["out"] + "/m.csv", "w") as file:
 """
 
 
-@pytest.mark.slow
 def test_an_accuracy_is_compared_under_its_name_and_in_its_direction(workspace: Workspace) -> None:
     (workspace.folder / "t.py").write_text(ACCURATE)
     changes = {

@@ -10,6 +10,7 @@ from tests.support import simulated_scales
 from tests.support.simulated_looks import ADAPTIVE, simulate_looks
 from tests.support.simulated_studies import simulate
 
+pytestmark = pytest.mark.slow
 STUDIES = 250
 
 
@@ -35,7 +36,6 @@ def test_three_seeds_find_an_effect_of_four_standard_deviations(noise: str) -> N
     assert 0.935 - 0.015 <= found.coverage <= 0.965 + 0.015
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["equal", "measured"])
 @pytest.mark.parametrize("name", ["3/5/8, six effects", "3/5/8/12, margin 2.5, three"])
 def test_planned_looks_keep_the_error_rate_and_the_power_with_fewer_runs(noise: str, name: str) -> None:

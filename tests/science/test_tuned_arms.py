@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.simulated_tuning import simulate
 
+pytestmark = pytest.mark.slow
 STUDIES = 150
 
 

@@ -26,8 +26,8 @@ def restored(cluster: str) -> Iterator[str]:
 
 def test_loss_of_a_node(slurm_workspace: Workspace, restored: str, undisturbed: list[list[str]]) -> None:
     started = Started(slurm_workspace)
-    started.after_step(120)
-    subprocess.run([restored, "fail", started.state()["node"]], check=True, timeout=180)
+    node = started.after_step(120)["node"]
+    subprocess.run([restored, "fail", node], check=True, timeout=180)
     gone = started.until(lambda state: state["state"] != "running", seconds=120)
     assert gone["state"] in ("stopped", "queued", "lost"), gone
     subprocess.run([restored, "up"], check=True, timeout=120)

@@ -74,7 +74,6 @@ def test_preemption(slurm_workspace: Workspace, undisturbed: list[list[str]]) ->
     started.finish(undisturbed)
 
 
-@pytest.mark.slow
 def test_time_limit(slurm_workspace: Workspace) -> None:
     """A limit of one minute that the run cannot keep: warned by Slurm, requeued, and going on where it was."""
     study = slurm_workspace.write_study(iters=1_000_000, ckpt=1000)

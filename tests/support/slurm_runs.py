@@ -50,12 +50,12 @@ class Started:
         only = [word for cell in cells for word in ("--only", cell)]
         self.words = ("submit", self.study, "--launcher", launcher, *only, "--no-report")
         workspace.run(*self.words)
-        self.after_step(20)
-        self.job = workspace.states()["baseline"]["job_id"]
+        self.job = self.after_step(20)["job_id"]
         assert array or self.job.isdigit(), "a single run is a plain job"
 
-    def after_step(self, step: int) -> None:
-        self.workspace.wait(lambda states: states["baseline"]["iter"] >= step)
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Return the state of the run once it has done `step` steps."""
+        return self.until(lambda state: state["iter"] >= step)
 
     def state(self) -> dict[str, Any]:
         return self.workspace.states()["baseline"]

@@ -119,7 +119,6 @@ def test_lengths_that_no_position_reaches_are_refused(corpus: Path, offline_cach
     run_config([32, 64], corpus, offline_cache, positions="alibi")
 
 
-@pytest.mark.slow
 def test_a_study_of_positions(workspace: Workspace) -> None:
     """The baseline's positions are learned: its longer contexts are left out and said, the study goes on."""
     study = workspace.write_study(iters=4)

@@ -80,7 +80,6 @@ def launcher(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.slow
 def test_no_canary_is_written_or_printed(workspace: Workspace, launcher: str, seed: int, tally: Tally) -> None:
     secrets = canaries.make(seed)
     planted = canaries.plant(secrets, workspace)

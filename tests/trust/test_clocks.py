@@ -132,7 +132,6 @@ time.time = shifted
 """
 
 
-@pytest.mark.slow
 def test_a_study_on_hosts_whose_clocks_jump(workspace: Workspace, cases: Cases, tally: Tally) -> None:
     """All its processes are 10 minutes off and, a second after their start, as much the other way."""
     extra = "design: [baseline]\n"

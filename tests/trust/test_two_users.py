@@ -85,9 +85,8 @@ def test_a_claim_that_another_user_has_left(found: Found, tally: Tally) -> None:
     tally("another user's dead claim is taken over or told of, never waited for", 2)
 
 
-@pytest.mark.parametrize("kind", ["sticky", "group"])
-def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally, kind: str) -> None:
-    outcomes = found[f"studies, {kind}"]
+def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally) -> None:
+    outcomes = found["studies"]
     alice, bob = values(outcomes, "alice", "bob")
     assert "queued 2 runs" in alice["out"], alice
     assert "queued 2 runs" in bob["out"], bob
@@ -113,4 +112,4 @@ def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally, kind: st
     assert all(len(told["err"].splitlines()) <= 1 for told in (looked, reported, cancelled, submitted, rerun))
     assert outcomes["unchanged"], "somebody else's study was changed"
     assert values(outcomes, "alice's report")[0]["code"] == 0
-    tally(f"two users' studies in one {kind} folder do not touch each other", 8, "another's can be looked at")
+    tally("two users' studies in one sticky folder do not touch each other", 8, "another's can be looked at")

@@ -89,7 +89,6 @@ def verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
     return call
 
 
-@pytest.mark.slow
 def test_no_verb_unpickles_or_imports(
     workspace: Workspace, verb: Callable[..., str], watch: Watch, tally: Tally
 ) -> None:

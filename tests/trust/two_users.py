@@ -280,8 +280,7 @@ def main(words: Sequence[str]) -> int:
         "left unfinished": (left_unfinished, 0o1777, 0),
         "stale claim, sticky": (stale_claim, 0o1777, 0),
         "stale claim, group": (stale_claim, 0o2775, GROUP),
-        "studies, sticky": (studies, 0o1777, 0),
-        "studies, group": (studies, 0o2775, GROUP),
+        "studies": (studies, 0o1777, 0),
     }
     for number, (name, (scenario, mode, group)) in enumerate(scenarios.items()):
         found = scenario(Place(scratch / str(number), given, mode, group))

@@ -92,7 +92,6 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_starts_over_and_says_so(work
 
 
 @pytest.mark.parametrize("steps", [15, 45, 75])
-@pytest.mark.slow
 def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
     """The command dies with whoever looks after it, and the next attempt repeats and drops no step."""
     study = create(workspace, checkpoint="state.json", resume_command=RESUME)

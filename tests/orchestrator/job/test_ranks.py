@@ -46,7 +46,6 @@ def slurm_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("slurm_node")
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.slow
 def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
@@ -145,7 +144,6 @@ def test_local_slots_have_a_device_for_each_process() -> None:
         LocalQueue(["0", "1"]).slots(1, 8)
 
 
-@pytest.mark.slow
 def test_a_local_study_with_two_processes_a_run(workspace: Workspace) -> None:
     workspace.run("submit", workspace.write_study("alone"), "--launcher", "local", "--only", "rope")
     sets = ["--set", "trainer.strategy=ddp", "--set", "slurm.processes_per_node=2"]

@@ -65,7 +65,6 @@ def events(run: StudyRun) -> list[str]:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 1.0])  # no trainer yet, importing, reading the corpus
-@pytest.mark.slow
 def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
     workspace: Workspace, run: StudyRun, delay: float
 ) -> None:
@@ -82,7 +81,6 @@ def test_a_warning_during_start_up_is_a_requeue_not_a_failure(
         process.wait()
 
 
-@pytest.mark.slow
 def test_kill_9_of_the_task_ends_its_trainer(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, python=sys.executable)
     wait_for(lambda: "started" in events(run))
@@ -100,7 +98,6 @@ def test_a_child_whose_parent_died_before_it_could_be_bound_to_it_ends(monkeypat
         assert child.wait(timeout=180) == -signal.SIGKILL
 
 
-@pytest.mark.slow
 def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, python=sys.executable)
     wait_for(lambda: "started" in events(run))
@@ -110,7 +107,6 @@ def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRu
     assert asked(workspace) == ""
 
 
-@pytest.mark.slow
 def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, code=1, python=sys.executable)
     wait_for(lambda: "started" in events(run))
@@ -119,7 +115,6 @@ def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: Stu
     assert events(run)[-1] == "stopped"
 
 
-@pytest.mark.slow
 def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, restarts=task.MOST_RESTARTS_WITHOUT_PROGRESS, python=sys.executable)
     wait_for(lambda: (run.folder / run_files.JOB_OUT).exists())
@@ -135,7 +130,6 @@ def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: Stud
     assert "started" not in events(run)
 
 
-@pytest.mark.slow
 def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace, run: StudyRun) -> None:
     """As on a full disk; a file in the place of the folder stops root too."""
     broken = workspace.folder / "out" / "study" / "broken"
@@ -153,7 +147,6 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
     assert failed["event"] == "failed" and "is in the way of a folder" in failed["reason"]
 
 
-@pytest.mark.slow
 def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspace: Workspace, run: StudyRun) -> None:
     (run.folder / run_files.EVENTS).mkdir()
     command = [workspace.python, *job_command.task_command([(run.folder, 1)])[1:]]
@@ -180,7 +173,6 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
     assert os.environ["SLURM_MEM_PER_CPU"] == "theirs"
 
 
-@pytest.mark.slow
 def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: StudyRun) -> None:
     """Neither the job nor, for its other runs, a requeue of it goes on with the run; only a submit does."""
     with start(workspace, run) as process:

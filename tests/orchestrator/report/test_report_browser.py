@@ -29,9 +29,12 @@ def browser() -> Iterator[Browser]:
 
 def pages(folder: Path) -> dict[str, Path]:
     studies = {
-        "plain": Plan(effects={"swiglu": -0.1, "warmup": 0.2}, domains=("web", "code", "books")),
+        "plain": Plan(
+            effects={"swiglu": -0.1, "warmup": 0.2},
+            domains=("web", "code", "books"),
+            fates={("rope", 1): "diverged", ("cosine", 2): "failed", ("warmup", 1): "lost"},
+        ),
         "hostile": Plan(features=HOSTILE, seeds=(1, 2)),
-        "broken": Plan(fates={("rope", 1): "diverged", ("swiglu", 2): "failed", ("warmup", 1): "lost"}),
         "single": Plan(seeds=(1,)),
     }
     found = {}
@@ -47,9 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return pages(tmp_path_factory.mktemp("pages"))
 
 
-@pytest.mark.parametrize("name", ["plain", "hostile", "broken", "single", "both"])
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", ["plain", "hostile", "single", "both"])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_nothing_overflows_and_nothing_is_asked_for(
     browser: Browser, made: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:

@@ -47,6 +47,7 @@ def test_the_verdict_at_the_baselines_value_is_another_one(tmp_path: Path) -> No
     assert "at its own best (0.0034) helps (−0.0" in sentence
 
 
+@pytest.mark.slow
 def test_the_report_has_the_sweep_in_every_format(tmp_path: Path) -> None:
     report = build(tmp_path, write_tuned(tmp_path, BEST, {"cosine": -0.02}, trained=CONFIRMED))
     assert report.headline.endswith("Each cell at its best trainer.learning_rate.")

@@ -64,7 +64,6 @@ def test_mistakes(tmp_path: Path, text: str, fault: str) -> None:
     assert f"{tmp_path}/e.yaml:3: {fault}" in str(caught.value)
 
 
-@pytest.mark.slow
 def test_a_later_submit_takes_what_is_no_part_of_the_name(workspace: Workspace) -> None:
     """A run that is stopped goes on with the callbacks that the file has now; a finished one stays as it was."""
     path = workspace.write_study(iters=12)

@@ -23,7 +23,6 @@ def planned(workspace: Workspace) -> tuple[Loaded, list[Run]]:
     return loaded, matrix.runs(loaded, preflight.vocabulary)
 
 
-@pytest.mark.slow
 def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace.folder)
     loaded, runs = planned(workspace)

@@ -189,7 +189,6 @@ class TestInputs:
         assert (recorded_inputs.CORPUS, "", "b") in diff.find_differences(one, two)
 
 
-@pytest.mark.slow
 def test_more_steps_and_other_data(workspace: Workspace) -> None:
     """The whole way: 20 steps, then 26 from the last checkpoint; then the corpus changes."""
     own = workspace.folder / "own.jsonl"

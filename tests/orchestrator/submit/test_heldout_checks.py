@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.rundir.errors import ConfigError
+from tests.support.forked_python import ForkedPython
 
 Check = Callable[..., tuple[list[str], str]]
 
@@ -22,9 +24,10 @@ def write(path: Path, count: int) -> None:
 
 
 @pytest.fixture
-def check(tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+def check(tmp_path: Path, offline_cache: Path, forked_python: ForkedPython, monkeypatch: pytest.MonkeyPatch) -> Check:
     """check("data.test_size: 5", features="..."): (findings, what is printed) of a study of a.jsonl."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", forked_python.python)
     write(tmp_path / "a.jsonl", 400)
     write(tmp_path / "b.jsonl", 120)
 

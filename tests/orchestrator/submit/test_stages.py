@@ -266,7 +266,6 @@ metrics: {regex: 'iter (?P<iter>[0-9]+): loss (?P<loss>[0-9.]+), val loss (?P<va
 """
 
 
-@pytest.mark.slow
 def test_on_one_machine_submits_and_wait_give_the_same_runs(workspace: Workspace) -> None:
     (workspace.folder / "script.py").write_text(SCRIPT)
     found = []

@@ -15,12 +15,7 @@ from ablatrix.orchestrator.cli import app
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.verbs import doctor
 from ablatrix.trainer.data.manifest import FileFacts, WeightsEntry, add_entry
-
-
-def write_program(folder: Path, name: str, body: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-    (folder / name).chmod(0o755)
+from tests.support.shell_stubs import program
 
 
 def test_a_machine_that_is_ready(offline_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,15 +74,15 @@ def test_weights_that_are_not_whole(offline_cache: Path, tmp_path: Path, monkeyp
     ],
 )
 def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, state: str, found: str) -> None:
-    write_program(tmp_path / "bin", "sbatch", "exit 0")
-    write_program(tmp_path / "bin", "scontrol", answer)
+    program(tmp_path / "bin" / "sbatch", "#!/bin/sh\nexit 0\n")
+    program(tmp_path / "bin" / "scontrol", f"#!/bin/sh\n{answer}\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     finding = doctor._check_slurm()
     assert finding.state == state and found in finding.found
 
 
 def test_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_program(tmp_path / "bin", "nvidia-smi", "echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'")
+    program(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     finding = doctor._check_torch()
