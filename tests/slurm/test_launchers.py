@@ -10,6 +10,7 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.checkout import copy_checkout
 from tests.support.slurm_runs import nodes_taken
+from tests.support.waiting import wait_for
 from tests.support.workspace import CELLS, Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2")]
@@ -54,7 +55,7 @@ def test_several_runs_in_a_job_and_the_report_behind_them(slurm_workspace: Works
     states = slurm_workspace.wait(all_done)
     assert len({state["job_id"] for state in states.values()}) == 3
     report = slurm_workspace.folder / "out/study/report/report.html"
-    slurm_workspace.wait(lambda states: report.exists(), seconds=90)
+    wait_for(report.exists)
 
 
 def test_the_plan_shows_the_script_that_is_submitted(slurm_workspace: Workspace) -> None:

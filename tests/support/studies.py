@@ -97,6 +97,11 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
     return states
 
 
+def change_record(path: Path, **values: Any) -> None:
+    """Change fields of a JSON file: of study.json, or of a run's summary.json."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def write_sizes(folder: Path, plans: Mapping[str, Plan]) -> dict[str, tuple[str, str]]:
     """Write a study with a scale axis, a plan per size (a preset of the model); return the states for `build`."""
     runs, states, study = [], {}, {}

@@ -140,6 +140,7 @@ def test_same_curve_as_the_plain_formulation(tuned: bool) -> None:
     # muon rounds to bfloat16, where the order of a sum shows
     [(2, "adamw", 1e-5), (3, "adamw", 1e-5), (3, "sgd", 1e-5), (3, "muon", 1e-3), (3, "adafactor", 1e-5)],
 )
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up(parts: int, optimizer: str, within: float) -> None:
     whole = losses(config(max_iters=20, optimizer=optimizer))
     split = losses(config(max_iters=20, optimizer=optimizer, grad_accum=parts))

@@ -127,6 +127,7 @@ def test_every_optimizer_learns(name: str) -> None:
         (22, "adafactor", "infinite"),
     ],
 )
+@pytest.mark.slow
 def test_stopped_and_continued_equals_undisturbed(cut: int, optimizer: str, schedule: str) -> None:
     settings = {"eval_interval": 6, "optimizer": optimizer, "schedule": schedule}
     whole = trainer(**settings)

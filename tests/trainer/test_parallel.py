@@ -73,6 +73,7 @@ def test_resumed_equals_untouched(found: dict[str, Any], variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", RECOMPUTED)
+@pytest.mark.slow
 def test_recomputed_blocks_change_no_bit(found: dict[str, Any], variant: str) -> None:
     recomputed, kept = found[variant], found[RECOMPUTED[variant]]
     assert recomputed["rows"] == kept["rows"]

@@ -91,6 +91,7 @@ class TestOlderCheckpoints:
         assert without_clock(folder) == rows
         assert "checkpoint-00000020.pt: written by an older version" in "".join(capsys.readouterr())
 
+    @pytest.mark.slow
     def test_more_steps(self, train: Train) -> None:
         """The last checkpoint of a finished run does not hold what it was before its last row."""
         longer = without_clock(train("longer", trainer__max_iters=29))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
@@ -151,72 +150,6 @@ def test_what_people_are_told_to_type_asks_for_hashes_and_no_resolver() -> None:
     for page in pages:
         for line in re.findall(r"pip install[^`\n]*\n?[^`\n]*-r requirements\S*", page.read_text()):
             assert "--no-deps --require-hashes" in line, f"{page.name}: {line}"
-
-
-def package(folder: Path, said: str, name: str = "canary", version: str = "1.0", requires: str = "") -> Path:
-    """A wheel of one module."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: more\n{requires}"
-    files = {
-        f"{name}.py": f"SAID = {said!r}\n",
-        f"{name}-{version}.dist-info/METADATA": about,
-        f"{name}-{version}.dist-info/WHEEL": (
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        ),
-    }
-    digests = {name: hashlib.sha256(text.encode()).digest() for name, text in files.items()}
-    encoded = {name: base64.urlsafe_b64encode(digest).rstrip(b"=").decode() for name, digest in digests.items()}
-    record = "".join(f"{file},sha256={encoded[file]},{len(text)}\n" for file, text in files.items())
-    with zipfile.ZipFile(path, "w") as archive:
-        for file, text in {**files, f"{name}-{version}.dist-info/RECORD": record}.items():
-            archive.writestr(file, text)
-    return path
-
-
-def install(requirements: Path, index: Path, target: Path) -> bool:
-    """Run the Makefile's install line against a folder of wheels; True if it succeeds."""
-    (line,) = re.findall(r"^PIP := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    command = [sys.executable, *line.split(), "--no-index", "--find-links", str(index)]
-    command += ["-r", str(requirements), "--target", str(target)]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    done = subprocess.run(command, env=environ | {"PIP_CONFIG_FILE": os.devnull}, capture_output=True, check=False)
-    return done.returncode == 0
-
-
-def locked_wheel(wheel: Path) -> str:
-    """The entry of a lock for a wheel."""
-    name, version, *_ = wheel.name.split("-")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return str(lock.Entry(name, f"{name}=={version}", "", (f"sha256:{digest}",)))
-
-
-def test_the_locked_version_is_installed_whatever_is_published_later(tmp_path: Path) -> None:
-    """Old releases of pip take the newest version of a package that another one requires with an extra."""
-    index, target = tmp_path / "index", tmp_path / "site"
-    wheels = [
-        package(index, "locked", "part"),
-        package(index, "locked", "whole", requires="Requires-Dist: part[more]>=1.0\n"),
-    ]
-    (tmp_path / "requirements.txt").write_text("".join(map(locked_wheel, wheels)))
-    package(index, "published later", "part", "2.0")
-    assert install(tmp_path / "requirements.txt", index, target)
-    assert "locked" in (target / "part.py").read_text()
-
-
-@pytest.mark.slow
-def test_a_changed_package_is_not_installed(tmp_path: Path, tally: Tally) -> None:
-    index, evil = tmp_path / "index", tmp_path / "evil"
-    requirements, unhashed = tmp_path / "requirements.txt", tmp_path / "unhashed.txt"
-    requirements.write_text(locked_wheel(package(index, "good")))
-    unhashed.write_text("canary==1.0\n")
-    assert install(requirements, index, tmp_path / "good")
-    assert "good" in (tmp_path / "good" / "canary.py").read_text()
-    assert not install(unhashed, index, tmp_path / "unhashed")
-    package(index, "evil")
-    assert not install(requirements, index, evil)
-    assert not (evil / "canary.py").exists()
-    tally("a package with another hash, or with none, is not installed", cases=2)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 from scipy import stats
 
 from ablatrix.orchestrator.report import document, figures, notes, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyze
-from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.record import record_of
-from tests.support.studies import FEATURES, Plan, write_study
+from tests.support.reports import analyse_folder
+from tests.support.studies import FEATURES, Plan, change_record, write_study
 
 CELLS = {"baseline": [], "swiglu": ["swiglu"], "rope": ["rope"], "aa": []}
 TWO = {name: FEATURES[name] for name in ("swiglu", "rope")}
@@ -27,8 +26,8 @@ def analyzed(folder: Path, values: dict[str, list[float]] | None = None, **plan:
     for cell, each in (values or {}).items():
         for seed, value in enumerate(each, start=1):
             (path,) = folder.glob(f"{cell}-seed{seed}-*/summary.json")
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"val_nll": value, "final_loss": value}))
-    return analyze(read_study(folder, states))
+            change_record(path, val_nll=value, final_loss=value)
+    return analyse_folder(folder, states)
 
 
 BASE, AGAIN = [3.01, 3.03, 2.98], [3.02, 2.97, 3.00]

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.report import document, drawing, figures, waterfall
-from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.attribution import Attribution, Method, attribute
-from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.contrasts import Contrast, Design
 from ablatrix.orchestrator.report.record import record_of
 from ablatrix.orchestrator.study.screening import fractional
-from tests.support.studies import FEATURES, Plan, write_study
+from tests.support.reports import analyse_plan
+from tests.support.studies import FEATURES, Plan
 
 ABC = ("a", "b", "c")
 Sets = list[frozenset[str]]
@@ -122,15 +121,11 @@ def test_nothing_is_attributed_without_the_cells_for_it() -> None:
     assert attribute(design) is None
 
 
-def analyzed(folder: Path, **plan: object) -> Analysis:
-    three = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
-    made = Plan(features=three, **plan)  # type: ignore[arg-type]
-    return analyze(read_study(folder, write_study(folder, made)))
-
-
 def test_the_report_shows_the_waterfall_its_table_a_sentence_and_the_record(tmp_path: Path) -> None:
     cells = {"+".join(on) or "baseline": on for n in range(4) for on in combinations(("swiglu", "rmsnorm", "rope"), n)}
-    analysis = analyzed(tmp_path, cells=cells, effects={"rope": -0.2, "swiglu": 0.05}, noise=0.004)
+    three = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
+    plan = Plan(features=three, cells=cells, effects={"rope": -0.2, "swiglu": 0.05}, noise=0.004)
+    analysis = analyse_plan(tmp_path, plan)
     figure, table = waterfall.figure(analysis), waterfall.table(analysis)
     assert figure is not None and figure.waterfall is not None and table is not None
     steps = figure.waterfall.steps
@@ -155,7 +150,7 @@ def test_first_in_and_last_in_are_columns_of_the_table(tmp_path: Path) -> None:
     cells = {"baseline": [], **{f: [f] for f in three}, "all_on": three}
     cells |= {f"without-{f}": [g for g in three if g != f] for f in three}
     plan = Plan(features={f: FEATURES[f] for f in three}, cells=cells, effects={"rope": -0.2})
-    analysis = analyze(read_study(tmp_path, write_study(tmp_path, plan)))
+    analysis = analyse_plan(tmp_path, plan)
     table = waterfall.table(analysis)
     assert table is not None
     assert list(table.head) == ["feature", "share", "95% interval", "first in", "last in"]

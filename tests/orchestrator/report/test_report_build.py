@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.report import collect, document, notes, tables
-from ablatrix.orchestrator.report.analysis import analyze
+from ablatrix.orchestrator.report import document, notes, tables
 from ablatrix.orchestrator.report.build import Report, VerdictRow, build, verdict_rows
 from ablatrix.orchestrator.report.pages import html as page_of
 from ablatrix.orchestrator.report.wording import headline
 from ablatrix.trainer.rundir.errors import RunError, UserError
+from tests.support.reports import analyse_plan
 from tests.support.studies import FEATURES, Plan, write_study
 
 FILES = {
@@ -34,21 +34,13 @@ class Made:
     """A study read and judged, without the drawing."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.analysis = analyze(collect.read_study(folder, write_study(folder, plan)))
+        self.analysis = analyse_plan(folder, plan)
         self.rows = verdict_rows(self.analysis)
         self.headline = headline(self.analysis)
         self.notes = notes.notes(self.analysis)
 
-    def table(self, text: str) -> list[dict[str, str]]:
-        return list(csv.DictReader(io.StringIO(text)))
-
-    @property
-    def runs(self) -> list[dict[str, str]]:
-        return self.table(tables.summary(self.analysis))
-
-    @property
-    def cells(self) -> list[dict[str, str]]:
-        return self.table(tables.comparison(self.analysis))
+        self.runs = list(csv.DictReader(io.StringIO(tables.summary(self.analysis))))
+        self.cells = list(csv.DictReader(io.StringIO(tables.comparison(self.analysis))))
 
 
 def row(report: Report | Made, cell: str) -> VerdictRow:

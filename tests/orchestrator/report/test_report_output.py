@@ -24,13 +24,12 @@ from ablatrix.orchestrator.study.dotted import nest
 from ablatrix.trainer.config import RunConfig
 from tests.support.hostile_names import HOSTILE
 from tests.support.reports import analyse_folder, analyse_plan, write_html, write_markdown
-from tests.support.studies import FEATURES, Plan, write_study
+from tests.support.studies import FEATURES, Plan, change_record, write_study
 
 AGAIN = """
 import json, sys
 from pathlib import Path
-from ablatrix.orchestrator.report.build import build, verdict_rows
-from ablatrix.orchestrator.report.build import contents as contents_of
+from ablatrix.orchestrator.report.build import build
 states = {k: tuple(v) for k, v in json.loads(sys.argv[2]).items()}
 build(Path(sys.argv[1]), states)
 """
@@ -42,8 +41,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    import json
-
     two = {name: FEATURES[name] for name in ("swiglu", "rope")}
     states = write_study(tmp_path, Plan(seeds=(1, 2), features=two, domains=("a", "b")))
     build(tmp_path, states)
@@ -116,20 +113,6 @@ def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, widt
 def test_styles_do_not_repeat() -> None:
     seen = {(str(palette.style(i)),) for i in range(60)}
     assert len(seen) == 60
-
-
-def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path) -> None:
-    analysis = analyse_plan(tmp_path, Plan(features=HOSTILE, seeds=(1,)))
-    page = write_html(analysis)
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert len(verdict_rows(analysis)) == len(HOSTILE) + 2
-    markdown = write_markdown(analysis)
-    outside_code = re.sub(r"```sh.*?```", "", markdown, flags=re.S)
-    assert "<script>" not in outside_code.replace("\\<script\\>", "")
-    assert r"a\$b\$" in markdown
-    lines = [line for line in markdown.splitlines() if line.startswith("| &") or line.startswith(r"| \&")]
-    assert lines
 
 
 def test_latex_is_escaped(tmp_path: Path) -> None:
@@ -219,7 +202,7 @@ def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words:
 def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1,)))
     told = {"name": "Gates & <b>norms</b>", "date": "2026-01-31", "hypothesis": "a*b*c `x` <script>alert(1)</script>"}
-    change(tmp_path / "study.json", info=told)
+    change_record(tmp_path / "study.json", info=told)
     analysis = analyse_folder(tmp_path, states)
     page = write_html(analysis)
     assert page.index("The experiment") < page.index("Run health")
@@ -228,7 +211,7 @@ def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
     markdown = write_markdown(analysis)
     assert "Hypothesis: a\\*b\\*c \\`x\\` \\<script\\>alert(1)\\</script\\>" in markdown
     assert markdown.index("## The experiment") < markdown.index("## Run health")
-    change(tmp_path / "study.json", info={})
+    change_record(tmp_path / "study.json", info={})
     changed = analyse_folder(tmp_path, states)
     assert "The experiment" not in write_html(changed)
     assert changed.study.digest != analysis.study.digest, "the old page would be kept"
@@ -237,16 +220,12 @@ def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
 def test_early_stop_is_no_failure(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1, 2)))
     for run in sorted(tmp_path.glob("rope-seed*")):
-        change(run / "summary.json", stopped_early=True, iters=480)
+        change_record(run / "summary.json", stopped_early=True, iters=480)
     analysis = analyse_folder(tmp_path, states)
     assert "2 runs stopped early, as configured, and count as finished." in notes.notes(analysis)
     (rope,) = [row for row in verdict_rows(analysis) if row.cell == "rope"]
     assert rope.text.runs == "2 of 2" and rope.text.effect != "—"
     assert "no result" not in write_markdown(analysis)
-
-
-def change(path: Path, **values: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_runs_are_linked_and_their_last_samples_stand_side_by_side(tmp_path: Path) -> None:

@@ -13,30 +13,26 @@ import numpy as np
 import pytest
 
 from ablatrix.orchestrator.report import methods, notes, sequential, verdicts, wording
-from ablatrix.orchestrator.report.analysis import Analysis, analyze
-from ablatrix.orchestrator.report.collect import read_study
+from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
-from tests.support.studies import FEATURES, Plan, write_study
+from tests.support.reports import analyse_folder
+from tests.support.studies import FEATURES, Plan, change_record, write_study
 
 FIVE = (1, 2, 3, 4, 5)
 TWO = {name: FEATURES[name] for name in ("swiglu", "rope")}
 THREE = {name: FEATURES[name] for name in ("swiglu", "rmsnorm", "rope")}
 
 
-def change(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def shift(folder: Path, run: str, by: float) -> None:
     """Add to the final value of a run."""
     path = next(folder.glob(f"{run}-*")) / "summary.json"
-    change(path, val_nll=json.loads(path.read_text())["val_nll"] + by)
+    change_record(path, val_nll=json.loads(path.read_text())["val_nll"] + by)
 
 
 def analyzed(folder: Path, plan: Plan, study: Mapping[str, Any] | None = None) -> Analysis:
     states = write_study(folder, plan)
-    change(folder / "study.json", **(study or {}))
-    return analyze(read_study(folder, states))
+    change_record(folder / "study.json", **(study or {}))
+    return analyse_folder(folder, states)
 
 
 def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
@@ -89,7 +85,7 @@ def test_a_collapsed_seed_takes_no_other_verdict_away(tmp_path: Path) -> None:
     plan = Plan(seeds=FIVE, effects={"swiglu": -0.1})
     states = write_study(tmp_path, plan)
     shift(tmp_path, "rope-seed3", 0.6)
-    analysis = analyze(read_study(tmp_path, states))
+    analysis = analyse_folder(tmp_path, states)
     assert analysis.cells["swiglu"].verdict is Verdict.HELPS
     rope = analysis.cells["rope"]
     assert rope.verdict is Verdict.INCONCLUSIVE
@@ -125,7 +121,7 @@ def stop_early(folder: Path, run: str, rows: int) -> None:
     lines = (path / "loss.csv").read_text().splitlines()[: rows + 1]
     (path / "loss.csv").write_text("\n".join(lines) + "\n")
     last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
-    change(
+    change_record(
         path / "summary.json",
         iters=int(last["iter"]),
         tokens=int(float(last["tokens"])),
@@ -140,7 +136,7 @@ def test_early_stopping_of_a_baseline_run_concerns_its_own_seed(tmp_path: Path) 
     whole = analyzed(tmp_path / "whole", plan)
     states = write_study(tmp_path / "cut", plan)
     stop_early(tmp_path / "cut", "baseline-seed2", 30)
-    cut = analyze(read_study(tmp_path / "cut", states))
+    cut = analyse_folder(tmp_path / "cut", states)
     assert {n: c.verdict for n, c in cut.cells.items()} == {n: c.verdict for n, c in whole.cells.items()}
     cell, before = cut.cells["rope"], whole.cells["rope"]
     assert cell.read_off and not before.read_off
@@ -161,10 +157,10 @@ def test_early_stopping_of_a_baseline_run_concerns_its_own_seed(tmp_path: Path) 
 def test_other_measures_have_their_direction(tmp_path: Path, column: str, higher: bool, verdict: str) -> None:
     states = write_study(tmp_path, Plan(features=TWO, effects={"swiglu": -0.1}))
     measure = {"column": column, "name": column.upper(), "unit": "", "higher_is_better": higher}
-    change(tmp_path / "study.json", measure=measure)
+    change_record(tmp_path / "study.json", measure=measure)
     for path in tmp_path.glob("*/summary.json"):
-        change(path, measure=column, final_value=json.loads(path.read_text())["val_nll"])
-    analysis = analyze(read_study(tmp_path, states))
+        change_record(path, measure=column, final_value=json.loads(path.read_text())["val_nll"])
+    analysis = analyse_folder(tmp_path, states)
     assert analysis.cells["swiglu"].verdict == verdict
     assert column.upper() in verdicts.sentence(analysis.cells["swiglu"], analysis)
 
@@ -197,8 +193,8 @@ def test_rounded_values_decide_nothing_below_their_unit(tmp_path: Path) -> None:
     plan = Plan(seeds=FIVE, noise=0.0, shared=0.0, features=TWO, effects={"swiglu": -0.004})
     states = write_study(tmp_path, plan)
     for path in tmp_path.glob("*/summary.json"):
-        change(path, val_nll=round(json.loads(path.read_text())["val_nll"], 2))
-    analysis = analyze(read_study(tmp_path, states))
+        change_record(path, val_nll=round(json.loads(path.read_text())["val_nll"], 2))
+    analysis = analyse_folder(tmp_path, states)
     assert analysis.comparison.resolution == pytest.approx(0.01)
     assert not any(cell.verdict.decided for cell in analysis.compared)
     assert "The values are rounded to 0.01 nats" in " ".join(methods.paragraphs(analysis))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.rundir import run_files
+from tests.support.waiting import wait_for
 from tests.support.workspace import Workspace
 
 STUDY = """\
@@ -38,7 +39,7 @@ class Session:
             os.execve(command[0], command, {**workspace.env(), "TERM": "xterm", "COLUMNS": "100"})
         self.text = ""
 
-    def read_until(self, words: str, seconds: float = 60) -> str:
+    def read_until(self, words: str, seconds: float = 180) -> str:
         """What it has shown so far, once `words` are in it; '' of words: until it ends."""
         end = time.monotonic() + seconds
         while not words or words not in self.text:
@@ -68,10 +69,7 @@ def runs(workspace: Workspace) -> list[Path]:
 
 
 def until_started(workspace: Workspace) -> None:
-    end = time.monotonic() + 180
-    while not any("started" in run_files.read_text(run / run_files.EVENTS) for run in runs(workspace)):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: any("started" in run_files.read_text(run / run_files.EVENTS) for run in runs(workspace)))
 
 
 def test_closing_the_terminal_stops_no_run(study: Workspace) -> None:
@@ -91,10 +89,7 @@ def test_a_reader_that_leaves_stops_no_run(study: Workspace) -> None:
         until_started(study)
         (study.folder / "go").touch()
         process.wait(180)
-    end = time.monotonic() + 180
-    while not all((run / run_files.SUMMARY).exists() for run in runs(study)):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(lambda: all((run / run_files.SUMMARY).exists() for run in runs(study)))
 
 
 def test_ctrl_c_stops_local_runs_and_says_so(study: Workspace) -> None:
