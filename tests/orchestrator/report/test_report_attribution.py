@@ -10,45 +10,27 @@ import pytest
 
 from ablatrix.orchestrator.report import document, drawing, figures, waterfall
 from ablatrix.orchestrator.report.attribution import Attribution, Method, attribute
-from ablatrix.orchestrator.report.contrasts import Contrast, Design
 from ablatrix.orchestrator.report.record import record_of
 from ablatrix.orchestrator.study.screening import fractional
+from tests.support.designs import Sets, mean_of, plant, screened
 from tests.support.reports import analyse_plan
 from tests.support.studies import FEATURES, Plan
 
 ABC = ("a", "b", "c")
-Sets = list[frozenset[str]]
 
 
 def subsets(features: tuple[str, ...]) -> Sets:
     return [frozenset(c) for size in range(len(features) + 1) for c in combinations(features, size)]
 
 
-def designed(sets: Sets, truth: dict[frozenset[str], float], seeds: int = 3, noise: float = 0.0) -> Design:
-    """Return cells whose value is the sum of what each set of features adds where all of it is on."""
-    random = np.random.default_rng(1)
-    names = {on: "+".join(sorted(on)) or "baseline" for on in sets}
-    features = sorted(frozenset().union(*sets))
-    values = {
-        name: {s: 3 + sum(v for k, v in truth.items() if k <= on) + random.normal(0, noise) for s in range(seeds)}
-        for on, name in names.items()
-    }
-    return Design(names, {f: (f,) for f in features}, values, dict.fromkeys(values, seeds))
-
-
-def mean(contrast: Contrast) -> float:
-    assert contrast.effect is not None
-    return contrast.effect.mean
-
-
 def shares(found: Attribution | None) -> dict[str, float]:
     assert found is not None
-    return {share.name: mean(share) for share in found.shares}
+    return {share.name: mean_of(share) for share in found.shares}
 
 
 def test_exact_values_are_the_means_over_all_orders() -> None:
     truth = {frozenset("a"): -0.1, frozenset("b"): 0.03, frozenset("ab"): 0.04, frozenset("abc"): -0.06}
-    design = designed(subsets(ABC), truth, noise=0.02)
+    design = plant(subsets(ABC), truth, noise=0.02)
     found = attribute(design)
     assert found is not None and found.method is Method.EXACT
     value = {on: float(np.mean(list(design.values[name].values()))) for on, name in design.sets.items()}
@@ -57,13 +39,13 @@ def test_exact_values_are_the_means_over_all_orders() -> None:
         before = [frozenset(order[: order.index(feature)]) for order in orders]
         wanted = np.mean([value[s | {feature}] - value[s] for s in before])
         assert shares(found)[feature] == pytest.approx(wanted, abs=1e-12)
-    assert sum(shares(found).values()) == pytest.approx(mean(found.whole), abs=1e-12)
-    assert mean(found.whole) == pytest.approx(value[frozenset(ABC)] - value[frozenset()], abs=1e-12)
+    assert sum(shares(found).values()) == pytest.approx(mean_of(found.whole), abs=1e-12)
+    assert mean_of(found.whole) == pytest.approx(value[frozenset(ABC)] - value[frozenset()], abs=1e-12)
     assert found.rest is None
 
 
 def test_each_seed_has_its_own_values_which_sum_to_its_own_whole() -> None:
-    design = designed(subsets(ABC), {frozenset("a"): -0.1}, seeds=4, noise=0.02)
+    design = plant(subsets(ABC), {frozenset("a"): -0.1}, seeds=4, noise=0.02)
     found = attribute(design)
     assert found is not None and found.whole.effect is not None
     each = np.array([share.effect.values for share in found.shares if share.effect])
@@ -79,16 +61,12 @@ TRUTH = {frozenset("a"): -0.1, frozenset("b"): 0.05, frozenset("ab"): 0.04, froz
 
 def test_a_fraction_of_resolution_five_gives_an_effect_and_half_of_its_pairs() -> None:
     # phi_i = b_i + 1/2 sum_j b_ij in on/off coding
-    screen = fractional(5)
-    sets = [frozenset(f for i, f in enumerate("abcde") if cell >> i & 1) for cell in screen.cells]
-    made = designed(sets, TRUTH)
-    design = Design(made.sets, made.factors, made.values, made.expected, screen)
-    found = attribute(design)
+    found = attribute(screened(fractional(5), TRUTH))
     assert found is not None and found.method is Method.PAIRS
     assert shares(found) == pytest.approx({"a": -0.08, "b": 0.07, "c": -0.01, "d": 0.0, "e": -0.01}, abs=1e-12)
-    full = attribute(designed(subsets(tuple("abcde")), TRUTH))
+    full = attribute(plant(subsets(tuple("abcde")), TRUTH))
     assert shares(full) == pytest.approx(shares(found), abs=1e-12)
-    assert mean(found.whole) == pytest.approx(sum(TRUTH.values()), abs=1e-12)
+    assert mean_of(found.whole) == pytest.approx(sum(TRUTH.values()), abs=1e-12)
 
 
 def ends(features: str) -> Sets:
@@ -97,26 +75,26 @@ def ends(features: str) -> Sets:
 
 
 def test_the_mean_of_first_in_and_last_in_is_exact_for_pairs() -> None:
-    found = attribute(designed(ends("abcde"), TRUTH))
+    found = attribute(plant(ends("abcde"), TRUTH))
     assert found is not None and found.method is Method.ENDS
-    assert shares(found) == pytest.approx(shares(attribute(designed(subsets(tuple("abcde")), TRUTH))), abs=1e-12)
-    first, last = ({c.name: mean(c) for c in each} for each in (found.first_in, found.last_in))
+    assert shares(found) == pytest.approx(shares(attribute(plant(subsets(tuple("abcde")), TRUTH))), abs=1e-12)
+    first, last = ({c.name: mean_of(c) for c in each} for each in (found.first_in, found.last_in))
     assert (first["a"], last["a"]) == pytest.approx((-0.1, -0.06), abs=1e-12)
-    assert found.rest is not None and mean(found.rest) == pytest.approx(0.0, abs=1e-12)
+    assert found.rest is not None and mean_of(found.rest) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_what_first_in_and_last_in_leave_is_that_of_three_features_together() -> None:
-    found = attribute(designed(ends("abcd"), {frozenset("a"): -0.1, frozenset("abc"): 0.06}))
+    found = attribute(plant(ends("abcd"), {frozenset("a"): -0.1, frozenset("abc"): 0.06}))
     assert found is not None
     assert shares(found) == pytest.approx({"a": -0.07, "b": 0.03, "c": 0.03, "d": 0.0}, abs=1e-12)
-    assert found.rest is not None and mean(found.rest) == pytest.approx(-0.03, abs=1e-12)
-    assert sum(shares(found).values()) + mean(found.rest) == pytest.approx(mean(found.whole), abs=1e-12)
+    assert found.rest is not None and mean_of(found.rest) == pytest.approx(-0.03, abs=1e-12)
+    assert sum(shares(found).values()) + mean_of(found.rest) == pytest.approx(mean_of(found.whole), abs=1e-12)
 
 
 def test_nothing_is_attributed_without_the_cells_for_it() -> None:
-    assert attribute(designed([frozenset(), *(frozenset(f) for f in "abcd"), frozenset("abcd")], {})) is None
-    assert attribute(designed([frozenset(), frozenset("a")], {})) is None
-    design = designed(ends("abcd"), {})
+    assert attribute(plant([frozenset(), *(frozenset(f) for f in "abcd"), frozenset("abcd")], {})) is None
+    assert attribute(plant([frozenset(), frozenset("a")], {})) is None
+    design = plant(ends("abcd"), {})
     design.values["a+b+c"].clear()  # type: ignore[attr-defined]
     assert attribute(design) is None
 

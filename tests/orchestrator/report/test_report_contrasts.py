@@ -8,25 +8,18 @@ import numpy as np
 import pytest
 from statsmodels.regression.linear_model import OLS
 
-from ablatrix.orchestrator.report.contrasts import Combinations, Contrast, Design, combine
-from ablatrix.orchestrator.study.screening import Screen, fractional, plackett_burman
+from ablatrix.orchestrator.report.contrasts import Combinations, Design, combine
+from ablatrix.orchestrator.study.screening import fractional, plackett_burman
+from tests.support.designs import mean_of, plant, screened
 
 THREE = {"a": ("a",), "b": ("b",), "c": ("c",)}
 
 
-def designed(
-    factors: dict[str, tuple[str, ...]], effects: dict[str, float], seeds: int, noise: float = 0.0, rng: int = 0
-) -> Design:
-    """Return a full factorial whose effects add up, with seeds that differ by 0.01."""
-    random = np.random.default_rng(rng)
-    sets, values = {}, {}
-    for levels in product(*(("", *group) for group in factors.values())):
-        on = frozenset(level for level in levels if level)
-        name = "+".join(sorted(on)) or "baseline"
-        sets[on] = name
-        value = 3 + sum(effects.get(level, 0.0) for level in on)
-        values[name] = {s: value + 0.01 * s + float(random.normal(0, noise)) for s in range(seeds)}
-    return Design(sets, factors, values, dict.fromkeys(values, seeds))
+def factorial(factors: dict[str, tuple[str, ...]], effects: dict[str, float], seeds: int, noise: float = 0.0) -> Design:
+    """Return a full factorial whose effects add up."""
+    combined = product(*(("", *group) for group in factors.values()))
+    sets = [frozenset(level for level in levels if level) for levels in combined]
+    return plant(sets, {frozenset({name}): by for name, by in effects.items()}, seeds, noise, factors)
 
 
 def means(found: Combinations) -> dict[str, float]:
@@ -34,7 +27,7 @@ def means(found: Combinations) -> dict[str, float]:
 
 
 def test_effects_and_standard_errors_equal_statsmodels() -> None:
-    design = designed(THREE, {"a": -0.2}, 4, noise=0.02, rng=1)
+    design = factorial(THREE, {"a": -0.2}, 4, noise=0.02)
     del design.values["a+c"][2], design.values["b"][0]  # type: ignore[attr-defined]
     cells = list(design.values)
     features = {name: on for on, name in design.sets.items()}
@@ -58,7 +51,7 @@ def test_effects_and_standard_errors_equal_statsmodels() -> None:
 
 
 def test_a_missing_run_does_not_bias() -> None:
-    design = designed(THREE, {"a": -0.07, "b": 0.04}, 3)
+    design = factorial(THREE, {"a": -0.07, "b": 0.04}, 3)
     for seed in (0, 2):
         del design.values["a+b"][seed]  # type: ignore[attr-defined]
     found = means(combine(design))
@@ -66,7 +59,7 @@ def test_a_missing_run_does_not_bias() -> None:
 
 
 def test_a_missing_cell_leaves_main_effects_and_pairs() -> None:
-    design = designed(THREE, {"a": -0.07, "b": 0.04}, 3)
+    design = factorial(THREE, {"a": -0.07, "b": 0.04}, 3)
     design.values["a+b+c"].clear()  # type: ignore[attr-defined]
     found = combine(design)
     assert means(found) == pytest.approx({"a": -0.07, "b": 0.04, "c": 0, "a × b": 0, "a × c": 0, "b × c": 0}, abs=1e-12)
@@ -77,7 +70,7 @@ def test_a_missing_cell_leaves_main_effects_and_pairs() -> None:
 
 def test_levels_are_categories_with_marginal_means() -> None:
     factors = {"lr": ("lr.low", "lr.high"), "rope": ("rope",)}
-    design = designed(factors, {"lr.low": 0.1, "lr.high": -0.2, "rope": -0.05}, 3, noise=0.001)
+    design = factorial(factors, {"lr.low": 0.1, "lr.high": -0.2, "rope": -0.05}, 3, noise=0.001)
     found = combine(design)
     assert design.is_factorial
     assert [c.name for c in found.main_effects] == ["lr.low", "lr.high", "rope"]
@@ -92,31 +85,18 @@ def test_levels_are_categories_with_marginal_means() -> None:
 
 
 def test_all_together_is_not_called_an_interaction_of_three() -> None:
-    found = combine(designed(THREE, {"a": -0.2}, 3, noise=0.01))
+    found = combine(factorial(THREE, {"a": -0.2}, 3, noise=0.01))
     assert [c.name for c in found.pairs] == ["a × b", "a × c", "b × c"]
     assert [c.name for c in found.together] == ["a+b+c"]
 
 
 def test_one_seed_makes_no_claim() -> None:
-    found = combine(designed(THREE, {"a": -0.2}, 1, noise=0.01))
+    found = combine(factorial(THREE, {"a": -0.2}, 1, noise=0.01))
     effects = [c.effect for c in found.main_effects]
     assert all(e and e.method == "descriptive" and e.p_joint is None for e in effects)
 
 
 # ---- screening designs
-
-
-def screened(screen: Screen, truth: dict[frozenset[str], float], seeds: int = 2, noise: float = 0.0) -> Design:
-    """Return the cells of a screening design. truth: features that are on together -> what that adds."""
-    labels = "abcdefgh"[: screen.count]
-    random = np.random.default_rng(5)
-    sets = {frozenset(f for i, f in enumerate(labels) if cell >> i & 1): cell for cell in screen.cells}
-    names = {on: "+".join(sorted(on)) or "baseline" for on in sets}
-    values = {
-        name: {s: 3 + sum(v for k, v in truth.items() if k <= on) + random.normal(0, noise) for s in range(seeds)}
-        for on, name in names.items()
-    }
-    return Design(names, {f: (f,) for f in labels}, values, dict.fromkeys(values, seeds), screen)
 
 
 def regressed(design: Design, pairs: bool) -> OLS:
@@ -131,11 +111,6 @@ def regressed(design: Design, pairs: bool) -> OLS:
             y.append(value)
     matrix = np.array(rows)
     return OLS(np.array(y), matrix[:, matrix.any(axis=0)]).fit()
-
-
-def mean_of(contrast: Contrast) -> float:
-    assert contrast.effect is not None
-    return contrast.effect.mean
 
 
 def test_a_fraction_of_resolution_five_equals_statsmodels() -> None:
