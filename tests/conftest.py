@@ -51,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark with `slow` each test that starts commands or trainers: by the fixture with which it starts them."""
     for item in items:
-        if {"workspace", "work", "command", "trainers"}.intersection(getattr(item, "fixturenames", ())):
+        if {"workspace", "work", "command", "trainers", "packed"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
 
 

@@ -25,6 +25,8 @@ from ablatrix.trainer.rundir.errors import UserError
 from tests.support.forked_python import ForkedPython
 from tests.support.workspace import Workspace
 
+pytestmark = pytest.mark.xdist_group("pack")  # the archive is made once
+
 Files = dict[str, bytes]
 SECRET = "hf_thisIsNoRealTokenButLooksLikeOne"
 
