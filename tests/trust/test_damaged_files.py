@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import loss_curve
 from ablatrix.orchestrator.slurm import commands, job_parsing, scheduler
 from ablatrix.orchestrator.status import study_state
@@ -144,6 +147,70 @@ def test_a_json_file_is_read_whole_or_not_at_all(study: Path, tmp_path: Path, ca
                 study_dir.load_study(tmp_path)
             tried += 1
     tally("a cut JSON file is refused at every length", cases=tried, detail=f"{len(files)} files")
+
+
+# ---- commands on a damaged study
+
+
+def cut(rng: random.Random, data: bytes) -> bytes:
+    return data[: rng.randrange(len(data) + 1)]
+
+
+def zero(rng: random.Random, data: bytes) -> bytes:
+    """Return the data with a block that never reached the disk."""
+    at, size = rng.randrange(len(data)), rng.randint(1, 4096)
+    return data[:at] + bytes(len(data[at : at + size])) + data[at + size :]
+
+
+def edit(rng: random.Random, data: bytes) -> bytes:
+    """Return the data with another value of another type, as a hand edit leaves it."""
+    marks = [i for i, byte in enumerate(data) if byte in b',:\n"[]{} '] or [0]
+    at = rng.choice(marks)
+    word = rng.choice([b"", b"null", b"-1", b"NaN", b"[]", b"{}", b'"x"', b"1e999", b"true", b"\xff", b"\n"])
+    return data[: at + 1] + word + data[at + 1 + rng.randrange(8) :]
+
+
+def reorder(rng: random.Random, data: bytes) -> bytes:
+    """Return the lines in another order, one of them twice."""
+    lines = data.splitlines(keepends=True)
+    return b"".join([*rng.sample(lines, len(lines)), *lines[:1]])
+
+
+def run_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Return the exit code of a command; anything but a SystemExit is a traceback, and fails the test."""
+    monkeypatch.setattr(sys, "argv", ["ablatrix", *words, *(["--output", "out"] if words[0] != "logs" else [])])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors, (words, errors)
+    assert not code or errors.startswith("error: "), (words, errors)
+    return code
+
+
+@pytest.mark.slow
+def test_commands_on_a_damaged_study_end_without_a_traceback(
+    study: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cases: Cases,
+    seed: int,
+    tally: Tally,
+) -> None:
+    rng, count = random.Random(seed), cases(6, 400)
+    run = ("rope-seed1", "--study", "study")
+    verbs = [("status", "study"), ("status", "study", "--json"), ("show", *run), ("logs", *run), ("report", "study")]
+    files = [path for path in sorted(study.rglob("*")) if path.is_file() and path.suffix != ".pt"]
+    for number in range(count):
+        path = rng.choice(files)
+        before = path.read_bytes()
+        path.write_bytes(rng.choice([cut, zero, edit, reorder])(rng, before))
+        for words in verbs if number % 10 == 0 else verbs[:3]:
+            assert run_verb(capsys, monkeypatch, *words) in (0, 1, 2)
+        path.write_bytes(before)
+    tally("commands on a study with a damaged file", cases=count, detail="0 tracebacks, exit codes 0, 1, 2")
 
 
 def test_an_unknown_state_of_a_job_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
