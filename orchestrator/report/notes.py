@@ -55,7 +55,8 @@ def _settings(analysis: Analysis) -> Iterator[str]:
     if base is not None and base.features:
         yield f"The design has no cell without features; effects are differences from {base.name}."
     if missing := sum(not run.finished for run in runs):
-        yield f"{missing} of {count(len(runs), 'run')} {'has' if missing == 1 else 'have'} no result yet; see run health."
+        have = "has" if missing == 1 else "have"
+        yield f"{missing} of {count(len(runs), 'run')} {have} no result yet; see run health."
 
 
 def _measures(analysis: Analysis) -> Iterator[str]:
