@@ -52,18 +52,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed-command requirements-dev.txt
 	$(BIN)/python -I -m pip check
 	touch $@
 
-$(VENV)-tools/.installed: requirements/tools.txt
-	@$(call check_venv,"$(VENV)-tools")
-	$(PYTHON) -m venv $(VENV)-tools
-	$(VENV)-tools/bin/python $(PIP) -r requirements/tools.txt
-	$(VENV)-tools/bin/python -I -m pip check
-	touch $@
-
-$(VENV)-docs/.installed: requirements/docs.txt
-	@$(call check_venv,"$(VENV)-docs")
-	$(PYTHON) -m venv $(VENV)-docs
-	$(VENV)-docs/bin/python $(PIP) -r requirements/docs.txt
-	$(VENV)-docs/bin/python -I -m pip check
+$(VENV)-tools/.installed $(VENV)-docs/.installed: $(VENV)-%/.installed: requirements/%.txt
+	@$(call check_venv,"$(@D)")
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	$(@D)/bin/python -I -m pip check
 	touch $@
 
 demo: $(VENV)/.installed-command ## run a small study of 7 cells and show the verdict (minutes on two cores)
