@@ -93,11 +93,13 @@ def find_changes(folder: Path) -> list[str]:
     found = []
     for name, wanted in manifest["files"].items():
         try:
-            digest = hashlib.sha256(b"".join(_pieces(folder / name))).hexdigest()
+            digest = hashlib.sha256()
+            for piece in _pieces(folder / name):  # weights may be larger than the memory
+                digest.update(piece)
         except OSError:
             found.append(f"{name}: is missing")
             continue
-        if digest != wanted["sha256"]:
+        if digest.hexdigest() != wanted["sha256"]:
             found.append(f"{name}: was changed")
     return found
 
