@@ -119,7 +119,7 @@ def _sacctmgr(what: str, which: str, column: str) -> Sequence[str]:
 
 
 def _parse_limit(text: str) -> str:
-    """Return a time limit, '' for `infinite` and for what is none."""
+    """Return a time limit as sinfo prints it; '' for `infinite` and for text that is not a time."""
     try:
         minutes(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """Send the messages that `notify:` asks for: a study has ended, runs have failed, a look has decided.
 
-They are sent by whatever process finds out: the report job and the follow-up job under Slurm, else `submit` itself. A
-marker in the study's folder is claimed first, so that a message goes out once, whoever else finds out too.
+The report job and the follow-up job send them under Slurm, `submit` elsewhere. A process claims a marker in the study's
+folder before it sends a message, so that each message is sent once.
 """
 
 from __future__ import annotations

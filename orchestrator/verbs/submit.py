@@ -223,11 +223,8 @@ def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
     study_dir.update_configs(study, runs, plan.value_origins)
     try:
         for run in runs:
-            folder, facts, before = (
-                study.folder / run.id,
-                dict[str, Any](inputs.of(run.config)),
-                plan.earlier.get(run.id),
-            )
+            folder, before = study.folder / run.id, plan.earlier.get(run.id)
+            facts: dict[str, Any] = dict(inputs.of(run.config))
             if before and before.start:
                 earlier_runs.copy_start(before, folder)
                 facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
