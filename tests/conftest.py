@@ -47,11 +47,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return GroupsFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
+STARTERS = {"workspace", "work", "command", "trainers", "packed", "train"}  # fixtures that start commands or trainers
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark with `slow` each test that starts commands or trainers: by the fixture with which it starts them."""
+    """Mark with `slow` each test that starts commands or trainers, unless it is the one that stands for all of them."""
     for item in items:
-        if {"workspace", "work", "command", "trainers", "packed"}.intersection(getattr(item, "fixturenames", ())):
+        if STARTERS.intersection(getattr(item, "fixturenames", ())) and not item.get_closest_marker("thin"):
             item.add_marker("slow")
 
 

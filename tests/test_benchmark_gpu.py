@@ -13,6 +13,8 @@ import torch
 
 from benchmarks import gpu, gpu_parts
 
+pytestmark = pytest.mark.slow  # each part trains or starts a process
+
 QUICK = ["--device", "cpu", "--quick", "--threads", "1"]
 
 
@@ -60,7 +62,6 @@ def test_steps() -> None:
     assert row["of_peak"] > 0 and row["peak_mib"] > 10
 
 
-@pytest.mark.slow
 def test_runs_side_by_side() -> None:
     assert [row["name"] for row in rows("sharing")] == ["1 runs", "2 runs"]
 

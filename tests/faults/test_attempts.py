@@ -71,7 +71,6 @@ def test_many_at_once_get_different_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second_finishes", [True, False], ids=["second has finished", "second is at work"])
-@pytest.mark.slow
 def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second_finishes: bool) -> None:
     undisturbed = trainers.finish("undisturbed")
     run = trainers.folder / "run"
@@ -103,7 +102,6 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.slow
 def test_signal_to_a_superseded_attempt_says_nothing_about_the_run(trainers: Trainers, number: int) -> None:
     run = trainers.folder / "run"
     first = trainers.start("run")
@@ -116,7 +114,6 @@ def test_signal_to_a_superseded_attempt_says_nothing_about_the_run(trainers: Tra
     assert events(run)[-1] == "superseded" and not {"signal", "stopped", "failed"} & set(events(run))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGKILL])
 def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, number: int) -> None:
     """The node was given up, its job has finished elsewhere; then the old trainer notices that, or is killed."""
@@ -138,7 +135,6 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     assert "failed" not in events(run) and [e for e in events(run) if e != "superseded"][-1] == "finished"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("seccomp")
 def test_overtaken_before_every_system_call(trainers: Trainers, cases: Cases, seed: int, tally: Tally) -> None:
     """However narrow the gap between looking and writing: another attempt begins and finishes in it."""

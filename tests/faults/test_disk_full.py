@@ -119,7 +119,6 @@ def test_waits_grow_to_less_than_a_minute() -> None:
     assert list(files.PAUSES) == sorted(files.PAUSES) and 10 < sum(files.PAUSES) < 60
 
 
-@pytest.mark.slow
 def test_a_real_file_system_that_is_full(trainers: Trainers, tmp_path: Path) -> None:
     """A tmpfs of a few checkpoints' size, in a mount namespace of its own."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:

@@ -181,7 +181,6 @@ def is_saved(run: Path) -> bool:
     return told[-1:] == ["checkpoint"]
 
 
-@pytest.mark.slow
 def test_a_real_limit(trainers: Trainers) -> None:
     """The operating system refuses more address space (RLIMIT_AS): smaller parts, which outlive a kill and the limit.
 

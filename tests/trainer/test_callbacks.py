@@ -76,7 +76,6 @@ def test_metrics_of_a_run_that_gets_them_later_are_whole(tmp_path: Path, capsys:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_samples_of_several_prompts(train: Callable[..., Path]) -> None:
     several = train("several", trainer__sample_interval=12, trainer__sample_prompt=["The", "It is"])
     one = train("one", trainer__sample_interval=12)
@@ -169,7 +168,6 @@ class TestEarlyStop:
         assert without_clock(run) == curve
 
     @pytest.mark.parametrize("cut", [4, 9, 13])
-    @pytest.mark.slow
     def test_resumed_ends_at_the_same_step(self, cut: int, overfit: Callable[..., Path]) -> None:
         whole = overfit("whole", **self.SETTINGS, trainer__ckpt_interval=1, trainer__save_total_limit=99)
         run = overfit("cut", **self.SETTINGS, trainer__ckpt_interval=1, trainer__save_total_limit=99)

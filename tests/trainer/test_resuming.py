@@ -32,7 +32,7 @@ Train = Callable[..., Path]
     [
         ({}, 20, 20),  # a row with an evaluation is due anyway
         ({}, 21, 21),  # a row is, and no evaluation
-        ({}, 22, 22),  # neither
+        pytest.param({}, 22, 22, marks=pytest.mark.thin),  # neither
         ({"trainer__schedule": "inverse_sqrt", "trainer__warmup_steps": 3}, 22, 22),
         (WSD, 22, 16),
         (INFINITE, 21, 17),
@@ -91,7 +91,6 @@ class TestOlderCheckpoints:
         assert without_clock(folder) == rows
         assert "checkpoint-00000020.pt: written by an older version" in "".join(capsys.readouterr())
 
-    @pytest.mark.slow
     def test_more_steps(self, train: Train) -> None:
         """The last checkpoint of a finished run does not hold what it was before its last row."""
         longer = without_clock(train("longer", trainer__max_iters=29))

@@ -152,7 +152,6 @@ def unfinish(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_past_a_malicious_checkpoint(trainers: Trainers, tally: Tally) -> None:  # noqa: F811
     """In its folder, or named as the one to start from."""
     undisturbed, run = (trainers.finish(name, trainer__max_iters=20) for name in ("undisturbed", "run"))

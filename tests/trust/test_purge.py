@@ -82,7 +82,6 @@ def test_a_removed_file_is_named_with_its_cure(pattern: str, words: str) -> None
 
 
 @pytest.mark.parametrize(("pattern", "command"), [(pattern, command) for pattern, _, command in REWRITTEN])
-@pytest.mark.slow
 def test_a_file_that_is_written_again_is_the_same(verb: Verb, pattern: str, command: tuple[str, ...]) -> None:
     assert verb(*command)[0] == 0
     path = find(pattern)
@@ -94,7 +93,6 @@ def test_a_file_that_is_written_again_is_the_same(verb: Verb, pattern: str, comm
     assert list_removed() == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "command"), [(pattern, command) for pattern, _, command in RERUN])
 def test_a_run_that_is_run_again_has_the_same_result(
     work: Workspace, verb: Verb, pattern: str, command: tuple[str, ...], tally: Tally
@@ -140,7 +138,6 @@ def test_a_removed_folder_leaves_the_other_runs_as_they_are(verb: Verb, pattern:
     assert states == {run: "planned" if run == path.name else "done" for run in states}
 
 
-@pytest.mark.slow
 def test_a_run_without_its_loss_csv_begins_from_step_0(work: Workspace) -> None:
     """A result with a gap would look like a whole one."""
     run, original = work.run_folder("baseline"), finished_runs.results(work, "baseline")

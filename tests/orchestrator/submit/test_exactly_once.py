@@ -66,7 +66,9 @@ def queued_runs(study: Study, fake: FakeSlurm) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("mode", ["good", "late", "twice", "never", "banner", "overwritten"])
+@pytest.mark.parametrize(
+    "mode", ["good", "late", "twice", pytest.param("never", marks=pytest.mark.slow), "banner", "overwritten"]
+)
 def test_one_submit_one_job_whatever_the_answer(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:

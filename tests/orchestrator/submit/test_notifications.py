@@ -177,7 +177,6 @@ def test_slurm_is_asked_to_send_mail(home: Path) -> None:
     assert "#SBATCH --mail-type=ALL\n" in SbatchLauncher().script(own)
 
 
-@pytest.mark.slow
 def test_a_local_submit_sends_at_its_end(hook: Webhook, workspace: Workspace) -> None:
     """The end comes once; a second submit has nothing to send, and no file holds the address."""
     study = workspace.write_study(extra=f"design: [baseline]\nnotify: {{webhook: ${NAME}}}\n")

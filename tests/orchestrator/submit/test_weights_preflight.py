@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from safetensors.torch import save_file
 
 from ablatrix.models.config import GPTConfig
@@ -25,6 +26,7 @@ features:
 """
 
 
+@pytest.mark.slow
 def test_the_cell_whose_model_does_not_fit_is_named(tmp_path: Path) -> None:
     config = GPTConfig(model_type="gpt-nano").resolved(4096, 8)
     (tmp_path / "weights").mkdir()

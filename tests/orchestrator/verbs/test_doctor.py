@@ -18,6 +18,7 @@ from ablatrix.trainer.data.manifest import FileFacts, WeightsEntry, add_entry
 from tests.support.shell_stubs import program
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_ready(offline_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABLATRIX_CACHE", str(offline_cache))
     result = CliRunner().invoke(app, ["doctor", "--json", "--output", str(tmp_path / "out")])
@@ -81,6 +82,7 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, sta
     assert finding.state == state and found in finding.found
 
 
+@pytest.mark.slow
 def test_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")

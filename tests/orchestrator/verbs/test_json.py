@@ -88,7 +88,6 @@ def test_mistakes_are_listed(ask: Ask) -> None:
     assert "no study there" in ask("report", "nosuch", code=2)["errors"][0]
 
 
-@pytest.mark.slow
 def test_a_study_is_run_judged_and_extended_without_reading_text(workspace: Workspace) -> None:
     """Two seeds give no verdict; the machine adds two where `report` says that nothing is decided."""
 
