@@ -19,7 +19,9 @@ def at_most(rate: float) -> float:
     return rate + 3.1 * math.sqrt(rate * (1 - rate) / STUDIES)
 
 
-@pytest.mark.parametrize("noise", ["equal", "one cell x 3", "baseline x .3", "t of 3 df", "5% collapses", "measured"])
+@pytest.mark.parametrize(
+    "noise", ["equal", "one cell x 3", "baseline x .3", "t of 3 df", "5% collapses", "measured", "algoperf"]
+)
 def test_false_verdicts_and_coverage(noise: str) -> None:
     found = simulate(noise, seeds=5, studies=STUDIES)
     assert found.false_verdicts <= at_most(0.06)
@@ -28,7 +30,7 @@ def test_false_verdicts_and_coverage(noise: str) -> None:
     assert found.power >= 0.95 or noise == "5% collapses"
 
 
-@pytest.mark.parametrize("noise", ["equal", "measured"])
+@pytest.mark.parametrize("noise", ["equal", "measured", "algoperf"])
 def test_three_seeds_find_an_effect_of_four_standard_deviations(noise: str) -> None:
     found = simulate(noise, seeds=3, studies=STUDIES)
     assert found.power >= 0.9 - 3.1 * math.sqrt(0.9 * 0.1 / STUDIES)

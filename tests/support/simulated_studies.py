@@ -13,7 +13,7 @@ import numpy as np
 
 from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.statistics import ALPHA
-from tests.support.measured_noise import MEASURED
+from tests.support.measured_noise import ALGOPERF, MEASURED
 
 CELLS, EFFECT, SEED_SPREAD = 7, 4.0, 0.5  # the last two in standard deviations of a run
 
@@ -38,6 +38,11 @@ def _measured(rng: np.random.Generator, seeds: int) -> np.ndarray:
     return rng.choice(np.array(MEASURED) / np.std(MEASURED), (CELLS, seeds))
 
 
+def _algoperf(rng: np.random.Generator, seeds: int) -> np.ndarray:
+    workload = list(ALGOPERF.values())[rng.integers(len(ALGOPERF))]
+    return rng.choice(np.array(workload) / 100, (CELLS, seeds))
+
+
 NOISES: dict[str, Noise] = {
     "equal": lambda rng, seeds: rng.normal(size=(CELLS, seeds)),
     "one cell x 3": _scaled(2, 3.0),
@@ -46,6 +51,7 @@ NOISES: dict[str, Noise] = {
     "t of 3 df": lambda rng, seeds: rng.standard_t(3, (CELLS, seeds)) / np.sqrt(3),
     "5% collapses": _collapses,
     "measured": _measured,
+    "algoperf": _algoperf,
 }
 
 
