@@ -31,7 +31,6 @@ from ablatrix.trainer.rundir.run_files import checkpoint_step
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-OLDER = 2  # another kind of fingerprint, and no record of the run's data
 KEPT = 2
 KINDS = {"format": int, "fingerprint": str, "step": int, "model": dict, "optimizer": dict, "progress": dict}
 Expected = str | Callable[[int], str]  # the fingerprint that a checkpoint must have, or a function of its step
@@ -94,11 +93,10 @@ def save(
     return path
 
 
-def load(path: Path, fingerprint: Expected, own: bool = False) -> dict[str, Any]:
+def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
     """Return the state in one checkpoint file, on the CPU.
 
-    own: the file is the one that `newest` has found. Raises UserError if the file is missing, damaged, of a run with
-    another configuration, or written by an older version, which did not record the configuration.
+    Raises UserError if the file is missing, damaged, or of a run with another configuration.
     """
     try:
         state = _read(path)
@@ -106,10 +104,6 @@ def load(path: Path, fingerprint: Expected, own: bool = False) -> dict[str, Any]
         raise UserError(f"{path}: not a readable checkpoint ({error}); name another file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name another file") from None
-    if state["format"] == OLDER and not own:
-        raise UserError(
-            f"{path}: written by an older version of Ablatrix; only its own run goes on from it (--trainer.resume=auto)"
-        )
     _require(state, path, fingerprint)
     return state
 
@@ -117,8 +111,7 @@ def load(path: Path, fingerprint: Expected, own: bool = False) -> dict[str, Any]
 def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] | None:
     """Return state and path of the newest checkpoint that can be read, None if there is none.
 
-    Damaged ones are renamed to `*.bad` with a warning. The folder's configuration must have been compared, because
-    older versions did not record it in checkpoints. Raises UserError if the checkpoint is of another configuration,
+    Damaged ones are renamed to `*.bad` with a warning. Raises UserError if the checkpoint is of another configuration,
     OSError if the file system fails, MemoryError if a good one does not fit.
     """
     for path in checkpoints(run_dir):
@@ -130,8 +123,6 @@ def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] 
             aside = _set_aside(path)
             logger.warning(f"{path} cannot be read ({error}); set aside as {aside.name}")
             continue
-        if state["format"] == OLDER:
-            logger.info(f"{path}: written by an older version of Ablatrix")
         _require(state, path, fingerprint)
         return state, path
     return None
@@ -171,8 +162,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedError(error.strerror) from None  # retries did not help: the disk has lost it
     if not isinstance(state, dict) or not set(state) >= set(KINDS):
         raise DamagedError("not a checkpoint of this program")
-    if state["format"] not in (OLDER, FORMAT):
-        raise DamagedError(f"written in format {state['format']!r:.20}, this version reads {OLDER} and {FORMAT}")
+    if state["format"] != FORMAT:
+        raise DamagedError(f"written in format {state['format']!r:.20}, this version reads {FORMAT}")
     if any(not isinstance(state[name], kind) or isinstance(state[name], bool) for name, kind in KINDS.items()):
         raise DamagedError("not a checkpoint of this program")
     return state
@@ -241,7 +232,7 @@ def _seal(digest: str) -> bytes:
 
 def _require(state: dict[str, Any], path: Path, fingerprint: Expected) -> None:
     wanted = fingerprint if isinstance(fingerprint, str) else fingerprint(state["step"])
-    if state["fingerprint"] != wanted and state["format"] != OLDER:
+    if state["fingerprint"] != wanted:
         raise UserError(
             f"{path}: of a run with other settings (fingerprint {state['fingerprint']}, this one is {wanted}); "
             "choose another --system.work_dir, or name another checkpoint"

@@ -13,7 +13,7 @@ from ablatrix.trainer.config import RunConfig, run_hash
 from ablatrix.trainer.config.optimization import schedule_name, steady_until
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
-from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
+from ablatrix.trainer.rundir import loss_csv, recorded_inputs, run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 
@@ -38,8 +38,6 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
     if there.fingerprint() == config.fingerprint():
         return None
     steps = [run_files.checkpoint_step(path) for path in checkpoint.checkpoints(run_dir)]
-    if loss_digest.is_of_older_version(run_files.read_json(run_dir / run_files.SUMMARY) or {}):
-        steps = [step for step in steps if step != there.trainer.max_iters]
     for step in steps if config.trainer.resume == "auto" else []:
         if step <= config.trainer.max_iters and there.fingerprint_until(step) == config.fingerprint_until(step):
             return step

@@ -166,7 +166,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
         if how == RESUMED and not origin:
             trainer = _make_trainer(config, inputs, group.device, group)
         if origin:
-            resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until, own=True), origin)
+            resuming.load(trainer, checkpoint.load(Path(origin), config.fingerprint_until), origin)
         trainer.add_callback(OtherRank(signals))
         signals.training = True
         trainer.run()

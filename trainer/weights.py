@@ -44,7 +44,7 @@ def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]
         raise UserError(
             f"{run_dir}: has no weights ({run_files.MODEL} and checkpoints are missing); wait for its first checkpoint"
         )
-    state = checkpoint.load(found[0], config.fingerprint_until, own=True)
+    state = checkpoint.load(found[0], config.fingerprint_until)
     return state["model"], state["step"]
 
 

@@ -84,8 +84,7 @@ def _compare_ours(folder: Path, summary: dict[str, Any] | None, config: RunConfi
         same = before.fingerprint() == config.fingerprint()
         return EarlierRun(folder, {}, start, best=True, finished=False) if start and same else None
     changes = run_hash.differences(before.identity(), config.identity())
-    unknown_rows = loss_digest.is_of_older_version(summary) and "trainer.max_iters" in changes
-    if unknown_rows or loss_digest.find_change(folder, summary):
+    if loss_digest.find_change(folder, summary):
         start = None
     best = run_files.best_is_valid_at(summary, start or 0, config.trainer.eval_interval)
     return EarlierRun(folder, changes, start, best)

@@ -54,15 +54,9 @@ def read(study: Study) -> Order | None:
     """Return the order that waits for room in the queue, None if there is none."""
     record = run_files.read_json(study.folder / RECORD)
     try:
-        order = Order.model_validate(record) if record else None
+        return Order.model_validate(record) if record else None
     except ValidationError:  # damaged, or of another version: the next submit queues the runs
         return None
-    return None if order and _is_of_earlier_version(order.code) else order
-
-
-def _is_of_earlier_version(code: Path) -> bool:
-    """True if a snapshot has our packages at its top, where its jobs would not find `ablatrix`."""
-    return (code / "orchestrator" / "task.py").exists() and not (code / "ablatrix").exists()
 
 
 def is_waiting(study: Study, ids: Iterable[str] | None = None) -> bool:

@@ -73,11 +73,3 @@ def test_whole(run: Path) -> None:
     assert found(copy) == ""
     (copy / run_files.LOSS).unlink()
     assert found(copy) == "", "said elsewhere"
-
-
-def test_a_summary_of_an_older_version(run: Path) -> None:
-    (run / run_files.SUMMARY).write_text(json.dumps({"iters": ROWS}))
-    assert found(run) == ""
-    path = run / run_files.LOSS
-    path.write_text(CHANGES["cut"](path.read_text()))
-    assert found(run) == "loss.csv has been changed since: 5 rows, it ends at step 5 of 12"

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.config import TrainerConfig, optimization
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.schedules import learning_rate
@@ -66,43 +65,6 @@ def test_a_schedule_that_depends_on_the_end(train: Train) -> None:
     with pytest.raises(UserError, match=r"16 here, trainer.learning_rate: 0.01 there, 0.02 here\); choose"):
         train(trainer__max_iters=16, trainer__schedule="cosine", trainer__learning_rate=2e-2)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-
-
-def write_as_older(path: Path) -> None:
-    """Write a checkpoint again as format 2 had it."""
-    state = torch.load(path, weights_only=True)
-    progress = {name: value for name, value in state["progress"].items() if name != "before_end"}
-    older = {name: value for name, value in state.items() if name != "inputs"}
-    older |= {"format": 2, "fingerprint": "of old", "progress": progress}
-    checkpoint.replace(path, lambda file: checkpoint._write_sealed(file, older))
-
-
-class TestOlderCheckpoints:
-    def test_a_stopped_run_goes_on(self, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-        folder = train()
-        rows = without_clock(folder)
-        for path in (folder / run_files.SUMMARY, folder / "checkpoint-00000024.pt"):
-            path.unlink()
-        write_as_older(folder / "checkpoint-00000020.pt")
-        with pytest.raises(UserError, match="older version of Ablatrix; only its own run goes on from it"):
-            train("other", trainer__resume=folder / "checkpoint-00000020.pt")
-        train()
-        assert [e["iter"] for e in read_events(folder) if e["event"] == "resumed"] == [20]
-        assert without_clock(folder) == rows
-        assert "checkpoint-00000020.pt: written by an older version" in "".join(capsys.readouterr())
-
-    def test_more_steps(self, train: Train) -> None:
-        """The last checkpoint of a finished run does not hold what it was before its last row."""
-        longer = without_clock(train("longer", trainer__max_iters=29))
-        folder = train(trainer__max_iters=22)
-        for path in checkpoint.checkpoints(folder):
-            write_as_older(path)
-        summary = json.loads((folder / run_files.SUMMARY).read_text())
-        del summary[loss_digest.KEY]
-        (folder / run_files.SUMMARY).write_text(json.dumps(summary))
-        train(trainer__max_iters=29)
-        assert [e["iter"] for e in read_events(folder) if e["event"] == "resumed"] == [20]
-        assert without_clock(folder) == longer
 
 
 def test_further_evaluations_of_a_finished_run(train: Train) -> None:

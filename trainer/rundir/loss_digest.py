@@ -30,7 +30,7 @@ def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
         there = path.stat()
         recorded = _recorded(summary)
         untouched = there.st_mtime_ns <= (run_dir / run_files.SUMMARY).stat().st_mtime_ns
-        if recorded and untouched and recorded["bytes"] == there.st_size:
+        if recorded is None or (untouched and recorded["bytes"] == there.st_size):
             return ""
         content = read_bytes(path)
     except OSError:
@@ -38,27 +38,16 @@ def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
     return explain_change(summary, hashlib.sha256(content).hexdigest(), *_extent(content))
 
 
-def is_of_older_version(summary: Mapping[str, Any]) -> bool:
-    """Return True for the summary of a version whose last checkpoint does not serve a run with more steps."""
-    return bool(summary) and KEY not in summary
-
-
 def explain_change(summary: Mapping[str, Any], sha256: str, rows: int, last: int) -> str:
-    """Return what is wrong with a loss.csv of this hash, number of rows and last step; '' for nothing.
-
-    A summary.json of an older version records no hash; it is compared by the last step.
-    """
+    """Return what is wrong with a loss.csv of this hash, number of rows and last step; '' for nothing."""
     recorded = _recorded(summary)
-    if recorded and recorded["sha256"] == sha256:
-        return ""
-    steps = recorded["last_iter"] if recorded else summary.get("iters")
-    if not isinstance(steps, int) or (not recorded and last >= steps):
+    if recorded is None or recorded["sha256"] == sha256:
         return ""
     if not rows:
         return f"no row of {run_files.LOSS} can be read any more"
-    wanted = f" of {recorded['rows']}" if recorded else ""
+    steps = recorded["last_iter"]
     end = f", it ends at step {last} of {steps}" if last < steps else ", not as they were written"
-    return f"{run_files.LOSS} has been changed since: {rows}{wanted} rows{end}"
+    return f"{run_files.LOSS} has been changed since: {rows} of {recorded['rows']} rows{end}"
 
 
 def _recorded(summary: Mapping[str, Any]) -> dict[str, Any] | None:

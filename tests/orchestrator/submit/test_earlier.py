@@ -99,16 +99,6 @@ def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run
     assert messages(tmp_path, "trainer.learning_rate=1e-3") == []
 
 
-def test_more_steps_for_runs_of_a_version_without_this_record(tmp_path: Path, finished: list[Run]) -> None:
-    for run in finished:
-        path = tmp_path / "s" / run.id / run_files.SUMMARY
-        path.write_text(
-            json.dumps({**json.loads(path.read_text()), loss_digest.KEY: None}).replace(loss_digest.KEY, "x")
-        )
-    (line,) = messages(tmp_path, "trainer.max_iters=30")
-    assert "start from step 0: none of their checkpoints fits" in line
-
-
 def test_a_run_left_beside_can_be_named(tmp_path: Path, finished: list[Run]) -> None:
     _, study = make(tmp_path, "trainer.learning_rate=1e-3")
     beside = study.find_any(finished[1].id[:-4])
