@@ -14,18 +14,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import shards, token_cache
 from ablatrix.trainer.data.encoder import Encoder
-from ablatrix.trainer.data.shard_claims import STALE_SECONDS, Claims
+from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
-from ablatrix.trainer.rundir.files import is_own, make_folder, owner_name, remove
+from ablatrix.trainer.rundir.files import make_folder, remove
 from ablatrix.trainer.rundir.program import ROOT
 
 if TYPE_CHECKING:
@@ -70,11 +70,8 @@ class Progress:
 def prepare(cache: Cache) -> None:
     """Make the folder and the index unless they exist; of several processes one scans the corpus.
 
-    If another user builds in a folder that this user cannot write, wait for the index. Raises DataError, after which
-    the folder is gone, or RunError if the folder cannot be made or the other user's build does not go on.
+    Raises DataError, after which the folder is gone, or RunError if the folder cannot be made.
     """
-    if _is_built_by_another_user(cache):
-        return _wait(cache, lambda: cache.is_indexed() or cache.meta() is not None)
     try:
         make_folder(cache.folder.parent, parents=True)
         for folder in (cache.folder, cache.claims, cache.folder / "shards"):
@@ -107,37 +104,6 @@ def removed_if_refused(cache: Cache) -> Iterator[None]:
         raise
 
 
-def _is_built_by_another_user(cache: Cache) -> bool:
-    """True if the folder exists, belongs to another user, and cannot be written by this one."""
-    return os.path.isdir(cache.folder) and not os.access(cache.folder, os.W_OK | os.X_OK) and not is_own(cache.folder)
-
-
-def _wait(cache: Cache, ready: Callable[[], bool]) -> None:
-    """Wait for another user's build. Raises RunError if nothing in its folder has changed for STALE_SECONDS."""
-    progress = Progress(f"tokenizing {cache.name}", cache.size)
-    seen, since = None, time.monotonic()
-    while not ready():
-        if (now := _modification_times(cache.folder)) != seen:
-            seen, since = now, time.monotonic()
-        if time.monotonic() - since > STALE_SECONDS:
-            raise RunError(
-                f"{cache.folder}: belongs to {owner_name(cache.folder)}, whose build is unfinished and not running; "
-                "set system.cache_dir to a folder that you own, or have its owner finish it with warm-cache --tokens"
-            )
-        progress(0, f"waiting for {owner_name(cache.folder)}")
-        time.sleep(POLL_SECONDS)
-    progress.close()
-
-
-def _modification_times(folder: Path) -> list[tuple[str, int]]:
-    """Return the files below a folder with their times: claims are rewritten, shards appear, files grow."""
-    times = []
-    for path in sorted(folder.rglob("*")):
-        with contextlib.suppress(OSError):  # removed meanwhile
-            times.append((str(path), path.stat().st_mtime_ns))
-    return times
-
-
 def build(config: DataConfig, cache_dir: Path, workers: int) -> Meta:
     """Complete the cache, with `workers` processes of which this is one, and return its meta.json.
 
@@ -161,12 +127,9 @@ def _build(cache: Cache, config: DataConfig, cache_dir: Path, workers: int) -> N
     try:
         if cache.meta() is None:
             prepare(cache)
-            if _is_built_by_another_user(cache):
-                _wait(cache, lambda: cache.meta() is not None)
-            else:
-                count = min(workers, cache.shard_count()) - 1
-                helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
-                work(cache, Progress(f"tokenizing {cache.name}", cache.size))
+            count = min(workers, cache.shard_count()) - 1
+            helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
+            work(cache, Progress(f"tokenizing {cache.name}", cache.size))
     except OSError as error:
         # No error if another process has joined the shards and removed them
         if cache.meta() is None and cache.folder.exists():

@@ -97,12 +97,6 @@ class FlatStore(CompleteStore):
     def starts(self) -> np.ndarray:
         return self._offsets.astype(np.uint64)
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """All ids (n_tokens,); of several files a copy in memory."""
-        maps = [np.memmap(file.path, dtype=self.dtype, mode="r", offset=file.skip) for file in self._files]
-        return maps[0] if len(maps) == 1 else np.concatenate(maps)
-
     def first_held_out(self, test_size: float) -> int:
         return 1
 

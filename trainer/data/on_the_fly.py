@@ -20,7 +20,6 @@ from ablatrix.trainer.data.corpus import Lines, no_documents
 from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.shards import open_shard
 from ablatrix.trainer.data.token_store import CompleteStore, TokenStore, nothing_left, read_tokens, too_short
-from ablatrix.trainer.rundir.errors import RunError
 
 if TYPE_CHECKING:
     from ablatrix.trainer.data.token_cache import Cache
@@ -58,22 +57,6 @@ class GrowingStore(TokenStore):
     @property
     def complete(self) -> bool:
         return self._look() is not None
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """All ids (n_tokens,). Raises RunError before the cache is complete."""
-        return self._completed().tokens
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """Offsets (n_lines + 1,) int64. Raises RunError before the cache is complete."""
-        return self._completed().offsets
-
-    def _completed(self) -> CompleteStore:
-        whole = self._look()
-        if whole is None:
-            raise RunError(f"{self.name}: its token cache is not complete yet")
-        return whole
 
     @property
     def starts(self) -> np.ndarray:

@@ -85,8 +85,8 @@ class Cache:
     def of(cls, config: DataConfig, cache_dir: Path) -> Cache:
         """Return the cache of a corpus, which may not exist yet.
 
-        It is in `cache_dir`, or in one of FALLBACK_CACHES if that cannot be written. Raises DataError (no such file) or
-        OfflineCacheError (no such tokenizer).
+        It is in `cache_dir`, or in one of FALLBACK_CACHES if its folder there cannot be written: of a shared cache, or
+        because another user is building it. Raises DataError (no such file) or OfflineCacheError (no such tokenizer).
         """
         files, tokenizer = find_files(config), find(config.tokenizer, cache_dir)
         stamps = tuple(file_stamp(path, config.files_setting) for path in files)
@@ -96,11 +96,9 @@ class Cache:
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
         name, folder = describe_files(config, files), Path(cache_dir) / "tokens" / key
         cache = cls(files, name, config.text_key, tokenizer, folder, stamps, are_whole_texts(config, files))
-        is_built_by_another_user = os.path.isdir(folder) and not safe_files.is_own(folder)
-        if not is_built_by_another_user and cache.meta() is None and not is_writable(folder):
-            fallbacks = (Path(place).expanduser().absolute() for place in FALLBACK_CACHES)
-            place = next(filter(is_writable, fallbacks), None)
-            return replace(cache, folder=place / "tokens" / key) if place else cache
+        if cache.meta() is None and not is_writable(folder):
+            fallbacks = (Path(place).expanduser().absolute() / "tokens" / key for place in FALLBACK_CACHES)
+            return replace(cache, folder=next(filter(is_writable, fallbacks), folder))
         return cache
 
     @property

@@ -59,18 +59,8 @@ class TokenStore(ABC):
 
     @property
     def complete(self) -> bool:
-        """True if `tokens` and `offsets` are available."""
+        """True if all lines are tokenized."""
         return True
-
-    @property
-    @abstractmethod
-    def tokens(self) -> np.ndarray:
-        """All ids (n_tokens,), one document after the other: a memmap. Touched pages count as this process's memory."""
-
-    @property
-    @abstractmethod
-    def offsets(self) -> np.ndarray:
-        """Offsets (n_lines + 1,) int64: line i is tokens[offsets[i]:offsets[i + 1]]."""
 
     @property
     @abstractmethod
@@ -139,10 +129,12 @@ class CompleteStore(TokenStore):
 
     @property
     def tokens(self) -> np.ndarray:
+        """All ids (n_tokens,), one document after the other: a memmap. Touched pages count as this process's memory."""
         return np.memmap(self._path, dtype=self.dtype, mode="r")
 
     @property
     def offsets(self) -> np.ndarray:
+        """Offsets (n_lines + 1,) int64: line i is tokens[offsets[i]:offsets[i + 1]]."""
         return self._offsets
 
     @cached_property
