@@ -353,6 +353,9 @@ def replay(
         list[str] | None, typer.Option("--set", metavar="KEY=PATH", help="where the corpus or the cache is here")
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="default: STUDY-replay")] = None,
+    margin: Annotated[
+        float | None, typer.Option(metavar="D", help="largest difference of a cell that does not matter")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Verify an archive, repeat some of its runs with its code on this machine, and compare the results.
@@ -362,7 +365,7 @@ def replay(
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.replay import Options, replay
 
-    options = Options(archive, to, cells or (), seeds, sets or ())
+    options = Options(archive, to, cells or (), seeds, sets or (), margin)
     raise typer.Exit(replay(options, open_console(of_errors=as_json), as_json=as_json))
 
 

@@ -60,6 +60,12 @@ class Report:
         """What `report --json` prints of it."""
         return self.make_record()
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """The headline and the verdicts, as messages about the study have them."""
+        cells = [{"cell": row.cell, "verdict": str(row.verdict)} for row in self.rows]
+        return {"headline": self.headline, "cells": cells}
+
 
 def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None, with_pdf: bool = False) -> Report:
     """Write the report of a study into `study_dir/report/`.

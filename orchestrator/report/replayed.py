@@ -75,17 +75,22 @@ def default_cells(analysis: Analysis) -> list[str]:
 
 
 def judge(
-    pairs: Sequence[Pair], noise: Noise | None, margin: float | None, *, repeatable: bool = False
+    pairs: Sequence[Pair],
+    noise: Noise | None,
+    margin: float | None,
+    *,
+    on_cpu: bool = False,
+    same_environment: bool = False,
 ) -> tuple[Outcome, str]:
     """Return what the pairs show, and why.
 
-    In this order: bit-identical runs; evaluations that differ by rounding alone; repeatable runs, which are neither;
-    two one-sided tests at the margin for each cell (Schuirmann 1987); a two-sided t test for each cell, Bonferroni over
-    cells. A replay counts as an independent draw with the noise of the study's own runs, so that its difference from
-    the archived run has a standard error of at most sd * sqrt(2 / n).
+    In this order: bit-identical runs; evaluations that differ by rounding alone; runs that are neither, on a CPU in the
+    archive's environment, or in any other where another seed of their cell is bit-identical; two one-sided tests at the
+    margin for each cell (Schuirmann 1987); a two-sided t test for each cell, Bonferroni over cells. A replay counts as
+    an independent draw with the noise of the study's own runs, so that its difference from the archived run has a
+    standard error of at most sd * sqrt(2 / n).
 
-    noise: of a run that its seed does not explain. repeatable: True if the environment is that of the archive and gives
-    bit-identical runs, as a CPU does.
+    noise: of a run that its seed does not explain.
     """
     odd = [f"{p.cell} with seed {p.seed}" for p in pairs if p.archived is not None and p.replayed is None]
     if odd:
@@ -99,9 +104,13 @@ def judge(
     if noise is not None and apart <= ROUNDING * noise.sd:
         share = f"{ROUNDING:.0%} of the noise between seeds ({noise.sd:.2g})"
         return Outcome.REPRODUCED, f"up to rounding: no evaluation differs by more than {apart:.1g}, below {share}"
-    if repeatable:
+    if on_cpu and same_environment:
         same = "the environment is that of the archive, where a run repeats bit for bit"
         return Outcome.NOT_REPRODUCED, f"{same}, and evaluations differ by up to {apart:.2g}"
+    exact = {p.cell for p in known if p.identical}
+    if on_cpu and (wrong := [p for p in known if p.cell in exact and not p.identical]):
+        named = ", ".join(f"{p.cell} with seed {p.seed} differs by up to {p.apart:.2g}" for p in wrong)
+        return Outcome.NOT_REPRODUCED, f"{named}, and another seed of that cell repeats bit for bit here"
     if noise is None or margin is None:
         few = "the archive has too few runs to estimate the noise between seeds"
         return Outcome.CANNOT_TELL, f"{few}, and evaluations differ by up to {apart:.2g}"
@@ -125,4 +134,4 @@ def _test(pairs: Sequence[Pair], noise: Noise, margin: float) -> tuple[Outcome, 
         shown = ", ".join(f"{cell} by {means[cell]:+.3g} ± {two_sided * errors[cell]:.2g}" for cell in wrong)
         return Outcome.NOT_REPRODUCED, f"cells differ: {shown}"
     reason = f"differences of up to {widest:.3g} are possible, more than the margin of {margin:.3g}"
-    return Outcome.CANNOT_TELL, f"{reason}; replay more --seeds"
+    return Outcome.CANNOT_TELL, f"{reason}; replay more --seeds, or give a wider --margin"

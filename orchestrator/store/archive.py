@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,19 +47,27 @@ def _add(made: zipfile.ZipFile, name: str, content: Path | bytes) -> dict[str, A
     """Add a member and return its size and SHA-256."""
     info = zipfile.ZipInfo(name, EPOCH)
     info.external_attr, info.compress_type, info.create_system = 0o644 << 16, zipfile.ZIP_DEFLATED, 3
-    digest, size = hashlib.sha256(), 0
     with made.open(info, "w", force_zip64=True) as member:
-        for piece in [content] if isinstance(content, bytes) else _pieces(content):
-            member.write(piece)
-            digest.update(piece)
-            size += len(piece)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+        if isinstance(content, bytes):
+            size, sha256 = _copy(io.BytesIO(content), member)
+        else:
+            with open_for_reading(content) as file:
+                size, sha256 = _copy(file, member)
+    return {"bytes": size, "sha256": sha256}
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    with open_for_reading(path) as file:
-        while piece := file.read(PIECE):
-            yield piece
+def _copy(source: IO[bytes], target: IO[bytes] | None = None, limit: float = math.inf) -> tuple[int, str]:
+    """Copy a file in pieces, as weights may be larger than the memory, and return its size and SHA-256.
+
+    target: None to write nothing; limit: bytes after which nothing more is read.
+    """
+    digest, size = hashlib.sha256(), 0
+    while size <= limit and (piece := source.read(PIECE)):
+        if target:
+            target.write(piece)
+        digest.update(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
 
 
 def unpack(path: Path, folder: Path) -> dict[str, Any]:
@@ -93,13 +103,12 @@ def find_changes(folder: Path) -> list[str]:
     found = []
     for name, wanted in manifest["files"].items():
         try:
-            digest = hashlib.sha256()
-            for piece in _pieces(folder / name):  # weights may be larger than the memory
-                digest.update(piece)
+            with open_for_reading(folder / name) as file:
+                _, sha256 = _copy(file)
         except OSError:
             found.append(f"{name}: is missing")
             continue
-        if digest.hexdigest() != wanted["sha256"]:
+        if sha256 != wanted["sha256"]:
             found.append(f"{name}: was changed")
     return found
 
@@ -139,14 +148,11 @@ def _is_safe(name: str) -> bool:
 
 def _unpack(packed: zipfile.ZipFile, name: str, folder: Path, wanted: Mapping[str, Any]) -> str:
     """Write a member, and return how it differs from the manifest, '' if it does not."""
-    target, digest, size = folder / name, hashlib.sha256(), 0
+    target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with packed.open(name) as member, target.open("xb") as file:
-            while size <= wanted["bytes"] and (piece := member.read(PIECE)):
-                file.write(piece)
-                digest.update(piece)
-                size += len(piece)
+            _, sha256 = _copy(member, file, wanted["bytes"])
     except READ_ERRORS as error:
         return f"{name}: cannot be read: {error}"
-    return "" if digest.hexdigest() == wanted["sha256"] else f"{name}: is not the file that was packed"
+    return "" if sha256 == wanted["sha256"] else f"{name}: is not the file that was packed"

@@ -57,8 +57,18 @@ class Notifier:
         self.study, self.settings = study, study.notify
         self._tried: set[str] = set()
 
-    def send(self, states: Sequence[RunState], stages: Stages | None = None, *, ended: bool = False) -> None:
-        """Send what is to be sent now. ended: no further run will be queued, and none is active."""
+    def send(
+        self,
+        states: Sequence[RunState],
+        stages: Stages | None = None,
+        *,
+        ended: bool = False,
+        results: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Send what is to be sent now. ended: no further run will be queued, and none is active.
+
+        results: of the report, where one was made of these states.
+        """
         if self.settings is None:
             return
         stages = stages or Stages()
@@ -68,7 +78,9 @@ class Notifier:
                 continue
             self._tried.add(f"{event}-{key}")
             try:
-                message = _compose(self.study, event, key, states, stages)
+                if event == "end":
+                    results = results or _analyze(self.study, states)
+                message = _compose(self.study, (event, key), states, stages, results or {})
                 self._send_once(message, self.settings, states)
             except (AblatrixError, OSError) as error:
                 log.warning("no message was sent about the study: %s", error)
@@ -135,8 +147,11 @@ def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(repr(sorted(values)).encode()).hexdigest()[:12]
 
 
-def _compose(study: Study, event: Event, key: str, states: Sequence[RunState], stages: Stages) -> Message:
-    """Return the message about an event."""
+def _compose(
+    study: Study, due: tuple[Event, str], states: Sequence[RunState], stages: Stages, results: Mapping[str, Any]
+) -> Message:
+    """Return a message. due: its event and key; results: of a study that has ended."""
+    event, key = due
     failed = [f"{state.run.id}: {state.state}: {state.reason}" for state in states if state.state in BROKEN]
     lines = failed[:MOST_FAILURES]
     lines += [f"and {len(failed) - MOST_FAILURES} more"] if len(failed) > MOST_FAILURES else []
@@ -144,13 +159,12 @@ def _compose(study: Study, event: Event, key: str, states: Sequence[RunState], s
         return Message(event, key, f"{study.name}: {len(failed)} of {len(states)} runs have failed", lines)
     if event == "look":
         return Message(event, key, f"{study.name}: {stages.decided[-1]}", stages.decided[:-1])
-    results = _results(study, states)
     title = f"{study.name} has ended: {status_table.describe_counts(states)}"
     where = f"{socket.gethostname()}:{study.folder.resolve()}"
     return Message(event, key, title, [results["headline"], *stages.decided, *lines, where], results)
 
 
-def _results(study: Study, states: Sequence[RunState]) -> dict[str, Any]:
+def _analyze(study: Study, states: Sequence[RunState]) -> dict[str, Any]:
     """Return the headline of the report and the verdicts."""
     from ablatrix.orchestrator.report import collect, wording
     from ablatrix.orchestrator.report.looks import analyze

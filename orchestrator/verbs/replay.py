@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ablatrix.orchestrator.report import replayed
+from ablatrix.orchestrator.report import collect, replayed
 from ablatrix.orchestrator.report.collect import of_study
 from ablatrix.orchestrator.report.integrity import find_contradictions
 from ablatrix.orchestrator.report.looks import analyze
@@ -51,13 +51,18 @@ ENVIRONMENT = (
 
 @dataclass(frozen=True)
 class Options:
-    """What to repeat, and where. sets: new places of the corpus, the tokenizer and the cache, as KEY=VALUE."""
+    """What to repeat, and where.
+
+    sets: new places of the corpus, the tokenizer and the cache, as KEY=VALUE; margin: of the equivalence test, in the
+    unit of the study's measure, by default the study's own.
+    """
 
     archive: Path
     to: Path | None = None
     cells: Sequence[str] = ()
     seeds: str | None = None
     sets: Sequence[str] = ()
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,11 @@ def replay(options: Options, console: Console, *, as_json: bool = False) -> int:
 
 def make_result(options: Options, console: Console) -> Result:
     """Unpack, verify, repeat and compare."""
+    if options.margin is not None and not options.margin > 0:
+        raise UserError(f"--margin {options.margin}: must be greater than 0")
     folder, study = open_archive(options.archive, options.to)
-    analysis = analyze(of_study(study, {}))
-    runs = _choose(study, analysis, options)
+    archived = of_study(study, {})
+    runs = _choose(study, analyze(archived), options)
     problem = _write_runs(folder, runs, options.sets)
     if problem:
         return Result(Outcome.CANNOT_TELL, problem)
@@ -118,7 +125,7 @@ def make_result(options: Options, console: Console) -> Result:
     names = ", ".join(f"{run.cell} (seed {run.seed})" for run in runs)
     console.print(f"replaying {names} in {again.folder}", soft_wrap=True)
     _train(folder, again, runs, console)
-    return _compare(analysis, runs, again)
+    return compare(archived, runs, again, options.margin)
 
 
 def open_archive(path: Path, to: Path | None) -> tuple[Path, Study]:
@@ -252,11 +259,15 @@ def _resources(archived: Path) -> tuple[str, int, int]:
     return code, int(threads[1]) if threads else 1, int(summary.get("processes") or 1)
 
 
-def _compare(analysis: Analysis, runs: Sequence[StudyRun], again: Study) -> Result:
-    """Return the result of the runs that were repeated."""
+def compare(archived: collect.Study, runs: Sequence[StudyRun], again: Study, margin: float | None) -> Result:
+    """Return the result of the runs that were repeated.
+
+    The noise between seeds is estimated with their new values in place of the archived ones: one that is far off would
+    widen the interval by which it is judged.
+    """
     states = {state.run.id: state for state in study_state.collect(again)}
     unfinished = [state for state in states.values() if state.state != "done"]
-    before = {run.id: run for run in analysis.whole.runs}
+    before = {run.id: run for run in archived.runs}
     after = {run.id: run for run in of_study(again, run_state.reasons(list(states.values()))).runs}
     places = {run.id: run for run in again.runs}
     done = [run for run in runs if states[run.id].state == "done"]
@@ -265,9 +276,13 @@ def _compare(analysis: Analysis, runs: Sequence[StudyRun], again: Study) -> Resu
     if unfinished:
         reasons = "; ".join(f"{state.run.id}: {state.state}: {state.reason}" for state in unfinished)
         return Result(Outcome.CANNOT_TELL, f"not finished: {reasons}", pairs, differences)
-    margin = analysis.margin if analysis.margin is not None else analysis.detectable
-    repeatable = not differences and all(str(before[run.id].summary.get("device")).startswith("cpu") for run in runs)
-    outcome, reason = replayed.judge(pairs, analysis.comparison.noise, margin, repeatable=repeatable)
+    analysis = analyze(archived.with_runs(after.get(run.id, run) for run in archived.runs))
+    margins = (margin, analysis.margin, analysis.detectable)
+    margin = next((value for value in margins if value is not None), None)
+    devices = [str(found[run.id].summary.get("device")) for run in runs for found in (before, after)]
+    on_cpu = all(device.startswith("cpu") for device in devices)
+    noise = analysis.comparison.noise
+    outcome, reason = replayed.judge(pairs, noise, margin, on_cpu=on_cpu, same_environment=not differences)
     return Result(outcome, reason, pairs, differences)
 
 

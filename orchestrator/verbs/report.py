@@ -45,7 +45,8 @@ def report(
         if not as_json:
             _print_verdict(made[-1], console)
         if notify:
-            notifications.Notifier(study).send(states, next_stage.find_stages(study, states), ended=True)
+            stages = next_stage.find_stages(study, states)
+            notifications.Notifier(study).send(states, stages, ended=True, results=made[-1].results)
     both = build.compare([study.folder for study in found], reasons) if len(found) > 1 else None
     if as_json:
         record = {"schema": build.SCHEMA, "studies": [one.record for one in made], **(both.record if both else {})}

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ablatrix.orchestrator.report.collect import of_study
 from ablatrix.orchestrator.report.homogeneity import Noise
 from ablatrix.orchestrator.report.replayed import Outcome, Pair, judge
 from ablatrix.orchestrator.store import archive, study_dir
 from ablatrix.orchestrator.terminal.printing import open_console
 from ablatrix.orchestrator.verbs.pack import pack
-from ablatrix.orchestrator.verbs.replay import Options, Result, make_result, open_archive, replay
+from ablatrix.orchestrator.verbs.replay import Options, Result, compare, make_result, open_archive, replay
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.forked_python import ForkedPython
+from tests.support.studies import FEATURES, Plan, change_record, write_study
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.xdist_group("pack")  # the archive is made once
@@ -313,9 +315,32 @@ def test_the_equivalence_test_with_worked_numbers() -> None:
     assert judge(pairs({"a": [1e-6]}, apart=1e-6), None, None)[0] == Outcome.CANNOT_TELL
     outcome, reason = judge(pairs({"a": [1e-6]}, apart=1e-6), noise(), 0.001)
     assert outcome == Outcome.REPRODUCED and "up to rounding" in reason
-    assert judge(pairs({"a": [0.001]}), noise(), 1.0, repeatable=True)[0] == Outcome.NOT_REPRODUCED
+    assert judge(pairs({"a": [0.001]}), noise(), 1.0, on_cpu=True, same_environment=True)[0] == Outcome.NOT_REPRODUCED
+    twin = Pair("a", 7, 3.0, 3.0, identical=True, apart=0.0)
+    outcome, reason = judge([twin, *pairs({"a": [0.001]})], noise(), 1.0, on_cpu=True)
+    assert outcome == Outcome.NOT_REPRODUCED and "a with seed 0 differs" in reason
+    assert judge([twin, *pairs({"a": [0.001]})], noise(), 1.0)[0] == Outcome.REPRODUCED, "a GPU repeats nothing exactly"
+    assert judge([twin, *pairs({"b": [0.001]})], noise(), 1.0, on_cpu=True)[0] == Outcome.REPRODUCED
     assert judge([Pair("a", 1, 3.0, None)], noise(), 1.0)[0] == Outcome.NOT_REPRODUCED
     assert judge([Pair("a", 1, None, None)], noise(), 1.0)[0] == Outcome.CANNOT_TELL
+
+
+@pytest.mark.parametrize(("invented", "outcome"), [(-0.3, Outcome.NOT_REPRODUCED), (0.0, Outcome.REPRODUCED)])
+def test_an_invented_value_does_not_widen_its_own_interval(invented: float, outcome: Outcome, tmp_path: Path) -> None:
+    """In another environment, where no run repeats bit for bit: 1 value of 12 is off by 15 times the noise."""
+    plan = Plan(features={name: FEATURES[name] for name in ("rope", "swiglu")}, noise=0.02)
+    write_study(tmp_path / "honest", plan)
+    write_study(tmp_path / "packed", plan)
+    again, study = (study_dir.load_study(tmp_path / name) for name in ("honest", "packed"))
+    for run in study.runs:
+        shift = 1e-3 + (invented if (run.cell, run.seed) == ("rope", 1) else 0.0)
+        summary = run.folder / "summary.json"
+        change_record(summary, val_nll=json.loads(summary.read_text())["val_nll"] + shift)
+        (run.folder / "provenance.json").write_text('{"versions": {"torch": "1.0"}}')
+    result = compare(of_study(study, {}), study.runs, again, None)
+    assert (result.outcome, len(result.pairs)) == (outcome, 12), result.reason
+    assert [name for name, _, _ in result.differences] == ["versions.torch"]
+    assert compare(of_study(study, {}), study.runs, again, 1.0).outcome == Outcome.REPRODUCED, "as --margin says"
 
 
 @pytest.mark.parametrize(("shift", "wrong"), [(0.0, Outcome.NOT_REPRODUCED), (0.02, Outcome.REPRODUCED)])
