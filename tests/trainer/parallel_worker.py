@@ -30,6 +30,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp-tied": ({"strategy": "fsdp", "grad_accum": 2}, {**NO_DROPOUT, "tie_embeddings": True, "rope": True}),
     "gpipe": ({**PIPELINE, "pipeline_schedule": "gpipe", "pipeline_split": (2, 1)}, {**NO_DROPOUT, "n_layer": 3}),
     "1f1b": ({**PIPELINE, "pipeline_schedule": "1f1b"}, NO_DROPOUT),
+    "interleaved": ({**PIPELINE, "pipeline_stages_per_rank": 2}, {**NO_DROPOUT, "n_layer": 4}),
+    "interleaved-split": (
+        {**PIPELINE, "pipeline_stages_per_rank": 2, "pipeline_split": (2, 1, 1, 1)},
+        {**NO_DROPOUT, "n_layer": 5},
+    ),
     "1f1b-dropout": ({**PIPELINE, "optimizer": "muon"}, {"n_layer": 3}),
 }
 RECOMPUTED = {f"{name}-recomputed": name for name in ("ddp", "fsdp", "1f1b-dropout")}

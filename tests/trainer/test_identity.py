@@ -84,6 +84,7 @@ NEUTRAL: dict[str, Any] = {
     "trainer.pipeline_schedule": "gpipe",
     "trainer.pipeline_microbatches": 2,
     "trainer.pipeline_split": "2,1",
+    "trainer.pipeline_stages_per_rank": 2,
     "trainer.activation_checkpointing": True,
     "trainer.ckpt_interval": 7,
     "trainer.sample_interval": 6,

@@ -140,7 +140,17 @@ def test_what_cannot_be_shared_is_refused() -> None:
         "2 layers cannot be split into 3 stages": {"batch_size": 6},
         "4 windows cannot be cut into 3 equal micro-batches": {"pipeline_microbatches": 3},
         "1f1b needs at least as many as there are processes .3., got 2": {"pipeline_microbatches": 2},
-        "pipeline_split: 1,1 does not divide 2 layers among 3 processes": {"pipeline_split": (1, 1)},
+        "pipeline_split: 1,1 does not divide 2 layers among 3 stages": {"pipeline_split": (1, 1)},
+        "2 layers cannot be split into 6 stages; use fewer processes or": {"pipeline_stages_per_rank": 2},
+        "microbatches: 10 cannot be interleaved by 3 processes; take a multiple of 3": {
+            "pipeline_stages_per_rank": 2,
+            "pipeline_microbatches": 10,
+            "batch_size": 10,
+        },
+        "2 stages are interleaved by trainer.pipeline_schedule 1f1b only": {
+            "pipeline_stages_per_rank": 2,
+            "pipeline_schedule": "gpipe",
+        },
         "grad_accum: 2, but a pipeline cuts": {"grad_accum": 2},
         "tie_embeddings: a pipeline has the embeddings": {"model": {"tie_embeddings": True}},
     }.items():

@@ -45,14 +45,26 @@ def _batch_problems(config: RunConfig, world: int) -> list[str]:
 
 def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
     settings, layers, problems = config.trainer, config.model.sizes()[0], []
-    pieces = microbatches(config, world)
-    if layers is not None and layers < world:
-        problems.append(f"trainer.strategy: {layers} layers cannot be split into {world} stages; use fewer processes")
+    pieces, per_rank = microbatches(config, world), settings.pipeline_stages_per_rank
+    stages = world * per_rank
+    if layers is not None and layers < stages:
+        fewer = "fewer processes" if per_rank == 1 else "fewer processes or trainer.pipeline_stages_per_rank"
+        problems.append(f"trainer.strategy: {layers} layers cannot be split into {stages} stages; use {fewer}")
     sizes = settings.pipeline_split
-    if sizes and layers is not None and (len(sizes) != world or sum(sizes) != layers):
+    if sizes and layers is not None and (len(sizes) != stages or sum(sizes) != layers):
         problems.append(
-            f"trainer.pipeline_split: {','.join(map(str, sizes))} does not divide {layers} layers among {world} "
-            "processes; give the layers of each process, or leave it out"
+            f"trainer.pipeline_split: {','.join(map(str, sizes))} does not divide {layers} layers among {stages} "
+            "stages; give the layers of each stage, or leave it out"
+        )
+    if per_rank > 1 and settings.pipeline_schedule != "1f1b":
+        problems.append(
+            f"trainer.pipeline_stages_per_rank: {per_rank} stages are interleaved by trainer.pipeline_schedule 1f1b "
+            "only; set that, or 1 stage per rank"
+        )
+    elif per_rank > 1 and pieces % max(1, pieces // world):
+        problems.append(
+            f"trainer.pipeline_microbatches: {pieces} cannot be interleaved by {world} processes; take a multiple of "
+            f"{world}"
         )
     if settings.batch_size % pieces:
         problems.append(

@@ -32,6 +32,7 @@ NEUTRAL: dict[str, Any] = {
         *("resume", "num_workers", "ckpt_interval", "save_total_limit", "save_best"),
         *("sample_interval", "sample_prompt"),
         *("strategy", "pipeline_schedule", "pipeline_microbatches", "pipeline_split"),
+        "pipeline_stages_per_rank",
         "activation_checkpointing",
     },
     "info": True,

@@ -209,7 +209,10 @@ class TrainerConfig(Section):
         "float32",
         description="of matrix products; weights stay float32. auto: bfloat16 on a GPU that has it, else float32",
     )
-    pipeline_split: Blocks = Field((), description="layers of each process of a pipeline, as 5,4,3; default: by cost")
+    pipeline_split: Blocks = Field((), description="layers of each stage of a pipeline, as 5,4,3; default: by cost")
+    pipeline_stages_per_rank: Size = Field(
+        1, description="stages of a pipeline in each process, interleaved: less idle time, more communication"
+    )
     activation_checkpointing: bool = Field(
         False, description="compute blocks again in the backward pass: less memory, more time, the same result"
     )

@@ -2,7 +2,9 @@
 
 GPipe (Huang et al. 2019) sends all parts forward and then all back; 1F1B (Narayanan et al. 2019, "PipeDream"; its
 synchronous form) begins with the way back as soon as it can, and holds the activations of fewer parts. Both compute the
-gradient of the whole batch. The schedules are torch's (torch.distributed.pipelining).
+gradient of the whole batch. With several stages per process, 1F1B is interleaved (Narayanan et al. 2021, "Efficient
+large-scale language model training"): stage i is in process i % world, and processes idle less at the ends of a batch.
+The schedules are torch's (torch.distributed.pipelining).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from ablatrix.models import cpu_kernels
 from ablatrix.models.config import ResolvedGPTConfig
@@ -57,18 +59,19 @@ def _ranges(sizes: Sequence[int]) -> list[range]:
 
 
 class Stage(nn.Module):
-    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C)."""
+    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C). number: of the stage."""
 
-    def __init__(self, model: GPT, first: bool, last: bool) -> None:
+    def __init__(self, model: GPT, number: int, layers: range, stages: int) -> None:
         super().__init__()
-        self.model, self.first, self.last = model, first, last
+        self.model, self.number, self.layers = model, number, layers
+        self.first, self.last = number == 0, number == stages - 1
 
     def forward(self, x: Tensor) -> Tensor:
         transformer: Any = self.model.transformer
         if self.first:
             x = transformer.embed(x)
-        for block in transformer.h.values():
-            x = block(x)
+        for layer in self.layers:
+            x = transformer.h[str(layer)](x)
         return transformer.ln_f(x) if self.last else x
 
 
@@ -81,17 +84,19 @@ class Pipeline(Single):
     def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
         self.group, self.rank, self.world = group, group.rank, group.world
         self.first, self.last = group.rank == 0, group.rank == group.world - 1
-        self.layers = split(config, group.world)[group.rank]
+        self.stages = group.world * config.trainer.pipeline_stages_per_rank
+        self.layers = dict(list(enumerate(split(config, self.stages)))[group.rank :: group.world])
         self.divisor: float | Tensor = 1.0
         cpu_kernels.take_share(0, 1)
         super().__init__(config, device)
-        self.stage = Stage(self.model, self.first, self.last)
+        self.parts = [Stage(self.model, number, layers, self.stages) for number, layers in self.layers.items()]
         self.schedule = self._schedule()
 
     def build(self) -> nn.Module:
         model = self.draw()
+        self.order = {name: index for index, name in enumerate(model.state_dict())}
         transformer: Any = model.transformer
-        transformer.h = nn.ModuleDict({str(i): transformer.h[i] for i in self.layers})
+        transformer.h = nn.ModuleDict({str(i): transformer.h[i] for part in self.layers.values() for i in part})
         if not self.first:
             transformer.wte = transformer.wpe = None
         if not self.last:
@@ -102,16 +107,22 @@ class Pipeline(Single):
         pieces = microbatches(self.config, self.world)
         windows, length = self.config.trainer.batch_size // pieces, self.config.data.block_size
         tokens = torch.empty(windows, length, dtype=torch.int64, device="meta")
-        features = torch.empty(windows, length, self.config.model.n_embd or 0, device="meta")
-        stage = PipelineStage(
-            self.stage,
-            self.rank,
-            self.world,
-            self.device,
-            input_args=tokens if self.first else features.clone().requires_grad_(),
-            output_args=features.requires_grad_(),
-        )
-        return SCHEDULES[self.config.trainer.pipeline_schedule](stage, pieces, loss_fn=self._loss, scale_grads=False)
+        features = torch.empty(windows, length, self.config.model.n_embd or 0, device="meta").requires_grad_()
+        stages = [
+            PipelineStage(
+                part,
+                part.number,
+                self.stages,
+                self.device,
+                input_args=tokens if part.first else features.detach().requires_grad_(),
+                output_args=features,
+            )
+            for part in self.parts
+        ]
+        if len(stages) > 1:
+            return ScheduleInterleaved1F1B(stages, pieces, loss_fn=self._loss, scale_grads=False)  # type: ignore[arg-type]
+        schedule = SCHEDULES[self.config.trainer.pipeline_schedule]
+        return schedule(stages[0], pieces, loss_fn=self._loss, scale_grads=False)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         return head_loss(x.flatten(0, 1), self.model.lm_head.weight, y.flatten(), self.divisor, self.model.pointwise)
@@ -149,24 +160,25 @@ class Pipeline(Single):
 
     def _nll(self, x: Array, y: Array) -> Array | float:
         """Return the NLL of each window (B,) in the last process, 0 in the others, through which they pass."""
-        if self.first:
-            features = torch.from_numpy(x).to(self.device)
-        else:
-            features = torch.empty(*x.shape, self.config.model.n_embd or 0, device=self.device)
-            dist.recv(features, self.rank - 1)
-        features = self.stage(features)
-        if not self.last:
-            dist.send(features.float().contiguous(), self.rank + 1)
-            return 0.0
-        targets = torch.from_numpy(y).to(self.device)
-        losses = token_losses(features.flatten(0, 1), self.model.lm_head.weight, targets.flatten())
-        return sum_windows(losses.view(targets.shape))
+        for part in self.parts:
+            if part.first:
+                features = torch.from_numpy(x).to(self.device)
+            else:
+                features = torch.empty(*x.shape, self.config.model.n_embd or 0, device=self.device)
+                dist.recv(features, (self.rank - 1) % self.world)
+            features = part(features)
+            if part.last:
+                targets = torch.from_numpy(y).to(self.device)
+                losses = token_losses(features.flatten(0, 1), self.model.lm_head.weight, targets.flatten())
+                return sum_windows(losses.view(targets.shape))
+            dist.send(features.float().contiguous(), (self.rank + 1) % self.world)
+        return 0.0
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for part in self.group.gather(_on_cpu(state)):
             _merge(merged, part)
-        return merged
+        return _sorted(merged, self.order)
 
     def load_model(self, state: dict[str, Tensor]) -> None:
         self.model.load_state_dict({name: state[name] for name in self.model.state_dict()})
@@ -185,3 +197,11 @@ def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
             _merge(into.setdefault(key, {}), value)
         else:
             into.setdefault(key, value)
+
+
+def _sorted(tree: dict[str, Any], order: dict[str, int]) -> dict[str, Any]:
+    """Return the tree with parameters in the order that they have in the whole model."""
+    return {
+        key: _sorted(tree[key], order) if isinstance(tree[key], dict) else tree[key]
+        for key in sorted(tree, key=lambda key: order.get(key, -1))
+    }
