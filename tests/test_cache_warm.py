@@ -182,7 +182,6 @@ def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, mes
         (["--revision", "v2"], "no such revision", True),
         (["--tokenizer", "../x"], "'../x' is not a tokenizer's name", False),
         (["--data", "owner/texts:"], "write REPO:FILE", False),
-        (["--data-repo", "owner/texts"], "--data-repo and --data-file belong together", False),
         (["--from", "nowhere"], "--from nowhere: no such folder", False),
     ],
 )

@@ -1,6 +1,6 @@
-"""Write docs/licenses.md: the licence of every locked package, as the package index states it; `make licenses`.
+"""Write docs/licenses.md: the license of every locked package, as the package index states it; `make licenses`.
 
-Raises SystemExit naming the package whose licence is missing or not in ALLOWED: a person looks at such a package before
+Raises SystemExit naming the package whose license is missing or not in ALLOWED: a person looks at such a package before
 it enters the lock.
 """
 
@@ -51,12 +51,12 @@ SPELLINGS = {
 
 
 def split_expression(expression: str) -> list[str]:
-    """Return the licences that an SPDX expression names."""
+    """Return the licenses that an SPDX expression names."""
     return [part.strip(" ()") for part in re.split(r"\b(?:AND|OR)\b", expression)]
 
 
-def find_licence(name: str, metadata: Mapping[str, Any]) -> str:
-    """Return the licence of a package as an SPDX expression. Raises ValueError if its metadata states none."""
+def find_license(name: str, metadata: Mapping[str, Any]) -> str:
+    """Return the license of a package as an SPDX expression. Raises ValueError if its metadata states none."""
     if name in STATED:
         return STATED[name]
     if metadata.get("license_expression"):
@@ -67,10 +67,10 @@ def find_licence(name: str, metadata: Mapping[str, Any]) -> str:
     classifiers = [line for line in metadata.get("classifier", []) if line.startswith("License")]
     candidates = [text, *(line.rpartition("::")[2].strip() for line in classifiers), text.partition("\n")[0]]
     for candidate in candidates:
-        for pattern, licence in SPELLINGS.items():
+        for pattern, license in SPELLINGS.items():
             if re.fullmatch(pattern, candidate, re.IGNORECASE):
-                return licence
-    raise ValueError(f"{name}: licence not understood: {candidates}")
+                return license
+    raise ValueError(f"{name}: license not understood: {candidates}")
 
 
 def fetch_metadata(entries: list[lock.Entry], python: str) -> dict[str, dict[str, Any]]:
@@ -90,12 +90,12 @@ def locked() -> dict[str, list[lock.Entry]]:
     return {name: lock.entries((lock.ROOT / name).read_text()) for name in PARTS}
 
 
-def render(licences: Mapping[str, str]) -> str:
+def render(licenses: Mapping[str, str]) -> str:
     """Return the page."""
     lines = [HEAD]
     for name, purpose in PARTS.items():
-        lines += [f"\n## For {purpose}: {name}\n", "| package | version | licence |", "|---|---|---|"]
-        lines += [f"| {entry.name} | {entry.version} | {licences[entry.name]} |" for entry in locked()[name]]
+        lines += [f"\n## For {purpose}: {name}\n", "| package | version | license |", "|---|---|---|"]
+        lines += [f"| {entry.name} | {entry.version} | {licenses[entry.name]} |" for entry in locked()[name]]
     return "\n".join(lines) + "\n"
 
 
@@ -104,22 +104,22 @@ def main(arguments: list[str]) -> int:
     entries = {entry.name: entry for found in locked().values() for entry in found}
     found = fetch_metadata(list(entries.values()), arguments[0] if arguments else sys.executable)
     try:
-        licences = {name: find_licence(name, found[name]) for name in entries}
+        licenses = {name: find_license(name, found[name]) for name in entries}
     except ValueError as error:
         raise SystemExit(f"licenses: {error}") from None
-    for name, licence in licences.items():
-        if unknown := [part for part in split_expression(licence) if part not in ALLOWED]:
-            raise SystemExit(f"licenses: {name}: {', '.join(unknown)} is not among the allowed licences")
-    PAGE.write_text(render(licences))
-    print(f"{PAGE.relative_to(lock.ROOT)}: {len(licences)} packages")
+    for name, license in licenses.items():
+        if unknown := [part for part in split_expression(license) if part not in ALLOWED]:
+            raise SystemExit(f"licenses: {name}: {', '.join(unknown)} is not among the allowed licenses")
+    PAGE.write_text(render(licenses))
+    print(f"{PAGE.relative_to(lock.ROOT)}: {len(licenses)} packages")
     return 0
 
 
-HEAD = """# Licences
+HEAD = """# Licenses
 
-Ablatrix is under the MIT licence (`LICENSE`) and contains no third-party code.
+Ablatrix is under the MIT license (`LICENSE`) and contains no third-party code.
 
-What is installed beside it, all versions as locked. Made by `make licenses` from the packages' own metadata; a licence
+What is installed beside it, all versions as locked. Made by `make licenses` from the packages' own metadata; a license
 that is neither permissive, MPL-2.0 nor NVIDIA's stops it. MPL-2.0 asks for the source of changed files of that package
 itself. NVIDIA's libraries are proprietary and free to use under NVIDIA's terms; without a GPU none is installed."""
 

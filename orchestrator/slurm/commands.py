@@ -72,8 +72,8 @@ def own_environment() -> Iterator[None]:
 _CLUSTER_COMMANDS = ("squeue", "scontrol", "scancel", "sacct")
 
 
-def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = "") -> str:
-    """Return the output of a Slurm command. text: its input. Raises ControllerError if it fails or does not answer."""
+def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """Return the output of a Slurm command. Raises ControllerError if it fails or does not answer."""
     foreign = foreign_variables()
     cluster = selected_cluster.selected()
     if cluster and command[0] in _CLUSTER_COMMANDS:
@@ -86,7 +86,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT, text: str = ""
             errors="replace",
             timeout=timeout,
             check=False,
-            input=text,
+            stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name not in foreign},
         )
     except FileNotFoundError:

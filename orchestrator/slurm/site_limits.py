@@ -66,19 +66,20 @@ def _limits(settings: SlurmSettings) -> Iterator[tuple[str, int, int]]:
     """Yield (name of a limit, its value, jobs that count towards it). Raises ControllerError."""
     user, account = sorted(commands.own_names())[-1], settings.account or ""
     partition, partition_qos = _partition(settings.partition)
-    rows = _sacctmgr("assoc", f"user={user}", "MaxSubmitJobs,GrpSubmitJobs,Account,DefaultQOS,QOS,Cluster,Partition")
+    columns = "MaxSubmitJobs,GrpSubmitJobs,Account,DefaultQOS,QOS,Cluster,Partition"
+    rows = show_accounting("assoc", f"user={user}", columns)
     rows = [
         row for row in rows if row["Cluster"] in ("", commands.cluster_name()) and row["Partition"] in ("", partition)
     ]
     if len({row["Account"] for row in rows}) > 1:
-        account = account or next(iter(_sacctmgr("user", user, "DefaultAccount")), {}).get("DefaultAccount", "")
+        account = account or next(iter(show_accounting("user", user, "DefaultAccount")), {}).get("DefaultAccount", "")
     rows = [row for row in rows if row["Account"] == account or not account]
     if not rows:
         return
     account = account or rows[0]["Account"]
     qos = settings.qos or rows[0]["DefaultQOS"] or (rows[0]["QOS"] if "," not in rows[0]["QOS"] else "")
     queue = _Usage(user)
-    of_account = _sacctmgr("assoc", f"account={account}", "GrpSubmitJobs,User,Cluster") if account else []
+    of_account = show_accounting("assoc", f"account={account}", "GrpSubmitJobs,User,Cluster") if account else []
     for row in rows:
         for name in ("MaxSubmitJobs", "GrpSubmitJobs"):
             if row[name]:
@@ -93,7 +94,7 @@ def _limits(settings: SlurmSettings) -> Iterator[tuple[str, int, int]]:
 
 
 def _qos_limits(qos: str, queue: _Usage, account: str, where: dict[str, str]) -> Iterator[tuple[str, int, int]]:
-    for row in _sacctmgr("qos", qos, "MaxSubmitJobsPU,MaxSubmitJobsPA,GrpSubmitJobs"):
+    for row in show_accounting("qos", qos, "MaxSubmitJobsPU,MaxSubmitJobsPA,GrpSubmitJobs"):
         if row["MaxSubmitJobsPU"]:
             yield f"MaxSubmitJobsPerUser of QOS {qos}", int(row["MaxSubmitJobsPU"]), queue.count(where)
         if row["MaxSubmitJobsPA"]:
@@ -120,7 +121,7 @@ class _Usage:
         return sum(all(row[place] == value for place, value in wanted) for row in self._read[everybody])
 
 
-def _sacctmgr(what: str, which: str, columns: str) -> list[dict[str, str]]:
+def show_accounting(what: str, which: str, columns: str) -> list[dict[str, str]]:
     """Return the rows of `sacctmgr show`; limits that are not numbers are ''. Raises ControllerError."""
     names = columns.split(",")
     text = commands.run_command(["sacctmgr", "--noheader", "--parsable2", "show", what, which, f"format={columns}"])

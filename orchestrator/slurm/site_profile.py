@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ablatrix.orchestrator.slurm import commands
+from ablatrix.orchestrator.slurm.site_limits import show_accounting
 from ablatrix.orchestrator.study.sbatch_options import gpus_of_gres, minutes
 
 FORMAT = "%P|%a|%l|%D|%c|%m|%G"  # partition (* for the default), up, time limit, nodes, cores, MiB, GRES
@@ -105,17 +105,16 @@ def parse_sinfo(text: str) -> tuple[Partition, ...]:
 def _find_accounts() -> tuple[str, tuple[str, ...]]:
     """Return the user's default account and all accounts, '' and () on a cluster without accounting."""
     user = sorted(commands.own_names())[-1]
-    rows = [_sacctmgr("user", user, "DefaultAccount"), _sacctmgr("assoc", f"user={user}", "Account")]
-    default, accounts = (tuple(dict.fromkeys(filter(None, found))) for found in rows)
+    default = _list_accounts("user", user, "DefaultAccount")
+    accounts = _list_accounts("assoc", f"user={user}", "Account")
     return default[0] if default else "", accounts
 
 
-def _sacctmgr(what: str, which: str, column: str) -> Sequence[str]:
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", what, which, f"format={column}"]
-    try:
-        return [line.strip() for line in commands.run_command(command).splitlines()]
-    except commands.ControllerError:
-        return []
+def _list_accounts(what: str, which: str, column: str) -> tuple[str, ...]:
+    """Return the values in a column of `sacctmgr show`, each once; () on a cluster without accounting."""
+    with contextlib.suppress(commands.ControllerError):
+        return tuple(dict.fromkeys(filter(None, (row[column] for row in show_accounting(what, which, column)))))
+    return ()
 
 
 def _parse_limit(text: str) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 MOST_SEEDS = 10_000
-SEEDS = r"^\s*\[?\s*(range\( *)?[0-9]+([0-9,;:.\s-]|to)*\)?\s*\]?\s*$"  # what an editor accepts as seeds in a text
+SEEDS = r"^\s*[0-9]+[0-9,\s-]*$"  # what an editor accepts as seeds in a text
 EXAMPLES = {
     "features": "features: {swiglu: {model.swiglu: true}}",
     "cells": "cells: {modern: [swiglu, rope]}",
@@ -74,21 +74,19 @@ def usable_path(path: str) -> str:
 
 
 def parse_seeds(value: Any) -> Any:
-    """Return `1-5`, `1, 2, 3` and `range(5)` as a list of numbers; anything else as it is."""
+    """Return `1-5` and `1, 2, 3` as a list of numbers; anything else as it is."""
     if isinstance(value, list):
         parts = [whole_number(part) if isinstance(part, list) else parse_seeds(part) for part in value]
         return [seed for part in parts for seed in (part if isinstance(part, list) else [part])]
     if not isinstance(value, str):
         return whole_number(value)
-    text = value.strip().removeprefix("[").removesuffix("]").strip()
-    span = re.fullmatch(r"([0-9]{1,18}) *(?:-|\.\.\.?|:|to) *([0-9]{1,18})", text)
-    called = re.fullmatch(r"range\( *(?:([0-9]{1,18}) *, *)?([0-9]{1,18}) *\)", text)
-    if span or called:
-        first, last = (int(span[1]), int(span[2])) if span else (int(called[1] or 0), int(called[2]) - 1)  # type: ignore[index]
+    text = value.strip()
+    if span := re.fullmatch(r"([0-9]{1,18}) *- *([0-9]{1,18})", text):
+        first, last = int(span[1]), int(span[2])
         return list(range(first, last + 1)) if first <= last < first + MOST_SEEDS else value
     if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
-    parts = re.split(r"[,;\s]+", text)
+    parts = re.split(r"[,\s]+", text)
     return parse_seeds(parts) if len(parts) > 1 and all(parts) else value
 
 

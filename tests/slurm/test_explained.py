@@ -35,11 +35,11 @@ def write(workspace: Workspace, setup: str = "[]", seeds: int = 1) -> None:
 @pytest.mark.parametrize(("launcher", "seeds"), [("sbatch", 1), ("submitit", 2)])
 def test_a_job_that_dies_in_its_setup_is_explained(slurm_workspace: Workspace, launcher: str, seeds: int) -> None:
     workspace = slurm_workspace
-    write(workspace, '["echo no licence for this cluster", "exit 3"]', seeds)
+    write(workspace, '["echo no license for this cluster", "exit 3"]', seeds)
     workspace.run("submit", "study.yaml", "--launcher", launcher, "--no-report")
     states = workspace.wait(lambda states: states["baseline"]["state"] == "lost")
-    assert 'ended before the trainer started: "no licence for this cluster"' in states["baseline"]["reason"]
-    assert "no licence" in workspace.run("logs", states["baseline"]["id"]).stdout
+    assert 'ended before the trainer started: "no license for this cluster"' in states["baseline"]["reason"]
+    assert "no license" in workspace.run("logs", states["baseline"]["id"]).stdout
 
 
 def test_kill_9_of_the_task_leaves_no_process(slurm_workspace: Workspace) -> None:

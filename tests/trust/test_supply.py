@@ -197,28 +197,28 @@ def test_the_wheel_holds_the_tracked_files_of_the_package(commit: Path) -> None:
     assert {stat.S_IMODE(info.external_attr >> 16) for info in infos} <= {0o644, 0o664, 0o755}
 
 
-def list_licences() -> Iterator[tuple[str, str, str]]:
+def list_licenses() -> Iterator[tuple[str, str, str]]:
     for line in licenses.PAGE.read_text().splitlines():
         if line.startswith("| ") and not line.startswith("| package |"):
-            name, version, licence = (cell.strip() for cell in line.strip("|").split("|"))
-            yield name, version, licence
+            name, version, license = (cell.strip() for cell in line.strip("|").split("|"))
+            yield name, version, license
 
 
-def test_the_licence_of_everything_locked_is_known_and_allowed(tally: Tally) -> None:
-    listed = list(list_licences())
+def test_the_license_of_everything_locked_is_known_and_allowed(tally: Tally) -> None:
+    listed = list(list_licenses())
     locked = [(entry.name, entry.version) for found in licenses.locked().values() for entry in found]
     assert [(name, version) for name, version, _ in listed] == locked, "call `make licenses`"
-    for name, _, licence in listed:
-        assert set(licenses.split_expression(licence)) <= licenses.ALLOWED, f"{name}: {licence}"
-    proprietary = {name for name, _, licence in listed if "NVIDIA" in licence}
+    for name, _, license in listed:
+        assert set(licenses.split_expression(license)) <= licenses.ALLOWED, f"{name}: {license}"
+    proprietary = {name for name, _, license in listed if "NVIDIA" in license}
     assert not proprietary & {entry.name for entry in entries(COMMON) + entries("requirements-dev.txt")}
-    tally("the licence of every locked package is known", cases=len(locked))
+    tally("the license of every locked package is known", cases=len(locked))
 
 
 @pytest.mark.parametrize("text", ["GNU GPL v3", None])
-def test_an_unknown_licence_is_an_error(text: str | None) -> None:
+def test_an_unknown_license_is_an_error(text: str | None) -> None:
     with pytest.raises(ValueError, match="not understood"):
-        licenses.find_licence("x", {"license": text})
+        licenses.find_license("x", {"license": text})
     assert "GPL-3.0-only" not in licenses.ALLOWED
 
 

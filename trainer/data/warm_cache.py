@@ -89,8 +89,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--data", metavar="REPO[:FILE]", help="download a file of a hub data set, or the files of a pattern or folder"
     )
-    p.add_argument("--data-repo", metavar="REPO", help="the same, as two options")
-    p.add_argument("--data-file", metavar="FILE")
     p.add_argument("--data-dir", type=_path, default=Path("data"), help="where data files go (default: data)")
     p.add_argument(
         "--tokens",
@@ -131,7 +129,7 @@ def _default_cache() -> Path:
 
 def _run(options: argparse.Namespace) -> None:
     name = tokenizer_names.canonical(options.tokenizer)
-    data = _parse_data_flags(options)
+    data = _parse_data(options.data) if options.data is not None else None
     folder_name(name, "--tokenizer")  # refused before anything is done
     characters = options.characters_of and _corpus(options.characters_of, options.text_key, name)
     if characters and name in (*tokenizer_names.REPOSITORIES, *tokenizer.EMBEDDED):
@@ -151,16 +149,12 @@ def _run(options: argparse.Namespace) -> None:
         warm_tokens(options.tokens, options.text_key, name, options.cache_dir, options.workers)
 
 
-def _parse_data_flags(options: argparse.Namespace) -> tuple[str, str] | None:
+def _parse_data(text: str) -> tuple[str, str]:
     """Return (repository, file) of the data set to download; the file may be a pattern, a folder, or '' for all."""
-    if options.data is not None:
-        repo, colon, file = options.data.partition(":")
-        if not repo or (colon and not file):
-            raise UserError(f"--data {options.data!r}: write REPO:FILE, for instance owner/corpus:train.jsonl")
-        return repo, file
-    if (options.data_repo is None) != (options.data_file is None):
-        raise UserError("--data-repo and --data-file belong together: set both")
-    return (options.data_repo, options.data_file) if options.data_repo else None
+    repo, colon, file = text.partition(":")
+    if not repo or (colon and not file):
+        raise UserError(f"--data {text!r}: write REPO:FILE, for instance owner/corpus:train.jsonl")
+    return repo, file
 
 
 def warm_tokenizer(

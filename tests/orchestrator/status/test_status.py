@@ -148,7 +148,7 @@ def test_gone_from_the_queue(
 @pytest.mark.parametrize(
     ("printed", "quoted"),
     [
-        ("hello\nlicence server down\n", "licence server down"),
+        ("hello\nlicense server down\n", "license server down"),
         (
             "\x1b[31mslurmstepd: error: execve(): /x/python: No such file\x1b[0m\nsrun: error: n1: task 0: Exited\n",
             "slurmstepd: error: execve(): /x/python: No such file",
@@ -187,10 +187,10 @@ def test_a_task_that_failed_while_others_wait_was_not_cancelled(study: Study, ru
 
 def test_setup_lines_that_end_the_job_are_named(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    told = "no licence\nslurm.setup ended the job before its run started (exit code 3)\n"
+    told = "no license\nslurm.setup ended the job before its run started (exit code 3)\n"
     (study.folder / study_dir.LOGS / "5_0.out").write_text(told)
     cluster.ended = job("FAILED", exit_code="3:0")
-    assert now(study).reason.endswith('"no licence" (slurm.setup ended it with exit code 3; logs/5_0.out)')
+    assert now(study).reason.endswith('"no license" (slurm.setup ended it with exit code 3; logs/5_0.out)')
 
 
 @pytest.mark.parametrize(("evidence", "state"), [("", "cancelled"), ("started", "lost"), ("no log folder", "lost")])

@@ -240,8 +240,6 @@ def test_a_wrong_expression_does_not_hide_other_faults(tmp_path: Path) -> None:
         ("name: s-${v}\nvars: {v: 1.10}", ("name",), "s-1.10"),
         ("name: s\nseeds: 1-5", ("seed_list",), [1, 2, 3, 4, 5]),
         ("name: s\nseeds: '1, 2, 3'", ("seed_list",), [1, 2, 3]),
-        ("name: s\nseeds: range(3)", ("seed_list",), [0, 1, 2]),
-        ("name: s\nseeds: range(2, 4)", ("seed_list",), [2, 3]),
         ("name: s\nseeds: [1-3, 7]", ("seed_list",), [1, 2, 3, 7]),
         ("name: s\nseeds: 1e1", ("seed_list",), list(range(1, 11))),
         ("name: s\nslurm:\nfeatures:\nbase: {trainer: }", ("base",), {}),

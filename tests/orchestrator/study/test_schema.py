@@ -74,7 +74,6 @@ def test_the_documentation_is_accepted(accepts: Callable[[Any], bool], text: str
         "seeds: 1-5",
         "seeds: '1, 2, 3'",
         "seeds: [1-3, 7]",
-        "seeds: range(5)",
         "x-common: &c {learning_rate: 1e-3}\nfeatures: {a: {trainer: {<<: *c, warmup_steps: 5}}}",
         "configs: {a: {x-note: 1, base: {model.n_layer: 1}}}",
         "name: 007\nslurm: {account: 12345}\nbase: {data: {text_key: 1, file_path: 2024}}\ncells:\n",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -97,9 +96,8 @@ def test_only_the_events_that_are_asked_for(hook: Webhook, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("answer", [404, 302, 500])
 def test_a_message_that_was_refused_is_a_warning_and_can_be_sent_later(
-    hook: Webhook, answer: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hook: Webhook, answer: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ablatrix"), "propagate", True)
     study, states = make_study(tmp_path / "s", Notify(webhook=f"${NAME}"))
     hook.answer = answer
     notifier = Notifier(study)
@@ -125,7 +123,6 @@ def test_a_message_that_was_refused_is_a_warning_and_can_be_sent_later(
 def test_addresses_that_cannot_work(
     address: str, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ablatrix"), "propagate", True)
     monkeypatch.setenv(NAME, address)
     study, states = make_study(tmp_path / "s", Notify(webhook=f"${NAME}"))
     Notifier(study).send(states, ended=True)

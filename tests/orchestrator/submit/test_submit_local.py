@@ -221,11 +221,11 @@ def test_a_process_that_dies_before_it_can_say_so_is_a_failure(workspace: Worksp
     workspace.write_study(extra="design: [baseline]\n")
     (workspace.folder / "sitecustomize.py").write_text(
         "import sys\nif any(word.endswith('job.task') for word in sys.orig_argv):\n"
-        "    raise SystemExit('no licence for this Python')\n"
+        "    raise SystemExit('no license for this Python')\n"
     )
     workspace.environment = {"PYTHONPATH": f"{workspace.folder}:{workspace.env()['PYTHONPATH']}"}
     broken = workspace.run("submit", "study.yaml", "--launcher", "local", code=1)
-    assert 'ended before the trainer started: "' in broken.stderr and "no licence" in broken.stderr
+    assert 'ended before the trainer started: "' in broken.stderr and "no license" in broken.stderr
     (log,) = (workspace.folder / "out" / "study" / "logs").glob("*.out")
-    assert "no licence" in log.read_text()
+    assert "no license" in log.read_text()
     assert {state["state"] for state in workspace.states().values()} == {"planned"}
