@@ -198,6 +198,7 @@ REFUSED = {
         "damaged or cut short: its JSON array is not closed after element 40",
     ),
     "cut xz": (lzma.compress(RAW * 9)[:-30], "damaged or cut short"),
+    "cut bzip2": (bz2.compress(RAW * 9)[:-30], "damaged or cut short: .*; copy it again"),
     "array in Latin-1": (
         '[{"text": "Öl"}]'.encode("latin-1"),
         "its text is not UTF-8 .*iconv",

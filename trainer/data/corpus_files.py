@@ -196,12 +196,8 @@ def explain_missing(path: Path, error: OSError | ValueError, setting: str) -> Da
     if not path.is_absolute():
         text += f" (looked in {Path.cwd()})"
     missing = next((p for p in reversed(path.parents) if not os.path.lexists(p)), None)
-    if missing is not None and "\\" not in str(path):
+    if missing is not None:
         return DataError(f"{text}; nor does {missing}{_nearest(missing)}")
-    unix = str(path).replace("\\", "/")
-    if unix != str(path):
-        drive = f"/mnt/{unix[0].lower()}/{unix[3:]}" if unix[1:3] == ":/" else unix
-        return DataError(f"{text}; it is a Windows path: write {drive}")
     return DataError(text + (_brace_hint(path.name) or _nearest(path)))
 
 
