@@ -192,25 +192,28 @@ class TiledHeadLoss:
     """
 
     block = 1  # rows of a chunk are rounded up to a multiple of it
+    word_block = 1  # and words
     narrow = NARROW
+    rounds_weight = True
 
     def __init__(
         self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, *, needs_grad: bool
     ) -> None:
         self.x, self.weight, self.targets, self.scale = x.float(), weight, targets, scale
-        self.w = weight.to(dtype)
+        self.w = weight.to(dtype) if self.rounds_weight else weight
         self.needs_grad = needs_grad
         (n, c), v = x.shape, weight.shape[0]
+        room = -(-v // self.word_block) * self.word_block
         self.rows = ROWS if c > self.narrow else max(1, ROWS // 2)
         rows = self.padded(min(self.rows, n))
         words = max(1, TILE // rows)
         self.tiles = [(start, min(start + words, v)) for start in range(0, v, words)]
         self.z = scale.new_empty(n)
         self.shift = scale.new_zeros(n)  # subtracted from the logits before exponentiating, in powers of 2
-        self.buffer = torch.empty((v if needs_grad else words) * rows, dtype=dtype)
+        self.buffer = torch.empty((room if needs_grad else words) * rows, dtype=dtype)
         if needs_grad:
             self.dx = torch.empty(n, c)
-            self.dw = torch.empty(v, c)
+            self.dw = torch.empty(room, c)[:v]
 
     def padded(self, rows: int) -> int:
         """Return the number of rows rounded up to whole blocks."""
@@ -252,11 +255,7 @@ class TiledHeadLoss:
 
     def _largest(self, xt: Tensor) -> Tensor:
         """Return the largest logit of each row, base 2."""
-        maxima = []
-        for start, stop in self.tiles:
-            e = self._tile(start, stop, xt.shape[1])
-            torch.mm(self.w[start:stop], xt, out=e)
-            maxima.append(e.amax(0))
+        maxima = [(self.w[start:stop] @ xt).amax(0) for start, stop in self.tiles]
         return torch.stack(maxima).amax(0).float()
 
     def _forward(self, xt: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:

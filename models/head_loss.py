@@ -95,10 +95,11 @@ class _HeadLoss(torch.autograd.Function):
         scale = (targets != IGNORE).to(torch.float32) / divisor  # (N,) weight of each row in the loss
         rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype
         chunks: TiledHeadLoss | ChunkedHeadLoss
+        compiled = compiled_head.find(weight, dtype) if needs_grad else None
         if x.device.type != "cpu":
             chunks = ChunkedHeadLoss(*rows, needs_grad=needs_grad, pointwise=pointwise)
-        elif needs_grad and compiled_head.is_faster(weight, dtype):
-            chunks = compiled_head.CompiledHeadLoss(*rows[:-1])
+        elif compiled:
+            chunks = compiled(*rows[:-1])
         else:
             chunks = TiledHeadLoss(*rows, needs_grad=needs_grad)
         loss = chunks.run()
