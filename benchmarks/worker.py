@@ -32,7 +32,7 @@ class Meter:
     def __call__(self, *_: object) -> None:
         import torch
 
-        from ablatrix.trainer.out_of_memory import peak_memory
+        from ablatrix.trainer.device import peak_memory
 
         self.left -= 1
         if self.left > 0:

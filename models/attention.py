@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention, and the positions that act on it: rotary and ALiBi."""
+"""Causal multi-head self-attention."""
 
 from __future__ import annotations
 
@@ -12,83 +12,10 @@ from torch.nn import functional as F
 from ablatrix.models.cpu_kernels import block_attention, causal_mask, distances, other_documents
 from ablatrix.models.layers import Dropout, Linear
 from ablatrix.models.norms import RMSNorm
+from ablatrix.models.positions import ALiBi, Rotary
 
 if TYPE_CHECKING:
     from ablatrix.models.config import ResolvedGPTConfig
-
-ROTARY_BASE = 10000.0
-
-
-class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, "RoFormer"): at position t, turn each pair (x_i, x_{i + hs/2}) of a head by
-    the angle t * 10000^(-2i/hs).
-
-    A rotation: norms stay, and q . k depends on positions through their distance only. The tables are not parameters
-    and not part of a state dict; beyond `block_size` positions they are computed when needed.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_size: int, block_size: int) -> None:
-        super().__init__()
-        cos, sin = self.rows(block_size, head_size, torch.get_default_device())
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-
-    @staticmethod
-    def rows(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines (T, hs) of the first positions, the sine's first half negated: a turn is then two
-        products and a roll."""
-        where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        # float64: at t = 1000 a float32 angle is already wrong in the fifth digit
-        i = torch.arange(head_size // 2, device=where, dtype=torch.float64)
-        t = torch.arange(length, device=where, dtype=torch.float64)
-        angle = torch.outer(t, ROTARY_BASE ** (-2 * i / head_size))  # (T, hs/2)
-        cos, sin = torch.cat((angle.cos(), angle.cos()), dim=-1), torch.cat((-angle.sin(), angle.sin()), dim=-1)
-        return cos.to(device, torch.float32), sin.to(device, torch.float32)  # (T, hs) each
-
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """(..., T, hs) -> (..., T, hs); row j stands at position start + j."""
-        length, head_size = x.shape[-2:]
-        cos, sin = self.cos, self.sin
-        if start + length > len(cos):
-            cos, sin = self.rows(start + length, head_size, x.device)
-        cos, sin = cos[start : start + length], sin[start : start + length]
-        return (x * cos + x.roll(head_size // 2, dims=-1) * sin).type_as(x)
-
-
-def alibi_slopes(n_head: int) -> list[float]:
-    """Return the slopes of the heads: 2^(-8/n), 2^(-16/n), ... where n is a power of two.
-
-    For other numbers of heads, as in the paper's published code: those of the largest power of two below it, then every
-    second one of the next power of two.
-    """
-    n = 1 << int(math.log2(n_head))
-    slopes = [2 ** (-8 * (h + 1) / n) for h in range(n)]
-    between = [2 ** (-8 * (h + 1) / (2 * n)) for h in range(0, 2 * n, 2)]
-    return slopes + between[: n_head - n]
-
-
-class ALiBi(nn.Module):
-    """Attention with linear biases (Press et al. 2021): (key - query) * slope is added to the scores of each head.
-
-    Holds the slopes (nh,). trainable: they are parameters, starting from the paper's; else a buffer outside of the
-    state dict.
-    """
-
-    slopes: Tensor
-
-    def __init__(self, n_head: int, trainable: bool) -> None:
-        super().__init__()
-        slopes = torch.tensor(alibi_slopes(n_head))
-        if trainable:
-            self.slopes = nn.Parameter(slopes)
-        else:
-            self.register_buffer("slopes", slopes, persistent=False)
-
-    def initialise(self, _: torch.Generator) -> None:
-        self.slopes.copy_(torch.tensor(alibi_slopes(len(self.slopes))))
 
 
 class CausalSelfAttention(nn.Module):

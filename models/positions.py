@@ -1,7 +1,8 @@
-"""Positions that are added to the token embeddings: learned and sinusoidal. Those of attention: models.attention."""
+"""Positions: learned and sinusoidal ones are added to the token embeddings, rotary ones and ALiBi act in attention."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from ablatrix.models.layers import Embedding
 if TYPE_CHECKING:
     from ablatrix.models.config import ResolvedGPTConfig
 
-SINUSOIDAL_BASE = 10000.0
+BASE = 10000.0  # of rotary and of sinusoidal positions
 # In the paper token embeddings are scaled to size 1 before the sinusoids are added. Here they start at GPT-2's 0.02,
 # and the sinusoids are scaled instead: the proportion is the paper's, the residual stream that of other positions.
 SINUSOIDAL_SCALE = 0.02
@@ -45,10 +46,7 @@ class Sinusoidal(nn.Module):
 
     def rows(self, length: int, device: torch.device) -> Tensor:
         """Return SINUSOIDAL_SCALE * PE of the first `length` positions, (T, C)."""
-        where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        t = torch.arange(length, device=where, dtype=torch.float64)
-        i = torch.arange((self.n_embd + 1) // 2, device=where, dtype=torch.float64)
-        angle = torch.outer(t, SINUSOIDAL_BASE ** (-2 * i / self.n_embd))  # (T, C/2)
+        angle = _angles(length, self.n_embd, device)  # (T, C/2)
         pairs = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # (T, C or C + 1)
         return (SINUSOIDAL_SCALE * pairs[:, : self.n_embd]).to(device, torch.float32)
 
@@ -56,6 +54,85 @@ class Sinusoidal(nn.Module):
         length = x.shape[1]
         table = self.table[:length] if length <= len(self.table) else self.rows(length, x.device)
         return x + (table if places is None else table[places])
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021, "RoFormer"): at position t, turn each pair (x_i, x_{i + hs/2}) of a head by
+    the angle t * 10000^(-2i/hs).
+
+    A rotation: norms stay, and q . k depends on positions through their distance only. The tables are not parameters
+    and not part of a state dict; beyond `block_size` positions they are computed when needed.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_size: int, block_size: int) -> None:
+        super().__init__()
+        cos, sin = self.rows(block_size, head_size, torch.get_default_device())
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @staticmethod
+    def rows(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines (T, hs) of the first positions, the sine's first half negated: a turn is then two
+        products and a roll."""
+        angle = _angles(length, head_size, device)  # (T, hs/2)
+        cos, sin = torch.cat((angle.cos(), angle.cos()), dim=-1), torch.cat((-angle.sin(), angle.sin()), dim=-1)
+        return cos.to(device, torch.float32), sin.to(device, torch.float32)  # (T, hs) each
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """(..., T, hs) -> (..., T, hs); row j stands at position start + j."""
+        length, head_size = x.shape[-2:]
+        cos, sin = self.cos, self.sin
+        if start + length > len(cos):
+            cos, sin = self.rows(start + length, head_size, x.device)
+        cos, sin = cos[start : start + length], sin[start : start + length]
+        return (x * cos + x.roll(head_size // 2, dims=-1) * sin).type_as(x)
+
+
+def alibi_slopes(n_head: int) -> list[float]:
+    """Return the slopes of the heads: 2^(-8/n), 2^(-16/n), ... where n is a power of two.
+
+    For other numbers of heads, as in the paper's published code: those of the largest power of two below it, then every
+    second one of the next power of two.
+    """
+    n = 1 << int(math.log2(n_head))
+    slopes = [2 ** (-8 * (h + 1) / n) for h in range(n)]
+    between = [2 ** (-8 * (h + 1) / (2 * n)) for h in range(0, 2 * n, 2)]
+    return slopes + between[: n_head - n]
+
+
+class ALiBi(nn.Module):
+    """Attention with linear biases (Press et al. 2021): (key - query) * slope is added to the scores of each head.
+
+    Holds the slopes (nh,). trainable: they are parameters, starting from the paper's; else a buffer outside of the
+    state dict.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, n_head: int, trainable: bool) -> None:
+        super().__init__()
+        slopes = torch.tensor(alibi_slopes(n_head))
+        if trainable:
+            self.slopes = nn.Parameter(slopes)
+        else:
+            self.register_buffer("slopes", slopes, persistent=False)
+
+    def initialise(self, _: torch.Generator) -> None:
+        self.slopes.copy_(torch.tensor(alibi_slopes(len(self.slopes))))
+
+
+def _angles(length: int, size: int, device: torch.device) -> Tensor:
+    """Return t / 10000^(2i/size) for each position t and pair i of dimensions, (length, size/2), size/2 rounded up.
+
+    In float64, as at t = 1000 a float32 angle is already wrong in the fifth digit; on the CPU for mps, which has none.
+    """
+    where = torch.device("cpu") if device.type == "mps" else device
+    t = torch.arange(length, device=where, dtype=torch.float64)
+    i = torch.arange((size + 1) // 2, device=where, dtype=torch.float64)
+    return torch.outer(t, BASE ** (-2 * i / size))
 
 
 def build_positions(config: ResolvedGPTConfig) -> nn.Module | None:

@@ -1,8 +1,10 @@
-"""The device of a run, its number of threads, and its allocator."""
+"""The device of a run, its number of threads, its allocator, and its peak of memory."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,3 +138,13 @@ def limit_threads(environ: dict[str, str] | os._Environ[str] = os.environ) -> No
     two jobs that both do so are many times slower than one after the other.
     """
     environ.setdefault("OMP_NUM_THREADS", str(allotted_cores(environ)))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak in bytes: of the device's tensors on cuda, else of this process's resident memory."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,13 +49,3 @@ def more_parts(batch_size: int, parts: int) -> int | None:
     """Return the number of parts whose largest is half as large, None if a part is one window already."""
     size = largest_part(batch_size, parts)
     return None if size == 1 else -(-batch_size // (size // 2))
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the peak in bytes: of the device's tensors on cuda, else of this process's resident memory."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

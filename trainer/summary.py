@@ -14,8 +14,7 @@ from ablatrix.models.gpt import measure
 from ablatrix.trainer import checkpoint, eval_context_lengths, failures, heldout_scores
 from ablatrix.trainer.data import corpus_usage
 from ablatrix.trainer.data.sampling import PADDING
-from ablatrix.trainer.device import describe, name_hardware
-from ablatrix.trainer.out_of_memory import peak_memory
+from ablatrix.trainer.device import describe, name_hardware, peak_memory
 from ablatrix.trainer.rundir import loss_digest, run_files, timing
 from ablatrix.trainer.rundir.files import atomic_write
 

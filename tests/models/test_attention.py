@@ -10,16 +10,14 @@ from torch import Tensor
 
 from ablatrix.models import cpu_kernels
 from ablatrix.models.attention import (
-    ALiBi,
     CausalSelfAttention,
-    Rotary,
-    alibi_slopes,
     causal_attention,
     fused_attention,
 )
 from ablatrix.models.config import GPTConfig
 from ablatrix.models.cpu_kernels import distances, keep_mask
 from ablatrix.models.gpt import GPT
+from ablatrix.models.positions import ALiBi, Rotary, alibi_slopes
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ablatrix.models.attention import Rotary
 from ablatrix.models.config import GPTConfig, gated_hidden
 from ablatrix.models.feedforward import build_feedforward
 from ablatrix.models.norms import RMSNorm, build_norm
 from ablatrix.models.positions import SINUSOIDAL_SCALE as SCALE
-from ablatrix.models.positions import LearnedPositions, Sinusoidal, build_positions
+from ablatrix.models.positions import LearnedPositions, Rotary, Sinusoidal, build_positions
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.trainer.callbacks.base import Callback
-from ablatrix.trainer.out_of_memory import first_line, peak_memory
+from ablatrix.trainer.device import peak_memory
+from ablatrix.trainer.out_of_memory import first_line
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.rundir.program import pip_install

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.callbacks.base import Callback
 from ablatrix.trainer.config.optimization import branch_step
+from ablatrix.trainer.device import peak_memory
 from ablatrix.trainer.generation import continue_text
 from ablatrix.trainer.loop import Trainer, step_seed
-from ablatrix.trainer.out_of_memory import largest_part, peak_memory
+from ablatrix.trainer.out_of_memory import largest_part
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict

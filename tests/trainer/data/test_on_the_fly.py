@@ -24,7 +24,7 @@ from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
 from tests.support.heldout import heldout_windows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BLOCK = 32
 Write = Callable[..., Path]
 

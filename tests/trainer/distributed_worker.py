@@ -1,6 +1,6 @@
-"""One of the two processes of test_parallel.py: trains a small model in every way and, as the lead, writes the rows.
+"""One of the two processes of test_distributed.py: trains a small model in every way; the lead writes the rows.
 
-`python -m tests.trainer.parallel_worker OUT STRATEGY...`, with torchrun's variables set; OUT is written by torch.save.
+`python -m tests.trainer.distributed_worker OUT STRATEGY...`, with the variables of torchrun; `torch.save` writes OUT.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, RunError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Write = Callable[..., Path]
 
 

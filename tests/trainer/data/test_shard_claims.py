@@ -12,7 +12,7 @@ import pytest
 
 from ablatrix.trainer.data.shard_claims import Claims, Owner
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_one_claim_one_owner(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ablatrix.trainer.data.tokenizer import TokenizerInfo
 from ablatrix.trainer.data.tokenizer_check import DIFFICULT_TEXTS
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ from tests.support.forked_python import ForkedPython
 from tests.support.ranks import ended, flags, ranks
 from tests.support.waiting import wait_for
 from tests.support.workspace import without_clock
-from tests.trainer.parallel_worker import HALF, RECOMPUTED, STEPS, VARIANTS, settings, train
+from tests.trainer.distributed_worker import HALF, RECOMPUTED, STEPS, VARIANTS, settings, train
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes have made of the same run with each strategy."""
     out = tmp_path_factory.mktemp("parallel") / "found.pt"
-    ended(ranks(["-m", "tests.trainer.parallel_worker", str(out), *VARIANTS], cwd=code_root()), [0, 0])
+    ended(ranks(["-m", "tests.trainer.distributed_worker", str(out), *VARIANTS], cwd=code_root()), [0, 0])
     loaded: dict[str, Any] = torch.load(out, weights_only=True)
     return loaded
 
