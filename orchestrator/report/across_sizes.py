@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.cell_result import CellResult
 
 TENFOLD = math.log(10)
+CHANGES_SIGN = "changes sign"
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Trend:
 
     @property
     def direction(self) -> str:
-        """`grows` or `shrinks`: the size of the effect from the smallest to the largest compute, in its direction."""
+        """`grows` or `shrinks` in size, from the smallest to the largest compute; `changes sign` if both are not 0."""
         if self.line is None:
             return ""
-        return "grows" if self.line.slope * self.line.at(self.line.largest).effect > 0 else "shrinks"
+        first, last = self.line.at(min(point.compute for point in self.line.points)), self.line.at(self.line.largest)
+        if first.high < 0 < last.low or last.high < 0 < first.low:
+            return CHANGES_SIGN
+        return "grows" if abs(last.effect) > abs(first.effect) else "shrinks"
 
 
 def training_flops(cell: CellResult | None) -> float | None:
@@ -142,5 +146,5 @@ def grid(line: Line, start: float, end: float, count: int = 25) -> list[Predicti
 
 
 def changing(trends: Sequence[Trend], word: str) -> list[str]:
-    """Return the cells whose effect `grows` or `shrinks` with compute, as far as is shown."""
+    """Return the cells whose effect changes with compute in this direction, as far as is shown."""
     return [trend.cell for trend in trends if trend.shown and trend.direction == word]

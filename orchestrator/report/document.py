@@ -180,7 +180,7 @@ def verdict(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
         for c in _listed(analysis)
     ]
     sentences: Block = Verdicts(found)
-    if len(found) >= MANY_CELLS:
+    if len(found) >= MANY_CELLS or analysis.factorial:
         sentences = Folded(f"A sentence per cell ({len(found)})", [sentences])
     details = Folded("Standard deviations, p values and other details", [details_table(analysis)])
     main = [Heading("Main effects"), *_pick(drawn, "main_effects"), Heading("Cells")] if "main_effects" in drawn else []

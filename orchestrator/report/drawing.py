@@ -151,7 +151,8 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
         axes.set_title("\n".join(names[text] for text in panel.title.split("\n")))
         if columns == 3 and i % columns:
             axes.set_ylabel("")
-        if i + columns < count and panel.x_label == figure.panels[i + columns].x_label:
+        below = figure.panels[i + columns] if i + columns < count else None
+        if below and (below.x_label, below.x_range) == (panel.x_label, panel.x_range):
             axes.set_xlabel("")
     if figure.legend:
         _legend(canvas, figure, legend_columns, 36 if width == NARROW else 60)
@@ -168,11 +169,12 @@ def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     if panel.log_ticks:
-        axes.set_xticks([math.log(value) for value in panel.log_ticks], [f"{value:g}" for value in panel.log_ticks])
+        labels = [f"{value:g}" if value < 10_000 else EngFormatter()(value) for value in panel.log_ticks]
+        axes.set_xticks([math.log(value) for value in panel.log_ticks], labels)
     else:
         axes.set_xticks(ticks(panel.x_range, 4))
     axes.set_yticks(ticks(panel.y_range, 5))
-    if panel.x_range[1] >= 10_000:
+    if panel.x_range[1] >= 10_000 and not panel.log_ticks:
         axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid()
     if panel.per_step and steps:
@@ -184,7 +186,8 @@ def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
 def _add_steps(axes: Axes, per_step: float) -> None:
     """Add an axis in steps above one in tokens."""
     above = axes.secondary_xaxis("top", functions=(scale_by(1 / per_step), scale_by(per_step)))
-    above.set_xticks(ticks((0.0, axes.get_xlim()[1] / per_step), 4))
+    low, high = axes.get_xlim()
+    above.set_xticks(ticks((low / per_step, high / per_step), 4))
     above.set_xlabel("steps")
     above.spines["top"].set_visible(True)
 

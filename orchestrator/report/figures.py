@@ -27,6 +27,7 @@ MOST_LINES = 12  # of one panel: more are indistinguishable
 MOST_PANELS = 12
 ALIKE = 1.02  # ratio of costs up to which a plot against them shows nothing
 SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
+LATE_START = 0.25  # of the training: an axis begins there if no evaluation is earlier
 AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
 
@@ -153,7 +154,14 @@ def loss_curves(analysis: Analysis) -> Figure:
     )
     panels = tuple(
         Panel(
-            title, axis, label, lines, _tokens(end), settled_range(lines, end, rising), direct=True, per_step=per_step
+            title,
+            axis,
+            label,
+            lines,
+            _drawn_tokens(lines, end),
+            settled_range(lines, end, rising),
+            direct=True,
+            per_step=per_step,
         )
         for title, label, lines, rising in (
             (measure.title, measure.unit, held, measure.higher_is_better),
@@ -182,6 +190,12 @@ def _best_end(analysis: Analysis) -> str:
         return f"No cell ends better than the baseline: {measure.name} {best} ({name}) and {reference}"
     end = "highest" if measure.higher_is_better else "lowest"
     return f"{name} ends {end}: {measure.name} {best}, the baseline's {reference}"
+
+
+def _drawn_tokens(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
+    """Return the range of tokens without a long start in which no line has a point."""
+    first = min(float(line.series.x[0]) for line in lines if len(line.series.x))
+    return (first - 0.02 * end if first > LATE_START * end else 0.0), 1.02 * end
 
 
 def _tokens(end: float) -> tuple[float, float]:

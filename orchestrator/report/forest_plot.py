@@ -25,6 +25,7 @@ ROW, HEAD, AXIS, TITLE_LINE, MARGIN, GAP = 0.24, 0.26, 0.5, 0.19, 0.1, 0.14
 LEAST_BARS = 2.2  # width of the bars; columns that leave less are not drawn
 MOST_ROWS = 60  # of one picture; the page and comparison.csv have all
 LABEL = 32  # characters of a name
+MOST_OF_LABELS = 0.5  # of the width
 SIZE = 8.0  # points
 UNDECIDED = (GREY, "D", PAPER)  # color, marker and its face
 STYLES = {
@@ -50,8 +51,14 @@ def fill(canvas: Canvas, title: str, forest: Forest, width: float) -> None:
 
 
 def wrap(text: str, width: float, size: float = SIZE) -> list[str]:
-    """Return text as lines of bold letters that fit into `width` inches."""
-    return textwrap.wrap(text, int(width / (0.0098 * size)), break_on_hyphens=False) or [""]
+    """Return text as lines of bold letters that fit into `width` inches, as few as can be and about equally long."""
+    longest = int(width / (0.0098 * size))
+    count = len(textwrap.wrap(text, longest, break_on_hyphens=False))
+    for most in range(len(text) // max(count, 1), longest + 1):
+        lines = textwrap.wrap(text, max(most, 1), break_on_hyphens=False, break_long_words=most == longest)
+        if len(lines) <= count and max(map(len, lines), default=0) <= longest:
+            return lines or [""]
+    return [""]
 
 
 def height_of(rows: int, row: float = ROW) -> float:
@@ -64,8 +71,8 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
     across, up = canvas.get_size_inches()
     names = shorten((row.label for row in forest.rows), LABEL)
     labels = [names[row.label] for row in forest.rows]
-    first = _widest(canvas, [forest.first, *labels])
-    widths = [_widest(canvas, [name, *(r.cells[i] for r in forest.rows)]) for i, name in enumerate(forest.head)]
+    first = min(widest(canvas, [forest.first, *labels]), MOST_OF_LABELS * width)
+    widths = [widest(canvas, [name, *(r.cells[i] for r in forest.rows)]) for i, name in enumerate(forest.head)]
     shown = len(widths)
     while shown > 1 and width - first - GAP - sum(w + GAP for w in widths[:shown]) < LEAST_BARS:
         shown -= 1
@@ -89,10 +96,10 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
         at += widths[i] + GAP
 
 
-def _widest(canvas: Canvas, texts: Iterable[str]) -> float:
+def widest(canvas: Canvas, texts: Iterable[str], weight: str = "normal") -> float:
     """Return the width of the longest text in inches."""
     renderer: Any = canvas.canvas.get_renderer()  # type: ignore[attr-defined]
-    font = FontProperties(size=SIZE)
+    font = FontProperties(size=SIZE, weight=weight)
     return max(float(renderer.get_text_width_height_descent(text, font, False)[0]) for text in set(texts)) / canvas.dpi
 
 

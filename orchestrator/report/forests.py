@@ -181,10 +181,21 @@ def _contrasts(
             " Thick bar: pointwise 95% confidence interval; thin bar: 95% interval simultaneous over "
             f"{formatting.count(len(contrasts), 'comparison')}."
         )
+    title = f"{title}: {_claim(analysis, contrasts)}"
     axis = f"{label} on {measure.label}" if words == _HELPS else f"{label}, {measure.label}"
     ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
     forest = Forest(rows, ("effect", *CONTRAST), axis, forest_limits(rows), ends=ends, first="feature")
     return Figure(name, title, caption, forest=forest)
+
+
+def _claim(analysis: Analysis, contrasts: Sequence[Contrast]) -> str:
+    """Return `largest for swiglu × rope, −0.042 nats`, of those that are shown."""
+    shown = [(c.name, c.effect.mean) for c in contrasts if c.effect and c.effect.at_least is not None]
+    if not shown:
+        return "none is shown"
+    name, most = max(shown, key=lambda pair: abs(pair[1]))
+    name = formatting.shorten((c.name for c in contrasts), wording.LONGEST)[name]
+    return f"largest for {name}, {formatting.signed(most, analysis.decimals)}{analysis.measure.short_unit}"
 
 
 def contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str, str], digits: int) -> ForestRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+LEAST_OF_PART, WITH_BEGINNING = 9, 16  # characters of shortened names
+_JOINED = re.compile(r"( × |\+)")  # between the parts of a pair or a combination
 USUAL_DECIMALS, LEAST_OF_NLL, MOST_DECIMALS = 4, 3, 9
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -143,7 +146,18 @@ def shorten(names: Iterable[str], most: int) -> dict[str, str]:
     """Return each name in at most `most` characters, no two of them alike.
 
     Names that `short` makes look alike show where they first differ; if that does not tell them apart they stay whole.
+    Where a long one is of a combination (`a+b`, `a × b`), each part is shortened by itself, the same in all names.
     """
+    split = {name: _JOINED.split(visible(name)) for name in names}
+    long = [len(parts) // 2 + 1 for name, parts in split.items() if len(name) > most and len(parts) > 1]
+    if not long:
+        return _shorten(split, most)
+    each = max(LEAST_OF_PART, most // max(long) - 2)
+    shown = _shorten(dict.fromkeys(part for parts in split.values() for part in parts[::2]), each)
+    return {name: "".join(shown.get(part, part) for part in parts) for name, parts in split.items()}
+
+
+def _shorten(names: Iterable[str], most: int) -> dict[str, str]:
     texts = {name: short(name, most) for name in names}
     for group in _find_alike(texts):
         texts |= _show_difference(group, most)
@@ -161,13 +175,14 @@ def _find_alike(texts: Mapping[str, str]) -> list[list[str]]:
 
 
 def _show_difference(names: Sequence[str], most: int) -> dict[str, str]:
-    """Return names as their beginning and the part around the first character in which they differ."""
+    """Return names as their beginning, if there is room, and the part around the first character where they differ."""
     shown = {name: visible(name) for name in names}
     differ = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*shown.values(), strict=False)))
-    head = most // 3
+    head = most // 3 if most >= WITH_BEGINNING else 0
     part = most - head - 2
-    begin = max(head, differ - part // 3)
-    return {name: f"{text[:head]}{ELLIPSIS}{text[begin : begin + part]}{ELLIPSIS}" for name, text in shown.items()}
+    begin = max(head, differ - (part // 3 if head else part - 2))
+    ends = {name: ELLIPSIS if begin + part < len(text) else "" for name, text in shown.items()}
+    return {name: f"{text[:head]}{ELLIPSIS}{text[begin : begin + part]}{ends[name]}" for name, text in shown.items()}
 
 
 def count(number: int, noun: str) -> str:

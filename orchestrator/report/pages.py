@@ -22,6 +22,7 @@ from ablatrix.trainer.rundir.console import visible
 TEMPLATES = Path(__file__).parent / "templates"
 # Phrases that must not be broken at the end of a line
 _UNBROKEN = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
+_WORD_ENDS = re.compile(r"(?<=[_+.@/-])(?=\w)")  # in a name: where a line may end
 # Markup of Markdown or of HTML inside it
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
@@ -79,6 +80,7 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "kind": lambda block: type(block).__name__.lower(),
         "slug": lambda word: word.replace(" ", "-"),
         "unbroken": lambda text: _UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text),
+        "breakable": lambda text: Markup("<wbr>").join(_WORD_ENDS.split(visible(text))),
         "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
         "ticks": lambda forest: [t for t in palette.ticks(forest.limits, 5) if 0.03 < forest.place(t) < 0.97],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
 INK, GREY, BAND = "#1a1a1a", "#6e6e6e", "#e4e4e4"
+FEWEST_TICKS = 3
 # Okabe & Ito 2008 without yellow, which is invisible on white; style 0, the baseline, is drawn in INK
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -31,6 +33,22 @@ def style(index: int) -> tuple[str, Any, str]:
 
 
 def ticks(limits: tuple[float, float], count: int) -> list[float]:
-    """Return about `count` round numbers within limits."""
+    """Return about `count` round numbers within limits, at least FEWEST_TICKS."""
     low, high = limits
-    return [tick for tick in MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    found: list[float] = []
+    for most in range(count, 2 * count + FEWEST_TICKS):
+        values = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
+        found = [tick for tick in values if low <= tick <= high]
+        if len(found) >= FEWEST_TICKS:
+            break
+    return found
+
+
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Return round numbers between two positive ones for a logarithmic axis, three to five where there are as many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = tuple(step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high)
+        if len(found) >= FEWEST_TICKS:
+            break
+    return found

@@ -98,9 +98,9 @@ def write(title: str, lead: str, subtitle: str, figures: Sequence[Figure], metho
         paper.text(subtitle, 8, 0.12, color=GREY)
         paper.text(lead, 10, 0.12, weight="bold")
         for figure in figures:
-            if figure.name != "effects":
+            if figure is not figures[0] or figure.name != "effects":
                 paper.keep(WITH_TITLE)
-                paper.text(figure.title, 8.5, 0.02, weight="bold")
+                paper.text("Cells" if figure.name == "effects" else figure.title, 8.5, 0.02, weight="bold")
             if figure.forest:
                 paper.forest(figure.forest)
             for panel in figure.panels[:1]:

@@ -69,9 +69,23 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
 
 
 def headline(analyses: Sequence[Analysis]) -> str:
-    """Return the sentence of each study, after its name."""
-    names = label_studies(analyses)
-    return " ".join(f"{name}: {wording.headline(a)}" for name, a in zip(names, analyses, strict=True))
+    """Return which differences are shown, and the sentence of each study after its name."""
+    names, digits, unit = label_studies(analyses), max(a.decimals for a in analyses), measure(analyses).short_unit
+    found = [c for c in differences(analyses) if c.effect and c.effect.p_joint is not None]
+    shown = [
+        f"{_without(c.name, names)} ({formatting.signed(c.effect.mean, digits)}{unit})"
+        for c in found
+        if c.effect and c.effect.at_least is not None
+    ]
+    between = f"{names[1]} − {names[0]}: " if len(names) == 2 else "Differences: "
+    parts = [f"{between}{formatting.join_names(shown)}." if shown else "No difference between the studies is shown."]
+    parts = parts if found else []
+    return " ".join([*parts, *(f"{name}: {wording.headline(a)}" for name, a in zip(names, analyses, strict=True))])
+
+
+def _without(name: str, studies: Sequence[str]) -> str:
+    """Return the name of a difference without the two studies, where there are no others."""
+    return name.removesuffix(f" · {studies[1]} − {studies[0]}") if len(studies) == 2 else name
 
 
 def compose(analyses: Sequence[Analysis], figure: Figure, tested: Figure | None) -> list[Section]:
@@ -81,8 +95,8 @@ def compose(analyses: Sequence[Analysis], figure: Figure, tested: Figure | None)
         blocks.append(Notes(found))
     return [
         Section("studies", "Studies", blocks),
-        Section("effects", "Effects", [figure, _effects(analyses)]),
         *([Section("differences", "Differences", [tested])] if tested else []),
+        Section("effects", "Effects", [figure]),
     ]
 
 
@@ -103,21 +117,6 @@ def _studies(analyses: Sequence[Analysis]) -> Table:
         rows.append(Row(cells))
     head = ["study", "file", "runs", "seeds", f"baseline {measure(analyses).name}", "seed SD", "parameters", "tokens"]
     return Table(head, rows, (0, 1))
-
-
-def _effects(analyses: Sequence[Analysis]) -> Table:
-    rows = []
-    for cell in cell_names(analyses):
-        found = [cell]
-        for analysis in analyses:
-            result = analysis.cells.get(cell)
-            effect = result.effect if result else None
-            if result is None or effect is None:
-                found.append(DASH if result is None else result.verdict)
-            else:
-                found.append(f"{formatting.with_margin(effect, analysis.decimals)} {result.verdict}")
-        rows.append(Row(found))
-    return Table(["cell", *label_studies(analyses)], rows)
 
 
 def differences(analyses: Sequence[Analysis]) -> list[Contrast]:
@@ -150,14 +149,14 @@ def difference_figure(analyses: Sequence[Analysis]) -> Figure | None:
     rows = [contrast_row(contrast, shared, (better, worse, "inconclusive"), digits) for contrast in contrasts]
     names = label_studies(analyses)
     between = f"{names[1]} − {names[0]}" if len(names) == 2 else ""  # of two studies, once for all rows
-    rows = [replace(row, label=row.label.removesuffix(f" · {between}")) for row in rows]
+    rows = [replace(row, label=_without(row.label, names)) for row in rows]
     caption = (
         "Differences between studies, as of independent samples (Welch). Thick bars: pointwise 95% confidence "
         "intervals; thin bars: 95% intervals simultaneous over the table (Bonferroni), which decide the reading."
     )
     label = replace(shared, name=f"{shared.name}, difference between studies").label
     ends = (f"lower {shared.short_name}", f"higher {shared.short_name}")
-    drawn = Forest(tuple(rows), ("difference", *CONTRAST), label, forest_limits(rows), ends=ends, first=between or "of")
+    drawn = Forest(tuple(rows), ("change", *CONTRAST), label, forest_limits(rows), ends=ends, first=between or "of")
     return Figure("differences", "Differences between the studies", caption, forest=drawn)
 
 

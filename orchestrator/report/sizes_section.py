@@ -23,6 +23,7 @@ from ablatrix.orchestrator.report.formatting import (
     signed,
     span_text,
 )
+from ablatrix.orchestrator.report.palette import log_ticks
 from ablatrix.orchestrator.report.statistics import t_quantile
 from ablatrix.orchestrator.report.wording import cell_text, changes
 from ablatrix.orchestrator.study.scale import FARTHEST
@@ -42,10 +43,20 @@ def figure(analysis: Analysis) -> Figure | None:
         return None
     drawn = [(trend.cell, list(_lines(trend, style))) for style, trend in enumerate(trends, start=1)]
     unit = analysis.measure.unit or analysis.measure.name
-    label = "training compute of the baseline, log10 FLOPs"
+    label = "training compute of the baseline (FLOPs)"
+    ranges = [_range(lines, "x") for _, lines in drawn]
     panels = tuple(
-        Panel(name, label, f"Δ {unit}", tuple(lines), _range(lines, "x"), _range(lines, "y"), True)
-        for name, lines in drawn
+        Panel(
+            name,
+            label,
+            f"Δ {unit}",
+            tuple(lines),
+            along,
+            _range(lines, "y"),
+            zero=True,
+            log_ticks=log_ticks(*map(math.exp, along)),
+        )
+        for along, (name, lines) in zip(ranges, drawn, strict=True)
     )
     side = "above" if analysis.measure.higher_is_better else "below"
     caption = (
@@ -65,11 +76,11 @@ def _lines(trend: Trend, style: int) -> Iterator[Line]:
     ends += [(line.largest, trend.ahead.compute, True)] if trend.ahead else []
     for start, end, light in ends:
         found = across_sizes.grid(line, start, end)
-        values = np.array([[math.log10(p.compute), p.effect, p.seen_low, p.seen_high] for p in found]).T
+        values = np.array([[math.log(p.compute), p.effect, p.seen_low, p.seen_high] for p in found]).T
         yield Line("extrapolated" if light else "fitted", style, Series(*values), light=light, plain=True)
     points = sorted(line.points, key=lambda point: point.compute)
     half = [t_quantile(point.df) * point.error for point in points]
-    x, y = np.log10([point.compute for point in points]), np.array([point.effect for point in points])
+    x, y = np.log([point.compute for point in points]), np.array([point.effect for point in points])
     yield Line("measured", style, Series(x, y, y - half, y + half), dots=True, bars=True)
 
 

@@ -21,7 +21,7 @@ def blocks(analysis: Analysis, figure: Sequence[Block]) -> list[Block]:
     found = analysis.tuned
     if found is None:
         return []
-    return [method(analysis), *differing(analysis), *figure, _table(analysis, found)]
+    return [method(analysis), *figure, _table(analysis, found)]
 
 
 def notes(analysis: Analysis) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report.forest_plot import MARGIN, TITLE_LINE, wrap
+from ablatrix.orchestrator.report.forest_plot import GAP, MARGIN, TITLE_LINE, widest, wrap
 from ablatrix.orchestrator.report.formatting import shorten
 from ablatrix.orchestrator.report.palette import COLORS, GREY, INK, PAPER, ticks
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.figure_data import Step, Waterfall
 
 ROW, HEAD, AXIS = 0.3, 0.22, 0.5  # inches
-LABELS, VALUES = 0.22, 0.11  # shares of the width
 LONGEST = 28  # characters of a name; half of it on a phone
 HEIGHT = 0.58  # of a bar, in rows
 
@@ -28,11 +27,12 @@ def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None
     height = len(lines) * TITLE_LINE + MARGIN + HEAD + ROW * rows + AXIS
     canvas.set_size_inches(width, height)
     canvas.text(MARGIN / width, 1 - 0.04 / height, "\n".join(lines), va="top", weight="bold", linespacing=1.35)
-    left, right = (0.3, 0.18) if narrow else (LABELS, VALUES)
+    names = shorten((step.label for step in waterfall.steps), LONGEST // (1 + narrow))
+    left = (MARGIN + widest(canvas, names.values()) + GAP) / width
+    right = (widest(canvas, (step.text for step in waterfall.steps), weight="bold") + 2 * GAP) / width
     axes = canvas.add_axes((left, AXIS / height, 1 - left - right, ROW * rows / height))
     axes.set_xlim(*waterfall.limits)
     axes.set_ylim(rows - 0.5, -0.5)
-    names = shorten((step.label for step in waterfall.steps), LONGEST // (1 + narrow))
     axes.set_yticks(range(rows), [names[step.label] for step in waterfall.steps])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

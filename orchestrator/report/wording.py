@@ -119,7 +119,7 @@ def _trends(analysis: Analysis) -> str:
 
 def changes(trends: Sequence[Trend]) -> list[str]:
     """Return which effects change with compute, as far as is shown: `the effect of rope grows`."""
-    found = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks")}
+    found = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks", across_sizes.CHANGES_SIGN)}
     return [f"the effect of {join_names(names)} {word}" for word, names in found.items() if names]
 
 
@@ -136,17 +136,24 @@ def _main_effects(analysis: Analysis) -> str:
             parts += [f"{_effects(pairs, analysis)} {_verb(word, len(pairs))}."] if pairs else []
         else:
             parts.append(f"{join_names([shown[c.name] for c in found], NAMED)}: {word}.")
+    return f"Main effects: {' '.join([*parts, *_interactions(analysis)])}"
+
+
+def _interactions(analysis: Analysis) -> list[str]:
+    """Return `Synergy: swiglu × rope (−0.034 nats).` and the same for conflicts, or that none is shown."""
     pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
-    none = "No interaction of two is shown." if analysis.combinations.pairs else "Interactions are not estimated."
-    parts.append(f"Interactions: {_effects(pairs, analysis)}." if pairs else none)
-    return f"Main effects: {' '.join(parts)}"
+    if not pairs:
+        return ["No interaction of two is shown." if analysis.combinations.pairs else "Interactions are not estimated."]
+    better = [(name, mean) for name, mean in pairs if analysis.measure.is_better(mean)]
+    kinds = {"Synergy": better, "Conflict": [pair for pair in pairs if pair not in better]}
+    return [f"{kind}: {_effects(found, analysis)}." for kind, found in kinds.items() if found]
 
 
 def shown_names(analysis: Analysis) -> dict[str, str]:
     """Return the names of cells, main effects and pairs as sentences and titles show them, no two of a kind alike."""
     pairs = [contrast.name for contrast in analysis.combinations.pairs]
-    single = {*analysis.cells, *(contrast.name for contrast in analysis.main_effects)}
-    return shorten(pairs, LONGEST) | shorten(single, LONGEST)
+    main = [contrast.name for contrast in analysis.main_effects]
+    return shorten(pairs, LONGEST) | shorten(analysis.cells, LONGEST) | shorten(main, LONGEST)
 
 
 def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:

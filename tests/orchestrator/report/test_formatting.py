@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ablatrix.orchestrator.report import forest_plot, palette
 from ablatrix.orchestrator.report.formatting import shorten
 
 LONG = [f"a_very_long_name_that_someone_wrote_{i}_with_rotary_positions" for i in range(12)]
@@ -27,3 +28,36 @@ def test_names_that_differ_in_two_places_stay_whole() -> None:
 def test_a_name_is_cut_in_its_middle_or_where_others_differ() -> None:
     assert shorten(["baseline", LONG[0]], 20) == {"baseline": "baseline", LONG[0]: "a_very_lo…_positions"}
     assert list(shorten(LONG[:2], 25).values()) == ["a_very_l…rote_0_with_rot…", "a_very_l…rote_1_with_rot…"]
+
+
+def test_parts_of_a_combination_are_shortened_alike_in_all_names() -> None:
+    a, b, c = LONG[:3]
+    found = shorten([a, f"{a}+{b}", f"{a} × {c}", f"{a}+{b}+{c}", "baseline"], 32)
+    assert len(set(found.values())) == 5
+    parts = found[f"{a}+{b}+{c}"].split("+")
+    assert found[f"{a}+{b}"] == "+".join(parts[:2])
+    assert found[f"{a} × {c}"] == f"{parts[0]} × {parts[2]}"
+    assert all(len(part) <= 9 for part in parts)
+
+
+@pytest.mark.parametrize("width", [3.5, 7.2])
+def test_a_title_has_no_short_last_line(width: float) -> None:
+    text = "a_very_long_name_which_someone_wrote_to_wrap ends lowest: held-out NLL 3.089, the baseline's 3.184"
+    lines = forest_plot.wrap(text, width)
+    assert " ".join(lines) == text
+    assert len(lines) > 1 and min(map(len, lines)) > 0.6 * max(map(len, lines))
+    assert forest_plot.wrap("", width) == [""]
+
+
+@pytest.mark.parametrize("limits", [(-0.087, 0.031), (0.0, 1.0), (-0.1, 0.004), (2.9, 3.9)])
+def test_an_axis_has_three_ticks_at_least(limits: tuple[float, float]) -> None:
+    found = palette.ticks(limits, 5)
+    assert 3 <= len(found) <= 8
+    assert all(limits[0] <= tick <= limits[1] for tick in found)
+
+
+@pytest.mark.parametrize(("low", "high"), [(2e11, 2e13), (2.4e12, 7e12), (1e15, 1e21)])
+def test_a_logarithmic_axis_has_three_round_ticks_at_least(low: float, high: float) -> None:
+    found = palette.log_ticks(low, high)
+    assert 3 <= len(found) <= 7
+    assert all(low <= tick <= high for tick in found)

@@ -82,7 +82,7 @@ def test_the_line_over_compute_follows_the_planted_effects(folder: Path) -> None
     flops = {size: across_sizes.training_flops(found.base) for size, found in analysis.by_size.items()}
     base = analysis.by_size["gpt-micro"].cells["baseline"].runs[0]
     assert flops["gpt-micro"] == (base.flops_per_token or 0) * (base.number("tokens") or 0)
-    for trend, word in ((swiglu, "grows"), (cosine, "grows")):
+    for trend, word in ((swiglu, "grows"), (cosine, "changes sign")):
         assert trend.line is not None
         assert trend.shown
         assert trend.direction == word
@@ -91,14 +91,16 @@ def test_the_line_over_compute_follows_the_planted_effects(folder: Path) -> None
         assert trend.ahead is not None
         assert trend.ahead.extrapolated
         assert np.isclose(trend.ahead.compute, (flops["gpt-mini"] or 0) ** 2 / (flops["gpt-micro"] or 1))
-    assert wording.headline(analysis).endswith("help. With compute the effect of swiglu and cosine grows.")
+    assert wording.headline(analysis).endswith(
+        "help. With compute the effect of swiglu grows and the effect of cosine changes sign."
+    )
 
 
 def test_the_section_shows_every_size_and_what_is_extrapolated(folder: Path) -> None:
     analysis = read(folder)
     drawn = sizes_section.figure(analysis)
     assert drawn is not None
-    assert drawn.title == "With compute the effect of swiglu and cosine grows"
+    assert drawn.title == "With compute the effect of swiglu grows; the effect of cosine changes sign"
     assert [line.label for line in drawn.panels[0].lines] == ["fitted", "extrapolated", "measured"]
     blocks = sizes_section.blocks(analysis, drawn)
     sentences = [block for block in blocks if isinstance(block, str)]

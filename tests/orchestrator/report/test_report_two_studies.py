@@ -54,6 +54,6 @@ def test_two_studies_are_tested_against_each_other(tmp_path: Path) -> None:
     assert found["effect of rope · b − a"]["joint_low"] < 0 < found["effect of rope · b − a"]["joint_high"]
     assert "baseline · b − a" in found
     text = (tmp_path / "compare-a-b" / "report.md").read_text()
-    assert "| b − a | difference |" in text
+    assert "| b − a | change |" in text
     assert "| effect of swiglu | −0.1" in text
     assert "differences.png" in {path.name for path in made.paths}
