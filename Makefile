@@ -96,7 +96,7 @@ report: $(VENV)/.installed-command ## write the report of the latest study
 	$(BIN)/ablatrix report
 
 docs: $(VENV)-docs/.installed ## build the documentation as a site in site/; fails for a broken link
-	$(VENV)-docs/bin/mkdocs build --quiet --config-file tools/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --config-file tools/mkdocs.yml
 
 schema: $(VENV)/.installed-command ## write experiments/schema.json, after a change of settings
 	$(BIN)/ablatrix schema --output experiments/schema.json
