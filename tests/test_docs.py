@@ -27,7 +27,7 @@ from ablatrix.trainer.config import RunConfig, keys
 from ablatrix.trainer.config.optimization import OPTIMIZERS, SCHEDULES
 from ablatrix.trainer.data import warm_cache
 from ablatrix.trainer.rundir.loss_csv import COLUMNS
-from tests.support.pages import PAGES, code_blocks, page_name
+from tests.support.pages import PAGES, code_blocks, code_spans, page_name
 
 ROOT = code_root()
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("out", "data")}
@@ -40,18 +40,17 @@ SECTIONS = "|".join((*RunConfig.model_fields, "slurm"))
 each_page = pytest.mark.parametrize("page", PAGES, ids=page_name)
 
 
-def code_spans(page: Path) -> list[str]:
-    """Return what stands in backticks, and the lines of blocks that are no YAML and no Python."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"`([^`]+)`", prose) + [line for block in blocks for line in block.splitlines()]
-
-
 def headings(page: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
     titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@each_page
+def test_blocks_have_a_language(page: Path) -> None:
+    """`sh` for commands, which are tried, `text` for what a terminal shows."""
+    languages = re.findall(r"^```([^\n]*)\n.*?^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert set(languages) <= {"sh", "text", "yaml", "python"}
 
 
 @each_page
@@ -191,4 +190,4 @@ def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "Quick start" in (tmp_path / "index.html").read_text()
+    assert "Your first study" in (tmp_path / "index.html").read_text()
