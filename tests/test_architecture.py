@@ -38,6 +38,11 @@ CONTRACT = (
 # do the trainer's work
 EXCEPTIONS = {
     "ablatrix.orchestrator.cli": {"ablatrix.trainer.data.warm_cache"},
+    "ablatrix.orchestrator.job.warm_parent": {
+        "ablatrix.trainer.cli",
+        "ablatrix.trainer.device",
+        "ablatrix.trainer.run",
+    },
     "ablatrix.orchestrator.report.corpus_notes": {"ablatrix.trainer.data.corpus"},
     "ablatrix.orchestrator.submit.changed_inputs": {"ablatrix.trainer.data.fingerprints"},
     "ablatrix.orchestrator.submit.data_preflight": {

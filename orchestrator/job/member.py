@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS, kill_leftovers
@@ -43,6 +43,28 @@ def spawn(
     )
 
 
+class Process(Protocol):
+    """What a job needs of a process that it has started. returncode: None while it runs."""
+
+    returncode: Any
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal; None while it runs."""
+
+    def wait(self) -> int:
+        """Wait for the exit code."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens if the process has ended."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
+# Starts a process as `spawn` does
+Start = Callable[[Sequence[str], Mapping[str, str], BinaryIO, Callable[[], None] | None], Process]
+
+
 def restart_count() -> int:
     """Return how often Slurm has restarted this job."""
     count = os.environ.get("SLURM_RESTART_COUNT", "")
@@ -52,13 +74,14 @@ def restart_count() -> int:
 class JobMember:
     """One run of the job: its trainer, or this node's part of the processes that share it."""
 
-    def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE) -> None:
+    def __init__(self, run_dir: Path, attempt: int, layout: Layout = ALONE, start: Start = spawn) -> None:
         self.run_dir = run_dir
+        self.start_process = start
         self.attempt = attempt
         self.layout = layout if run_facts.is_distributed(run_dir) else ALONE
         self.node = rendezvous.node_index(layout)  # the task of node 0 speaks for all
         self.output = run_dir / (f"job-node{self.node}.out" if self.node else run_files.JOB_OUT)
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         self.not_started = False  # it failed before its processes could be started
         self.lost_node = False  # a node of the run has disappeared
         self.first_step = 0  # of the newest checkpoint before this job
@@ -114,7 +137,7 @@ class JobMember:
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             try:
                 for environ in environments:
-                    self.processes.append(spawn(trainer_command(self.run_dir), environ, output, prepare))
+                    self.processes.append(self.start_process(trainer_command(self.run_dir), environ, output, prepare))
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

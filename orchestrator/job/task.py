@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS
-from ablatrix.orchestrator.job.member import JobMember, restart_count
+from ablatrix.orchestrator.job.member import JobMember, Start, restart_count, spawn
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import run_files
@@ -118,7 +118,8 @@ def _scontrol_requeue(job_id: str) -> str:
     return result.stderr.strip() or "refused" if result.returncode else ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, start: Start = spawn) -> int:
+    """Train the runs of one job and return the exit code. start: how their processes are started."""
     parser = argparse.ArgumentParser(
         prog="python -m ablatrix.orchestrator.job.task", description="Train the runs of one job."
     )
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"error: {folder}: does not exist (removed, purged or not mounted); submit again"
         print(text, file=sys.stderr, flush=True)
     try:
-        members = [JobMember(folder, attempt, layout) for folder, attempt in pairs if folder not in missing]
+        members = [JobMember(folder, attempt, layout, start) for folder, attempt in pairs if folder not in missing]
         return max(JobTask(members).run() if members else 0, int(bool(missing)))
     except OSError as error:
         print(f"error: {error.filename or 'the run folder'}: {error.strerror}", file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""Jobs on this machine that are forked from a process with torch loaded, which saves each run about a second.
+
+The other half is `job/warm_parent.py`. Jobs are followed by file descriptors (pidfd), as they are no children of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablatrix.orchestrator.store import run_facts
+
+if TYPE_CHECKING:
+    from ablatrix.orchestrator.slurm.batch import Batch
+
+MODULE = "ablatrix.orchestrator.job.warm_parent"
+
+
+class ForkedJob:
+    """A job: the part of subprocess.Popen that the queue uses."""
+
+    def __init__(self, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """Return None while the job runs. Its exit code is not known here; the run's files tell how it ended."""
+        if self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]:
+            return None
+        self.close()
+        return 0
+
+    def terminate(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+    def close(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class WarmParent:
+    """The process from which the jobs of a batch are forked. It ends on leaving the context; its jobs go on."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", MODULE],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        self._log = log
+
+    def start(self, run: str) -> ForkedJob | None:
+        """Fork a job for RUN_DIR:ATTEMPT; None if this process cannot, because it has ended."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps([str(self._log), run]) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            return ForkedJob(int(answer)) if answer else None
+        except OSError:
+            return None
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def pay(batch: Batch, slots: int) -> bool:
+    """True if forking pays for a batch and is possible: more runs of our trainer than slots, with one process each."""
+    commands = any(run_facts.is_command(run.folder) for run, _ in batch.members)
+    return len(batch.jobs) > slots and not batch.shared and not commands and _can_follow()
+
+
+def _can_follow() -> bool:
+    """True if this system has file descriptors of processes: Linux 5.3 or newer."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
