@@ -1,4 +1,4 @@
-"""Measure programs side by side: each in its own process, told in turn to do some steps.
+"""Measure programs side by side: each in its own process, asked in turn for some steps.
 
 A machine's speed drifts by more than the differences of interest, so no program is measured alone: round after round
 each one does a few steps while the others sleep, and the result is the median of the ratios within the rounds.

@@ -94,7 +94,7 @@ def places(idx: Tensor, separator: int) -> Tensor:
 class GPT(nn.Module):
     """The language model of a resolved GPTConfig.
 
-    seed: of the initial weights, which are drawn parameter by parameter from (seed, name), so that two models that
+    seed: the initial weights' seed; they are drawn parameter by parameter from (seed, name), so that two models that
     differ in one component start equal in all the others. None: shapes only, on the meta device. Raises ValueError
     if the config is not resolved, ComponentError if a custom component cannot be used.
 

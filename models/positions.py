@@ -34,7 +34,7 @@ class Sinusoidal(nn.Module):
     """Sinusoidal positions (Vaswani et al. 2017, section 3.5), scaled: PE(t, 2i) = sin(t / 10000^(2i/C)),
     PE(t, 2i+1) = cos(t / 10000^(2i/C)). (B, T, C) -> (B, T, C); places as in LearnedPositions.
 
-    The table is no parameter and not part of a state dict; beyond `block_size` positions it is computed when needed.
+    The table is neither a parameter nor part of a state dict; beyond `block_size` positions it is computed when needed.
     """
 
     table: Tensor

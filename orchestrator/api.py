@@ -154,7 +154,7 @@ def status(study: str | Path | None = None, output: str | Path = OUT) -> pd.Data
 
 
 def _read_curve(folder: Path) -> pd.DataFrame:
-    """Return the rows of a run's loss.csv; an unterminated line is no row."""
+    """Return the rows of a run's loss.csv; an unterminated line is not a row."""
     try:
         data = read_bytes(folder / run_files.LOSS)
     except OSError:

@@ -141,7 +141,7 @@ def limit_threads(environ: dict[str, str] | os._Environ[str] = os.environ) -> No
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak in bytes: of the device's tensors on cuda, else of this process's resident memory."""
+    """Return the peak memory in bytes: the device's tensors on cuda, else this process's resident memory."""
     if device.type == "cuda":
         import torch
 

@@ -39,7 +39,11 @@ OWNERS = {r".*\.mlp\..*": ("feedforward", "bias"), r".*\.attn\.c_attn\..*": ("n_
 
 @dataclass(frozen=True)
 class Match:
-    """taken: the weights that the model gets. new: names that stay at their initial values. unused: of the source."""
+    """Weights matched by name.
+
+    taken: those that the model gets. new: names that stay at their initial values. unused: names that only the source
+    has.
+    """
 
     taken: dict[str, Tensor]
     new: list[str]

@@ -1,4 +1,4 @@
-"""The weights that a run has trained: of its end, else of its newest checkpoint."""
+"""The weights that a run has trained: its final ones, else those of its newest checkpoint."""
 
 from __future__ import annotations
 

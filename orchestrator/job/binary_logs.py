@@ -144,7 +144,7 @@ def _item(parts: Mapping[int, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Format:
-    """A binary format. pattern: of the names of its files."""
+    """A binary format. pattern: the names of its files."""
 
     pattern: str
     split: Callable[[bytes, int], Iterator[tuple[int, bytes]]]

@@ -209,9 +209,9 @@ class CommandRunner:
         if name:
             append_event(self.run_dir, "signal", signal=name, iter=self.table.last_step)
         if not saves and not self.spec.resume_command:
-            fields["anew"] = True
+            fields["from_scratch"] = True
         append_event(self.run_dir, "stopped", **fields)
-        then = "start from scratch" if "anew" in fields else "continue"
+        then = "start from scratch" if "from_scratch" in fields else "continue"
         say(f"stopped by {name or 'itself'}; rerun the command to {then}")
         return run_files.EXIT_STOPPED
 

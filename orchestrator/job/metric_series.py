@@ -49,7 +49,7 @@ class MetricSeries:
         """Merge values of one step; of two values for one cell the later counts.
 
         clock: seconds of this attempt, for the column `seconds` if the source has none. Values without a step, or with
-        one that is no whole number, are counted in `bad`.
+        one that is not a whole number, are counted in `bad`.
         """
         step = _parse_step(found.get("iter"))
         if step is None:

@@ -1,6 +1,6 @@
 """The A/A check: the baseline against itself with other seeds, as a check of the whole chain.
 
-It is no feature and stands outside of the family that verdicts are corrected for. The two are not paired, as they have
+It is not a feature and stands outside the family that verdicts are corrected for. The two are not paired, as they have
 no seed in common, and are compared by the spread within these two cells alone.
 """
 

@@ -93,7 +93,7 @@ def _trend(
 
 
 def _loss_curve(sizes: Mapping[str, tuple[Analysis, float]]) -> scaling.LossCurve | None:
-    """Return the baseline's loss over compute; None for a measure that is no loss, or sizes without a result."""
+    """Return the baseline's loss over compute; None for a measure that is not a loss, or sizes without a result."""
     found = []
     for analysis, compute in sizes.values():
         base, noise = analysis.base, analysis.noise
@@ -140,7 +140,7 @@ def _gain_record(gain: Gain) -> dict[str, Any]:
 
 
 def grid(line: Line, start: float, end: float, count: int = 25) -> list[Prediction]:
-    """Return the line at so many computes, evenly spaced in their logarithm."""
+    """Return the line at `count` amounts of compute, evenly spaced in their logarithm."""
     step = math.log(end / start) / (count - 1)
     return [line.at(start * math.exp(i * step)) for i in range(count)]
 

@@ -40,8 +40,8 @@ class Analysis:
     comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible. ladder:
     of a study with a scale axis, in which this is the analysis of one size.
     progress: through the planned looks of the study, None without. tuned: the arms of a tuned study, whose cells are
-    their confirmation runs at each one's best value. attribution: of the effect of all features, where the design
-    identifies it.
+    their confirmation runs at each one's best value. attribution: the effect of all features divided among them, where
+    the design identifies it.
     """
 
     study: Study

@@ -28,7 +28,7 @@ def tokens(run: RunRecord) -> np.ndarray | None:
 def seconds(step_seconds: Mapping[str, float | None]) -> Axis:
     """Return the axis of training time: steps times the seconds per step of the run's cell, not its own clock.
 
-    step_seconds: of each cell; a cell that has None, or is not named, is not compared by time.
+    step_seconds: each cell's seconds per step; without them, a cell is not compared by time.
     """
 
     def spent(run: RunRecord) -> np.ndarray | None:
@@ -47,9 +47,9 @@ def flops(run: RunRecord) -> np.ndarray | None:
 class Matched:
     """Values of all cells at equal budgets: cell -> seed -> value.
 
-    values: of each cell at its budget; comparable: the same, moved by what the baseline's run of that seed gained after
-    that budget, so that the difference from the baseline's final value is the effect. read_off: cells of which a value,
-    or the baseline's, was read off a curve.
+    values: each cell's values at its budget; comparable: the same, moved by what the baseline's run of that seed gained
+    after that budget, so that the difference from the baseline's final value is the effect. read_off: cells of which a
+    value, or the baseline's, was read off a curve.
     """
 
     values: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Spent:
 
     @cached_property
     def total(self) -> float | None:
-        """What it spent in all, None if that is not known."""
+        """What it spent in all, None if unknown."""
         known = self.axis is not None and len(self.axis) and np.isfinite(self.axis[-1])
         return float(self.axis[-1]) if known and self.axis is not None else None
 
@@ -158,7 +158,7 @@ def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> tuple[float, boo
 
 @dataclass(frozen=True)
 class Target:
-    """The baseline's final value, as a loss, and what it cost: seed -> value, seed -> cost. mean: of the values."""
+    """The baseline's final value, as a loss, and what it cost: seed -> value, seed -> cost. mean: the values' mean."""
 
     axis: Axis
     sign: float

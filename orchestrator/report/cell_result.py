@@ -87,7 +87,7 @@ class CellResult:
 
     @property
     def mean_at_budget(self) -> float | None:
-        """Mean at the budget that is compared: of as many runs as the effect."""
+        """Mean over the runs of the effect, at the budget that is compared."""
         return _mean(self.at_budget)
 
     @property

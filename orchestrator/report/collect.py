@@ -195,7 +195,7 @@ def _is_kept(key: str, wanted: Any) -> bool:
 
 @dataclass(frozen=True)
 class Study:
-    """A study on disk. digest: of everything that was read, states included."""
+    """A study on disk. digest: a hash of everything that was read, states included."""
 
     name: str
     folder: Path

@@ -19,7 +19,7 @@ FINEST = 1e-10  # of a value: finer steps are noise of floating-point sums
 
 @dataclass(frozen=True)
 class Comparison:
-    """Effects of cells against a reference. noise, odd, outliers: of the pool, see homogeneity.
+    """Effects of cells against a reference. noise, odd, outliers: those of the pool, see homogeneity.
 
     resolution: unit u to which the values are rounded; an effect below it is never decided.
     """

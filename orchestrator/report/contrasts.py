@@ -52,7 +52,7 @@ class MarginalMean:
 
 @dataclass(frozen=True)
 class Combinations:
-    """The tables of a design. main_effects and pairs: of a factorial or a screening design, `screen`; together: all
+    """The tables of a design. main_effects and pairs: those of a factorial or screening design, `screen`; together: all
     factors of a full factorial at once.
     """
 

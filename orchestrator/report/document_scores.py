@@ -38,5 +38,5 @@ def parse_scores(data: bytes) -> DocumentScores | None:
 
 
 def is_small(documents: int, tokens: int) -> bool:
-    """True if so little held-out text can decide about large effects only."""
+    """True if the held-out text is too short to show any but large effects."""
     return documents < FEW_DOCUMENTS or tokens < FEW_TOKENS

@@ -83,7 +83,7 @@ class Forest:
     """Effects with their intervals, a row each: a forest plot and a table at once.
 
     head: names of the columns, the most important first: where room is scarce, the last ones are left out. band:
-    half-width of the shaded range around 0, None for none; ends: names of the sides; limits: of the axis.
+    half-width of the shaded range around 0, None for none; ends: names of the sides; limits: those of the axis.
     """
 
     rows: tuple[ForestRow, ...]
@@ -102,7 +102,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class Step:
-    """A bar of a waterfall from `start` to `end`. text: its size; helps: None for neither; interval: of its end.
+    """A bar of a waterfall from `start` to `end`. text: its size; helps: None for neither; interval: that of its end.
 
     total: it is the whole, and begins at the baseline.
     """
@@ -118,7 +118,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Waterfall:
-    """Bars that add up, a row each. ends: names of the sides; limits: of the axis."""
+    """Bars that add up, a row each. ends: names of the sides; limits: those of the axis."""
 
     steps: tuple[Step, ...]
     x_label: str

@@ -70,7 +70,7 @@ def effect_row(cell: CellResult, analysis: Analysis, columns: Iterable[str], lab
 
 
 def _bounds_of(effect: Effect | None) -> tuple[Bounds | None, Bounds | None]:
-    """Return the pointwise and the simultaneous interval, None for one that is not known."""
+    """Return the pointwise and the simultaneous interval, None for an unknown one."""
     if effect is None or effect.low is None or effect.high is None:
         return None, None
     outer = None if effect.joint_low is None or effect.joint_high is None else (effect.joint_low, effect.joint_high)

@@ -41,7 +41,7 @@ def decimals_for(uncertainty: float, least: int = 0) -> int:
 
 
 def span_text(low: float | None, high: float | None, digits: int, sign: bool = True) -> str:
-    """Return `−0.190 to −0.101`; an em dash where there is no interval. sign: of effects, also where it is +."""
+    """Return `−0.190 to −0.101`; an em dash where there is no interval. sign: write + too, as for effects."""
     text = signed if sign else plain
     if low is None or high is None:
         return DASH

@@ -19,7 +19,7 @@ FAR = 5 * 1.4826  # median absolute deviations: 5 standard deviations of a norma
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of the pool. sd: of a run; bartlett, levene: p values of equal variances, None with too few runs.
+    """The noise of the pool. sd: a run's; bartlett, levene: p values of equal variances, None with too few runs.
 
     paired_away: share of the variance within cells that pairing by seed removed; intraclass: intraclass correlation.
     """

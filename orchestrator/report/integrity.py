@@ -35,7 +35,7 @@ def _of_run(run: RunRecord) -> Iterator[str]:
         yield f"config.json has seed {seed}, study.json {run.seed}"
     final, evaluations = run.number("val_nll"), run.curve.held_out["val_loss"]
     if final is not None and len(evaluations) and not any(math.isclose(final, v, rel_tol=1e-9) for v in evaluations):
-        yield f"val_nll of summary.json ({final:.6g}) is no evaluation of loss.csv"
+        yield f"val_nll of summary.json ({final:.6g}) is not an evaluation in loss.csv"
 
 
 def _changed_configs(study: Study) -> list[str]:

@@ -30,7 +30,7 @@ class Curve:
 
 
 def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
-    """Return the columns READ of a loss.csv as float64 (R,), nan for an empty cell; an unterminated line is no row.
+    """Return the columns READ of a loss.csv as float64 (R,), nan for an empty cell; an unterminated line is not a row.
 
     column: the one that the study compares, returned as `val_loss`; for `loss` there are no evaluations.
     """
@@ -56,7 +56,7 @@ def _parse_quickly(data: bytes, header: list[str], present: list[str]) -> dict[s
     separators = body.translate(None, b"0123456789.e+-naif")
     row = b"," * (len(header) - 1) + b"\n"
     if separators != row * (len(separators) // len(row)) or len(set(header)) < len(header):
-        raise ValueError("a cell that is no number, a line of another length, or a column twice")
+        raise ValueError("a cell that is not a number, a line of another length, or a column twice")
     steps = [line.partition(b",")[0] for line in body.split(b"\n")[:-1]]
     if not all(step.isdigit() and len(step) <= loss_csv.STEP_DIGITS for step in steps):
         raise ValueError("a step that is none")

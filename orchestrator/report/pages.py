@@ -53,7 +53,7 @@ def html(
 
 
 def draw_all(sections: Sequence[Section]) -> dict[str, str]:
-    """Return name -> inline SVG of all figures that are no tables."""
+    """Return name -> inline SVG of all figures that are not tables."""
     return {figure.name: drawing.draw(figure).svg for figure in _figures(sections) if not figure.forest}
 
 

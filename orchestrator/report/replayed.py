@@ -90,7 +90,7 @@ def judge(
     an independent draw with the noise of the study's own runs, so that its difference from the archived run has a
     standard error of at most sd * sqrt(2 / n).
 
-    noise: of a run that its seed does not explain.
+    noise: a run's standard deviation that its seed does not explain.
     """
     odd = [f"{p.cell} with seed {p.seed}" for p in pairs if p.archived is not None and p.replayed is None]
     if odd:

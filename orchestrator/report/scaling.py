@@ -52,7 +52,7 @@ class Prediction:
 class Line:
     """effect(C) = intercept + slope ln C, fitted by weighted least squares. covariance (2, 2), of intercept and slope.
 
-    lack_of_fit: p value of chi-squared that the effects lie on a line; None for two sizes. df: of the noise.
+    lack_of_fit: p value of chi-squared that the effects lie on a line; None for two sizes. df: the noise's.
     """
 
     points: tuple[Point, ...]
@@ -130,7 +130,7 @@ class LossCurve:
     law: tuple[float, float, float] | None = None
 
     def at(self, compute: float) -> float:
-        """Return the loss at a compute."""
+        """Return the loss at an amount of compute."""
         if self.law:
             limit, factor, exponent = self.law
             return limit + factor * math.pow(compute, -exponent)

@@ -120,7 +120,7 @@ def _studies(analyses: Sequence[Analysis]) -> Table:
 
 
 def differences(analyses: Sequence[Analysis]) -> list[Contrast]:
-    """Return the differences of the second and later studies from the first: of baselines, and of each cell's effect.
+    """Return how baselines and effects of the second and later studies differ from those of the first.
 
     Each later study is a table of its own, corrected in itself.
     """

@@ -122,7 +122,7 @@ def blocks(analysis: Analysis, drawn: Figure | None) -> list[Block]:
 
 
 def sentence(trend: Trend, analysis: Analysis) -> str:
-    """Return what becomes of a cell's effect with compute."""
+    """Return how a cell's effect changes with compute."""
     line = trend.line
     if line is None:
         return f"{trend.cell}: its effect with an interval is not known at two sizes."

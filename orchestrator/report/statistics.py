@@ -81,7 +81,7 @@ class Effect:
 
     @property
     def error(self) -> float | None:
-        """Its standard error, None where it is not known."""
+        """Its standard error, None where unknown."""
         half = self.half_width
         return None if half is None or self.df is None else half / t_quantile(self.df)
 

@@ -42,7 +42,7 @@ class Arm:
 class Tuned:
     """The arms of a study by name. reference: the baseline; ended: no tuning run is left to wait for.
 
-    equal, verdicts: of cells with runs at the baseline's best value, their effects there and what these show.
+    equal, verdicts: effects at the baseline's best value, and what they show, of cells with runs there.
     """
 
     tune: Tuning

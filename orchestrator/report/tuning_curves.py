@@ -21,7 +21,7 @@ MOST_EXCESS = 6.0  # of the worst arm's optimum over the best one: results that 
 
 
 def draw(analysis: Analysis, tuned: Tuned, styles: Mapping[str, int], remark: str) -> Figure | None:
-    """Return the figure, None without results. styles: of the arms to draw; remark: for the caption."""
+    """Return the figure, None without results. styles: those of the arms to draw; remark: added to the caption."""
     drawn = {name: arm.optimum for name in styles if (arm := tuned.arms.get(name))}
     lines = [_line(name, styles[name], optimum) for name, optimum in drawn.items() if optimum]
     if not lines:

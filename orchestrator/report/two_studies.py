@@ -1,4 +1,4 @@
-"""Differences between two studies: of the same cell's effects, and of the baselines. Pure functions of numbers."""
+"""Differences between two studies, in the effects of the same cell and in the baselines. Pure functions of numbers."""
 
 from __future__ import annotations
 

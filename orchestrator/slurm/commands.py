@@ -189,7 +189,7 @@ def settings() -> dict[str, str]:
 
 
 def cluster_name() -> str:
-    """Return the name of the cluster that is queried (see store.selected_cluster), '' if it is not known."""
+    """Return the name of the cluster that is queried (see store.selected_cluster), '' if unknown."""
     try:
         return selected_cluster.selected() or settings().get("ClusterName", "")
     except ControllerError:

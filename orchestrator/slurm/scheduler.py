@@ -37,7 +37,7 @@ class Scheduler:
     def blind_spot(self, cluster: str) -> str:
         """Return why a job of this cluster may exist although the queue does not show it, '' if it would be shown.
 
-        cluster: where the run was queued or has run, '' if it is not known.
+        cluster: where the run was queued or has run, '' if unknown.
         """
         if not commands.available():
             return "there is no Slurm on this machine"

@@ -39,7 +39,7 @@ def array_limits() -> ArrayLimits:
     for name, default in (("MaxArraySize", "1001"), ("MaxJobCount", "10000")):
         value = config.get(name, default)
         if not re.fullmatch(r"[0-9]{1,10}", value):
-            raise commands.ControllerError(f"scontrol show config: {name} is {value[:40]!r}, which is no number")
+            raise commands.ControllerError(f"scontrol show config: {name} is {value[:40]!r}, not a number")
         sizes.append(int(value))
     script = re.search(r"\bmax_script_size=([0-9]{1,10})\b", config.get("SchedulerParameters", ""))
     # an array counts as one job more than it has tasks while it is split

@@ -35,7 +35,7 @@ Values = Mapping[str, Mapping[int, float]]  # cell -> seed -> final value
 
 @dataclass(frozen=True)
 class EarlierResults:
-    """noise: of the study with the most runs; hours: cell -> wall-clock hours of one of its runs."""
+    """noise: that of the study with the most runs; hours: cell -> wall-clock hours of one of its runs."""
 
     noise: Noise | None = None
     hours: Mapping[str, float] = field(default_factory=dict)

@@ -108,7 +108,7 @@ class RunEvidence:
 
     @property
     def cluster(self) -> str:
-        """The cluster that the attempt was queued on, or has run on; '' if it is not known."""
+        """The cluster that the attempt was queued on, or has run on; '' if unknown."""
         events = (event for event in (*reversed(self.events), self.queued) if event)
         return next((str(event["cluster"]) for event in events if event.get("cluster")), "")
 

@@ -89,7 +89,7 @@ def _judge_claim(state: RunState, evidence: RunEvidence, queue: JobIndex) -> Run
         return _judge_process(state, evidence)
     silent = not queue.answered and commands.available()
     if silent or not submit_attempts.is_void(evidence.run.folder, evidence.attempt):
-        return replace(state, state="queued", reason="being submitted; its job is not known yet")
+        return replace(state, state="queued", reason="being submitted; its job is not yet known")
     return replace(state, reason="an earlier submit ended before its job was queued")
 
 
@@ -158,7 +158,7 @@ def _recorded_state(event: Mapping[str, Any], default: str) -> str:
 def stopped(state: RunState, evidence: RunEvidence) -> RunState:
     """Return the state of a run that has stopped, with what the next submit will do."""
     life = evidence.life
-    then = "start it again" if life.get("anew") else "continue"
+    then = "start it again" if life.get("from_scratch") else "continue"
     by = f" by {life['by']}" if life.get("by") and not may_requeue(life) else ""
     refused = f"; not requeued ({life['reason']})" if life.get("reason") else ""
     return replace(state, state="stopped", reason=f"stopped at step {state.iter}{by}{refused}; submit again to {then}")

@@ -99,7 +99,7 @@ def find_changes(folder: Path) -> list[str]:
     """Return what differs between an unpacked archive and its manifest. Raises UserError if it has none."""
     manifest = run_files.read_json(folder / MANIFEST)
     if manifest is None or not _is_manifest(manifest):
-        raise UserError(f"{folder}: exists, and is no unpacked archive; choose another folder with --to")
+        raise UserError(f"{folder}: exists and is not an unpacked archive; choose another folder with --to")
     found = []
     for name, wanted in manifest["files"].items():
         try:
@@ -117,7 +117,7 @@ def _read_manifest(path: Path, packed: zipfile.ZipFile) -> dict[str, Any]:
     text = packed.read(MANIFEST).decode("utf-8", "replace") if MANIFEST in packed.namelist() else ""
     content: Any = run_files.parse_json(text)
     if not _is_manifest(content):
-        raise UserError(f"{path}: {MANIFEST} is missing or damaged; this is no archive made by `pack`")
+        raise UserError(f"{path}: {MANIFEST} is missing or damaged; this is not an archive made by `pack`")
     if content["schema"] != SCHEMA:
         raise UserError(f"{path}: made by a newer version of Ablatrix (schema {content['schema']}); install that one")
     return dict(content)

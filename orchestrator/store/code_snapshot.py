@@ -97,7 +97,7 @@ def _digest(files: Mapping[str, bytes]) -> str:
 def removed_files(snapshot: Path, modules: Iterable[str] = ()) -> list[str] | None:
     """Return the files that were removed from a snapshot or changed in it; [] if it is whole, as its name tells.
 
-    None if a file is missing and the running code has changed since, so that it cannot be told which one.
+    None if a file is missing and the running code has changed since, so that which one is unknown.
     """
     names = [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     contents = {name: content for name in names if (content := _content(snapshot / name)) is not None}

@@ -25,7 +25,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def planned_steps(folder: Path) -> int:
-    """Return the number of steps that a run is to make, 0 if it is not known."""
+    """Return the planned number of steps of a run, 0 if unknown."""
     spec = run_files.read_json(folder / SPEC)
     steps = spec.get("steps") if spec else _trainer_settings(folder).get("max_iters")
     return steps if isinstance(steps, int) and steps > 0 else 0

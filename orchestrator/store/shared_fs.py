@@ -26,7 +26,7 @@ def visibility_delay(folder: Path) -> float:
 
 
 def file_system(folder: Path, table: str = "/proc/self/mountinfo") -> str:
-    """Return the type of the file system that a folder is on (`nfs4`, `xfs`), '' if it is not known."""
+    """Return the type of the file system that a folder is on (`nfs4`, `xfs`), '' if unknown."""
     try:
         where = os.path.realpath(folder)
         lines = Path(table).read_bytes().decode("utf-8", "surrogateescape").splitlines()

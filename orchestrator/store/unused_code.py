@@ -23,7 +23,7 @@ MOST_SNAPSHOTS = 10  # beyond which `submit` removes those that nothing names
 def find_unused(store: Path) -> list[Path]:
     """Return the snapshots that no run, job script or waiting wave names, unless they were taken just now.
 
-    None if a study cannot be read: it might name one.
+    Empty if a study cannot be read: it might name one.
     """
     if not store.is_dir() or not is_own(store):
         return []

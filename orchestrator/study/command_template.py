@@ -81,7 +81,7 @@ def render(
 ) -> list[str]:
     """Return the words of a run: placeholders filled, `{flags}` replaced by the settings without a placeholder.
 
-    values: of every placeholder, as text. settings: of the experiment, with their types. passed: settings that reach
+    values: every placeholder's, as text. settings: the experiment's, with their types. passed: settings that reach
     the command in another way.
     """
     named = {name for word in words for name in placeholders(word)} | set(passed)

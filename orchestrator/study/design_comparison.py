@@ -19,7 +19,7 @@ class Choice:
     """A design with the seeds of the study. error: standard error of a feature's effect by the noise of a run.
 
     equal_seeds: how many its cells get for the runs of the study; equal_error: the standard error with these, None
-    below 2. hours: of all its runs, None where they are not known.
+    below 2. hours: those of all its runs, None if unknown.
     """
 
     design: str
@@ -33,7 +33,7 @@ class Choice:
 
 
 def compare_designs(levels: Sequence[int], seeds: int, runs: int, hours_per_run: float | None) -> list[Choice]:
-    """Return the designs that the features allow. levels: of each feature, besides off; runs: of the study."""
+    """Return the designs that the features allow. levels: of each feature, without off; runs: the study's."""
     found = []
     for design, cells, per_level, shows in _designs(levels):
         # an effect is a difference of two means, each of this many cells

@@ -80,7 +80,7 @@ def settings_problems(data: dict[str, Any], tree: Tree) -> list[str]:
 def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: Callable[[str, Any], str]) -> list[str]:
     """Return what is wrong with base, scale and features, each with its place.
 
-    problem_of: of a setting, '' for nothing.
+    problem_of: returns what is wrong with a setting, '' if nothing is.
     """
     problems = []
     for path, settings in settings_blocks(data):

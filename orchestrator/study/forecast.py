@@ -93,7 +93,7 @@ class Forecast:
 
     @property
     def hours(self) -> float | None:
-        """Hours of the design that the goal needs, None if they are not known."""
+        """Hours of the design that the goal needs, None if unknown."""
         return self.needed * self.hours_per_seed if self.needed and self.hours_per_seed else None
 
     def as_record(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def known_noise(experiment: Experiment, config: Config) -> Noise | None:
 def choose_seeds(experiment: Experiment, config: Config, cells: int) -> list[int]:
     """Return the seeds of the file, or as many as its goal needs if it gives none.
 
-    They depend on the file alone: a study does not grow because other results have come. config: of the baseline.
+    They depend on the file alone: a study does not grow because other results have come. config: the baseline's.
     Raises ConfigError.
     """
     goal = experiment.goal
@@ -174,7 +174,7 @@ def forecast(
 ) -> Forecast:
     """Return what runs of these cells with so many seeds can show.
 
-    config: of the baseline, at the smallest of the sizes; earlier: noise of results with the same baseline; hours:
+    config: the baseline's, at the smallest of the sizes; earlier: noise of results with the same baseline; hours:
     cell -> those of one run.
     """
     sizes = len(experiment.sizes)

@@ -38,7 +38,7 @@ class Looks:
         return len(self.seeds)
 
     def of_seed(self, number: int) -> int:
-        """Return the first look (from 0) that a cell's seed belongs to; number: of the seed, from 1."""
+        """Return the first look (from 0) that a cell's seed belongs to; number: the seed's, from 1."""
         return next((i for i, most in enumerate(self.seeds) if number <= most), len(self.seeds) - 1)
 
     def describe(self, cells: int) -> str:

@@ -74,7 +74,7 @@ def order_problems(loaded: Loaded, bases: Sequence[tuple[Size, Config]]) -> list
 
 
 def compute(config: Config) -> float | None:
-    """Return the training FLOPs of a run, None if they are not known."""
+    """Return the training FLOPs of a run, None if unknown."""
     return config.flops_per_token * config.tokens if config.flops_per_token and config.tokens else None
 
 

@@ -42,7 +42,7 @@ R = TypeVar("R", bound=Tuned)
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tuned. grid: ascending; seeds: of the tuning runs."""
+    """What is tuned. grid: ascending; seeds: those of the tuning runs."""
 
     setting: str
     grid: tuple[float, ...]
@@ -73,7 +73,7 @@ class Tuning:
         return run.seed in self.seeds
 
     def seeds_at(self, value: float, seeds: Sequence[int]) -> list[int]:
-        """Return the seeds of a cell at a value. seeds: of the study."""
+        """Return the seeds of a cell at a value. seeds: the study's."""
         return [*(self.seeds if value in self.grid else ()), *seeds]
 
     def largest(self, runs: Sequence[R]) -> list[R]:

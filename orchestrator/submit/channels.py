@@ -41,7 +41,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def send_webhook(address: str, kind: str | None, text: str, record: Mapping[str, Any]) -> None:
     """Post a message; kind: slack, discord or json, by default that of the host.
 
-    Raises NotSentError if it was not taken, and RunError if that is not known.
+    Raises NotSentError if it was not taken, and RunError if that is uncertain.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -36,7 +36,7 @@ _FLAG = re.compile(r"(?<![\w-])--(\[no-?\])?([A-Za-z0-9][\w.-]*)")
 
 @dataclass(frozen=True)
 class Start:
-    """One way in which runs start. features and settings: of the first such run."""
+    """One way in which runs start. features and settings: those of the first such run."""
 
     words: tuple[str, ...]
     folder: Path

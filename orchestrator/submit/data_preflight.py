@@ -48,7 +48,7 @@ def check_inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _check_files(data: DataConfig, position: str, hint: str = "") -> Iterator[str]:
-    """Yield what is wrong with the files of a corpus. position: of the setting that names them."""
+    """Yield what is wrong with the files of a corpus. position: that of the setting that names them."""
     try:
         files = find_files(data)
         for path in files:
@@ -116,7 +116,7 @@ def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) 
 
 
 def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
-    """Raise UserError if only the last line is no JSON: an interrupted download ends within an object."""
+    """Raise UserError if only the last line is not JSON: an interrupted download ends within an object."""
     *before, last = tail.split(b"\n")
     if not last.lstrip().startswith(b"{") or (not before and not is_all) or is_json(last.decode(errors="replace")):
         return

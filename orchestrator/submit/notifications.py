@@ -41,7 +41,7 @@ log = logging.getLogger("ablatrix")
 
 @dataclass(frozen=True)
 class Message:
-    """What is to be sent. key: of its marker, made from what the message is about."""
+    """A message to send. key: names its marker; made from what the message is about."""
 
     event: Event
     key: str
@@ -67,7 +67,7 @@ class Notifier:
     ) -> None:
         """Send what is to be sent now. ended: no further run will be queued, and none is active.
 
-        results: of the report, where one was made of these states.
+        results: the report's, where one was made of these states.
         """
         if self.settings is None:
             return
@@ -150,7 +150,7 @@ def _digest(values: Sequence[Any]) -> str:
 def _compose(
     study: Study, due: tuple[Event, str], states: Sequence[RunState], stages: Stages, results: Mapping[str, Any]
 ) -> Message:
-    """Return a message. due: its event and key; results: of a study that has ended."""
+    """Return a message. due: its event and key; results: those of a study that has ended."""
     event, key = due
     failed = [f"{state.run.id}: {state.state}: {state.reason}" for state in states if state.state in BROKEN]
     lines = failed[:MOST_FAILURES]

@@ -55,7 +55,7 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
 
     Creates nothing but, last, a token cache for a small corpus.
 
-    runs: of the whole study. chosen: those to be queued now, which need room on the disk and in the queue.
+    runs: the whole study's. chosen: those to be queued now, which need room on the disk and in the queue.
     """
     is_command = bool(loaded.experiment.command)
     _warn_of_notify(loaded)

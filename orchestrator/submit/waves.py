@@ -46,8 +46,8 @@ def queue(
 ) -> list[str]:
     """Queue these runs as far as there is room, and behind them the report or a follow-up job; return the arrays' ids.
 
-    states: of all runs, as they are now; stages: of the study, if known. Raises RunError if nothing could be queued and
-    nothing will make room.
+    states: those of all runs, as they are now; stages: the study's, if known. Raises RunError if nothing could be
+    queued and nothing will make room.
     """
     active = [state for state in states if state.active]
     wave = _Wave(study, order, queueing.arrays_of(active), len({state.job_id for state in active}), say)

@@ -135,7 +135,7 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
 
 
 def as_json(runs: Sequence[Run], folder: Path, launcher: str, hours: Mapping[str, float]) -> dict[str, Any]:
-    """Return everything about each run, its whole configuration included. hours: of a run of each cell, where known."""
+    """Return everything about each run, with its whole configuration. hours: cell -> hours of a run, where known."""
     return {
         "folder": str(folder),
         "launcher": launcher,

@@ -140,7 +140,7 @@ def _fold(states: Sequence[RunState], rows: Sequence[tables.Row]) -> list[tables
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return `1:02:03` or `2:03`; '' where it is not known."""
+    """Return `1:02:03` or `2:03`; '' where unknown."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)

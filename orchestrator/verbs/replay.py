@@ -53,8 +53,8 @@ ENVIRONMENT = (
 class Options:
     """What to repeat, and where.
 
-    sets: new places of the corpus, the tokenizer and the cache, as KEY=VALUE; margin: of the equivalence test, in the
-    unit of the study's measure, by default the study's own.
+    sets: new places of the corpus, the tokenizer and the cache, as KEY=VALUE; margin: that of the equivalence test, in
+    the unit of the study's measure, by default the study's own.
     """
 
     archive: Path

@@ -270,7 +270,7 @@ class TestOwn:
             ("broken_callbacks:A", "cannot be imported: NameError: name 'undefined' is not defined$"),
             ("own_callbacks:Recoder", r"module own_callbacks \(.*\) has no Recoder \(did you mean Recorder\?\)"),
             ("own_callbacks:function", "is not a class"),
-            ("own_callbacks:Typo", r"on_batch is no event \(did you mean on_batch_end\?\); events: on_train_start"),
+            ("own_callbacks:Typo", r"on_batch is not an event \(did you mean on_batch_end\?\); events: on_train_start"),
             ("own_callbacks:Nothing", "has none of the methods on_train_start"),
             ("own_callbacks:Asks", "cannot be made without arguments: TypeError"),
         ],

@@ -86,7 +86,7 @@ def _make(name: str) -> Any:
     methods = [n for n, _ in inspect.getmembers(made, callable) if n.startswith("on_")]
     unknown = [n for n in methods if n not in EVENTS]
     if unknown:
-        raise UserError(f"{unknown[0]} is no event{nearest(unknown[0], EVENTS)}; events: {', '.join(EVENTS)}")
+        raise UserError(f"{unknown[0]} is not an event{nearest(unknown[0], EVENTS)}; events: {', '.join(EVENTS)}")
     if not methods:
         raise UserError(f"has none of the methods {', '.join(EVENTS)}")
     try:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class BestEffortLogger(Callback):
     """A logger whose first error disables it with a warning.
 
-    rows: of loss.csv before this attempt. A superseded attempt writes no more here either, which ends it.
+    rows: those of loss.csv before this attempt. A superseded attempt writes no more here either, which ends it.
     """
 
     priority = 60

@@ -75,6 +75,6 @@ class Spikes(Callback):
 def _limit(name: str, before: deque[float], usual: float, factor: float) -> float:
     if name == "grad_norm":
         return factor * usual
-    # at least 1% of the median: the last digits of a loss that stands still are no spike
+    # at least 1% of the median: the last digits of a constant loss are not a spike
     deviation = max(NORMAL * median_low(abs(value - usual) for value in before), 0.01 * abs(usual))
     return usual + factor * deviation

@@ -119,7 +119,7 @@ def _describe_default(description: str, default: Any) -> str:
 
 
 def _describe_unknown(words: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each unknown flag, and for each word that is no flag's value."""
+    """Yield a line for each unknown flag, and for each word that is not the value of a flag."""
     known = [key for key, _ in keys()]
     previous = ""
     for word in words:

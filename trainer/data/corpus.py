@@ -19,7 +19,7 @@ from ablatrix.trainer.rundir.errors import DataError
 if TYPE_CHECKING:
     from ablatrix.trainer.data.text_source import Source
 
-MIN_CHARACTERS = 10  # a text shorter than this is no document
+MIN_CHARACTERS = 10  # a text shorter than this is not a document
 SKIPS = {  # reason -> one such line, several
     "blank": ("blank line", "blank lines"),
     "not_utf8": ("line that is not UTF-8", "lines that are not UTF-8"),
@@ -167,7 +167,7 @@ def count_skipped(reason: str, count: int) -> str:
 def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:
     """Return a sentence about the lines that were skipped, "" if only blank ones were.
 
-    lines: of the corpus. skipped: number of lines by reason. first: description of the first one by reason.
+    lines: the corpus's number of lines. skipped: number of lines by reason. first: the first one of each reason.
     """
     reasons = {reason: count for reason, count in skipped.items() if reason != "blank"}
     if not reasons:

@@ -115,7 +115,7 @@ def are_whole_texts(config: DataConfig, files: Sequence[Path]) -> bool:
 
 
 def file_stamp(path: Path, setting: str = "data.file_path") -> tuple[int, int]:
-    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is no plain file.
+    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is not a plain file.
 
     setting: the one that names the file, for the message.
     """

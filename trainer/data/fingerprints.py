@@ -55,7 +55,7 @@ def of_weights(source: Source) -> str:
 
 
 def of_corpus(data: DataConfig) -> str | None:
-    """Return the fingerprint of a corpus: of its file, or of those of its files in their order. None if unreadable.
+    """Return the fingerprint of a corpus; of several files, a hash of theirs in order. None if unreadable.
 
     Raises DataError if the files cannot be found.
     """

@@ -31,7 +31,7 @@ PIECE = 1 << 18  # bytes of each
 MAGIC = 20240520  # of modded-nanogpt and llm.c: 256 int32 come first (magic, version, number of tokens)
 HEADER = 256 * 4
 VERSIONS = {1: "<u2", 7: "<u4"}
-CERTAIN = 16  # number of ids at which zeros in every second place are no chance
+CERTAIN = 16  # number of ids at which zeros in every second place are not by chance
 TYPES = ("<i8", "<u4", "<u2")  # tried in this order: a type too short would read zeros in between
 
 
@@ -145,7 +145,7 @@ class FlatStore(CompleteStore):
                 return dtype
         if not largest and all(file.bytes for file in self._files):
             raise DataError(
-                f"{self.name}: not token ids: its size is no multiple of 2 bytes; it is truncated, or no .bin"
+                f"{self.name}: not token ids: its size is not a multiple of 2 bytes; it is truncated, or not a .bin"
             )
         raise DataError(
             f"{self.name}: not token ids of tokenizer {tokenizer.name!r} as uint16 or uint32 (the largest is "

@@ -133,7 +133,7 @@ class HeldOut:
     def _choose(self, targets: Array, windows: Array, block_size: int, eval_tokens: int) -> tuple[Array, Array]:
         """Return (document, start) of evenly spaced windows; if `exact`, with at least `eval_tokens` targets.
 
-        targets, windows: of each document.
+        targets, windows: their numbers in each document.
         """
         total, keep = int(windows.sum()), max(1, eval_tokens // block_size)
         while True:
@@ -154,7 +154,7 @@ class HeldOut:
 
 
 def _find_windows(chosen: Array, windows: Array, block_size: int) -> tuple[Array, Array]:
-    """Return (document, first token) of windows by their number in all documents. windows: of each document."""
+    """Return (document, first token) of windows by their number in all documents. windows: each document's count."""
     ends = np.cumsum(windows)
     owners = np.searchsorted(ends, chosen, side="right")
     return owners, (chosen - (ends - windows)[owners]) * block_size

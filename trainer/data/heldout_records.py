@@ -34,7 +34,7 @@ POLL_SECONDS = 0.1
 
 
 class Records(BaseModel):
-    """bytes: of the text of each document, in UTF-8; domains: of each, '' without one."""
+    """bytes: each document's length in UTF-8; domains: each document's, '' without one."""
 
     bytes: list[int]
     domains: list[str]

@@ -17,7 +17,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Download:
-    """A downloaded file. commit: of the repository."""
+    """A downloaded file. commit: the repository's."""
 
     path: Path
     commit: str

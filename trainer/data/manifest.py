@@ -41,7 +41,7 @@ class FileFacts(BaseModel):
 
 
 class TokenizerEntry(BaseModel):
-    """A tokenizer. bulk: the library that encodes corpora, tiktoken or tokenizers; versions: of what verified it."""
+    """A tokenizer. bulk: library that encodes corpora (tiktoken, tokenizers); versions: packages that verified it."""
 
     source: str
     revision: str | None = None

@@ -57,7 +57,7 @@ class TrainingText:
         return filled
 
     def length(self, line: int) -> int:
-        """Return the tokens of a line with its separator, 0 where it is no document."""
+        """Return the tokens of a line with its separator, 0 where it is not a document."""
         count = self.store.count(line)
         return count + 1 if count else 0
 
@@ -148,7 +148,7 @@ class Packing:
 
 
 def best_fit(lengths: Iterable[int], size: int) -> list[int]:
-    """Return the number of the block of `size` tokens for each piece: of those with room for it, the fullest.
+    """Return the block of `size` tokens that each piece goes into: the fullest with room for it.
 
     lengths: longest first, which makes it best-fit decreasing (Johnson et al. 1974), as used for documents by Ding et
     al. 2024, "Fewer Truncations Improve Language Modeling".

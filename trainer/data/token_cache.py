@@ -51,7 +51,10 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 class Index(BaseModel):
-    """index.json: the corpus by lines, and how it is cut into shards. starts: of the files; layers: around each."""
+    """index.json: the corpus by lines, and how it is cut into shards.
+
+    starts: offset of each file in their concatenation; layers: compression and the like around each file.
+    """
 
     lines: int
     bytes: int

@@ -59,7 +59,7 @@ def _ranges(sizes: Sequence[int]) -> list[range]:
 
 
 class Stage(nn.Module):
-    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C). number: of the stage."""
+    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C). number: the stage's."""
 
     def __init__(self, model: GPT, number: int, layers: range, stages: int) -> None:
         super().__init__()

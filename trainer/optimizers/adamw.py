@@ -15,7 +15,7 @@ EPS = 1e-8
 class AdamW(Optimizer):
     """AdamW (Loshchilov & Hutter 2019, algorithm 2).
 
-    betas: of the running means of the gradient and of its square.
+    betas: decay rates of the running means of the gradient and of its square.
     """
 
     def __init__(

@@ -30,9 +30,9 @@ def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
 class Optimizer:
     """The interface: `zero_grad`, `set_learning_rate` before every step, `step`, `state_dict`, `load_state_dict`.
 
-    weight_decay: of the parameters that decay. grad_norm_clip: largest global L2 norm of the gradient; 0: no clipping.
-    A subclass implements `update` and `state_dict`; both stay on the device, without reading a number back, so that a
-    step can be recorded as a CUDA graph.
+    weight_decay: that of the parameters that decay. grad_norm_clip: largest global L2 norm of the gradient; 0: no
+    clipping. A subclass implements `update` and `state_dict`; both stay on the device, without reading a number back,
+    so that a step can be recorded as a CUDA graph.
     """
 
     def __init__(self, parameters: Parameters, weight_decay: float, grad_norm_clip: float = 0.0) -> None:

@@ -22,7 +22,7 @@ class GoneError(RunError):
 
 
 class SupersededError(RunError):
-    """A newer attempt has the run: this one must exit without writing anything more."""
+    """A newer attempt owns the run: this one must exit without writing anything more."""
 
     exit_code = EXIT_SUPERSEDED
 

@@ -206,7 +206,7 @@ def replace(
     """Replace `path` by what `write(file)` writes: readers, and a power cut, leave the old file or the new one.
 
     write: called once per try. durable=False leaves out the fsyncs, for files that can be made again. guard: called
-    last before the rename; what it raises ends the attempt. mode: of the file, less the umask. A link of this name is
+    last before the rename; what it raises ends the attempt. mode: the file's, less the umask. A link of this name is
     replaced, not its target. Raises OSError if the file system fails for longer than `retry` waits; the temporary file
     is then removed.
     """

@@ -16,7 +16,7 @@ from ablatrix.trainer.rundir.run_files import LOSS, METRICS, json_objects
 
 # loss: mean training loss since the row before, nats per token; dt: mean seconds per step since the row before;
 # val_loss: NLL of the held-out set after `iter` steps; lr: of step `iter`; grad_norm: mean since the row before, before
-# clipping; tokens: trained on so far; seconds: of training so far, earlier attempts included.
+# clipping; tokens: trained on so far; seconds: training time so far, earlier attempts included.
 COLUMNS = ("iter", "loss", "dt", "val_loss", "lr", "grad_norm", "tokens", "seconds")
 STEP_DIGITS = 15  # of the largest step: a float64 holds every whole number of so many digits
 CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs of one configuration
@@ -143,7 +143,7 @@ class LossLog(LineLog):
 class MetricsLog(LineLog):
     """Writer of metrics.jsonl: a JSON object for each row of loss.csv, with what else was measured there.
 
-    rows: of loss.csv. What the file adds to them is kept; a row that it lacks is made from them.
+    rows: those of loss.csv. What the file adds to them is kept; a row that it lacks is made from them.
     """
 
     def __init__(self, run_dir: Path, rows: Iterable[Row], guard: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""Seconds per step of a run, where nothing disturbed it."""
+"""Seconds per step of a run, from its undisturbed stretches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOKS = 8  # of a clock that is looked at now and then, in a block
 
 
 def lower_quartile(steps: Sequence[float], seconds: Sequence[float]) -> float | None:
-    """Return the lower quartile of the seconds per step over blocks of a run, None if it cannot be told.
+    """Return the lower quartile of the seconds per step over blocks of a run, None if unknown.
 
     steps, seconds (R,): of the rows of loss.csv, seconds of training so far. What comes before the first row does not
     count (a first step compiles and warms up), and up to three quarters of the run may be disturbed by others. Rows

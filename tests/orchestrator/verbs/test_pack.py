@@ -181,7 +181,11 @@ CORRUPTIONS: dict[str, tuple[Callable[[Files], None], bool, str]] = {
         False,
         "config.json lacks what study.json says of the cell: model.swiglu",
     ),
-    "better result, packed": (edit(SUMMARY, r'"val_nll": \d', '"val_nll": 1'), False, "is no evaluation of loss.csv"),
+    "better result, packed": (
+        edit(SUMMARY, r'"val_nll": \d', '"val_nll": 1'),
+        False,
+        "is not an evaluation in loss.csv",
+    ),
     "run removed, packed": (remove("baseline-seed2-", "baseline-seed2"), False, "baseline: has 1 runs in study.json"),
     "cell removed, packed": (remove("/swiglu-", "swiglu"), False, "swiglu: was planned and is not in study.json"),
     "config.json removed, packed": (remove(CONFIG), False, "config.json is missing or damaged"),
@@ -217,7 +221,7 @@ def test_damaged_archives_and_folders_are_refused(packed: Workspace, tmp_path: P
     with pytest.raises(UserError, match=r"environment\.txt: was changed"):
         open_archive(path, folder)
     (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match="is no unpacked archive"):
+    with pytest.raises(UserError, match="is not an unpacked archive"):
         open_archive(path, tmp_path / "other")
 
 

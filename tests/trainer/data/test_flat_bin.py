@@ -166,7 +166,7 @@ def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None
     [
         (IDS.astype("<i8").tobytes()[:-4], "is cut off within an id"),
         (IDS.astype("<u4").tobytes()[:-2], "is cut off within an id"),
-        (IDS.astype("<u2").tobytes()[:-1], "no multiple of 2 bytes"),
+        (IDS.astype("<u2").tobytes()[:-1], "not a multiple of 2 bytes"),
         (HEADER.tobytes() + IDS.astype("<u2").tobytes()[:-2], "header says 1,000 tokens"),
         (np.where(IDS == 8, -100, IDS).astype("<i8").tobytes(), "not token ids of tokenizer"),
         (IDS.astype(">u2").tobytes(), "not token ids of tokenizer"),
