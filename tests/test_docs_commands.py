@@ -36,9 +36,8 @@ PARSED_ONLY = {  # the beginning of a command -> why it is not run here
     "tests/slurm/cluster": "starts a cluster, as CI does",
     "chromium": "is not everywhere",
     "python -c": "changes the picture that chromium writes",
-    "make": "installs; its targets are looked up in tests/test_docs.py",
 }
-OTHER_PROGRAMS = {"cd", "export", "jq", "make", "chromium"}
+OTHER_PROGRAMS = {"cd", "export", "jq", "chromium"}
 OPTIONS_OF_OTHERS = {
     *("--install-completion", "--purge"),  # of typer, of tests/slurm/cluster
     *("--no-deps", "--require-hashes", "--torch-backend", "--system-site-packages"),  # of pip, uv, venv
