@@ -243,16 +243,10 @@ class TestMistakes:
         ("flags", "message"),
         [
             ({"trainer__warmpu_steps": 3}, "unknown flag (did you mean trainer.warmup_steps?)"),
-            ({"model__rope": "maybe"}, "model.rope: "),
-            (
-                {"data__block_size": 64, "model__block_size": 32},
-                "data.block_size: 64 exceeds the model's block_size 32",
-            ),
             ({"model__n_embd": 50}, "n_embd (50) is not divisible by n_head (3)"),
             ({"data__file_path": "missing.jsonl"}, "missing.jsonl"),
             ({"data__tokenizer": "nobody/nothing"}, " warm-cache"),
             ({"data__block_size": 100000}, "set data.block_size to at most"),
-            ({"data__test_size": 60}, "data.test_size is 60"),
             ({"trainer__device": "cuda:99"}, "cuda:99 is not available"),
             ({"trainer__resume": "missing.pt"}, "missing.pt: cannot be read"),
         ],
@@ -260,10 +254,6 @@ class TestMistakes:
     )
     def test_flags(self, command: Command, flags: dict[str, Any], message: str) -> None:
         assert message in self.refused(command, **flags)
-
-    def test_empty_file(self, command: Command) -> None:
-        (command.folder / "empty.jsonl").write_text("")
-        assert "empty.jsonl" in self.refused(command, data__file_path="empty.jsonl")
 
     def test_unwritable_output(self, command: Command) -> None:
         (command.folder / "file").write_text("")

@@ -168,9 +168,6 @@ class TestInputs:
         loss_csv.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
         assert "since 1 run of this study used it" in self.refused(tmp_path)
 
-    def test_old_summaries_say_nothing(self, tmp_path: Path, corpus: Path, finished: list[Run]) -> None:
-        assert self.refused(tmp_path) == ""
-
     def test_diff(self, tmp_path: Path, corpus: Path) -> None:
         _, study = make(tmp_path)
         finish(study, 20)

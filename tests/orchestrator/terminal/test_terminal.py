@@ -35,6 +35,7 @@ class Session:
         command = workspace.command(*words)
         self.pid, self.terminal = pty.fork()
         if not self.pid:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests were started with `&`
             os.chdir(workspace.folder)
             os.execve(command[0], command, {**workspace.env(), "TERM": "xterm", "COLUMNS": "100"})
         self.text = ""
