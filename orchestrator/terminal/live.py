@@ -13,7 +13,7 @@ from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.report.stages import ENDED, Stages
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import study_state
-from ablatrix.orchestrator.terminal.status_table import status_table, summary_line
+from ablatrix.orchestrator.terminal.status_table import format_duration, status_table, summary_line
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 2.0
 MOST_ROWS = 40
+LEAST_DONE = 0.5  # runs, before a time left is shown
 ORDER = ("running", "failed", "lost", "stopped", "queued")  # of states; the others come last
 
 
@@ -38,6 +39,25 @@ def watch(
             if go_on and not go_on(states, scheduler) and not any(state.active for state in states):
                 return states
             time.sleep(REFRESH_SECONDS)
+
+
+class Pace:
+    """The pace of a study since it was first looked at, and the time that the rest of it takes at that pace."""
+
+    def __init__(self) -> None:
+        self._begin: tuple[float, float] | None = None
+
+    def time_left(self, states: Sequence[RunState], now: float) -> float | None:
+        """Return the seconds until the runs that are queued or running have ended; None while that is not known.
+
+        now: seconds of a clock. Runs count by their share of steps, and half a run must have been done since the first
+        call.
+        """
+        active = [state for state in states if state.active]
+        open_runs = sum(1 - min(1.0, state.iter / state.max_iters) if state.max_iters else 1.0 for state in active)
+        begin, before = self._begin = self._begin or (now, open_runs)
+        done = before - open_runs
+        return (now - begin) * open_runs / done if active and done >= LEAST_DONE else None
 
 
 class LiveStatus:
@@ -58,6 +78,7 @@ class LiveStatus:
         self.live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
         self.states: list[RunState] = []
         self._line, self._next = "", 0.0
+        self._pace = Pace()
         self._ended: list[tuple[str, str, int]] | None = None
         self._stages = Stages()
 
@@ -82,10 +103,12 @@ class LiveStatus:
         except OSError as error:
             problem = f"\n{error.filename or self.study.folder}: {error.strerror}; the last known states are shown"
         line = summary_line(self.states, self.scheduler) + problem
+        left = format_duration(self._pace.time_left(self.states, time.monotonic()))
+        shown = f"{line}; about {left} left" if left else line
         if self.console.is_terminal:
-            self._draw(line)
+            self._draw(shown)
         elif line != self._line:
-            self.console.print(f"{time.strftime('%H:%M:%S')} {line}")
+            self.console.print(f"{time.strftime('%H:%M:%S')} {shown}")
         self._line = line
         self.on_refresh(self.states)
         return self.states

@@ -8,6 +8,7 @@ import pytest
 from ablatrix.orchestrator.status.run_state import RunState
 from ablatrix.orchestrator.store.study_dir import StudyRun
 from ablatrix.orchestrator.terminal import status_table, tables
+from ablatrix.orchestrator.terminal.live import Pace
 from ablatrix.orchestrator.terminal.printing import Terminal
 
 
@@ -76,3 +77,13 @@ def test_no_cell_of_a_table_is_cut(width: int) -> None:
     assert "a_feature_with_a_long_name" in text and "model.rope=true" in text and "\N{HORIZONTAL ELLIPSIS}" not in text
     assert "empty" not in text and ("a_feature_with_a_long_name-seed1-0123abcd" in text) == (width == 200)
     assert ("-0.0512 to -0.0401" in text) == (width >= 80)
+
+
+def test_the_time_left_follows_the_pace_since_the_first_look() -> None:
+    pace = Pace()
+    begun = [*states(1), *states(2, "running"), *states(2, "queued")]  # a tenth of each open run is done
+    assert pace.time_left(begun, 100.0) is None
+    assert pace.time_left(begun, 130.0) is None, "nothing has been done yet"
+    later = [*states(2), *states(1, "running"), *states(2, "queued")]
+    assert pace.time_left(later, 190.0) == pytest.approx(90 * 2.7 / 0.9)
+    assert pace.time_left(states(5), 400.0) is None, "all have ended"
