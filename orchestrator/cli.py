@@ -47,8 +47,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths may not be valid UTF-8
             stream.reconfigure(errors="backslashreplace")
+    # completion is for the installed command, also when this was started as `python -m ablatrix`
+    for_shell = {"--install-completion", "--show-completion"} & set(sys.argv[1:])
     try:
-        app()
+        app(prog_name="ablatrix" if for_shell else None)
     except AblatrixError as error:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)

@@ -76,8 +76,9 @@ def _check_torch() -> Finding:
     if gpus and seen == "0":
         advice = "install the CUDA build: make TORCH=cuda, or pip with requirements-cuda.txt"
         return Finding("PyTorch", WARNING, f"{version} sees none of {len(gpus)} GPUs", advice)
-    precision = ", bfloat16" if bf16 == "True" and seen != "0" else ""
-    return Finding("PyTorch", OK, f"{version}, {seen} GPUs{precision}" if seen != "0" else f"{version}, CPU only")
+    precision = ", bfloat16" if bf16 == "True" else ""
+    devices = "CPU only" if seen == "0" else f"{printing.count(range(int(seen)), 'GPU')}{precision}"
+    return Finding("PyTorch", OK, f"{version}, {devices}")
 
 
 def _check_slurm() -> Finding:

@@ -74,8 +74,8 @@ def init_site(folder: Path) -> None:
 
     Raises UserError if the file exists or cannot be written, ControllerError if Slurm does not answer.
     """
-    if not commands.available():
-        raise UserError("init --site: there is no Slurm on this machine; call it on the cluster's login node")
+    if not commands.belongs_to_cluster():
+        raise UserError("init --site: this machine belongs to no Slurm cluster; run it on the cluster's login node")
     site, path = site_profile.find_site(), folder / SITE
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ablatrix.models.config import GPTConfig
 from ablatrix.models.huggingface import describe_model
-from ablatrix.orchestrator.cli import app
+from ablatrix.orchestrator.cli import app, main
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.verbs import doctor
 from ablatrix.trainer.data.manifest import FileFacts, WeightsEntry, add_entry
@@ -100,3 +100,14 @@ def test_a_clock_that_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_version() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0 and result.stdout.split() == ["ablatrix", "0.1.0"]
+
+
+@pytest.mark.parametrize("module", ["ablatrix", "ablatrix.orchestrator"])
+def test_completion_is_for_the_installed_command(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Typer takes the name from the command line, here `python -m ablatrix`, which no shell completes."""
+    monkeypatch.setattr("sys.argv", [f"{module}/__main__.py", "--show-completion", "bash"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "_ABLATRIX_COMPLETE=complete_bash" in capsys.readouterr().out
