@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablatrix.models.cpu_kernels import block_attention, causal_mask, distances, other_documents
+from ablatrix.models.compiled_attention import cpu_attention
+from ablatrix.models.cpu_kernels import causal_mask, distances, other_documents
 from ablatrix.models.layers import Dropout, Linear
 from ablatrix.models.norms import RMSNorm
 from ablatrix.models.positions import ALiBi, Rotary
@@ -75,7 +76,7 @@ def causal_attention(
     """
     if k.shape[1] != q.shape[1]:
         k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-    attend = block_attention if q.device.type == "cpu" else fused_attention
+    attend = cpu_attention if q.device.type == "cpu" else fused_attention
     return attend(q, k, v, pdrop, slopes, documents=documents)
 
 

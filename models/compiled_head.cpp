@@ -1,56 +1,11 @@
 // Exponentials of the output head's logits and their products, for processors with AVX-512.
 // All arrays are float32. V words, C channels (a multiple of 16); rows come in blocks of 64: x and dx (blocks, C, 64),
 // e (blocks, V, 64).
-#include <immintrin.h>
-#include <omp.h>
+#include "tile.h"
 
 namespace {
 
-using Vector = __m512;
-constexpr int LANES = 16;
-constexpr int COLUMNS = 4;  // vectors of a register tile: with 6 rows it takes 24 of the 32 registers
-constexpr int ROWS = COLUMNS * LANES;
 constexpr int WORDS = 96;  // whose exponentials, of 64 rows, stay in the nearest cache
-
-template <int m, int n>
-struct Tile {  // m x 16 n sums in registers
-  Vector sums[m][n];
-
-  void zero() {
-    for (auto& row : sums)
-      for (auto& sum : row) sum = _mm512_setzero_ps();
-  }
-
-  void load(const float* from, long stride) {
-    for (int i = 0; i < m; ++i)
-      for (int j = 0; j < n; ++j) sums[i][j] = _mm512_loadu_ps(from + i * stride + j * LANES);
-  }
-
-  void store(float* to, long stride) const {
-    for (int i = 0; i < m; ++i)
-      for (int j = 0; j < n; ++j) _mm512_storeu_ps(to + i * stride + j * LANES, sums[i][j]);
-  }
-
-  // sums(i, j) += sum over k of a(i, k) b(k, j); a's elements lie at i by_row + k by_depth, b's rows `stride` apart
-  void add_product(int depth, const float* a, long by_row, long by_depth, const float* b, long stride) {
-    for (int k = 0; k < depth; ++k, a += by_depth, b += stride) {
-      Vector row[n];
-      for (int j = 0; j < n; ++j) row[j] = _mm512_loadu_ps(b + j * LANES);
-      for (int i = 0; i < m; ++i) {
-        Vector value = _mm512_set1_ps(a[i * by_row]);
-        for (int j = 0; j < n; ++j) sums[i][j] = _mm512_fmadd_ps(value, row[j], sums[i][j]);
-      }
-    }
-  }
-};
-
-// 2^x: Taylor's series of 2^f with |f| <= 1/2, relative error 1.3e-7, scaled by 2^(x - f); infinite above 128
-Vector exp2(Vector x) {
-  constexpr float c[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
-  Vector whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(c[0]);
-  for (int i = 1; i < 7; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c[i]));
-  return _mm512_scalef_ps(y, whole);
-}
 
 // e = 2^(w x - shift) of m words and 64 rows, added to z
 template <int m>

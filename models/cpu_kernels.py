@@ -29,16 +29,22 @@ def keep_mask(shape: torch.Size, pdrop: float, dtype: torch.dtype) -> Tensor:
 
     A byte is compared with pdrop * 256, rounded up or down at random, so that each element's probability is exact.
     """
+    drawn, level = draw_bytes(shape, pdrop)
+    mask = torch.empty(shape, dtype=dtype)
+    if level > 127:  # exceeds every byte
+        return mask.zero_()
+    torch.ge(drawn, level, out=mask)
+    return mask
+
+
+def draw_bytes(shape: torch.Size, pdrop: float) -> tuple[Tensor, int]:
+    """Return random bytes (int8) from torch's default generator, and the level below which one means dropped."""
     (index, shares), size = _share, shape.numel()
     count = size * shares  # the first dimension counts windows, or heads of windows
     words = torch.empty((count + 7) // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
     level = int(pdrop * LEVELS + (int(words[0]) % LEVELS) / LEVELS)
-    bits = words[1:].view(torch.int8)[index * size : (index + 1) * size].view(shape)
-    mask = torch.empty(shape, dtype=dtype)
-    if level == LEVELS:  # exceeds every byte
-        return mask.zero_()
-    torch.ge(bits, level - LEVELS // 2, out=mask)
-    return mask
+    drawn = words[1:].view(torch.int8)[index * size : (index + 1) * size].view(shape)
+    return drawn, level - LEVELS // 2
 
 
 def dropout(x: Tensor, pdrop: float) -> Tensor:
@@ -96,9 +102,7 @@ class _BlockAttention(torch.autograd.Function):
         ctx.scale, ctx.dropout = 1 / (1 - pdrop), pdrop > 0
         v = v * ctx.scale if pdrop else v  # instead of scaling the weights, which are T / hs times as many
         y = torch.empty_like(q)
-        # of the whole batch: the order of random numbers must not depend on how many processes share it
-        length = T if _share[1] * B * nh * T * T <= SMALL else BLOCK
-        ctx.blocks = [(start, min(start + length, T)) for start in range(0, T, length)]
+        ctx.blocks = query_blocks(B * nh, T)
         kept: list[Tensor] = []
         for start, stop in ctx.blocks:
             s = torch.baddbmm(
@@ -151,6 +155,13 @@ class _BlockAttention(torch.autograd.Function):
             dslopes,
             None,
         )
+
+
+def query_blocks(heads: int, length: int) -> list[tuple[int, int]]:
+    """Return the blocks of queries whose dropout is drawn together; heads: of all windows of this process."""
+    # of the whole batch: the order of random numbers must not depend on how many processes share it
+    size = length if _share[1] * heads * length * length <= SMALL else BLOCK
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def causal_mask(start: int, stop: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

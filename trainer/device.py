@@ -116,9 +116,9 @@ def tune_products(device: torch.device, kernels: Path | None = None) -> None:
     if device.type != "cpu":
         return
     if kernels is not None:
-        from ablatrix.models import compiled_head
+        from ablatrix.models import native
 
-        compiled_head.use(kernels)
+        native.use(kernels)
     torch.set_float32_matmul_precision("medium")
     generator = torch.Generator().manual_seed(0)
     for shape in ((256, 256), (512, 48)):

@@ -53,7 +53,7 @@ def test_logits_and_gradients_are_those_of_each_document_alone(
     monkeypatch.setattr(cpu_kernels, "BLOCK", 16)
     monkeypatch.setattr(cpu_kernels, "SMALL", 0 if kernel == "blocks" else 1 << 30)
     if kernel == "fused":
-        monkeypatch.setattr(attention, "block_attention", attention.fused_attention)
+        monkeypatch.setattr(attention, "cpu_attention", attention.fused_attention)
     torch.manual_seed(0)
     network = model(positions=positions, qk_norm=True, n_kv_head=2)
     idx, upstream = rows(), torch.randn(2, LENGTH, VOCAB)

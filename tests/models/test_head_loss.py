@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablatrix.models import compiled_head, cpu_kernels
+from ablatrix.models import compiled_head, cpu_kernels, native
 from ablatrix.models import head_loss as head_loss_module
 from ablatrix.models.head_loss import IGNORE, head_loss, token_losses
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the compiled kernels; skips where they cannot be used."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not shutil.which("g++"):
-        pytest.skip("needs AVX-512 and g++")
-    return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.fixture(autouse=True, params=["torch", "compiled"])
@@ -28,9 +19,9 @@ def _small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """So small that a test has several chunks and tiles, and ragged ends."""
     torch.manual_seed(0)
     monkeypatch.setattr(compiled_head, "MIN_WORDS", 0)
-    monkeypatch.setattr(compiled_head, "_folder", None)
+    monkeypatch.setattr(native, "_folder", None)
     if request.param == "compiled":
-        compiled_head.use(request.getfixturevalue("kernels"))
+        native.use(request.getfixturevalue("kernels"))
         assert compiled_head.find(torch.zeros(257, 48), torch.float32)
     monkeypatch.setattr(cpu_kernels, "ROWS", 16)
     monkeypatch.setattr(cpu_kernels, "TILE", 16 * 64)
@@ -107,20 +98,21 @@ def test_bfloat16_on_amx(width: int, offset: float, words: int, monkeypatch: pyt
 
 
 def test_a_library_that_others_can_write_is_not_loaded(kernels: Path) -> None:
-    loaded = compiled_head.load(kernels)
+    native.use(kernels)
+    loaded = native.load(compiled_head.FLOAT32)
     assert loaded
     library = Path(loaded._name)
     library.chmod(0o722)
-    compiled_head.load.cache_clear()
-    assert not compiled_head.load(kernels)
+    native._load.cache_clear()
+    assert not native.load(compiled_head.FLOAT32)
     library.chmod(0o700)
-    compiled_head.load.cache_clear()
-    assert compiled_head.load(kernels)
+    native._load.cache_clear()
+    assert native.load(compiled_head.FLOAT32)
 
 
 def test_without_a_compiler_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    compiled_head.use(tmp_path)
+    native.use(tmp_path)
     assert not compiled_head.find(torch.zeros(257, 48), torch.float32)
     check(*inputs(50))
 

@@ -1,0 +1,72 @@
+"""Kernels in C++ for processors with AVX-512, compiled with g++ where they are first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-funroll-loops", "-fopenmp", "-fPIC")
+
+_folder: Path | None = None
+
+
+def use(folder: Path | None) -> None:
+    """Use the kernels where they are faster, compiled into `folder` when first needed; None: never."""
+    global _folder
+    _folder = folder
+
+
+def load(name: str, *flags: str) -> ctypes.CDLL | None:
+    """Return the kernels of `name`.cpp; None if they cannot be used: without a folder, AVX-512 or g++.
+
+    Others may write to the folder: a library that is not this user's own is not loaded.
+    """
+    return None if _folder is None else _load(_folder, name, (*FLAGS, *flags))
+
+
+@functools.cache
+def _load(folder: Path, name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    source = HERE / f"{name}.cpp"
+    text = source.read_bytes() + (HERE / "tile.h").read_bytes() + " ".join(flags).encode()
+    path = folder / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}-{os.getuid()}.so"
+    try:
+        if not path.exists():
+            _compile(source, flags, path)
+        status = path.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022:
+            return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return None
+
+
+def _compile(source: Path, flags: tuple[str, ...], path: Path) -> None:
+    """Raises OSError or subprocess.SubprocessError if that is impossible."""
+    compiler = shutil.which("g++")
+    if not compiler:
+        raise FileNotFoundError("g++")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # several runs may compile at the same time
+        made, compiled = Path(folder, path.name), Path(folder, "kernels.o")
+        # linked without OpenMP: it is the copy that torch has loaded; with another one each would have its own threads
+        for words in ([*flags, "-c", str(source), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(made)]):
+            subprocess.run([compiler, *words], check=True, capture_output=True, timeout=120)
+        made.chmod(0o700)
+        made.replace(path)
+
+
+def address(tensor: Tensor) -> ctypes.c_void_p:
+    """Return where the data of a contiguous tensor begins."""
+    return ctypes.c_void_p(tensor.data_ptr())
