@@ -137,6 +137,24 @@ def test_experiments_can_be_planned(text: str, tmp_path: Path) -> None:
         assert matrix.runs(loaded, lambda config: (50257, None))
 
 
+FRAGMENTS = [
+    text for page in PAGES for text in code_blocks(page, "yaml") if not re.search("^name:", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("text", FRAGMENTS)
+def test_fragments_can_be_planned(text: str, tmp_path: Path) -> None:
+    """In a study that has what they leave out."""
+    own = {"command": "", "metrics": "{csv: log.csv}", "base": "{rate: 1}", "features": "{high: {rate: 2}}"}
+    built_in = {"extends": "base.yaml", "features": "{swiglu: {model.swiglu: true}}"}
+    shown = re.findall(r"^(\w+):", text, re.MULTILINE)
+    rest = {key: value for key, value in (own if "command" in shown else built_in).items() if key not in shown}
+    lines = [f"{key}: {value}\n" for key, value in {"name": "study", **rest}.items()]
+    (tmp_path / "base.yaml").write_text((ROOT / "experiments" / "base.yaml").read_text())
+    (tmp_path / "study.yaml").write_text("".join(lines) + text)
+    assert matrix.runs(load_experiment(tmp_path / "study.yaml", []), lambda config: (50257, None))
+
+
 @pytest.mark.parametrize("text", [text for page in PAGES for text in code_blocks(page, "python")])
 def test_python_blocks_compile(text: str) -> None:
     compile(text, "block", "exec")

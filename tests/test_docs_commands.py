@@ -42,6 +42,7 @@ OPTIONS_OF_OTHERS = {
     *("--install-completion", "--purge"),  # of typer, of tests/slurm/cluster
     *("--no-deps", "--require-hashes", "--torch-backend", "--system-site-packages"),  # of pip, uv, venv
     *("--export", "--test-only"),  # of sbatch
+    *("--b", "--key", "--lr", "--x", "--no-x"),  # of training scripts
     *("--logdir", "--port", "--nproc-per-node", "--standalone", "--nv"),  # of tensorboard, torchrun, apptainer
     *("--headless", "--hide-scrollbars", "--screenshot", "--window-size"),  # of chromium
 }
