@@ -60,8 +60,9 @@ def attribute(design: Design) -> Attribution | None:
     if design.screen and design.screen.pairs_free:
         table = screened_effects(design, design.screen)[0]
         return _estimated(design, Method.PAIRS, table) if all(weights for _, weights in table) else None
-    needed = {frozenset[str](), every, *(frozenset([f]) for f in features), *(every - {f} for f in features)}
-    return _from_ends(design, features) if needed <= cells else None
+    ends = frozenset[str]() in cells and every in cells
+    known = ends and all(frozenset([f]) in cells and every - {f} in cells for f in features)
+    return _from_ends(design, features) if known else None
 
 
 def _has_all_subsets(features: Sequence[str], cells: set[frozenset[str]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
 from ablatrix.orchestrator.report import divergence
 from ablatrix.orchestrator.report.document_scores import DocumentScores, parse_scores
-from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows
+from ablatrix.orchestrator.report.loss_curve import Curve, parse_rows, reduce_rows, share_columns
 from ablatrix.orchestrator.report.sample_file import last_sample
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store.study_dir import read_study as read_record
@@ -252,8 +253,12 @@ def of_study(study: study_dir.Study, states: States) -> Study:
     """Read every run of a study."""
     measure, margins = study.measure, study.margins
     parts: dict[str, Any] = {}
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        runs = tuple(pool.map(lambda run: read_run(study.folder / run.id, run, states, measure, parts), study.runs))
+    runs: list[RunRecord] = []
+    with ThreadPoolExecutor(max_workers=4) as pool:  # for shared file systems; parsing does not gain by threads
+        for start in range(0, len(study.runs), READ_AT_ONCE):
+            batch = study.runs[start : start + READ_AT_ONCE]
+            read = list(pool.map(read_files, [study.folder / run.id for run in batch]))
+            runs += [parse_run(run, files, states, measure, parts) for run, files in zip(batch, read, strict=True)]
     inputs = [repr(study)]
     inputs += [f"{run.id} {run.state} {run.reason} {run.digest}" for run in runs]
     return Study(
@@ -261,7 +266,7 @@ def of_study(study: study_dir.Study, states: States) -> Study:
         folder=study.folder,
         file=study.file,
         features={name: dict(settings or {}) for name, settings in study.features.items()},
-        runs=runs,
+        runs=tuple(runs),
         digest=hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
         cells=by_cell(runs),
         info={name: text for name, text in study.info.items() if text},
@@ -288,19 +293,27 @@ FILES = (
 )
 
 
-def read_run(
-    folder: Path, run: study_dir.StudyRun, states: States, measure: Measure, parts: dict[str, Any] | None = None
+READ_AT_ONCE = 64  # runs
+
+Files = tuple[list[bytes], list[dict[str, Any]]]
+
+
+def read_files(folder: Path) -> Files:
+    """Return the content of FILES in a run folder, and its events."""
+    return [_read(folder / name) for name in FILES], read_events(folder, newest_only=("heartbeat", "checkpoint"))
+
+
+def parse_run(
+    run: study_dir.StudyRun, files: Files, states: States, measure: Measure, parts: dict[str, Any]
 ) -> RunRecord:
-    """Read the files of one run. run: its entry in study.json; parts: sections of JSON files that runs share."""
-    events = read_events(folder, newest_only=("heartbeat", "checkpoint"))
-    contents = [_read(folder / name) for name in FILES]
+    """Return one run. run: its entry in study.json; parts: sections of JSON files that runs share."""
+    contents, events = files
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    parts = {} if parts is None else parts
     config, summary, provenance = (_parse_object(data, parts) for data in contents[:3])
     if "iters" not in summary:
         summary = {}  # a command's own file of that name
     columns = parse_rows(contents[3], measure.column)
-    curve = reduce_rows(columns)
+    curve = share_columns(reduce_rows(columns), parts)
     last = int(curve.last_iter) if curve.rows else 0
     uses = device_hours.uses_of(run.id, events) or device_hours.use_of_summary(run.id, summary)
     state = states.get(run.id, "done" if summary else "planned")
@@ -349,4 +362,7 @@ def _parse_object(data: bytes, parts: dict[str, Any]) -> dict[str, Any]:
     """Return an object, {} where there is none; equal sections of all files are one in memory."""
     value = run_files.parse_json(data.decode("utf-8", "replace"))
     sections = value.items() if isinstance(value, dict) else ()
-    return {key: parts.setdefault(repr(part), part) if isinstance(part, dict) else part for key, part in sections}
+    return {
+        sys.intern(key): parts.setdefault(repr(part), part) if isinstance(part, dict) else part
+        for key, part in sections
+    }

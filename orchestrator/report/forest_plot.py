@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # inches
 ROW, HEAD, AXIS, TITLE_LINE, MARGIN, GAP = 0.24, 0.26, 0.5, 0.19, 0.1, 0.14
 LEAST_BARS = 2.2  # width of the bars; columns that leave less are not drawn
-MOST_ROWS = 60  # of one picture; the page and comparison.csv have all
+MOST_ROWS = 36  # of one picture, which fits on a page of a paper; report.html and comparison.csv have all
 LABEL = 32  # characters of a name
 MOST_OF_LABELS = 0.5  # of the width
 SIZE = 8.0  # points

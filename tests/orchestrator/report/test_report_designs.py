@@ -271,7 +271,7 @@ def test_a_large_study_folds_away_what_says_nothing(tmp_path: Path) -> None:
     assert "A sentence per cell (66)" in text
     assert len(re.findall(r"<td class=\"l name\">f\d\d</td>", text)) == 65
     drawn = drawing.layout(forests.effects(analysis, ""))
-    assert "The first 60 of 66 rows; 6 more are in comparison.csv." in [t.get_text() for t in drawn.texts]
+    assert "The first 36 of 66 rows; 30 more are in comparison.csv." in [t.get_text() for t in drawn.texts]
     assert "diverged in 2 of 2 finished runs" in text
 
 
