@@ -67,19 +67,19 @@ def fork_trainer(
     pid = os.fork()
     if pid:
         return Forked(pid)
-    for number in STOP_SIGNALS:  # held back until the trainer has its own handlers
-        signal.signal(number, signal.SIG_DFL)
-    _enter_session(output)
-    if prepare:
-        prepare()
-    os.environ.clear()
-    os.environ.update(environ)
-    sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *flags]
+    code = 1
     try:
+        for number in STOP_SIGNALS:  # held back until the trainer has its own handlers
+            signal.signal(number, signal.SIG_DFL)
+        _enter_session(output)
+        if prepare:
+            prepare()
+        os.environ.clear()
+        os.environ.update(environ)
+        sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *flags]
         code = cli.main(list(flags))
     except Exception:  # noqa: BLE001 - as Python does: the job's code, which is below on the stack, must not catch it
         traceback.print_exc()
-        code = 1
     cli.leave(code)
     raise AssertionError("not reached")
 
@@ -109,6 +109,7 @@ def main() -> int:
     """Fork a job for each line of stdin. Return 1 if a library has started threads, which a fork would not have."""
     from ablatrix.trainer.device import prepare
 
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit codes are lost
     prepare()
     added = BLAS_THREADS not in os.environ
     os.environ.setdefault(BLAS_THREADS, "1")  # numpy would start others when it is imported

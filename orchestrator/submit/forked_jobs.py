@@ -49,7 +49,7 @@ class ForkedJob:
 
 
 class WarmParent:
-    """The process from which the jobs of a batch are forked. It ends on leaving the context; its jobs go on."""
+    """The process from which the jobs of a batch are forked; they go on when it ends."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         with log.open("ab") as errors:
@@ -80,7 +80,7 @@ class WarmParent:
         self._process.communicate()
 
 
-def pay(batch: Batch, slots: int) -> bool:
+def pays(batch: Batch, slots: int) -> bool:
     """True if forking pays for a batch and is possible: more runs of our trainer than slots, with one process each."""
     commands = any(run_facts.is_command(run.folder) for run, _ in batch.members)
     return len(batch.jobs) > slots and not batch.shared and not commands and _can_follow()

@@ -130,7 +130,7 @@ class LocalQueue:
     @contextlib.contextmanager
     def _forking(self, batch: Batch, threads: int) -> Iterator[None]:
         """Fork the jobs of a batch from a process that has torch loaded, where that saves time."""
-        if self.devices or not forked_jobs.pay(batch, len(self._free)):
+        if self.devices or not forked_jobs.pays(batch, len(self._free)):
             yield
             return
         self._parent = WarmParent(_environment(batch, threads), _log(batch))

@@ -108,7 +108,7 @@ def test_only_more_runs_than_slots_are_forked(tmp_path: Path, monkeypatch: pytes
     def batch(settings: SlurmSettings | None = None) -> Batch:
         return make_batch(tmp_path, settings or SlurmSettings(), runs=3)
 
-    assert forked_jobs.pay(batch(), 2) == hasattr(os, "pidfd_open")
-    assert not forked_jobs.pay(batch(), 3)
+    assert forked_jobs.pays(batch(), 2) == hasattr(os, "pidfd_open")
+    assert not forked_jobs.pays(batch(), 3)
     monkeypatch.delattr(os, "pidfd_open", raising=False)
-    assert not forked_jobs.pay(batch(), 2)
+    assert not forked_jobs.pays(batch(), 2)
