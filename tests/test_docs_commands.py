@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from typer.main import get_group
 
 from ablatrix.orchestrator.cli import app
@@ -138,6 +141,25 @@ def test_the_readmes_own_script_is_judged(workspace: Workspace) -> None:
     runs = json.loads(workspace.run("status", "tiny", "--json").stdout)["runs"]
     final = {run["cell"]: run["val_loss"] for run in runs}
     assert final["slow"] > final["baseline"]
+
+
+@pytest.mark.slow
+def test_the_python_api_is_called_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the report, which takes many seconds: tests/orchestrator/report/test_report_output.py."""
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path / "out/quickstart", Plan(name="quickstart", features={"swiglu": {"model.swiglu": True}}))
+    (block,) = code_blocks(ROOT / "docs/python.md", "python")
+    names: dict[str, Any] = {}
+    shown, line, _ = block.partition("study.report(pdf=True)")
+    exec(shown, names)
+    assert line and set(names["study"].verdicts().index) >= {"baseline", "swiglu"}
+
+
+def test_the_component_is_a_model_as_shown() -> None:
+    (block,) = code_blocks(ROOT / "docs/components.md", "python")
+    names: dict[str, Any] = {"torch": torch, "nn": torch.nn}
+    exec(block, names)
+    assert names["MyMLP"](SimpleNamespace(n_embd=4))(torch.ones(2, 3, 4)).shape == (2, 3, 4)
 
 
 def known_options() -> set[str]:
