@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import budgets
 from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.decisions import Verdict, decide
-from ablatrix.orchestrator.study.designs import AA, AA_SHIFT
+from ablatrix.orchestrator.study.designs import AA, AA_SHIFT, is_aa
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord, Study
@@ -36,7 +36,7 @@ class AACheck:
 
 def runs_of(study: Study) -> tuple[RunRecord, ...]:
     """Return the runs of the check, () for a study without one."""
-    return tuple(run for run in study.cells.get(AA, ()) if not run.features)
+    return tuple(run for run in study.cells.get(AA, ()) if is_aa(run.cell, run.features))
 
 
 def check(study: Study, reference: str) -> AACheck | None:

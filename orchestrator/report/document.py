@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from ablatrix.orchestrator.report import (
-    breakdown,
     generated_text,
     heldout_text,
     methods,
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.collect import RunRecord
-    from ablatrix.orchestrator.report.contrasts import Contrast, MarginalMean
+    from ablatrix.orchestrator.report.contrasts import MarginalMean
     from ablatrix.orchestrator.report.figure_data import Figure
 
 MOST_LISTED = 1000  # runs of which the page has a row and a command each
@@ -83,7 +82,7 @@ def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
         _section("attribution", "Which feature accounts for what", attribution(analysis, drawn)),
         _section("heldout", "The held-out text", heldout_text.over_documents(analysis)),
         _section("domains", "By domain", heldout_text.domains(analysis)),
-        _section("contexts", "By context length", context_lengths(analysis, drawn)),
+        _section("contexts", "By context length", heldout_text.context_lengths(analysis, drawn.get("context_lengths"))),
         _section("cost", "Cost", [*costs(analysis), *_pick(drawn, "cost")]),
         _section("methods", "Methods", methods.paragraphs(analysis)),
         _section("repeat", "All runs, and how to repeat them", repeat(analysis)),
@@ -306,38 +305,6 @@ def attribution(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
     """Return the effect of all features divided among them, as a figure and as a table."""
     table = waterfall.table(analysis)
     return [*_pick(drawn, "attribution"), table] if table else []
-
-
-def context_lengths(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return the held-out NLL of every cell at each context length, with its effect there."""
-    parts = breakdown.by_context_length(analysis)
-    if not parts:
-        return []
-    names = [name for name in [analysis.reference] if name] + [c.name for c in analysis.compared]
-    digits = analysis.decimals
-    rows = [Row([p.name, quantity(p.tokens), *(_at_length(p, name, digits) for name in names)]) for p in parts]
-    trained = breakdown.trained_length(analysis.base)
-    text = (
-        f"Held-out NLL after training with windows of {trained or 'one length'}; the same tokens are scored at each "
-        "context length; mean over seeds. In brackets: the effect at that length with its pointwise 95% confidence "
-        "interval. * significant after Holm's correction across the table."
-    )
-    reasons = {reason for part in parts for reason in part.reasons.values()}
-    text += f" “cannot”: {'; '.join(sorted(reasons))}." if reasons else ""
-    return [text, Table(["context", "tokens", *names], rows), *_pick(drawn, "context_lengths")]
-
-
-def _at_length(part: breakdown.Part, name: str, digits: int) -> str:
-    if name not in part.means:
-        return "cannot" if name in part.reasons else DASH
-    contrast = part.effects.get(name)
-    effect = f" ({_starred(contrast, digits)})" if contrast and contrast.effect else ""
-    return plain(part.means[name], digits) + effect
-
-
-def _starred(contrast: Contrast, digits: int) -> str:
-    significant = bool(contrast.effect and (p := contrast.effect.p_joint) is not None and p <= 0.05)
-    return with_margin(contrast.effect, digits) + (" *" if significant else "")
 
 
 def costs(analysis: Analysis) -> list[Block]:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
+    from ablatrix.orchestrator.report.figure_data import Figure
 
 MANY = 30  # domains; a longer table is folded away
+STARRED = "* significant after correction across the table."
 HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents", "SE combined", "95% interval"]
 
 
@@ -59,27 +61,54 @@ def domains(analysis: Analysis) -> list[Block]:
     parts = breakdown.by_domain(analysis)
     if not parts:
         return []
-    names = [cell.name for cell in analysis.compared]
-    reference, digits = analysis.reference or "", analysis.decimals
-    rows = [Row([d.name, quantity(d.tokens), *_of_domain(d, reference, names, digits)]) for d in parts]
+    names, reference = [cell.name for cell in analysis.compared], analysis.reference or ""
+    rows = []
+    for part in parts:
+        base = plain(part.means.get(reference), analysis.decimals)
+        rows.append(Row([part.name, quantity(part.tokens), base, *_effects(part, names, analysis)]))
     text = (
         "Held-out NLL of the baseline by domain, and each cell's effect there with its pointwise 95% confidence "
-        "interval. * significant after correction across the table. † differs from the cell's effect on the whole "
-        "held-out text, seed by seed, after correction across the table."
+        f"interval. {STARRED} † differs from the cell's effect on the whole held-out text, seed by seed, after "
+        "correction across the table."
     )
     table = Table(["domain", "tokens", reference, *names], rows)
     return [text, table] if len(rows) <= MANY else [text, Folded(f"{len(rows)} domains", [table])]
 
 
-def _of_domain(part: breakdown.Part, reference: str, names: Sequence[str], digits: int) -> list[str]:
-    """Return the reference's NLL in a domain, and the effect of each cell there."""
-    return [plain(part.means.get(reference), digits), *(_effect(part, name, digits) for name in names)]
+def context_lengths(analysis: Analysis, figure: Figure | None) -> list[Block]:
+    """Return the held-out NLL of every cell at each context length, with its effect there."""
+    parts = breakdown.by_context_length(analysis)
+    if not parts:
+        return []
+    names, reference = [cell.name for cell in analysis.compared], analysis.reference or ""
+    rows = []
+    for part in parts:
+        means = [plain(part.means.get(name), analysis.decimals) for name in names]
+        effects = _effects(part, names, analysis)
+        cells = [mean if effect == DASH else f"{mean} ({effect})" for mean, effect in zip(means, effects, strict=True)]
+        base = plain(part.means.get(reference), analysis.decimals)
+        shown = dict(zip([reference, *names], [base, *cells], strict=True))
+        texts = ["cannot" if text == DASH and n in part.reasons else text for n, text in shown.items()]
+        rows.append(Row([part.name, quantity(part.tokens), *texts]))
+    trained = breakdown.trained_length(analysis.base)
+    text = (
+        f"Held-out NLL after training with windows of {trained or 'one length'}; the same tokens are scored at each "
+        "context length; mean over seeds. In brackets: the effect at that length with its pointwise 95% confidence "
+        f"interval. {STARRED}"
+    )
+    reasons = {reason for part in parts for reason in part.reasons.values()}
+    text += f" “cannot”: {'; '.join(sorted(reasons))}." if reasons else ""
+    return [text, Table(["context", "tokens", reference, *names], rows), *([figure] if figure else [])]
 
 
-def _effect(part: breakdown.Part, name: str, digits: int) -> str:
-    effect, excess = part.effects[name], part.excess.get(name)
-    marks = ("*" if _is_significant(effect) else "") + ("†" if excess and _is_significant(excess) else "")
-    return with_margin(effect.effect, digits) + (f" {marks}" if marks else "")
+def _effects(part: breakdown.Part, names: Sequence[str], analysis: Analysis) -> list[str]:
+    """Return the effect of each cell in a part, with its marks."""
+    found = []
+    for name in names:
+        effect, excess = part.effects[name], part.excess.get(name)
+        marks = ("*" if _is_significant(effect) else "") + ("†" if excess and _is_significant(excess) else "")
+        found.append(with_margin(effect.effect, analysis.decimals) + (f" {marks}" if marks else ""))
+    return found
 
 
 def _is_significant(contrast: Contrast) -> bool:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ablatrix.orchestrator.status import device_hours
 from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.store.study_dir import STUDY, read_plan
-from ablatrix.orchestrator.study.designs import AA
+from ablatrix.orchestrator.study.designs import is_aa
 from ablatrix.orchestrator.study.forecast import Noise
 from ablatrix.orchestrator.study.metric import of_record
-from ablatrix.orchestrator.study.tuning import arm_of
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
@@ -66,7 +65,9 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
             if summary is None:
                 continue
             read += 1
-            compared = run.get("size") in sizes and run["seed"] not in tune and not _is_aa(run)
+            # the seeds of an A/A check are not those of the other cells, and leave their noise in it
+            apart = run["seed"] in tune or is_aa(run["cell"], run.get("features") or ())
+            compared = run.get("size") in sizes and not apart
             if compared and (value := _final_value(summary, measure)) is not None:
                 values[run["cell"]][run["seed"]] = value
             if cell and (hours := _wall_hours(study / run["id"])):
@@ -76,11 +77,6 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
             source = f"measured in {study}, its upper {LIMIT:.0%} limit"
             best, noise = freedom, Noise(_upper_limit(sigma, freedom), source)
     return EarlierResults(noise, {cell: fmean(found) for cell, found in times.items() if found})
-
-
-def _is_aa(run: Mapping[str, Any]) -> bool:
-    """True for a run of the A/A check: its seeds are not those of the other cells, and leave their noise in it."""
-    return arm_of(run["cell"]) == AA and not run.get("features")
 
 
 def _cells_to_time(runs: Sequence[Run]) -> dict[str, str]:

@@ -31,6 +31,7 @@ from ablatrix.trainer.rundir.program import ROOT
 PACKAGE = "ablatrix"
 LINKED = ("models", "orchestrator", "sbatch", "trainer")  # folders of a checkout to which links in PACKAGE point
 NOT_FOR_JOBS = ("tests", "benchmarks", "docs", "tools")  # folders of a checkout; a study may still name modules there
+_MAY_REFER = re.compile(r"\w:\w")  # in the text of a configuration, where a colon after a key has a blank behind it
 NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the first digits of a hash of its content
 
 
@@ -160,7 +161,8 @@ def own_modules(value: Any) -> set[str]:
 
 def own_modules_of(runs: Iterable[Path]) -> set[str]:
     """Return `own_modules` of the configurations in these run folders."""
-    return set().union(*(own_modules(run_files.read_json(folder / run_files.CONFIG)) for folder in runs))
+    texts = (run_files.read_text(folder / run_files.CONFIG) for folder in runs)
+    return set().union(*(own_modules(run_files.parse_json(text)) for text in texts if _MAY_REFER.search(text)))
 
 
 def _own_files(folder: Path, modules: Iterable[str]) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from ablatrix.orchestrator.study import screening
 from ablatrix.orchestrator.study.experiment import NAME, Experiment, Loaded
 from ablatrix.orchestrator.study.looks import AdaptiveSeeds
 from ablatrix.orchestrator.study.sbatch_options import minutes
+from ablatrix.orchestrator.study.scale import SEPARATOR
 from ablatrix.trainer.config import keys
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.suggestions import nearest
@@ -87,6 +88,11 @@ def _plackett_burman(groups: Groups, number: int | None) -> Iterator[tuple[str, 
     yield from _screened(groups, _screen("plackett_burman", number, len(groups)))
 
 
+def is_aa(cell: str, features: Sequence[str]) -> bool:
+    """True for the cell of the A/A check, also at a size or at a value of a tuned setting."""
+    return cell.partition(SEPARATOR)[0] == AA and not features
+
+
 def _aa(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
     """The baseline with other seeds."""
     yield AA, ()
@@ -125,7 +131,7 @@ def expand_cells(loaded: Loaded) -> list[Cell]:
         key = frozenset(features)
         if number == MOST_COMBINATIONS or len(chosen) > MOST_CELLS:
             raise ConfigError([f"{where}more than {MOST_CELLS:,} cells; use {{factorial: 2}} or fewer features"])
-        if name == AA and not features:
+        if is_aa(name, features):
             continue
         if key in chosen or any(combination <= key for combination in excluded):
             continue

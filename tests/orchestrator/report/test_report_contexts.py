@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ablatrix.models.config import GPTConfig
-from ablatrix.orchestrator.report import breakdown, document, figures, methods
+from ablatrix.orchestrator.report import breakdown, figures, heldout_text, methods
 from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.content import Table
 from tests.support.reports import analyse_folder, analyse_plan, write_html, write_markdown
@@ -46,7 +46,7 @@ def test_means_effects_and_what_cannot_be(tmp_path: Path) -> None:
 
 def test_table_and_pages(tmp_path: Path) -> None:
     analysis = analyzed(tmp_path)
-    text, table = document.context_lengths(analysis, {})
+    text, table = heldout_text.context_lengths(analysis, None)
     assert isinstance(text, str) and isinstance(table, Table)
     assert "“cannot”: learned positions end at 64." in text
     assert table.head == ["context", "tokens", "baseline", "alibi", "rope", "swiglu", "all_on"]
@@ -65,7 +65,7 @@ def test_curve_of_each_cell(tmp_path: Path) -> None:
 def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
     analysis = analyzed(tmp_path, lengths=())
     assert breakdown.by_context_length(analysis) == [] and figures.context_lengths(analysis) is None
-    assert document.context_lengths(analysis, {}) == []
+    assert heldout_text.context_lengths(analysis, None) == []
     folder = tmp_path / "damaged"
     states = write_study(folder, Plan(features=POSITIONS, contexts=(64,)))
     for path in folder.glob("*/summary.json"):
