@@ -22,6 +22,8 @@ KERNELS = {
     "_HeadLossBackward": HEAD,
     "_BlockAttention": ATTENTION,
     "_BlockAttentionBackward": ATTENTION,
+    "_CompiledAttention": ATTENTION,
+    "_CompiledAttentionBackward": ATTENTION,
 }
 
 
