@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablatrix.models import native
+from ablatrix.models import cpu_kernels, native
 from ablatrix.models.cpu_kernels import TiledHeadLoss
 from ablatrix.models.native import address
 
@@ -37,7 +37,6 @@ class CompiledHeadLoss(TiledHeadLoss):
     """`TiledHeadLoss` with gradients, by the compiled kernels in float32."""
 
     block = 64  # ROWS of the C++ code
-    narrow = 0
 
     def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
         super().__init__(x, weight, targets, scale, torch.float32, needs_grad=True)
@@ -45,6 +44,9 @@ class CompiledHeadLoss(TiledHeadLoss):
         assert library is not None  # `find`
         self.library = library
         self.threads = torch.get_num_threads()
+
+    def chunk_rows(self, width: int) -> int:
+        return cpu_kernels.ROWS
 
     def _forward(self, xt: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         (c, n), size = xt.shape, self.padded(xt.shape[1])
@@ -78,7 +80,6 @@ class AmxHeadLoss(TiledHeadLoss):
     """`TiledHeadLoss` with gradients, by the compiled kernels in bfloat16; the weight is rounded where it is used."""
 
     block = word_block = 32
-    narrow = 0
     rounds_weight = False
 
     def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
@@ -88,6 +89,9 @@ class AmxHeadLoss(TiledHeadLoss):
         self.library = library
         self.threads = torch.get_num_threads()
         self.scratch = torch.empty(self.threads, 256 * (2 * weight.shape[1] + 16), dtype=torch.bfloat16)
+
+    def chunk_rows(self, width: int) -> int:
+        return 2 * super().chunk_rows(width)  # the weight's gradient is added to for each chunk
 
     def _forward(self, xt: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         (c, n), size = xt.shape, self.padded(xt.shape[1])

@@ -204,8 +204,7 @@ class TiledHeadLoss:
 
     block = 1  # rows of a chunk are rounded up to a multiple of it
     word_block = 1  # and words
-    narrow = NARROW
-    rounds_weight = True
+    rounds_weight = True  # to the type of the products, for all chunks at once
 
     def __init__(
         self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, *, needs_grad: bool
@@ -215,7 +214,7 @@ class TiledHeadLoss:
         self.needs_grad = needs_grad
         (n, c), v = x.shape, weight.shape[0]
         room = -(-v // self.word_block) * self.word_block
-        self.rows = ROWS if c > self.narrow else max(1, ROWS // 2)
+        self.rows = self.chunk_rows(c)
         rows = self.padded(min(self.rows, n))
         words = max(1, TILE // rows)
         self.tiles = [(start, min(start + words, v)) for start in range(0, v, words)]
@@ -225,6 +224,10 @@ class TiledHeadLoss:
         if needs_grad:
             self.dx = torch.empty(n, c)
             self.dw = torch.empty(room, c)[:v]
+
+    def chunk_rows(self, width: int) -> int:
+        """Return the number of rows of a chunk that is fastest at this number of channels."""
+        return ROWS if width > NARROW else max(1, ROWS // 2)
 
     def padded(self, rows: int) -> int:
         """Return the number of rows rounded up to whole blocks."""
