@@ -17,7 +17,6 @@ from ablatrix.orchestrator.report.formatting import (
     decimals_for,
     join_names,
     p_equals,
-    p_text,
     plain,
     quantity,
     signed,
@@ -116,8 +115,6 @@ def blocks(analysis: Analysis, drawn: Figure | None) -> list[Block]:
     found: list[Block] = [intro, *([drawn] if drawn else []), *[sentence(trend, analysis) for trend in trends]]
     if not any(trend.line for trend in trends):
         found.append("There is no line over compute: that takes the FLOPs of the runs, and intervals at two sizes.")
-    else:
-        found.append(_trend_table(trends))
     return [*found, Heading("Each size"), _size_table(trends, analysis)]
 
 
@@ -146,28 +143,6 @@ def sentence(trend: Trend, analysis: Analysis) -> str:
 def _digits(trend: Trend) -> int:
     assert trend.line is not None
     return decimals_for(max(trend.line.slope_error * TENFOLD, 1e-9), 3)
-
-
-def _trend_table(trends: Sequence[Trend]) -> Table:
-    rows = []
-    for trend in trends:
-        if trend.line is None:
-            rows.append(Row([trend.cell, *[DASH] * 6]))
-            continue
-        digits, (low, high, p) = _digits(trend), trend.line.slope_interval
-        ahead = trend.ahead
-        cells = [
-            trend.cell,
-            signed(trend.line.slope * TENFOLD, digits),
-            span_text(low * TENFOLD, high * TENFOLD, digits),
-            p_text(p),
-            p_text(trend.line.lack_of_fit),
-            f"{signed(ahead.effect, digits)} ({span_text(ahead.seen_low, ahead.seen_high, digits)})" if ahead else DASH,
-            quantity(ahead.compute, "FLOPs") if ahead else DASH,
-        ]
-        rows.append(Row(cells))
-    head = ["cell", "per tenfold compute", "95% interval", "p of no slope", "p of lack of fit"]
-    return Table([*head, "extrapolated (95% prediction)", "at"], rows)
 
 
 def _size_table(trends: Sequence[Trend], analysis: Analysis) -> Table:
