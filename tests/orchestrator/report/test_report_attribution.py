@@ -134,3 +134,20 @@ def test_first_in_and_last_in_are_columns_of_the_table(tmp_path: Path) -> None:
     assert list(table.head) == ["feature", "share", "95% interval", "first in", "last in"]
     assert [row.cells[0] for row in table.rows][-2:] == ["three or more", "all on"]
     assert record_of(analysis)["attribution"]["first_in"][0]["name"] == "swiglu"
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_pictures_of_a_factorial_with_long_names_have_room_for_their_bars(tmp_path: Path, width: float) -> None:
+    features = {f"a_very_long_feature_name_that_someone_wrote_{i}": {"trainer.warmup_steps": 20 + i} for i in range(3)}
+    cells = {"+".join(on) or "baseline": list(on) for size in range(4) for on in combinations(features, size)}
+    analysis = analyse_plan(tmp_path, Plan(features=features, cells=cells, rows=8))
+    drawn = {figure.name: figure for figure in figures.build_figures(analysis, "")}
+    for name in ("effects", "interactions", "attribution"):
+        with drawing.settings():
+            canvas = drawing.layout(drawn[name], width)
+            canvas.draw_without_rendering()
+            texts = [text.get_window_extent() for axes in canvas.axes for text in axes.get_yticklabels()]
+            texts += [text.get_window_extent() for axes in canvas.axes for text in axes.texts]
+        assert min(axes.get_position().width for axes in canvas.axes) * width > 0.9
+        assert min(box.x0 for box in texts) >= 0
+        assert max(box.x1 for box in texts) <= width * drawing.DPI + 1
