@@ -25,7 +25,7 @@ app = typer.Typer(
 
 File = Annotated[
     Path,
-    typer.Argument(help="the experiment: a file, or file.yaml#config for one of its configs"),
+    typer.Argument(help="the experiment: a file, file.yaml#config for one of its configs, or a name on ABLATRIX_PATH"),
 ]
 Target = Annotated[str | None, typer.Argument(help="study folder or name; default: the one submitted last")]
 Output = Annotated[Path, typer.Option("--output", help="where studies are")]

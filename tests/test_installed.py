@@ -159,10 +159,10 @@ def test_hints_name_the_command_that_was_typed(ablatrix: Path, tmp_path: Path) -
     assert f"{ablatrix} warm-cache --tokenizer sample --cache-dir" in told, "a trainer's log is read anywhere"
 
 
-def test_job_scripts(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:
+def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:
     call(ablatrix, "init", "studies", folder=tmp_path)
-    words = ("plan", "studies/ablation#quick", "--sbatch", "--launcher", "sbatch")
-    script = call(ablatrix, *words, folder=tmp_path, ABLATRIX_CACHE=offline_cache)
+    places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_PATH": tmp_path / "studies"}
+    script = call(ablatrix, "plan", "ablation#quick", "--sbatch", "--launcher", "sbatch", folder=tmp_path, **places)
     assert f"{ablatrix.parent / 'python'} -P -m ablatrix.orchestrator.job.task out/ablation-quick/baseline-" in script
     assert call(ablatrix, "schema", folder=tmp_path) == (tmp_path / "studies" / "schema.json").read_text()
     assert not (tmp_path / "out").exists()

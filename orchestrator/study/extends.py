@@ -86,7 +86,9 @@ class Reader:
         source = Source(path, name) if name in configs else find_file.find(name, path.parent)
         if source is None:
             here = f", and no config of this file{nearest(name, configs)}" if configs else ""
-            raise UserError(f"{path.parent / find_file.read_name(name).path}: no such file{here}")
+            raise UserError(
+                f"{path.parent / find_file.read_name(name).path}: no such file{here}{find_file.list_search_path()}"
+            )
         if source.config is not None and source.path != path:
             _refuse_unknown(source, configs_of(self.file(source.path)))
         return source

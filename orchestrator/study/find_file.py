@@ -1,10 +1,13 @@
-"""Find an experiment file by its path; `file.yaml#large` is a config in a file."""
+"""Find an experiment file: a path, or a name on ABLATRIX_PATH; `file.yaml#large` is a config in a file."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+SEARCH_PATH = "ABLATRIX_PATH"
 SUFFIXES = ("", ".yaml", ".yml")
 
 
@@ -20,13 +23,20 @@ class Source:
 
 
 def find(text: str, beside: Path = Path()) -> Source | None:
-    """Return the file that `text` names, None if there is none. The suffix may be left out.
+    """Return the file that `text` names, None if there is none.
 
-    beside: the folder that a relative path starts from.
+    A path from the folder `beside` comes first, then a name on ABLATRIX_PATH; the suffix may be left out.
     """
-    readings = [(suffix, source) for suffix in SUFFIXES for source in _readings(text)]
-    found = (Source(beside / f"{source.path}{suffix}", source.config) for suffix, source in readings)
-    return next((source for source in found if _is_file(source.path)), None)
+    return next((source for source in _candidates(text, beside) if _is_file(source.path)), None)
+
+
+def _candidates(text: str, beside: Path) -> Iterator[Source]:
+    for source in _readings(text):
+        yield Source(beside / source.path, source.config)
+    for source in _readings(text):
+        for folder in (*folders(), beside):
+            for suffix in SUFFIXES:
+                yield Source(folder / f"{source.path}{suffix}", source.config)
 
 
 def read_name(text: str) -> Source:
@@ -38,6 +48,21 @@ def _readings(text: str) -> list[Source]:
     """Return the ways to read `text`: a file may have a `#` in its name, which comes first."""
     name, hash_sign, config = text.rpartition("#")
     return [Source(Path(text)), *([Source(Path(name), config)] if hash_sign and name else [])]
+
+
+def folders() -> list[Path]:
+    """Return the entries of ABLATRIX_PATH."""
+    entries = filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep))
+    return [Path(os.path.expanduser(entry)) for entry in entries]  # noqa: PTH111  (Path raises for an unknown user)
+
+
+def list_search_path() -> str:
+    """Return what ABLATRIX_PATH offers, for the message that a file does not exist; '' if it is not set."""
+    offers = []
+    for folder in folders():
+        names = ", ".join(sorted(path.name for path in folder.glob("*.y*ml"))[:8]) or "no *.yaml"
+        offers.append(f"{folder} has: {names}" if folder.is_dir() else f"{folder}: no such folder")
+    return f"; on {SEARCH_PATH}, {'; '.join(offers)}" if offers else ""
 
 
 def _is_file(path: Path) -> bool:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
     """Return the experiment in a file. Raise ConfigError with every problem.
 
-    path: a file, or `file.yaml#config`.
+    path: a file, `file.yaml#config`, or a name on ABLATRIX_PATH.
     sets: `key=value` texts of the command line; they override everything.
     """
     source = find_file.find(str(path)) or find_file.read_name(str(path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ablatrix.orchestrator.study import yaml_errors
+from ablatrix.orchestrator.study import find_file, yaml_errors
 from ablatrix.orchestrator.study.literals import keep_spelling
 from ablatrix.trainer.config.yaml_core import PATTERNS, TAGS, CoreLoader
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
@@ -118,7 +118,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []
         hint = f"; {path.parent} has: {', '.join(near)}" if near else ""
-        raise UserError(f"{path}: no such experiment file{hint}") from None
+        raise UserError(f"{path}: no such experiment file{hint}{find_file.list_search_path()}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{str(path)!r}: cannot be read: {reason}") from None

@@ -33,6 +33,11 @@ configs:
 """
 
 
+@pytest.fixture(autouse=True)
+def no_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ABLATRIX_PATH", raising=False)
+
+
 def write(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
@@ -144,12 +149,25 @@ def test_a_file_whose_name_has_a_hash_is_that_file(tmp_path: Path) -> None:
     assert load(write(tmp_path, "a#b.yaml", "name: x\n")).experiment.name == "x"
 
 
-def test_shared_files_are_named_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_found_by_name_on_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "lab", "sizes.yaml", SIZES)
     write(tmp_path / "lab", "site.yml", "slurm: {partition: lab}\n")
-    path = write(tmp_path, "e.yaml", "name: e\nextends: '${env:LAB}/site'\n")
-    monkeypatch.setenv("LAB", str(tmp_path / "lab"))
+    monkeypatch.setenv("ABLATRIX_PATH", f"{tmp_path / 'nowhere'}:{tmp_path / 'lab'}")
+    assert load("sizes#large").experiment.name == "sizes-large"
+    assert load("sizes.yaml").source.path == tmp_path / "lab" / "sizes.yaml"
+    path = write(tmp_path, "e.yaml", "name: e\nextends: [site, sizes]\n")
     assert load(path).experiment.slurm.partition == "lab"
-    assert "size: no such experiment file" in fault("size")
+    mine = write(tmp_path, "site.yml", "slurm: {partition: mine}\n")
+    assert load(mine.with_name("e.yaml"), "name=x").experiment.slurm.partition == "lab", "site is no name beside it"
+    near = write(tmp_path, "f.yaml", "name: e\nextends: site.yml\n")
+    assert load(near).experiment.slurm.partition == "mine", "the folder of the file comes first"
+    missing = fault("size")
+    assert "size: no such experiment file" in missing
+    assert (
+        f"on ABLATRIX_PATH, {tmp_path / 'nowhere'}: no such folder; {tmp_path / 'lab'} has: site.yml, sizes.yaml"
+        in missing
+    )
+    assert ": no such folder" in fault(write(tmp_path, "g.yaml", "name: e\nextends: sise\n"))
 
 
 def test_the_suffix_of_a_file_may_be_left_out(tmp_path: Path) -> None:
