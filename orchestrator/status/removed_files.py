@@ -106,9 +106,11 @@ def _report(study: Study) -> Iterator[str]:
 def _snapshots(study: Study) -> Iterator[str]:
     folders = [run.folder for run in study.runs]
     store, modules = study_dir.snapshot_store(study.folder), code_snapshot.own_modules_of(folders)
-    for name in provenance.snapshots_of(folders):
+    for name, has_patch in sorted(provenance.snapshots_of(folders).items()):
         removed = code_snapshot.removed_files(store / name, modules)
         if removed is None:
             yield f"a file of the code snapshot {store / name} (of code that has changed)"
         elif removed:
             yield f"{_enumerate(removed)} of the code snapshot {store / name} (submit writes it again)"
+        if has_patch and not (store / f"{name}.patch").exists():
+            yield f"{store / name}.patch (nothing needs it)"

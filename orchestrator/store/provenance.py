@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.store import code_snapshot
+from ablatrix.orchestrator.study import secrets
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.files import atomic_write
 
@@ -21,14 +23,22 @@ VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submiti
 FACTS = (*recorded_inputs.SETTINGS, "continued_from")  # of one run; `write` keeps them
 # Environment variables that are recorded: none that could hold a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
+# Options that make the patch independent of the user's git configuration, in the form that `secrets.mask_patch` parses
+PATCH = (
+    *("-c", "core.quotePath=true", "diff", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--unified=3", "--inter-hunk-context=0"),
+    "--diff-algorithm=myers",
+)
 
 
 def collect(code: Path) -> dict[str, Any]:
     """Return what all runs of a submission share in provenance.json. Never the values of secrets."""
+    dirty = code_snapshot.git("status", "--porcelain").strip()
     return {
         "code_snapshot": code.name,
         "git_commit": code_snapshot.git("rev-parse", "HEAD").strip() or None,
-        "git_dirty": bool(code_snapshot.git("status", "--porcelain").strip()),
+        "git_dirty": bool(dirty),
+        "git_patch_sha256": save_patch(code) if dirty else None,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
@@ -63,10 +73,25 @@ def _replace(folder: Path, record: Mapping[str, Any]) -> None:
     atomic_write(folder / run_files.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
 
 
-def snapshots_of(runs: Iterable[Path]) -> list[str]:
-    """Return the names of the code snapshots of these runs."""
-    names = (_read(run).get("code_snapshot") for run in runs)
-    return sorted({name for name in names if isinstance(name, str) and code_snapshot.NAME.fullmatch(name)})
+def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:
+    """Return the code snapshots of these runs: name -> True if a patch with uncommitted changes belongs to it."""
+    found: dict[str, bool] = {}
+    for record in map(_read, runs):
+        name = record.get("code_snapshot")
+        if isinstance(name, str) and code_snapshot.NAME.fullmatch(name):
+            found[name] = found.get(name, False) or isinstance(record.get("git_patch_sha256"), str)
+    return found
+
+
+def save_patch(code: Path) -> str | None:
+    """Write the uncommitted changes to <snapshot>.patch, secrets masked, and return the SHA-256; None for no change."""
+    patch = secrets.mask_patch(code_snapshot.git(*PATCH, "HEAD"))
+    if not patch:
+        return None
+    path = code.with_name(f"{code.name}.patch")
+    if not path.exists():
+        atomic_write(path, patch)
+    return hashlib.sha256(patch.encode()).hexdigest()
 
 
 def _package_versions() -> dict[str, str]:

@@ -44,7 +44,7 @@ def prune(store: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a snapshot, unless a submit has taken it meanwhile."""
+    """Remove a snapshot and its patch, unless a submit has taken it meanwhile."""
     taken = path.stat().st_mtime
     half = path.with_name(f".{path.name}.{os.getpid()}.gone.tmp")
     path.rename(half)  # from here on a submit writes it again
@@ -53,6 +53,7 @@ def remove(path: Path) -> None:
             half.rename(path)
             return
     shutil.rmtree(half, ignore_errors=True)
+    path.with_name(f"{path.name}.patch").unlink(missing_ok=True)
 
 
 def _snapshots(store: Path) -> list[Path]:

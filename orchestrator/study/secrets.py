@@ -1,4 +1,4 @@
-"""Find secrets in experiment files and arguments, by the name of a key or by the form of a value.
+"""Find secrets in experiment files, arguments and patches, by the name of a key or by the form of a value.
 
 Experiment files and --set must not hold any, because the folder of every run would keep them. A message gives the
 place and the key, never the value.
@@ -73,6 +73,19 @@ FILES = (
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
     *("credentials*", "*credentials.json", "secret.*", "secrets.*", "*.secret", "pip.conf", "wandb-settings"),
 )
+_KEY_BLOCK = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:\n(?!.-----END)(?!diff --git).*)*")
+_QUOTED = re.compile(r"(?<![\w.-])(?P<name>[\w.-]+)[\"']?\s*[:=]\s*(?P<quote>[\"'])(?P<value>[^\"'\n]{6,})(?P=quote)")
+_PLAIN = re.compile(
+    r"^[-+ ]?[ \t]*(?:export[ \t]+|-[ \t]+)?(?P<name>[\w.-]+)[ \t]*[:=][ \t]*(?P<value>[^\s\"'].*)$", re.MULTILINE
+)
+# Git repeats the file's name here; unusual names are quoted and escaped
+_HEADER = re.compile(
+    r"diff --git (?:a/(?P<plain>.{1,9999}) b/(?P=plain)|\"a/(?P<quoted>.{1,9999})\" \"b/(?P=quoted)\")"
+)
+# Git appends a truncated earlier line to the line numbers of a hunk
+_HEADING = re.compile(r"^(@@ [-+\d, ]+ @@).+$", re.MULTILINE)
+CODE = (".py", ".js", ".j2", ".c", ".cpp", ".cu", ".rs", ".md", ".html", ".css")
+MASK = "<masked>"
 ESCAPE = "not_secret"  # key of an experiment file: names of settings that only look like secrets
 _ADVICE = (
     "it would be kept in every run's folder: set it as a variable of your shell and name that under `export:`, "
@@ -240,3 +253,39 @@ def _is_token(words: list[str]) -> bool:
 
 def _without_use(words: list[str]) -> list[str]:
     return words[:-1] if words[-1:] and words[-1] in USES else words
+
+
+# ---- patches
+
+
+def mask_patch(patch: str) -> str:
+    """Return a git patch with its secrets masked; other lines are unchanged.
+
+    The patch has the prefixes a/ and b/ and no renames or colors; parts in another form are left out.
+    """
+    parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
+    return "".join(_mask_file(part) for part in parts if part)
+
+
+def _mask_file(part: str) -> str:
+    header = part.partition("\n")[0]
+    found = _HEADER.fullmatch(header)
+    if not found:
+        return "# left out: cannot tell which file these lines belong to\n"
+    path = found["plain"] or found["quoted"]
+    if is_secret_file(path):
+        return f"{header}\n# left out: the name says that it holds secrets\n"
+    part = _HEADING.sub(r"\1", part)
+    part = _KEY_BLOCK.sub(rf"\1 {MASK}", part)
+    for pattern in _FORMS.values():
+        part = pattern.sub(MASK, part)
+    part = _QUOTED.sub(_without_value, part)
+    # in code, an unquoted value is an expression
+    return part if path.endswith(CODE) else _PLAIN.sub(_without_value, part)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    if not (is_secret_name(found["name"]) and is_secret_value(found["name"], found["value"])):
+        return found[0]
+    start = found.start()
+    return found[0][: found.start("value") - start] + MASK + found[0][found.end("value") - start :]

@@ -73,13 +73,14 @@ def _study_files(study: Study, checkpoints: bool) -> dict[str, Path | bytes]:
 
 
 def _code_files(study: Study, notes: list[str]) -> dict[str, Path | bytes]:
-    """Return the code snapshots that the runs were submitted with."""
+    """Return the code snapshots that the runs were submitted with, and the patches of uncommitted changes."""
     store, found = study_dir.snapshot_store(study.folder), dict[str, Path | bytes]()
     for name in provenance.snapshots_of(run.folder for run in study.runs):
         if code_snapshot.removed_files(store / name) != []:
             notes.append(f"{store / name}: is gone or was changed, so that the runs cannot be replayed with their code")
             continue
         paths = [path for path in (store / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        paths += [path for path in [store / f"{name}.patch"] if path.is_file()]
         found |= {f"{study_dir.SNAPSHOTS}/{path.relative_to(store)}": path for path in paths}
     return found
 

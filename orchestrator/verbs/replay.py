@@ -239,7 +239,7 @@ def _train(folder: Path, again: Study, runs: Sequence[StudyRun], console: Consol
     for state in study_state.collect(again):
         if not state.active and state.state != "done":
             groups.setdefault(_resources(archived[state.run.id].folder), []).append(state)
-    no_git = {"git_commit": None, "git_dirty": False}  # the code is the archive's
+    no_git = {"git_commit": None, "git_dirty": False, "git_patch_sha256": None}  # the code is the archive's
     for (name, threads, processes), group in groups.items():
         code = folder / study_dir.SNAPSHOTS / name
         settings = SlurmSettings(cpus_per_task=threads, processes_per_node=processes)

@@ -92,6 +92,7 @@ def test_no_canary_is_written_or_printed(workspace: Workspace, launcher: str, se
     assert not found and not in_cache and not printed
     snapshots = workspace.folder / "out/.snapshots"
     assert not [path for path in snapshots.rglob("*") if path.name in (".env", "id_rsa", "node.pem")]
+    assert list(snapshots.glob("*.patch")), "the checkout was dirty"
     _jobs_saw_the_list(workspace, secrets)
     detail = f"{files + cached:,} files and {len(session.printed):,} characters of output: 0 hits"
     tally(f"planted secrets stay where they are ({launcher})", len(secrets), detail)

@@ -1,11 +1,13 @@
-"""Secrets in experiment files and on the command line are found, and no message repeats them."""
+"""Secrets in experiment files, on the command line and in patches are found, and no message repeats them."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from ablatrix.orchestrator.store import code_snapshot, provenance
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import secrets
 from ablatrix.orchestrator.study.load import load_experiment
@@ -213,3 +215,100 @@ def test_the_command_line_reports_it_in_one_line(workspace: Workspace) -> None:
     refused = workspace.run("submit", study, "--launcher", "local", code=2)
     (line,) = refused.stderr.splitlines()
     assert "study.yaml:" in line and "env.WANDB_API_KEY" in line and "0123456789abcdef" not in line
+
+
+# ---- patches
+
+PATCH = """\
+diff --git a/{file} b/{file}
+index 83db48f..bf2a1c3 100644
+--- a/{file}
++++ b/{file}
+@@ -1,3 +1,4 @@
+ first = tokens[0]
+{lines}
+ last
+diff --git a/models/gpt.py b/models/gpt.py
+@@ -1 +1,2 @@
++    token = tokens[index]; api_key = os.environ["WANDB_API_KEY"]; password = getpass()
++    pad_token = "<|endoftext|>"; auth: bool = True; tokenizer = "gpt2-medium"; secret = None
+"""
+
+
+@pytest.mark.parametrize("sign", ["+", "-", " "])
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        *(("x.py", f'{key} = "{CORE}"') for key in KEYS),
+        *(("x.py", line) for line in (f"token: '{CORE}'", f'{{"token": "{CORE}"}}', f"u = 'https://me:{CORE}@h.org'")),
+        *(("a b.yaml", line) for line in (f"token: {CORE}", f"  - token: {CORE}", f"export TOKEN={CORE}")),
+        *((name, CORE) for name in (".env", "conf/prod.env", "id_rsa", "a.pem", ".netrc", "secrets.yaml")),
+        ("x.sh", f"-----BEGIN PRIVATE KEY-----\n+{CORE}\n+{CORE}\n+-----END PRIVATE KEY-----"),
+    ],
+)
+def test_secrets_are_masked_in_a_patch(file: str, line: str, sign: str) -> None:
+    patch = PATCH.format(file=file, lines=f"{sign}{line}")
+    masked = secrets.mask_patch(patch)
+    assert CORE not in masked
+    assert masked.partition("diff --git a/models")[2] == patch.partition("diff --git a/models")[2], "code was changed"
+
+
+GIT_SETTINGS = (
+    *("color.ui=always", "color.diff=always", "diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.external=cat"),
+    *(
+        "core.quotePath=false",
+        "diff.renames=copies",
+        "diff.context=90",
+        "diff.interHunkContext=90",
+        "diff.lab.command=cat",
+    ),
+    *("diff.algorithm=histogram", "diff.wsErrorHighlight=all", "diff.colorMoved=zebra", "diff.submodule=log"),
+    *("diff.lab.textconv=tac", "diff.lab.xfuncname=.*", "diff.relative=true", "diff.srcPrefix=x/", "diff.dstPrefix=y/"),
+)
+
+
+def dirty_checkout(folder: Path) -> None:
+    """Secrets in what is committed, changed, moved, of unusual names, and in the line that heads a hunk."""
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    lines = [f"db_password: {CORE}", *(f"  line: {number}" for number in range(40))]
+    for name in ("settings.yaml", "é b.yaml", ".env", "x\ty.pem"):
+        (folder / name).write_text("\n".join(lines))
+    (folder / ".gitattributes").write_text("* diff=lab\n")
+    git = ["git", "-C", folder, "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "all"], check=True)
+    lines[1:3] = [f"  hf_token: {CORE}", f'  url: "https://me:{CORE}@example.org"']
+    for name in ("settings.yaml", "é b.yaml", "x\ty.pem"):
+        (folder / name).write_text("\n".join([*lines[:30], "  other: 1", *lines[31:]]))
+    subprocess.run(["git", "-C", folder, "mv", ".env", "notes.txt"], check=True)
+
+
+def test_the_patch_does_not_depend_on_the_settings_of_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    checkout = tmp_path / "checkout"
+    monkeypatch.setattr(code_snapshot, "code_root", lambda: checkout)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dirty_checkout(checkout)
+    patches = set()
+    for number, setting in enumerate(("core.bare=false", *GIT_SETTINGS)):
+        (tmp_path / ".gitconfig").write_text("")
+        subprocess.run(["git", "config", "--global", *setting.split("=")], check=True)
+        store = tmp_path / str(number)
+        store.mkdir()
+        provenance.save_patch(store / "code")
+        patches.add((store / "code.patch").read_text())
+    (patch,) = patches
+    assert CORE not in patch and patch.count(secrets.MASK) >= 6 and patch.count("# left out: the name says") == 2
+    tally("the patch of a dirty tree is the same under any settings of git", len(GIT_SETTINGS), "0 secrets in it")
+
+
+@pytest.mark.parametrize("header", ["\x1b[1mdiff --git a/x b/x", "diff --git x.yaml x.yaml", "diff --cc x.yaml", "x"])
+def test_lines_of_an_unknown_file_are_left_out(header: str) -> None:
+    known = "diff --git a/x.py b/x.py\n+lr = 1\n"
+    assert secrets.mask_patch(f"{header}\n+x: hunter2-canary\n{known}") == (
+        f"# left out: cannot tell which file these lines belong to\n{known}"
+    )

@@ -223,7 +223,7 @@ def test_a_runs_record_cannot_name_code_or_files_elsewhere(work: Workspace, name
     events[-1]["files"] = [*events[-1]["files"], name]
 
     runs = study_dir.load_study(folder.parent).runs
-    assert set(provenance.snapshots_of(run.folder for run in runs)) <= {record["code_snapshot"]}
+    assert provenance.snapshots_of(run.folder for run in runs).keys() <= {record["code_snapshot"]}
     assert removed_files.of_run(folder, events) == ()
 
 

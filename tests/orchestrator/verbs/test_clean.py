@@ -91,6 +91,7 @@ def test_code_that_nothing_names(study: Study) -> None:
         (store / code / "trainer" / "loop.py").write_text("x = 1\n")
         if code != FRESH:
             os.utime(store / code, (time.time() - 7200,) * 2)
+    (store / f"{OTHER}.patch").touch()
     neighbor = study.folder.parent / "t" / "run.old-1"
     neighbor.mkdir(parents=True)
     (neighbor / run_files.PROVENANCE).write_text(json.dumps({"code_snapshot": CODE}))
