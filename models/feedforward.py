@@ -8,13 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablatrix.models import custom
+from ablatrix.models.compiled_gelu import gelu
 from ablatrix.models.config import GATED, ResolvedGPTConfig, gated_hidden
 from ablatrix.models.layers import Dropout, Linear
-
-
-def gelu(x: Tensor) -> Tensor:
-    """x Phi(x) in GPT-2's tanh approximation (Hendrycks & Gimpel 2016)."""
-    return F.gelu(x, approximate="tanh")
 
 
 def relu2(x: Tensor) -> Tensor:
