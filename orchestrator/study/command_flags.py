@@ -36,6 +36,11 @@ class Flags(BaseModel):
         """True if a list is written as several words."""
         return self.lists == "words" or (self.lists is None and self.style == "--b c")
 
+    def spell_with(self, **changes: str) -> str:
+        """Return these flags with some keys changed, as YAML to copy; `style` is always named."""
+        known = {"style": self.style, **self.model_dump(exclude_defaults=True), **changes}
+        return f"{{{', '.join(f'{key}: {value}' for key, value in known.items())}}}"
+
     @model_validator(mode="after")
     def _has_flags(self) -> Flags:
         for name, value, default in (("booleans", self.booleans, "value"), ("lists", self.lists, None)):

@@ -25,6 +25,7 @@ from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.console import say
 
 if TYPE_CHECKING:
+    from ablatrix.orchestrator.study.command_flags import Flags
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
 
@@ -161,7 +162,7 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
     at = f"{loaded.at('command')}command: "
     for flag in dict.fromkeys(given):
         values = [word.partition("=")[2] for word in program.arguments if word.startswith(f"{flag}=")]
-        problem = _flag_problem(flag, values, known, text)
+        problem = _flag_problem(flag, values, known, text, loaded.experiment.flags)
         if problem:
             place = value_origins.position(loaded, start.features, keys[flag]) if flag in keys else at
             yield f"{place}{flag}: {problem}"
@@ -170,14 +171,15 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
             yield f"{at}{script} requires {flag}"
 
 
-def _flag_problem(flag: str, values: Sequence[str], known: set[str], text: str) -> str:
+def _flag_problem(flag: str, values: Sequence[str], known: set[str], text: str, flags: Flags) -> str:
+    """Return what is wrong with a flag, '' if nothing is. text: the script's --help. flags: those of the study."""
     if not any(name.startswith(flag) for name in known):  # argparse takes the beginning of a flag
         return f"the script has no such flag{nearest(flag, list(known))}"
     if values and flag in known and _takes_no_value(flag, text):
         booleans = "no-prefix" if f"--no-{flag.removeprefix('--')}" in known else "switch"
-        return f"takes no value; choose `flags: {{style: ..., booleans: {booleans}}}`"
+        return f"takes no value; write `flags: {flags.spell_with(booleans=booleans)}`"
     if any(value.startswith("[") for value in values) and re.search(rf"{re.escape(flag)} (\S+ )?\[\S+ \.\.\.\]", text):
-        return "takes several words; choose `flags: {style: ..., lists: words}`"
+        return f"takes several words; write `flags: {flags.spell_with(lists='words')}`"
     return ""
 
 

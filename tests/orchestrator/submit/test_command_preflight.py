@@ -97,7 +97,7 @@ def test_a_setting_that_the_script_does_not_know_is_named_where_it_stands(folder
     (found,) = problems(folder, "python train.py --seed={seed} {flags}", "{rate: 0.2}", "{rte: 0.2}")
     assert found.startswith(f"{folder}/study.yaml:6: --rte: the script has no such flag")
     (found,) = problems(folder, "python train.py --seed={seed} {flags}", "{rate: 0.2}", "{compile: true}")
-    assert "--compile: takes no value; choose `flags: {style: ..., booleans: switch}`" in found
+    assert "--compile: takes no value; write `flags: {style: --a.b=c, booleans: switch}`" in found
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_a_setting_that_the_script_does_not_know_is_named_where_it_stands(folder
         (
             "'--x', action=argparse.BooleanOptionalAction",
             "true",
-            "--x: takes no value; choose `flags: {style: ..., boo",
+            "--x: takes no value; write `flags: {style: --a.b=c, booleans: no-prefix}`",
         ),
         ("'-x', '--x', action='store_true', help='text'", "true", "--x: takes no value"),
         ("'--x', '--xx', action='store_true'", "true", "--x: takes no value"),
-        ("'--x', nargs='+'", "[1, 2]", "--x: takes several words; choose `flags: {style: ..., lists: words}`"),
+        ("'--x', nargs='+'", "[1, 2]", "--x: takes several words; write `flags: {style: --a.b=c, lists: words}`"),
         ("'--x', nargs='*'", "[1, 2]", "--x: takes several words"),
         ("'-x', '--x'", "true", ""),
         ("'--x', nargs='?'", "true", ""),
