@@ -174,7 +174,12 @@ def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict
         return ""
     parts = [count_skipped(r, n) + (f" (first: {first[r]})" if r in first else "") for r, n in reasons.items()]
     count, total = sum(reasons.values()), lines - skipped.get("blank", 0)
-    return f"{name}: skipped {count:,} of {total:,} lines ({count / max(total, 1):.0%}): {'; '.join(parts)}"
+    return f"{name}: skipped {count:,} of {total:,} lines ({_percent(count / max(total, 1))}): {'; '.join(parts)}"
+
+
+def _percent(share: float) -> str:
+    """Return a share above 0 as a percentage that is never 0."""
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "under 0.1%"
 
 
 def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:

@@ -12,6 +12,7 @@ import pytest
 
 from ablatrix.trainer.config import DataConfig, from_flags
 from ablatrix.trainer.data import batches, cache_builder, corpus_usage, fingerprints, token_cache
+from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import file_stamp, find_files
 from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.data.formats import detect
@@ -162,6 +163,15 @@ def test_names_with_blanks_brackets_and_foreign_bytes(tmp_path: Path, offline_ca
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "caf\udce9.jsonl")
     assert open_tokens(config_of(str(tmp_path / "link.jsonl")), offline_cache).n_documents == 12
     assert open_tokens(config_of(str(tmp_path / "caf*.jsonl")), offline_cache).n_documents == 12
+
+
+@pytest.mark.parametrize(
+    ("lines", "share"),
+    [(3004, "skipped 4 of 3,000 lines (0.1%)"), (404, "of 400 lines (1%)"), (80_004, "of 80,000 lines (under 0.1%)")],
+)
+def test_a_small_share_of_skipped_lines_is_not_0(lines: int, share: str) -> None:
+    text = describe_skipped("a.jsonl", lines, {"not_json": 4, "blank": 4}, {})
+    assert f"{share}: 4 lines that are not JSON" in text
 
 
 def test_skipped_lines_are_told_with_the_first_one(shards: Path, offline_cache: Path) -> None:
