@@ -99,13 +99,16 @@ def _find_start(folder: Path, before: RunConfig, config: RunConfig) -> int | Non
 
 
 def describe(runs: Iterable[Run], found: Mapping[str, EarlierRun]) -> list[str]:
-    """Return a line for each change of settings: what changed, and which earlier runs stay."""
+    """Return a line for each change of settings: the cells, what changed, and which earlier runs are replaced."""
     groups: dict[str, list[tuple[Run, EarlierRun]]] = {}
     for run in runs:
         earlier = found.get(run.id)
         if earlier:
             groups.setdefault(_describe_changes(earlier), []).append((run, earlier))
-    return [f"{changes}: {_describe_group(members)}" for changes, members in groups.items()]
+    return [
+        f"{list_names(list(dict.fromkeys(run.cell for run, _ in members)))}: {changes}: {_describe_group(members)}"
+        for changes, members in groups.items()
+    ]
 
 
 def _describe_changes(earlier: EarlierRun) -> str:
@@ -123,7 +126,11 @@ def _spell(value: Any) -> str:
 def _describe_group(members: Sequence[tuple[Run, EarlierRun]]) -> str:
     names = [earlier.folder.name for _, earlier in members]
     noun = "finished run" if all(earlier.finished for _, earlier in members) else "earlier run"
-    text = f"{count(names, noun)} {'is' if len(names) == 1 else 'are'} kept ({list_names(names)})"
+    one = len(names) == 1
+    text = (
+        f"{count(names, 'new run')} {'takes' if one else 'take'} the place of {count(names, noun)}, which "
+        f"{'is' if one else 'are'} kept beside {'it' if one else 'them'} ({list_names(names)})"
+    )
     starts = sorted({earlier.start for _, earlier in members if earlier.start})
     if starts:
         return f"{text}; the new runs continue from step {' or '.join(map(str, starts))}"

@@ -59,9 +59,11 @@ def test_nothing_to_say(tmp_path: Path, finished: list[Run]) -> None:
 @pytest.mark.parametrize(
     ("sets", "printed"),
     [
-        (["trainer.learning_rate=1e-3"], "trainer.learning_rate is 0.001, was 0.0003: 2 finished runs are kept ("),
-        (["data.file_path=y.jsonl"], "data.file_path is y.jsonl, was x.jsonl: 2 finished"),
-        (["trainer.max_iters=30"], "trainer.max_iters is 30, was 20: 2 finished runs are kept (IDS); the new runs "
+        (["trainer.learning_rate=1e-3"], "baseline, rope: trainer.learning_rate is 0.001, was 0.0003: 2 new runs take "
+         "the place of 2 finished runs, which are kept beside them (IDS)"),
+        (["data.file_path=y.jsonl"], "data.file_path is y.jsonl, was x.jsonl: 2 new runs take"),
+        (["trainer.max_iters=30"], "trainer.max_iters is 30, was 20: 2 new runs take the place of 2 "
+                                   "finished runs, which are kept beside them (IDS); the new runs "
                                    "continue from step 20"),
         (["trainer.max_iters=10"], "IDS); the new runs start from step 0"),
         (["trainer.max_iters=30", "trainer.batch_size=2"], "IDS); the new runs start from step 0"),
@@ -70,6 +72,19 @@ def test_nothing_to_say(tmp_path: Path, finished: list[Run]) -> None:
 def test_changed_settings(tmp_path: Path, finished: list[Run], sets: list[str], printed: str) -> None:
     (line,) = messages(tmp_path, *sets)
     assert printed.replace("IDS", ", ".join(run.id for run in finished)) in line
+
+
+def test_a_further_feature_changes_the_cells_that_have_it(tmp_path: Path) -> None:
+    _, study = make(tmp_path)
+    finish(study, 20)
+    runs, study = make(tmp_path, text="features: {rope: {model.rope: true}, swiglu: {model.swiglu: true}}\n")
+    finish(study, 20)
+    more = "features: {rope: {model.rope: true}, swiglu: {model.swiglu: true}, batch: {trainer.batch_size: 2}}\n"
+    (line,) = messages(tmp_path, text=more)
+    last = runs[-1].id
+    assert last.startswith("all_on-")
+    assert line.startswith("all_on: trainer.batch_size is 2, was ")
+    assert line.endswith(f": 1 new run takes the place of 1 finished run, which is kept beside it ({last})")
 
 
 def test_a_schedule_that_depends_on_the_end(tmp_path: Path) -> None:
@@ -84,7 +99,7 @@ def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
         folder = tmp_path / "s" / run.id
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
     (line,) = messages(tmp_path)
-    assert "names these runs differently, their settings are the same: 2 finished runs are kept" in line
+    assert "names these runs differently, their settings are the same: 2 new runs take the place of 2 finished" in line
     assert "continue from step 20" in line
 
 
@@ -94,7 +109,7 @@ def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run
         (folder / run_files.SUMMARY).unlink()
         folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
     (line,) = messages(tmp_path)
-    assert "their settings are the same: 2 earlier runs are kept" in line
+    assert "their settings are the same: 2 new runs take the place of 2 earlier runs" in line
     assert "continue from step 20" in line
     assert messages(tmp_path, "trainer.learning_rate=1e-3") == []
 
@@ -122,7 +137,7 @@ def test_a_command(tmp_path: Path) -> None:
     finish(study, 5)
     runs = planned("0.2")
     (line,) = earlier_runs.describe(runs, earlier_runs.find(tmp_path / "s", runs))
-    assert "settings.lr is 0.2, was 0.1: 1 finished run is kept" in line
+    assert "settings.lr is 0.2, was 0.1: 1 new run takes the place of 1 finished run, which" in line
 
 
 def test_a_changed_loss_csv_is_no_start(tmp_path: Path, finished: list[Run]) -> None:
