@@ -19,6 +19,7 @@ from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight, weights_preflight
 from ablatrix.orchestrator.submit.module_runner import run_module
+from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.optimization import branch_step
@@ -51,7 +52,7 @@ def vocabulary(config: RunConfig) -> tuple[int, int | None]:
 
 
 def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> list[str]:
-    """Return what is known of the corpora, in lines. Raises ConfigError with every finding.
+    """Return what is known of the corpora, and warnings, in lines. Raises ConfigError with every finding.
 
     Creates nothing but, last, a token cache for a small corpus.
 
@@ -75,7 +76,24 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
         found = list(chain.from_iterable(pool.map(lambda check: list(check()), checks)))
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
-    return [] if is_command else data_preflight.check_corpora(loaded, runs)
+    return [*([] if is_command else data_preflight.check_corpora(loaded, runs)), *_warn_of_unequal_tokens(runs)]
+
+
+def _warn_of_unequal_tokens(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield a warning if cells of the same size train on different numbers of tokens."""
+    cells: dict[int, list[str]] = {}
+    for name, run in first_of_cells([run for run in runs if run.size == runs[0].size]).items():
+        if run.config.tokens:
+            cells.setdefault(run.config.tokens, []).append(name)
+    if len(cells) > 1:
+        usual = max(cells, key=lambda tokens: len(cells[tokens]))
+        rest = cells.pop(usual)
+        named = [f"{list_names(names)}: {tokens:,}" for tokens, names in cells.items()]
+        named.append(f"{'others' if len(rest) > 1 else rest[0]}: {usual:,}")
+        yield (
+            f"warning: cells train on unequal numbers of tokens ({'; '.join(named)}); the report compares them at a "
+            "matched budget"
+        )
 
 
 def _check_exports(loaded: Loaded) -> Iterator[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ablatrix.orchestrator.slurm import site_limits
 from ablatrix.orchestrator.study import json_schema
 from ablatrix.orchestrator.terminal import printing
+from ablatrix.orchestrator.terminal.printing import count
 from ablatrix.orchestrator.verbs.plan import Options, Plan, check_plan, make_plan
 from ablatrix.orchestrator.verbs.schema import renewal_command
 from ablatrix.trainer.rundir.console import say
@@ -30,12 +33,18 @@ def check(options: Options, as_json: bool = False) -> None:
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
     print(
         f"{options.file}: {len(runs)} runs (cells: {len(cells)}{at_sizes}; seeds: {shown}), "
-        f"no problems found ({planned.launcher})"
+        f"{_describe_outcome(corpora)} ({planned.launcher})"
     )
     for line in corpora:
         say(line)
     for note in notes:
         print(f"note: {note}")
+
+
+def _describe_outcome(lines: Sequence[str]) -> str:
+    """Return the outcome of a check that found no error. lines: those printed below it."""
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    return f"no errors, {count(warnings, 'warning')}" if warnings else "no problems found"
 
 
 def _find_notes(planned: Plan) -> list[str]:

@@ -14,6 +14,6 @@ def test_a_study_that_extends_the_profile_passes_the_checks(slurm_workspace: Wor
     study = slurm_workspace.write_study()
     text = study.read_text()
     study.write_text("extends: site.yaml\n" + text[: text.index("slurm:")])
-    assert "no problems found (sbatch)" in slurm_workspace.run("check", study, "--launcher", "sbatch").stdout
+    assert "no errors, 1 warning (sbatch)" in slurm_workspace.run("check", study, "--launcher", "sbatch").stdout
     script = slurm_workspace.run("plan", study, "--launcher", "sbatch", "--sbatch").stdout
     assert "#SBATCH --partition=" in script and "#SBATCH --mem=" in script

@@ -95,8 +95,24 @@ def test_check_states_the_outcome_before_what_it_knows_of_the_corpora(
     monkeypatch.chdir(workspace.folder)
     check(Options(workspace.write_study(), "local"))
     outcome, *corpora = capsys.readouterr().out.splitlines()
-    assert "no problems found" in outcome
-    assert any(line.startswith("warning: the held-out text is small") for line in corpora)
+    assert outcome.endswith("no errors, 1 warning (local)")
+    assert [line.partition(" (")[0] for line in corpora if line.startswith("warning: ")] == [
+        "warning: the held-out text is small"
+    ]
+
+
+def test_cells_that_train_on_more_tokens_are_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.folder)
+    path = workspace.write_study(extra="design: [baseline, one_at_a_time]\n")
+    assert list(preflight._warn_of_unequal_tokens(make_plan(Options(path, "local")).runs)) == []
+    path.write_text(path.read_text().replace("features:\n", "features:\n  batch: {trainer.batch_size: 9}\n"))
+    runs = make_plan(Options(path, "local")).runs
+    tokens = {run.cell: f"{run.config.tokens:,}" for run in runs}
+    (warning,) = preflight._warn_of_unequal_tokens(runs)
+    assert f"(batch: {tokens['batch']}; others: {tokens['baseline']})" in warning
+    pair = [run for run in runs if run.cell in ("baseline", "batch")]
+    (warning,) = preflight._warn_of_unequal_tokens(pair)
+    assert f"(batch: {tokens['batch']}; baseline: {tokens['baseline']})" in warning
 
 
 def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
