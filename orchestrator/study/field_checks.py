@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -64,17 +64,23 @@ def _kinds(field: FieldInfo) -> set[type]:
 
 
 def settings_problems(data: dict[str, Any], tree: Tree) -> list[str]:
-    """Return what is wrong with the names of our trainer's settings, and if anything is, with their values.
-
-    Values are converted first. Values alone are checked for each cell, with what depends on several of them.
-    """
+    """Return what is wrong with the names of our trainer's settings. Their values are converted."""
     for _, settings in settings_blocks(data):
         if isinstance(settings, dict):
             for section in [key for key in settings if key in RunConfig.model_fields and settings[key] in (None, {})]:
                 del settings[section]  # all its settings are commented out
             settings |= {key: convert_setting(key, value) for key, value in settings.items()}
-    problems = block_problems(data, tree, "model.swiglu: true", partial(_name_problem, dict(keys())))
-    return problems + block_problems(data, tree, "model.swiglu: true", _value_problem) if problems else []
+    return block_problems(data, tree, "model.swiglu: true", partial(_name_problem, dict(keys())))
+
+
+def value_problems(data: dict[str, Any], tree: Tree, forced: Collection[str]) -> list[str]:
+    """Return what is wrong with each value of our trainer's settings by itself.
+
+    forced: settings of `--set`, which replace these values.
+    """
+    return block_problems(
+        data, tree, "model.swiglu: true", lambda key, value: "" if key in forced else value_problem(key, value)
+    )
 
 
 def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: Callable[[str, Any], str]) -> list[str]:
@@ -114,11 +120,13 @@ def _name_problem(known: dict[str, FieldInfo], key: str, value: Any) -> str:
     if key in RunConfig.model_fields:
         example = next(name for name in known if name.startswith(f"{key}."))
         return f"must be settings such as `{example}: ...`, found {show(value)}"
-    return "" if key in known else f"unknown key{nearest(key, list(known))}"
+    return (
+        "" if key in known else f"unknown key{nearest(key, [name for name in known if not name.startswith('info.')])}"
+    )
 
 
-def _value_problem(key: str, value: Any) -> str:
-    """Return what is wrong with the value of a setting by itself."""
+def value_problem(key: str, value: Any) -> str:
+    """Return what is wrong with the value of a setting by itself, '' if nothing is."""
     section, _, name = key.partition(".")
     model = field_errors.model_at(RunConfig, (section,))
     if model is None or name not in model.model_fields or "${" in str(value):

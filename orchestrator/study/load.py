@@ -63,7 +63,10 @@ def _ask_for_config(source: Source) -> None:
     configs = extends.configs_of(yaml_tree.load(source.path))
     if configs:
         choices = ", ".join(f"{source.path}#{name}" for name in configs)
-        raise UserError(f"{source.path}: has several configs; choose one: {choices}")
+        raise UserError(
+            f"{source.path}: has several configs, each a study of its own; choose one: {choices} (variants to compare "
+            "within one study are `features`)"
+        )
 
 
 def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str, Any], problems: list[str]) -> Loaded:
@@ -77,6 +80,7 @@ def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str
     else:
         problems += field_checks.settings_problems(data, tree)
         forced = {key: field_checks.convert_setting(key, value) for key, value in forced.items()}
+    place = len(problems)
     try:
         loaded = Loaded(Experiment.model_validate(data), tree, source, forced)
     except ValidationError as error:
@@ -88,8 +92,9 @@ def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str
         problems += scale_checks.problems(loaded)
         if all(isinstance(block, dict) for _, block in settings_blocks(data)):
             problems += command_checks.problems(loaded)
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+    if problems:  # else the cells are checked next, and their values with them
+        values = field_checks.value_problems(data, tree, forced) if data.get("command") is None else []
+        raise ConfigError(list(dict.fromkeys((*problems[:place], *values, *problems[place:]))))
     return loaded
 
 
@@ -97,7 +102,7 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
     place, entry = field_errors.split_entry(path)
     position, key, kind = tree.position(place) or file, ".".join(place), errors[0]["type"]
     if kind == "extra_forbidden":
-        return f"{position}: {key}: unknown key{_suggest(path)}"
+        return f"{position}: {key}: unknown key{_suggest(path, errors[0]['input'])}"
     if kind == "missing" and path == ("name",):
         return f"{file}: name: missing; write `name: my-study`"
     message = field_errors.describe(errors, field_errors.field_at(Experiment, place))
@@ -105,7 +110,7 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
     return f"{position}: {key}: {entry}{message}" + (f"; for example `{example}`" if example else "")
 
 
-def _suggest(path: KeyPath) -> str:
+def _suggest(path: KeyPath, value: Any) -> str:
     """Return what to write instead of an unknown key, as the end of a sentence."""
     key = path[-1]
     model = field_errors.model_at(Experiment, path[:-1])
@@ -117,5 +122,7 @@ def _suggest(path: KeyPath) -> str:
         return hint
     if len(path) > 1:
         return f"; keys: {', '.join(known)}"
-    setting = nearest(key, list(RunConfig.model_fields)) or nearest(key, [name for name, _ in keys()])
+    # a mapping is meant as a section, anything else as a setting
+    meant = list(RunConfig.model_fields) if isinstance(value, dict) else [name for name, _ in keys()]
+    setting = nearest(key, [name for name in meant if not name.startswith("info.")])
     return setting.replace("did you mean ", "settings go under base: did you mean base.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.study import dotted, forecast, run_config, scale_checks
+from ablatrix.orchestrator.study import dotted, field_checks, forecast, run_config, scale_checks
 from ablatrix.orchestrator.study.designs import Cell, Labels, expand_cells
 from ablatrix.orchestrator.study.run_config import without_corpus
 from ablatrix.orchestrator.study.scale_checks import STEPS
@@ -215,15 +215,19 @@ def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterat
 
 
 def _placed(problem: str, loaded: Loaded, cell: Cell, size: Size) -> str:
-    """Return a trainer's `key: fault` with the file and line of the key."""
+    """Return a trainer's `key: fault` with the file and line of the key, and its cell if it is not of one value."""
     key = problem.partition(":")[0]
     scaled = next((name for name in size.settings if name == key or name.startswith(f"{key}.")), None)
     path: tuple[str, ...] = ("scale", scaled) if scaled else ("base", key)
+    value = size.settings[scaled] if scaled else loaded.experiment.base.get(key)
     culprit = f"size {size.name}: " if size.name else ""
     if cell.features:
         on = loaded.experiment.active_levels(cell.features)
         level = next((level for level in reversed(on) if key in level.overrides), on[-1])
         path, culprit = (*level.path, key), f"cell {size.cell(cell.name)}: "
+        value = level.overrides.get(key)
+    if problem == f"{key}: {field_checks.value_problem(key, value)}":
+        return f"{loaded.at(*path)}{'.'.join(path)}{problem.removeprefix(key)}"
     return f"{loaded.at(*path)}{culprit}{problem}"
 
 

@@ -59,7 +59,7 @@ _NAMES = {
     "workdir": "cwd working_dir work_dir chdir",
     "env": "environment env_vars",
     "output": "out out_dir output_dir outdir results_dir log_dir",
-    "slurm": "sbatch cluster resources scheduler job",
+    "slurm": "sbatch cluster resources job",
     "launcher": "executor backend",
     "experiment_info": "info description about notes meta metadata",
     "budget": "gpu_hours max_gpu_hours",

@@ -87,10 +87,10 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
         ("a: {model.rope: true}, b: {model.rope: true}", "cell b: is the same configuration as cell a"),
         ("a: {model.n_head: 5}", "cell a: model: n_embd (48) is not divisible by n_head (5)"),
         ("a: {data.block_size: 64, model.block_size: 32}", "data.block_size: 64 exceeds the model's block_size 32"),
-        ("a: {model.rope: 'yes'}", "cell a: model.rope: must be true or false, found 'yes'; write true"),
+        ("a: {model.rope: 'yes'}", "features.a.model.rope: must be true or false, found 'yes'; write true"),
         (
             "a: {trainer.max_iters: '100'}",
-            "cell a: trainer.max_iters: must be a whole number (1 or more), found '100'; write 100, without quotes",
+            "features.a.trainer.max_iters: must be a whole number (1 or more), found '100'; write 100, without quotes",
         ),
         ("a: {trainer.learning_rate: -1}", "trainer.learning_rate"),
         ("a: {model.n_embd: 45, model.n_head: 3, model.rope: true}", "rope needs an even head size"),
@@ -98,7 +98,7 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
         ("a: {trainer.schedule: wsd, trainer.use_cosine: true}", "use_cosine: true contradicts trainer.schedule wsd"),
         (
             "a: {trainer.optimizer: muon2}",
-            "cell a: trainer.optimizer: must be one of adamw, sgd, muon, adafactor, found 'muon2'",
+            "features.a.trainer.optimizer: must be one of adamw, sgd, muon, adafactor, found 'muon2'",
         ),
         ("a: {trainer.schedule: constant}", "cell a: changes nothing: base and defaults already say"),
     ],

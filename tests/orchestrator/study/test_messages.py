@@ -89,6 +89,7 @@ def refusal(tmp_path: Path, text: str, *sets: str) -> str:
         ("base: {data: {seq_len: 1}}", "unknown key (did you mean data.block_size?)"),
         ("base: {model: {ctx_len: 1}}", "unknown key (did you mean model.block_size?)"),
         ("base: {trainer: {wd: 1}}", "unknown key (did you mean trainer.weight_decay?)"),
+        ("base: {optim: {name: x}}", "base.optim.name: unknown key\n"),
         ("base: {dropout: 1}", "unknown key (did you mean model.resid_pdrop?)"),
         ("base: [1]", "base: must be settings such as `model.swiglu: true`, found a list of 1"),
         ("features: [swiglu]", "features: must be settings (`key: value`), found a list of 1; for example `features:"),
@@ -98,6 +99,10 @@ def refusal(tmp_path: Path, text: str, *sets: str) -> str:
         ("features: {lr: {levels: {a: {model.rope: true}}, model.swiglu: true}}", "and nothing else beside them"),
         ("features: {lr: {trainer.learning_rate: {levels: [1]}}}", "levels are names with settings"),
         ("modle: {rope: true}", "modle: unknown key (settings go under base: did you mean base.model?)"),
+        ("optim: {lr: 1, scheduler: cosine}", "optim: unknown key\n"),
+        ("scheduler: {name: cosine}", "scheduler: unknown key\n"),
+        ("scheduler: cosine", "scheduler: unknown key (settings go under base: did you mean base.trainer.schedule?)"),
+        ("training: {lr: 1}", "training: unknown key (settings go under base: did you mean base.trainer?)"),
         ("lr: 1", "lr: unknown key (settings go under base: did you mean base.trainer.learning_rate?)"),
         ("experiment_info: {authors: x}", "unknown key; keys: name, description, date, hypothesis"),
         ("command: run {flags}\nmetrics: {csv: a}\nfeatures: {a: {levels: {}}}", "levels are names with settings"),
@@ -137,7 +142,7 @@ def test_each_fault_in_yamls_words(tmp_path: Path, line: str, words: str) -> Non
     head = "name: s\n" if key == "base" else HEAD
     message = refusal(tmp_path, f"{head}{line}\n")
     if line != "command: 5.5":
-        assert words in message
+        assert words in f"{message}\n"
         lines = range(head.count("\n") + 1, head.count("\n") + line.count("\n") + 2)
         assert any(part.startswith(f"{tmp_path}/e.yaml:{n}: ") for part in message.splitlines() for n in lines)
     assert not PYTHON.search(message), message
@@ -211,6 +216,17 @@ def test_flags_of_a_single_run(flag: str, words: str) -> None:
 def test_names_and_values_are_reported_together(tmp_path: Path) -> None:
     message = refusal(tmp_path, HEAD + "features:\n  a: {trainer.lr: 1}\n  b: {trainer.max_iters: x}\nseeds: many\n")
     assert [line.split(": ")[0].rpartition(":")[2] for line in message.splitlines()] == ["4", "5", "6"]
+    alone = refusal(tmp_path, HEAD + "features:\n  b: {trainer.max_iters: x}\n")
+    assert [line.partition(" ")[2] for line in (alone, message.splitlines()[1])] == [
+        "features.b.trainer.max_iters: must be a whole number (1 or more), found 'x'"
+    ] * 2
+
+
+def test_set_may_replace_a_wrong_value(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("name: s\nbase: {data.file_path: , trainer.max_iters: many}\n")
+    sets = ["data.file_path=a.jsonl", "trainer.max_iters=5"]
+    runs = matrix.runs(load_experiment(tmp_path / "e.yaml", sets), lambda _: (300, None))
+    assert {run.config.steps for run in runs} == {5}
 
 
 def test_a_wrong_expression_does_not_hide_other_faults(tmp_path: Path) -> None:
