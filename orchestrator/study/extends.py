@@ -11,6 +11,7 @@ from ablatrix.orchestrator.study.find_file import Source
 from ablatrix.orchestrator.study.interpolation import Variables, vars_of
 from ablatrix.orchestrator.study.levels import settings_blocks
 from ablatrix.orchestrator.study.yaml_tree import KeyPath, Tree
+from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
@@ -109,6 +110,11 @@ def configs_of(whole: Tree) -> list[str]:
         where = f"{whole.position((CONFIGS, name))}: {CONFIGS}.{name}: "
         if not isinstance(body, dict | None):
             raise UserError(f"{where}must be settings, such as `base: {{model.model_type: gpt2}}`")
+        if any(str(key).partition(".")[0] in RunConfig.model_fields for key in body or ()):
+            raise UserError(
+                f"{where}a config is a study of its own, with its settings under `base:`; variants to compare within "
+                "one study are `features`"
+            )
         if body and CONFIGS in body:
             raise UserError(f"{where}cannot hold configs itself; give them side by side, and `extends: {name}`")
     return list(configs)

@@ -126,7 +126,9 @@ def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
     [
         (SIZES, "larg", "sizes.yaml: no config 'larg' (did you mean large?); configs: small, large, own-name"),
         ("name: a\n", "large", "no config 'large'; the file has no `configs:`"),
-        (SIZES.partition("\n")[2], None, "sizes.yaml: has several configs; choose one: "),
+        (SIZES.partition("\n")[2], None, "sizes.yaml: has several configs, each a study of its own; choose one: "),
+        ("configs: {a: {model.rope: true}}\n", "a", "variants to compare within one study are `features`"),
+        ("configs: {a: {model: {rope: true}}}\n", None, "sizes.yaml:1: configs.a: a config is a study of its own"),
         ("configs: {a: {extends: b}, b: {extends: a}}\n", "a", "sizes.yaml#a -> sizes.yaml#b -> sizes.yaml#a"),
         ("configs: {a: {extends: a}}\n", "a", "extends itself: sizes.yaml#a -> sizes.yaml#a"),
         ("extends: a\nconfigs: {a: {}}\n", "a", "extends itself"),
