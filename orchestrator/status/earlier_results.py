@@ -123,13 +123,14 @@ def _wall_hours(run: Path) -> float:
 def residual_sd(values: Values) -> tuple[float, int]:
     """Return the residual standard deviation of the additive model cell + seed, and its degrees of freedom.
 
-    Means of cells and seeds are removed in turn, which converges to least squares also where runs are missing.
+    (nan, 0) where there are too few values. Means of cells and seeds are removed in turn, which converges to least
+    squares also where runs are missing.
     """
     rest = {(cell, seed): value for cell, found in values.items() for seed, value in found.items()}
     names = [(axis, name) for axis in (0, 1) for name in dict.fromkeys(key[axis] for key in rest)]
     groups = [[key for key in rest if key[axis] == name] for axis, name in names]
     freedom = len(rest) - len(groups) + 1
-    if freedom < 1:
+    if freedom < 1 or not rest:
         return math.nan, 0
     for _ in range(30):
         for group in groups:

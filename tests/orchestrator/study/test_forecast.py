@@ -261,3 +261,14 @@ def test_the_residual_of_unbalanced_results_is_that_of_least_squares() -> None:
     assert freedom == len(y) - np.linalg.matrix_rank(x)
     assert sd == pytest.approx(math.sqrt(rest @ rest / freedom), rel=1e-9)
     assert earlier_results.residual_sd({"a": {1: 3.0}})[1] == 0
+    assert earlier_results.residual_sd({})[1] == 0
+
+
+def test_a_study_without_finished_runs_tells_no_noise(tmp_path: Path) -> None:
+    runs = expand(tmp_path, FIVE + "seeds: 4\n")
+    entries = [{"id": run.id, "cell": run.cell, "seed": run.seed} for run in runs]
+    for run in runs:
+        (tmp_path / "out" / "earlier" / run.id).mkdir(parents=True)
+    record = {"name": "earlier", "file": "e.yaml", "created": 0.0, "features": {}, "runs": entries}
+    (tmp_path / "out" / "earlier" / "study.json").write_text(json.dumps(record))
+    assert earlier_results.find(tmp_path / "out" / "new", runs) == earlier_results.EarlierResults()
