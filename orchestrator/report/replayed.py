@@ -33,7 +33,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Pair:
-    """An archived run and its replay. identical: every row is; apart: largest difference of any evaluation."""
+    """An archived run and its replay.
+
+    identical: every row is; apart: largest difference of any evaluation; made_in: the environment of the archived run.
+    """
 
     cell: str
     seed: int
@@ -41,6 +44,7 @@ class Pair:
     replayed: float | None
     identical: bool = False
     apart: float = math.inf
+    made_in: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -48,15 +52,15 @@ class Pair:
         return None if self.archived is None or self.replayed is None else self.replayed - self.archived
 
 
-def pair(archived: RunRecord, replayed: RunRecord, folders: Sequence[StudyRun]) -> Pair:
-    """Return the pair of two runs whose folders are those of `folders`."""
+def pair(archived: RunRecord, replayed: RunRecord, folders: Sequence[StudyRun], made_in: str) -> Pair:
+    """Return the pair of two runs whose folders are those of `folders`. made_in: the archived run's environment."""
     one, two = (run.curve.held_out["val_loss"] for run in (archived, replayed))
     same = len(one) == len(two)
     ends = [abs(a - b) for a, b in ((archived.value, replayed.value),) if a is not None and b is not None]
     apart = max([*np.abs(two - one).tolist(), *ends], default=math.inf) if same and ends else math.inf
     rows = [_rows(run) for run in folders]
     identical = rows[0] == rows[1] and archived.value == replayed.value
-    return Pair(archived.cell, archived.seed, archived.value, replayed.value, identical, apart)
+    return Pair(archived.cell, archived.seed, archived.value, replayed.value, identical, apart, made_in)
 
 
 def _rows(run: StudyRun) -> list[list[str]]:
@@ -85,10 +89,10 @@ def judge(
     """Return what the pairs show, and why.
 
     In this order: bit-identical runs; evaluations that differ by rounding alone; runs that are neither, on a CPU in the
-    archive's environment, or in any other where another seed of their cell is bit-identical; two one-sided tests at the
-    margin for each cell (Schuirmann 1987); a two-sided t test for each cell, Bonferroni over cells. A replay counts as
-    an independent draw with the noise of the study's own runs, so that its difference from the archived run has a
-    standard error of at most sd * sqrt(2 / n).
+    archive's environment, or in any other where a run of the same cell, made in the same environment as theirs, is
+    bit-identical; two one-sided tests at the margin for each cell (Schuirmann 1987); a two-sided t test for each cell,
+    Bonferroni over cells. A replay counts as an independent draw with the noise of the study's own runs, so that its
+    difference from the archived run has a standard error of at most sd * sqrt(2 / n).
 
     noise: a run's standard deviation that its seed does not explain.
     """
@@ -107,8 +111,8 @@ def judge(
     if on_cpu and same_environment:
         same = "the environment is that of the archive, where a run repeats bit for bit"
         return Outcome.NOT_REPRODUCED, f"{same}, and evaluations differ by up to {apart:.2g}"
-    exact = {p.cell for p in known if p.identical}
-    if on_cpu and (wrong := [p for p in known if p.cell in exact and not p.identical]):
+    exact = {(p.cell, p.made_in) for p in known if p.identical}
+    if on_cpu and (wrong := [p for p in known if (p.cell, p.made_in) in exact and not p.identical]):
         named = ", ".join(f"{p.cell} with seed {p.seed} differs by up to {p.apart:.2g}" for p in wrong)
         return Outcome.NOT_REPRODUCED, f"{named}, and another seed of that cell repeats bit for bit here"
     if noise is None or margin is None:

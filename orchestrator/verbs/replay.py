@@ -271,8 +271,11 @@ def compare(archived: collect.Study, runs: Sequence[StudyRun], again: Study, mar
     after = {run.id: run for run in of_study(again, run_state.reasons(list(states.values()))).runs}
     places = {run.id: run for run in again.runs}
     done = [run for run in runs if states[run.id].state == "done"]
-    pairs = tuple(replayed.pair(before[run.id], after[run.id], (run, places[run.id])) for run in done)
-    differences = tuple(_differences(done[0], places[done[0].id])) if done else ()
+    pairs = tuple(
+        replayed.pair(before[run.id], after[run.id], (run, places[run.id]), json.dumps(_environment(run.folder)))
+        for run in done
+    )
+    differences = tuple(dict.fromkeys(found for run in done for found in _differences(run, places[run.id])))
     if unfinished:
         reasons = "; ".join(f"{state.run.id}: {state.state}: {state.reason}" for state in unfinished)
         return Result(Outcome.CANNOT_TELL, f"not finished: {reasons}", pairs, differences)

@@ -9,6 +9,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,10 @@ def test_the_equivalence_test_with_worked_numbers() -> None:
     assert outcome == Outcome.NOT_REPRODUCED and "a with seed 0 differs" in reason
     assert judge([twin, *pairs({"a": [0.001]})], noise(), 1.0)[0] == Outcome.REPRODUCED, "a GPU repeats nothing exactly"
     assert judge([twin, *pairs({"b": [0.001]})], noise(), 1.0, on_cpu=True)[0] == Outcome.REPRODUCED
+    elsewhere = Pair("a", 8, 3.0, 3.001, apart=1.0, made_in="another CPU")
+    assert judge([twin, elsewhere], noise(), 1.0, on_cpu=True)[0] == Outcome.REPRODUCED, "not accused of its CPU"
+    outcome, reason = judge([twin, elsewhere, replace(elsewhere, seed=9, identical=True)], noise(), 1.0, on_cpu=True)
+    assert outcome == Outcome.NOT_REPRODUCED and "a with seed 8 differs" in reason
     assert judge([Pair("a", 1, 3.0, None)], noise(), 1.0)[0] == Outcome.NOT_REPRODUCED
     assert judge([Pair("a", 1, None, None)], noise(), 1.0)[0] == Outcome.CANNOT_TELL
 
