@@ -138,7 +138,7 @@ extern "C" int amx_request() {
 
 // Write e (blocks, 2 ceil(V / 32) tiles), and add to z (threads, blocks, 32) and dx (threads, blocks, C / 16, 2 tiles of
 // sums) each thread's sums over its words. w (V, C) float32, x (blocks, K, 2 tiles), scratch (threads, room) where
-// room = WORDS (2 C + 16 + 32)
+// room = WORDS (2 C + 16)
 extern "C" void amx_forward(const float* w, int words, int width, const Half* x, int blocks, const float* shift, Half* e,
                             float* z, float* dx, Half* scratch, int threads) {
   int depth = (width + 31) / 32, all = (words + 31) / 32 * 2;

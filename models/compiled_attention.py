@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ablatrix.models import native
 from ablatrix.models.cpu_kernels import BLOCK, block_attention, draw_bytes, query_blocks
@@ -48,6 +49,7 @@ class _CompiledAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         q, k, v, y, log_sums, *drawn = ctx.saved_tensors
         dy = torch.empty(q.shape).copy_(grad_outputs[0])

@@ -52,6 +52,13 @@ def test_bfloat16() -> None:
     check(0.03, 200, 32, 0.1, None, torch.bfloat16)
 
 
+def test_second_derivatives_are_refused_instead_of_being_wrong() -> None:
+    heads = [torch.randn(1, 1, 128, 16, requires_grad=True) for _ in range(3)]
+    (gradient,) = torch.autograd.grad(cpu_attention(*heads, 0.0, None).square().sum(), heads[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_scores_far_from_zero() -> None:
     slopes = torch.tensor([50.0, 5.0, -50.0])
     check(1e-4, 200, 16, 0.1, slopes, torch.float32)
