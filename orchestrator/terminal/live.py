@@ -45,7 +45,8 @@ class Pace:
     """The pace of a study since it was first looked at, and the time that the rest of it takes at that pace."""
 
     def __init__(self) -> None:
-        self._begin: tuple[float, float] | None = None
+        self._begin: float | None = None
+        self._open = self._done = 0.0
 
     def time_left(self, states: Sequence[RunState], now: float) -> float | None:
         """Return the seconds until the runs that are queued or running have ended; None while that is not known.
@@ -55,9 +56,11 @@ class Pace:
         """
         active = [state for state in states if state.active]
         open_runs = sum(1 - min(1.0, state.iter / state.max_iters) if state.max_iters else 1.0 for state in active)
-        begin, before = self._begin = self._begin or (now, open_runs)
-        done = before - open_runs
-        return (now - begin) * open_runs / done if active and done >= LEAST_DONE else None
+        if self._begin is None:
+            self._begin, self._open = now, open_runs
+        self._done += max(0.0, self._open - open_runs)  # not lessened by a stage that queues more runs
+        self._open = open_runs
+        return (now - self._begin) * open_runs / self._done if active and self._done >= LEAST_DONE else None
 
 
 class LiveStatus:

@@ -86,4 +86,6 @@ def test_the_time_left_follows_the_pace_since_the_first_look() -> None:
     assert pace.time_left(begun, 130.0) is None, "nothing has been done yet"
     later = [*states(2), *states(1, "running"), *states(2, "queued")]
     assert pace.time_left(later, 190.0) == pytest.approx(90 * 2.7 / 0.9)
+    more = [*states(2), *states(1, "running"), *states(5, "queued")]
+    assert pace.time_left(more, 200.0) == pytest.approx(100 * 5.4 / 0.9), "a later stage queues more runs"
     assert pace.time_left(states(5), 400.0) is None, "all have ended"
