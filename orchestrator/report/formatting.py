@@ -146,7 +146,8 @@ def shorten(names: Iterable[str], most: int) -> dict[str, str]:
     """Return each name in at most `most` characters, no two of them alike.
 
     Names that `short` makes look alike show where they first differ; if that does not tell them apart they stay whole.
-    Where a long one is of a combination (`a+b`, `a × b`), each part is shortened by itself, the same in all names.
+    Where a long one is of a combination (`a+b`, `a × b`), each part is shortened by itself, the same in all names,
+    if that is short enough.
     """
     split = {name: _JOINED.split(visible(name)) for name in names}
     long = [len(parts) // 2 + 1 for name, parts in split.items() if len(name) > most and len(parts) > 1]
@@ -154,7 +155,9 @@ def shorten(names: Iterable[str], most: int) -> dict[str, str]:
         return _shorten(split, most)
     each = max(LEAST_OF_PART, most // max(long) - 2)
     shown = _shorten(dict.fromkeys(part for parts in split.values() for part in parts[::2]), each)
-    return {name: "".join(shown.get(part, part) for part in parts) for name, parts in split.items()}
+    texts = {name: "".join(shown.get(part, part) for part in parts) for name, parts in split.items()}
+    texts |= _shorten([name for name, text in texts.items() if len(text) > most], most)
+    return _shorten(split, most) if _find_alike(texts) else texts
 
 
 def _shorten(names: Iterable[str], most: int) -> dict[str, str]:

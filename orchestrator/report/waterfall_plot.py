@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROW, HEAD, AXIS = 0.3, 0.22, 0.5  # inches
 LONGEST = 28  # characters of a name; half of it on a phone
 HEIGHT = 0.58  # of a bar, in rows
+NARROWEST = 0.2  # share of the width for the bars, also where names that are too alike to be shortened are long
 
 
 def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None:
@@ -28,8 +29,8 @@ def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None
     canvas.set_size_inches(width, height)
     canvas.text(MARGIN / width, 1 - 0.04 / height, "\n".join(lines), va="top", weight="bold", linespacing=1.35)
     names = shorten((step.label for step in waterfall.steps), LONGEST // (1 + narrow))
-    left = (MARGIN + widest(canvas, names.values()) + GAP) / width
     right = (widest(canvas, (step.text for step in waterfall.steps), weight="bold") + 2 * GAP) / width
+    left = min((MARGIN + widest(canvas, names.values()) + GAP) / width, 1 - right - NARROWEST)
     axes = canvas.add_axes((left, AXIS / height, 1 - left - right, ROW * rows / height))
     axes.set_xlim(*waterfall.limits)
     axes.set_ylim(rows - 0.5, -0.5)

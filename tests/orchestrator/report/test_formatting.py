@@ -40,6 +40,13 @@ def test_parts_of_a_combination_are_shortened_alike_in_all_names() -> None:
     assert all(len(part) <= 9 for part in parts)
 
 
+def test_a_combination_of_many_parts_is_shortened_as_a_whole() -> None:
+    every, rest = "+".join(LONG[:7]), "+".join(LONG[1:8])
+    found = shorten([every, rest, f"{LONG[0]}+{LONG[1]}"], 32)
+    assert len(set(found.values())) == 3
+    assert max(map(len, found.values())) <= 32
+
+
 @pytest.mark.parametrize(("width", "name"), [(3.5, "rope"), (7.2, "a_very_long_name_which_makes_a_second_line")])
 def test_a_title_has_no_short_last_line(width: float, name: str) -> None:
     text = f"{name} ends lowest: held-out NLL 3.089, the baseline's 3.184"
@@ -57,7 +64,7 @@ def test_an_axis_has_three_ticks_at_least(limits: tuple[float, float]) -> None:
     assert all(limits[0] <= tick <= limits[1] for tick in found)
 
 
-@pytest.mark.parametrize(("low", "high"), [(2e11, 2e13), (2.4e12, 7e12), (1e15, 1e21)])
+@pytest.mark.parametrize(("low", "high"), [(2e11, 2e13), (2.4e12, 7e12), (1e15, 1e21), (1.1e15, 1.4e15)])
 def test_a_logarithmic_axis_has_three_round_ticks_at_least(low: float, high: float) -> None:
     found = palette.log_ticks(low, high)
     assert 3 <= len(found) <= 7

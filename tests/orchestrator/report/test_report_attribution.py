@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import document, drawing, figures, waterfall
+from ablatrix.orchestrator.report import document, drawing, figures, waterfall, waterfall_plot
 from ablatrix.orchestrator.report.attribution import Attribution, Method, attribute
+from ablatrix.orchestrator.report.figure_data import Figure, Step, Waterfall
 from ablatrix.orchestrator.report.record import record_of
 from ablatrix.orchestrator.study.screening import fractional
 from tests.support.designs import Sets, mean_of, plant, screened
@@ -121,6 +122,15 @@ def test_the_report_shows_the_waterfall_its_table_a_sentence_and_the_record(tmp_
     with drawing.settings():
         (axes,) = drawing.layout(figure).axes
         assert [tick.get_text() for tick in axes.get_yticklabels()] == [step.label for step in steps]
+
+
+def test_names_too_alike_to_be_shortened_leave_room_for_the_bars() -> None:
+    names = [f"{'x' * 60}{a}{'y' * 60}{b}{'z' * 20}" for a in "ab" for b in "12"]
+    steps = tuple(Step(name, 0.0, -0.1, "−0.1000", helps=True) for name in names)
+    bars = Waterfall(steps, "Δ nats", (-0.1, 0.0), ("lower", "higher"))
+    with drawing.settings():
+        (axes,) = drawing.layout(Figure("attribution", "Shares", "", waterfall=bars), 3.5).axes
+        assert axes.get_position().width == pytest.approx(waterfall_plot.NARROWEST)
 
 
 def test_first_in_and_last_in_are_columns_of_the_table(tmp_path: Path) -> None:
