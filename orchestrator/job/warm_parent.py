@@ -61,6 +61,9 @@ def fork_trainer(
     words: Sequence[str], environ: Mapping[str, str], output: BinaryIO, prepare: Callable[[], None] | None = None
 ) -> Forked:
     """Start the trainer as `member.spawn` does, but without starting Python and importing torch."""
+    import numpy as np
+    import torch
+
     from ablatrix.trainer import cli
 
     flags = words[words.index(MODULE) + 1 :]
@@ -76,6 +79,9 @@ def fork_trainer(
             prepare()
         os.environ.clear()
         os.environ.update(environ)
+        # else every fork would draw the same where no seed is set; Python does this for `random`
+        torch.seed()
+        np.random.seed()
         sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *flags]
         code = cli.main(list(flags))
     except Exception:  # noqa: BLE001 - as Python does: the job's code, which is below on the stack, must not catch it

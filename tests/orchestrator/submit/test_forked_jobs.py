@@ -27,18 +27,33 @@ from tests.support.workspace import Workspace, without_clock
 
 needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux only")
 
+DRAW = """
+import random
+import numpy
+import torch
+
+class Own:
+    def on_train_start(self, trainer):
+        print("DRAWN", random.random(), numpy.random.rand(), torch.initial_seed())
+"""
+
 
 @needs_pidfd
 def test_a_forked_run_is_the_same_as_one_that_starts_python(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace.folder)
-    loaded = load_experiment(workspace.write_study(iters=12, ckpt=6))
+    Path("own.py").write_text(DRAW)
+    loaded = load_experiment(workspace.write_study(iters=12, ckpt=6), ["callbacks.custom=own:Own"])
     runs = matrix.runs(loaded, preflight.vocabulary)[:2]
     plain, forked = (
         study_dir.create_study(Path("out", name), "study", Path("study.yaml"), {}, runs).runs for name in "ab"
     )
-    environment = {**workspace.env(), "OMP_NUM_THREADS": "2"}
+    environment = {
+        **workspace.env(),
+        "OMP_NUM_THREADS": "2",
+        "PYTHONPATH": f"{workspace.env()['PYTHONPATH']}:{workspace.folder}",
+    }
     warm = WarmParent(environment, Path("log.out"))
     for run in (*plain, *forked):
         submit_attempts.take(run.folder, 1)
@@ -56,6 +71,9 @@ def test_a_forked_run_is_the_same_as_one_that_starts_python(
         assert (other.folder / run_files.ARGS).read_text() == arguments.replace("out/a/", "out/b/")
         assert [event["event"] for event in read_events(other.folder)][-1] == "finished"
         assert "finished after iter 12" in (other.folder / run_files.JOB_OUT).read_text()
+    outputs = "".join((run.folder / run_files.JOB_OUT).read_text() for run in forked)
+    drawn = [line.split()[1:] for line in outputs.splitlines() if line.startswith("DRAWN")]
+    assert len(drawn) == 2 and len({*drawn[0], *drawn[1]}) == 6, "without a seed each draws other numbers"
 
 
 @needs_pidfd
