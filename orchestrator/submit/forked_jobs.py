@@ -12,16 +12,20 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.store import run_facts
+from ablatrix.trainer.rundir.files import open_to_append
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.batch import Batch
 
 MODULE = "ablatrix.orchestrator.job.warm_parent"
+ANSWER_SECONDS = 300.0  # loading torch from a cold network file system takes a minute
+STOP_SECONDS = 10.0
 
 
 class ForkedJob:
@@ -38,46 +42,60 @@ class ForkedJob:
         return 0
 
     def terminate(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(
+            OSError
+        ):  # it has ended, or `close` was interrupted by a signal whose handler calls this
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
     def close(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        descriptor, self._pidfd = self._pidfd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class WarmParent:
     """The process from which the jobs of a batch are forked; they go on when it ends."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        with log.open("ab") as errors:
+        with open_to_append(log) as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", MODULE],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                bufsize=0,  # `select` must see every line that was not read yet
                 start_new_session=True,
             )
         self._log = log
 
-    def start(self, run: str) -> ForkedJob | None:
-        """Fork a job for RUN_DIR:ATTEMPT; None if this process cannot, because it has ended."""
+    def start(self, run: str, give_up: Callable[[], bool] = lambda: False) -> ForkedJob | None:
+        """Fork a job for RUN_DIR:ATTEMPT; None if this process cannot, because it has ended or does not answer.
+
+        give_up: asked once a second; true ends the wait.
+        """
         assert self._process.stdin and self._process.stdout
+        end = time.monotonic() + ANSWER_SECONDS
         try:
-            self._process.stdin.write(json.dumps([str(self._log), run]) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-            return ForkedJob(int(answer)) if answer else None
+            self._process.stdin.write(json.dumps([str(self._log), run]).encode() + b"\n")
+            while not give_up() and time.monotonic() < end:
+                if select.select([self._process.stdout], [], [], 1.0)[0]:
+                    answer = self._process.stdout.readline()
+                    if not answer or answer.strip().isdigit():  # other lines are from a sitecustomize of this site
+                        return ForkedJob(int(answer)) if answer else None
+            self._process.kill()  # it must not fork the job later
         except OSError:
-            return None
+            pass
+        return None
 
     def stop(self) -> None:
         """End the process."""
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 def pays(batch: Batch, slots: int) -> bool:

@@ -112,7 +112,7 @@ class LocalQueue:
         slot = self._free.pop(0)
         process: subprocess.Popen[bytes] | ForkedJob | None = None
         if self._parent:
-            process = self._parent.start(command[-1])
+            process = self._parent.start(command[-1], lambda: self._stopping)
         if process is None:
             environment = _environment(batch, threads) | ({"CUDA_VISIBLE_DEVICES": slot} if slot else {})
             with open_to_append(_log(batch)) as output:

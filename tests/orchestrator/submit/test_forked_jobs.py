@@ -14,6 +14,7 @@ import pytest
 from ablatrix.orchestrator.job.warm_parent import Forked
 from ablatrix.orchestrator.slurm.batch import Batch
 from ablatrix.orchestrator.store import job_command, study_dir, submit_attempts
+from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
@@ -44,6 +45,7 @@ def test_a_forked_run_is_the_same_as_one_that_starts_python(
 ) -> None:
     monkeypatch.chdir(workspace.folder)
     Path("own.py").write_text(DRAW)
+    Path("sitecustomize.py").write_text("print('welcome')")  # before every answer of the process that forks
     loaded = load_experiment(workspace.write_study(iters=12, ckpt=6), ["callbacks.custom=own:Own"])
     runs = matrix.runs(loaded, preflight.vocabulary)[:2]
     plain, forked = (
@@ -99,6 +101,19 @@ def test_jobs_outlive_the_process_that_forked_them(workspace: Workspace, monkeyp
     job.terminate()  # nothing happens
     assert [event["event"] for event in read_events(run.folder)][-1] == "stopped"
     warm.stop()
+
+
+@needs_pidfd
+def test_a_process_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked_jobs, "STOP_SECONDS", 0.1)
+    environment = {**os.environ, "PYTHONPATH": str(code_root())}
+    asked, idle = (WarmParent(environment, tmp_path / "log.out") for _ in range(2))
+    for warm in (asked, idle):
+        warm._process.send_signal(signal.SIGSTOP)
+    assert asked.start("run:1", iter((False, True)).__next__) is None
+    for warm in (asked, idle):
+        warm.stop()
+        assert warm._process.returncode == -signal.SIGKILL
 
 
 def test_exit_codes_and_signals_of_a_fork() -> None:
