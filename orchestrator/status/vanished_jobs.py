@@ -50,7 +50,9 @@ def resolve(state: RunState, evidence: RunEvidence, job: job_parsing.Job | None)
         return replace(state, state="queued" if verdict in job_parsing.PENDING else "running")
     was_stopped = evidence.last_event == "stopped"
     if verdict == "CANCELLED" or (not verdict and was_stopped and evidence.stopped_by == "SIGTERM"):
-        state = replace(state, state="cancelled", reason="cancelled in Slurm (scancel)")
+        ours = submit_attempts.is_marked_cancelled(evidence.run.folder, evidence.attempt)
+        by = "cancelled (ablatrix cancel)" if ours else "cancelled in Slurm (scancel)"
+        state = replace(state, state="cancelled", reason=by)
     elif was_stopped:
         return stopped(state, evidence)
     elif job and _has_just_completed(job, evidence):

@@ -2,7 +2,8 @@
 
 `<run>/.queue/<attempt>/` belongs to the submit that created it. `claim.json` in it names the token in the job's
 comment, by which a job whose sbatch answer was lost is found again, and the run's index in the array. `job` holds the
-id of the job that runs the attempt: a second job of the same submission finds it taken and leaves.
+id of the job that runs the attempt: a second job of the same submission finds it taken and leaves. `cancelled` is
+there if `ablatrix cancel` has ended the attempt.
 """
 
 from __future__ import annotations
@@ -148,3 +149,17 @@ def may_be_unseen(run_dir: Path, attempt: int) -> bool:
 def has_started(run_dir: Path, attempt: int) -> bool:
     """True if a job has started this attempt."""
     return (run_dir / FOLDER / str(attempt) / "job").exists()
+
+
+def mark_cancelled(run_dir: Path, attempt: int) -> None:
+    """Record that `ablatrix cancel` ends this attempt, in a file of its own: the running job writes the events.
+
+    Does nothing where the file cannot be written: the attempt ends all the same.
+    """
+    with contextlib.suppress(OSError):
+        (run_dir / FOLDER / str(attempt) / "cancelled").touch()
+
+
+def is_marked_cancelled(run_dir: Path, attempt: int) -> bool:
+    """True if `ablatrix cancel` has ended this attempt, not somebody's scancel."""
+    return (run_dir / FOLDER / str(attempt) / "cancelled").exists()

@@ -14,7 +14,7 @@ import typer
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.status import run_evidence, study_state
-from ablatrix.orchestrator.store import study_dir
+from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.submit import wave_order
 from ablatrix.orchestrator.terminal import printing
 from ablatrix.trainer.rundir.console import visible
@@ -80,6 +80,8 @@ def cancel_runs(states: Sequence[RunState]) -> list[str]:
     processes = {_find_process(state) for state in states if not state.job_id}
     commands.cancel({state.job_id for state in states if state.job_id})
     for state in states:
+        if state.job_id:
+            submit_attempts.mark_cancelled(state.run.folder, state.attempt)
         if state.job_id and (state.state == "queued" or state.requeued):  # some queues keep no other trace of it
             with contextlib.suppress(OSError):
                 fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}

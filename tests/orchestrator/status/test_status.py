@@ -313,8 +313,11 @@ def test_a_job_is_cancelled_only_where_it_is_known_to_be_the_runs(
     with pytest.raises(RunError, match="run: scancel 5_0"):
         cancel.cancel_runs([now(study)])
     append_event(run.folder, "started", iter=0, job_id="5_0")
+    cluster.waiting = {"5_0": job_parsing.Job("5_0", "RUNNING", comment="set by the site")}
     cancel.cancel_runs([now(study)])
     assert cancelled == ["5_0"]
+    cluster.waiting, cluster.ended = {}, job("CANCELLED")
+    assert (now(study).state, now(study).reason) == ("cancelled", "cancelled (ablatrix cancel)")
 
 
 def test_a_waiting_run_that_is_cancelled_stays_so(
