@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import documents, sequential, tuning_text, wording
 from ablatrix.orchestrator.report.formatting import count, join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
+from ablatrix.orchestrator.status import diagnosis
 from ablatrix.orchestrator.study import screening
 from ablatrix.trainer.rundir import recorded_inputs
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.collect import RunRecord
 
+BAD = ("failed", "lost", "cancelled")  # states that `submit --retry` reruns
+MOST_REASONS = 3  # why runs failed
 REPEATED = 0.5  # of the rows of a run; fewer repeated steps come from a progress bar
 
 
@@ -54,9 +58,28 @@ def _settings(analysis: Analysis) -> Iterator[str]:
         yield f"Bit-identical to the baseline: {join_names(same)}. Check that their settings reach the trainer."
     if base is not None and base.features:
         yield f"The design has no cell without features; effects are differences from {base.name}."
-    if missing := sum(not run.finished for run in runs):
-        have = "has" if missing == 1 else "have"
-        yield f"{missing} of {count(len(runs), 'run')} {have} no result yet; see run health."
+    yield from _without_result(runs)
+
+
+def _without_result(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield how many runs failed, with the most frequent reasons, and how many have not finished."""
+    missing = [run for run in runs if not run.finished]
+    bad = [run for run in missing if run.state in BAD]
+    if bad:
+        states = ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in bad).items())
+        yield (
+            f"{len(bad)} of {count(len(runs), 'run')} ended without a result ({states}); fix the cause, then rerun "
+            "with `submit --retry`."
+        )
+    kinds: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in bad:
+        kinds.setdefault((run.state, diagnosis.generalize(run.reason)), []).append(run)
+    for (state, _), alike in sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:MOST_REASONS]:
+        if alike[0].reason:
+            yield f"{count(len(alike), 'run')} {state}: {alike[0].reason}"
+    if waiting := len(missing) - len(bad):
+        have = "has" if waiting == 1 else "have"
+        yield f"{waiting} of {count(len(runs), 'run')} {have} no result yet; see run health."
 
 
 def _measures(analysis: Analysis) -> Iterator[str]:

@@ -56,3 +56,8 @@ def describe_end(run_dir: Path, job: job_parsing.Job | None = None, job_log: Pat
         return f"the job ended before the trainer started{ending}"
     ending = f"Slurm says {job.state}, exit code {job.exit_code}" if job else "process not found"
     return f"exited without reporting a reason ({ending})"
+
+
+def generalize(reason: str) -> str:
+    """Return a reason without its numbers, paths and names of runs, by which failures of the same kind are grouped."""
+    return re.sub(r"\S*/\S*|\S*[0-9]\S*", "#", reason)

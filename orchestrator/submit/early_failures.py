@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.status import diagnosis
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.program import program
 
@@ -30,7 +30,7 @@ class EarlyFailures:
         events = read_events(run_dir)
         last = events[-1] if events else {}
         reason = str(last.get("reason", "")) if last.get("event") == "failed" else ""
-        alike = not self._reasons or _pattern(reason) == _pattern(self._reasons[0])
+        alike = not self._reasons or diagnosis.generalize(reason) == diagnosis.generalize(self._reasons[0])
         self._suspected = self._suspected and bool(reason) and seconds < EARLY_SECONDS and alike
         self._reasons.append(reason)
 
@@ -48,15 +48,10 @@ def describe_alike(states: Sequence[RunState], study: Path) -> str:
     """Return a line for `status` if runs still wait although all that have ended failed alike, else ''."""
     failed = [state.reason for state in states if state.state == "failed"]
     waiting = sum(state.state == "queued" for state in states)
-    alike = len({_pattern(reason) for reason in failed}) == 1
+    alike = len({diagnosis.generalize(reason) for reason in failed}) == 1
     if len(failed) < ENOUGH or not waiting or not alike or any(state.state == "done" for state in states):
         return ""
     return (
         f"{len(failed)} runs failed alike, none is done, {waiting} wait: {failed[-1]}; stop them with "
         f"`{program()} cancel --all --study {shlex.quote(str(study))}`, fix this and rerun submit with --retry"
     )
-
-
-def _pattern(reason: str) -> str:
-    """Return the reason without its numbers, paths and names of runs."""
-    return re.sub(r"\S*/\S*|\S*[0-9]\S*", "#", reason)
