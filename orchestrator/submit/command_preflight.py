@@ -51,6 +51,7 @@ def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterato
     at = f"{loaded.at('command')}command: "
     # modules and environments that a job loads first bring the program and its Python
     prepared = launcher != "local" and bool(loaded.experiment.slurm.setup)
+    notes: dict[str, None] = {}  # each once, though runs start in several ways
     for start in _distinct_starts(loaded, runs):
         if not start.folder.is_dir():
             yield f"{loaded.at('workdir')}workdir: {start.folder} is not a folder"
@@ -62,7 +63,9 @@ def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterato
         elif program and (program.script or program.module) and program.is_python:
             fixed = bool(program.interpreter) and Path(program.interpreter[0]).is_absolute()
             if program.interpreter and (fixed or not prepared):
-                yield from _check_python(loaded, start, program, at)
+                yield from _check_python(loaded, start, program, at, notes)
+    for note in notes:
+        say(note)
 
 
 def _distinct_starts(loaded: Loaded, runs: Sequence[Run]) -> Iterable[Start]:
@@ -109,8 +112,11 @@ def _find_missing_script(start: Start, program: Program | None) -> str:
     return f"{program.script}: no such file in {start.folder}{hint}"
 
 
-def _check_python(loaded: Loaded, start: Start, program: Program, at: str) -> Iterator[str]:
-    """Yield the imports that the command's own interpreter does not find, then the flags that the script rejects."""
+def _check_python(loaded: Loaded, start: Start, program: Program, at: str, notes: dict[str, None]) -> Iterator[str]:
+    """Yield the imports that the command's own interpreter does not find, then the flags that the script rejects.
+
+    notes: gets a note on an interpreter that is not ours.
+    """
     interpreter = program.interpreter
     where = shutil.which(interpreter[0], path=start.environment.get("PATH")) or interpreter[0]
     name = " ".join((where, *interpreter[1:]))
@@ -122,14 +128,20 @@ def _check_python(loaded: Loaded, start: Start, program: Program, at: str) -> It
         lines = output.strip().splitlines()
         yield f"{at}{name} cannot be run: {lines[-1] if lines else f'exit code {code}'}"
         return
-    other = program.bare and os.path.abspath(where) != os.path.abspath(sys.executable)
+    other = program.bare and not _is_ours(answer)
     hint = f"; Ablatrix runs in {sys.executable}: write {{python}} for that one" if other else ""
     problems = list(dict.fromkeys(_import_problems(answer, name, hint)))
     yield from (f"{at}{problem}" for problem in problems)
-    if other and not problems:
-        say(f"note: {at}{interpreter[0]} is {where}{hint}")
     if not problems:
+        if other:
+            notes.setdefault(f"note: {at}{interpreter[0]} is {where}{hint}")
         yield from _check_flags(loaded, start, program, answer)
+
+
+def _is_ours(answer: Mapping[str, Any]) -> bool:
+    """True if an interpreter, under whatever name, is of our environment and version."""
+    same = os.path.realpath(answer["prefix"]) == os.path.realpath(sys.prefix)
+    return same and answer["version"] == sys.version.split()[0]
 
 
 def _import_problems(answer: Mapping[str, Any], name: str, hint: str) -> Iterator[str]:

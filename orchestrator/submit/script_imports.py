@@ -1,7 +1,8 @@
 """Find what a Python script needs without running it. Run by the interpreter of a user's command (`python -c`).
 
-Reads {"script" or "module", "folder"} from stdin and writes JSON: the interpreter's version, imports that it does not
-find, a syntax error, and the command-line parsers in use. Standard library only, Python 3.7 and up.
+Reads {"script" or "module", "folder"} from stdin and writes JSON: the interpreter's version and
+environment, imports that it does not find, a syntax error, and the command-line parsers in use. Standard library only,
+Python 3.7 and up.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def main() -> None:
     """Answer the question on stdin."""
     asked = json.load(sys.stdin)
     sys.path[0] = asked["folder"] if asked["module"] else os.path.dirname(os.path.realpath(asked["script"]))
-    answer = {"version": sys.version.split()[0], "no_module": "", "parsers": []}
+    answer = {"version": sys.version.split()[0], "prefix": sys.prefix, "no_module": "", "parsers": []}
     if asked["module"]:
         top = asked["module"].split(".")[0]
         first = find_file(asked["module"], sys.path)

@@ -146,8 +146,17 @@ def test_another_python_on_path_is_named(folder: Path, capsys: pytest.CaptureFix
     bin_folder.mkdir()
     (bin_folder / "python").symlink_to(shutil.which("python3", path="/usr/bin:/bin") or sys.executable)
     command = "python train.py --seed={seed} {flags}\nenv: {PATH: " + f"'{bin_folder}:/bin'" + "}"
-    assert problems(folder, command) == []
-    assert f"python is {bin_folder}/python; Ablatrix runs in {sys.executable}" in capsys.readouterr().out
+    two_ways = "{rate: 0.2, compile: true}\nflags: {style: --key=value, booleans: switch}"
+    assert problems(folder, command, "{rate: 0.2}", two_ways) == []
+    shown = capsys.readouterr().out
+    assert shown.count(f"python is {bin_folder}/python; Ablatrix runs in {sys.executable}") == 1
+
+
+def test_another_name_of_our_python_is_no_other_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for name in ("python3", f"python3.{sys.version_info.minor}") if shutil.which(name)]
+    for name in ("python", *names):
+        assert problems(folder, f"{name} train.py --seed={{seed}} {{flags}}") == []
+    assert "Ablatrix runs in" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
