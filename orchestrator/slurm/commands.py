@@ -74,6 +74,11 @@ _CLUSTER_COMMANDS = ("squeue", "scontrol", "scancel", "sacct")
 
 def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     """Return the output of a Slurm command. Raises ControllerError if it fails or does not answer."""
+    conf = os.environ.get("SLURM_CONF", "")
+    if conf and not os.path.exists(conf):  # Slurm's commands would wait a minute for it
+        raise ControllerError(
+            f"SLURM_CONF names {conf}, which does not exist: correct or unset it, or use --launcher local"
+        )
     foreign = foreign_variables()
     cluster = selected_cluster.selected()
     if cluster and command[0] in _CLUSTER_COMMANDS:

@@ -70,10 +70,15 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
     else:
         checks += [partial(data_preflight.check_inputs, loaded, runs), partial(_check_effects, loaded, runs)]
         checks.append(partial(weights_preflight.check_weights, loaded, runs))
-    if launcher != "local":
-        checks.append(partial(_check_slurm, loaded, chosen, launcher))
     with ThreadPoolExecutor() as pool:  # most of them wait for a process
+        asked = pool.submit(_check_slurm, loaded, chosen, launcher)
         found = list(chain.from_iterable(pool.map(lambda check: list(check()), checks)))
+    try:
+        found += asked.result()
+    except RunError as error:  # nothing is wrong with the file, or only what the other checks found
+        if not found:
+            raise
+        found.append(str(error))
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
     return [*([] if is_command else data_preflight.check_corpora(loaded, runs)), *_warn_of_unequal_tokens(runs)]
@@ -178,14 +183,17 @@ def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
             )
 
 
-def _check_slurm(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
-    """Yield why Slurm would refuse the jobs. Raises RunError if it does not answer."""
+def _check_slurm(loaded: Loaded, runs: Sequence[Run], launcher: str) -> list[str]:
+    """Return why Slurm would refuse the jobs. Raises RunError if it does not answer."""
+    if launcher == "local":
+        return []
     if not commands.available():
-        yield f"launcher {launcher}: there is no sbatch on this machine; use --launcher local"
-        return
+        return [f"launcher {launcher}: there is no sbatch on this machine; use --launcher local"]
     try:
-        yield from slurm_preflight.check_jobs(loaded, runs, launcher)
-    except commands.NoAnswerError as error:  # nothing is wrong with the file
-        raise RunError(f"Slurm does not answer ({error}); nothing was queued, run the command again later") from None
+        return list(slurm_preflight.check_jobs(loaded, runs, launcher))
+    except commands.NoAnswerError as error:
+        raise RunError(
+            f"Slurm does not answer ({error}); run the command again later, or use --launcher local"
+        ) from None
     except commands.ControllerError as error:
-        yield f"{loaded.at('slurm')}slurm: {error}"
+        return [f"{loaded.at('slurm')}slurm: {error}"]
