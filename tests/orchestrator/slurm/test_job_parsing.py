@@ -100,6 +100,9 @@ def test_failing_commands_speak_in_one_line(tmp_path: Path, monkeypatch: pytest.
     script.unlink()
     with pytest.raises(commands.ControllerError, match="not found"):
         commands.run_command(["squeue"])
+    monkeypatch.setenv("SLURM_CONF", f"{tmp_path}/missing.conf")  # Slurm's own commands look for it for a minute
+    with pytest.raises(commands.ControllerError, match=r"SLURM_CONF names .*missing\.conf, which does not exist"):
+        commands.run_command(["squeue"])
 
 
 @pytest.mark.parametrize(
