@@ -119,7 +119,7 @@ def _describe_share(partition: Partition) -> Iterator[str]:
     kind = partition.largest
     if kind.gpus:
         gpus = f"{kind.gpu_type}:1" if kind.gpu_type else "1"
-        yield f"  gpus_per_node: {gpus}"
+        yield f"  gpus_per_node: {gpus}  # leave it out for jobs that need no GPU"
     shares = max(1, kind.gpus)
     if kind.cores:
         yield f"  cpus_per_task: {max(1, min(MOST_CORES, kind.cores // shares))}"
@@ -138,7 +138,7 @@ def _describe_partition(partition: Partition) -> str:
 
 def _describe_nodes(kind: NodeType) -> str:
     gpus = f", {kind.gpus} x {kind.gpu_type or 'GPU'}" if kind.gpus else ""
-    return f"{kind.nodes} nodes ({kind.cores} cores, {kind.memory / 1024:.0f} GiB{gpus})"
+    return f"{kind.nodes} node{'s'[: kind.nodes != 1]} ({kind.cores} cores, {kind.memory / 1024:.0f} GiB{gpus})"
 
 
 def _quote(word: str) -> str:

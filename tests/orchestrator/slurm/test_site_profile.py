@@ -75,6 +75,7 @@ def test_the_account_is_the_default_one_and_the_others_are_named(
     assert "# your accounts: lab-a, 007\n" in text
     assert "#   cpu*: up to 2-00:00:00; 40 nodes (64 cores, 251 GiB)\n" in text
     assert "6 nodes (64 cores, 503 GiB, 4 x a100), 2 nodes (32 cores, 187 GiB, 2 x v100)\n" in text
+    assert "gpus_per_node: a100:1  # leave it out for jobs that need no GPU\n" in text
     assert "cluster hpc (Slurm 23.02.7)" in text and "old" not in text
     with pytest.raises(UserError, match="exists already"):
         init_site(tmp_path)
