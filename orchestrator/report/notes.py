@@ -72,7 +72,7 @@ def _without_result(runs: Sequence[RunRecord]) -> Iterator[str]:
             "with `submit --retry`."
         )
     kinds: dict[tuple[str, str], list[RunRecord]] = {}
-    for run in bad:
+    for run in (run for run in bad if run.state != "cancelled"):
         kinds.setdefault((run.state, diagnosis.generalize(run.reason)), []).append(run)
     for (state, _), alike in sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:MOST_REASONS]:
         if alike[0].reason:
