@@ -140,8 +140,8 @@ def _check_python(loaded: Loaded, start: Start, program: Program, at: str, notes
 
 def _is_ours(answer: Mapping[str, Any]) -> bool:
     """True if an interpreter, under whatever name, is of our environment and version."""
-    same = os.path.realpath(answer["prefix"]) == os.path.realpath(sys.prefix)
-    return same and answer["version"] == sys.version.split()[0]
+    same_version = bool(answer["version"] == sys.version.split()[0])
+    return same_version and os.path.realpath(answer["prefix"]) == os.path.realpath(sys.prefix)
 
 
 def _import_problems(answer: Mapping[str, Any], name: str, hint: str) -> Iterator[str]:
