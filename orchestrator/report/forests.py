@@ -113,7 +113,7 @@ def runs_per_cell(analysis: Analysis) -> str:
     if not sizes:
         return ""
     some = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    return f"n = {some} runs per cell."
+    return f"n = {some} run{'s'[: sizes != [1]]} per cell."
 
 
 def forest_limits(rows: Sequence[ForestRow], band: float | None = None) -> Bounds:

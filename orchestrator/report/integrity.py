@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from ablatrix.orchestrator.report.formatting import count
 from ablatrix.trainer.config import RunConfig
 
 if TYPE_CHECKING:
@@ -86,5 +87,7 @@ def _lost_runs(study: Study) -> list[str]:
     lost = [f"{cell}: was planned and is not in study.json" for cell in planned.cells if cell not in study.cells]
     lost += [f"seed {seed}: was planned and is not in study.json" for seed in planned.seeds if seed not in seeds]
     if study.tune is None and "aa" not in study.design:
-        lost += [f"{cell}: has {n} runs in study.json, others {most}" for cell, n in counts.items() if n < most]
+        lost += [
+            f"{cell}: has {count(n, 'run')} in study.json, others {most}" for cell, n in counts.items() if n < most
+        ]
     return lost

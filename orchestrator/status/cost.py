@@ -70,11 +70,11 @@ def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Ma
 def describe(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, float]) -> str:
     """Return `21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
     each = [run.config.tokens for run in runs]
-    text = f"{len(runs)} runs"
+    text = f"{len(runs)} run{'s'[: len(runs) != 1]}"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     if all(run.cell in hours for run in runs):
         text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit(experiment.slurm)}"
         text += f" of a budget of {experiment.budget:g}" if experiment.budget is not None else ""
     else:
-        text += f"; hours are known after `submit --smoke N` ({len(hours)} cells measured so far)"
+        text += f"; hours are known after `submit --smoke N` (cells measured so far: {len(hours)})"
     return text

@@ -21,6 +21,7 @@ from ablatrix.orchestrator.store import submit_attempts
 from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.submit import queueing, wave_order
 from ablatrix.orchestrator.submit.notifications import Notifier
+from ablatrix.orchestrator.terminal.printing import count
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave:
     order.write(batch.study, runs=dict(waiting), staged=later > 0, most=wave.most)
     arrays = [f"afterany:{array}" for array in (*wave.before, *wave.arrays)]
     if waiting:
-        text, between = f"{len(waiting)} runs wait for room in the queue ({wave.reason})", "?"  # when any has ended
+        text, between = f"{_runs(len(waiting), 'wait')} for room in the queue ({wave.reason})", "?"  # when any ends
         goal = "queues them when jobs of this study have ended"
     else:
-        text, between = f"up to {later} runs follow, depending on results", ","
+        text, between = f"up to {_runs(later, 'follow')}, depending on results", ","
         goal = "queues those that are needed when these have ended"
     try:
         if order.problem:
@@ -174,7 +175,7 @@ class _Wave:
             attempts = {run.id: attempt for run, attempt in members}
             return [replace(s, attempt=attempts[s.run.id]) for s in states if s.run.id in attempts]
         self.arrays.append(base)
-        self.say(f"queued {len(members)} runs as job {base} ({self.launcher.name})")
+        self.say(f"queued {count(members, 'run')} as job {base} ({self.launcher.name})")
         return []
 
 
@@ -220,7 +221,7 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
     total = spent * (1 + len(due) / max(1, done))
     if order.budget is not None and due and total > order.budget:
         raise UserError(
-            f"budget: with the {len(due)} runs of the next stage the study takes about {total:.3g} "
+            f"budget: with the {count(due, 'run')} of the next stage the study takes about {total:.3g} "
             f"{cost.unit(order.settings)}, the budget is {order.budget:g}; submit again with --over-budget"
         )
 
@@ -264,15 +265,16 @@ def describe(
     waiting = wave_order.select_waiting(study, order, states)
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = _describe_stages(stages, order, follow_up, jobs, states) if stages else []
+    wait = f"{_runs(len(waiting), 'wait')} for room in the queue"
     if waiting and follow_up:
         hold = jobs[follow_up[-1]].hold if jobs else ""
         how = f"is to queue them, but is held ({hold})" if hold else "queues them"
-        lines.append(f"{len(waiting)} runs wait for room in the queue: job {follow_up[-1]} {how}")
+        lines.append(f"{wait}: job {follow_up[-1]} {how}")
     elif waiting and jobs is None:
-        lines.append(f"{len(waiting)} runs wait for room in the queue; Slurm does not say whether a job queues them")
+        lines.append(f"{wait}; Slurm does not say whether a job queues them")
     elif waiting and order:
         why = f" ({order.problem})" if order.problem else ""
-        lines.append(f"{len(waiting)} runs wait for room in the queue, and no job will queue them{why}: submit again")
+        lines.append(f"{wait}, and no job will queue them{why}: submit again")
     return [*lines, *helper_jobs.describe(study, jobs)]
 
 
@@ -290,9 +292,14 @@ def _describe_stages(
     if not left:
         return list(stages.lines)
     if follow_up and order and not order.runs:
-        return [*stages.lines, f"up to {left} runs follow: job {follow_up[-1]} queues those that are needed"]
+        return [*stages.lines, f"up to {_runs(left, 'follow')}: job {follow_up[-1]} queues those that are needed"]
     if jobs is None and order and order.staged:
-        return [*stages.lines, f"up to {left} runs follow; Slurm does not say whether a job queues them"]
+        return [*stages.lines, f"up to {_runs(left, 'follow')}; Slurm does not say whether a job queues them"]
     why = f" ({order.problem})" if order and order.problem else ""
     when = " when the runs have ended" if any(state.active for state in states) else ""
-    return [*stages.lines, f"up to {left} runs follow, and no job will queue them{why}: submit again{when}"]
+    return [*stages.lines, f"up to {_runs(left, 'follow')}, and no job will queue them{why}: submit again{when}"]
+
+
+def _runs(number: int, verb: str) -> str:
+    """Return `1 run waits` or `3 runs wait`."""
+    return f"1 run {verb}s" if number == 1 else f"{number} runs {verb}"

@@ -48,7 +48,7 @@ def cancel(
         return
     if not yes:
         shown = ", ".join([state.run.id for state in states[:SHOWN]] + [f"job {job}" for job in helpers])
-        typer.confirm(visible(f"cancel {len(states)} runs of {found.folder}: {shown}?"), abort=True)
+        typer.confirm(visible(f"cancel {printing.count(states, 'run')} of {found.folder}: {shown}?"), abort=True)
     # helper jobs first, or they would queue what is being cancelled
     jobs = helper_jobs.cancel(found, running=True) if helpers else []
     forgotten = wave_order.forget(found, wanted)
@@ -59,8 +59,8 @@ def cancel(
     if helpers:
         print(f"cancelled {', '.join(f'job {job}' for job in jobs) or 'no helper job'}")
     if forgotten:
-        print(f"{forgotten} runs no longer wait for room in the queue")
-    print(f"cancelled {len(cancelled)} runs")
+        print(f"no longer waiting for room in the queue: {printing.count(range(forgotten), 'run')}")
+    print(f"cancelled {printing.count(cancelled, 'run')}")
 
 
 def find_affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:

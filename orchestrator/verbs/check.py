@@ -32,7 +32,7 @@ def check(options: Options, as_json: bool = False) -> None:
     at_sizes = f", {len(cells) // sizes} at each of {sizes} sizes" if sizes > 1 else ""
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
     print(
-        f"{options.file}: {len(runs)} runs (cells: {len(cells)}{at_sizes}; seeds: {shown}), "
+        f"{options.file}: {printing.count(runs, 'run')} (cells: {len(cells)}{at_sizes}; seeds: {shown}), "
         f"{_describe_outcome(corpora)} ({planned.launcher})"
     )
     for line in corpora:

@@ -97,4 +97,4 @@ def test_status_counts_the_hours_of_every_attempt_so_far(tmp_path: Path) -> None
     states = study_state.collect(Study(tmp_path, "s", "s.yaml", 0.0, {}, [run]))
     assert run_state.total_hours(states) == Hours(gpu=1.5)
     assert run_state.as_record(states, None)["gpu_hours"] == 1.5
-    assert status_table.summary_line(states, Scheduler()) == "1 runs: 1 done; 1.5 GPU-hours"
+    assert status_table.summary_line(states, Scheduler()) == "1 run: 1 done; 1.5 GPU-hours"

@@ -150,7 +150,7 @@ def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> Non
     assert workspace.states()["wsd"]["state"] == "done"
     smoke = workspace.folder / "out/study/smoke"
     assert json.loads(next(smoke.glob("wsd-*/summary.json")).read_text())["iters"] == 2
-    assert "1 cells measured so far" in workspace.run("plan", study).stdout
+    assert "cells measured so far: 1" in workspace.run("plan", study).stdout
 
 
 def test_a_budget_is_kept(workspace: Workspace) -> None:
@@ -186,7 +186,7 @@ def test_runs_at_work_are_not_hidden_by_an_edit(workspace: Workspace) -> None:
         workspace.wait(lambda states: states["baseline"]["iter"] >= 1)
         changed = ("submit", study, "--launcher", "local", "--set", "trainer.batch_size=1", "--only", "baseline")
         assert "cancel them first" in workspace.run(*changed, code=2).stderr
-        assert "cancelled 1 runs" in workspace.run("cancel", "baseline", "--yes").stdout
+        assert "cancelled 1 run\n" in workspace.run("cancel", "baseline", "--yes").stdout
         process.wait(timeout=180)
     assert workspace.states()["baseline"]["state"] == "stopped"
 

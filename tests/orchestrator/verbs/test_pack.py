@@ -187,7 +187,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Files], None], bool, str]] = {
         False,
         "is not an evaluation in loss.csv",
     ),
-    "run removed, packed": (remove("baseline-seed2-", "baseline-seed2"), False, "baseline: has 1 runs in study.json"),
+    "run removed, packed": (remove("baseline-seed2-", "baseline-seed2"), False, "baseline: has 1 run in study.json"),
     "cell removed, packed": (remove("/swiglu-", "swiglu"), False, "swiglu: was planned and is not in study.json"),
     "config.json removed, packed": (remove(CONFIG), False, "config.json is missing or damaged"),
     "other defaults in the code, packed": (edit(CODE, "3e-4", "6e-4"), False, "is other code than the runs were"),
