@@ -274,7 +274,7 @@ def test_jobs_that_slurm_holds_after_a_failed_start_are_released(
     queueing.release_held(study, None, printed.append)
     [shown] = printed
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6\n"
-    assert shown.startswith("7 jobs") and ("released" if permitted else "submit with --retry") in shown
+    assert "7 jobs" in shown and ("released" if permitted else "submit with --retry") in shown
 
 
 def test_jobs_that_their_user_holds_stay_held(fake: FakeSlurm, tmp_path: Path) -> None:
