@@ -11,6 +11,7 @@ import pytest
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.devices import find_devices
+from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.orchestrator.verbs import submit
 from ablatrix.orchestrator.verbs.check import check
 from ablatrix.orchestrator.verbs.plan import Options, check_plan, make_plan
@@ -127,3 +128,11 @@ def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
     with (folder / "checkpoint-10.pt").open("wb") as file:
         file.truncate(needed // 2 + 1)
     assert list(preflight._check_space(plan.loaded, plan.runs)) == []
+
+
+def test_what_a_site_prints_at_the_start_of_python_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('welcome')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_module("json.tool", "--compact", text="[1, 2]") == "[1,2]"
