@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,8 @@ def test_a_forked_run_is_the_same_as_one_that_starts_python(
         assert (other.folder / run_files.ARGS).read_text() == arguments.replace("out/a/", "out/b/")
         assert [event["event"] for event in read_events(other.folder)][-1] == "finished"
         assert "finished after iter 12" in (other.folder / run_files.JOB_OUT).read_text()
+        peaks = [json.loads((run.folder / run_files.SUMMARY).read_text())["peak_memory_bytes"] for run in (one, other)]
+        assert peaks[1] == pytest.approx(peaks[0], rel=0.05)
     outputs = "".join((run.folder / run_files.JOB_OUT).read_text() for run in forked)
     drawn = [line.split()[1:] for line in outputs.splitlines() if line.startswith("DRAWN")]
     assert len(drawn) == 2 and len({*drawn[0], *drawn[1]}) == 6, "without a seed each draws other numbers"
