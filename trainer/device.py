@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ablatrix.trainer.rundir import hardware
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.files import is_own
 
 if TYPE_CHECKING:
     import torch
+
+OWN_KERNELS = "~/.cache/ablatrix"  # beside a cache that others use
 
 
 def pick_device(name: str) -> torch.device:
@@ -106,6 +109,8 @@ def keep_memory() -> None:
 def tune_products(device: torch.device, kernels: Path | None = None) -> None:
     """Choose how float32 matrices are multiplied; kernels: folder of the compiled kernels for CPUs, None for none.
 
+    Another user's folder is left as it is: the kernels are then kept in OWN_KERNELS.
+
     cuda: TF32. cpu: torch's setting "medium" sends products to oneDNN, up to twice as fast as MKL on processors that
     are not Intel's; on hardware with units for it, it also rounds to bfloat16. It is used only if a comparison with
     float64 shows that nothing is rounded.
@@ -119,7 +124,7 @@ def tune_products(device: torch.device, kernels: Path | None = None) -> None:
     if kernels is not None:
         from ablatrix.models import native
 
-        native.use(kernels)
+        native.use(kernels if is_own(kernels) else Path(os.path.expanduser(OWN_KERNELS)))  # noqa: PTH111 - never raises
     torch.set_float32_matmul_precision("medium")
     generator = torch.Generator().manual_seed(0)
     for shape in ((256, 256), (512, 48)):

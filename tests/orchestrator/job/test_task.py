@@ -164,9 +164,10 @@ def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     for name in ("SBATCH_TIMELIMIT", "SLURM_MEM_PER_CPU", "SQUEUE_PARTITION", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.setenv(name, "theirs")
-    monkeypatch.setenv("SLURM_CONF", "/x/slurm.conf")
+    (conf := tmp_path / "slurm.conf").touch()
+    monkeypatch.setenv("SLURM_CONF", str(conf))
     seen = commands.run_command(["squeue"])
-    assert "SLURM_CONF=/x/slurm.conf" in seen
+    assert f"SLURM_CONF={conf}" in seen
     assert "theirs" not in seen
     with commands.own_environment():
         assert "SLURM_MEM_PER_CPU" not in os.environ

@@ -108,6 +108,7 @@ def test_completion_is_for_the_installed_command(
 ) -> None:
     """Typer takes the name from the command line, here `python -m ablatrix`, which no shell completes."""
     monkeypatch.setattr("sys.argv", [f"{module}/__main__.py", "--show-completion", "bash"])
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # whatever shell runs the tests
     with pytest.raises(SystemExit, match="0"):
         main()
     assert "_ABLATRIX_COMPLETE=complete_bash" in capsys.readouterr().out
