@@ -37,7 +37,6 @@ from ablatrix.orchestrator.report.corpus_notes import corpus_notes
 from ablatrix.orchestrator.report.forests import MANY_CELLS, ordered
 from ablatrix.orchestrator.report.formatting import (
     DASH,
-    count,
     duration,
     factor_text,
     p_text,
@@ -52,6 +51,7 @@ from ablatrix.orchestrator.report.formatting import (
 )
 from ablatrix.orchestrator.report.notes import notes
 from ablatrix.orchestrator.report.wording import aa_sentence, cell_text
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import formatting, verdicts, wording
 from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Forest, ForestRow
 from ablatrix.orchestrator.study import screening
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -87,7 +88,7 @@ def _effects_caption(analysis: Analysis) -> str:
         return caption + (f" There are no intervals: {verdicts.ONE_SEED}." if analysis.single_seed else "")
     caption += (
         f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: "
-        f"{analysis.interval_name} simultaneous over {formatting.count(analysis.family, 'comparison')}, "
+        f"{analysis.interval_name} simultaneous over {count(analysis.family, 'comparison')}, "
         f"{'the one' if analysis.factorial else 'which decides the verdict and is the one'} in the table; small ticks: "
         "single seeds."
     )
@@ -179,7 +180,7 @@ def _contrasts(
     if any(row.outer for row in rows):
         caption += (
             " Thick bar: pointwise 95% confidence interval; thin bar: 95% interval simultaneous over "
-            f"{formatting.count(len(contrasts), 'comparison')}."
+            f"{count(len(contrasts), 'comparison')}."
         )
     title = f"{title}: {_claim(analysis, contrasts)}"
     axis = f"{label} on {measure.label}" if words == _HELPS else f"{label}, {measure.label}"

@@ -188,11 +188,6 @@ def _show_difference(names: Sequence[str], most: int) -> dict[str, str]:
     return {name: f"{text[:head]}{ELLIPSIS}{text[begin : begin + part]}{ends[name]}" for name, text in shown.items()}
 
 
-def count(number: int, noun: str) -> str:
-    """1 run; 2 runs."""
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def join_names(names: Sequence[str], most: int = 8) -> str:
     """a, b and c; a list longer than `most` ends with the number of the rest."""
     shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ablatrix.orchestrator.report.formatting import count
 from ablatrix.trainer.config import RunConfig
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord, Study

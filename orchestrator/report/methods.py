@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.report import divergence, sizes_section, tuning_text
 from ablatrix.orchestrator.report import statistics as st
-from ablatrix.orchestrator.report.formatting import count, join_names, p_equals, plain, quantity
+from ablatrix.orchestrator.report.formatting import join_names, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.study import screening
 from ablatrix.orchestrator.study.dotted import flatten
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import documents, sequential, tuning_text, wording
-from ablatrix.orchestrator.report.formatting import count, join_names
+from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.status import diagnosis
 from ablatrix.orchestrator.study import screening
 from ablatrix.trainer.rundir import recorded_inputs
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report.formatting import count, join_names
+from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.statistics import ALPHA
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis

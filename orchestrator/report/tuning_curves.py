@@ -10,6 +10,7 @@ import numpy as np
 
 from ablatrix.orchestrator.report import formatting
 from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Line, Panel, Series
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -41,7 +42,7 @@ def draw(analysis: Analysis, tuned: Tuned, styles: Mapping[str, int], remark: st
     )
     caption = (
         f"Final {measure.name} of the tuning runs against {tune.setting}: means over "
-        f"{formatting.count(len(tune.seeds), 'seed')}; thin: the parabola through the best and its "
+        f"{count(len(tune.seeds), 'seed')}; thin: the parabola through the best and its "
         "neighbors, whose minimum is confirmed with other seeds."
     )
     return Figure("tuning", _title(tuned), caption + remark, (panel,))

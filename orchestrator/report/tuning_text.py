@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report.content import Block, Row, Table
-from ablatrix.orchestrator.report.formatting import DASH, count, join_names, plain, signed, span_text
+from ablatrix.orchestrator.report.formatting import DASH, join_names, plain, signed, span_text
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis

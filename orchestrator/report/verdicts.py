@@ -9,7 +9,6 @@ from ablatrix.orchestrator.report import sequential
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
 from ablatrix.orchestrator.report.formatting import (
     bound_decimals,
-    count,
     level_text,
     p_equals,
     percent,
@@ -18,6 +17,7 @@ from ablatrix.orchestrator.report.formatting import (
     span_text,
 )
 from ablatrix.orchestrator.report.statistics import ALPHA
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis

@@ -10,7 +10,6 @@ from ablatrix.orchestrator.report import across_sizes, verdicts
 from ablatrix.orchestrator.report.decisions import Verdict
 from ablatrix.orchestrator.report.formatting import (
     DASH,
-    count,
     join_names,
     p_equals,
     p_text,
@@ -22,6 +21,7 @@ from ablatrix.orchestrator.report.formatting import (
     span_text,
 )
 from ablatrix.orchestrator.study.scale import Size
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.across_sizes import Trend

@@ -7,10 +7,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.terminal.printing import MOST_NAMES, count, list_names
+from ablatrix.orchestrator.terminal.printing import MOST_NAMES, list_names
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.rundir import recorded_inputs, run_files
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again
 def _describe(names: str, ids: Sequence[str]) -> str:
     rerun = " ".join(f"--rerun {run}" for run in ids) if len(ids) <= MOST_NAMES else "--rerun all"
     return (
-        f"{names}: the content has changed since {count(ids, 'run')} of this study used it ({list_names(ids)}), and "
-        f"results on different data cannot be compared; put the old file back, give the study another `name:`, or "
+        f"{names}: the content has changed since {count(len(ids), 'run')} of this study used it ({list_names(ids)}), "
+        f"and results on different data cannot be compared; put the old file back, give the study another `name:`, or "
         f"train these again with {rerun}"
     )
 

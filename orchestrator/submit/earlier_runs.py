@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.study.dotted import flatten
-from ablatrix.orchestrator.terminal.printing import MOST_NAMES, count, list_names
+from ablatrix.orchestrator.terminal.printing import MOST_NAMES, list_names
 from ablatrix.trainer.config import RunConfig, load, optimization, run_hash
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.files import atomic_write, read_bytes
 
@@ -128,7 +129,7 @@ def _describe_group(members: Sequence[tuple[Run, EarlierRun]]) -> str:
     noun = "finished run" if all(earlier.finished for _, earlier in members) else "earlier run"
     one = len(names) == 1
     text = (
-        f"{count(names, 'new run')} {'takes' if one else 'take'} the place of {count(names, noun)}, which "
+        f"{count(len(names), 'new run')} {'takes' if one else 'take'} the place of {count(len(names), noun)}, which "
         f"{'is' if one else 'are'} kept beside {'it' if one else 'them'} ({list_names(names)})"
     )
     starts = sorted({earlier.start for _, earlier in members if earlier.start})

@@ -19,12 +19,12 @@ from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight, weights_preflight
 from ablatrix.orchestrator.submit.module_runner import run_module
-from ablatrix.orchestrator.terminal.printing import count, list_names
+from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
-from ablatrix.trainer.rundir.console import complain
+from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import ConfigError, OfflineCacheError, RunError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _check_space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     needed = sum(max(0, _bytes_kept(config) - _bytes_there(folder / name)) for name, config in ours)
     if needed > free:
         yield (
-            f"output: checkpoints of {count(runs, 'run')} need about {needed / 1e9:.1f} GB, {parent} has "
+            f"output: checkpoints of {count(len(runs), 'run')} need about {needed / 1e9:.1f} GB, {parent} has "
             f"{free / 1e9:.1f} GB free; choose another `output:` or fewer runs"
         )
 

@@ -12,7 +12,7 @@ from ablatrix.orchestrator.slurm import commands, helper_jobs, job_identity, job
 from ablatrix.orchestrator.slurm.batch import Batch, Launcher, Members, job_ids
 from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, study_dir, submit_attempts, unused_code
 from ablatrix.orchestrator.study.sbatch_options import advice
-from ablatrix.orchestrator.terminal.printing import count
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event, read_events
 
@@ -46,7 +46,7 @@ def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
         (members if ours else taken).append((state.run, state.attempt + 1))
     if taken:
         owner = submit_attempts.describe_owner(taken[0][0].folder, taken[0][1])
-        say(f"{count(taken, 'run')} {'is' if len(taken) == 1 else 'are'} being queued by another submit ({owner})")
+        say(f"{count(len(taken), 'run')} {'is' if len(taken) == 1 else 'are'} being queued by another submit ({owner})")
     return members
 
 
@@ -233,10 +233,11 @@ def release_held(study: Study, jobs: Mapping[str, job_parsing.Job] | None, say: 
         return
     try:
         commands.release(ours)
-        say(f"{count(ours, 'job')} that Slurm held because a node could not start them: released")
+        say(f"{count(len(ours), 'job')} that Slurm held because a node could not start them: released")
     except commands.ControllerError as error:
         say(
-            f"held by Slurm and cannot be released: {count(ours, 'job')} ({error}); cancel them and submit with --retry"
+            f"held by Slurm and cannot be released: {count(len(ours), 'job')} ({error}); "
+            "cancel them and submit with --retry"
         )
 
 

@@ -21,7 +21,7 @@ from ablatrix.orchestrator.store import submit_attempts
 from ablatrix.orchestrator.study.run_order import in_queue_order
 from ablatrix.orchestrator.submit import queueing, wave_order
 from ablatrix.orchestrator.submit.notifications import Notifier
-from ablatrix.orchestrator.terminal.printing import count
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class _Wave:
             attempts = {run.id: attempt for run, attempt in members}
             return [replace(s, attempt=attempts[s.run.id]) for s in states if s.run.id in attempts]
         self.arrays.append(base)
-        self.say(f"queued {count(members, 'run')} as job {base} ({self.launcher.name})")
+        self.say(f"queued {count(len(members), 'run')} as job {base} ({self.launcher.name})")
         return []
 
 
@@ -221,7 +221,7 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
     total = spent * (1 + len(due) / max(1, done))
     if order.budget is not None and due and total > order.budget:
         raise UserError(
-            f"budget: with the {count(due, 'run')} of the next stage the study takes about {total:.3g} "
+            f"budget: with the {count(len(due), 'run')} of the next stage the study takes about {total:.3g} "
             f"{cost.unit(order.settings)}, the budget is {order.budget:g}; submit again with --over-budget"
         )
 

@@ -13,9 +13,9 @@ from rich.tree import Tree
 from ablatrix.orchestrator.report.lr_schedules import QUARTERS, Schedule
 from ablatrix.orchestrator.study import value_origins
 from ablatrix.orchestrator.terminal import tables
-from ablatrix.orchestrator.terminal.printing import count
 from ablatrix.trainer.config import optimization
 from ablatrix.trainer.config.field_errors import spell
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.schedules import learning_rate
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
                 "folder of the first": first.id,
             }
         )
-    title = f"{count(runs, 'run')} in {folder}/"
+    title = f"{count(len(runs), 'run')} in {folder}/"
     layout = tables.Layout(left=LEFT, wrapped=("overrides",), dropped_first=DROPPED_FIRST)
     tables.print_table(title, rows, console, layout)
 
@@ -120,7 +120,7 @@ def print_designs(choices: Sequence[Choice], found: Forecast, console: Console) 
 
 def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
     """Return the study, its cells, what each changes and what sets it, its seeds with their folders."""
-    root = Tree(Text(f"{loaded.experiment.name}: {count(runs, 'run')} in {folder}/, from {loaded.file}"))
+    root = Tree(Text(f"{loaded.experiment.name}: {count(len(runs), 'run')} in {folder}/, from {loaded.file}"))
     for cell, members in _by_cell(runs).items():
         first = members[0]
         branch = root.add(Text(f"{cell} (parameters: {_format(first.config.parameters, ',')})"))

@@ -45,11 +45,6 @@ def print_json(record: Mapping[str, Any] | Sequence[Any]) -> None:
     print(json.dumps(record, indent=1, allow_nan=False))
 
 
-def count(names: Sequence[object], noun: str) -> str:
-    """Return `1 run` or `3 runs`."""
-    return f"{len(names)} {noun}{'s' * (len(names) != 1)}"
-
-
 def list_names(names: Sequence[str]) -> str:
     """Return `a, b, c, d and 3 more`."""
     more = len(names) - MOST_NAMES

@@ -16,9 +16,8 @@ from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.study.metric import COMMAND, NLL, Measure
 from ablatrix.orchestrator.terminal import tables
-from ablatrix.orchestrator.terminal.printing import count
 from ablatrix.trainer.rundir import loss_csv
-from ablatrix.trainer.rundir.console import visible
+from ablatrix.trainer.rundir.console import count, visible
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.scheduler import Scheduler
@@ -89,7 +88,7 @@ def describe_counts(states: Sequence[RunState]) -> str:
 
 def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
     """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered."""
-    text = f"{count(states, 'run')}: {describe_counts(states)}"
+    text = f"{count(len(states), 'run')}: {describe_counts(states)}"
     hours = run_state.total_hours(states)
     text += f"; {hours}" if hours.gpu or hours.cpu else ""
     if scheduler.silent_since and not commands.available():

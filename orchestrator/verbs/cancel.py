@@ -17,7 +17,7 @@ from ablatrix.orchestrator.status import run_evidence, study_state
 from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.submit import wave_order
 from ablatrix.orchestrator.terminal import printing
-from ablatrix.trainer.rundir.console import visible
+from ablatrix.trainer.rundir.console import count, visible
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.events import append_event
 
@@ -48,7 +48,7 @@ def cancel(
         return
     if not yes:
         shown = ", ".join([state.run.id for state in states[:SHOWN]] + [f"job {job}" for job in helpers])
-        typer.confirm(visible(f"cancel {printing.count(states, 'run')} of {found.folder}: {shown}?"), abort=True)
+        typer.confirm(visible(f"cancel {count(len(states), 'run')} of {found.folder}: {shown}?"), abort=True)
     # helper jobs first, or they would queue what is being cancelled
     jobs = helper_jobs.cancel(found, running=True) if helpers else []
     forgotten = wave_order.forget(found, wanted)
@@ -59,8 +59,8 @@ def cancel(
     if helpers:
         print(f"cancelled {', '.join(f'job {job}' for job in jobs) or 'no helper job'}")
     if forgotten:
-        print(f"no longer waiting for room in the queue: {printing.count(range(forgotten), 'run')}")
-    print(f"cancelled {printing.count(cancelled, 'run')}")
+        print(f"no longer waiting for room in the queue: {count(forgotten, 'run')}")
+    print(f"cancelled {count(len(cancelled), 'run')}")
 
 
 def find_affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from ablatrix.orchestrator.slurm import site_limits
 from ablatrix.orchestrator.study import json_schema
 from ablatrix.orchestrator.terminal import printing
-from ablatrix.orchestrator.terminal.printing import count
 from ablatrix.orchestrator.verbs.plan import Options, Plan, check_plan, make_plan
 from ablatrix.orchestrator.verbs.schema import renewal_command
-from ablatrix.trainer.rundir.console import say
+from ablatrix.trainer.rundir.console import count, say
 
 SHOWN = 10  # seeds
 
@@ -32,7 +31,7 @@ def check(options: Options, as_json: bool = False) -> None:
     at_sizes = f", {len(cells) // sizes} at each of {sizes} sizes" if sizes > 1 else ""
     shown = ", ".join(map(str, seeds[:SHOWN])) + (f", ... {seeds[-1]}" if seeds[SHOWN:] else "")
     print(
-        f"{options.file}: {printing.count(runs, 'run')} (cells: {len(cells)}{at_sizes}; seeds: {shown}), "
+        f"{options.file}: {count(len(runs), 'run')} (cells: {len(cells)}{at_sizes}; seeds: {shown}), "
         f"{_describe_outcome(corpora)} ({planned.launcher})"
     )
     for line in corpora:
@@ -44,7 +43,7 @@ def check(options: Options, as_json: bool = False) -> None:
 def _describe_outcome(lines: Sequence[str]) -> str:
     """Return the outcome of a check that found no error. lines: those printed below it."""
     warnings = [line for line in lines if line.startswith("warning: ")]
-    return f"no errors, {count(warnings, 'warning')}" if warnings else "no problems found"
+    return f"no errors, {count(len(warnings), 'warning')}" if warnings else "no problems found"
 
 
 def _find_notes(planned: Plan) -> list[str]:

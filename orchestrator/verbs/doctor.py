@@ -19,6 +19,7 @@ from ablatrix.orchestrator.terminal import printing, tables
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import tokenizer, weights_source
 from ablatrix.trainer.data.manifest import read_manifest
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.program import program
 
@@ -77,7 +78,7 @@ def _check_torch() -> Finding:
         advice = "install the CUDA build: make TORCH=cuda, or pip with requirements-cuda.txt"
         return Finding("PyTorch", WARNING, f"{version} sees none of {len(gpus)} GPUs", advice)
     precision = ", bfloat16" if bf16 == "True" else ""
-    devices = "CPU only" if seen == "0" else f"{printing.count(range(int(seen)), 'GPU')}{precision}"
+    devices = "CPU only" if seen == "0" else f"{count(int(seen), 'GPU')}{precision}"
     return Finding("PyTorch", OK, f"{version}, {devices}")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.slurm import commands, site_profile
 from ablatrix.orchestrator.study import json_schema
 from ablatrix.orchestrator.study.sbatch_options import minutes
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.program import PACKAGE, program
 
@@ -138,7 +139,7 @@ def _describe_partition(partition: Partition) -> str:
 
 def _describe_nodes(kind: NodeType) -> str:
     gpus = f", {kind.gpus} x {kind.gpu_type or 'GPU'}" if kind.gpus else ""
-    return f"{kind.nodes} node{'s'[: kind.nodes != 1]} ({kind.cores} cores, {kind.memory / 1024:.0f} GiB{gpus})"
+    return f"{count(kind.nodes, 'node')} ({kind.cores} cores, {kind.memory / 1024:.0f} GiB{gpus})"
 
 
 def _quote(word: str) -> str:

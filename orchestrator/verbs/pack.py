@@ -13,9 +13,9 @@ from ablatrix.orchestrator.report.collect import of_study
 from ablatrix.orchestrator.report.integrity import find_contradictions
 from ablatrix.orchestrator.store import archive, code_snapshot, provenance, study_dir
 from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
-from ablatrix.orchestrator.terminal.printing import count
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
 from ablatrix.trainer.rundir import recorded_inputs, run_files
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def pack(study: str | None, to: Path | None, output: Path, console: Console, *, 
     digest = archive.write(path, files, facts)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
-    console.print(f"finished: {finished} of {count(read.runs, 'run')}", highlight=False)
+    console.print(f"finished: {finished} of {count(len(read.runs), 'run')}", highlight=False)
     size = path.stat().st_size / 1e6
     console.print(f"{path}: {len(files)} files, {size:.1f} MB, manifest {digest}", soft_wrap=True, highlight=False)
     return path

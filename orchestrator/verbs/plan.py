@@ -19,8 +19,9 @@ from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
 from ablatrix.orchestrator.terminal import plan_tables
-from ablatrix.orchestrator.terminal.printing import count, list_names
+from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.data.corpus_settings import follow_corpus
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -320,13 +321,13 @@ def refuse_to_hide(planned: Plan) -> list[RunState]:
     if active and before.cluster != planned.cluster:
         place = f"on cluster {before.cluster}" if before.cluster else "here"
         raise UserError(
-            f"{planned.folder}: {count(active, 'run')} {'is' if len(active) == 1 else 'are'} queued or running {place} "
-            f"({list_names(active)}); wait for them or cancel them, or give the study another name"
+            f"{planned.folder}: {count(len(active), 'run')} {'is' if len(active) == 1 else 'are'} queued or running "
+            f"{place} ({list_names(active)}); wait for them or cancel them, or give the study another name"
         )
     hidden = sorted(set(active) - ids)
     if hidden:
         raise UserError(
-            f"{planned.folder}: queued or running: {count(hidden, 'run')} with settings that the file no longer has "
-            f"({list_names(hidden)}); cancel them first (cancel RUN or --all), or give the study another name"
+            f"{planned.folder}: queued or running: {count(len(hidden), 'run')} with settings that the file no longer "
+            f"has ({list_names(hidden)}); cancel them first (cancel RUN or --all), or give the study another name"
         )
     return states[: len(study.runs)] if before.cluster == planned.cluster else study_state.collect(study)

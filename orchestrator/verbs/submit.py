@@ -27,7 +27,7 @@ from ablatrix.orchestrator.submit.devices import find_devices
 from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.orchestrator.submit.notifications import Notifier
 from ablatrix.orchestrator.terminal import interrupts, live, printing
-from ablatrix.orchestrator.terminal.printing import count, open_console
+from ablatrix.orchestrator.terminal.printing import open_console
 from ablatrix.orchestrator.verbs.plan import (
     Options,
     Plan,
@@ -37,6 +37,7 @@ from ablatrix.orchestrator.verbs.plan import (
     show_forecast,
     show_plan,
 )
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import RunError, UserError
 from ablatrix.trainer.rundir.program import program
 
@@ -248,8 +249,8 @@ def run_batch(batch: Batch, devices: str | None, console: Console) -> None:
     """Run a batch on this machine, with live progress, until its runs have ended. devices: as in --devices."""
     queue = LocalQueue(find_devices(devices))
     console.print(
-        f"running {count(batch.members, 'run')} on this machine: closing the terminal does not stop them, Ctrl-C does "
-        "(each run keeps its checkpoint)"
+        f"running {count(len(batch.members), 'run')} on this machine: closing the terminal does not stop them, "
+        "Ctrl-C does (each run keeps its checkpoint)"
     )
     with live.LiveStatus(batch.study, console, Scheduler(), Notifier(batch.study).send) as shown:
         try:

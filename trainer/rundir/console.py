@@ -73,3 +73,8 @@ class _Handler(logging.StreamHandler[TextIO]):
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 run` or `3 runs`."""
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
