@@ -29,12 +29,14 @@ BUDGETS = {
     "machine": 40,
     "correctness": 60,
     "steps-gpt2": 150,
+    "steps-nano1": 80,
     "steps-nano": 80,
     "steps-mini": 80,
+    "sharing": 80,
     "head": 60,
-    "sharing": 60,
     "newton-schulz": 30,
-    "sharing-mps": 60,
+    "stacked": 40,
+    "sharing-mps": 80,
 }
 
 

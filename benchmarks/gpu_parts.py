@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import itertools
-import os
 import statistics
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,28 +14,23 @@ from typing import Any
 
 from ablatrix.models.config import GPTConfig
 from ablatrix.models.gpt import measure as measure_model
-from ablatrix.trainer.out_of_memory import first_line
 from benchmarks.contest import Contestant, Worker, alternate, ratio
 from benchmarks.gpu import BUDGETS, Row
+from benchmarks.gpu_common import error, has_cuda, start, timed
+from benchmarks.gpu_sharing import sharing, sharing_mps, stacked
 from benchmarks.step import MODES, peers
 from benchmarks.worker import our_trainer
 
 VOCAB = 50257
-CASES = {"nano": ("gpt-nano", 32, 256), "mini": ("gpt-mini", 32, 256), "gpt2": ("gpt2", 8, 1024)}  # batch, block
+CASES = {
+    "nano1": ("gpt-nano", 1, 256),
+    "nano": ("gpt-nano", 32, 256),
+    "mini": ("gpt-mini", 32, 256),
+    "gpt2": ("gpt2", 8, 1024),
+}  # batch, block
 # Dense bfloat16 FLOP/s of NVIDIA's data sheets, by a part of the card's name; MFU is relative to it
 DATA_SHEET = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12}
 TOLERANCE = 2e-2  # nats between bfloat16 on the device and float32 on the CPU
-
-
-def has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def error(name: str, reason: BaseException) -> Row:
-    """Return the row of something that could not be measured."""
-    return {"name": name, "error": f"{type(reason).__name__}: {first_line(reason)}"}
 
 
 # ---- the machine
@@ -96,19 +87,6 @@ def peer_contestants(spec: dict[str, Any], paths: list[Path]) -> list[Contestant
     return found
 
 
-def start(field: list[Contestant], threads: int, limit: float) -> Iterator[tuple[Contestant, Worker | BaseException]]:
-    """Start programs at once; yield each with its worker, or with the error if it is not ready in `limit` seconds."""
-    workers = [Worker(contestant, threads, wait=False) for contestant in field]
-    with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
-        ready = [pool.submit(worker.answer) for worker in workers]
-        _, late = concurrent.futures.wait(ready, timeout=limit)
-        for future, worker in zip(ready, workers, strict=True):
-            if future in late:
-                worker.process.kill()
-    for contestant, future, worker in zip(field, ready, workers, strict=True):
-        yield contestant, future.exception() or worker
-
-
 def steps(case: str, args: argparse.Namespace) -> Iterator[Row]:
     """Training steps in bfloat16, side by side: tokens per second, shares of the peak, peak memory."""
     model, batch, block = ("gpt-nano", 2, 16) if args.quick else CASES[case]
@@ -145,28 +123,6 @@ def steps(case: str, args: argparse.Namespace) -> Iterator[Row]:
 
 
 # ---- kernels
-
-
-def timed(call: Callable[[], Any], rounds: int) -> tuple[float, float | None]:
-    """Return the median seconds of a call, and the peak MiB of device memory that it takes beside what is there."""
-    import torch
-
-    cuda = has_cuda()
-    for _ in range(3):
-        call()
-    before = 0
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        if cuda:
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found), (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else None
 
 
 def head_losses() -> dict[str, Callable[[Any, Any, Any], Any]]:
@@ -263,52 +219,6 @@ def newton_schulz(args: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-# ---- several runs on one device
-
-
-def sharing(args: argparse.Namespace, environment: dict[str, str] | None = None) -> Iterator[Row]:
-    """Runs of gpt-nano side by side on one device: tokens per second of all of them together."""
-    batch, block, vocab = (2, 16, 200) if args.quick else (8, 256, VOCAB)
-    sizes = {"model": "gpt-nano", "batch": batch, "block": block, "vocab": vocab, "dropout": args.dropout}
-    spec = {**sizes, "kind": "ours", "trainer": {"dtype": "bfloat16", "compile": has_cuda()}}
-    count, alone = 2 if args.quick else 200, 0.0
-    for runs in (1, 2) if args.quick else (1, 2, 4, 8):
-        field = [Contestant(f"run {i}", spec, environment or {}) for i in range(runs)]
-        with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(runs) as pool:
-            workers = []
-            for contestant, worker in start(field, 1, 30):
-                if not isinstance(worker, Worker):
-                    yield error(contestant.name, worker)
-                    return
-                workers.append(stack.enter_context(worker))
-            list(pool.map(lambda worker: worker.steps(5), workers))
-            since = time.perf_counter()
-            list(pool.map(lambda worker: worker.steps(count), workers))
-            speed = runs * count * batch * block / (time.perf_counter() - since)
-        alone = alone or speed
-        yield {"name": f"{runs} runs", "tokens_per_s": speed, "x_one": speed / alone}
-
-
-def sharing_mps(args: argparse.Namespace) -> Iterator[Row]:
-    """The same under NVIDIA's Multi-Process Service, if this user may start it."""
-    with tempfile.TemporaryDirectory(prefix="mps") as folder:
-        environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        try:
-            # in the foreground: it ends with the process group of this part
-            daemon = subprocess.Popen(["nvidia-cuda-mps-control", "-f"], env={**os.environ, **environment})
-        except OSError as reason:
-            yield error("nvidia-cuda-mps-control", reason)
-            return
-        try:
-            daemon.wait(timeout=2)
-            yield {"name": "nvidia-cuda-mps-control", "error": f"ended with exit code {daemon.returncode}"}
-        except subprocess.TimeoutExpired:
-            yield from sharing(args, environment)
-        finally:
-            daemon.terminate()
-            daemon.wait()
-
-
 # ---- correctness
 
 
@@ -363,4 +273,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "sharing": sharing,
     "newton-schulz": newton_schulz,
     "sharing-mps": sharing_mps,
+    "stacked": stacked,
 }

@@ -19,6 +19,7 @@ from ablatrix.models.cpu_kernels import TiledHeadLoss
 
 IGNORE = -1  # target of a position that is not scored
 DEVICE_CHUNK = 1 << 26  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
+TILE = 64  # rows and columns of a GPU's products are multiples of it: those of 50,257 words would not use all its units
 
 Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -133,7 +134,10 @@ class ChunkedHeadLoss:
         pointwise: Pointwise = softmax_gradient,
     ) -> None:
         self.x, self.targets, self.scale, self.pointwise = x.to(dtype), targets, scale, pointwise
-        self.w = weight.to(dtype)
+        self.words = len(weight)
+        self.w = weight.new_empty((-(-self.words // TILE) * TILE, weight.shape[1]), dtype=dtype)  # padded with zeros
+        self.w[: self.words] = weight
+        self.w[self.words :] = 0
         if needs_grad:
             self.dx = torch.empty_like(self.x)
             self.dw = torch.zeros_like(weight)
@@ -147,18 +151,25 @@ class ChunkedHeadLoss:
         """Return the loss of each row, (N,) float32."""
         parts = [self.x.new_empty(0, dtype=torch.float32)]
         for rows in self._slices():
-            logits = (self.x[rows] @ self.w.t()).float()
+            logits = self._logits(rows).float()
             parts.append(logits.logsumexp(1) - logits.gather(1, self.targets[rows, None])[:, 0])
         return torch.cat(parts)
 
     def _slices(self) -> list[slice]:
-        size = max(1, DEVICE_CHUNK // self.w.shape[0])
+        """Return chunks of about equal size."""
+        count = -(-len(self.x) * len(self.w) // DEVICE_CHUNK)
+        size = max(TILE, -(-len(self.x) // max(1, count * TILE)) * TILE)
         return [slice(start, start + size) for start in range(0, len(self.x), size)]
 
+    def _logits(self, rows: slice) -> Tensor:
+        """Return the logits of some rows, minus infinity for the padding: its probability and gradient are 0."""
+        logits = self.x[rows] @ self.w.t()
+        logits[:, self.words :] = -torch.inf
+        return logits
+
     def _chunk(self, rows: slice) -> Tensor:
-        x = self.x[rows]
-        loss, gradient = self.pointwise(x @ self.w.t(), self.targets[rows, None], self.scale[rows, None])
+        loss, gradient = self.pointwise(self._logits(rows), self.targets[rows, None], self.scale[rows, None])
         if self.needs_grad:
             torch.mm(gradient, self.w, out=self.dx[rows])
-            self.dw += gradient.t() @ x
+            self.dw += (gradient.t() @ self.x[rows])[: self.words]
         return loss

@@ -63,7 +63,7 @@ def test_steps() -> None:
 
 
 def test_runs_side_by_side() -> None:
-    assert [row["name"] for row in rows("sharing")] == ["1 runs", "2 runs"]
+    assert [row["name"] for row in rows("sharing")] == ["batch 2, 1 runs", "batch 2, 2 runs"]
 
 
 def python(code: str) -> list[str]:

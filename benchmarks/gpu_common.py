@@ -1,0 +1,62 @@
+"""What the parts of `benchmarks.gpu` share: starting programs, timing calls, rows of errors."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ablatrix.trainer.out_of_memory import first_line
+from benchmarks.contest import Contestant, Worker
+
+if TYPE_CHECKING:
+    from benchmarks.gpu import Row
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def error(name: str, reason: BaseException) -> Row:
+    """Return the row of something that could not be measured."""
+    return {"name": name, "error": f"{type(reason).__name__}: {first_line(reason)}"}
+
+
+def start(field: list[Contestant], threads: int, limit: float) -> Iterator[tuple[Contestant, Worker | Exception]]:
+    """Start programs at once; yield each with its worker, or with the error if it is not ready in `limit` seconds."""
+    workers = [Worker(contestant, threads, wait=False) for contestant in field]
+    with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+        ready = [pool.submit(worker.answer) for worker in workers]
+        _, late = concurrent.futures.wait(ready, timeout=limit)
+        for future, worker in zip(ready, workers, strict=True):
+            if future in late:
+                worker.process.kill()
+    for contestant, future, worker in zip(field, ready, workers, strict=True):
+        failed = future.exception()
+        yield contestant, failed if isinstance(failed, Exception) else worker
+
+
+def timed(call: Callable[[], Any], rounds: int) -> tuple[float, float | None]:
+    """Return the median seconds of a call, and the peak MiB of device memory that it takes beside what is there."""
+    import torch
+
+    cuda = has_cuda()
+    for _ in range(3):
+        call()
+    before = 0
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found), (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else None
