@@ -18,7 +18,7 @@ from ablatrix.models import compiled_head
 from ablatrix.models.cpu_kernels import TiledHeadLoss
 
 IGNORE = -1  # target of a position that is not scored
-DEVICE_CHUNK = 1 << 26  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
+DEVICE_CHUNK = 1 << 27  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
 TILE = 64  # rows and columns of a GPU's products are multiples of it: those of 50,257 words would not use all its units
 
 Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,11 +30,10 @@ def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Te
     logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. Separate, because a compiler
     makes one kernel of it.
     """
-    wide = logits.float()
-    log_z = wide.logsumexp(1, keepdim=True)
-    loss = ((log_z - wide.gather(1, targets)) * scale).sum()
+    log_p = logits.log_softmax(1, dtype=torch.float32)
+    loss = -(log_p.gather(1, targets) * scale).sum()
     words = torch.arange(logits.shape[1], device=logits.device)
-    gradient = ((wide - log_z).exp() - (words == targets).float()) * scale
+    gradient = log_p.exp_().sub_((words == targets).float()).mul_(scale)
     return loss, gradient.to(logits.dtype)
 
 
