@@ -14,6 +14,7 @@ from ablatrix.orchestrator.store import code_snapshot
 from ablatrix.orchestrator.verbs import init
 from ablatrix.trainer.rundir.errors import UserError
 from tests.support.checkout import copy_checkout
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("installed")]
 
@@ -52,7 +53,7 @@ def call(command: Path, *words: object, folder: Path, code: int = 0, **environme
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("ABLATRIX", "PYTHON"))}
     environ = plain | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
     line = [str(command), *map(str, words)]
-    done = subprocess.run(line, cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(line, cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.seccomp import Fault, Outcome, watch
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,8 +84,8 @@ class Child:
             self.code = self.nursery.ask(op="poll", pid=self.pid)["code"]
         return self.code
 
-    def wait(self, seconds: float = 120) -> int:
-        end = time.monotonic() + seconds
+    def wait(self) -> int:
+        end = time.monotonic() + PATIENCE
         while self.poll() is None:
             assert time.monotonic() < end, f"still running: {self.log.read_text()[-2000:]}"
             time.sleep(0.005)

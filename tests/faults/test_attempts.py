@@ -24,7 +24,7 @@ from tests.faults.conftest import Trainers, same_result, spread
 from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from tests.support.evidence import Cases, Tally
-from tests.support.waiting import last_step, wait_for
+from tests.support.waiting import PATIENCE, last_step, wait_for
 
 HEADER = ",".join(loss_csv.COLUMNS) + "\n"
 
@@ -131,7 +131,7 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     os.kill(trainer, number)
     if number == signal.SIGKILL:
         os.kill(trainer, signal.SIGCONT)
-    assert job.wait(180) == 0
+    assert job.wait(PATIENCE) == 0
     assert "failed" not in events(run) and [e for e in events(run) if e != "superseded"][-1] == "finished"
 
 

@@ -19,6 +19,7 @@ from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.command_studies import HOSTILE, LOSSES, write_study
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace
 
 MISNAMED = re.compile(r"\bNLL\b|\bnats\b|perplexity|val_nll")
@@ -31,7 +32,13 @@ def start(workspace: Workspace, study: Path) -> "tuple[Path, subprocess.Complete
     submit_attempts.take(run.folder, 1)
     command = job_command.task_command([(run.folder, 1)])
     return run.folder, subprocess.run(
-        command, cwd=workspace.folder, env=workspace.env(), check=False, capture_output=True, text=True, timeout=180
+        command,
+        cwd=workspace.folder,
+        env=workspace.env(),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import one_at_a_time
 from tests.support.forked_python import ForkedPython
 from tests.support.slurm_runs import ITERS
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -23,7 +24,7 @@ def cluster_problem() -> str:
     if not shutil.which("sbatch"):
         return "no sbatch on this machine"
     try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=180, check=False)
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         return "slurmctld does not answer"
     return "" if " is UP" in ping.stdout else "slurmctld is not up"
@@ -77,5 +78,5 @@ def undisturbed(
     """The baseline's loss.csv from a run that nobody touched."""
     folder = tmp_path_factory.mktemp("undisturbed")
     workspace = Workspace(folder, corpus, offline_cache, python=forked_python.python)
-    workspace.run("submit", workspace.write_study(iters=ITERS, ckpt=100), "--launcher", "local", "--only", "baseline")
+    workspace.run("submit", workspace.write_study(iters=ITERS), "--launcher", "local", "--only", "baseline")
     return workspace.loss("baseline")

@@ -38,7 +38,8 @@ def test_arrays_of_both_launchers_equal_the_local_runs(slurm_workspace: Workspac
 
 
 def test_a_second_submit_queues_nothing(slurm_workspace: Workspace) -> None:
-    words = ("submit", slurm_workspace.write_study(iters=100_000), "--only", "rope", "--only", "swiglu", "--no-report")
+    study = slurm_workspace.write_study(iters=60, held=True)
+    words = ("submit", study, "--only", "rope", "--only", "swiglu", "--no-report")
     slurm_workspace.run(*words)
     assert "2 queued or running already" in slurm_workspace.run(*words).stdout
     slurm_workspace.wait(lambda states: states["rope"]["iter"] > 0 and states["swiglu"]["iter"] > 0)
@@ -92,7 +93,7 @@ def test_code_edited_after_submit_does_not_change_a_queued_run(slurm_workspace: 
 
 
 def test_an_array_keeps_to_its_limit(slurm_workspace: Workspace) -> None:
-    study = slurm_workspace.write_study(iters=2000)
+    study = slurm_workspace.write_study(iters=60, held=True)
     study.write_text(study.read_text().replace("slurm: {", "slurm: {max_parallel: 2, "))
     slurm_workspace.run("submit", study, "--launcher", "submitit", "--no-report")
     slurm_workspace.wait(lambda states: sum(state["state"] == "running" for state in states.values()) == 2)

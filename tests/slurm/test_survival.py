@@ -31,7 +31,6 @@ def test_requeue_of_one_array_task(slurm_workspace: Workspace, undisturbed: list
 
 def test_scontrol_requeue(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
     started = Started(slurm_workspace)
-    started.after_step(120)
     slurm("scontrol", "requeue", started.job)
     started.until(lambda state: "resumed" in started.events() and state["state"] in ("running", "done"))
     started.finish(undisturbed)
@@ -59,9 +58,7 @@ def test_cancel_verb_takes_back_the_whole_array(slurm_workspace: Workspace) -> N
 
 def test_preemption(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
     """A job of the partition `main` takes the nodes from one of `scavenge`."""
-    started = Started(
-        slurm_workspace, slurm_settings='partition: scavenge, signal_seconds: 10, time: "00:10:00"', iters=4000
-    )
+    started = Started(slurm_workspace, slurm_settings='partition: scavenge, signal_seconds: 10, time: "00:10:00"')
     nodes = slurm("sinfo", "--noheader", "-N", "-p", "main", "-o", "%N").split()
     wrap = ["sbatch", "--parsable", "--partition=main", f"--nodes={len(nodes)}", "--exclusive", "--time=5"]
     blocker = slurm(*wrap, "--wrap=sleep 20").strip()
@@ -76,7 +73,7 @@ def test_preemption(slurm_workspace: Workspace, undisturbed: list[list[str]]) ->
 
 def test_time_limit(slurm_workspace: Workspace) -> None:
     """A limit of one minute that the run cannot keep: warned by Slurm, requeued, and going on where it was."""
-    study = slurm_workspace.write_study(iters=1_000_000, ckpt=1000)
+    study = slurm_workspace.write_study(iters=60, held=True)
     study.write_text(study.read_text().replace('time: "00:10:00"', 'time: "00:01:00", signal_seconds: 40'))
     slurm_workspace.run("submit", study, "--only", "baseline", "--no-report")
     folder = slurm_workspace.run_folder("baseline")
@@ -84,7 +81,7 @@ def test_time_limit(slurm_workspace: Workspace) -> None:
     def names() -> list[str]:
         return [event["event"] for event in read_events(folder)]
 
-    slurm_workspace.wait(lambda states: "resumed" in names(), seconds=200)
+    slurm_workspace.wait(lambda states: "resumed" in names())
     trained = names()[names().index("started") :]
     assert trained[: trained.index("resumed")].count("requeued") == 1
     events = read_events(folder)
@@ -95,7 +92,6 @@ def test_time_limit(slurm_workspace: Workspace) -> None:
 
 def test_kill_of_the_trainer(slurm_workspace: Workspace, undisturbed: list[list[str]]) -> None:
     started = Started(slurm_workspace, "submitit")
-    started.after_step(120)
     os.kill(started.trainer_pid(), signal.SIGKILL)
     state = started.until(lambda state: state["state"] != "running")
     assert state["state"] == "failed"

@@ -11,11 +11,10 @@ import pytest
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.forked_python import ForkedPython
-from tests.support.workspace import Workspace
+from tests.support.workspace import HELD_STEP, Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
-ITERS = 1000
 # slow learning: sums in another order are other last digits, which the many steps of a fast one would blow up
 SLOW = "--set", "trainer.learning_rate=1e-5"
 SHARED = "--set", "trainer.strategy=ddp", "--set", "slurm.nodes=2"
@@ -28,8 +27,8 @@ def numbers(run_dir: Path) -> list[list[float]]:
     return [[float(row[i] or 0.0) for i in kept] for row in rows]
 
 
-def submit(workspace: Workspace, name: str, *words: object) -> None:
-    study = workspace.write_study(name, iters=ITERS, ckpt=50)
+def submit(workspace: Workspace, name: str, *words: object, held: bool = False) -> None:
+    study = workspace.write_study(name, iters=60, held=held)
     workspace.run("submit", study, "--only", "baseline", "--no-report", *SLOW, *words)
 
 
@@ -55,8 +54,8 @@ def finished(workspace: Workspace, one_process: list[list[float]]) -> list[str]:
 
 
 def test_equal_to_one_process_through_a_requeue(slurm_workspace: Workspace, one_process: list[list[float]]) -> None:
-    submit(slurm_workspace, "two", "--launcher", "sbatch", *SHARED)
-    slurm_workspace.wait(lambda states: states["baseline"]["iter"] > 60, "two")
+    submit(slurm_workspace, "two", "--launcher", "sbatch", *SHARED, held=True)
+    slurm_workspace.wait(lambda states: states["baseline"]["iter"] >= HELD_STEP - 5, "two")
     job = slurm_workspace.states("two")["baseline"]["job_id"]
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
     assert "NumNodes=2 " in shown

@@ -13,6 +13,7 @@ import pytest
 
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.slurm_runs import nodes_taken, slurm
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("bare cluster")]
@@ -41,9 +42,9 @@ def bare_cluster(cluster: str, worker_id: str) -> Iterator[dict[str, str]]:
     if os.geteuid():
         pytest.skip("the second cluster needs root")
     full = {**os.environ, **environment}
-    subprocess.run([cluster, "up"], env=full, check=True, timeout=120)
+    subprocess.run([cluster, "up"], env=full, check=True, timeout=PATIENCE)
     yield environment
-    subprocess.run([cluster, "down", "--purge"], env=full, check=True, timeout=120)
+    subprocess.run([cluster, "down", "--purge"], env=full, check=True, timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -57,15 +58,16 @@ def test_every_end_is_told_apart(bare_workspace: Workspace) -> None:
     """One array, in it a cancelled, a killed, a finished and a requeued run."""
     workspace = bare_workspace
     assert subprocess.run(["sacct"], env=workspace.env(), capture_output=True, check=False).returncode
-    study = workspace.write_study(iters=1500, ckpt=20)
+    study = workspace.write_study(iters=60, held=True)
     cells = ("baseline", "swiglu", "rmsnorm", "rope")
     only = [word for cell in cells for word in ("--only", cell)]
     workspace.run("submit", study, "--launcher", "sbatch", *only, "--no-report")
-    states = workspace.wait(lambda states: all(states[cell]["iter"] >= 25 for cell in cells))
+    states = workspace.wait(lambda states: all(states[cell]["iter"] >= 35 for cell in cells))
     slurm("scancel", states["baseline"]["job_id"], environment=workspace.env())
     events = read_events(workspace.run_folder("swiglu"))
     os.kill(int(next(e["pid"] for e in events if e["event"] == "started")), signal.SIGKILL)
     slurm("scancel", "--signal=USR2", states["rmsnorm"]["job_id"], environment=workspace.env())
+    workspace.release()
 
     ended = ("cancelled", "failed", "lost", "done")
     states = workspace.wait(lambda states: all(states[cell]["state"] in ended for cell in cells))

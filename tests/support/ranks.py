@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
+from tests.support.waiting import PATIENCE
 
 
 def ranks(
@@ -30,7 +31,7 @@ def ranks(
 
 def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]:
     """What each has printed; their exit codes must be these."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == codes, "\n".join(outputs)
     return outputs
 

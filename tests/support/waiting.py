@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.loss_csv import parse_rows
 
+PATIENCE = 600.0  # seconds of every wait: a guard against hangs, which no slow or busy machine reaches
 
-def wait_for(condition: Callable[[], Any], seconds: float = 180) -> None:
-    """Return once `condition()` is true; fail after `seconds`, which a busy machine does not reach."""
-    end = time.monotonic() + seconds
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    """Return once `condition()` is true; fail after PATIENCE, or once `process` has ended before."""
+    end = time.monotonic() + PATIENCE
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.005)
 

@@ -17,6 +17,7 @@ from ablatrix.orchestrator.status import run_state, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import loss_csv, run_files
+from tests.support.waiting import PATIENCE
 
 CELLS = ("baseline", "swiglu", "rmsnorm", "rope", "warmup", "cosine", "all_on")
 
@@ -36,6 +37,19 @@ features:
   cosine: {{trainer.use_cosine: true}}
 slurm: {{time: "00:10:00", mem: 1G}}
 """
+HELD_STEP = 40
+HOLD = f"""\
+import signal, time
+from pathlib import Path
+
+class Hold:
+    \"\"\"Wait after step {HELD_STEP} for the file `go` in the working folder, or for a signal that stops the run.\"\"\"
+
+    def on_batch_end(self, trainer):
+        signals = signal.getsignal(signal.SIGUSR2).__self__
+        while trainer.iter == {HELD_STEP} and signals.received is None and not Path("go").exists():
+            time.sleep(0.05)
+"""
 
 
 @dataclass
@@ -48,14 +62,27 @@ class Workspace:
     environment: dict[str, str] = field(default_factory=dict)
     python: str = sys.executable
 
-    def write_study(self, name: str = "study", iters: int = 20, ckpt: int = 10, extra: str = "") -> Path:
-        """An experiment file of seven cells and one seed that trains in a second or two a run."""
+    def write_study(
+        self, name: str = "study", iters: int = 20, ckpt: int = 10, extra: str = "", held: bool = False
+    ) -> Path:
+        """An experiment file of seven cells and one seed that trains in a second or two a run.
+
+        held: runs wait after HELD_STEP until `release`, or until a signal stops them.
+        """
         path = self.folder / f"{name}.yaml"
         values = {"name": name, "corpus": self.corpus, "cache": self.cache, "iters": iters, "ckpt": ckpt}
-        path.write_text(STUDY.format(**values) + extra)
+        text = STUDY.format(**values) + extra
+        if held:
+            text = text.replace("features:", "  callbacks: {custom: ['hold:Hold']}\nfeatures:")
+            (self.folder / "hold.py").write_text(HOLD)
+        path.write_text(text)
         return path
 
-    def run(self, *words: object, code: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def release(self) -> None:
+        """Let held runs go on, in this and later attempts."""
+        (self.folder / "go").touch()
+
+    def run(self, *words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """`python -m orchestrator WORDS`; the exit code must be `code` (None: any)."""
         result = subprocess.run(
             self.command(*words),
@@ -63,7 +90,7 @@ class Workspace:
             text=True,
             cwd=self.folder,
             env=self.env(),
-            timeout=timeout,
+            timeout=PATIENCE,
             check=False,
         )
         assert code is None or result.returncode == code, f"{words}\n{result.stdout}\n{result.stderr}"
@@ -83,11 +110,9 @@ class Workspace:
         record = json.loads(self.run("status", study, "--json").stdout)
         return {run["cell"]: run for run in record["runs"]}
 
-    def wait(
-        self, done: Callable[[dict[str, dict[str, Any]]], bool], study: str = "study", seconds: float = 180
-    ) -> Any:
+    def wait(self, done: Callable[[dict[str, dict[str, Any]]], bool], study: str = "study") -> Any:
         """The states once `done(states)`; fails with them when that takes too long."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while True:
             asked = time.monotonic()
             states = self._forked_states(study) or self.states(study)

@@ -22,6 +22,7 @@ from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.step_time import lower_quartile
 from tests.support.forked_python import ForkedPython
+from tests.support.waiting import PATIENCE, wait_for
 from tests.support.workspace import without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ class Command:
 
     def run(self, work_dir: str = "run", code: int = 0, **flags: Any) -> subprocess.CompletedProcess[str]:
         with self.start(work_dir, **flags) as process:
-            stdout, stderr = process.communicate(timeout=300)
+            stdout, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, f"{stdout}\n{stderr}"
         assert "Traceback" not in stderr, stderr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
@@ -84,14 +85,6 @@ def undisturbed(
     folder = tmp_path_factory.mktemp("undisturbed")
     Command(folder, corpus, offline_cache, forked_python.python).run(trainer__sample_interval=20)
     return folder / "run"
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def rows(folder: Path) -> int:
@@ -202,7 +195,7 @@ class TestStops:
         with command.start(trainer__sample_interval=20) as process:
             wait_for(lambda: rows(command.folder / "run") >= 2, process)
             process.send_signal(signal.SIGUSR2)
-            _, stderr = process.communicate(timeout=180)
+            _, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode == run_files.EXIT_STOPPED, stderr
         assert stderr == ""
         events = read_events(command.folder / "run")
@@ -222,7 +215,7 @@ class TestStops:
         with command.start(data__file_path=big) as process:
             time.sleep(1.0)
             process.send_signal(signal.SIGTERM)
-            _, stderr = process.communicate(timeout=180)
+            _, stderr = process.communicate(timeout=PATIENCE)
         if process.returncode != run_files.EXIT_STOPPED:
             # the interpreter itself was still starting
             assert process.returncode == -signal.SIGTERM

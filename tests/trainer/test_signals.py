@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import time
@@ -30,6 +32,6 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
             assert "Ctrl-C once more ends the run at once" in process.stderr.readline()
             assert process.poll() is None, "the first one only asks it to stop"
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == -signal.SIGINT
+            assert process.wait(timeout=PATIENCE) == -signal.SIGINT
         finally:
             process.kill()

@@ -21,6 +21,7 @@ from typing import Any
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.faults.nursery import Nursery
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace, without_clock
 from tests.trust import soak_truth
 from tests.trust.soak_faults import Cluster, Disk, Faults
@@ -45,7 +46,7 @@ CELLS = 5
 # The same configurations twice, so that each run has a twin: one run to a job, and two that share one
 STUDIES = {"sbatch": 1, "submitit": 2}  # launcher -> runs_per_job
 # A submit that was killed holds its claims for so long; shorter than for users, who do not wait for the soak's end
-PATIENCE = {"ABLATRIX_CLAIM_SECONDS": "40", "ABLATRIX_SBATCH_TIMEOUT": "15"}
+SHORT_CLAIMS = {"ABLATRIX_CLAIM_SECONDS": "40", "ABLATRIX_SBATCH_TIMEOUT": "15"}
 ENDING_SECONDS = 10.0  # that a process may take to end after its last word
 STRAY = (".*.tmp", ".now.*", ".job.*")
 
@@ -70,7 +71,7 @@ class Soak:
 
     def __init__(self, workspace: Workspace, cluster: Cluster, seeds: int, pace: float, most: int, seed: int) -> None:
         self.workspace, self.cluster, self.seeds = workspace, cluster, seeds
-        workspace.environment.update(PATIENCE)
+        workspace.environment.update(SHORT_CLAIMS)
         self.out = workspace.folder / "out"
         disk = Disk(self.out)
         self.disk = disk if disk.attach() else None
@@ -136,7 +137,7 @@ class Soak:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             self.faults.submit = process
-            said, complaint = process.communicate(timeout=600)
+            said, complaint = process.communicate(timeout=PATIENCE)
             self.faults.submit = None
         self._submits[-1] = (began, time.monotonic())
         self.findings.submits += 1
@@ -238,12 +239,12 @@ class Soak:
                     self.findings.wrong.append(f"{folder}: not as an undisturbed run ({code})")
 
     def _count_left(self) -> None:
-        """Jobs and processes have two minutes to end; a file stays, or it does not.
+        """Jobs and processes have time to end; a file stays, or it does not.
 
         A controller that was killed right after `scancel` comes back with the job as running. It compares its jobs with
         those of the nodes when they register, every few minutes; `reconfigure` makes them register.
         """
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         while (left := self._living()) and time.monotonic() < end:
             subprocess.run(["scontrol", "reconfigure"], env=self.workspace.env(), capture_output=True, check=False)
             time.sleep(5)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
 from tests.trust import soak_truth
 
 KINDS = ("scancel", "requeue", "trainer", "slurmd", "slurmctld", "disk")  # each of them befalls every soak
@@ -33,7 +34,7 @@ class Cluster:
 
     def call(self, *words: str) -> bool:
         """A command of Slurm; was it carried out?"""
-        answer = subprocess.run(words, env=self.environment, capture_output=True, timeout=120, check=False)
+        answer = subprocess.run(words, env=self.environment, capture_output=True, timeout=PATIENCE, check=False)
         return answer.returncode == 0
 
     def up(self) -> None:

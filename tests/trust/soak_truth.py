@@ -15,6 +15,7 @@ from typing import Any
 from ablatrix.orchestrator.store.submit_attempts import FOLDER as CLAIMS
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
+from tests.support.waiting import PATIENCE
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 GIVEN_UP = ("lost", "cancelled", "planned")
@@ -62,7 +63,7 @@ def jobs(environment: Mapping[str, str]) -> dict[Key, Queued] | None:
     """All jobs in the queue that a study's submit has put there; None where the controller does not answer."""
     command = ["squeue", "--noheader", "--array", "--format=%i|%T|%k|%r"]
     try:
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         return None
     if answer.returncode:

@@ -17,6 +17,7 @@ import pytest
 from ablatrix.trainer.rundir.events import read_events
 from tests.support import finished_runs
 from tests.support.evidence import Cases, Tally
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def script(workspace: Workspace, *commands: str) -> list[Step]:
         for i, command in enumerate(commands)
     ]
     words = ["unshare", "-rm", "bash", "-c", "\n".join(lines)]
-    subprocess.run(words, cwd=workspace.folder, env=workspace.env(), check=True, timeout=550)
+    subprocess.run(words, cwd=workspace.folder, env=workspace.env(), check=True, timeout=PATIENCE)
     read = [[(place / f"{i}.{kind}").read_text() for kind in ("code", "out", "err")] for i in range(len(commands))]
     steps = [Step(int(code), out, err) for code, out, err in read]
     for command, step in zip(commands, steps, strict=True):

@@ -16,6 +16,7 @@ import pytest
 
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.support.evidence import Tally
+from tests.support.waiting import PATIENCE
 from tests.trust.two_users import ALICE, BOB
 
 pytestmark = [
@@ -34,7 +35,7 @@ def found(offline_cache: Path, corpus: Path) -> Iterator[Found]:
         scratch.chmod(0o755)
         command = [sys.executable, "-m", "tests.trust.two_users", scratch, offline_cache, corpus]
         environ = {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600, check=False)
+        result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert result.returncode == 0, result.stderr
         yield dict(map(json.loads, result.stdout.splitlines()))
     finally:

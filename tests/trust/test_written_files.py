@@ -19,6 +19,7 @@ import pytest
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from tests.support.evidence import Tally
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("written files")]
 
@@ -121,7 +122,7 @@ def cycle(tmp_path_factory: pytest.TempPathFactory, offline_cache: Path) -> Cycl
     for words in CYCLE:
         command = [sys.executable, "-m", "orchestrator", *words]
         done = subprocess.run(
-            command, cwd=folder, env=environ, umask=0o002, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=folder, env=environ, umask=0o002, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     calls = [(event, Path(path), flags, caller) for event, path, flags, caller in map(json.loads, log.open())]

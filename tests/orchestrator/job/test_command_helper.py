@@ -15,7 +15,7 @@ from ablatrix.orchestrator.status import study_state
 from ablatrix.orchestrator.store.code_snapshot import code_root
 from ablatrix.trainer.rundir import loss_csv, run_files
 from tests.support.command_studies import create, start
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 from tests.support.workspace import Workspace
 
 SCRIPT = """\
@@ -48,10 +48,10 @@ def test_in_a_job_it_goes_on_where_it_was_stopped(workspace: Workspace) -> None:
     process = start(workspace, folder)
     wait_for(lambda: len(run_files.read_text(folder / "metrics.jsonl").splitlines()) > 10)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(180) == run_files.EXIT_STOPPED
+    assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
     (state,) = study_state.collect(study)
     assert (state.state, "submit again to continue" in state.reason) == ("stopped", True)
-    assert start(workspace, folder).wait(180) == 0
+    assert start(workspace, folder).wait(PATIENCE) == 0
     rows = loss_csv.parse_rows(run_files.read_text(folder / run_files.LOSS))
     assert [(int(row[0]), float(row[1])) for row in rows] == [(step, 4 - 0.02 * step) for step in range(1, 61)]
     seconds = [float(row[-1]) for row in rows]
@@ -76,7 +76,7 @@ def test_alone_it_works_in_a_folder_of_its_own(tmp_path: Path, workspace: Worksp
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(180) == run_files.EXIT_STOPPED
+    assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
     assert json.loads((workspace.folder / "run" / "state.json").read_text()) >= 2
 
 

@@ -14,7 +14,7 @@ from ablatrix.orchestrator.store import job_command, submit_attempts
 from ablatrix.trainer.rundir import loss_csv, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.command_studies import LOSSES, create, start
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 from tests.support.workspace import Workspace
 
 RESUME = "python train_script.py --out_dir={run_dir} --resume {flags}"
@@ -43,12 +43,12 @@ def test_a_command_that_saves_on_a_signal_goes_on_from_there(workspace: Workspac
     process = start(workspace, folder)
     wait_for(lambda: has_step(folder, 30))
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(180) == run_files.EXIT_STOPPED
+    assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
     saved = json.loads((folder / "state.json").read_text())["step"]
     (state,) = study_state.collect(study)
     assert state.state == "stopped"
     assert state.reason.endswith("submit again to continue")
-    assert start(workspace, folder).wait(180) == 0
+    assert start(workspace, folder).wait(PATIENCE) == 0
     events = [event["event"] for event in read_events(folder)]
     assert events == ["started", "signal", "stopped", "resumed", "finished"]
     assert f"iter {saved + saved % 2}:" in run_files.read_text(folder / run_files.JOB_OUT).split("Resuming")[1]
@@ -62,8 +62,8 @@ def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: W
     process = start(workspace, folder)
     wait_for(lambda: has_step(folder, 50))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(180) == run_files.EXIT_STOPPED
-    assert start(workspace, folder).wait(180) == 0
+    assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
+    assert start(workspace, folder).wait(PATIENCE) == 0
     assert "checkpoint" in [event["event"] for event in read_events(folder)]
     assert "Resuming" in run_files.read_text(folder / run_files.JOB_OUT)
     assert losses(folder) == expected()
@@ -81,10 +81,10 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_starts_over_and_says_so(work
         process = start(workspace, folder)
         wait_for(lambda at=folder: has_step(at, 10))  # type: ignore[misc]
         process.send_signal(signal.SIGUSR2)
-        assert process.wait(180) == run_files.EXIT_STOPPED
+        assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
         if not changes:
             assert study_state.collect(study)[0].reason.endswith("submit again to start it again")
-        assert start(workspace, folder).wait(180) == 0
+        assert start(workspace, folder).wait(PATIENCE) == 0
         last = [event for event in read_events(folder) if event["event"] == "started"][-1]
         assert words in last["reason"]
         assert losses(folder) == expected()
@@ -101,7 +101,7 @@ def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
     process.kill()
     process.wait()
     size = (folder / run_files.JOB_OUT).stat().st_size
-    assert start(workspace, folder).wait(180) == 0
+    assert start(workspace, folder).wait(PATIENCE) == 0
     text = run_files.read_text(folder / run_files.JOB_OUT)
     assert ("Resuming" in text) == (steps > 20)
     assert size < len(text)
@@ -122,7 +122,7 @@ def test_what_a_killed_attempt_has_left_behind_is_ended(workspace: Workspace) ->
     first.kill()
     first.wait()
     assert left.read_bytes().startswith(b"sleep")
-    assert start(workspace, folder).wait(180) == 0
+    assert start(workspace, folder).wait(PATIENCE) == 0
     wait_for(lambda: not left.exists() or not left.read_bytes())
 
 
@@ -150,8 +150,8 @@ def test_a_second_attempt_takes_the_run_over(workspace: Workspace) -> None:
     wait_for(lambda: has_step(folder, 4))
     second = start(workspace, folder)
     try:
-        assert first.wait(180) == run_files.EXIT_SUPERSEDED
-        assert second.wait(180) == 0
+        assert first.wait(PATIENCE) == run_files.EXIT_SUPERSEDED
+        assert second.wait(PATIENCE) == 0
     finally:
         first.kill()
         second.kill()
@@ -173,5 +173,5 @@ def test_a_command_that_does_not_listen_is_killed_with_all_it_has_started(worksp
     wait_for((folder / "pid").exists)
     wait_for(lambda: "started" in [event["event"] for event in read_events(folder)])
     process.send_signal(signal.SIGTERM)
-    assert process.wait(180) == run_files.EXIT_STOPPED
+    assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
     wait_for(lambda: not Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").exists())

@@ -20,7 +20,7 @@ from ablatrix.orchestrator.submit.local_queue import LocalQueue
 from ablatrix.trainer.rundir import loss_csv, network, run_files
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from ablatrix.trainer.rundir.events import read_events
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
@@ -68,8 +68,8 @@ def test_a_lost_node_is_a_requeue_and_a_failed_one_is_not(
             started[1].kill()  # as power loss does: nothing is said
         os.kill(rank, signal.SIGKILL)
         if known:
-            assert started[0].wait(180) == 1
-            started[1].wait(180)  # it says why, and may be the slower one
+            assert started[0].wait(PATIENCE) == 1
+            started[1].wait(PATIENCE)  # it says why, and may be the slower one
             (failed,) = (event for event in read_events(run.folder) if event["event"] == "failed")
             assert "killed by SIGKILL" in failed["reason"]  # the peer that was left may report so afterwards
         else:

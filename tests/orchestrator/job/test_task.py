@@ -20,7 +20,7 @@ from ablatrix.orchestrator.submit import preflight
 from ablatrix.trainer.rundir import processes, run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.fake_slurm import FakeSlurm
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 from tests.support.workspace import Workspace
 
 SCONTROL = """#!/bin/sh
@@ -95,14 +95,14 @@ def test_a_child_whose_parent_died_before_it_could_be_bound_to_it_ends(monkeypat
     prepare = processes.end_with_parent()
     monkeypatch.undo()
     with subprocess.Popen(["sleep", "60"], preexec_fn=prepare) as child:
-        assert child.wait(timeout=180) == -signal.SIGKILL
+        assert child.wait(timeout=PATIENCE) == -signal.SIGKILL
 
 
 def test_sigterm_is_not_answered_by_a_requeue(workspace: Workspace, run: StudyRun) -> None:
     process = start(workspace, run, python=sys.executable)
     wait_for(lambda: "started" in events(run))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=180) == run_files.EXIT_STOPPED
+    assert process.wait(timeout=PATIENCE) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped"
     assert asked(workspace) == ""
 
@@ -111,7 +111,7 @@ def test_a_refused_requeue_leaves_the_run_stopped(workspace: Workspace, run: Stu
     process = start(workspace, run, code=1, python=sys.executable)
     wait_for(lambda: "started" in events(run))
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=180) == run_files.EXIT_STOPPED
+    assert process.wait(timeout=PATIENCE) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped"
 
 
@@ -119,14 +119,14 @@ def test_requeues_without_progress_end(workspace: Workspace, run: StudyRun) -> N
     process = start(workspace, run, restarts=task.MOST_RESTARTS_WITHOUT_PROGRESS, python=sys.executable)
     wait_for(lambda: (run.folder / run_files.JOB_OUT).exists())
     process.send_signal(signal.SIGUSR2)
-    process.wait(timeout=180)
+    process.wait(timeout=PATIENCE)
     assert events(run)[-1] == "failed"
     assert "time limit is too short" in read_events(run.folder)[-1]["reason"]
 
 
 def test_a_second_job_of_the_same_attempt_leaves(workspace: Workspace, run: StudyRun) -> None:
     submit_attempts.start(run.folder, 1, "76")
-    assert start(workspace, run).wait(timeout=180) == 0
+    assert start(workspace, run).wait(timeout=PATIENCE) == 0
     assert "started" not in events(run)
 
 
@@ -179,11 +179,11 @@ def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: St
     with start(workspace, run) as process:
         wait_for(lambda: (run.folder / run_files.LOSS).exists())
         (run.folder / run_files.STOP_REQUEST).touch()
-        assert process.wait(180) == run_files.EXIT_STOPPED
+        assert process.wait(PATIENCE) == run_files.EXIT_STOPPED
     assert events(run)[-1] == "stopped" and "requeued" not in events(run)
     assert not (run.folder / run_files.STOP_REQUEST).exists()
     with start(workspace, run, restarts=1) as process:
-        assert process.wait(180) == 0
+        assert process.wait(PATIENCE) == 0
     assert events(run)[-1] == "stopped"
     (state,) = workspace.states().values()
     assert state["state"] == "stopped" and "by the file stop; submit again" in state["reason"]

@@ -25,6 +25,7 @@ from ablatrix.trainer.config import RunConfig
 from tests.support.hostile_names import HOSTILE
 from tests.support.reports import analyse_folder, analyse_plan, write_html, write_markdown
 from tests.support.studies import FEATURES, Plan, change_record, write_study
+from tests.support.waiting import PATIENCE
 
 AGAIN = """
 import json, sys
@@ -49,7 +50,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) 
     environ = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "5"}
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", AGAIN, str(tmp_path), json.dumps(states)]
-    subprocess.run(command, cwd=root, env=environ, check=True, timeout=120)
+    subprocess.run(command, cwd=root, env=environ, check=True, timeout=PATIENCE)
     second = contents(tmp_path)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []

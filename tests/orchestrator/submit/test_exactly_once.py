@@ -25,6 +25,7 @@ from ablatrix.trainer.rundir.files import atomic_write
 from tests.support.evidence import Cases
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.plans import FIVE, expand
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace
 
 
@@ -209,7 +210,7 @@ def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pyt
         for process in submits:
             process.start()
         for process in submits:
-            process.join(timeout=180)
+            process.join(timeout=PATIENCE)
             assert process.exitcode == 0
         fake.set_mode("good")  # where an answer stayed unknown: the user submits again, later
         with monkeypatch.context() as later:

@@ -13,6 +13,7 @@ from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.studies import FEATURES, Plan, write_study
+from tests.support.waiting import PATIENCE
 from tests.support.workspace import CELLS, Workspace, without_clock
 
 
@@ -115,7 +116,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
     try:
         workspace.wait(lambda states: states["baseline"]["iter"] >= 20)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=180)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -139,7 +140,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(workspace: Works
         assert "resumed" in [event["event"] for event in read_events(folder)]
     finally:
         process.terminate()
-        process.wait(timeout=180)
+        process.wait(timeout=PATIENCE)
 
 
 def test_smoke_first_and_nothing_else_when_it_fails(workspace: Workspace) -> None:
@@ -187,7 +188,7 @@ def test_runs_at_work_are_not_hidden_by_an_edit(workspace: Workspace) -> None:
         changed = ("submit", study, "--launcher", "local", "--set", "trainer.batch_size=1", "--only", "baseline")
         assert "cancel them first" in workspace.run(*changed, code=2).stderr
         assert "cancelled 1 run\n" in workspace.run("cancel", "baseline", "--yes").stdout
-        process.wait(timeout=180)
+        process.wait(timeout=PATIENCE)
     assert workspace.states()["baseline"]["state"] == "stopped"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.rundir import run_files
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 from tests.support.workspace import Workspace
 
 STUDY = """\
@@ -40,9 +40,9 @@ class Session:
             os.execve(command[0], command, {**workspace.env(), "TERM": "xterm", "COLUMNS": "100"})
         self.text = ""
 
-    def read_until(self, words: str, seconds: float = 180) -> str:
+    def read_until(self, words: str) -> str:
         """What it has shown so far, once `words` are in it; '' of words: until it ends."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not words or words not in self.text:
             assert time.monotonic() < end, self.text
             if select.select([self.terminal], [], [], 0.2)[0]:
@@ -89,7 +89,7 @@ def test_a_reader_that_leaves_stops_no_run(study: Workspace) -> None:
     with subprocess.Popen(["bash", "-c", command], cwd=study.folder, env=study.env()) as process:
         until_started(study)
         (study.folder / "go").touch()
-        process.wait(180)
+        process.wait(PATIENCE)
     wait_for(lambda: all((run / run_files.SUMMARY).exists() for run in runs(study)))
 
 

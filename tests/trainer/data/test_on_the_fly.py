@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError
 from tests.support.heldout import heldout_windows
+from tests.support.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).parents[3]
 BLOCK = 32
@@ -170,10 +170,7 @@ def test_workers_complete_the_cache_while_the_run_goes_on(
     assert isinstance(store, GrowingStore) and "in the background" in capsys.readouterr().err
     batches = Batches(store, config, 4, seed=0)
     before = [batches(i) for i in range(5)]
-    deadline = time.monotonic() + 180
-    while not store.complete and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert store.complete
+    wait_for(lambda: store.complete)
     for i in range(5):
         np.testing.assert_array_equal(batches(i), before[i])
     assert type(open_tokens(config, cache_dir)) is CompleteStore
@@ -208,13 +205,15 @@ def test_a_failing_worker_does_not_stop_the_run(
     cache_builder.prepare(cache)
     store = GrowingStore(cache, lambda: cache_builder.start_background(unknown, cache_dir))
     batches = Batches(store, config, 2, seed=0)
-    deadline = time.monotonic() + 180
-    told = ""
-    while "builds no token cache" not in told and time.monotonic() < deadline:
+    said = [""]
+
+    def has_said_so() -> bool:
         batches(0)
-        told += capsys.readouterr().err
-        time.sleep(0.02)
-    assert "this job builds no token cache: " in told and "'removed'" in told
+        said.append(capsys.readouterr().err)
+        return "this job builds no token cache: " in "".join(said)
+
+    wait_for(has_said_so)
+    assert "'removed'" in "".join(said)
 
 
 def test_one_machine_does_not_run_more_workers_than_asked_for(mixed: Path, cache_dir: Path) -> None:
@@ -225,7 +224,7 @@ def test_one_machine_does_not_run_more_workers_than_asked_for(mixed: Path, cache
         for place in cache_builder.worker_slots(1):
             assert claims.acquire(place)
         worker = cache_builder.start_worker(config, cache_dir, limit=1)
-        assert worker.wait(timeout=180) == cache_builder.EXIT_ENOUGH
+        assert worker.wait(timeout=PATIENCE) == cache_builder.EXIT_ENOUGH
     cache_builder.stop_worker(worker)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ablatrix.trainer.data.shard_claims import Claims, Owner
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,15 +40,18 @@ def test_the_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beats", [True, False])
-def test_the_claim_of_another_host_is_taken_when_its_heart_stops(tmp_path: Path, beats: bool) -> None:
-    with Claims(tmp_path, stale=0.3) as claims:
+def test_the_claim_of_another_host_is_taken_when_its_heart_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    clock = itertools.count(step=10.0)
+    monkeypatch.setattr("ablatrix.trainer.data.shard_claims.time.monotonic", lambda: next(clock))
+    with Claims(tmp_path, stale=60.0) as claims:
         taken = False
         for beat in range(12):
             if beats or beat == 0:
                 owner = Owner(host="far", machine="another one", pid=1, born="1", token="other", beat=beat)
                 (tmp_path / "x").write_text(owner.model_dump_json())
             taken = taken or claims.acquire("x", take_over=True)
-            time.sleep(0.05)
         assert taken is not beats
 
 
@@ -90,10 +95,5 @@ def test_many_processes_one_winner(tmp_path: Path) -> None:
 def test_holders_show_that_they_live(tmp_path: Path) -> None:
     with Claims(tmp_path, beat=0.02) as claims:
         assert claims.acquire("x")
-        seen = set()
-        for _ in range(100):
-            seen.add((tmp_path / "x").read_bytes())
-            if len(seen) > 3:
-                break
-            time.sleep(0.02)
-        assert len(seen) > 3
+        seen: set[bytes] = set()
+        wait_for(lambda: seen.add((tmp_path / "x").read_bytes()) or len(seen) > 3)

@@ -25,6 +25,7 @@ from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import DataError, RunError
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 Write = Callable[..., Path]
@@ -262,5 +263,5 @@ def test_a_worker_ends_with_its_parent(big: Path, cache_dir: Path) -> None:
     worker = cache_builder.start_worker(config_of(big), cache_dir, limit=1)
     assert worker.stdin is not None
     worker.stdin.close()
-    assert worker.wait(timeout=180) == 1
+    assert worker.wait(timeout=PATIENCE) == 1
     assert Cache.of(config_of(big), cache_dir).meta() is None
