@@ -6,6 +6,7 @@ Which calls there are is not written down: an undisturbed run is counted, and th
 from __future__ import annotations
 
 import errno
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ablatrix.trainer.rundir.files import TRANSIENT
 from tests.faults.actions import NEW, OLD, state
 from tests.faults.nursery import Nursery
 from tests.faults.seccomp import Fault, Outcome
+from tests.support.evidence import Cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("seccomp")]
 
@@ -92,9 +94,10 @@ CASES = {
 }
 
 
-# what short writes add does not depend on which error of its kind it is
-PAIRS = [(name, n) for name in CASES for n in (ERRORS[:2] if CASES[name].args else ERRORS)]
-NAMES = [f"{name}, {errno.errorcode[n]}" for name, n in PAIRS]
+@pytest.fixture
+def numbers(cases: Cases) -> tuple[int, ...]:
+    """Error numbers: one that passes and one that stays in every test run, all with --full."""
+    return ERRORS[: cases(2, len(ERRORS))]
 
 
 class Bench:
@@ -136,23 +139,23 @@ def test_content_is_on_disk_before_it_gets_its_name_and_then_the_name(bench: Ben
     assert calls[renamed + 1 : renamed + 4] == ["openat", "fsync", "close"]
 
 
-@pytest.mark.parametrize(("bench", "number"), PAIRS, indirect=["bench"], ids=NAMES)
-def test_every_call_fails_once(bench: Bench, number: int) -> None:
+@pytest.mark.parametrize("bench", CASES, indirect=True)
+def test_every_call_fails_once(bench: Bench, numbers: tuple[int, ...]) -> None:
     calls = bench.run(Fault()).calls
     assert {"openat", "write", "close"} <= set(calls)
-    for at in range(1, len(calls) + 1):
+    for number, (at, call) in itertools.product(numbers, enumerate(calls, 1)):
         outcome = bench.run(Fault("once", at, number))
-        assert outcome.failed == [calls[at - 1]]
+        assert outcome.failed == [call]
         if number in TRANSIENT:
-            assert outcome.code == 0, f"call {at} ({calls[at - 1]}) was not tried again"
+            assert outcome.code == 0, f"call {at} ({call}) was not tried again"
 
 
-@pytest.mark.parametrize(("bench", "number"), PAIRS, indirect=["bench"], ids=NAMES)
-def test_every_call_fails_for_good(bench: Bench, number: int) -> None:
+@pytest.mark.parametrize("bench", CASES, indirect=True)
+def test_every_call_fails_for_good(bench: Bench, numbers: tuple[int, ...]) -> None:
     calls = bench.run(Fault()).calls
-    for at in range(1, len(calls) + 1):
+    for number, (at, call) in itertools.product(numbers, enumerate(calls, 1)):
         outcome = bench.run(Fault("same", at, number))
-        assert calls[at - 1] in outcome.failed
+        assert call in outcome.failed
         if outcome.code:
             said = bench.log.read_text().splitlines()[-1]
             assert f"raised [Errno {number}]" in said and str(bench.folder / "work") in said
