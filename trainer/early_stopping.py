@@ -42,6 +42,5 @@ class Improvement:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a `state()`. Raises KeyError if it is of another kind."""
-        state = {"num_bad_evals": state.get("vain"), **state}  # the name in older checkpoints
         for name in self.state():
             setattr(self, name, state[name])

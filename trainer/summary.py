@@ -15,7 +15,7 @@ from ablatrix.trainer import checkpoint, eval_context_lengths, failures, heldout
 from ablatrix.trainer.data import corpus_usage
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.device import describe, name_hardware, peak_memory
-from ablatrix.trainer.rundir import loss_digest, run_files, timing
+from ablatrix.trainer.rundir import run_files, timing
 from ablatrix.trainer.rundir.files import atomic_write
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def write_result(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> None:
             if found["nll"] is None:
                 logger.info(f"held-out NLL at {length} tokens of context: not evaluated: {found['why']}")
     summary = _summarize(trainer, inputs.store, val_nll) | by_document
-    summary[loss_digest.KEY] = loss_digest.describe(run_dir)
-    summary[timing.KEY] = timing.describe(run_dir, name_hardware(trainer.device))
+    summary |= timing.describe(run_dir, name_hardware(trainer.device))
     if by_block:
         summary["val_nll_by_block"] = by_block
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"

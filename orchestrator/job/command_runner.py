@@ -22,7 +22,7 @@ from ablatrix.orchestrator.job.loss_table import LossTable
 from ablatrix.orchestrator.store import log_tail
 from ablatrix.orchestrator.study import command
 from ablatrix.orchestrator.study.command import HELPER
-from ablatrix.trainer.rundir import hardware, loss_digest, run_files, timing
+from ablatrix.trainer.rundir import hardware, run_files, timing
 from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
 from ablatrix.trainer.rundir.console import complain, say
 from ablatrix.trainer.rundir.cpus import allotted_cores
@@ -260,8 +260,7 @@ class CommandRunner:
             "steps_began_again": series.resets + (self.resumed and series.replaced),
             "steps_repeated": len(series.repeated),
             "fingerprint": self.spec.fingerprint,
-            loss_digest.KEY: loss_digest.describe(self.run_dir),
-            timing.KEY: timing.describe(self.run_dir, _name_hardware()),
+            **timing.describe(self.run_dir, _name_hardware()),
         }
 
     def _explain_silence(self) -> str:

@@ -352,8 +352,9 @@ def _studies(output: Path) -> list[str]:
     return [path.parent.name for path in sorted(output.glob(f"*/{STUDY}"))]
 
 
-def remember_last(folder: Path, output: Path = Path("out")) -> None:
+def remember_last(folder: Path) -> None:
     """Record the study submitted last, wherever its `output:` is, for commands without a study's name."""
+    output = Path("out")
     with contextlib.suppress(OSError):
         output.mkdir(exist_ok=True)
         atomic_write(personal(output / LAST), f"{folder}\n", durable=False)

@@ -34,13 +34,12 @@ COPIED = (run_files.LOSS, run_files.METRICS, run_files.SAMPLES)
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """A run of the same cell and seed: a finished one with other settings, or one that another version has named."""
+    """A finished run of the same cell and seed."""
 
     folder: Path
     changes: dict[str, tuple[Any, Any]]  # dotted setting -> its value, the new run's value
     start: int | None  # step of the checkpoint that the new run can start from
     best: bool = False  # whether best.pt is the new run's best so far, too
-    finished: bool = True
 
 
 def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
@@ -63,27 +62,24 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
 
 
 def _compare(folder: Path, run: Run) -> EarlierRun | None:
-    """Return how an earlier run relates to a new one; None if it cannot be read, or neither is finished nor fits."""
+    """Return how an earlier run relates to a new one; None if it cannot be read, or is not finished."""
     summary = run_facts.read_summary(folder)
-    if isinstance(run.config, RunConfig):
-        return _compare_ours(folder, summary, run.config)
     if summary is None:
         return None
+    if isinstance(run.config, RunConfig):
+        return _compare_ours(folder, summary, run.config)
     before = flatten(run_files.read_json(folder / run_files.CONFIG) or {})
     now = flatten(run.config.as_tree())
     keys = sorted(before.keys() | now.keys())
     return EarlierRun(folder, {k: (before.get(k), now.get(k)) for k in keys if before.get(k) != now.get(k)}, None)
 
 
-def _compare_ours(folder: Path, summary: dict[str, Any] | None, config: RunConfig) -> EarlierRun | None:
+def _compare_ours(folder: Path, summary: dict[str, Any], config: RunConfig) -> EarlierRun | None:
     try:
         before = load(folder / run_files.CONFIG)
     except AblatrixError:
         return None
     start = _find_start(folder, before, config)
-    if summary is None:  # of interest only if another version has named the same settings differently
-        same = before.fingerprint() == config.fingerprint()
-        return EarlierRun(folder, {}, start, best=True, finished=False) if start and same else None
     changes = run_hash.differences(before.identity(), config.identity())
     if loss_digest.find_change(folder, summary):
         start = None
@@ -126,11 +122,10 @@ def _spell(value: Any) -> str:
 
 def _describe_group(members: Sequence[tuple[Run, EarlierRun]]) -> str:
     names = [earlier.folder.name for _, earlier in members]
-    noun = "finished run" if all(earlier.finished for _, earlier in members) else "earlier run"
-    one = len(names) == 1
+    takes, are, them = ("takes", "is", "it") if len(names) == 1 else ("take", "are", "them")
     text = (
-        f"{count(len(names), 'new run')} {'takes' if one else 'take'} the place of {count(len(names), noun)}, which "
-        f"{'is' if one else 'are'} kept beside {'it' if one else 'them'} ({list_names(names)})"
+        f"{count(len(names), 'new run')} {takes} the place of {count(len(names), 'finished run')}, which {are} kept "
+        f"beside {them} ({list_names(names)})"
     )
     starts = sorted({earlier.start for _, earlier in members if earlier.start})
     if starts:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.trainer.rundir import loss_csv, loss_digest, run_files
+from ablatrix.trainer.rundir import loss_csv, loss_digest, run_files, timing
 from ablatrix.trainer.rundir.files import atomic_write
 
 ROWS = 12
@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Path:
     log = loss_csv.LossLog(folder, 0)
     for step in range(1, ROWS + 1):
         log.write({"iter": step, "loss": step + 0.125, "dt": 0.5})
-    summary = {"iters": ROWS, loss_digest.KEY: loss_digest.describe(folder)}
+    summary = {"iters": ROWS, **timing.describe(folder, "cpu")}
     atomic_write(folder / run_files.SUMMARY, json.dumps(summary))
     return folder
 

@@ -54,7 +54,6 @@ WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a study": (lambda path: study_dir.create_study(path, "study", Path("x.yaml"), {}, []), "study"),
     "a report": (lambda path: output.refresh(path, "x", lambda: {"report.md": "new\n"}), "report"),
     "a code snapshot": (code_snapshot.take, ".snapshots"),
-    "the last study": (lambda path: study_dir.remember_last(path.parent / "x", path.parent), ".last"),
 }
 
 

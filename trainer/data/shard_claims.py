@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ablatrix.trainer.rundir import files
-from ablatrix.trainer.rundir.processes import born, machine
+from ablatrix.trainer.rundir.processes import identity
 
 BEAT_SECONDS = 5.0  # between two heartbeats
 STALE_SECONDS = 60.0  # without a heartbeat, by the clock of the process that waits: hosts' clocks may differ
@@ -32,16 +32,14 @@ class Owner(BaseModel):
     """Content of a claim: the process that holds it, a token that no other claim has, and a counter of heartbeats."""
 
     host: str
-    machine: str
     pid: int
     born: str
     token: str
     beat: int = 0
 
     def is_dead(self) -> bool:
-        """True if this is a process of this machine that has ended. False for other machines, about which nothing is
-        known."""
-        return self.machine != "" and self.machine == machine() and self.born != born(self.pid)
+        """True if this is a process of this host that has ended; False for other hosts, where it is not known."""
+        return self.host == socket.gethostname() and self.born != identity(self.pid)
 
 
 class Claims:
@@ -50,9 +48,7 @@ class Claims:
     def __init__(self, folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
         self.folder, self.beat, self.stale = folder, beat, stale
         pid = os.getpid()
-        self._owner = Owner(
-            host=socket.gethostname(), machine=machine(), pid=pid, born=born(pid), token=uuid.uuid4().hex
-        )
+        self._owner = Owner(host=socket.gethostname(), pid=pid, born=identity(pid), token=uuid.uuid4().hex)
         self._held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._stop = threading.Event()

@@ -31,7 +31,7 @@ from ablatrix.trainer.data.encoder import token_dtype
 from ablatrix.trainer.data.formats import TextFile
 from ablatrix.trainer.data.shards import Shard
 from ablatrix.trainer.data.text_source import Source, open_source
-from ablatrix.trainer.data.token_store import SCAN, Meta, offsets_start, write_offsets_header
+from ablatrix.trainer.data.token_store import SCAN, Meta, map_offsets
 from ablatrix.trainer.data.tokenizer import TokenizerInfo, find
 from ablatrix.trainer.rundir import files as safe_files
 from ablatrix.trainer.rundir.errors import DataError, RunError, printable
@@ -122,14 +122,13 @@ class Cache:
     def meta(self) -> Meta | None:
         """Return the meta.json of a complete cache, None before."""
         meta = read_record(self.folder / "meta.json", Meta)
-        if meta is None:
+        if meta is None or map_offsets(self.folder / "offsets.npy", meta.lines) is None:
             return None
-        sizes = {"tokens.bin": meta.tokens * self.dtype.itemsize, "offsets.npy": meta.offsets_bytes}
         try:
-            whole = all((self.folder / name).stat().st_size == size for name, size in sizes.items())
-            return meta if whole and offsets_start(self.folder / "offsets.npy", meta.lines) else None
+            whole = (self.folder / "tokens.bin").stat().st_size == meta.tokens * self.dtype.itemsize
         except OSError:
             return None
+        return meta if whole else None
 
     def is_indexed(self) -> bool:
         """True once the index can be read."""
@@ -174,12 +173,11 @@ class Cache:
     def shards_done(self) -> set[int]:
         """Return the numbers of the finished shards. Raises FileNotFoundError once they were joined."""
         with os.scandir(self.folder / "shards") as found:
-            return {int(e.name) for e in found if e.name.isdigit() and e.is_file(follow_symlinks=False)}
+            return {int(entry.name) for entry in found if entry.name.isdigit()}
 
     def has_shard(self, shard: int) -> bool:
         """True if a shard is finished."""
-        path = self.shard_file(shard)
-        return path.is_file() and not path.is_symlink()
+        return self.shard_file(shard).is_file()
 
 
 def is_writable(folder: Path) -> bool:
@@ -253,7 +251,8 @@ def join_shards(cache: Cache, lines: Lines) -> None:
             totals.add(shard)
 
     def write_offsets(file: IO[bytes]) -> None:
-        write_offsets_header(file, len(lines))
+        header = {"descr": "<i8", "fortran_order": False, "shape": (len(lines) + 1,)}
+        np.lib.format.write_array_header_1_0(file, header)
         start = 0
         for path in shards:
             offsets = Shard.read(path, cache.dtype).offsets + start
@@ -284,7 +283,6 @@ def _write_meta(cache: Cache, lines: Lines, totals: Totals, tokens_sha256: str) 
         first_skipped={reason: printable(lines.explain(line, reason)) for reason, line in totals.first.items()},
         fingerprint=cache.index().fingerprint,
         tokens_sha256=tokens_sha256,
-        offsets_bytes=(cache.folder / "offsets.npy").stat().st_size,
     )
     safe_files.atomic_write(cache.folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
 

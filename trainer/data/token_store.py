@@ -6,13 +6,11 @@ not depend on which one it comes from.
 
 from __future__ import annotations
 
-import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel
@@ -38,7 +36,6 @@ class Meta(BaseModel):
     first_skipped: dict[str, str] = {}  # where the first line of each reason is, and what is wrong with it
     fingerprint: str
     tokens_sha256: str
-    offsets_bytes: int
 
 
 class TokenStore(ABC):
@@ -124,7 +121,10 @@ class CompleteStore(TokenStore):
         self.fingerprint = meta.fingerprint
         self.dtype = np.dtype(meta.dtype).newbyteorder("<")
         self._path = folder / "tokens.bin"
-        self._offsets = _map_offsets(folder / "offsets.npy", self.n_lines)
+        offsets = map_offsets(folder / "offsets.npy", self.n_lines)
+        if offsets is None:
+            raise damaged(folder / "offsets.npy")
+        self._offsets = offsets
         self._file = self._path.open("rb", buffering=0)  # open as long as the store lives
 
     @property
@@ -182,31 +182,14 @@ class CompleteStore(TokenStore):
         raise too_short(self.name, longest, length)
 
 
-def write_offsets_header(file: IO[bytes], n_lines: int) -> None:
-    """Write the beginning of an offsets.npy; n_lines + 1 int64 follow."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (n_lines + 1,)})
-
-
-def offsets_start(path: Path, n_lines: int) -> int | None:
-    """Return the byte at which the numbers of an offsets.npy start, None if the file is not one of `n_lines` lines.
-
-    The header is compared instead of parsed: a forged one may ask for objects, or for any size.
-    """
-    header = io.BytesIO()
-    write_offsets_header(header, n_lines)
-    start = len(header.getvalue())
-    with path.open("rb") as file:
-        whole = file.read(start) == header.getvalue() and os.fstat(file.fileno()).st_size == start + 8 * (n_lines + 1)
-    return start if whole else None
-
-
-def _map_offsets(path: Path, n_lines: int) -> np.ndarray:
-    """Map the offsets (n_lines + 1,) int64. Raises DataError if the file is damaged."""
-    start = offsets_start(path, n_lines)
-    if start is None:
-        raise damaged(path)
-    mapped = np.memmap(path, dtype="<i8", mode="r", offset=start, shape=(n_lines + 1,))
-    return np.asarray(mapped)  # single numbers of a memmap take three times as long
+def map_offsets(path: Path, n_lines: int) -> np.ndarray | None:
+    """Map the offsets (n_lines + 1,) int64 of an offsets.npy; None if the file is missing or damaged."""
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r")  # refuses arrays of objects
+    except (OSError, ValueError):
+        return None
+    whole = mapped.dtype == np.dtype("<i8") and mapped.shape == (n_lines + 1,)
+    return np.asarray(mapped) if whole else None  # single numbers of a memmap take three times as long
 
 
 def damaged(path: Path) -> DataError:

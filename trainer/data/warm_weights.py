@@ -16,7 +16,7 @@ from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
 from ablatrix.trainer.rundir.files import make_folder, personal, remove
 
 
-def warm_weights(name: str, cache_dir: Path, revision: str = "main", force: bool = False) -> None:
+def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:
     """Download config.json and model.safetensors of a repository unless they are there and whole.
 
     Raises UserError for a model that cannot be trained here, otherwise as `hub.fetch` does.
@@ -28,7 +28,7 @@ def warm_weights(name: str, cache_dir: Path, revision: str = "main", force: bool
     if not force and _is_there(name, cache_dir):
         say(f"weights of {name}: already in {cache_dir}")
         return
-    staging, files, commit = personal(folder.with_name(f".{folder.name}.download")), {}, revision
+    staging, files, commit = personal(folder.with_name(f".{folder.name}.download")), {}, "main"
     make_folder(folder.parent, parents=True)
     for file in reversed(MODEL_FILES):  # config.json first: a model of another kind costs no download
         say(f"weights of {name}: {file} from {repo}")
@@ -43,13 +43,7 @@ def warm_weights(name: str, cache_dir: Path, revision: str = "main", force: bool
     for file in MODEL_FILES:
         (staging / file).replace(folder / file)
     remove(staging)
-    entry = WeightsEntry(
-        source=f"hub:{repo}",
-        revision=revision,
-        commit=commit,
-        files=files,
-        date=now(),
-    )
+    entry = WeightsEntry(source=f"hub:{repo}", revision="main", commit=commit, files=files, date=now())
     add_entry(cache_dir, name, entry)
     say(f"weights of {name}: {files[SAFETENSORS].size / 1e6:.1f} MB, verified, in {folder}")
 

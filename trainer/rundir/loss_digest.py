@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from ablatrix.trainer.rundir.files import read_bytes
 KEY = "loss_csv"  # in summary.json
 
 
-def describe(run_dir: Path) -> dict[str, Any]:
-    """Return rows, last step, size in bytes and SHA-256 of a finished run's loss.csv."""
-    content = read_bytes(run_dir / run_files.LOSS)
-    rows, last = _extent(content)
-    return {"rows": rows, "last_iter": last, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def describe(content: bytes, rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return number of rows, last step, size in bytes and SHA-256 of a loss.csv with this content and these rows."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"rows": len(rows), "last_iter": _last_step(rows), "bytes": len(content), "sha256": sha256}
 
 
 def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
@@ -35,7 +34,8 @@ def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
         content = read_bytes(path)
     except OSError:
         return ""
-    return explain_change(summary, hashlib.sha256(content).hexdigest(), *_extent(content))
+    rows = loss_csv.parse_rows(content.decode("utf-8", "replace"))
+    return explain_change(summary, hashlib.sha256(content).hexdigest(), len(rows), _last_step(rows))
 
 
 def explain_change(summary: Mapping[str, Any], sha256: str, rows: int, last: int) -> str:
@@ -57,7 +57,5 @@ def _recorded(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if whole else None
 
 
-def _extent(content: bytes) -> tuple[int, int]:
-    """Return the number of rows and the last step."""
-    rows = loss_csv.parse_rows(content.decode("utf-8", "replace"))
-    return len(rows), int(rows[-1][0]) if rows else 0
+def _last_step(rows: Sequence[Sequence[str]]) -> int:
+    return int(rows[-1][0]) if rows else 0

@@ -12,14 +12,6 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 
 
-def machine() -> str:
-    """Return a name that two processes share if one can see the other's process id: same boot, same pid namespace."""
-    try:
-        return f"{_boot()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
 def born(pid: int) -> str:
     """Return when a process started, in ticks since boot; "" if it does not exist or is a zombie."""
     try:
@@ -32,10 +24,8 @@ def born(pid: int) -> str:
 def identity(pid: int) -> str:
     """Return an identity unique on this host, from the process's start and the boot; "" if it does not exist."""
     ticks = born(pid)
-    try:
-        return f"{ticks} {_boot()[:8]}" if ticks else ""
-    except OSError:
-        return ""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{ticks} {boot.read_text()[:8]}" if ticks else ""
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
@@ -53,7 +43,3 @@ def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return prepare
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

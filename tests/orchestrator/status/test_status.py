@@ -15,7 +15,7 @@ from ablatrix.orchestrator.store import study_dir, submit_attempts
 from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 from ablatrix.orchestrator.submit import selection
 from ablatrix.orchestrator.verbs import cancel, logs
-from ablatrix.trainer.rundir import loss_csv, loss_digest, run_files
+from ablatrix.trainer.rundir import loss_csv, run_files, timing
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event
 from ablatrix.trainer.rundir.files import atomic_write
@@ -335,7 +335,7 @@ def test_a_loss_csv_that_was_cut_after_the_run(study: Study, run: StudyRun) -> N
     log = loss_csv.LossLog(run.folder, 0)
     for step in (1, 2, 3):
         log.write({"iter": step, "loss": 3.5})
-    summary = {"iters": 3, "max_iters": 3, loss_digest.KEY: loss_digest.describe(run.folder)}
+    summary = {"iters": 3, "max_iters": 3, **timing.describe(run.folder, "cpu")}
     (run.folder / run_files.SUMMARY).write_text(json.dumps(summary))
     assert (now(study).state, now(study).altered) == ("done", "")
     path = run.folder / run_files.LOSS

@@ -16,7 +16,7 @@ from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import changed_inputs, earlier_runs
 from ablatrix.orchestrator.verbs import diff
 from ablatrix.trainer.data import fingerprints
-from ablatrix.trainer.rundir import loss_csv, loss_digest, recorded_inputs, run_files
+from ablatrix.trainer.rundir import loss_csv, recorded_inputs, run_files, timing
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
 from tests.support.plans import expand
@@ -31,7 +31,7 @@ def finish(study: Study, steps: int, **facts: object) -> None:
         log = loss_csv.LossLog(run.folder, 0)
         log.write({"iter": steps, "loss": 3.5})
         (run.folder / f"checkpoint-{steps:08d}.pt").write_bytes(b"weights")
-        summary = {"iters": steps, loss_digest.KEY: loss_digest.describe(run.folder), **facts}
+        summary = {"iters": steps, **timing.describe(run.folder, "cpu"), **facts}
         (run.folder / run_files.SUMMARY).write_text(json.dumps(summary))
 
 
@@ -101,17 +101,6 @@ def test_names_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
     (line,) = messages(tmp_path)
     assert "names these runs differently, their settings are the same: 2 new runs take the place of 2 finished" in line
     assert "continue from step 20" in line
-
-
-def test_an_unfinished_run_of_another_version(tmp_path: Path, finished: list[Run]) -> None:
-    for run in finished:
-        folder = tmp_path / "s" / run.id
-        (folder / run_files.SUMMARY).unlink()
-        folder.rename(folder.with_name(f"{run.id[:-8]}00000000"))
-    (line,) = messages(tmp_path)
-    assert "their settings are the same: 2 new runs take the place of 2 earlier runs" in line
-    assert "continue from step 20" in line
-    assert messages(tmp_path, "trainer.learning_rate=1e-3") == []
 
 
 def test_a_run_left_beside_can_be_named(tmp_path: Path, finished: list[Run]) -> None:

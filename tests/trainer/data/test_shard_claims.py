@@ -49,7 +49,7 @@ def test_the_claim_of_another_host_is_taken_when_its_heart_stops(
         taken = False
         for beat in range(12):
             if beats or beat == 0:
-                owner = Owner(host="far", machine="another one", pid=1, born="1", token="other", beat=beat)
+                owner = Owner(host="far", pid=1, born="1", token="other", beat=beat)
                 (tmp_path / "x").write_text(owner.model_dump_json())
             taken = taken or claims.acquire("x", take_over=True)
         assert taken is not beats
