@@ -33,7 +33,8 @@ class Contestant:
 
 def environment(threads: int) -> dict[str, str]:
     """Return the environment of measured programs: this code on the path, a number of threads."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
 
 
 class Worker:

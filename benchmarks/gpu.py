@@ -30,13 +30,14 @@ BUDGETS = {
     "correctness": 60,
     "steps-gpt2": 150,
     "steps-nano1": 80,
-    "steps-nano": 80,
-    "steps-mini": 80,
-    "sharing": 80,
-    "head": 60,
-    "newton-schulz": 30,
-    "stacked": 40,
+    "steps-gpt2-32": 80,
+    "sharing": 100,
     "sharing-mps": 80,
+    "stacked": 40,
+    "newton-schulz": 30,
+    "head": 60,
+    "steps-mini": 80,
+    "steps-nano": 80,
 }
 
 

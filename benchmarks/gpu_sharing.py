@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.models.config import GPTConfig
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 VOCAB = 50257
 
 
-def sharing(args: argparse.Namespace, environment: dict[str, str] | None = None) -> Iterator[Row]:
+def sharing(
+    args: argparse.Namespace, environment: dict[str, str] | None = None, counts: Sequence[int] = (1, 2, 4, 8)
+) -> Iterator[Row]:
     """Runs of gpt-nano side by side on one device: tokens per second of all of them together."""
-    batches, counts, steps = ([2], [1, 2], 2) if args.quick else ([1, 8], [1, 2, 4, 8], 200)
+    batches, counts, steps = ([2], [1, 2], 2) if args.quick else ([1, 8], counts, 200)
     for batch in batches:
         alone = 0.0
         for runs in counts:
@@ -70,7 +72,7 @@ def sharing_mps(args: argparse.Namespace) -> Iterator[Row]:
             daemon.wait(timeout=2)
             yield {"name": "nvidia-cuda-mps-control", "error": f"ended with exit code {daemon.returncode}"}
         except subprocess.TimeoutExpired:
-            yield from sharing(args, environment)
+            yield from sharing(args, environment, (1, 8))
         finally:
             daemon.terminate()
             daemon.wait()
@@ -100,9 +102,10 @@ def stacked_step(seeds: int, batch: int, block: int, vocab: int) -> Callable[[],
     device = "cuda" if has_cuda() else "cpu"
     config = GPTConfig(model_type="gpt-nano", embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0).resolved(vocab, block)
     models = [GPT(config, seed).to(device) for seed in range(seeds)]
-    weights, _ = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    weights, _ = torch.func.stack_module_state(models)
     weights = {name: weight.detach() for name, weight in weights.items()}
-    moments = [[torch.zeros_like(weight) for weight in weights.values()] for _ in range(2)]
+    parameters: list[Any] = list(weights.values())
+    means, squares = ([torch.zeros_like(weight) for weight in weights.values()] for _ in "mv")
     steps = torch.zeros((), device=device)
     x, y = torch.randint(vocab, (2, seeds, batch, block), device=device)
 
@@ -115,7 +118,7 @@ def stacked_step(seeds: int, batch: int, block: int, vocab: int) -> Callable[[],
         with torch.autocast(device, dtype=torch.bfloat16):
             gradients = vmap(grad(loss))(weights, x, y)
         torch._fused_adamw_(
-            list(weights.values()), list(gradients.values()), *moments, [], [steps] * len(weights), lr=1e-3,
+            parameters, list(gradients.values()), means, squares, [], [steps] * len(weights), lr=1e-3,
             beta1=0.9, beta2=0.95, weight_decay=0.1, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
 

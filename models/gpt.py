@@ -178,7 +178,7 @@ class GPT(nn.Module):
     def compile_parts(self) -> None:
         """Compile the blocks and the head's pointwise part into fewer kernels, for `loss` on a GPU."""
         self.transformer.compile(dynamic=False)
-        self.pointwise = torch.compile(softmax_gradient)
+        self.pointwise = torch.compile(softmax_gradient, dynamic=False)  # three times as fast as for any size
 
     def recompute_blocks(self) -> None:
         """Keep only the input of each block for the backward pass, and compute the rest a second time there.

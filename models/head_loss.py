@@ -18,7 +18,8 @@ from ablatrix.models import compiled_head
 from ablatrix.models.cpu_kernels import TiledHeadLoss
 
 IGNORE = -1  # target of a position that is not scored
-DEVICE_CHUNK = 1 << 27  # logits of a chunk on a GPU: products of full speed, and a few hundred MB
+DEVICE_CHUNK = 1 << 28  # logits of a chunk on a GPU at most, of which larger ones are hardly faster
+BYTES_PER_LOGIT = 512  # of the GPU's memory: a chunk and its gradients take less than 5% of it
 TILE = 64  # rows and columns of a GPU's products are multiples of it: those of 50,257 words would not use all its units
 
 Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -155,10 +156,12 @@ class ChunkedHeadLoss:
         return torch.cat(parts)
 
     def _slices(self) -> list[slice]:
-        """Return chunks of about equal size."""
-        count = -(-len(self.x) * len(self.w) // DEVICE_CHUNK)
-        size = max(TILE, -(-len(self.x) // max(1, count * TILE)) * TILE)
-        return [slice(start, start + size) for start in range(0, len(self.x), size)]
+        """Return chunks of one size if that is possible: compiled code is for one size of chunk."""
+        rows = len(self.x)
+        least = max(1, -(-rows * len(self.w) // _largest_chunk(self.x.device)))
+        count = next((n for n in range(least, 2 * least + 1) if rows % (n * TILE) == 0), least)
+        size = max(1, -(-rows // (count * TILE))) * TILE
+        return [slice(start, start + size) for start in range(0, rows, size)]
 
     def _logits(self, rows: slice) -> Tensor:
         """Return the logits of some rows, minus infinity for the padding: its probability and gradient are 0."""
@@ -172,3 +175,10 @@ class ChunkedHeadLoss:
             torch.mm(gradient, self.w, out=self.dx[rows])
             self.dw += (gradient.t() @ self.x[rows])[: self.words]
         return loss
+
+
+def _largest_chunk(device: torch.device) -> int:
+    """Return how many logits a GPU computes at a time."""
+    if device.type != "cuda":
+        return DEVICE_CHUNK // 4
+    return min(DEVICE_CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_LOGIT)

@@ -58,7 +58,7 @@ def test_batched_newton_schulz_is_the_same() -> None:
 
 def test_steps() -> None:
     (row,) = rows("steps-nano")
-    assert row["name"] == "Ablatrix, eager" and row["tokens_per_s"] > 0 and row["x_eager"] == 1
+    assert row["name"] == "Ablatrix, eager" and row["tokens_per_s"] > 0 and row["x_first"] == 1
     assert row["of_peak"] > 0 and row["peak_mib"] > 10
 
 

@@ -106,6 +106,21 @@ def keep_memory() -> None:
     mallopt(m_top_pad, 64 << 20)
 
 
+def seed_generators(value: int, device: torch.device) -> None:
+    """Seed the default generators of the CPU and of this device.
+
+    torch.manual_seed does so for every kind of device, and keeps a traceback for those that are not in use: 0.15 ms.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+
+
 def tune_products(device: torch.device, kernels: Path | None = None) -> None:
     """Choose how float32 matrices are multiplied; kernels: folder of the compiled kernels for CPUs, None for none.
 

@@ -39,7 +39,7 @@ class DataParallel(Single):
 
     def seed(self, value: int) -> None:
         # on a CPU each takes its part of the same masks; elsewhere torch draws them, of this process's part only
-        torch.manual_seed(value if self.device.type == "cpu" else value + self.rank)
+        super().seed(value if self.device.type == "cpu" else value + self.rank)
 
     def reduce(self, loss: Tensor) -> Tensor:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

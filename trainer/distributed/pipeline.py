@@ -128,7 +128,7 @@ class Pipeline(Single):
         return head_loss(x.flatten(0, 1), self.model.lm_head.weight, y.flatten(), self.divisor, self.model.pointwise)
 
     def seed(self, value: int) -> None:
-        torch.manual_seed(value + self.rank)  # layers of different stages have different masks
+        super().seed(value + self.rank)  # layers of different stages have different masks
 
     def gradients(self, x: Tensor, y: Tensor, divisor: float | Tensor, autocast: Autocast) -> Tensor:
         self.divisor = divisor

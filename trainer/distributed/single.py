@@ -7,15 +7,17 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from ablatrix.models.custom import ComponentError
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer import initial_weights
+from ablatrix.trainer.device import seed_generators
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from ablatrix.trainer.config import RunConfig
 
 Array = np.ndarray[Any, Any]
@@ -70,8 +72,8 @@ class Single:
         return windows
 
     def seed(self, value: int) -> None:
-        """Seed torch's default generator, which dropout draws from, before a step. value: the same in all processes."""
-        torch.manual_seed(value)
+        """Seed the default generators, which dropout draws from, before a step. value: the same in all processes."""
+        seed_generators(value, self.device)
 
     def gradients(self, x: Tensor, y: Tensor, divisor: float | Tensor, autocast: Autocast) -> Tensor:
         """Add the gradient of the summed loss / divisor to the parameters' and return that loss, a scalar."""

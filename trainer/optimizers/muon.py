@@ -53,29 +53,41 @@ class Muon(Optimizer):
         self.rest.update(divisor)
         names, rate = self.with_gradient(self.hidden), self.device_rate()
         for name, grad in zip(names, self.divided_gradients(names, divisor), strict=True):
-            parameter, average = self.named[name], self.averages[name]
-            average.lerp_(grad, 1 - self.momentum)
-            change = grad.lerp(average, self.momentum) if self.nesterov else average
-            scale = rate * (RMS * math.sqrt(max(parameter.shape)))
-            parameter.mul_(1 - rate * self.weight_decay)
-            parameter.sub_(newton_schulz(change, self.ns_steps) * scale)
+            self.averages[name].lerp_(grad, 1 - self.momentum)
+        for alike in self._alike(names):
+            changes = torch.stack([self._change(name) for name in alike])
+            scale = rate * (RMS * math.sqrt(max(changes.shape[1:])))
+            for name, change in zip(alike, newton_schulz(changes, self.ns_steps), strict=True):
+                self.named[name].mul_(1 - rate * self.weight_decay).sub_(change * scale)
+
+    def _change(self, name: str) -> Tensor:
+        """Return u of a matrix, whose average has been updated."""
+        average, grad = self.averages[name], self.named[name].grad
+        return torch.lerp(grad, average, self.momentum) if self.nesterov and grad is not None else average
+
+    def _alike(self, names: list[str]) -> list[list[str]]:
+        """Return the matrices that are multiplied together: on a GPU those of one shape, elsewhere each alone."""
+        groups: dict[Any, list[str]] = {}
+        for name in names:
+            groups.setdefault(self.named[name].shape if self.device.type == "cuda" else name, []).append(name)
+        return list(groups.values())
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": self.averages, **self.rest.state_dict()}
 
 
-def newton_schulz(matrix: Tensor, steps: int) -> Tensor:
-    """Return about U Vᵀ of the matrix U S Vᵀ, (rows, columns), in bfloat16: its singular values become about 1.
+def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
+    """Return about U Vᵀ of each matrix U S Vᵀ, (B, rows, columns), in bfloat16: singular values become about 1.
 
     Each step maps them by the odd polynomial a s + b s³ + c s⁵, whose slope at 0 is as steep as possible (Jordan et al.
     2024): after five, what began above a thousandth lies within about 0.7 and 1.2.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16()
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T  # the products are then of the shorter side
-    x = x / x.norm().clamp(min=EPS)
+    x = matrices.bfloat16()
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT  # the products are then of the shorter side
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
     for _ in range(steps):
-        square = x @ x.T  # (n, n)
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.T).to(matrix.dtype)
+        square = x @ x.mT  # (B, n, n)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices.dtype)
