@@ -174,7 +174,7 @@ def status(
 def report(
     studies: Annotated[list[str] | None, typer.Argument(help="study folders or names; default: the last one")] = None,
     output: Output = OUT,
-    pdf: Annotated[bool, typer.Option("--pdf", help="also write report.pdf: A4 pages to print or hand in")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="also write report.pdf, A4 to hand in, and PDF figures")] = False,
     as_json: Json = False,
     interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # the page always is
     notify: Annotated[bool, typer.Option("--notify", hidden=True)] = False,  # of the report job

@@ -71,8 +71,8 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     """Write the report of a study into `study_dir/report/`.
 
     states: run id -> state or (state, reason); a run without one counts as done if it left a summary, else as planned.
-    with_pdf: also write report.pdf, which later reports renew. Raises UserError if `study_dir` holds no study, RunError
-    if the report cannot be written.
+    with_pdf: also write report.pdf and every figure as PDF, which later reports renew. Raises UserError if `study_dir`
+    holds no study, RunError if the report cannot be written.
     """
     from ablatrix.orchestrator.report import collect, notes, output, record, waterfall, wording
     from ablatrix.orchestrator.report.looks import analyze
@@ -114,21 +114,22 @@ def contents(analysis: Analysis, headline: str, with_pdf: bool = False) -> dict[
         names = ON_PAPER if analysis.main_effects else ("effects", "loss_curves")
         shown = [figure for name in names for figure in drawn if figure.name == name]
         files[PAPER] = paper.write(title, headline, subtitle, shown, methods.paragraphs(analysis))
-    return files | _pages(title, headline, subtitle, sections, drawn)
+    return files | _pages((title, headline, subtitle), sections, drawn, with_pdf=with_pdf)
 
 
 def _pages(
-    title: str, lead: str, subtitle: str, sections: Sequence[Section], drawn: Sequence[Figure]
+    heads: tuple[str, str, str], sections: Sequence[Section], drawn: Sequence[Figure], *, with_pdf: bool = False
 ) -> dict[str, bytes | str]:
+    """Return the pages and pictures. heads: title, headline and subtitle."""
     from ablatrix.orchestrator.report import drawing, pages
 
-    made = {figure.name: drawing.draw(figure) for figure in drawn}
+    made = drawing.draw_all(drawn, with_pdf=with_pdf)
     files: dict[str, bytes | str] = {
-        "report.md": pages.markdown(title, lead, subtitle, sections),
-        "report.html": pages.html(title, lead, subtitle, sections, {name: one.svg for name, one in made.items()}),
+        "report.md": pages.markdown(*heads, sections),
+        "report.html": pages.html(*heads, sections, {name: one.svg for name, one in made.items()}),
     }
     for name, one in made.items():
-        files |= {f"{name}.png": one.png, f"{name}.pdf": one.pdf}
+        files |= {f"{name}.png": one.png} | ({f"{name}.pdf": one.pdf} if with_pdf else {})
     return files
 
 
@@ -180,9 +181,7 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
     subtitle = ", ".join(side_by_side.label_studies(analyses))
     lead = side_by_side.headline(analyses)
     pages = _pages(
-        "Studies side by side",
-        lead,
-        subtitle,
+        ("Studies side by side", lead, subtitle),
         side_by_side.compose(analyses, figure, tested),
         [figure, *([tested] if tested else [])],
     )

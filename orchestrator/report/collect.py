@@ -27,7 +27,6 @@ from ablatrix.orchestrator.study.scale import SEPARATOR
 from ablatrix.trainer.rundir import loss_digest, run_files, timing
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.files import read_bytes
-from ablatrix.trainer.rundir.step_time import lower_quartile
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Use
@@ -55,10 +54,9 @@ class RunRecord:
     curve: Curve
     study_measure: Measure = NLL
     altered: str = ""  # how loss.csv differs from what the finished run wrote
-    digest: str = ""  # of the files
+    digest: str = ""  # of its files
     sample: str = ""  # the last text that its model generated
     uses: tuple[Use, ...] = ()  # its attempts, oldest first
-    step_seconds: float | None = None  # per step, undisturbed
     documents: DocumentScores | None = None  # its final evaluation by held-out document
     size: str = ""  # on the scale axis
 
@@ -117,9 +115,15 @@ class RunRecord:
 
     @property
     def timing(self) -> dict[str, Any]:
-        """Host, hardware, start and speed, from summary.json; {} for a run of an earlier version."""
+        """Host, hardware, start and speed, from summary.json; {} for a run that has not finished."""
         found = self.summary.get(timing.KEY)
         return found if isinstance(found, dict) else {}
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds per step where nothing disturbed the run, None if not known."""
+        value = self.timing.get("step_seconds")
+        return value if isinstance(value, float) and value > 0 else None
 
     @cached_property
     def usable(self) -> bool:
@@ -312,12 +316,12 @@ def parse_run(
     config, summary, provenance = (_parse_object(data, parts) for data in contents[:3])
     if "iters" not in summary:
         summary = {}  # a command's own file of that name
-    columns = parse_rows(contents[3], measure.column)
-    curve = share_columns(reduce_rows(columns), parts)
+    curve = share_columns(reduce_rows(parse_rows(contents[3], measure.column)), parts)
     last = int(curve.last_iter) if curve.rows else 0
     uses = device_hours.uses_of(run.id, events) or device_hours.use_of_summary(run.id, summary)
     state = states.get(run.id, "done" if summary else "planned")
     word, reason = (state, "") if isinstance(state, str) else state
+    digest = hashlib.sha256(repr((digests, uses)).encode())
     return RunRecord(
         id=run.id,
         cell=run.cell,
@@ -332,23 +336,12 @@ def parse_run(
         curve=curve,
         study_measure=measure,
         altered=loss_digest.explain_change(summary, digests[3], curve.rows, last) if summary else "",
-        digest=" ".join([*digests, *map(str, uses)]),
+        digest=digest.hexdigest(),
         sample=last_sample(contents[5]),
         uses=tuple(uses),
-        step_seconds=_step_seconds(summary, columns),
         documents=parse_scores(contents[4]) if summary else None,
         size=run.size,
     )
-
-
-def _step_seconds(summary: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> float | None:
-    """Return the seconds per undisturbed step, for a run of an earlier version by its loss.csv."""
-    recorded = summary.get(timing.KEY)
-    if isinstance(recorded, dict):
-        value = recorded.get("step_seconds")
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
-    every = max(1, len(columns["iter"]) // 1000)
-    return lower_quartile(columns["iter"][::every].tolist(), columns["seconds"][::every].tolist())
 
 
 def _read(path: Path) -> bytes:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import matplotlib
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -85,22 +87,44 @@ def settings() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in every format. svg: two inline elements, of which the page's style sheet shows one."""
+    """A figure in every format; an empty one was not asked for.
+
+    svg: two inline elements, of which the page's style sheet shows one.
+    """
 
     png: bytes
     pdf: bytes
     svg: str
 
 
-def draw(figure: Figure, on_page: bool = True) -> Drawn:
-    """Return the figure, the same bytes every time. on_page: also as SVG, unless the page has it as a table."""
+def draw_all(figures: Iterable[Figure], *, with_pdf: bool = False) -> dict[str, Drawn]:
+    """Return the figures by name.
+
+    What matplotlib leaves behind, 10 MB a figure, is collected after each one, without a look through all runs.
+    """
+    made = {}
+    gc.freeze()
+    try:
+        for figure in figures:
+            made[figure.name] = draw(figure, with_pdf=with_pdf)
+            gc.collect()
+    finally:
+        gc.unfreeze()
+    return made
+
+
+def draw(figure: Figure, *, on_page: bool = True, with_pdf: bool = False) -> Drawn:
+    """Return the figure, the same bytes every time.
+
+    on_page: also as SVG, unless the page has it as a table; with_pdf: also as PDF, whose fonts take half a second.
+    """
     with settings():
         canvas = layout(figure)
         svg = ""
         if on_page and not figure.forest:
             svg = inline_svg(save(canvas, "svg"), figure, "wide")
             svg += inline_svg(save(layout(figure, NARROW), "svg"), figure, "narrow")
-        return Drawn(save(canvas, "png"), save(canvas, "pdf"), svg)
+        return Drawn(save(canvas, "png"), save(canvas, "pdf") if with_pdf else b"", svg)
 
 
 def save(canvas: Canvas, kind: str) -> bytes:
@@ -122,6 +146,7 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
         _panels(canvas, figure, width)
         if canvas.axes:
             ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03).execute(canvas)
+    FigureCanvasBase(canvas)  # frees the picture of 10 MB in which texts were measured
     return canvas
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,10 @@ from ablatrix.trainer.rundir import loss_csv
 
 ROWS_KEPT = 400  # rows are averaged in groups, so that at most this many remain
 TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
-HELD_OUT = ("iter", "tokens", "seconds", "val_loss")
+HELD_OUT = ("iter", "tokens", "val_loss")
 READ = tuple(dict.fromkeys(TRAIN + HELD_OUT))
+OFTEN_ALIKE = ("iter", "tokens", "lr")  # columns that runs of a study share
+_NO_STEP = re.compile(rb"\n(?![0-9]{1,%d},|\Z)" % loss_csv.STEP_DIGITS)  # a line that does not begin with one
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,11 @@ def _parse_quickly(data: bytes, header: list[str], present: list[str]) -> dict[s
     row = b"," * (len(header) - 1) + b"\n"
     if separators != row * (len(separators) // len(row)) or len(set(header)) < len(header):
         raise ValueError("a cell that is not a number, a line of another length, or a column twice")
-    steps = [line.partition(b",")[0] for line in body.split(b"\n")[:-1]]
-    if not all(step.isdigit() and len(step) <= loss_csv.STEP_DIGITS for step in steps):
+    if _NO_STEP.search(data):
         raise ValueError("a step that is none")
-    cells = body.replace(b",,", b",nan,").replace(b",,", b",nan,").replace(b",\n", b",nan\n").replace(b"\n", b",")
-    table = np.fromstring(cells, sep=",") if steps else np.empty(0)
-    columns = dict(zip(header, table.reshape(len(steps), len(header)).T, strict=True))
+    cells = body.replace(b"\n", b",").replace(b",,", b",nan,").replace(b",,", b",nan,")
+    table = np.fromstring(cells, sep=",") if cells else np.empty(0)
+    columns = dict(zip(header, table.reshape(-1, len(header)).T, strict=True))
     if np.any(np.diff(columns["iter"]) <= 0):
         raise ValueError("a step twice")
     return {name: columns[name] for name in present}
@@ -99,17 +101,18 @@ def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
 
 
 def share_columns(curve: Curve, known: dict[Any, Any]) -> Curve:
-    """Return the curve with the arrays of `known` that equal its own: steps, tokens and rates are often alike."""
-    return replace(
-        curve,
-        train={name: _known(values, known) for name, values in curve.train.items()},
-        held_out={name: _known(values, known) for name, values in curve.held_out.items()},
+    """Return the curve with the arrays of `known` that equal its own, of columns that are often alike."""
+    train, held_out = (
+        {name: _known(values, known) if name in OFTEN_ALIKE else values for name, values in columns.items()}
+        for columns in (curve.train, curve.held_out)
     )
+    return replace(curve, train=train, held_out=held_out)
 
 
 def _known(values: np.ndarray, known: dict[Any, Any]) -> np.ndarray:
-    found = known.setdefault(hash(values.tobytes()), values)
-    return np.asarray(found) if np.array_equal(found, values, equal_nan=True) else values
+    content = values.tobytes()
+    found = known.setdefault(hash(content), values)
+    return np.asarray(found) if found.tobytes() == content else values
 
 
 def _group_means(values: np.ndarray, size: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def write(found: Sequence[Schedule], folder: Path) -> list[Path]:
     paths = []
     try:
         make_folder(folder, parents=True)
-        drawn = drawing.draw(figure(found[:MOST]), on_page=False)
+        drawn = drawing.draw(figure(found[:MOST]), on_page=False, with_pdf=True)
         for kind, content in (("png", drawn.png), ("pdf", drawn.pdf)):
             paths.append(folder / f"{PICTURE}.{kind}")
             atomic_write(paths[-1], content, durable=False)

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from ablatrix.orchestrator.report import drawing, palette
+from ablatrix.orchestrator.report import palette
 from ablatrix.orchestrator.report.content import Block, Folded, Section
 from ablatrix.orchestrator.report.figure_data import Figure, Line
 from ablatrix.trainer.rundir.console import visible
@@ -28,10 +28,8 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
 
 
-def html(
-    title: str, lead: str, subtitle: str, sections: Sequence[Section], pictures: Mapping[str, str] | None = None
-) -> str:
-    """Return the page. lead: the result in one sentence; pictures: name of a figure -> inline SVG, else drawn now.
+def html(title: str, lead: str, subtitle: str, sections: Sequence[Section], pictures: Mapping[str, str]) -> str:
+    """Return the page. lead: the result in one sentence; pictures: name of a figure -> inline SVG.
 
     Its security policy allows its own style sheet and script by their hashes, and nothing else.
     """
@@ -44,17 +42,12 @@ def html(
         lead=lead,
         subtitle=subtitle,
         sections=sections,
-        pictures={name: Markup(svg) for name, svg in (pictures or draw_all(sections)).items()},
+        pictures={name: Markup(svg) for name, svg in pictures.items()},
         curves={figure.name: hover_data(figure) for figure in _figures(sections) if figure.panels},
         policy=Markup(policy),
         css=Markup(css),
         script=Markup(script),
     )
-
-
-def draw_all(sections: Sequence[Section]) -> dict[str, str]:
-    """Return name -> inline SVG of all figures that are not tables."""
-    return {figure.name: drawing.draw(figure).svg for figure in _figures(sections) if not figure.forest}
 
 
 def markdown(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:

@@ -48,7 +48,7 @@ class Plan:
     rng: int = 0
     model: str = "gpt-nano"
     slow: Mapping[tuple[str, int], float] = field(default_factory=dict)  # run -> its time by its usual time
-    hosts: Mapping[tuple[str, int], str] = field(default_factory=dict)  # run -> host; recorded only for these
+    hosts: Mapping[tuple[str, int], str] = field(default_factory=dict)  # run -> host, by default one for all
     design: Sequence[Any] = ()  # as in the experiment file
 
 
@@ -81,8 +81,8 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
                 _write_run(
                     folder / run, plan, config, shared[seed], planted + noise, fate, plan.slow.get((cell, seed), 1.0)
                 )
-                if (cell, seed) in plan.hosts and fate == "done":
-                    _record_host(folder / run, plan.hosts[cell, seed])
+                if (folder / run / "summary.json").exists():
+                    _record_timing(folder / run, plan.hosts.get((cell, seed), "node1"))
             runs.append({"id": run, "cell": cell, "seed": seed, "features": list(features), "overrides": overrides})
             states[run] = _state(fate)
     study = {
@@ -139,8 +139,8 @@ def _config(plan: Plan, overrides: Mapping[str, Any], seed: int) -> Any:
     return validate(tree).resolved(VOCABULARY)
 
 
-def _record_host(folder: Path, host: str) -> None:
-    """Add to a summary.json where the run was trained, as one of this version has it."""
+def _record_timing(folder: Path, host: str) -> None:
+    """Add to a summary.json where the run was trained, and how fast."""
     path = folder / "summary.json"
     timing = {"host": host, "hardware": f"CPU of {host}", "started": 1_700_000_000.0}
     rows = [line.split(",") for line in (folder / "loss.csv").read_text().splitlines()[1:]]

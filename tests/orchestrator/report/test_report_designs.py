@@ -216,7 +216,6 @@ def test_studies_side_by_side(tmp_path: Path) -> None:
         "report.md",
         "report.html",
         "effects.png",
-        "effects.pdf",
     }
     with found.paths[0].open(newline="") as file:
         rows = list(csv.DictReader(file))

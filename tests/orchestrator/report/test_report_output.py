@@ -250,7 +250,7 @@ def test_the_pdf_is_kept_up_to_date_once_it_is_there(tmp_path: Path) -> None:
     path = tmp_path / "report" / "report.pdf"
     build(tmp_path, states, with_pdf=True)
     first = path.read_bytes()
-    assert first.count(b"/Type /Page ") == 1
+    assert first.count(b"/Type /Page ") == 1 and path.with_name("effects.pdf").exists()
     build(tmp_path, {**states, next(iter(states)): ("failed", "by hand")})
     assert path.exists()
     forty = {f"f{i:02d}": {"trainer.warmup_steps": i + 1} for i in range(65)}
