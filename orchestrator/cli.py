@@ -133,7 +133,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment, on Slurm if sbatch is installed, else on this machine. Finished runs are not rerun."""
+    """Run an experiment, on Slurm if there is a cluster, else on this machine. Finished runs are not rerun."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.plan import Options
     from ablatrix.orchestrator.verbs.submit import submit

@@ -18,7 +18,7 @@ from ablatrix.trainer.rundir.errors import UserError
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.content import Section
-    from ablatrix.orchestrator.report.figure_data import Figure
+    from ablatrix.orchestrator.report.figure_data import Figure, Forest
     from ablatrix.orchestrator.report.wording import CellText
 
 FOLDER = "report"
@@ -42,7 +42,7 @@ class Report:
     """Results for the terminal, and the files written.
 
     headline: the result in one sentence; more: further ones, on the A/A check and the shares of the effect of all
-    features; make_record: makes its record.
+    features; differences: those between studies, as of `compare`; make_record: makes its record.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Report:
     measure: Measure = NLL
     more: tuple[str, ...] = ()
     interval_name: str = "95% interval"
+    differences: Forest | None = None
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -153,7 +154,8 @@ def compare(
     analyses = [analyze(collect.read_study(d, s)) for d, s in zip(study_dirs, states, strict=True)]
     if folder is None:
         joined = "-".join(d.resolve().name for d in study_dirs)
-        folder = study_dirs[0].resolve().parent / f"compare-{joined}"[:120]
+        first = study_dirs[0] if study_dirs[0].name else study_dirs[0].resolve()
+        folder = first.parent / f"compare-{joined}"[:120]
     inputs = " ".join(a.study.digest for a in analyses)
     paths = output.refresh(folder, inputs, lambda: _side_by_side(analyses))
     names = side_by_side.label_studies(analyses)
@@ -162,15 +164,16 @@ def compare(
         for name, a in zip(names, analyses, strict=True)
         for row in verdict_rows(a)
     ]
-    warnings, measure = tuple(side_by_side.warnings(analyses)), side_by_side.measure(analyses)
+    tested = side_by_side.difference_figure(analyses)
     return Report(
         ", ".join(names),
         side_by_side.headline(analyses),
         tuple(rows),
-        warnings,
+        tuple(side_by_side.caveats(analyses)),
         paths,
         lambda: {"differences": side_by_side.record(analyses)},
-        measure,
+        side_by_side.measure(analyses),
+        differences=tested.forest if tested else None,
     )
 
 

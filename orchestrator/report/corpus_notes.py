@@ -15,19 +15,35 @@ FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 
 
 def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """Yield sentences about skipped lines and documents too short for a window."""
+    """Yield sentences about skipped lines, and about a few documents too short for a window."""
     skipped = max((run.skipped for run in runs), key=lambda counts: sum(counts.values()), default={})
     listed = ", ".join(count_skipped(reason, count) for reason, count in sorted(skipped.items()) if count)
     if listed:
         yield f"Lines of the corpus that were skipped: {listed}."
-    for block, (documents, tokens, usable, usable_tokens) in sorted(_usages(runs).items()):
-        if usable < documents:
-            share = min(usable_tokens / max(tokens, 1), usable / documents)
-            advice = " The others were never trained on; data.sampling: packed or stream reaches them."
+    for block, usage in sorted(_usages(runs).items()):
+        documents, tokens, usable, usable_tokens = usage
+        if usable < documents and not _is_small(usage):
             yield (
                 f"Documents of at least {block + 1} tokens, from which windows are drawn: {usable:,} of {documents:,}, "
-                f"with {usable_tokens / max(tokens, 1):.1%} of the training tokens.{advice if share < ENOUGH else ''}"
+                f"with {usable_tokens / max(tokens, 1):.1%} of the training tokens."
             )
+
+
+def unreached(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield a warning if a good part of the documents was too short for a window."""
+    for block, usage in sorted(_usages(runs).items()):
+        if _is_small(usage):
+            documents, tokens, usable, usable_tokens = usage
+            yield (
+                f"Only {usable:,} of {documents:,} documents ({usable_tokens / max(tokens, 1):.1%} of the training "
+                f"tokens) have the {block + 1} tokens of a window; the others were never trained on. data.sampling: "
+                "packed or stream reaches them."
+            )
+
+
+def _is_small(usage: tuple[int, ...]) -> bool:
+    documents, tokens, usable, usable_tokens = usage
+    return usable < ENOUGH * documents or usable_tokens < ENOUGH * tokens
 
 
 def _usages(runs: Sequence[RunRecord]) -> dict[int, tuple[int, ...]]:

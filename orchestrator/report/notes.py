@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ablatrix.orchestrator.report import documents, sequential, tuning_text, wording
+from ablatrix.orchestrator.report import corpus_notes, documents, sequential, tuning_text, wording
 from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.status import diagnosis
@@ -39,7 +39,7 @@ def notes(analysis: Analysis) -> list[str]:
         _design,
         tuning_text.notes,
         _differences,
-        _held_out_text,
+        _corpus,
     )
     return [note for part in parts for note in part(analysis)]
 
@@ -172,7 +172,8 @@ def _design(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def _held_out_text(analysis: Analysis) -> Iterator[str]:
+def _corpus(analysis: Analysis) -> Iterator[str]:
+    yield from corpus_notes.unreached(analysis.study.runs)
     yield from documents.notes(analysis.study.runs)
 
 

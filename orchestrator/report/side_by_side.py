@@ -89,9 +89,11 @@ def _without(name: str, studies: Sequence[str]) -> str:
 
 
 def compose(analyses: Sequence[Analysis], figure: Figure, tested: Figure | None) -> list[Section]:
-    """Return the sections: studies, caveats that limit comparability, and effects by study."""
+    """Return the sections: studies with what limits their comparability, differences, and effects by study."""
     blocks: list[Block] = [_studies(analyses)]
-    if found := warnings(analyses):
+    named = zip(label_studies(analyses), analyses, strict=True)
+    of_studies = [f"{name}: {note}" for name, analysis in named for note in notes.notes(analysis)]
+    if found := [*caveats(analyses), *of_studies]:
         blocks.append(Notes(found))
     return [
         Section("studies", "Studies", blocks),
@@ -165,10 +167,9 @@ def record(analyses: Sequence[Analysis]) -> list[dict[str, Any]]:
     return [contrast_record(contrast) for contrast in differences(analyses)]
 
 
-def warnings(analyses: Sequence[Analysis]) -> list[str]:
-    """Return caveats that limit comparability between the studies, and the warnings of each study."""
+def caveats(analyses: Sequence[Analysis]) -> list[str]:
+    """Return caveats that limit comparability between the studies."""
     found = []
-    names = label_studies(analyses)
     for key, text in (
         ("data_fingerprint", "The studies read different data"),
         ("val_tokens", "The studies have held-out sets of different size"),
@@ -181,8 +182,6 @@ def warnings(analyses: Sequence[Analysis]) -> list[str]:
         settings = [str(sorted(a.cells[cell].runs[0].overrides.items())) for a in analyses if cell in a.cells]
         if len(set(settings)) > 1:
             found.append(f"{cell} has different settings in different studies.")
-    for name, analysis in zip(names, analyses, strict=True):
-        found += [f"{name}: {note}" for note in notes.notes(analysis)]
     return found
 
 

@@ -112,7 +112,7 @@ class Study:
         found = self.matching(text)
         if len(found) > 1:
             names = ", ".join(run.id for run in found[:12])
-            raise UserError(f"{text}: matches more than one run of {self.folder}: {names}")
+            raise UserError(f"{text}: matches more than one run of {self.folder}; name one of them: {names}")
         return found[0]
 
     def find_any(self, text: str) -> StudyRun:

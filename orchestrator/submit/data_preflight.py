@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -77,6 +78,7 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> list[str]:
                 continue
             if total_size(config.data) > SMALL_CORPUS and not is_flat(find_files(config.data)[0]):
                 warnings = corpus_usage.check_beginning(config.data)
+                warnings += corpus_usage.find_unreached(config.data, Path(config.system.cache_dir))
                 warnings += heldout_preflight.describe_small(config, None, SMALL_CORPUS)
                 lines += (f"warning: {warning}" for warning in warnings)
                 continue
@@ -92,6 +94,21 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> list[str]:
     different = heldout_preflight.describe_different(config for _, config in _distinct(runs))
     lines += (f"warning: {warning}" for warning in different)
     return list(dict.fromkeys(lines))[:MOST_LINES]
+
+
+def find_unreached(runs: Sequence[Run]) -> list[str]:
+    """Return warnings about corpora most of whose documents are never trained on; nothing is written.
+
+    What cannot be read yet (no such file, no such tokenizer) is left to `check`.
+    """
+    found: list[str] = []
+    for _, config in _distinct(runs):
+        if config.data.sampling == "document":
+            from ablatrix.trainer.data import corpus_usage  # numpy takes a while to import
+
+            with contextlib.suppress(AblatrixError):
+                found += corpus_usage.find_unreached(config.data, Path(config.system.cache_dir))
+    return [f"warning: {warning}" for warning in dict.fromkeys(found)][:MOST_LINES]
 
 
 def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) -> None:

@@ -17,11 +17,11 @@ from ablatrix.orchestrator.study import designs, matrix, screening, tuning, valu
 from ablatrix.orchestrator.study.design_comparison import compare_designs
 from ablatrix.orchestrator.study.forecast import Forecast, forecast
 from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.orchestrator.submit import changed_inputs, preflight, selection, slurm_preflight
+from ablatrix.orchestrator.submit import changed_inputs, data_preflight, preflight, selection, slurm_preflight
 from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.data.corpus_settings import follow_corpus
-from ablatrix.trainer.rundir.console import count
+from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def plan(options: Options, console: Console, shown: str) -> None:
             print(script)
     else:
         show_plan(planned, console, shown)
+        for warning in data_preflight.find_unreached(planned.runs) if shown != "json" else ():
+            complain(warning)
 
 
 def _show_designs(planned: Plan, console: Console) -> None:
@@ -235,7 +237,8 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
         data = plan_tables.as_json(runs, folder, planned.launcher, planned.hours)
         more = {"hours_unit": cost.unit(loaded.experiment.slurm), "budget": loaded.experiment.budget}
         forecast = planned.forecast.as_record()
-        console.print_json(data={**data, **more, "screening": planned.screen, "forecast": forecast})
+        found = {"screening": planned.screen, "forecast": forecast, "warnings": data_preflight.find_unreached(runs)}
+        console.print_json(data={**data, **more, **found})
         return
     tune = loaded.experiment.tune
     first = [run for run in runs if tune is None or tune.is_tuning(run)]

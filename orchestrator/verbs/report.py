@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ablatrix.orchestrator.report.build import Report
+    from ablatrix.orchestrator.report.figure_data import Forest
 
 DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval", "interval")
 
@@ -51,8 +52,18 @@ def report(
     if as_json:
         record = {"schema": build.SCHEMA, "studies": [one.record for one in made], **(both.record if both else {})}
         printing.print_json(record)
+    elif both and both.differences:
+        _print_differences(both, both.differences, console)
     elif both:
         _print_verdict(both, console)
+
+
+def _print_differences(made: Report, found: Forest, console: Console) -> None:
+    """Print the tested differences between studies, whose own tables stand above."""
+    rows = [dict(zip((found.first, *found.head), (row.label, *row.cells), strict=True)) for row in found.rows]
+    layout = tables.Layout(left=(found.first, "reading"), wrapped=(found.first,), dropped_first=DROPPED_FIRST)
+    tables.print_table(f"{made.name}: {found.x_label}", rows, console, layout)
+    _print_notes_and_page(made, console)
 
 
 def _print_verdict(made: Report, console: Console) -> None:
@@ -78,6 +89,10 @@ def _print_verdict(made: Report, console: Console) -> None:
     tables.print_table(title, rows, console, layout)
     for sentence in made.more:
         console.print(sentence, soft_wrap=not console.is_terminal)
+    _print_notes_and_page(made, console)
+
+
+def _print_notes_and_page(made: Report, console: Console) -> None:
     for note in made.notes:
         console.print(f"note: {note}")
     page = next((path for path in made.paths if path.name == "report.html"), None)

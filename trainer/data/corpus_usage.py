@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ablatrix.trainer.data.batches import split_lines
 from ablatrix.trainer.data.corpus import Lines, describe_skipped, no_documents
-from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files, find_validation
+from ablatrix.trainer.data.corpus_files import are_whole_texts, describe_files, find_files, find_validation, is_flat
+from ablatrix.trainer.data.encoder import Encoder
 from ablatrix.trainer.data.flat_bin import FlatStore
 from ablatrix.trainer.data.sampling import Packing, TrainingText
 from ablatrix.trainer.data.text_source import open_source
-from ablatrix.trainer.data.token_store import SCAN, TokenStore
+from ablatrix.trainer.data.token_cache import Cache
+from ablatrix.trainer.data.token_store import SCAN, CompleteStore, TokenStore
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
@@ -36,9 +40,15 @@ class Usage:
     @classmethod
     def of(cls, store: TokenStore, config: DataConfig) -> Usage:
         """Count the usage of a complete store in one pass over its offsets."""
-        lines, totals = split_lines(store, config), np.zeros(4, dtype=np.int64)
-        for start in range(lines.start, lines.stop, SCAN):
-            counts = store.counts(range(start, min(lines.stop, start + SCAN)))
+        lines = split_lines(store, config)
+        scans = (range(start, min(lines.stop, start + SCAN)) for start in range(lines.start, lines.stop, SCAN))
+        return cls.of_counts(map(store.counts, scans), config)
+
+    @classmethod
+    def of_counts(cls, parts: Iterable[np.ndarray], config: DataConfig) -> Usage:
+        """Sum up the usage of lines by their numbers of tokens, given in parts of (n,) int64."""
+        totals = np.zeros(4, dtype=np.int64)
+        for counts in parts:
             usable = counts[counts > (config.block_size if config.sampling == "document" else 0)]
             totals += [np.count_nonzero(counts), counts.sum(), len(usable), usable.sum()]
         return cls(*map(int, totals))
@@ -51,7 +61,8 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
         text = f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}"
         return text + _describe_validation(config), []
     share = usage.usable_tokens / max(usage.tokens, 1)
-    text = f"{store.name}: {usage.documents:,} documents of {usage.tokens:,} tokens to train on; "
+    documents = "1 document" if usage.documents == 1 else f"{usage.documents:,} documents"
+    text = f"{store.name}: {documents} of {usage.tokens:,} tokens to train on; "
     if config.sampling == "stream":
         text += f"all are drawn, as windows of {length} tokens of one stream"
     elif config.sampling == "packed":
@@ -59,12 +70,11 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
         text += f"all are drawn, in blocks of {length - 1} tokens that are {full:.0%} full"
     else:
         text += f"{usage.usable_documents:,} of them, with {share:.1%} of the tokens, fill a window of {length} tokens"
-    warnings = []
-    if share < ENOUGH or usage.usable_documents < ENOUGH * usage.documents:
+    warnings = _warn_of_unreached(store.name, usage, config)
+    held_out = store.n_documents - usage.documents
+    if config.split == "train" and not config.test_file and held_out > usage.documents:
         warnings.append(
-            f"{store.name}: only {usage.usable_documents:,} of {usage.documents:,} documents ({share:.1%} of the "
-            f"tokens) have the {length} tokens of a window, and the others are never trained on; set data.sampling to "
-            "packed or stream, or lower data.block_size"
+            f"{store.name}: data.test_size holds out {held_out:,} documents and leaves {documents} to train on"
         )
     skipped = describe_skipped(store.name, store.n_lines, store.skipped, store.first_skipped)
     left_out = sum(store.skipped.values()) - store.skipped.get("blank", 0)
@@ -73,6 +83,36 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
     elif skipped:
         text += f"; {skipped.partition(': ')[2]}"
     return text + _describe_validation(config), warnings
+
+
+def _warn_of_unreached(name: str, usage: Usage, config: DataConfig) -> list[str]:
+    """Return a warning if data.sampling does not reach a good part of the documents."""
+    share = usage.usable_tokens / max(usage.tokens, 1)
+    if share >= ENOUGH and usage.usable_documents >= ENOUGH * usage.documents:
+        return []
+    return [
+        f"{name}: only {usage.usable_documents:,} of {usage.documents:,} documents ({share:.1%} of the tokens) have "
+        f"the {config.block_size + 1} tokens of a window, and the others are never trained on; set data.sampling to "
+        "packed or stream, or lower data.block_size"
+    ]
+
+
+def find_unreached(config: DataConfig, cache_dir: Path) -> list[str]:
+    """Return a warning if data.sampling does not reach a good part of the documents; nothing is written.
+
+    They are counted in the token cache, or, before it is complete, in the beginning of the corpus. Raises DataError
+    (no such file) or OfflineCacheError (no such tokenizer).
+    """
+    files = find_files(config)
+    if is_flat(files[0]) or config.sampling != "document":
+        return []
+    cache = Cache.of(config, cache_dir)
+    if meta := cache.meta():
+        return _warn_of_unreached(cache.name, Usage.of(CompleteStore(cache.folder, meta), config), config)
+    lines, encoder = read_beginning(config), Encoder(cache.tokenizer)
+    texts = (lines.text(line)[0] for line in range(len(lines)))
+    counts = np.array([len(encoder.encode(text)) for text in texts if text], dtype=np.int64)
+    return _warn_of_unreached(f"{cache.name} (its beginning)", Usage.of_counts([counts], config), config)
 
 
 def _describe_validation(config: DataConfig) -> str:

@@ -223,5 +223,5 @@ def nothing_left(name: str, test_size: float, documents: int) -> DataError:
     """Return the error for a corpus whose documents are all held out."""
     return DataError(
         f"{name}: data.test_size is {test_size}, but the corpus has only {documents} documents; "
-        f"set it to at most {documents - 1}"
+        f"set it to at most {documents - 1}, or to a share such as 0.1"
     )

@@ -57,3 +57,5 @@ def test_two_studies_are_tested_against_each_other(tmp_path: Path) -> None:
     assert "| b − a | change |" in text
     assert "| effect of swiglu | −0.1" in text
     assert "differences.png" in {path.name for path in made.paths}
+    assert made.differences is not None
+    assert [row.label for row in made.differences.rows][:2] == ["baseline", "effect of swiglu"]

@@ -269,11 +269,14 @@ def test_python_notation_is_named(tmp_path: Path, offline_cache: Path) -> None:
         open_tokens(DataConfig(file_path=str(tmp_path / "data.jsonl"), tokenizer="sample"), offline_cache)
 
 
-def test_a_large_corpus_is_checked_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_corpus_is_checked_at_its_beginning(
+    tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data_preflight, "SMALL_CORPUS", 0)
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b"not json\n" * 20)
-    run = Run("baseline", 1, (), {}, from_flags([f"--data.file_path={path}", "--data.tokenizer=sample"]))
+    flags = [f"--data.file_path={path}", "--data.tokenizer=sample", f"--system.cache_dir={offline_cache}"]
+    run = Run("baseline", 1, (), {}, from_flags(flags))
     (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
     loaded = load_experiment(tmp_path / "s.yaml")
     (warning, *_) = data_preflight.check_corpora(loaded, [run])
