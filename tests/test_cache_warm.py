@@ -136,11 +136,6 @@ def test_missing_files_are_made_from_the_others(
         assert (folder / name).read_bytes() == gpt2_files[name]
 
 
-def test_names_of_the_hub_for_gpt2(hub: HubServer, tmp_path: Path) -> None:
-    assert cache_warm("--tokenizer", "openai-community/gpt2", hub=hub.url, home=tmp_path).returncode == 0
-    assert tokenizer.find("gpt2", tmp_path / "cache") == tokenizer.find("openai-community/gpt2", tmp_path / "cache")
-
-
 def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: dict[str, bytes]) -> None:
     arguments = ("--from", folder_of(tmp_path / "source", gpt2_files), "--data", "owner/texts:sub/train.jsonl")
     done = cache_warm(*arguments, hub=hub.url, home=tmp_path)
@@ -233,12 +228,6 @@ def test_a_data_set_of_several_files(
 def test_which_files_of_a_data_set(pattern: str, chosen: list[str]) -> None:
     files = ["README.md", "TinyStories-train.txt", "TinyStories-valid.txt", "data/a.parquet", "data/b.parquet"]
     assert choose_files([*files, "dataset_infos.json"], pattern) == chosen
-
-
-def test_a_missing_data_file(hub: HubServer, tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
-    source = folder_of(tmp_path / "source", gpt2_files)
-    done = cache_warm("--from", source, "--data", "owner/texts:other.jsonl", hub=hub.url, home=tmp_path)
-    assert done.returncode == 2 and "owner/texts: other.jsonl: no such file in the repository" in done.stderr
 
 
 def test_without_a_connection(tmp_path: Path) -> None:

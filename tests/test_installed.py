@@ -99,10 +99,10 @@ CONFIG = """\
 
 
 def test_a_workspace_from_init_to_the_report(ablatrix: Path, tmp_path: Path, offline_cache: Path, corpus: Path) -> None:
-    told = call(ablatrix, "init", "work", folder=tmp_path)
+    shown = call(ablatrix, "init", "work", folder=tmp_path)
     work = tmp_path / "work"
     assert sorted(path.name for path in work.iterdir()) == sorted(init.workspace_files())
-    assert "ablatrix submit ablation.yaml" in told
+    assert "ablatrix submit ablation.yaml" in shown
     assert "is not empty" in call(ablatrix, "init", "work", folder=tmp_path, code=2)
 
     places = {"ABLATRIX_CACHE": offline_cache, "ABLATRIX_DATA": corpus}
@@ -140,8 +140,8 @@ def test_make_installs_the_command_of_a_checkout(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     names_of_ours_and_others(work)
-    told = call(command, "status", folder=work, code=2, PYTHONPATH=tmp_path / "elsewhere")
-    assert told.startswith("edited") and f"start with: {command} submit FILE.yaml" in told
+    shown = call(command, "status", folder=work, code=2, PYTHONPATH=tmp_path / "elsewhere")
+    assert shown.startswith("edited") and f"start with: {command} submit FILE.yaml" in shown
 
 
 def test_hints_name_the_command_that_was_typed(ablatrix: Path, tmp_path: Path) -> None:
@@ -150,14 +150,14 @@ def test_hints_name_the_command_that_was_typed(ablatrix: Path, tmp_path: Path) -
     (tmp_path / "my study.yaml").touch()
     assert "start with: ablatrix submit 'my study.yaml'" in call(ablatrix, "status", folder=tmp_path, code=2, **onpath)
     python = ablatrix.with_name("python")
-    told = call(python, "-m", "ablatrix", "status", folder=ablatrix.parents[1], code=2)
-    assert "start with: bin/python -m ablatrix submit FILE.yaml" in told
-    told = call(python, "-m", "ablatrix", "init", tmp_path / "new", folder=ablatrix.parents[1])
-    assert f"{python} -m ablatrix submit ablation.yaml" in told, "the next commands are given in another folder"
+    shown = call(python, "-m", "ablatrix", "status", folder=ablatrix.parents[1], code=2)
+    assert "start with: bin/python -m ablatrix submit FILE.yaml" in shown
+    shown = call(python, "-m", "ablatrix", "init", tmp_path / "new", folder=ablatrix.parents[1])
+    assert f"{python} -m ablatrix submit ablation.yaml" in shown, "the next commands are given in another folder"
     assert f"ABLATRIX ?= {python} -m ablatrix" in (tmp_path / "new" / "Makefile").read_text()
     flags = ["--data.file_path=x", "--data.tokenizer=sample", f"--system.cache_dir={tmp_path}"]
-    told = call(python, "-m", "ablatrix.trainer", *flags, folder=tmp_path, code=2)
-    assert f"{ablatrix} warm-cache --tokenizer sample --cache-dir" in told, "a trainer's log is read anywhere"
+    shown = call(python, "-m", "ablatrix.trainer", *flags, folder=tmp_path, code=2)
+    assert f"{ablatrix} warm-cache --tokenizer sample --cache-dir" in shown, "a trainer's log is read anywhere"
 
 
 def test_job_scripts_and_names_on_the_search_path(ablatrix: Path, tmp_path: Path, offline_cache: Path) -> None:

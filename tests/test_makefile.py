@@ -44,9 +44,9 @@ def test_only_a_virtual_environment_is_changed(checkout: Path, name: str, conten
     elif content == "pyvenv.cfg":
         return
     for target in (TARGETS[name], "clean"):
-        told = make(checkout, "TORCH=cpu", target)
-        assert f"{name} is {'a link' if link else 'not a virtual environment'}" in told
-        assert "make VENV=FOLDER" in told
+        shown = make(checkout, "TORCH=cpu", target)
+        assert f"{name} is {'a link' if link else 'not a virtual environment'}" in shown
+        assert "make VENV=FOLDER" in shown
     assert {path.name for path in folder.iterdir()} == {content, ".installed-cuda"}
     assert (checkout / name).is_symlink() == link
 

@@ -87,8 +87,8 @@ def test_random_kills(trainers: Trainers, cases: evidence.Cases, seed: int, tall
         runs += 1
         killed_until_finished(trainers, f"run{runs}", name, workers, undisturbed[name], (chance, whole), met)
     promise = "kill -9 at random moments: the run goes on and ends as an undisturbed one"
-    told = ", ".join(f"{count} {where}" for where, count in sorted(met.met.items()) if count)
-    tally(promise, met.kills, f"{runs} runs; rows doubled 0, torn 0, invented 0; met {told}")
+    shown = ", ".join(f"{count} {where}" for where, count in sorted(met.met.items()) if count)
+    tally(promise, met.kills, f"{runs} runs; rows doubled 0, torn 0, invented 0; met {shown}")
 
 
 def killed_until_finished(

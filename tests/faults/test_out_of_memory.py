@@ -110,11 +110,11 @@ def test_parts_halve_down_to_one_window(batch_size: int) -> None:
 @pytest.mark.slow
 def test_same_numbers_in_smaller_parts(windows: int, parts: int) -> None:
     expected = trained(small())
-    run, told = small(), list[tuple[int, int]]()
+    run, shown = small(), list[tuple[int, int]]()
     fits_only(run, windows, from_step=4)
-    run.add_callback(at("on_out_of_memory", lambda t: told.append((t.iter, t.parts))))
+    run.add_callback(at("on_out_of_memory", lambda t: shown.append((t.iter, t.parts))))
     assert_close(trained(run), expected)
-    assert told == [(4, 2), (4, 4), (4, 8)][: int(math.log2(parts))] and run.parts == parts
+    assert shown == [(4, 2), (4, 4), (4, 8)][: int(math.log2(parts))] and run.parts == parts
 
 
 def test_evaluation_that_does_not_fit_is_done_in_parts() -> None:
@@ -177,8 +177,8 @@ def within(trainers: Trainers, name: str, extra: int, **settings: Any) -> Child:
 
 def is_saved(run: Path) -> bool:
     """Is there a checkpoint since memory ran out last? What is not in one does not outlive a kill."""
-    told = [event["event"] for event in read_events(run) if event["event"] in ("out_of_memory", "checkpoint")]
-    return told[-1:] == ["checkpoint"]
+    shown = [event["event"] for event in read_events(run) if event["event"] in ("out_of_memory", "checkpoint")]
+    return shown[-1:] == ["checkpoint"]
 
 
 def test_a_real_limit(trainers: Trainers) -> None:

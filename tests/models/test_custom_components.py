@@ -210,5 +210,5 @@ def test_a_study_with_own_parts(workspace: Workspace) -> None:
 
     study.write_text(text + "features: {mine: {model.feedforward: 'own_parts.mlp:Narrow'}}\n")
     refused = workspace.run("submit", study, "--launcher", "local", code=2)
-    told = " ".join((refused.stdout + refused.stderr).split())
-    assert "model.feedforward: own_parts.mlp:Narrow must return its input's shape, (2, 3, 16)" in told
+    shown = " ".join((refused.stdout + refused.stderr).split())
+    assert "model.feedforward: own_parts.mlp:Narrow must return its input's shape, (2, 3, 16)" in shown

@@ -72,7 +72,7 @@ def test_contradictions_are_refused(model: dict[str, Any], complaint: str) -> No
     assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
 
 
-def test_two_contradictions_are_told_at_once() -> None:
+def test_two_contradictions_are_reported_at_once() -> None:
     with pytest.raises(ConfigError, match=r"swiglu: true .*; rope: true"):
         validate({"model": {"swiglu": True, "feedforward": "gelu", "rope": True, "positions": "none"}})
 

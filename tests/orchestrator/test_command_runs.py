@@ -173,8 +173,8 @@ def test_hostile_values_arrive_as_they_are(workspace: Workspace) -> None:
     flags = [word for word in expected_words(folder) if not word.startswith(("--dash=", "--shell=", "--quotes="))]
     assert json.loads((folder / "argv.json").read_text()) == flags + rest
     # and what can be pasted into a shell says the same
-    told = shlex.split((folder / run_files.ARGS).read_bytes().decode())
-    assert told[3:] == [
+    shown = shlex.split((folder / run_files.ARGS).read_bytes().decode())
+    assert shown[3:] == [
         "env",
         f"HOSTILE={HOSTILE['shell']}\n{HOSTILE['quotes']}",
         "python",
@@ -224,8 +224,8 @@ def test_failures_are_named(workspace: Workspace, changes: dict[str, object], wo
 
 def test_what_cannot_be_started_is_found_by_the_check(workspace: Workspace) -> None:
     study = write_study(workspace, command="pithon train_script.py {flags}")
-    told = workspace.run("check", study, "--launcher", "local", code=2).stderr
-    assert "study.yaml:2: command: pithon: no such program" in told
+    shown = workspace.run("check", study, "--launcher", "local", code=2).stderr
+    assert "study.yaml:2: command: pithon: no such program" in shown
     study = write_study(workspace, workdir="nowhere")
     assert "workdir: " in workspace.run("check", study, "--launcher", "local", code=2).stderr
     assert not (workspace.folder / "out").exists()

@@ -46,6 +46,6 @@ def test_a_callback_with_a_name_of_ours_is_refused(workspace: Workspace) -> None
     study = workspace.write_study()
     study.write_text(study.read_text().replace("  system:", "  callbacks: {custom: ['trainer:Mine']}\n  system:"))
     refused = workspace.run("check", study, "--launcher", "local", code=2)
-    told = " ".join((refused.stdout + refused.stderr).split())
-    assert "Ablatrix has a package of the name trainer; rename yours, for example to my_trainer" in told
-    assert "write my_trainer:Mine" in told
+    shown = " ".join((refused.stdout + refused.stderr).split())
+    assert "Ablatrix has a package of the name trainer; rename yours, for example to my_trainer" in shown
+    assert "write my_trainer:Mine" in shown

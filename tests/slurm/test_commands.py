@@ -44,7 +44,7 @@ def test_hostile_values_arrive(slurm_workspace: Workspace) -> None:
     assert not list(slurm_workspace.folder.rglob("CANARY*"))
 
 
-def test_a_jobs_log_is_where_slurm_was_told(
+def test_a_jobs_log_is_where_the_script_says(
     slurm_workspace: Workspace, monkeypatch: pytest.MonkeyPatch, seed: int, cases: Cases, tally: Tally
 ) -> None:
     """In whatever folder; without one, Slurm would end the job and nobody would know why."""
@@ -73,4 +73,4 @@ def test_a_jobs_log_is_where_slurm_was_told(
         logs.append(folder / f"out/s/logs/{job}.out")
     wait_for(lambda: all(path.exists() for path in logs))
     detail = f"{len(names) - len(logs)} refused before"
-    tally("a job's log is where Slurm was told, in any folder", cases=len(names), detail=detail)
+    tally("a job's log is where its script says, in any folder", cases=len(names), detail=detail)

@@ -54,7 +54,7 @@ def bare_workspace(workspace: Workspace, bare_cluster: dict[str, str]) -> Iterat
     workspace.run("cancel", "--all", "--yes", code=None)
 
 
-def test_every_end_is_told_apart(bare_workspace: Workspace) -> None:
+def test_every_end_has_its_own_state(bare_workspace: Workspace) -> None:
     """One array, in it a cancelled, a killed, a finished and a requeued run."""
     workspace = bare_workspace
     assert subprocess.run(["sacct"], env=workspace.env(), capture_output=True, check=False).returncode

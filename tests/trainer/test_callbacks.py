@@ -124,14 +124,6 @@ class TestCheckpointsKept:
         assert held_out(run, run_files.BEST) == pytest.approx(evaluated[best], abs=1e-6)
         assert held_out(run, run_files.MODEL) == pytest.approx(evaluated[44], abs=1e-6)
 
-    def test_best_of_what_is_left_where_it_was_removed(self, overfit: Callable[..., Path]) -> None:
-        run = overfit(trainer__save_best=True)
-        best = summary(run)["best_iter"]
-        (run / run_files.BEST).unlink()
-        overfit(trainer__save_best=True, trainer__resume=run / "checkpoint-00000040.pt")
-        assert best < 40 and summary(run)["best_iter"] == best
-        assert held_out(run, run_files.BEST) == held_out(run, run_files.MODEL)
-
     def test_they_do_not_make_another_run(self) -> None:
         kept = from_flags(["--trainer.save_best=true", "--trainer.save_total_limit=5", "--callbacks.jsonl=true"])
         assert kept.fingerprint() == RunConfig().fingerprint()
@@ -154,18 +146,6 @@ class TestEarlyStop:
         assert found["val_nll"] == last
         assert events(run, "finished") and checkpoint.checkpoints(run)[0].name == f"checkpoint-{end:08d}.pt"
         assert f"stopped early after iter {end}" in capsys.readouterr().out
-
-    def test_killed_before_its_summary(self, overfit: Callable[..., Path]) -> None:
-        run = overfit(**self.SETTINGS)
-        told, curve = summary(run), without_clock(run)
-        for name in (run_files.SUMMARY, run_files.MODEL):
-            (run / name).unlink()
-        overfit(**self.SETTINGS)
-        clocks = ("seconds", "peak_memory_bytes", "timing", "loss_csv")  # the hash of a file with seconds in it
-        assert {k: v for k, v in summary(run).items() if k not in clocks} == {
-            k: v for k, v in told.items() if k not in clocks
-        }
-        assert without_clock(run) == curve
 
     @pytest.mark.parametrize("cut", [4, 9, 13])
     def test_resumed_ends_at_the_same_step(self, cut: int, overfit: Callable[..., Path]) -> None:
@@ -262,9 +242,6 @@ class TestSpikes:
         for name, (row, value) in odd.items():
             rows[row][name] = value
         return rows
-
-    def test_quiet_run(self, tmp_path: Path) -> None:
-        assert self.run(tmp_path, self.rows()) == []
 
     @pytest.mark.parametrize("kept", [0, 12])
     def test_jumps(self, tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,10 +29,6 @@ def test_two_newest_are_kept(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_there(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path, "aaaa") is None
-
-
 def test_damaged_one_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Which damage is noticed: tests/trust/test_checkpoints.py."""
     checkpoint.save(tmp_path, state(1))
@@ -73,16 +69,3 @@ def test_sweep_removes_what_was_left_half_written(tmp_path: Path) -> None:
     (tmp_path / ".attempts").mkdir()
     checkpoint.remove_temporary_files(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".attempts", path.name]
-
-
-def test_file_swept_from_under_its_writer_is_written_again(tmp_path: Path) -> None:
-    tries: list[Path] = []
-
-    def sweep() -> None:
-        tries.extend(tmp_path.glob(".*.tmp"))
-        if len(tries) == 1:
-            checkpoint.remove_temporary_files(tmp_path)
-
-    checkpoint.save(tmp_path, state(1), sweep)
-    assert len(set(tries)) == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001.pt"]

@@ -263,13 +263,6 @@ class TestMistakes:
         assert "choose another --system.work_dir" in done.stderr
         assert {p.name: p.read_bytes() for p in (command.folder / "run").iterdir() if p.is_file()} == before
 
-    def test_checkpoint_of_another_configuration(self, command: Command) -> None:
-        command.run("first")
-        source = command.folder / "first" / "checkpoint-00000040.pt"
-        assert "of a run with other settings" in self.refused(
-            command, "second", trainer__resume=source, trainer__learning_rate=1e-2
-        )
-
     def test_a_prepared_folder_hears_of_the_failure(self, command: Command) -> None:
         command.run()
         folder = command.folder / "run"

@@ -111,8 +111,8 @@ def test_kills_and_signals_of_single_processes(
     first = start(hit)
     after(hit, 22)
     first[1].kill()
-    told, _ = ended(first, [run_files.EXIT_LOST_PEER, -signal.SIGKILL])
-    assert "another process of this run has ended" in told and "Traceback" not in told
+    shown, _ = ended(first, [run_files.EXIT_LOST_PEER, -signal.SIGKILL])
+    assert "another process of this run has ended" in shown and "Traceback" not in shown
     assert events(hit)[-1] == "lost_peer"
     second = start(hit)
     after(hit, 24)

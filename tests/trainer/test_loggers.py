@@ -118,8 +118,8 @@ class TestWandB:
     ) -> None:
         modules("wandb", wandb_source(**{where: line}))
         run = train(callbacks__wandb=True)
-        (told,) = warnings(capsys.readouterr().err)
-        assert words in told and told.endswith("training goes on without it")
+        (shown,) = warnings(capsys.readouterr().err)
+        assert words in shown and shown.endswith("training goes on without it")
         assert (run / run_files.SUMMARY).exists() and read_events(run)[-1]["event"] == "finished"
 
     def test_signal_handlers_are_kept(self, train: Train, modules: Any) -> None:
@@ -167,7 +167,7 @@ class TestTensorBoard:
         assert [step for step, _ in shown] == [step for step, _ in wanted]
         assert [value for _, value in shown] == pytest.approx([value for _, value in wanted], rel=1e-6)
 
-    def test_what_its_writer_is_told(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_its_writer_receives(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a writer that only remembers: the package is not among the requirements."""
         made: list[Any] = []
 

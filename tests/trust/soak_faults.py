@@ -170,13 +170,13 @@ class Faults:
 
     def _scancel(self) -> bool:
         job = self._job(("RUNNING", "PENDING") if self.random.random() < 0.3 else ("RUNNING",))
-        return bool(job) and self._told("scancel", str(job))
+        return bool(job) and self._call("scancel", str(job))
 
     def _requeue(self) -> bool:
         job = self._job(("RUNNING",))
-        return bool(job) and self._told("scontrol", "requeue", str(job))
+        return bool(job) and self._call("scontrol", "requeue", str(job))
 
-    def _told(self, *words: str) -> bool:
+    def _call(self, *words: str) -> bool:
         done = self.cluster.call(*words)
         self.note(" ".join(words) + ("" if done else ": refused"))
         return done
@@ -234,7 +234,7 @@ class Faults:
     def _down(self) -> bool:
         node = self.random.choice(self.cluster.nodes())
         state = ("scontrol", "update", f"nodename={node}")
-        if self._broken() or not self._told(*state, "state=down", "reason=soak"):
+        if self._broken() or not self._call(*state, "state=down", "reason=soak"):
             return False
         self._later(self.random.choice([1.0, 14.0]), self.cluster.up)
         return True

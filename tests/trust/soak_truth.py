@@ -114,7 +114,7 @@ def contradiction(
 ) -> str:
     """Why what `status` said of a run was true at no moment between `before` and `after`; '' where it may have been.
 
-    silent: it said that the controller did not answer, and that it told what was known last. submitting: a submit was
+    silent: it said that the controller did not answer, and that it showed what was known last. submitting: a submit was
     at work in between.
     """
     state, key = said["state"], str(folder)
@@ -131,7 +131,7 @@ def contradiction(
     if state == "running":
         begun = any(before.time <= event["time"] <= after.time for event in read_events(folder))
         moved = working or begun or key in after.done or submitting
-        return "" if moved or any(job and job.state not in PENDING for job in found) else _told(said, found)
+        return "" if moved or any(job and job.state not in PENDING for job in found) else _describe(said, found)
     return _against_queue(said, found, submitting)
 
 
@@ -139,11 +139,11 @@ def _against_queue(said: Mapping[str, Any], found: tuple[Queued | None, Queued |
     state = said["state"]
     waiting = any(job and job.state in PENDING for job in found)
     if state == "queued" and "being submitted" in said["reason"]:
-        return "" if submitting or not all(found) else _told(said, found)
+        return "" if submitting or not all(found) else _describe(said, found)
     if (state == "queued" or said["requeued"]) and not waiting and not submitting:
-        return _told(said, found)
-    return _told(said, found) if state in GIVEN_UP and all(found) else ""
+        return _describe(said, found)
+    return _describe(said, found) if state in GIVEN_UP and all(found) else ""
 
 
-def _told(said: Mapping[str, Any], found: tuple[Queued | None, Queued | None]) -> str:
+def _describe(said: Mapping[str, Any], found: tuple[Queued | None, Queued | None]) -> str:
     return f"{said['state']}, though its job was {found[0]} and is {found[1]}"

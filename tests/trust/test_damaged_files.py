@@ -55,7 +55,7 @@ def spoil_lines(draw: st.DrawFn, lines: list[bytes]) -> bytes:
     content = b""
     for line in lines:
         kind = draw(st.sampled_from(["whole"] * 4 + ["twice", "torn"]))
-        # a cut within the last cell cannot be told from a shorter number
+        # a cut within the last cell looks like a shorter number
         content += line[: draw(st.integers(0, line.rfind(b",")))] + b"\n" if kind == "torn" else b""
         content += (line + b"\n") * (2 if kind == "twice" else 1)
     return content[: len(content) - draw(st.integers(0, 60))] if draw(st.booleans()) else content

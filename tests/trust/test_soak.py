@@ -39,13 +39,13 @@ def test_soak(soak: Soak, tally: Tally) -> None:
     """Whatever happens to jobs, daemons and disk: each run ends with its result, once, and `status` does not lie."""
     found = soak.run(limit=1800 if soak.findings.runs <= FEW else 5400)
     _write_down(found, tally)
-    told = soak.faults.diary.read_text()[-30_000:]
-    assert not found.lost, f"{found.lost[:20]}\n{told}"
-    assert not found.wrong, f"{found.wrong[:20]}\n{told}"
-    assert not found.left, f"{found.left[:20]}\n{told}"
-    assert not found.untrue, f"{found.untrue[:20]}\n{told}"
+    shown = soak.faults.diary.read_text()[-30_000:]
+    assert not found.lost, f"{found.lost[:20]}\n{shown}"
+    assert not found.wrong, f"{found.wrong[:20]}\n{shown}"
+    assert not found.left, f"{found.left[:20]}\n{shown}"
+    assert not found.untrue, f"{found.untrue[:20]}\n{shown}"
     wanted = set(KINDS) if soak.disk else set(KINDS) - {"disk"}
-    assert wanted <= found.faults.keys(), f"{found.faults}\n{told}"
+    assert wanted <= found.faults.keys(), f"{found.faults}\n{shown}"
     assert found.looks >= found.runs // 10
 
 

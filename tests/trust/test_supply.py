@@ -145,7 +145,7 @@ def test_what_installs_asks_for_hashes() -> None:
     assert all("$(PIP)" in line for line in (ROOT / "Makefile").read_text().splitlines() if " -r requirements" in line)
 
 
-def test_what_people_are_told_to_type_asks_for_hashes_and_no_resolver() -> None:
+def test_documented_commands_ask_for_hashes_and_no_resolver() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in LOCKS)]
     for page in pages:
         for line in re.findall(r"pip install[^`\n]*\n?[^`\n]*-r requirements\S*", page.read_text()):

@@ -1,4 +1,4 @@
-"""Several users in one scratch folder: caches are shared, studies are of whoever made them, nothing waits for ever."""
+"""Several users in one scratch folder: caches are shared, studies belong to their user, nothing waits forever."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_claim_that_another_user_has_left(found: Found, tally: Tally) -> None:
     (sticky,), (group,) = (values(found[f"stale claim, {kind}"], "bob") for kind in ("sticky", "group"))
     assert f".manifest.claim: was left by user {ALICE}" in sticky
     assert group == "entered"
-    tally("another user's dead claim is taken over or told of, never waited for", 2)
+    tally("another user's dead claim is taken over or named, never waited for", 2)
 
 
 def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally) -> None:
@@ -106,7 +106,7 @@ def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally) -> None:
     for refused in (submitted, rerun):
         assert refused["code"] == 2
         assert f"out/ours: belongs to user {ALICE}; give the study another name" in refused["err"]
-    assert all(len(told["err"].splitlines()) <= 1 for told in (looked, reported, cancelled, submitted, rerun))
+    assert all(len(shown["err"].splitlines()) <= 1 for shown in (looked, reported, cancelled, submitted, rerun))
     assert outcomes["unchanged"], "somebody else's study was changed"
     assert values(outcomes, "alice's report")[0]["code"] == 0
     tally("two users' studies in one sticky folder do not touch each other", 8, "another's can be looked at")

@@ -60,9 +60,9 @@ def begin(uid: int, call: Callable[[], Any], umask: int = 0o022) -> Callable[[],
 
     def end() -> Outcome:
         with os.fdopen(source) as file:
-            told = file.read()
+            shown = file.read()
         os.waitpid(pid, 0)
-        result: Outcome = json.loads(told) if told else {"traceback": "the process was killed"}
+        result: Outcome = json.loads(shown) if shown else {"traceback": "the process was killed"}
         return result
 
     return end

@@ -66,10 +66,10 @@ def test_in_a_job_it_goes_on_where_it_was_stopped(workspace: Workspace) -> None:
 def test_alone_it_works_in_a_folder_of_its_own(tmp_path: Path, workspace: Workspace) -> None:
     write(workspace)
     command = [sys.executable, "own.py"]
-    told = subprocess.run(
+    shown = subprocess.run(
         command, cwd=workspace.folder, env=workspace.env(), check=True, capture_output=True, text=True
     )
-    assert "step 5  loss 3.95" in told.stdout
+    assert "step 5  loss 3.95" in shown.stdout
     assert len((workspace.folder / "run" / "metrics.jsonl").read_text().splitlines()) == 5
     (workspace.folder / "run" / "settings.json").write_text('{"steps": 100000, "pause": 0.01}')
     process = subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.PIPE, text=True)

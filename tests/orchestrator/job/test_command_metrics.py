@@ -106,12 +106,12 @@ def test_the_headline_without_a_held_out_loss_is_no_single_batch() -> None:
     assert MetricSeries().headline() is None
 
 
-def test_time_is_told_by_the_trainer_or_else_by_our_clock() -> None:
-    told, seen = MetricSeries(), MetricSeries()
+def test_time_comes_from_the_trainer_or_else_from_our_clock() -> None:
+    shown, seen = MetricSeries(), MetricSeries()
     for step in (1, 2, 4):
-        told.add({"iter": step, "loss": 1, "dt_ms": 500}, clock=99)
+        shown.add({"iter": step, "loss": 1, "dt_ms": 500}, clock=99)
         seen.add({"iter": step, "loss": 1}, clock=step * 3)
-    assert [row["seconds"] for _, row in told.complete()] == [0.5, 1.0, 2.0]
+    assert [row["seconds"] for _, row in shown.complete()] == [0.5, 1.0, 2.0]
     assert [(row["seconds"], row.get("dt")) for _, row in seen.complete()] == [(3, None), (6, 3), (12, 3)]
     assert [row["tokens"] for _, row in seen.complete(100)] == [100, 200, 400]
 

@@ -93,7 +93,7 @@ def test_without_a_checkpoint_or_a_way_to_resume_it_starts_over_and_says_so(work
 
 @pytest.mark.parametrize("steps", [15, 45, 75])
 def test_kill_9_at_any_moment(workspace: Workspace, steps: int) -> None:
-    """The command dies with whoever looks after it, and the next attempt repeats and drops no step."""
+    """The command dies with the process that supervises it, and the next attempt repeats and drops no step."""
     study = create(workspace, checkpoint="state.json", resume_command=RESUME)
     folder = study.runs[0].folder
     process = start(workspace, folder)

@@ -1,4 +1,4 @@
-"""Where the processes of a run are told to be, and which studies can have several."""
+"""What the processes of a run get as addresses, and which studies can have several."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_processes_of_a_second_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rendezvous.environments(Layout(2, 2), Path("out/run"))[0]["MASTER_PORT"] != port
 
 
-def test_one_process_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_gets_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     (environment,) = rendezvous.environments(Layout(), Path("out/run"))

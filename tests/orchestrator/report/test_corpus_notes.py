@@ -18,7 +18,7 @@ def usage(*values: object) -> dict[str, object]:
     return dict(zip(("documents", "tokens", "usable_documents", "usable_tokens"), values, strict=True))
 
 
-def test_skipped_lines_and_short_documents_are_told() -> None:
+def test_skipped_lines_and_short_documents_are_named() -> None:
     runs = [
         run(256, {"not_json": 30, "too_short": 2, "blank": 0}, usage(3000, 10_000, 222, 1800)),
         run(256, {}, usage(3000, 10_000, 222, 1800)),

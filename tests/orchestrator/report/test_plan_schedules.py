@@ -85,7 +85,7 @@ def texts(canvas: Figure) -> list[Text]:
     return [t for t in canvas.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text()]
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 9, 12])
+@pytest.mark.parametrize("count", [1, 4, 12])
 @pytest.mark.parametrize("spread", [False, True], ids=["near", "far apart"])
 def test_no_text_hides_another(tmp_path: Path, count: int, spread: bool) -> None:
     text = STUDY.replace("learning_rate: 1e-4", "learning_rate: 1e-7") if spread else STUDY

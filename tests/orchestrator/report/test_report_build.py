@@ -129,7 +129,7 @@ def test_a_cell_identical_to_the_baseline_is_called_out(tmp_path: Path) -> None:
     assert any("Bit-identical to the baseline" in note for note in report.notes)
 
 
-def test_schedule_arms_are_told_from_model_arms(tmp_path: Path) -> None:
+def test_schedule_arms_are_distinguished_from_model_arms(tmp_path: Path) -> None:
     report = Made(tmp_path, Plan())
     assert any("warmup and cosine change the learning-rate schedule" in note for note in report.notes)
     kinds = {r["cell"]: r["kind"] for r in report.cells}

@@ -12,22 +12,12 @@ import pytest
 from ablatrix.orchestrator.job.metric_series import MetricSeries
 from ablatrix.orchestrator.report import collect, divergence, loss_curve
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_columns, parse_rows
+from ablatrix.trainer.rundir.loss_csv import COLUMNS, parse_columns
 from tests.support.studies import Plan, write_study
 
 HEADER = ",".join(COLUMNS)
 ROWS = ("1,6.25,0.5,,0.0005,1.5,512,0.5", "10,nan,0.25,3.125,0.0005,,5120,2.75", "20,3.5,0.25,,0.0005,0.75,10240,5.25")
 SMALL = Plan(seeds=(1, 2), features={"swiglu": {"model.swiglu": True}}, cells={"baseline": [], "swiglu": ["swiglu"]})
-
-
-def test_a_file_cut_anywhere_gives_whole_rows_only() -> None:
-    text = "\n".join([HEADER, *ROWS]) + "\n"
-    for cut in range(len(text) + 1):
-        ours = loss_curve.parse_rows(text[:cut].encode())
-        kept = parse_rows(text[:cut])
-        assert ours["iter"].tolist() == [float(row[0]) for row in kept]
-        losses = [float(row[1]) for row in kept]
-        assert np.array_equal(ours["loss"], losses, equal_nan=True)
 
 
 def test_empty_cells_and_nan_are_nan() -> None:

@@ -227,7 +227,7 @@ def test_studies_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_studies_on_other_data_are_told_apart(tmp_path: Path) -> None:
+def test_studies_on_other_data_are_distinguished(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         write_study(folder, Plan(seeds=(1,), features=THREE))

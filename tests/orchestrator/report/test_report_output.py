@@ -202,8 +202,8 @@ def test_methods_name_optimizer_and_schedule(settings: dict[str, object], words:
 
 def test_what_the_experiment_is_about_stands_first(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1,)))
-    told = {"name": "Gates & <b>norms</b>", "date": "2026-01-31", "hypothesis": "a*b*c `x` <script>alert(1)</script>"}
-    change_record(tmp_path / "study.json", info=told)
+    shown = {"name": "Gates & <b>norms</b>", "date": "2026-01-31", "hypothesis": "a*b*c `x` <script>alert(1)</script>"}
+    change_record(tmp_path / "study.json", info=shown)
     analysis = analyse_folder(tmp_path, states)
     page = write_html(analysis)
     assert page.index("The experiment") < page.index("Run health")

@@ -47,7 +47,7 @@ def test_a_cell_that_mostly_diverged_is_unstable(tmp_path: Path) -> None:
     assert analysis.cells["rope"].verdict is Verdict.INCONCLUSIVE
 
 
-def test_long_names_that_differ_in_their_middle_are_told_apart(tmp_path: Path) -> None:
+def test_long_names_that_differ_in_their_middle_stay_distinct(tmp_path: Path) -> None:
     first, second = (f"positions_of_every_layer_{name}_with_the_usual_initialization" for name in ("rope", "norm"))
     features = {first: FEATURES["rope"], second: FEATURES["rmsnorm"]}
     analysis = analyzed(tmp_path, Plan(features=features, seeds=FIVE, effects={first: -0.3}))

@@ -187,8 +187,8 @@ def test_a_task_that_failed_while_others_wait_was_not_cancelled(study: Study, ru
 
 def test_setup_lines_that_end_the_job_are_named(study: Study, run: StudyRun, cluster: Cluster) -> None:
     queue_run(run)
-    told = "no license\nslurm.setup ended the job before its run started (exit code 3)\n"
-    (study.folder / study_dir.LOGS / "5_0.out").write_text(told)
+    shown = "no license\nslurm.setup ended the job before its run started (exit code 3)\n"
+    (study.folder / study_dir.LOGS / "5_0.out").write_text(shown)
     cluster.ended = job("FAILED", exit_code="3:0")
     assert now(study).reason.endswith('"no license" (slurm.setup ended it with exit code 3; logs/5_0.out)')
 

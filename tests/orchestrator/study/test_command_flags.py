@@ -1,7 +1,6 @@
 """Settings as flags: what the command's own parser reads back is the value of the experiment file."""
 
 import argparse
-import math
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ablatrix.orchestrator.study import command_flags, command_template, hydra_overrides
+from ablatrix.orchestrator.study import command_flags, command_template
 from ablatrix.orchestrator.study.command_flags import Flags
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -117,7 +116,3 @@ def test_switches_and_lists() -> None:
 def test_switches_belong_to_flags(style: Any) -> None:
     with pytest.raises(ValidationError, match="means nothing with"):
         Flags(style=style, booleans="switch")
-
-
-def test_an_infinite_value_is_read_back() -> None:
-    assert OverridesParser.create().parse_override(f"a={hydra_overrides.value(-math.inf)}").value() == -math.inf

@@ -29,9 +29,3 @@ def test_the_command_line_says_which(workspace: Workspace, name: str) -> None:
     study = workspace.write_study()
     message = workspace.run("plan", study, "--launcher", "sbatch", "--sbatch", code=2).stderr
     assert message == f"error: {name}=1m: in the environment; give a number of seconds, or unset it\n"
-
-
-def test_a_search_path_with_a_user_who_is_not_there(workspace: Workspace) -> None:
-    workspace.environment["ABLATRIX_PATH"] = "~nosuchuser"
-    message = workspace.run("plan", "missing.yaml", code=2).stderr
-    assert "~nosuchuser: no such folder" in message and "Traceback" not in message

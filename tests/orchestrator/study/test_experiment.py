@@ -6,7 +6,7 @@ import pytest
 
 from ablatrix.orchestrator.study import sbatch_options
 from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, UserError
+from ablatrix.trainer.rundir.errors import AblatrixError
 
 GOOD = """\
 name: study
@@ -83,20 +83,6 @@ def test_duplicate_feature_and_mixed_spelling(tmp_path: Path) -> None:
     assert "e.yaml:4: base.model.rope: duplicate key" in problems(write(tmp_path, mixed))[0]
 
 
-def test_extends_is_a_deep_merge_and_this_file_wins(tmp_path: Path) -> None:
-    write(
-        tmp_path, "vars: {iters: 10, keep: 1}\nbase: {data: {file_path: a}, model.rope: true}\nseeds: [4]\n", "b.yaml"
-    )
-    write(tmp_path, "extends: b.yaml\nbase: {data.file_path: b}\n", "c.yaml")
-    path = write(
-        tmp_path, "name: x\nextends: c.yaml\nvars: {iters: 20}\nbase: {trainer.max_iters: '${iters + keep}'}\n"
-    )
-    loaded = load_experiment(path)
-    assert loaded.experiment.base == {"data.file_path": "b", "model.rope": True, "trainer.max_iters": 21}
-    assert loaded.experiment.seed_list == [4]
-    assert loaded.at("base", "model.rope").startswith(f"{tmp_path / 'b.yaml'}:2")
-
-
 def test_extends_cycles_and_missing_files(tmp_path: Path) -> None:
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")
@@ -158,10 +144,3 @@ def test_slurm_times(time: str, minutes: int) -> None:
 def test_expression_faults_have_their_place(tmp_path: Path) -> None:
     found = problems(write(tmp_path, "name: x\nbase:\n  trainer.max_iters: ${nope}\n  data.block_size: ${1/0}\n"))
     assert [line.partition(": ")[0] for line in found] == [f"{tmp_path / 'e.yaml'}:3", f"{tmp_path / 'e.yaml'}:4"]
-
-
-def test_errors_are_of_the_tree(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        load_experiment(write(tmp_path, "name: [3]\n"))
-    with pytest.raises(UserError):
-        load_experiment(tmp_path / "missing.yaml")

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from ablatrix.orchestrator.store import study_dir
-from ablatrix.orchestrator.study import value_origins
-from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.verbs.diff import find_differences
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
@@ -34,17 +32,6 @@ def test_goes_into_every_run_and_changes_none(tmp_path: Path) -> None:
     wanted = {"name": "Re-attention", "date": "2026-01-31", "hypothesis": "SwiGLU helps by 0.05"}
     assert study.info == study_dir.load_study(study.folder).info == wanted
     assert load(study.runs[0].folder / run_files.CONFIG).info == runs[0].config.info
-
-
-def test_who_said_it_is_known(tmp_path: Path) -> None:
-    (run, *_) = expand(tmp_path, FIVE + INFO)
-    loaded = load_experiment(tmp_path / "e.yaml")
-    assert value_origins.of_run(loaded, run.features, run.config)["info.name"] == f"{tmp_path}/e.yaml:10"
-
-
-def test_set_on_the_command_line(tmp_path: Path) -> None:
-    (run, *_) = expand(tmp_path, FIVE + INFO, ("experiment_info.hypothesis=none at all",))
-    assert (run.config.info.hypothesis, run.config.info.name) == ("none at all", "Re-attention")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,13 @@
 """Several configs in one file, files found by name, conditionals by choosing a base, and who set which value."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from ablatrix.orchestrator.study import matrix, value_origins
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
-from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.trainer.rundir.errors import AblatrixError
 from tests.support.workspace import Workspace
 
@@ -90,12 +87,6 @@ def test_another_file_extends_a_config_and_keeps_its_own_name(tmp_path: Path) ->
     assert loaded.at("base", "model.n_layer").endswith("sizes.yaml:10: ")
 
 
-def test_an_unknown_config_that_is_extended_is_reported_with_both_files(tmp_path: Path) -> None:
-    sizes = write(tmp_path, "sizes.yaml", SIZES)
-    path = write(tmp_path, "e.yaml", "name: e\nextends: sizes.yaml#larg\n")
-    assert fault(path).startswith(f"{path}:2: extends: {sizes}: no config 'larg' (did you mean large?); configs: small")
-
-
 def test_the_file_order_is_top_then_extended_then_config(tmp_path: Path) -> None:
     write(tmp_path, "other.yaml", "base: {trainer.batch_size: 2, trainer.grad_accum: 2}\n")
     text = (
@@ -145,10 +136,6 @@ def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
 def test_faults_of_configs(tmp_path: Path, text: str, config: str | None, words: str) -> None:
     path = write(tmp_path, "sizes.yaml", text)
     assert words in fault(f"{path}#{config}" if config else path)
-
-
-def test_a_file_whose_name_has_a_hash_is_that_file(tmp_path: Path) -> None:
-    assert load(write(tmp_path, "a#b.yaml", "name: x\n")).experiment.name == "x"
 
 
 def test_files_are_found_by_name_on_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,16 +288,6 @@ def placed(loaded: Loaded, folder: Path) -> dict[str, str]:
         key: text.replace(f"{folder}/", "")
         for key, text in value_origins.of_run(loaded, run.features, run.config).items()
     }
-
-
-def test_a_tree_of_models_with_a_part_of_the_users_own(tmp_path: Path) -> None:
-    text = "name: e\nbase: {data.file_path: x, model.norm: 'mine:Norm'}\nfeatures: {rope: {model.rope: true}}\n"
-    loaded = load(write(tmp_path, "e.yaml", text))
-    runs = matrix.runs(loaded, lambda config: (100, None))
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(plan_tables.tree(loaded, runs, loaded.experiment.folder))
-    assert "baseline (parameters: unknown)" in console.export_text()
-    assert plan_tables.as_json(runs, tmp_path, "local", {})["runs"][0]["parameters"] is None
 
 
 def test_plan_as_tree_and_json_and_show_of_a_planned_run(workspace: Workspace) -> None:

@@ -83,19 +83,6 @@ def test_the_smallest_effect_and_the_seeds_needed_have_the_power_that_they_promi
     assert power.smallest_effect(0.02, 7, 1) is None
 
 
-def test_simulated_studies_show_the_effect_as_often_as_forecast() -> None:
-    cells, seeds, sigma, studies = 7, 3, 0.02, 4000
-    smallest = power.smallest_effect(sigma, cells, seeds)
-    assert smallest is not None
-    y = np.random.default_rng(1).normal(0, sigma, (studies, cells, seeds))
-    y[:, 1] -= smallest
-    rest = y - y.mean(2, keepdims=True) - y.mean(1, keepdims=True) + y.mean((1, 2), keepdims=True)
-    freedom = (cells - 1) * (seeds - 1)
-    se = np.sqrt(2 * (rest**2).sum((1, 2)) / freedom / seeds)
-    shown = np.abs(y[:, 1].mean(1) - y[:, 0].mean(1)) / se > power.critical(cells - 1, freedom)
-    assert shown.mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.8 * 0.2 / studies))
-
-
 @pytest.mark.parametrize(("effects", "freedom"), [(1, 9), (5, 15), (10, 22)])
 def test_main_effects_are_judged_as_uncorrelated(effects: int, freedom: int) -> None:
     judged = Joint(((0.0, effects),), freedom).critical(power.ALPHA)
@@ -161,10 +148,6 @@ def test_a_plan_says_what_it_can_show_and_what_its_goal_costs(tmp_path: Path) ->
 def test_fewer_than_three_seeds_cannot_decide_and_that_is_the_last_line(tmp_path: Path, seeds: int) -> None:
     _, found = forecast_of(tmp_path, FIVE + f"seeds: {seeds}\n")
     assert "cannot decide between cells; take at least 3 seeds" in found.lines()[-1]
-
-
-def test_a_single_cell_has_no_forecast(tmp_path: Path) -> None:
-    assert forecast_of(tmp_path, "design: [baseline]\n")[1].lines() == []
 
 
 def test_a_goal_chooses_the_seeds_unless_they_are_given(tmp_path: Path) -> None:
@@ -262,13 +245,3 @@ def test_the_residual_of_unbalanced_results_is_that_of_least_squares() -> None:
     assert sd == pytest.approx(math.sqrt(rest @ rest / freedom), rel=1e-9)
     assert earlier_results.residual_sd({"a": {1: 3.0}})[1] == 0
     assert earlier_results.residual_sd({})[1] == 0
-
-
-def test_a_study_without_finished_runs_tells_no_noise(tmp_path: Path) -> None:
-    runs = expand(tmp_path, FIVE + "seeds: 4\n")
-    entries = [{"id": run.id, "cell": run.cell, "seed": run.seed} for run in runs]
-    for run in runs:
-        (tmp_path / "out" / "earlier" / run.id).mkdir(parents=True)
-    record = {"name": "earlier", "file": "e.yaml", "created": 0.0, "features": {}, "runs": entries}
-    (tmp_path / "out" / "earlier" / "study.json").write_text(json.dumps(record))
-    assert earlier_results.find(tmp_path / "out" / "new", runs) == earlier_results.EarlierResults()

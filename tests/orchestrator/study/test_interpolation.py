@@ -1,10 +1,6 @@
 """Variables and arithmetic in experiment files."""
 
-import contextlib
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ablatrix.orchestrator.study.interpolation import Variables
 from ablatrix.orchestrator.study.literals import keep_spelling
@@ -119,17 +115,3 @@ def test_faults_name_the_expression(text: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
         Variables(values, {}).fill(text)
     assert words in str(caught.value) or "math domain" in str(caught.value) or "nonnegative" in str(caught.value)
-
-
-@given(st.integers(-999, 999), st.integers(1, 999))
-def test_arithmetic_is_pythons(a: int, b: int) -> None:
-    variables = Variables({"a": a, "b": b})
-    assert variables.fill("${a + b * 2}") == a + b * 2
-    assert variables.fill("${a // b}") == a // b
-    assert variables.fill("${a / b}") == a / b
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_filled_or_refused_in_words(text: str) -> None:
-    with contextlib.suppress(UserError):  # anything else would be a traceback in a user's face
-        Variables({"a": 1}, {}).fill("${" + text + "}")

@@ -1,7 +1,6 @@
 """The JSON schema for editors: it takes what the loader takes, and refuses misspelt keys."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -159,14 +158,3 @@ def test_a_schema_of_another_version_is_noticed(workspace: Workspace) -> None:
     assert re.search(renew, workspace.run("check", study, "--launcher", "local").stdout)
     assert "renew it with: " in workspace.run("schema", "--check", "schema.json", code=1).stderr
     assert "nowhere.json: No such file" in workspace.run("schema", "--check", "nowhere.json", code=2).stderr
-
-
-def test_a_schema_is_written_over_files_only(workspace: Workspace) -> None:
-    folder = workspace.folder
-    os.mkfifo(folder / "pipe")
-    (folder / "device").symlink_to("/dev/null")
-    (folder / "folder").mkdir()
-    for name in ("pipe", "device", "folder"):
-        assert "is not a plain file" in workspace.run("schema", "--output", folder / name, code=2).stderr
-        assert "not a regular file" in workspace.run("schema", "--check", folder / name, code=2).stderr
-    assert (folder / "device").is_symlink() and (folder / "pipe").is_fifo()

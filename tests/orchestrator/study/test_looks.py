@@ -67,11 +67,6 @@ def test_a_factorial_design_has_no_looks(tmp_path: Path, design: str) -> None:
         read(tmp_path, "{start: 3, up_to: 8}", f"{FIVE}design: [baseline, {design}]\n")
 
 
-def test_looks_with_a_design_that_is_no_word_are_refused_for_the_design(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="design: '5' is not one of"):
-        read(tmp_path, "{start: 3, up_to: 8}", f"{FIVE}design: [5]\n")
-
-
 @pytest.mark.parametrize(("start", "up_to"), list(itertools.combinations((2, 3, 4, 5, 6, 8, 13, 40, 300), 2)))
 def test_looks_between_two_numbers_increase_and_share_the_error_rate(start: int, up_to: int) -> None:
     seeds = spread(start, up_to)

@@ -88,7 +88,7 @@ def test_an_alias_of_a_plackett_burman_design_is_one_third() -> None:
     assert share == {1 / 3}
 
 
-def test_aliases_name_what_cannot_be_told_apart() -> None:
+def test_aliases_name_what_cannot_be_separated() -> None:
     third, fourth, fifth = (fractional(n, r) for n, r in ((5, 3), (6, 4), (5, 5)))
     for screen in (third, fourth):
         table = coded(screen)

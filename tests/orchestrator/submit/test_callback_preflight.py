@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import data_preflight, preflight
 from ablatrix.trainer.effect_check import signature
-from ablatrix.trainer.rundir.errors import ConfigError
 from tests.support.workspace import Workspace
 
 
@@ -51,11 +49,3 @@ def test_the_probe_sees_what_decides_the_end(workspace: Workspace, settings: dic
     plain = planned(workspace)[1][0].config.model_dump(mode="json")
     changed = {name: {**section, **settings.get(name, {})} for name, section in plain.items()}
     assert (signature(changed) != signature(plain)) is differs
-
-
-def test_a_feature_that_only_writes_is_refused(workspace: Workspace) -> None:
-    path = workspace.folder / "study.yaml"
-    workspace.write_study()
-    path.write_text(path.read_text().replace("  rope: {model.rope: true}", "  rope: {callbacks.jsonl: true}"))
-    with pytest.raises(ConfigError, match="cell rope: changes nothing"):
-        matrix.runs(load_experiment(Path(path)), preflight.vocabulary)

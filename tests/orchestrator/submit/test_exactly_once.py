@@ -114,14 +114,6 @@ def test_a_queue_that_falls_silent_after_sbatch_loses_nothing(fake: FakeSlurm, t
     assert set(queued_runs(study, fake).values()) == {1}
 
 
-def test_claims_are_given_back_when_queueing_cannot_begin(fake: FakeSlurm, tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    members = queueing.claim(selection.select(study_state.collect(study), study=study.name).chosen, print)
-    with pytest.raises(ZeroDivisionError), queueing.released_on_error(members):
-        _ = 1 / 0
-    assert {state.state for state in study_state.collect(study)} == {"planned"}
-
-
 def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     (study.folder / study_dir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now

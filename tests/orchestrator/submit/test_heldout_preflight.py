@@ -101,11 +101,6 @@ def test_too_little_text_is_an_error(check: Check, settings: str) -> None:
     assert "tokens to score, fewer than trainer.eval_tokens 10,000,000; hold out more text, or lower" in found[0]
 
 
-def test_a_test_file_that_does_not_exist(check: Check) -> None:
-    found, _ = check("data.test_file: c.jsonl")
-    assert any("c.jsonl: data.test_file does not exist" in fault and "(e.yaml:6)" in fault for fault in found)
-
-
 def test_domain_keys(check: Check) -> None:
     assert not check("data.domain_key: meta.set")[0]
     found, _ = check("data.domain_key: meta.source")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from ablatrix.orchestrator.slurm import commands
-from ablatrix.orchestrator.slurm.site_limits import ArrayLimits
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.experiment import Loaded
 from ablatrix.orchestrator.study.load import load_experiment
@@ -148,15 +146,6 @@ def test_a_silent_controller_is_no_fault_of_the_file(site: Path, home: Path) -> 
     with pytest.raises(commands.NoAnswerError) as error:
         findings(study(home))
     assert error.value.exit_code == 1
-
-
-def test_plan_shows_what_is_asked_about(site: Path, home: Path) -> None:
-    loaded = study(home)
-    runs = matrix.runs(loaded, lambda config: (50257, None))
-    (batch,) = slurm_preflight.planned_batches(loaded, runs, ArrayLimits(1001))
-    assert batch.token == "TOKEN"
-    assert len(batch.jobs) == len(runs)
-    assert dataclasses.replace(batch, token="0123456789abcdef").settings == loaded.experiment.slurm
 
 
 @pytest.mark.parametrize("line", ["echo 'open", "module load cuda &&", "if true; then", "for x in a; do echo $x"])

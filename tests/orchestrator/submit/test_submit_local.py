@@ -12,7 +12,6 @@ import pytest
 from ablatrix.trainer.config import load
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
-from tests.support.studies import FEATURES, Plan, write_study
 from tests.support.waiting import PATIENCE
 from tests.support.workspace import CELLS, Workspace, without_clock
 
@@ -67,19 +66,6 @@ def test_planted_harm_has_the_right_sign(workspace: Workspace) -> None:
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     assert float(rows["broken"]["effect"]) > 0.5
     assert rows["broken"]["verdict"] == "hurts"
-
-
-def test_reports_of_two_studies_side_by_side(workspace: Workspace) -> None:
-    for name in ("first", "second"):
-        plan = Plan(
-            name=name, features={"rope": FEATURES["rope"]}, cells={"baseline": [], "rope": ["rope"]}, seeds=(1,)
-        )
-        write_study(workspace.folder / "out" / name, plan)
-    shown = workspace.run("report", "first", "second").stdout
-    assert "rope · first" in shown
-    assert "rope · second" in shown
-    assert "<svg" in (workspace.folder / "out/second/report/report.html").read_text()
-    assert (workspace.folder / "out/compare-first-second/report.html").is_file()
 
 
 def test_failed_runs_are_named_and_rerun_only_on_request(workspace: Workspace) -> None:

@@ -163,7 +163,7 @@ def test_the_next_submit_replaces_the_follow_up(fake: FakeSlurm, study: Study, o
     assert fake.dependency(4) == "afterany:1:3", "the report waits for the arrays of both submits"
 
 
-def test_no_room_at_all_is_told(fake: FakeSlurm, study: Study, order: Order) -> None:
+def test_no_room_at_all_is_reported(fake: FakeSlurm, study: Study, order: Order) -> None:
     fake.set_limit(1)
     (fake.home / "jobs" / "9").mkdir()
     (fake.home / "jobs" / "9" / "job").write_text("another\n\nscript")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.batches import STREAM, Batches, prefetch
@@ -64,14 +62,6 @@ def test_shapes_types_and_the_shift(store: TokenStore, config: DataConfig) -> No
     np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
 
 
-def test_windows_are_from_one_document_each_and_never_held_out(store: TokenStore, config: DataConfig) -> None:
-    documents = [store.document(line) for line in range(store.n_lines - 5)]
-    batches = Batches(store, config, 8, seed=7)
-    for i in range(20):
-        for x, y in zip(*batches(i), strict=True):
-            assert sum(contains(d, np.append(x, y[-1])) for d in documents if len(d) > BLOCK) >= 1
-
-
 def test_split_test_draws_from_the_held_out_documents(store: TokenStore, config: DataConfig) -> None:
     documents = [store.document(line) for line in range(store.n_lines - 5, store.n_lines)]
     x, y = Batches(store, config.model_copy(update={"split": "test"}), 32, seed=7)(0)
@@ -94,21 +84,6 @@ def test_equals_a_plain_rejection_loop(store: TokenStore, config: DataConfig) ->
         x, y = Batches(store, config, 6, seed=5)(i)
         np.testing.assert_array_equal(x, np.array(rows)[:, :-1])
         np.testing.assert_array_equal(y, np.array(rows)[:, 1:])
-
-
-def test_documents_and_windows_are_drawn_uniformly(write_jsonl: Write, offline_cache: Path) -> None:
-    texts = ["hello world", *("word " * n for n in (20, 30, 80))]
-    config = DataConfig(file_path=str(write_jsonl(texts)), tokenizer="sample", block_size=BLOCK, test_size=0)
-    store = open_tokens(config, offline_cache)
-    batches = Batches(store, config, 100, seed=3)
-    drawn = [pair for i in range(60) for pair in islice(batches._accepted(i), 100)]
-    lines = np.array([line for line, _ in drawn])
-    eligible = [line for line in range(4) if len(store.document(line)) > BLOCK]
-    assert eligible == [1, 2, 3]
-    assert stats.chisquare([np.sum(lines == line) for line in eligible]).pvalue > 1e-3
-    starts = np.array([start for line, start in drawn if line == 1])
-    possible = len(store.document(1)) - BLOCK
-    assert stats.chisquare(np.bincount(starts, minlength=possible)).pvalue > 1e-3
 
 
 def test_no_document_long_enough(write_jsonl: Write, offline_cache: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data import corpus as reading
 from ablatrix.trainer.data.formats import TextFile
 from ablatrix.trainer.data.text_source import Source
 from ablatrix.trainer.data.token_store import TokenStore
 from ablatrix.trainer.data.tokens import open_tokens
-from ablatrix.trainer.rundir.errors import DataError, UserError
+from ablatrix.trainer.rundir.errors import DataError
 
 LONG = json.dumps({"text": "a document that is long enough"})
 
@@ -77,20 +75,6 @@ def test_another_text_key(tmp_path: Path, offline_cache: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"content": "a document that is long enough", "text": 3}\n')
     assert opened(path, offline_cache, text_key="content").n_documents == 1
-
-
-@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz", "data.bin"])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, offline_cache: Path, name: str) -> None:
-    path = tmp_path / name
-    os.mkfifo(path)
-    with pytest.raises(DataError, match=f"{name}: cannot be read: not a regular file"):
-        opened(path, offline_cache)
-    path.unlink()
-    path.symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=f"{name}: cannot be read: not a regular file"):
-        opened(path, offline_cache)
-    with pytest.raises(UserError, match="not a regular file"):
-        data_preflight.check_file(path)
 
 
 def test_an_empty_file(tmp_path: Path, offline_cache: Path) -> None:

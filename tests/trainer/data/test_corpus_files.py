@@ -174,7 +174,7 @@ def test_a_small_share_of_skipped_lines_is_not_0(lines: int, share: str) -> None
     assert f"{share}: 4 lines that are not JSON" in text
 
 
-def test_skipped_lines_are_told_with_the_first_one(shards: Path, offline_cache: Path) -> None:
+def test_skipped_lines_are_reported_with_the_first_one(shards: Path, offline_cache: Path) -> None:
     with (shards / PARTS[1]).open("a") as file:
         file.write('{"text": "a raw \t tab"}\n' * 4 + '{"Text": "another key", "id": 3}\n\n')
     store = open_tokens(config_of("shards"), offline_cache)
@@ -184,7 +184,7 @@ def test_skipped_lines_are_told_with_the_first_one(shards: Path, offline_cache: 
     assert "1 object without the text key (first: line 8 of part-1.jsonl, which has 'Text', 'id')" in warning
 
 
-def test_documents_that_no_window_fits_into_are_told(shards: Path, offline_cache: Path) -> None:
+def test_documents_that_no_window_fits_into_are_reported(shards: Path, offline_cache: Path) -> None:
     config = config_of("whole.jsonl", block_size=40)
     store = open_tokens(config, offline_cache)
     lengths = np.diff(store.offsets)[:-2]

@@ -8,7 +8,6 @@ import io
 import json
 import lzma
 import pickle
-import sqlite3
 import sys
 import tarfile
 import zipfile
@@ -147,11 +146,6 @@ def test_json_lines_may_be_called_txt(tmp_path: Path) -> None:
     assert texts(tmp_path / "x.txt") == [d["text"] for d in DOCUMENTS]
 
 
-def test_a_long_window(tmp_path: Path) -> None:
-    (tmp_path / "data.zst").write_bytes(zstd(RAW * 50, window_log=28, enable_ldm=1))
-    assert len(texts(tmp_path / "data.zst")) == 50 * len(DOCUMENTS)
-
-
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_an_array_is_read_in_pieces(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "CHUNK", chunk)
@@ -214,13 +208,6 @@ def test_other_files_are_named_with_advice(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"data.jsonl: {message}") as refused:
         texts(tmp_path / "data.jsonl")
     assert "\n" not in str(refused.value)
-
-
-def test_a_real_database_is_named(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "x.jsonl") as database:
-        database.execute("create table t (text)")
-    with pytest.raises(UserError, match="is an SQLite database"):
-        data_preflight.check_file(tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["array", "utf-16", "gzip", "old Mac line ends"])

@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +26,6 @@ from tests.support.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).parents[3]
 BLOCK = 32
-Write = Callable[..., Path]
 
 
 @pytest.fixture
@@ -64,14 +63,18 @@ def finish(config: DataConfig, cache_dir: Path) -> CompleteStore:
     return CompleteStore(Cache.of(config, cache_dir).folder, cache_builder.build(config, cache_dir, workers=1))
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"split": "train"}, {"split": "test"}, *({"sampling": kind, "separator": 4095} for kind in ("stream", "packed"))],
+    ids=lambda settings: next(iter(settings.values())),
+)
 def test_the_same_batches_at_every_stage(
-    mixed: Path, cache_dir: Path, offline_cache: Path, split: str, monkeypatch: pytest.MonkeyPatch
+    mixed: Path, cache_dir: Path, offline_cache: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tokenized; some shards there; complete while the run goes on."""
     monkeypatch.setattr(token_cache, "SHARD_BYTES", (3000, 3000))
     monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.0)
-    config = config_of(mixed, split=split)
+    config = config_of(mixed, **settings)
     reference = finish(config, offline_cache)
     expected = [Batches(reference, config, 5, seed=11)(i) for i in range(30)]
     windows = heldout_windows(reference, config, 700)

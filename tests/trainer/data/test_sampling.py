@@ -17,13 +17,11 @@ from scipy import stats
 
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import DataConfig, validation
-from ablatrix.trainer.data import cache_builder, on_the_fly, sampling, shards, token_cache
+from ablatrix.trainer.data import sampling
 from ablatrix.trainer.data.batches import STREAM, Batches, training_text
 from ablatrix.trainer.data.corpus_usage import Usage, describe_usage
-from ablatrix.trainer.data.on_the_fly import GrowingStore
 from ablatrix.trainer.data.sampling import PADDING, Packing, best_fit
-from ablatrix.trainer.data.token_cache import Cache
-from ablatrix.trainer.data.token_store import CompleteStore, TokenStore
+from ablatrix.trainer.data.token_store import TokenStore
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import ConfigError, DataError
 from tests.support.workspace import without_clock
@@ -151,36 +149,6 @@ def test_a_packed_batch_has_the_blocks_of_drawn_tokens(mixed: Path, offline_cach
         (block,) = [b for b in blocks if any(p.line == line and p.position <= k < p.position + p.length for p in b)]
         expected = [t for p in block for t in [END, *store.document(p.line)][p.position : p.position + p.length]]
         np.testing.assert_array_equal(row[: len(expected)], expected)
-
-
-@pytest.mark.parametrize("kind", SAMPLINGS)
-def test_the_same_batches_at_every_stage_of_the_cache(
-    mixed: Path, cache_dir: Path, offline_cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing tokenized; some shards there; complete."""
-    monkeypatch.setattr(token_cache, "SHARD_BYTES", (3000, 3000))
-    monkeypatch.setattr(on_the_fly, "LOOK_SECONDS", 0.0)
-    config = config_of(mixed, sampling=kind)
-    reference = open_tokens(config, offline_cache)
-    assert isinstance(reference, CompleteStore)
-    expected = [Batches(reference, config, 5, seed=11)(i) for i in range(30)]
-    cache = Cache.of(config, cache_dir)
-    cache_builder.prepare(cache)
-    store = GrowingStore(cache)
-    batches = Batches(store, config, 5, seed=11)
-    for i in range(10):
-        np.testing.assert_array_equal(batches(i), expected[i])
-    for shard in range(0, cache.shard_count(), 2):
-        lines = cache.lines()
-        shards.encode_shard(lines, cache.shard_lines(lines, shard), store._encoder).write(cache.shard_file(shard))
-    store._kept.clear()
-    for i in range(10, 20):
-        np.testing.assert_array_equal(batches(i), expected[i])
-    assert not store.complete
-    cache_builder.build(config, cache_dir, workers=1)
-    for i in range(20, 30):
-        np.testing.assert_array_equal(batches(i), expected[i])
-    assert store.complete
 
 
 @pytest.mark.parametrize("kind", SAMPLINGS)
