@@ -68,7 +68,9 @@ def our_contestants(spec: dict[str, Any], case: str) -> list[Contestant]:
     ours = {**spec, "kind": "ours"}
     settings: dict[str, tuple[dict[str, Any], str]] = {"eager": ({}, "")}
     if has_cuda():
-        settings |= {"compiled": ({}, "compiled"), "graphs": ({}, "graphs"), "trainer.compile": (MODES["compiled"], "")}
+        settings |= {"graphs": ({}, "graphs"), "trainer.compile": (MODES["compiled"], "")}
+    if has_cuda() and case == "gpt2":
+        settings["compiled"] = ({}, "compiled")
     if case == "gpt2":
         settings["recomputed"] = (MODES["recomputed"], "")
     return [
@@ -106,7 +108,7 @@ def steps(case: str, args: argparse.Namespace) -> Iterator[Row]:
         field = [contestant for contestant in field if "compile" in contestant.name]
     with contextlib.ExitStack() as stack:
         measured = []
-        for contestant, worker in start(field, args.threads, BUDGETS[f"steps-{case}"] * 0.6):
+        for contestant, worker in start(field, args.threads, BUDGETS[f"steps-{case}"] * 0.8):
             if isinstance(worker, Worker):
                 measured.append((contestant, stack.enter_context(worker)))
             else:
