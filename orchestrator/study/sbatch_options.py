@@ -54,6 +54,9 @@ NODES = "node configuration is not available"
 REFUSALS = {  # words of sbatch -> what to do
     "comment": "set slurm.comment",
     "requeue": "set slurm.requeue: false",
+    "invalid partition": "set slurm.partition to one that `sinfo -s` lists",
+    "invalid account": "set slurm.account to one of yours (sacctmgr show assoc user=$USER format=account)",
+    "invalid qos": "set slurm.qos to one that your account may use (sacctmgr show assoc user=$USER format=account,qos)",
     NODES: "no node has the memory, cores, GPUs or features that slurm asks for",
 }
 QUOTES = "write it in quotes"

@@ -142,9 +142,13 @@ def _check_space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     needed = sum(max(0, _bytes_kept(config) - _bytes_there(folder / name)) for name, config in ours)
     if needed > free:
         yield (
-            f"output: checkpoints of {count(len(runs), 'run')} need about {needed / 1e9:.1f} GB, {parent} has "
-            f"{free / 1e9:.1f} GB free; choose another `output:` or fewer runs"
+            f"output: checkpoints of {count(len(runs), 'run')} need about {_describe_bytes(needed)}, {parent} has "
+            f"{_describe_bytes(free)} free; choose another `output:` or fewer runs"
         )
+
+
+def _describe_bytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _bytes_there(run_dir: Path) -> int:

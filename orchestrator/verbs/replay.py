@@ -136,6 +136,8 @@ def open_archive(path: Path, to: Path | None) -> tuple[Path, Study]:
     folder = to or Path(f"{path.name.removesuffix('.zip').removesuffix('.ablatrix')}-replay")
     if folder.exists():
         problems = [f"{folder}: {change}" for change in archive.find_changes(folder)]
+    elif not path.is_file():
+        raise UserError(f"{path}: no such archive; give the file that `ablatrix pack` wrote")
     else:
         archive.unpack(path, folder)
         problems = []

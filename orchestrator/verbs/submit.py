@@ -104,6 +104,9 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {command}"):
             live.watch(study, console, waves.keep_going(study, console.print))
         _notify(study)
+    elif plan.options.wait and not first and any(state.active for state in states):
+        with interrupts.explained("stopped waiting; the runs go on in the submit that started them"):
+            live.watch(study, console, lambda states, scheduler: False)
     return study_state.collect(study) if first or plan.options.wait else states
 
 

@@ -84,6 +84,7 @@ def test_what_sbatch_would_refuse_too(site: Path, home: Path, refusal: str) -> N
     (found,) = findings(study(home))
     assert "study.yaml:4: slurm: sbatch: " in found
     assert refusal.split(": ")[-1] in found
+    assert ("sinfo -s" in found) == ("Invalid partition" in refusal)
 
 
 @pytest.mark.parametrize(

@@ -166,14 +166,19 @@ def test_rerun_puts_the_old_result_aside(workspace: Workspace) -> None:
     assert workspace.states()["rope"]["attempt"] == 1
 
 
-def test_runs_at_work_are_not_hidden_by_an_edit(workspace: Workspace) -> None:
+def test_runs_at_work_are_not_hidden_by_an_edit_and_are_waited_for(workspace: Workspace) -> None:
     study = workspace.write_study(iters=100_000, ckpt=1000)
     words = workspace.command("submit", study, "--launcher", "local", "--only", "baseline")
     with subprocess.Popen(words, cwd=workspace.folder, env=workspace.env(), stdout=subprocess.DEVNULL) as process:
         workspace.wait(lambda states: states["baseline"]["iter"] >= 1)
         changed = ("submit", study, "--launcher", "local", "--set", "trainer.batch_size=1", "--only", "baseline")
         assert "cancel them first" in workspace.run(*changed, code=2).stderr
-        assert "cancelled 1 run\n" in workspace.run("cancel", "baseline", "--yes").stdout
+        place = {"cwd": workspace.folder, "env": workspace.env()}
+        with subprocess.Popen([*words, "--wait"], stdout=subprocess.PIPE, text=True, **place) as second:
+            assert second.stdout and "1 queued or running already\n" in iter(second.stdout.readline, "")
+            assert "cancelled 1 run\n" in workspace.run("cancel", "baseline", "--yes").stdout
+            shown, _ = second.communicate(timeout=PATIENCE)
+        assert second.returncode == 0 and "1 stopped" in shown, "it has waited for the run of the first submit"
         process.wait(timeout=PATIENCE)
     assert workspace.states()["baseline"]["state"] == "stopped"
 

@@ -210,6 +210,8 @@ def test_corruption_is_found(name: str, files: Files, tmp_path: Path) -> None:
 def test_damaged_archives_and_folders_are_refused(packed: Workspace, tmp_path: Path) -> None:
     whole = (packed.folder / "study.ablatrix.zip").read_bytes()
     path = tmp_path / "a.zip"
+    with pytest.raises(UserError, match=r"a\.zip: no such archive; give the file that `ablatrix pack` wrote"):
+        open_archive(path, tmp_path / "nothing")
     path.write_bytes(whole[:-1000])
     with pytest.raises(UserError, match="not a whole archive"):
         open_archive(path, tmp_path / "cut")
