@@ -35,7 +35,7 @@ def find_stages(study: Study, states: Sequence[RunState]) -> Stages:
 def with_reasons(states: Sequence[RunState], stages: Stages) -> list[RunState]:
     """Return the states, each with the reason why its stage holds the run back."""
     held = stages.held
-    return [replace(state, reason=state.reason or held.get(state.run.id, "")) for state in states]
+    return [replace(s, reason=held[s.run.id]) if not s.reason and s.run.id in held else s for s in states]
 
 
 def has_stages(study: Study) -> bool:

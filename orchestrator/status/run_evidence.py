@@ -59,7 +59,7 @@ class RunEvidence:
             queued,
             attempt,
             submit_attempts.read(run.folder, attempt) if attempt > known else None,
-            run_facts.planned_steps(run.folder),
+            run_facts.planned_steps(run.folder, summary),
             removed_files.of_run(run.folder, events) if summary else (),
             loss_digest.find_change(run.folder, summary) if summary else "",
             tuple(device_hours.uses_of(run.id, events)),

@@ -65,6 +65,7 @@ def _initial(evidence: RunEvidence) -> RunState:
         attempt=evidence.attempt,
         job_id=evidence.job_id if evidence.queued else "",
         node=evidence.node,
+        uses=evidence.uses,
         **run_progress.read(evidence.run.folder, evidence.max_iters),
     )
 

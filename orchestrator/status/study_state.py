@@ -43,10 +43,12 @@ def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
     vanished = [state.job_id for (state, _), why in zip(judged, hidden, strict=True) if state.job == "gone" and not why]
     known = {**queue.jobs, **commands.ended_jobs(vanished)}
     states = [_resolve(*pair, why, known) for pair, why in zip(judged, hidden, strict=True)]
-    return [
-        replace(state, reason=state.reason or UNEXPLAINED.get(state.state, ""), uses=evidence.uses)
-        for state, evidence in zip(states, found, strict=True)
-    ]
+    return [_explained(state) for state in states]
+
+
+def _explained(state: RunState) -> RunState:
+    unexplained = not state.reason and state.state in UNEXPLAINED
+    return replace(state, reason=UNEXPLAINED[state.state]) if unexplained else state
 
 
 def read_queue(study: Study, scheduler: Scheduler) -> None:

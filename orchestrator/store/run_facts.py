@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and "iters" in summary else None
 
 
-def planned_steps(folder: Path) -> int:
-    """Return the planned number of steps of a run, 0 if unknown."""
-    spec = run_files.read_json(folder / SPEC)
-    steps = spec.get("steps") if spec else _trainer_settings(folder).get("max_iters")
+def planned_steps(folder: Path, summary: Mapping[str, Any] | None = None) -> int:
+    """Return the planned number of steps of a run, 0 if unknown. summary: that of a finished run, which has it too."""
+    steps = (summary or {}).get("max_iters")
+    if steps is None:
+        spec = run_files.read_json(folder / SPEC)
+        steps = spec.get("steps") if spec else _trainer_settings(folder).get("max_iters")
     return steps if isinstance(steps, int) and steps > 0 else 0
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.store import log_tail
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.files import open_for_reading
 
+TAIL_BYTES = 4096
 LONGEST_STEP = 1e7  # seconds; no step takes months
 
 
@@ -42,12 +43,15 @@ def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
     """Return the column names and the last whole rows of a loss.csv."""
     try:
         with open_for_reading(path) as file:
-            header = file.readline(log_tail.TAIL_BYTES).decode("utf-8", "replace")
+            header = file.readline(TAIL_BYTES)
+            skipped = os.fstat(file.fileno()).st_size - TAIL_BYTES
+            if skipped > len(header):
+                file.seek(skipped)
+                file.readline(TAIL_BYTES)  # the rest of a row
+            text = (header + file.read(TAIL_BYTES)).decode("utf-8", "replace")
     except OSError:
         return (), []
-    tail = log_tail.tail_text(path)
-    tail = tail[tail.find("\n") + 1 :]  # its first line is the header, or was cut
-    return header.strip().split(","), loss_csv.parse_rows(header + tail)
+    return text.partition("\n")[0].strip().split(","), loss_csv.parse_rows(text)
 
 
 def _own_column(names: Sequence[str]) -> str:

@@ -231,8 +231,9 @@ def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
     make_folder(folder)
-    if any(not (folder / name).exists() for name in run.config.files(folder, run.cell)):
-        _write_config(folder, run, origins)
+    files = run.config.files(folder, run.cell)
+    if any(not (folder / name).exists() for name in files):
+        _write_config(folder, run, files, origins)
     elif origins and not (folder / ORIGINS).exists():
         _write_origins(folder, run, origins)
 
@@ -247,15 +248,15 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
         try:
             files = run.config.files(folder, run.cell)
             if any(read_text_strict(folder / name) != text for name, text in files.items()):
-                _write_config(folder, run, origins)
+                _write_config(folder, run, files, origins)
         except OSError as error:
             raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
 
 
-def _write_config(folder: Path, run: Run, origins: Origins | None) -> None:
+def _write_config(folder: Path, run: Run, files: Mapping[str, str], origins: Origins | None) -> None:
     if origins:
         _write_origins(folder, run, origins)
-    for name, text in run.config.files(folder, run.cell).items():
+    for name, text in files.items():
         atomic_write(folder / name, text, durable=False)
 
 

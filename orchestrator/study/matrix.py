@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, field_checks, forecast, run_config, scale_checks
@@ -35,7 +36,7 @@ class Run:
     tune: Tuning | None = None  # of the study
     size: str = ""  # on the scale axis
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The name of the run's folder."""
         return f"{self.cell}-seed{self.seed}-{self.config.fingerprint()}"

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def parse_rows(text: str) -> list[list[str]]:
     split = (line.split(",") for line in lines[1:])
     rows = [row for row in split if len(row) == len(header) and is_step(row[0])]
     steps = [int(row[0]) for row in rows]
-    if all(a < b for a, b in pairwise(steps)):
+    if steps == sorted(set(steps)):
         return rows
     first: dict[int, list[str]] = {}
     for step, row in zip(steps, rows, strict=True):
