@@ -35,28 +35,41 @@ def xdist_group(path: Path) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadgroup` one process runs all tests of a group, and the largest groups come first.
+    """With `--dist loadgroup` one process runs all tests of a group, in the order in which they were collected.
 
     pytest-xdist 3.8 itself cannot: it renames tests, which pytest 9.2 does not see.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class GroupsFirst(LoadScopeScheduling):
+    class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return xdist_group(config.rootpath / nodeid.partition("::")[0]) or nodeid
 
-    return GroupsFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 STARTERS = {"workspace", "work", "command", "trainers", "packed", "train"}  # fixtures that start commands or trainers
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark with `slow` each test that starts commands or trainers, unless it is the one that stands for all of them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark with `slow` each test that starts commands or trainers, unless it is the one that stands for all of them.
+
+    Where several processes run the tests, those on clusters come first, for they mostly wait, then the other groups.
+    """
     for item in items:
         if STARTERS.intersection(getattr(item, "fixturenames", ())) and not item.get_closest_marker("thin"):
             item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _rank(xdist_group(item.path)))
+
+
+def _rank(group: str) -> int:
+    """Return when a group begins: 0 for those on clusters, 1 for other groups, 2 for tests without one."""
+    return 2 if not group else 0 if group.startswith(("slurm", "bare cluster")) else 1
 
 
 @pytest.fixture(scope="session")

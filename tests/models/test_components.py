@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ablatrix.models.config import GPTConfig, gated_hidden
 from ablatrix.models.feedforward import build_feedforward
-from ablatrix.models.norms import RMSNorm, build_norm
+from ablatrix.models.norms import RMSNorm
 from ablatrix.models.positions import SINUSOIDAL_SCALE as SCALE
 from ablatrix.models.positions import LearnedPositions, Rotary, Sinusoidal, build_positions
 
@@ -56,20 +56,6 @@ def test_rms_norm_gradients_equal_torch() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_layer_norm_without_biases_has_none() -> None:
-    assert [name for name, _ in build_norm(component(bias=False)).named_parameters()] == ["weight"]
-
-
-@pytest.mark.parametrize(("name", "kind"), [("layernorm", torch.nn.LayerNorm), ("rmsnorm", RMSNorm)])
-def test_build_norm(name: str, kind: type) -> None:
-    assert isinstance(build_norm(component(norm=name)), kind)
-
-
-def test_no_norm_changes_nothing() -> None:
-    x = torch.randn(2, 3, 16)
-    assert torch.equal(build_norm(component(norm="none"))(x), x)
-
-
 class TestRotary:
     def test_turns_each_pair_by_its_angle(self) -> None:
         x = torch.randn(5, 8)
@@ -81,20 +67,6 @@ class TestRotary:
                 assert float(out[t, i]) == pytest.approx(a * math.cos(angle) - b * math.sin(angle), abs=1e-6)
                 assert float(out[t, i + 4]) == pytest.approx(b * math.cos(angle) + a * math.sin(angle), abs=1e-6)
 
-    def test_keeps_norms(self) -> None:
-        x = torch.randn(2, 3, 1024, 64)
-        torch.testing.assert_close(Rotary(64, 1024)(x).norm(dim=-1), x.norm(dim=-1), rtol=1e-5, atol=1e-5)
-
-    def test_scores_depend_on_the_distance_only(self) -> None:
-        rotary = Rotary(16, 1024)
-        q, k = torch.randn(16), torch.randn(16)
-        turned_q, turned_k = rotary(q.expand(1024, 16)), rotary(k.expand(1024, 16))
-        scores = turned_q @ turned_k.T  # (T, T)
-        for distance in (0, 1, 17, 900):
-            diagonal = scores.diagonal(-distance)
-            torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=2e-5)
-        assert not torch.allclose(scores[0], scores[0, :1].expand(1024), atol=1e-2)
-
     def test_start_offset(self) -> None:
         rotary, x = Rotary(8, 32), torch.randn(20, 8)
         assert torch.equal(rotary(x)[12:], rotary(x[12:], start=12))
@@ -103,9 +75,6 @@ class TestRotary:
         x = torch.randn(2, 40, 8)
         assert torch.equal(Rotary(8, 8)(x), Rotary(8, 64)(x))
         assert torch.equal(Rotary(8, 8)(x[:, 30:], start=30), Rotary(8, 64)(x)[:, 30:])
-
-    def test_tables_are_not_in_the_state_dict(self) -> None:
-        assert not Rotary(8, 32).state_dict()
 
 
 class TestSinusoidal:
@@ -121,9 +90,6 @@ class TestSinusoidal:
                 assert float(added[0, t, i]) == pytest.approx(expected, abs=2e-5)
                 assert float(added[1, t, i]) == pytest.approx(expected, abs=2e-5)
 
-    def test_table_is_not_in_the_state_dict(self) -> None:
-        assert not Sinusoidal(8, 32).state_dict()
-
 
 def test_learned_positions_are_rows_of_a_table() -> None:
     layer = build_positions(component(positions="learned"))
@@ -132,11 +98,6 @@ def test_learned_positions_are_rows_of_a_table() -> None:
         layer.weight.normal_()
     x = torch.randn(2, 5, 16)
     torch.testing.assert_close(layer(x), x + layer.weight[:5])
-
-
-@pytest.mark.parametrize("name", ["rope", "alibi", "none"])
-def test_positions_that_are_not_added_to_embeddings(name: str) -> None:
-    assert build_positions(component(positions=name)) is None
 
 
 def phi(x: torch.Tensor) -> torch.Tensor:

@@ -209,15 +209,6 @@ def test_the_final_norm_belongs_to_pre_norm() -> None:
     assert isinstance(GPT(tiny({"norm_placement": "post"}), seed=None).transformer.ln_f, nn.Identity)
 
 
-def test_without_positions_the_order_of_what_came_before_does_not_matter_to_one_layer() -> None:
-    """All that a single layer without positions knows of the past is the set of its tokens."""
-    model = GPT(tiny({"positions": "none", "n_layer": 1}), seed=3).eval()
-    one, other = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[3, 1, 4, 2, 5]])
-    torch.testing.assert_close(model(one)[0][:, -1], model(other)[0][:, -1])
-    rope = GPT(tiny({"positions": "rope", "n_layer": 1}), seed=3).eval()
-    assert not torch.allclose(rope(one)[0][:, -1], rope(other)[0][:, -1], atol=1e-6)
-
-
 @pytest.mark.parametrize("changes", [c for c in MATRIX.values() if c], ids=[n for n in MATRIX if MATRIX[n]])
 def test_the_probe_sees_it(changes: dict[str, Any]) -> None:
     """`submit` refuses a feature that trains like the baseline: every component must show."""

@@ -14,7 +14,7 @@ from tests.support.workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
-LIMIT = 5
+LIMIT = 4
 
 
 def set_limit(jobs: int) -> None:
@@ -44,8 +44,7 @@ def most_jobs_at_once() -> int:
 
 def test_waves_go_on_by_themselves(limited: Workspace) -> None:
     study = limited.write_study(iters=20)
-    words = ("--set", "seeds=2", "--set", "slurm.time=00:05:00")
-    said = limited.run("submit", study, "--launcher", "sbatch", *words).stdout
+    said = limited.run("submit", study, "--launcher", "sbatch").stdout
     assert f"MaxSubmitJobsPerUser of QOS normal={LIMIT}" in said
     assert most_jobs_at_once() <= LIMIT
     assert "wait for room in the queue: job" in limited.run("status").stdout

@@ -13,7 +13,7 @@ from ablatrix.trainer.rundir.events import read_events
 from tests.support.forked_python import ForkedPython
 from tests.support.workspace import HELD_STEP, Workspace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-1")]
 
 # slow learning: sums in another order are other last digits, which the many steps of a fast one would blow up
 SLOW = "--set", "trainer.learning_rate=1e-5"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers
 
 from ablatrix.models.config import GPTConfig, ResolvedGPTConfig
 from ablatrix.models.gpt import GPT
@@ -62,7 +62,7 @@ def test_transformers_computes_the_same_logits(name: str) -> None:
     config = resolved(**settings)
     model, idx = random_model(config), tokens(resolved(**settings))
     tree = describe_model(config)
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**tree))
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**tree))
     assert type(theirs).__name__ == architecture
     missing, unexpected = theirs.load_state_dict(to_huggingface(config, model.state_dict()), strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if config.tie_embeddings else set())
@@ -125,8 +125,9 @@ def test_a_run_is_exported_with_its_tokenizer(train: Train, tmp_path: Path) -> N
     line = export(run, tmp_path / "new" / "gpt2")
     assert line == f"{tmp_path / 'new' / 'gpt2'}: GPT2LMHeadModel of run after step 3"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["gpt2"]
-    loaded = AutoModelForCausalLM.from_pretrained(str(tmp_path / "new" / "gpt2"), local_files_only=True).eval()
-    codec = AutoTokenizer.from_pretrained(str(tmp_path / "new" / "gpt2"), local_files_only=True)
+    folder = str(tmp_path / "new" / "gpt2")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    codec = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     idx = codec("def f(x):", return_tensors="pt").input_ids[:, :8]
     config = weights.read_config(run)
     ours = GPT.from_state(config.model, torch.load(run / run_files.MODEL, weights_only=True)).eval()

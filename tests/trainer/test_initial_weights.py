@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+import transformers
 
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer import initial_weights
@@ -30,8 +30,9 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random GPT-2, as transformers writes it."""
     folder = tmp_path_factory.mktemp("hf") / "gpt2"
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    model = GPT2LMHeadModel(config)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2)
@@ -60,7 +61,7 @@ def loaded(config: RunConfig) -> GPT:
 @pytest.mark.parametrize("settings", [{}, {"tie_embeddings": True}, {"block_size": 8}])
 def test_gpt2_of_transformers_has_the_same_logits_here(gpt2: Path, settings: dict[str, Any]) -> None:
     idx = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(1))
-    theirs = GPT2LMHeadModel.from_pretrained(str(gpt2), local_files_only=True).eval()
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(str(gpt2), local_files_only=True).eval()
     torch.testing.assert_close(loaded(configured(gpt2, **settings))(idx)[0], theirs(idx).logits, rtol=0, atol=1e-4)
 
 

@@ -152,21 +152,6 @@ def test_neither_installed(corpus: Path, offline_cache: Path, tmp_path: Path) ->
 
 
 class TestTensorBoard:
-    def scalars(self, run: Path, tag: str) -> list[tuple[int, float]]:
-        """As TensorBoard shows them."""
-        module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-        found = module.EventAccumulator(str(run / run_files.TENSORBOARD), size_guidance={"scalars": 0}).Reload()
-        return [(scalar.step, scalar.value) for scalar in found.Scalars(tag)]
-
-    def test_every_step_once_also_after_a_resume(self, train: Train) -> None:
-        pytest.importorskip("tensorboard")
-        run = train(callbacks__tensorboard=True)
-        train(callbacks__tensorboard=True, trainer__resume=run / "checkpoint-00000020.pt")
-        wanted = [(int(row[0]), float(row[1])) for row in without_clock(run)[1:]]
-        shown = self.scalars(run, "loss")
-        assert [step for step, _ in shown] == [step for step, _ in wanted]
-        assert [value for _, value in shown] == pytest.approx([value for _, value in wanted], rel=1e-6)
-
     def test_what_its_writer_receives(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a writer that only remembers: the package is not among the requirements."""
         made: list[Any] = []

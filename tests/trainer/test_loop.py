@@ -14,15 +14,7 @@ from ablatrix.trainer.config import optimization
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.schedules import learning_rate
 from tests.support.callbacks import at
-from tests.support.tiny_training import BLOCK, VOCAB, batch, config, heldout, rows, source, trainer
-
-
-def test_learns() -> None:
-    run = trainer(max_iters=150, model={"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0})
-    run.run()
-    assert run.initial_loss == pytest.approx(math.log(VOCAB), abs=0.1)
-    assert run.final_loss < 0.1
-    assert run.val_loss is not None and run.val_loss < 0.1
+from tests.support.tiny_training import BLOCK, config, heldout, rows, source, trainer
 
 
 def test_rows_are_where_they_are_due() -> None:
@@ -44,33 +36,6 @@ def test_a_row_is_the_mean_since_the_row_before() -> None:
     for row, (a, b) in zip(coarse, bounds, strict=True):
         assert row["loss"] == pytest.approx(np.mean([r["loss"] for r in fine[a:b]]), rel=1e-9)
         assert row["grad_norm"] == pytest.approx(np.mean([r["grad_norm"] for r in fine[a:b]]), rel=1e-9)
-
-
-def test_equals_a_plain_loop() -> None:
-    """No dropout, torch's own optimizer, everything written out."""
-    run = trainer(
-        max_iters=30, warmup_steps=7, use_cosine=True, grad_norm_clip=0.5, log_interval=1,
-        model={"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
-    )  # fmt: skip
-    got = rows(run)
-    model = copy.deepcopy(run.model)
-    run.run()
-    linear = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
-    rest = [p for p in model.parameters() if p not in linear]
-    optimizer = torch.optim.AdamW(
-        [{"params": list(linear), "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95)
-    )
-    for i in range(30):
-        x, y = (torch.from_numpy(a) for a in batch(0, i))
-        loss = torch.nn.functional.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(i + 1, run.config.trainer)
-        optimizer.step()
-        assert got[i]["loss"] == pytest.approx(loss.item(), abs=1e-4)
-        assert got[i]["grad_norm"] == pytest.approx(norm.item(), rel=1e-2, abs=1e-4)
 
 
 def test_evaluation_is_the_mean_over_scored_tokens() -> None:
@@ -155,14 +120,6 @@ def test_stopped_and_continued_equals_undisturbed(cut: int, optimizer: str, sche
     assert before + after == expected
     assert second.initial_loss == whole.initial_loss
     assert all(torch.equal(p, q) for p, q in zip(second.model.parameters(), whole.model.parameters(), strict=True))
-
-
-def test_checkpoints_are_asked_for_at_the_interval_and_the_end() -> None:
-    run = trainer(ckpt_interval=10)
-    steps: list[int] = []
-    run.add_callback(at("on_checkpoint", lambda t: steps.append(t.iter)))
-    run.run()
-    assert steps == [10, 20, 25]
 
 
 def test_divergence_ends_the_run() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ablatrix.models.config import GPTConfig
 from ablatrix.models.gpt import GPT
 from ablatrix.trainer.config import TrainerConfig
-from ablatrix.trainer.optimizers import Optimizer, decaying, make
+from ablatrix.trainer.optimizers import AdamW, Optimizer, decaying, make
 from ablatrix.trainer.optimizers.adafactor import Adafactor
 from ablatrix.trainer.optimizers.muon import NEWTON_SCHULZ, Muon, newton_schulz
 from ablatrix.trainer.optimizers.sgd import SGD
@@ -70,6 +70,13 @@ def run_both(
 
 
 # ---- against torch's
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_adamw_equals_torch(clip: float) -> None:
+    ours, theirs = small(), small()
+    reference = torch.optim.AdamW(groups(theirs, 0.3), lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+    run_both(AdamW(decaying(ours), (0.9, 0.95), 0.3, clip), ours, [reference], theirs)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])

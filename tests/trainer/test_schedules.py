@@ -41,10 +41,6 @@ def test_warmup_alone() -> None:
     assert rates(warmup_steps=WARMUP) == pytest.approx(expected, rel=1e-12)
 
 
-def test_cosine_alone() -> None:
-    assert rates(use_cosine=True) == pytest.approx([cosine(s, 0) for s in range(1, STEPS + 1)], rel=1e-12)
-
-
 def test_warmup_and_cosine() -> None:
     expected = [warm(s) if s < WARMUP else cosine(s, WARMUP) for s in range(1, STEPS + 1)]
     got = rates(warmup_steps=WARMUP, use_cosine=True)
@@ -91,10 +87,6 @@ def test_wsd(warmup: int, shape: str) -> None:
     assert set(got[max(1, warmup) - 1 : 150]) == {PEAK}
     fall = [math.sqrt(i / 50) if shape == "sqrt" else i / 50 for i in range(1, 51)]
     assert got[150:] == pytest.approx([PEAK * (0.05 + 0.95 * (1 - f)) for f in fall], rel=1e-12)
-
-
-def test_wsd_to_nothing() -> None:
-    assert rates(schedule="wsd", decay_steps=50, min_lr_ratio=0.0)[-1] == 0.0
 
 
 def test_infinite() -> None:

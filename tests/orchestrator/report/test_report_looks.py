@@ -166,12 +166,6 @@ def test_conditional_power_is_the_share_of_studies_that_the_last_look_decides() 
     assert power == pytest.approx(decided, abs=0.01)
 
 
-@pytest.mark.parametrize("done", [3, 5])
-def test_looking_twice_gives_the_same(tmp_path: Path, done: int) -> None:
-    found = study(tmp_path, done)
-    assert looks.find_stages(found) == looks.find_stages(read_study(tmp_path, {r.id: r.state for r in found.runs}))
-
-
 def test_status_says_what_stopped_and_what_goes_on(tmp_path: Path) -> None:
     assert looks.find_stages(study(tmp_path, 3)).lines == [
         "look 1 of 3 has ended (error rate spent: 0.01 of 0.05): rope stopped at look 1 (helps); swiglu and rmsnorm go "
@@ -227,10 +221,6 @@ def test_features_added_later_are_named(tmp_path: Path) -> None:
         grown(tmp_path, planned(5, cells=("baseline", "rope")), planned(5, finished=10))
     )
     assert line.endswith("Added later: cells swiglu and rmsnorm.")
-
-
-def test_a_study_that_did_not_grow_says_nothing(tmp_path: Path) -> None:
-    assert not list(sequential.describe_growth(grown(tmp_path, planned(5))))
 
 
 def test_e_value_of_two_and_of_many_differences() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, palette, paper, tables, wording
+from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, paper, tables, wording
 from ablatrix.orchestrator.report.build import build, verdict_rows
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.record import record_of
@@ -109,11 +109,6 @@ def test_no_text_of_a_figure_is_clipped_or_lost(tmp_path: Path, plan: Plan, widt
         said = {text.get_text() for text in texts}
         for name, _ in figure.legend:
             assert any(t == name or t.endswith(name[-15:]) for t in said), (figure.name, name)
-
-
-def test_styles_do_not_repeat() -> None:
-    seen = {(str(palette.style(i)),) for i in range(60)}
-    assert len(seen) == 60
 
 
 def test_latex_is_escaped(tmp_path: Path) -> None:

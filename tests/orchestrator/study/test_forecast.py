@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
 from ablatrix.orchestrator.report.simultaneous import Joint
 from ablatrix.orchestrator.status import earlier_results
@@ -37,18 +37,6 @@ def forecast_of(folder: Path, text: str) -> tuple[list[Run], Forecast]:
         hours_unit="GPU-hours",
     )
     return runs, found
-
-
-@pytest.mark.parametrize(("comparisons", "freedom"), [(1, 2), (1, 9), (2, 2), (6, 12), (6, 24), (29, 58), (6, 600)])
-def test_critical_values_leave_one_study_in_twenty_outside(comparisons: int, freedom: int) -> None:
-    """By Simpson's rule over the standard deviation and over what the comparisons share, the baseline."""
-    limit = power.critical(comparisons, freedom)
-    scale = stats.chi(freedom, scale=1 / math.sqrt(freedom))
-    s, z = np.linspace(scale.ppf(1e-12), scale.isf(1e-12), 801), np.linspace(-8.5, 8.5, 401)
-    width, shift = limit * math.sqrt(2) * s[:, None], z[None, :]
-    inside = (stats.norm.cdf(shift + width) - stats.norm.cdf(shift - width)) ** comparisons
-    given = integrate.simpson(inside * stats.norm.pdf(z), x=z, axis=1)
-    assert integrate.simpson(given * scale.pdf(s), x=s) == pytest.approx(1 - power.ALPHA, abs=1e-6)
 
 
 @pytest.mark.parametrize(("comparisons", "freedom"), [(2, 2), (6, 12), (29, 58)])

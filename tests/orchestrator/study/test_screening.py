@@ -53,25 +53,12 @@ def coded(screen: Screen) -> np.ndarray:
     return np.array([[1 - 2 * (cell >> i & 1) for i in range(screen.count)] for cell in screen.cells])
 
 
-def test_the_half_fraction_of_five_is_e_equals_abcd() -> None:
-    table = coded(fractional(5))
-    assert len({tuple(row) for row in table}) == 16
-    assert (table[:, 4] == table[:, :4].prod(axis=1)).all()
-
-
 @pytest.mark.parametrize("screen", [fractional(8), fractional(11), plackett_burman(11), plackett_burman(19)])
 def test_columns_are_balanced_and_orthogonal_and_the_baseline_is_a_cell(screen: Screen) -> None:
     table = coded(screen)
     assert (table.T @ table == len(table) * np.eye(screen.count)).all()
     assert (table.sum(axis=0) == 0).all()
     assert screen.cells[0] == 0
-
-
-def test_pairs_are_free_at_resolution_five() -> None:
-    table = coded(fractional(8))
-    pairs = [table[:, i] * table[:, j] for i, j in combinations(range(8), 2)]
-    columns = np.column_stack([np.ones(len(table)), table, *pairs])
-    assert (columns.T @ columns == len(table) * np.eye(columns.shape[1])).all()
 
 
 def test_plackett_burman_is_the_published_table_of_twelve() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from ablatrix.orchestrator.slurm import commands, helper_jobs, job_parsing
 from ablatrix.orchestrator.slurm.sbatch import SbatchLauncher, sbatch_options
@@ -177,17 +176,12 @@ def test_the_budget_counts_typed_gpus(tmp_path: Path) -> None:
     assert cost.describe(load_experiment(path).experiment, [], {}).endswith("0 GPU-hours")
 
 
-def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(ValidationError):
-        SlurmSettings(tasks=3)  # type: ignore[call-arg]
-
-
 @pytest.mark.parametrize(
     ("refusal", "todo"),
     [
         ("sbatch: error: You must specify a comment with --comment=project", "; set slurm.comment"),
         ("sbatch: error: Requeue of jobs is not allowed on this cluster", "; set slurm.requeue: false"),
-        ("sbatch: error: Batch job submission failed: Invalid account", ""),
+        ("sbatch: error: Batch job submission failed: Socket timed out", ""),
     ],
 )
 def test_a_refusal_names_the_setting_and_sbatch_once(

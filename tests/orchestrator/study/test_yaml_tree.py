@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ablatrix.orchestrator.study import yaml_tree
 from ablatrix.orchestrator.study.literals import BoolLiteral, text_of
@@ -46,12 +44,6 @@ def test_scalars_follow_the_core_schema(text: str, value: object) -> None:
     assert yaml_tree.parse_scalar(text) == value
     found = yaml_tree.parse_scalar(text)
     assert isinstance(found, BoolLiteral if text == "False" else type(value))
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**15), 10**15) | st.booleans())
-def test_python_scalars_survive(value: float | int | bool) -> None:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    assert yaml_tree.parse_scalar(text) == value
 
 
 def test_every_key_knows_its_line(tmp_path: Path) -> None:
@@ -104,10 +96,6 @@ def test_damage_is_one_sentence(tmp_path: Path, content: bytes, words: str) -> N
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
-    assert yaml_tree.load(write(tmp_path / "a.yaml", b"\xef\xbb\xbfname: x\n")).data == {"name": "x"}
 
 
 def test_missing_file_names_its_neighbors(tmp_path: Path) -> None:
