@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from pathlib import Path
-from typing import Any
 
 from ablatrix.trainer.distributed.rank_info import PeerLostError, describe_lost_peer, is_lost_peer
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.attempts import Attempt, GoneError, SupersededError
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
-from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.events import note, read_events
 from ablatrix.trainer.rundir.files import FULL, TRANSIENT
 from ablatrix.trainer.signals import Interrupted
-
-logger = logging.getLogger(__name__)
 
 
 def explain(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
@@ -61,14 +57,6 @@ def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_
     else:
         note(run_dir, "signal", signal=signal_name)
         note(run_dir, "stopped")
-
-
-def note(run_dir: Path, event: str, **fields: Any) -> None:
-    """Append an event on which nothing depends any more: an OSError is only a warning."""
-    try:
-        append_event(run_dir, event, **fields)
-    except OSError as error:
-        logger.warning(f"{run_dir / run_files.EVENTS}: not written: {error.strerror}")
 
 
 def _has_failed(run_dir: Path) -> bool:

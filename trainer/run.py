@@ -24,7 +24,7 @@ from ablatrix.trainer.inputs import Inputs
 from ablatrix.trainer.loop import Trainer
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.console import start_logging
-from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.events import append_event, note
 from ablatrix.trainer.signals import Interrupted, StopSignals
 from ablatrix.trainer.summary import write_result
 
@@ -181,7 +181,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
         shown = failures.explain(error, run_dir, None, signals.received is not None)
         if training and not isinstance(shown, PeerLostError | Interrupted):
             reason = f"process {ranks.rank}: {str(shown).strip() or type(shown).__name__}"
-            failures.note(run_dir, "failed", reason=reason)
+            note(run_dir, "failed", reason=reason)
         if shown is error:
             raise
         raise shown from error

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablatrix.models.gpt import measure
-from ablatrix.trainer import checkpoint, eval_context_lengths, failures, heldout_scores
+from ablatrix.trainer import checkpoint, eval_context_lengths, heldout_scores
 from ablatrix.trainer.data import corpus_usage
 from ablatrix.trainer.data.sampling import PADDING
 from ablatrix.trainer.device import describe, name_hardware, peak_memory
 from ablatrix.trainer.rundir import run_files, timing
+from ablatrix.trainer.rundir.events import note
 from ablatrix.trainer.rundir.files import atomic_write
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def write_result(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> None:
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     atomic_write(run_dir / run_files.SUMMARY, text, guard=attempt.require)
     files = run_files.list_files(run_dir)
-    failures.note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
+    note(run_dir, "finished", iter=trainer.iter, diverged=trainer.diverged, files=files)
     outcome = "diverged" if trainer.diverged else "stopped early" if trainer.stopped_early else "finished"
     logger.info(f"{outcome} after iter {trainer.iter}: val_nll {summary['val_nll']}, {trainer.seconds:.1f} s")
 

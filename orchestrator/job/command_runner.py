@@ -27,7 +27,7 @@ from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
 from ablatrix.trainer.rundir.console import complain, say
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import RunError
-from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.events import append_event, note, read_events
 from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.rundir.program import ROOT
 
@@ -217,10 +217,7 @@ class CommandRunner:
 
     def _fail(self, reason: str, code: int = 1) -> int:
         complain(f"error: {reason}")
-        try:
-            append_event(self.run_dir, "failed", reason=reason)
-        except OSError as error:
-            complain(f"{self.run_dir / run_files.EVENTS}: not written: {error.strerror}")
+        note(self.run_dir, "failed", reason=reason)
         return code
 
     def _finish(self) -> int:

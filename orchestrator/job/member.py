@@ -15,7 +15,7 @@ from ablatrix.orchestrator.job.command_process import STOP_SIGNALS, kill_leftove
 from ablatrix.orchestrator.store import log_tail, run_facts, submit_attempts
 from ablatrix.orchestrator.store.job_command import ALONE, trainer_command
 from ablatrix.trainer.rundir import attempts, processes, run_files
-from ablatrix.trainer.rundir.events import append_event, may_requeue, read_events
+from ablatrix.trainer.rundir.events import may_requeue, note, read_events
 from ablatrix.trainer.rundir.files import open_to_append
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class JobMember:
 
     def _fail_to_start(self, reason: str) -> None:
         self.not_started = True
-        self.note("failed", reason=reason)
+        note(self.run_dir, "failed", reason=reason)
         print(f"{self.run_dir}: {reason}", flush=True)
 
     def _spawn(self, environments: Sequence[Mapping[str, str]]) -> None:
@@ -201,19 +201,12 @@ class JobMember:
         killed_one_of_many = code < 0 and self.layout.world > 1
         if killed_one_of_many or not self._has_failed():
             reason = log_tail.describe_exit(code, self.output)
-            self.note("failed", reason=f"one of its processes was {reason}" if killed_one_of_many else reason)
+            note(self.run_dir, "failed", reason=f"one of its processes was {reason}" if killed_one_of_many else reason)
 
     def fail(self, reason: str) -> None:
         """Record a failure unless one is recorded."""
         if not self._has_failed():
-            self.note("failed", reason=reason)
-
-    def note(self, event: str, **fields: Any) -> None:
-        """Write an event; if the disk does not take it, the job's log has it."""
-        try:
-            append_event(self.run_dir, event, **fields)
-        except OSError as error:
-            print(f"{self.run_dir}: {event} {fields} could not be written down: {error.strerror}", flush=True)
+            note(self.run_dir, "failed", reason=reason)
 
     def _has_failed(self) -> bool:
         """True if the last event is a failure; a process that lost a failed peer may report that afterwards."""

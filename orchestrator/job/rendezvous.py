@@ -45,7 +45,7 @@ def environments(layout: Layout, run_dir: Path, environ: Mapping[str, str] = os.
 def _meeting_point(layout: Layout, node: int, run_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
     if layout.nodes == 1:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port())}
-    hosts = _scontrol("show", "hostnames", environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"]).split()
+    hosts = scontrol("show", "hostnames", environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"]).split()
     start = f"{slurm_job_id(environ)}:{environ.get('SLURM_RESTART_COUNT', '0')}:{run_dir}"
     offset = int.from_bytes(hashlib.blake2b(start.encode(), digest_size=4).digest(), "big") % PORTS
     found = {"MASTER_ADDR": _address(hosts[0]), "MASTER_PORT": str(FIRST_PORT + offset)}
@@ -59,11 +59,12 @@ def _address(node: str) -> str:
     """Return a node's name if it resolves, else the address that Slurm has for it."""
     if network.resolves(node):
         return node
-    match = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", node))
+    match = re.search(r"\bNodeAddr=(\S+)", scontrol("show", "node", node))
     return match[1] if match else node
 
 
-def _scontrol(*words: str) -> str:
+def scontrol(*words: str) -> str:
+    """Return the output of scontrol. Raises OSError if it fails or does not answer."""
     try:
         result = subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False, timeout=60)
     except subprocess.TimeoutExpired:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from ablatrix.orchestrator.job import rendezvous
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS
 from ablatrix.orchestrator.job.member import JobMember, Start, restart_count, spawn
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study.node_layout import Layout
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.events import slurm_job_id
+from ablatrix.trainer.rundir.events import note, slurm_job_id
 
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -75,15 +75,16 @@ class JobTask:
         if restarts >= MOST_RESTARTS_WITHOUT_PROGRESS and not any(member.has_progressed() for member in stopped):
             reason = f"no checkpoint since the last of {restarts} restarts: the time limit is too short for this run"
             for member in stopped:
-                member.note("failed", reason=reason)
+                note(member.run_dir, "failed", reason=reason)
             return False
         for member in stopped:
-            member.note("requeued")
-        problem = _scontrol_requeue(job_id)
-        if problem:
-            print(f"scontrol requeue {job_id}: {problem}", flush=True)
+            note(member.run_dir, "requeued")
+        try:
+            rendezvous.scontrol("requeue", job_id)
+        except OSError as error:
+            print(error, flush=True)
             for member in stopped:
-                member.note("stopped", reason=f"scontrol requeue: {problem}")
+                note(member.run_dir, "stopped", reason=str(error))
             return False
         time.sleep(60)  # Slurm ends this job now; if we exit first, that counts as the job's end
         return True
@@ -106,16 +107,6 @@ def _list_folder(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def _scontrol_requeue(job_id: str) -> str:
-    """Requeue the job and return '', or what went wrong."""
-    try:
-        command = ["scontrol", "requeue", job_id]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return result.stderr.strip() or "refused" if result.returncode else ""
 
 
 def main(argv: Sequence[str] | None = None, start: Start = spawn) -> int:

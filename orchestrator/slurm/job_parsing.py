@@ -107,11 +107,8 @@ def expand(job_id: str) -> Iterator[str]:
 
 
 def full_state(word: str) -> str:
-    """Return a state in full, as Slurm may print it (`CANCELLED by 1000`, `OUT_OF_ME+`); '' if it is none."""
+    """Return a state without what Slurm may add to it (`CANCELLED by 1000`); '' if it is none."""
     word = word.strip().split(" ")[0].upper()
-    if word.endswith("+") and len(word) > 1:
-        stem = word[:-1]
-        return next((s for s in (*ENDED, *sorted(PENDING | RUNNING)) if s.startswith(stem)), stem)
     return word if re.fullmatch(r"[A-Z_]+", word) else ""
 
 

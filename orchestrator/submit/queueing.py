@@ -14,7 +14,7 @@ from ablatrix.orchestrator.store import code_snapshot, job_command, provenance, 
 from ablatrix.orchestrator.study.sbatch_options import advice
 from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.events import append_event, read_events
+from ablatrix.trainer.rundir.events import append_event, note, read_events
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
@@ -157,8 +157,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
 def release(members: Members, reason: str) -> None:
     """Give back claims that will not be queued."""
     for run, attempt in members:
-        with contextlib.suppress(OSError):
-            append_event(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
+        note(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
 
 
 @contextlib.contextmanager
@@ -212,8 +211,7 @@ def adopt(states: Iterable[RunState]) -> None:
         events = read_events(state.run.folder) if claim else []
         if claim and not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
             fields = {"attempt": claim.attempt, "token": claim.token}
-            with contextlib.suppress(OSError):  # it is found by its token until then
-                append_event(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
+            note(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
 
 
 def release_held(study: Study, jobs: Mapping[str, job_parsing.Job] | None, say: Callable[[str], object]) -> None:

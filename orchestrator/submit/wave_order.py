@@ -78,13 +78,8 @@ def forget(study: Study, ids: Iterable[str] | None = None) -> int:
     return len(order.runs) - len(kept)
 
 
-def find_waiting(study: Study, states: Sequence[RunState]) -> list[RunState]:
-    """Return the runs that wait for room in their order, without those that another submit has claimed since."""
-    return select_waiting(study, read(study), states)
-
-
-def select_waiting(study: Study, order: Order | None, states: Sequence[RunState]) -> list[RunState]:
-    """Return the same of an order that has been read."""
+def find_waiting(study: Study, order: Order | None, states: Sequence[RunState]) -> list[RunState]:
+    """Return the runs of an order that wait for room, without those that another submit has claimed since."""
     runs = order.runs if order else {}
     found = [s for s in states if not s.active and s.state != "done" and runs.get(s.run.id, -1) == s.attempt]
     return in_queue_order(found, study.name, lambda state: state.run)

@@ -188,7 +188,7 @@ def resume(study: Study, scheduler: Scheduler, say: Say, notifier: Notifier | No
     queueing.adopt(states)
     queueing.release_held(study, scheduler.jobs, say)
     order = wave_order.read(study)
-    waiting = wave_order.select_waiting(study, order, states)
+    waiting = wave_order.find_waiting(study, order, states)
     stages = next_stage.find_stages(study, states)
     (notifier or Notifier(study)).send(states, stages)
     due = _find_due(study, stages, waiting, states)
@@ -240,7 +240,7 @@ def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Schedule
         nonlocal next_look
         notifier.send(states)
         order = wave_order.read(study)
-        waiting = wave_order.select_waiting(study, order, states) or (order is not None and order.staged)
+        waiting = wave_order.find_waiting(study, order, states) or (order is not None and order.staged)
         if time.monotonic() < next_look or (scheduler.jobs is None and any(state.active for state in states)):
             return bool(waiting)
         next_look = time.monotonic() + RETRY_SECONDS
@@ -262,7 +262,7 @@ def describe(
     stages: Stages | None = None,
 ) -> list[str]:
     """Return lines for `status`: what waits for room or for results, and the study's helper jobs."""
-    waiting = wave_order.select_waiting(study, order, states)
+    waiting = wave_order.find_waiting(study, order, states)
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = _describe_stages(stages, order, follow_up, jobs, states) if stages else []
     wait = f"{_runs(len(waiting), 'wait')} for room in the queue"

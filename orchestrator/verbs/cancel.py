@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from ablatrix.orchestrator.submit import wave_order
 from ablatrix.orchestrator.terminal import printing
 from ablatrix.trainer.rundir.console import count, visible
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.events import note
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
@@ -83,9 +82,8 @@ def cancel_runs(states: Sequence[RunState]) -> list[str]:
         if state.job_id:
             submit_attempts.mark_cancelled(state.run.folder, state.attempt)
         if state.job_id and (state.state == "queued" or state.requeued):  # some queues keep no other trace of it
-            with contextlib.suppress(OSError):
-                fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}
-                append_event(state.run.folder, "ended", **fields)
+            fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}
+            note(state.run.folder, "ended", **fields)
     for pid in processes:
         try:
             os.kill(pid, signal.SIGTERM)

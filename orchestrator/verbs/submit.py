@@ -136,7 +136,8 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
     queueing.adopt(states)
     if plan.launcher != "local":
         queueing.release_held(study, scheduler.jobs, console.print)
-    waiting = [state.run.id for state in wave_order.find_waiting(study, states)]  # queued with or without --retry
+    order = wave_order.read(study)
+    waiting = [state.run.id for state in wave_order.find_waiting(study, order, states)]  # with or without --retry
     stages = next_stage.find_stages(study, states)
     found = selection.select(states, options.retry, options.only, waiting, study=study.name, held=stages.held)
     again = selection.find_runs(study, options.rerun)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablatrix.trainer.rundir.console import complain
 from ablatrix.trainer.rundir.files import append_line, read_bytes_strict
 from ablatrix.trainer.rundir.processes import identity
 from ablatrix.trainer.rundir.run_files import EVENTS, STOP_REQUEST, json_objects, read_text
@@ -41,6 +42,14 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
         if os.environ.get("SLURM_CLUSTER_NAME"):
             record["cluster"] = os.environ["SLURM_CLUSTER_NAME"]
     append_line(run_dir / EVENTS, json.dumps({**record, **fields}))
+
+
+def note(run_dir: Path, event: str, **fields: Any) -> None:
+    """Append an event on which nothing depends: if the disk does not take it, the log has it."""
+    try:
+        append_event(run_dir, event, **fields)
+    except OSError as error:
+        complain(f"{run_dir / EVENTS}: {event} {fields or ''} not written: {error.strerror}")
 
 
 def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:

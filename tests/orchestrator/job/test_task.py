@@ -155,7 +155,7 @@ def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspac
     )
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert "could not be written down: Is a directory" in ended.stdout
+    assert "not written: Is a directory" in ended.stderr
 
 
 def test_the_users_session_does_not_reach_our_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

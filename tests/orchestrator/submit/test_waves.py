@@ -187,7 +187,7 @@ def test_failed_runs_that_wait_are_not_forgotten(fake: FakeSlurm, study: Study, 
     states = study_state.collect(study)
     waves.queue(study, order, selection.select(states, retry=True, study=study.name).chosen, states, Printed())
     states = study_state.collect(study)
-    waiting = [state.run.id for state in wave_order.find_waiting(study, states)]
+    waiting = [state.run.id for state in wave_order.find_waiting(study, wave_order.read(study), states)]
     assert set(waiting) >= {run.id for run in study.runs[4:]}
     assert {state.run.id for state in selection.select(states, rerun=waiting).chosen} == set(waiting)
     assert wave_order.forget(study, waiting[:1]) == 1
