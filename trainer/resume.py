@@ -14,6 +14,7 @@ from ablatrix.trainer.config.optimization import schedule_name, steady_until
 from ablatrix.trainer.data import fingerprints
 from ablatrix.trainer.out_of_memory import first_line, is_out_of_memory
 from ablatrix.trainer.rundir import loss_csv, recorded_inputs, run_files
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 
@@ -105,7 +106,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
     state, path = found
     missing = loss_csv.count_missing_rows(run_dir, trainer.rows_until(int(state["step"])))
     if missing:  # removed: the result would have a hole
-        what = f"{missing} rows before {path.name} are missing"
+        what = f"lacks {count(missing, 'row')} before {path.name}"
         logger.warning(f"{run_dir / run_files.LOSS}: {what}; the run starts from the beginning")
         checkpoint.set_aside(run_dir)
         return ""

@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from ablatrix.orchestrator.report.statistics import ALPHA
 from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -103,7 +104,7 @@ def judge(
     if not known:
         return Outcome.CANNOT_TELL, "no archived run has a final value"
     if all(p.identical for p in known):
-        return Outcome.REPRODUCED, f"bit for bit: every row of {len(known)} runs is the same"
+        return Outcome.REPRODUCED, f"bit for bit: every row of {count(len(known), 'run')} is the same"
     apart = max(p.apart for p in known)
     if noise is not None and apart <= ROUNDING * noise.sd:
         share = f"{ROUNDING:.0%} of the noise between seeds ({noise.sd:.2g})"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.store import run_progress
 from ablatrix.trainer.rundir import loss_csv, run_files
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,16 +62,15 @@ def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Ma
     total = sum(hours[run.cell] for run in runs)
     if total > experiment.budget:
         raise UserError(
-            f"budget: {len(runs)} runs will take about {total:.3g} {unit(experiment.slurm)}, the budget is "
-            f"{experiment.budget:g}; "
-            "take fewer runs or steps, or give --over-budget"
+            f"budget: {count(len(runs), 'run')} will take about {total:.3g} {unit(experiment.slurm)}, the budget is "
+            f"{experiment.budget:g}; take fewer runs or steps, or give --over-budget"
         )
 
 
 def describe(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, float]) -> str:
     """Return `21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
     each = [run.config.tokens for run in runs]
-    text = f"{len(runs)} run{'s'[: len(runs) != 1]}"
+    text = f"{count(len(runs), 'run')}"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     if all(run.cell in hours for run in runs):
         text += f", about {sum(hours[run.cell] for run in runs):.3g} {unit(experiment.slurm)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import power
 from ablatrix.orchestrator.study.designs import AA, count_main_effects
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Forecast:
         """Return sentences for the terminal; [] for a single cell, which is compared with nothing."""
         if self.cells < 2:
             return []
-        unit, design = self.measure.short_unit, f"{self.cells} cells x {self.seeds} seed{'s'[: self.seeds != 1]}"
+        unit, design = self.measure.short_unit, f"{self.cells} cells x {count(self.seeds, 'seed')}"
         design += f" at each of {self.sizes} sizes" if self.sizes > 1 else ""
         lines = [self.looks.describe(self.cells)] if self.looks else []
         if self.noise is None:
@@ -83,7 +84,7 @@ class Forecast:
         if self.needed is None:
             return f"more than {power.MOST_SEEDS} seeds"
         hours = self.hours
-        text = f"{self.needed} seeds: {self.needed * self.every} runs"
+        text = f"{count(self.needed, 'seed')}: {count(self.needed * self.every, 'run')}"
         return text + (f", about {hours:.3g} {self.hours_unit}" if hours is not None else "")
 
     @property

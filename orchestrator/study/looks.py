@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ablatrix.trainer.rundir.console import count
+
 ALPHA = 0.05  # of all looks together
 FEWEST, MOST = 2, 10_000  # seeds of a look: one leaves no estimate of the noise
 LADDER = (3, 5, 8, 12, 18, 27, 40, 60, 90)
@@ -44,10 +46,10 @@ class Looks:
     def describe(self, cells: int) -> str:
         """Return `looks at 3, 5 and 8 seeds (error rates 0.01, 0.015 and 0.025): at least 21 runs, at most 56`."""
         *first, last = map(str, self.seeds)
-        seeds = f"{', '.join(first)} and {last} seeds" if first else f"{last} seeds"
+        seeds = " and ".join(filter(None, (", ".join(first), count(int(last), "seed"))))
         rates = ", ".join(f"{alpha:g}" for alpha in self.alpha)
         return (
-            f"looks at {seeds} (error rates {rates}): at least {cells * self.seeds[0]} runs, "
+            f"looks at {seeds} (error rates {rates}): at least {count(cells * self.seeds[0], 'run')}, "
             f"at most {cells * self.seeds[-1]}"
         )
 

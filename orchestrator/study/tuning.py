@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.scale import SEPARATOR
+from ablatrix.trainer.rundir.console import count
 
 SEEDS = "seeds"
 FIRST_SEED = 1001  # of a number of tuning seeds: far from those of the study, which may grow
@@ -121,8 +122,8 @@ def _parse_grid(setting: str, grid: Any) -> tuple[float, ...]:
     if len(set(grid)) < len(grid):
         raise ValueError(f"{setting} has a value twice; give each once")
     if not FEWEST <= len(grid) <= MOST:
-        count = f"{len(grid)} value{'s'[: len(grid) != 1]}"
-        raise ValueError(f"{setting} has {count}; a parabola needs {FEWEST} to {MOST}, best a factor of 2 apart")
+        number = count(len(grid), "value")
+        raise ValueError(f"{setting} has {number}; a parabola needs {FEWEST} to {MOST}, best a factor of 2 apart")
     if len({f"{value:g}" for value in grid}) < len(grid):
         raise ValueError(f"{setting} has two values that are the same in 6 digits; give them further apart")
     return tuple(sorted(grid))

@@ -13,6 +13,7 @@ from ablatrix.trainer.data.corpus_files import find_files, is_flat, total_size
 from ablatrix.trainer.data.corpus_usage import read_beginning
 from ablatrix.trainer.data.heldout import HeldOut
 from ablatrix.trainer.data.heldout_records import find_domain
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig, RunConfig
@@ -36,7 +37,7 @@ def describe_small(config: RunConfig, store: TokenStore | None, most_bytes: int)
         scored = text.windows(data.block_size, config.trainer.eval_tokens).scored
         documents, tokens = int(np.count_nonzero(scored)), int(scored.sum())
     if isinstance(documents, int) and documents and is_small(documents, tokens):
-        size = "1 document" if documents == 1 else f"{documents:,} documents"
+        size = count(documents, "document")
         size += f" with {tokens:,} scored tokens" if text is not None else ""
         yield (
             f"the held-out text is small ({size}), so that effects on it may not hold for other text; from "

@@ -27,6 +27,7 @@ from ablatrix.orchestrator.submit import forked_jobs
 from ablatrix.orchestrator.submit.early_failures import EarlyFailures
 from ablatrix.orchestrator.submit.forked_jobs import ForkedJob, WarmParent
 from ablatrix.orchestrator.terminal import interrupts
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.files import open_to_append
@@ -74,8 +75,8 @@ class LocalQueue:
             return [""] * max(1, allotted_cores() // max(threads, processes))
         if len(self.devices) < processes:
             raise UserError(
-                f"{processes} processes share a run (slurm.nodes, slurm.gpus_per_node), but there are "
-                f"{len(self.devices)} GPUs here; --set slurm.nodes=1 --set slurm.gpus_per_node={len(self.devices)}"
+                f"{processes} processes share a run (slurm.nodes, slurm.gpus_per_node), but this machine has "
+                f"{count(len(self.devices), 'GPU')}; --set slurm.nodes=1 --set slurm.gpus_per_node={len(self.devices)}"
             )
         starts = range(0, len(self.devices) - processes + 1, processes)
         return [",".join(self.devices[start : start + processes]) for start in starts]
@@ -104,8 +105,8 @@ class LocalQueue:
             raise StoppedError("stopped; rerun the command to continue from the last checkpoints")
         if self.not_started:
             raise RunError(
-                f"the first {self._failures.count} runs failed alike: {self._failures.reason}; {len(self.not_started)} "
-                "more were not started; fix this and rerun the command with --retry"
+                f"the first {self._failures.count} runs failed alike: {self._failures.reason}; not "
+                f"started: {count(len(self.not_started), 'run')}; fix this and rerun the command with --retry"
             )
 
     def _start(self, command: list[str], folder: Path, threads: int, batch: Batch) -> None:

@@ -22,7 +22,7 @@ from ablatrix.orchestrator.status import run_state
 from ablatrix.orchestrator.submit import channels
 from ablatrix.orchestrator.terminal import status_table
 from ablatrix.trainer.rundir import claims
-from ablatrix.trainer.rundir.console import visible
+from ablatrix.trainer.rundir.console import count, visible
 from ablatrix.trainer.rundir.errors import AblatrixError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _compose(
     lines = failed[:MOST_FAILURES]
     lines += [f"and {len(failed) - MOST_FAILURES} more"] if len(failed) > MOST_FAILURES else []
     if event == "failed":
-        return Message(event, key, f"{study.name}: {len(failed)} of {len(states)} runs have failed", lines)
+        return Message(event, key, f"{study.name}: {len(failed)} of {count(len(states), 'run')} failed", lines)
     if event == "look":
         return Message(event, key, f"{study.name}: {stages.decided[-1]}", stages.decided[:-1])
     title = f"{study.name} has ended: {status_table.describe_counts(states)}"

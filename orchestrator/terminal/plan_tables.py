@@ -101,7 +101,7 @@ def print_designs(choices: Sequence[Choice], found: Forecast, console: Console) 
             "SE, SD": f"{choice.error:.2f}",
             f"SE,{unit}": f"{choice.error * noise.sigma:.2g}" if noise else "",
             f"SE,{of}, for {runs} runs": (
-                f"{choice.equal_error * scale:.2g} ({choice.equal_seeds} seeds)"
+                f"{choice.equal_error * scale:.2g} ({count(choice.equal_seeds, 'seed')})"
                 if choice.equal_error is not None
                 else f"needs {2 * choice.cells}"
             ),
@@ -109,7 +109,7 @@ def print_designs(choices: Sequence[Choice], found: Forecast, console: Console) 
         }
         for choice in choices
     ]
-    title = f"Designs of these features with {found.seeds} seed{'s'[: found.seeds != 1]}"
+    title = f"Designs of these features with {count(found.seeds, 'seed')}"
     layout = tables.Layout(left=("design", "shows"), wrapped=("shows",), dropped_first=(f"SE,{unit}",))
     tables.print_table(title, rows, console, layout)
     size = f" of {noise.sigma:.2g}{unit}: {noise.source}" if noise else "; set `noise:` for its size"

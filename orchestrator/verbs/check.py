@@ -62,4 +62,4 @@ def _describe_waves(planned: Plan) -> str:
     if room.jobs is None or room.jobs > jobs:
         return ""
     fits = max(0, room.jobs - 1)  # one place is for the follow-up job
-    return f"{fits} of its {jobs} jobs fit into the queue now ({room.reason}); the rest follows in waves"
+    return f"{fits} of its {count(jobs, 'job')} can be queued now ({room.reason}); the rest follows in waves"

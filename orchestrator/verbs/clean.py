@@ -17,7 +17,7 @@ from ablatrix.orchestrator.terminal import printing
 from ablatrix.trainer.config import TrainerConfig
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.console import visible
+from ablatrix.trainer.rundir.console import count, visible
 from ablatrix.trainer.rundir.events import append_event
 from ablatrix.trainer.rundir.files import remove
 
@@ -125,6 +125,6 @@ def _item(path: Path, why: str, run: StudyRun | None = None) -> Item:
 
 
 def _describe_size(items: Sequence[Item]) -> str:
-    """Return `12.3 MB in 45 files and folders`."""
+    """Return `12.3 MB, 45 inodes`."""
     size, inodes = sum(item.bytes for item in items), sum(item.inodes for item in items)
-    return f"{size / 1e6:,.1f} MB in {inodes:,} files and folders"
+    return f"{size / 1e6:,.1f} MB, {count(inodes, 'inode')}"

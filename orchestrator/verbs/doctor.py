@@ -76,7 +76,7 @@ def _check_torch() -> Finding:
     version, seen, bf16 = shown.stdout.split()
     if gpus and seen == "0":
         advice = "install the CUDA build: make TORCH=cuda, or pip with requirements-cuda.txt"
-        return Finding("PyTorch", WARNING, f"{version} sees none of {len(gpus)} GPUs", advice)
+        return Finding("PyTorch", WARNING, f"{version} sees none of {count(len(gpus), 'GPU')}", advice)
     precision = ", bfloat16" if bf16 == "True" else ""
     devices = "CPU only" if seen == "0" else f"{count(int(seen), 'GPU')}{precision}"
     return Finding("PyTorch", OK, f"{version}, {devices}")

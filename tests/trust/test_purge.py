@@ -145,5 +145,6 @@ def test_a_run_without_its_loss_csv_begins_from_step_0(work: Workspace) -> None:
         (run / name).unlink()
     work.run(*SUBMIT, "--retry")
     assert finished_runs.results(work, "baseline") == original
-    assert "rows before checkpoint-00000010.pt are missing" in (run / run_files.JOB_OUT).read_text()
+    log = (run / run_files.JOB_OUT).read_text()
+    assert "rows before checkpoint-00000010.pt; the run starts from the beginning" in log
     assert os.path.exists(run / "checkpoint-00000010.pt.bad")

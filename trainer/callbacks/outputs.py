@@ -22,6 +22,7 @@ from ablatrix.trainer.generation import continue_text
 from ablatrix.trainer.loop import Trainer, step_seed
 from ablatrix.trainer.out_of_memory import largest_part
 from ablatrix.trainer.rundir import run_files
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.events import STOP_FILE, append_event
 from ablatrix.trainer.rundir.files import atomic_write, read_text_strict
 from ablatrix.trainer.rundir.text_request import Request
@@ -202,8 +203,8 @@ class OutOfMemory(Callback):
         self.attempt.require()
         size = largest_part(trainer.windows, trainer.parts)
         logger.warning(
-            f"out of memory in step {trainer.iter + 1}: batches are computed {size} "
-            f"window{'s' * (size > 1)} at a time from here on, with the same mean gradient"
+            f"out of memory in step {trainer.iter + 1}: batches are computed "
+            f"{count(size, 'window')} at a time from here on, with the same mean gradient"
         )
         fields = {"iter": trainer.iter, "micro_batch": size, "parts": trainer.parts}
         append_event(self.attempt.run_dir, "out_of_memory", **fields)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ablatrix.trainer.data import hub
 from ablatrix.trainer.data.corpus_files import KINDS, METADATA, plain_suffix
 from ablatrix.trainer.data.manifest import DataEntry, add_entry, read_manifest
-from ablatrix.trainer.rundir.console import say
+from ablatrix.trainer.rundir.console import count, say
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import personal, remove
 
@@ -33,7 +33,7 @@ def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, f
     folder = data_dir / repo.rpartition("/")[2]
     for file in chosen:
         warm_data(repo, file, folder, cache_dir, force=force, revision=commit)
-    say(f"data {repo}: {len(chosen)} files in {folder}; set data.file_path to this folder")
+    say(f"data {repo}: {count(len(chosen), 'file')} in {folder}; set data.file_path to this folder")
     return folder
 
 

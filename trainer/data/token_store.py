@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from ablatrix.trainer.data.text_source import read_at
+from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import DataError
 
 SCAN = 1 << 20  # lines looked at in one go
@@ -209,7 +210,7 @@ def read_tokens(descriptor: int, start: int, count: int, dtype: np.dtype[Any], s
 def too_short(name: str, longest: int, length: int) -> DataError:
     """Return the error for a split in which no document fills a window of `length` tokens."""
     return DataError(
-        f"{name}: the longest document has {longest} tokens, but data.block_size {length - 1} needs {length}; "
+        f"{name}: the longest document has {count(longest, 'token')}, but data.block_size {length - 1} needs {length}; "
         f"set data.block_size to at most {max(longest - 1, 1)}"
     )
 
@@ -222,6 +223,6 @@ def count_held_out(size: float, total: int) -> int:
 def nothing_left(name: str, test_size: float, documents: int) -> DataError:
     """Return the error for a corpus whose documents are all held out."""
     return DataError(
-        f"{name}: data.test_size is {test_size}, but the corpus has only {documents} documents; "
+        f"{name}: data.test_size is {test_size}, but the corpus has only {count(documents, 'document')}; "
         f"set it to at most {documents - 1}, or to a share such as 0.1"
     )

@@ -140,7 +140,7 @@ def test_gpu_hours_are_those_of_all_nodes(workspace: Workspace) -> None:
 
 def test_local_slots_have_a_device_for_each_process() -> None:
     assert LocalQueue(["0", "1", "2", "3", "4"]).slots(1, 2) == ["0,1", "2,3"]
-    with pytest.raises(UserError, match=r"8 processes share a run .* but there are 2 GPUs here"):
+    with pytest.raises(UserError, match=r"8 processes share a run .* but this machine has 2 GPUs"):
         LocalQueue(["0", "1"]).slots(1, 8)
 
 

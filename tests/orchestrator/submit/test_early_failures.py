@@ -43,7 +43,8 @@ def test_the_rest_of_a_study_is_not_started(workspace: Workspace) -> None:
     study = write_study(workspace, **command)
     result = workspace.run("submit", study, "--launcher", "local", code=1)
     assert "runs failed alike: exit code 1: no such dataset" in result.stderr
-    assert "more were not started; fix this and rerun the command with --retry" in result.stderr
+    assert "not started: " in result.stderr
+    assert "runs; fix this and rerun the command with --retry" in result.stderr
     found = sorted(run["state"] for run in workspace.states().values())
     assert found[0] == "failed" and found[-1] == "planned", found
 

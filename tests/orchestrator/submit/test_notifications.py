@@ -71,7 +71,7 @@ def test_failures_and_looks_have_messages_of_their_own(hook: Webhook, tmp_path: 
     notifier.send(states)
     notifier.send(states, Stages(decided=["look 1 of 3 has ended: rope stopped (helps)"]))
     assert [sent["event"] for sent in hook.received] == ["failed", "look"]
-    assert "1 of 6 runs have failed" in hook.received[0]["text"]
+    assert "1 of 6 runs failed" in hook.received[0]["text"]
     assert "rope stopped (helps)" in hook.received[1]["text"]
 
 
