@@ -15,7 +15,7 @@ from ablatrix.orchestrator.study.sbatch_options import minutes
 from ablatrix.orchestrator.study.scale import SEPARATOR
 from ablatrix.trainer.config import keys
 from ablatrix.trainer.config.field_errors import spell
-from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.config.suggestions import hint, nearest
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ def _tuned(loaded: Loaded) -> Iterator[str]:
         return
     where, setting = f"{loaded.at('tune')}tune: ", tune.setting
     if not experiment.command and setting not in (known := [key for key, _ in keys()]):
-        yield f"{where}no setting {setting!r}{nearest(setting, known)}"
+        yield f"{where}no setting {setting!r}{hint(setting, known)}"
     if experiment.looks:
         yield f"{where}cannot be combined with looks; give `seeds` as a number or a list"
     if setting in loaded.forced:

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.study.literals import text_of
 from ablatrix.orchestrator.study.scale import OWN_KEYS as OWN_KEYS_OF_SCALE
 from ablatrix.trainer.config import InfoConfig, RunConfig, field_errors, keys
 from ablatrix.trainer.config.field_errors import describe, show
-from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.config.suggestions import hint
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -120,9 +120,8 @@ def _name_problem(known: dict[str, FieldInfo], key: str, value: Any) -> str:
     if key in RunConfig.model_fields:
         example = next(name for name in known if name.startswith(f"{key}."))
         return f"must be settings such as `{example}: ...`, found {show(value)}"
-    return (
-        "" if key in known else f"unknown key{nearest(key, [name for name in known if not name.startswith('info.')])}"
-    )
+    names = [name for name in known if not name.startswith("info.")]
+    return "" if key in known else f"unknown key{hint(key, names)}"
 
 
 def value_problem(key: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from ablatrix.orchestrator.study.experiment import TOP_LEVEL
 from ablatrix.orchestrator.study.extends import CONFIGS, Overrides
 from ablatrix.orchestrator.study.levels import settings_blocks
 from ablatrix.trainer.config import keys
-from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.config.suggestions import hint
 from ablatrix.trainer.rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def apply(tree: Tree, options: Overrides) -> tuple[Tree, Overrides]:
         elif section in SECTIONS and dot and isinstance(tree.data.get(section), dict | None):
             tree.data[section] = {**(tree.data.get(section) or {}), rest: value}
         else:
-            raise UserError(f"--set {key}: unknown key{nearest(key, [*settings, *TOP_LEVEL])}")
+            raise UserError(f"--set {key}: unknown key{hint(key, [*settings, *TOP_LEVEL])}")
         tree.where[path] = POSITION
     return extends.flatten_settings(tree) if options.keys() & {"base", "features"} else tree, forced
 

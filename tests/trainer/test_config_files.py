@@ -61,6 +61,8 @@ def test_a_value_that_looks_like_an_assignment_stays_a_value() -> None:
         ("- 1", "the top level must be an object"),
         ("trainer: {max_iters: '5'}", "trainer.max_iters"),
         ("trainer: {max_itres: 5}", "did you mean trainer.max_iters?"),
+        ("model: {type: x}", "did you mean model.model_type?"),
+        ("data: {shuffle: true}", "data.shuffle: unknown key; keys of data: file_path, split, test_size"),
         ("name: s\nbase: {trainer.max_iters: 5}", "describes a study, not one run; give it to `submit`"),
     ],
 )

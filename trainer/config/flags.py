@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ablatrix.models.config import SHORT_FORMS
 from ablatrix.trainer.config import optimization
 from ablatrix.trainer.config.run_config import RunConfig
-from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.config.suggestions import hint
 from ablatrix.trainer.config.validation import keys, read_tree, validate
 from ablatrix.trainer.rundir.errors import ConfigError
 
@@ -125,7 +125,7 @@ def _describe_unknown(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         flag, equals, _ = word.partition("=")
         if word.startswith("--") and word != "--":
-            yield f"{flag}: unknown flag{nearest(flag[2:], known)}"
+            yield f"{flag}: unknown flag{hint(flag[2:], known)}"
         elif not previous:
             yield f"{word!r}: not a flag; flags look like --section.name=value"
         previous = word if word.startswith("--") and not equals else ""

@@ -41,9 +41,9 @@ _NAMES = {
     "positions": "pos_emb pos_embedding position_embedding positional_encoding pos_encoding position_encoding pos pe",
     "rope": "rotary use_rope rotary_embeddings",
     "tie_embeddings": "weight_tying tie_weights tie_word_embeddings tied_embeddings",
-    "model_type": "preset model_name size model_size",
+    "model_type": "preset type model_name size model_size",
     "bias": "use_bias",
-    "file_path": "path file data_path data_file dataset dataset_path train_file filename corpus",
+    "file_path": "path file root data_path data_file dataset dataset_path train_file filename corpus",
     "test_size": "val_size valid_size eval_size validation_size",
     "wandb_project": "project",
     # keys of an experiment file
@@ -82,12 +82,28 @@ for _name, _words in _NAMES.items():
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """Return ' (did you mean ...?)' for a mistyped key or another program's name for it, '' if nothing is near."""
+    """Return ' (did you mean ...?)' for a mistyped key or another program's name for it, '' if nothing is near.
+
+    Names are compared without their section, whose letters would make `model.type` resemble `model.rope`.
+    """
     section, _, word = key.rpartition(".")
-    tail = {name.rpartition(".")[2]: name for name in reversed(known)}
     meant = ALIASES.get(word.lower().replace("-", "_"), ())
     found = [name for name in known if name.rpartition(".")[2] in meant]
     found = [name for name in found if name.startswith(f"{section}.")] or found
-    found = found or difflib.get_close_matches(key, known, 1, 0.6)
-    found = found or [tail[t] for t in difflib.get_close_matches(word, list(tail), 1, 0.6)]
+    elsewhere = {name.rpartition(".")[2]: name for name in reversed(known)}
+    for names, likeness in ((_of_section(section, known), 0.65), (elsewhere, 0.8)):
+        found = found or [names[near] for near in difflib.get_close_matches(word, list(names), 1, likeness)]
+    found = found or difflib.get_close_matches(key, known, 1, 0.85)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def hint(key: str, known: Sequence[str]) -> str:
+    """Return `nearest` of an unknown key, or else the keys of its section, as the end of a sentence."""
+    section = key.rpartition(".")[0]
+    names = ", ".join(_of_section(section, known))
+    return nearest(key, known) or (f"; keys of {section}: {names}" if section and names else "")
+
+
+def _of_section(section: str, known: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each known key of a section -> the key."""
+    return {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ablatrix.trainer.config import field_errors
 from ablatrix.trainer.config.run_config import RunConfig
-from ablatrix.trainer.config.suggestions import nearest
+from ablatrix.trainer.config.suggestions import hint
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 from ablatrix.trainer.rundir.files import read_bytes
 
@@ -90,5 +90,5 @@ def _describe(path: field_errors.Path, errors: Sequence[Any]) -> str:
     key = ".".join(place)
     if errors[0]["type"] == "extra_forbidden":
         known = [k for k, _ in keys()]
-        return f"{key}: unknown key{nearest(key, known if len(path) > 1 else list(RunConfig.model_fields))}"
+        return f"{key}: unknown key{hint(key, known if len(path) > 1 else list(RunConfig.model_fields))}"
     return f"{key}: {entry}{field_errors.describe(errors, field_errors.field_at(RunConfig, place))}"
