@@ -3,7 +3,7 @@
 The class is an nn.Module. It is constructed from the resolved GPTConfig (`config.n_embd`, `config.resid_pdrop`, ...)
 and maps (B, T, C) to (B, T, C): a feed-forward layer and a norm map features, positions map token embeddings to
 embeddings that depend on their position (T is at most `config.block_size`). No position may see a later one. Weights
-start by GPT-2's rule, see `GPT.initialise`; a method `initialise(generator)` may set others. Buffers must not be
+start by GPT-2's rule, see `GPT.initialize`; a method `initialize(generator)` may set others. Buffers must not be
 random.
 
 The module is searched like every import, then in the working folder. Its code is not part of a run's hash: give a

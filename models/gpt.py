@@ -116,7 +116,7 @@ class GPT(nn.Module):
         self.n_parameters = sum(p.numel() for p in self.parameters())
         self.flops_per_token = training_flops(config, self.n_parameters - looked_up)
         if seed is not None:
-            self.initialise(seed)
+            self.initialize(seed)
 
     @classmethod
     def from_state(cls, config: GPTConfig, state: dict[str, Tensor]) -> GPT:
@@ -126,11 +126,11 @@ class GPT(nn.Module):
         return model
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
+    def initialize(self, seed: int) -> None:
         """Draw GPT-2's weights: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
 
         Decided by name and shape: matrices, those of them called c_proj, other vectors, those called bias. A component
-        with a method `initialise(generator)` sets its weights afterwards. Always drawn on the CPU, so that every device
+        with a method `initialize(generator)` sets its weights afterwards. Always drawn on the CPU, so that every device
         starts from the same weights.
         """
         for name, parameter in self.named_parameters():
@@ -142,8 +142,8 @@ class GPT(nn.Module):
             draw = torch.empty(parameter.shape).normal_(0.0, std, generator=_generator(seed, name))
             parameter.copy_(draw)
         for name, module in self.transformer.named_modules():
-            if hasattr(module, "initialise"):
-                module.initialise(_generator(seed, name))
+            if hasattr(module, "initialize"):
+                module.initialize(_generator(seed, name))
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """idx (B, T) -> logits (B, T, V) and, with targets (B, T; -1 is not scored), the mean NLL in nats.

@@ -120,7 +120,7 @@ class ALiBi(nn.Module):
         else:
             self.register_buffer("slopes", slopes, persistent=False)
 
-    def initialise(self, _: torch.Generator) -> None:
+    def initialize(self, _: torch.Generator) -> None:
         self.slopes.copy_(torch.tensor(alibi_slopes(len(self.slopes))))
 
 
@@ -138,7 +138,7 @@ def _angles(length: int, size: int, device: torch.device) -> Tensor:
 def build_positions(config: ResolvedGPTConfig) -> nn.Module | None:
     """Return the module that adds positions to embeddings (B, T, C); None where attention alone knows positions.
 
-    `none` has nothing anywhere: only the causal mask orders the tokens (Haviv et al. 2022).
+    With `none`, only the causal mask orders the tokens (Haviv et al. 2022).
     """
     if config.positions == "learned":
         return LearnedPositions(config.block_size, config.n_embd)

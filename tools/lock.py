@@ -54,7 +54,7 @@ class Entry:
 
 
 def entries(text: str) -> list[Entry]:
-    """The entries of a lock. Raises ValueError for a line that is none."""
+    """Return the entries of a lock. Raises ValueError for any other line."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         if not line.strip() or line.startswith(("#", "-")):
@@ -68,7 +68,7 @@ def entries(text: str) -> list[Entry]:
 
 
 def environments() -> list[dict[str, str]]:
-    """What markers see on the systems that the locks are for."""
+    """Return the marker variables of each system that the locks support."""
     return [
         {
             "sys_platform": platform,
@@ -85,7 +85,7 @@ def environments() -> list[dict[str, str]]:
 
 
 def supported(entry: Entry) -> Entry | None:
-    """The entry without a marker that is always true; None for one that no supported system needs."""
+    """Return the entry without a marker that is always true; None if no supported system needs it."""
     true = [Marker(entry.marker).evaluate(where) if entry.marker else True for where in environments()]
     if not any(true):
         return None
@@ -93,7 +93,7 @@ def supported(entry: Entry) -> Entry | None:
 
 
 def resolve(arguments: list[str], known: list[Path]) -> dict[str, Entry]:
-    """Ask uv; versions of the `known` locks stay where they can."""
+    """Return what uv resolves; versions of the `known` locks are kept where possible."""
     pins = [entry for path in known if path.is_file() for entry in entries(path.read_text())]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "lock.txt"
@@ -105,7 +105,7 @@ def resolve(arguments: list[str], known: list[Path]) -> dict[str, Entry]:
 
 
 def cpu_page(version: str) -> str:
-    """requirements/torch-cpu.html for a version: rewritten from PyTorch's index, else the one that is there.
+    """Return requirements/torch-cpu.html for a version: from PyTorch's index, else the existing one.
 
     Raises SystemExit where neither knows the version.
     """
@@ -132,7 +132,7 @@ def cpu_page(version: str) -> str:
 
 
 def link_of(name: str, digest: str) -> str:
-    """A line of the page."""
+    """Return a line of the page."""
     address = f"https://download.pytorch.org/whl/cpu/{urllib.parse.quote(name)}#{digest}"
     return f'<a href="{address}" data-yanked="{REASON}">{name}</a><br>'
 
@@ -147,7 +147,7 @@ PAGE = """<!DOCTYPE html>
 
 
 def cpu_torch(page: str, torch: Entry) -> list[Entry]:
-    """torch without CUDA: the page's files for Linux; on a Mac PyPI's torch is one."""
+    """Return torch without CUDA: the page's files for Linux, PyPI's torch for a Mac."""
     linux = tuple(sorted(f"sha256:{digest}" for digest in re.findall(r"#sha256=([0-9a-f]{64})", page)))
     return [
         Entry("torch", f"{torch.pin}+cpu", "sys_platform == 'linux'", linux),
@@ -156,7 +156,7 @@ def cpu_torch(page: str, torch: Entry) -> list[Entry]:
 
 
 def write(name: str, heading: str, found: list[Entry], *options: str) -> None:
-    """One lock, with a line that says what it is for."""
+    """Write a lock under a line that states its purpose."""
     lines = [*(f"# {line}" for line in heading.splitlines()), "# Made by `make lock`.", *options]
     body = "".join(str(entry) for entry in sorted(found, key=lambda entry: (entry.name, entry.marker)))
     (ROOT / name).write_text("\n".join(lines) + "\n" + body)
@@ -164,7 +164,7 @@ def write(name: str, heading: str, found: list[Entry], *options: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Make all locks; `arguments` go to uv."""
+    """Write all locks; `arguments` are passed to uv."""
     names = ["requirements.txt", "requirements-cuda.txt", "requirements-dev.txt", "requirements/common.txt"]
     locks = [ROOT / name for name in names]
     whole = resolve([*arguments, "--extra", "dev", "pyproject.toml"], locks)

@@ -234,6 +234,6 @@ def _require(state: dict[str, Any], path: Path, fingerprint: Expected) -> None:
     wanted = fingerprint if isinstance(fingerprint, str) else fingerprint(state["step"])
     if state["fingerprint"] != wanted:
         raise UserError(
-            f"{path}: of a run with other settings (fingerprint {state['fingerprint']}, this one is {wanted}); "
+            f"{path}: is of a run with other settings (fingerprint {state['fingerprint']}, this run has {wanted}); "
             "choose another --system.work_dir, or name another checkpoint"
         )

@@ -27,10 +27,10 @@ class Reader(Protocol):
         """What has been written since the last call. final: nothing will follow, so the last line may be unended."""
 
     def position(self) -> dict[str, Any]:
-        """Return where the reader stands, for the reader of the next attempt."""
+        """Return the position from which the next attempt's reader continues."""
 
     def resume(self, position: Mapping[str, Any]) -> None:
-        """Continue where another reader stood; a position that cannot be right is ignored."""
+        """Continue from another reader's position; an impossible one is ignored."""
 
 
 def make_reader(source: Mapping[str, Any]) -> Reader:

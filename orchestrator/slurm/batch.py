@@ -54,7 +54,7 @@ class Batch:
         return any(run_facts.is_distributed(run.folder) for job in self.jobs for run, _ in job)
 
     def commands(self, layout: Layout | None = None) -> list[list[str]]:
-        """Return the command of each job, which Slurm starts on each of its nodes. layout: default: the settings'."""
+        """Return the command of each job, which Slurm starts on each of its nodes. layout: by default the settings'."""
         layout = layout or self.settings.layout
         return [job_command.task_command([(run.folder, attempt) for run, attempt in job], layout) for job in self.jobs]
 
@@ -90,7 +90,7 @@ def check_folder(study: Path, launcher: str) -> None:
     if study.name not in names and other != study.name:
         raise UserError(f"{study.parent / other}: differs from {study.name} in case only; choose another name")
     if launcher == "submitit" and "%" in str(study.resolve()):
-        raise UserError(f"{study.resolve()}: submitit takes % in a path for its own; use --launcher sbatch")
+        raise UserError(f"{study.resolve()}: submitit expands % in paths; use --launcher sbatch")
 
 
 def _path_problem(path: str, launcher: str) -> str:

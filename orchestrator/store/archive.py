@@ -89,7 +89,7 @@ def unpack(path: Path, folder: Path) -> dict[str, Any]:
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.rename(folder)
     except READ_ERRORS as error:
-        raise UserError(f"{path}: not a whole archive (cut, or damaged): {error}; copy it again") from None
+        raise UserError(f"{path}: incomplete or damaged: {error}; copy it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest

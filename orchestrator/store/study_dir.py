@@ -89,7 +89,7 @@ class Study:
         return self.plans[-1].looks if self.plans else None
 
     def matching(self, text: str) -> list[StudyRun]:
-        """Return the run with this id, else those of this cell, else those whose ids begin so. Raises UserError."""
+        """Return the run with this id, else those of this cell, else those whose ids start so. Raises UserError."""
         exact = [run for run in self.runs if text == run.id]
         found = exact or [r for r in self.runs if r.cell == text] or [r for r in self.runs if r.id.startswith(text)]
         if not found:
@@ -225,7 +225,7 @@ def snapshot_store(folder: Path) -> Path:
 
 
 def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
-    """Return planned runs as runs of a study in `folder`, whether they are there or not."""
+    """Return planned runs as runs of a study in `folder`, whether or not they exist."""
     return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size) for r in runs]
 
 

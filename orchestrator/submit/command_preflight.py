@@ -129,7 +129,7 @@ def _check_python(loaded: Loaded, start: Start, program: Program, at: str, notes
         yield f"{at}{name} cannot be run: {lines[-1] if lines else f'exit code {code}'}"
         return
     other = program.bare and not _is_ours(answer)
-    hint = f"; Ablatrix runs in {sys.executable}: write {{python}} for that one" if other else ""
+    hint = f"; Ablatrix runs in {sys.executable}: write {{python}} to use it" if other else ""
     problems = list(dict.fromkeys(_import_problems(answer, name, hint)))
     yield from (f"{at}{problem}" for problem in problems)
     if not problems:

@@ -26,7 +26,7 @@ class EarlyFailures:
         self._suspected = True
 
     def add(self, run_dir: Path, seconds: float) -> None:
-        """Record the end of a run that lasted so many seconds."""
+        """Record the end of a run that lasted `seconds`."""
         events = read_events(run_dir)
         last = events[-1] if events else {}
         reason = str(last.get("reason", "")) if last.get("event") == "failed" else ""

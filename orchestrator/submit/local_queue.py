@@ -46,7 +46,7 @@ class StoppedError(AblatrixError):
 
 @dataclass(frozen=True)
 class _Child:
-    """A run at work."""
+    """The process of a run."""
 
     process: subprocess.Popen[bytes] | ForkedJob
     folder: Path

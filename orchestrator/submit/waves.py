@@ -108,7 +108,7 @@ def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave:
 
 
 class _Wave:
-    """The arrays that one call queues."""
+    """The arrays that one call of `queue` submits."""
 
     def __init__(self, study: Study, order: Order, before: Sequence[str], jobs_before: int, say: Say) -> None:
         self.study, self.order, self.say = study, order, say

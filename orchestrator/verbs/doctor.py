@@ -138,6 +138,6 @@ def _check_clock(output: Path) -> Finding:
     """Compare this machine's clock with that of the machine that stores the studies."""
     skew = shared_fs.now(shared_fs.nearest_existing(output)) - time.time()
     if abs(skew) > CLOCK_SKEW:
-        advice = "states are right all the same, times in logs are not; have it synchronized (NTP)"
+        advice = "states are not affected, times in logs are; have it synchronized (NTP)"
         return Finding("clock", WARNING, f"{skew:+.0f} s off the file server's", advice)
     return Finding("clock", OK, "agrees with the file system's")

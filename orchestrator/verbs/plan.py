@@ -75,7 +75,7 @@ class Plan:
 
     @cached_property
     def results(self) -> EarlierResults:
-        """What finished runs tell of noise and time."""
+        """Noise and time of finished runs."""
         return earlier_results.find(self.folder, self.runs)
 
     @cached_property

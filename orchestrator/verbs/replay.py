@@ -203,7 +203,7 @@ def _parse_places(sets: Sequence[str]) -> dict[str, str]:
     pairs = dict(text.partition("=")[::2] for text in sets)
     for key, value in pairs.items():
         if key not in PLACES or not value:
-            raise UserError(f"--set {key}: a replay changes no setting but the places of files: {', '.join(PLACES)}")
+            raise UserError(f"--set {key}: replay only takes new places of files: {', '.join(PLACES)}")
     return pairs
 
 
@@ -224,7 +224,7 @@ def _changed(run: StudyRun, settings: Mapping[str, Any], inputs: changed_inputs.
     try:
         config = RunConfig.model_validate(settings)
     except (ValidationError, ValueError):
-        return f"{run.id}: this version of Ablatrix cannot read its configuration; install that of the archive"
+        return f"{run.id}: this version of Ablatrix cannot read its configuration; install the version of the archive"
     record, here = run_files.read_json(run.folder / run_files.PROVENANCE) or {}, inputs.of(config)
     flat = dotted.flatten(settings)
     for name, setting in recorded_inputs.SETTINGS.items():

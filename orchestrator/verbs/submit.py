@@ -86,7 +86,7 @@ def submit(options: Options, console: Console, as_json: bool = False) -> int:
 
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
-    """Create the study, queue what is to be queued, wait if the options say so, and return the states of all runs."""
+    """Create the study, queue its runs, wait if the options ask for it, and return the states of all runs."""
     _describe_earlier(plan, console)
     study, selected, states = _select(plan, plan.create(), console)
     queueing.restore_snapshots(study)

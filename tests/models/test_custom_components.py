@@ -27,7 +27,7 @@ class MyMLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(3 * config.n_embd, config.n_embd)
         self.gain = nn.Parameter(torch.empty(()))
-    def initialise(self, generator):
+    def initialize(self, generator):
         self.gain.fill_(0.5)
     def forward(self, x):
         return self.gain * self.c_proj(torch.tanh(self.c_fc(x)))
@@ -119,7 +119,7 @@ def test_own_parts_make_a_model() -> None:
         model(torch.zeros(1, 10, dtype=torch.long))
 
 
-def test_own_weights_start_by_the_rule_and_by_initialise() -> None:
+def test_own_weights_start_by_the_rule_and_by_initialize() -> None:
     weights = dict(GPT(tiny(**OWN), seed=1).named_parameters())
     again = dict(GPT(tiny(**OWN), seed=1).named_parameters())
     assert all(torch.equal(weights[name], again[name]) for name in weights)

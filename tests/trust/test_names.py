@@ -145,7 +145,7 @@ def test_names_that_differ_in_case_only_are_refused(tmp_path: Path, verb: Verb) 
         ("back\\slash", "sbatch", "Slurm finds no log in a path with a backslash"),
         (os.fsdecode(b"\xff"), "local", "is not valid UTF-8"),
         ("new\nline", "sbatch", "control characters cannot be used with Slurm"),
-        ("a%jb", "submitit", "submitit takes % in a path for its own"),
+        ("a%jb", "submitit", "submitit expands % in paths"),
     ],
 )
 def test_a_folder_that_a_job_cannot_use_is_refused(

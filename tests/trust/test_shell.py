@@ -134,7 +134,7 @@ def test_every_launcher_starts_the_planned_task(
 ) -> None:
     made = create_batch(lab, folder, monkeypatch)
     if launcher == "submitit" and "%" in folder:
-        with pytest.raises(UserError, match="submitit takes % in a path for its own"):
+        with pytest.raises(UserError, match="submitit expands % in paths"):
             batch.check_folder(made.study.folder, launcher)
         return
 

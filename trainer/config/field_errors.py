@@ -114,7 +114,7 @@ def split_entry(path: Path) -> tuple[Path, str]:
 
 
 def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
-    """Return what is expected and what was found. errors: pydantic's for one value. field: its limits are named."""
+    """Return what is expected and what was found. errors: pydantic's for one value; field: names its limits."""
     ours = next((error for error in errors if error["type"] == "value_error"), None)
     if ours:
         return _with_value(str(ours["msg"]).removeprefix("Value error, "), ours["input"])

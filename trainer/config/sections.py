@@ -67,7 +67,7 @@ def _expand_each(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def expand_name(name: str) -> str:
-    """Return the name of a tokenizer or of weights, the path of a folder expanded as `expand_path` does."""
+    """Return the name of a tokenizer or of weights; if it is a folder, expanded by `expand_path`."""
     return expand_path(name) if tokenizer_names.is_folder(name) else name
 
 
@@ -259,7 +259,8 @@ class TrainerConfig(Section):
         500, description="steps between evaluations of the held-out set (and at the end), or a share such as 10%"
     )
     eval_tokens: Size = Field(
-        65536, description="held-out tokens evaluated: at most; of a test_file or a share as test_size, exactly so many"
+        65536,
+        description="most held-out tokens evaluated; exactly so many with test_file or a share as test_size",
     )
     eval_blocks: Blocks = Field((), description="context lengths evaluated at the end, as 256,512,1024; default: none")
     ckpt_interval: Steps[Count] = Field(500, description="steps between checkpoints (and at the end)")
@@ -302,8 +303,8 @@ class CallbacksConfig(Section):
     tensorboard: bool = Field(False, description="event files in tensorboard/, where that package is installed")
     wandb: bool = Field(False, description="Weights & Biases, offline unless WANDB_MODE says otherwise")
     wandb_project: str = Field("ablatrix", min_length=1, description="project of the W&B runs")
-    watch_grad_norm: NonNegative = Field(10.0, description="warn at a grad_norm of so many running medians; 0: off")
-    watch_loss: NonNegative = Field(10.0, description="warn at a loss so many deviations over its median; 0: off")
+    watch_grad_norm: NonNegative = Field(10.0, description="warn if grad_norm exceeds so many running medians; 0: off")
+    watch_loss: NonNegative = Field(10.0, description="warn if the loss is so many deviations over its median; 0: off")
     custom: Specs = Field((), description="your own callbacks: mypackage.mymodule:MyCallback, or a list of them")
 
 

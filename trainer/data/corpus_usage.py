@@ -121,7 +121,7 @@ def _describe_validation(config: DataConfig) -> str:
         corpus = config.test_corpus
         return f"; evaluated on {describe_files(corpus, find_files(corpus))}"
     unused = find_validation(config)
-    return f"; {unused[0].name} is not used: data.test_size holds out of the corpus itself" if unused else ""
+    return f"; {unused[0].name} is not used: data.test_size holds out documents of the corpus itself" if unused else ""
 
 
 def count_rows(store: TokenStore, config: DataConfig) -> float:

@@ -35,8 +35,11 @@ BLANKS = re.compile(r"[\s,]*")
 
 
 def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
-    """Return the stream inside a layer: a name in COMPRESSED, "utf-16", or what is turned into JSON lines: "values"
-    (JSON arrays and objects), "parquet", PARAGRAPHS or WHOLE (plain text)."""
+    """Return the decoded stream of a layer.
+
+    layer: a name in COMPRESSED or "utf-16"; or one that becomes JSON lines: "values" (JSON arrays and objects),
+    "parquet", PARAGRAPHS or WHOLE (plain text).
+    """
     if layer == "gzip":
         return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
     if layer == "xz":
@@ -206,7 +209,7 @@ def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
                 more = _read_text(stream, characters, size) if _needs_more(error, buffer) else None
                 if not more:
                     kind = _DamagedError if more is None else EOFError
-                    raise kind(f"element {count + 1} of its JSON array ends in the middle or is not JSON") from None
+                    raise kind(f"element {count + 1} of its JSON array is cut off or not JSON") from None
                 buffer, at = buffer[at:] + more, 0
                 continue
             count += 1

@@ -18,7 +18,7 @@ SMALL_CORPUS = 64 << 20  # bytes that are tokenized at once, in seconds
 
 
 def rows_per_epoch(config: RunConfig) -> float:
-    """Return how many rows of batches hold what data.sampling can reach of the training documents once.
+    """Return the batch rows in one pass over the training tokens that data.sampling can reach.
 
     Tokenizes a small corpus. Raises DataError, with the command to run, if a larger one has no token cache yet.
     """

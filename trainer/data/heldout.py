@@ -55,7 +55,7 @@ class Windows:
 class HeldOut:
     """The held-out documents of a run: lines of a store.
 
-    exact: so many tokens are evaluated as was asked for. separator: the token that documents begin with in training.
+    exact: exactly the number of tokens asked for is evaluated. separator: the first token of documents in training.
     """
 
     store: TokenStore
@@ -145,7 +145,7 @@ class HeldOut:
             keep = min(total, keep + -(-missing // block_size))
 
     def _with_owners(self, x: Array, y: Array, lines: Sequence[int], counts: Array, owners: Array) -> Windows:
-        """Return windows with the documents that they belong to: in a file of token ids each is one by itself."""
+        """Return windows with the documents that they belong to: in a file of token ids each window is a document."""
         if isinstance(self.store, FlatStore):
             every = np.arange(len(x))
             return Windows(x, y, every, (y != PADDING).sum(axis=1), every)

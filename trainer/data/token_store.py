@@ -89,7 +89,7 @@ class TokenStore(ABC):
         return self.read(line, 0, self.count(line))
 
     def first_held_out(self, test_size: float) -> int:
-        """Return the line at which the held-out documents begin: the last so many, or the last share of the lines.
+        """Return the first held-out line: `test_size` counts documents from the end, or is a share of the lines.
 
         Raises DataError if no other is left.
         """

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--workers", type=int, metavar="N", help="processes for --tokens (default: the cores that this job has)"
     )
     p.add_argument(
-        "--weights", metavar="NAME", help="download the weights of a GPT-2 of the hub, for model.init_from: gpt2, ..."
+        "--weights", metavar="NAME", help="download the weights of a GPT-2 from the hub, for model.init_from: gpt2, ..."
     )
     p.add_argument("--cache-dir", type=_path, default=_default_cache(), help="default: %(default)s")
     p.add_argument("--force", action="store_true", help="fetch again what is there already")

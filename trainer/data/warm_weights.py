@@ -22,7 +22,7 @@ def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:
     Raises UserError for a model that cannot be trained here, otherwise as `hub.fetch` does.
     """
     if is_folder(name):
-        raise UserError(f"--weights {name}: is a folder, which model.init_from can name as it is")
+        raise UserError(f"--weights {name}: is a folder; set model.init_from to it")
     name = canonical(name)
     folder, repo = cached_folder(folder_name(name, "--weights"), cache_dir), repository(name)
     if not force and _is_there(name, cache_dir):

@@ -40,8 +40,8 @@ def describe_lost_peer(error: BaseException) -> PeerLostError:
         return error
     words = str(error).strip().splitlines()
     return PeerLostError(
-        f"another process of this run has ended or does not answer ({words[0][:120] if words else 'no reason'}); its "
-        "own output says why. Rerun the same command: the run continues from its last checkpoint"
+        f"another process of this run has ended or does not answer ({words[0][:120] if words else 'no reason'}); see "
+        "its output. Rerun the same command: the run continues from its last checkpoint"
     )
 
 
@@ -70,7 +70,7 @@ class RankInfo:
         return ranks
 
     def check(self, config: RunConfig) -> None:
-        """Raise ConfigError if so many processes cannot share the batch or the model."""
+        """Raise ConfigError if this number of processes cannot share the batch or the model."""
         problems = share_problems(config, self.world)
         if problems:
             raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""The one exception tree. A user sees one line per problem, never a traceback."""
+"""Exceptions of both halves. A user sees one line per problem, never a traceback."""
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What is asked of a model that generates text."""
+"""A request for generated text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how: `tokens` more tokens, drawn from the `top_k` likeliest (0: from all)."""
+    """A prompt and how to continue it: `tokens` more tokens, drawn from the `top_k` likeliest (0: from all)."""
 
     prompt: str
     tokens: int = 64
