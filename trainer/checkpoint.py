@@ -120,8 +120,8 @@ def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] 
         except FileNotFoundError:  # removed by another attempt that is ending
             continue
         except DamagedError as error:
-            aside = _set_aside(path)
-            logger.warning(f"{path} cannot be read ({error}); set aside as {aside.name}")
+            set_aside(path)
+            logger.warning(f"{path} cannot be read ({error}); set aside as {path.name}.bad")
             continue
         _require(state, path, fingerprint)
         return state, path
@@ -135,20 +135,15 @@ def drop_after(run_dir: Path, step: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def set_aside(run_dir: Path) -> None:
-    """Rename all checkpoints to `*.bad`, so that nothing resumes from them."""
-    for path in checkpoints(run_dir):
-        _set_aside(path)
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint to `*.bad`, so that nothing resumes from it."""
+    path.replace(path.with_name(f"{path.name}.bad"))
 
 
 def remove_temporary_files(run_dir: Path) -> None:
     """Remove temporary files of killed attempts; a process that still writes one notices and writes again."""
     for path in run_dir.glob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def _set_aside(path: Path) -> Path:
-    return path.replace(path.with_name(path.name + ".bad"))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def export(run_dir: Path, target: Path, form: str = TRANSFORMERS) -> str:
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: unknown; choose {' or '.join(FORMATS)}")
-    _require_empty(target)
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"--to {target}: exists and is not an empty folder; name a new one")
     config = weights.read_config(run_dir)
     model = ResolvedGPTConfig.of(config.model)
     try:
@@ -62,11 +63,6 @@ def export(run_dir: Path, target: Path, form: str = TRANSFORMERS) -> str:
         remove(staging)
     what = CLASSES[kind] if form == TRANSFORMERS else "minGPT's GPT"
     return f"{target}: {what} of {run_dir.name} after step {step}"
-
-
-def _require_empty(target: Path) -> None:
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"--to {target}: exists and is not an empty folder; name a new one")
 
 
 def _write_transformers(folder: Path, config: RunConfig, model: ResolvedGPTConfig, state: dict[str, Any]) -> None:

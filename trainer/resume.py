@@ -108,7 +108,8 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
     if missing:  # removed: the result would have a hole
         what = f"lacks {count(missing, 'row')} before {path.name}"
         logger.warning(f"{run_dir / run_files.LOSS}: {what}; the run starts from the beginning")
-        checkpoint.set_aside(run_dir)
+        for each in checkpoint.checkpoints(run_dir):
+            checkpoint.set_aside(each)
         return ""
     load(trainer, state, path)
     return path.name

@@ -242,6 +242,7 @@ class CommandRunner:
         series, per_step = self.table.series, self.spec.tokens_per_step
         final = series.final_loss()
         tokens = [row["tokens"] for row in series.rows.values() if "tokens" in row]
+        gpus = hardware.gpu_models() if hardware.visible_gpus() else []  # that the command may use
         return {
             "iters": series.last if series.last > 0 else step,
             "max_iters": self.spec.steps,
@@ -257,7 +258,7 @@ class CommandRunner:
             "steps_began_again": series.resets + (self.resumed and series.replaced),
             "steps_repeated": len(series.repeated),
             "fingerprint": self.spec.fingerprint,
-            **timing.describe(self.run_dir, _name_hardware()),
+            **timing.describe(self.run_dir, ", ".join(gpus) or hardware.processor()),
         }
 
     def _explain_silence(self) -> str:
@@ -270,11 +271,6 @@ class CommandRunner:
         seen = [name for name in self.table.reader.parser.seen if not name.startswith("_")]
         names = f"; its names: {', '.join(seen[:MOST_NAMES])}" if seen else ""
         return f"no {column} was found in {source['path']} ({what}{names})"
-
-
-def _name_hardware() -> str:
-    """Return the models of the GPUs here if the command may use any, else that of the CPU."""
-    return ", ".join(hardware.gpu_models() if hardware.visible_gpus() else []) or hardware.processor()
 
 
 def _share_of_machine() -> dict[str, Any]:

@@ -99,7 +99,7 @@ class JobMember:
                 self._fail_to_start(foreign)
                 return
             print(f"{self.run_dir}: output in {self.output}", flush=True)
-            self.first_step = self._last_checkpoint()
+            self.first_step = self.last_checkpoint()
             self.earlier_starts = attempts.newest(self.run_dir)
             try:
                 environments = rendezvous.environments(self.layout, self.run_dir)
@@ -218,11 +218,7 @@ class JobMember:
         events = read_events(self.run_dir)
         return bool(events) and events[-1]["event"] == "stopped" and not may_requeue(events[-1])
 
-    def has_progressed(self) -> bool:
-        """True if there is a newer checkpoint than when the job started."""
-        return self._last_checkpoint() > self.first_step
-
-    def _last_checkpoint(self) -> int:
+    def last_checkpoint(self) -> int:
         """Return the step of the newest checkpoint in the run's events, 0 before the first."""
         events = read_events(self.run_dir)
         steps = (event.get("iter") for event in events if event["event"] in ("checkpoint", "stopped"))

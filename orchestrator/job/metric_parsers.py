@@ -116,15 +116,12 @@ class PatternParser:
         self.seen: Sequence[str] = ()
 
     def parse(self, line: str) -> Iterator[Found]:
-        if self._rank(line):
+        match = _RANK.match(line) or (_LABEL.match(line) if self.labeled else None)
+        if match and int(match[match.lastindex or 0]):
             return
         for pattern in self.patterns:
             for match in pattern.finditer(line):
                 yield {name: value for name, value in match.groupdict().items() if value is not None}
-
-    def _rank(self, line: str) -> int:
-        match = _RANK.match(line) or (_LABEL.match(line) if self.labeled else None)
-        return int(match[match.lastindex or 0]) if match else 0
 
 
 def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str] = (), labeled: bool = False) -> Parser:

@@ -72,7 +72,8 @@ class JobTask:
         if not job_id or not (asked or any(member.lost_node for member in stopped)):
             return False
         restarts = restart_count()
-        if restarts >= MOST_RESTARTS_WITHOUT_PROGRESS and not any(member.has_progressed() for member in stopped):
+        progress = any(member.last_checkpoint() > member.first_step for member in stopped)
+        if restarts >= MOST_RESTARTS_WITHOUT_PROGRESS and not progress:
             reason = f"no checkpoint since the last of {restarts} restarts: the time limit is too short for this run"
             for member in stopped:
                 note(member.run_dir, "failed", reason=reason)

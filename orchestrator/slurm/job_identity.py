@@ -32,9 +32,9 @@ def find_job(token: str, looks: Sequence[float], candidates: Sequence[str] = ())
     for pause in looks:
         time.sleep(pause)
         with contextlib.suppress(commands.ControllerError):
-            jobs = _jobs_with(token)
+            jobs = [job for job in commands.queue().values() if job.token == token and job.base.isdigit()]
             if jobs:
-                return _cancel_twins(jobs, candidates)
+                return _cancel_twins(sorted(jobs, key=lambda job: int(job.base)), candidates)
     return ""
 
 
@@ -51,9 +51,3 @@ def _cancel_twins(jobs: Sequence[job_parsing.Job], candidates: Sequence[str]) ->
         with contextlib.suppress(commands.ControllerError):  # one that stays finds its runs taken when it starts
             commands.cancel(twins)
     return kept
-
-
-def _jobs_with(token: str) -> list[job_parsing.Job]:
-    """Return the jobs in the queue with this token, by id; those that have just ended are included."""
-    jobs = [job for job in commands.queue().values() if job.token == token and job.base.isdigit()]
-    return sorted(jobs, key=lambda job: int(job.base))

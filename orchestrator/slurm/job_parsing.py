@@ -55,7 +55,9 @@ class Job:
 
     @property
     def token(self) -> str | None:
-        return find_token(self.comment)
+        """The token in its comment or in the path of its script, None without one."""
+        match = TOKEN.search(self.comment)
+        return next(filter(None, match.groups()), None) if match else None
 
     @property
     def alive(self) -> bool:
@@ -71,12 +73,6 @@ class Job:
     def base(self) -> str:
         """Id of its array, its own id for a plain job."""
         return self.id.partition("_")[0]
-
-
-def find_token(text: str) -> str | None:
-    """Return the token in a job's comment or in the path of its script, None without one."""
-    match = TOKEN.search(text)
-    return next(filter(None, match.groups()), None) if match else None
 
 
 def parse_squeue(text: str, *users: str) -> dict[str, Job]:

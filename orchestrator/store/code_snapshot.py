@@ -137,18 +137,15 @@ def _code_files(root: Path) -> Iterable[str]:
 def _listed(root: Path) -> Iterable[str]:
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py", *LINKED)
     if listed:
-        names = {_as_imported(name) for name in listed.split("\0") if name and (root / name).is_file()}
+        found = [name for name in listed.split("\0") if name and (root / name).is_file()]
+        # in a snapshot folders are below PACKAGE, which has links to them in a checkout
+        names = {f"{PACKAGE}/{name}" if name.partition("/")[0] in LINKED else name for name in found}
         # a virtual environment that git does not ignore is not code of the study, and is large
         environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
         return {name for name in names if name.partition("/")[0] not in {*environments, *NOT_FOR_JOBS}}
-    found = (Path(top, name) for top, _, names in os.walk(root / PACKAGE, followlinks=True) for name in names)
-    names = {str(path.relative_to(root)) for path in found if path.suffix != ".pyc"}
+    paths = (Path(top, name) for top, _, names in os.walk(root / PACKAGE, followlinks=True) for name in names)
+    names = {str(path.relative_to(root)) for path in paths if path.suffix != ".pyc"}
     return names | {HELPER} if (root / HELPER).is_file() else names
-
-
-def _as_imported(name: str) -> str:
-    """Return where the snapshot has a file of a checkout: below PACKAGE without links."""
-    return f"{PACKAGE}/{name}" if name.partition("/")[0] in LINKED else name
 
 
 def own_modules(value: Any) -> set[str]:

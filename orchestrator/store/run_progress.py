@@ -29,7 +29,7 @@ def read(run_dir: Path, max_iters: int) -> dict[str, Any]:
         "iter": step,
         "loss": _number(last.get("loss")),
         "val_loss": _last_value(names, rows, "val_loss"),
-        "compared": _last_value(names, rows, _own_column(names)),
+        "compared": _last_value(names, rows, next((name for name in names if name not in loss_csv.COLUMNS), "")),
         "tokens_per_s": tokens / step / dt if timed and tokens and dt and step else None,
         "seconds_left": max(0, max_iters - step) * dt if timed and dt and max_iters else None,
     }
@@ -52,11 +52,6 @@ def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
     except OSError:
         return (), []
     return text.partition("\n")[0].strip().split(","), loss_csv.parse_rows(text)
-
-
-def _own_column(names: Sequence[str]) -> str:
-    """Return the column of a command's own metric, '' if there is none."""
-    return next((name for name in names if name not in loss_csv.COLUMNS), "")
 
 
 def _last_value(names: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> float | None:

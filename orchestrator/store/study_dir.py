@@ -278,18 +278,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], Study]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise _damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if problem := _repeated_id(study.runs):
-        raise _damaged(folder, problem)
+    for name, count in Counter(run.id for run in study.runs).items():
+        if count > 1:
+            raise _damaged(folder, f"two runs are called {name}")
     return record, study
 
 
 def _damaged(folder: Path, problem: str) -> UserError:
     return UserError(f"{folder / STUDY}: damaged ({problem}); submit the experiment again to rewrite it")
-
-
-def _repeated_id(runs: Sequence[StudyRun]) -> str:
-    ids = Counter(run.id for run in runs)
-    return next((f"two runs are called {name}" for name, count in ids.items() if count > 1), "")
 
 
 def read_study(folder: Path) -> Study:

@@ -37,16 +37,12 @@ def diff(first: str, second: str, study: str | None, output: Path, console: Cons
 def find_differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:
     """Return (what, value in the first, value in the second) for each difference."""
     rows = []
-    for read in (_read_config, _read_provenance):
-        one, two = (dotted.flatten(read(run.folder)) for run in (first, second))
+    for read in (lambda folder: run_files.read_json(folder / run_files.CONFIG), _read_provenance):
+        one, two = (dotted.flatten(read(run.folder) or {}) for run in (first, second))
         for key in sorted(one.keys() | two.keys()):
             if one.get(key) != two.get(key) and key not in IGNORED:
                 rows.append((key, spell(one.get(key, "")), spell(two.get(key, ""))))
     return rows
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    return run_files.read_json(folder / run_files.CONFIG) or {}
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:

@@ -44,19 +44,14 @@ class Finding:
 
 def doctor(output: Path, console: Console, *, as_json: bool) -> int:
     """Run every check, print the findings as a table or as JSON, and return the exit code, 1 if there is a fault."""
-    findings = examine(output)
+    machine = [_check_python(), _check_torch(), _check_slurm(), _check_cache()]
+    findings = [*machine, _check_disk(output), _check_clock(output)]
     rows = [asdict(finding) for finding in findings]
     if as_json:
         printing.print_json(rows)
     else:
         tables.print_table("this machine", rows, console, tables.Layout(wrapped=("found", "advice"), below="advice"))
     return int(any(finding.state == FAULT for finding in findings))
-
-
-def examine(output: Path) -> list[Finding]:
-    """Return what every check finds. output: the folder that studies go to."""
-    machine = [_check_python(), _check_torch(), _check_slurm(), _check_cache()]
-    return [*machine, _check_disk(output), _check_clock(output)]
 
 
 def _check_python() -> Finding:

@@ -91,7 +91,7 @@ def _place(error: Any, data: Any) -> tuple[Path, Path | None]:
         entry = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
         if entry or (isinstance(value, Mapping) and part in value):
             value = value[part]
-        elif not (last and isinstance(value, Mapping) and _is_key(part, error)):
+        elif not (last and isinstance(value, Mapping) and _is_key(part, error["type"])):
             if part != "[key]" and alternative is None:
                 alternative = tuple(path)
             continue
@@ -99,10 +99,9 @@ def _place(error: Any, data: Any) -> tuple[Path, Path | None]:
     return tuple(path), alternative
 
 
-def _is_key(part: Any, error: Any) -> bool:
+def _is_key(part: Any, kind: str) -> bool:
     """True for a key that a mapping lacks, or has under another name; else it is one of several types."""
-    absent = error["type"] in ("missing", "extra_forbidden")
-    return absent or (isinstance(part, str) and part.isidentifier() and part not in _TYPES)
+    return kind in ("missing", "extra_forbidden") or (str(part).isidentifier() and part not in _TYPES)
 
 
 def split_entry(path: Path) -> tuple[Path, str]:
@@ -150,15 +149,12 @@ def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     """Return the model that these keys lead to in a model."""
     for key in path:
         field = model.model_fields.get(key)
-        models = [part for part in (field.annotation, *get_args(field.annotation)) if _is_model(part)] if field else []
+        parts = (field.annotation, *get_args(field.annotation)) if field else ()
+        models = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
         if not models:
             return None
         model = models[0]
     return model
-
-
-def _is_model(part: Any) -> bool:
-    return isinstance(part, type) and issubclass(part, BaseModel)
 
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:

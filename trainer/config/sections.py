@@ -62,10 +62,6 @@ def _two_at_least(number: int) -> int:
     return number
 
 
-def _expand_each(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    return expand_path(value) if isinstance(value, str) else tuple(map(expand_path, value))
-
-
 def expand_name(name: str) -> str:
     """Return the name of a tokenizer or of weights; if it is a folder, expanded by `expand_path`."""
     return expand_path(name) if tokenizer_names.is_folder(name) else name
@@ -75,7 +71,7 @@ def expand_name(name: str) -> str:
 Files = Annotated[
     str | tuple[str, ...],
     BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v, json_schema_input_type=str | list[str]),
-    AfterValidator(_expand_each),
+    AfterValidator(lambda v: expand_path(v) if isinstance(v, str) else tuple(map(expand_path, v))),
 ]
 
 

@@ -208,8 +208,12 @@ def _suggest_key(lines: Lines, text_key: str) -> str:
         if isinstance(record, dict):
             seen |= {key: value for key, value in record.items() if key not in seen}
     keys = ", ".join(map(repr, list(seen)[:10])) or "no keys at all"
-    nested = next((f"{key}.{text_key}" for key, value in seen.items() if _has_text(value, text_key)), "")
-    listed = next((key for key, value in seen.items() if len(lines) == 1 and _is_list_of_objects(value)), "")
+    nested = listed = ""
+    for key, value in seen.items():
+        if isinstance(value, dict) and isinstance(value.get(text_key), str):
+            nested = nested or f"{key}.{text_key}"
+        if len(lines) == 1 and isinstance(value, list) and value and isinstance(value[0], dict):
+            listed = listed or key
     if listed:
         return f"{keys}; its documents seem to be a list under {listed!r}: jq -c '.{listed}[]' FILE > x.jsonl"
     if nested:
@@ -220,11 +224,3 @@ def _suggest_key(lines: Lines, text_key: str) -> str:
     near = next((key for key in texts if key.casefold() == text_key.casefold()), "")
     near = near or max(texts, key=lambda key: len(seen[key]), default="")
     return f"{keys}: set data.text_key" + (f" (probably {near})" if near else "")
-
-
-def _has_text(value: Any, text_key: str) -> bool:
-    return isinstance(value, dict) and isinstance(value.get(text_key), str)
-
-
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

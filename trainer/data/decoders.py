@@ -111,11 +111,6 @@ def _buffered(raw: Any) -> BinaryIO:
     return cast("BinaryIO", io.BufferedReader(raw, CHUNK))
 
 
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
-    while chunk := stream.read(CHUNK):
-        yield chunk
-
-
 def _zstd_decompressor(path: Path) -> Any:
     """Return a decompressor. Raises UserError if the package is missing."""
     try:
@@ -179,7 +174,7 @@ def _document(text: str) -> bytes:
 
 def _to_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(encoding)()
-    for raw in _chunks(stream):
+    while raw := stream.read(CHUNK):
         yield decoder.decode(raw).encode()
     yield decoder.decode(b"", final=True).encode()
 

@@ -104,7 +104,9 @@ def fast_table(tokenizer_json: Path) -> np.ndarray | None:
     several added tokens, or added tokens that swallow blanks.
     """
     tree = _read_tree(tokenizer_json)
-    if not is_gpt2_pipeline(tree) or not _plain_specials(tree["added_tokens"]):
+    added = tree["added_tokens"]
+    swallowing = any(token.get(key) for token in added for key in ("single_word", "lstrip", "rstrip"))
+    if not is_gpt2_pipeline(tree) or len(added) > 1 or swallowing:
         return None
     vocab, tokens, specials = tree["model"]["vocab"], _rank_tokens(tree), _special_tokens(tree)
     if len(set(tokens)) != len(tokens) or set(tokens) | set(specials) != set(vocab) | set(specials):
@@ -137,10 +139,6 @@ def _rank_ids(tree: dict[str, Any]) -> np.ndarray:
     vocab = tree["model"]["vocab"]
     ids = [*(vocab[token] for token in _rank_tokens(tree)), *_special_tokens(tree).values()]
     return np.array(ids, dtype=np.int64)
-
-
-def _plain_specials(added: list[dict[str, Any]]) -> bool:
-    return len(added) <= 1 and not any(token.get(k) for token in added for k in ("single_word", "lstrip", "rstrip"))
 
 
 def _tiktoken(folder: Path) -> tuple[Any, np.ndarray]:

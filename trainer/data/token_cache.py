@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -220,15 +221,14 @@ class Totals:
 
     tokens: int = 0
     documents: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
 
     def add(self, shard: Shard) -> None:
         """Add the next shard."""
         self.tokens += len(shard.tokens)
         self.documents += int(np.count_nonzero(shard.counts))
-        for reason, count in shard.skipped.items():
-            self.skipped[reason] = self.skipped.get(reason, 0) + count
+        self.skipped.update(shard.skipped)
         self.first = shard.first | self.first
 
 

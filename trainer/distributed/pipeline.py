@@ -45,11 +45,9 @@ def split(config: RunConfig, stages: int) -> list[range]:
     n_layer = model.n_layer
     head = model.vocab_size / (12 * model.n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
 
-    def slowest(last: int) -> float:
-        return max(last + head, -(-(n_layer - last) // (stages - 1)))
-
-    # of equally fast ones that with the fewest layers beside the head
-    last = min(range(1, n_layer - stages + 2), key=slowest)
+    # the fastest split; of equally fast ones that with the fewest layers beside the head
+    sizes = range(1, n_layer - stages + 2)
+    last = min(sizes, key=lambda last: max(last + head, -(-(n_layer - last) // (stages - 1))))
     most, more = divmod(n_layer - last, stages - 1)
     return _ranges([most + (i < more) for i in range(stages - 1)] + [last])
 
