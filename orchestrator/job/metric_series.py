@@ -42,7 +42,7 @@ class MetricSeries:
         return self._steps.position()
 
     def resume(self, position: Mapping[str, Any]) -> None:
-        """Continue from what `position` returned; anything else is ignored."""
+        """Continue from what `position` returned; {} is the beginning."""
         self._steps.resume(position)
 
     def add(self, found: Mapping[str, object], clock: float | None = None) -> None:
@@ -186,9 +186,7 @@ class _StepCounter:
         return {"epochs": list(self._offsets.items())} if any(self._offsets.values()) else {}
 
     def resume(self, position: Mapping[str, Any]) -> None:
-        found = position.get("epochs")
-        pairs = [pair for pair in found if isinstance(pair, list)] if isinstance(found, list) else []
-        self._offsets = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and all(type(n) is int for n in pair)}
+        self._offsets = dict(position.get("epochs", ()))
 
     def count(self, step: int, epoch: float | None, last: int, restarted: bool) -> int:
         """Return the run's step. last: its newest one. restarted: True for the first step of another attempt."""

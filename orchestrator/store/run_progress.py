@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.files import open_for_reading
 
 TAIL_BYTES = 4096
-LONGEST_STEP = 1e7  # seconds; no step takes months
 
 
 def read(run_dir: Path, max_iters: int) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def read(run_dir: Path, max_iters: int) -> dict[str, Any]:
         return {}
     last = dict(zip(names, rows[-1], strict=False))
     step, dt, tokens = int(last["iter"]), _number(last.get("dt")), _number(last.get("tokens"))
-    timed = dt is not None and 0 < dt < LONGEST_STEP
+    timed = dt is not None and 0 < dt < math.inf
     return {
         "iter": step,
         "loss": _number(last.get("loss")),

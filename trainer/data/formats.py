@@ -132,7 +132,7 @@ def _spans_lines(text: bytes) -> bool:
     decoded = text.decode("utf-8", "replace")
     try:
         _, end = json.JSONDecoder().raw_decode(decoded)
-    except (ValueError, RecursionError):
+    except ValueError:
         return bool(newline and re.fullmatch(rb"\{\s*", first))  # an object longer than the head
     follows = decoded[end:].lstrip(" \t\r")[:1]
     return "\n" in decoded[:end] or follows in (",", "{")  # lines of an array without its brackets, or no line breaks
@@ -142,7 +142,7 @@ def is_json(line: str | bytes) -> bool:
     """True if the line is a JSON value."""
     try:
         json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return True
 
