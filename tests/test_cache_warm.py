@@ -155,13 +155,13 @@ def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: d
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("wrong hash", "openai-community/gpt2: tokenizer.json: the file differs from what the hub reports"),
-        ("truncated", "openai-community/gpt2: tokenizer.json: the download was cut short"),
+        ("wrong hash", "openai-community/gpt2: tokenizer_config.json: the file differs from what the hub reports"),
+        ("truncated", "openai-community/gpt2: tokenizer_config.json: the download was cut short"),
         (503, "answered with status 503; try again later"),
     ],
 )
 def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, message: str) -> None:
-    hub.faults["tokenizer.json"] = fault
+    hub.faults["tokenizer_config.json"] = fault
     done = cache_warm(hub=hub.url, home=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert message in done.stderr

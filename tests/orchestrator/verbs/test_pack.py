@@ -287,7 +287,7 @@ def test_another_corpus_or_tokenizer_is_named_before_anything_runs(
     what = "cannot be read here" if changed == "absent corpus" else "has another content than in the archive"
     assert result.outcome == Outcome.CANNOT_TELL and f"{setting} ({other}) {what}" in result.reason
     assert not list((tmp_path / "here/replay").glob("*/job.out"))
-    with pytest.raises(UserError, match="changes no setting but the places of files"):
+    with pytest.raises(UserError, match="only takes new places of files"):
         run(path, monkeypatch, packed, sets=["trainer.max_iters=5"])
 
 
