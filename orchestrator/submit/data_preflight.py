@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import value_origins
-from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.callbacks import custom
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import tokenizer
@@ -19,6 +18,7 @@ from ablatrix.trainer.data.corpus_files import file_stamp, find_files, is_flat, 
 from ablatrix.trainer.data.formats import detect, is_json
 from ablatrix.trainer.rundir.errors import AblatrixError, ConfigError, OfflineCacheError, RunError, UserError
 from ablatrix.trainer.rundir.files import open_for_reading
+from ablatrix.trainer.rundir.program import run_module
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded

@@ -17,6 +17,7 @@ from ablatrix.orchestrator.slurm import commands, helper_jobs
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.orchestrator.submit import wave_order, waves
+from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = study_dir.load_study(Path(folder))
         if not shutil.which("sbatch"):
             raise RunError(f"{wave_order.NO_SBATCH} on {socket.gethostname()}, where follow-up jobs run")
-        waves.resume(study, Scheduler(), _print)
+        waves.resume(study, Scheduler(), say)
     except AblatrixError as error:
-        _print(f"error: {error}")
+        say(f"error: {error}")
         order = wave_order.read(study) if study else None
         if study is None or (order and not isinstance(error, commands.NoAnswerError)):
             if study and order:
@@ -43,10 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
 def _requeue_if_needed(study: Study) -> None:
     job_id = os.environ.get("SLURM_JOB_ID", "")
     if wave_order.read(study) is None or not job_id:
@@ -54,7 +51,7 @@ def _requeue_if_needed(study: Study) -> None:
     with contextlib.suppress(commands.ControllerError):
         if set(helper_jobs.find(study, helper_jobs.FOLLOW_UP)) - {job_id}:
             return
-    _print(f"no room for a follow-up; job {job_id} is requeued")
+    say(f"no room for a follow-up; job {job_id} is requeued")
     time.sleep(waves.RETRY_SECONDS)
     subprocess.run(["scontrol", "requeue", job_id], check=False)
     time.sleep(waves.RETRY_SECONDS)  # Slurm ends this job now

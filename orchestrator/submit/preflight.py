@@ -18,7 +18,6 @@ from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight, weights_preflight
-from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
@@ -26,6 +25,7 @@ from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import ConfigError, OfflineCacheError, RunError
+from ablatrix.trainer.rundir.program import run_module
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import value_origins
 from ablatrix.orchestrator.study.matrix import first_of_cells
-from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.rundir.errors import RunError
+from ablatrix.trainer.rundir.program import run_module
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded

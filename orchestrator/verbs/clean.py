@@ -24,7 +24,6 @@ from ablatrix.trainer.rundir.files import remove
 if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
-_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,15})\.pt")
 _SET_ASIDE = re.compile(r"\.old-[0-9]+$")
 
 
@@ -98,9 +97,7 @@ def _run_items(study: Study) -> Iterator[Item]:
 
 def _older_checkpoints(folder: Path) -> list[Path]:
     """Return all but the last and the one where a longer run would branch off; none if the last is not the end's."""
-    steps = {
-        int(match[1]): path for path in folder.glob("checkpoint-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))
-    }
+    steps = {run_files.checkpoint_step(path): path for path in run_files.list_checkpoints(folder)}
     summary = run_facts.read_summary(folder) or {}
     last = max(steps, default=0)
     try:

@@ -69,6 +69,11 @@ class Plan:
     earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run that it replaces or continues
 
     @property
+    def is_smoke_test(self) -> bool:
+        """True for the plan of `submit --smoke`, in a folder of its own."""
+        return self.folder != self.loaded.experiment.folder
+
+    @property
     def cluster(self) -> str:
         """The cluster that the jobs go to, '' for this machine's own."""
         return "" if self.launcher == "local" else self.loaded.experiment.slurm.clusters or ""
@@ -114,21 +119,19 @@ class Plan:
     @property
     def looks(self) -> Looks | None:
         """The planned looks; a smoke test has none."""
-        experiment = self.loaded.experiment
-        return experiment.looks if self.folder == experiment.folder else None
+        return None if self.is_smoke_test else self.loaded.experiment.looks
 
     @property
     def scale(self) -> dict[str, Any]:
         """What study.json records of the scale axis; a smoke test has no gate."""
         experiment = self.loaded.experiment
         record = experiment.scale.as_record() if experiment.scale else {}
-        return record if self.folder == experiment.folder else {k: v for k, v in record.items() if k != "stop_if"}
+        return {k: v for k, v in record.items() if k != "stop_if" or not self.is_smoke_test}
 
     @property
     def notify(self) -> Notify | None:
         """Where messages go; none are sent about a smoke test."""
-        experiment = self.loaded.experiment
-        return experiment.notify if self.folder == experiment.folder else None
+        return None if self.is_smoke_test else self.loaded.experiment.notify
 
     @property
     def study(self) -> Study:

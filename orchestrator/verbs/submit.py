@@ -199,7 +199,7 @@ def _require_started(states: Sequence[RunState], folder: Path) -> None:
 
 def _describe_earlier(plan: Plan, console: Console) -> None:
     """Find earlier runs that the new settings leave beside the new ones, and print which."""
-    if plan.folder != plan.loaded.experiment.folder:  # a smoke test
+    if plan.is_smoke_test:
         return
     plan.earlier = earlier_runs.find(plan.folder, plan.runs)
     for line in earlier_runs.describe(plan.runs, plan.earlier):
@@ -274,7 +274,7 @@ def _queue_slurm(plan: Plan, study: Study, selected: Selection, code: Path, cons
         exports=list(experiment.export),
         code=code.resolve(),
         surroundings=provenance.collect(code),
-        report=plan.options.with_report and plan.folder == experiment.folder,
+        report=plan.options.with_report and not plan.is_smoke_test,
         budget=None if plan.options.over_budget else experiment.budget,
         problem=before.problem if before and before.blocked else "",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,38 +139,32 @@ class Requests(Callback):
     """A file `save` or `stop` that a person makes in the run folder: a checkpoint at the next step boundary; with
     `stop` the run also ends, as after a signal.
 
-    Looks for one of them, in turns, once a second, and removes what has been done after the checkpoint.
+    Looks for them once a second, and removes what has been done after the checkpoint.
     """
 
     priority = 40
 
     def __init__(self, attempt: Attempt, seconds: float = POLL_SECONDS) -> None:
-        names = (run_files.STOP_REQUEST, run_files.SAVE_REQUEST)
-        self.stop, self.save = (os.fspath(attempt.run_dir / name) for name in names)
+        self.stop, self.save = (attempt.run_dir / name for name in (run_files.STOP_REQUEST, run_files.SAVE_REQUEST))
         self.attempt, self.seconds = attempt, seconds
         self.last = -seconds
-        self.turn = 0
-        self.seen: set[str] = set()
+        self.seen: set[Path] = set()
 
     def on_batch_end(self, trainer: Trainer) -> None:
         now = time.monotonic()
         if now - self.last < self.seconds:
             return
         self.last = now
-        name = (self.stop, self.save)[self.turn % 2]
-        self.turn += 1
-        if not os.path.exists(name):
-            return
-        self.seen.add(name)
-        if name == self.save:
+        self.seen |= {path for path in (self.stop, self.save) if path.exists()}
+        if self.save in self.seen:
             trainer.save_requested = True
-        elif not trainer.stop_requested:
+        if self.stop in self.seen and not trainer.stop_requested:
             trainer.stop_requested, trainer.stopped_by = True, STOP_FILE
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        for name in self.seen:
+        for path in self.seen:
             self.attempt.require()
-            Path(name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         if self.save in self.seen:
             logger.info(f"checkpoint after iter {trainer.iter}, as the file {run_files.SAVE_REQUEST} asked for")
         self.seen.clear()

@@ -26,7 +26,7 @@ from ablatrix.trainer.data.token_cache import Cache
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.files import make_folder, remove
-from ablatrix.trainer.rundir.program import ROOT
+from ablatrix.trainer.rundir.program import module_environment
 
 if TYPE_CHECKING:
     from ablatrix.trainer.data.corpus import Lines
@@ -144,10 +144,10 @@ def start_worker(
     config: DataConfig, cache_dir: Path, limit: int, nice: int = 0, stderr: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
     """Start a worker process, which ends when this one does; at most `limit` work at a time per job and host."""
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-P", "-m", "ablatrix.trainer.data.cache_builder"]
     command += [config.model_dump_json(), str(cache_dir), str(limit), str(nice)]
-    return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+    nothing, environ = subprocess.DEVNULL, module_environment()
+    return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=nothing, stderr=stderr)
 
 
 def start_background(config: DataConfig, cache_dir: Path) -> list[subprocess.Popen[bytes]]:

@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 import uuid
@@ -38,9 +37,9 @@ from ablatrix.trainer.data.tokenizer import folder_name, is_gpt2_pipeline
 from ablatrix.trainer.data.warm_weights import warm_weights
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.cpus import allotted_cores
-from ablatrix.trainer.rundir.errors import AblatrixError, UserError
+from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
-from ablatrix.trainer.rundir.program import ROOT, program
+from ablatrix.trainer.rundir.program import program, run_module
 
 OLDER_FILES = ("vocab.json", "merges.txt")  # what byte-level BPEs had before tokenizer.json
 SOURCES = (*TOKENIZER_FILES, *OLDER_FILES)
@@ -272,14 +271,10 @@ def verify_offline(folder: Path, name: str) -> dict[str, Any]:
 
     Raises UserError if that fails.
     """
-    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
-    environ = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "ablatrix.trainer.data.tokenizer_check", str(folder)]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()
-        raise UserError(f"tokenizer {name}: does not load offline: {reason[-1] if reason else 'no reason reported'}")
-    facts: dict[str, Any] = json.loads(done.stdout)
+    try:
+        facts: dict[str, Any] = json.loads(run_module("ablatrix.trainer.data.tokenizer_check", str(folder)))
+    except RunError as error:
+        raise UserError(f"tokenizer {name}: does not load offline: {error}") from None
     return facts
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 
 import ablatrix
+from ablatrix.trainer.rundir.errors import RunError
 
 PACKAGE = os.path.dirname(os.path.abspath(ablatrix.__file__))
 ROOT = os.path.dirname(PACKAGE)  # a checkout, a code snapshot or site-packages: what PYTHONPATH has to hold
@@ -37,6 +38,28 @@ def program(relative: bool = True) -> str:
     if file == "__main__.py" and os.path.basename(folder) in ("ablatrix", "orchestrator"):
         return f"{_words(python, relative)} -m {os.path.relpath(folder, ROOT).replace(os.sep, '.')}"
     return _words(command, relative) if os.path.exists(command) else f"{_words(python, relative)} -m ablatrix"
+
+
+def module_environment() -> dict[str, str]:
+    """Return this process's environment, in which `python -m` finds this copy of Ablatrix."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))}
+
+
+def run_module(name: str, *arguments: str, text: str | None = None) -> str:
+    """Return the last line of the output of `python -m name` given `text`; a site may print others before it.
+
+    For what imports torch, or must not open connections. Raises RunError with the last line of its errors.
+    """
+    import subprocess
+
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environ = module_environment() | offline | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", name, *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environ)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise RunError(lines[-1] if lines else f"{name}: exit code {done.returncode}")
+    return done.stdout.rstrip("\n").rpartition("\n")[2]
 
 
 def pip_install(package: str) -> str:

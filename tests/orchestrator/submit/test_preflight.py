@@ -11,12 +11,12 @@ import pytest
 from ablatrix.orchestrator.study.matrix import Run
 from ablatrix.orchestrator.submit import preflight
 from ablatrix.orchestrator.submit.devices import find_devices
-from ablatrix.orchestrator.submit.module_runner import run_module
 from ablatrix.orchestrator.verbs import submit
 from ablatrix.orchestrator.verbs.check import check
 from ablatrix.orchestrator.verbs.plan import Options, check_plan, make_plan
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import append_event
+from ablatrix.trainer.rundir.program import run_module
 from tests.support.workspace import Workspace
 
 LISTED = """\
