@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Study:
 
 def finish(run: StudyRun, *steps: int, summary: bool = True) -> None:
     for step in steps:
-        (run.folder / f"checkpoint-{step}.pt").write_bytes(b"x" * 1000)
+        (run.folder / f"checkpoint-{step:08d}.pt").write_bytes(b"x" * 1000)
     row = {"iter": max(steps), "loss": 2.5}
     (run.folder / run_files.LOSS).write_text(
         "\n".join(",".join(words) for words in (row, map(str, row.values()))) + "\n"
@@ -46,10 +46,10 @@ def test_the_older_checkpoint_of_a_finished_run_goes_and_is_not_missed(study: St
     finish(study.runs[0], 500, 1000)
     finish(study.runs[1], 500, 1000, summary=False)
     (item,) = items = clean.find_items(study)
-    assert (item.path.name, item.bytes, item.inodes) == ("checkpoint-500.pt", 1000, 1)
+    assert (item.path.name, item.bytes, item.inodes) == ("checkpoint-00000500.pt", 1000, 1)
     assert clean.remove_items(study, items) == items and names(study) == []
     folder = study.runs[0].folder
-    assert (folder / "checkpoint-1000.pt").exists() and (folder / run_files.MODEL).exists()
+    assert (folder / "checkpoint-00001000.pt").exists() and (folder / run_files.MODEL).exists()
     assert len(list(study.runs[1].folder.glob("checkpoint-*.pt"))) == 2, "it may have to resume from either"
     state = study_state.collect(study)[0]
     assert (state.state, state.reason, state.missing) == ("done", "", ())
@@ -61,7 +61,7 @@ def test_a_run_that_was_begun_again_meanwhile_keeps_all(study: Study) -> None:
     items = clean.find_items(study)
     (study.runs[0].folder / run_files.SUMMARY).unlink()
     assert clean.remove_items(study, items) == []
-    assert (study.runs[0].folder / "checkpoint-500.pt").exists()
+    assert (study.runs[0].folder / "checkpoint-00000500.pt").exists()
 
 
 def test_the_checkpoint_where_a_longer_run_branches_off_stays(study: Study) -> None:
@@ -70,7 +70,7 @@ def test_the_checkpoint_where_a_longer_run_branches_off_stays(study: Study) -> N
     config["trainer"] |= {"schedule": "wsd", "max_iters": 1000, "decay_steps": 100}
     (run.folder / run_files.CONFIG).write_text(json.dumps(config))
     finish(run, 900, 950, 1000)
-    assert names(study) == ["checkpoint-950.pt"]
+    assert names(study) == ["checkpoint-00000950.pt"]
 
 
 def test_results_that_were_put_aside_and_damaged_checkpoints(study: Study) -> None:
