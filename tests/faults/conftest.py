@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from ablatrix.trainer.rundir import run_files
+from tests.faults.actions import train
 from tests.faults.nursery import Child, Nursery
 from tests.faults.seccomp import Fault, Outcome, unsupported
 from tests.support.workspace import without_clock
-
-TRAIN = "tests.faults.actions:train"
 
 
 def spread(total: int, most: int, seed: int) -> list[int]:
@@ -75,17 +74,17 @@ class Trainers:
 
     def start(self, name: str, short: bool = False, **settings: Any) -> Child:
         argv = self.argv(name, **settings)
-        return self.nursery.start(TRAIN, argv, short, log=self.folder / f"{name}.out")
+        return self.nursery.start(train, argv, short, log=self.folder / f"{name}.out")
 
     def watched(self, name: str, fault: Fault, short: bool = False, **settings: Any) -> Outcome:
         argv, log = self.argv(name, **settings), self.folder / f"{name}.out"
-        return self.nursery.watched(TRAIN, argv, short, log=log, fault=fault)
+        return self.nursery.watched(train, argv, short, log=log, fault=fault)
 
     def overtaken(self, name: str, at: int, **settings: Any) -> Outcome:
         """A trainer that waits before its system call number `at` until another one has finished its run."""
         argv, log = self.argv(name, **settings), self.folder / f"{name}.out"
-        second = {"target": TRAIN, "args": [argv], "log": str(self.folder / f"{name}.second.out")}
-        return self.nursery.watched(TRAIN, argv, log=log, fault=Fault("pause", at, changing=True), meanwhile=second)
+        second = self.folder / f"{name}.second.out", train, (argv,)
+        return self.nursery.watched(train, argv, log=log, fault=Fault("pause", at, changing=True), meanwhile=second)
 
     def finish(self, name: str, **settings: Any) -> Path:
         """Train to the end; the run folder."""

@@ -1,99 +1,81 @@
-"""Processes forked from one that has torch and the trainer loaded: a start takes 0.1 s instead of 2.
-
-`Nursery` is the handle in the tests, `python -m tests.faults.nursery` the process that forks. A target is the name of
-a function, `module:function`, whose arguments travel as JSON and whose result is the exit code.
-"""
+"""Processes forked from one that has torch and the trainer loaded: a start takes 0.1 s instead of 2."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.faults import actions
 from tests.faults.seccomp import Fault, Outcome, watch
 from tests.support.waiting import PATIENCE
 
-ROOT = Path(__file__).resolve().parents[2]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.faults.nursery", "ablatrix.trainer.run"])
+Call = tuple[Path, Callable[..., int], tuple[Any, ...]]  # the file for output, and a function that returns an exit code
 
 
 class Nursery:
-    """Use as a context manager."""
+    """Use as a context manager: what it started has ended then."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
-        )  # fmt: skip
+        self.connection, theirs = SERVER.Pipe()
+        SERVER.Process(target=_watch_all, args=(theirs,)).start()
+        theirs.close()
 
     def __enter__(self) -> Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        for process in multiprocessing.active_children():
+            process.kill()
 
-    def start(self, target: str, *args: Any, log: Path) -> Child:
+    def start(self, target: Callable[..., int], *args: Any, log: Path) -> Child:
         """Fork a process that calls `target(*args)`, its output appended to `log`."""
-        return Child(self, self.ask(op="start", target=target, args=args, log=str(log))["pid"], log)
+        return Child((log, target, args))
 
     def watched(
-        self, target: str, *args: Any, log: Path, fault: Fault, meanwhile: dict[str, Any] | None = None
+        self, target: Callable[..., int], *args: Any, log: Path, fault: Fault, meanwhile: Call | None = None
     ) -> Outcome:
         """Run `target(*args)` in a forked process to its end, its system calls under `fault`.
 
-        meanwhile: target, args and log of the process that runs from start to end while this one pauses.
+        meanwhile: the process that runs from start to end while this one pauses.
         """
-        fields = {"fault": asdict(fault), "meanwhile": meanwhile}
-        return Outcome(**self.ask(op="watched", target=target, args=args, log=str(log), **fields))
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
+        self.connection.send(((log, target, args), fault, meanwhile))
+        outcome: Outcome = self.connection.recv()
+        return outcome
 
 
-@dataclass
 class Child:
-    nursery: Nursery
-    pid: int
-    log: Path
-    code: int | None = None
+    def __init__(self, call: Call) -> None:
+        self.log = call[0]
+        self.process = SERVER.Process(target=_run, args=(call,))
+        self.process.start()
 
     def send(self, number: int) -> None:
         """A signal; nothing where the process has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            os.kill(self.process.pid or 0, number)
 
     def poll(self) -> int | None:
         """The exit code (negative: killed by that signal), None while it runs."""
-        if self.code is None:
-            self.code = self.nursery.ask(op="poll", pid=self.pid)["code"]
-        return self.code
+        return self.process.exitcode
 
     def wait(self) -> int:
-        end = time.monotonic() + PATIENCE
-        while self.poll() is None:
-            assert time.monotonic() < end, f"still running: {self.log.read_text()[-2000:]}"
-            time.sleep(0.005)
-        assert self.code is not None
-        return self.code
+        self.process.join(PATIENCE)
+        code = self.poll()
+        assert code is not None, f"still running: {self.log.read_text()[-2000:]}"
+        return code
 
 
-def prepare(log: str) -> None:
+def _prepare(log: Path) -> None:
     """In the child: output to `log`, and an end when the tests end."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -101,54 +83,26 @@ def prepare(log: str) -> None:
     os.dup2(descriptor, 2)
 
 
-def call(target: str, args: list[Any]) -> int:
-    module, _, function = target.partition(":")
-    return int(getattr(importlib.import_module(module), function)(*args))
+def _run(call: Call) -> None:
+    log, target, args = call
+    _prepare(log)
+    sys.exit(target(*args))
 
 
-def fork(target: str, args: list[Any], log: str) -> int:
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        prepare(log)
-        code = call(target, args)
-    except BaseException:  # noqa: BLE001  (a forked child reports all, and must not return)
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def serve(request: dict[str, Any]) -> dict[str, Any]:
-    match request.pop("op"):
-        case "start":
-            return {"pid": fork(**request)}
-        case "poll":
-            pid, status = os.waitpid(request["pid"], os.WNOHANG)
-            return {"code": os.waitstatus_to_exitcode(status) if pid else None}
-        case _:
-            fault = Fault(**request.pop("fault"))
-            log, meanwhile = request.pop("log"), request.pop("meanwhile")
-            return asdict(
-                watch(
-                    lambda: call(**request),
-                    fault,
-                    prepare=lambda: prepare(log),
-                    meanwhile=lambda: os.waitpid(fork(**meanwhile), 0),
-                )
-            )
-
-
-def main() -> None:
-    for name in ("tests.faults.actions", "ablatrix.trainer.run", "ablatrix.trainer.cli"):
-        importlib.import_module(name)
+def _watch_all(connection: Connection) -> None:
+    """Answer each request of `Nursery.watched` with its outcome."""
     with tempfile.TemporaryDirectory() as folder:  # what is imported or read on first use, is now
-        call("tests.faults.actions:warm_up", [folder])
-    for line in sys.stdin:
-        print(json.dumps(serve(json.loads(line))), flush=True)
+        actions.warm_up(folder)
+    while True:
+        connection.send(_watch(*connection.recv()))
 
 
-if __name__ == "__main__":
-    main()
+def _watch(call: Call, fault: Fault, meanwhile: Call | None) -> Outcome:
+    log, target, args = call
+    second = multiprocessing.get_context("fork").Process(target=_run, args=(meanwhile,))
+
+    def run_second() -> None:
+        second.start()
+        second.join()
+
+    return watch(lambda: target(*args), fault, prepare=lambda: _prepare(log), meanwhile=run_second)

@@ -19,9 +19,10 @@ from ablatrix.trainer.rundir.attempts import Attempt, SupersededError
 from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.files import append_line, atomic_write
 from ablatrix.trainer.rundir.loss_csv import LossLog, parse_rows
+from ablatrix.trainer.rundir.program import ROOT
 from ablatrix.trainer.rundir.run_files import EXIT_SUPERSEDED
+from tests.faults.actions import train
 from tests.faults.conftest import Trainers, same_result, spread
-from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from tests.support.evidence import Cases, Tally
 from tests.support.waiting import PATIENCE, last_step, wait_for
@@ -79,7 +80,7 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
     first.send(signal.SIGSTOP)
     reached = last_step(run)
     argv, log = trainers.argv("run"), trainers.folder / "second.out"
-    second = trainers.nursery.start("tests.faults.actions:train", argv, log=log)
+    second = trainers.nursery.start(train, argv, log=log)
     if second_finishes:
         assert second.wait() == 0
     else:
@@ -107,7 +108,7 @@ def test_signal_to_a_superseded_attempt_says_nothing_about_the_run(trainers: Tra
     first = trainers.start("run")
     wait_for(lambda: last_step(run) >= 4)
     first.send(signal.SIGSTOP)
-    assert trainers.nursery.start("tests.faults.actions:train", trainers.argv("run"), log=first.log).wait() == 0
+    assert trainers.nursery.start(train, trainers.argv("run"), log=first.log).wait() == 0
     first.send(number)
     first.send(signal.SIGCONT)
     assert first.wait() == EXIT_SUPERSEDED
@@ -122,7 +123,7 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     run.mkdir()
     atomic_write(run / run_files.CONFIG, config.resolved(4096).to_json())
     command = [sys.executable, "-m", "ablatrix.orchestrator.job.task", f"{run}:1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(command, env=environment, cwd=trainers.folder)
     wait_for(lambda: last_step(run) >= 4)
     trainer = next(r["pid"] for r in read_events(run) if r["event"] == "started")

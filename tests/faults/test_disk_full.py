@@ -15,14 +15,15 @@ import pytest
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.rundir import files, run_files
 from ablatrix.trainer.rundir.events import read_events
+from ablatrix.trainer.rundir.program import ROOT
+from tests.faults.actions import train
 from tests.faults.conftest import Trainers, same_result, spread
-from tests.faults.nursery import ROOT
 from tests.faults.seccomp import Fault
 from tests.support.evidence import Cases, Tally
 
 pytestmark = pytest.mark.slow
 
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENV = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
 
 
 def one_line(text: str) -> str:
@@ -127,9 +128,9 @@ def test_a_real_file_system_that_is_full(trainers: Trainers, tmp_path: Path) -> 
     size = sum(path.stat().st_size for path in checkpoint.checkpoints(undisturbed))
     disk = tmp_path / "disk"
     disk.mkdir()
-    train = shlex.join([sys.executable, "-m", "trainer", *trainers.argv("disk/run")])
+    command = shlex.join([sys.executable, "-m", "trainer", *trainers.argv("disk/run")])
     script = (
-        f"mount -t tmpfs -o size={size * 5 // 4} none {disk} && cd {ROOT} && {train} > {tmp_path}/out 2>&1; code=$?; "
+        f"mount -t tmpfs -o size={size * 5 // 4} none {disk} && cd {ROOT} && {command} > {tmp_path}/out 2>&1; code=$?; "
         f"cp -a {disk}/run {tmp_path}/kept && exit $code"
     )
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], env=ENV, check=False, capture_output=True, text=True)
@@ -147,8 +148,6 @@ def test_a_real_file_system_that_is_full(trainers: Trainers, tmp_path: Path) -> 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_that_cannot_be_written_ends_nothing(trainers: Trainers) -> None:
-    child = trainers.nursery.start(
-        "tests.faults.actions:train", trainers.argv("run", trainer__max_iters=8), log=Path("/dev/full")
-    )
+    child = trainers.nursery.start(train, trainers.argv("run", trainer__max_iters=8), log=Path("/dev/full"))
     assert child.wait() == 0
     assert (trainers.folder / "run" / run_files.SUMMARY).exists()

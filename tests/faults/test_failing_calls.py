@@ -18,6 +18,7 @@ import torch
 from ablatrix.trainer import checkpoint
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.files import TRANSIENT
+from tests.faults import actions
 from tests.faults.actions import NEW, OLD, state
 from tests.faults.nursery import Nursery
 from tests.faults.seccomp import Fault, Outcome
@@ -35,7 +36,7 @@ ADDED = "3,0.5,,,,,,\n"
 class Case:
     """A write: what lies there before, how it is done, and whether what lies there afterwards is right."""
 
-    action: str
+    action: Callable[..., int]
     args: tuple[bool, ...]
     before: Callable[[Path], object]
     check: Callable[[Path, Outcome], None]
@@ -84,13 +85,13 @@ def check_rows(folder: Path, outcome: Outcome) -> None:
 
 
 CASES = {
-    "replace": Case("replace", (), write_old, check_replaced),
-    "replace, short writes": Case("replace", (True,), write_old, check_replaced),
-    "replace, not durable": Case("replace", (False, False), write_old, check_replaced),
-    "append": Case("append", (), write_old, check_appended),
-    "append, short writes": Case("append", (True,), write_old, check_appended),
-    "checkpoint": Case("save", (), write_checkpoints, check_saved),
-    "loss.csv": Case("rows", (), write_rows, check_rows),
+    "replace": Case(actions.replace, (), write_old, check_replaced),
+    "replace, short writes": Case(actions.replace, (True,), write_old, check_replaced),
+    "replace, not durable": Case(actions.replace, (False, False), write_old, check_replaced),
+    "append": Case(actions.append, (), write_old, check_appended),
+    "append, short writes": Case(actions.append, (True,), write_old, check_appended),
+    "checkpoint": Case(actions.save, (), write_checkpoints, check_saved),
+    "loss.csv": Case(actions.rows, (), write_rows, check_rows),
 }
 
 
@@ -114,8 +115,7 @@ class Bench:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(self.folder / "before", work)
         self.log.write_text("")
-        target = f"tests.faults.actions:{self.case.action}"
-        outcome = self.nursery.watched(target, str(work), *self.case.args, log=self.log, fault=fault)
+        outcome = self.nursery.watched(self.case.action, str(work), *self.case.args, log=self.log, fault=fault)
         try:
             self.case.check(work, outcome)
             leftovers = [path.name for path in work.iterdir() if path.name.endswith(".tmp")]
@@ -173,9 +173,8 @@ def test_killed_before_every_call(bench: Bench) -> None:
         work = bench.folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(bench.folder / "before", work)
-        target = f"tests.faults.actions:{bench.case.action}"
         fault = Fault("kill", at)
-        outcome = bench.nursery.watched(target, str(work), *bench.case.args, log=bench.log, fault=fault)
+        outcome = bench.nursery.watched(bench.case.action, str(work), *bench.case.args, log=bench.log, fault=fault)
         assert outcome.code == -9
         for leftover in work.glob(".*.tmp"):
             leftover.unlink()

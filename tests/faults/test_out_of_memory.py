@@ -22,6 +22,7 @@ from ablatrix.trainer.loop import Array, Trainer
 from ablatrix.trainer.out_of_memory import is_out_of_memory, largest_part, more_parts
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.events import read_events
+from tests.faults.actions import train_within
 from tests.faults.conftest import Trainers
 from tests.faults.nursery import Child
 from tests.support.callbacks import at
@@ -171,8 +172,7 @@ BIG = {
 def within(trainers: Trainers, name: str, extra: int, **settings: Any) -> Child:
     """A trainer that may take `extra` more bytes than before its first step; its growth goes to `name`.grown."""
     argv, report = trainers.argv(name, **{**BIG, **settings}), str(trainers.folder / f"{name}.grown")
-    target = "tests.faults.actions:train_within"
-    return trainers.nursery.start(target, argv, extra, report, log=trainers.folder / f"{name}.out")
+    return trainers.nursery.start(train_within, argv, extra, report, log=trainers.folder / f"{name}.out")
 
 
 def is_saved(run: Path) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.events import read_events
+from tests.faults.actions import train
 from tests.faults.nursery import Nursery
 from tests.support.waiting import PATIENCE
 from tests.support.workspace import Workspace, without_clock
@@ -234,7 +235,7 @@ class Soak:
                 alone = self.workspace.folder / "alone" / folder.name
                 flags = ["--config", str(folder / run_files.CONFIG), f"--system.work_dir={alone}"]
                 log = self.workspace.folder / "alone.out"
-                code = nursery.start("tests.faults.actions:train", flags, False, log=log).wait()
+                code = nursery.start(train, flags, False, log=log).wait()
                 if code or without_clock(alone) != without_clock(folder):
                     self.findings.wrong.append(f"{folder}: not as an undisturbed run ({code})")
 
