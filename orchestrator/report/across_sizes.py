@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -126,17 +126,13 @@ def _trend_record(trend: Trend) -> dict[str, Any]:
         "slope_p": p,
         "lack_of_fit_p": line.lack_of_fit if line else None,
         "predicted": _prediction_record(trend.ahead),
-        "gains": {size: _gain_record(gain) for size, gain in trend.gains.items()},
+        "gains": {size: asdict(gain) for size, gain in trend.gains.items()},
     }
 
 
 def _prediction_record(ahead: Prediction | None) -> dict[str, Any] | None:
     names = ("effect", "low", "high", "seen_low", "seen_high", "extrapolated")
     return {"flops": ahead.compute, **{name: getattr(ahead, name) for name in names}} if ahead else None
-
-
-def _gain_record(gain: Gain) -> dict[str, Any]:
-    return {"value": gain.value, "low": gain.low, "high": gain.high, "extrapolated": gain.extrapolated}
 
 
 def grid(line: Line, start: float, end: float, count: int = 25) -> list[Prediction]:

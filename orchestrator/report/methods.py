@@ -120,8 +120,6 @@ PARTS = {
 def components(get: Callable[[str], Any]) -> str:
     """` with learned positions, GELU feed-forward layers and LayerNorm before each sublayer`."""
     positions, feedforward, norm = (get(f"model.{name}") for name in ("positions", "feedforward", "norm"))
-    if positions is None:
-        return ""  # a run from before there was a choice
     where = "after each sublayer's sum" if get("model.norm_placement") == "post" else "before each sublayer"
     parts = [
         "no positions" if positions == "none" else PARTS.get(positions, f"positions {positions}"),
@@ -138,15 +136,14 @@ def components(get: Callable[[str], Any]) -> str:
 
 def optimizer(get: Callable[[str], Any]) -> str:
     """`AdamW (peak learning rate 0.0005, betas ...`: the bracket is left open for the schedule."""
-    name = get("trainer.optimizer") or "adamw"
-    betas, momentum = f"betas {_pair(get('trainer.betas'))}", f"momentum {get('trainer.momentum')}"
+    betas, momentum = f"betas {' and '.join(map(str, get('trainer.betas')))}", f"momentum {get('trainer.momentum')}"
     nesterov = " in Nesterov's form" if get("trainer.nesterov") else ""
     title, own = {
         "adamw": ("AdamW", betas),
         "sgd": ("SGD", momentum + nesterov),
         "muon": ("Muon (the matrices of the blocks) and AdamW (the rest)", f"{momentum}{nesterov}, {betas}"),
         "adafactor": ("Adafactor", f"updates clipped at {get('trainer.update_clip')}"),
-    }.get(str(name), (f"the optimizer {name}", f"{momentum}, {betas}"))
+    }[get("trainer.optimizer")]
     return (
         f"{title} (peak learning rate {get('trainer.learning_rate')}, {own}, weight decay "
         f"{get('trainer.weight_decay')}, gradient norm clipped at {get('trainer.grad_norm_clip')}"
@@ -180,10 +177,6 @@ def _of_command(run: RunRecord) -> str:
     listed = ", ".join(f"{key}={value}" for key, value in flat.items())
     baseline = f" with, in the baseline, {listed}" if listed else ""
     return f"Each run is the command `{shlex.join(run.command)}`{baseline}."
-
-
-def _pair(betas: Any) -> str:
-    return " and ".join(map(str, betas)) if isinstance(betas, list | tuple) else str(betas)
 
 
 def _held_out(run: RunRecord) -> str:

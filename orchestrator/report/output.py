@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ablatrix.orchestrator.status.removed_files import MANIFEST
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_bytes
 
-MANIFEST = ".made.json"
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names in a report; the manifest is read back from the folder
 DRAWN_BY = ("matplotlib", "numpy", "scipy", "jinja2")
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.progress import Progress
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.report.tuned import Tuned
-    from ablatrix.orchestrator.status.device_hours import Hours
 
 
 def record_of(analysis: Analysis) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def record_of(analysis: Analysis) -> dict[str, Any]:
         "headline": wording.headline(analysis),
         "measure": {"name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better},
         "budget": analysis.budget,
-        "hours": _hours(analysis.hours),
+        "hours": asdict(analysis.hours),
         "time_withheld": analysis.times.withheld,
         "baseline": analysis.reference,
         "comparisons": analysis.family,
@@ -86,7 +85,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
         "tokens": cell.average("tokens"),
         "seconds": cell.seconds_per_run,
         "step_time_ratio": analysis.times.ratio(cell.name),
-        "hours": _hours(cell.hours),
+        "hours": asdict(cell.hours),
         "warnings": verdicts.flags(cell, analysis),
     }
 
@@ -102,10 +101,6 @@ def _looks(progress: Progress | None) -> dict[str, Any] | None:
         "going_on": list(progress.going_on),
         "stopped_for_futility": list(progress.futile),
     }
-
-
-def _hours(hours: Hours) -> dict[str, float]:
-    return {"gpu": hours.gpu, "cpu": hours.cpu}
 
 
 def _aa(analysis: Analysis) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import stdev
 from typing import Literal
 
 from scipy.special import stdtr, stdtrit
@@ -138,10 +139,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def spread(values: Values) -> float | None:
     """Standard deviation over seeds (n - 1); None for fewer than two."""
-    if len(values) < 2:
-        return None
-    mean = math.fsum(values.values()) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values.values()) / (len(values) - 1))
+    return stdev(values.values()) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.store.study_dir import STUDY, read_plan
 from ablatrix.orchestrator.study.designs import is_aa
 from ablatrix.orchestrator.study.forecast import Noise
-from ablatrix.orchestrator.study.metric import of_record
+from ablatrix.orchestrator.study.metric import Measure
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.events import read_events
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
-    from ablatrix.orchestrator.study.metric import Measure
 
 MOST_READ = 200  # finished runs of a study for its noise
 MOST_TIMED = 60  # runs whose time is read, but one of each cell
@@ -51,7 +50,7 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
     times: dict[str, list[float]] = defaultdict(list)
     for study, record in _studies(folder.parent, marks):
         cells = cells or _cells_to_time(runs)
-        measure = of_record(record.get("measure"))
+        measure = Measure(**record.get("measure", {}))
         if measure != runs[0].config.measure:
             continue
         values: dict[str, dict[int, float]] = defaultdict(dict)

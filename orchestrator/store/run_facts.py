@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.files import read_bytes_strict
@@ -23,6 +24,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return summary if isinstance(summary, dict) and "iters" in summary else None
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return config.json as dotted key -> value, {} if it cannot be read."""
+    return dotted.flatten(run_files.read_json(folder / run_files.CONFIG) or {})
 
 
 def planned_steps(folder: Path, summary: Mapping[str, Any] | None = None) -> int:

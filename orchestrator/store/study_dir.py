@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
 
 from ablatrix.orchestrator.store import selected_cluster
 from ablatrix.orchestrator.study.looks import Looks  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.orchestrator.study.matrix import Run
-from ablatrix.orchestrator.study.metric import Measure, of_record
+from ablatrix.orchestrator.study.metric import NLL, Measure
 from ablatrix.orchestrator.study.notify_settings import Notify  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.orchestrator.study.tuning import Tuning  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.trainer.rundir import run_files
@@ -73,9 +73,7 @@ class Study:
     runs: list[StudyRun]
     info: dict[str, str] = field(default_factory=dict)  # experiment_info
     cluster: str = ""  # that its jobs are queued on; '' for the one of this machine
-    measure: Annotated[Measure, BeforeValidator(of_record)] = field(
-        default_factory=Measure
-    )  # what its runs are compared by
+    measure: Measure = NLL  # what its runs are compared by
     margins: list[tuple[float, float | None]] = field(default_factory=list)  # time and value of `margin:`, each change
     tune: Tuning | None = None  # what is tuned in every cell
     design: list[Any] = field(default_factory=list)  # as in the experiment file
@@ -152,7 +150,7 @@ def create_study(
     record: dict[str, Any] = {"name": name, "file": str(file), "created": round(time.time(), 3), "features": features}
     if runs:
         config = runs[0].config
-        record |= {"info": config.about, "measure": config.measure.as_record()}
+        record |= {"info": config.about, "measure": asdict(config.measure)}
     record["runs"] = [
         {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
         | ({"size": r.size} if r.size else {})

@@ -328,8 +328,6 @@ def _tuned(loaded: Loaded) -> Iterator[str]:
     where, setting = f"{loaded.at('tune')}tune: ", tune.setting
     if not experiment.command and setting not in (known := [key for key, _ in keys()]):
         yield f"{where}no setting {setting!r}{hint(setting, known)}"
-    if experiment.looks:
-        yield f"{where}cannot be combined with looks; give `seeds` as a number or a list"
     if setting in loaded.forced:
         yield f"{where}--set {setting} gives every run one value; leave one of the two out"
     for level in experiment.all_levels():

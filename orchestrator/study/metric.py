@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 NATS = "nats per token"
@@ -86,17 +86,6 @@ class Measure:
         found = str(summary.get("measure", NLL.column))
         return found == self.column or (found == "loss" and self.column == NLL.column)
 
-    def as_record(self) -> dict[str, Any]:
-        """Return the record in study.json."""
-        return asdict(self)
-
 
 NLL = Measure()  # of our trainer
 COMMAND = Measure(name="held-out loss", unit="")  # of a command, by default
-
-
-def of_record(record: object) -> Measure:
-    """Return the measure in a record of `as_record`; that of our trainer if the record is damaged or missing."""
-    default = asdict(NLL)
-    found = {name: record.get(name, value) for name, value in default.items()} if isinstance(record, Mapping) else {}
-    return Measure(**found) if all(isinstance(found.get(k), type(v)) for k, v in default.items()) else NLL

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 ALPHA = 0.05
 MOST_SEEDS = 200
+PRECISION = 1e-9
 # The trapezoidal rule converges exponentially on densities like these
 _NORMAL_STEP, _NORMAL_POINTS = 0.4, 16  # over half of the normal distribution
 _SCALE_STEP = 0.35  # over log s, times the square root of its degrees of freedom
@@ -75,10 +76,7 @@ def critical(comparisons: int, freedom: int, alpha: float = ALPHA) -> float:
             inside += weight * sum(w * (_phi(z + width) - _phi(z - width)) ** comparisons for z, w in normal)
         return inside - (1 - alpha)
 
-    high = 2.5
-    while outside(high) < 0:
-        high *= 1.5
-    return _solve(outside, high / 1.5, high)
+    return _solve(outside, 0.0, 2.5)
 
 
 @lru_cache(maxsize=64)
@@ -91,10 +89,7 @@ def critical_of_main_effects(effects: int, freedom: int) -> float:
     def outside(limit: float) -> float:
         return sum(w * (2 * _phi(limit * s) - 1) ** effects for s, w in _scales(freedom)) - (1 - ALPHA)
 
-    high = 2.5
-    while outside(high) < 0:
-        high *= 1.5
-    return _solve(outside, 0.0, high)
+    return _solve(outside, 0.0, 2.5)
 
 
 def _rule(cells: int, seeds: int, main_effects: int, alpha: float = ALPHA) -> tuple[float, float]:
@@ -134,13 +129,15 @@ def _phi(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2))
 
 
-def _solve(rise: Callable[[float], float], low: float, high: float, tolerance: float = 1e-9) -> float:
-    """Return the root of a rising function between two points, by the Illinois form of regula falsi."""
-    below, above = rise(low), rise(high)
+def _solve(rise: Callable[[float], float], low: float, high: float) -> float:
+    """Return the root of a rising function by the Illinois form of regula falsi. low: below it; high: a first guess."""
+    below = rise(low)
+    while (above := rise(high)) < 0:
+        low, below, high = high, above, 1.5 * high
     for _ in range(100):
         x = (low * above - high * below) / (above - below)
         value = rise(x)
-        if abs(value) < tolerance or high - low < tolerance:
+        if abs(value) < PRECISION or high - low < PRECISION:
             break
         if value < 0:
             low, below, above = x, value, above / 2

@@ -68,7 +68,7 @@ def _compare(folder: Path, run: Run) -> EarlierRun | None:
         return None
     if isinstance(run.config, RunConfig):
         return _compare_ours(folder, summary, run.config)
-    before = flatten(run_files.read_json(folder / run_files.CONFIG) or {})
+    before = run_facts.read_settings(folder)
     now = flatten(run.config.as_tree())
     keys = sorted(before.keys() | now.keys())
     return EarlierRun(folder, {k: (before.get(k), now.get(k)) for k in keys if before.get(k) != now.get(k)}, None)

@@ -212,7 +212,7 @@ def _settings(run: StudyRun, moved: Mapping[str, str]) -> dict[str, Any]:
 
     It is not read into a RunConfig: the packed code may be of another version.
     """
-    flat = dotted.flatten(run_files.read_json(run.folder / run_files.CONFIG) or {})
+    flat = run_facts.read_settings(run.folder)
     flat |= {key: str(Path(value).absolute()) if Path(value).exists() else value for key, value in moved.items()}
     if not Path(str(flat.get("system.cache_dir"))).is_dir():
         flat["system.cache_dir"] = str(Path(RunConfig().system.cache_dir).absolute())

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.status import run_state, study_state
-from ablatrix.orchestrator.store import job_log, log_tail, study_dir
-from ablatrix.orchestrator.study import dotted
+from ablatrix.orchestrator.store import job_log, log_tail, run_facts, study_dir
 from ablatrix.orchestrator.terminal import printing, status_table
 from ablatrix.orchestrator.verbs.plan import Options, make_plan
 from ablatrix.trainer.config.field_errors import spell
@@ -62,15 +61,11 @@ def _describe_run(study: Study, run: StudyRun) -> dict[str, Any]:
     (state,) = run_state.as_record([study_state.state_of(study, run)], None)["runs"]
     return {
         **state,
-        "config": _read_settings(run),
+        "config": run_facts.read_settings(run.folder),
         "origins": _read_origins(run),
         "command": run_files.read_text(run.folder / run_files.ARGS).strip(),
         "files": sorted(path.name for path in run.folder.glob("[!.]*")),
     }
-
-
-def _read_settings(run: StudyRun) -> dict[str, Any]:
-    return dotted.flatten(run_files.read_json(run.folder / run_files.CONFIG) or {})
 
 
 def _read_origins(run: StudyRun) -> dict[str, Any]:
@@ -83,7 +78,7 @@ def _show_run(study: Study, run: StudyRun, console: Console) -> None:
     if run in study.runs:  # the overrides of a run of an earlier plan are not known
         overrides = ", ".join(f"{key}={spell(value)}" for key, value in run.overrides.items())
         console.print(f"overrides: {overrides or 'none (the baseline)'}")
-    _print_config(_read_settings(run), _read_origins(run), console)
+    _print_config(run_facts.read_settings(run.folder), _read_origins(run), console)
     command = run_files.read_text(run.folder / run_files.ARGS).strip()
     if command:
         console.print(f"command: {command}", soft_wrap=True)
