@@ -82,9 +82,8 @@ class Analysis:
 
     @cached_property
     def detectable(self) -> float | None:
-        """Median half-width of the simultaneous intervals: a larger difference is shown, a smaller one is not."""
-        halves = sorted(half for c in self.compared if c.effect and (half := c.effect.joint_half_width))
-        return halves[len(halves) // 2] if halves else None
+        """Half-width of the narrowest simultaneous interval: no smaller difference is shown."""
+        return min((half for c in self.compared if c.effect and (half := c.effect.joint_half_width)), default=None)
 
     @cached_property
     def decimals(self) -> int:

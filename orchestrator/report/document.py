@@ -39,6 +39,7 @@ from ablatrix.orchestrator.report.formatting import (
     DASH,
     duration,
     factor_text,
+    join_names,
     p_text,
     percent,
     plain,
@@ -263,7 +264,7 @@ def _time_remark(analysis: Analysis) -> list[Block]:
         return [step.withheld]
     text = "Time: steps times the cell's seconds per step (lower quartile along each run, median over runs)."
     if step.controls:
-        measured = ", ".join(f"{name} {ratio:.2f}" for name, ratio in step.controls.items())
+        measured = join_names([f"{name} {ratio:.2f}" for name, ratio in step.controls.items()])
         text += f" Cells that compute what the baseline computes count as 1; measured: {measured}."
     if step.apart:
         text += f" Without a run on the baseline's hardware, so without a time: {', '.join(step.apart)}."

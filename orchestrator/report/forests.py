@@ -27,10 +27,10 @@ def effects(analysis: Analysis, headline: str) -> Figure:
     columns = {
         "effect": "effect",
         "verdict": "verdict",
+        **({analysis.interval_name: "interval"} if analysis.detectable is not None else {}),
         measure.short_name: "value",
         "runs": "runs",
         "parameters": "parameters",
-        **({analysis.interval_name: "interval"} if analysis.detectable is not None else {}),
     }
     shown = ([analysis.base] if analysis.base else []) + cells
     rows = [effect_row(cell, analysis, columns.values()) for cell in shown]

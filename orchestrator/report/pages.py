@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from ablatrix.orchestrator.report import palette
 from ablatrix.orchestrator.report.content import Block, Folded, Section
-from ablatrix.orchestrator.report.figure_data import Figure, Line
+from ablatrix.orchestrator.report.figure_data import Figure, Forest, Line
+from ablatrix.orchestrator.report.formatting import plain
 from ablatrix.trainer.rundir.console import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,14 +77,20 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "breakable": lambda text: Markup("<wbr>").join(_WORD_ENDS.split(visible(text))),
         "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
-        "ticks": lambda forest: [t for t in palette.ticks(forest.limits, 5) if 0.03 < forest.place(t) < 0.97],
-        "number": lambda value: f"{value:.6g}".replace("-", "\N{MINUS SIGN}"),
+        "ticks": label_ticks,
         "paragraph": escape_paragraph,
         "fenced": fence,
         "quoted": lambda text: fence(text, ""),
     }
     made.filters |= filters
     return made.get_template(name)
+
+
+def label_ticks(forest: Forest) -> list[tuple[float, str]]:
+    """Return the ticks of a forest plot's axis with their labels, all with the same decimals."""
+    found = [tick for tick in palette.ticks(forest.limits, 5) if 0.03 < forest.place(tick) < 0.97]
+    digits = max((len(f"{tick:.6g}".partition(".")[2]) for tick in found), default=0)
+    return [(tick, plain(tick, digits)) for tick in found]
 
 
 def escape_markdown(text: str) -> Markup:

@@ -45,7 +45,7 @@ def cell_names(analyses: Sequence[Analysis]) -> list[str]:
 def forest(analyses: Sequence[Analysis]) -> Figure:
     """Return the effects as a forest plot, grouped by cell, with a row per study."""
     names, rows = label_studies(analyses), []
-    columns = {"effect": "effect", "verdict": "verdict", "runs": "runs", "95% interval": "interval"}
+    columns = {"effect": "effect", "verdict": "verdict", "95% interval": "interval", "runs": "runs"}
     for cell in cell_names(analyses):
         for name, analysis in zip(names, analyses, strict=True):
             result = analysis.cells.get(cell)
