@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = "report"
 SCHEMA = 1  # of the JSON record; raised when a field changes its meaning or goes away
-PAPER = "report.pdf"
+PDF = "report.pdf"
 ON_PAPER = ("main_effects", "interactions", "effects", "loss_curves")
 
 
@@ -81,7 +81,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     study = collect.read_study(study_dir, states or {})
     analysis = analyze(study)
     folder = study_dir / FOLDER
-    with_pdf = with_pdf or (folder / PAPER).exists()
+    with_pdf = with_pdf or (folder / PDF).exists()
     headline = wording.headline(analysis)
     paths = output.refresh(folder, f"{study.digest} {with_pdf}", lambda: contents(analysis, headline, with_pdf))
     return Report(
@@ -110,11 +110,11 @@ def contents(analysis: Analysis, headline: str, with_pdf: bool = False) -> dict[
         "comparison.tex": tables.latex(analysis),
     }
     if with_pdf:
-        from ablatrix.orchestrator.report import methods, paper
+        from ablatrix.orchestrator.report import methods, pdf
 
         names = ON_PAPER if analysis.main_effects else ("effects", "loss_curves")
         shown = [figure for name in names for figure in drawn if figure.name == name]
-        files[PAPER] = paper.write(title, headline, subtitle, shown, methods.paragraphs(analysis))
+        files[PDF] = pdf.write(title, headline, subtitle, shown, methods.paragraphs(analysis))
     return files | _pages((title, headline, subtitle), sections, drawn, with_pdf=with_pdf)
 
 

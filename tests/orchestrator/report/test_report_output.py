@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, paper, tables, wording
+from ablatrix.orchestrator.report import drawing, figures, methods, notes, output, pdf, tables, wording
 from ablatrix.orchestrator.report.build import build, verdict_rows
 from ablatrix.orchestrator.report.collect import read_study
 from ablatrix.orchestrator.report.record import record_of
@@ -252,7 +252,7 @@ def test_the_pdf_is_kept_up_to_date_once_it_is_there(tmp_path: Path) -> None:
     cells = {"baseline": [], **{name: [name] for name in forty}}
     many = analyse_plan(tmp_path / "many", Plan(features=forty, cells=cells, seeds=(1, 2), rows=8))
     shown = [figure for figure in figures.build_figures(many, "") if figure.name in ("effects", "loss_curves")]
-    pages = paper.write("title", "lead", "subtitle", shown, methods.paragraphs(many))
+    pages = pdf.write("title", "lead", "subtitle", shown, methods.paragraphs(many))
     assert pages.count(b"/Type /Page ") == 3
 
 

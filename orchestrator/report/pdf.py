@@ -28,7 +28,7 @@ TIGHT_ROW, MANY_ROWS = 0.185, 16  # from so many rows on they are closer togethe
 LETTER = 0.53  # mean width of a letter, in its size
 
 
-class Paper:
+class Layout:
     """A4 pages that are filled from the top; what does not fit begins the next page."""
 
     def __init__(self) -> None:
@@ -93,23 +93,23 @@ def write(title: str, lead: str, subtitle: str, figures: Sequence[Figure], metho
     the first panel is drawn.
     """
     with drawing.settings():
-        paper = Paper()
-        paper.text(title, 14, 0.04, weight="bold")
-        paper.text(subtitle, 8, 0.12, color=GREY)
-        paper.text(lead, 10, 0.12, weight="bold")
+        layout = Layout()
+        layout.text(title, 14, 0.04, weight="bold")
+        layout.text(subtitle, 8, 0.12, color=GREY)
+        layout.text(lead, 10, 0.12, weight="bold")
         for figure in figures:
             if figure is not figures[0] or figure.name != "effects":
-                paper.keep(WITH_TITLE)
-                paper.text("Cells" if figure.name == "effects" else figure.title, 8.5, 0.02, weight="bold")
+                layout.keep(WITH_TITLE)
+                layout.text("Cells" if figure.name == "effects" else figure.title, 8.5, 0.02, weight="bold")
             if figure.forest:
-                paper.forest(figure.forest)
+                layout.forest(figure.forest)
             for panel in figure.panels[:1]:
-                paper.panel(panel)
-            paper.text(figure.caption, 7, 0.14, color=GREY)
-        paper.text("Methods", 9, 0.03, weight="bold")
+                layout.panel(panel)
+            layout.text(figure.caption, 7, 0.14, color=GREY)
+        layout.text("Methods", 9, 0.03, weight="bold")
         for paragraph in methods:
-            paper.text(paragraph, 7, 0.05)
-        return _save(paper.pages)
+            layout.text(paragraph, 7, 0.05)
+        return _save(layout.pages)
 
 
 def _save(pages: Sequence[Canvas]) -> bytes:
