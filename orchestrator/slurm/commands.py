@@ -40,14 +40,14 @@ def available() -> bool:
 
 
 def belongs_to_cluster() -> bool:
-    """True if this machine belongs to a cluster, even one whose controller does not answer.
+    """True if this machine belongs to a cluster; its controller is not asked.
 
     Slurm's commands may be installed without a slurm.conf.
     """
     if not available():
         return False
     try:
-        run_command(["scontrol", "ping"])
+        run_command(["scontrol", "show", "hostnames", "node"])
     except ControllerError as error:
         return "configuration source" not in str(error)
     return True

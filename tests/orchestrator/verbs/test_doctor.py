@@ -68,7 +68,7 @@ def test_weights_that_are_not_whole(offline_cache: Path, tmp_path: Path, monkeyp
             "22.05.8 on hpc, no accounting, arrays of 1001",
         ),
         (
-            "[ $1 = ping ] || { echo 'Unable to contact slurm controller' >&2; exit 1; }",
+            "[ $2 = hostnames ] || { echo 'Unable to contact slurm controller' >&2; exit 1; }",
             doctor.FAULT,
             "Unable to contact",
         ),
