@@ -22,7 +22,7 @@ def top_level(reference: str) -> str:
 
 
 def is_taken(name: str) -> bool:
-    """True if a user's own module cannot have this name, because Ablatrix or Python has it."""
+    """True if a user's own module cannot have this name, because a module of Ablatrix or Python has it."""
     return name == "ablatrix" or name in sys.stdlib_module_names
 
 

@@ -4,7 +4,7 @@ _name = ""
 
 
 def select(name: str) -> None:
-    """Let Slurm's commands ask about this cluster from now on; '' for the one that this machine belongs to.
+    """Have Slurm's commands query this cluster from now on; '' for the one that this machine belongs to.
 
     Jobs that were submitted with `clusters: beta` are only found there, whatever SLURM_CLUSTERS says today.
     """

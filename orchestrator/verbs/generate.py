@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def generate(run: str, cells: Sequence[str], study: str | None, output: Path, request: Request) -> dict[str, str]:
-    """Return `run id after step N` -> text for a run and for one run of each cell of its study, of its seed if there
-    is one."""
+    """Return the text that a run generates, and one run of each of these cells of its study; by `ID after step N`.
+
+    The run of a cell is that of the same seed if there is one.
+    """
     if request.temperature <= 0:
         raise UserError(f"--temperature {request.temperature:g}: must be positive; near 0 the likeliest token is drawn")
     chosen = study_dir.find_run(run, study, output)

@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def forecast(self) -> Forecast:
-        """What the study can show."""
+        """Return what the study can show."""
         experiment, runs = self.loaded.experiment, self.runs
         if experiment.tune:
             runs = experiment.tune.compared(runs)

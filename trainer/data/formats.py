@@ -178,7 +178,7 @@ def _describe_text(lines: list[bytes], places: dict[str, str]) -> str:
             read = TO_JSONL.format(read=f"read_csv({places['file']!r}{options})")
             return f"a {kind} table with the columns {', '.join(n.decode().strip() for n in names)}; convert it: {read}"
     how = LINES_TO_JSONL.format(**places)
-    advice = f"call it .txt, or with a document in each line: {how}"
+    advice = f"name it .txt, or, if each line is a document, convert it: {how}"
     return f"plain text that begins with {_begin(lines[0])}, not JSON lines; {advice}"
 
 

@@ -166,7 +166,7 @@ def load(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
 
 
 def go_offline() -> None:
-    """Forbid Hugging Face's libraries to use the network; they read this once, when they are first imported."""
+    """Keep Hugging Face's libraries off the network; has no effect once they are imported."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 

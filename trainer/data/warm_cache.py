@@ -200,7 +200,7 @@ def warm_tokenizer(
 
 
 def _is_whole(name: str, cache_dir: Path) -> bool:
-    """True if the manifest has a tokenizer and all of its files have their hashes."""
+    """True if the manifest lists a tokenizer and all of its files match their hashes."""
     entry = read_manifest(cache_dir).tokenizers.get(name)
     try:
         return entry is not None and _hash_files(cache_dir / "tokenizers" / folder_name(name)) == entry.files
