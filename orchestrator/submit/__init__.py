@@ -1,1 +1,1 @@
-"""From an experiment to queued jobs: checks, claims, queueing; and taking runs back."""
+"""From an experiment to queued jobs: preflight checks, selection, claims, queueing and waves."""

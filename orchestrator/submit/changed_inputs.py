@@ -37,9 +37,9 @@ class Inputs:
 
 
 def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again: Sequence[str]) -> None:
-    """Raise UserError if a run of the study was trained, or waits to be, on another corpus or tokenizer.
+    """Raise UserError if a run of the study was trained, or is to be, on a different corpus or tokenizer.
 
-    again: ids of runs whose results are put aside.
+    again: ids of runs whose results are set aside.
     """
     planned, inputs = {run.id: run for run in runs}, Inputs()
     affected: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def _describe(names: str, ids: Sequence[str]) -> str:
 
 
 def _read_recorded(folder: Path) -> dict[str, Any]:
-    """Return the record in a run's folder that has the fingerprints of its inputs, {} if none has."""
+    """Return the record in a run's folder that contains its input fingerprints, {} if there is none."""
     for name in (run_files.SUMMARY, run_files.PROVENANCE):
         record = run_files.read_json(folder / name) or {}
         if recorded_inputs.SETTINGS.keys() & record.keys():

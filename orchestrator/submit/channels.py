@@ -1,4 +1,4 @@
-"""Ways to send a message: a webhook (Slack, Discord, or any that takes JSON), and mail."""
+"""Send messages through a webhook (Slack, Discord, or any that accepts JSON) or by mail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ablatrix.trainer.rundir.errors import RunError
 
 TIMEOUT = 10.0  # seconds
-LONGEST = 1900  # characters; Discord takes 2,000
+LONGEST = 1900  # characters; Discord's limit is 2,000
 HOSTS = {
     "hooks.slack.com": "slack",
     "hooks.slack-gov.com": "slack",
@@ -28,26 +28,26 @@ MAIL_PROGRAMS = f"{os.defpath}:/usr/sbin:/usr/lib"
 
 
 class NotSentError(RunError):
-    """The message was not taken: it may be sent again. The text never holds the webhook's address, a secret."""
+    """The message was not accepted and may be sent again. The text never contains the webhook's URL, a secret."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET without the message, and look as if it had been sent."""
+    """Refuse redirects: a redirected POST would become a GET without the message and look successful."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
 def send_webhook(address: str, kind: str | None, text: str, record: Mapping[str, Any]) -> None:
-    """Post a message; kind: slack, discord or json, by default that of the host.
+    """Post a message to a webhook. kind: slack, discord or json; by default inferred from the host.
 
-    Raises NotSentError if it was not taken, and RunError if that is uncertain.
+    Raises NotSentError if the message was not accepted, RunError if that is unknown.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise NotSentError("the webhook's address does not begin with https://")
     body = payload(kind or HOSTS.get(parts.hostname.removeprefix("ptb."), "json"), text, record)
-    headers = {"Content-Type": "application/json", "User-Agent": "ablatrix"}  # Discord refuses Python's own
+    headers = {"Content-Type": "application/json", "User-Agent": "ablatrix"}  # Discord rejects Python's default
     request = urllib.request.Request(address, json.dumps(body).encode(), headers)
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as answer:
@@ -59,11 +59,11 @@ def send_webhook(address: str, kind: str | None, text: str, record: Mapping[str,
     except TimeoutError:
         raise RunError(f"the webhook did not answer within {TIMEOUT:.0f} s") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise RunError(f"the webhook failed ({type(error).__name__})") from None  # its words may hold the address
+        raise RunError(f"the webhook failed ({type(error).__name__})") from None  # its text may contain the URL
 
 
 def payload(kind: str, text: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the JSON object that a webhook of this kind takes.
+    """Return the JSON object that a webhook of this kind expects.
 
     Slack: https://api.slack.com/messaging/webhooks; Discord: https://discord.com/developers/docs/resources/webhook.
     """
@@ -76,7 +76,7 @@ def payload(kind: str, text: str, record: Mapping[str, Any]) -> Mapping[str, Any
 
 
 def send_mail(address: str, subject: str, text: str) -> None:
-    """Give a mail to sendmail. Raises NotSentError, and RunError if it is not known whether it was taken."""
+    """Send a mail with sendmail. Raises NotSentError if it was not sent, RunError if that is unknown."""
     program = shutil.which("sendmail") or shutil.which("sendmail", path=MAIL_PROGRAMS)
     if program is None:
         raise NotSentError("sendmail is not installed on this host; set notify.mail_by: slurm")

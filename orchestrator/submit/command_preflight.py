@@ -37,7 +37,7 @@ _FLAG = re.compile(r"(?<![\w-])--(\[no-?\])?([A-Za-z0-9][\w.-]*)")
 
 @dataclass(frozen=True)
 class Start:
-    """One way in which runs start. features and settings: those of the first such run."""
+    """One of the ways in which runs start. features, settings: from the first run that starts this way."""
 
     words: tuple[str, ...]
     folder: Path
@@ -47,11 +47,11 @@ class Start:
 
 
 def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
-    """Yield everything that would keep the command from training; remarks are printed."""
+    """Yield everything that would keep the command from training, and print notes."""
     at = f"{loaded.at('command')}command: "
-    # modules and environments that a job loads first bring the program and its Python
+    # the job's setup lines may provide the program and its Python, by loading modules or an environment
     prepared = launcher != "local" and bool(loaded.experiment.slurm.setup)
-    notes: dict[str, None] = {}  # each once, though runs start in several ways
+    notes: dict[str, None] = {}  # ordered set: each is printed once
     for start in _distinct_starts(loaded, runs):
         if not start.folder.is_dir():
             yield f"{loaded.at('workdir')}workdir: {start.folder} is not a folder"
@@ -69,7 +69,7 @@ def check_command(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterato
 
 
 def _distinct_starts(loaded: Loaded, runs: Sequence[Run]) -> Iterable[Start]:
-    """Return the different ways in which the runs start, values apart."""
+    """Return the distinct ways in which the runs start; differences in values do not count."""
     found: dict[Any, Start] = {}
     environment = exported_env.environment(loaded.experiment.export)
     code = os.path.realpath(code_root())
@@ -90,7 +90,7 @@ def _distinct_starts(loaded: Loaded, runs: Sequence[Run]) -> Iterable[Start]:
 
 
 def _find_missing_program(start: Start, program: Program | None, prepared: bool) -> str:
-    """Return what is wrong with a program that does not exist, or ''. prepared: setup lines may change PATH."""
+    """Return an error message if the program does not exist, else ''. prepared: setup lines may change PATH."""
     wanted = [start.words[0]]
     if program and program.interpreter and program.interpreter[0] in start.words:
         wanted.append(program.interpreter[0])
@@ -103,7 +103,7 @@ def _find_missing_program(start: Start, program: Program | None, prepared: bool)
 
 
 def _find_missing_script(start: Start, program: Program | None) -> str:
-    """Return what is wrong with a script that does not exist, or ''."""
+    """Return an error message if the script does not exist, else ''."""
     if not program or not program.script or (start.folder / program.script).exists():
         return ""
     file = start.folder / program.script
@@ -113,9 +113,9 @@ def _find_missing_script(start: Start, program: Program | None) -> str:
 
 
 def _check_python(loaded: Loaded, start: Start, program: Program, at: str, notes: dict[str, None]) -> Iterator[str]:
-    """Yield the imports that the command's own interpreter does not find, then the flags that the script rejects.
+    """Yield imports that the command's own interpreter cannot find, then flags that the script rejects.
 
-    notes: gets a note on an interpreter that is not ours.
+    notes: receives a note if the interpreter is not ours.
     """
     interpreter = program.interpreter
     where = shutil.which(interpreter[0], path=start.environment.get("PATH")) or interpreter[0]
@@ -139,7 +139,7 @@ def _check_python(loaded: Loaded, start: Start, program: Program, at: str, notes
 
 
 def _is_ours(answer: Mapping[str, Any]) -> bool:
-    """True if an interpreter, under whatever name, is of our environment and version."""
+    """True if an interpreter, whatever its path, belongs to our environment and has our version."""
     same_version = bool(answer["version"] == sys.version.split()[0])
     return same_version and os.path.realpath(answer["prefix"]) == os.path.realpath(sys.prefix)
 
@@ -168,7 +168,7 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
         why = "it does not end" if code is None else "its answer names none"
         say(f"note: flags not checked: {script} was asked with --help, but {why}")
         return
-    if answer["lenient"]:  # it takes unknown flags, perhaps for a second parser
+    if answer["lenient"]:  # it accepts unknown flags, perhaps for a second parser
         return
     keys = {command_flags.flag_name(key, loaded.experiment.flags.style): key for key in start.settings}
     at = f"{loaded.at('command')}command: "
@@ -184,8 +184,8 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
 
 
 def _flag_problem(flag: str, values: Sequence[str], known: set[str], text: str, flags: Flags) -> str:
-    """Return what is wrong with a flag, '' if nothing is. text: the script's --help. flags: those of the study."""
-    if not any(name.startswith(flag) for name in known):  # argparse takes the beginning of a flag
+    """Return what is wrong with a flag, '' if nothing is. text: the script's --help. flags: the study's flags."""
+    if not any(name.startswith(flag) for name in known):  # argparse accepts abbreviated flags
         return f"the script has no such flag{nearest(flag, list(known))}"
     if values and flag in known and _takes_no_value(flag, text):
         booleans = "no-prefix" if f"--no-{flag.removeprefix('--')}" in known else "switch"
@@ -211,7 +211,7 @@ def _takes_no_value(flag: str, text: str) -> bool:
 
 
 def _required_flags(text: str) -> list[str]:
-    """Return the flags outside all brackets of argparse's usage."""
+    """Return the required flags, which are outside all brackets in argparse's usage."""
     usage = re.search(r"usage:(.*?)(\n\s*\n|\Z)", text, re.DOTALL | re.IGNORECASE)
     rest = usage[1] if usage else ""
     while (shorter := re.sub(r"\[[^\[\]]*\]|\([^()]*\)", " ", rest)) != rest:
@@ -220,7 +220,7 @@ def _required_flags(text: str) -> list[str]:
 
 
 def _run(words: Sequence[str], start: Start, text: str, seconds: float) -> tuple[int | None, str]:
-    """Return (exit code, output) of a short process without GPUs; None if it was killed after `seconds`."""
+    """Run a short process without GPUs; return (exit code, output), the code None if it was killed after `seconds`."""
     environment = {**start.environment, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "NO_COLOR": "1"}
     try:
         process = subprocess.Popen(
@@ -244,7 +244,7 @@ def _run(words: Sequence[str], start: Start, text: str, seconds: float) -> tuple
 
 
 def _parse_last_line(output: str) -> dict[str, Any] | None:
-    """Return the JSON object in the last line of some output."""
+    """Return the JSON object on the last line of a process's output, None if there is none."""
     lines = output.strip().splitlines()
     try:
         found = json.loads(lines[-1]) if lines else None

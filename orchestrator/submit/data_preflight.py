@@ -1,4 +1,4 @@
-"""Preflight of the inputs: tokenizers load offline, data files exist and are whole, callbacks import."""
+"""Preflight of the inputs: tokenizers load offline, data files exist and are complete, callbacks import."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.trainer.config import DataConfig
 
-SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenizes such a corpus, in seconds
+SMALL_CORPUS = 64 << 20  # bytes; the check itself tokenizes a corpus up to this size, in seconds
 TAIL = 1 << 16  # bytes
-MOST_LINES = 6  # about corpora
-RECENT_SECONDS = 60  # a file that has changed since may still be written
+MOST_LINES = 6  # of output about corpora
+RECENT_SECONDS = 60  # a file changed more recently may still be being written
 
 
 def check_inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
@@ -49,7 +49,7 @@ def check_inputs(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _check_files(data: DataConfig, position: str, hint: str = "") -> Iterator[str]:
-    """Yield what is wrong with the files of a corpus. position: that of the setting that names them."""
+    """Yield what is wrong with the files of a corpus. position: file and line of the setting."""
     try:
         files = find_files(data)
         for path in files:
@@ -60,9 +60,9 @@ def _check_files(data: DataConfig, position: str, hint: str = "") -> Iterator[st
 
 
 def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> list[str]:
-    """Return what is known of the corpora, in lines. Raises ConfigError with every reason why batches cannot be drawn.
+    """Return lines that describe the corpora. Raises ConfigError with every reason why batches cannot be drawn.
 
-    Writes the token cache of a small corpus, which its runs need anyway; of a large one only the beginning is read.
+    Writes the token cache of a small corpus, which its runs need anyway; reads only the beginning of a large one.
     """
     from ablatrix.orchestrator.submit import heldout_preflight  # numpy takes a while to import
     from ablatrix.trainer.data import batches, corpus_usage
@@ -97,9 +97,9 @@ def check_corpora(loaded: Loaded, runs: Sequence[Run]) -> list[str]:
 
 
 def find_unreached(runs: Sequence[Run]) -> list[str]:
-    """Return warnings about corpora most of whose documents are never trained on; nothing is written.
+    """Return a warning for each corpus most of whose documents are never trained on. Writes nothing.
 
-    What cannot be read yet (no such file, no such tokenizer) is left to `check`.
+    A corpus that cannot be read yet (file or tokenizer missing) is left to `check`.
     """
     found: list[str] = []
     for _, config in _distinct(runs):
@@ -112,9 +112,9 @@ def find_unreached(runs: Sequence[Run]) -> list[str]:
 
 
 def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) -> None:
-    """Raise UserError for a data file that does not exist, cannot be read, holds other data, or whose end is cut off.
+    """Raise UserError for a data file that is missing, unreadable, empty, in the wrong format or truncated.
 
-    setting: names the file in messages. alone: an empty file is refused too; of several some may be empty.
+    setting: the file's name in messages. alone: False if the corpus has several files, some of which may be empty.
     """
     size, _ = file_stamp(path, setting)
     if size == 0 and not alone:
@@ -133,7 +133,7 @@ def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) 
 
 
 def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
-    """Raise UserError if only the last line is not JSON: an interrupted download ends within an object."""
+    """Raise UserError if only the last line is not JSON, as after an interrupted download."""
     *before, last = tail.split(b"\n")
     if not last.lstrip().startswith(b"{") or (not before and not is_all) or is_json(last.decode(errors="replace")):
         return
@@ -147,7 +147,7 @@ def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
 
 
 def _require_offline(info: tokenizer.TokenizerInfo) -> None:
-    """Load a tokenizer as a job does, in a process without a network. Raises OfflineCacheError."""
+    """Load a tokenizer as a job does, in a process without network access. Raises OfflineCacheError."""
     try:
         run_module("ablatrix.trainer.data.tokenizer_check", str(info.folder))
     except RunError as error:
@@ -156,7 +156,7 @@ def _require_offline(info: tokenizer.TokenizerInfo) -> None:
 
 
 def _hint_at_folder(loaded: Loaded, config: RunConfig) -> str:
-    """Return a hint if a relative path that does not exist would be right from the experiment file's folder."""
+    """Return a hint if a relative path exists only relative to the experiment file's folder, else ''."""
     path = config.data.file_path
     if not isinstance(path, str) or Path(path).is_absolute() or os.path.exists(path):
         return ""
@@ -165,7 +165,7 @@ def _hint_at_folder(loaded: Loaded, config: RunConfig) -> str:
 
 
 def _distinct(runs: Sequence[Run]) -> Iterable[tuple[Run, RunConfig]]:
-    """Return one run, with its configuration, for each way of reading data."""
+    """Return one run and its configuration for each distinct way of reading data."""
     found: dict[Any, tuple[Run, RunConfig]] = {}
     for run in runs:
         if isinstance(run.config, RunConfig):

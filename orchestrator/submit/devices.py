@@ -13,9 +13,9 @@ from ablatrix.trainer.rundir.errors import UserError
 
 
 def find_devices(wanted: str | None) -> list[str]:
-    """Return the GPUs to use: those asked for (`0,1`), else CUDA_VISIBLE_DEVICES, else all there are; []: the CPU.
+    """Return the GPUs to use: `wanted` (`0,1`), else CUDA_VISIBLE_DEVICES, else all; [] means the CPU.
 
-    Raises UserError for one that this machine does not have.
+    Raises UserError for a GPU that this machine does not have.
     """
     if wanted is not None:
         chosen = [name.strip() for name in wanted.split(",") if name.strip()]
@@ -40,7 +40,7 @@ def _require_devices(chosen: Sequence[str], wanted: str) -> None:
 
 
 def _existing_devices() -> list[str]:
-    """Return indices and UUIDs (MIG devices included) of this machine's GPUs, by nvidia-smi, else by torch."""
+    """Return indices and UUIDs (MIG devices included) of this machine's GPUs, from nvidia-smi, else from torch."""
     count = "import torch; print(*(f'GPU {i}:' for i in range(torch.cuda.device_count())), sep='\\n')"
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "-L"]

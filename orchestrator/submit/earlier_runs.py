@@ -1,7 +1,7 @@
-"""Earlier runs of a study with other settings: they stay, and new runs may continue them.
+"""Earlier runs of a study with different settings, which are kept and may be continued by new runs.
 
-A run's folder is named by its settings, so that other settings make another run. The finished run of the same cell and
-seed stays as it is; if it only has fewer steps, the new one starts from its checkpoint.
+A run's folder is named after its settings, so changed settings make a new run. The finished run of the same cell and
+seed stays as it is; if it differs only in having fewer steps, the new run starts from its checkpoint.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class EarlierRun:
     """A finished run of the same cell and seed."""
 
     folder: Path
-    changes: dict[str, tuple[Any, Any]]  # dotted setting -> its value, the new run's value
+    changes: dict[str, tuple[Any, Any]]  # dotted setting -> (its value, the new run's value)
     start: int | None  # step of the checkpoint that the new run can start from
-    best: bool = False  # whether best.pt is the new run's best so far, too
+    best: bool = False  # True if its best.pt is also the new run's best so far
 
 
 def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
-    """Return, for each run that has no result and no checkpoint of its own, the earlier run closest to it."""
+    """Return run id -> closest earlier run, for runs without a result or checkpoint of their own."""
     names: dict[str, list[str]] = {}
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(folder)):
@@ -62,7 +62,7 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
 
 
 def _compare(folder: Path, run: Run) -> EarlierRun | None:
-    """Return how an earlier run relates to a new one; None if it cannot be read, or is not finished."""
+    """Return how an earlier run relates to a new one; None if it cannot be read or has not finished."""
     summary = run_facts.read_summary(folder)
     if summary is None:
         return None
@@ -88,7 +88,7 @@ def _compare_ours(folder: Path, summary: dict[str, Any], config: RunConfig) -> E
 
 
 def _find_start(folder: Path, before: RunConfig, config: RunConfig) -> int | None:
-    """Return the step of the newest checkpoint of `before` that is also one of `config`."""
+    """Return the step of the newest checkpoint of `before` that `config` would also have reached."""
     for step in map(run_files.checkpoint_step, run_files.list_checkpoints(folder)):
         if step <= config.trainer.max_iters and before.identity_until(step) == config.identity_until(step):
             return step
@@ -137,7 +137,7 @@ def _describe_group(members: Sequence[tuple[Run, EarlierRun]]) -> str:
 
 
 def _explain_fresh_start(config: RunConfig, earlier: EarlierRun) -> str:
-    """Return why a run with other steps does not continue the earlier one; '' where other settings changed too."""
+    """Return why a run with a different number of steps starts afresh; '' if other settings changed too."""
     name = optimization.schedule_name(config.trainer)
     before, now = earlier.changes["trainer.max_iters"]
     phases = {"trainer.max_iters", *(f"trainer.{key}" for key in optimization.PHASES)}
@@ -149,7 +149,7 @@ def _explain_fresh_start(config: RunConfig, earlier: EarlierRun) -> str:
 
 
 def copy_start(earlier: EarlierRun, target: Path) -> None:
-    """Give a new run the checkpoint, rows and samples that an earlier run has up to `start`. Raises OSError."""
+    """Copy an earlier run's checkpoint, rows and samples up to `start` into a new run's folder. Raises OSError."""
     assert earlier.start is not None
     if run_files.list_checkpoints(target):  # another submit was faster
         return
@@ -159,12 +159,12 @@ def copy_start(earlier: EarlierRun, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if earlier.best:
             _link(earlier.folder / run_files.BEST, target / run_files.BEST)
-    name = f"checkpoint-{earlier.start:08d}.pt"  # last: without rows a checkpoint is not used
+    name = f"checkpoint-{earlier.start:08d}.pt"  # last, as a checkpoint without rows is not used
     _link(earlier.folder / name, target / name)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file that is only ever replaced whole; copy it where the file system has no links."""
+    """Hard-link a file that is only ever replaced as a whole; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Stop a study whose first runs fail alike within seconds: the other runs would fail too."""
+"""Stop a study whose first runs all fail in the same way within seconds: the other runs would fail too."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ablatrix.trainer.rundir.program import program
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
 
-EARLY_SECONDS = 60.0  # from the start of a run; importing a framework from a slow file system takes half of it
+EARLY_SECONDS = 60.0  # from the start of a run; importing a framework from a slow file system may take half a minute
 ENOUGH = 2
 
 
 class EarlyFailures:
-    """Watch the first runs that end. A run that finishes, runs longer or fails otherwise ends the suspicion."""
+    """Watch how the first runs end. A run that finishes, lasts longer or fails differently ends the watch."""
 
     def __init__(self) -> None:
         self._reasons: list[str] = []
@@ -36,7 +36,7 @@ class EarlyFailures:
 
     @property
     def reason(self) -> str:
-        """Return why the first runs failed once they are enough to stop the others, else ''."""
+        """Return why the first runs failed if there are enough of them to stop the others, else ''."""
         return self._reasons[-1] if self._suspected and len(self._reasons) >= ENOUGH else ""
 
     @property
@@ -45,7 +45,7 @@ class EarlyFailures:
 
 
 def describe_alike(states: Sequence[RunState], study: Path) -> str:
-    """Return a line for `status` if runs still wait although all that have ended failed alike, else ''."""
+    """Return a line for `status` if runs are waiting although all that have ended failed in the same way, else ''."""
     failed = [state.reason for state in states if state.state == "failed"]
     waiting = sum(state.state == "queued" for state in states)
     alike = len({diagnosis.generalize(reason) for reason in failed}) == 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Queue what has room; if runs still wait and nothing else will queue them, requeue this job."""
+    """Queue the runs that fit; if others still wait and nothing else will queue them, requeue this job."""
     [folder] = sys.argv[1:] if argv is None else argv
     study = None
     try:

@@ -1,6 +1,6 @@
 """Jobs on this machine that are forked from a process with torch loaded, which saves each run about a second.
 
-The other half is `job/warm_parent.py`. Jobs are followed by file descriptors (pidfd), as they are no children of ours.
+The other half is `job/warm_parent.py`. Jobs are not our children, so they are followed by pidfd.
 """
 
 from __future__ import annotations
@@ -29,22 +29,20 @@ STOP_SECONDS = 10.0
 
 
 class ForkedJob:
-    """A job: the part of subprocess.Popen that the queue uses."""
+    """A job, with the part of subprocess.Popen's interface that the queue uses."""
 
     def __init__(self, pid: int) -> None:
         self._pidfd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
-        """Return None while the job runs. Its exit code is not known here; the run's files tell how it ended."""
+        """Return None while the job runs, then 0: only the run's files tell how it ended."""
         if self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]:
             return None
         self.close()
         return 0
 
     def terminate(self) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # it has ended, or `close` was interrupted by a signal whose handler calls this
+        with contextlib.suppress(OSError):  # it has ended, or this is a signal handler that interrupted `close`
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
@@ -55,7 +53,7 @@ class ForkedJob:
 
 
 class WarmParent:
-    """The process from which the jobs of a batch are forked; they go on when it ends."""
+    """The process from which the jobs of a batch are forked; they outlive it."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         with open_to_append(log) as errors:
@@ -65,15 +63,15 @@ class WarmParent:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                bufsize=0,  # `select` must see every line that was not read yet
+                bufsize=0,  # `select` must see every unread line
                 start_new_session=True,
             )
         self._log = log
 
     def start(self, run: str, give_up: Callable[[], bool] = lambda: False) -> ForkedJob | None:
-        """Fork a job for RUN_DIR:ATTEMPT; None if this process cannot, because it has ended or does not answer.
+        """Fork a job for RUN_DIR:ATTEMPT; return None if the process has exited or does not answer.
 
-        give_up: asked once a second; true ends the wait.
+        give_up: called once a second; True ends the wait.
         """
         assert self._process.stdin and self._process.stdout
         end = time.monotonic() + ANSWER_SECONDS
@@ -82,7 +80,7 @@ class WarmParent:
             while not give_up() and time.monotonic() < end:
                 if select.select([self._process.stdout], [], [], 1.0)[0]:
                     answer = self._process.stdout.readline()
-                    if not answer or answer.strip().isdigit():  # other lines are from a sitecustomize of this site
+                    if not answer or answer.strip().isdigit():  # other lines are from the site's sitecustomize
                         return ForkedJob(int(answer)) if answer else None
             self._process.kill()  # it must not fork the job later
         except OSError:
@@ -99,13 +97,13 @@ class WarmParent:
 
 
 def pays(batch: Batch, slots: int) -> bool:
-    """True if forking pays for a batch and is possible: more runs of our trainer than slots, with one process each."""
+    """True if forking is possible and pays for a batch: runs of our trainer, with one process each, more than slots."""
     commands = any(run_facts.is_command(run.folder) for run, _ in batch.members)
     return len(batch.jobs) > slots and not batch.shared and not commands and _can_follow()
 
 
 def _can_follow() -> bool:
-    """True if this system has file descriptors of processes: Linux 5.3 or newer."""
+    """True if this system has pidfds (Linux 5.3 or newer)."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):

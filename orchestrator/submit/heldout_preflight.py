@@ -1,4 +1,4 @@
-"""Preflight of the held-out text: there is enough of it, it is the same for all cells, and it has the domains."""
+"""Preflight of the held-out text: there is enough of it, it is the same for all cells, and it contains the domains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def describe_small(config: RunConfig, store: TokenStore | None, most_bytes: int) -> Iterator[str]:
     """Yield a warning if the held-out text is too small to decide much. Raises DataError if it cannot be evaluated.
 
-    store: the tokens of the corpus, None if it is too large to be read now; so is a test file over `most_bytes`.
+    store: the tokens of the corpus, None if it is too large to read now, as is a test file over `most_bytes`.
     """
     data, cache_dir = config.data, Path(config.system.cache_dir)
     documents, tokens = data.held_out, FEW_TOKENS
@@ -60,7 +60,7 @@ def describe_different(configs: Iterable[RunConfig]) -> Iterator[str]:
 
 
 def find_domain_problem(data: DataConfig) -> str:
-    """Return why `data.domain_key` finds nothing in the beginning of the held-out corpus, '' if it does."""
+    """Return why `data.domain_key` finds nothing at the beginning of the held-out corpus, '' if it finds a value."""
     corpus = data.test_corpus if data.test_file else data
     if not data.domain_key:
         return ""
@@ -75,7 +75,7 @@ def find_domain_problem(data: DataConfig) -> str:
 
 
 def _list_keys(record: dict[str, object], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a record that hold a value, quoted."""
+    """Yield the dotted keys of a record's values, quoted."""
     for key, value in record.items():
         if isinstance(value, dict):
             yield from _list_keys(value, f"{prefix}{key}.")

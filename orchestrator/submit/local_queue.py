@@ -1,10 +1,9 @@
-"""The queue of one machine: one run per GPU, or on a CPU as many as its cores can take.
+"""The queue of one machine: one run per GPU, or on a CPU as many runs as its cores allow.
 
-Distributed runs get as many processes, and GPUs, as all nodes of their Slurm job would have together.
+A distributed run gets as many processes and GPUs as all nodes of its Slurm job would have together.
 
-A run gets the threads that its experiment gives it under Slurm (slurm.cpus_per_task), not a share of what is free: sums
-depend on the number of threads in their last digits, and a run must give the same result under every launcher, and
-when it is resumed alone.
+A run gets as many threads as under Slurm (slurm.cpus_per_task), not a share of the free cores: the last digits of sums
+depend on the number of threads, and a run must give the same result under every launcher and when it is resumed alone.
 """
 
 from __future__ import annotations
@@ -67,9 +66,9 @@ class LocalQueue:
         self._stopping = False
 
     def slots(self, threads: int, processes: int = 1) -> list[str]:
-        """Return a slot per run that may run at once: its GPUs' indices, or '' for a share of the CPU.
+        """Return a slot for each run that may run at the same time: its GPU indices, or '' for a share of the CPU.
 
-        Raises UserError if there are GPUs, but fewer than a run has processes.
+        Raises UserError if there are GPUs but fewer than a run has processes.
         """
         if not self.devices:
             return [""] * max(1, allotted_cores() // max(threads, processes))
@@ -85,7 +84,7 @@ class LocalQueue:
         """Run all jobs, calling `on_tick` a few times a second; closing the terminal does not stop them.
 
         Raises StoppedError on SIGINT or SIGTERM, which stop every run with a checkpoint, and RunError if the first
-        runs fail alike; `not_started` then holds the others.
+        runs all fail in the same way; `not_started` then contains the others.
         """
         layout = Layout(1, batch.settings.layout.world if batch.shared else 1)
         threads = min(batch.threads * (batch.settings.nodes if batch.shared else 1), allotted_cores())
@@ -119,7 +118,7 @@ class LocalQueue:
             with open_to_append(_log(batch)) as output:
                 process = spawn(command, environment, output)
         self._children.append(_Child(process, folder, slot, time.monotonic()))
-        if self._stopping:  # the signal came while it was started
+        if self._stopping:  # the signal came while the process was being started
             process.terminate()
 
     def _collect_ended(self) -> None:
@@ -143,7 +142,7 @@ class LocalQueue:
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
-        """Have SIGINT and SIGTERM stop the runs; no run outlives an error of ours."""
+        """Stop the runs on SIGINT and SIGTERM, and on any error in the block."""
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -167,5 +166,5 @@ def _environment(batch: Batch, threads: int) -> dict[str, str]:
 
 
 def _log(batch: Batch) -> Path:
-    """Return the file that takes the output of the batch's jobs, but not of its runs."""
+    """Return the log of the batch's jobs; their runs have logs of their own."""
     return batch.study.folder / LOGS / f"{batch.token}.out"

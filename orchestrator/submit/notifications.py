@@ -1,4 +1,4 @@
-"""Send the messages that `notify:` asks for: a study has ended, runs have failed, a look has decided.
+"""Send the messages that `notify:` requests: a study has ended, runs have failed, a look has decided.
 
 The report job and the follow-up job send them under Slurm, `submit` elsewhere. A process claims a marker in the study's
 folder before it sends a message, so that each message is sent once.
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import Study
     from ablatrix.orchestrator.study.notify_settings import Event, Notify
 
-SCHEMA = 1  # of the JSON record; raised when a field changes its meaning or goes away
-SENT = ".notified"  # in the study's folder: a marker per message and receiver
+SCHEMA = 1  # version of the JSON record; incremented when a field changes its meaning or is removed
+SENT = ".notified"  # in the study's folder: one marker per message and recipient
 BROKEN = ("failed", "lost")
 FAILURES_APART = 600.0  # seconds between two messages about failed runs
-MOST_FAILURES = 5  # that a message lists
+MOST_FAILURES = 5  # listed in a message
 
 log = logging.getLogger("ablatrix")
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message to send. key: names its marker; made from what the message is about."""
+    """A message to send. key: identifies what the message is about, and so its marker."""
 
     event: Event
     key: str
@@ -51,7 +51,7 @@ class Message:
 
 
 class Notifier:
-    """Sends the messages about one study; a failure is a warning in the log, and not tried again by this process."""
+    """Sends the messages about one study. A failure is logged as a warning and not retried by this process."""
 
     def __init__(self, study: Study) -> None:
         self.study, self.settings = study, study.notify
@@ -65,9 +65,9 @@ class Notifier:
         ended: bool = False,
         results: Mapping[str, Any] | None = None,
     ) -> None:
-        """Send what is to be sent now. ended: no further run will be queued, and none is active.
+        """Send the messages that are due. ended: True if no run is active and no more will be queued.
 
-        results: the report's, where one was made of these states.
+        results: those of the report, if one was made from these states.
         """
         if self.settings is None:
             return
@@ -86,7 +86,7 @@ class Notifier:
                 log.warning("no message was sent about the study: %s", error)
 
     def _due(self, states: Sequence[RunState], stages: Stages, ended: bool) -> list[tuple[Event, str]]:
-        """Return (event, key) of each message; that about the end includes the others."""
+        """Return (event, key) of each message that is due; the message about the study's end includes the others."""
         wanted = self.settings.events if self.settings else []
         begun = [_identify(state) for state in states if state.state != "planned"]
         failed = [_identify(state) for state in states if state.state in BROKEN]
@@ -100,14 +100,14 @@ class Notifier:
         return found
 
     def _has_just_failed(self) -> bool:
-        """True if a message about failed runs was sent a short time ago: the next one will list the new ones too."""
+        """True if a message about failed runs was sent recently: the next one will list the new failures too."""
         with contextlib.suppress(OSError):
             times = [path.stat().st_mtime for path in (self.study.folder / SENT).glob("failed-*")]
             return bool(times) and time.time() - max(times) < FAILURES_APART
         return False
 
     def _send_once(self, message: Message, settings: Notify, states: Sequence[RunState]) -> None:
-        """Send a message to each receiver that has not had it."""
+        """Send a message to each recipient that has not received it."""
         text = visible("\n".join((message.title, *message.lines)))
         if settings.variable:
             address = os.environ.get(settings.variable, "")
@@ -124,9 +124,9 @@ class Notifier:
 
     @contextlib.contextmanager
     def _claimed(self, message: Message, receiver: str) -> Any:
-        """Claim a message to a receiver: False where another process has it. A failure is logged, not raised.
+        """Claim a message to a recipient; yield False if another process has it. A failure is logged, not raised.
 
-        The claim of a message that was not taken is given back, for a process that can send it.
+        The claim of a message that was not accepted is released, so that another process can send it.
         """
         folder, name = self.study.folder / SENT, f"{message.event}-{message.key}-{receiver}"
         try:
@@ -139,7 +139,7 @@ class Notifier:
 
 
 def _identify(state: RunState) -> tuple[str, int, float]:
-    """Return what a rerun or a retry of a run changes; the state itself may be seen late from another host."""
+    """Return what changes when a run is rerun or retried; another host may see its state late."""
     return state.run.id, state.attempt, state.uses[0].start if state.uses else 0.0
 
 
@@ -150,7 +150,7 @@ def _digest(values: Sequence[Any]) -> str:
 def _compose(
     study: Study, due: tuple[Event, str], states: Sequence[RunState], stages: Stages, results: Mapping[str, Any]
 ) -> Message:
-    """Return a message. due: its event and key; results: those of a study that has ended."""
+    """Return a message. due: its event and key; results: the report's, for a study that has ended."""
     event, key = due
     failed = [f"{state.run.id}: {state.state}: {state.reason}" for state in states if state.state in BROKEN]
     lines = failed[:MOST_FAILURES]
@@ -175,7 +175,7 @@ def _analyze(study: Study, states: Sequence[RunState]) -> dict[str, Any]:
 
 
 def _record(study: Study, message: Message, text: str, states: Sequence[RunState]) -> dict[str, Any]:
-    """Return what a webhook of kind `json` gets; docs/automation.md describes the fields."""
+    """Return what a webhook of kind `json` receives; docs/automation.md describes the fields."""
     failed = [
         {"run": state.run.id, "state": state.state, "reason": state.reason} for state in states if state.state in BROKEN
     ]
@@ -193,5 +193,5 @@ def _record(study: Study, message: Message, text: str, states: Sequence[RunState
 
 
 def is_over(states: Sequence[RunState], stages: Stages) -> bool:
-    """True if no run is active, and none will follow from results."""
+    """True if no run is active and results will not lead to more runs."""
     return not any(state.active for state in states) and not stages.due and not stages.waiting

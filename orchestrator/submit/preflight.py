@@ -1,4 +1,4 @@
-"""Preflight: everything that can be known to fail before it is queued. All findings at once, each with what to do."""
+"""Preflight: find what would fail before anything is queued, and report it all at once, each with what to do."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
 
-# Tokens of well-known tokenizers and the one that ends a text: a study can be planned before its cache is filled
+# (vocabulary size, end-of-text token) of well-known tokenizers: studies can be planned before the cache is filled
 VOCABULARIES = {"gpt2": (50257, 50256), "sample": (4096, 4095), "bytes": (257, 256)}
-MOST_PROBED = 64  # cells; of a larger design only cells with a single feature are probed
+MOST_PROBED = 64  # cells; in a larger design only cells with a single feature are probed
 BYTES_PER_PARAMETER = 4  # float32
 
 
 def vocabulary(config: RunConfig) -> tuple[int, int | None]:
-    """Return the number of tokens of a configuration's tokenizer, and the one that ends a text.
+    """Return the vocabulary size of a configuration's tokenizer, and its end-of-text token.
 
-    Raises OfflineCacheError if it is not cached.
+    Raises OfflineCacheError if the tokenizer is not cached.
     """
     name = tokenizer_names.canonical(config.data.tokenizer)
     try:
@@ -52,11 +52,11 @@ def vocabulary(config: RunConfig) -> tuple[int, int | None]:
 
 
 def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> list[str]:
-    """Return what is known of the corpora, and warnings, in lines. Raises ConfigError with every finding.
+    """Return lines that describe the corpora, and warnings. Raises ConfigError with every finding.
 
-    Creates nothing but, last, a token cache for a small corpus.
+    Creates nothing but a token cache for a small corpus, after all other checks.
 
-    runs: the whole study's. chosen: those to be queued now, which need room on the disk and in the queue.
+    runs: all runs of the study. chosen: the runs to be queued now, which need room on the disk and in the queue.
     """
     is_command = bool(loaded.experiment.command)
     _warn_of_notify(loaded)
@@ -70,12 +70,12 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
     else:
         checks += [partial(data_preflight.check_inputs, loaded, runs), partial(_check_effects, loaded, runs)]
         checks.append(partial(weights_preflight.check_weights, loaded, runs))
-    with ThreadPoolExecutor() as pool:  # most of them wait for a process
+    with ThreadPoolExecutor() as pool:  # most checks wait for a process
         asked = pool.submit(_check_slurm, loaded, chosen, launcher)
         found = list(chain.from_iterable(pool.map(lambda check: list(check()), checks)))
     try:
         found += asked.result()
-    except RunError as error:  # nothing is wrong with the file, or only what the other checks found
+    except RunError as error:  # Slurm did not answer, which matters less than findings
         if not found:
             raise
         found.append(str(error))
@@ -102,13 +102,13 @@ def _warn_of_unequal_tokens(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _check_exports(loaded: Loaded) -> Iterator[str]:
-    """Yield the variables that jobs are to get and this shell does not have."""
+    """Yield the variables that jobs should get but this shell does not have."""
     for name in exported_env.unset(loaded.experiment.export):
         yield f"{loaded.at('export')}export: {name} is not set in this shell; set it, or take it out of the list"
 
 
 def _warn_of_notify(loaded: Loaded) -> None:
-    """Warn if the variable with the webhook's address is not set: the study itself can do without."""
+    """Warn if the variable with the webhook's URL is not set; the study runs without it."""
     notify = loaded.experiment.notify
     if notify and exported_env.unset(notify.exports):
         where = loaded.at("notify", "webhook")
@@ -116,7 +116,7 @@ def _warn_of_notify(loaded: Loaded) -> None:
 
 
 def _check_output(loaded: Loaded) -> Iterator[str]:
-    """Yield why the study's folder cannot be made."""
+    """Yield why the study's folder cannot be created."""
     problem = ""
     try:
         parent = shared_fs.nearest_existing(loaded.experiment.folder)
@@ -131,12 +131,12 @@ def _check_output(loaded: Loaded) -> Iterator[str]:
 
 
 def _check_space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
-    """Compare the free space with the checkpoints of all runs. Quotas cannot be seen."""
+    """Yield a problem if the checkpoints of all runs exceed the free space. Quotas cannot be seen."""
     folder = loaded.experiment.folder
     try:
         parent = shared_fs.nearest_existing(folder)
         free = shutil.disk_usage(parent).free
-    except OSError:  # a finding of `_check_output`
+    except OSError:  # reported by `_check_output`
         return
     ours = [(run.id, run.config) for run in runs if isinstance(run.config, RunConfig)]
     needed = sum(max(0, _bytes_kept(config) - _bytes_there(folder / name)) for name, config in ours)
@@ -152,7 +152,7 @@ def _describe_bytes(size: int) -> str:
 
 
 def _bytes_there(run_dir: Path) -> int:
-    """Return the bytes of the checkpoints of a stopped or failed run, which its next attempt replaces."""
+    """Return the bytes of a stopped or failed run's checkpoints, which its next attempt replaces."""
     return sum(path.stat().st_size for path in run_dir.glob("*.pt"))
 
 
@@ -165,7 +165,7 @@ def _bytes_kept(config: RunConfig) -> int:
 
 def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Yield the cells that train exactly like the baseline, found by training a shrunken model of each."""
-    first = first_of_cells([run for run in runs if run.size == runs[0].size])  # at the others: larger, else the same
+    first = first_of_cells([run for run in runs if run.size == runs[0].size])  # other sizes only differ in scale
     baseline = next((run for run in first.values() if not run.features), None)
     cells = [run for run in first.values() if run.features]
     if len(cells) > MOST_PROBED:

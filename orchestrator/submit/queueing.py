@@ -1,4 +1,4 @@
-"""From planned runs to queued jobs, each run exactly once, however many submits are running."""
+"""Turn planned runs into queued jobs, each run exactly once, however many submits are running."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
-LINE_BYTES = 64  # around each command
+LINE_BYTES = 64  # of a job script around each command
 
 
 class RefusedError(RunError):
-    """sbatch has refused a batch; none of it is queued. cause: its message."""
+    """sbatch has refused a batch, and none of it is queued. cause: sbatch's message."""
 
     def __init__(self, cause: commands.ControllerError) -> None:
         super().__init__(f"{cause}{advice(str(cause))}")
@@ -34,7 +34,7 @@ class RefusedError(RunError):
 
 
 def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
-    """Claim the next attempt of each run and return those that are ours; `say` which ones another submit has taken."""
+    """Claim the next attempt of each run and return the claimed runs; `say` which ones another submit has taken."""
     members: Members = []
     taken: Members = []
     for state in chosen:
@@ -79,9 +79,9 @@ def split(
 
 
 def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
-    """Return the folder with the code that the study's jobs will run; `own`: modules of the user that it includes.
+    """Return the folder with the code that the study's jobs will run. own: the user's own modules to include.
 
-    Raises RunError if it cannot be written.
+    Raises RunError if the folder cannot be written.
     """
     try:
         code = code_snapshot.take(study.folder.parent / study_dir.SNAPSHOTS, own)
@@ -94,9 +94,9 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
 
 
 def restore_snapshots(study: Study) -> None:
-    """Rewrite files that were removed from the code that the runs were queued with, if it is still the running code.
+    """Restore files that were removed from the runs' code snapshots, if the running code is still the same.
 
-    Raises RunError where it cannot be written.
+    Raises RunError if a snapshot cannot be written.
     """
     folders = [run.folder for run in study.runs]
     store, modules = study_dir.snapshot_store(study.folder), code_snapshot.own_modules_of(folders)
@@ -116,7 +116,7 @@ def prepare(
 ) -> Batch:
     """Make the batch of one launch: describe the claims and write each run's provenance. Nothing is queued yet.
 
-    surroundings: what the runs' provenance shares, if it was recorded before.
+    surroundings: the part of the provenance that all runs share, if it was recorded before.
     """
     batch = Batch(study, jobs, submit_attempts.new_token(), settings, code, exports, after)
     shared = dict(surroundings or provenance.collect(code))
@@ -130,9 +130,9 @@ def prepare(
 
 
 def queue(launcher: Launcher, batch: Batch) -> list[str]:
-    """Queue a batch in Slurm and record its job ids; after a lost answer they are looked up in the queue.
+    """Queue a batch in Slurm and record its job ids, which are looked up in the queue if sbatch's answer is lost.
 
-    Raises RefusedError, or RunError while it is not known whether the job is in the queue.
+    Raises RefusedError, or RunError if it is not known whether the job is in the queue.
     """
     try:
         base = job_identity.identify(batch.token, launcher.launch(batch))
@@ -155,14 +155,14 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
 
 
 def release(members: Members, reason: str) -> None:
-    """Give back claims that will not be queued."""
+    """Release claims that will not be queued."""
     for run, attempt in members:
         note(run.folder, "unqueued", attempt=attempt, reason=reason, state="planned")
 
 
 @contextlib.contextmanager
 def released_on_error(members: Members) -> Iterator[None]:
-    """Give these claims back if anything fails in the block."""
+    """Release these claims if anything fails in the block."""
     try:
         yield
     except OSError as error:
@@ -205,7 +205,7 @@ def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
 
 
 def adopt(states: Iterable[RunState]) -> None:
-    """Record the job of each run whose sbatch answer was lost and whose job was found since."""
+    """Record the job of each run whose sbatch answer was lost and whose job has been found since."""
     for state in states:
         claim = submit_attempts.read(state.run.folder, state.attempt) if state.attempt and state.job_id else None
         events = read_events(state.run.folder) if claim else []
@@ -218,7 +218,7 @@ def release_held(study: Study, jobs: Mapping[str, job_parsing.Job] | None, say: 
     """Release jobs of the study that Slurm holds because a node could not start them, and `say` so.
 
     Jobs whose runs are done or queued again are released too: they end at once, while held jobs would keep the
-    study's report waiting for ever. jobs: the queue; None: it is asked for.
+    study's report waiting forever. jobs: the queue; by default it is read.
     """
     try:
         queued = (commands.queue() if jobs is None else jobs).values()

@@ -1,7 +1,7 @@
 """Find what a Python script needs without running it. Run by the interpreter of a user's command (`python -c`).
 
 Reads {"script" or "module", "folder"} from stdin and writes JSON: the interpreter's version and
-environment, imports that it does not find, a syntax error, and the command-line parsers in use. Standard library only,
+environment, imports that it cannot find, a syntax error, and the command-line parsers in use. Standard library only,
 Python 3.7 and up.
 """
 
@@ -22,7 +22,7 @@ CATCHING = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
 
 
 def find_file(name: str, roots: list[str]) -> str | None:
-    """Return the file of a dotted module in one of these folders, None if it has none; nothing is imported."""
+    """Return the file of a dotted module in one of these folders, or None, without importing anything."""
     for root in roots:
         path = os.path.join(root or os.curdir, *name.split("."))
         for candidate in (path + ".py", os.path.join(path, "__main__.py"), os.path.join(path, "__init__.py")):
@@ -50,7 +50,7 @@ def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 
 
 def imports(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
-    """Yield (name, line) of the imports that are made whenever the module runs."""
+    """Yield (name, line) of the imports that are executed whenever the module runs."""
     for node in body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for name in imported(node):
@@ -67,7 +67,7 @@ def imports(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
 
 
 def look(first: str, roots: list[str]) -> dict[str, Any]:
-    """Follow the imports of the user's own files, from the first one on; return what they lack and use."""
+    """Follow the imports of the user's own files, starting at `first`; return what is missing and what they use."""
     found: dict[str, Any] = {"missing": [], "syntax": "", "parsers": [], "lenient": False}
     waiting, seen = [first], {""}
     while waiting and len(seen) < MOST_FILES:
@@ -97,15 +97,15 @@ def look(first: str, roots: list[str]) -> dict[str, Any]:
 
 
 def is_there(top: str) -> bool:
-    """True if the interpreter finds a top-level module."""
+    """True if the interpreter can find a top-level module."""
     try:
         return top in sys.builtin_module_names or importlib.util.find_spec(top) is not None
     except (ImportError, ValueError, AttributeError):
-        return True  # it exists, and hides its spec
+        return True  # it exists, but its spec cannot be read
 
 
 def main() -> None:
-    """Answer the question on stdin."""
+    """Read a question from stdin and print the answer."""
     asked = json.load(sys.stdin)
     sys.path[0] = asked["folder"] if asked["module"] else os.path.dirname(os.path.realpath(asked["script"]))
     answer = {"version": sys.version.split()[0], "prefix": sys.prefix, "no_module": "", "parsers": []}

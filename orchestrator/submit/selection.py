@@ -1,4 +1,4 @@
-"""Which runs a submit queues, reuses, leaves alone, or puts aside."""
+"""The selection of runs that a submit queues, reuses, leaves alone, or sets aside."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Selection:
-    """Which runs a submit queues, and why it leaves the others alone."""
+    """The runs that a submit queues, and those that it leaves alone, by reason."""
 
     chosen: list[RunState] = field(default_factory=list)
     done: list[RunState] = field(default_factory=list)
     active: list[RunState] = field(default_factory=list)
     failed: list[RunState] = field(default_factory=list)
     held: list[RunState] = field(default_factory=list)  # runs of a later stage
-    all_active: list[RunState] = field(default_factory=list)  # all active runs, whether asked for or not
+    all_active: list[RunState] = field(default_factory=list)  # all active runs, whether requested or not
 
     def describe(self) -> list[str]:
         """Return a line for each group of runs and what becomes of it."""
@@ -48,10 +48,10 @@ def select(
     study: str = "",
     held: Collection[str] = (),
 ) -> Selection:
-    """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones lacking files.
+    """Choose planned and stopped runs; with `retry` also failed, lost and cancelled ones, and done ones missing files.
 
-    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state. study: its name, which
-    decides the order of the chosen. held: ids of runs of a later stage, which are not queued now.
+    cells: only these cells (or run ids). rerun: ids of runs to queue whatever their state. study: its name, on
+    which the queue order depends. held: ids of runs of a later stage, which are not queued now.
     """
     selection = Selection()
     for state in states:
@@ -79,7 +79,7 @@ def find_runs(study: Study, names: Sequence[str]) -> list[StudyRun]:
 
 
 def put_aside(runs: Collection[StudyRun], states: Iterable[RunState]) -> None:
-    """Move the results of these runs to <run>.old-<n>. Raises RunError, before any is moved, for an active run."""
+    """Move the results of these runs to <run>.old-<n>. Raises RunError, before moving any, if a run is active."""
     active = {state.run.id for state in states if state.active}
     for run in runs:
         if run.id in active:

@@ -1,4 +1,4 @@
-"""Preflight of the jobs: whether Slurm would take them, asked with `sbatch --test-only`."""
+"""Preflight of the jobs: ask Slurm with `sbatch --test-only` whether it would accept them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.matrix import Run
 
-TOKEN = "TOKEN"  # placeholder for the one that a submission gets
-# reasons that sbatch gives with --test-only only: it queues such a job, which then waits
+TOKEN = "TOKEN"  # placeholder for a submission's token
+# reasons that only --test-only gives: sbatch itself queues such a job, which then waits
 _WAITS = re.compile(
     r"nodes are busy|[Nn]ode not available|ReqNodeNotAvail|Nodes required for job|[Mm]aintenance|at this time|"
     r"test-only|[Rr]eservation (?:not usable|not yet|is in use|is not active)|partition configuration not available now"
@@ -48,7 +48,7 @@ def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: site_limits.Ar
 def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[str]:
     """Yield why sbatch would refuse the jobs of these runs; warn of what would make them wait.
 
-    Raises ControllerError where Slurm does not answer.
+    Raises ControllerError if Slurm does not answer.
     """
     batch = next(planned_batches(loaded, runs, site_limits.array_limits()), None)
     if batch is None:
@@ -73,7 +73,7 @@ def check_jobs(loaded: Loaded, runs: Sequence[Run], launcher: str) -> Iterator[s
 
 
 def _test(script: str) -> str:
-    """Return why `sbatch --test-only` refuses this script, or ''. A file, because site filters want one."""
+    """Return why `sbatch --test-only` refuses this script, else ''. Passes a file, as site filters expect one."""
     with tempfile.TemporaryDirectory(prefix="ablatrix-") as folder:
         path = Path(folder) / "job.sbatch"
         path.write_text(script, encoding="utf-8")
@@ -96,16 +96,16 @@ def _syntax_fault(lines: Sequence[str]) -> str:
 
 
 def _would_wait(refusal: str, settings: SlurmSettings) -> bool:
-    """True if sbatch would queue the job all the same: --test-only knows only the nodes that are usable now."""
+    """True if sbatch would queue the job anyway: --test-only considers only the nodes that are usable now."""
     if NODES in refusal:
         return _fits_somewhere(settings)
     if "Invalid time specified" in refusal:
-        return "reservation" in settings.extra  # one that begins later
+        return "reservation" in settings.extra  # a reservation that begins later
     return bool(_WAITS.search(refusal))
 
 
 def _fits_somewhere(settings: SlurmSettings) -> bool:
-    """True if some nodes cannot be used now, and enough nodes are large enough whatever their state."""
+    """True if some nodes are unusable now, and enough nodes are large enough regardless of state."""
     try:
         lines = commands.run_command(["scontrol", "--oneliner", "show", "node"]).splitlines()
     except commands.ControllerError:

@@ -1,4 +1,4 @@
-"""The order of a study whose runs wait for room in the queue, or for results, kept in the study's folder."""
+"""The order of a study: which runs wait for room in the queue or for results, recorded in the study's folder."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Order(BaseModel):
     settings: SlurmSettings
     exports: list[str]
     code: Path
-    surroundings: dict[str, Any]  # what the runs' provenance.json shares
+    surroundings: dict[str, Any]  # the part of provenance.json that all runs share
     report: bool = True
-    runs: dict[str, int] = {}  # id -> newest attempt when it began to wait
+    runs: dict[str, int] = {}  # id -> newest attempt when the run began to wait
     problem: str = ""  # why a follow-up job could not go on
     staged: bool = False  # runs of a later stage may be due when the active ones have ended
-    budget: float | None = None  # GPU-hours that later stages may not pass
-    most: int = 0  # jobs that sbatch took at once after it had refused more; 0: not known
+    budget: float | None = None  # GPU-hours that later stages may not exceed
+    most: int = 0  # jobs that sbatch accepted at once after refusing more; 0: unknown
 
     @property
     def blocked(self) -> bool:
@@ -51,16 +51,16 @@ class Order(BaseModel):
 
 
 def read(study: Study) -> Order | None:
-    """Return the order that waits for room in the queue, None if there is none."""
+    """Return the order recorded in the study's folder, None if there is none."""
     record = run_files.read_json(study.folder / RECORD)
     try:
         return Order.model_validate(record) if record else None
-    except ValidationError:  # damaged, or of another version: the next submit queues the runs
+    except ValidationError:  # corrupt, or from another version: the next submit queues the runs
         return None
 
 
 def is_waiting(study: Study, ids: Iterable[str] | None = None) -> bool:
-    """True if one of these runs (None: any) waits for room."""
+    """True if one of these runs (None: any run) waits for room."""
     order = read(study)
     return bool(order and (order.runs if ids is None else set(ids) & order.runs.keys()))
 
@@ -79,7 +79,7 @@ def forget(study: Study, ids: Iterable[str] | None = None) -> int:
 
 
 def find_waiting(study: Study, order: Order | None, states: Sequence[RunState]) -> list[RunState]:
-    """Return the runs of an order that wait for room, without those that another submit has claimed since."""
+    """Return the runs of an order that wait for room, except those that another submit has claimed since."""
     runs = order.runs if order else {}
     found = [s for s in states if not s.active and s.state != "done" and runs.get(s.run.id, -1) == s.attempt]
     return in_queue_order(found, study.name, lambda state: state.run)

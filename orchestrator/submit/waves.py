@@ -1,8 +1,8 @@
 """Queue as many runs as the site's limits allow, and the rest in waves: by the next submit, by --wait, or by a job.
 
-The runs that wait are recorded in the study's folder (wave_order.py). A follow-up job (follow_up.py) starts when one of
-the study's arrays has ended, queues what fits then, and another follow-up behind it. A study in stages goes on in the
-same way: when all its arrays have ended the follow-up queues what their results make due (report/next_stage.py).
+The waiting runs are recorded in the study's folder (wave_order.py). A follow-up job (follow_up.py) starts when one of
+the study's arrays has ended, and queues what fits then and another follow-up behind it. A study in stages continues in
+the same way: when all its arrays have ended, the follow-up queues the runs due by their results (report/next_stage.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import Study
     from ablatrix.orchestrator.submit.wave_order import Order
 
-RETRY_SECONDS = 60.0  # before a follow-up that could queue nothing is requeued, and between two looks of --wait
+RETRY_SECONDS = 60.0  # until a follow-up that could queue nothing is requeued, and between polls of --wait
 
 Say = Callable[[str], object]
 
@@ -45,16 +45,16 @@ def queue(
     *,
     stages: Stages | None = None,
 ) -> list[str]:
-    """Queue these runs as far as there is room, and behind them the report or a follow-up job; return the arrays' ids.
+    """Queue as many of these runs as fit, and behind them the report or a follow-up job; return the arrays' ids.
 
-    states: those of all runs, as they are now; stages: the study's, if known. Raises RunError if nothing could be
-    queued and nothing will make room.
+    states: current states of all runs; stages: the study's, if known. Raises RunError if nothing could be queued and
+    nothing will make room.
     """
     active = [state for state in states if state.active]
     wave = _Wave(study, order, queueing.arrays_of(active), len({state.job_id for state in active}), say)
     left = wave.queue(chosen)
     batch = Batch(study, [], "", order.settings, order.code, order.exports)
-    others = _still_waiting(study, {state.run.id for state in chosen})  # of a submit at the same time
+    others = _still_waiting(study, {state.run.id for state in chosen})  # of a concurrent submit
     stages = stages or next_stage.find_stages(study, states)
     later = stages.following if stages.waiting else 0
     if left:
@@ -64,7 +64,7 @@ def queue(
         _queue_follow_up(batch, {}, later, wave)
     elif not others and wave.arrays:
         (study.folder / wave_order.RECORD).unlink(missing_ok=True)
-        with contextlib.suppress(commands.ControllerError):  # one that stays finds nothing to do
+        with contextlib.suppress(commands.ControllerError):  # a follow-up that stays finds nothing to do
             helper_jobs.cancel(study, [helper_jobs.FOLLOW_UP])
         if order.report:
             say(helper_jobs.queue_report(batch, [*wave.before, *wave.arrays]))
@@ -83,12 +83,12 @@ def _still_waiting(study: Study, without: Collection[str]) -> dict[str, int]:
 
 
 def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave: _Wave) -> None:
-    """Record which runs wait for room, or that later ones wait for results, and queue the job that continues."""
+    """Record which runs wait for room, or that later runs wait for results, and queue the follow-up job."""
     order, say = wave.order, wave.say
     order.write(batch.study, runs=dict(waiting), staged=later > 0, most=wave.most)
     arrays = [f"afterany:{array}" for array in (*wave.before, *wave.arrays)]
     if waiting:
-        text, between = f"{_runs(len(waiting), 'wait')} for room in the queue ({wave.reason})", "?"  # when any ends
+        text, between = f"{_runs(len(waiting), 'wait')} for room in the queue ({wave.reason})", "?"  # `?`: any of them
         goal = "queues them when jobs of this study have ended"
     else:
         text, between = f"up to {_runs(later, 'follow')}, depending on results", ","
@@ -125,7 +125,7 @@ class _Wave:
         jobs = -(-len(waiting) // settings.runs_per_job)
         budget = self._budget(jobs)
         whole = budget >= jobs
-        # two arrays while others wait: as soon as one has ended the next runs can be queued, not when both have
+        # two arrays while others wait, so that the next runs can be queued as soon as one of the two has ended
         size = min(cluster.tasks, jobs if whole else -(-budget // 2), 2 * self.most or jobs)
         chain = settings.max_parallel is not None and self.jobs_before + jobs > settings.max_parallel
         while waiting and budget > 0 and size > 0:
@@ -136,10 +136,12 @@ class _Wave:
             waiting[:count] = refused
             if refused:
                 self._refused = True
-                size = self.most = max(len(first) > 1, (len(first) - 1) // 2)  # half, and one place for the follow-up
+                size = self.most = max(
+                    len(first) > 1, (len(first) - 1) // 2
+                )  # half, keeping one place for the follow-up
                 continue
             budget -= len(first)
-            if self._refused and waiting:  # the rest of the room is for the follow-up job
+            if self._refused and waiting:  # leave the rest of the room for the follow-up job
                 break
         self.most = max(1, self.most) if self._refused else 0
         if waiting and not self.arrays and not any(job.alive for job in commands.queue().values()):
@@ -152,7 +154,7 @@ class _Wave:
         self.reason = room.reason
         if room.jobs is None or room.jobs > jobs or (room.jobs == jobs and not self.order.report):
             return jobs
-        return max(1, room.jobs - 1)  # one is always tried: sites differ in what counts under a limit
+        return max(1, room.jobs - 1)  # always try one: sites differ in what counts towards a limit
 
     def _queue_array(self, states: Sequence[RunState], chain: bool) -> list[RunState]:
         """Queue one array of the runs that no other submit has claimed; return them if there is no room for it."""
@@ -180,7 +182,7 @@ class _Wave:
 
 
 def resume(study: Study, scheduler: Scheduler, say: Say, notifier: Notifier | None = None) -> bool:
-    """Queue what waits and has room now, and release what Slurm holds; return False if nothing waits.
+    """Queue the waiting runs that fit now, and release jobs that Slurm holds; return False if nothing waits.
 
     notifier: sends the study's messages; default: a new one. Raises RunError or UserError.
     """
@@ -207,14 +209,14 @@ def resume(study: Study, scheduler: Scheduler, say: Say, notifier: Notifier | No
 
 
 def _find_due(study: Study, stages: Stages, waiting: Sequence[RunState], states: Sequence[RunState]) -> list[RunState]:
-    """Return the runs of a later stage whose time has come, in the order in which they are queued."""
+    """Return the runs of a later stage that are due, in queue order."""
     taken = {state.run.id for state in waiting}
     due = [s for s in states if s.state == "planned" and s.run.id in stages.due and s.run.id not in taken]
     return in_queue_order(due, study.name, lambda state: state.run)
 
 
 def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequence[RunState]) -> None:
-    """Raise UserError if runs of a later stage, each as long as those so far, would exceed the study's budget."""
+    """Raise UserError if runs of a later stage, each as long as the runs so far, would exceed the study's budget."""
     share = cost.devices_per_run(order.settings)
     spent = share * sum(use.end - use.start for state in states for use in state.uses) / 3600
     done = sum(state.state == "done" for state in states)
@@ -227,7 +229,7 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
 
 
 def keep_going(study: Study, say: Say) -> Callable[[Sequence[RunState], Scheduler], bool]:
-    """Return a function for `--wait` that queues waiting runs, unless a job will, and is True while any wait."""
+    """Return a function for `--wait` that queues waiting runs, unless a job will, and returns True while any wait."""
     next_look, notifier = 0.0, Notifier(study)
     printed: set[str] = set()
 
@@ -285,7 +287,7 @@ def _describe_stages(
     jobs: helper_jobs.Queue | None,
     states: Sequence[RunState],
 ) -> list[str]:
-    """Return how far a study in stages has come, and what queues the runs that come next."""
+    """Return lines about the progress of a study in stages and about what will queue its next runs."""
     later = {*stages.due, *stages.waiting}
     planned = sum(state.state == "planned" and state.run.id in later for state in states)
     left = min(planned, stages.following)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_weights(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield why cells cannot start from the weights that they name; shapes are compared in a process with torch."""
+    """Yield why cells cannot start from the weights they name; a separate process with torch compares the shapes."""
     chosen = [run for run in runs if isinstance(run.config, RunConfig) and run.config.model.init_from]
     first = first_of_cells(chosen).values()
     if not first:
