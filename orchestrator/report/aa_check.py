@@ -1,7 +1,7 @@
-"""The A/A check: the baseline against itself with other seeds, as a check of the whole chain.
+"""The A/A check: compare the baseline with itself under different seeds, to test the whole pipeline.
 
-It is not a feature and stands outside the family that verdicts are corrected for. The two are not paired, as they have
-no seed in common, and are compared by the spread within these two cells alone.
+The check is not a feature, and the verdicts are not corrected for it. The two cells have no seed in common, so they are
+compared unpaired, using only the spread within these two cells.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AACheck:
-    """The result of the check. seeds: that its runs are trained with; effect: the baseline with these minus without."""
+    """The result of the check. seeds: of its runs; effect: mean of its runs minus mean of the baseline's runs."""
 
     runs: tuple[RunRecord, ...]
     seeds: tuple[int, ...]
@@ -30,17 +30,17 @@ class AACheck:
 
     @property
     def failed(self) -> bool:
-        """True if the baseline differs from itself, or if its seed changes nothing."""
+        """True if the baseline differs from itself, or if changing the seed changes nothing."""
         return self.verdict.decided or self.verdict is Verdict.IDENTICAL
 
 
 def runs_of(study: Study) -> tuple[RunRecord, ...]:
-    """Return the runs of the check, () for a study without one."""
+    """Return the runs of the check; () if the study has no A/A check."""
     return tuple(run for run in study.cells.get(AA, ()) if is_aa(run.cell, run.features))
 
 
 def check(study: Study, reference: str) -> AACheck | None:
-    """Return the comparison of the baseline with itself; None for a study without one."""
+    """Return the comparison of the baseline with itself; None if the study has no A/A check."""
     runs = runs_of(study)
     if not runs:
         return None

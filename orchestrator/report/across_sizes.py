@@ -22,9 +22,9 @@ CHANGES_SIGN = "changes sign"
 
 @dataclass(frozen=True)
 class Trend:
-    """A cell over the sizes. line: None where effects at two sizes are not known; gains: size -> gain in compute.
+    """The effect of a cell across sizes. line: None if its effect is known at fewer than two sizes.
 
-    ahead: the effect predicted at a larger size.
+    ahead: effect predicted at a larger size; gains: size -> compute-equivalent gain.
     """
 
     cell: str
@@ -34,13 +34,15 @@ class Trend:
 
     @property
     def shown(self) -> bool:
-        """True if the effect changes with compute: 95% confidence that the slope is not 0, from three sizes on."""
+        """True if the effect is shown to change with compute: at least three sizes and a slope with p <= 0.05."""
         known = self.line is not None and len(self.line.points) >= scaling.FEWEST_SIZES
         return known and self.line is not None and self.line.slope_interval[2] <= 1 - 0.95
 
     @property
     def direction(self) -> str:
-        """`grows` or `shrinks` in size, from the smallest to the largest compute; `changes sign` if both are not 0."""
+        """Whether the effect `grows` or `shrinks` from the smallest to the largest compute, or `changes sign`.
+
+        The sign changes if the intervals at both ends exclude 0, on opposite sides."""
         if self.line is None:
             return ""
         first, last = self.line.at(min(point.compute for point in self.line.points)), self.line.at(self.line.largest)
@@ -63,7 +65,7 @@ def find_trends(analysis: Analysis) -> list[Trend]:
     return _trends_of(analysis.ladder) if analysis.ladder else []
 
 
-@lru_cache(maxsize=1)  # figures, sentences, tables and the record of a report show them
+@lru_cache(maxsize=1)  # used by the figures, sentences, tables and record of a report
 def _trends_of(ladder: Ladder) -> list[Trend]:
     sizes = {name: (found, training_flops(found.base)) for name, found in ladder.sizes.items()}
     known = {name: (found, compute) for name, (found, compute) in sizes.items() if compute}
@@ -93,7 +95,7 @@ def _trend(
 
 
 def _loss_curve(sizes: Mapping[str, tuple[Analysis, float]]) -> scaling.LossCurve | None:
-    """Return the baseline's loss over compute; None for a measure that is not a loss, or sizes without a result."""
+    """Return the baseline's loss over compute; None if the measure is no loss or a size has no result."""
     found = []
     for analysis, compute in sizes.values():
         base, noise = analysis.base, analysis.noise
@@ -136,11 +138,11 @@ def _prediction_record(ahead: Prediction | None) -> dict[str, Any] | None:
 
 
 def grid(line: Line, start: float, end: float, count: int = 25) -> list[Prediction]:
-    """Return the line at `count` amounts of compute, evenly spaced in their logarithm."""
+    """Return the line at `count` compute values, evenly spaced on a log scale."""
     step = math.log(end / start) / (count - 1)
     return [line.at(start * math.exp(i * step)) for i in range(count)]
 
 
 def changing(trends: Sequence[Trend], word: str) -> list[str]:
-    """Return the cells whose effect changes with compute in this direction, as far as is shown."""
+    """Return the cells whose effect is shown to change with compute in the direction `word`."""
     return [trend.cell for trend in trends if trend.shown and trend.direction == word]

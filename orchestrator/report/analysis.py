@@ -1,4 +1,4 @@
-"""Compare every cell of a study with the baseline, on every measure: numbers and flags, without words."""
+"""Compare every cell of a study with the baseline, on every measure: numbers and flags, no prose."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything the pages show. cells: in the study's order; the reference is among them.
+    """Everything the pages show. cells: in the study's order, including the reference.
 
-    comparison: how the effects at equal tokens were found. margin: the effect that the author calls negligible. ladder:
-    of a study with a scale axis, in which this is the analysis of one size.
-    progress: through the planned looks of the study, None without. tuned: the arms of a tuned study, whose cells are
-    their confirmation runs at each one's best value. attribution: the effect of all features divided among them, where
-    the design identifies it.
+    comparison: how the effects at equal tokens were estimated; margin: effects below it are negligible, as the author
+    says; progress: through the planned looks, None if there are none; ladder: set if the study has a scale axis, in
+    which case this is the analysis of one size; attribution: the effect of all features divided among them, where the
+    design identifies it; tuned: the arms of a tuned study, whose cells hold the confirmation runs at each arm's best
+    value.
     """
 
     study: Study
@@ -65,7 +65,7 @@ class Analysis:
 
     @property
     def by_size(self) -> dict[str, Analysis]:
-        """Size -> its analysis, from small to large; this one under no name where there is no scale axis."""
+        """Size -> its analysis, from small to large; without a scale axis, this analysis under the key ""."""
         return self.ladder.sizes if self.ladder else {"": self}
 
     @cached_property
@@ -75,7 +75,7 @@ class Analysis:
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation of a run that the seed does not explain; without a pool, of the reference over seeds."""
+        """Standard deviation of a run that its seed does not explain; without a pool, the reference's over seeds."""
         if self.comparison.noise:
             return self.comparison.noise.sd
         return self.base.sd if self.base else None
@@ -87,13 +87,13 @@ class Analysis:
 
     @cached_property
     def decimals(self) -> int:
-        """Decimals of effects and values: two digits of the uncertainty."""
+        """Decimals of effects and values: enough for two significant digits of the uncertainty."""
         least = formatting.LEAST_OF_NLL if self.measure.is_nll else 0
         return formatting.decimals_for(self.detectable, least) if self.detectable else formatting.USUAL_DECIMALS
 
     @property
     def interval_name(self) -> str:
-        """What tables call the simultaneous interval: with planned looks each cell has the level of its look."""
+        """Name of the simultaneous interval in tables; no level with planned looks, as each look has its own."""
         return "interval" if self.progress else "95% interval"
 
     @property
@@ -110,12 +110,12 @@ class Analysis:
 
     @cached_property
     def compared(self) -> list[CellResult]:
-        """Every cell but the reference."""
+        """Every cell except the reference."""
         return [cell for name, cell in self.cells.items() if name != self.reference]
 
     @cached_property
     def budget(self) -> str:
-        """Unit of training: `tokens`, or `steps` for a command that reports no tokens."""
+        """Unit of the training budget: `tokens`, or `steps` for a command that reports no tokens."""
         known = any(not r.command or np.isfinite(r.curve.train["tokens"]).any() for r in self.study.runs)
         return "tokens" if known or not self.study.runs else "steps"
 
@@ -135,13 +135,13 @@ class Analysis:
 
     @property
     def single_seed(self) -> bool:
-        """True if there are effects, but none with an interval."""
+        """True if there are effects but none has an interval."""
         return any(cell.effect for cell in self.compared) and self.family == 0
 
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """A study with a scale axis. sizes: size -> the analysis of its runs, from small to large; shown: the main one."""
+    """A study with a scale axis. sizes: size -> analysis of its runs, small to large; shown: size of the main one."""
 
     study: Study
     sizes: dict[str, Analysis]
@@ -149,9 +149,10 @@ class Ladder:
 
 
 def analyze(study: Study, alpha: float = st.ALPHA) -> Analysis:
-    """Compare every cell of a study with its baseline, all runs at once: within each size, or each at its best value.
+    """Compare every cell of a study with its baseline, using all runs at once.
 
-    alpha: error rate of each table. Return the analysis of the largest size at which something can be compared.
+    With a scale axis, compare within each size and return the analysis of the largest size at which anything can be
+    compared; tuned cells are compared at their own best values. alpha: error rate of each table.
     """
     if study.tune and study.runs:
         return _analyse_tuned(study, study.tune, alpha)
@@ -224,7 +225,7 @@ def _with_effects(
 
 
 def _text_error(cell: CellResult, base: CellResult, effect: Effect | None, matched: Matched) -> TextError | None:
-    """Return the errors of an effect over seeds and documents; None where it is not one at the end of training."""
+    """Return the standard errors of an effect over seeds and documents; None unless it is at the end of training."""
     if cell.name == base.name or cell.name in matched.read_off:
         return None
     return documents.text_error(cell.usable, base.usable, effect)
@@ -233,7 +234,7 @@ def _text_error(cell: CellResult, base: CellResult, effect: Effect | None, match
 def _judged(
     cell: CellResult, base: CellResult, comparison: Comparison, margin: float | None, factorial: bool
 ) -> CellResult:
-    """Return the cell with its verdict. factorial: single cells are described, main effects are tested."""
+    """Return the cell with its verdict. factorial: only main effects are tested; single cells are described."""
     if cell.name == base.name:
         return cell
     verdict = decide(cell.effect, cell.study_measure, margin, comparison.resolution)
@@ -247,7 +248,7 @@ def _judged(
 
 
 def _identical_cells(usable: Mapping[str, tuple[RunRecord, ...]], reference: str) -> set[str]:
-    """Return the cells whose runs all ended and trained exactly as the baseline's of the same seed."""
+    """Return the cells whose runs all ended and trained exactly like the baseline's run of the same seed."""
     base = {run.seed: run for run in usable[reference]}
     return {
         name
@@ -263,7 +264,7 @@ def _same_run(run: RunRecord, other: RunRecord) -> bool:
 
 
 def _other_context(cell: CellResult, base: CellResult) -> str:
-    """Return why the NLL of the two cells is over different contexts, "" if it is not."""
+    """Return why the NLLs of the two cells are over different contexts, "" if they are not."""
     mine, theirs = ({r.setting("data.block_size") for r in c.usable if not r.command} - {None} for c in (cell, base))
     if mine and theirs and mine != theirs:
         return f"its NLL is over contexts of {_listed(mine)} tokens, the baseline's over {_listed(theirs)}"

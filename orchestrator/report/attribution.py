@@ -1,4 +1,4 @@
-"""Divide the effect of all features together among them: Shapley values, as far as the design identifies them.
+"""Divide the joint effect of all features among them: Shapley values, as far as the design identifies them.
 
 The Shapley value of a feature is the mean, over all orders in which the features could be switched on, of what it adds
 to those before it (Shapley 1953, Contributions to the Theory of Games II, 307). All values are contrasts of the cell
@@ -24,7 +24,7 @@ MOST_FEATURES = 10  # of a full factorial: 1,024 cells
 
 
 class Method(StrEnum):
-    """How the values were found."""
+    """How the shares are computed."""
 
     EXACT = "exact"  # every combination of the features is a cell
     PAIRS = "pairs"  # a fraction of resolution V: exact if no three features interact
@@ -35,8 +35,8 @@ class Method(StrEnum):
 class Attribution:
     """The effect of all features, `whole`, divided into `shares`, one per feature in the study's order.
 
-    first_in, last_in: what each feature adds to the baseline, and to all others; rest: what the shares leave of the
-    whole; of Method.ENDS only. The shares of the other methods sum to the whole.
+    first_in: what each feature adds to the baseline; last_in: what it adds to all the others; rest: `whole` minus the
+    shares. All three are for Method.ENDS only; with the other methods the shares sum to `whole`.
     """
 
     method: Method
@@ -85,7 +85,7 @@ def _shapley(design: Design, feature: str, every: frozenset[str]) -> Weights:
 
 
 def _estimated(design: Design, method: Method, table: Sequence[tuple[str, Weights]]) -> Attribution:
-    """Return the attribution whose shares have these weights, and whose whole is their sum.
+    """Return the attribution whose shares have these weights; the whole is their sum.
 
     With main effects m_i and pairs b_ij only, phi_i = b_i + 1/2 sum_j b_ij in on/off coding, which is m_i.
     """

@@ -1,4 +1,4 @@
-"""Held-out NLL by domain and by context length: means and effects of every cell, corrected across each table."""
+"""Held-out NLL by domain and by context length: means and effects of every cell, corrected within each table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A domain or a context length: the mean NLL of each evaluated cell, and the effects against the reference.
+    """A domain or a context length: the mean NLL of each evaluated cell and its effect against the reference.
 
-    reasons: cell -> why it was not evaluated. excess: cell -> its effect here minus its effect on all domains.
+    reasons: cell -> why it was not evaluated. excess: cell -> its effect here minus its effect over all domains.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Part:
 
 
 def by_domain(analysis: Analysis) -> list[Part]:
-    """Return a part per domain, by falling number of held-out tokens."""
+    """Return one part per domain, the one with the most held-out tokens first."""
     parts = {part.name: part for part in _break_down(analysis, domains_of)}
     shifted = _break_down(analysis, _above_average) if len(parts) > 1 else []
     found = [replace(parts[part.name], excess=part.effects) for part in shifted] or list(parts.values())
@@ -41,13 +41,13 @@ def by_domain(analysis: Analysis) -> list[Part]:
 
 
 def by_context_length(analysis: Analysis) -> list[Part]:
-    """Return a part per context length, the shortest first."""
+    """Return one part per context length, the shortest first."""
     return sorted(_break_down(analysis, lengths_of), key=lambda part: int(part.name))
 
 
 @dataclass(frozen=True)
 class Score:
-    """An entry of a run's summary. nll: None if it was not evaluated, with the reason."""
+    """One NLL from a run's summary. nll: None if it was not evaluated; `reason` says why."""
 
     name: str
     nll: float | None
@@ -61,11 +61,11 @@ def domains_of(run: RunRecord) -> Iterator[Score]:
 
 
 def _above_average(run: RunRecord) -> Iterator[Score]:
-    """Yield the scores of a run by domain, less its NLL on all of them."""
+    """Yield the scores of a run by domain, minus its NLL over all domains."""
     scores = [score for score in domains_of(run) if score.nll is not None]
     tokens = sum(score.tokens for score in scores)
     average = sum(score.tokens * (score.nll or 0.0) for score in scores) / tokens if tokens else 0.0
-    # rounding errors of equal effects must not pass for a spread
+    # rounding errors of equal effects must not count as spread
     return (replace(score, nll=round((score.nll or 0.0) - average, 9)) for score in scores)
 
 

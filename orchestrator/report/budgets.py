@@ -1,4 +1,4 @@
-"""Values at an equal budget, run by run: each run of a cell and the baseline's of the same seed, at what both spent."""
+"""Values at equal budgets: each run and the baseline's run of the same seed, at the budget that both have spent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ablatrix.orchestrator.report.statistics import Reach
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
-EQUAL = 1.001  # budgets that differ by less count as equal
+EQUAL = 1.001  # budgets within this factor count as equal
 
 Axis = Callable[["RunRecord"], "np.ndarray | None"]  # what a run had spent at each of its evaluations, (E,)
 
@@ -26,9 +26,9 @@ def tokens(run: RunRecord) -> np.ndarray | None:
 
 
 def seconds(step_seconds: Mapping[str, float | None]) -> Axis:
-    """Return the axis of training time: steps times the seconds per step of the run's cell, not its own clock.
+    """Return the axis of training time: steps times the seconds per step of the run's cell, not the run's own clock.
 
-    step_seconds: each cell's seconds per step; without them, a cell is not compared by time.
+    step_seconds: seconds per step of each cell; a cell without them is not compared by time.
     """
 
     def spent(run: RunRecord) -> np.ndarray | None:
@@ -39,7 +39,7 @@ def seconds(step_seconds: Mapping[str, float | None]) -> Axis:
 
 
 def flops(run: RunRecord) -> np.ndarray | None:
-    """Return the training FLOPs at each evaluation, None if the model is not known."""
+    """Return the training FLOPs at each evaluation, None if the model is unknown."""
     return run.evaluations[0] * run.flops_per_token if run.flops_per_token else None
 
 
@@ -47,9 +47,9 @@ def flops(run: RunRecord) -> np.ndarray | None:
 class Matched:
     """Values of all cells at equal budgets: cell -> seed -> value.
 
-    values: each cell's values at its budget; comparable: the same, moved by what the baseline's run of that seed gained
-    after that budget, so that the difference from the baseline's final value is the effect. read_off: cells of which a
-    value, or the baseline's, was read off a curve.
+    values: each cell's values at its budget; comparable: the same values shifted by what the baseline's run of that
+    seed gained after that budget, which makes the difference from the baseline's final value the effect; read_off:
+    cells for which a value, their own or the baseline's, was interpolated on a curve.
     """
 
     values: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Matched:
 
 
 def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, final: bool = False) -> Matched:
-    """Return the values of usable runs where each has spent as much as the baseline's run of the same seed.
+    """Return the values of usable runs, each at the budget that it and the baseline's run of the same seed have spent.
 
-    A run whose seed the baseline lacks is matched with all runs of the baseline. final: take the final value of a run
-    whose budget is not known; else it has none.
+    A run whose seed the baseline lacks is matched with all runs of the baseline. final: use the final value of a run
+    whose budget is unknown; by default it has no value.
     """
     base = [Spent(run, axis(run)) for run in cells.get(reference, ())]
     by_seed = {b.run.seed: [b] for b in base}
@@ -83,7 +83,7 @@ def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, 
 
 
 def _match_run(mine: Spent, others: Sequence[Spent], final: bool) -> tuple[float, float, bool] | None:
-    """Return a run's value at the common budget, the baseline's value there minus its final one, and if both ended."""
+    """Return a run's value at the common budget, the baseline's gap to its final value there, and if both end there."""
     known = [b for b in others if b.total is not None]
     if mine.total is None or not known:
         return (mine.final, 0.0, True) if final and others else None
@@ -98,7 +98,7 @@ def _match_run(mine: Spent, others: Sequence[Spent], final: bool) -> tuple[float
 
 @dataclass
 class Spent:
-    """A usable run with what it had spent at each evaluation, (E,)."""
+    """A usable run and what it had spent at each evaluation, (E,)."""
 
     run: RunRecord
     axis: np.ndarray | None
@@ -110,7 +110,7 @@ class Spent:
 
     @cached_property
     def total(self) -> float | None:
-        """What it spent in all, None if unknown."""
+        """What it spent in total, None if unknown."""
         known = self.axis is not None and len(self.axis) and np.isfinite(self.axis[-1])
         return float(self.axis[-1]) if known and self.axis is not None else None
 
@@ -118,7 +118,7 @@ class Spent:
         return self.total is None or self.total <= budget * EQUAL
 
     def at(self, budget: float) -> float | None:
-        """Return its value at a budget: the final one at the end, else read off its curve."""
+        """Return its value at a budget: the final value at the end, otherwise interpolated on its curve."""
         if self.ended(budget) or self.axis is None:
             return self.final
         return interpolate(self.axis, self.run.evaluations[2], budget)
@@ -127,7 +127,8 @@ class Spent:
 def interpolate(x: np.ndarray, y: np.ndarray, where: float) -> float | None:
     """Return y at `where`, None outside the points. x, y: (E,), x ascending.
 
-    Between two points log y is linear in log x, exact for a power law; y in x where one of them is not above 0.
+    Between two points log y is linear in log x, which is exact for a power law; y is linear in x if a value is not
+    positive.
     """
     if not len(x) or not x[0] <= where <= x[-1]:
         return None
@@ -139,9 +140,9 @@ def interpolate(x: np.ndarray, y: np.ndarray, where: float) -> float | None:
 
 
 def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> tuple[float, bool] | None:
-    """Return the x at which the curve first falls to `target`, None if it never does; True if only at most there.
+    """Return (x at which the curve first falls to `target`, True if x is an upper bound); None if it never does.
 
-    Between evaluations as `interpolate` does. A target that the first evaluation has passed was reached before it.
+    Interpolates like `interpolate`. If the first evaluation is already below the target, its x is an upper bound.
     """
     below = np.flatnonzero(y <= target)
     if not len(below):
@@ -158,7 +159,7 @@ def first_reach(x: np.ndarray, y: np.ndarray, target: float) -> tuple[float, boo
 
 @dataclass(frozen=True)
 class Target:
-    """The baseline's final value, as a loss, and what it cost: seed -> value, seed -> cost. mean: the values' mean."""
+    """The baseline's final values, as losses, and the costs of reaching them, by seed. mean: of the final values."""
 
     axis: Axis
     sign: float
@@ -168,7 +169,7 @@ class Target:
 
 
 def find_target(base: Sequence[RunRecord], axis: Axis, higher_is_better: bool) -> Target | None:
-    """Return what cells have to reach, None without a usable run of the baseline."""
+    """Return the target that cells have to reach; None if the baseline has no usable run."""
     if not base:
         return None
     sign, costs = -1.0 if higher_is_better else 1.0, {}
@@ -182,7 +183,7 @@ def find_target(base: Sequence[RunRecord], axis: Axis, higher_is_better: bool) -
 
 
 def cost_to_baseline(runs: Sequence[RunRecord], target: Target | None) -> Reach | None:
-    """Return the cost of reaching the baseline's final value of the same seed (else its mean)."""
+    """Return the cost of reaching the baseline's final value of the same seed, or its mean if it lacks that seed."""
     if target is None:
         return None
     need: dict[int, float | None] = {}
@@ -201,7 +202,7 @@ def cost_to_baseline(runs: Sequence[RunRecord], target: Target | None) -> Reach 
 def _summarize(
     need: Mapping[int, float | None], limit: Mapping[int, float], baseline: Mapping[int, float], at_most: bool
 ) -> Reach:
-    """Return the Reach over seeds. A censored seed takes its limit, so that the factor is an upper bound."""
+    """Combine the seeds into a Reach. A censored seed counts with its limit, so the factor is an upper bound."""
     reached = tuple(v for _, v in sorted(need.items()) if v is not None)
     limits = tuple(limit[s] for s, v in sorted(need.items()) if v is None)
     logs = []

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.wording import CellText
 
 FOLDER = "report"
-SCHEMA = 1  # of the JSON record; raised when a field changes its meaning or goes away
+SCHEMA = 1  # version of the JSON record; incremented when a field changes its meaning or is removed
 PDF = "report.pdf"
 ON_PAPER = ("main_effects", "interactions", "effects", "loss_curves")
 
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """A cell in the verdict table. text: what every table shows of it; sentence: the verdict with its evidence."""
+    """A row of the verdict table. text: the columns that every table shows; sentence: the verdict with its evidence."""
 
     cell: str
     verdict: str
@@ -41,8 +41,8 @@ class VerdictRow:
 class Report:
     """Results for the terminal, and the files written.
 
-    headline: the result in one sentence; more: further ones, on the A/A check and the shares of the effect of all
-    features; differences: those between studies, as of `compare`; make_record: makes its record.
+    headline: the result in one sentence; more: sentences on the A/A check and on the features' shares of their joint
+    effect; differences: between studies, set by `compare`; make_record: returns the JSON record.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Report:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What `report --json` prints of it."""
+        """The record that `report --json` prints."""
         return self.make_record()
 
     @property
     def results(self) -> dict[str, Any]:
-        """The headline and the verdicts, as messages about the study have them."""
+        """The headline and the verdicts, as sent in notifications about the study."""
         cells = [{"cell": row.cell, "verdict": str(row.verdict)} for row in self.rows]
         return {"headline": self.headline, "cells": cells}
 
@@ -72,8 +72,8 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     """Write the report of a study into `study_dir/report/`.
 
     states: run id -> state or (state, reason); a run without one counts as done if it left a summary, else as planned.
-    with_pdf: also write report.pdf and every figure as PDF, which later reports renew. Raises UserError if `study_dir`
-    holds no study, RunError if the report cannot be written.
+    with_pdf: also write report.pdf and every figure as PDF, which later reports then update. Raises UserError if
+    `study_dir` contains no study, RunError if the report cannot be written.
     """
     from ablatrix.orchestrator.report import collect, notes, output, record, waterfall, wording
     from ablatrix.orchestrator.report.looks import analyze
@@ -98,7 +98,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
 
 
 def contents(analysis: Analysis, headline: str, with_pdf: bool = False) -> dict[str, bytes | str]:
-    """Return every file of the report: name -> content, a pure function of the analysis. headline: its sentence."""
+    """Return every file of the report: name -> content. A pure function of the analysis and its headline."""
     from ablatrix.orchestrator.report import document, figures, tables
 
     drawn = figures.build_figures(analysis, headline)
@@ -121,7 +121,7 @@ def contents(analysis: Analysis, headline: str, with_pdf: bool = False) -> dict[
 def _pages(
     heads: tuple[str, str, str], sections: Sequence[Section], drawn: Sequence[Figure], *, with_pdf: bool = False
 ) -> dict[str, bytes | str]:
-    """Return the pages and pictures. heads: title, headline and subtitle."""
+    """Return the pages and images. heads: title, headline and subtitle."""
     from ablatrix.orchestrator.report import drawing, pages
 
     made = drawing.draw_all(drawn, with_pdf=with_pdf)
@@ -141,9 +141,9 @@ def compare(
 ) -> Report:
     """Write a report of several studies side by side, with tests of their differences.
 
-    states: as for `build`, one mapping a study. folder: where to write; default `compare-<names>` beside the first
-    study. The rows of the Report are named `cell · study`. Raises UserError and RunError as `build` does, and UserError
-    for fewer than two studies.
+    states: as for `build`, one mapping per study. folder: where to write, by default `compare-<names>` next to the
+    first study. The rows of the Report are named `cell · study`. Raises UserError and RunError like `build`, and
+    UserError for fewer than two studies.
     """
     from ablatrix.orchestrator.report import collect, output, side_by_side
     from ablatrix.orchestrator.report.looks import analyze
@@ -192,7 +192,7 @@ def _side_by_side(analyses: Sequence[Analysis]) -> dict[str, bytes | str]:
 
 
 def verdict_rows(analysis: Analysis) -> list[VerdictRow]:
-    """Return the verdict table, a row per cell in the study's order, size by size."""
+    """Return the verdict table, one row per cell in the study's order, size by size."""
     from ablatrix.orchestrator.report import verdicts, wording
 
     return [

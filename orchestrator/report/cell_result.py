@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 class CellResult:
     """A cell, its runs, and how it compares with the baseline (all effects None for the baseline itself).
 
-    effect: at equal tokens, the headline; equal_flops, equal_seconds: the same at equal training compute and time, read
-    off the curve of the measure; *_to: what it took to reach the baseline's final value.
-    at_budget: seed -> value at the budget that is compared; read_off: it is not the final one of every run, because the
-    cell or the baseline trained on another number of tokens. incomparable: why the values must not be compared.
+    effect: at equal tokens, the headline result; equal_flops, equal_seconds: at equal training compute and time,
+    interpolated on the curve of the measure; tokens_to, seconds_to: cost of reaching the baseline's final value.
+    at_budget: seed -> value at the compared budget; read_off: True if that is not every run's final value, because the
+    cell or the baseline trained on a different number of tokens; incomparable: why the values must not be compared.
     text_error: standard errors of the effect over seeds and over held-out documents.
-    pending: why there is no verdict yet. step_seconds: by which time is compared (step_times.py); None: it is not.
+    pending: why there is no verdict yet; step_seconds: basis of comparisons by time (step_times.py), None if there are
+    none.
     """
 
     name: str
@@ -52,7 +53,7 @@ class CellResult:
 
     @property
     def kind(self) -> str:
-        """What its settings change: `model`, `schedule`, `learning rate and schedule`."""
+        """What its settings change, such as `model` or `learning rate and schedule`."""
         *first, last = self.changes or ("",)
         return f"{', '.join(first)} and {last}" if first else last
 
@@ -62,7 +63,7 @@ class CellResult:
 
     @cached_property
     def values(self) -> dict[int, float]:
-        """seed -> final value of the runs that finished and did not diverge."""
+        """Seed -> final value of the runs that finished and did not diverge."""
         return {run.seed: run.value for run in self.usable if run.value is not None}
 
     @property
@@ -77,7 +78,7 @@ class CellResult:
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """Seeds that diverged."""
+        """Seeds whose runs diverged."""
         return tuple(run.seed for run in self.runs if run.diverged)
 
     @property
@@ -87,7 +88,7 @@ class CellResult:
 
     @property
     def mean_at_budget(self) -> float | None:
-        """Mean over the runs of the effect, at the budget that is compared."""
+        """Mean at the compared budget, over the runs that enter the effect."""
         return _mean(self.at_budget)
 
     @property
@@ -103,13 +104,13 @@ class CellResult:
         return next((run.flops_per_token for run in self.runs if run.flops_per_token), None)
 
     def average(self, name: str) -> float | None:
-        """Mean of a number of summary.json over the finished runs that have it."""
+        """Return the mean of a number in summary.json over the finished runs that have it."""
         found = [v for run in self.runs if (v := run.number(name)) is not None]
         return sum(found) / len(found) if found else None
 
     @property
     def seconds_per_run(self) -> float | None:
-        """Training time of a run by its steps and the cell's seconds per step; None where time is not compared."""
+        """Training time of a run: its steps times the cell's seconds per step; None where time is not compared."""
         steps = self.average("iters")
         return steps * self.step_seconds if steps and self.step_seconds else None
 

@@ -18,11 +18,11 @@ TRAINER = {
     "weight_decay": "regularization",
     "max_iters": "length",
 }
-DROPOUT = "_pdrop"  # ends the names of the model's dropout settings
+DROPOUT = "_pdrop"  # suffix of the model's dropout settings
 
 
 def find_changes(keys: Iterable[str]) -> tuple[str, ...]:
-    """Return what settings change, by their dotted keys; `other` for those of a command and unknown ones."""
+    """Return what settings with these dotted keys change; `other` for a command's own and for unknown settings."""
     return tuple(sorted({_change_of(key) for key in keys}, key=lambda name: (name != "model", name)))
 
 

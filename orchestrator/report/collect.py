@@ -75,12 +75,12 @@ class RunRecord:
 
     @property
     def has_measure(self) -> bool:
-        """False for a run that was made before the study was compared by another column."""
+        """False for a run made before the study was switched to a different measure."""
         return self.study_measure.is_of(self.summary)
 
     @cached_property
     def diverged(self) -> bool:
-        """True if the run finished and the rule of `divergence` applies."""
+        """True if the run finished and counts as diverged by the rule in `divergence`."""
         if not self.finished:
             return False
         if self.summary.get("diverged") or (self._value_key in self.summary and self.number(self._value_key) is None):
@@ -93,19 +93,19 @@ class RunRecord:
     def _training_ends(self) -> divergence.Ends:
         """First and last training loss."""
         if not np.isfinite(self.curve.train["loss"]).any() and self.curve.rows:
-            return None, None  # a command that reports none: its initial_loss is a held-out one
+            return None, None  # a command that reports no training loss: its initial_loss is held-out
         last = self.value if self.measure == "loss" else self.number("final_loss")
         return self.number("initial_loss"), last
 
     @property
     def _held_out_ends(self) -> divergence.Ends:
-        """First and last value of the measure, where there was more than one evaluation."""
+        """First and last value of the measure, if there was more than one evaluation."""
         values = self.curve.held_out["val_loss"]
         return (float(values[0]), self.value) if len(values) > 1 and self.measure != "loss" else (None, None)
 
     @cached_property
     def evaluations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, steps, value) of every evaluation of the measure, the one of summary.json last; each (E,)."""
+        """(tokens, steps, value) at every evaluation of the measure, the final one from summary.json; each (E,)."""
         tokens, steps, loss = (self.curve.held_out[name] for name in ("tokens", "iter", "val_loss"))
         end = [v for v in (self.number("tokens"), self.number("iters"), self.value) if v is not None]
         if len(end) == 3:
@@ -121,17 +121,17 @@ class RunRecord:
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds per step where nothing disturbed the run, None if not known."""
+        """Seconds per step while nothing disturbed the run, None if unknown."""
         value = self.timing.get("step_seconds")
         return value if isinstance(value, float) and value > 0 else None
 
     @cached_property
     def usable(self) -> bool:
-        """Its final value takes part in means and intervals."""
+        """True if its final value enters means and intervals."""
         return self.finished and not self.diverged and self.value is not None and not self.wrong_overrides
 
     def number(self, name: str) -> float | None:
-        """A finite number of summary.json, else None."""
+        """Return a number from summary.json, None if it is missing or not finite."""
         value = self.summary.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None
@@ -139,18 +139,18 @@ class RunRecord:
 
     @property
     def measure(self) -> str:
-        """The column its final value is of: `loss` (mean training loss) where a command reported no held-out loss."""
+        """Column of its final value: `loss` (mean training loss) if a command reported no held-out loss."""
         return str(self.summary.get("measure", "val_loss"))
 
     @property
     def command(self) -> list[str]:
-        """The words that a run of a command starts, placeholders not filled; [] for our trainer."""
+        """The command that the run starts, as words with unfilled placeholders; [] for the built-in trainer."""
         words = self.config.get("command")
         return [str(word) for word in words] if isinstance(words, list) else []
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Documents of the corpus that were not used, by reason."""
+        """Number of corpus documents that were skipped, by reason."""
         counts = self.summary.get("skipped_documents")
         found = counts.items() if isinstance(counts, dict) else []
         return {str(reason): int(n) for reason, n in found if isinstance(n, int)}
@@ -178,7 +178,7 @@ class RunRecord:
 
     @cached_property
     def wrong_overrides(self) -> tuple[str, ...]:
-        """Overrides that config.json does not hold: the feature never reached the trainer."""
+        """Overrides missing from config.json: the feature never reached the trainer."""
         if not self.config:
             return ()
         return tuple(k for k, v in sorted(self.overrides.items()) if _is_kept(k, v) and self.setting(k) != v)
@@ -192,8 +192,8 @@ def _find(tree: Any, key: str) -> Any:
 
 
 def _is_kept(key: str, wanted: Any) -> bool:
-    """False for what resolving the configuration changes: paths become absolute, nulls are filled in."""
-    is_share = key.endswith("_interval") and isinstance(wanted, str)  # 10%, which becomes steps
+    """False for settings that change when the configuration is resolved: paths become absolute, nulls are filled in."""
+    is_share = key.endswith("_interval") and isinstance(wanted, str)  # such as 10%, which becomes steps
     paths = ("data.file_path", "data.test_file")
     return wanted is not None and not is_share and not key.startswith("system.") and key not in paths
 
@@ -217,18 +217,18 @@ class Study:
     sizes: tuple[str, ...] = ()  # of the scale axis, from small to large
     predict: float | None = None  # multiple of the largest compute at which effects are predicted
     stop_if: str | None = None  # `hurts`: larger sizes of a cell that hurts are not queued
-    looks: Looks | None = None  # planned
-    plans: tuple[study_dir.Planned, ...] = ()  # as submitted first, and each change since
+    looks: Looks | None = None  # planned looks
+    plans: tuple[study_dir.Planned, ...] = ()  # the first submission and each change since
     tune: Tuning | None = None  # what is tuned in every cell
 
     def with_runs(self, runs: Iterable[RunRecord]) -> Study:
-        """Return the study with some of its runs; its cells keep their order, without those that have none of them."""
+        """Return the study reduced to these runs; its cells keep their order, and cells without runs are dropped."""
         kept = tuple(runs)
         found = by_cell(kept)
         return replace(self, runs=kept, cells={name: found[name] for name in self.cells if name in found})
 
     def at_size(self, size: str) -> Study:
-        """Return the study of one size, in which cells are called as in the experiment file."""
+        """Return the study at one size, with cells named as in the experiment file."""
         runs = tuple(
             replace(run, cell=run.cell.removesuffix(f"{SEPARATOR}{size}")) for run in self.runs if run.size == size
         )
@@ -249,7 +249,7 @@ def find_reference(cells: Mapping[str, Sequence[RunRecord]]) -> str | None:
 
 
 def read_study(folder: Path, states: States) -> Study:
-    """Read every run of a study. Raises UserError if `folder` holds no usable study.json."""
+    """Read every run of a study. Raises UserError if `folder` contains no usable study.json."""
     return of_study(read_record(folder), states)
 
 
@@ -258,7 +258,7 @@ def of_study(study: study_dir.Study, states: States) -> Study:
     measure, margins = study.measure, study.margins
     parts: dict[str, Any] = {}
     runs: list[RunRecord] = []
-    with ThreadPoolExecutor(max_workers=4) as pool:  # for shared file systems; parsing does not gain by threads
+    with ThreadPoolExecutor(max_workers=4) as pool:  # for shared file systems; parsing gains nothing from threads
         for start in range(0, len(study.runs), READ_AT_ONCE):
             batch = study.runs[start : start + READ_AT_ONCE]
             read = list(pool.map(read_files, [study.folder / run.id for run in batch]))
@@ -310,7 +310,7 @@ def read_files(folder: Path) -> Files:
 def parse_run(
     run: study_dir.StudyRun, files: Files, states: States, measure: Measure, parts: dict[str, Any]
 ) -> RunRecord:
-    """Return one run. run: its entry in study.json; parts: sections of JSON files that runs share."""
+    """Return one run. run: its entry in study.json; parts: cache of the JSON sections that runs share."""
     contents, events = files
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     config, summary, provenance = (_parse_object(data, parts) for data in contents[:3])
@@ -352,7 +352,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse_object(data: bytes, parts: dict[str, Any]) -> dict[str, Any]:
-    """Return an object, {} where there is none; equal sections of all files are one in memory."""
+    """Parse a JSON object, {} if there is none; equal sections of different files share one object."""
     value = run_files.parse_json(data.decode("utf-8", "replace"))
     sections = value.items() if isinstance(value, dict) else ()
     return {

@@ -14,14 +14,14 @@ from ablatrix.orchestrator.report.pooled import Fit, connected, fit
 from ablatrix.orchestrator.report.simultaneous import Joint
 from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Method, Values, holm, t_interval
 
-FINEST = 1e-10  # of a value: finer steps are noise of floating-point sums
+FINEST = 1e-10  # relative to the largest value: finer steps are floating-point noise
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Effects of cells against a reference. noise, odd, outliers: those of the pool, see homogeneity.
+    """Effects of cells against a reference. noise, odd, outliers: of the pool, see homogeneity.
 
-    resolution: unit u to which the values are rounded; an effect below it is never decided.
+    resolution: unit to which the values are rounded; smaller effects are never decided.
     """
 
     effects: dict[str, Effect] = field(default_factory=dict)
@@ -40,13 +40,13 @@ def compare(
 ) -> Comparison:
     """Compare every cell that has runs with the reference.
 
-    identical: cells that computed what the reference did; they are not tested, and take no part in the noise. tables:
+    identical: cells that computed what the reference did; they are not tested and do not enter the noise. tables:
     number of tables that share the error rate (Bonferroni). A cell is judged, in this order:
-    - by least squares over all runs of all cells ("pooled"), where common seeds connect it with the reference;
+    - by least squares over all runs of all cells ("pooled"), if common seeds connect it with the reference;
     - by its own paired t test, if its noise or the reference's is larger than the others' (Cochran's test);
-    - without pairing ("unpaired"), if it has no seed in common: by the spread within the cells that have several runs;
+    - without pairing ("unpaired"), if it shares no seed: by the spread within the cells that have several runs;
     - not at all ("descriptive"), if no cell has two runs.
-    Each group has its share of the error rate, so that a false verdict has probability alpha over all cells.
+    Each group gets a share of the error rate, so the probability of any false verdict over all cells is alpha.
     """
     base = values.get(reference, {})
     tested = {name: row for name, row in values.items() if row and name != reference and name not in identical}
@@ -72,7 +72,7 @@ def compare(
 
 
 def find_resolution(values: Sequence[float]) -> float:
-    """Return the unit to which the values are rounded: the last decimal that any of them has, at least FINEST."""
+    """Return the unit to which the values are rounded: the last decimal place of any of them, at least FINEST."""
     if not values:
         return 0.0
     last = min(int(Decimal(repr(float(v))).normalize().as_tuple().exponent) for v in values)
@@ -85,7 +85,7 @@ def _identical(cell: Values, base: Values) -> Effect:
 
 
 def _with_paired(effects: Mapping[str, Effect], values: Mapping[str, Values], base: Values) -> dict[str, Effect]:
-    """Return the effects, each with its own paired t test beside it, corrected by Holm's method."""
+    """Return the effects, each with its own paired t test added, corrected by Holm's method."""
     pairs = {n: t_interval({s: values[n][s] - base[s] for s in values[n] if s in base}) for n in effects}
     corrected = holm([p.p if p else None for p in pairs.values()])
     paired = {n: p and replace(p, p_joint=c) for (n, p), c in zip(pairs.items(), corrected, strict=True)}
@@ -107,7 +107,7 @@ class _Group:
 
 
 class _Groups:
-    """Cells sorted by the way they are judged."""
+    """Cells grouped by how they are judged."""
 
     def __init__(self, values: Mapping[str, Values], reference: str, resolution: float) -> None:
         self.values, self.reference, self.resolution = values, reference, resolution
@@ -172,7 +172,7 @@ class _Groups:
         return self.effects
 
     def mean_without(self, name: str, runs: Sequence[tuple[str, int]], odd: Sequence[str]) -> float | None:
-        """Return the effect of a cell without some runs, None if that changes nothing or leaves nothing."""
+        """Return the effect of a cell without some runs, None if that changes nothing or leaves no runs."""
         if not {n for n, _ in runs} & {name, self.reference}:
             return None
         kept = {n: {s: v for s, v in row.items() if (n, s) not in runs} for n, row in self.values.items()}

@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """left: columns of words; wide: those of them that may wrap."""
+    """A table. left: left-aligned columns of text; wide: those that may wrap."""
 
     head: Sequence[str]
     rows: Sequence[Row]
@@ -55,7 +55,7 @@ class Table:
 
 
 class Link(str):
-    """The text of a cell of a table that leads to `href`, relative to the report."""
+    """The text of a table cell that links to `href`, relative to the report."""
 
     __slots__ = ("href",)
     href: str

@@ -1,7 +1,7 @@
 """Combinations of cells: main effects and interactions of a factorial, leave-one-out effects, sums of parts.
 
-All of them are contrasts of the cell means of one least-squares fit over all runs (cell + seed), so that a missing run
-costs precision and does not bias. Each table is corrected in itself.
+All of them are contrasts of the cell means of one least-squares fit over all runs (cell + seed), so a missing run costs
+precision but causes no bias. Each table is corrected on its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Weights = Mapping[str, float]  # cell -> weight, summing to 0
 class Contrast:
     """A named combination of cells with its effect, corrected within its own table.
 
-    missing: runs of its cells that have no usable value. All of its cells have others.
+    missing: number of planned runs of its cells that have no usable value.
     """
 
     name: str
@@ -52,7 +52,7 @@ class MarginalMean:
 
 @dataclass(frozen=True)
 class Combinations:
-    """The tables of a design. main_effects and pairs: those of a factorial or screening design, `screen`; together: all
+    """The tables of a design. main_effects, pairs: of a factorial or screening design, `screen`; together: all
     factors of a full factorial at once.
     """
 
@@ -65,13 +65,13 @@ class Combinations:
 
     @property
     def interactions(self) -> tuple[Contrast, ...]:
-        """Every contrast that is 0 where effects add up."""
+        """Every contrast that is 0 if effects add up."""
         return self.pairs + self.together
 
 
 @dataclass(frozen=True)
 class Design:
-    """The cells of a study by their features. factors: name -> its levels, as features are called.
+    """The cells of a study by their features. factors: name -> its levels, as feature names.
 
     screen: the screening design that is part of the study; its features are the factors, in order.
     """
@@ -85,7 +85,7 @@ class Design:
 
     @property
     def is_factorial(self) -> bool:
-        """True for two or more factors with every combination of their levels, off included."""
+        """True if there are two or more factors and a cell for every combination of their levels, including off."""
         size = math.prod(len(levels) + 1 for levels in self.factors.values())
         return len(self.factors) >= 2 and len(self.sets) == size
 
@@ -127,10 +127,10 @@ def combine(design: Design) -> Combinations:
 def _second_order(design: Design) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
     """Return main effects and pairs, as weights of the cells that have runs.
 
-    A main effect is the mean over all combinations of the other factors of y(level) - y(off); a pair the mean over the
-    others of y(both) - y(one) - y(other) + y(neither), 0 where effects add up (Box, Hunter & Hunter 2005, chapter 5,
-    where it is halved). They are the least-squares coefficients of centred columns, which needs no assumption where
-    every cell has runs; where a cell has none, it assumes that three features do not interact.
+    A main effect is the mean of y(level) - y(off) over all combinations of the other factors; a pair is the mean of
+    y(both) - y(one) - y(other) + y(neither) over the others, 0 if effects add up (Box, Hunter & Hunter 2005, chapter 5,
+    where it is halved). Both are least-squares coefficients of centered columns, which needs no assumption if every
+    cell has runs; if a cell has none, three-way interactions are assumed to be 0.
     """
     cells = [name for name in design.sets.values() if design.values.get(name)]
     features = {name: on for on, name in design.sets.items()}
@@ -156,10 +156,10 @@ def _screened_cells(design: Design, screen: Screen) -> dict[int, str]:
 
 
 def screened_effects(design: Design, screen: Screen) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
-    """Return main effects, and pairs as far as they are separate from them: aliased ones as their sum.
+    """Return main effects, and the pairs that are not aliased with them; pairs aliased with each other as their sum.
 
-    Least squares of centred columns, as in a full factorial, on the cells of the design alone (Box, Hunter & Hunter
-    2005, chapter 6). What the columns alias is assumed to be 0.
+    Least squares on centered columns, as in a full factorial, using only the cells of the design (Box, Hunter & Hunter
+    2005, chapter 6). Any other effects aliased with the columns are assumed to be 0.
     """
     masks = {mask: name for mask, name in _screened_cells(design, screen).items() if design.values.get(name)}
     centred = [np.array([mask >> i & 1 for mask in masks]) - 0.5 for i in range(screen.count)]
@@ -174,7 +174,7 @@ def screened_effects(design: Design, screen: Screen) -> tuple[list[tuple[str, We
 def _least_squares(
     cells: Sequence[str], main: Mapping[str, np.ndarray], pairs: Mapping[str, np.ndarray]
 ) -> tuple[list[tuple[str, Weights]], list[tuple[str, Weights]]]:
-    """Return the coefficients of columns as weights of the cells; without weights where they are not identified."""
+    """Return the coefficients of columns as weights of the cells; the weights are empty if they are not identified."""
     matrix = np.column_stack([np.ones(len(cells)), *main.values(), *pairs.values()]) if cells else np.empty((0, 1))
     if np.linalg.matrix_rank(matrix) < 1 + len(main) + len(pairs):
         return [(name, {}) for name in main], [(name, {}) for name in pairs]
@@ -186,7 +186,7 @@ def _least_squares(
 
 
 def _sum_of_parts(design: Design, features: frozenset[str]) -> tuple[str, Weights]:
-    """(cell - baseline) minus the sum of (single feature - baseline): 0 where effects add up."""
+    """Return (cell - baseline) minus the sum of (single feature - baseline): 0 if effects add up."""
     weights = {design.sets[features]: 1.0, design.sets[frozenset()]: len(features) - 1.0}
     return design.sets[features], weights | {design.sets[frozenset([f])]: -1.0 for f in sorted(features)}
 
@@ -207,9 +207,9 @@ def _left_out(design: Design) -> list[tuple[str, Weights]]:
 def estimate(
     design: Design, table: Sequence[tuple[str, Weights]], concerned: Collection[str] = ()
 ) -> tuple[Contrast, ...]:
-    """Return the contrasts of one table with simultaneous intervals; without an effect where a cell has no run.
+    """Return the contrasts of one table with simultaneous intervals; those with a cell without runs have no effect.
 
-    concerned: cells whose missing runs are counted, by default those of the contrast.
+    concerned: cells whose missing runs are counted, by default the cells of each contrast.
     """
     usable = {name: row for name, row in design.values.items() if row}
     known = [(name, weights) for name, weights in table if weights and all(cell in usable for cell in weights)]
@@ -240,14 +240,14 @@ def _effects(model: Fit, table: Sequence[Weights], design: Design) -> list[Effec
 
 
 def _described(mean: float, weights: Weights, values: Mapping[str, Values]) -> Effect:
-    """Return the effect without a claim: its mean, and its value in each seed that has all of its runs."""
+    """Return a descriptive effect: its mean, and its value for each seed that has a run in all of its cells."""
     seeds = sorted(set.intersection(*(set(values[cell]) for cell in weights)))
     each = tuple(math.fsum(w * values[cell][s] for cell, w in weights.items()) for s in seeds)
     return Effect(mean, len(seeds), "descriptive", seeds=tuple(seeds), values=each)
 
 
 def _marginal_means(design: Design) -> tuple[MarginalMean, ...]:
-    """Return the mean at each level of each factor, over all combinations of the others."""
+    """Return the mean at each level of each factor, over all combinations of the other factors."""
     usable = {name: row for name, row in design.values.items() if row}
     if len(usable) < len(design.sets):
         return ()

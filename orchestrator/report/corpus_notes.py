@@ -10,12 +10,12 @@ from ablatrix.trainer.data.corpus import count_skipped
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
-ENOUGH = 0.9  # of the documents and of the tokens
+ENOUGH = 0.9  # fraction of the documents and of the tokens
 FIELDS = ("documents", "tokens", "usable_documents", "usable_tokens")
 
 
 def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """Yield sentences about skipped lines, and about a few documents too short for a window."""
+    """Yield sentences about skipped lines, and about documents too short for a window if they are few."""
     skipped = max((run.skipped for run in runs), key=lambda counts: sum(counts.values()), default={})
     listed = ", ".join(count_skipped(reason, count) for reason, count in sorted(skipped.items()) if count)
     if listed:
@@ -30,7 +30,7 @@ def corpus_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def unreached(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """Yield a warning if a good part of the documents was too short for a window."""
+    """Yield a warning if a large part of the documents was too short for a window."""
     for block, usage in sorted(_usages(runs).items()):
         if _is_small(usage):
             documents, tokens, usable, usable_tokens = usage
@@ -47,7 +47,7 @@ def _is_small(usage: tuple[int, ...]) -> bool:
 
 
 def _usages(runs: Sequence[RunRecord]) -> dict[int, tuple[int, ...]]:
-    """Return block size -> FIELDS of the corpus, of the runs that reach the fewest documents."""
+    """Return block size -> FIELDS of the corpus in the run that reaches the fewest documents."""
     found: dict[int, tuple[int, ...]] = {}
     for run in runs:
         usage, block = run.summary.get("corpus"), run.setting("data.block_size")

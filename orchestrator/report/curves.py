@@ -1,4 +1,4 @@
-"""Curves of cells: means over seeds and differences from the baseline, on common grids of tokens."""
+"""Curves of cells: means over seeds and differences from the baseline, on common token grids."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def training(cell: CellResult, name: str, end: float, bins: int = BINS) -> Serie
 
 
 def training_seeds(cell: CellResult, name: str, end: float, bins: int = BINS) -> tuple[Series, ...]:
-    """Return the same for each run of a cell that has several."""
+    """Return what `training` does, but for each run of a cell that has several."""
     grid = _centers(end, bins)
     rows = [_binned(tokens_of(run), run.curve.train[name], end, bins) for run in drawn(cell)]
     known = [(row, np.isfinite(row)) for row in rows]
@@ -66,7 +66,7 @@ def held_out_seeds(cell: CellResult) -> tuple[Series, ...]:
 
 
 def tokens_per_step(cells: list[CellResult]) -> float | None:
-    """Return the tokens of a step where it is the same in all runs, None where it differs or steps are the axis."""
+    """Return the tokens per step if all runs agree on it; None if they differ or the axis is in steps."""
     found = set()
     for run in (run for cell in cells for run in drawn(cell) if run.curve.rows):
         tokens, steps = tokens_of(run)[-1], run.curve.train["iter"][-1]
@@ -92,7 +92,8 @@ def held_out(cell: CellResult) -> Series:
 def by_context(cell: CellResult) -> Series:
     """Return the held-out NLL at each context length (x, tokens), mean over seeds.
 
-    Without intervals: a seed shifts all cells alike, so intervals of cells overlap. The table has those of the effects.
+    Without intervals: a seed shifts all cells alike, so the cells' intervals would overlap. The table has the intervals
+    of the effects.
     """
     return _on_first([breakdown.context_curve(run) for run in cell.usable], interval=False)
 
@@ -114,7 +115,7 @@ def _pairs(runs: tuple[RunRecord, ...], others: tuple[RunRecord, ...]) -> list[t
 
 
 def _on_first(curves: list[tuple[np.ndarray, np.ndarray]], interval: bool) -> Series:
-    """Return the mean of curves at the points of the longest one; outside its own points a curve has no value."""
+    """Return the mean of curves at the points of the longest one; a curve has no value outside its own points."""
     curves = [(x, y) for x, y in curves if len(x) and np.isfinite(x).all()]
     if not curves:
         return Series(np.empty(0), np.empty(0))
@@ -140,7 +141,7 @@ def _binned(x: np.ndarray, y: np.ndarray, end: float, bins: int) -> np.ndarray:
 
 
 def _mean_of(x: np.ndarray, rows: list[np.ndarray], interval: bool) -> Series:
-    """Return the mean over rows at each x where every row has a value: a run that ends must not make a step."""
+    """Return the mean over rows at each x where every row has a value: a run that ends early must not cause a jump."""
     rows = [row for row in rows if np.isfinite(row).any()]
     if not rows:
         return Series(np.empty(0), np.empty(0))

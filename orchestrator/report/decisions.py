@@ -1,4 +1,4 @@
-"""The verdict on a cell: one of ten words, decided from its effect and from what became of its runs."""
+"""The verdict on a cell: one of ten words, decided from its effect and from how its runs ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What can be concluded about a cell. The first that applies, in the order of `decide`."""
+    """What can be concluded about a cell: the first that applies, in the order of `decide`."""
 
     BASELINE = "baseline"
     NO_RESULT = "no result"
@@ -32,10 +32,11 @@ class Verdict(StrEnum):
 
 
 def decide(effect: Effect | None, measure: Measure, margin: float | None, resolution: float) -> Verdict:
-    """Return the verdict that an effect allows by itself.
+    """Return the verdict that an effect alone allows.
 
-    The simultaneous interval decides for helps and hurts, and two one-sided tests at the margin for no effect larger
-    than it (Schuirmann 1987). resolution: the unit to which values are rounded; a smaller effect is not decided.
+    The simultaneous interval decides between helps and hurts; two one-sided tests at the margin (Schuirmann 1987) show
+    that there is no effect larger than it. resolution: unit to which values are rounded; smaller effects stay
+    undecided.
     """
     if effect is None:
         return Verdict.NO_RESULT

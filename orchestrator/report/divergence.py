@@ -1,4 +1,4 @@
-"""The rule by which a run counts as diverged: each measure is compared with its own first value only."""
+"""The rule by which a run counts as diverged: each measure is compared only with its own first value."""
 
 from __future__ import annotations
 

@@ -61,14 +61,14 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import MarginalMean
     from ablatrix.orchestrator.report.figure_data import Figure
 
-MOST_LISTED = 1000  # runs of which the page has a row and a command each
+MOST_LISTED = 1000  # runs that get a row and a command each on the page
 
 T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
 
 
 def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
-    """Return all sections that have content, the verdict first."""
+    """Return all sections that have content, starting with the verdict."""
     drawn = {figure.name: figure for figure in figures}
     made = [
         _section("verdict", "Verdict", verdict(analysis, drawn)),
@@ -102,7 +102,7 @@ def _pick(drawn: Mapping[str, Figure], name: str) -> list[Block]:
 def _table(
     items: Iterable[T], columns: Columns[T], left: Sequence[int] = (0,), wide: Sequence[int] = (), base: object = None
 ) -> Table:
-    """Return a table with a row per item. columns: head -> text of an item."""
+    """Return a table with a row per item. columns: header -> function from an item to its text."""
     rows = [Row([text(item) for text in columns.values()], item is base) for item in items]
     return Table(list(columns), rows, left, wide)
 
@@ -160,7 +160,7 @@ def _state(run: RunRecord) -> str:
 
 
 def _reason(run: RunRecord) -> str:
-    """Return why a run has no usable result, as far as is known."""
+    """Return why a run has no usable result, as far as known."""
     if run.wrong_overrides and not run.reason:
         return f"config.json lacks its {', '.join(run.wrong_overrides)}"
     return run.reason or DASH
@@ -174,7 +174,7 @@ def _progress(run: RunRecord) -> str:
 
 
 def verdict(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return the forest plot, a sentence per cell and the details, folded where the cells are many."""
+    """Return the forest plot, a sentence per cell and the details, folded if there are many cells."""
     found = [
         Verdict(c.name, verdicts.word(c, analysis), verdicts.sentence(c, analysis), verdicts.flags(c, analysis))
         for c in _listed(analysis)
@@ -193,7 +193,7 @@ def _listed(analysis: Analysis) -> list[CellResult]:
 
 
 def details_table(analysis: Analysis) -> Table:
-    """Return what the forest plot leaves out."""
+    """Return a table of what the forest plot leaves out."""
     digits = analysis.decimals
 
     def paired(cell: CellResult) -> str:
@@ -272,14 +272,14 @@ def _time_remark(analysis: Analysis) -> list[Block]:
 
 
 def curves(drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return raw curves, differences along the training, and schedules."""
+    """Return raw curves, differences during training, and schedules."""
     every = drawn.get("loss_curves")
     overlay = [every] if every and every.panels else []
     return [*overlay, *_pick(drawn, "differences"), *_pick(drawn, "schedules")]
 
 
 def combinations(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return leave-one-out effects, interactions and marginal means, as far as the design has them."""
+    """Return those of leave-one-out effects, interactions and marginal means that the design has."""
     found = [drawn[name] for name in ("left_out", "interactions") if name in drawn]
     return [*(block for figure in found for block in (Heading(figure.title), figure)), *marginal_means(analysis)]
 
@@ -361,7 +361,7 @@ def repeat(analysis: Analysis) -> list[Block]:
 
 
 def _link(run: RunRecord) -> str:
-    """Return the run's id as a link to its folder, beside that of the report."""
+    """Return the run's id as a link to its folder, which is next to the report's."""
     return Link(run.id, f"../{quote(run.id)}/")
 
 

@@ -1,4 +1,4 @@
-"""The final evaluation of a run by held-out document, as val_documents.json has it."""
+"""The final evaluation of a run by held-out document, from val_documents.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW_DOCUMENTS, FEW_TOKENS = 100, 100_000
 
 @dataclass(frozen=True)
 class DocumentScores:
-    """val_documents.json of a run: line, scored tokens and summed NLL (nats) of each held-out document, (D,) each."""
+    """Content of val_documents.json: line, scored tokens and summed NLL (nats) of each held-out document, (D,) each."""
 
     line: np.ndarray
     tokens: np.ndarray
@@ -26,7 +26,7 @@ class DocumentScores:
 
 
 def parse_scores(data: bytes) -> DocumentScores | None:
-    """Return the content of a val_documents.json, None if it cannot be used."""
+    """Parse val_documents.json; None if it cannot be used."""
     table: Any = parse_json(data.decode("utf-8", "replace")) if data else None
     try:
         line, tokens, nll = (np.asarray(table[name], dtype=np.float64) for name in ("line", "tokens", "nll"))
@@ -38,5 +38,5 @@ def parse_scores(data: bytes) -> DocumentScores | None:
 
 
 def is_small(documents: int, tokens: int) -> bool:
-    """True if the held-out text is too short to show any but large effects."""
+    """True if the held-out text is too short to show anything but large effects."""
     return documents < FEW_DOCUMENTS or tokens < FEW_TOKENS

@@ -1,4 +1,4 @@
-"""The held-out text as a sample of documents: how sure an effect is for other seeds, and for other text of its kind.
+"""The held-out text as a sample of documents: how certain an effect is for other seeds and for other text of its kind.
 
 Miller 2024, "Adding Error Bars to Evals" (arXiv:2411.00640), with documents as clusters of tokens: d_j is the
 difference of the summed NLL of document j, T_j its scored tokens, effect = sum d_j / sum T_j, and over D documents
@@ -50,10 +50,10 @@ def document_error(d: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
 
 
 def text_error(runs: Sequence[RunRecord], base: Sequence[RunRecord], effect: Effect | None) -> TextError | None:
-    """Return the errors of a cell's effect at the end of training, over the seeds that both have.
+    """Return the standard errors of a cell's effect at the end of training, over the seeds that both cells have.
 
-    runs, base: usable runs of the cell and of the baseline; effect: the one that the verdict is about. None if the runs
-    kept no scores or were evaluated on other tokens.
+    runs, base: usable runs of the cell and of the baseline; effect: what the verdict is based on. None if the runs kept
+    no scores or were evaluated on different tokens.
     """
     theirs = _scores_by_seed(base)
     pairs = [(mine, theirs[seed]) for seed, mine in _scores_by_seed(runs).items() if seed in theirs]
@@ -70,9 +70,9 @@ def text_error(runs: Sequence[RunRecord], base: Sequence[RunRecord], effect: Eff
 
 
 def _seed_error(effect: Effect | None, effects: np.ndarray) -> tuple[float, float] | None:
-    """Return (standard error over seeds, degrees of freedom): the verdict's, else that of the pairs themselves.
+    """Return (standard error over seeds, degrees of freedom): the verdict's, or else from the pairs themselves.
 
-    effects: (n,) of each seed. None with one seed and no verdict.
+    effects: (n,), one per seed. None with one seed and no verdict.
     """
     n = len(effects)
     if effect is not None and effect.df and effect.error:
@@ -81,7 +81,7 @@ def _seed_error(effect: Effect | None, effects: np.ndarray) -> tuple[float, floa
 
 
 def _with_seeds(error: TextError, seeds: float, df: float) -> TextError:
-    """Return the errors with those over seeds. seeds, df: the standard error and its degrees of freedom."""
+    """Return the errors with the one over seeds added. seeds, df: that error and its degrees of freedom."""
     documents = error.over_documents
     combined = math.hypot(seeds, documents)
     if not combined:
@@ -97,7 +97,7 @@ def _scores_by_seed(runs: Sequence[RunRecord]) -> dict[int, DocumentScores]:
 
 
 def evaluated_text(runs: Sequence[RunRecord]) -> tuple[int, int] | None:
-    """Return (documents, scored tokens) of the smallest evaluation set, None if no run says how large it was."""
+    """Return (documents, scored tokens) of the smallest evaluation set, None if no run recorded its size."""
     found = [_size(run) for run in runs if run.usable]
     known = [size for size in found if size]
     return min(known, key=lambda size: size[1]) if known else None
@@ -109,7 +109,7 @@ def _size(run: RunRecord) -> tuple[int, int] | None:
 
 
 def notes(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """Yield a warning if the held-out text is too small to decide much."""
+    """Yield a warning if the held-out text is too short to decide much."""
     size = evaluated_text(runs)
     if size and is_small(*size):
         yield (

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel
 
-LABEL_HEIGHT = 0.072  # of the height of a panel
-DPI = 200  # of pictures, and of the layout: the width of a text depends on it
+LABEL_HEIGHT = 0.072  # fraction of a panel's height
+DPI = 200  # of PNGs and of the layout: the width of text depends on it
 WIDE, NARROW = 7.2, 3.5  # inches: two columns of a paper; a phone
 
 SETTINGS: dict[Any, Any] = {
@@ -87,9 +87,9 @@ def settings() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in every format; an empty one was not asked for.
+    """A figure in every format; formats that were not requested are empty.
 
-    svg: two inline elements, of which the page's style sheet shows one.
+    svg: two inline elements; the page's style sheet shows one of them.
     """
 
     png: bytes
@@ -98,9 +98,9 @@ class Drawn:
 
 
 def draw_all(figures: Iterable[Figure], *, with_pdf: bool = False) -> dict[str, Drawn]:
-    """Return the figures by name.
+    """Draw the figures and return them by name.
 
-    What matplotlib leaves behind, 10 MB a figure, is collected after each one, without a look through all runs.
+    Garbage from matplotlib, 10 MB a figure, is collected after each figure, without scanning the runs.
     """
     made = {}
     gc.freeze()
@@ -114,7 +114,7 @@ def draw_all(figures: Iterable[Figure], *, with_pdf: bool = False) -> dict[str, 
 
 
 def draw(figure: Figure, *, on_page: bool = True, with_pdf: bool = False) -> Drawn:
-    """Return the figure, the same bytes every time.
+    """Draw the figure; the bytes are the same every time.
 
     on_page: also as SVG, unless the page has it as a table; with_pdf: also as PDF, whose fonts take half a second.
     """
@@ -146,7 +146,7 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
         _panels(canvas, figure, width)
         if canvas.axes:
             ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03).execute(canvas)
-    FigureCanvasBase(canvas)  # frees the picture of 10 MB in which texts were measured
+    FigureCanvasBase(canvas)  # frees the 10 MB image in which text was measured
     return canvas
 
 
@@ -184,7 +184,7 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
 
 
 def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
-    """Draw a panel into axes. steps: with a second axis in steps, if there is one."""
+    """Draw a panel into axes. steps: add a second axis in steps, if the panel has one."""
     if panel.zero:
         axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     for i, line in enumerate(panel.lines):
@@ -209,7 +209,7 @@ def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
 
 
 def _add_steps(axes: Axes, per_step: float) -> None:
-    """Add an axis in steps above one in tokens."""
+    """Add an axis in steps above the axis in tokens."""
     above = axes.secondary_xaxis("top", functions=(scale_by(1 / per_step), scale_by(per_step)))
     low, high = axes.get_xlim()
     above.set_xticks(ticks((low / per_step, high / per_step), 4))
@@ -218,12 +218,12 @@ def _add_steps(axes: Axes, per_step: float) -> None:
 
 
 def scale_by(factor: float) -> Callable[[Any], Any]:
-    """Return the function that multiplies by `factor`, of numbers and of arrays."""
+    """Return a function that multiplies numbers or arrays by `factor`."""
     return lambda x: x * factor
 
 
 def _label_ends(axes: Axes, panel: Panel) -> None:
-    """Write the name of each line at its end, the names moved apart until none covers another."""
+    """Write the name of each line at its end, moving names apart until none overlap."""
     low, high = panel.y_range
     ends = [(float(line.series.y[-1]), line) for line in panel.lines if len(line.series.y)]
     ends = sorted(((min(max(y, low), high), line) for y, line in ends), key=lambda end: end[0])
@@ -247,7 +247,7 @@ def _label_ends(axes: Axes, panel: Panel) -> None:
 
 
 def spread_out(places: list[float], gap: float) -> list[float]:
-    """Return ascending places in [0, 1] moved apart to at least `gap`, if so many fit, near where they were."""
+    """Move ascending places in [0, 1] at least `gap` apart, if that many fit, and keep them near where they were."""
     gap = min(gap, 1 / max(1, len(places) - 1))
     moved: list[float] = []
     for place in places:
@@ -260,7 +260,7 @@ def spread_out(places: list[float], gap: float) -> list[float]:
 
 
 def _line(axes: Axes, line: Line, index: int, count: int) -> None:
-    """Draw one of `count` curves, each with its markers at other points, so that lines on top of each other show."""
+    """Draw one of `count` curves, with its markers offset from the others' so that overlapping lines stay visible."""
     color, dash, marker = style(line.style)
     series = line.series
     if line.bars and series.low is not None and series.high is not None:
@@ -318,7 +318,7 @@ def inline_svg(svg: bytes, figure: Figure, variant: str) -> str:
     """Return matplotlib's SVG as an element for the page.
 
     Style attributes, which the page's security policy forbids, become presentation attributes, so that the style sheet
-    can replace colors on a dark page; ids are unique over all figures; the areas of panels are marked for hover.js.
+    can replace colors on a dark page; ids are unique across figures; the areas of panels are marked for hover.js.
     """
     root = ElementTree.fromstring(svg)
     referenced = re.findall(r'(?:href="|url\()#([^")]+)', svg.decode())
@@ -339,7 +339,7 @@ def inline_svg(svg: bytes, figure: Figure, variant: str) -> str:
 
 
 def _attributes(element: ElementTree.Element, names: dict[str, str]) -> dict[str, str]:
-    """Return an element's attributes for the page. names: old id -> new id of what is referred to."""
+    """Return an element's attributes for the page. names: old id -> new id, for references."""
     attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
     gid = attributes.pop("id", "")
     if gid in names:
@@ -356,7 +356,7 @@ def _attributes(element: ElementTree.Element, names: dict[str, str]) -> dict[str
 
 
 def _tidy(key: str, value: str, names: dict[str, str]) -> str:
-    """Return an attribute with references to the new ids and coordinates to a hundredth of a point."""
+    """Return an attribute with references to the new ids and coordinates rounded to a hundredth of a point."""
     if key == "href":
         return f"#{names[value.removeprefix('#')]}"
     if value.startswith("url(#"):
