@@ -5,13 +5,13 @@
     first = load(run.saved("state.pt")) if run.saved("state.pt") else 0
     for step in range(first, run.get("steps", 1000)):
         run.log(step, loss=train(step, rate=run.get("learning_rate", 1e-3)))
-        if run.should_stop():  # the job is asked to end: save, and leave
+        if run.should_stop():  # the job was asked to end: save and exit
             with run.checkpoint("state.pt") as path:
                 save(path)
             run.stop()
 
-In a job of Ablatrix the folder, the settings and the seed are the run's. Outside of one the folder is ./run, the
-settings are empty unless ./run/settings.json is there, and a Ctrl-C asks to stop: the script works alone as well.
+In an Ablatrix job, the folder, the settings and the seed are the run's. Outside a job, the folder is ./run, the
+settings are empty unless ./run/settings.json exists, and Ctrl-C asks to stop: the script also works on its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Run", "run"]
 
 METRICS = "metrics.jsonl"
 SETTINGS = "settings.json"
-EXIT_STOPPED = 75  # asked to stop, and everything is saved
+EXIT_STOPPED = 75  # stopped on request, with everything saved
 
 
 class Run:
@@ -57,7 +57,7 @@ class Run:
         return self._config
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a setting by its dotted key, `run.get("model.layers", 3)`."""
+        """Return a setting by its dotted key, as in `run.get("model.layers", 3)`."""
         found: Any = self.config
         for part in key.split("."):
             if not isinstance(found, dict) or part not in found:
@@ -66,14 +66,14 @@ class Run:
         return found
 
     def path(self, name: str) -> str:
-        """Return the path of a file in the run's folder, which is made if necessary."""
+        """Return the path of a file in the run's folder, creating the folder if needed."""
         os.makedirs(self.folder, exist_ok=True)
         return os.path.join(self.folder, name)
 
     def log(self, step: int, **values: Any) -> None:
-        """Add the values of a step: loss, val_loss, lr, grad_norm, tokens, seconds, dt, and any others.
+        """Log the values of a step: loss, val_loss, lr, grad_norm, tokens, seconds, dt, and any others.
 
-        Numbers of torch and numpy are accepted. A line is written whole, or not at all.
+        torch and numpy scalars are accepted. A line is written completely or not at all.
         """
         self.listen()
         record: dict[str, Any] = {"step": int(step), "_seconds": round(time.monotonic() - self._started, 6)}
@@ -94,7 +94,7 @@ class Run:
             print(text, flush=True)
 
     def listen(self) -> None:
-        """Handle the signals that ask to stop. Called by the other methods; call it first if loading takes long."""
+        """Handle the signals that ask to stop. Other methods call this; call it first if loading takes long."""
         if self._listening:
             return
         self._listening = True
@@ -114,14 +114,14 @@ class Run:
         return self._asked is not None
 
     def stop(self) -> None:
-        """Exit after everything is saved: the run counts as stopped, and continues when it is started again."""
+        """Exit after saving: the run counts as stopped, and continues when it is started again."""
         sys.exit(EXIT_STOPPED)
 
     @contextlib.contextmanager
     def checkpoint(self, name: str) -> Iterator[str]:
         """Yield a path to write to; it replaces `name` in the run's folder when the block ends without an error.
 
-        A script that is killed in between leaves the old file as it was.
+        If the script is killed inside the block, the old file is unchanged.
         """
         target = self.path(name)
         temporary = f"{target}.{os.getpid()}.{time.time_ns()}.tmp"
@@ -139,7 +139,7 @@ class Run:
             raise
 
     def saved(self, name: str) -> str | None:
-        """Return the path of a checkpoint, None if there is none."""
+        """Return the path of a saved checkpoint, or None if there is none."""
         path = self.path(name)
         return path if os.path.exists(path) else None
 

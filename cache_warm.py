@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run the verb warm-cache, whatever modules the working folder holds."""
+    """Run the verb warm-cache, ignoring any modules in the working folder."""
     from ablatrix.trainer.rundir.program import search_working_folder_last
 
     search_working_folder_last()

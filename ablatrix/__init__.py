@@ -17,7 +17,7 @@ __all__ = ["Study", "load", "plan", "status", "submit"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return a function of the API; a job that imports `ablatrix.trainer` does not load it."""
+    """Return a function of the API, loaded on first use: a job that imports `ablatrix.trainer` does not need it."""
     if name not in __all__:
         raise AttributeError(f"module 'ablatrix' has no attribute {name!r}")
     from ablatrix.orchestrator import api

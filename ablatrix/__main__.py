@@ -1,4 +1,4 @@
-"""`python -m ablatrix VERB`, the same as the command `ablatrix VERB`."""
+"""`python -m ablatrix VERB`: same as the command `ablatrix VERB`."""
 
 from ablatrix.orchestrator.__main__ import main
 

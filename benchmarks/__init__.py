@@ -1,1 +1,1 @@
-"""What is claimed about speed, runnable by anyone. Ratios against peers, measured side by side."""
+"""Reproducible benchmarks behind the speed claims: ratios against peers, measured side by side."""

@@ -1,7 +1,7 @@
-"""Measure programs side by side: each in its own process, asked in turn for some steps.
+"""Measure programs side by side, each in its own process, by asking each in turn for some steps.
 
-A machine's speed drifts by more than the differences of interest, so no program is measured alone: round after round
-each one does a few steps while the others sleep, and the result is the median of the ratios within the rounds.
+A machine's speed drifts by more than the differences of interest, so no program is measured alone: in every round each
+program does a few steps while the others sleep, and the result is the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# keeps freed memory instead of unmapping it; changes nothing else
+# keep freed memory instead of unmapping it; nothing else changes
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"}
 
 
@@ -32,15 +32,15 @@ class Contestant:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the environment of measured programs: this code on the path, a number of threads."""
+    """Return the environment of measured programs, which sets PYTHONPATH and the number of threads."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
 
 
 class Worker:
-    """A contestant's process. It prints {"ready": ...} once, then answers each number of steps with its seconds.
+    """A contestant's process. It prints {"ready": ...} once, then answers each requested number of steps with seconds.
 
-    wait: return when it is ready, which it says after its first step. Raises RuntimeError if it ends before.
+    wait: block until it is ready, after its first step. Raises RuntimeError if it exits before.
     """
 
     def __init__(self, contestant: Contestant, threads: int, *, wait: bool = True) -> None:
@@ -65,7 +65,7 @@ class Worker:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """Return the next answer; lines that the measured program prints itself are skipped."""
+        """Return the next answer, skipping lines that the measured program prints itself."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -80,7 +80,7 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process.stdin is not None:
-            self.process.stdin.close()  # the worker ends at the end of its input
+            self.process.stdin.close()  # the worker exits at end of input
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -89,9 +89,9 @@ class Worker:
 
 
 def alternate(workers: Sequence[Worker], rounds: int, seconds: float, warmup: int = 3) -> list[list[float]]:
-    """Return seconds per step, one list per worker with one value per round.
+    """Return seconds per step: one list per worker with one value per round.
 
-    Each worker gets as many steps per round as it does in about `seconds`. The order is reversed every round.
+    Each worker does as many steps per round as fit in about `seconds`. The order is reversed every round.
     """
     counts = []
     for worker in workers:
@@ -107,7 +107,7 @@ def alternate(workers: Sequence[Worker], rounds: int, seconds: float, warmup: in
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """Return how many times faster than `base` it is: the median over the rounds."""
+    """Return how many times faster `times` is than `base`: the median over the rounds."""
     return statistics.median(b / t for t, b in zip(times, base, strict=True))
 
 

@@ -1,7 +1,7 @@
 """Speed of reading, tokenizing and sampling: `python -m benchmarks.data [--megabytes 64]`. Markdown tables of ratios.
 
-The corpus consists of the standard library's sources, cut into documents of log-normal length as in web text; `--file`
-sets another one, `--tokenizer gpt2 --cache-dir DIR` another tokenizer.
+The corpus is the standard library's source code, cut into documents of log-normal length like those of web text;
+`--file` selects a different corpus, `--tokenizer gpt2 --cache-dir DIR` a different tokenizer.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ablatrix.trainer.data.token_store import CompleteStore
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import ROOT, ratio, table
 
-MEDIAN_CHARACTERS, SPREAD = 2000, 1.5  # of a document: half are shorter, the mean is three times as long
+MEDIAN_CHARACTERS, SPREAD = 2000, 1.5  # document length: half are shorter, the mean is three times as long
 LONGEST = 2_000_000
 BATCH = 8
 
 
 def make_corpus(path: Path, size: int) -> None:
-    """Write `size` bytes of documents; the same for the same Python."""
+    """Write `size` bytes of documents, identical for the same Python version."""
     text = "\n".join(record["text"] for record in embedded_sample.documents())
     draw, written = random.Random(0), 0
     with path.open("w", encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def make_corpus(path: Path, size: int) -> None:
 
 
 def rounds(jobs: Mapping[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Return the seconds of each job in each round; the order is reversed every round."""
+    """Return the seconds that each job took in each round; the order is reversed every round."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(count):
         for name in list(jobs) if number % 2 == 0 else reversed(list(jobs)):
@@ -67,7 +67,7 @@ def rounds(jobs: Mapping[str, Callable[[], object]], count: int) -> dict[str, li
 
 
 def compare(title: str, unit: str, amount: float, times: Mapping[str, list[float]], base: str) -> str:
-    """Return a table of rates (`amount` per second) and of ratios to `base`."""
+    """Return a table of rates (`amount` per second) and ratios to `base`."""
     rows = [
         [name, f"{amount / statistics.median(seconds):,.1f}", f"{ratio(seconds, times[base]):.2f}"]
         for name, seconds in times.items()
@@ -76,7 +76,7 @@ def compare(title: str, unit: str, amount: float, times: Mapping[str, list[float
 
 
 def scanning(path: Path, count: int) -> str:
-    """Measure the one pass over a new file, against reading it and against Python's loop over lines."""
+    """Measure the single pass over a new file against just reading it and against a Python loop over lines."""
 
     def read() -> None:
         with path.open("rb", buffering=0) as file:
@@ -96,7 +96,7 @@ def scanning(path: Path, count: int) -> str:
 
 
 def encoding(path: Path, info: tokenizer.TokenizerInfo, count: int, megabytes: float = 8.0) -> str:
-    """Measure encoders that give the same ids, on one core."""
+    """Measure encoders that produce the same ids, on one core."""
     exact, ours = exact_tokenizer(info.folder / "tokenizer.json"), Encoder(info)
     reference = tokenizer.load(info.name, info.folder.parents[1])
     texts, size = [], 0
@@ -116,7 +116,7 @@ def encoding(path: Path, info: tokenizer.TokenizerInfo, count: int, megabytes: f
 
 
 def building(config: DataConfig, cache_dir: Path, count: int) -> str:
-    """Measure the way from a new file to a complete cache, with 1, 2, ... worker processes."""
+    """Measure the time from a new file to a complete cache, with 1, 2, ... worker processes."""
     cache, cores = Cache.of(config, cache_dir), allotted_cores()
     numbers = sorted({1, min(2, cores), cores})
 
@@ -129,7 +129,7 @@ def building(config: DataConfig, cache_dir: Path, count: int) -> str:
 
 
 def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str:
-    """Measure batches from the complete cache, tokenized when drawn, and with a tokenizer call per item."""
+    """Measure batches read from the complete cache, tokenized when drawn, and with one tokenizer call per item."""
     cache = Cache.of(config, cache_dir)
     complete = CompleteStore(cache.folder, cache_builder.build(config, cache_dir, allotted_cores()))
     lines = cache.lines()
@@ -150,7 +150,7 @@ def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str
     growing = [Batches(_unbuilt(cache), config, BATCH, seed=k) for k in range(count)]
     jobs: dict[str, Callable[[], object]] = {
         "a tokenizer call an item": lambda: repeat(lambda _: item(), number),
-        "tokenized when drawn": lambda: repeat(growing.pop(), number),  # each round an empty store
+        "tokenized when drawn": lambda: repeat(growing.pop(), number),  # an empty store in each round
         "complete token cache": lambda: repeat(cached, 100 * number),
         "random windows of one memmap (nanoGPT's way)": lambda: repeat(lambda _: nanogpt(), 100 * number),
     }
@@ -161,13 +161,13 @@ def batches(config: DataConfig, cache_dir: Path, count: int, number: int) -> str
 
 
 def repeat(job: Callable[[int], object], number: int) -> None:
-    """Call `job` with 0 .. number - 1."""
+    """Call `job` with 0, ..., number - 1."""
     for i in range(number):
         job(i)
 
 
 def _unbuilt(cache: Cache) -> GrowingStore:
-    """Return a store that sees neither shards nor the complete cache, and builds nothing."""
+    """Return a store that uses neither shards nor the complete cache, and builds nothing."""
     store = GrowingStore(cache)
     store._looked = math.inf
     return store
@@ -193,7 +193,7 @@ print(json.dumps([start - begin, opened - start, time.perf_counter() - opened, p
 
 
 def first_batch(config: DataConfig, cache_dir: Path, count: int) -> str:
-    """Measure the way to the first batch in a fresh process: a new file, an indexed one, a complete cache."""
+    """Measure the time to the first batch in a fresh process: with a new file, an indexed one, and a complete cache."""
     cache = Cache.of(config, cache_dir)
     rows = []
     for stage in ("new file", "indexed file", "complete cache"):
@@ -227,7 +227,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and print."""
+    """Run the benchmarks and print the tables."""
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         cache_dir = Path(folder) / "cache"

@@ -1,8 +1,8 @@
-"""Everything there is to measure on a GPU, in one call: `python -m benchmarks.gpu [PART ...] [--peer PATH ...]`.
+"""All GPU measurements in one command: `python -m benchmarks.gpu [PART ...] [--peer PATH ...]`.
 
-Each part (benchmarks/gpu_parts.py) runs in a process of its own with a time budget, so that one which fails, hangs or
-leaves the device in a bad state does not lose the others. Results are printed as JSON lines as they come, and as tables
-at the end. `--device cpu --quick` runs the same code in small on a CPU.
+Each part (benchmarks/gpu_parts.py) runs in its own process with a time budget, so that a part that fails, hangs or
+leaves the device in a bad state does not affect the others. Results are printed as JSON lines as they come in, and as
+tables at the end. `--device cpu --quick` runs the same code on a CPU at a small scale.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import ROOT, table
 
 Row = dict[str, Any]
-# Seconds that a part may take, the most important first: what is left of --minutes may be less
+# Time limit of each part in seconds, the most important parts first; what is left of --minutes may be less
 BUDGETS = {
     "machine": 40,
     "correctness": 60,
@@ -42,9 +42,9 @@ BUDGETS = {
 
 
 def collect(part: str, command: Sequence[str], limit: float) -> list[Row]:
-    """Run a part's command for at most `limit` seconds and return the JSON lines that it prints, each printed at once.
+    """Run a part's command for at most `limit` seconds; return the JSON lines that it prints, echoing each immediately.
 
-    A part that fails or runs out of time ends with a row that has an `error`; its rows before that are kept.
+    If the part fails or times out, the last row has an `error`; its earlier rows are kept.
     """
     rows: list[Row] = []
 
@@ -64,14 +64,14 @@ def collect(part: str, command: Sequence[str], limit: float) -> list[Row]:
     except (TimeoutError, subprocess.TimeoutExpired):
         add({"error": f"stopped after {limit:.0f} s"})
     finally:
-        with contextlib.suppress(ProcessLookupError):  # the programs that it measured
+        with contextlib.suppress(ProcessLookupError):  # also ends the programs that it measured
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return rows
 
 
 def _lines(process: subprocess.Popen[bytes], end: float) -> Any:
-    """Yield the lines of a process's output. Raises TimeoutError at `end`, a time of the monotonic clock."""
+    """Yield the lines of a process's output. Raises TimeoutError at `end`, a time on the monotonic clock."""
     assert process.stdout is not None
     rest = b""
     with selectors.DefaultSelector() as selector:
@@ -87,7 +87,7 @@ def _lines(process: subprocess.Popen[bytes], end: float) -> Any:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Return one Markdown table per part, whose columns are the keys of its rows."""
+    """Return one Markdown table per part, with the keys of its rows as columns."""
     blocks = []
     for part in dict.fromkeys(row["part"] for row in rows):
         of_part = [{k: v for k, v in row.items() if k != "part"} for row in rows if row["part"] == part]
@@ -113,7 +113,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=allotted_cores(), help="of each measured program")
     parser.add_argument("--output", type=Path, help="append the JSON lines to this file")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, one part
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # run one part in this process
     parser.add_argument("--peak", type=float, default=0.0, help=argparse.SUPPRESS)  # FLOP/s measured by `machine`
     args = parser.parse_args(argv)
     unknown = set(args.parts) - set(BUDGETS)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.here:
         run_here(args)
         return
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each of the programs that start at once
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # for each of the programs that start at the same time
     end = time.monotonic() + 60 * args.minutes
     rows: list[Row] = []
     for part in args.parts:

@@ -1,4 +1,4 @@
-"""What the parts of `benchmarks.gpu` share: starting programs, timing calls, rows of errors."""
+"""Helpers shared by the parts of `benchmarks.gpu`: starting programs, timing calls, error rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def has_cuda() -> bool:
 
 
 def error(name: str, reason: BaseException) -> Row:
-    """Return the row of something that could not be measured."""
+    """Return the row to report when something could not be measured."""
     return {"name": name, "error": f"{type(reason).__name__}: {first_line(reason)}"}
 
 
 def start(field: list[Contestant], threads: int, limit: float) -> Iterator[tuple[Contestant, Worker | Exception]]:
-    """Start programs at once; yield each with its worker, or with the error if it is not ready in `limit` seconds."""
+    """Start all programs; yield each with its worker, or with the error if it is not ready within `limit` seconds."""
     workers = [Worker(contestant, threads, wait=False) for contestant in field]
     with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
         ready = [pool.submit(worker.answer) for worker in workers]
@@ -41,7 +41,7 @@ def start(field: list[Contestant], threads: int, limit: float) -> Iterator[tuple
 
 
 def timed(call: Callable[[], Any], rounds: int) -> tuple[float, float | None]:
-    """Return the median seconds of a call, and the peak MiB of device memory that it takes beside what is there."""
+    """Return the median seconds of a call, and the peak MiB of device memory that it allocates on top of the rest."""
     import torch
 
     cuda = has_cuda()

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu`: each yields rows of results, dictionaries whose values JSON can hold."""
+"""The parts of `benchmarks.gpu`: each yields rows of results, as JSON-serializable dictionaries."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ CASES = {
     "nano": ("gpt-nano", 32, 256),
     "mini": ("gpt-mini", 32, 256),
     "gpt2": ("gpt2", 8, 1024),
-    "gpt2-32": ("gpt2", 32, 1024),  # of compiled programs only: the others would fill the memory
+    "gpt2-32": ("gpt2", 32, 1024),  # compiled programs only: the others would run out of memory
 }  # batch, block
-# Dense bfloat16 FLOP/s of NVIDIA's data sheets, by a part of the card's name; MFU is relative to it
+# Dense bfloat16 FLOP/s from NVIDIA's data sheets, by a part of the card's name; MFU is relative to these
 DATA_SHEET = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12}
-TOLERANCE = 2e-2  # nats between bfloat16 on the device and float32 on the CPU
+TOLERANCE = 2e-2  # largest difference in nats between bfloat16 on the device and float32 on the CPU
 
 
 # ---- the machine
 
 
 def machine(args: argparse.Namespace) -> Iterator[Row]:
-    """The card, the versions, and the FLOP/s of a large product, which no step can exceed."""
+    """Yield the card, the versions, and the FLOP/s of a large matrix product, an upper bound for any step."""
     import torch
 
     name = torch.cuda.get_device_name() if has_cuda() else "CPU"
@@ -54,7 +54,7 @@ def machine(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def data_sheet() -> float | None:
-    """Return the bfloat16 FLOP/s that the maker states for this card, None if unknown."""
+    """Return this card's bfloat16 FLOP/s according to its data sheet, None if unknown."""
     import torch
 
     name = torch.cuda.get_device_name() if has_cuda() else ""
@@ -80,7 +80,7 @@ def our_contestants(spec: dict[str, Any], case: str) -> list[Contestant]:
 
 
 def peer_contestants(spec: dict[str, Any], paths: list[Path]) -> list[Contestant]:
-    """nanoGPT in the same type, minGPT in float32, which is all that it has."""
+    """Return the peers as contestants: nanoGPT with the same dtype, minGPT in float32, its only dtype."""
     found = []
     for path in paths:
         single = "float32" if (path / "mingpt").exists() else spec["dtype"]
@@ -91,7 +91,7 @@ def peer_contestants(spec: dict[str, Any], paths: list[Path]) -> list[Contestant
 
 
 def steps(case: str, args: argparse.Namespace) -> Iterator[Row]:
-    """Training steps in bfloat16, side by side: tokens per second, shares of the peak, peak memory."""
+    """Measure bfloat16 training steps side by side: tokens per second, fractions of the peak, peak memory."""
     model, batch, block = ("gpt-nano", 2, 16) if args.quick else CASES[case]
     vocab = 200 if args.quick else VOCAB
     spec = {
@@ -156,7 +156,7 @@ def head_losses() -> dict[str, Callable[[Any, Any, Any], Any]]:
 
 
 def head(args: argparse.Namespace) -> Iterator[Row]:
-    """Output head with cross-entropy, forward and backward, in bfloat16."""
+    """Measure the output head with cross-entropy, forward and backward, in bfloat16."""
     import torch
 
     rows, vocab, widths = (64, 200, [48]) if args.quick else (8192, VOCAB, [48, 192, 768])
@@ -179,12 +179,12 @@ def head(args: argparse.Namespace) -> Iterator[Row]:
                 value = float(both())
                 seconds, mib = timed(both, 2 if args.quick else 20)
                 yield {"name": name, "width": width, "ms": 1e3 * seconds, "peak_mib": mib, "loss": value}
-            except Exception as reason:  # noqa: BLE001  (another library's: the next one is measured)
+            except Exception as reason:  # noqa: BLE001  (from another library: go on with the next one)
                 yield error(name, reason)
 
 
 def newton_schulz(args: argparse.Namespace) -> Iterator[Row]:
-    """Muon's Newton-Schulz steps of all matrices of a model, one by one and those of one shape together."""
+    """Measure Muon's Newton-Schulz steps for all matrices of a model, one by one and batched by shape."""
     import torch
 
     from ablatrix.trainer.optimizers.muon import newton_schulz as orthogonalize
@@ -211,7 +211,7 @@ def newton_schulz(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def losses(trainer: Any, stop: int) -> list[float]:
-    """Train up to step `stop` and return the losses of the steps."""
+    """Train up to step `stop` and return the loss of each step."""
     found, before = [], float(trainer._sums[0])
     for x, y in trainer.source(trainer.iter, stop):
         trainer._step(x, y)
@@ -222,7 +222,7 @@ def losses(trainer: Any, stop: int) -> list[float]:
 
 
 def correctness(args: argparse.Namespace) -> Iterator[Row]:
-    """The loss curve against that of the CPU in float32, and a run that goes on from a checkpoint half-way."""
+    """Compare the loss curve with the CPU's in float32, and with that of a run resumed halfway from a checkpoint."""
     from ablatrix.trainer import checkpoint
 
     count = 10 if args.quick else 100

@@ -1,4 +1,4 @@
-"""Several runs of gpt-nano on one device: side by side in processes of their own, or stacked in one process."""
+"""Several runs of gpt-nano on one device: side by side in separate processes, or stacked in one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOCAB = 50257
 def sharing(
     args: argparse.Namespace, environment: dict[str, str] | None = None, counts: Sequence[int] = (1, 2, 4, 8)
 ) -> Iterator[Row]:
-    """Runs of gpt-nano side by side on one device: tokens per second of all of them together."""
+    """Measure runs of gpt-nano side by side on one device: total tokens per second."""
     batches, counts, steps = ([2], [1, 2], 2) if args.quick else ([1, 8], counts, 200)
     for batch in batches:
         alone = 0.0
@@ -41,7 +41,7 @@ def sharing(
 def together(
     runs: int, batch: int, steps: int, args: argparse.Namespace, environment: dict[str, str]
 ) -> float | Exception:
-    """Return the tokens per second of so many runs at the same time, or why they did not start."""
+    """Return the total tokens per second of `runs` concurrent runs, or the error if they did not start."""
     block, vocab = (16, 200) if args.quick else (256, VOCAB)
     sizes = {"model": "gpt-nano", "batch": batch, "block": block, "vocab": vocab, "dropout": args.dropout}
     spec = {**sizes, "kind": "ours", "trainer": {"dtype": "bfloat16"}, "only": "graphs" if has_cuda() else ""}
@@ -59,11 +59,11 @@ def together(
 
 
 def sharing_mps(args: argparse.Namespace) -> Iterator[Row]:
-    """The same under NVIDIA's Multi-Process Service, if this user may start it."""
+    """Measure `sharing` under NVIDIA's Multi-Process Service, if this user may start it."""
     with tempfile.TemporaryDirectory(prefix="mps") as folder:
         environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         try:
-            # in the foreground: it ends with the process group of this part
+            # in the foreground, so that it ends with this part's process group
             daemon = subprocess.Popen(["nvidia-cuda-mps-control", "-f"], env={**os.environ, **environment})
         except OSError as reason:
             yield error("nvidia-cuda-mps-control", reason)
@@ -79,7 +79,7 @@ def sharing_mps(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def stacked(args: argparse.Namespace) -> Iterator[Row]:
-    """Seeds of gpt-nano in one process, stacked by `torch.func`, which has no rule for the kernels for CPUs."""
+    """Measure seeds of gpt-nano stacked in one process by `torch.func`, which does not support the CPU kernels."""
     if not has_cuda():
         return
     batch, block, vocab = (2, 16, 200) if args.quick else (8, 256, VOCAB)
@@ -92,7 +92,7 @@ def stacked(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def stacked_step(seeds: int, batch: int, block: int, vocab: int) -> Callable[[], Any]:
-    """Return a step (forward, backward, AdamW) of several models at once, each with its batch; on a GPU, its graph."""
+    """Return a step (forward, backward, AdamW) of several models, each with its own batch; a CUDA graph on a GPU."""
     import torch
     from torch.func import functional_call, grad, vmap
     from torch.nn import functional as F
@@ -126,7 +126,7 @@ def stacked_step(seeds: int, batch: int, block: int, vocab: int) -> Callable[[],
 
 
 def graphed(step: Callable[[], None]) -> Callable[[], None]:
-    """Return a call that replays `step`, recorded as a CUDA graph."""
+    """Record `step` as a CUDA graph and return a function that replays it."""
     import torch
 
     stream = torch.cuda.Stream()

@@ -1,6 +1,6 @@
-"""Profile a training step by parts: `python -m benchmarks.profile [CASE ...]`. One Markdown table per case.
+"""Profile a training step part by part: `python -m benchmarks.profile [CASE ...]`. Prints one Markdown table per case.
 
-Seconds are those of torch's profiler, which slows a small model's step by a few percent but keeps the shares.
+Seconds come from torch's profiler, which slows a small model's step by a few percent but preserves the proportions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KERNELS = {
 
 
 def flops(config: ResolvedGPTConfig, tokens: int) -> dict[str, float]:
-    """Return the FLOPs of a step by part; the rest includes the linear layers of the blocks."""
+    """Return the FLOPs of a step by part; "the rest" includes the linear layers of the blocks."""
     head = 6 * config.vocab_size * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.block_size
     rest = measure_model(config)[1] - head - attention
@@ -73,7 +73,7 @@ def seconds(spec: dict[str, Any], steps: int) -> dict[str, float]:
 
 
 def measure(case: str, args: argparse.Namespace, peak: float) -> str:
-    """Return the table of one case; peak: FLOP/s of the machine's matrix products."""
+    """Return the table for one case. peak: FLOP/s of the machine's matrix products."""
     model, batch = CASES[case]
     spec = {"model": model, "batch": batch, "block": args.block, "vocab": args.vocab, "dropout": args.dropout}
     times = seconds({**spec, "trainer": {"dtype": args.dtype}}, args.rounds)
@@ -88,7 +88,7 @@ def measure(case: str, args: argparse.Namespace, peak: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the options of `benchmarks.step` that describe a case, measure and print."""
+    """Parse the options, which are those of `benchmarks.step`, measure, and print the tables."""
     args = parse_step(argv, prog="python -m benchmarks.profile", description=__doc__)
     peak = matmul_peak(args)
     print(f"{args.threads} threads; matrix products of {args.dtype} reach {peak / 1e9:,.0f} GFLOP/s here", flush=True)

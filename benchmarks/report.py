@@ -1,7 +1,7 @@
-"""Speed of reports: `python -m benchmarks.report` prints seconds and memory for a small and a large study.
+"""Speed of reports: `python -m benchmarks.report` prints time and memory for a small and a large study.
 
-Files are written to a temporary folder (about 0.5 GB for the large study; `--small` skips it). Imports are not
-counted; "again" is a second report with nothing changed, "one run changed" a third after one more row in one file.
+Files are written to a temporary folder (about 0.5 GB for the large study; `--small` skips it). Imports are not counted.
+"again" is a second report with nothing changed, "one run changed" a third one after adding a row to one file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write(folder: Path, cells: int, seeds: int, rows: int) -> dict[str, tuple[st
 
 
 def body(rng: np.random.Generator, rows: int) -> str:
-    """Return rows as a trainer writes them, every digit of every float."""
+    """Return rows as a trainer writes them, with every digit of every float."""
     lines = []
     for step, noise in zip(range(2, rows + 1), rng.normal(0, 0.1, rows).tolist(), strict=False):
         loss = 3 + 3 * step**-0.3 + noise
@@ -68,7 +68,7 @@ def measure(cells: int, seeds: int, rows: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, warm the imports with a tiny study, measure."""
+    """Parse the command line, import everything by reporting a tiny study, then measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="only the study of 12 runs")
     parser.add_argument(

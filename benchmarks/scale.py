@@ -1,6 +1,6 @@
-"""Time of the orchestrator for large studies: plan of 3,072 runs, submit, status and a second submit of 1,024.
+"""Speed of the orchestrator on large studies: plan of 3,072 runs; submit, status and a second submit of 1,024.
 
-`python -m benchmarks.scale` prints a Markdown table. The scheduler is a stub that answers at once, so that only the
+`python -m benchmarks.scale` prints a Markdown table. The scheduler is a stub that answers immediately, so that only the
 orchestrator is measured. The checks that `submit` runs as processes (a tokenizer loaded offline, a few steps of a small
 model) take the same time for 7 runs and for 1,024; the row of 7 runs shows it.
 """
@@ -35,7 +35,7 @@ FEATURES = {
 
 
 def write_experiment(folder: Path, name: str, features: int, seeds: int, design: str) -> Path:
-    """Write an experiment of at most 2**features cells over the sample corpus in `folder`; return its path."""
+    """Write an experiment of at most 2**features cells on the sample corpus to `folder`; return its path."""
     lines = "\n".join(f"  {key}: {{{value}}}" for key, value in list(FEATURES.items())[:features])
     path = folder / f"{name}.yaml"
     path.write_text(
@@ -48,7 +48,7 @@ def write_experiment(folder: Path, name: str, features: int, seeds: int, design:
 
 
 def measure(folder: Path, environment: dict[str, str], *words: str) -> tuple[float, float]:
-    """Return (wall, CPU) seconds of one command, its children included."""
+    """Return (wall, CPU) seconds of one command, including its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     command = [sys.executable, "-m", "ablatrix.orchestrator", *words]
@@ -59,7 +59,7 @@ def measure(folder: Path, environment: dict[str, str], *words: str) -> tuple[flo
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--features", type=int, default=10, choices=range(4, 11), help="of the largest study, 2^n cells"

@@ -1,6 +1,6 @@
 """Start-up time, from exec to the end of the first gpt-nano step: `python -m benchmarks.startup [--peer PATH ...]`.
 
-The token cache is warm, as in every job of a study but the first. The baseline is `python -c "import torch"`.
+The token cache is warm, as in every job of a study except the first. The baseline is `python -c "import torch"`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOCAB = 50257
 
 
 def prepare(folder: Path, batch: int) -> list[str]:
-    """Return the command of a run in `folder` whose tokens will be in the cache."""
+    """Return the command of a run in `folder`, which fills the token cache the first time it runs."""
     warm_cache.warm_tokenizer("sample", folder / "cache", source=None)
     embedded_sample.write_corpus(folder / "sample.jsonl")
     flags = {
@@ -45,7 +45,7 @@ def prepare(folder: Path, batch: int) -> list[str]:
 
 
 def first_step(command: list[str], threads: int) -> float:
-    """Return the seconds from exec to the row of the first step. The run is then stopped."""
+    """Return the seconds from exec to the row of the first step, then stop the run."""
     begin = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(threads)
@@ -70,7 +70,7 @@ def import_torch(threads: int) -> float:
 def peer_step(contestant: Contestant, threads: int) -> float:
     begin = time.perf_counter()
     with Worker(contestant, threads) as worker:
-        # a worker reports itself ready after its first step
+        # a worker reports that it is ready after its first step
         elapsed = time.perf_counter() - begin
         worker.process.kill()
     return elapsed
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         for number in range(args.rounds + 1):
             for key in jobs if number % 2 == 0 else reversed(list(jobs)):
                 seconds = jobs[key]()
-                if number:  # the first round fills caches: tokens, files, compiled kernels
+                if number:  # the first round only fills the caches: tokens, files, compiled kernels
                     times[key].append(seconds)
     base = times["python -c 'import torch'"]
     rows = [

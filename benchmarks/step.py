@@ -22,7 +22,7 @@ CASES = {"nano1": ("gpt-nano", 1), "nano8": ("gpt-nano", 8), "mini8": ("gpt-mini
 
 
 def peers(path: Path, spec: dict[str, Any]) -> list[Contestant]:
-    """Return the contestants of a checkout. Raises SystemExit if it is neither minGPT nor nanoGPT."""
+    """Return the contestants from a checkout. Raises SystemExit if it is neither minGPT nor nanoGPT."""
     here = {**spec, "path": str(path.resolve())}
     if (path / "mingpt" / "trainer.py").exists():
         return [Contestant("minGPT", {**here, "kind": "mingpt"})] if spec["dtype"] == "float32" else []
@@ -52,7 +52,7 @@ def contestants(spec: dict[str, Any], args: argparse.Namespace) -> list[Contesta
 
 
 def matmul_peak(args: argparse.Namespace) -> float:
-    """Return the FLOP/s of a large square product of `args.dtype`, which no step can exceed."""
+    """Return the FLOP/s of a large square matrix product in `args.dtype`, an upper bound for any step."""
     with Worker(
         Contestant("peak", {"kind": "peak", "size": args.peak_size, "dtype": args.dtype}), args.threads
     ) as worker:
@@ -61,7 +61,7 @@ def matmul_peak(args: argparse.Namespace) -> float:
 
 
 def measure(case: str, args: argparse.Namespace, peak: float) -> str:
-    """Return the table of one case; peak: FLOP/s of the machine's matrix products."""
+    """Return the table for one case. peak: FLOP/s of the machine's matrix products."""
     model, batch = CASES[case]
     sizes = {"model": model, "batch": batch, "block": args.block, "vocab": args.vocab}
     spec = {**sizes, "dropout": args.dropout, "dtype": args.dtype}

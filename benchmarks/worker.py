@@ -1,7 +1,7 @@
-"""One measured program: `python -m benchmarks.worker SPEC`, SPEC a JSON object; see `benchmarks.contest`.
+"""One measured program: `python -m benchmarks.worker SPEC`, where SPEC is a JSON object; see `benchmarks.contest`.
 
-Every program gets the same made-up tokens, model sizes and dropout, and runs its own training loop. A loop that cannot
-be imported because it is a script (nanoGPT) is repeated here line by line.
+Every program gets the same synthetic tokens, model sizes and dropout, and runs its own training loop. A loop that
+cannot be imported because it is a script (nanoGPT's) is copied here line by line.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TOKENS = 1 << 20  # of the made-up corpus
+TOKENS = 1 << 20  # size of the synthetic corpus
 PEER_LR, BETAS, DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
 
 
 class Meter:
-    """Called by a training loop after every step; returns when `contest.Worker` wants the next one."""
+    """Called by a training loop after every step; blocks until `contest.Worker` asks for the next one."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -56,7 +56,7 @@ class Meter:
 
 
 def tokens(spec: dict[str, Any]) -> Any:
-    """Return the made-up corpus (TOKENS,) int64: a few words frequent and most rare, as in text."""
+    """Return the synthetic corpus (TOKENS,) int64: a few words are frequent and most are rare, as in text."""
     import numpy as np
 
     return (np.random.default_rng(0).pareto(1.0, TOKENS) * 20).astype(np.int64) % spec["vocab"]
@@ -95,7 +95,7 @@ def our_trainer(spec: dict[str, Any]) -> Any:
     device = pick_device(spec.get("device", "auto"))
     tune_products(device, Path(config.system.cache_dir))
     trainer = Trainer(config, source, (empty, empty), device)
-    if spec.get("only") == "compiled":  # half of trainer.compile
+    if spec.get("only") == "compiled":  # one half of trainer.compile
         trainer.model.compile_parts()
     elif spec.get("only") == "graphs":  # the other half
         trainer._graph = GraphedStep(trainer._update, trainer.optimizer, device)
@@ -146,7 +146,7 @@ def mingpt(spec: dict[str, Any]) -> None:
 
 
 def nanogpt(spec: dict[str, Any]) -> None:
-    """Run nanoGPT's model from the checkout at spec["path"] as its train.py does, with its default settings."""
+    """Run nanoGPT's model, from the checkout at spec["path"], like its train.py with default settings."""
     sys.path.insert(0, spec["path"])
     import numpy as np
     import torch
@@ -188,7 +188,7 @@ def nanogpt(spec: dict[str, Any]) -> None:
 
 
 def peak(spec: dict[str, Any]) -> None:
-    """Run the machine alone: a step is one product of two square matrices of spec["size"]."""
+    """Measure the machine itself: a step is one product of two square matrices of size spec["size"]."""
     from ablatrix.trainer.device import pick_device, prepare, tune_products
 
     prepare()

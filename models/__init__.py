@@ -1,1 +1,1 @@
-"""The GPT and its parts."""
+"""The GPT model and its components."""

@@ -1,7 +1,7 @@
-// The output head's products in bfloat16, for processors with AMX: as compiled_head.cpp, with sums in float32.
-// Every factor is stored as tiles of 16 x 64 bytes, in the order in which they are multiplied: a left factor's row holds
-// 32 elements of one row, a right factor's 16 pairs of elements of two rows. V words, C channels (a multiple of 16),
-// K steps of 32 channels, rows in blocks of 32.
+// The output head's products in bfloat16, for processors with AMX: like compiled_head.cpp, with float32 sums.
+// Factors are stored as tiles of 16 x 64 bytes in the order in which they are multiplied. A row of a left tile has 32
+// elements of one row, a row of a right tile has 16 pairs of elements of two rows. V words, C channels (a multiple of
+// 16), K steps of 32 channels, rows in blocks of 32.
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
@@ -11,9 +11,9 @@ namespace {
 
 using Half = unsigned short;  // the bits of a bfloat16
 constexpr int SIDE = 16;
-constexpr int TILE = SIDE * 2 * SIDE;  // elements of a factor's tile
-constexpr int SUMS = SIDE * SIDE;      // and of a tile of sums
-constexpr int WORDS = 256;             // whose exponentials, of 32 rows, stay in the nearest cache
+constexpr int TILE = SIDE * 2 * SIDE;  // elements in a factor's tile
+constexpr int SUMS = SIDE * SIDE;      // elements in a tile of sums
+constexpr int WORDS = 256;             // words at a time: their exponentials for 32 rows stay in L1
 constexpr int GROUP = WORDS / SIDE, STEPS = GROUP / 2;
 
 struct alignas(64) Shapes {
@@ -22,7 +22,7 @@ struct alignas(64) Shapes {
   unsigned char rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Sums in tiles 0 to 3, (m, n) += left (m, depth) right (depth, n); tiles of a factor lie `next` and `step` tiles apart
+// Add left (m, depth) right (depth, n) to sums (m, n) in tiles 0 to 3; tiles of a factor are `next` and `step` apart
 template <int m, int n>
 void add_product(int depth, const Half* left, long next, long step, const Half* right, long right_step) {
   for (int k = 0; k < depth; ++k, left += step * TILE, right += right_step * TILE) {
@@ -64,19 +64,19 @@ void store(float* to, long down, long right, long stride) {
   if (m > 1 && n > 1) _tile_stored(3, to + down + right, stride);
 }
 
-// tile intrinsics do not tell the compiler which memory they read
+// a compiler barrier: tile intrinsics do not declare which memory they read
 void written() { asm volatile("" ::: "memory"); }
 
 __m512i round_pair(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-// (a0, b0, a1, b1, ...)
+// Return (a0, b0, a1, b1, ...)
 __m512i interleave(__m512 a, __m512 b) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, round_pair(a, b));
 }
 
-// 2^x: relative error 3e-6, a hundredth of a bfloat16's; infinite above 128
+// 2^x with a relative error of 3e-6, a hundredth of bfloat16's; infinite above 128
 __m512 exp2(__m512 x) {
   constexpr float c[] = {9.57009e-3f, 5.591786e-2f, 2.4024745e-1f, 6.9312181e-1f, 9.9999926e-1f};
   __m512 whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(c[0]);
@@ -84,7 +84,7 @@ __m512 exp2(__m512 x) {
   return _mm512_scalef_ps(y, whole);
 }
 
-// Round `count` words of w (V, C): left factors of w x (K, GROUP tiles) and of w^T e (C / 16, STEPS tiles)
+// Round `count` words of w (V, C) to the left factors of w x (K, GROUP tiles) and of w^T e (C / 16, STEPS tiles)
 void round_words(const float* w, int count, int width, Half* rows, Half* columns) {
   const __m512 none = _mm512_setzero_ps();
   const __m512i down = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 4);
@@ -106,7 +106,7 @@ void round_words(const float* w, int count, int width, Half* rows, Half* columns
   written();
 }
 
-// From products (2, 2 tiles) of 32 words, of which `count` are real, and 32 rows: e as left and as right factor
+// Turn products (2, 2 tiles) of 32 words, `count` of them real, and 32 rows into e as a left and as a right factor
 void exponentiate(const float* products, int count, const float* shift, Half* left, Half* right, float* z) {
   __m512 less[2], sum[2];
   for (int j = 0; j < 2; ++j) {
@@ -136,9 +136,9 @@ extern "C" int amx_request() {
   return __builtin_cpu_supports("avx512bf16") && !syscall(SYS_arch_prctl, request, tile_data);
 }
 
-// Write e (blocks, 2 ceil(V / 32) tiles), and add to z (threads, blocks, 32) and dx (threads, blocks, C / 16, 2 tiles of
-// sums) each thread's sums over its words. w (V, C) float32, x (blocks, K, 2 tiles), scratch (threads, room) where
-// room = WORDS (2 C + 16)
+// Write e (blocks, 2 ceil(V / 32) tiles), and add each thread's sums over its words to z (threads, blocks, 32) and to
+// dx (threads, blocks, C / 16, 2 tiles of sums). w (V, C) float32, x (blocks, K, 2 tiles), scratch (threads, room)
+// where room = WORDS (2 C + 16)
 extern "C" void amx_forward(const float* w, int words, int width, const Half* x, int blocks, const float* shift, Half* e,
                             float* z, float* dx, Half* scratch, int threads) {
   int depth = (width + 31) / 32, all = (words + 31) / 32 * 2;
@@ -163,7 +163,7 @@ extern "C" void amx_forward(const float* w, int words, int width, const Half* x,
         };
         multiply(0);
         for (int s = 0; s < steps; ++s) {
-          if (s + 1 < steps) multiply(s + 1);  // meanwhile
+          if (s + 1 < steps) multiply(s + 1);  // overlaps with the exponentials below
           exponentiate(products[s % 2], left - s * 32, shift + b * 32, e + (b * all + start + s * 2) * TILE,
                        factor + s * 2 * TILE, z + (t * blocks + b) * 32);
         }
@@ -185,7 +185,7 @@ extern "C" void amx_forward(const float* w, int words, int width, const Half* x,
   }
 }
 
-// dw (2 ceil(V / 32) 16, C) float32 = e x, or += unless it is the first; x (blocks, C / 16 tiles)
+// Set dw (2 ceil(V / 32) 16, C) float32 to e x for the first chunk, else add e x to it; x (blocks, C / 16 tiles)
 extern "C" void amx_backward(const Half* e, int words, int width, const Half* x, int blocks, float* dw, int first,
                              int threads) {
   int all = (words + 31) / 32 * 2, columns = width / SIDE;

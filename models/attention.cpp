@@ -1,15 +1,15 @@
-// Causal attention of small heads, for processors with AVX-512. All arrays are float32.
-// T positions, hs channels (a multiple of 16); heads of all windows count as one dimension H: q, k, v, y (H, T, hs).
+// Causal attention for small heads, for processors with AVX-512. All arrays are float32.
+// T positions, hs channels (a multiple of 16); the heads of all windows form one dimension H: q, k, v, y (H, T, hs).
 #include <cmath>
 
 #include "tile.h"
 
 namespace {
 
-constexpr int QUERIES = 64;  // of a block
+constexpr int QUERIES = 64;  // queries per block
 constexpr float LOG2_E = 1.44269504f;
 
-struct Dropout {  // of a block of queries: the weight of key j is kept where bytes[head h + row i + j] >= level
+struct Dropout {  // for a block of queries: the weight of key j is kept where bytes[head h + row i + j] >= level
   const signed char* bytes;
   long row, head, level;
 
@@ -20,14 +20,14 @@ struct Dropout {  // of a block of queries: the weight of key j is kept where by
   }
 };
 
-// The lanes of keys j to j + 15 that query i sees
+// Return the mask of the lanes, among keys j to j + 15, that query i sees
 __mmask16 seen(int i, int j) { return i - j >= LANES - 1 ? 0xffff : (1 << (i + 1 - j)) - 1; }
 
 struct Head {
   long length, width, padded;   // T, hs, T rounded up to whole blocks and a vector
-  float scale, slope, upscale;  // of scores, in powers of 2; of weights that are kept
+  float scale, slope, upscale;  // scale and slope of base-2 scores; factor of the weights that are kept
   float *keys, *values;         // k^T and v^T, (hs, padded)
-  float *weights, *gradient;    // of a block of queries, (QUERIES, padded)
+  float *weights, *gradient;    // for a block of queries, (QUERIES, padded)
 
   void transpose(const float* from, float* to) const {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -58,7 +58,7 @@ struct Head {
     return _mm512_fmadd_ps(distance, _mm512_set1_ps(slope), scaled);
   }
 
-  // Replace the products of query i by 2^(score - largest), dropped where a byte says so; return their sum, undropped
+  // Replace the products of query i by 2^(score - largest), with dropout applied; return their sum before dropout
   float exponentiate(float* row, int i, int first, int stop, long h, const Dropout& dropout, float& largest) const {
     Vector most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
     for (int j = 0; j <= i; j += LANES) {
@@ -97,7 +97,7 @@ struct Head {
     }
   }
 
-  // Replace the products q k^T of query i by ds, and those dy v^T by the weights that were applied to v
+  // Replace query i's products q k^T by ds, and its products dy v^T by the weights that were applied to v
   void differentiate(float* row, float* other, int i, int first, int stop, long h, const Dropout& dropout,
                      float log_sum, float mean) const {
     for (int j = 0; j < stop; j += LANES) {
@@ -136,8 +136,8 @@ struct Head {
 
 }  // namespace
 
-// Forward without dy: y and log_sums (H, T) are written. Backward with it: dq is written, dk and dv are added to, all
-// three still without the factor of the scores. slopes (heads of a window) or null; dropouts, one for 64 queries;
+// Without dy: forward pass, which writes y and log_sums (H, T). With dy: backward pass, which writes dq and adds to dk
+// and dv, all three without the scale of the scores. slopes (heads per window) or null; dropouts: one per 64 queries;
 // scratch (threads, 2 (hs + 64) padded)
 extern "C" void attention(long heads, long length, long width, float upscale, const float* slopes, long per_window,
                           const Dropout* dropouts, const float* q, const float* k, const float* v, float* y,

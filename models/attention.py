@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class CausalSelfAttention(nn.Module):
-    """softmax(q k^T / sqrt(hs)) v, each position over those up to itself (Vaswani et al. 2017, eq. 1).
+    """softmax(q k^T / sqrt(hs)) v, where each position sees itself and earlier ones (Vaswani et al. 2017, eq. 1).
 
-    q, k and v come from one product. With `qk_norm` each head's q and k are normalized, with rotary positions then
-    turned; ALiBi adds to the scores; with `n_kv_head` several heads share one of keys and values (Ainslie et al. 2023,
-    "GQA"). (B, T, C) -> (B, T, C); documents (B, T): positions with different numbers do not see each other.
+    q, k and v come from one fused projection. With `qk_norm`, each head's q and k are normalized; rotary positions
+    are applied after that. ALiBi adds to the scores. With `n_kv_head`, several query heads share a key-value head
+    (Ainslie et al. 2023, "GQA"). (B, T, C) -> (B, T, C); documents (B, T): document number of each position; positions
+    of different documents do not see each other.
     """
 
     def __init__(self, config: ResolvedGPTConfig) -> None:
@@ -54,7 +55,7 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
     def _split_heads(self, qkv: Tensor, hs: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, (nh + 2 nkv) hs) -> q (B, nh, T, hs), k and v (B, nkv, T, hs)."""
+        """Split (B, T, (nh + 2 nkv) hs) into q (B, nh, T, hs), k and v (B, nkv, T, hs)."""
         B, T, _ = qkv.shape  # noqa: N806
         nh, nkv = self.n_head, self.n_kv_head
         if nkv == nh:
@@ -68,11 +69,11 @@ class CausalSelfAttention(nn.Module):
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None = None, *, documents: Tensor | None = None
 ) -> Tensor:
-    """Attend from each position to those up to itself. q (B, nh, T, hs), k and v (B, nkv, T, hs) -> (B, nh, T, hs)
+    """Compute causal attention: q (B, nh, T, hs), k and v (B, nkv, T, hs) -> (B, nh, T, hs).
 
-    pdrop: dropout of the weights. slopes (nh,): (key - query) * slope is added to the scores. Where nkv < nh, each head
-    of keys and values serves nh / nkv consecutive heads of queries. documents (B, T): a position attends to those with
-    its own number only.
+    pdrop: dropout probability of the attention weights. slopes (nh,): (key - query) * slope is added to the scores. If
+    nkv < nh, each key-value head serves nh / nkv consecutive query heads. documents (B, T): document number of each
+    position; a position attends only within its own document.
     """
     if k.shape[1] != q.shape[1]:
         k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
@@ -81,7 +82,7 @@ def causal_attention(
 
 
 def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, nkv, T, hs) -> (B, nh, T, hs), each head several times in a row."""
+    """Repeat each head nh / nkv times in a row: (B, nkv, T, hs) -> (B, nh, T, hs)."""
     B, nkv, T, hs = x.shape  # noqa: N806
     return x[:, :, None].expand(B, nkv, n_head // nkv, T, hs).reshape(B, n_head, T, hs)
 

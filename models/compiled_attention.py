@@ -1,4 +1,4 @@
-"""Causal attention of small heads by compiled kernels: scores stay in the cache, and gradients compute them again."""
+"""Causal attention for small heads with compiled kernels: scores stay in cache and are recomputed for the gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_WIDTH = 64
 def cpu_attention(
     q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None, *, documents: Tensor | None = None
 ) -> Tensor:
-    """Compute `block_attention` in the fastest way, with the same dropout; q, k, v (B, nh, T, hs) -> (B, nh, T, hs)."""
+    """Compute `block_attention` the fastest way, with the same dropout; q, k, v (B, nh, T, hs) -> (B, nh, T, hs)."""
     (length, width), trainable = q.shape[-2:], slopes is not None and slopes.requires_grad
     suits = documents is None and not trainable and length >= MIN_LENGTH and width % 16 == 0 and width <= MAX_WIDTH
     if not suits or q.dtype not in {torch.float32, torch.bfloat16} or not native.load(SOURCE):
@@ -60,11 +60,11 @@ class _CompiledAttention(torch.autograd.Function):
 
 
 def _run(ctx: Any, drawn: list[Tensor], *arrays: Tensor) -> None:
-    """Call the kernel. arrays: q, k, v, y, log_sums, and for gradients dy, dq, dk, dv; log_sums (B, nh, T)."""
+    """Call the kernel. arrays: q, k, v, y, log_sums (B, nh, T) and, for gradients, dy, dq, dk, dv."""
     library = native.load(SOURCE)
-    assert library is not None  # `cpu_attention`
+    assert library is not None  # checked by `cpu_attention`
     B, nh, T, hs = arrays[0].shape  # noqa: N806
-    dropouts = []  # for BLOCK queries each: bytes, strides of rows and heads, level
+    dropouts = []  # one per BLOCK queries: pointer to the bytes, strides of rows and heads, level
     for index, (start, stop) in enumerate(ctx.blocks):
         for row in range(0, stop - start, BLOCK):
             pointer = drawn[index].data_ptr() + row * stop if drawn else 0

@@ -1,4 +1,4 @@
-"""GELU by a compiled kernel: torch's takes as long as a linear layer of a small model."""
+"""GELU with a compiled kernel: torch's GELU takes as long as a linear layer of a small model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Gelu(torch.autograd.Function):
 
 def _run(x: Tensor, dy: Tensor | None) -> Tensor:
     library = native.load(SOURCE)
-    assert library is not None  # `gelu`
+    assert library is not None  # checked by `gelu`
     y = torch.empty_like(x)
     gradient = None if dy is None else address(dy)
     size = ctypes.c_long(x.numel())

@@ -5,9 +5,9 @@
 
 namespace {
 
-constexpr int WORDS = 96;  // whose exponentials, of 64 rows, stay in the nearest cache
+constexpr int WORDS = 96;  // words at a time: their exponentials for 64 rows stay in L1
 
-// e = 2^(w x - shift) of m words and 64 rows, added to z
+// Compute e = 2^(w x - shift) for m words and 64 rows, and add it to z
 template <int m>
 void exponentiate(const float* w, int width, const float* x, const float* shift, float* e, float* z) {
   Tile<m, COLUMNS> tile;
@@ -24,7 +24,7 @@ void exponentiate(const float* w, int width, const float* x, const float* shift,
   tile.store(e, ROWS);
 }
 
-// dx (m, 64) += w^T e of `words` words
+// dx (m, 64) += w^T e over `words` words
 template <int m>
 void add_to_dx(const float* w, int words, int width, const float* e, float* dx) {
   Tile<m, COLUMNS> tile;
@@ -33,7 +33,7 @@ void add_to_dx(const float* w, int words, int width, const float* e, float* dx) 
   tile.store(dx, ROWS);
 }
 
-struct Gradient {  // dw (V, C) = e x, or += unless it is the first
+struct Gradient {  // dw (V, C) = e x for the first chunk, else dw += e x
   const float *e, *x;
   float* dw;
   int words, width, blocks, first;
@@ -62,7 +62,7 @@ struct Gradient {  // dw (V, C) = e x, or += unless it is the first
 
 }  // namespace
 
-// Write e, and add to z (threads, blocks, 64) and dx (threads, blocks, C, 64) each thread's sums over its words
+// Write e, and add each thread's sums over its words to z (threads, blocks, 64) and dx (threads, blocks, C, 64)
 extern "C" void head_forward(const float* w, int words, int width, const float* x, int blocks, const float* shift,
                              float* e, float* z, float* dx, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -86,7 +86,7 @@ extern "C" void head_forward(const float* w, int words, int width, const float* 
   }
 }
 
-// dw (V, C) = e x, or += unless it is the first; x (blocks 64, C)
+// Set dw (V, C) to e x for the first chunk, else add e x to it; x (blocks 64, C)
 extern "C" void head_backward(const float* e, int words, int width, const float* x, int blocks, float* dw, int first,
                               int threads) {
 #pragma omp parallel num_threads(threads)

@@ -1,7 +1,7 @@
-"""The output head's loss by compiled kernels: in float32 for narrow models, in bfloat16 on processors with AMX.
+"""The output head's loss with compiled kernels: in float32 for narrow models, in bfloat16 on processors with AMX.
 
-Torch's matrix products are slow at inner dimensions as small as 48, and each pass over a tile of the logits costs as
-much as a product. Here a tile is multiplied, exponentiated and summed in registers or in the nearest cache.
+torch's matrix products are slow at inner dimensions as small as 48, and each pass over a tile of the logits costs as
+much as a product. Here a tile is multiplied, exponentiated and summed in registers or in the L1 cache.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ablatrix.models.native import address
 
 FLOAT32 = "compiled_head"
 BFLOAT16 = ("amx_head", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
-# wider heads are faster as torch's products; of bfloat16 without AMX the narrow ones only, whose products stay float32
+# torch's products are faster for wider heads; in bfloat16 without AMX, only narrow heads use the kernels, in float32
 MAX_WIDTH = {torch.float32: 384, torch.bfloat16: 64}
 MIN_WORDS = 8192  # smaller vocabularies are not worth the second that compiling takes
 
 
 def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadLoss] | None:
-    """Return what is faster than `TiledHeadLoss` for a head (V, C) and products of this type, if anything is."""
+    """Return the class that is faster than `TiledHeadLoss` for a head (V, C) and this product type, None if none is."""
     words, width = weight.shape
     if words < MIN_WORDS or weight.dtype != torch.float32 or not weight.is_contiguous() or width % 16:
         return None
@@ -34,9 +34,9 @@ def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadL
 
 
 class CompiledHeadLoss(TiledHeadLoss):
-    """`TiledHeadLoss` with gradients, by the compiled kernels in float32."""
+    """`TiledHeadLoss` with gradients, using the compiled float32 kernels."""
 
-    block = 64  # ROWS of the C++ code
+    block = 64  # rows per block in the C++ code
 
     def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
         super().__init__(x, weight, targets, scale, torch.float32, needs_grad=True)
@@ -77,7 +77,7 @@ class CompiledHeadLoss(TiledHeadLoss):
 
 
 class AmxHeadLoss(TiledHeadLoss):
-    """`TiledHeadLoss` with gradients, by the compiled kernels in bfloat16; the weight is rounded where it is used."""
+    """`TiledHeadLoss` with gradients, using the compiled bfloat16 kernels, which round the weight on the fly."""
 
     block = word_block = 32
     rounds_weight = False
@@ -91,7 +91,7 @@ class AmxHeadLoss(TiledHeadLoss):
         self.scratch = torch.empty(self.threads, 256 * (2 * weight.shape[1] + 16), dtype=torch.bfloat16)
 
     def chunk_rows(self, width: int) -> int:
-        return 2 * super().chunk_rows(width)  # the weight's gradient is added to for each chunk
+        return 2 * super().chunk_rows(width)  # each chunk costs one pass over the weight's gradient
 
     def _forward(self, xt: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         (c, n), size = xt.shape, self.padded(xt.shape[1])

@@ -1,4 +1,4 @@
-"""Configuration of a GPT: presets, validation, parameter and FLOP counts. Free of torch, so that planning is fast."""
+"""Configuration of a GPT: presets, validation, parameter and FLOP counts. Torch-free, so that planning is fast."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _component(setting: str, default: str, description: str) -> Any:
 
 
 class GPTConfig(BaseModel):
-    """A GPT's architecture, as a user sets it. Sizes left out come from `model_type`; an explicit size wins.
+    """A GPT's architecture as set by the user. Sizes left out come from `model_type`; an explicit size wins.
 
-    The booleans `swiglu`, `rmsnorm` and `rope` always agree with `feedforward`, `norm` and `positions`, from which the
-    model is built.
+    The booleans `swiglu`, `rmsnorm` and `rope` always agree with `feedforward`, `norm` and `positions`; the model is
+    built from the latter.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -101,7 +101,7 @@ class GPTConfig(BaseModel):
             if {short, setting} <= self.model_fields_set and on != (chosen == short):
                 problems.append(f"{short}: {str(on).lower()} contradicts {setting}: {chosen}; keep one of the two")
             elif short in self.model_fields_set and on:
-                object.__setattr__(self, setting, short)  # the model is frozen for everyone else
+                object.__setattr__(self, setting, short)  # bypasses frozen=True
             else:
                 object.__setattr__(self, short, chosen == short)
         if self.alibi_trainable and self.positions != "alibi":
@@ -141,8 +141,7 @@ class GPTConfig(BaseModel):
         return self.n_layer or n_layer, self.n_head or n_head, self.n_embd or n_embd
 
     def resolved(self, vocab_size: int, block_size: int) -> ResolvedGPTConfig:
-        """Return this configuration with every size set; the arguments are used where `vocab_size` or `block_size`
-        is not."""
+        """Return this configuration with every size set; the arguments fill in `vocab_size`, `block_size` if unset."""
         n_layer, n_head, n_embd = self.sizes()
         sizes = {
             "n_layer": n_layer,
@@ -167,7 +166,7 @@ class ResolvedGPTConfig(GPTConfig):
 
     @classmethod
     def of(cls, config: GPTConfig) -> ResolvedGPTConfig:
-        """Return `config` as what it is. Raises ValueError if a size is missing."""
+        """Return `config` as a ResolvedGPTConfig. Raises ValueError if a size is missing."""
         if isinstance(config, ResolvedGPTConfig):
             return config
         if None in (*config.sizes(), config.vocab_size, config.block_size):
@@ -181,13 +180,12 @@ class ResolvedGPTConfig(GPTConfig):
 
 
 def gated_hidden(n_embd: int, bias: bool = True) -> int:
-    """Return the hidden width at which a gated layer (three matrices) has as many parameters as the plain one (two,
-    hidden 4C).
+    """Return the hidden width that gives a gated layer (three matrices) the parameter count of a plain one (two, 4C).
 
-    Shazeer 2020, "GLU Variants Improve Transformer", takes 2/3 of the hidden size; biases are counted here too. The
-    width is a multiple of 8 where that stays within 1% of the plain layer's count, else the nearest integer.
+    Shazeer 2020, "GLU Variants Improve Transformer", uses 2/3 of the hidden size; here biases are counted too. The
+    width is rounded to a multiple of 8 if that stays within 1% of the plain layer's count, else to the nearest integer.
     """
-    fixed = n_embd if bias else 0  # the output's bias, in both
+    fixed = n_embd if bias else 0  # the output bias, which both layers have
     per_unit = 3 * n_embd + (2 if bias else 0)
     target = 4 * n_embd * (2 * n_embd + (1 if bias else 0)) + fixed
     exact = (target - fixed) / per_unit
@@ -199,7 +197,7 @@ def gated_hidden(n_embd: int, bias: bool = True) -> int:
 
 
 def count_parameters(config: GPTConfig) -> int | None:
-    """Return the trainable parameters of a resolved config; None if a component is custom and has to be measured."""
+    """Return the number of trainable parameters of a resolved config; None if a custom component must be measured."""
     if config.custom_components:
         return None
     config = ResolvedGPTConfig.of(config)
@@ -213,7 +211,7 @@ def flops_per_token(config: GPTConfig) -> int | None:
     """Return the training FLOPs (forward and backward) per token at full context; None if a component is custom.
 
     PaLM's count (Chowdhery et al. 2022, appendix B): 6 per parameter of a matrix product plus 12 n_layer n_embd T for
-    the attention scores; look-ups of embeddings count nothing, a head that is tied to them does.
+    the attention scores; embedding lookups are free, but a head tied to the embeddings counts.
     """
     if config.custom_components:
         return None
@@ -222,17 +220,17 @@ def flops_per_token(config: GPTConfig) -> int | None:
 
 
 def training_flops(config: ResolvedGPTConfig, multiplied: int) -> int:
-    """Return the FLOPs per token of a model in which `multiplied` parameters are not only looked up."""
+    """Return the FLOPs per token of a model with `multiplied` parameters in matrix products."""
     return 6 * multiplied + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 def without_custom_components(config: GPTConfig) -> GPTConfig:
-    """Return the config with the default in place of every custom component: for estimates."""
+    """Return the config with every custom component replaced by the default, for estimates."""
     return config.model_copy(update={name: COMPONENTS[name][0] for name in config.custom_components})
 
 
 def _count_multiplied(config: ResolvedGPTConfig) -> int:
-    """Return the parameters of the blocks, of the final norm and of the output head, tied or not."""
+    """Return the number of parameters in the blocks, the final norm and the output head, tied or not."""
     c, bias = config.n_embd, int(config.bias)
     norm = {"layernorm": c + bias * c, "rmsnorm": c, "none": 0}[config.norm]
     head_size = c // config.n_head

@@ -8,37 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# ---- dropout: torch takes 6 ns for an element; one 64-bit draw for eight elements is ten times faster
+# ---- dropout: torch takes 6 ns per element; one 64-bit draw per eight elements is ten times faster
 
-LEVELS = 256  # of a random byte
+LEVELS = 256  # values of a random byte
 _share = (0, 1)  # (index, count): the part of each batch that this process works on
 
 
 def take_share(index: int, count: int) -> None:
     """Declare that this process works on part `index` of `count` of every batch.
 
-    Its dropout masks are then its part of those that one process would draw for the whole batch, provided that all
-    processes seed torch's default generator alike.
+    Its dropout masks are then its part of the masks that a single process would draw for the whole batch, provided
+    that all processes seed torch's default generator identically.
     """
     global _share
     _share = (index, count)
 
 
 def keep_mask(shape: torch.Size, pdrop: float, dtype: torch.dtype) -> Tensor:
-    """Return 1 where an element is kept and 0 with probability `pdrop`, drawn from torch's default generator.
+    """Return a mask that is 0 with probability `pdrop` and 1 otherwise, drawn from torch's default generator.
 
-    A byte is compared with pdrop * 256, rounded up or down at random, so that each element's probability is exact.
+    Each byte is compared with pdrop * 256, rounded up or down at random, so that each element's probability is exact.
     """
     drawn, level = draw_bytes(shape, pdrop)
     mask = torch.empty(shape, dtype=dtype)
-    if level > 127:  # exceeds every byte
+    if level > 127:  # above every int8
         return mask.zero_()
     torch.ge(drawn, level, out=mask)
     return mask
 
 
 def draw_bytes(shape: torch.Size, pdrop: float) -> tuple[Tensor, int]:
-    """Return random bytes (int8) from torch's default generator, and the level below which one means dropped."""
+    """Return random bytes (int8) from torch's default generator, and the level below which an element is dropped."""
     (index, shares), size = _share, shape.numel()
     count = size * shares  # the first dimension counts windows, or heads of windows
     words = torch.empty((count + 7) // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
@@ -66,7 +66,7 @@ class _Dropout(torch.autograd.Function):
         return grad_outputs[0] * mask, None
 
 
-# ---- causal attention: at small head sizes torch's own takes two to three times as long as batched products
+# ---- causal attention: at small head sizes torch's own kernel takes two to three times as long as batched products
 
 BLOCK = 64  # queries per block: keys after a block's last query are skipped
 SMALL = 1 << 19  # number of scores (all heads) up to which blocks cost more than they save
@@ -75,10 +75,10 @@ SMALL = 1 << 19  # number of scores (all heads) up to which blocks cost more tha
 def block_attention(
     q: Tensor, k: Tensor, v: Tensor, pdrop: float, slopes: Tensor | None, *, documents: Tensor | None = None
 ) -> Tensor:
-    """Compute causal attention, q, k, v (B, nh, T, hs) -> (B, nh, T, hs), one block of queries at a time.
+    """Compute causal attention one block of queries at a time: q, k, v (B, nh, T, hs) -> (B, nh, T, hs).
 
-    pdrop: dropout of the attention weights. slopes (nh,): ALiBi's, times (key - query) added to the scores.
-    documents (B, T): a position attends to those with its own number only.
+    pdrop: dropout probability of the attention weights. slopes (nh,): ALiBi slopes; (key - query) * slope is added to
+    the scores. documents (B, T): document number of each position; a position attends only within its own document.
     """
     y: Tensor = _BlockAttention.apply(q, k, v, pdrop, slopes, documents)  # type: ignore[no-untyped-call]
     return y
@@ -88,7 +88,7 @@ class _BlockAttention(torch.autograd.Function):
     """For each block of queries: s = q k^T / sqrt(hs) + slope (key - query), p = softmax(s), y = dropout(p) v.
 
     Backward (the chain rule, as in Dao et al. 2022, appendix B.2): with d = rowsum(dy y), which is also
-    rowsum(p dp), ds = p (dp - d), where dp is the masked and scaled dy v^T. A slope's gradient is the sum of
+    rowsum(p dp), ds = p (dp - d), where dp is dy v^T, masked and scaled. A slope's gradient is the sum of
     ds (key - query) over all sequences.
     """
 
@@ -158,53 +158,53 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def query_blocks(heads: int, length: int) -> list[tuple[int, int]]:
-    """Return the blocks of queries whose dropout is drawn together; heads: of all windows of this process."""
-    # of the whole batch: the order of random numbers must not depend on how many processes share it
+    """Return the blocks of queries whose dropout is drawn together; heads: total over the windows of this process."""
+    # for the whole batch: the order of random numbers must not depend on how many processes share it
     size = length if _share[1] * heads * length * length <= SMALL else BLOCK
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def causal_mask(start: int, stop: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Return (stop - start, stop): 0 where query start + i may look at key j <= start + i, else -inf."""
+    """Return the mask (stop - start, stop): 0 where query start + i may attend to key j <= start + i, else -inf."""
     return torch.full((stop - start, stop), -math.inf, dtype=dtype, device=device).triu_(start + 1)
 
 
 def other_documents(documents: Tensor, start: int, stop: int) -> Tensor:
-    """Return (B, 1, stop - start, stop): True where key j is in another document than query start + i."""
+    """Return a mask (B, 1, stop - start, stop): True where key j and query start + i are in different documents."""
     return documents[:, None, start:stop, None] != documents[:, None, None, :stop]
 
 
 def distances(start: int, stop: int, device: torch.device | None = None) -> Tensor:
-    """Return key - query of queries start .. stop - 1 and keys 0 .. stop - 1, (stop - start, stop) float32."""
+    """Return key - query for queries start .. stop - 1 and keys 0 .. stop - 1, (stop - start, stop) float32."""
     positions = torch.arange(stop, device=device, dtype=torch.float32)
     return positions - positions[start:, None]
 
 
-# ---- loss of the output head: a tile of the logits is exponentiated, summed and multiplied while it is in the cache
+# ---- loss of the output head: a tile of the logits is exponentiated, summed and multiplied while it is in cache
 
 LOG2_E = math.log2(math.e)
-ROWS = 512  # per chunk: its exponentials are the largest tensor that is ever held, 4 x ROWS x V bytes
-NARROW = 64  # channels up to which half as many rows are faster
-TILE = 1 << 21  # logits of a tile, which stays in the last-level cache
+ROWS = 512  # rows per chunk: its exponentials are the largest tensor ever held, 4 x ROWS x V bytes
+NARROW = 64  # up to this many channels, half as many rows are faster
+TILE = 1 << 21  # logits per tile, which stays in the last-level cache
 # Sums of exponentials within these bounds have lost nothing to overflow or underflow
 SAFE = (1e-30, 1e30)
 
 
 class TiledHeadLoss:
-    """Loss and gradients of the output head, by chunks of rows and tiles of the vocabulary.
+    """Loss and gradients of the output head, computed in chunks of rows and tiles of the vocabulary.
 
-    With e = exp(W x^T) and z its sums over the vocabulary, the loss of a row is log z - w_target . x; its gradient by
-    x is (e^T W) / z - w_target and by W is e (x / z), less x in the target's row. Neither needs e normalized: a tile
-    is multiplied, exponentiated in place, summed, multiplied with W while it is hot, and read once more when z is
-    known.
+    With e = exp(W x^T) and z its sums over the vocabulary, the loss of a row is log z - w_target . x; its gradient
+    with respect to x is (e^T W) / z - w_target, and to W it is e (x / z), less x in the target's row. Neither needs e
+    normalized: a tile is multiplied, exponentiated in place, summed, multiplied by W while it is hot, and read once
+    more when z is known.
 
-    x (N, C), weight (V, C), targets (N,) >= 0, scale (N,): weight of each row in the loss. After `run`, `dx` (N, C)
-    and `dw` (V, C) are the gradients, if needs_grad.
+    x (N, C), weight (V, C), targets (N,) >= 0, scale (N,): weight of each row in the loss. With needs_grad, `dx` (N, C)
+    and `dw` (V, C) are the gradients after `run`.
     """
 
-    block = 1  # rows of a chunk are rounded up to a multiple of it
-    word_block = 1  # and words
-    rounds_weight = True  # to the type of the products, for all chunks at once
+    block = 1  # the rows of a chunk are rounded up to a multiple of this
+    word_block = 1  # likewise the words
+    rounds_weight = True  # whether the weight is converted to the products' type once for all chunks
 
     def __init__(
         self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, *, needs_grad: bool
@@ -226,7 +226,7 @@ class TiledHeadLoss:
             self.dw = torch.empty(room, c)[:v]
 
     def chunk_rows(self, width: int) -> int:
-        """Return the number of rows of a chunk that is fastest at this number of channels."""
+        """Return the chunk size in rows that is fastest for this number of channels."""
         return ROWS if width > NARROW else max(1, ROWS // 2)
 
     def padded(self, rows: int) -> int:
@@ -253,7 +253,7 @@ class TiledHeadLoss:
         # base 2, because exp2 is three times faster than exp
         xt = (x * LOG2_E).to(self.w.dtype).t().contiguous()  # (C, R)
         z, dxt = self._forward(xt, None)
-        if not SAFE[0] < z.min().item() <= z.max().item() < SAFE[1]:  # also where it is not a number
+        if not SAFE[0] < z.min().item() <= z.max().item() < SAFE[1]:  # also true for NaN
             shift = self._largest(xt)
             self.shift[rows] = shift
             z, dxt = self._forward(xt, shift)
@@ -268,7 +268,7 @@ class TiledHeadLoss:
         return self.buffer[begin : begin + (stop - start) * n].view(stop - start, n)  # (V', R)
 
     def _largest(self, xt: Tensor) -> Tensor:
-        """Return the largest logit of each row, base 2."""
+        """Return the largest base-2 logit of each row."""
         maxima = [(self.w[start:stop] @ xt).amax(0) for start, stop in self.tiles]
         return torch.stack(maxima).amax(0).float()
 
@@ -282,7 +282,7 @@ class TiledHeadLoss:
             if shift is not None:
                 e -= shift
             e.exp2_()
-            z += e.float().sum(0)  # converting first is faster than a mixed sum
+            z += e.float().sum(0)  # converting first is faster than a mixed-precision sum
             if self.needs_grad and w.dtype == torch.float32:
                 dxt.addmm_(w.t(), e)
             elif self.needs_grad:

@@ -3,10 +3,10 @@
 The class is an nn.Module. It is constructed from the resolved GPTConfig (`config.n_embd`, `config.resid_pdrop`, ...)
 and maps (B, T, C) to (B, T, C): a feed-forward layer and a norm map features, positions map token embeddings to
 embeddings that depend on their position (T is at most `config.block_size`). No position may see a later one. Weights
-start by GPT-2's rule, see `GPT.initialize`; a method `initialize(generator)` may set others. Buffers must not be
-random.
+are initialized by GPT-2's rule (see `GPT.initialize`), which a method `initialize(generator)` may override. Buffers
+must not be random.
 
-The module is searched like every import, then in the working folder. Its code is not part of a run's hash: give a
+The module is looked up like any import, then in the working folder. Its code is not part of a run's hash: give a
 changed component a new name.
 """
 
@@ -23,7 +23,7 @@ from ablatrix.models.reference import describe_conflict, import_module, top_leve
 if TYPE_CHECKING:
     from ablatrix.models.config import ResolvedGPTConfig
 
-TRIAL = (2, 3)  # B, T of the input on which a new component is tried
+TRIAL = (2, 3)  # B, T of the input with which a new component is tested
 
 
 class ComponentError(ValueError):
@@ -31,7 +31,7 @@ class ComponentError(ValueError):
 
 
 def build(setting: str, config: ResolvedGPTConfig) -> nn.Module:
-    """Return the component that `model.<setting>` names, after trying it once. Raises ComponentError."""
+    """Return the component that `model.<setting>` names, after a test call. Raises ComponentError."""
     reference = config.custom_components[setting]
     where = f"model.{setting}: {reference}"
     component = _load(where, reference)
@@ -85,7 +85,7 @@ def _try(where: str, module: nn.Module, config: ResolvedGPTConfig) -> None:
 
 @torch.no_grad()
 def _outputs(module: nn.Module, inputs: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
-    """Return its output for each input, with random weights and the same dropout; default generators stay untouched."""
+    """Return the module's output for each input, with random weights and equal dropout; global RNGs stay untouched."""
     for parameter in module.parameters():
         if not parameter.is_meta:
             parameter.normal_(0.0, 0.1, generator=generator)

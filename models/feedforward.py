@@ -24,7 +24,7 @@ GATES: dict[str, Activation] = {"swiglu": F.silu, "geglu": gelu, "reglu": F.relu
 
 
 class FeedForward(nn.Module):
-    """W2 f(W1 x), hidden 4C. (..., C) -> (..., C)"""
+    """W2 f(W1 x) with hidden width 4C. (..., C) -> (..., C)"""
 
     def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
@@ -43,9 +43,10 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """W2 (f(W x) * V x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6), W and V as one product.
+    """W2 (f(W x) * V x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6), with W and V fused.
 
-    The hidden width H keeps the parameter count of the plain layer (`models.config.gated_hidden`). (..., C) -> (..., C)
+    The hidden width H matches the parameter count of the plain layer (`models.config.gated_hidden`).
+    (..., C) -> (..., C)
     """
 
     def __init__(self, config: ResolvedGPTConfig) -> None:

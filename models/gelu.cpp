@@ -15,14 +15,14 @@ Vector read(const unsigned short* from, __mmask16 there) {
 
 void write(float* to, __mmask16 there, Vector x) { _mm512_mask_storeu_ps(to, there, x); }
 
-void write(unsigned short* to, __mmask16 there, Vector x) {  // rounded to the nearest, ties to even
+void write(unsigned short* to, __mmask16 there, Vector x) {  // rounds to nearest, ties to even
   __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   bits = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
   _mm256_mask_storeu_epi16(to, there, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
 
-// y = gelu(x), or dy times its derivative if there is dy
+// y = gelu(x), or dy times the derivative of gelu at x if dy is given
 template <typename Number>
 void compute(const Number* x, const Number* dy, Number* y, long size, int threads) {
   const Vector one = _mm512_set1_ps(1);

@@ -1,4 +1,4 @@
-"""A GPT-2 style language model (Radford et al. 2019) of exchangeable components."""
+"""A GPT-2 style language model (Radford et al. 2019) with exchangeable components."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ INIT_STD = 0.02
 class Block(nn.Module):
     """Attention, then the feed-forward layer, each with its residual connection. (B, T, C) -> (B, T, C)
 
-    Norms stand before each sublayer (pre) or after the sum (post, as in Vaswani et al. 2017; Xiong et al. 2020 compare
-    the two).
+    Norms come before each sublayer (pre) or after the residual sum (post, as in Vaswani et al. 2017); Xiong et al. 2020
+    compare the two.
     """
 
     def __init__(self, config: ResolvedGPTConfig) -> None:
         super().__init__()
-        self.recompute = False  # in the backward pass, instead of keeping what it needs
+        self.recompute = False  # recompute activations in the backward pass instead of storing them
         self.post = config.norm_placement == "post"
         self.ln_1 = build_norm(config)
         self.attn = CausalSelfAttention(config)
@@ -53,9 +53,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """All of the model but the output head. Token ids (B, T) -> features (B, T, C)
+    """The model without its output head. Token ids (B, T) -> features (B, T, C)
 
-    separator: the token with which a document begins, if attention and positions do so too; None: the row is one.
+    separator: the token that starts a document, if attention and positions restart there; None: no restarts.
     """
 
     separator: int | None = None
@@ -66,11 +66,11 @@ class Transformer(nn.Module):
         self.wpe = build_positions(config)
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # after a post-norm block the features are normalized already
+        # after a post-norm block the features are already normalized
         self.ln_f = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, idx: Tensor) -> Tensor:
-        documents = None if self.separator is None else (idx == self.separator).cumsum(1)  # the number of each token's
+        documents = None if self.separator is None else (idx == self.separator).cumsum(1)  # document of each token
         x = self.embed(idx)
         for block in self.h:
             x = block(x, documents)
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
 
 
 def places(idx: Tensor, separator: int) -> Tensor:
-    """Return how far each token stands from the last separator, or from the row's start. (B, T) -> (B, T)"""
+    """Return each token's distance from the last separator, or from the start of the row. (B, T) -> (B, T)"""
     t = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
     begins = torch.where(idx == separator, t, 0).cummax(1).values
     return t - begins
@@ -94,12 +94,12 @@ def places(idx: Tensor, separator: int) -> Tensor:
 class GPT(nn.Module):
     """The language model of a resolved GPTConfig.
 
-    seed: the initial weights' seed; they are drawn parameter by parameter from (seed, name), so that two models that
-    differ in one component start equal in all the others. None: shapes only, on the meta device. Raises ValueError
-    if the config is not resolved, ComponentError if a custom component cannot be used.
+    seed: seed of the initial weights. Each parameter is drawn from (seed, name), so that two models that differ in one
+    component start with equal weights everywhere else. None: shapes only, on the meta device. Raises ValueError if the
+    config is not resolved, ComponentError if a custom component cannot be used.
 
-    `n_parameters` counts the trainable parameters, `flops_per_token` the FLOPs of a training step per token. Both are
-    measured from the modules; models.config computes them without a model if all components are built in.
+    `n_parameters` is the number of trainable parameters, `flops_per_token` the FLOPs of a training step per token. Both
+    are measured from the modules; models.config computes them without a model if all components are built in.
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
@@ -120,7 +120,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_state(cls, config: GPTConfig, state: dict[str, Tensor]) -> GPT:
-        """Return the model whose `state_dict()` was saved. Raises RuntimeError if it is that of another config."""
+        """Return a model with these weights. Raises RuntimeError if `state` belongs to a different config."""
         model = cls(config)
         model.load_state_dict(state)
         return model
@@ -129,9 +129,9 @@ class GPT(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draw GPT-2's weights: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
 
-        Decided by name and shape: matrices, those of them called c_proj, other vectors, those called bias. A component
-        with a method `initialize(generator)` sets its weights afterwards. Always drawn on the CPU, so that every device
-        starts from the same weights.
+        The rule goes by name and shape: matrices, matrices named c_proj, vectors, and vectors named bias. A component
+        with a method `initialize(generator)` then sets its own weights. Weights are always drawn on the CPU, so that
+        every device starts from the same ones.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
@@ -146,42 +146,42 @@ class GPT(nn.Module):
                 module.initialize(_generator(seed, name))
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """idx (B, T) -> logits (B, T, V) and, with targets (B, T; -1 is not scored), the mean NLL in nats.
+        """Map idx (B, T) to logits (B, T, V) and, with targets (B, T; -1 is not scored), the mean NLL in nats.
 
-        Raises ValueError if T exceeds the block size and positions are limited to it. Training uses `loss`, which never
-        holds all logits.
+        Raises ValueError if T exceeds the block size and the positions cannot extrapolate. Training uses `loss`, which
+        never materializes all logits.
         """
         x = self._features(idx)
         loss = None if targets is None else head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         return self.lm_head(x), loss
 
     def loss(self, idx: Tensor, targets: Tensor, divisor: float | Tensor | None = None) -> Tensor:
-        """Return the NLL in nats of targets (B, T; -1 is not scored): the sum / divisor, by default the mean.
+        """Return the NLL in nats of targets (B, T; -1 is not scored): their sum / divisor, by default the mean.
 
-        Differentiable once, by `backward()`.
+        The result can be differentiated once, by `backward()`.
         """
         x = self._features(idx)
         return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), divisor, self.pointwise)
 
     def token_losses(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Return the NLL in nats of each target, (B, T) float32, 0 where it is -1. Cannot be differentiated."""
+        """Return the NLL in nats of each target, (B, T) float32; 0 where the target is -1. Not differentiable."""
         x = self._features(idx)
         return token_losses(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view(targets.shape)
 
     def mask_documents(self, separator: int) -> None:
-        """Let attention and positions begin at each separator: tokens see those of their own document only.
+        """Restart attention and positions at each separator: tokens see only their own document.
 
-        Rotary positions and ALiBi depend on distances alone, so masked attention restarts them.
+        Rotary positions and ALiBi depend on distances alone, so masking the attention is enough for them.
         """
         self.transformer.separator = separator
 
     def compile_parts(self) -> None:
         """Compile the blocks and the head's pointwise part into fewer kernels, for `loss` on a GPU."""
         self.transformer.compile(dynamic=False)
-        self.pointwise = torch.compile(softmax_gradient, dynamic=False)  # three times as fast as for any size
+        self.pointwise = torch.compile(softmax_gradient, dynamic=False)  # three times as fast as with dynamic shapes
 
     def recompute_blocks(self) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest a second time there.
+        """Store only the input of each block for the backward pass, and recompute the rest there.
 
         Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Dropout masks are the same both times.
         """
@@ -209,13 +209,13 @@ class GPT(nn.Module):
         generator: torch.Generator | None = None,
         context: int | None = None,
     ) -> Tensor:
-        """Continue idx (B, T), T >= 1, to (B, T + max_new_tokens), each from the last `context` tokens.
+        """Extend idx (B, T), T >= 1, to (B, T + max_new_tokens), predicting each token from the last `context` tokens.
 
-        context: by default the block size; it may be larger if positions extrapolate (else ValueError).
+        context: the block size by default; it may be larger only if positions extrapolate (else ValueError).
 
-        do_sample: draw from the softmax at `temperature` (of the `top_k` likeliest tokens, if set) instead of taking
-        the likeliest; `generator` makes the draw repeatable and leaves the default generator alone. Dropout is off
-        meanwhile. Raises ValueError if the temperature or top_k is not positive.
+        do_sample: draw from the softmax at `temperature` (over the `top_k` likeliest tokens, if set) instead of taking
+        the likeliest; `generator` makes the draw repeatable and leaves the default generator alone. Dropout is
+        switched off. Raises ValueError if the temperature or top_k is not positive.
         """
         if temperature <= 0 or (top_k is not None and top_k < 1):
             raise ValueError("temperature and top_k must be positive; for the likeliest token leave do_sample out")

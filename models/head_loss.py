@@ -1,9 +1,9 @@
-"""Cross-entropy of the output head without ever holding all logits.
+"""Cross-entropy of the output head without materializing all logits.
 
-With 50,257 words the head is most of a small GPT's work, and in the plain formulation most of its time goes into
-memory: the logits of one sequence of 256 tokens are 51 MB, and they are written, read and copied many times. Here rows
-are taken in chunks, and the gradients of x and of the weight are computed in the forward pass, while a chunk's logits
-are at hand.
+With 50,257 words the head is most of a small GPT's work, and the plain formulation is bound by memory traffic: the
+logits of one sequence of 256 tokens are 51 MB, and they are written, read and copied many times. Here rows are
+processed in chunks, and the gradients of x and of the weight are computed in the forward pass, while a chunk's logits
+are still in memory.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ablatrix.models import compiled_head
 from ablatrix.models.cpu_kernels import TiledHeadLoss
 
 IGNORE = -1  # target of a position that is not scored
-DEVICE_CHUNK = 1 << 28  # logits of a chunk on a GPU at most, of which larger ones are hardly faster
-BYTES_PER_LOGIT = 512  # of the GPU's memory: a chunk and its gradients take less than 5% of it
-TILE = 64  # rows and columns of a GPU's products are multiples of it: those of 50,257 words would not use all its units
+DEVICE_CHUNK = 1 << 28  # most logits per chunk on a GPU; larger chunks are hardly faster
+BYTES_PER_LOGIT = 512  # GPU memory required per logit of a chunk, which with its gradients then takes less than 5%
+TILE = 64  # rows and columns of products on a GPU are padded to a multiple of this: 50,257 words would use it poorly
 
 Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of some rows and its gradient by the logits: softmax less one-hot, times the rows' weights.
+    """Return the loss of some rows and its gradient by the logits: softmax minus one-hot, times the rows' weights.
 
-    logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. Separate, because a compiler
-    makes one kernel of it.
+    logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. A separate function, so that a
+    compiler can fuse it into one kernel.
     """
     log_p = logits.log_softmax(1, dtype=torch.float32)
     loss = -(log_p.gather(1, targets) * scale).sum()
@@ -45,11 +45,11 @@ def head_loss(
     divisor: float | Tensor | None = None,
     pointwise: Pointwise = softmax_gradient,
 ) -> Tensor:
-    """Return the negative log-likelihood of `targets` under softmax(x weight^T) in nats: the sum over rows / divisor.
+    """Return the negative log-likelihood of `targets` under softmax(x weight^T) in nats, summed over rows / divisor.
 
-    x (N, C), weight (V, C), targets (N,) with IGNORE where nothing is scored; divisor None: the number of scored
-    targets. Under autocast the products are done in its type, sums always in float32. The result is a float32 scalar
-    that can be differentiated once. pointwise: `softmax_gradient`, plain or compiled; used on GPUs.
+    x (N, C), weight (V, C), targets (N,) with IGNORE where nothing is scored; divisor: by default the number of scored
+    targets. Under autocast products use its type; sums are always float32. The result is a float32 scalar that can be
+    differentiated once. pointwise: `softmax_gradient`, plain or compiled; used on GPUs.
     """
     device = x.device.type
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -67,7 +67,7 @@ def head_loss(
 def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of each target in nats, (N,) float32; 0 where nothing is scored.
 
-    x, weight and targets as for `head_loss`, whose terms these are.
+    x, weight and targets are as for `head_loss`, which sums these terms.
     """
     scored, dtype = targets != IGNORE, _product_type(x, weight)
     with torch.autocast(x.device.type, enabled=False):
@@ -112,7 +112,7 @@ class _HeadLoss(torch.autograd.Function):
         (grad,) = grad_outputs
         if ctx.dx is None:
             raise RuntimeError("the head's gradients were used up: it can be differentiated once")
-        # handed over, not lent: autograd then keeps them as they are instead of copying
+        # give up our references, so that autograd keeps these tensors instead of copying them
         dx, dw, ctx.dx, ctx.dw = ctx.dx, ctx.dw, None, None
         if grad.device.type != "cpu" or grad.item() != 1.0:
             dx, dw = dx.mul_(grad), dw.mul_(grad)
@@ -120,7 +120,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class ChunkedHeadLoss:
-    """`TiledHeadLoss` for a GPU: chunks of rows with the whole vocabulary; no value is read back."""
+    """`TiledHeadLoss` for a GPU: chunks of rows over the whole vocabulary; no value is read back to the host."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class ChunkedHeadLoss:
         return torch.cat(parts)
 
     def _slices(self) -> list[slice]:
-        """Return chunks of one size if that is possible: compiled code is for one size of chunk."""
+        """Return the rows of each chunk, of equal size if possible: code is compiled for one chunk size."""
         rows = len(self.x)
         least = max(1, -(-rows * len(self.w) // _largest_chunk(self.x.device)))
         count = next((n for n in range(least, 2 * least + 1) if rows % (n * TILE) == 0), least)
@@ -164,7 +164,7 @@ class ChunkedHeadLoss:
         return [slice(start, start + size) for start in range(0, rows, size)]
 
     def _logits(self, rows: slice) -> Tensor:
-        """Return the logits of some rows, minus infinity for the padding: its probability and gradient are 0."""
+        """Return the logits of some rows; padding is minus infinity, so that its probability and gradient are 0."""
         logits = self.x[rows] @ self.w.t()
         logits[:, self.words :] = -torch.inf
         return logits
@@ -178,7 +178,7 @@ class ChunkedHeadLoss:
 
 
 def _largest_chunk(device: torch.device) -> int:
-    """Return how many logits a GPU computes at a time."""
+    """Return the largest number of logits to compute at a time on this GPU."""
     if device.type != "cuda":
         return DEVICE_CHUNK // 4
     return min(DEVICE_CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_LOGIT)

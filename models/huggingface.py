@@ -1,4 +1,4 @@
-"""Hugging Face's configurations of GPT2LMHeadModel and LlamaForCausalLM, from and to ours. Free of torch."""
+"""Convert configurations from and to Hugging Face's GPT2LMHeadModel and LlamaForCausalLM. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ablatrix.models.config import GPTConfig, ResolvedGPTConfig
 
 GPT2, LLAMA = "gpt2", "llama"  # `model_type` in a config.json
 CLASSES = {GPT2: "GPT2LMHeadModel", LLAMA: "LlamaForCausalLM"}
-EPSILON = 1e-5  # of all norms
+EPSILON = 1e-5  # epsilon of all norms
 ROPE_THETA = 10000.0
 # Our feed-forward layers -> names of their activations
 ACTIVATIONS = {
@@ -25,11 +25,11 @@ COMPONENTS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 class UnsupportedError(ValueError):
-    """A model is not one of these; the message names the component."""
+    """Neither architecture can represent the model; the message names the component."""
 
 
 def architecture(config: ResolvedGPTConfig) -> str:
-    """Return GPT2 or LLAMA, whichever holds a model. Raises UnsupportedError with what each of them lacks."""
+    """Return GPT2 or LLAMA, whichever can represent a model. Raises UnsupportedError saying what each of them lacks."""
     lacking = {kind: _find_lacking(config, kind) for kind in CLASSES}
     for kind, lacks in lacking.items():
         if not lacks:
@@ -39,7 +39,7 @@ def architecture(config: ResolvedGPTConfig) -> str:
 
 
 def _find_lacking(config: ResolvedGPTConfig, kind: str) -> list[str]:
-    """Return the settings of a model that an architecture cannot have, as `positions: alibi`."""
+    """Return the settings of a model that an architecture does not support, such as `positions: alibi`."""
     held = COMPONENTS[kind] | {
         "feedforward": tuple(ACTIVATIONS[kind]),
         "norm_placement": ("pre",),
@@ -52,7 +52,7 @@ def _find_lacking(config: ResolvedGPTConfig, kind: str) -> list[str]:
 
 
 def describe_model(config: ResolvedGPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
-    """Return the content of the config.json of a model. Raises UnsupportedError if there is none."""
+    """Return the content of a model's config.json. Raises UnsupportedError if neither architecture can represent it."""
     kind = architecture(config)
     activation = ACTIVATIONS[kind][config.feedforward]
     tree: dict[str, Any] = {
@@ -88,7 +88,7 @@ def describe_model(config: ResolvedGPTConfig, end_of_text: int | None = None) ->
 
 
 def read_model(tree: Mapping[str, Any]) -> ResolvedGPTConfig:
-    """Return the model that a config.json describes. Raises UnsupportedError if none of ours is the same."""
+    """Return the model that a config.json describes. Raises UnsupportedError if Ablatrix has no equivalent model."""
     readers = {GPT2: _read_gpt2, LLAMA: _read_llama}
     kind = tree.get("model_type")
     if kind not in tuple(readers):

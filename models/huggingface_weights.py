@@ -1,4 +1,4 @@
-"""State dicts of Hugging Face's GPT2LMHeadModel and LlamaForCausalLM, from and to ours."""
+"""Convert state dicts from and to Hugging Face's GPT2LMHeadModel and LlamaForCausalLM."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ablatrix.models.config import ResolvedGPTConfig
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
-TRANSPOSED = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")  # GPT-2's Conv1D has the matrix of a Linear transposed
+TRANSPOSED = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")  # GPT-2's Conv1D stores the transpose of a Linear's matrix
 BUFFERS = re.compile(r".*\.attn\.(bias|masked_bias)")  # causal masks in older files
-# Ours -> Llama's, outside and inside of a block; where there are several, ours has their rows one after the other
+# Our names -> Llama's, outside and inside a block; several names: our matrix concatenates their rows
 LLAMA_OUTER = {EMBEDDING: "model.embed_tokens.weight", "transformer.ln_f.weight": "model.norm.weight", HEAD: HEAD}
 LLAMA_BLOCK = {
     "ln_1": ["input_layernorm"],
@@ -30,9 +30,9 @@ LLAMA_BLOCK = {
 
 
 def to_huggingface(config: ResolvedGPTConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a model's state dict under Hugging Face's names; a tied head is left out, as they do.
+    """Return a model's weights under Hugging Face's names; a tied head is left out, as in Hugging Face's files.
 
-    Raises UnsupportedError if neither architecture holds the model.
+    Raises UnsupportedError if neither architecture can represent the model.
     """
     kept = {name: value for name, value in state.items() if not (config.tie_embeddings and name == HEAD)}
     convert = _to_gpt2 if architecture(config) == GPT2 else _to_llama
@@ -40,9 +40,9 @@ def to_huggingface(config: ResolvedGPTConfig, state: Mapping[str, Tensor]) -> di
 
 
 def from_huggingface(config: ResolvedGPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of the model that `huggingface.read_model` has found for these weights.
+    """Return these weights as a state dict for `config`, which `huggingface.read_model` returned.
 
-    A head that they do not have is the token embedding, as in GPT-2. Weights of other names are left out.
+    If the head is missing, it is the token embedding, as in GPT-2. Weights with other names are left out.
     """
     state = _from_gpt2(weights) if architecture(config) == GPT2 else _from_llama(config, weights)
     if EMBEDDING in state:
@@ -51,7 +51,7 @@ def from_huggingface(config: ResolvedGPTConfig, weights: Mapping[str, Tensor]) -
 
 
 def add_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict with biases of zero in the blocks and ln_f of a model that has none."""
+    """Return the state dict with zero biases added in the blocks and ln_f where they are missing."""
     added = {}
     for name, value in state.items():
         layer = re.fullmatch(r"(transformer\.(?:h\..*|ln_f))\.weight", name)

@@ -1,7 +1,7 @@
-"""torch's layers without their initialization, and with a fast dropout on CPUs.
+"""torch's layers without their initialization, and a fast dropout for CPUs.
 
 The model draws every weight itself, from (seed, name). On the meta device torch's initialization would also import
-torch._dynamo, which takes as long as the rest of the start.
+torch._dynamo, which takes as long as the rest of startup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kernels in C++ for processors with AVX-512, compiled with g++ where they are first needed."""
+"""C++ kernels for processors with AVX-512, compiled with g++ when first needed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def use(folder: Path | None) -> None:
 
 
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
-    """Return the kernels of `name`.cpp; None if they cannot be used: without a folder, AVX-512 or g++.
+    """Return the kernels of `name`.cpp; None if they cannot be used (no folder, no AVX-512 or no g++).
 
-    Others may write to the folder: a library that is not this user's own is not loaded.
+    Others may be able to write to the folder: a library that this user does not own is not loaded.
     """
     return None if _folder is None else _load(_folder, name, (*FLAGS, *flags))
 
@@ -53,14 +53,14 @@ def _load(folder: Path, name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None
 
 
 def _compile(source: Path, flags: tuple[str, ...], path: Path) -> None:
-    """Raises OSError or subprocess.SubprocessError if that is impossible."""
+    """Compile a source file. Raises OSError or subprocess.SubprocessError if that fails."""
     compiler = shutil.which("g++")
     if not compiler:
         raise FileNotFoundError("g++")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # several runs may compile at the same time
         made, compiled = Path(folder, path.name), Path(folder, "kernels.o")
-        # linked without OpenMP: it is the copy that torch has loaded; with another one each would have its own threads
+        # not linked with OpenMP, to use the copy that torch has loaded; a second copy would start threads of its own
         for words in ([*flags, "-c", str(source), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(made)]):
             subprocess.run([compiler, *words], check=True, capture_output=True, timeout=120)
         made.chmod(0o700)
@@ -68,5 +68,5 @@ def _compile(source: Path, flags: tuple[str, ...], path: Path) -> None:
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
-    """Return where the data of a contiguous tensor begins."""
+    """Return the address of a contiguous tensor's data."""
     return ctypes.c_void_p(tensor.data_ptr())

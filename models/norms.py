@@ -1,4 +1,4 @@
-"""Normalization layers: LayerNorm as in GPT-2 (Ba et al. 2016), RMSNorm and none as its ablations."""
+"""Normalization layers: LayerNorm as in GPT-2 (Ba et al. 2016), and RMSNorm or no norm as ablations of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
-        # bf16 squares lose too much: the mean is always taken in float32
+        # squares in bfloat16 lose too much precision: the mean is always taken in float32
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
         return y.type_as(x) * self.weight
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
 
 
 def build_norm(config: ResolvedGPTConfig) -> nn.Module:
-    """Return the norm of a configuration, (B, T, C) -> (B, T, C)."""
+    """Return the norm that a configuration selects, (B, T, C) -> (B, T, C)."""
     if "norm" in config.custom_components:
         return custom.build("norm", config)
     if config.norm == "none":

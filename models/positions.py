@@ -1,4 +1,4 @@
-"""Positions: learned and sinusoidal ones are added to the token embeddings, rotary ones and ALiBi act in attention."""
+"""Positions: learned and sinusoidal ones are added to the token embeddings; rotary and ALiBi act in attention."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ablatrix.models.layers import Embedding
 if TYPE_CHECKING:
     from ablatrix.models.config import ResolvedGPTConfig
 
-BASE = 10000.0  # of rotary and of sinusoidal positions
-# In the paper token embeddings are scaled to size 1 before the sinusoids are added. Here they start at GPT-2's 0.02,
-# and the sinusoids are scaled instead: the proportion is the paper's, the residual stream that of other positions.
+BASE = 10000.0  # frequency base of rotary and sinusoidal positions
+# The paper scales token embeddings to size 1 before adding the sinusoids. Here embeddings start at GPT-2's 0.02, and
+# the sinusoids are scaled instead: the ratio is the paper's, and the residual stream matches that of other positions.
 SINUSOIDAL_SCALE = 0.02
 
 
 class LearnedPositions(Embedding):
     """A trained vector for each position up to block_size, as in GPT-2. (B, T, C) -> (B, T, C), T <= block_size
 
-    places (B, T): the positions, if they are not 0 .. T - 1.
+    places (B, T): the positions, if different from 0 .. T - 1.
     """
 
     def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
@@ -34,7 +34,7 @@ class Sinusoidal(nn.Module):
     """Sinusoidal positions (Vaswani et al. 2017, section 3.5), scaled: PE(t, 2i) = sin(t / 10000^(2i/C)),
     PE(t, 2i+1) = cos(t / 10000^(2i/C)). (B, T, C) -> (B, T, C); places as in LearnedPositions.
 
-    The table is neither a parameter nor part of a state dict; beyond `block_size` positions it is computed when needed.
+    The table is neither a parameter nor in the state dict; rows beyond `block_size` are computed when needed.
     """
 
     table: Tensor
@@ -45,7 +45,7 @@ class Sinusoidal(nn.Module):
         self.register_buffer("table", self.rows(block_size, torch.get_default_device()), persistent=False)
 
     def rows(self, length: int, device: torch.device) -> Tensor:
-        """Return SINUSOIDAL_SCALE * PE of the first `length` positions, (T, C)."""
+        """Return SINUSOIDAL_SCALE * PE for the first `length` positions, (T, C)."""
         angle = _angles(length, self.n_embd, device)  # (T, C/2)
         pairs = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # (T, C or C + 1)
         return (SINUSOIDAL_SCALE * pairs[:, : self.n_embd]).to(device, torch.float32)
@@ -57,11 +57,11 @@ class Sinusoidal(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, "RoFormer"): at position t, turn each pair (x_i, x_{i + hs/2}) of a head by
+    """Rotary positions (Su et al. 2021, "RoFormer"): at position t, rotate each pair (x_i, x_{i + hs/2}) of a head by
     the angle t * 10000^(-2i/hs).
 
-    A rotation: norms stay, and q . k depends on positions through their distance only. The tables are not parameters
-    and not part of a state dict; beyond `block_size` positions they are computed when needed.
+    Rotations preserve norms, and q . k depends on positions only through their distance. The tables are neither
+    parameters nor in the state dict; rows beyond `block_size` are computed when needed.
     """
 
     cos: Tensor
@@ -75,14 +75,14 @@ class Rotary(nn.Module):
 
     @staticmethod
     def rows(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines (T, hs) of the first positions, the sine's first half negated: a turn is then two
-        products and a roll."""
+        """Return cosines and sines (T, hs) for the first positions, with the sines' first half negated: a rotation is
+        then two products and a roll."""
         angle = _angles(length, head_size, device)  # (T, hs/2)
         cos, sin = torch.cat((angle.cos(), angle.cos()), dim=-1), torch.cat((-angle.sin(), angle.sin()), dim=-1)
         return cos.to(device, torch.float32), sin.to(device, torch.float32)  # (T, hs) each
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """(..., T, hs) -> (..., T, hs); row j stands at position start + j."""
+        """Rotate x (..., T, hs); row j is at position start + j."""
         length, head_size = x.shape[-2:]
         cos, sin = self.cos, self.sin
         if start + length > len(cos):
@@ -92,10 +92,10 @@ class Rotary(nn.Module):
 
 
 def alibi_slopes(n_head: int) -> list[float]:
-    """Return the slopes of the heads: 2^(-8/n), 2^(-16/n), ... where n is a power of two.
+    """Return the slope of each head: 2^(-8/n), 2^(-16/n), ... if n is a power of two.
 
-    For other numbers of heads, as in the paper's published code: those of the largest power of two below it, then every
-    second one of the next power of two.
+    For other n, as in the paper's published code: the slopes for the largest power of two below n, then every second
+    slope for the next power of two.
     """
     n = 1 << int(math.log2(n_head))
     slopes = [2 ** (-8 * (h + 1) / n) for h in range(n)]
@@ -104,10 +104,10 @@ def alibi_slopes(n_head: int) -> list[float]:
 
 
 class ALiBi(nn.Module):
-    """Attention with linear biases (Press et al. 2021): (key - query) * slope is added to the scores of each head.
+    """Attention with linear biases (Press et al. 2021): (key - query) * slope is added to each head's scores.
 
-    Holds the slopes (nh,). trainable: they are parameters, starting from the paper's; else a buffer outside of the
-    state dict.
+    Holds the slopes (nh,). trainable: they are parameters that start at the paper's values; otherwise they are a
+    buffer outside the state dict.
     """
 
     slopes: Tensor
@@ -125,9 +125,10 @@ class ALiBi(nn.Module):
 
 
 def _angles(length: int, size: int, device: torch.device) -> Tensor:
-    """Return t / 10000^(2i/size) for each position t and pair i of dimensions, (length, size/2), size/2 rounded up.
+    """Return t / 10000^(2i/size) for each position t and dimension pair i, (length, size/2), size/2 rounded up.
 
-    In float64, as at t = 1000 a float32 angle is already wrong in the fifth digit; on the CPU for mps, which has none.
+    Computed in float64, because a float32 angle at t = 1000 is already wrong in the fifth digit; on the CPU for mps,
+    which lacks float64.
     """
     where = torch.device("cpu") if device.type == "mps" else device
     t = torch.arange(length, device=where, dtype=torch.float64)
@@ -136,7 +137,7 @@ def _angles(length: int, size: int, device: torch.device) -> Tensor:
 
 
 def build_positions(config: ResolvedGPTConfig) -> nn.Module | None:
-    """Return the module that adds positions to embeddings (B, T, C); None where attention alone knows positions.
+    """Return the module that adds positions to embeddings (B, T, C); None if only attention uses positions.
 
     With `none`, only the causal mask orders the tokens (Haviv et al. 2022).
     """

@@ -1,4 +1,4 @@
-"""References to a user's own code: `package.module:Class`, on PYTHONPATH or in the working folder. Free of torch."""
+"""References to a user's own code: `package.module:Class`, on PYTHONPATH or in the working folder. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 def top_level(reference: str) -> str:
-    """Return the package or module that a reference begins with."""
+    """Return the top-level package or module of a reference."""
     return reference.partition(":")[0].partition(".")[0]
 
 
 def is_taken(name: str) -> bool:
-    """True if a user's own module cannot have this name, because a module of Ablatrix or Python has it."""
+    """True if a user's module cannot have this name because Ablatrix or Python uses it."""
     return name == "ablatrix" or name in sys.stdlib_module_names
 
 
 def is_imported_from(folder: Path, name: str) -> bool:
-    """True if no other module of this name is found before those in the working folder, which comes last."""
+    """True if no other module of this name comes before the working folder, which is last on the path."""
     if is_taken(name):
         return False
     others = [entry for entry in sys.path if os.path.realpath(entry) != os.path.realpath(folder)]
@@ -36,22 +36,22 @@ def is_imported_from(folder: Path, name: str) -> bool:
 
 
 def import_module(reference: str) -> Any:
-    """Import the module of a reference. Raises what the import raises."""
+    """Import the module of a reference. Raises whatever the import raises."""
     search_working_folder()
     return importlib.import_module(reference.partition(":")[0])
 
 
 def search_working_folder() -> None:
-    """Put the working folder last on sys.path, where it hides no module of ours or of Python's."""
+    """Put the working folder last on sys.path, so that it shadows no module of Ablatrix or Python."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
 
 
 def describe_conflict(reference: str) -> str | None:
-    """Return why a reference finds a module of Ablatrix or of Python instead of the user's, and the way out; else None.
+    """Return why a reference resolves to a module of Ablatrix or Python instead of the user's, and the fix; else None.
 
-    Imports nothing of the user's.
+    Does not import the user's code.
     """
     name = top_level(reference)
     ours = name == "ablatrix" or _is_of_checkout(name)
@@ -74,7 +74,7 @@ def _is_of_checkout(name: str) -> bool:
 
 
 def describe_absence(reference: str) -> str | None:
-    """Return that there is no package or module for a reference, and what to do; None if there is. Imports nothing."""
+    """Return a message if a reference's package or module does not exist, None if it does. Imports nothing."""
     search_working_folder()
     name = top_level(reference)
     if importlib.util.find_spec(name) is not None:

@@ -1,4 +1,4 @@
-// Products and exponentials in the registers of processors with AVX-512. All arrays are float32.
+// Products and exponentials in registers, for processors with AVX-512. All arrays are float32.
 #pragma once
 #include <immintrin.h>
 #include <omp.h>
@@ -7,11 +7,11 @@ namespace {
 
 using Vector = __m512;
 constexpr int LANES = 16;
-constexpr int COLUMNS = 4;  // vectors of a register tile: with 6 rows it takes 24 of the 32 registers
+constexpr int COLUMNS = 4;  // vectors per register tile: with 6 rows it takes 24 of the 32 registers
 constexpr int ROWS = COLUMNS * LANES;
 
 template <int m, int n>
-struct Tile {  // m x 16 n sums in registers
+struct Tile {  // m x 16 n sums, kept in registers
   Vector sums[m][n];
 
   void zero() {
@@ -42,7 +42,7 @@ struct Tile {  // m x 16 n sums in registers
   }
 };
 
-// 2^x: Taylor's series of 2^f with |f| <= 1/2, relative error 1.3e-7, scaled by 2^(x - f); infinite above 128
+// 2^x: the Taylor series of 2^f with |f| <= 1/2, scaled by 2^(x - f); relative error 1.3e-7; infinite above 128
 Vector exp2(Vector x) {
   constexpr float c[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
   Vector whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(c[0]);
@@ -50,7 +50,7 @@ Vector exp2(Vector x) {
   return _mm512_scalef_ps(y, whole);
 }
 
-struct Product {  // out (rows, columns), a multiple of 16, = a b, or += if `add`; a's elements as in Tile::add_product
+struct Product {  // out (rows, columns) = a b, or += if `add`; columns: a multiple of 16; a's layout: Tile::add_product
   const float* a;
   long by_row, by_depth, depth;
   const float* b;

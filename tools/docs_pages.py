@@ -1,4 +1,4 @@
-"""A hook of MkDocs: pages of the documentation site that are files outside docs/, such as README.md."""
+"""MkDocs hook that adds pages from files outside docs/, such as README.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGES = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, with links as they are from docs/."""
+    """Add the pages, with their links rewritten relative to docs/."""
     from mkdocs.structure.files import File
 
     for name, page in PAGES.items():
@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Return a page of docs/ with its links to these pages as they are on the site."""
+    """Return a page of docs/ with its links to the added pages rewritten for the site."""
     for name, target in PAGES.items():
         if "/" not in page.file.src_uri:
             markdown = markdown.replace(f"](../{name}", f"]({target}")

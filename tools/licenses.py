@@ -1,7 +1,7 @@
 """Write docs/licenses.md: the license of every locked package, as the package index states it; `make licenses`.
 
-Raises SystemExit naming the package whose license is missing or not in ALLOWED: a person looks at such a package before
-it enters the lock.
+Raises SystemExit naming the package whose license is missing or not in ALLOWED: such a package must be reviewed by a
+person before it enters the lock.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PERMISSIVE = {
     *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0"),
     *("CC0-1.0", "CNRI-Python", "ISC", "MIT", "MIT-CMU", "PSF-2.0", "Zlib"),
 }
-# MPL-2.0 asks for the source of changed files of these packages themselves, and they are used unchanged. NVIDIA's
-# libraries are free to use and proprietary; the CPU lock has none of them.
+# MPL-2.0 requires publishing changes to a package's own files, and these are used unchanged. NVIDIA's libraries are
+# proprietary but free to use; the CPU lock has none of them.
 ALLOWED = PERMISSIVE | {"MPL-2.0", "LicenseRef-NVIDIA-Proprietary"}
-STATED = {  # where the metadata states nothing or not enough, from the package's own files
-    "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # names other packages and holds no file
+STATED = {  # licenses from the packages' own files, where the metadata is missing or not specific enough
+    "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # a metapackage without files
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
 }
 SPELLINGS = {
@@ -74,7 +74,7 @@ def find_license(name: str, metadata: Mapping[str, Any]) -> str:
 
 
 def fetch_metadata(entries: list[lock.Entry], python: str) -> dict[str, dict[str, Any]]:
-    """Return the metadata of packages by the pip (24 or newer) of `python`; nothing is installed."""
+    """Return the metadata of packages, using the pip (24 or newer) of `python`; nothing is installed."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, report = Path(folder) / "wanted.txt", Path(folder) / "report.json"
         wanted.write_text("".join(f"{entry.pin}\n" for entry in entries))
@@ -86,12 +86,12 @@ def fetch_metadata(entries: list[lock.Entry], python: str) -> dict[str, dict[str
 
 
 def locked() -> dict[str, list[lock.Entry]]:
-    """Return the entries of each lock that the page lists."""
+    """Return the entries of each lock listed on the page."""
     return {name: lock.entries((lock.ROOT / name).read_text()) for name in PARTS}
 
 
 def render(licenses: Mapping[str, str]) -> str:
-    """Return the page."""
+    """Return the page as Markdown."""
     lines = [HEAD]
     for name, purpose in PARTS.items():
         lines += [f"\n## For {purpose}: {name}\n", "| package | version | license |", "|---|---|---|"]
@@ -100,7 +100,7 @@ def render(licenses: Mapping[str, str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page. One argument: the Python whose pip asks the index."""
+    """Write the page. The only argument is the Python whose pip queries the index."""
     entries = {entry.name: entry for found in locked().values() for entry in found}
     found = fetch_metadata(list(entries.values()), arguments[0] if arguments else sys.executable)
     try:

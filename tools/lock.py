@@ -1,15 +1,15 @@
-"""The locks of what is installed: `make lock`, or `make lock ARGS=--upgrade` for newer versions.
+"""Lock files of the dependencies: `make lock`, or `make lock ARGS=--upgrade` for newer versions.
 
-    requirements/common.txt    what runs need, but for torch
+    requirements/common.txt    what runs need, except torch
     requirements.txt           common, with the CPU build of torch
     requirements-cuda.txt      common, with PyPI's torch, which on Linux brings CUDA
-    requirements-dev.txt       common, with what tests and checks need besides
-    requirements/docs.txt      for `make docs`, in a virtual environment of its own
-    requirements/tools.txt     for this file and `make audit`; in a virtual environment of their own
+    requirements-dev.txt       common, plus what tests and checks need
+    requirements/docs.txt      for `make docs`, in a separate virtual environment
+    requirements/tools.txt     for this file and `make audit`, in a separate virtual environment
 
-Versions follow from pyproject.toml: `uv pip compile` chooses them, keeps those that are locked already, and takes the
-hashes of all files of a version from PyPI. The CPU build of torch for Linux is not on PyPI; its files stand in
-requirements/torch-cpu.html, which is made from the page of PyTorch's own index.
+Versions follow from pyproject.toml: `uv pip compile` chooses them, keeps those already locked, and takes the hashes of
+all files of a version from PyPI. The CPU build of torch for Linux is not on PyPI; its files are listed in
+requirements/torch-cpu.html, which is generated from PyTorch's own index.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
-CUDA = re.compile(r"torch$|triton$|nvidia-|cuda-")  # what differs between the two builds of torch
+CUDA = re.compile(r"torch$|triton$|nvidia-|cuda-")  # packages that differ between the two builds of torch
 COMPILE = ("pip", "compile", "--quiet", "--no-header", "--no-annotate", "--universal", "--python-version", PYTHONS[0])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One locked package: `pin` is name==version, `marker` where it is needed ("" everywhere)."""
+    """One locked package: `pin` is name==version, `marker` says where it is needed ("" means everywhere)."""
 
     name: str
     pin: str
@@ -45,7 +45,7 @@ class Entry:
 
     @property
     def version(self) -> str:
-        """The version without the name of a build, such as +cpu."""
+        """The version without a build suffix such as +cpu."""
         return self.pin.partition("==")[2].partition("+")[0]
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Entry:
 
 
 def entries(text: str) -> list[Entry]:
-    """Return the entries of a lock. Raises ValueError for any other line."""
+    """Return the entries of a lock. Raises ValueError for a line that is not one."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         if not line.strip() or line.startswith(("#", "-")):
@@ -85,7 +85,7 @@ def environments() -> list[dict[str, str]]:
 
 
 def supported(entry: Entry) -> Entry | None:
-    """Return the entry without a marker that is always true; None if no supported system needs it."""
+    """Return the entry, without its marker if that is always true; None if no supported system needs the package."""
     true = [Marker(entry.marker).evaluate(where) if entry.marker else True for where in environments()]
     if not any(true):
         return None
@@ -93,7 +93,7 @@ def supported(entry: Entry) -> Entry | None:
 
 
 def resolve(arguments: list[str], known: list[Path]) -> dict[str, Entry]:
-    """Return what uv resolves; versions of the `known` locks are kept where possible."""
+    """Return the entries that uv resolves; versions from the `known` locks are kept where possible."""
     pins = [entry for path in known if path.is_file() for entry in entries(path.read_text())]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "lock.txt"
@@ -105,9 +105,9 @@ def resolve(arguments: list[str], known: list[Path]) -> dict[str, Entry]:
 
 
 def cpu_page(version: str) -> str:
-    """Return requirements/torch-cpu.html for a version: from PyTorch's index, else the existing one.
+    """Return requirements/torch-cpu.html for a version: from PyTorch's index, else the existing page.
 
-    Raises SystemExit where neither knows the version.
+    Raises SystemExit if neither has the version.
     """
     path = ROOT / "requirements" / "torch-cpu.html"
     tags = "|".join("cp" + python.replace(".", "") for python in PYTHONS)
@@ -132,7 +132,7 @@ def cpu_page(version: str) -> str:
 
 
 def link_of(name: str, digest: str) -> str:
-    """Return a line of the page."""
+    """Return the page's line for a file."""
     address = f"https://download.pytorch.org/whl/cpu/{urllib.parse.quote(name)}#{digest}"
     return f'<a href="{address}" data-yanked="{REASON}">{name}</a><br>'
 
@@ -147,7 +147,7 @@ PAGE = """<!DOCTYPE html>
 
 
 def cpu_torch(page: str, torch: Entry) -> list[Entry]:
-    """Return torch without CUDA: the page's files for Linux, PyPI's torch for a Mac."""
+    """Return torch without CUDA: the page's files for Linux, PyPI's torch for macOS."""
     linux = tuple(sorted(f"sha256:{digest}" for digest in re.findall(r"#sha256=([0-9a-f]{64})", page)))
     return [
         Entry("torch", f"{torch.pin}+cpu", "sys_platform == 'linux'", linux),

@@ -1,4 +1,4 @@
-"""Early stopping: best evaluation so far and patience counter. Free of torch."""
+"""Early stopping: best evaluation so far and patience counter. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that did not finish: the error shown to the user and the event that is recorded. Free of torch."""
+"""Runs that did not finish: the error shown to the user and the event that is recorded. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Out of memory: recognize the error, and cut a batch so that it fits. Free of torch."""
+"""Out of memory: recognize the error, and cut a batch so that it fits. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step. Free of torch.
+"""The learning rate as a pure function of the step. Torch-free.
 
 Every schedule begins with the linear warm-up; what follows is one small function each, of the step t (counted from 1 to
 max_iters) with w = warmup_steps, peak = learning_rate and floor = min_lr_ratio * peak.

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. Free of torch: installed before it is imported."""
+"""Signals that ask a run to stop. Torch-free: installed before it is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of all callbacks: hooks that the training loop calls at its events. Free of torch."""
+"""The base class of all callbacks: hooks that the training loop calls at its events. Torch-free."""
 
 from __future__ import annotations
 

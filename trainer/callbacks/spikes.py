@@ -1,4 +1,4 @@
-"""Warnings about spikes of the loss and the gradient norm while a run trains. Free of torch."""
+"""Warnings about spikes of the loss and the gradient norm while a run trains. Torch-free."""
 
 from __future__ import annotations
 

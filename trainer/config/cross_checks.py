@@ -1,4 +1,4 @@
-"""Contradictions between the sections of a configuration. Free of torch."""
+"""Contradictions between the sections of a configuration. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that each optimizer and each schedule reads, their defaults and contradictions. Free of torch.
+"""Settings that each optimizer and each schedule reads, their defaults and contradictions. Torch-free.
 
 A setting that the chosen one does not read must stay at its default: nothing that is swept is silently ignored.
 """

@@ -1,4 +1,4 @@
-"""Checks that a number of processes can share a batch and a model. Free of torch."""
+"""Checks that a number of processes can share a batch and a model. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expand the paths that users write: `~`, `$VARIABLES`, `file://`. Free of torch."""
+"""Expand the paths that users write: `~`, `$VARIABLES`, `file://`. Torch-free."""
 
 from __future__ import annotations
 

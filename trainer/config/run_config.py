@@ -1,4 +1,4 @@
-"""The whole configuration of one run: resolving it, and what identifies it. Free of torch."""
+"""The whole configuration of one run: resolving it, and what identifies it. Torch-free."""
 
 from __future__ import annotations
 

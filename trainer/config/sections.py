@@ -1,4 +1,4 @@
-"""The sections of a run's configuration: every setting with its type, default and documentation. Free of torch."""
+"""The sections of a run's configuration: every setting with its type, default and documentation. Torch-free."""
 
 from __future__ import annotations
 

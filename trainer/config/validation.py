@@ -1,4 +1,4 @@
-"""Validate and read a run's configuration; every fault is reported as `key: fault`. Free of torch."""
+"""Validate and read a run's configuration; every fault is reported as `key: fault`. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of a tokenized corpus. Free of torch; arrays are numpy's.
+"""Batches of a tokenized corpus. Torch-free; arrays are numpy's.
 
 Sampling `document`: pick a document uniformly; if it has fewer than block_size + 1 tokens (or is none) pick again; then
 a random window of it. `stream` and `packed`: see trainer.data.sampling. Batch i draws from a counter-based generator

@@ -1,4 +1,4 @@
-"""Lines of a corpus: their index, the text of each, and why some hold no document. Free of torch.
+"""Lines of a corpus: their index, the text of each, and why some hold no document. Torch-free.
 
 Lines end at b"\\n" and are numbered from 0; blank ones count. A line that cannot be a document is skipped for one of
 the reasons in `SKIPS`; the corpus as a whole is refused only if no document is left.

@@ -1,4 +1,4 @@
-"""Files of a corpus: one file, a folder of shards, a pattern, or a list. Free of torch."""
+"""Files of a corpus: one file, a folder of shards, a pattern, or a list. Torch-free."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Two are recorded: `of_corpus` reads only pieces of a large corpus, so that every submit can afford it; `of_lines` also
 covers the length of every line and is computed when the corpus is indexed. Recorded values are compared with new ones:
-which pieces are read must not change. Free of torch.
+which pieces are read must not change. Torch-free.
 """
 
 from __future__ import annotations

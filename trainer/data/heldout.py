@@ -1,4 +1,4 @@
-"""Held-out documents, and the fixed evaluation set that is cut from them. Free of torch; arrays are numpy's."""
+"""Held-out documents, and the fixed evaluation set that is cut from them. Torch-free; arrays are numpy's."""
 
 from __future__ import annotations
 

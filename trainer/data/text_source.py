@@ -1,4 +1,4 @@
-"""Text of a corpus as one sequence of bytes: the lines of all its files, one file after the other. Free of torch."""
+"""Text of a corpus as one sequence of bytes: the lines of all its files, one file after the other. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token cache of a corpus: its folder, its files, and how they are written. Free of torch.
+"""Token cache of a corpus: its folder, its files, and how they are written. Torch-free.
 
     <cache_dir>/tokens/<key>/    key: from path, size and time of the files, text key, tokenizer and format
         index.json, lines.u64    number of lines and fingerprint; where each line starts (one scan of the corpus)

@@ -1,4 +1,4 @@
-"""What `model.init_from` names: a model of the offline cache, an exported folder, or a run's folder. Free of torch."""
+"""What `model.init_from` names: a model of the offline cache, an exported folder, or a run's folder. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rank and number of processes from the environment, and errors of lost peers. Free of torch."""
+"""Rank and number of processes from the environment, and errors of lost peers. Torch-free."""
 
 from __future__ import annotations
 

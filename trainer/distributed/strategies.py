@@ -1,4 +1,4 @@
-"""Strategies by which several processes share one run. Free of torch.
+"""Strategies by which several processes share one run. Torch-free.
 
 The processes know their ranks from torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
 job's task (orchestrator/job/task.py) and `python -m torch.distributed.run -m ablatrix.trainer ...` both set them.

@@ -1,4 +1,4 @@
-"""Attempt ownership (fencing): a node presumed dead may still be training. Free of torch.
+"""Attempt ownership (fencing): a node presumed dead may still be training. Torch-free.
 
 Each process that trains a run claims the next number in `<run>/.attempts`. The newest attempt owns the run; an older
 one finds that out before it writes, and stops. Events call this number `start`; their `attempt` is a submit's.

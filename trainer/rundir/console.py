@@ -1,4 +1,4 @@
-"""Log lines and messages that never end a run: its log may be on the disk that is failing. Free of torch."""
+"""Log lines and messages that never end a run: its log may be on the disk that is failing. Torch-free."""
 
 from __future__ import annotations
 
