@@ -226,12 +226,15 @@ def _changed(run: StudyRun, settings: Mapping[str, Any], inputs: changed_inputs.
     except (ValidationError, ValueError):
         return f"{run.id}: this version of Ablatrix cannot read its configuration; install the version of the archive"
     record, here = run_files.read_json(run.folder / run_files.PROVENANCE) or {}, inputs.of(config)
-    flat = dotted.flatten(settings)
+    flat, found = dotted.flatten(settings), []
     for name, setting in recorded_inputs.SETTINGS.items():
         if name in record and record[name] != here.get(name):
             what = "has another content than in the archive" if name in here else "cannot be read here"
-            return f"{setting} ({flat.get(setting)}) {what}; --set {setting}=PATH names another place"
-    return ""
+            text = f"{setting} ({flat.get(setting)}) {what}; --set {setting}=PATH names another place"
+            if setting == "data.tokenizer" and name not in here:
+                text += ", `warm-cache --tokenizer NAME` puts one into the offline cache"
+            found.append(text)
+    return "; ".join(found)
 
 
 def _train(folder: Path, again: Study, runs: Sequence[StudyRun], console: Console) -> None:

@@ -286,6 +286,9 @@ def test_another_corpus_or_tokenizer_is_named_before_anything_runs(
     result = run(path, monkeypatch, packed, sets=[f"{setting}={other}"])
     what = "cannot be read here" if changed == "absent corpus" else "has another content than in the archive"
     assert result.outcome == Outcome.CANNOT_TELL and f"{setting} ({other}) {what}" in result.reason
+    both = run(path, monkeypatch, packed, sets=["data.file_path=nowhere", "data.tokenizer=./nothing"]).reason
+    assert "data.file_path (nowhere) cannot be read here" in both
+    assert "data.tokenizer (./nothing) cannot be read here" in both and "warm-cache --tokenizer NAME" in both
     assert not list((tmp_path / "here/replay").glob("*/job.out"))
     with pytest.raises(UserError, match="only takes new places of files"):
         run(path, monkeypatch, packed, sets=["trainer.max_iters=5"])
