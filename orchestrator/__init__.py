@@ -1,1 +1,1 @@
-"""From one YAML file to runs, to jobs, to a verdict."""
+"""Turn one YAML file into runs, jobs and a verdict."""

@@ -10,9 +10,9 @@ def _leave(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Run a verb, whatever modules the working folder holds."""
+    """Run a verb, whatever modules the working folder contains."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)  # until the verbs say more
+        signal.signal(signal.SIGINT, _leave)  # until a verb installs its own handler
     from ablatrix.trainer.rundir.program import search_working_folder_last
 
     search_working_folder_last()

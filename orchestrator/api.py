@@ -37,9 +37,9 @@ EFFECT = ("mean", "low", "high", "p", "joint_low", "joint_high", "p_joint", "at_
 
 @dataclass(frozen=True)
 class Study:
-    """A study on disk, read when it was loaded; `load` it again to see later results.
+    """A study as it was on disk when loaded; `load` it again to see later results.
 
-    name and folder are those of the study; states holds what `status` would show.
+    states: what `status` would show for each run.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Study:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """What `report --json` prints of the study; docs/automation.md describes the fields."""
+        """What `report --json` prints for the study; docs/automation.md describes the fields."""
         return record.record_of(self.analysis)
 
     def runs(self) -> pd.DataFrame:
@@ -79,7 +79,7 @@ class Study:
         return pd.DataFrame(rows)
 
     def curves(self) -> pd.DataFrame:
-        """Return every row of every loss.csv, with the run, cell and seed that it is of."""
+        """Return every row of every loss.csv, with its run, cell and seed."""
         found = [_read_curve(self.folder / run.id) for run in self.analysis.whole.runs]
         for run, rows in zip(self.analysis.whole.runs, found, strict=True):
             for place, (name, value) in enumerate({"run": run.id, "cell": run.cell, "seed": run.seed}.items()):
@@ -95,10 +95,10 @@ class Study:
         return pd.DataFrame(rows, columns=names).set_index("cell").join(shown)
 
     def effects(self, equal: str = "matched") -> pd.DataFrame:
-        """Return cell minus baseline with intervals and p values, a row per cell that has an effect.
+        """Return cell minus baseline with intervals and p-values, a row per cell that has an effect.
 
-        equal: what both have spent: "matched" (tokens or steps, `results["budget"]`), "flops" or "seconds". Columns are
-        those of an effect in docs/automation.md. Raises ValueError for another word.
+        equal: the budget at which they are compared: "matched" (tokens or steps, `results["budget"]`), "flops" or
+        "seconds". docs/automation.md describes the columns. Raises ValueError for any other value.
         """
         if equal not in BASES:
             raise ValueError(f"equal={equal!r}: choose one of {', '.join(BASES)}")
@@ -112,13 +112,13 @@ class Study:
 
 
 def load(study: str | Path | None = None, output: str | Path = OUT) -> Study:
-    """Return the study with this folder or name, by default the one submitted last. Raises UserError."""
+    """Return the study with this folder or name, by default the last submitted one. Raises UserError."""
     found = study_dir.find_study(None if study is None else str(study), Path(output))
     return Study(found.name, found.folder, tuple(study_state.collect(found)))
 
 
 def plan(file: str | Path, sets: Sequence[str] = (), launcher: str = "auto") -> pd.DataFrame:
-    """Return the runs of an experiment, a row each, with the settings they change; creates nothing.
+    """Return a row per run of an experiment, with the settings it changes. Creates nothing.
 
     sets: overrides, such as "trainer.max_iters=100". Raises UserError with everything that is wrong in the file.
     """
@@ -140,7 +140,7 @@ def submit(
 
     On this machine it returns when the runs have ended. Raises UserError or RunError.
     """
-    folder = load_experiment(Path(file), sets).experiment.folder  # as the file is now
+    folder = load_experiment(Path(file), sets).experiment.folder  # as the file is when called
     run_submit(Options(Path(file), launcher, sets, only=only, retry=retry, wait=wait), open_console())
     return load(folder)
 

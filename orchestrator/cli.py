@@ -1,4 +1,4 @@
-"""The command line: each verb calls the function of its name in verbs/, imported then, so that --help is instant."""
+"""The command line: each verb imports and calls its function in verbs/ only when run, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths may not be valid UTF-8
             stream.reconfigure(errors="backslashreplace")
-    # completion is for the installed command, also when this was started as `python -m ablatrix`
+    # completion is for the installed command, even if started as `python -m ablatrix`
     for_shell = {"--install-completion", "--show-completion"} & set(sys.argv[1:])
     try:
         app(prog_name="ablatrix" if for_shell else None)
@@ -60,7 +60,7 @@ def main() -> None:
     except interrupts.Interrupted as interrupt:
         print(f"\n{interrupt}" if sys.stderr.isatty() else interrupt, file=sys.stderr)
         sys.exit(interrupts.EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         sys.stderr.close()
     except (OSError, MemoryError, RuntimeError) as error:
         problem = _describe_machine(error)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _describe_machine(error: OSError | MemoryError | RuntimeError) -> str:
-    """Return what the machine or a folder (full, read-only, removed) lacks, "" if the error is a fault of the code."""
+    """Describe a problem of the machine or a folder (full, read-only, removed); return "" for a bug in the code."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; fix this and rerun the command"

@@ -1,1 +1,1 @@
-"""The state of each run, why a run ended, and what a study costs."""
+"""The state of each run, why a run ended, and the cost of a study."""

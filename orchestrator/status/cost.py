@@ -1,4 +1,4 @@
-"""Cost of a study: runs and tokens from the plan, hours from finished runs or the speed that a smoke test measured."""
+"""The cost of a study: runs and tokens from the plan, hours from finished runs or from the speed of a smoke test."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
     from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
-SMOKE = "smoke"  # the study of the smoke test, in the study's folder
+SMOKE = "smoke"  # name of the smoke test's study, in the study's folder
 
 
 def hours_per_run(
     folder: Path, runs: Sequence[Run], experiment: Experiment, finished: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return cell -> GPU-hours of one of its runs (node-hours without GPUs), for the cells where they are known.
+    """Return cell -> GPU-hours of one of its runs (node-hours without GPUs), for cells where these are known.
 
-    finished: cell -> wall-clock hours of finished runs. Else the steps of the run times the median time per step of
-    the smoke test without its first step; start-up and evaluations are not included then.
+    finished: cell -> wall-clock hours of finished runs. For other cells, the hours are the run's steps times the median
+    step time of the smoke test, first step excluded; they then do not include start-up and evaluations.
     """
     wall = dict(finished)
     for run in runs:

@@ -1,4 +1,4 @@
-"""Hours that runs have occupied GPUs or cores, by their events: all attempts, with evaluations and checkpoints."""
+"""Hours for which runs have occupied GPUs or cores, from the events of all attempts, evaluations included."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 Event = Mapping[str, Any]
 
 STARTS = ("started", "resumed")
-# Written by the run's own processes: others may record days later that a run has ended
+# Written by the run's own processes; other processes may record days later that a run has ended
 LIFE = ("heartbeat", "checkpoint", "signal", "spike", "out_of_memory", "stopped", "failed", "finished", "requeued")
 
 
 @dataclass(frozen=True)
 class Use:
-    """One attempt at a run. start, end: Unix seconds; device: what it shares with runs of the same; count: devices."""
+    """One attempt at a run. start, end: Unix seconds; device: equal for runs that share it; count: devices."""
 
     start: float
     end: float
@@ -27,7 +27,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Hours:
-    """gpu: GPU-hours; cpu: CPU-hours, of runs without a GPU."""
+    """Device time of runs. gpu: GPU-hours; cpu: CPU-hours of runs without a GPU."""
 
     gpu: float = 0.0
     cpu: float = 0.0
@@ -38,9 +38,9 @@ class Hours:
 
 
 def uses_of(run: str, events: Iterable[Event]) -> list[Use]:
-    """Return the attempts of a run by its events, oldest first; one whose end is not known ends at its last event.
+    """Return the attempts in a run's events, oldest first; an attempt whose end is unknown ends at its last event.
 
-    An attempt of an earlier version, which did not record its devices, shares none and has one core.
+    Attempts of earlier versions, which did not record devices, count as one core that no other run shares.
     """
     found: list[Use] = []
     open_attempt: Event = {}
@@ -55,7 +55,7 @@ def uses_of(run: str, events: Iterable[Event]) -> list[Use]:
 
 
 def use_of_summary(run: str, summary: Mapping[str, Any]) -> list[Use]:
-    """Return the training time in a summary.json as an attempt, for a run whose events are gone; [] without a time."""
+    """Return the training time in a summary.json as an attempt, for a run without events; [] if no time is recorded."""
     seconds, device, processes = (summary.get(name) for name in ("seconds", "device", "processes"))
     if not isinstance(seconds, int | float) or not seconds > 0:
         return []
@@ -74,7 +74,7 @@ def _use(run: str, event: Event) -> Use:
 
 
 def total(uses: Sequence[Use]) -> Hours:
-    """Return the hours of these attempts; time that runs spent on the same devices together counts once."""
+    """Return the hours of these attempts; time during which runs shared the same devices counts once."""
     by_device: dict[tuple[bool, tuple[str, ...]], list[Use]] = defaultdict(list)
     for use in uses:
         by_device[use.gpu, use.device].append(use)

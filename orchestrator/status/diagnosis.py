@@ -1,4 +1,4 @@
-"""Diagnose why a run ended without an end mark: by Slurm's verdict on its job, else by the end of its log."""
+"""Diagnose why a run ended without an end mark, from Slurm's verdict on its job, else from the end of its log."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BY_STATE = {
 
 
 def describe_end(run_dir: Path, job: job_parsing.Job | None = None, job_log: Path | None = None) -> str:
-    """Return why a run ended that left no end mark.
+    """Return why a run without an end mark ended.
 
     job: what Slurm knows of its job. job_log: the job's own log, if the trainer has not started.
     """
@@ -59,5 +59,5 @@ def describe_end(run_dir: Path, job: job_parsing.Job | None = None, job_log: Pat
 
 
 def generalize(reason: str) -> str:
-    """Return a reason without its numbers, paths and names of runs, by which failures of the same kind are grouped."""
+    """Return a reason without numbers, paths and run names, so that failures of the same kind can be grouped."""
     return re.sub(r"\S*/\S*|\S*[0-9]\S*", "#", reason)

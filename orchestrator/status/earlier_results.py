@@ -1,4 +1,4 @@
-"""Finished runs in the output folder that tell what a plan will meet: the noise between seeds, and hours per run."""
+"""Estimates for a plan from finished runs in the output folder: the noise between seeds, and hours per run."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
 
 MOST_READ = 200  # finished runs of a study for its noise
-MOST_TIMED = 60  # runs whose time is read, but one of each cell
-LIMIT = 0.8  # of the noise: an upper confidence limit
+MOST_TIMED = 60  # runs whose time is read, at least one of each cell
+LIMIT = 0.8  # confidence level of the noise's upper limit
 
 Values = Mapping[str, Mapping[int, float]]  # cell -> seed -> final value
 
 
 @dataclass(frozen=True)
 class EarlierResults:
-    """noise: that of the study with the most runs; hours: cell -> wall-clock hours of one of its runs."""
+    """noise: of the study with the most degrees of freedom; hours: cell -> wall-clock hours of one of its runs."""
 
     noise: Noise | None = None
     hours: Mapping[str, float] = field(default_factory=dict)
 
 
 def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
-    """Return what studies beside `folder`, and the study in it, have found with the same baseline.
+    """Return the results of the study in `folder` and of those beside it that have the same baseline.
 
-    The same: a baseline of theirs has the hash of one of ours, so that all settings are equal.
+    Baselines are the same if their hashes, and so all settings, are equal.
     """
     marks = {_hash(run.id) for run in runs if run.cell == runs[0].cell}
     best, noise = 0, None
@@ -54,7 +54,7 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
         if measure != runs[0].config.measure:
             continue
         values: dict[str, dict[int, float]] = defaultdict(dict)
-        # at the edge of a grid runs differ by more than seeds do
+        # tuning runs at the edge of a grid differ by more than seeds do
         tune = (record.get("tune") or {}).get("seeds", ())
         sizes = {run.get("size") for run in record["runs"] if _hash(run["id"]) in marks}  # noise depends on the size
         read = 0
@@ -64,7 +64,7 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
             if summary is None:
                 continue
             read += 1
-            # the seeds of an A/A check are not those of the other cells, and leave their noise in it
+            # an A/A check uses other seeds than the other cells, so the seeds' noise would not cancel
             apart = run["seed"] in tune or is_aa(run["cell"], run.get("features") or ())
             compared = run.get("size") in sizes and not apart
             if compared and (value := _final_value(summary, measure)) is not None:
@@ -79,7 +79,7 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
 
 
 def _cells_to_time(runs: Sequence[Run]) -> dict[str, str]:
-    """Return hash -> cell of the runs whose time is read: some of each cell. A hash takes 0.1 ms."""
+    """Return hash -> cell of the runs whose time is read, some of each cell because a hash takes 0.1 ms."""
     by_cell: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_cell[run.cell].append(run)
@@ -95,7 +95,7 @@ def _studies(output: Path, marks: set[str]) -> Iterator[tuple[Path, dict[str, An
     for path in sorted(output.glob(f"*/{STUDY}")):
         text = run_files.read_text(path)
         if any(f'-{mark}"' in text for mark in marks):
-            with contextlib.suppress(UserError):  # a damaged one
+            with contextlib.suppress(UserError):  # a corrupt study.json
                 yield path.parent, read_plan(path.parent)
 
 
@@ -109,7 +109,7 @@ def _read_finished(run: Path) -> dict[str, Any] | None:
 
 
 def _final_value(summary: Mapping[str, Any], measure: Measure) -> float | None:
-    """Return the final value of the measure, None for a run whose final value is of another column."""
+    """Return the final value of the measure, None if the run's final value is of a different column."""
     value = summary.get("final_value", summary.get("val_nll")) if measure.is_of(summary) else None
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
@@ -122,8 +122,8 @@ def _wall_hours(run: Path) -> float:
 def residual_sd(values: Values) -> tuple[float, int]:
     """Return the residual standard deviation of the additive model cell + seed, and its degrees of freedom.
 
-    (nan, 0) where there are too few values. Means of cells and seeds are removed in turn, which converges to least
-    squares also where runs are missing.
+    (nan, 0) if there are too few values. Means of cells and seeds are removed in turn, which converges to the least
+    squares fit even if runs are missing.
     """
     rest = {(cell, seed): value for cell, found in values.items() for seed, value in found.items()}
     names = [(axis, name) for axis in (0, 1) for name in dict.fromkeys(key[axis] for key in rest)]
@@ -139,7 +139,7 @@ def residual_sd(values: Values) -> tuple[float, int]:
 
 
 def _upper_limit(sigma: float, freedom: int) -> float:
-    """Return sigma sqrt(freedom / chi2), with the quantile of chi-squared by Wilson and Hilferty (1931)."""
+    """Return sigma sqrt(freedom / chi2), with the chi-squared quantile approximated by Wilson and Hilferty (1931)."""
     part = 2 / (9 * freedom)
     quantile = freedom * (1 - part + NormalDist().inv_cdf(1 - LIMIT) * math.sqrt(part)) ** 3
     return sigma * math.sqrt(freedom / max(quantile, 1e-9))

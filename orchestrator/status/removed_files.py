@@ -1,6 +1,6 @@
-"""Files of a finished study that a purge of scratch, or a person, has removed, and how to get each one back.
+"""Files of a finished study that were removed, by a purge of scratch or by hand, and how to get each one back.
 
-A run lists its files in its last event.
+A run's last event lists its files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHOWN = 3
 
 
 def of_run(folder: Path, events: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the names of the files, relative to the folder of a finished run, that have been removed."""
+    """Return the names of a finished run's removed files, relative to its folder."""
     names = {run_files.CONFIG, run_files.LOSS, run_files.EVENTS}
     finished = [event for event in events if event["event"] == "finished"]
     if finished:
@@ -39,14 +39,14 @@ def of_run(folder: Path, events: Sequence[Mapping[str, Any]]) -> tuple[str, ...]
 
 
 def _listed(event: Mapping[str, Any]) -> set[str]:
-    """Return the file names in an event, without any that lead out of the run's folder."""
+    """Return the file names in an event, except those outside the run's folder."""
     files = event.get("files")
     names = (name for name in files if isinstance(name, str) and name.isprintable()) if isinstance(files, list) else ()
     return {name for name in names if not name.startswith("/") and ".." not in name.split("/")}
 
 
 def _existing(folder: Path, names: Collection[str]) -> set[str]:
-    """Return the files in the folders of these names; one listing per folder spares a file server many queries."""
+    """Return all files in the folders of these names; listing each folder once spares the file server many queries."""
     places = {name.rpartition("/")[0] for name in names}
     return {f"{place}/{name}" if place else name for place in places for name in _list_folder(folder / place)}
 
@@ -97,7 +97,7 @@ def list_all(study: Study, states: Sequence[RunState]) -> list[str]:
 def _report(study: Study) -> Iterator[str]:
     folder = study.folder / REPORT
     names = _list_folder(folder)
-    if any(not name.startswith(".") for name in names):  # else the first report is being written
+    if any(not name.startswith(".") for name in names):  # otherwise the first report is still being written
         listed = (run_files.read_json(folder / MANIFEST) or {}).get("files")
         known = {MANIFEST, *(listed if isinstance(listed, dict) else ())}
         yield from (f"{folder / name} (report writes it again)" for name in sorted(known - names))

@@ -1,4 +1,4 @@
-"""What a run's folder shows: its summary, the events of its newest attempt, and whether its process is alive."""
+"""Evidence in a run's folder: its summary, the events of its newest attempt, and whether its process is alive."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Use
     from ablatrix.orchestrator.store.study_dir import StudyRun
 
-HEARTBEAT_SECONDS = 120  # a trainer on another host that has written nothing for longer is taken for dead
-CLOCKS_APART = 3600  # seconds; a file that is newer than its last record by more has been copied
+HEARTBEAT_SECONDS = 120  # a trainer on another host that writes nothing for longer is presumed dead
+CLOCKS_APART = 3600  # seconds; a file that is newer than its last record by more than this was copied
 
 ALIVE = ("started", "resumed", "heartbeat", "checkpoint", "signal", "requeued")
 ENDED = ("stopped", "failed", "ended", "unqueued", "finished")
@@ -67,22 +67,22 @@ class RunEvidence:
 
     @property
     def life(self) -> Record:
-        """The last event that shows whether the run is alive; {} before the first."""
+        """The last event that shows whether the run is alive, {} if there is none."""
         return next((e for e in reversed(self.events) if e["event"] in ALIVE + ENDED), {})
 
     @property
     def last_event(self) -> str:
-        """Name of `life`, '' before the first."""
+        """The name of `life`, '' if there is none."""
         return str(self.life.get("event", ""))
 
     @property
     def start(self) -> Record | None:
-        """The event of the newest trainer."""
+        """The event with which the newest trainer started."""
         return next((e for e in reversed(self.events) if e["event"] in ("started", "resumed")), None)
 
     @property
     def node(self) -> str:
-        """The host that has last written an event of a living run."""
+        """The host that wrote the last event of a living run."""
         return next((str(e.get("host")) for e in reversed(self.events) if e["event"] in ALIVE), "")
 
     @property
@@ -97,18 +97,18 @@ class RunEvidence:
 
     @property
     def own_job_id(self) -> str:
-        """The id of its job that the trainer has recorded."""
+        """The job id recorded by the trainer."""
         return str((self.start or {}).get("job_id", ""))
 
     @property
     def job_id(self) -> str:
-        """Id of the run's job: the trainer's record, else that of `submit`."""
+        """The id of the run's job, as recorded by the trainer, else by `submit`."""
         own = "" if self.is_local else self.own_job_id
         return own or str((self.queued or {}).get("job_id", ""))
 
     @property
     def cluster(self) -> str:
-        """The cluster that the attempt was queued on, or has run on; '' if unknown."""
+        """The cluster on which the attempt ran or was queued; '' if unknown."""
         events = (event for event in (*reversed(self.events), self.queued) if event)
         return next((str(event["cluster"]) for event in events if event.get("cluster")), "")
 
@@ -126,11 +126,11 @@ class RunEvidence:
 
     @property
     def stopped_by(self) -> str:
-        """Name of the first signal that the run received."""
+        """The name of the first signal that the run received."""
         return next((str(e.get("signal", "")) for e in self.events if e["event"] == "signal"), "")
 
     def is_process_alive(self, event: Record) -> bool:
-        """True if the process that wrote this event is alive; of one on another host only the heartbeat tells."""
+        """True if the process that wrote this event is alive; for other hosts, judged by the heartbeat."""
         if is_here(event):
             return True
         if event.get("host") != socket.gethostname():
@@ -138,9 +138,9 @@ class RunEvidence:
         return not Path("/proc/self").exists() and _pid_exists(event.get("pid", 0))
 
     def silence(self) -> float:
-        """Return the seconds since the run's events were written, by the file server's clock; infinity if not known.
+        """Return the seconds since the run's events were written, by the file server's clock; infinity if unknown.
 
-        The time in the last event, by the clock of another host, only shows whether the file is a later copy.
+        The time in the last event, from another host's clock, only shows whether the file is a later copy.
         """
         path = self.run.folder / run_files.EVENTS
         newest = max((float(event.get("time", 0)) for event in (self.queued, *self.events) if event), default=0.0)
@@ -152,7 +152,7 @@ class RunEvidence:
 
 
 def find_owner(run: StudyRun) -> Record | None:
-    """Return the event of the living process that owns a run without Slurm: its trainer, or its waiting `submit`."""
+    """Return the event of the live process that owns a run outside Slurm: its trainer, or the `submit` it waits in."""
     evidence = RunEvidence.read(run)
     started = [event for event in evidence.events if event["event"] in ("started", "resumed")]
     candidates = [*reversed(started), *([evidence.queued] if evidence.queued else [])]

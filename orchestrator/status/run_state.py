@@ -20,7 +20,7 @@ ACTIVE = ("queued", "running")
 
 @dataclass(frozen=True)
 class RunState:
-    """One run, now."""
+    """The current state of one run."""
 
     run: StudyRun
     state: str = "planned"
@@ -29,18 +29,18 @@ class RunState:
     max_iters: int = 0
     loss: float | None = None
     val_loss: float | None = None
-    compared: float | None = None  # newest value of the metric that the study compares, if it is not a loss
+    compared: float | None = None  # newest value of the compared metric, if it is not a loss
     tokens_per_s: float | None = None
     seconds_left: float | None = None
     node: str = ""
     job_id: str = ""
     job: Literal["", "gone", "unknown"] = ""  # gone: not in Slurm's queue; unknown: Slurm does not answer
-    confirmed: bool = False  # the queue shows our token on this job, or the trainer has recorded its id
+    confirmed: bool = False  # True if the queue shows our token on this job, or the trainer recorded its id
     attempt: int = 0  # newest submit attempt
-    requeued: bool = False  # stopped, and in the queue again
+    requeued: bool = False  # True if stopped and in the queue again
     missing: tuple[str, ...] = ()  # files of the finished run that have been removed
-    altered: str = ""  # how its loss.csv differs from what the run wrote
-    uses: tuple[Use, ...] = ()  # of GPUs or cores, by its attempts
+    altered: str = ""  # how loss.csv differs from what the run wrote
+    uses: tuple[Use, ...] = ()  # of GPUs or cores, one per attempt
 
     @property
     def active(self) -> bool:
@@ -64,9 +64,9 @@ def total_hours(states: Sequence[RunState]) -> Hours:
 
 
 def as_record(states: Sequence[RunState], silent_since: float | None) -> dict[str, Any]:
-    """Return the states as JSON objects for scripts; numbers that JSON lacks (NaN, infinity) become None.
+    """Return the states as JSON objects for scripts; numbers that JSON cannot represent (NaN, infinity) become None.
 
-    silent_since: Unix time since when the controller has not answered.
+    silent_since: Unix time since which the controller has not answered.
     """
     names = ("reason", "iter", "max_iters", "loss", "val_loss", "compared", "tokens_per_s", "seconds_left")
     runs: list[dict[str, Any]] = [

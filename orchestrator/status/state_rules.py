@@ -1,6 +1,6 @@
-"""The rules by which a run's state follows from its files and from Slurm's queue.
+"""Rules that derive a run's state from its files and from Slurm's queue.
 
-Files come first: only summary.json means `done`.
+Files take precedence: only summary.json means `done`.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from ablatrix.trainer.rundir.events import may_requeue
 
 
 class JobIndex:
-    """Slurm's queue, searched by token and by id. answered: False while the controller is silent."""
+    """Slurm's queue, indexed by token and by id. answered: False while the controller does not answer."""
 
     def __init__(self, jobs: Mapping[str, job_parsing.Job] | None) -> None:
         self.answered = jobs is not None
         self.jobs = jobs or {}
         self._by_token: dict[tuple[str, str], job_parsing.Job] = {}  # (token, index in the array; "" for a plain job)
-        # of two jobs with one token the running one counts, else the waiting one
+        # of two jobs with the same token, the running one counts, else the waiting one
         for job in sorted(self.jobs.values(), key=lambda job: (job.state in job_parsing.RUNNING, job.alive)):
             if job.token:
                 self._by_token[job.token, job.id.partition("_")[2]] = job
 
     def find(self, token: str, index: str, job_id: str = "") -> job_parsing.Job | None:
-        """Return the job with this token and index, else the one with this id."""
+        """Return the job with this token and index, else the job with this id."""
         return self._by_token.get((token, index)) or owned(self.jobs.get(job_id), token)
 
 
 def owned(job: job_parsing.Job | None, token: str) -> job_parsing.Job | None:
-    """Return the job unless it carries another token: ids are reused after a controller has lost its state."""
+    """Return the job unless it carries a different token: ids are reused after a controller has lost its state."""
     return job if job and job.token in (None, token) else None
 
 
 def judge(evidence: RunEvidence, queue: JobIndex) -> RunState:
-    """Return the state of a run. Where it depends on a job that the queue does not show, `job` says so."""
+    """Return the state of a run. If it depends on a job that the queue does not show, its field `job` says so."""
     state = _initial(evidence)
     if evidence.summary:
         removed = removed_files.describe(evidence.missing, evidence.altered)
@@ -78,7 +78,7 @@ def _describe_result(summary: Mapping[str, Any]) -> str:
 
 
 def _judge_claim(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunState:
-    """Judge a run that a submit has claimed without recording a job id: its token or its own events may tell."""
+    """Judge a run that a submit claimed without recording a job id, from its token or its own events."""
     claim = evidence.claim
     assert claim is not None
     job = queue.find(claim.token, str(claim.index) if claim.tasks > 1 else "")
@@ -95,7 +95,7 @@ def _judge_claim(state: RunState, evidence: RunEvidence, queue: JobIndex) -> Run
 
 
 def _judge_finished(state: RunState, evidence: RunEvidence) -> RunState:
-    """Judge a run that has recorded its end, which comes after summary.json, while there is no summary.json."""
+    """Judge a run that recorded its end although summary.json, which is written before, does not exist."""
     if evidence.silence() < shared_fs.visibility_delay(evidence.run.folder):
         return replace(state, state="running", reason=f"finished; its {run_files.SUMMARY} is not visible here yet")
     reason = f"it finished, but its {run_files.SUMMARY} is gone (removed since): submit --retry writes it again"
@@ -103,7 +103,7 @@ def _judge_finished(state: RunState, evidence: RunEvidence) -> RunState:
 
 
 def _judge_process(state: RunState, evidence: RunEvidence) -> RunState:
-    """Judge a run of the local launcher, or one that was started by hand: by its process."""
+    """Judge a run of the local launcher, or a run started by hand, by its process."""
     life, event = evidence.life, evidence.last_event
     if event in ("failed", "ended"):
         return replace(state, state=_recorded_state(life, "failed"), reason=str(life.get("reason", "")))
@@ -124,7 +124,7 @@ def _judge_job(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunSt
     if evidence.is_final:
         return replace(state, state=_recorded_state(life, "planned"), reason=life.get("reason", ""))
     if event == "stopped" and not may_requeue(life):
-        return stopped(state, evidence)  # although its job may go on with other runs
+        return stopped(state, evidence)  # even if its job continues with other runs
     if event == "failed":
         return replace(state, state="failed", reason=str(life.get("reason", "")))
     last = {"": "queued", "stopped": "stopped"}.get(event, "running")
@@ -138,8 +138,8 @@ def _judge_job(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunSt
 
 
 def _follow_job(state: RunState, job: job_parsing.Job, last: str, started: bool) -> RunState:
-    """Return the state of a run whose job Slurm knows. last: the state by its own events."""
-    if not job_parsing.is_known(job.state):  # of a newer Slurm: it ends no run
+    """Return the state of a run whose job Slurm knows. last: the state that its own events show."""
+    if not job_parsing.is_known(job.state):  # a state of a newer Slurm, which does not end a run
         return replace(state, state=last)
     if job.state in job_parsing.PENDING and started:
         reason = f"requeued at step {state.iter}, waiting ({job_parsing.describe_wait(job.reason)})"
@@ -157,7 +157,7 @@ def _recorded_state(event: Mapping[str, Any], default: str) -> str:
 
 
 def stopped(state: RunState, evidence: RunEvidence) -> RunState:
-    """Return the state of a run that has stopped, with what the next submit will do."""
+    """Return the state of a stopped run, with what the next submit will do."""
     life = evidence.life
     then = "start it again" if life.get("from_scratch") else "continue"
     by = f" by {life['by']}" if life.get("by") and not may_requeue(life) else ""

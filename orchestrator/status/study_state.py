@@ -1,6 +1,6 @@
 """The states of a study's runs: files first, then one squeue, then what Slurm still knows of vanished jobs.
 
-A run that is in no queue and left no end mark is `lost`, with the likely cause.
+A run that is not queued and left no end mark is `lost`, with the likely cause.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
-UNEXPLAINED = {  # state -> reason where the run has recorded none
+UNEXPLAINED = {  # state -> reason if the run has recorded none
     "failed": "failed without giving a reason; see logs RUN",
     "lost": "ended without giving a reason; see logs RUN",
     "cancelled": "cancelled",
@@ -28,9 +28,9 @@ UNEXPLAINED = {  # state -> reason where the run has recorded none
 
 
 def collect(study: Study, scheduler: Scheduler | None = None) -> list[RunState]:
-    """Return the state of every run of a study. Calls squeue once at most, if a job of the study may be in it.
+    """Return the state of every run of a study. Calls squeue at most once, if a job of the study may be queued.
 
-    Raises OSError for a file that exists but cannot be read: guessing would invent a state.
+    Raises OSError for a file that exists but cannot be read, rather than guess a state.
     """
     scheduler = scheduler or Scheduler()
     selected_cluster.select(study.cluster)
@@ -52,14 +52,14 @@ def _explained(state: RunState) -> RunState:
 
 
 def read_queue(study: Study, scheduler: Scheduler) -> None:
-    """Read the queue of the study's owner, unless the controller did not answer a moment ago."""
+    """Read the queue of the study's owner, unless the controller has just failed to answer."""
     if scheduler.user is None:
         scheduler.user = "" if is_own(study.folder) else owner_name(study.folder).removeprefix("user ")
     scheduler.refresh()
 
 
 def _resolve(state: RunState, evidence: RunEvidence, hidden: str, known: commands.Queue) -> RunState:
-    """Return the state of a run whose job the queue does not show; any other state as it is."""
+    """Resolve the state of a run whose job the queue does not show; return any other state unchanged."""
     if hidden:
         return vanished_jobs.judge_by_heartbeat(state, evidence, hidden)
     if state.job == "gone":

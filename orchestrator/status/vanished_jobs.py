@@ -1,4 +1,4 @@
-"""Runs whose job the queue does not show: judged by what Slurm still knows, by the heartbeat, or by the log."""
+"""Runs whose job the queue does not show, judged by what Slurm still knows, by the heartbeat, or by the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def judge_by_heartbeat(state: RunState, evidence: RunEvidence, why: str) -> RunState:
     """Return the state of a run whose job this machine cannot see, judged by what the run writes.
 
-    why: the reason why the job is not visible.
+    why: why the job is not visible.
     """
     event = evidence.last_event
     if event == "stopped":
@@ -41,12 +41,12 @@ def judge_by_heartbeat(state: RunState, evidence: RunEvidence, why: str) -> RunS
 def resolve(state: RunState, evidence: RunEvidence, job: job_parsing.Job | None) -> RunState:
     """Return the state of a run whose job has left the queue without an end mark in the run's events.
 
-    job: what Slurm still knows of the job. The verdict is recorded in the events, because Slurm soon forgets.
+    job: what Slurm still knows about the job. The verdict is recorded in the events because Slurm soon forgets it.
     """
     if job and job.state == job_parsing.VANISHED:
         job = replace(job, state="CANCELLED") if _never_started(evidence, state.job_id) else None
     verdict = job.state if job else ""
-    if verdict and verdict not in job_parsing.ENDED:  # requeued between two queries, or in a state of a newer Slurm
+    if verdict and verdict not in job_parsing.ENDED:  # requeued between two queries, or in a newer Slurm's state
         return replace(state, state="queued" if verdict in job_parsing.PENDING else "running")
     was_stopped = evidence.last_event == "stopped"
     if verdict == "CANCELLED" or (not verdict and was_stopped and evidence.stopped_by == "SIGTERM"):
@@ -63,13 +63,13 @@ def resolve(state: RunState, evidence: RunEvidence, job: job_parsing.Job | None)
         log = job_log.of_unstarted(evidence.run.folder, state.job_id)
         state = replace(state, state="lost", reason=diagnosis.describe_end(evidence.run.folder, job, log))
     if verdict:
-        with contextlib.suppress(OSError):  # another user's study
+        with contextlib.suppress(OSError):  # the study is another user's
             append_event(evidence.run.folder, "ended", state=state.state, reason=state.reason, slurm=verdict)
     return state
 
 
 def _never_started(evidence: RunEvidence, job_id: str) -> bool:
-    """True if no job has begun this attempt. Without the folder of logs the absence of a log proves nothing."""
+    """True if no job has begun this attempt. Without the log folder, the absence of a log proves nothing."""
     folder = evidence.run.folder
     started = submit_attempts.has_started(folder, evidence.attempt) or job_log.find_of_job(folder, job_id)
     return (folder.parent / LOGS).is_dir() and not started

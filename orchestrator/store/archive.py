@@ -20,15 +20,15 @@ from ablatrix.trainer.rundir.files import open_for_reading, replace
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every member: the same content gives the same bytes
-PIECE = 1 << 20  # bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every member, so that the same content gives the same bytes
+PIECE = 1 << 20  # bytes copied at a time
 READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def write(path: Path, files: Mapping[str, Path | bytes], facts: Mapping[str, Any]) -> str:
     """Write a zip archive and return the SHA-256 of its manifest, which identifies the content of every file.
 
-    files: name in the archive -> a file, or content; facts: what the manifest says besides. Raises OSError.
+    files: name in the archive -> file or content; facts: further fields of the manifest. Raises OSError.
     """
     manifest = b""
 
@@ -57,9 +57,9 @@ def _add(made: zipfile.ZipFile, name: str, content: Path | bytes) -> dict[str, A
 
 
 def _copy(source: IO[bytes], target: IO[bytes] | None = None, limit: float = math.inf) -> tuple[int, str]:
-    """Copy a file in pieces, as weights may be larger than the memory, and return its size and SHA-256.
+    """Copy a file in pieces, as weights may be larger than memory, and return its size and SHA-256.
 
-    target: None to write nothing; limit: bytes after which nothing more is read.
+    target: None to write nothing; limit: bytes after which reading stops.
     """
     digest, size = hashlib.sha256(), 0
     while size <= limit and (piece := source.read(PIECE)):
@@ -73,7 +73,7 @@ def _copy(source: IO[bytes], target: IO[bytes] | None = None, limit: float = mat
 def unpack(path: Path, folder: Path) -> dict[str, Any]:
     """Unpack an archive into a new folder, and return its manifest.
 
-    Nothing is left behind unless every file is as its manifest says. Raises UserError with everything that is wrong.
+    Leaves nothing behind unless every file matches the manifest. Raises UserError with everything that is wrong.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -96,7 +96,7 @@ def unpack(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def find_changes(folder: Path) -> list[str]:
-    """Return what differs between an unpacked archive and its manifest. Raises UserError if it has none."""
+    """Return what differs between an unpacked archive and its manifest. Raises UserError if there is no manifest."""
     manifest = run_files.read_json(folder / MANIFEST)
     if manifest is None or not _is_manifest(manifest):
         raise UserError(f"{folder}: exists and is not an unpacked archive; choose another folder with --to")
@@ -124,7 +124,7 @@ def _read_manifest(path: Path, packed: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _is_manifest(content: Any) -> bool:
-    """True for an object whose `files` have a size and a hash each."""
+    """True for an object whose `files` each have a size and a hash."""
     files = content.get("files") if isinstance(content, dict) and "schema" in content else None
     return isinstance(files, dict) and all(
         isinstance(wanted, dict) and isinstance(wanted.get("bytes"), int) and isinstance(wanted.get("sha256"), str)
@@ -133,7 +133,7 @@ def _is_manifest(content: Any) -> bool:
 
 
 def _wrong_names(packed: zipfile.ZipFile, wanted: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the names of the members, before anything is written."""
+    """Return what is wrong with the member names; called before anything is written."""
     names = packed.namelist()
     found = [f"{name}: is listed in {MANIFEST} and missing" for name in wanted if name not in names]
     found += [f"{name}: is not listed in {MANIFEST}" for name in names if name not in wanted and name != MANIFEST]
@@ -147,7 +147,7 @@ def _is_safe(name: str) -> bool:
 
 
 def _unpack(packed: zipfile.ZipFile, name: str, folder: Path, wanted: Mapping[str, Any]) -> str:
-    """Write a member, and return how it differs from the manifest, '' if it does not."""
+    """Write a member and return how it differs from the manifest, '' if it matches."""
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -29,27 +29,27 @@ from ablatrix.trainer.rundir.files import (
 from ablatrix.trainer.rundir.program import ROOT
 
 PACKAGE = "ablatrix"
-LINKED = ("models", "orchestrator", "sbatch", "trainer")  # folders of a checkout to which links in PACKAGE point
-NOT_FOR_JOBS = ("tests", "benchmarks", "docs", "tools")  # folders of a checkout; a study may still name modules there
-_MAY_REFER = re.compile(r"\w:\w")  # in the text of a configuration, where a colon after a key has a blank behind it
-NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the first digits of a hash of its content
+LINKED = ("models", "orchestrator", "sbatch", "trainer")  # folders of a checkout that links in PACKAGE point to
+NOT_FOR_JOBS = ("tests", "benchmarks", "docs", "tools")  # folders of a checkout; studies may refer to modules there
+_MAY_REFER = re.compile(r"\w:\w")  # in a configuration's text, where a key's colon is followed by a space
+NAME = re.compile("[0-9a-f]{16}")  # of a snapshot: the first digits of its content's hash
 
 
 def code_root() -> Path:
-    """Return the folder that holds the running packages: a checkout, or site-packages."""
+    """Return the folder that contains the running packages: a checkout, or site-packages."""
     return Path(ROOT).resolve()
 
 
 def take(store: Path, modules: Iterable[str] = ()) -> Path:
     """Copy the running code to `store/<hash>/` and return that folder, ready for PYTHONPATH.
 
-    Content-addressed: the same code is stored once, however many studies use it. In a git checkout it consists of all
-    Python files that git does not ignore and the packages' templates, without tests, benchmarks and docs; elsewhere of
+    Content-addressed: the same code is stored once, however many studies use it. In a git checkout, the code is all
+    Python files that git does not ignore and the packages' templates, without tests, benchmarks and docs; elsewhere,
     the installed packages. Files whose names suggest secrets (.env, *.pem) are left out.
 
-    modules: names of the user's own modules, which the working folder may hold.
+    modules: names of the user's own modules, looked up in the working folder.
 
-    Jobs run this code, so the folder must be this user's: if another user owns `store`, `<store>-<uid>` is used.
+    Jobs run this code, so the folder must belong to this user: if another user owns `store`, `<store>-<uid>` is used.
     Raises RunError if the folder is not ours, OSError if it cannot be written.
     """
     files = _running_code(modules)
@@ -58,13 +58,13 @@ def take(store: Path, modules: Iterable[str] = ()) -> Path:
     target = store / _digest(files)
     if not os.path.lexists(target):
         _create(target, files)
-    for half in store.glob(f".{target.name}.*.tmp"):  # of a submit that was killed
+    for half in store.glob(f".{target.name}.*.tmp"):  # left by a submit that was killed
         shutil.rmtree(half, ignore_errors=True)
     for folder in (store, target):
         require_folder(folder)
         if not is_own(folder):
             raise RunError(f"{folder}: belongs to {owner_name(folder)}, and jobs would run that code; remove it")
-    for name in _different(target, files):  # removed by a purge of scratch
+    for name in _different(target, files):  # removed, as by a purge of scratch
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             make_folder(target / folder)
         atomic_write(target / name, files[name], durable=False)
@@ -73,7 +73,7 @@ def take(store: Path, modules: Iterable[str] = ()) -> Path:
 
 
 def _create(target: Path, files: Mapping[str, bytes]) -> None:
-    """Create a snapshot's folder by a rename; if another submit is faster, its folder stays."""
+    """Create a snapshot's folder atomically, by a rename; if another submit is faster, keep its folder."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     temporary.mkdir()
     try:
@@ -88,7 +88,7 @@ def _create(target: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _digest(files: Mapping[str, bytes]) -> str:
-    """Return the name of a snapshot with these files."""
+    """Return the name of a snapshot of these files."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
@@ -96,9 +96,9 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 
 def removed_files(snapshot: Path, modules: Iterable[str] = ()) -> list[str] | None:
-    """Return the files that were removed from a snapshot or changed in it; [] if it is whole, as its name tells.
+    """Return the files that were removed from a snapshot or changed in it; [] if its content matches its name.
 
-    None if a file is missing and the running code has changed since, so that which one is unknown.
+    None if it does not match but the files are unknown because the running code has changed since.
     """
     names = [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     contents = {name: content for name in names if (content := _content(snapshot / name)) is not None}
@@ -116,7 +116,7 @@ def _running_code(modules: Iterable[str]) -> dict[str, bytes]:
 
 
 def _different(folder: Path, files: Mapping[str, bytes]) -> list[str]:
-    """Return the names of the files that are missing in the folder or have another content there."""
+    """Return the names of the files that are missing in the folder or have different content there."""
     return [name for name, content in files.items() if _content(folder / name) != content]
 
 
@@ -138,9 +138,9 @@ def _listed(root: Path) -> Iterable[str]:
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py", *LINKED)
     if listed:
         found = [name for name in listed.split("\0") if name and (root / name).is_file()]
-        # in a snapshot folders are below PACKAGE, which has links to them in a checkout
+        # a snapshot has these folders below PACKAGE, which only links to them in a checkout
         names = {f"{PACKAGE}/{name}" if name.partition("/")[0] in LINKED else name for name in found}
-        # a virtual environment that git does not ignore is not code of the study, and is large
+        # leave out a virtual environment that git does not ignore: it is large and not the study's code
         environments = {top for top in {n.partition("/")[0] for n in names} if (root / top / "pyvenv.cfg").exists()}
         return {name for name in names if name.partition("/")[0] not in {*environments, *NOT_FOR_JOBS}}
     paths = (Path(top, name) for top, _, names in os.walk(root / PACKAGE, followlinks=True) for name in names)
@@ -149,7 +149,7 @@ def _listed(root: Path) -> Iterable[str]:
 
 
 def own_modules(value: Any) -> set[str]:
-    """Return the top-level names of the modules that a configuration refers to as `package.module:Class`."""
+    """Return the top-level names of modules that a configuration refers to as `package.module:Class`."""
     if isinstance(value, dict | list | tuple):
         inner = value.values() if isinstance(value, dict) else value
         return set().union(*map(own_modules, inner))
@@ -165,7 +165,7 @@ def own_modules_of(runs: Iterable[Path]) -> set[str]:
 def _own_files(folder: Path, modules: Iterable[str]) -> dict[str, Path]:
     """Return the files of these modules in the folder, and the single-file modules beside them, which they may import.
 
-    Jobs have them first on their path: files that an import here does not find (random.py, yaml.py) are left out.
+    They come first on a job's path, so files that an import here would not find (random.py, yaml.py) are left out.
     """
     modules = [name for name in modules if is_imported_from(folder, name)]
     found = [path for name in modules for path in ((folder / f"{name}.py"), *(folder / name).rglob("*.py"))]
@@ -190,6 +190,6 @@ def git(*words: str) -> str:
 
 
 def _git_environment() -> dict[str, str]:
-    """Return the environment without GIT_DIR and the like, which are set inside a hook and name another repository."""
+    """Return the environment without GIT_DIR and the like, which point to another repository inside a git hook."""
     kept = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH", "GIT_TRACE")
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(kept)}

@@ -1,4 +1,4 @@
-"""Command lines and environment of a job and of the trainers that it starts."""
+"""The command lines and environment of a job and of the trainers that it starts."""
 
 from __future__ import annotations
 

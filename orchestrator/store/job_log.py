@@ -17,10 +17,10 @@ def find(run_dir: Path) -> Path | None:
 
 
 def find_of_job(run_dir: Path, job_id: str, token: str = "") -> Path | None:
-    """Return the log of a Slurm job, or without a job id that of a local submission, if it exists."""
+    """Return the log of a Slurm job, or of a local submission if there is no job id; None if it does not exist."""
     logs = run_dir.parent / LOGS
     if job_id:
-        # submitit's are in a folder for each submission
+        # submitit has one log folder per submission
         candidates = [logs / f"{job_id}.out", *logs.glob(f"submitit/*/{job_id}/{job_id}_0_log.out")]
     else:
         candidates = [logs / f"{token}.out"] if token else []
@@ -30,7 +30,7 @@ def find_of_job(run_dir: Path, job_id: str, token: str = "") -> Path | None:
 def of_unstarted(run_dir: Path, job_id: str = "") -> Path | None:
     """Return the job's log if the run's newest attempt has not reached the trainer, else None.
 
-    job_id: where the caller knows it; default: what the run's events say.
+    job_id: the id of the job, if known; by default taken from the run's events.
     """
     attempt = submit_attempts.newest(run_dir)
     if (attempt and not submit_attempts.has_started(run_dir, attempt)) or not (run_dir / run_files.JOB_OUT).exists():

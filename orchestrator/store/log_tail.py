@@ -1,4 +1,4 @@
-"""The end of a log, and the words for how a process ended."""
+"""The end of a log, and descriptions of how a process ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from ablatrix.trainer.rundir.files import open_for_reading
 
 TAIL_BYTES = 4096
-ERRORS_WITHIN = 15  # lines from the end in which an error is looked for
+ERRORS_WITHIN = 15  # last lines of a log, which are searched for an error
 LONGEST_LINE = 160  # characters of a quoted line
 
 # Colors, cursor movements and titles, as terminals read them (ECMA-48)
@@ -41,13 +41,13 @@ def tail_text(path: Path, size: int = TAIL_BYTES) -> str:
 
 
 def plain_lines(output: bytes) -> Iterator[str]:
-    """The lines of some output as a reader sees them: no colors, each state of a progress bar on its own line."""
+    """Yield lines of output as a reader sees them: no colors, each state of a progress bar on its own line."""
     text = _ESCAPES.sub("", output.decode("utf-8", "replace").replace("\ufeff", "").replace("\0", ""))
     return (line for line in re.split(r"[\r\n\b]+", text) if line.strip())
 
 
 def describe_exit(code: int, log: Path) -> str:
-    """Return how a process ended: its exit code with the last line of its log, or the signal (a negative code)."""
+    """Return how a process ended: its exit code and the last line of its log, or the signal for a negative code."""
     if code < 0:
         return describe_signal(-code)
     lines = _tail_lines(log)
@@ -61,7 +61,7 @@ def describe_signal(number: int) -> str:
 
 
 def quote_job_log(path: Path, study: Path) -> str:
-    """Return the line of a job's log that explains its end, and the log's path in the study; '' for an empty log."""
+    """Return the line of a job's log that explains its end, and the log's path within the study; '' if it is empty."""
     line, setup = _explaining_line(path), _SETUP.findall(tail_text(path))
     by = f"slurm.setup ended it with {setup[-1]}; " if setup else ""
     return f'"{line}" ({by}{path.relative_to(study)})' if line else ""

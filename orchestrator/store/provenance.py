@@ -20,8 +20,8 @@ from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.files import atomic_write
 
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
-FACTS = (*recorded_inputs.SETTINGS, "continued_from")  # of one run; `write` keeps them
-# Environment variables that are recorded: none that could hold a secret
+FACTS = (*recorded_inputs.SETTINGS, "continued_from")  # facts about one run, which `write` keeps
+# Environment variables that are recorded; none could contain a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
 # Options that make the patch independent of the user's git configuration, in the form that `secrets.mask_patch` parses
 PATCH = (
@@ -32,7 +32,7 @@ PATCH = (
 
 
 def collect(code: Path) -> dict[str, Any]:
-    """Return what all runs of a submission share in provenance.json. Never the values of secrets."""
+    """Return the part of provenance.json that all runs of a submission share; it never contains secret values."""
     dirty = code_snapshot.git("status", "--porcelain").strip()
     return {
         "code_snapshot": code.name,
@@ -50,15 +50,15 @@ def collect(code: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, shared: Mapping[str, Any], command: Sequence[str]) -> None:
-    """Write a run's provenance.json; facts that were added before are kept. Raises OSError."""
+    """Write a run's provenance.json, keeping facts that were added before. Raises OSError."""
     before = _read(folder)
     _replace(folder, {"command": list(command), **shared, **{name: before[name] for name in FACTS if name in before}})
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Record facts about one run, such as the fingerprint of its corpus, when it is planned. Raises OSError.
+    """Record facts about one run, such as its corpus fingerprint, when the run is planned. Raises OSError.
 
-    The run may be queued later, by another process.
+    Another process may queue the run later.
     """
     before = _read(folder)
     if {**before, **facts} != before:
@@ -74,7 +74,7 @@ def _replace(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:
-    """Return the code snapshots of these runs: name -> True if a patch with uncommitted changes belongs to it."""
+    """Return the code snapshots of these runs: name -> True if there is a patch of uncommitted changes."""
     found: dict[str, bool] = {}
     for record in map(_read, runs):
         name = record.get("code_snapshot")
@@ -84,7 +84,7 @@ def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:
 
 
 def save_patch(code: Path) -> str | None:
-    """Write the uncommitted changes to <snapshot>.patch, secrets masked, and return the SHA-256; None for no change."""
+    """Write uncommitted changes, secrets masked, to <snapshot>.patch and return its SHA-256; None if there are none."""
     patch = secrets.mask_patch(code_snapshot.git(*PATCH, "HEAD"))
     if not patch:
         return None

@@ -14,9 +14,9 @@ from ablatrix.trainer.rundir.program import ROOT
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return summary.json; None if there is none, or if a command of the user has written a file of that name.
+    """Return summary.json; None if there is none, or if the user's command has written a file of that name.
 
-    Raises OSError where the file system fails: that is not the same as a run without a result.
+    Raises OSError if the file system fails, which does not mean that the run has no result.
     """
     content = read_bytes_strict(folder / run_files.SUMMARY)
     try:
@@ -32,7 +32,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def planned_steps(folder: Path, summary: Mapping[str, Any] | None = None) -> int:
-    """Return the planned number of steps of a run, 0 if unknown. summary: that of a finished run, which has it too."""
+    """Return the planned number of steps of a run, 0 if unknown. summary: of a finished run, which also has it."""
     steps = (summary or {}).get("max_iters")
     if steps is None:
         spec = run_files.read_json(folder / SPEC)
@@ -41,7 +41,7 @@ def planned_steps(folder: Path, summary: Mapping[str, Any] | None = None) -> int
 
 
 def is_command(folder: Path) -> bool:
-    """True if the run is a command of the user instead of our trainer."""
+    """True if the run is a user's command instead of our trainer."""
     return (folder / SPEC).exists()
 
 
@@ -51,9 +51,9 @@ def is_distributed(folder: Path) -> bool:
 
 
 def find_foreign_code(folder: Path) -> str:
-    """Return an error message if this process does not run the code snapshot that the run was queued with, else ''.
+    """Return an error message if this process does not run the run's code snapshot, else ''.
 
-    A purge may remove the snapshot while the job waits. A run that was started by hand has no snapshot.
+    A purge may remove the snapshot while the job waits. A run started by hand has no snapshot.
     """
     name = (run_files.read_json(folder / run_files.PROVENANCE) or {}).get("code_snapshot")
     root = Path(ROOT).resolve()

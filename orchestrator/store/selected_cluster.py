@@ -1,4 +1,4 @@
-"""The Slurm cluster of the study at hand, which Slurm's commands are asked about."""
+"""The Slurm cluster of the current study, which Slurm's commands query."""
 
 _name = ""
 
@@ -6,7 +6,7 @@ _name = ""
 def select(name: str) -> None:
     """Have Slurm's commands query this cluster from now on; '' for the one that this machine belongs to.
 
-    Jobs that were submitted with `clusters: beta` are only found there, whatever SLURM_CLUSTERS says today.
+    Jobs submitted with `clusters: beta` are only found there, whatever SLURM_CLUSTERS says now.
     """
     global _name
     _name = name

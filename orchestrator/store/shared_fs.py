@@ -1,6 +1,6 @@
 """Clock skew and attribute-cache delay on shared file systems (NFS). Standard library only.
 
-Ages are differences of two times that the file server has set, so that no host's clock matters.
+Ages are differences between two times set by the file server, so no host's clock matters.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ablatrix.trainer.rundir.files import create, touch
 
-SECONDS = 60.0  # acdirmax of NFS: the longest time for which a client caches the content of a folder
+SECONDS = 60.0  # NFS's acdirmax: the longest time for which a client caches a folder's content
 VARIABLE = "ABLATRIX_VISIBLE_SECONDS"
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "aufs", "jfs", "bcachefs"}
 
 
 def visibility_delay(folder: Path) -> float:
-    """Return the seconds within which this host sees a file that another has made in `folder`; 0 on a local one."""
+    """Return the seconds after which this host sees a file created by another in `folder`; 0 on a local file system."""
     with contextlib.suppress(ValueError):
         return max(0.0, float(os.environ.get(VARIABLE, "")))
     return 0.0 if file_system(folder) in {*LOCAL, ""} else SECONDS
@@ -37,7 +37,7 @@ def file_system(folder: Path, table: str = "/proc/self/mountinfo") -> str:
         mount, _, source = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount.split()[4])
         inside = point == "/" or where == point or where.startswith(point + "/")
-        if inside and len(point) >= best:  # of two on one mount point the later one is on top
+        if inside and len(point) >= best:  # of two mounts on one mount point, the later is on top
             best, found = len(point), source.split()[0]
     return found
 
@@ -54,7 +54,7 @@ def age(path: Path, folder: Path) -> float:
 
 
 def now(folder: Path) -> float:
-    """Return the Unix time of the machine that stores `folder`; this machine's if no file can be made there."""
+    """Return the Unix time of the machine that stores `folder`; this machine's if no file can be created there."""
     probe = folder / f".now.{os.urandom(8).hex()}"
     try:
         create(probe, b"")
@@ -67,9 +67,9 @@ def now(folder: Path) -> float:
 
 
 def has_settled(mark: Path, watched: Path, seconds: float) -> bool:
-    """True once `seconds` have passed since any process first asked, without a change of `watched` in between.
+    """True once `seconds` have passed since any process first asked, with no change to `watched` in between.
 
-    mark: the file whose time is that of the first question. If it cannot be made, the age of `watched` decides.
+    mark: file whose mtime records when that was. If it cannot be created, the age of `watched` decides.
     """
     if not seconds:
         return True

@@ -1,4 +1,4 @@
-"""Studies on disk: study.json, the folders of the study and of its runs, and finding them again."""
+"""Studies on disk: study.json, the folders of the study and its runs, and how they are found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ablatrix.trainer.rundir.program import program
 STUDY = "study.json"
 ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
 SNAPSHOTS = ".snapshots"
-LAST = ".last"  # under out/: the folder of the study submitted last
+LAST = ".last"  # in out/: names the folder of the last submitted study
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 
 
@@ -52,7 +52,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a submit planned: the seeds and cells of the study then, its looks, and runs that had finished before."""
+    """What a submit planned: the study's seeds, cells and looks at that time, and the runs already finished."""
 
     time: float
     seeds: list[int]
@@ -72,13 +72,13 @@ class Study:
     features: dict[str, dict[str, Any] | None]
     runs: list[StudyRun]
     info: dict[str, str] = field(default_factory=dict)  # experiment_info
-    cluster: str = ""  # that its jobs are queued on; '' for the one of this machine
-    measure: Measure = NLL  # what its runs are compared by
-    margins: list[tuple[float, float | None]] = field(default_factory=list)  # time and value of `margin:`, each change
-    tune: Tuning | None = None  # what is tuned in every cell
+    cluster: str = ""  # on which its jobs are queued; '' for this machine's own
+    measure: Measure = NLL  # by which its runs are compared
+    margins: list[tuple[float, float | None]] = field(default_factory=list)  # (time, value) of each change to `margin:`
+    tune: Tuning | None = None  # settings tuned in every cell
     design: list[Any] = field(default_factory=list)  # as in the experiment file
-    scale: dict[str, Any] = field(default_factory=dict)  # `sizes` in order, and what `scale:` says of the report
-    plans: list[Planned] = field(default_factory=list)  # as submitted first, and each change since
+    scale: dict[str, Any] = field(default_factory=dict)  # `sizes` in order, and the options of `scale:` for the report
+    plans: list[Planned] = field(default_factory=list)  # the first submit, and each change since
     notify: Notify | None = None  # where messages about the study go
 
     @property
@@ -87,7 +87,7 @@ class Study:
         return self.plans[-1].looks if self.plans else None
 
     def matching(self, text: str) -> list[StudyRun]:
-        """Return the run with this id, else those of this cell, else those whose ids start so. Raises UserError."""
+        """Return the run with this id, else the cell's runs, else those whose id starts with it. Raises UserError."""
         exact = [run for run in self.runs if text == run.id]
         found = exact or [r for r in self.runs if r.cell == text] or [r for r in self.runs if r.id.startswith(text)]
         if not found:
@@ -96,7 +96,7 @@ class Study:
         return found
 
     def require(self) -> None:
-        """Raise RunError if the study's folder has disappeared, OSError if that cannot be determined."""
+        """Raise RunError if the study's folder no longer exists, OSError if that cannot be determined."""
         try:
             (self.folder / STUDY).stat()
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Study:
             ) from None
 
     def find(self, text: str) -> StudyRun:
-        """Return the run with this id, prefix of an id, or cell. Raises UserError that lists the candidates."""
+        """Return the run with this id, prefix of an id, or cell. Raises UserError, which lists the candidates."""
         found = self.matching(text)
         if len(found) > 1:
             names = ", ".join(run.id for run in found[:12])
@@ -144,8 +144,8 @@ def create_study(
 ) -> Study:
     """Create the folders of a study and of its runs. Existing files stay as they are (see `update_configs`).
 
-    fields: further ones of study.json, such as `cluster`, `design` and those of `plan_fields`; empty ones are left out.
-    Raises UserError where the folder cannot be written or belongs to another user.
+    fields: further fields of study.json (`cluster`, `design`, those of `plan_fields`); empty ones are left out.
+    Raises UserError if the folder cannot be written or belongs to another user.
     """
     record: dict[str, Any] = {"name": name, "file": str(file), "created": round(time.time(), 3), "features": features}
     if runs:
@@ -172,7 +172,7 @@ def create_study(
 
 
 def _kept(folder: Path) -> dict[str, Any]:
-    """Return what an existing study.json records of earlier submits; {} if it is missing or damaged."""
+    """Return what an existing study.json records about earlier submits; {} if it is missing or corrupt."""
     try:
         return {name: value for name, value in read_plan(folder).items() if name in ("margins", "plans")}
     except UserError:
@@ -180,9 +180,9 @@ def _kept(folder: Path) -> dict[str, Any]:
 
 
 def plan_fields(folder: Path, runs: Sequence[Run], looks: Looks | None, margin: float | None) -> dict[str, Any]:
-    """Return `margins` and `plans` of study.json for a submit of these runs: those before, and a new one if it differs.
+    """Return `margins` and `plans` of study.json for a submit of these runs: the old ones, and a new one if changed.
 
-    A change after the first submit must be visible.
+    Changes after the first submit must stay visible.
     """
     kept, now = _kept(folder), round(time.time(), 3)
     margins, plans = kept.get("margins", []), kept.get("plans", [])
@@ -196,14 +196,14 @@ def plan_fields(folder: Path, runs: Sequence[Run], looks: Looks | None, margin: 
 
 
 def plan_of(runs: Sequence[Run], looks: Looks | None) -> Planned:
-    """Return what a submit of these runs plans, without its time."""
+    """Return the plan of a submit of these runs, without its time."""
     return Planned(0.0, sorted({run.seed for run in runs}), list(dict.fromkeys(run.cell for run in runs)), looks)
 
 
 def require_own(folder: Path) -> None:
     """Raise UserError if the study belongs to another user, unless we are root.
 
-    Two users' jobs would not know of each other, nor could one cancel the other's.
+    Jobs of two users would not know about each other, and neither user could cancel the other's jobs.
     """
     if os.geteuid() and os.path.lexists(folder) and not is_own(folder):
         raise UserError(
@@ -213,7 +213,7 @@ def require_own(folder: Path) -> None:
 
 
 def snapshot_store(folder: Path) -> Path:
-    """Return the folder with the code snapshots of a study's runs: the one of the study's owner if there is one."""
+    """Return the folder with the code snapshots of a study's runs: the study owner's, if it exists."""
     store = folder.parent / SNAPSHOTS
     try:
         own = store.with_name(f"{SNAPSHOTS}-{folder.stat().st_uid}")
@@ -237,9 +237,9 @@ def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
 
 
 def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = None) -> None:
-    """Before runs start, rewrite configurations whose settings outside the run's hash (callbacks, threads) changed.
+    """Rewrite configurations whose settings outside the run's hash (callbacks, threads) changed, before runs start.
 
-    Raises RunError where one cannot be written.
+    Raises RunError if a configuration cannot be written.
     """
     for run in runs:
         folder = study.folder / run.id
@@ -263,7 +263,7 @@ def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Return study.json, validated. Raises UserError if it is missing or damaged."""
+    """Return study.json, validated. Raises UserError if it is missing or corrupt."""
     return _read(folder)[0]
 
 
@@ -287,20 +287,20 @@ def _damaged(folder: Path, problem: str) -> UserError:
 
 
 def read_study(folder: Path) -> Study:
-    """Return the study of study.json. Raises UserError if it is missing or damaged."""
+    """Return the study recorded in study.json. Raises UserError if it is missing or corrupt."""
     study = _read(folder)[1]
     return replace(study, runs=[replace(run, folder=folder / run.id) for run in study.runs])
 
 
 def load_study(folder: Path) -> Study:
-    """Read study.json and select its cluster for Slurm's commands. Raises UserError if it is missing or damaged."""
+    """Read study.json and select its cluster for Slurm's commands. Raises UserError if it is missing or corrupt."""
     study = read_study(folder)
     selected_cluster.select(study.cluster)
     return study
 
 
 def find_study(target: str | None, output: Path = Path("out")) -> Study:
-    """Return the study with this folder or name; by default the one submitted last. Raises UserError."""
+    """Return the study with this folder or name, by default the last submitted one. Raises UserError."""
     if target is not None:
         folders = (Path(target), output / target)
         for folder in folders:
@@ -319,9 +319,9 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
 
 
 def find_run(text: str, study: str | None, output: Path = Path("out")) -> StudyRun:
-    """Return the run in a folder, or of STUDY/RUN, or of the study `study`. Raises UserError.
+    """Return the run given by its folder, as STUDY/RUN, or as RUN of the study `study`. Raises UserError.
 
-    RUN is a run's id, the beginning of one, or a cell.
+    RUN is a run's id, the beginning of an id, or a cell.
     """
     folder = Path(text)
     if (folder / run_files.CONFIG).exists():
@@ -348,7 +348,7 @@ def _studies(output: Path) -> list[str]:
 
 
 def remember_last(folder: Path) -> None:
-    """Record the study submitted last, wherever its `output:` is, for commands without a study's name."""
+    """Record the last submitted study, wherever its `output:` is, for commands that are given no study."""
     output = Path("out")
     with contextlib.suppress(OSError):
         output.mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
 """Attempts at queueing a run, each claimed by one submit (see trainer/rundir/claims.py).
 
-`<run>/.queue/<attempt>/` belongs to the submit that created it. `claim.json` in it names the token in the job's
-comment, by which a job whose sbatch answer was lost is found again, and the run's index in the array. `job` holds the
-id of the job that runs the attempt: a second job of the same submission finds it taken and leaves. `cancelled` is
-there if `ablatrix cancel` has ended the attempt.
+`<run>/.queue/<attempt>/` belongs to the submit that created it. Its `claim.json` contains the run's index in the array
+and the token in the job's comment, by which a job is found again if sbatch's answer was lost. `job` contains the id of
+the job that runs the attempt: a second job of the same submission finds it taken and exits. `cancelled` exists if
+`ablatrix cancel` has ended the attempt.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ablatrix.trainer.rundir import claims, run_files
 from ablatrix.trainer.rundir.files import atomic_write, create, make_folder, owner_name
 
 FOLDER = run_files.QUEUE
-# A claim without a known job is void after this many seconds, long after every sbatch has answered or timed out
+# Seconds after which a claim without a known job is void; by then every sbatch has answered or timed out
 VOID_AFTER = env_settings.seconds("ABLATRIX_CLAIM_SECONDS", 180.0)
 
-FOLLOW_SECONDS = 300.0  # within which the first node of a job must have started
+FOLLOW_SECONDS = 300.0  # within which a job's first node must have started
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,22 @@ class Claim:
 
     attempt: int
     token: str = ""
-    index: int = 0  # of the run in the submission's array
-    tasks: int = 1  # of that array; 1: a plain job
+    index: int = 0  # the run's position in the submission's array
+    tasks: int = 1  # size of that array; 1: a plain job
 
 
 def new_token() -> str:
-    """Return 64 random bits as hex: a name for one sbatch call."""
+    """Return 64 random bits as hex, which identify one sbatch call."""
     return secrets.token_hex(8)
 
 
 def newest(run_dir: Path) -> int:
-    """Return the number of the newest attempt, 0 before the first. Raises OSError."""
+    """Return the number of the newest attempt, 0 if there is none. Raises OSError."""
     return claims.newest(run_dir / FOLDER)
 
 
 def take(run_dir: Path, attempt: int) -> bool:
-    """Claim this attempt; return False where another submit has it. Raises OSError if the folder cannot be written."""
+    """Claim this attempt; return False if another submit has it. Raises OSError if the folder cannot be written."""
     return claims.take(run_dir / FOLDER, attempt)
 
 
@@ -71,7 +71,7 @@ def read(run_dir: Path, attempt: int) -> Claim:
 
 
 def describe_owner(run_dir: Path, attempt: int) -> str:
-    """Return who has claimed this attempt, where and when, as far as it is known."""
+    """Return who claimed this attempt, where and when, as far as known."""
     folder = run_dir / FOLDER / str(attempt)
     record = run_files.read_json(folder / "claim.json") or {}
     words = [owner_name(folder), str(record.get("by", ""))]
@@ -84,15 +84,15 @@ def is_void(run_dir: Path, attempt: int) -> bool:
     """True if this claim is so old that its sbatch must have ended, by the file server's clock."""
     try:
         return shared_fs.age(run_dir / FOLDER / str(attempt), run_dir / FOLDER) > VOID_AFTER
-    except FileNotFoundError:  # removed meanwhile
+    except FileNotFoundError:  # removed in the meantime
         return True
 
 
 def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
-    """Start an attempt in its job: return None if the job may run it, else why not.
+    """Start an attempt in its job; return None if the job may run it, else why not.
 
-    A requeued job finds its own id and continues; a second job of the same attempt, or one whose attempt was given up,
-    must leave. Raises OSError if the folder cannot be written.
+    A requeued job finds its own id and continues; a second job of the same attempt, or a job whose attempt was given
+    up, must exit. Raises OSError if the folder cannot be written.
     """
     superseded = _superseded(run_dir, attempt)
     if superseded:
@@ -104,7 +104,7 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
     temporary = path.with_name(f".job.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         create(temporary, job_id)
-        os.link(temporary, path)  # has one winner, like mkdir, whose file is complete
+        os.link(temporary, path)  # one winner, as with mkdir, but with a complete file
     except FileExistsError:
         return _other_owner(run_files.read_text(path), attempt, job_id)
     finally:
@@ -138,9 +138,9 @@ def follow(run_dir: Path, attempt: int, job_id: str, seconds: float = FOLLOW_SEC
 
 
 def may_be_unseen(run_dir: Path, attempt: int) -> bool:
-    """True if the job of this attempt, which has left the queue, may have written what is not visible here yet.
+    """True if the job of this attempt, which has left the queue, may have written files not yet visible here.
 
-    The delay counts from when any process first found the job gone, and again from every later write.
+    The delay counts from when any process first found the job gone, and again from each later write.
     """
     delay = shared_fs.visibility_delay(run_dir)
     return not shared_fs.has_settled(run_dir / FOLDER / f".gone-{attempt}", run_dir / run_files.EVENTS, delay)
@@ -154,12 +154,12 @@ def has_started(run_dir: Path, attempt: int) -> bool:
 def mark_cancelled(run_dir: Path, attempt: int) -> None:
     """Record that `ablatrix cancel` ends this attempt, in a file of its own: the running job writes the events.
 
-    Does nothing where the file cannot be written: the attempt ends all the same.
+    Does nothing if the file cannot be written: the attempt ends anyway.
     """
     with contextlib.suppress(OSError):
         (run_dir / FOLDER / str(attempt) / "cancelled").touch()
 
 
 def is_marked_cancelled(run_dir: Path, attempt: int) -> bool:
-    """True if `ablatrix cancel` has ended this attempt, not somebody's scancel."""
+    """True if `ablatrix cancel`, not a plain scancel, ended this attempt."""
     return (run_dir / FOLDER / str(attempt) / "cancelled").exists()

@@ -1,4 +1,4 @@
-"""Code snapshots that nothing names any more, and their removal."""
+"""Code snapshots that are no longer used, and their removal."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ablatrix.trainer.rundir.files import is_own, read_bytes
 _CODE = re.compile(r"\b[0-9a-f]{16}\b")
 UNUSED_SECONDS = 3600.0  # a submit uses its snapshot within seconds of taking it
 SCRIPTS_KEPT = 30 * 86400.0  # a job script that is older has run, or been cancelled
-MOST_SNAPSHOTS = 10  # beyond which `submit` removes those that nothing names
+MOST_SNAPSHOTS = 10  # beyond which `submit` removes unused ones
 
 
 def find_unused(store: Path) -> list[Path]:
     """Return the snapshots that no run, job script or waiting wave names, unless they were taken just now.
 
-    Empty if a study cannot be read: it might name one.
+    Return [] if a study cannot be read, as it might name any of them.
     """
     if not store.is_dir() or not is_own(store):
         return []
@@ -44,10 +44,10 @@ def prune(store: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a snapshot and its patch, unless a submit has taken it meanwhile."""
+    """Remove a snapshot and its patch, unless a submit has used it in the meantime."""
     taken = path.stat().st_mtime
     half = path.with_name(f".{path.name}.{os.getpid()}.gone.tmp")
-    path.rename(half)  # from here on a submit writes it again
+    path.rename(half)  # from here on, a submit creates it anew
     if half.stat().st_mtime != taken:
         with contextlib.suppress(OSError):
             half.rename(path)
@@ -61,7 +61,7 @@ def _snapshots(store: Path) -> list[Path]:
 
 
 def _find_named(folder: Path) -> set[str]:
-    """Return words that may name a snapshot in records and job scripts of a folder's studies. Raises OSError."""
+    """Return words in the records and job scripts of a folder's studies that may name a snapshot. Raises OSError."""
     named: set[str] = set()
     for study in folder.iterdir():
         if study.name.startswith(".") or not study.is_dir():

@@ -136,9 +136,7 @@ class _Wave:
             waiting[:count] = refused
             if refused:
                 self._refused = True
-                size = self.most = max(
-                    len(first) > 1, (len(first) - 1) // 2
-                )  # half, keeping one place for the follow-up
+                size = self.most = max(len(first) > 1, (len(first) - 1) // 2)  # half, less the follow-up's place
                 continue
             budget -= len(first)
             if self._refused and waiting:  # leave the rest of the room for the follow-up job
