@@ -23,8 +23,7 @@ class Series:
 class Line:
     """One curve. style: index of color, dash and marker; dots: a marker at every point; light: in the background.
 
-    seeds: the curves of single runs, drawn thin behind it; bars: single points whose intervals are bars; plain: without
-    markers.
+    seeds: curves of single runs, drawn thin behind it; bars: isolated points with error bars; plain: no markers.
     """
 
     label: str
@@ -41,8 +40,8 @@ class Line:
 class Panel:
     """One pair of axes. zero: draw a line at 0, the baseline.
 
-    log_ticks: if given, x are natural logarithms, and the axis shows these values of what they are of.
-    direct: every line has its label at its end; per_step: tokens of a step, for a second axis in steps.
+    log_ticks: if given, x is in natural logarithms and the axis is labeled with these values before the logarithm.
+    direct: label every line at its end; per_step: tokens per step, for a second axis in steps.
     """
 
     title: str
@@ -64,8 +63,8 @@ Bounds = tuple[float, float]
 class ForestRow:
     """One effect, or the baseline, which has none.
 
-    inner, outer: its pointwise and its simultaneous 95% interval; values: differences of single seeds; cells: the texts
-    of the table's columns; verdict decides color and marker.
+    inner, outer: its pointwise and simultaneous 95% intervals; values: differences of single seeds; cells: contents of
+    the table's columns; verdict: determines color and marker.
     """
 
     label: str
@@ -80,10 +79,10 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class Forest:
-    """Effects with their intervals, a row each: a forest plot and a table at once.
+    """Effects with their intervals, one per row: both a forest plot and a table.
 
-    head: names of the columns, the most important first: where room is scarce, the last ones are left out. band:
-    half-width of the shaded range around 0, None for none; ends: names of the sides; limits: those of the axis.
+    head: names of the columns, most important first: if space is short, the last ones are left out. band: half-width of
+    the shaded range around 0, None for none; ends: names of the sides; limits: of the axis.
     """
 
     rows: tuple[ForestRow, ...]
@@ -95,16 +94,16 @@ class Forest:
     first: str = "cell"  # name of the column of labels
 
     def place(self, value: float) -> float:
-        """Return where a value is on the axis, from 0 at the left end to 1; values outside are at its ends."""
+        """Return the position of a value on the axis, from 0 (left) to 1 (right); values outside are clipped."""
         low, high = self.limits
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A bar of a waterfall from `start` to `end`. text: its size; helps: None for neither; interval: that of its end.
+    """A bar of a waterfall from `start` to `end`. text: its size; helps: None if it neither helps nor hurts.
 
-    total: it is the whole, and begins at the baseline.
+    interval: of its end; total: True for the bar of the whole, which begins at the baseline.
     """
 
     label: str
@@ -118,7 +117,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Waterfall:
-    """Bars that add up, a row each. ends: names of the sides; limits: those of the axis."""
+    """Bars that add up, one per row. ends: names of the sides; limits: of the axis."""
 
     steps: tuple[Step, ...]
     x_label: str

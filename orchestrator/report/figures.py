@@ -1,4 +1,4 @@
-"""The figures of a report: which curves each one shows, and its caption. forests.py has those of effects."""
+"""The figures of a report: which curves each one shows, and its caption. The figures of effects are in forests.py."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
 
-MOST_LINES = 12  # of one panel: more are indistinguishable
+MOST_LINES = 12  # in one panel: more cannot be told apart
 MOST_PANELS = 12
-ALIKE = 1.02  # ratio of costs up to which a plot against them shows nothing
-SETTLED = 0.15  # ranges ignore this first part of the training, where every curve falls steeply
-LATE_START = 0.25  # of the training: an axis begins there if no evaluation is earlier
+ALIKE = 1.02  # ratio of costs up to which a plot against cost shows nothing
+SETTLED = 0.15  # axis ranges ignore this first part of training, where every curve falls steeply
+LATE_START = 0.25  # fraction of training: an axis starts at the first evaluation if that is later
 AXES = {"tokens": "tokens trained on", "steps": "steps"}
 
 
 def build_figures(analysis: Analysis, headline: str) -> list[Figure]:
-    """Return every figure that the study has data for, in the order of the page. headline: the study's sentence."""
+    """Return every figure that the study has data for, in page order. headline: the study's result in one sentence."""
     made = [
         forests.effects(analysis, headline),
         sizes_section.figure(analysis),
@@ -69,7 +69,7 @@ def chosen(analysis: Analysis, most: int) -> tuple[list[CellResult], str]:
 
 
 def differences(analysis: Analysis) -> Figure | None:
-    """Return small multiples: a panel per cell with its difference from the baseline during training."""
+    """Return small multiples: one panel per cell with its difference from the baseline during training."""
     base = analysis.base
     if base is None:
         return None
@@ -118,7 +118,7 @@ def _largest(analysis: Analysis) -> str:
 
 
 def difference_range(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
-    """Return a range around 0 that shows the settled part of the lines, and bands up to twice as far."""
+    """Return a range around 0 that shows the settled part of the lines, and bands that reach up to twice as far."""
     seen = [line.series.y[(line.series.x > SETTLED * end) & np.isfinite(line.series.y)] for line in lines]
     values = np.concatenate([*seen, [0.0]])
     low, high = float(values.min()), float(values.max())
@@ -138,7 +138,7 @@ def loss_curves(analysis: Analysis) -> Figure:
     end = curves.span(cells)
     style, measure = styles(analysis), analysis.study.measure
     axis = AXES[analysis.budget]
-    unit = measure.unit if measure.is_loss else ""  # of the training loss, where it is the measure's
+    unit = measure.unit if measure.is_loss else ""  # the training loss has the measure's unit
     per_step = curves.tokens_per_step(cells) if axis == AXES["tokens"] else None
     held = tuple(
         Line(c.name, style[c.name], curves.held_out(c), dots=True, seeds=curves.held_out_seeds(c)) for c in cells
@@ -193,7 +193,7 @@ def _best_end(analysis: Analysis) -> str:
 
 
 def _drawn_tokens(lines: tuple[Line, ...], end: float) -> tuple[float, float]:
-    """Return the range of tokens without a long start in which no line has a point."""
+    """Return the range of tokens, without a long empty start."""
     first = min(float(line.series.x[0]) for line in lines if len(line.series.x))
     return (first - 0.02 * end if first > LATE_START * end else 0.0), 1.02 * end
 
@@ -209,7 +209,7 @@ def _overlay(analysis: Analysis) -> tuple[list[CellResult], str]:
 
 
 def settled_range(lines: tuple[Line, ...], end: float, rising: bool = False) -> tuple[float, float]:
-    """Return the range of all lines after the steep start; a diverging line leaves it."""
+    """Return the range of all lines after the steep start; a diverging line may leave it."""
     if rising:
         mirrored = tuple(replace(line, series=replace(line.series, y=-line.series.y)) for line in lines)
         low, high = settled_range(mirrored, end)
@@ -230,7 +230,7 @@ def settled_range(lines: tuple[Line, ...], end: float, rising: bool = False) -> 
 
 
 def schedules(analysis: Analysis) -> Figure | None:
-    """Return the learning rates (equal ones are drawn once) and gradient norms."""
+    """Return the figure of learning rates (identical ones are drawn once) and gradient norms."""
     cells, remark = _overlay(analysis)
     end = curves.span(cells)
     style = styles(analysis)
@@ -287,7 +287,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
 
 
 def tuned_arms(analysis: Analysis) -> Figure | None:
-    """Return the results of the tuning runs against the tuned setting, an arm each, with their parabolas."""
+    """Return the results of the tuning runs against the tuned setting, one line per arm, with fitted parabolas."""
     found = analysis.tuned
     if found is None:
         return None

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 # inches
 ROW, HEAD, AXIS, TITLE_LINE, MARGIN, GAP = 0.24, 0.26, 0.5, 0.19, 0.1, 0.14
 LEAST_BARS = 2.2  # width of the bars; columns that leave less are not drawn
-MOST_ROWS = 36  # of one picture, which fits on a page of a paper; report.html and comparison.csv have all
-LABEL = 32  # characters of a name
-MOST_OF_LABELS = 0.5  # of the width
+MOST_ROWS = 36  # in one image, which fits on a page; report.html and comparison.csv have all
+LABEL = 32  # longest name, in characters
+MOST_OF_LABELS = 0.5  # fraction of the width
 SIZE = 8.0  # points
-UNDECIDED = (GREY, "D", PAPER)  # color, marker and its face
+UNDECIDED = (GREY, "D", PAPER)  # color, marker and marker face
 STYLES = {
     "helps": (COLORS[0], "o", COLORS[0]),
     "hurts": (COLORS[1], "s", COLORS[1]),
     "unstable": (COLORS[1], "D", PAPER),
 }
-WORDS = ("verdict", "reading")  # columns that are aligned to the left
+WORDS = ("verdict", "reading")  # left-aligned columns
 
 
 def fill(canvas: Canvas, title: str, forest: Forest, width: float) -> None:
@@ -51,7 +51,7 @@ def fill(canvas: Canvas, title: str, forest: Forest, width: float) -> None:
 
 
 def wrap(text: str, width: float, size: float = SIZE) -> list[str]:
-    """Return text as lines of bold letters that fit into `width` inches, as few as can be and about equally long."""
+    """Wrap bold text to `width` inches, in as few lines as possible and of about equal length."""
     longest = int(width / (0.0098 * size))
     count = len(textwrap.wrap(text, longest, break_on_hyphens=False))
     for most in range(len(text) // max(count, 1), longest + 1):
@@ -62,12 +62,12 @@ def wrap(text: str, width: float, size: float = SIZE) -> list[str]:
 
 
 def height_of(rows: int, row: float = ROW) -> float:
-    """Return the height in inches of a plot of so many rows, each `row` inches high."""
+    """Return the height in inches of a plot with `rows` rows, each `row` inches high."""
     return HEAD + row * rows + AXIS
 
 
 def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: float, *, row: float = ROW) -> None:
-    """Draw the plot into a canvas at these inches from its lower left corner. row: height of a row in inches."""
+    """Draw the plot into a canvas, placed in inches from its lower left corner. row: height of a row in inches."""
     across, up = canvas.get_size_inches()
     names = shorten((row.label for row in forest.rows), LABEL)
     labels = [names[row.label] for row in forest.rows]
@@ -104,7 +104,7 @@ def widest(canvas: Canvas, texts: Iterable[str], weight: str = "normal") -> floa
 
 
 def _write(axes: Axes, x: float, row: float, text: str, **style: Any) -> None:
-    """Write a text `x` inches right of the axes' left edge, in the middle of a row."""
+    """Write text `x` inches right of the axes' left edge, vertically centered in a row."""
     place: Any = ("axes fraction", "data")
     axes.annotate(
         text,

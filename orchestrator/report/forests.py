@@ -1,4 +1,4 @@
-"""Forest plots that are tables at the same time: effects of cells, main effects, what is left out, interactions."""
+"""Forest plots that double as tables: effects of cells, main effects, leave-one-out effects, interactions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
 
-MANY_CELLS = 12  # from here on they are sorted by effect, and details folded
+MANY_CELLS = 12  # from this many on, cells are sorted by effect and details are folded
 
 
 def effects(analysis: Analysis, headline: str) -> Figure:
-    """Return the forest plot of all cells, which is also the main table; the study in one sentence is its title."""
+    """Return the forest plot of all cells, which is also the main table. headline: its title."""
     measure, cells = analysis.measure, ordered(analysis)
     columns = {
         "effect": "effect",
@@ -47,7 +47,7 @@ def effects(analysis: Analysis, headline: str) -> Figure:
 
 
 def ordered(analysis: Analysis) -> list[CellResult]:
-    """Return the compared cells in the study's order, or by effect, the best first, where they are many."""
+    """Return the compared cells in the study's order, or sorted by effect, best first, if there are many."""
     cells = analysis.compared
     if len(cells) < MANY_CELLS - 1:
         return cells
@@ -56,7 +56,7 @@ def ordered(analysis: Analysis) -> list[CellResult]:
 
 
 def effect_row(cell: CellResult, analysis: Analysis, columns: Iterable[str], label: str = "") -> ForestRow:
-    """Return a cell as a row. columns: fields of its CellText; label: in place of its name."""
+    """Return a cell as a row. columns: fields of its CellText; label: shown instead of its name."""
     text, effect = wording.cell_text(cell, analysis), cell.effect
     mean, values = (effect.mean, effect.values) if effect else (None, ())
     return ForestRow(
@@ -71,7 +71,7 @@ def effect_row(cell: CellResult, analysis: Analysis, columns: Iterable[str], lab
 
 
 def _bounds_of(effect: Effect | None) -> tuple[Bounds | None, Bounds | None]:
-    """Return the pointwise and the simultaneous interval, None for an unknown one."""
+    """Return the pointwise and the simultaneous interval, each None if unknown."""
     if effect is None or effect.low is None or effect.high is None:
         return None, None
     outer = None if effect.joint_low is None or effect.joint_high is None else (effect.joint_low, effect.joint_high)
@@ -170,7 +170,7 @@ def _contrasts(
     contrasts: Sequence[Contrast],
     words: tuple[str, str] = _HELPS,
 ) -> Figure | None:
-    """Return contrasts as a figure. texts: its title, its caption and the name of what is on the axis."""
+    """Return contrasts as a figure. texts: title, caption and axis label."""
     title, caption, label = texts
     if not any(c.effect for c in contrasts):
         return None
@@ -190,7 +190,7 @@ def _contrasts(
 
 
 def _claim(analysis: Analysis, contrasts: Sequence[Contrast]) -> str:
-    """Return `largest for swiglu × rope, −0.042 nats`, of those that are shown."""
+    """Return `largest for swiglu × rope, −0.042 nats`, among the significant contrasts."""
     shown = [(c.name, c.effect.mean) for c in contrasts if c.effect and c.effect.at_least is not None]
     if not shown:
         return "none is shown"
@@ -200,7 +200,7 @@ def _claim(analysis: Analysis, contrasts: Sequence[Contrast]) -> str:
 
 
 def contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str, str], digits: int) -> ForestRow:
-    """Return a contrast as a row with the columns of its effect and CONTRAST. words: better, worse, neither of both."""
+    """Return a contrast as a row with the columns of its effect and CONTRAST. words: for better, worse and neither."""
     effect, (better, worse, neither) = contrast.effect, words
     reading = verdicts.contrast_verdict(contrast, measure, worse, better, neither)
     reading += f" ({contrast.missing} of its runs are missing)" if contrast.missing else ""

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EM DASH}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-LEAST_OF_PART, WITH_BEGINNING = 9, 16  # characters of shortened names
+LEAST_OF_PART, WITH_BEGINNING = 9, 16  # in characters, for shortened names
 _JOINED = re.compile(r"( × |\+)")  # between the parts of a pair or a combination
 USUAL_DECIMALS, LEAST_OF_NLL, MOST_DECIMALS = 4, 3, 9
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def signed(value: float | None, digits: int) -> str:
-    """+0.0421, with a typographic minus sign; an em dash for None."""
+    """Return `+0.0421`, with a typographic minus sign; an em dash for None."""
     if value is None:
         return DASH
     text = f"{value:+.{digits}f}"
@@ -36,12 +36,12 @@ def plain(value: float | None, digits: int) -> str:
 
 
 def decimals_for(uncertainty: float, least: int = 0) -> int:
-    """Return the decimals that show two digits of a positive number, between `least` and MOST_DECIMALS."""
+    """Return the number of decimals that show two digits of a positive number, between `least` and MOST_DECIMALS."""
     return min(max(1 - math.floor(math.log10(uncertainty)), least), MOST_DECIMALS)
 
 
 def span_text(low: float | None, high: float | None, digits: int, sign: bool = True) -> str:
-    """Return `−0.190 to −0.101`; an em dash where there is no interval. sign: write + too, as for effects."""
+    """Return `−0.190 to −0.101`; an em dash if there is no interval. sign: write + too, as for effects."""
     text = signed if sign else plain
     if low is None or high is None:
         return DASH
@@ -49,7 +49,7 @@ def span_text(low: float | None, high: float | None, digits: int, sign: bool = T
 
 
 def bound_decimals(bound: float, digits: int) -> int:
-    """Return the decimals of a bound: more than `digits` where it would read as 0, which hides its side."""
+    """Return the number of decimals of a bound: more than `digits` if it would read as 0, hiding its sign."""
     if bound == 0 or float(f"{bound:.{digits}f}") != 0:
         return digits
     needed = -math.floor(math.log10(abs(bound)))
@@ -62,20 +62,20 @@ def level_text(alpha: float) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """p = 0.012; never p = 0.000."""
+    """Return `p = 0.012`; never `p = 0.000`."""
     if p is None:
         return DASH
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def p_equals(p: float | None) -> str:
-    """`= 0.012`, `< 0.001`: after the letter p."""
+    """Return `= 0.012` or `< 0.001`, to follow the letter p."""
     text = p_text(p)
     return text if text.startswith("<") else f"= {text}"
 
 
 def with_margin(effect: Effect | None, digits: int) -> str:
-    """-0.0421 ± 0.0110: the effect and half its pointwise interval."""
+    """Return `−0.0421 ± 0.0110`: the effect and half the width of its pointwise interval."""
     if effect is None:
         return DASH
     half = effect.half_width
@@ -83,7 +83,7 @@ def with_margin(effect: Effect | None, digits: int) -> str:
 
 
 def quantity(value: float | None, unit: str = "") -> str:
-    """1234567 -> 1.23 M: three digits and a metric prefix."""
+    """Return the value with three digits and a metric prefix: 1234567 -> 1.23 M."""
     if value is None or not math.isfinite(value):
         return DASH
     for factor, prefix in PREFIXES:
@@ -95,7 +95,7 @@ def quantity(value: float | None, unit: str = "") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """95.2 -> 1 min 35 s."""
+    """Return a duration in words: 95.2 -> 1 min 35 s."""
     if seconds is None or not math.isfinite(seconds):
         return DASH
     if seconds < 60:
@@ -122,7 +122,7 @@ def reach_text(reach: Reach | None, unit: str) -> str:
 
 
 def times(factor: float | None) -> str:
-    """1.149 -> 1.15×."""
+    """Return a factor: 1.149 -> 1.15×."""
     return DASH if factor is None else f"{factor:.2f}×"
 
 
@@ -134,7 +134,7 @@ def factor_text(reach: Reach | None) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """Return a long name without its middle: names built from parts differ at both ends."""
+    """Return a name with its middle elided if it is long: names built from parts differ at both ends."""
     name = visible(name)
     if len(name) <= most:
         return name
@@ -143,11 +143,11 @@ def short(name: str, most: int) -> str:
 
 
 def shorten(names: Iterable[str], most: int) -> dict[str, str]:
-    """Return each name in at most `most` characters, no two of them alike.
+    """Shorten names to at most `most` characters, no two of them alike.
 
-    Names that `short` makes look alike show where they first differ; if that does not tell them apart they stay whole.
-    Where a long one is of a combination (`a+b`, `a × b`), each part is shortened by itself, the same in all names,
-    if that is short enough.
+    Names that `short` makes identical show where they first differ; if that does not tell them apart, they stay whole.
+    If a long name is a combination (`a+b`, `a × b`), its parts are shortened individually, in the same way in all
+    names, provided that the result is short enough.
     """
     split = {name: _JOINED.split(visible(name)) for name in names}
     long = [len(parts) // 2 + 1 for name, parts in split.items() if len(name) > most and len(parts) > 1]
@@ -170,7 +170,7 @@ def _shorten(names: Iterable[str], most: int) -> dict[str, str]:
 
 
 def _find_alike(texts: Mapping[str, str]) -> list[list[str]]:
-    """Return the names that have the same text, group by group."""
+    """Return the groups of names that have the same text."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name, text in texts.items():
         groups[text].append(name)
@@ -178,7 +178,7 @@ def _find_alike(texts: Mapping[str, str]) -> list[list[str]]:
 
 
 def _show_difference(names: Sequence[str], most: int) -> dict[str, str]:
-    """Return names as their beginning, if there is room, and the part around the first character where they differ."""
+    """Shorten names to their beginning, if there is room, and the part around the first character where they differ."""
     shown = {name: visible(name) for name in names}
     differ = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*shown.values(), strict=False)))
     head = most // 3 if most >= WITH_BEGINNING else 0
@@ -189,6 +189,6 @@ def _show_difference(names: Sequence[str], most: int) -> dict[str, str]:
 
 
 def join_names(names: Sequence[str], most: int = 8) -> str:
-    """a, b and c; a list longer than `most` ends with the number of the rest."""
+    """Return `a, b and c`; a list longer than `most` ends in the number of remaining names."""
     shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

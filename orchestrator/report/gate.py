@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def find_stages(study: Study) -> Stages:
-    """Return the runs beyond the first size, and for `status` a line on each size that has ended.
+    """Return the runs beyond the first size, and a line for `status` on each size that has ended.
 
-    A size is judged when all its runs that are needed have ended, as the report judges it at that time.
+    A size is judged once all of its needed runs have ended, exactly as the report would judge it then.
     """
     if study.stop_if is None:
         return Stages()
@@ -41,7 +41,7 @@ def find_stages(study: Study) -> Stages:
 
 
 def _runs_of_size(part: Study, stopped: Mapping[str, str], waits: str) -> dict[str, str]:
-    """Return the runs of a size: id -> why it is not queued now, '' if it is due. The baseline goes with any cell."""
+    """Return the runs of a size: id -> why it is not queued, '' if it is due. The baseline runs if any cell does."""
     idle = all(name in stopped for name, runs in part.cells.items() if runs[0].features)
     found = {}
     for run in part.runs:
@@ -53,7 +53,7 @@ def _runs_of_size(part: Study, stopped: Mapping[str, str], waits: str) -> dict[s
 
 
 def shown_part(study: Study) -> Study:
-    """Return the study without the runs that the gate keeps from being queued."""
+    """Return the study without the runs that the gate will never queue."""
     later = find_stages(study).later
     return study.with_runs(
         run for run in study.runs if run.state != "planned" or not is_needless(later.get(run.id, ""))

@@ -22,7 +22,7 @@ HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents",
 
 
 def over_documents(analysis: Analysis) -> list[Block]:
-    """Return the standard errors of every effect over seeds and over documents, and the bits per byte."""
+    """Return the standard errors of every effect over seeds and over documents, with bits per byte."""
     base, size = analysis.base, documents.evaluated_text(analysis.study.runs)
     if base is None or size is None:
         return []
@@ -57,7 +57,7 @@ def _across_tokenizers(analysis: Analysis) -> list[str]:
 
 
 def domains(analysis: Analysis) -> list[Block]:
-    """Return the held-out NLL per domain with each cell's effect there."""
+    """Return the held-out NLL in each domain and each cell's effect there."""
     parts = breakdown.by_domain(analysis)
     if not parts:
         return []
@@ -76,7 +76,7 @@ def domains(analysis: Analysis) -> list[Block]:
 
 
 def context_lengths(analysis: Analysis, figure: Figure | None) -> list[Block]:
-    """Return the held-out NLL of every cell at each context length, with its effect there."""
+    """Return the held-out NLL of every cell at each context length and its effect there."""
     parts = breakdown.by_context_length(analysis)
     if not parts:
         return []
@@ -102,7 +102,7 @@ def context_lengths(analysis: Analysis, figure: Figure | None) -> list[Block]:
 
 
 def _effects(part: breakdown.Part, names: Sequence[str], analysis: Analysis) -> list[str]:
-    """Return the effect of each cell in a part, with its marks."""
+    """Return the effect of each cell in a part, with its significance marks."""
     found = []
     for name in names:
         effect, excess = part.effects[name], part.excess.get(name)
@@ -117,7 +117,7 @@ def _is_significant(contrast: Contrast) -> bool:
 
 
 def columns(cell: CellResult) -> dict[str, float | None]:
-    """Return what comparison.csv and the JSON record have on the held-out text."""
+    """Return the columns on the held-out text for comparison.csv and the JSON record."""
     error = cell.text_error
     return {
         "bits_per_byte": cell.average("val_bits_per_byte"),

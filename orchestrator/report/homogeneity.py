@@ -1,4 +1,4 @@
-"""Do all cells have the same noise? Tests of the pool, cells that do not belong into it, and outliers among runs."""
+"""Tests whether all cells have the same noise: cells that do not belong in the pool, and outliers among runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 ODD = 0.01  # level of Cochran's test
 NOISY_REFERENCE = 0.05  # level of the test of the reference's noise
-LEAST_FREEDOM = 6  # degrees of freedom without which a median of residuals says nothing
+LEAST_FREEDOM = 6  # fewest degrees of freedom at which a median of residuals is meaningful
 FAR = 5 * 1.4826  # median absolute deviations: 5 standard deviations of a normal distribution
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of the pool. sd: a run's; bartlett, levene: p values of equal variances, None with too few runs.
+    """The noise of the pool. sd: of a run; bartlett, levene: p values of equal variances, None with too few runs.
 
     paired_away: share of the variance within cells that pairing by seed removed; intraclass: intraclass correlation.
     """
@@ -42,7 +42,7 @@ def describe_noise(pool: Fit) -> Noise:
 
 
 def intraclass_correlation(pool: Fit) -> float:
-    """Return the share of the variance of a run that its seed explains in all cells alike, from mean squares."""
+    """Return the share of a run's variance explained by a seed effect common to all cells, from mean squares."""
     seeds = len(pool.seeds) - 1
     explained = pool.without_blocks().rss - pool.rss
     if not seeds or explained <= 0:
@@ -65,7 +65,7 @@ def bartlett(pool: Fit) -> float | None:
 
 
 def levene(pool: Fit) -> float | None:
-    """Return the p value of Levene's test around the median (Brown & Forsythe 1974), of the residuals."""
+    """Return the p value of Levene's test around the median (Brown & Forsythe 1974) on the residuals."""
     rows = [row[~np.isnan(row)] for row in pool.residuals]
     sizes = [np.abs(row - np.median(row)) for row in rows if len(row) > 1]
     number, total = len(sizes), sum(map(len, sizes))
@@ -78,10 +78,10 @@ def levene(pool: Fit) -> float | None:
 
 
 def find_odd_cells(pool: Fit) -> tuple[Fit, tuple[str, ...]]:
-    """Return the pool without the cells that are far noisier than the others, and their names, by Cochran's test.
+    """Return the pool without cells far noisier than the others by Cochran's test, and the names of those cells.
 
-    Cochran (1941): the largest variance against the rest, times the number of cells; here by `noisier_than_rest`.
-    Repeated until no cell is significant at ODD. A pool of two cells cannot be tested.
+    Cochran (1941): tests the largest variance against the rest and multiplies p by the number of cells; here the test
+    is `noisier_than_rest`. Repeated until no cell is significant at ODD. A pool of two cells cannot be tested.
     """
     odd: list[str] = []
     while len(pool.cells) > 2 and np.isfinite(pool.own_variances).any():
@@ -95,9 +95,9 @@ def find_odd_cells(pool: Fit) -> tuple[Fit, tuple[str, ...]]:
 
 
 def noisier_than_rest(pool: Fit, cell: str) -> tuple[float, Fit | None]:
-    """Return the p value that a cell is not noisier than the others, and the model of the others.
+    """Return the p value of the hypothesis that a cell is no noisier than the others, and the model of the others.
 
-    An exact F test: what the cell adds to the sum of squares against the model fitted without it.
+    Exact F test: what the cell adds to the sum of squares, compared with the model fitted without it.
     """
     rest = pool.without([cell])
     if rest is None or rest.df < 1 or rest.rss <= 0 or pool.df <= rest.df:
@@ -107,10 +107,10 @@ def noisier_than_rest(pool: Fit, cell: str) -> tuple[float, Fit | None]:
 
 
 def variances(pool: Fit, reference: str) -> np.ndarray:
-    """Return the noise variance by which each cell is judged, (k,): the pool's, or its own if that is larger.
+    """Return the noise variance used to judge each cell, (k,): the pool's, or the cell's own if that is larger.
 
-    The reference takes part in every comparison, and has the pool's unless its own is significantly larger. Without
-    this a cell of three times the noise of the others raises the chance of a false verdict from 5% to 10%.
+    The reference enters every comparison, so it gets the pool's variance unless its own is significantly larger. If all
+    cells got the pool's, a cell three times as noisy would raise the chance of a false verdict from 5% to 10%.
     """
     own = np.where(np.isnan(pool.own_variances), 0.0, pool.own_variances)
     used = np.maximum(own, pool.variance)
@@ -123,9 +123,10 @@ def variances(pool: Fit, reference: str) -> np.ndarray:
 def find_outliers(pool: Fit) -> tuple[tuple[str, int], ...]:
     """Return runs (cell, seed) whose residual is beyond FAR median absolute deviations of all residuals.
 
-    Residuals are standardized, and the deviation is that of the model fitted without the run: an outlier shifts the
-    residuals of its cell and of its seed too. One at a time, the farthest first. Where residuals tie (two cells), the
-    run farther from the median of its cell is taken; with two runs in a cell it cannot be known, and none is.
+    Residuals are standardized, and the deviation is taken from the model fitted without the run, because an outlier
+    also shifts the residuals of its cell and its seed. Runs are removed one at a time, farthest first. If residuals tie
+    (two cells), the run farther from its cell's median is taken; in a cell of two runs the outlier is undetermined, so
+    none is.
     """
     found: list[tuple[str, int]] = []
     left = pool

@@ -1,4 +1,4 @@
-"""Contradictions between the files of a study: results that were edited, lost or mixed up after its runs."""
+"""Contradictions between the files of a study: results that were edited, lost or mixed up afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATHS = (("data", "file_path"), ("data", "test_file"), ("data", "tokenizer"), ("
 
 
 def find_contradictions(study: Study) -> list[str]:
-    """Return a line for each contradiction between study.json, config.json, summary.json and loss.csv."""
+    """Return one line per contradiction between study.json, config.json, summary.json and loss.csv."""
     found = [f"{run.id}: {problem}" for run in study.runs for problem in _of_run(run)]
     return [*found, *_changed_configs(study), *_lost_runs(study)]
 
@@ -40,9 +40,9 @@ def _of_run(run: RunRecord) -> Iterator[str]:
 
 
 def _changed_configs(study: Study) -> list[str]:
-    """Return which configurations do not belong to the hash in their run's name.
+    """Return the configurations that do not match the hash in their run's name.
 
-    If none does, the hashes are those of another version, which cannot be computed here.
+    If none matches, the hashes come from a different version and cannot be recomputed here.
     """
     hashes = {run.id: found for run in study.runs if (found := _hash(run))}
     wrong = [run for run, found in hashes.items() if not run.endswith(f"-{found}")]
@@ -51,7 +51,7 @@ def _changed_configs(study: Study) -> list[str]:
 
 
 def _hash(run: RunRecord) -> str:
-    """Return the hash of a configuration; '' for a command, and where paths cannot be spelled as they were.
+    """Return the hash of a configuration; '' for a command, or if its paths cannot be restored to how they were.
 
     Paths inside the working folder are hashed relative to it, wherever it was.
     """
@@ -77,7 +77,7 @@ def _fingerprint(config: dict[str, Any]) -> str:
 
 
 def _lost_runs(study: Study) -> list[str]:
-    """Return which cells lack a seed that was planned for them when they were submitted last."""
+    """Return the cells and seeds that the last submission planned and study.json lacks."""
     if not study.plans:
         return []
     there = {(run.cell, run.seed) for run in study.runs}

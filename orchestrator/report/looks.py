@@ -1,8 +1,8 @@
 """Judge a study at its planned looks: which cells are decided at which look, and which runs come next.
 
-At each look the cells that are still open, and those decided before with the runs they had then, are compared with the
-baseline at the look's share of the error rate. A false verdict at any look has at most the sum of these probabilities
-(union bound). What a cell's intervals and verdict say is what the look at which it stopped has shown.
+At each look, the cells still open, and those decided earlier with the runs they had then, are compared with the
+baseline at the look's share of the error rate. By the union bound, the probability of a false verdict at any look is at
+most the sum of these shares. A cell's intervals and verdict are those of the look at which it stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.UNSTABLE)
 
 
 def analyze(study: Study) -> Analysis:
-    """Compare the cells of a study with its baseline: at its planned looks, without any all runs at once."""
+    """Compare the cells of a study with its baseline: at its planned looks, or all runs at once if it has none."""
     looks = study.looks
     if looks is None:
         return analysis.analyze(gate.shown_part(study))
@@ -45,7 +45,7 @@ def analyze(study: Study) -> Analysis:
 
 
 def take_looks(study: Study, looks: Looks) -> tuple[Progress, dict[str, CellResult], Analysis | None]:
-    """Return how far the study has come, the result of each cell that stopped, and the analysis at the newest look.
+    """Return the study's progress, the result of each cell that stopped, and the analysis at the latest look.
 
     A look ends when every run that belongs to it has ended, with or without a result.
     """
@@ -72,23 +72,23 @@ def take_looks(study: Study, looks: Looks) -> tuple[Progress, dict[str, CellResu
 
 
 def _is_open(cell: CellResult) -> bool:
-    """True if more seeds can change what is known of a cell: it has runs to be compared, and no verdict."""
+    """True if more seeds can change what is known of a cell: it has runs to compare and no verdict."""
     no_interval = cell.verdict is Verdict.NO_CLAIM and not cell.incomparable
     return bool(cell.values) and (cell.verdict in UNDECIDED or no_interval)
 
 
 def _is_futile(cell: CellResult, analysis: Analysis, looks: Looks, look: int) -> bool:
-    """True if a cell will hardly be decided by the last look; never with a margin, which more seeds may show."""
+    """True if a cell is unlikely to be decided by the last look; never with a margin: seeds may show no effect."""
     if cell.effect is None or cell.verdict is not Verdict.INCONCLUSIVE or analysis.margin is not None:
         return False
     return conditional_power(cell.effect, looks, look, len(analysis.compared)) < looks.futility
 
 
 def conditional_power(effect: Effect, looks: Looks, look: int, comparisons: int) -> float:
-    """Return the probability that the last look decides an effect if it is as large as estimated now.
+    """Return the probability that the last look decides an effect, if the effect is as large as its current estimate.
 
-    look: the one that has ended, from 0, before the last. By the normal approximation, with the error rate of the last
-    look shared by all comparisons with the baseline (Lan & Wittes 1988).
+    look: number of the look that has ended, from 0, not the last. Uses the normal approximation, with the error rate of
+    the last look shared by all comparisons with the baseline (Lan & Wittes 1988).
     """
     if not effect.error:
         return 1.0
@@ -99,7 +99,7 @@ def conditional_power(effect: Effect, looks: Looks, look: int, comparisons: int)
 
 
 def _at_look(study: Study, looks: Looks, look: int, stopped: Mapping[str, int]) -> Study:
-    """Return the study with the runs of a look (from 0), and of the cells that stopped before with theirs."""
+    """Return the study at a look (from 0); cells that stopped earlier keep the runs they had then."""
     number = seed_numbers(study)
     last = {name: min(look, stopped.get(name, len(looks)) - 1) for name in study.cells}
     return study.with_runs(run for run in study.runs if looks.of_seed(number[run.seed]) <= last[run.cell])
@@ -111,7 +111,7 @@ def seed_numbers(study: Study) -> dict[int, int]:
 
 
 def shown_part(study: Study, looks: Looks, progress: Progress) -> Study:
-    """Return the study with the runs that have been started, or are due."""
+    """Return the study with the runs that have started or are due."""
     later = find_later_runs(study, looks, progress)
     return study.with_runs(run for run in study.runs if run.state != "planned" or not later.get(run.id))
 
@@ -123,7 +123,7 @@ def _without_verdict(cell: CellResult) -> CellResult:
 
 
 def find_stages(study: Study) -> Stages:
-    """Return the runs beyond the first look, and for `status` a line on the looks."""
+    """Return the runs beyond the first look, and a line for `status` on the looks."""
     looks = study.looks
     if looks is None:
         return Stages()

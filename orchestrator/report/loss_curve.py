@@ -12,19 +12,19 @@ import numpy as np
 
 from ablatrix.trainer.rundir import loss_csv
 
-ROWS_KEPT = 400  # rows are averaged in groups, so that at most this many remain
+ROWS_KEPT = 400  # rows are averaged in groups so that at most this many remain
 TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
 HELD_OUT = ("iter", "tokens", "val_loss")
 READ = tuple(dict.fromkeys(TRAIN + HELD_OUT))
-OFTEN_ALIKE = ("iter", "tokens", "lr")  # columns that runs of a study share
-_NO_STEP = re.compile(rb"\n(?![0-9]{1,%d},|\Z)" % loss_csv.STEP_DIGITS)  # a line that does not begin with one
+OFTEN_ALIKE = ("iter", "tokens", "lr")  # columns that are often equal across the runs of a study
+_NO_STEP = re.compile(rb"\n(?![0-9]{1,%d},|\Z)" % loss_csv.STEP_DIGITS)  # a line that does not begin with a step
 
 
 @dataclass(frozen=True)
 class Curve:
     """A loss.csv reduced for drawing.
 
-    rows: as read; train: name -> (G,) means of groups of rows; held_out: name -> (E,) values at every evaluation.
+    rows: number read; train: name -> (G,) means of groups of rows; held_out: name -> (E,) values at every evaluation.
     """
 
     rows: int
@@ -36,7 +36,7 @@ class Curve:
 def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
     """Return the columns READ of a loss.csv as float64 (R,), nan for an empty cell; an unterminated line is not a row.
 
-    column: the one that the study compares, returned as `val_loss`; for `loss` there are no evaluations.
+    column: the column that the study compares, returned as `val_loss`; for `loss` there are no evaluations.
     """
     data = data[: data.rfind(b"\n") + 1]
     header = data[: data.find(b"\n")].decode("utf-8", "replace").strip().split(",")
@@ -55,7 +55,7 @@ def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
 
 
 def _parse_quickly(data: bytes, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
-    """Parse a file as one trainer writes it. Raises ValueError for damaged lines and for rows of two trainers."""
+    """Parse a file written by a single trainer. Raises ValueError for corrupt lines and for rows of two trainers."""
     body = data[data.find(b"\n") + 1 :]
     separators = body.translate(None, b"0123456789.e+-naif")
     row = b"," * (len(header) - 1) + b"\n"
@@ -85,7 +85,7 @@ def _number(cell: str) -> float:
 def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
     """Return at most ROWS_KEPT means of consecutive rows, and all evaluations.
 
-    The group size is a power of two, so that runs of about the same length are grouped alike and stay comparable.
+    The group size is a power of two, so runs of similar length are grouped the same way and stay comparable.
     """
     rows = len(columns["iter"])
     size = 1
@@ -101,7 +101,7 @@ def reduce_rows(columns: Mapping[str, np.ndarray]) -> Curve:
 
 
 def share_columns(curve: Curve, known: dict[Any, Any]) -> Curve:
-    """Return the curve with the arrays of `known` that equal its own, of columns that are often alike."""
+    """Return the curve with arrays of OFTEN_ALIKE columns replaced by equal ones from `known`, to share memory."""
     train, held_out = (
         {name: _known(values, known) if name in OFTEN_ALIKE else values for name, values in columns.items()}
         for columns in (curve.train, curve.held_out)
@@ -116,7 +116,7 @@ def _known(values: np.ndarray, known: dict[Any, Any]) -> np.ndarray:
 
 
 def _group_means(values: np.ndarray, size: int) -> np.ndarray:
-    """(R,) -> (ceil(R / size),): mean of the finite values of each group, nan where it has none."""
+    """Return the mean of the finite values in each group, (R,) -> (ceil(R / size),); nan if a group has none."""
     finite = np.isfinite(values)
     if size == 1 or not len(values):
         return np.where(finite, values, np.nan)

@@ -1,4 +1,4 @@
-"""`plan --schedules`: the learning-rate schedules of a plan and their picture, before anything runs."""
+"""`plan --schedules`: plot the learning-rate schedules of a plan before anything runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
 
 PICTURE = "planned_schedules"
-MOST = 24  # schedules in the picture
-POINTS = 600  # of a curve; the corners between its phases are added
+MOST = 24  # schedules in the plot
+POINTS = 600  # per curve, plus the corners between its phases
 QUARTERS = (0.25, 0.5, 0.75)
 TOGETHER = 4  # lines in one panel; more hide each other
 FAR_APART = 10  # if the largest peak exceeds the smallest by this factor, rates are drawn relative to their own peak
@@ -36,12 +36,12 @@ class Schedule:
 
     @property
     def description(self) -> str:
-        """`wsd, peak 0.0005`."""
+        """The schedule in words: `wsd, peak 0.0005`."""
         return f"{optimization.schedule_name(self.settings)}, peak {max(self.rates):.3g}"
 
 
 def find_schedules(runs: Sequence[Run]) -> list[Schedule]:
-    """Return the distinct schedules of a plan, in its order. Cells with equal rates at all points share one."""
+    """Return the distinct schedules of a plan, in plan order. Cells with equal rates at all points share one."""
     found: dict[tuple[tuple[int, ...], tuple[float, ...]], list[tuple[str, TrainerConfig]]] = {}
     for cell, run in {run.cell: run for run in reversed(runs)}.items():
         settings = run_config.require_trainer(run.config).trainer
@@ -67,7 +67,7 @@ def sample_steps(settings: TrainerConfig) -> tuple[int, ...]:
 
 
 def write(found: Sequence[Schedule], folder: Path) -> list[Path]:
-    """Draw the schedules into `folder` as PNG and PDF. Raises RunError if it cannot be written."""
+    """Draw the schedules into `folder` as PNG and PDF. Raises RunError if the folder cannot be written."""
     from ablatrix.orchestrator.report import drawing
 
     paths = []
@@ -83,7 +83,7 @@ def write(found: Sequence[Schedule], folder: Path) -> list[Path]:
 
 
 def figure(found: Sequence[Schedule]) -> Figure:
-    """Return the schedules as one panel with a legend, or, if they are many, a panel for each on the same axes."""
+    """Return the schedules as one panel with a legend, or, if there are many, as one panel each on equal axes."""
     import numpy as np
 
     from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel, Series
@@ -110,7 +110,7 @@ def figure(found: Sequence[Schedule]) -> Figure:
 
 
 def join_names(names: Sequence[str], most: int) -> str:
-    """Return `baseline, rope + 3 more`: as many names as fit into `most` characters."""
+    """Return as many names as fit into `most` characters: `baseline, rope + 3 more`."""
     from ablatrix.orchestrator.report.formatting import short
 
     for count in range(len(names), 1, -1):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
 NAMED = 10  # runs listed by name
-COARSE = 1e-6  # resolution of values that is worth a sentence
+COARSE = 1e-6  # resolution of values from which on it is worth a sentence
 SAMPLINGS = {
     "packed": ", in blocks packed with whole documents by best fit",
     "stream": ", in random windows of all documents in a row",
@@ -59,7 +59,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _example(analysis: Analysis) -> RunRecord | None:
-    """Return the first run of the baseline that has a configuration, else the first of any cell."""
+    """Return the first run of the baseline that has a configuration, else the first such run of any cell."""
     runs = (*(analysis.base.runs if analysis.base else ()), *analysis.study.runs)
     return next((run for run in runs if run.config), None)
 
@@ -118,7 +118,7 @@ PARTS = {
 
 
 def components(get: Callable[[str], Any]) -> str:
-    """` with learned positions, GELU feed-forward layers and LayerNorm before each sublayer`."""
+    """Return ` with learned positions, GELU feed-forward layers and LayerNorm before each sublayer`."""
     positions, feedforward, norm = (get(f"model.{name}") for name in ("positions", "feedforward", "norm"))
     where = "after each sublayer's sum" if get("model.norm_placement") == "post" else "before each sublayer"
     parts = [
@@ -135,7 +135,7 @@ def components(get: Callable[[str], Any]) -> str:
 
 
 def optimizer(get: Callable[[str], Any]) -> str:
-    """`AdamW (peak learning rate 0.0005, betas ...`: the bracket is left open for the schedule."""
+    """Return `AdamW (peak learning rate 0.0005, betas ...`; the parenthesis is left open for the schedule."""
     betas, momentum = f"betas {' and '.join(map(str, get('trainer.betas')))}", f"momentum {get('trainer.momentum')}"
     nesterov = " in Nesterov's form" if get("trainer.nesterov") else ""
     title, own = {
@@ -151,7 +151,7 @@ def optimizer(get: Callable[[str], Any]) -> str:
 
 
 def schedule(get: Callable[[str], Any]) -> str:
-    """`40 steps of warm-up, cosine decay to 0.1 of the peak`."""
+    """Return `40 steps of warm-up, cosine decay to 0.1 of the peak`."""
     warmup = get("trainer.warmup_steps")
     name = get("trainer.schedule") or ("cosine" if get("trainer.use_cosine") else "constant")
     floor = f"to {get('trainer.min_lr_ratio')} of the peak"
@@ -245,7 +245,7 @@ def _inference(analysis: Analysis) -> str:
 
 
 def _error_rate(analysis: Analysis) -> str:
-    """Return the error rate of the verdicts; with planned looks, how it is shared and how much of it is spent."""
+    """Return the error rate of the verdicts; with planned looks, how it is split and how much of it is spent."""
     progress = analysis.progress
     if progress is None:
         return f"error rate {st.ALPHA}"

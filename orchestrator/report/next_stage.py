@@ -1,7 +1,7 @@
-"""What comes next in a study that runs in stages, from the results of its runs so far.
+"""Decide what a study that runs in stages does next, from the results of its runs so far.
 
-A study's folder holds every run that it may ever need. The rules here decide which of them are queued now; they depend
-on nothing but the files, so that every submit and every job comes to the same answer.
+A study's folder contains every run that it may ever need. The rules here decide which of them are queued now; they
+depend only on the files, so every submit and every job reaches the same decision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rule = Callable[["collect.Study"], Stages]
 
 
 def find_stages(study: Study, states: Sequence[RunState]) -> Stages:
-    """Return the stages of a study as they are now; nothing is read for a study without any."""
+    """Return the current stages of a study; for a study without stages, nothing is read."""
     rules = _rules(study)
     if not rules:
         return Stages()
@@ -33,7 +33,7 @@ def find_stages(study: Study, states: Sequence[RunState]) -> Stages:
 
 
 def with_reasons(states: Sequence[RunState], stages: Stages) -> list[RunState]:
-    """Return the states, each with the reason why its stage holds the run back."""
+    """Return the states, with the reason why a run's stage holds it back."""
     held = stages.held
     return [replace(s, reason=held[s.run.id]) if not s.reason and s.run.id in held else s for s in states]
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
 BAD = ("failed", "lost", "cancelled")  # states that `submit --retry` reruns
-MOST_REASONS = 3  # why runs failed
-REPEATED = 0.5  # of the rows of a run; fewer repeated steps come from a progress bar
+MOST_REASONS = 3  # for failed runs
+REPEATED = 0.5  # fraction of a run's rows; fewer repeated steps come from a progress bar
 
 
 def notes(analysis: Analysis) -> list[str]:
-    """Return all warnings; those of one size name it."""
+    """Return all warnings; a warning about one size names it."""
     if analysis.ladder:
         found = {size: notes(one) for size, one in analysis.by_size.items()}
         common = [note for note in found[analysis.ladder.shown] if all(note in each for each in found.values())]
@@ -45,13 +45,13 @@ def notes(analysis: Analysis) -> list[str]:
 
 
 def _aa(analysis: Analysis) -> Iterator[str]:
-    """Yield the result of an A/A check that failed."""
+    """Yield the result of the A/A check if it failed."""
     if analysis.aa and analysis.aa.failed:
         yield wording.aa_sentence(analysis)
 
 
 def _settings(analysis: Analysis) -> Iterator[str]:
-    """Yield what is wrong with the settings of cells, and what has not finished."""
+    """Yield problems with the settings of cells, and what has not finished."""
     runs, base = analysis.study.runs, analysis.base
     if wrong := sorted({run.cell for run in runs if run.wrong_overrides}):
         yield f"Settings did not reach the trainer in {join_names(wrong)}: these cells are not what they are called."
@@ -84,7 +84,7 @@ def _without_result(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _measures(analysis: Analysis) -> Iterator[str]:
-    """Yield notes on runs whose final value is of another column than the study compares."""
+    """Yield notes on runs whose final value is not from the column that the study compares."""
     column = analysis.study.measure.column
     finished = [run for run in analysis.study.runs if run.finished]
     if other := [run.id for run in finished if not run.has_measure]:
@@ -135,7 +135,7 @@ def _runs(analysis: Analysis) -> Iterator[str]:
 
 
 def _noise(analysis: Analysis) -> Iterator[str]:
-    """Yield cells and runs that do not fit the noise of the others, and what became of the margin."""
+    """Yield notes on cells and runs that do not fit the noise of the others, and on a changed margin."""
     found = analysis.comparison
     if found.odd:
         judged = "every cell is judged by its own paired t test" if analysis.reference in found.odd else "judged apart"
@@ -152,7 +152,7 @@ def _noise(analysis: Analysis) -> Iterator[str]:
 
 
 def _design(analysis: Analysis) -> Iterator[str]:
-    """Yield what the design of the study can and cannot show."""
+    """Yield notes on what the design of the study can and cannot show."""
     if analysis.single_seed:
         yield f"Every effect is from {ONE_SEED}."
     if analysis.main_effects and analysis.family:
@@ -178,7 +178,7 @@ def _corpus(analysis: Analysis) -> Iterator[str]:
 
 
 def _differences(analysis: Analysis) -> Iterator[str]:
-    """Yield what differs between finished runs and should not."""
+    """Yield notes on what differs between finished runs but should not."""
     finished = [run for run in analysis.study.runs if run.finished]
     usable = [run for run in finished if run.usable]
     checks: Sequence[tuple[list[RunRecord], str, str]] = (
@@ -204,7 +204,7 @@ def _differences(analysis: Analysis) -> Iterator[str]:
 
 
 def _changed_weights(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """Yield the values of model.init_from that named other weights in some runs than in others."""
+    """Yield notes on values of model.init_from whose weights differ between runs."""
     found: dict[str, set[str]] = {}
     for run in runs:
         if run.setting("model.init_from"):
@@ -215,7 +215,7 @@ def _changed_weights(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _one_way_to_cut(runs: list[RunRecord]) -> list[RunRecord]:
-    """Return the runs, none if their windows differ because of block size, tokenizer or separator."""
+    """Return the runs, or none if their windows differ in block size, tokenizer or separator."""
     names = ("data.block_size", "data.tokenizer", "data.separator")
     ways = {(*map(run.setting, names), run.number("val_tokens")) for run in runs}
     return runs if len(ways) == 1 else []

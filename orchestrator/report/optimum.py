@@ -1,7 +1,7 @@
-"""The best value of a tuned setting: a parabola over its logarithm through the results at each value of a grid.
+"""The best value of a tuned setting: a parabola in its logarithm, fitted to the results at each value of a grid.
 
-The loss is about quadratic in the logarithm of the learning rate (arXiv 2601.05049). Sensitivity is that of Wortsman et
-al. 2023 (arXiv 2309.14322): the mean excess over the best loss across the grid.
+The loss is about quadratic in the logarithm of the learning rate (arXiv 2601.05049). Sensitivity is defined as in
+Wortsman et al. 2023 (arXiv 2309.14322): the mean excess over the best loss across the grid.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from statistics import fmean
 
 import numpy as np
 
-POINTS = 3  # values that the parabola goes through: farther from the best one the loss is not quadratic
+POINTS = 3  # values that the parabola goes through: farther from the best value, the loss is not quadratic
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a grid has shown of one cell.
+    """The result of a cell's grid.
 
-    means: value -> mean result, of the values with a usable run. fitted: minimum of the parabola through the best value
-    and its neighbors; value: the candidate nearest to it. at_edge: the first or last value is the best one.
-    sensitivity: mean excess over the best mean; a diverged run counts with its loss at initialization. near: the values
-    that the parabola goes through; parabola: its coefficients over the logarithm of the value, highest power first; ()
+    means: value -> mean result, for values with a usable run. fitted: minimum of the parabola through the best value
+    and its neighbors; value: the candidate nearest to it. at_edge: True if the first or last value is the best.
+    sensitivity: mean excess over the best mean; a diverged run counts with its loss at initialization. near: values
+    that the parabola goes through; parabola: its coefficients in the logarithm of the value, highest power first; ()
     with fewer than three values.
     """
 
@@ -41,7 +41,7 @@ def find_optimum(
     diverged: Mapping[float, Sequence[float]] | None = None,
     higher_is_better: bool = False,
 ) -> Optimum | None:
-    """Return the optimum of a cell, None without a result.
+    """Return the optimum of a cell, None if there is no result.
 
     results: value -> final values of its usable runs; diverged: value -> losses at initialization of its diverged runs.
     """
@@ -68,7 +68,7 @@ def find_optimum(
 
 
 def _lowest(parabola: np.ndarray, best: float) -> float:
-    """Return where the parabola is lowest; where it has no minimum, the best value."""
+    """Return where the parabola is lowest, or the best value if it has no minimum."""
     if not len(parabola) or parabola[0] <= 0:
         return best
     return float(-parabola[1] / (2 * parabola[0]))

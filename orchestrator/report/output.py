@@ -16,15 +16,15 @@ from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_bytes
 
-FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names in a report; the manifest is read back from the folder
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # allowed names; the manifest is read back from the folder
 DRAWN_BY = ("matplotlib", "numpy", "scipy", "jinja2")
 
 
 def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | str]]) -> tuple[Path, ...]:
-    """Write the files that `make` returns into `folder`, unless those there are unchanged and from the same `inputs`.
+    """Write the files that `make` returns into `folder`, unless it has unmodified files made from the same `inputs`.
 
     inputs: digest of everything that the content depends on, except the report's own code, which is added here. Files
-    of an earlier report that no longer exist are removed. Raises RunError if the folder cannot be written.
+    of an earlier report that are no longer part of it are removed. Raises RunError if the folder cannot be written.
     """
     key = hashlib.sha256(f"{inputs} {_code()}".encode()).hexdigest()
     old = _manifest(folder)
@@ -47,7 +47,7 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of the last report, an empty one if it is missing or damaged."""
+    """Return the manifest of the last report, {} if it is missing or corrupt."""
     found = run_files.read_json(folder / MANIFEST) or {}
     files = found.get("files")
     plain = isinstance(files, dict) and all(FILE.fullmatch(name) for name in files)
@@ -63,7 +63,7 @@ def _digest(path: Path) -> str:
 
 @cache
 def _code() -> str:
-    """Return a digest of the code and of the libraries that make a report."""
+    """Return a digest of the code and library versions that a report is made with."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
