@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.store import run_facts
 from ablatrix.orchestrator.study.dotted import flatten
+from ablatrix.orchestrator.submit import changed_inputs
 from ablatrix.orchestrator.terminal.printing import MOST_NAMES, list_names
 from ablatrix.trainer.config import RunConfig, load, optimization, run_hash
 from ablatrix.trainer.config.field_errors import spell
-from ablatrix.trainer.rundir import loss_digest, run_files
+from ablatrix.trainer.rundir import loss_digest, recorded_inputs, run_files
 from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.files import atomic_write, read_bytes
@@ -40,6 +41,7 @@ class EarlierRun:
     changes: dict[str, tuple[Any, Any]]  # dotted setting -> (its value, the new run's value)
     start: int | None  # step of the checkpoint that the new run can start from
     best: bool = False  # True if its best.pt is also the new run's best so far
+    other_inputs: tuple[str, ...] = ()  # settings whose files have another content now, so that it cannot be continued
 
 
 def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
@@ -50,31 +52,33 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
             match = NAME.fullmatch(name)
             if match:
                 names.setdefault(match[1], []).append(name)
-    found = {}
+    found, inputs = {}, changed_inputs.Inputs()
     for run in runs:
         others = [name for name in names.get(run.id.rpartition("-")[0], ()) if name != run.id]
         started = (folder / run.id / run_files.SUMMARY).exists() or run_files.list_checkpoints(folder / run.id)
         if others and not started:
-            candidates = [earlier for name in others if (earlier := _compare(folder / name, run))]
+            candidates = [earlier for name in others if (earlier := _compare(folder / name, run, inputs))]
             if candidates:
                 found[run.id] = max(candidates, key=lambda earlier: (earlier.start or 0, -len(earlier.changes)))
     return found
 
 
-def _compare(folder: Path, run: Run) -> EarlierRun | None:
+def _compare(folder: Path, run: Run, inputs: changed_inputs.Inputs) -> EarlierRun | None:
     """Return how an earlier run relates to a new one; None if it cannot be read or has not finished."""
     summary = run_facts.read_summary(folder)
     if summary is None:
         return None
     if isinstance(run.config, RunConfig):
-        return _compare_ours(folder, summary, run.config)
+        return _compare_ours(folder, summary, run.config, inputs)
     before = run_facts.read_settings(folder)
     now = flatten(run.config.as_tree())
     keys = sorted(before.keys() | now.keys())
     return EarlierRun(folder, {k: (before.get(k), now.get(k)) for k in keys if before.get(k) != now.get(k)}, None)
 
 
-def _compare_ours(folder: Path, summary: dict[str, Any], config: RunConfig) -> EarlierRun | None:
+def _compare_ours(
+    folder: Path, summary: dict[str, Any], config: RunConfig, inputs: changed_inputs.Inputs
+) -> EarlierRun | None:
     try:
         before = load(folder / run_files.CONFIG)
     except AblatrixError:
@@ -83,8 +87,11 @@ def _compare_ours(folder: Path, summary: dict[str, Any], config: RunConfig) -> E
     changes = run_hash.differences(before.identity(), config.identity())
     if loss_digest.find_change(folder, summary):
         start = None
+    other_inputs = tuple(recorded_inputs.changed(summary, inputs.of(config))) if start else ()
+    if other_inputs:
+        start = None
     best = run_files.best_is_valid_at(summary, start or 0, config.trainer.eval_interval)
-    return EarlierRun(folder, changes, start, best)
+    return EarlierRun(folder, changes, start, best, other_inputs)
 
 
 def _find_start(folder: Path, before: RunConfig, config: RunConfig) -> int | None:
@@ -138,6 +145,8 @@ def _describe_group(members: Sequence[tuple[Run, EarlierRun]]) -> str:
 
 def _explain_fresh_start(config: RunConfig, earlier: EarlierRun) -> str:
     """Return why a run with a different number of steps starts afresh; '' if other settings changed too."""
+    if earlier.other_inputs:
+        return f": the content of {list_names(earlier.other_inputs)} has changed"
     name = optimization.schedule_name(config.trainer)
     before, now = earlier.changes["trainer.max_iters"]
     phases = {"trainer.max_iters", *(f"trainer.{key}" for key in optimization.PHASES)}

@@ -205,3 +205,6 @@ def test_more_steps_and_other_data(workspace: Workspace) -> None:
     assert "own.jsonl): the content has changed since 1 run of this study used it" in printed
     assert f"--rerun {second.name}" in printed
     assert printed == workspace.run("check", study, code=2).stderr
+    study.write_text(study.read_text().replace("max_iters: 26", "max_iters: 30"))
+    shown = workspace.run("submit", study, *only, "--dry-run").stdout
+    assert "the new runs start from step 0: the content of data.file_path has changed" in shown
