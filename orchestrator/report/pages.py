@@ -23,16 +23,16 @@ from ablatrix.trainer.rundir.console import visible
 TEMPLATES = Path(__file__).parent / "templates"
 # Phrases that must not be broken at the end of a line
 _UNBROKEN = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
-_WORD_ENDS = re.compile(r"(?<=[_+.@/-])(?=\w)")  # in a name: where a line may end
-# Markup of Markdown or of HTML inside it
+_WORD_ENDS = re.compile(r"(?<=[_+.@/-])(?=\w)")  # places in a name where a line may break
+# Markdown markup, and HTML markup inside Markdown
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
-_AT_START = re.compile(r"[-+=]|\d+[.)]")  # of a paragraph: a list, or the line under a heading
+_AT_START = re.compile(r"[-+=]|\d+[.)]")  # starts a list, or underlines a heading
 
 
 def html(title: str, lead: str, subtitle: str, sections: Sequence[Section], pictures: Mapping[str, str]) -> str:
     """Return the page. lead: the result in one sentence; pictures: name of a figure -> inline SVG.
 
-    Its security policy allows its own style sheet and script by their hashes, and nothing else.
+    Its security policy allows only its own style sheet and script, by their hashes.
     """
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8") + dark_colors()
     script = (TEMPLATES / "hover.js").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def html(title: str, lead: str, subtitle: str, sections: Sequence[Section], pict
 
 
 def markdown(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return the same content as Markdown, with the PNG figures beside it."""
+    """Return the same content as Markdown, which links to the PNG figures next to it."""
     page = _template("report.md.j2", escape_markdown).render(
         title=title, lead=lead, subtitle=subtitle, sections=sections
     )
@@ -61,7 +61,7 @@ def markdown(title: str, lead: str, subtitle: str, sections: Sequence[Section]) 
 
 @cache
 def _template(name: str, escape: Callable[[str], str]) -> Template:
-    """Return a template whose every value is escaped."""
+    """Return a template that escapes every value."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -94,19 +94,19 @@ def label_ticks(forest: Forest) -> list[tuple[float, str]]:
 
 
 def escape_markdown(text: str) -> Markup:
-    """Return Markdown that shows the text and nothing else."""
+    """Return Markdown that renders as exactly this text."""
     return Markup(_SPECIAL.sub(r"\\\1", visible(" ".join(text.split()))))
 
 
 def escape_paragraph(text: str) -> Markup:
-    """Return the same for the beginning of a line."""
+    """Return `escape_markdown` of text at the beginning of a line."""
     shown = escape_markdown(text)
     start = _AT_START.match(shown)
     return Markup(f"{shown[: start.end() - 1]}\\{shown[start.end() - 1 :]}") if start else shown
 
 
 def fence(code: str, language: str = "sh") -> Markup:
-    """Return a Markdown code block, its fence longer than any in the text."""
+    """Return a Markdown code block with a fence longer than any in the code."""
     code = visible(code)
     ticks = "`" * (2 + max(map(len, re.findall("`+", code)), default=1))
     return Markup(f"{ticks}{language}\n{code}\n{ticks}")
@@ -115,7 +115,7 @@ def fence(code: str, language: str = "sh") -> Markup:
 def dark_colors() -> str:
     """Return CSS rules that replace the colors of the figures on a dark page.
 
-    Selectors have no ancestor: a marker that <use> repeats has none that they could match.
+    Selectors have no ancestor part: markers repeated by <use> have no ancestor to match.
     """
     pairs = [(part, *colors) for colors in palette.DARK.items() for part in ("fill", "stroke")]
     rules = [f'[{part}="{light}"] {{ {part}: {dark}; }}' for part, light, dark in pairs]
@@ -123,7 +123,7 @@ def dark_colors() -> str:
 
 
 def hover_data(figure: Figure) -> list[dict[str, Any]]:
-    """Return what hover.js shows of each panel: ranges of the axes, and the points of every line to six digits."""
+    """Return what hover.js needs of each panel: axis ranges, and the points of every line to six digits."""
     return [
         {
             "axis": panel.x_label,

@@ -25,7 +25,7 @@ DARK = dict(
 
 
 def style(index: int) -> tuple[str, Any, str]:
-    """Return (color, dash, marker) of a style; the three together do not repeat within 264 cells."""
+    """Return (color, dash, marker) of a style; no combination repeats within 264 cells."""
     if index == 0:
         return INK, "-", "o"
     i = index - 1
@@ -33,7 +33,7 @@ def style(index: int) -> tuple[str, Any, str]:
 
 
 def ticks(limits: tuple[float, float], count: int) -> list[float]:
-    """Return about `count` round numbers within limits, at least FEWEST_TICKS."""
+    """Return about `count` round numbers within the limits, at least FEWEST_TICKS."""
     low, high = limits
     found: list[float] = []
     for most in range(count, 2 * count + FEWEST_TICKS):
@@ -51,4 +51,4 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
         found = tuple(step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high)
         if len(found) >= FEWEST_TICKS:
             return found
-    return tuple(ticks((low, high), 4))  # so narrow that the axis is nearly linear
+    return tuple(ticks((low, high), 4))  # the range is so narrow that the axis is nearly linear

@@ -1,4 +1,4 @@
-"""report.pdf: the verdict, the forest plot, the curves and the methods on A4 pages, to print or to hand in."""
+"""report.pdf: the verdict, the forest plot, the curves and the methods on A4 pages, to print or hand in."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, MARGIN = 8.27, 11.69, 0.6
 INNER = WIDTH - 2 * MARGIN
 PANEL, PANEL_LEFT, PANEL_RIGHT, PANEL_BELOW, PANEL_ABOVE = 1.75, 0.6, 1.15, 0.45, 0.25
-WITH_TITLE = 3.1  # what a title is kept together with
-TIGHT_ROW, MANY_ROWS = 0.185, 16  # from so many rows on they are closer together
-LETTER = 0.53  # mean width of a letter, in its size
+WITH_TITLE = 3.1  # height that a title is kept together with
+TIGHT_ROW, MANY_ROWS = 0.185, 16  # from this many rows on, rows are closer together
+LETTER = 0.53  # mean width of a letter, relative to the font size
 
 
 class Layout:
-    """A4 pages that are filled from the top; what does not fit begins the next page."""
+    """A4 pages filled from top to bottom; content that does not fit starts a new page."""
 
     def __init__(self) -> None:
         self.pages: list[Canvas] = []
@@ -43,23 +43,23 @@ class Layout:
 
     @property
     def room(self) -> float:
-        """Inches that are left on the page."""
+        """Inches left on the page."""
         return self.top - MARGIN
 
     def take(self, height: float) -> float:
-        """Return the lower end of the next `height` inches, on a new page if this one has no room."""
+        """Reserve the next `height` inches, on a new page if needed, and return their lower edge."""
         if height > self.room:
             self._begin()
         self.top -= height
         return self.top
 
     def keep(self, height: float) -> None:
-        """Begin a new page unless this one has room for `height` inches."""
+        """Start a new page unless this one has room for `height` inches."""
         if height > self.room:
             self._begin()
 
     def text(self, text: str, size: float, after: float = 0.1, **style: Any) -> None:
-        """Write a paragraph; its lines may go on on the next page."""
+        """Write a paragraph; its lines may continue on the next page."""
         bold = 1.12 if style.get("weight") == "bold" else 1.0
         for line in textwrap.wrap(visible(text), int(INNER * 72 / (LETTER * bold * size)), break_on_hyphens=False):
             y = self.take(1.35 * size / 72)
@@ -67,7 +67,7 @@ class Layout:
         self.top -= after
 
     def forest(self, forest: Forest) -> None:
-        """Draw a forest plot; its rows may go on on the next page."""
+        """Draw a forest plot; its rows may continue on the next page."""
         row = TIGHT_ROW if len(forest.rows) >= MANY_ROWS else forest_plot.ROW
         rows = forest.rows
         while rows:
@@ -81,7 +81,7 @@ class Layout:
         self.top -= 0.05
 
     def panel(self, panel: Panel) -> None:
-        """Draw a panel of curves over the width of the page."""
+        """Draw a panel of curves across the width of the page."""
         bottom = self.take(PANEL + PANEL_BELOW + PANEL_ABOVE + (0.35 if panel.per_step else 0)) + PANEL_BELOW
         width = INNER - PANEL_LEFT - PANEL_RIGHT
         rectangle = ((MARGIN + PANEL_LEFT) / WIDTH, bottom / HEIGHT, width / WIDTH, PANEL / HEIGHT)
@@ -89,8 +89,9 @@ class Layout:
 
 
 def write(title: str, lead: str, subtitle: str, figures: Sequence[Figure], methods: Sequence[str]) -> bytes:
-    """Return the pages as PDF, the same bytes every time. figures: forest plots, and curves of which
-    the first panel is drawn.
+    """Return the pages as PDF; the bytes are the same every time.
+
+    figures: forest plots, and curves, of which only the first panel is drawn.
     """
     with drawing.settings():
         layout = Layout()

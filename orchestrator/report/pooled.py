@@ -1,8 +1,8 @@
 """Least squares of value ~ cell + seed over all runs: one estimate of the noise for all comparisons.
 
-The residuals of the additive model have (k - 1)(n - 1) degrees of freedom where k cells have n seeds each, instead of
-n - 1 for each paired t test; a missing run costs one of them and not a pair (Montgomery, Design and Analysis of
-Experiments, chapter 4). The seeds are eliminated from the normal equations, so that thousands of cells cost little.
+With k cells of n seeds each, the residuals of the additive model have (k - 1)(n - 1) degrees of freedom, instead of n -
+1 for each paired t test; a missing run costs one of them instead of a whole pair (Montgomery, Design and Analysis of
+Experiments, chapter 4). The seeds are eliminated from the normal equations, so thousands of cells are cheap.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """The additive model, fitted. blocks: False for value ~ cell, without the seeds.
+    """The fitted additive model. blocks: False for value ~ cell, without seeds.
 
-    cells (k names), seeds (n); table (k, n): values, nan where there is no run.
+    cells: (k,) names; seeds: (n,); table: (k, n) values, nan where there is no run.
     """
 
     cells: tuple[str, ...]
@@ -35,12 +35,12 @@ class Fit:
 
     @cached_property
     def known(self) -> np.ndarray:
-        """Which runs there are, (k, n)."""
+        """Mask of the runs that exist, (k, n)."""
         return np.asarray(~np.isnan(self.table))
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Runs of each cell, (k,)."""
+        """Number of runs of each cell, (k,)."""
         return np.asarray(self.known.sum(axis=1), dtype=float)
 
     @property
@@ -55,7 +55,7 @@ class Fit:
 
     @cached_property
     def _inverse(self) -> np.ndarray:
-        """Generalized inverse of the normal equations of the seeds, the cells eliminated; (n, n)."""
+        """Generalized inverse of the normal equations of the seeds after eliminating the cells, (n, n)."""
         if not self.blocks:
             return np.zeros((len(self.seeds), len(self.seeds)))
         reduced = np.diag(self.known.sum(axis=0).astype(float)) - self._weights.T @ self.known
@@ -70,12 +70,12 @@ class Fit:
 
     @cached_property
     def means(self) -> np.ndarray:
-        """Mean of each cell, adjusted for the seeds that it lacks; (k,)."""
+        """Mean of each cell, adjusted for the seeds that it lacks, (k,)."""
         return np.asarray(np.where(self.known, self.table - self.seed_effects, 0.0).sum(axis=1) / self.counts)
 
     @cached_property
     def residuals(self) -> np.ndarray:
-        """What the model does not explain, (k, n), nan where there is no run."""
+        """Residuals of the model, (k, n); nan where there is no run."""
         return np.asarray(self.table - self.means[:, None] - self.seed_effects)
 
     @cached_property
@@ -85,25 +85,25 @@ class Fit:
 
     @property
     def variance(self) -> float:
-        """Noise variance of a run. Raises ZeroDivisionError without degrees of freedom."""
+        """Noise variance of a run. Raises ZeroDivisionError if there are no degrees of freedom."""
         return self.rss / self.df
 
     @cached_property
     def freedom(self) -> np.ndarray:
-        """Expected squared residual of each run in units of the noise variance: 1 - leverage, (k, n), 0 without run."""
+        """Expected squared residual of each run over the noise variance: 1 - leverage, (k, n); 0 without a run."""
         inverse, cross = self._inverse, self._weights @ self._inverse
         leverage = np.diag(inverse) - 2 * cross + np.sum(cross * self._weights, axis=1)[:, None]
         return np.where(self.known, np.maximum(1 - leverage - 1 / self.counts[:, None], 0.0), 0.0)
 
     @cached_property
     def own_variances(self) -> np.ndarray:
-        """Unbiased noise variance of each cell from its own residuals, (k,); nan where they have no freedom."""
+        """Unbiased noise variance of each cell from its own residuals, (k,); nan without degrees of freedom."""
         free, squares = self.freedom.sum(axis=1), np.nansum(self.residuals**2, axis=1)
         return np.asarray(np.divide(squares, free, out=np.full(len(free), np.nan), where=free > 1e-9))
 
     @cached_property
     def standardized(self) -> np.ndarray:
-        """Residuals over the square root of their freedom, (k, n): of equal variance; nan where they have none."""
+        """Residuals over the square root of `freedom`, of equal variance, (k, n); nan where `freedom` is 0."""
         root = np.sqrt(self.freedom)
         return np.asarray(np.divide(self.residuals, root, out=np.full(root.shape, np.nan), where=root > 1e-5))
 
@@ -124,9 +124,9 @@ class Fit:
         return weights @ self.means, variances, Joint(loadings, self.df)
 
     def against(self, reference: str) -> tuple[np.ndarray, np.ndarray, Joint]:
-        """Return the same for every other cell minus the reference, in order (m = k - 1): Dunnett's comparisons.
+        """Return `joint` of every other cell minus the reference, in order (m = k - 1): Dunnett's comparisons.
 
-        Cells with the same seeds have the same correlations and are one group.
+        Cells with the same seeds have the same correlations and form one group.
         """
         at = self.cells.index(reference)
         others = [i for i in range(len(self.cells)) if i != at]
@@ -153,12 +153,12 @@ class Fit:
         return Fit(tuple(self.cells[i] for i in rows), tuple(self.seeds[i] for i in columns), left, self.blocks)
 
     def without_blocks(self) -> Fit:
-        """Return the fit of value ~ cell to the same runs."""
+        """Return the fit of value ~ cell on the same runs."""
         return replace(self, blocks=False)
 
 
 def fit(values: Mapping[str, Values], blocks: bool = True) -> Fit:
-    """Fit the model to cells that all have runs; with blocks, they have to be connected by common seeds."""
+    """Fit the model to cells that all have runs; with blocks, common seeds must connect the cells."""
     seeds = tuple(sorted({seed for row in values.values() for seed in row}))
     table = np.array([[row.get(seed, np.nan) for seed in seeds] for row in values.values()], dtype=float)
     return Fit(tuple(values), seeds, table, blocks)

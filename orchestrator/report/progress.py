@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Looks that have ended, and what became of the cells.
+    """Which planned looks have ended, and which cells have stopped or continue.
 
-    ended: how many; stopped: cell -> number of the look (from 1) after which it stopped; futile: those of them that
-    stopped for futility; going_on: cells that the next look is about, besides the baseline.
+    ended: number of looks that have ended; stopped: cell -> number of the look (from 1) after which it stopped; futile:
+    stopped cells that stopped for futility; going_on: cells that the next look includes besides the baseline.
     """
 
     looks: Looks
@@ -26,11 +26,11 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """True if no cell goes on."""
+        """True if no cell continues."""
         return self.ended > 0 and not self.going_on
 
     def describe(self, cell: str) -> str:
-        """Return what became of a cell: `stopped at look 1 of 3`, `goes on to look 2 of 3`, '' before any look."""
+        """Return the state of a cell: `stopped at look 1 of 3`, `goes on to look 2 of 3`, '' before any look."""
         if cell in self.stopped:
             why = " for futility" if cell in self.futile else ""
             return f"stopped{why} at look {self.stopped[cell]} of {len(self.looks)}"

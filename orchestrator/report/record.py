@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def record_of(analysis: Analysis) -> dict[str, Any]:
-    """Return the study's result. Numbers keep every digit; what is not known is None."""
+    """Return the study's result. Numbers keep all digits; unknown values are None."""
     study, measure = analysis.whole, analysis.measure
     record = {
         "study": study.name,
@@ -91,7 +91,7 @@ def _cell(cell: CellResult, analysis: Analysis) -> dict[str, Any]:
 
 
 def _looks(progress: Progress | None) -> dict[str, Any] | None:
-    """Return the planned looks, how many have ended, and what goes on."""
+    """Return the planned looks, how many have ended, and the cells that continue."""
     if progress is None:
         return None
     return {
@@ -137,7 +137,7 @@ def contrast_record(contrast: Contrast) -> dict[str, Any]:
 
 
 def _tuning(found: Tuned) -> dict[str, Any]:
-    """Return the best values of a tuned study, and its effects at the baseline's."""
+    """Return the best values of a tuned study, and its effects at the baseline's best value."""
     return {
         "setting": found.tune.setting,
         "grid": list(found.tune.grid),
@@ -160,7 +160,7 @@ def _tuning(found: Tuned) -> dict[str, Any]:
 
 
 def _effect(effect: Effect | None) -> dict[str, Any] | None:
-    """Return an effect with its pointwise (`low`, `high`, `p`) and simultaneous (`joint_...`) interval and p value."""
+    """Return an effect with pointwise (`low`, `high`, `p`) and simultaneous (`joint_...`) intervals and p values."""
     if effect is None:
         return None
     return {
@@ -181,7 +181,7 @@ def _effect(effect: Effect | None) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with None in place of numbers that JSON lacks."""
+    """Return the value with None in place of numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Does a replay give the archived results? The same numbers, or an equivalence test of their differences."""
+"""Judge whether a replay reproduces the archived results: identical numbers, or a test that they are equivalent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.homogeneity import Noise
     from ablatrix.orchestrator.store.study_dir import StudyRun
 
-ROUNDING = 0.01  # of the noise between seeds: an unrelated run comes so close with probability 0.006
+ROUNDING = 0.01  # fraction of the noise between seeds: an unrelated run comes this close with probability 0.006
 
 
 class Outcome(StrEnum):
@@ -36,7 +36,8 @@ class Outcome(StrEnum):
 class Pair:
     """An archived run and its replay.
 
-    identical: every row is; apart: largest difference of any evaluation; made_in: the environment of the archived run.
+    identical: every row is equal; apart: largest difference at any evaluation; made_in: environment of the archived
+    run.
     """
 
     cell: str
@@ -54,7 +55,7 @@ class Pair:
 
 
 def pair(archived: RunRecord, replayed: RunRecord, folders: Sequence[StudyRun], made_in: str) -> Pair:
-    """Return the pair of two runs whose folders are those of `folders`. made_in: the archived run's environment."""
+    """Return a run and its replay as a pair. folders: their run folders; made_in: the archived run's environment."""
     one, two = (run.curve.held_out["val_loss"] for run in (archived, replayed))
     same = len(one) == len(two)
     ends = [abs(a - b) for a, b in ((archived.value, replayed.value),) if a is not None and b is not None]
@@ -65,13 +66,13 @@ def pair(archived: RunRecord, replayed: RunRecord, folders: Sequence[StudyRun], 
 
 
 def _rows(run: StudyRun) -> list[list[str]]:
-    """Return the rows of a run's loss.csv without the columns of the clock."""
+    """Return the rows of a run's loss.csv without the timing columns."""
     columns = [name for name in loss_csv.COLUMNS if name not in loss_csv.CLOCK_COLUMNS]
     return loss_csv.parse_columns(run_files.read_text(run.folder / run_files.LOSS), columns)
 
 
 def default_cells(analysis: Analysis) -> list[str]:
-    """Return the names of the baseline and the best of the other cells."""
+    """Return the names of the baseline and of the best other cell."""
     others = {name: cell.mean for name, cell in analysis.cells.items() if name != analysis.reference}
     known = {name: mean for name, mean in others.items() if mean is not None}
     sign = -1 if analysis.measure.higher_is_better else 1
@@ -89,13 +90,13 @@ def judge(
 ) -> tuple[Outcome, str]:
     """Return what the pairs show, and why.
 
-    In this order: bit-identical runs; evaluations that differ by rounding alone; runs that are neither, on a CPU in the
-    archive's environment, or in any other where a run of the same cell, made in the same environment as theirs, is
-    bit-identical; two one-sided tests at the margin for each cell (Schuirmann 1987); a two-sided t test for each cell,
-    Bonferroni over cells. A replay counts as an independent draw with the noise of the study's own runs, so that its
-    difference from the archived run has a standard error of at most sd * sqrt(2 / n).
+    Checked in this order: bit-identical runs; evaluations that differ only by rounding; runs that are neither, on a CPU
+    in the archive's environment, or anywhere if a run of the same cell made in the same environment is bit-identical;
+    two one-sided tests at the margin for each cell (Schuirmann 1987); a two-sided t test for each cell,
+    Bonferroni-corrected over cells. A replay counts as an independent draw with the noise of the study's own runs, so
+    its difference from the archived run has a standard error of at most sd * sqrt(2 / n).
 
-    noise: a run's standard deviation that its seed does not explain.
+    noise: standard deviation of a run that its seed does not explain.
     """
     odd = [f"{p.cell} with seed {p.seed}" for p in pairs if p.archived is not None and p.replayed is None]
     if odd:

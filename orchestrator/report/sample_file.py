@@ -1,4 +1,4 @@
-"""Read samples.txt of a run: the text that its model generated."""
+"""Read a run's samples.txt, the text that its model generated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST_LETTERS = 1500
 
 
 def last_sample(content: bytes) -> str:
-    """Return the last sample in a samples.txt with the step that it was drawn at, '' if there is none."""
+    """Return the last sample in a samples.txt with the step at which it was drawn, '' if there is none."""
     text = content.decode("utf-8", "replace")
     found = list(HEADER.finditer(text))
     if not found:

@@ -1,4 +1,4 @@
-"""Effects against training compute C: a line over ln C, predictions at larger sizes, compute-equivalent gains.
+"""Effects against training compute C: a line in ln C, predictions at larger sizes, compute-equivalent gains.
 
 Pure functions of numbers; across_sizes.py applies them to a study.
 """
@@ -17,13 +17,13 @@ from ablatrix.orchestrator.report.statistics import student, t_quantile
 from ablatrix.orchestrator.study.scale import FARTHEST
 from ablatrix.trainer.rundir.errors import UserError
 
-FEWEST_SIZES = 3  # for a line with a test of its fit
+FEWEST_SIZES = 3  # for a line with a test of fit
 FEWEST_FOR_CURVE = 4  # for L = E + A C^-alpha, which has three parameters
 
 
 @dataclass(frozen=True)
 class Point:
-    """An effect at one size. compute: the baseline's training FLOPs; error: standard error, of df degrees."""
+    """An effect at one size, with its standard error and degrees of freedom. compute: baseline's training FLOPs."""
 
     size: str
     compute: float
@@ -34,7 +34,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The line at one compute. low, high: 95% interval of the effect there.
+    """The line at one compute value. low, high: 95% interval of the effect there.
 
     seen_low, seen_high: 95% prediction interval for the effect that a study with as many seeds would measure there.
     """
@@ -50,9 +50,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Line:
-    """effect(C) = intercept + slope ln C, fitted by weighted least squares. covariance (2, 2), of intercept and slope.
+    """effect(C) = intercept + slope ln C, fitted by weighted least squares. covariance: (2, 2).
 
-    lack_of_fit: p value of chi-squared that the effects lie on a line; None for two sizes. df: the noise's.
+    lack_of_fit: p value of the chi-squared test that the effects lie on a line, None for two sizes; df: of the noise.
     """
 
     points: tuple[Point, ...]
@@ -73,11 +73,11 @@ class Line:
 
     @property
     def largest(self) -> float:
-        """The largest compute that was measured."""
+        """The largest measured compute."""
         return max(point.compute for point in self.points)
 
     def at(self, compute: float) -> Prediction:
-        """Return the line at a compute (FLOPs). Raise UserError beyond 10 times the largest that was measured."""
+        """Return the line at a compute in FLOPs. Raises UserError beyond 10 times the largest measured one."""
         if compute > self.largest * FARTHEST * (1 + 1e-9):
             raise UserError(
                 f"{compute:.3g} FLOPs are {compute / self.largest:.3g} times the largest compute of the study; effects "
@@ -90,16 +90,16 @@ class Line:
         return Prediction(compute, effect, effect - half, effect + half, effect - seen, effect + seen, outside)
 
     def _noise(self, compute: float) -> float:
-        """Return the standard error of an effect measured at a compute, between sizes by interpolation."""
+        """Return the standard error of an effect measured at a compute, interpolated between sizes."""
         known = np.log(sorted((point.compute, point.error) for point in self.points))
         return math.exp(float(np.interp(math.log(compute), known[:, 0], known[:, 1])))
 
 
 def fit_line(points: Sequence[Point]) -> Line | None:
-    """Fit the line, with weights 1 / error^2; None for fewer than two sizes that differ in compute.
+    """Fit the line, with weights 1 / error^2; None without two sizes that differ in compute.
 
-    Where the effects scatter around the line more than their errors allow, the covariance is multiplied by
-    chi^2 / (sizes - 2), so that the bands are those of ordinary weighted least squares (Birge 1932).
+    If the effects scatter around the line more than their errors explain, the covariance is multiplied by chi^2 /
+    (sizes - 2), which gives the bands of ordinary weighted least squares (Birge 1932).
     """
     if len({point.compute for point in points}) < 2 or any(point.error <= 0 for point in points):
         return None
@@ -122,7 +122,7 @@ def fit_line(points: Sequence[Point]) -> Line | None:
 class LossCurve:
     """The baseline's loss L(C) over its sizes. law: (E, A, alpha) of L = E + A C^-alpha.
 
-    Without a law ln L is interpolated over ln C between the sizes, and continued along the last two outside.
+    Without a law, ln L is interpolated over ln C between sizes, and extrapolated from the nearest two outside.
     """
 
     compute: tuple[float, ...]
@@ -148,23 +148,23 @@ class LossCurve:
 
 
 def _interpolate(x: float, known: np.ndarray, values: np.ndarray) -> float:
-    """Return the value at x between known points, which increase, and along the first or last two outside."""
+    """Interpolate between known points in ascending order; extrapolate from the first or last two outside."""
     i = min(max(int(np.searchsorted(known, x)), 1), len(known) - 1)
     share = (x - known[i - 1]) / (known[i] - known[i - 1])
     return float(values[i - 1] + share * (values[i] - values[i - 1]))
 
 
 def fit_loss(compute: Sequence[float], loss: Sequence[float], errors: Sequence[float]) -> LossCurve | None:
-    """Fit L = E + A C^-alpha (Hoffmann et al. 2022) with E, A >= 0 by least squares; with 2 or 3 sizes interpolate.
+    """Fit L = E + A C^-alpha (Hoffmann et al. 2022) with E, A >= 0 by least squares; with 2 or 3 sizes, interpolate.
 
-    compute, loss, errors (standard errors): of the baseline at each size, from small to large. None where the loss does
-    not fall from each size to the next, so that no compute belongs to a loss.
+    compute, loss, errors (standard errors): of the baseline at each size, from small to large. None if the loss does
+    not fall from each size to the next, because a loss then has no unique compute.
     """
     pairs = list(zip(compute, loss, strict=True))
     rises = any(b[0] <= a[0] or b[1] >= a[1] for a, b in pairwise(pairs))
     if len(pairs) < 2 or rises or min(loss) <= 0:
         return None
-    from scipy.optimize import minimize_scalar, nnls  # which take long to import
+    from scipy.optimize import minimize_scalar, nnls  # slow to import
 
     curve = LossCurve(tuple(compute), tuple(loss))
     if len(pairs) < FEWEST_FOR_CURVE or min(errors) <= 0:
@@ -185,10 +185,10 @@ def fit_loss(compute: Sequence[float], loss: Sequence[float], errors: Sequence[f
 
 @dataclass(frozen=True)
 class Gain:
-    """Compute that the baseline needs for a cell's loss, divided by the cell's own; above 1 the cell saves compute.
+    """Compute that the baseline needs to reach a cell's loss over the cell's own; above 1, the cell saves compute.
 
-    value, low, high: with the 95% interval of the effect; inf where the baseline would need more than 10 times the
-    largest compute, which is not predicted. extrapolated: the baseline's loss was not measured at that compute.
+    low, high: from the 95% interval of the effect. Values are inf where the baseline would need more than 10 times the
+    largest compute, which is not predicted. extrapolated: that compute is outside the baseline's measured sizes.
     """
 
     value: float
@@ -200,12 +200,12 @@ class Gain:
 def find_gain(curve: LossCurve, base_compute: float, compute: float, effect: tuple[float, float, float]) -> Gain:
     """Return the compute-equivalent gain of a cell. effect: its mean, low and high at this size, in units of the loss.
 
-    The cell's loss is the curve's at the baseline's compute plus the effect, so that an effect of 0 is a gain of 1.
+    The cell's loss is the curve at the baseline's compute plus the effect, so an effect of 0 gives a gain of 1.
     """
     found = []
     for difference in effect:
         needed = curve.compute_for(curve.at(base_compute) + difference)
         found.append(needed if needed <= FARTHEST * curve.compute[-1] * (1 + 1e-9) else math.inf)
     outside = not curve.compute[0] * (1 - 1e-9) <= found[0] <= curve.compute[-1] * (1 + 1e-9)
-    value, high, low = (needed / compute for needed in found)  # a lower loss is a higher gain
+    value, high, low = (needed / compute for needed in found)  # a lower loss means a higher gain
     return Gain(value, low, high, outside)

@@ -1,8 +1,8 @@
 """Seeds and cells that came later than planned: what was planned, what was added, and which guarantee still holds.
 
-Where somebody adds seeds after having seen results, and decides again, simultaneous intervals no longer have their
-error rate. An e-value may be looked at at any time: under the null hypothesis it ever reaches 1 / alpha with a
-probability of at most alpha.
+If seeds are added after results have been seen and the decision is made again, simultaneous intervals lose their error
+rate. An e-value may be checked at any time: under the null hypothesis, the probability that it ever reaches 1 / alpha
+is at most alpha.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRIOR = 0.25  # g: standardized effects are N(0, 1 / g) under the alternative
 
 
 def e_value(differences: Sequence[float], g: float = PRIOR) -> float | None:
-    """Return the e-value of a mean other than 0: a t test with right Haar prior, standardized effect ~ N(0, 1 / g).
+    """Return the e-value against a mean of 0: a t test with right Haar prior, standardized effect ~ N(0, 1 / g).
 
     E = sqrt(r) ((1 + t^2 / nu) / (1 + r t^2 / nu))^((nu + 1) / 2), r = 1 / (1 + n / g), nu = n - 1 (Hendriksen, de
     Heide & Gruenwald 2021; Wang & Ramdas 2024). None for fewer than two differences, or differences without spread.
@@ -41,7 +41,7 @@ def e_value(differences: Sequence[float], g: float = PRIOR) -> float | None:
 
 
 def cell_e_value(cell: CellResult, analysis: Analysis) -> float | None:
-    """Return the e-value of a cell by its differences from the baseline, seed by seed, at the budget of its effect."""
+    """Return the e-value of a cell from its per-seed differences from the baseline, at the budget of its effect."""
     base, effect = analysis.base, cell.effect
     if base is None or cell is base or effect is None or cell.incomparable:
         return None
@@ -49,12 +49,12 @@ def cell_e_value(cell: CellResult, analysis: Analysis) -> float | None:
 
 
 def threshold(analysis: Analysis) -> float:
-    """Return the e-value from which on a cell is decided: shared by all planned comparisons (Bonferroni)."""
+    """Return the e-value at which a cell counts as decided, Bonferroni-corrected over all planned comparisons."""
     return max(1, len(analysis.compared)) / ALPHA
 
 
 def unplanned(plans: Sequence[Planned]) -> list[Planned]:
-    """Return the plans that added seeds, or set other looks, after runs had finished."""
+    """Return the plans that added seeds or changed the looks after runs had finished."""
     return [
         now
         for before, now in pairwise(plans)
@@ -63,7 +63,7 @@ def unplanned(plans: Sequence[Planned]) -> list[Planned]:
 
 
 def describe_growth(analysis: Analysis) -> Iterator[str]:
-    """Yield notes on what was planned at first and what was added, and on unplanned looks."""
+    """Yield notes on what was planned first and what was added, and on unplanned looks."""
     plans = analysis.study.plans
     if len(plans) < 2:
         return

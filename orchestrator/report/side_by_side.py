@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def label_studies(analyses: Sequence[Analysis]) -> list[str]:
-    """Return a name per study, with its folder if several have the same name."""
+    """Return one name per study, with its folder if several studies have the same name."""
     names = [a.study.name for a in analyses]
     return [n if names.count(n) == 1 else f"{n} ({a.study.folder.name})" for n, a in zip(names, analyses, strict=True)]
 
 
 def measure(analyses: Sequence[Analysis]) -> Measure:
-    """Return the measure that all studies are compared by. Raises UserError if they differ."""
+    """Return the measure by which all studies are compared. Raises UserError if they differ."""
     found = {a.measure for a in analyses if a.base} or {a.measure for a in analyses}
     if len({(m.name, m.unit, m.higher_is_better) for m in found}) > 1:
         measures = ", ".join(
@@ -38,12 +38,12 @@ def measure(analyses: Sequence[Analysis]) -> Measure:
 
 
 def cell_names(analyses: Sequence[Analysis]) -> list[str]:
-    """Return every cell that is compared in some study, in the order of first appearance."""
+    """Return every cell that is compared in any study, in order of first appearance."""
     return list(dict.fromkeys(cell.name for a in analyses for cell in a.compared))
 
 
 def forest(analyses: Sequence[Analysis]) -> Figure:
-    """Return the effects as a forest plot, grouped by cell, with a row per study."""
+    """Return the effects as a forest plot, grouped by cell, with one row per study."""
     names, rows = label_studies(analyses), []
     columns = {"effect": "effect", "verdict": "verdict", "95% interval": "interval", "runs": "runs"}
     for cell in cell_names(analyses):
@@ -69,7 +69,7 @@ def forest(analyses: Sequence[Analysis]) -> Figure:
 
 
 def headline(analyses: Sequence[Analysis]) -> str:
-    """Return which differences are shown, and the sentence of each study after its name."""
+    """Return the significant differences, followed by the name and headline of each study."""
     names, digits, unit = label_studies(analyses), max(a.decimals for a in analyses), measure(analyses).short_unit
     found = [c for c in differences(analyses) if c.effect and c.effect.p_joint is not None]
     shown = [
@@ -84,12 +84,12 @@ def headline(analyses: Sequence[Analysis]) -> str:
 
 
 def _without(name: str, studies: Sequence[str]) -> str:
-    """Return the name of a difference without the two studies, where there are no others."""
+    """Return the name of a difference, without naming the two studies if there are only two."""
     return name.removesuffix(f" · {studies[1]} − {studies[0]}") if len(studies) == 2 else name
 
 
 def compose(analyses: Sequence[Analysis], figure: Figure, tested: Figure | None) -> list[Section]:
-    """Return the sections: studies with what limits their comparability, differences, and effects by study."""
+    """Return the sections: studies with caveats on their comparability, differences, and effects by study."""
     blocks: list[Block] = [_studies(analyses)]
     named = zip(label_studies(analyses), analyses, strict=True)
     of_studies = [f"{name}: {note}" for name, analysis in named for note in notes.notes(analysis)]
@@ -124,7 +124,7 @@ def _studies(analyses: Sequence[Analysis]) -> Table:
 def differences(analyses: Sequence[Analysis]) -> list[Contrast]:
     """Return how baselines and effects of the second and later studies differ from those of the first.
 
-    Each later study is a table of its own, corrected in itself.
+    Each later study has a table of its own, corrected separately.
     """
     names, first = label_studies(analyses), analyses[0]
     found = []
@@ -150,7 +150,7 @@ def difference_figure(analyses: Sequence[Analysis]) -> Figure | None:
     better, worse = shared.better, "lower" if shared.higher_is_better else "higher"
     rows = [contrast_row(contrast, shared, (better, worse, "inconclusive"), digits) for contrast in contrasts]
     names = label_studies(analyses)
-    between = f"{names[1]} − {names[0]}" if len(names) == 2 else ""  # of two studies, once for all rows
+    between = f"{names[1]} − {names[0]}" if len(names) == 2 else ""  # with two studies, named once for all rows
     rows = [replace(row, label=_without(row.label, names)) for row in rows]
     caption = (
         "Differences between studies, as of independent samples (Welch). Thick bars: pointwise 95% confidence "
@@ -186,7 +186,7 @@ def caveats(analyses: Sequence[Analysis]) -> list[str]:
 
 
 def comparison(analyses: Sequence[Analysis]) -> str:
-    """Return comparison.csv of all studies: a row per cell of each study."""
+    """Return comparison.csv for all studies: one row per cell of each study."""
     renamed = [
         replace(a, study=replace(a.study, name=n)) for n, a in zip(label_studies(analyses), analyses, strict=True)
     ]

@@ -1,7 +1,8 @@
 """Simultaneous inference for contrasts that share one noise estimate (Dunnett 1955, J. Am. Stat. Assoc. 50, 1096).
 
-For t statistics T_i = Z_i / s with correlated normal Z_i and one s, the distribution of max |T_i| gives critical values
-and adjusted p values. Where the correlations are products b_i b_j it is a double integral, evaluated by quadrature.
+For t statistics T_i = Z_i / s with correlated normal Z_i and a common s, the distribution of max |T_i| gives critical
+values and adjusted p values. If the correlations are products b_i b_j, it is a double integral, evaluated by
+quadrature.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import numpy as np
 from scipy.special import gammainccinv, gammaincinv, gammaln, ndtr, stdtr, stdtrit
 
 NODES = 96  # of each Gauss-Legendre rule
-FAR = 8.5  # the standard normal density beyond is below 1e-16
+FAR = 8.5  # beyond it the standard normal density is below 1e-16
 TAIL = 1e-16  # of the distribution of s
 MANY = 200  # statistics
 MANY_DF = 20  # with fewer degrees of freedom the tail is too long for the polynomial
 DEGREE = 120
 CLOSE = 0.9995  # largest loading
-MOST_LOADINGS = 24  # different ones; more are rounded, which changes p values by less than 1% of themselves
+MOST_LOADINGS = 24  # distinct loadings; more are rounded, which changes p values by less than 1% (relative)
 DIGITS = (12, 2)
 
 
@@ -53,14 +54,14 @@ class Joint:
         return float(np.clip(weight @ (1 - inside) @ density, 0.0, 1.0))
 
     def p_values(self, t: np.ndarray) -> np.ndarray:
-        """Return the p value of each statistic, (m,). Many are read off an interpolating polynomial."""
+        """Return the p value of each statistic, (m,). For many statistics, an interpolating polynomial is used."""
         if len(t) <= MANY or self.df < MANY_DF:
             return np.array([self.p_value(value) for value in t])
         found = np.polynomial.chebyshev.chebval(2 * _squeeze(np.abs(t)) - 1, _polynomial(self))
         return np.asarray(np.clip(found, 0.0, 1.0))
 
     def critical(self, alpha: float) -> float:
-        """Return the t above which max |T_i| lies with probability alpha."""
+        """Return the t that max |T_i| exceeds with probability alpha."""
         return _critical(self, alpha)
 
 
@@ -74,7 +75,7 @@ def _critical(joint: Joint, alpha: float) -> float:
 
 
 def _squeeze(t: np.ndarray) -> np.ndarray:
-    """Map [0, inf) to [0, 1), where p is a smooth function down to 0."""
+    """Map [0, inf) to [0, 1), on which p is smooth down to 0."""
     return np.asarray(t / np.hypot(t, 4.0))
 
 
@@ -93,7 +94,7 @@ def _polynomial(joint: Joint) -> np.ndarray:
 def _noise(df: int) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes and weights of s, the square root of chi-squared over its degrees of freedom."""
     low, high = (float(np.sqrt(2 * q / df)) for q in (gammaincinv(df / 2, TAIL), gammainccinv(df / 2, TAIL)))
-    root, width = _rule(low**0.5, high**0.5)  # nodes are close where s is small
+    root, width = _rule(low**0.5, high**0.5)  # denser nodes where s is small
     s, width = root**2, 2 * root * width
     log = np.log(2) + df / 2 * np.log(df / 2) - gammaln(df / 2) + (df - 1) * np.log(s) - df * s**2 / 2
     return s, width * np.exp(log)
@@ -112,11 +113,11 @@ def _rule(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def product_loadings(correlation: np.ndarray, numbers: Sequence[int]) -> tuple[tuple[float, int], ...]:
-    """Return loadings b whose products b_i b_j come closest (least squares) to the correlations.
+    """Return loadings b whose products b_i b_j best fit the correlations (least squares).
 
-    correlation (G, G): between statistics of G groups of equal ones; on the diagonal, between two of the same group.
-    numbers (G,): of statistics in each group. Exact where every contrast is a cell against one baseline and no run is
-    missing; else the factor-analytic approximation of Hsu (1992, J. Comput. Graph. Stat. 1, 151).
+    correlation: (G, G), between statistics of G groups of equal ones; on the diagonal, between two of the same group.
+    numbers: (G,), statistics in each group. Exact if every contrast is a cell against one baseline and no run is
+    missing; otherwise the factor-analytic approximation of Hsu (1992, J. Comput. Graph. Stat. 1, 151).
     """
     number = np.asarray(numbers, dtype=float)
     own = np.where(number > 1, np.diag(correlation), 0.0)

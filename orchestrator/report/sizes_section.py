@@ -1,4 +1,4 @@
-"""The section of the report on a scale axis: effects against compute as figure, tables and sentences."""
+"""The section of the report on a scale axis: effects against compute as a figure, tables and sentences."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _size_table(trends: Sequence[Trend], analysis: Analysis) -> Table:
 
 
 def _gain_text(gain: Gain | None) -> str:
-    """Return `1.32× (1.05 to 1.60)`, with `extrapolated` where no size was measured at the baseline's compute."""
+    """Return `1.32× (1.05 to 1.60)`, with `extrapolated` if no size was measured at the baseline's compute."""
     if gain is None:
         return DASH
     if not math.isfinite(gain.value):
@@ -177,7 +177,7 @@ def _bounded(value: float) -> str:
 
 
 def method(analysis: Analysis) -> str:
-    """Return how effects were compared over sizes, for the methods; '' without a scale axis."""
+    """Return how effects were compared across sizes, for the methods section; '' without a scale axis."""
     if analysis.ladder is None:
         return ""
     count = len(analysis.by_size)

@@ -24,12 +24,12 @@ Values = Mapping[int, float]  # seed -> value, usable runs only
 class Effect:
     """A difference in nats per token (negative: lower NLL, better) and what is known about it.
 
-    n: runs of the cell in the mean; low, high: pointwise 95% interval, p: two-sided, of no difference; joint_low,
-    joint_high, p_joint: the same, simultaneous over all comparisons of the table: the verdict. All six are None where
-    nothing can be claimed. alpha: error rate of the simultaneous interval, 0.05 or that of a planned look. within:
-    smallest margin d for which the simultaneous interval of 1 - 2 alpha lies in (-d, d) (TOST). paired: the same
-    comparison without pooling, a paired t test whose p_joint is Holm's. without_outliers: the mean without the runs
-    that were named as outliers, None if there is none. values: differences seed by seed.
+    n: number of runs of the cell averaged; low, high: pointwise 95% interval; p: two-sided, for no difference;
+    joint_low, joint_high, p_joint: simultaneous over all comparisons of the table, which decide the verdict. All six
+    are None if nothing can be claimed. alpha: error rate of the simultaneous interval, 0.05 or a planned look's.
+    within: smallest margin d for which the simultaneous interval of 1 - 2 alpha lies in (-d, d) (TOST). paired: the
+    same comparison without pooling, a paired t test whose p_joint is Holm-corrected. without_outliers: the mean without
+    the runs reported as outliers, None if there are none. values: differences, one per seed.
     """
 
     mean: float
@@ -51,7 +51,7 @@ class Effect:
 
     @property
     def at_least(self) -> float | None:
-        """The simultaneous bound that is nearer to 0, where the interval excludes 0."""
+        """The simultaneous bound nearer to 0, None unless the interval excludes 0."""
         if self.joint_low is None or self.joint_high is None or self.joint_low <= 0 <= self.joint_high:
             return None
         return min(self.joint_low, self.joint_high, key=abs)
@@ -61,10 +61,10 @@ class Effect:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def with_intervals(self, error: float, df: float, critical: float, p_joint: float, alpha: float) -> Effect:
-        """Return it with its intervals and p values.
+        """Return the effect with its intervals and p values.
 
-        error: standard error, of `df` degrees of freedom; critical: half the simultaneous interval of 1 - alpha, in
-        standard errors.
+        error: standard error with `df` degrees of freedom; critical: half-width of the simultaneous interval of 1 -
+        alpha, in standard errors.
         """
         low, high, p = student(self.mean, error, df)
         joint = critical * error
@@ -88,19 +88,19 @@ class Effect:
 
     @property
     def joint_half_width(self) -> float | None:
-        """Half of the simultaneous interval."""
+        """Half-width of the simultaneous interval."""
         return None if self.joint_low is None or self.joint_high is None else (self.joint_high - self.joint_low) / 2
 
     @property
     def identical(self) -> bool:
-        """Every run computed exactly what the baseline's run of the same seed did."""
+        """True if every run computed exactly what the baseline's run of the same seed did."""
         return self.method == "identical"
 
 
 def t_interval(differences: Values) -> Effect | None:
-    """Mean of paired differences with Student's t interval of n - 1 degrees of freedom (None without a pair).
+    """Return the mean of paired differences with Student's t interval, n - 1 degrees of freedom; None without a pair.
 
-    One pair gives a mean and no claim. Differences without any spread give an interval of width zero.
+    One pair gives a mean but no claim. Differences without any spread give an interval of width zero.
     """
     seeds = tuple(sorted(differences))
     values = tuple(float(differences[s]) for s in seeds)
@@ -115,7 +115,7 @@ def t_interval(differences: Values) -> Effect | None:
 
 
 def t_quantile(df: float) -> float:
-    """Return half of the width of a two-sided 95% interval, in standard errors."""
+    """Return the half-width of a two-sided 95% interval, in standard errors."""
     return float(stdtrit(df, 0.5 + LEVEL / 2))
 
 
@@ -127,7 +127,7 @@ def student(mean: float, error: float, df: float) -> tuple[float, float, float]:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down corrected p values (Holm 1979), in the order given; None stays None and is not in the family."""
+    """Return Holm's step-down corrected p values (Holm 1979), in order; None stays None and is not in the family."""
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -138,20 +138,20 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def spread(values: Values) -> float | None:
-    """Standard deviation over seeds (n - 1); None for fewer than two."""
+    """Return the standard deviation over seeds (n - 1); None for fewer than two."""
     return stdev(values.values()) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Cost of reaching a target, over seeds; `limits`: full cost of the runs that never did (right-censored).
+    """Cost of reaching a target, by seed. limits: full cost of the runs that never reached it (right-censored).
 
-    at_most: True if a run had passed the target at its first evaluation, so that the cost is an upper bound.
+    at_most: True if a run had passed the target by its first evaluation, which makes the cost an upper bound.
     """
 
     reached: tuple[float, ...] = ()
     limits: tuple[float, ...] = ()
-    factor: float | None = None  # baseline's need / this cell's, geometric mean over seeds; over 1: sooner
+    factor: float | None = None  # baseline's need / this cell's, geometric mean over seeds; above 1: faster
     at_most: bool = False
 
     @property
@@ -160,6 +160,6 @@ class Reach:
 
     @property
     def mean(self) -> float | None:
-        """Mean over seeds; with a censored one a lower bound."""
+        """Mean over seeds; a lower bound if any seed is censored."""
         every = self.reached + self.limits
         return math.fsum(every) / len(every) if every else None

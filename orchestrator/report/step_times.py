@@ -1,9 +1,9 @@
-"""Time as a property of a cell: what its steps cost against the baseline's, from undisturbed steps.
+"""Time as a property of a cell: the cost of its steps relative to the baseline's, from undisturbed steps.
 
-A run's own clock counts whatever else its machine did. So each cell has one ratio, the median over its runs of seconds
-per step (the lower quartile along the run) divided by the baseline's, and everything about time follows from it. Cells
-that compute what the baseline computes must come out at 1; if they do not, or if a cell's runs disagree, nothing about
-time is shown.
+A run's own clock includes whatever else its machine did. Each cell therefore has one ratio, the median over its runs of
+seconds per step (lower quartile within a run) divided by the baseline's, and every statement on time is based on it.
+Cells that compute what the baseline computes must have a ratio of 1; if they do not, or if a cell's runs disagree,
+nothing about time is shown.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ablatrix.orchestrator.report import changes
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
-OFF = 0.05  # of a ratio that must be 1
-SPREAD = 0.10  # of seconds per step within a cell
+OFF = 0.05  # tolerance of a ratio that must be 1
+SPREAD = 0.10  # tolerance of seconds per step within a cell
 
-# Settings, by their last word, that change no operation but only its numbers; the last three lines: other trainers'
+# Settings, by the last part of their key, that change numbers but no operation; last three lines: other trainers'
 FREE = {
     *(name for name, kind in changes.TRAINER.items() if kind in ("schedule", "learning rate")),
     *("weight_decay", "betas", "beta2_decay", "update_clip"),
@@ -36,10 +36,10 @@ Place = Callable[["RunRecord"], Hashable]
 
 @dataclass(frozen=True)
 class StepTimes:
-    """How fast the cells are. withheld: why nothing may be said about it, '' if it may.
+    """How fast the cells are. withheld: why times are not shown, '' if they are.
 
     seconds: cell -> seconds per step on the baseline's hardware; ratios: the same divided by the baseline's; controls:
-    cells that compute what the baseline computes -> measured ratio, while theirs in `ratios` is 1; apart: cells without
+    cells that compute what the baseline computes -> measured ratio, while `ratios` has 1 for them; apart: cells without
     a run on hardware that the baseline ran on.
     """
 
@@ -50,11 +50,11 @@ class StepTimes:
     apart: tuple[str, ...] = ()
 
     def of(self, cell: str) -> float | None:
-        """Return a cell's seconds per step, None if they are withheld or not known."""
+        """Return a cell's seconds per step, None if withheld or unknown."""
         return None if self.withheld else self.seconds.get(cell)
 
     def ratio(self, cell: str) -> float | None:
-        """Return a cell's seconds per step divided by the baseline's, None if withheld or not known."""
+        """Return a cell's seconds per step divided by the baseline's, None if withheld or unknown."""
         return None if self.withheld else self.ratios.get(cell)
 
 
@@ -88,11 +88,11 @@ def _group(runs: Iterable[RunRecord], place: Place) -> dict[Hashable, list[RunRe
 
 
 def _ratio(run: RunRecord, places: Sequence[tuple[Place, Mapping[Hashable, list[RunRecord]]]]) -> float | None:
-    """Return a run's seconds per step divided by those of the baseline's run that is most like it.
+    """Return a run's seconds per step divided by those of the most similar baseline run.
 
-    That is the one on the same host, else on the same hardware, with the same seed if there is one, else their mean:
-    seeds are queued one after the other, so runs of one seed have met the same state of the machine. places: the
-    baseline's runs by host and by hardware.
+    That run is on the same host, else on the same hardware, and has the same seed; if none has, the mean of all runs
+    there is used. Seeds are queued one after another, so runs of one seed saw the same state of the machine. places:
+    the baseline's runs by host and by hardware.
     """
     for place, base in places:
         here = base.get(place(run), [])
@@ -112,7 +112,7 @@ def _hardware(run: RunRecord) -> Hashable:
 
 
 def _same_work(run: RunRecord, base: RunRecord) -> bool:
-    """True if the two differ in settings only that change no operation."""
+    """True if the two runs differ only in settings that change no operation."""
     keys = set(run.overrides) | set(base.overrides)
     changed = {key for key in keys if run.overrides.get(key) != base.overrides.get(key)}
     return all(not key.startswith("model.") and key.rpartition(".")[2] in FREE for key in changed)
@@ -144,7 +144,7 @@ def _doubt(timed: Mapping[str, Sequence[RunRecord]], controls: Mapping[str, floa
 def _spread(runs: Sequence[RunRecord]) -> float | None:
     """Return the largest seconds per step over the smallest, minus 1, of runs in one place; None without two such runs.
 
-    A place is a host; where every run had a host of its own, the same hardware.
+    A place is a host, or identical hardware if every run had its own host.
     """
     for place in (_host, _hardware):
         groups = [[run.step_seconds or 0.0 for run in group] for group in _group(runs, place).values()]

@@ -1,4 +1,4 @@
-"""Tables to compute with: summary.csv (a row per run), comparison.csv (a row per cell), comparison.tex."""
+"""Tables for further use: summary.csv (one row per run), comparison.csv (one row per cell), comparison.tex."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.statistics import Effect, Reach
     from ablatrix.orchestrator.study.metric import Measure
 
-VALUE = "val_nll"  # the place of the measure in a row; its column is called by its name
+VALUE = "val_nll"  # key of the measure in a row; its column has the measure's own name
 NUMBERS = (
     "iters",
     "max_iters",
@@ -34,7 +34,7 @@ NUMBERS = (
 
 
 def summary(analysis: Analysis) -> str:
-    """Return a row per run of the study, finished or not."""
+    """Return one row per run of the study, finished or not."""
     return _csv(map(_run, analysis.whole.runs), analysis.measure)
 
 
@@ -60,7 +60,7 @@ def _yes(value: bool) -> str:
 
 
 def comparison(analysis: Analysis) -> str:
-    """Return a row per cell of the study at each size, with all measures."""
+    """Return one row per cell of the study at each size, with all measures."""
     rows = [
         ({"size": size} if analysis.ladder else {}) | _cell(cell, found)
         for size, found in analysis.by_size.items()
@@ -70,7 +70,7 @@ def comparison(analysis: Analysis) -> str:
 
 
 def comparisons(analyses: Sequence[Analysis]) -> str:
-    """Return the same for several studies, with the study in the first column."""
+    """Return what `comparison` does for several studies, with the study in the first column."""
     rows = [{"study": a.study.name, **_cell(cell, a)} for a in analyses for cell in a.cells.values()]
     return _csv(rows, analyses[0].measure)
 
@@ -130,7 +130,7 @@ def _reach(name: str, reach: Reach | None) -> dict[str, Any]:
 
 
 def _csv(rows: Iterable[Mapping[str, Any]], measure: Measure) -> str:
-    """Return rows, all with the same columns, as CSV; None is an empty cell, floats keep every digit."""
+    """Return rows, which all have the same columns, as CSV; None is an empty cell, floats keep all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for number, row in enumerate(rows):
@@ -144,7 +144,7 @@ _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *"
 
 
 def _cell_text(value: Any) -> Any:
-    """Return a cell that spreadsheets take for text where it is text; numbers, also those in a text, stay numbers."""
+    """Return a cell that spreadsheets read as text if it is text; numbers, including numeric text, stay numbers."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
     shown = visible(value)
@@ -155,7 +155,7 @@ _TEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
         **{c: rf"\{c}" for c in "&%$#_{}"},
-        **{c: f"{{{c}}}" for c in "[]*"},  # after the end of a row they would be an argument of it
+        **{c: f"{{{c}}}" for c in "[]*"},  # after the end of a row they would be parsed as its argument
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
@@ -174,7 +174,7 @@ def tex(value: str) -> str:
 
 
 def latex(analysis: Analysis) -> str:
-    """Return the comparison as a booktabs table, to \\input into a paper."""
+    """Return the comparison as a booktabs table, to be \\input into a paper."""
     rows = []
     for name, cell, found in wording.every_cell(analysis):
         text = wording.cell_text(cell, found)

@@ -1,7 +1,7 @@
 """Tuned arms: the best value of each cell, its confirmation runs, and effects at the baseline's best value.
 
-A cell is compared at its own best value, by confirmation runs whose seeds took no part in tuning: the winner of a grid
-looks better on the runs that chose it than it is.
+A cell is compared at its own best value, using confirmation runs whose seeds were not used in tuning: on the runs that
+selected it, the winner of a grid looks better than it is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Arm:
     """A cell of a tuned study. optimum: None without a usable tuning run.
 
-    confirmed, equal: its runs with fresh seeds, at its own best value and at the baseline's; planned ones too.
+    confirmed, equal: its runs with fresh seeds, at its own best value and at the baseline's, including planned runs.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The arms of a study by name. reference: the baseline; ended: no tuning run is left to wait for.
+    """The arms of a study by name. reference: the baseline; ended: True if no tuning run is still pending.
 
-    equal, verdicts: effects at the baseline's best value, and what they show, of cells with runs there.
+    equal, verdicts: effects at the baseline's best value and their verdicts, for cells with runs there.
     """
 
     tune: Tuning
@@ -59,9 +59,9 @@ class Tuned:
 
 
 def find_arms(study: Study, tune: Tuning) -> Tuned:
-    """Return the arms of a study as far as its tuning runs show their best values.
+    """Return the arms of a study, with the best values that its tuning runs show so far.
 
-    Where no tuning run of an arm is usable yet, its first value stands for the best.
+    If an arm has no usable tuning run yet, its first value is used as its best.
     """
     runs: dict[str, list[RunRecord]] = {}
     for run in study.runs:
@@ -98,9 +98,9 @@ def _at(runs: Sequence[RunRecord], tune: Tuning, optimum: Optimum | None) -> tup
 
 
 def confirmed(study: Study, tuned: Tuned) -> Study:
-    """Return the study with the cells of its design, each with its confirmation runs at its own best value.
+    """Return the study with the cells of its design, each with the confirmation runs at its own best value.
 
-    Its runs are those that were started, and those that are to confirm.
+    Planned runs that are neither tuning nor confirmation runs are dropped.
     """
     cells = {
         name: tuple(replace(run, cell=name, overrides=_own(run, tuned.tune)) for run in arm.confirmed)
@@ -114,12 +114,12 @@ def confirmed(study: Study, tuned: Tuned) -> Study:
 
 
 def _own(run: RunRecord, tune: Tuning) -> dict[str, Any]:
-    """Return what the run's features override, without the tuned setting."""
+    """Return the overrides of a run's features, without the tuned setting."""
     return {key: value for key, value in run.overrides.items() if key != tune.setting}
 
 
 def with_equal(tuned: Tuned, measure: Measure, margin: float | None) -> Tuned:
-    """Return the arms with the effects and verdicts at the baseline's best value, by the confirmation runs there."""
+    """Return the arms with the effects and verdicts at the baseline's best value, from the confirmation runs there."""
     usable = {name: tuple(run for run in arm.equal if run.usable) for name, arm in tuned.arms.items()}
     matched = budgets.match(usable, tuned.reference, budgets.tokens, final=True)
     found = compare(matched.comparable, tuned.reference)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.optimum import Optimum
     from ablatrix.orchestrator.report.tuned import Tuned
 
-POINTS = 40  # of a parabola
-MOST_EXCESS = 6.0  # of the worst arm's optimum over the best one: results that are worse leave the figure
+POINTS = 40  # per parabola
+MOST_EXCESS = 6.0  # times the worst arm's optimum over the best: results above that are cut off
 
 
 def draw(analysis: Analysis, tuned: Tuned, styles: Mapping[str, int], remark: str) -> Figure | None:
-    """Return the figure, None without results. styles: those of the arms to draw; remark: added to the caption."""
+    """Return the figure, None without results. styles: of the arms to draw; remark: added to the caption."""
     drawn = {name: arm.optimum for name in styles if (arm := tuned.arms.get(name))}
     lines = [_line(name, styles[name], optimum) for name, optimum in drawn.items() if optimum]
     if not lines:
@@ -57,7 +57,7 @@ def _line(name: str, style: int, found: Optimum) -> Line:
 
 
 def _range(lines: Sequence[Line], rising: bool) -> Bounds:
-    """Return the range of the means, without those that are far worse than any arm's best."""
+    """Return the range of the means, excluding those far worse than any arm's best."""
     means = [-line.series.y if rising else line.series.y for line in lines]
     best = [float(y.min()) for y in means]
     low, high = min(best), max(float(y.max()) for y in means)

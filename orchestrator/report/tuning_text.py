@@ -1,4 +1,4 @@
-"""What the report says of tuned arms: their best values, and what the baseline's best value would have shown."""
+"""Report text on tuned arms: their best values, and what a comparison at the baseline's best value would have shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = ("cell", "best value", "sensitivity", "effect at own best", "verdict", "a
 
 
 def blocks(analysis: Analysis, figure: Sequence[Block]) -> list[Block]:
-    """Return the section on tuning; [] for a study without."""
+    """Return the section on tuning; [] for a study without tuning."""
     found = analysis.tuned
     if found is None:
         return []
@@ -26,7 +26,7 @@ def blocks(analysis: Analysis, figure: Sequence[Block]) -> list[Block]:
 
 
 def notes(analysis: Analysis) -> Iterator[str]:
-    """Yield warnings: optima at the edge of the grid, and verdicts that another value would have given."""
+    """Yield warnings: optima at the edge of the grid, and verdicts that would differ at the baseline's best value."""
     found = analysis.tuned
     if found is None:
         return
@@ -44,7 +44,7 @@ def notes(analysis: Analysis) -> Iterator[str]:
 
 
 def differing(analysis: Analysis) -> list[str]:
-    """Return a sentence for each cell whose verdict at the baseline's best value is another one."""
+    """Return a sentence for each cell whose verdict differs at the baseline's best value."""
     found, base = analysis.tuned, _best(analysis)
     if found is None:
         return []

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Values, sprea
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error, of `df` degrees of freedom, from n runs."""
+    """A mean of n runs and its standard error with `df` degrees of freedom."""
 
     mean: float
     error: float
@@ -22,22 +22,22 @@ class Estimate:
 
 
 def estimate_of_effect(effect: Effect | None) -> Estimate | None:
-    """Return an effect as an estimate; None if its uncertainty is not known."""
+    """Return an effect as an estimate; None if its uncertainty is unknown."""
     if effect is None or effect.error is None or effect.df is None:
         return None
     return Estimate(effect.mean, effect.error, effect.df, effect.n)
 
 
 def estimate_of_mean(values: Values) -> Estimate | None:
-    """Return the mean of a cell's values as an estimate; None for fewer than two."""
+    """Return the mean of a cell's values as an estimate; None with fewer than two."""
     sd, n = spread(values), len(values)
     return None if sd is None else Estimate(math.fsum(values.values()) / n, sd / math.sqrt(n), n - 1, n)
 
 
 def difference(first: Estimate, second: Estimate) -> Effect:
-    """Return second minus first, of independent samples, with a pointwise 95% interval and p value (Welch 1947).
+    """Return second minus first for independent samples, with a pointwise 95% interval and p value (Welch 1947).
 
-    Degrees of freedom after Satterthwaite: (a + b)^2 / (a^2 / df_a + b^2 / df_b) of the squared errors a and b.
+    Degrees of freedom by Satterthwaite's formula: (a + b)^2 / (a^2 / df_a + b^2 / df_b) of the squared errors a and b.
     """
     mean, a, b = second.mean - first.mean, first.error**2, second.error**2
     n, error = min(first.n, second.n), math.sqrt(a + b)
@@ -48,7 +48,7 @@ def difference(first: Estimate, second: Estimate) -> Effect:
 
 
 def corrected(effects: Sequence[Effect | None]) -> list[Effect | None]:
-    """Return the differences of one table with simultaneous intervals and p values after Bonferroni."""
+    """Return the differences of one table with Bonferroni-corrected simultaneous intervals and p values."""
     m = sum(effect is not None and effect.p is not None for effect in effects)
     return [effect and _widened(effect, m) for effect in effects]
 

@@ -31,7 +31,7 @@ ONE_SEED = "one seed only, so no conclusion can be drawn"
 
 
 def word(cell: CellResult, analysis: Analysis) -> str:
-    """Return the verdict as it is shown: `helps`, `no effect larger than 0.02 nats`."""
+    """Return the verdict as displayed: `helps`, `no effect larger than 0.02 nats`."""
     if cell.verdict is Verdict.NO_EFFECT and analysis.margin is not None:
         return f"no effect larger than {analysis.margin:g}{cell.measure.short_unit}"
     return cell.verdict
@@ -60,7 +60,7 @@ def sentence(cell: CellResult, analysis: Analysis) -> str:
 
 
 def _conclusion(cell: CellResult, analysis: Analysis) -> str:
-    """Return `helps by at least 0.0123 nats`, or the verdict's word."""
+    """Return `helps by at least 0.0123 nats`, or just the verdict's word."""
     bound = cell.effect.at_least if cell.effect and cell.verdict.decided else None
     if bound is None:
         return word(cell, analysis)
@@ -73,7 +73,7 @@ def _conclusion(cell: CellResult, analysis: Analysis) -> str:
 
 
 def no_claim(cell: CellResult, analysis: Analysis) -> str:
-    """Return why there is an effect and no verdict."""
+    """Return why there is an effect but no verdict."""
     if cell.incomparable:
         return f"not comparable: {cell.incomparable}"
     if cell.pending:
@@ -85,7 +85,7 @@ def no_claim(cell: CellResult, analysis: Analysis) -> str:
 
 
 def _stability(cell: CellResult, analysis: Analysis) -> str:
-    """Return `4 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.048)`, and if that can be chance."""
+    """Return `4 of 5 runs diverged (baseline: 0 of 5, Fisher's exact p = 0.048)`, and whether that may be chance."""
     base = analysis.base
     assert base is not None
     p = fisher_p(len(cell.diverged), cell.done, len(base.diverged), base.done)
@@ -120,7 +120,7 @@ def _evidence(cell: CellResult, analysis: Analysis) -> str:
 
 
 def _without_outliers(cell: CellResult, analysis: Analysis) -> str:
-    """Return the effect without the runs that were named as outliers, of the cell or of the baseline."""
+    """Return the effect without the outlier runs of the cell and of the baseline."""
     if cell.effect is None or cell.effect.without_outliers is None:
         return ""
     names = [

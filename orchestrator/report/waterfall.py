@@ -1,4 +1,4 @@
-"""The attribution of all features' effect as a waterfall figure, as a table and in one sentence."""
+"""The effect of all features divided among them, as a waterfall figure, a table and a sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPLAINED = {
 
 
 def figure(analysis: Analysis) -> Figure | None:
-    """Return the waterfall from the baseline to all features, the share that helps most first."""
+    """Return the waterfall from the baseline to all features, starting with the share that helps most."""
     found, measure = analysis.attribution, analysis.measure
     if found is None or found.whole.effect is None:
         return None
@@ -66,7 +66,7 @@ def _sorted(found: Attribution, measure: Measure) -> list[Contrast]:
 
 
 def _step(name: str, start: float, effect: Effect, analysis: Analysis, *, alone: bool = False) -> Step:
-    """Return a bar. alone: its interval is pointwise."""
+    """Return a bar. alone: use the pointwise interval."""
     low, high = _bounds(effect, alone)
     interval = None if low is None or high is None else (start + low, start + high)
     text, helps = formatting.signed(effect.mean, analysis.decimals), analysis.measure.is_better(effect.mean)
@@ -85,7 +85,7 @@ def _title(found: Attribution, analysis: Analysis) -> str:
 
 
 def _names(found: Attribution) -> dict[str, str]:
-    """Return the names of the features as a title or a sentence shows them."""
+    """Return the names of the features for titles and sentences."""
     return formatting.shorten([share.name for share in found.shares], 40)
 
 
@@ -114,14 +114,14 @@ def table(analysis: Analysis) -> Table | None:
 
 
 def _bounds(effect: Effect | None, alone: bool) -> tuple[float | None, float | None]:
-    """Return the interval of a share, simultaneous over all of them, or `alone` the pointwise one."""
+    """Return the interval of a share: simultaneous over all shares, or pointwise if `alone`."""
     if effect is None:
         return None, None
     return (effect.low, effect.high) if alone else (effect.joint_low, effect.joint_high)
 
 
 def sentence(analysis: Analysis) -> str:
-    """Return `Shares of all on (−0.282 nats): rope −0.188, swiglu −0.094.`, '' where there is no attribution."""
+    """Return `Shares of all on (−0.282 nats): rope −0.188, swiglu −0.094.`, '' without an attribution."""
     found, digits = analysis.attribution, analysis.decimals
     if found is None or found.whole.effect is None:
         return ""

@@ -1,4 +1,4 @@
-"""Draw a waterfall: bars that begin where the one above ends, from the baseline to the whole."""
+"""Draw a waterfall: each bar begins where the bar above ends, from the baseline to the whole."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.figure_data import Step, Waterfall
 
 ROW, HEAD, AXIS = 0.3, 0.22, 0.5  # inches
-LONGEST = 28  # characters of a name; half of it on a phone
-HEIGHT = 0.58  # of a bar, in rows
-NARROWEST = 0.2  # share of the width for the bars, also where names that are too alike to be shortened are long
+LONGEST = 28  # longest name in characters; half of that on a phone
+HEIGHT = 0.58  # of a bar, relative to a row
+NARROWEST = 0.2  # fraction of the width left for bars, even if names are long and too alike to be shortened
 
 
 def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None:
@@ -49,7 +49,7 @@ def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None
 
 
 def _draw(axes: Axes, row: int, step: Step) -> None:
-    """Draw a bar, the interval of its end, and its value at the right."""
+    """Draw a bar, the interval of its end, and its value on the right."""
     color = GREY if step.helps is None else COLORS[0] if step.helps else COLORS[1]
     face = color if step.total else PAPER
     low, size = min(step.start, step.end), abs(step.end - step.start)

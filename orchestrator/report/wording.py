@@ -1,4 +1,4 @@
-"""The words and digits of a study's results: the same on the page, in Markdown, LaTeX, the terminal and JSON."""
+"""The wording and digits of a study's results, shared by the page, Markdown, LaTeX, the terminal and JSON."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
 
-NAMED, LONGEST = 6, 40  # cells that one part of the headline names; characters of each
-PARAMETERS_DIFFER = 5e-4  # share from which on the ratio of parameters is shown
+NAMED, LONGEST = 6, 40  # cells named in one part of the headline; characters of each name
+PARAMETERS_DIFFER = 5e-4  # relative difference from which on the ratio of parameters is shown
 
 
 @dataclass(frozen=True)
 class CellText:
-    """A cell's row in every table. interval: the simultaneous one, which decides the verdict; runs: in the mean."""
+    """A cell's row in every table. interval: simultaneous, decides the verdict; runs: number averaged."""
 
     name: str
     value: str
@@ -49,7 +49,7 @@ class CellText:
 
 
 def cell_text(cell: CellResult, analysis: Analysis) -> CellText:
-    """Return the strings of a cell's result."""
+    """Return a cell's result as strings."""
     digits, effect = analysis.decimals, cell.effect
     return CellText(
         name=cell.name,
@@ -72,14 +72,14 @@ def every_cell(analysis: Analysis) -> Iterator[tuple[str, CellResult, Analysis]]
 
 
 def _value(cell: CellResult, analysis: Analysis) -> str:
-    """Return the mean at the compared budget, with the final one in brackets where that is another."""
+    """Return the mean at the compared budget, followed by the final mean in parentheses if that differs."""
     final = plain(cell.mean, analysis.decimals)
     at_budget = plain(cell.mean_at_budget, analysis.decimals) if cell.at_budget else final
     return final if at_budget == final else f"{at_budget} ({final})"
 
 
 def parameters(cell: CellResult, base: CellResult | None) -> str:
-    """Return `2.51 M (+0.1%)`, the second part only where the baseline has another number."""
+    """Return `2.51 M (+0.1%)`, the second part only if the baseline has a different number."""
     ratio = cell.parameters / base.parameters if base and base.parameters and cell.parameters else 1.0
     return quantity(cell.parameters) + (f" ({percent(ratio)})" if abs(ratio - 1) > PARAMETERS_DIFFER else "")
 
@@ -90,7 +90,7 @@ def parameters(cell: CellResult, base: CellResult | None) -> str:
 def headline(analysis: Analysis) -> str:
     """Return what the study shows: `swiglu (−0.145) and all_on (−0.282 nats) help. cosine: inconclusive.`
 
-    With a scale axis it is what the largest size shows that has results.
+    With a scale axis, this is the result at the largest size that has results.
     """
     if analysis.ladder:
         sizes, shown = list(analysis.ladder.sizes), analysis.ladder.shown
@@ -112,13 +112,13 @@ def headline(analysis: Analysis) -> str:
 
 
 def _trends(analysis: Analysis) -> str:
-    """Return ` With compute the effect of rope grows.`, '' where no change is shown."""
+    """Return ` With compute the effect of rope grows.`, '' if no change is shown."""
     parts = changes(across_sizes.find_trends(analysis))
     return f" With compute {' and '.join(parts)}." if parts else ""
 
 
 def changes(trends: Sequence[Trend]) -> list[str]:
-    """Return which effects change with compute, as far as is shown: `the effect of rope grows`."""
+    """Return which effects are shown to change with compute: `the effect of rope grows`."""
     found = {word: across_sizes.changing(trends, word) for word in ("grows", "shrinks", across_sizes.CHANGES_SIGN)}
     return [f"the effect of {join_names(names)} {word}" for word, names in found.items() if names]
 
@@ -140,7 +140,7 @@ def _main_effects(analysis: Analysis) -> str:
 
 
 def _interactions(analysis: Analysis) -> list[str]:
-    """Return `Synergy: swiglu × rope (−0.034 nats).` and the same for conflicts, or that none is shown."""
+    """Return `Synergy: swiglu × rope (−0.034 nats).` and likewise for conflicts, or that none is shown."""
     pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
     if not pairs:
         return ["No interaction of two is shown." if analysis.combinations.pairs else "Interactions are not estimated."]
@@ -150,7 +150,7 @@ def _interactions(analysis: Analysis) -> list[str]:
 
 
 def shown_names(analysis: Analysis) -> dict[str, str]:
-    """Return the names of cells, main effects and pairs as sentences and titles show them, no two of a kind alike."""
+    """Return the names of cells, main effects and pairs for sentences and titles, distinct within each kind."""
     pairs = [contrast.name for contrast in analysis.combinations.pairs]
     main = [contrast.name for contrast in analysis.main_effects]
     return shorten(pairs, LONGEST) | shorten(analysis.cells, LONGEST) | shorten(main, LONGEST)
@@ -181,7 +181,7 @@ OTHERS = {
 
 
 def _with(analysis: Analysis, verdict: Verdict) -> list[CellResult]:
-    """Return the cells of a verdict, the largest effect first if it is one that names effects."""
+    """Return the cells with a verdict; for helps and hurts, the largest effect first."""
     found = [cell for cell in analysis.compared if cell.verdict is verdict]
     return sorted(found, key=lambda c: -abs(c.effect.mean) if c.effect else 0.0) if verdict.decided else found
 
@@ -210,7 +210,7 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
 
 
 def aa_sentence(analysis: Analysis) -> str:
-    """Return the result of the A/A check, '' for a study without one."""
+    """Return the result of the A/A check, '' if the study has none."""
     found = analysis.aa
     if found is None:
         return ""
