@@ -1,4 +1,4 @@
-"""Tokenizers of the offline cache: looked up in its manifest, loaded offline. Imports neither torch nor transformers."""
+"""Tokenizers of the offline cache: found in its manifest, loaded offline. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
