@@ -1,1 +1,1 @@
-"""Everything that talks to Slurm: its commands, the launchers, the limits of a site."""
+"""Everything that talks to Slurm: its commands, the launchers, site limits."""

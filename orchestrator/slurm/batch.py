@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.node_layout import Layout
     from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
-Members = list[tuple[StudyRun, int]]  # the runs of one job with the attempt claimed for each
+Members = list[tuple[StudyRun, int]]  # the runs of one job, each with its claimed attempt
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The jobs of one array, or one plain job."""
+    """The jobs of one array, or a single plain job."""
 
     study: Study
     jobs: Sequence[Members]
     token: str
     settings: SlurmSettings
-    code: Path  # the snapshot
-    exports: Sequence[str] = ()  # of the user's shell, besides the allow-list
+    code: Path  # the code snapshot
+    exports: Sequence[str] = ()  # variables of the user's shell, besides the allow-list
     after: Sequence[str] = ()  # jobs that must have ended before it starts
 
     @property
@@ -42,19 +42,19 @@ class Batch:
 
     @property
     def threads(self) -> int:
-        """CPU threads of each run: the job's cores divided by the runs that may share a job.
+        """CPU threads of each run: the job's cores divided by the largest number of runs in a job.
 
-        Not by those that do share it: a run that is resumed alone must add up in the same order.
+        Runs of a smaller job get no more: a run that is resumed alone must add up in the same order.
         """
         return max(1, self.settings.cpus_per_task // self.settings.runs_per_job)
 
     @property
     def shared(self) -> bool:
-        """True if several processes share a run of the batch."""
+        """True if each run of the batch is shared by several processes."""
         return any(run_facts.is_distributed(run.folder) for job in self.jobs for run, _ in job)
 
     def commands(self, layout: Layout | None = None) -> list[list[str]]:
-        """Return the command of each job, which Slurm starts on each of its nodes. layout: by default the settings'."""
+        """Return each job's command, which Slurm starts on each of its nodes. layout: by default from the settings."""
         layout = layout or self.settings.layout
         return [job_command.task_command([(run.folder, attempt) for run, attempt in job], layout) for job in self.jobs]
 
@@ -65,13 +65,13 @@ class Launcher(Protocol):
     name: str
 
     def launch(self, batch: Batch) -> list[str]:
-        """Queue the batch by one sbatch call and return the ids that it may have got, the likeliest first.
+        """Queue the batch with one sbatch call and return the ids that the job may have, most likely first.
 
-        Raises ControllerError with sbatch's words; only the queue shows then whether a job was queued.
+        Raises ControllerError with sbatch's message; then only the queue shows whether a job was queued.
         """
 
     def script(self, batch: Batch) -> str:
-        """Return the exact text that sbatch would get."""
+        """Return the exact script that sbatch would receive."""
 
 
 def job_ids(base: str, count: int) -> list[str]:
@@ -80,7 +80,7 @@ def job_ids(base: str, count: int) -> list[str]:
 
 
 def check_folder(study: Path, launcher: str) -> None:
-    """Raise UserError if a job script of this launcher cannot hold the path of the study or of the working folder."""
+    """Raise UserError if this launcher's job scripts cannot contain the path of the study or of the working folder."""
     for path in (study.resolve(), Path.cwd()):
         problem = _path_problem(str(path), launcher)
         if problem:
@@ -102,5 +102,5 @@ def _path_problem(path: str, launcher: str) -> str:
         return "a colon would end the path of the code that jobs are to run (PYTHONPATH)"
     if launcher != "local" and not path.isprintable():
         return "a path with control characters cannot be used with Slurm"
-    # a backslash in --output switches the replacement of %j off
+    # a backslash in --output turns off the replacement of %j
     return "Slurm finds no log in a path with a backslash" if launcher != "local" and "\\" in path else ""

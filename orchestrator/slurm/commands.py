@@ -19,15 +19,15 @@ IDS_AT_ONCE = 100  # ids on one command line
 
 
 class ControllerError(RunError):
-    """A Slurm command failed or did not answer."""
+    """A Slurm command that failed or did not answer."""
 
 
 class NoAnswerError(ControllerError):
     """slurmctld did not answer: the request may or may not have been carried out."""
 
 
-BUSY = "temporarily unable to accept job"  # the cluster's MaxJobCount is reached
-# Words by which Slurm's commands report that the controller did not answer
+BUSY = "temporarily unable to accept job"  # the cluster has reached its MaxJobCount
+# Substrings of Slurm's messages that mean that the controller did not answer
 NO_ANSWER = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "Communication", "standby mode")
 
 
@@ -35,7 +35,7 @@ Queue = dict[str, Job]  # by id
 
 
 def available() -> bool:
-    """True if there is an sbatch on this machine."""
+    """True if sbatch is installed on this machine."""
     return shutil.which("sbatch") is not None
 
 
@@ -54,14 +54,14 @@ def belongs_to_cluster() -> bool:
 
 
 def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the variables by which a user's session would change our commands and jobs."""
+    """Return the variables of a user's session that would change our commands and jobs."""
     prefixes = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_")
     return [name for name in environ if name.startswith(prefixes) and not name.startswith("SLURM_CONF")]
 
 
 @contextlib.contextmanager
 def own_environment() -> Iterator[None]:
-    """Remove `foreign_variables` from this process's environment meanwhile."""
+    """Remove `foreign_variables` from this process's environment within the block."""
     hidden = {name: os.environ.pop(name) for name in foreign_variables()}
     try:
         yield
@@ -98,7 +98,7 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
         raise ControllerError(f"{command[0]}: not found on this machine") from None
     except subprocess.TimeoutExpired as error:
         output = error.stderr.decode("utf-8", "replace") if isinstance(error.stderr, bytes) else ""
-        if BUSY in output:  # refused; sbatch was waiting for its next try
+        if BUSY in output:  # refused; sbatch was waiting to retry
             raise ControllerError(f"{command[0]}: {' '.join(output.split())[-300:]}") from None
         raise NoAnswerError(f"{command[0]} did not answer in {timeout:g} s") from None
     if result.returncode:
@@ -108,34 +108,34 @@ def run_command(command: Sequence[str], timeout: float = TIMEOUT) -> str:
 
 
 def controller_error(message: str) -> ControllerError:
-    """Return the error for a message of Slurm's."""
+    """Return the error for a message from Slurm."""
     return NoAnswerError(message) if any(known in message for known in NO_ANSWER) else ControllerError(message)
 
 
 def queue(user: str = "") -> dict[str, Job]:
-    """Return all jobs of a user that wait or run, by id, from one squeue. Raises ControllerError.
+    """Return all waiting or running jobs of a user by id, with one call of squeue. Raises ControllerError.
 
-    user: name or number; default: this process's, because LOGNAME and USER may name another user after `su`.
+    user: name or uid; default: this process's, because LOGNAME and USER may name another user after `su`.
     """
     users = {user} if user else own_names()
-    # the comment and the path of the script come last: they may contain a bar
+    # the comment and the script's path come last because they may contain a bar
     form = "--format=%i|%T|%u|%N|%r|%k|%o"
     command = ["squeue", "--noheader", "--array", f"--user={user or os.getuid()}", "--states=all", form]
     return parse_squeue(run_command(command), *users)
 
 
 def own_names() -> set[str]:
-    """Return this user as Slurm may print it: the number, and the name if the machine knows one."""
+    """Return this user as Slurm may print it: the uid, and the name if the machine has one for it."""
     with contextlib.suppress(KeyError):
         return {str(os.getuid()), pwd.getpwuid(os.getuid()).pw_name}
     return {str(os.getuid())}
 
 
 def ended_jobs(job_ids: Iterable[str]) -> dict[str, Job]:
-    """Return what Slurm still knows of jobs that left the queue. Never raises.
+    """Return what Slurm still knows about jobs that have left the queue. Never raises.
 
-    One scontrol per array or job (it forgets after MinJobAge, 300 s by default), one sacct for the rest. An id that
-    neither knows is left out, or VANISHED if scontrol knows its array: Slurm drops a cancelled waiting task.
+    Calls scontrol for each array or job (it forgets after MinJobAge, 300 s by default), and sacct once for the rest.
+    An id unknown to both is left out, or VANISHED if scontrol knows its array: Slurm drops a cancelled waiting task.
     """
     wanted = set(job_ids)
     found: dict[str, Job] = {}
@@ -177,7 +177,7 @@ def release(job_ids: Sequence[str]) -> None:
 
 
 def settings() -> dict[str, str]:
-    """Return `scontrol show config` as a dict (MaxArraySize, ...); empty if another cluster does not show it.
+    """Return `scontrol show config` as a dict (MaxArraySize, ...); empty if a remote cluster does not show it.
 
     Raises ControllerError.
     """

@@ -29,7 +29,7 @@ PURPOSES = {
     REPORT: "The study's report, once all its runs have ended.",
     FOLLOW_UP: "Queues the study's next runs, once there is room for them.",
 }
-# Options of the runs that helper jobs share; they need no GPUs, nodes, memory or node features
+# Options that helper jobs share with the runs; they need no GPUs, nodes, memory or node features
 KEPT = ("partition", "account", "qos", "reservation", "wckey", "clusters", "exclude", "mail-type", "mail-user")
 MOST_MINUTES = 30
 MOST_MEMORY = 2048  # MiB
@@ -45,7 +45,7 @@ def token(study: Study, kind: str) -> str:
 def script(batch: Batch, kind: str) -> str:
     """Return the script of a helper job, with the environment and the setup lines of the runs.
 
-    Helper jobs send the study's messages, and only they get the variable with the webhook's address.
+    Helper jobs send the study's messages, and only they receive the variable with the webhook's URL.
     """
     notify = batch.study.notify
     verb = ["report", "--notify"] if notify else ["report"]
@@ -73,7 +73,7 @@ def options(settings: SlurmSettings) -> dict[str, str | int | bool]:
     given = sbatch.sbatch_options(settings)
     small: dict[str, str | int | bool] = {name: given[name] for name in KEPT if name in given}
     small |= {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "time": min(MOST_MINUTES, minutes(settings.time))}
-    if any(name.startswith("mem") for name in given):  # a site that does not count memory may refuse the option
+    if any(name.startswith("mem") for name in given):  # a site that does not track memory may refuse the option
         size = mebibytes(str(given.get("mem", ""))) or MOST_MEMORY
         small["mem"] = f"{min(MOST_MEMORY, max(1, int(size)))}M"
     return small | settings.helper_jobs
@@ -96,7 +96,7 @@ def queue(batch: Batch, kind: str, dependency: str) -> str:
 
 
 def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
-    """Queue the job that writes the report when all arrays have ended; return a sentence about it."""
+    """Queue the job that writes the report when all arrays have ended; return a sentence that says so."""
     try:
         job = queue(batch, REPORT, "afterany:" + ":".join(arrays) if arrays else "")
     except (commands.ControllerError, OSError) as error:
@@ -108,9 +108,9 @@ def queue_report(batch: Batch, arrays: Sequence[str]) -> str:
 
 
 def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
-    """Return the ids of the study's helper jobs of this kind that wait or run, oldest first. Raises ControllerError.
+    """Return the ids of the study's waiting or running helper jobs of this kind, oldest first. Raises ControllerError.
 
-    jobs: the queue, if it has just been read.
+    jobs: the queue; by default it is read.
     """
     found = (commands.queue() if jobs is None else jobs).values()
     wanted = token(study, kind)
@@ -118,7 +118,7 @@ def find(study: Study, kind: str, jobs: Queue | None = None) -> list[str]:
 
 
 def cancel(study: Study, kinds: Iterable[str] = (FOLLOW_UP, REPORT), running: bool = False) -> list[str]:
-    """Cancel the study's waiting helper jobs, and with `running` the running ones, and return their ids.
+    """Cancel the study's waiting helper jobs, with `running` also those that run, and return their ids.
 
     Raises ControllerError.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 TOKEN = re.compile(r"ablatrix:([0-9a-f]{16})|/([0-9a-f]{16})(?:-[a-z]+)?\.sbatch\b|/submitit/([0-9a-f]{16})/")
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
-VANISHED = "VANISHED"  # a task that is no longer in its array, which is known; not one of Slurm's states
+VANISHED = "VANISHED"  # a task that has left its array, which Slurm still knows; not a state of Slurm's
 ENDED = (
     "COMPLETED",
     "CANCELLED",
@@ -30,9 +30,9 @@ ENDED = (
 _JOB_ID = re.compile(r"[0-9]{1,10}(?:_[0-9]{1,10}|\+[0-9]{1,10})?")
 _ARRAY = re.compile(r"([0-9]{1,10})_\[([0-9,:-]*)(?:%[0-9]+)?\]?")
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10})(?::([0-9]{1,10}))?)?")
-LARGEST_INDEX = 4_000_000  # of an array's task (MaxArraySize is at most 4,000,001)
-NO_TASK = ("4294967294", "N/A")  # as ArrayTaskId: the record stands for all tasks of the array
-# Slurm holds a job that a node could not start, until it is released
+LARGEST_INDEX = 4_000_000  # of an array task (MaxArraySize is at most 4,000,001)
+NO_TASK = ("4294967294", "N/A")  # ArrayTaskId of a record that stands for all tasks of the array
+# Reason of a job that a node could not start and that Slurm holds until it is released
 LAUNCH_FAILED = "launch failed requeued held"
 HELD = {
     LAUNCH_FAILED: "submit again to release it",
@@ -44,18 +44,18 @@ HELD = {
 
 @dataclass(frozen=True)
 class Job:
-    """One job or array task as the scheduler sees it."""
+    """A job or array task as the scheduler sees it."""
 
     id: str  # 123 or 123_4
-    state: str  # of PENDING, RUNNING or ENDED, or of a newer Slurm (see `is_known`)
+    state: str  # in PENDING, RUNNING or ENDED, or from a newer Slurm (see `is_known`)
     node: str = ""
     reason: str = ""
-    comment: str = ""  # and the path of its script
+    comment: str = ""  # followed by the path of its script
     exit_code: str = ""
 
     @property
     def token(self) -> str | None:
-        """The token in its comment or in the path of its script, None without one."""
+        """The token in its comment or in the path of its script, None if there is none."""
         match = TOKEN.search(self.comment)
         return next(filter(None, match.groups()), None) if match else None
 
@@ -71,12 +71,12 @@ class Job:
 
     @property
     def base(self) -> str:
-        """Id of its array, its own id for a plain job."""
+        """The id of its array, or its own id for a plain job."""
         return self.id.partition("_")[0]
 
 
 def parse_squeue(text: str, *users: str) -> dict[str, Job]:
-    """Parse squeue's lines (id|state|user|node|reason|comment|script) to the jobs of these users, by id."""
+    """Parse squeue's lines (id|state|user|node|reason|comment|script) into the jobs of these users, by id."""
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
         fields = line.strip().split("|", 5)
@@ -89,7 +89,7 @@ def parse_squeue(text: str, *users: str) -> dict[str, Job]:
 
 
 def expand(job_id: str) -> Iterator[str]:
-    """Yield the ids in `123_[0,4-9:2%3]` (123_0, 123_4, 123_6, 123_8) or in a plain id; none in any other text."""
+    """Yield the ids in `123_[0,4-9:2%3]` (123_0, 123_4, 123_6, 123_8) or a plain id; nothing for any other text."""
     if _JOB_ID.fullmatch(job_id):
         yield job_id
         return
@@ -103,20 +103,20 @@ def expand(job_id: str) -> Iterator[str]:
 
 
 def full_state(word: str) -> str:
-    """Return a state without what Slurm may add to it (`CANCELLED by 1000`); '' if it is none."""
+    """Return a state without what Slurm may append to it (`CANCELLED by 1000`); '' if the text is not a state."""
     word = word.strip().split(" ")[0].upper()
     return word if re.fullmatch(r"[A-Z_]+", word) else ""
 
 
 def is_known(state: str) -> bool:
-    """True if it is known what this state means for a run."""
+    """True if the state's meaning for a run is known."""
     return state in PENDING or state in RUNNING or state in ENDED or state == VANISHED
 
 
 def parse_scontrol(text: str) -> dict[str, Job]:
-    """Parse `scontrol --oneliner show job` to jobs by id (array tasks as 123_4).
+    """Parse `scontrol --oneliner show job` into jobs by id (array tasks as 123_4).
 
-    An array that was cancelled before any task of it started is one record, 123_*.
+    An array that was cancelled before any of its tasks started is one record, 123_*.
     """
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
@@ -141,14 +141,14 @@ def parse_scontrol(text: str) -> dict[str, Job]:
 
 
 def _fields(line: str) -> dict[str, str]:
-    """Parse `Name=value Name=value ...`; a value may contain blanks."""
+    """Parse `Name=value Name=value ...`; a value may contain spaces."""
     marks = list(re.finditer(r"(?:^|(?<=\s))([A-Za-z/:]+)=", line))
     ends = [mark.start() for mark in marks[1:]] + [len(line)]
     return {mark[1]: line[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=False)}
 
 
 def parse_sacct(text: str) -> dict[str, Job]:
-    """Parse `sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList[,Comment]` to jobs by id."""
+    """Parse `sacct -n -X --parsable2 --format=JobID,State,ExitCode,NodeList[,Comment]` into jobs by id."""
     jobs: dict[str, Job] = {}
     for line in text.split("\n"):
         fields = line.strip().split("|", 4)
@@ -160,7 +160,7 @@ def parse_sacct(text: str) -> dict[str, Job]:
 
 
 def describe_wait(reason: str) -> str:
-    """Return squeue's reason why a job waits, and what to do if it would wait for ever."""
+    """Return squeue's reason why a job waits, and what to do if it would wait forever."""
     if reason in ("", "None", "(null)", "N/A"):
         return "waiting for the scheduler"
     advice = _advice(reason)
@@ -168,14 +168,14 @@ def describe_wait(reason: str) -> str:
 
 
 def _advice(reason: str) -> str:
-    """Return what releases a job that is held for this reason, '' if it is not held."""
+    """Return how to release a job held for this reason, '' if it is not held."""
     return next((advice for word, advice in HELD.items() if word in reason), "")
 
 
 def comment(token: str, site: str | None = None) -> str:
     """Return the comment by which a submission finds its job, appended to the comment that a site needs.
 
-    A comment that is a JSON object stays one.
+    If the site's comment is a JSON object, the result is one too.
     """
     mark = f"ablatrix:{token}"
     with contextlib.suppress(ValueError):

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.study import exported_env
 if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.batch import Batch
 
-# Scripts of conda and of sites return non-zero and use unset variables: setup runs as in an interactive shell.
+# Conda's and sites' scripts return non-zero and use unset variables, so setup runs as in an interactive shell.
 # store/log_tail.py recognizes the message and quotes the line above it
 _BEFORE_SETUP = """\
 # slurm.setup: a line that fails does not end the job unless you say so (`module load cuda || exit 1`)
@@ -30,7 +30,7 @@ set -euo pipefail
 
 
 def preamble(batch: Batch) -> list[str]:
-    """Return the lines of bash that precede the command of each of a batch's jobs, under every launcher."""
+    """Return the bash lines that precede the command in a batch's job scripts, the same for every launcher."""
     folder = f"cd {shlex.quote(str(Path.cwd()))}"
     variables = [f"export {name}={value}" for name, value in job_environment(batch).items()]
     setup = _setup(batch.settings.setup, batch.code)
@@ -45,7 +45,7 @@ def preamble(batch: Batch) -> list[str]:
 
 
 def _setup(lines: Sequence[str], code: Path) -> list[str]:
-    """Return the user's lines, run without `-e` and `-u`, and what restores the job's own strictness and code path."""
+    """Return the user's lines, run without `-e` and `-u`, and lines that restore the job's strictness and code path."""
     if not lines:
         return []
     path = shlex.quote(str(code.resolve()))

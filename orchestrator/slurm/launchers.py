@@ -18,7 +18,7 @@ def choose(name: str) -> str:
 
 
 def make(name: str) -> Launcher:
-    """Return the launcher of this name; `local` is not one, but has a queue of its own."""
+    """Return the launcher of this name. `local` is not a launcher but has a queue of its own."""
     if name == "submitit":
         from ablatrix.orchestrator.slurm.submitit import SubmititLauncher
 

@@ -1,4 +1,4 @@
-"""The sbatch launcher: job scripts from the templates in sbatch/, which a person can edit and submit by hand."""
+"""The sbatch launcher: job scripts from the templates in sbatch/, which users can edit and submit by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SBATCH_TIMEOUT = env_settings.seconds("ABLATRIX_SBATCH_TIMEOUT", 60.0)
 
 
 class SbatchLauncher:
-    """One array per batch, from sbatch/array.sbatch.j2."""
+    """Queues each batch as one array, with a script from sbatch/array.sbatch.j2."""
 
     name = "sbatch"
 
@@ -47,17 +47,17 @@ class SbatchLauncher:
 
     def launch(self, batch: Batch) -> list[str]:
         path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
-        # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): Slurm reads the script as the user who submits
+        # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): sbatch reads the script as this user
         atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
         return call_sbatch(path, batch.dependency)
 
 
 def call_sbatch(script: Path, dependency: str | None = None) -> list[str]:
-    """Submit a script and return the numbers in sbatch's answer that may be the job's id, the likeliest first.
+    """Submit a script and return the numbers in sbatch's answer that may be the job's id, most likely first.
 
-    A site's wrapper may print lines of its own, such as a year or a quota. Raises slurm.ControllerError.
+    A site's wrapper may print lines of its own, with a year or a quota for example. Raises ControllerError.
     """
-    # a dependency that can no longer be met would wait for ever without the second option
+    # without the second option, a job whose dependency can no longer be met would wait forever
     after = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
     output = commands.run_command(["sbatch", "--parsable", *after, str(script)], timeout=SBATCH_TIMEOUT)
     found = _find_ids(output)
@@ -73,12 +73,12 @@ _ANSWER = re.compile(
 
 
 def _find_ids(output: str) -> list[str]:
-    """Return the numbers that stand alone on a line, the last first: a wrapper's greeting precedes sbatch's answer."""
+    """Return the numbers that are alone on a line, last first: a wrapper's output precedes sbatch's answer."""
     return list(dict.fromkeys(reversed(_ANSWER.findall(_COLOR.sub("", output)))))
 
 
 def log_path(study: Study, pattern: str) -> str:
-    """Return the value of --output, in which Slurm reads quotes and %. Raises UserError for an unusable path."""
+    """Return the value of --output, in which Slurm interprets quotes and %. Raises UserError for an unusable path."""
     check_folder(study.folder, SbatchLauncher.name)
     folder = (study.folder / LOGS).resolve()
     return shlex.quote(str(folder).replace("%", "%%") + "/" + pattern)
@@ -92,7 +92,7 @@ def job_options(batch: Batch) -> dict[str, str | int | bool]:
 
 
 def job_marks(batch: Batch, token: str) -> dict[str, str | int | bool]:
-    """Return the options that every job of a study has: the comment with its token, its environment, requeueing."""
+    """Return the options of every job of a study: the comment with its token, its environment, requeueing."""
     return {
         "comment": job_parsing.comment(token, batch.settings.comment),
         "export": exported_env.option(batch.exports),
@@ -106,7 +106,7 @@ def directives(options: Mapping[str, str | int | bool]) -> list[str]:
 
 
 def sbatch_options(settings: SlurmSettings) -> dict[str, str | int | bool]:
-    """Return the resources that are set as sbatch options."""
+    """Return the sbatch options that request the resources."""
     options = {
         "clusters": settings.clusters,
         "partition": settings.partition,
@@ -124,7 +124,7 @@ def sbatch_options(settings: SlurmSettings) -> dict[str, str | int | bool]:
 
 
 def srun_options(settings: SlurmSettings) -> list[str]:
-    """Return srun's options, by which a job starts its task on each node and ends all if one fails."""
+    """Return the srun options with which a job starts its task on each node, and ends all tasks if one fails."""
     return ["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else []
 
 

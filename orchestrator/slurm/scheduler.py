@@ -1,4 +1,4 @@
-"""The queue of Slurm, read once per refresh, and the reasons why it may not show a job."""
+"""Slurm's queue, read once per refresh, and the reasons why it may not show a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ablatrix.orchestrator.slurm import commands, job_parsing
 
 @dataclass
 class Scheduler:
-    """The queue, and since when the controller has not answered. user: the jobs' owner; default: ours."""
+    """The queue, and since when the controller has not answered. user: the jobs' owner; default: this user."""
 
     silent_since: float | None = None
     problem: str = ""
@@ -22,7 +22,7 @@ class Scheduler:
     _pause: float = 5.0
 
     def refresh(self) -> None:
-        """Read the queue; while the controller does not answer, with growing pauses."""
+        """Read the queue; pause for longer and longer while the controller does not answer."""
         if time.monotonic() < self._next_try:
             return
         try:
@@ -35,9 +35,9 @@ class Scheduler:
             self._pause = min(self._pause * 2, 120.0)
 
     def blind_spot(self, cluster: str) -> str:
-        """Return why a job of this cluster may exist although the queue does not show it, '' if it would be shown.
+        """Return why a job may exist although the queue does not show it, '' if the queue would show it.
 
-        cluster: where the run was queued or has run, '' if unknown.
+        cluster: on which the run was queued or ran, '' if unknown.
         """
         if not commands.available():
             return "there is no Slurm on this machine"

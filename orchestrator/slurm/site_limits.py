@@ -26,7 +26,7 @@ class ArrayLimits:
 
 @dataclass(frozen=True)
 class Room:
-    """The number of further jobs that the queue takes now; None: not known."""
+    """The number of further jobs that the queue accepts now; None: unknown."""
 
     jobs: int | None = None
     reason: str = ""
@@ -42,19 +42,19 @@ def array_limits() -> ArrayLimits:
             raise commands.ControllerError(f"scontrol show config: {name} is {value[:40]!r}, not a number")
         sizes.append(int(value))
     script = re.search(r"\bmax_script_size=([0-9]{1,10})\b", config.get("SchedulerParameters", ""))
-    # an array counts as one job more than it has tasks while it is split
+    # while an array is split, it counts as one job more than it has tasks
     return ArrayLimits(max(1, min(sizes[0], sizes[1] - 1)), int(script[1]) if script else SCRIPT_BYTES)
 
 
 def is_limit(error: commands.ControllerError) -> bool:
-    """True if sbatch refused a job because too many are queued already, not because of what it asks for."""
+    """True if sbatch refused a job because too many are already queued, not because of what the job requests."""
     words = str(error)
     others = re.findall(r"\b(?:QOS|Assoc)\w+", words)
     return any(known in words for known in REFUSALS) and all("SubmitJob" in other for other in others)
 
 
 def find_room(settings: SlurmSettings) -> Room:
-    """Return the room that the limits of the association and of the QOS of job and partition leave. Never raises."""
+    """Return the room left by the limits of the association and of the job's and partition's QOS. Never raises."""
     try:
         found = [(limit - used, f"{name}={limit}, {used} of them in use") for name, limit, used in _limits(settings)]
     except commands.ControllerError:
@@ -105,7 +105,7 @@ def _qos_limits(qos: str, queue: _Usage, account: str, where: dict[str, str]) ->
 
 
 class _Usage:
-    """Jobs in the queue that this user may see, counted by account, QOS and partition."""
+    """The jobs in the queue that this user may see, counted by account, QOS and partition."""
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -138,7 +138,7 @@ def _limit(text: str) -> str:
 
 
 def _partition(name: str | None) -> tuple[str, str]:
-    """Return the partition of this name, or the default one, and its QOS; '' for what is not known."""
+    """Return the partition of this name, or the default one, and its QOS; '' if unknown."""
     which = [name] if name and "," not in name else []
     try:
         text = commands.run_command(["scontrol", "--oneliner", "show", "partition", *which])

@@ -1,4 +1,4 @@
-"""What a Slurm site offers, for `init --site`: partitions, GPU types, limits, account."""
+"""The profile of a Slurm site, for `init --site`: partitions, GPU types, limits, account."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GPU = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?[0-9]+")
 
 @dataclass(frozen=True)
 class NodeType:
-    """Nodes of a partition that are alike. memory: MiB; gpu_type: '' where the site names none."""
+    """Identical nodes of a partition. memory: MiB; gpu_type: '' if the site does not name it."""
 
     nodes: int
     cores: int
@@ -28,7 +28,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition that takes jobs. limit: longest time of a job in Slurm's form, '' for none."""
+    """A partition that accepts jobs. limit: time limit of a job in Slurm's format, '' for none."""
 
     name: str
     default: bool
@@ -37,13 +37,13 @@ class Partition:
 
     @property
     def largest(self) -> NodeType:
-        """Its nodes with GPUs if it has any, of several kinds the most numerous."""
+        """The most numerous kind of node, among those with GPUs if there are any."""
         return max(self.kinds, key=lambda kind: (kind.gpus > 0, kind.nodes))
 
 
 @dataclass(frozen=True)
 class Site:
-    """A cluster as one user sees it. account: '' if jobs need none, or it is not known."""
+    """A cluster as one user sees it. account: '' if jobs need none or it is unknown."""
 
     cluster: str
     version: str
@@ -54,7 +54,7 @@ class Site:
 
     @property
     def chosen(self) -> Partition:
-        """The partition to train on: one with GPUs if there is any, the default one if it can, none for short tests."""
+        """The partition to train on: with GPUs if any has them, not one for short tests, preferably the default."""
         return max(
             self.partitions,
             key=lambda p: (p.largest.gpus > 0, not _SHORT.search(p.name), p.default, p.largest.nodes),
@@ -62,13 +62,13 @@ class Site:
 
     @property
     def without_gpus(self) -> Partition | None:
-        """A partition for small jobs: the default one if it has no GPUs, else the first without any."""
+        """A partition for small jobs: the default if it has no GPUs, else the first without GPUs."""
         found = [p for p in self.partitions if not p.largest.gpus]
         return next((p for p in found if p.default), found[0] if found else None)
 
 
 def find_site() -> Site:
-    """Ask Slurm what the site offers. Raises ControllerError if sinfo does not answer or shows no partition."""
+    """Query Slurm for the site's profile. Raises ControllerError if sinfo does not answer or shows no partition."""
     partitions = parse_sinfo(commands.run_command(["sinfo", "--noheader", "--exact", f"--format={FORMAT}"]))
     if not partitions:
         raise commands.ControllerError("sinfo: shows no partition that takes jobs")
@@ -88,7 +88,7 @@ def find_site() -> Site:
 
 
 def parse_sinfo(text: str) -> tuple[Partition, ...]:
-    """Return the partitions in the output of sinfo with FORMAT that take jobs, in its order."""
+    """Return the partitions that accept jobs, in the order of the output of sinfo with FORMAT."""
     kinds: dict[str, list[NodeType]] = {}
     heads: dict[str, tuple[bool, str]] = {}
     for line in text.splitlines():
@@ -111,14 +111,14 @@ def _find_accounts() -> tuple[str, tuple[str, ...]]:
 
 
 def _list_accounts(what: str, which: str, column: str) -> tuple[str, ...]:
-    """Return the values in a column of `sacctmgr show`, each once; () on a cluster without accounting."""
+    """Return the distinct values in a column of `sacctmgr show`; () on a cluster without accounting."""
     with contextlib.suppress(commands.ControllerError):
         return tuple(dict.fromkeys(filter(None, (row[column] for row in show_accounting(what, which, column)))))
     return ()
 
 
 def _parse_limit(text: str) -> str:
-    """Return a time limit as sinfo prints it; '' for `infinite` and for text that is not a time."""
+    """Return a time limit as sinfo prints it; '' for `infinite` and for anything that is not a time."""
     try:
         minutes(text)
     except ValueError:
@@ -127,12 +127,12 @@ def _parse_limit(text: str) -> str:
 
 
 def _number(text: str) -> int:
-    """Return the number in `64` or `64+`, the least of several."""
+    """Return the number in `64` or `64+` (nodes differ, and this is the least)."""
     found = re.match(r"[0-9]+", text)
     return int(found[0]) if found else 0
 
 
 def _gpu_type(gres: str) -> str:
-    """Return `a100` of `gpu:a100:4(S:0-1)`, '' for none and for several."""
+    """Return `a100` for `gpu:a100:4(S:0-1)`, '' if there is no type or more than one."""
     types = set(_GPU.findall(gres)) - {""}
     return types.pop() if len(types) == 1 else ""

@@ -18,7 +18,7 @@ from ablatrix.trainer.rundir.files import make_private_folder
 
 
 class SubmititLauncher:
-    """One array per batch through submitit."""
+    """Queues each batch as one array through submitit."""
 
     name = "submitit"
 
@@ -26,13 +26,13 @@ class SubmititLauncher:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = self._executor(batch)
-        # holds pickles that a job will load and scripts with the study's setup: no other user may read or write there
+        # contains scripts with the study's setup, and pickles that a job loads: no other user may read or write there
         make_private_folder(batch.study.folder / LOGS / "submitit")
         make_private_folder(batch.study.folder / LOGS / "submitit" / batch.token)
         try:
             with commands.own_environment(), executor.batch():
-                # execv replaces submitit's process by our task, without its signal handling and result pickle; only
-                # strings and a function of the standard library are pickled
+                # execv replaces submitit's process with our task, dropping its signal handling and result pickle;
+                # only strings and a function of the standard library are pickled
                 jobs = [executor.submit(os.execv, sys.executable, command) for command in batch.commands()]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise commands.controller_error(" ".join(str(error).split())) from None
@@ -48,12 +48,12 @@ class SubmititLauncher:
     def _executor(self, batch: Batch) -> Any:
         import submitit
 
-        # %j, not %A_%a: with the latter submitit raises after sbatch and the array is an orphan
+        # %j, not %A_%a: with the latter, submitit raises after sbatch, which orphans the array
         check_folder(batch.study.folder, self.name)  # refuses paths that submitit would put into its script as commands
-        # the token in the path of the script is our mark on the job where a site overwrites its comment
+        # the token in the script's path is our mark on the job if a site overwrites its comment
         folder = (batch.study.folder / LOGS / "submitit").resolve() / batch.token / "%j"
         try:
-            # -P, as for all that jobs start: a random.py in the working folder must not stand for Python's
+            # -P, as in all job commands: a random.py in the working folder must not hide Python's own
             python = shlex.join([sys.executable, "-P"])
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=python)
         except RuntimeError as error:
@@ -73,5 +73,5 @@ class SubmititLauncher:
             "slurm_additional_parameters": job_options(batch) | after,
         }
         executor.update_parameters(**parameters)
-        executor._executor.parameters["wckey"] = None  # submitit's own, which a site that checks wckeys refuses
+        executor._executor.parameters["wckey"] = None  # submitit sets its own, which sites that check wckeys refuse
         return executor

@@ -1,1 +1,1 @@
-"""What a user sees in the terminal: tables, logs, interrupts."""
+"""Terminal output and input: tables, live progress, interrupts."""

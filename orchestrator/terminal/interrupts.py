@@ -19,8 +19,8 @@ class Interrupted(BaseException):
 
 
 def raise_on_ctrl_c() -> None:
-    """Have the first Ctrl-C raise Interrupted; a second one ends the process at once."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for `command &` in a script
+    """Make the first Ctrl-C raise Interrupted; a second one ends the process at once."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored for `command &` in a script
         signal.signal(signal.SIGINT, _raise)
 
 

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 2.0
 MOST_ROWS = 40
-LEAST_DONE = 0.5  # runs, before a time left is shown
-ORDER = ("running", "failed", "lost", "stopped", "queued")  # of states; the others come last
+LEAST_DONE = 0.5  # runs that must be done before the time left is shown
+ORDER = ("running", "failed", "lost", "stopped", "queued")  # of states; all others come last
 
 
 def watch(
     study: Study, console: Console, go_on: Callable[[Sequence[RunState], Scheduler], bool] | None = None
 ) -> list[RunState]:
-    """Show the study's state until the user leaves.
+    """Show the study's state until the user quits.
 
-    go_on: called after each refresh; with it, until it is false and no run is active.
+    go_on: called after each refresh; if given, watching also ends when it returns False and no run is active.
     """
     scheduler = Scheduler()
     with LiveStatus(study, console, scheduler) as live:
@@ -42,23 +42,23 @@ def watch(
 
 
 class Pace:
-    """The pace of a study since it was first looked at, and the time that the rest of it takes at that pace."""
+    """The pace of a study since the first call, and the time left at that pace."""
 
     def __init__(self) -> None:
         self._begin: float | None = None
         self._open = self._done = 0.0
 
     def time_left(self, states: Sequence[RunState], now: float) -> float | None:
-        """Return the seconds until the runs that are queued or running have ended; None while that is not known.
+        """Return the seconds until all queued and running runs have ended; None while unknown.
 
-        now: seconds of a clock. Runs count by their share of steps, and half a run must have been done since the first
-        call.
+        now: time of a clock in seconds. Runs count by their share of completed steps; half a run must be completed
+        after the first call.
         """
         active = [state for state in states if state.active]
         open_runs = sum(1 - min(1.0, state.iter / state.max_iters) if state.max_iters else 1.0 for state in active)
         if self._begin is None:
             self._begin, self._open = now, open_runs
-        self._done += max(0.0, self._open - open_runs)  # not lessened by a stage that queues more runs
+        self._done += max(0.0, self._open - open_runs)  # does not decrease when a stage queues more runs
         self._open = open_runs
         return (now - self._begin) * open_runs / self._done if active and self._done >= LEAST_DONE else None
 
@@ -95,9 +95,9 @@ class LiveStatus:
             self.live.stop()
 
     def refresh(self) -> list[RunState]:
-        """Read the states again and show them; while they cannot be read, the last ones.
+        """Read the states again and show them; if they cannot be read, show the previous ones.
 
-        Raises RunError if the study no longer exists: runs without files would look as if they had never begun.
+        Raises RunError if the study no longer exists, as runs without files would look as if they had never begun.
         """
         problem = ""
         try:
@@ -117,7 +117,7 @@ class LiveStatus:
         return self.states
 
     def _with_reasons(self, states: list[RunState]) -> list[RunState]:
-        """Return the states with the reasons of their stages, which are found again when a run has ended."""
+        """Return the states with the reasons of their stages, which are recomputed when a run has ended."""
         if not next_stage.has_stages(self.study):
             return states
         ended = [(state.run.id, state.state, state.attempt) for state in states if state.state in ENDED]
@@ -133,7 +133,7 @@ class LiveStatus:
         self.live.update(Group(table, line), refresh=True)
 
     def tick(self) -> None:
-        """Refresh if it is time to; may be called more often."""
+        """Refresh if it is due; may be called at any time."""
         if time.monotonic() >= self._next:
             self.refresh()
             self._next = time.monotonic() + REFRESH_SECONDS

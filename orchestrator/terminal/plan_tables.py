@@ -1,4 +1,4 @@
-"""A plan as tables, as a tree (study, cells, what each changes, seeds) and as JSON."""
+"""A plan as tables, as a tree (study, cells, their changes, seeds) and as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DROPPED_FIRST = ("FLOPs/token", "folder of the first", "parameters", "seeds", "t
 
 
 def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], console: Console) -> None:
-    """Print a row per cell: what it overrides, its size, its cost where known (`hours`), and its first folder."""
+    """Print a row per cell: its overrides, size, cost if known (`hours`), and first folder."""
     rows = []
     for cell, members in _by_cell(runs).items():
         first = members[0]
@@ -54,7 +54,7 @@ def print_table(runs: Sequence[Run], folder: Path, hours: Mapping[str, float], c
 
 
 def describe_confirmation(tune: Tuning, runs: Sequence[Run]) -> str:
-    """Return which runs follow those that tune, and how many."""
+    """Return a sentence about the confirmation runs that follow the tuning runs, with their number."""
     compared = tune.compared(runs)
     seeds = " ".join(dict.fromkeys(str(run.seed) for run in compared))
     most = sum(not tune.is_tuning(run) for run in tune.largest(runs))
@@ -65,7 +65,7 @@ def describe_confirmation(tune: Tuning, runs: Sequence[Run]) -> str:
 
 
 def print_schedules(found: Sequence[Schedule], console: Console) -> None:
-    """Print a row per learning-rate schedule: its cells, its peak, and its rate along the run."""
+    """Print a row per learning-rate schedule: its cells, its peak, and its rate over the run."""
     rows = []
     for schedule in found:
         settings = schedule.settings
@@ -119,7 +119,7 @@ def print_designs(choices: Sequence[Choice], found: Forecast, console: Console) 
 
 
 def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
-    """Return the study, its cells, what each changes and what sets it, its seeds with their folders."""
+    """Return a tree of the study, its cells with their changes and what sets them, and the seeds with their folders."""
     root = Tree(Text(f"{loaded.experiment.name}: {count(len(runs), 'run')} in {folder}/, from {loaded.file}"))
     for cell, members in _by_cell(runs).items():
         first = members[0]
@@ -136,7 +136,7 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
 
 
 def as_json(runs: Sequence[Run], folder: Path, launcher: str, hours: Mapping[str, float]) -> dict[str, Any]:
-    """Return everything about each run, with its whole configuration. hours: cell -> hours of a run, where known."""
+    """Return everything about each run, including its full configuration. hours: cell -> hours of a run, if known."""
     return {
         "folder": str(folder),
         "launcher": launcher,
@@ -164,5 +164,5 @@ def _by_cell(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _format(count: float | None, form: str) -> str:
-    """Format a figure; with a user's own component it is known only where that can be imported."""
+    """Format a number; one that depends on a user's own component is unknown if that cannot be imported."""
     return "unknown" if count is None else format(count, form)

@@ -36,8 +36,8 @@ COLORS = {
 HELD_OUT = "held-out"
 COLUMNS = ("run", "state", "step", "loss", HELD_OUT, "tokens/s", "left", "node", "job", "why")
 LEFT = ("run", "state", "node", "job", "why")
-FOLD_BEYOND = 60  # runs; what is done or waits is then one row per cell
-MOST_ROWS = 200  # of a framed table, which takes a millisecond a row
+FOLD_BEYOND = 60  # runs; in larger studies, finished and waiting runs are one row per cell
+MOST_ROWS = 200  # of a framed table, which takes a millisecond per row
 FOLDED = ("done", "queued", "planned")
 
 
@@ -55,9 +55,9 @@ def print_states(
 def status_table(
     states: Sequence[RunState], title: str, width: int, measure: Measure = NLL, everything: bool = False
 ) -> RenderableType:
-    """Return one row per run, as wide as the terminal; beyond FOLD_BEYOND runs folded unless `everything`.
+    """Return a table of the given width with a row per run, folded beyond FOLD_BEYOND runs unless `everything`.
 
-    measure: what the study compares, shown in place of the held-out loss.
+    measure: the measure that the study compares, shown instead of the held-out loss.
     """
     rows = [_row(state, measure) for state in states]
     if not everything and len(states) > FOLD_BEYOND:
@@ -74,7 +74,7 @@ def status_table(
 
 
 def count_states(states: Sequence[RunState]) -> dict[str, int]:
-    """Return state -> number of runs; those that a study in stages will never queue are `not needed`."""
+    """Return state -> number of runs; runs that a study in stages will never queue are `not needed`."""
     needless = [state for state in states if state.state == "planned" and is_needless(state.reason)]
     counts = Counter(state.state for state in states)
     counts.update({"planned": -len(needless), NOT_NEEDED: len(needless)})
@@ -100,7 +100,7 @@ def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
 
 
 def _columns(measure: Measure) -> tuple[str, ...]:
-    """Return the headings; a study that compares another measure shows it instead of the held-out loss."""
+    """Return the headings; a study that compares a different measure shows it instead of the held-out loss."""
     default = measure.column == "loss" or measure.name in (NLL.name, COMMAND.name, *COLUMNS)
     return tuple(visible(measure.name) if name == HELD_OUT and not default else name for name in COLUMNS)
 
@@ -124,7 +124,7 @@ def _row(state: RunState, measure: Measure) -> tables.Row:
 
 
 def _fold(states: Sequence[RunState], rows: Sequence[tables.Row]) -> list[tables.Row]:
-    """Return one row for all runs of a cell that are done, or wait, for the same reason; other rows as they are."""
+    """Merge the rows of a cell's runs that are done or waiting for the same reason; return other rows unchanged."""
     groups: dict[tuple[str, ...], list[tables.Row]] = {}
     for state, row in zip(states, rows, strict=True):
         alone = () if state.state in FOLDED else (state.run.id,)
@@ -140,7 +140,7 @@ def _fold(states: Sequence[RunState], rows: Sequence[tables.Row]) -> list[tables
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return `1:02:03` or `2:03`; '' where unknown."""
+    """Return `1:02:03` or `2:03`; '' if unknown."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)

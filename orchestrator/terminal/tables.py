@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ablatrix.trainer.rundir.console import visible
 
-WRAPPED_WIDTH = 24  # characters that a wrapped cell gets at least
+WRAPPED_WIDTH = 24  # least width of a wrapped cell, in characters
 EMPTY = ("", "-", "unknown")
 
 Row = Mapping[str, str]  # heading -> cell
@@ -20,14 +20,14 @@ Row = Mapping[str, str]  # heading -> cell
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the columns of a table go, and which of them are left out on a narrow terminal."""
+    """The layout of a table's columns, and which are left out on a narrow terminal."""
 
-    columns: Sequence[str] = ()  # headings in their order; by default those of the first row
-    left: Collection[str] = ()  # aligned to the left; by default all
-    wrapped: Collection[str] = ()  # whose cells may take several lines
-    dropped_first: Sequence[str] = ()  # left out in this order until the others fit
-    below: str = ""  # printed below the table rather than drop others for it
-    styles: Mapping[str, str] = field(default_factory=dict)  # of rows, by the text of one of their cells
+    columns: Sequence[str] = ()  # headings in order; by default those of the first row
+    left: Collection[str] = ()  # left-aligned columns; by default all
+    wrapped: Collection[str] = ()  # columns whose cells may span several lines
+    dropped_first: Sequence[str] = ()  # columns left out, in this order, until the others fit
+    below: str = ""  # column printed below the table if dropping others does not help
+    styles: Mapping[str, str] = field(default_factory=dict)  # row styles by the text of any cell
 
 
 def print_table(title: str, rows: Sequence[Row], console: Console, layout: Layout) -> None:
@@ -41,9 +41,9 @@ def print_table(title: str, rows: Sequence[Row], console: Console, layout: Layou
 
 
 def fit_table(title: str, rows: Sequence[Row], width: int, layout: Layout) -> RenderableType:
-    """Return a framed table that is at most `width` wide; if nothing fits, a line per row.
+    """Return a framed table at most `width` characters wide; if nothing fits, a line per row.
 
-    Columns without content are left out, then those of `layout.dropped_first`. layout: with its columns.
+    Empty columns are left out, then those of `layout.dropped_first`. layout: must have `columns` set.
     """
     filled = _filled(rows, layout.columns)
     widths = {name: _width(name, rows, name in layout.wrapped) for name in filled}
@@ -62,7 +62,7 @@ def fit_table(title: str, rows: Sequence[Row], width: int, layout: Layout) -> Re
 
 
 def align(rows: Sequence[Row], columns: Sequence[str], left: Collection[str]) -> list[str]:
-    """Return a line per row under a header, for pipes and files."""
+    """Return a header and an aligned line per row, for pipes and files."""
     names = _filled(rows, columns)
     lines = [{name: name for name in names}, *({n: visible(" ".join(row[n].split())) for n in names} for row in rows)]
     widths = {name: max(len(line[name]) for line in lines) for name in names}
@@ -78,7 +78,7 @@ def format_loss(value: float | None) -> str:
 
 
 def _filled(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    """Return the first column and those that hold something."""
+    """Return the first column and all non-empty ones."""
     return [name for name in columns if name == columns[0] or any(row[name] not in EMPTY for row in rows)]
 
 
@@ -89,7 +89,7 @@ def _width(name: str, rows: Sequence[Row], wrapped: bool) -> int:
 
 
 def _frame(title: str, rows: Sequence[Row], widths: Mapping[str, int], layout: Layout) -> Table:
-    """Return the table of the columns in `widths`."""
+    """Return the framed table of the columns in `widths`."""
     table = Table(title=Text(title), title_justify="left")
     for name, width in widths.items():
         table.add_column(Text(name), no_wrap=name not in layout.wrapped, min_width=width, overflow="fold")

@@ -17,7 +17,7 @@
 #SBATCH --mem=1G
 #SBATCH --time=00:10:00
 #SBATCH --reservation=course
-# Signal the run so many seconds before its time limit or a preemption, so that it writes a checkpoint
+# Signal the run this many seconds before its time limit or preemption, so that it writes a checkpoint
 #SBATCH --signal=USR2@120
 
 set -euo pipefail
