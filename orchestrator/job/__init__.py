@@ -1,1 +1,1 @@
-"""What runs on the compute node: the job's task, and runs that are a user's command. Free of torch."""
+"""What runs on the compute node: the job's task, and runs of a user's command. Does not import torch."""

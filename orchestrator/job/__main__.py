@@ -1,4 +1,4 @@
-"""`python -m ablatrix.orchestrator.job RUN_DIR`: what a job starts in place of `python -m ablatrix.trainer`."""
+"""`python -m ablatrix.orchestrator.job RUN_DIR`: what a job starts instead of `python -m ablatrix.trainer`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The formats of TensorBoard's event files and of Weights & Biases' offline folders, without either package.
 
-Both are frames of protocol buffers. TensorBoard: length, checksum, data, checksum. W&B: the log format of LevelDB,
-blocks of 32 KiB in which a record may be split. Only whole frames are returned; checksums are not verified.
+Both contain framed protocol buffers. TensorBoard: length, checksum, data, checksum. W&B: LevelDB's log format, blocks
+of 32 KiB across which a record may be split. Only complete frames are returned; checksums are not verified.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ BLOCK = 32768
 FIRST, LAST, FULL = 2, 4, 1
 WANDB_HEADER = 7
 
-DAMAGE = (ValueError, IndexError, TypeError, AttributeError, RecursionError, struct.error)  # what `decode` may raise
+DAMAGE = (ValueError, IndexError, TypeError, AttributeError, RecursionError, struct.error)  # raised by `decode`
 
 Fields = list[tuple[int, Any]]  # (number, value): an integer, or undecoded bytes
 
 
 def tensorboard_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset after it, content) of every whole frame in `data`, which begins at offset `start` of the file."""
+    """Yield (end offset, content) of every complete frame in `data`, which begins at offset `start` of the file."""
     at = 0
     while at + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, at)
@@ -34,7 +34,7 @@ def tensorboard_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def wandb_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the same for W&B's blocks."""
+    """Yield (end offset, content) of every complete record in W&B's blocks, like `tensorboard_frames`."""
     at, parts = (0, b"") if start else (WANDB_HEADER, b"")
     while at < len(data):
         left = BLOCK - (start + at) % BLOCK
@@ -54,7 +54,7 @@ def wandb_frames(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def fields(data: bytes) -> Fields:
-    """Return the fields of a protocol buffer. Raises ValueError or IndexError for other data."""
+    """Return the fields of a protocol buffer. Raises ValueError or IndexError for any other data."""
     found: Fields = []
     at = 0
     while at < len(data):
@@ -90,7 +90,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def event_record(data: bytes) -> dict[str, Any]:
-    """Return TensorBoard's Event as {"step": n, tag: value, ...}: simple values, and tensors of one number."""
+    """Return TensorBoard's Event as {"step": n, tag: value, ...}: simple values and one-element tensors."""
     record: dict[str, Any] = {"step": 0}
     for number, value in fields(data):
         if number == 2:
@@ -109,7 +109,7 @@ def _float(data: bytes) -> float:
 
 
 def _tensor(data: bytes) -> float | None:
-    """Return the number in a TensorProto of one element: tensor_content, float_val or double_val."""
+    """Return the number in a one-element TensorProto: tensor_content, float_val or double_val."""
     parts = dict(fields(data))
     content = parts.get(4) or parts.get(5) or parts.get(6)
     return _float(content) if isinstance(content, bytes) and len(content) in (4, 8) else None
@@ -134,7 +134,7 @@ def history_record(data: bytes) -> dict[str, Any]:
 
 
 def _item(parts: Mapping[int, Any]) -> Any:
-    """Return the value of a HistoryItem: a number, or JSON (always, in older versions)."""
+    """Return the value of a HistoryItem: a number, or JSON (the only form in older versions)."""
     if 5 in parts:
         return parts[5]
     if 6 in parts:
@@ -144,7 +144,7 @@ def _item(parts: Mapping[int, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Format:
-    """A binary format. pattern: the names of its files."""
+    """A binary format. pattern: glob pattern of its file names."""
 
     pattern: str
     split: Callable[[bytes, int], Iterator[tuple[int, bytes]]]

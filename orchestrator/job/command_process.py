@@ -1,4 +1,4 @@
-"""The process of a user's command: its environment, the signals it gets, and its end with everything it started."""
+"""The process of a user's command: its environment, the signals it receives, and its end with all it started."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.job.command_spec import CommandSpec
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own is 30 s after SIGTERM, and 120 s before a time limit
-PACKAGES = ".python"  # in a run's folder: the only entry of ours on the command's PYTHONPATH
+GRACE_SECONDS = 60.0  # from the signal to the kill; Slurm's own grace is 30 s after SIGTERM, 120 s before a time limit
+PACKAGES = ".python"  # in a run's folder: our only entry on the command's PYTHONPATH
 ATTEMPT = "ABLATRIX_ATTEMPT"
 
 
@@ -30,7 +30,7 @@ class CommandProcess:
         self.spec, self.run_dir = spec, run_dir
         self.stop_time: float | None = None  # when the command was asked to stop
         self._child: subprocess.Popen[bytes] | None = None
-        self._cleared = False  # nothing of it is left: its process id may be another's
+        self._cleared = False  # nothing of it is left, and its process id may be reused
 
     def __enter__(self) -> CommandProcess:
         return self
@@ -44,7 +44,7 @@ class CommandProcess:
 
     def start(self, words: Sequence[str], attempt: int) -> None:
         """Start the command. Raises OSError."""
-        # until it has started the child would answer signals with our handlers: they are held back
+        # blocked, because until the program starts, signals would run our handlers in the child
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._child = subprocess.Popen(
@@ -59,7 +59,7 @@ class CommandProcess:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _environment(self, attempt: int) -> dict[str, str]:
-        """The job's environment without our code on PYTHONPATH, which could hide the command's own modules."""
+        """Return the job's environment without our code on PYTHONPATH, which could hide the command's own modules."""
         code, env = os.path.realpath(ROOT), self.spec.env
         entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         path = [
@@ -78,7 +78,7 @@ class CommandProcess:
         }
 
     def wait(self, seconds: float) -> int | None:
-        """Wait so long for the exit code, negative for a signal; None while the command runs."""
+        """Wait up to `seconds` for the exit code (negative for a signal); return None if the command still runs."""
         assert self._child is not None
         if self.stop_time is not None and time.monotonic() - self.stop_time > GRACE_SECONDS:
             self.kill()
@@ -87,9 +87,9 @@ class CommandProcess:
         return None
 
     def stop(self, save: bool = True) -> None:
-        """Ask the command to stop, by the signal by which it saves its state if it has one.
+        """Ask the command to stop, with the signal on which it saves its state if there is one.
 
-        That signal goes to the program alone: its helper processes would die of it.
+        Only the program receives that signal: its helper processes would die from it.
         """
         self.stop_time = time.monotonic()
         if self._child is None or self._child.poll() is not None:
@@ -101,7 +101,7 @@ class CommandProcess:
                 os.killpg(self._child.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End what is left of the command and of everything it has started."""
+        """Kill what is left of the command and everything it has started."""
         if self._child is not None and not self._cleared:
             self._cleared = self._child.returncode is not None
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -109,7 +109,7 @@ class CommandProcess:
 
 
 def _prepare_child() -> Callable[[], None]:
-    """Return a `preexec_fn`: the child dies with us, and no signal is held back or ignored."""
+    """Return a `preexec_fn` that makes the child die with us, with no signal blocked or ignored."""
     end_with_us = processes.end_with_parent()
 
     def prepare() -> None:
@@ -122,10 +122,10 @@ def _prepare_child() -> Callable[[], None]:
 
 
 def kill_leftovers(run_dir: Path, before: int) -> None:
-    """Kill what is left on this machine of attempts at a run with a number lower than `before`."""
+    """Kill what is left on this machine of a run's attempts with numbers below `before`."""
     run, attempt = f"ABLATRIX_RUN_DIR={run_dir}".encode(), f"{ATTEMPT}=".encode()
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):  # already gone, or another user's
+        with contextlib.suppress(OSError, ValueError):  # already ended, or another user's
             words = (folder / "environ").read_bytes().split(b"\0")
             number = next((word.partition(b"=")[2] for word in words if word.startswith(attempt)), b"")
             if run in words and number.isdigit() and int(number) < before:

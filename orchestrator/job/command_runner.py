@@ -1,4 +1,4 @@
-"""Run a user's command as one run of a study: pass signals on, read its metrics, write what every run folder holds.
+"""Run a user's command as one run of a study: pass signals on, read its metrics, write the files of a run folder.
 
 Standard library only. Exit codes are the trainer's: 0 done, 75 stopped, 76 another attempt has the run, 1 failed (the
 reason is in events.jsonl).
@@ -32,9 +32,9 @@ from ablatrix.trainer.rundir.files import atomic_write, make_folder
 from ablatrix.trainer.rundir.program import ROOT
 
 POLL_SECONDS = 0.5
-READ_SECONDS = 2.0  # between looks at the metrics
+READ_SECONDS = 2.0  # between reads of the metrics
 HEARTBEAT_SECONDS = 30.0
-MOST_NAMES = 20  # of a source that are listed
+MOST_NAMES = 20  # of a source, listed in messages
 
 
 class CommandRunner:
@@ -47,13 +47,13 @@ class CommandRunner:
         self.run_dir = run_dir.absolute()
         self.spec = command_spec.read(run_dir)
         self.process = CommandProcess(self.spec, self.run_dir)
-        self.received: int | None = None  # the first signal
+        self.received: int | None = None  # the first signal received
         self.resumed = False
-        self.shortened = False  # a smoke test that has made its steps
+        self.shortened = False  # True once a smoke test has done its steps
         self._checkpoint_time: float | None = None
 
     def run(self) -> int:
-        """Start the command, wait until it has ended, and return the exit code."""
+        """Start the command, wait for it to end, and return the exit code."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_lost_task)
@@ -81,7 +81,7 @@ class CommandRunner:
         self.table = LossTable(self.run_dir, self.spec, self.attempt)
         self.table.catch_up()
         self._checkpoint_time = self._stat_checkpoint()
-        if self.received is not None:  # before the command was started
+        if self.received is not None:  # received before the command was started
             return self._record_stop(words)
         kill_leftovers(self.run_dir, self.attempt.number)
         try:
@@ -104,7 +104,7 @@ class CommandRunner:
         return bool(self.spec.resume_command) and (checkpoint is None or Path(checkpoint).exists())
 
     def _explain_restart(self) -> str:
-        """Return why the command begins at its first step although it was started before."""
+        """Return why the command begins again at its first step although it was started before."""
         if self.spec.resume_command and self.spec.checkpoint:
             return f"there is no {self.spec.checkpoint} yet: the command starts from scratch"
         if self.spec.saves_state or self.spec.metrics["path"].endswith(command.HELPER_METRICS):
@@ -112,7 +112,7 @@ class CommandRunner:
         return "no resume_command is known: the command starts from scratch"
 
     def _restore_files(self, words: list[str]) -> None:
-        """Rewrite our files that the command has overwritten; its own are kept as command-<name>."""
+        """Rewrite our files that the command has overwritten, keeping the command's versions as command-<name>."""
         ours = {run_files.CONFIG: self.spec.config, run_files.ARGS: self._command_line(words), run_files.SUMMARY: None}
         for name, content in ours.items():
             path = self.run_dir / name
@@ -123,13 +123,13 @@ class CommandRunner:
                 atomic_write(path, content, guard=self.attempt.require)
 
     def _command_line(self, words: list[str]) -> str:
-        """Return the text of args.txt, to be pasted or given to sh."""
+        """Return the content of args.txt, which can be pasted into a shell or run with sh."""
         variables = [f"{name}={value}" for name, value in self.spec.env.items()]
         command = shlex.join([*(["env", *variables] if variables else []), *words])
         return f"cd {shlex.quote(self.spec.workdir)} && {command}\n"
 
     def _place_helper(self) -> None:
-        """Put ablatrix_run.py, and nothing else of ours, where the command can import it."""
+        """Make ablatrix_run.py, and nothing else of ours, importable by the command."""
         helper = Path(ROOT) / HELPER
         if helper.exists():
             make_folder(self.run_dir / PACKAGES)
@@ -198,11 +198,11 @@ class CommandRunner:
         return self._fail(reason, code if 0 < code < run_files.EXIT_STOPPED else 1)
 
     def _has_all_steps(self) -> bool:
-        """True if the command has made all its steps; the last one may be numbered from 0 and not be reported."""
+        """True if the command has done all its steps; as steps may be numbered from 0, the last may be one less."""
         return bool(self.spec.steps) and self.table.series.last >= (self.spec.steps or 0) - 1
 
     def _record_stop(self, words: list[str], saved: bool = False) -> int:
-        """Record that the run was stopped. saved: the command has said that its state is saved."""
+        """Record that the run was stopped. saved: True if the command reported that it saved its state."""
         name = signal.Signals(self.received).name if self.received is not None else ""
         saves = saved or self.spec.saves_state
         fields: dict[str, Any] = {"iter": self.table.last_step} if self.process.started and saves else {}
@@ -221,7 +221,7 @@ class CommandRunner:
         return code
 
     def _finish(self) -> int:
-        """Write summary.json, by which the run is done; without any metric it has failed."""
+        """Write summary.json, which marks the run as done; without any metric, the run has failed."""
         headline = self.table.series.headline()
         if headline is None:
             return self._fail(
@@ -242,7 +242,7 @@ class CommandRunner:
         series, per_step = self.table.series, self.spec.tokens_per_step
         final = series.final_loss()
         tokens = [row["tokens"] for row in series.rows.values() if "tokens" in row]
-        gpus = hardware.gpu_models() if hardware.visible_gpus() else []  # that the command may use
+        gpus = hardware.gpu_models() if hardware.visible_gpus() else []  # GPUs that the command may use
         return {
             "iters": series.last if series.last > 0 else step,
             "max_iters": self.spec.steps,
@@ -274,16 +274,16 @@ class CommandRunner:
 
 
 def _share_of_machine() -> dict[str, Any]:
-    """Return the fields of a `started` event by which the run's hours on its devices are counted.
+    """Return the fields of a `started` event from which the run's device hours are counted.
 
-    What the command starts is not known: it is taken to use the GPUs of its job, or the cores.
+    What the command starts is unknown, so it is assumed to use all GPUs of its job, or else the cores.
     """
     gpus, nodes = hardware.visible_gpus(), int(os.environ.get("SLURM_NNODES", "1"))
     return {"gpus": gpus, "processes": max(1, len(gpus)) * nodes, "threads": allotted_cores()}
 
 
 def _finite(value: float | None) -> float | None:
-    """Return the value unless JSON cannot hold it."""
+    """Return the value, or None if JSON cannot represent it."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -14,21 +14,21 @@ from ablatrix.trainer.rundir.errors import RunError
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """The record that study/command_config.py has written, every placeholder filled."""
+    """The record written by study/command_config.py, with all placeholders filled in."""
 
     command: list[str]
     resume_command: list[str] | None
     checkpoint: str | None
     env: dict[str, str]
     workdir: str
-    on_signal: str  # the signal by which the command saves its state: TERM, INT ..., or none
+    on_signal: str  # signal on which the command saves its state: TERM, INT ..., or none
     metrics: dict[str, Any]  # the source of its numbers
     steps: int | None
     tokens_per_step: float | None
     stop_after: int | None  # steps, in a smoke test
     seed: int
     fingerprint: str
-    config: str  # text of config.json
+    config: str  # content of config.json
 
     @property
     def saves_state(self) -> bool:
@@ -37,7 +37,7 @@ class CommandSpec:
 
 
 def read(run_dir: Path) -> CommandSpec:
-    """Return the record in a run's folder. Raises RunError if it is missing or damaged."""
+    """Return the record in a run's folder. Raises RunError if it is missing or corrupt."""
     record = run_files.read_json(run_dir / SPEC) or {}
     names = [field.name for field in dataclasses.fields(CommandSpec)]
     if not isinstance(record.get("command"), list) or not set(names) <= record.keys():

@@ -1,4 +1,4 @@
-"""loss.csv of a run whose trainer is a command: written from the command's metrics, continued by a restart."""
+"""loss.csv of a run whose trainer is a command: written from the command's metrics, continued after a restart."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LossTable:
         self._write()
 
     def read(self, final: bool = False) -> None:
-        """Add new metrics to loss.csv. Raises SupersededError where another attempt has the run."""
+        """Add new metrics to loss.csv. Raises SupersededError if another attempt has the run."""
         clock = time.monotonic() - self.started
         for found in self.reader.read(final):
             self.series.add(found, clock)
@@ -50,7 +50,7 @@ class LossTable:
             self._write()
 
     def _write(self) -> None:
-        """Write loss.csv first: with an older position the same rows are read again, which changes nothing."""
+        """Write loss.csv before the position: rereading the same rows from an older position changes nothing."""
         text = self.series.to_csv(self.tokens_per_step)
         atomic_write(self.run_dir / run_files.LOSS, text, durable=False, guard=self.attempt.require)
         position = self.reader.position() | self.series.position()
@@ -64,11 +64,11 @@ class LossTable:
 
     @property
     def last_step(self) -> int:
-        """The newest step, 0 before the first."""
+        """The newest step, 0 if there is none."""
         return max(0, self.series.last)
 
     @property
     def seconds(self) -> float:
-        """Of training so far, earlier attempts included."""
+        """Seconds of training so far, earlier attempts included."""
         reported = [row["seconds"] for _, row in self.series.complete() if "seconds" in row]
         return max(reported, default=time.monotonic() - self.started)

@@ -21,14 +21,14 @@ from ablatrix.trainer.rundir.files import open_to_append
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.node_layout import Layout
 
-SETTLE_SECONDS = 15.0  # within which the task of another node records why its part of a run has failed
-GRACE_SECONDS = 30.0  # that the processes of a run have to end by themselves when one of them has failed
+SETTLE_SECONDS = 15.0  # for another node's task to record why its part of a run failed
+GRACE_SECONDS = 30.0  # for a run's processes to end by themselves after one of them has failed
 
 
 def spawn(
     words: Sequence[str], environ: Mapping[str, str], output: BinaryIO, prepare: Callable[[], None] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a new session, so that Ctrl-C reaches it only through us, with all output in `output`.
+    """Start a process with all output in `output`, in a new session so that Ctrl-C reaches it only through us.
 
     prepare: called in the child before the program starts.
     """
@@ -44,7 +44,7 @@ def spawn(
 
 
 class Process(Protocol):
-    """What a job needs of a process that it has started. returncode: None while it runs."""
+    """The interface of a process started by a job. returncode: None while it runs."""
 
     returncode: Any
 
@@ -55,7 +55,7 @@ class Process(Protocol):
         """Wait for the exit code."""
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing happens if the process has ended."""
+        """Send a signal; do nothing if the process has ended."""
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -79,16 +79,16 @@ class JobMember:
         self.start_process = start
         self.attempt = attempt
         self.layout = layout if run_facts.is_distributed(run_dir) else ALONE
-        self.node = rendezvous.node_index(layout)  # the task of node 0 speaks for all
+        self.node = rendezvous.node_index(layout)  # the task of node 0 records events for all nodes
         self.output = run_dir / (f"job-node{self.node}.out" if self.node else run_files.JOB_OUT)
         self.processes: list[Process] = []
-        self.not_started = False  # it failed before its processes could be started
-        self.lost_node = False  # a node of the run has disappeared
-        self.first_step = 0  # of the newest checkpoint before this job
-        self.earlier_starts = 0  # trainers that had the run before
+        self.not_started = False  # True if it failed before its processes could be started
+        self.lost_node = False  # True if a node of the run has disappeared
+        self.first_step = 0  # step of the newest checkpoint before this job
+        self.earlier_starts = 0  # number of trainers that had the run before
 
     def start(self, job_id: str) -> None:
-        """Start the run's processes unless another job has the run; a failure does not end the job's other runs."""
+        """Start the run's processes unless another job has the run. A failure does not end the job's other runs."""
         try:
             refusal = self._claim(job_id)
             if refusal:
@@ -112,7 +112,7 @@ class JobMember:
             self._fail_to_start(f"{where}: {error.strerror}; submit again with --retry")
 
     def _claim(self, job_id: str) -> str | None:
-        """Claim the run for this job; return why the job must leave it alone, else None. Raises OSError."""
+        """Claim the run for this job; return None, or why the job must leave the run alone. Raises OSError."""
         claim = submit_attempts.follow if self.node else submit_attempts.start
         refusal = claim(self.run_dir, self.attempt, job_id)
         if not refusal and restart_count() and self._has_failed():
@@ -129,11 +129,11 @@ class JobMember:
         print(f"{self.run_dir}: {reason}", flush=True)
 
     def _spawn(self, environments: Sequence[Mapping[str, str]]) -> None:
-        # the runner of a command needs a signal that it can handle, to end what the command has started
+        # a command's runner needs a signal that it can handle, so that it can end what the command started
         number = signal.SIGHUP if run_facts.is_command(self.run_dir) else signal.SIGKILL
         prepare = processes.end_with_parent(number)
         with open_to_append(self.output) as output:
-            # held back until the trainer has its handlers and unblocks them: they would kill it
+            # blocked until the trainer has installed its handlers: before that, a signal would kill it
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             try:
                 for environ in environments:
@@ -142,7 +142,7 @@ class JobMember:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def send(self, number: int) -> None:
-        """Pass a signal on; SIGUSR1 as SIGUSR2, because the trainer handles only that one."""
+        """Pass a signal on; SIGUSR1 is sent as SIGUSR2, the only one of the two that the trainer handles."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGUSR2 if number == signal.SIGUSR1 else number)
@@ -150,10 +150,10 @@ class JobMember:
     def finish(self) -> int:
         """Wait for the run's processes, record a failure in the run's events, and return the exit code."""
         code = self._wait() if self.processes else int(self.not_started)
-        if code < 0 and run_facts.is_command(self.run_dir):  # its runner was killed, the command may live on
+        if code < 0 and run_facts.is_command(self.run_dir):  # its runner was killed, but the command may still run
             kill_leftovers(self.run_dir.absolute(), before=self.earlier_starts + 2)
         if code == run_files.EXIT_SUPERSEDED or attempts.newest(self.run_dir) > self.earlier_starts + 1:
-            return 0  # another job has the run, and judges it
+            return 0  # another job has the run and will record its outcome
         if code == run_files.EXIT_LOST_PEER and self.layout.nodes > 1:
             code = self._judge_lost_peer()
         if code == run_files.EXIT_STOPPED and self.node:
@@ -163,7 +163,7 @@ class JobMember:
         return code if code >= 0 else 128 - code
 
     def _wait(self) -> int:
-        """Return the exit code of the processes; if one fails, the others are ended, and its code is the run's."""
+        """Return the exit code of the run's processes; if one fails, end the others and return its code."""
         if len(self.processes) == 1:
             return self.processes[0].wait()
         failed: list[int] = []
@@ -184,9 +184,9 @@ class JobMember:
         return failed[0] if failed else max(codes)
 
     def _judge_lost_peer(self) -> int:
-        """Return the exit code where the processes of another node are gone.
+        """Return the exit code after the processes of another node have disappeared.
 
-        That node's task records a failure. If it does not, the node is gone too, and the run is to continue elsewhere.
+        That node's task records a failure. If it does not, the node is gone too, and the run must continue elsewhere.
         """
         deadline = time.monotonic() + (0 if self.node else SETTLE_SECONDS)
         while time.monotonic() < deadline:
@@ -197,7 +197,7 @@ class JobMember:
         return run_files.EXIT_STOPPED
 
     def _record_failure(self, code: int) -> None:
-        """Record why the run failed, unless its trainer has done so; of several, the killed process could not."""
+        """Record why the run failed, unless its trainer has done so; a killed process cannot."""
         killed_one_of_many = code < 0 and self.layout.world > 1
         if killed_one_of_many or not self._has_failed():
             reason = log_tail.describe_exit(code, self.output)
@@ -209,12 +209,12 @@ class JobMember:
             note(self.run_dir, "failed", reason=reason)
 
     def _has_failed(self) -> bool:
-        """True if the last event is a failure; a process that lost a failed peer may report that afterwards."""
+        """True if the last event is a failure; a process that lost its failed peer may still report that later."""
         names = [event["event"] for event in read_events(self.run_dir) if event["event"] != "lost_peer"]
         return bool(names) and names[-1] == "failed"
 
     def is_stopped_by_user(self) -> bool:
-        """True if the file `stop` or a callback has stopped the run, which then waits for the next submit."""
+        """True if the file `stop` or a callback stopped the run, which then waits for the next submit."""
         events = read_events(self.run_dir)
         return bool(events) and events[-1]["event"] == "stopped" and not may_requeue(events[-1])
 

@@ -1,4 +1,4 @@
-"""Parsers of what a command writes: rows of CSV, objects of JSON, patterns over the lines of a log."""
+"""Parsers of a command's output: CSV rows, JSON objects, and regular expressions over the lines of a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ablatrix.orchestrator.study.command import CLOCK, EPOCH, MILLISECONDS
 
-Found = dict[str, object]  # column of loss.csv -> value as the command wrote it
+Found = dict[str, object]  # column of loss.csv -> value as written by the command
 # Names that common loggers use for the columns of loss.csv; `columns:` takes precedence
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "iter": ("iter", "step", "global_step", "iteration", "trainer/global_step", "_step"),
@@ -20,7 +20,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "grad_norm": ("grad_norm", "train/grad_norm"),
     **{name: (name,) for name in ("tokens", "seconds", "dt", MILLISECONDS, EPOCH)},
 }
-# How launchers and trainers mark the rank that prints a line: torchrun, mpirun, [rank1]:, (RANK 1), srun --label
+# How launchers and trainers mark the rank that printed a line: torchrun, mpirun, [rank1]:, (RANK 1), srun --label
 _RANK = re.compile(
     r"^\s*(?:\[default(\d+)\]:|\[\d+,(\d+)\]<std(?:out|err)>:|[\[(]?\s*(?:local_)?rank\s*[:=_]?\s*(\d+)\s*[\])]?[:|\s])",
     re.IGNORECASE,
@@ -29,7 +29,7 @@ _LABEL = re.compile(r"^ *(\d+): ")
 
 
 class Parser(Protocol):
-    """Turns a line into the values in it. seen: the names in the newest header or record."""
+    """Extracts the values in a line. seen: the names in the newest header or record."""
 
     seen: Sequence[str]
 
@@ -37,12 +37,12 @@ class Parser(Protocol):
 
 
 def _known_names(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return column of loss.csv -> its possible names in the source, by precedence."""
+    """Return column of loss.csv -> its possible names in the source, in order of precedence."""
     return USUAL_NAMES | {name: (column,) for name, column in columns.items()} | {CLOCK: (CLOCK,)}
 
 
 class CsvParser:
-    """Rows of a CSV file under its header, which a restarted command may write again."""
+    """Parses the rows of a CSV file below its header, which a restarted command may write again."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.names = _known_names(columns)
@@ -64,13 +64,13 @@ class CsvParser:
         indices = {name: cells.index(n) for name, known in self.names.items() for n in reversed(known) if n in cells}
         if "iter" in indices:
             self._indices, self._width, self.seen = indices, len(cells), cells
-        elif self._indices and any(cells):  # a row of another width cannot be read; {} is counted as bad
+        elif self._indices and any(cells):  # a row of a different width cannot be read; {} is counted as bad
             width_fits = len(cells) == self._width
             yield {name: cells[index] for name, index in self._indices.items()} if width_fits else {}
 
 
 class JsonParser:
-    """One JSON object per line; `train.loss` is looked up as a key, then as `loss` inside `train`."""
+    """Parses one JSON object per line; `train.loss` is looked up as a key, then as `loss` inside `train`."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.names = _known_names(columns)
@@ -85,7 +85,7 @@ class JsonParser:
             yield from self.pick(record)
 
     def pick(self, record: dict[str, Any]) -> Iterator[Found]:
-        """The values in a record that has a step."""
+        """Yield the values in a record that has a step."""
         self.seen = tuple(record)
         found: Found = {}
         for name, known in self.names.items():
@@ -105,9 +105,9 @@ def _look_up(record: Any, name: str) -> Any:
 
 
 class PatternParser:
-    """Regular expressions with named groups, all of which are searched in every line that rank 0 prints.
+    """Searches every line printed by rank 0 for all of several regular expressions with named groups.
 
-    labeled: True if `1: ` at the beginning of a line is its rank, as `srun --label` writes it.
+    labeled: True if `1: ` at the start of a line is its rank, as printed by `srun --label`.
     """
 
     def __init__(self, patterns: Sequence[str], labeled: bool = False) -> None:
@@ -125,7 +125,7 @@ class PatternParser:
 
 
 def make_parser(kind: str, columns: Mapping[str, str], patterns: Sequence[str] = (), labeled: bool = False) -> Parser:
-    """Return the parser of a kind of source."""
+    """Return the parser for a kind of source."""
     if kind == "regex":
         return PatternParser(patterns, labeled)
     return CsvParser(columns) if kind == "csv" else JsonParser(columns)

@@ -1,4 +1,4 @@
-"""Readers of a command's metrics, which return what has been written since the last look: whole records only."""
+"""Readers of a command's metrics, which return the complete records written since the last read."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ablatrix.orchestrator.job.metric_parsers import Found, JsonParser, Parser, 
 from ablatrix.orchestrator.store.log_tail import plain_lines
 
 LONGEST_LINE = 1 << 20  # bytes; a progress bar may write megabytes without a newline
-TAIL = 64  # bytes before the offset by which a rewritten file is recognized
+TAIL = 64  # bytes before the offset, by which a rewritten file is recognized
 
 
 class Reader(Protocol):
-    """Reads a source as it grows. parser.seen: the names that the source has."""
+    """Reads a source as it grows. parser.seen: the names that occur in the source."""
 
     @property
     def parser(self) -> Parser: ...
 
     def read(self, final: bool = False) -> Iterator[Found]:
-        """What has been written since the last call. final: nothing will follow, so the last line may be unended."""
+        """Yield what was written since the last call. final: nothing will follow; the last line may lack a newline."""
 
     def position(self) -> dict[str, Any]:
         """Return the position from which the next attempt's reader continues."""
 
     def resume(self, position: Mapping[str, Any]) -> None:
-        """Continue from another reader's position; {} is the beginning."""
+        """Continue from another reader's position; {} is the beginning of the source."""
 
 
 def make_reader(source: Mapping[str, Any]) -> Reader:
-    """Return the reader of a source as command.json describes it."""
+    """Return the reader for a source described in command.json."""
     path, kind, columns = Path(source["path"]), source["kind"], source["columns"]
     if kind in binary_logs.FORMATS:
         return BinaryReader(path, kind, columns)
@@ -44,7 +44,7 @@ def make_reader(source: Mapping[str, Any]) -> Reader:
 
 
 class LineReader:
-    """Lines of a file; a file that was rewritten is read from its beginning."""
+    """Reads the lines of a file; a rewritten file is read again from its beginning."""
 
     def __init__(self, path: Path, parser: Parser) -> None:
         self.path, self.parser = path, parser
@@ -87,16 +87,16 @@ class LineReader:
 
 
 class DocumentReader:
-    """A JSON document that is rewritten as it grows: a list of records, or Hugging Face's trainer_state.json.
+    """Reads a JSON document that is rewritten as it grows: a list of records, or Hugging Face's trainer_state.json.
 
-    Any other file is read as lines of JSON.
+    Any other file is read as JSON lines.
     """
 
     def __init__(self, path: Path, parser: JsonParser) -> None:
         self.path, self.parser = path, parser
         self.lines = LineReader(path, parser)
-        self._version = (0, 0)  # time and size of the document that was read last
-        self._count = 0  # its records
+        self._version = (0, 0)  # mtime and size of the document when last read
+        self._count = 0  # number of its records
 
     def read(self, final: bool = False) -> Iterator[Found]:
         try:
@@ -125,7 +125,7 @@ class DocumentReader:
 
 
 class BinaryReader:
-    """Files of TensorBoard or Weights & Biases in a folder."""
+    """Reads the files of TensorBoard or Weights & Biases in a folder."""
 
     def __init__(self, folder: Path, kind: str, columns: Mapping[str, str]) -> None:
         self.folder = folder
@@ -134,7 +134,7 @@ class BinaryReader:
         self.offsets: dict[str, int] = {}
 
     def read(self, final: bool = False) -> Iterator[Found]:
-        for path in sorted({path.resolve() for path in self.folder.rglob(self.format.pattern)}):  # by time
+        for path in sorted({path.resolve() for path in self.folder.rglob(self.format.pattern)}):  # sorted by time
             if path.is_file():
                 yield from self._read_file(path)
 
@@ -148,7 +148,7 @@ class BinaryReader:
             self.offsets[name] = end
             try:
                 record = self.format.decode(payload)
-            except binary_logs.DAMAGE:  # another kind of record, or a damaged one
+            except binary_logs.DAMAGE:  # a record of another kind, or a corrupt one
                 continue
             yield from self.parser.pick(record)
 

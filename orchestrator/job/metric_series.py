@@ -1,4 +1,4 @@
-"""Rows of loss.csv from metrics as they arrive: merged by step, cut back where a restarted command begins again."""
+"""Rows of loss.csv built from metrics as they arrive: merged by step, cut back where a restarted command begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, float]
 
 
 class MetricSeries:
-    """The rows of one run by step. compare: the column that the study compares, if the experiment names one."""
+    """The rows of one run by step. compare: the column that the study compares, if the experiment specifies one."""
 
     def __init__(self, compare: str | None = None) -> None:
         self.compare = compare
@@ -23,22 +23,22 @@ class MetricSeries:
         self.last = -1  # the newest step
         self.changed = False
         self.seconds = 0.0  # of training in earlier attempts
-        self.bad = 0  # values that were no numbers, in this attempt
-        self.resets = 0  # times that the step count restarted without an epoch being reported, in this attempt
-        self.repeated: set[int] = set()  # steps with two losses in this attempt
-        self.replaced = False  # this attempt has replaced all earlier rows
+        self.bad = 0  # values in this attempt that were not numbers
+        self.resets = 0  # times in this attempt that the step count restarted without a reported epoch
+        self.repeated: set[int] = set()  # steps in this attempt with two losses
+        self.replaced = False  # True if this attempt has replaced all earlier rows
         self._restarted = False
         self._steps = _StepCounter()
 
     def restart(self) -> None:
-        """Begin another attempt of the command: its first step is where the earlier rows end."""
+        """Begin another attempt of the command, whose first step replaces the earlier rows from there on."""
         self._restarted = bool(self.rows)
         self._steps.restart()
         self.bad = self.resets = 0
         self.repeated.clear()
 
     def position(self) -> dict[str, Any]:
-        """Return where the epochs begin, for the next attempt."""
+        """Return the step offsets of the epochs, for the next attempt."""
         return self._steps.position()
 
     def resume(self, position: Mapping[str, Any]) -> None:
@@ -46,10 +46,10 @@ class MetricSeries:
         self._steps.resume(position)
 
     def add(self, found: Mapping[str, object], clock: float | None = None) -> None:
-        """Merge values of one step; of two values for one cell the later counts.
+        """Merge the values of one step; a later value for the same column replaces the earlier one.
 
-        clock: seconds of this attempt, for the column `seconds` if the source has none. Values without a step, or with
-        one that is not a whole number, are counted in `bad`.
+        clock: seconds into this attempt, for the column `seconds` if the source has none. Values without a step, or
+        whose step is not a whole number, are counted in `bad`.
         """
         step = _parse_step(found.get("iter"))
         if step is None:
@@ -88,7 +88,7 @@ class MetricSeries:
         return values
 
     def _cut_back(self, step: int) -> None:
-        """Drop the rows from the first step of a restarted command on."""
+        """Drop the rows from `step`, the first of a restarted command, onward."""
         kept = {at: row for at, row in self.rows.items() if at < step}
         self.replaced = len(self.rows) > 1 and not kept
         self.rows = kept
@@ -96,16 +96,16 @@ class MetricSeries:
         self.last, self._restarted = step, False
 
     def ordered(self) -> list[tuple[int, Row]]:
-        """Return (step, values) in order."""
+        """Return (step, values) pairs in order of steps."""
         return sorted(self.rows.items())
 
     def complete(self, tokens_per_step: float | None = None) -> list[tuple[int, Row]]:
-        """Return the rows in order with derived values: tokens; seconds from dt, or else by our clock; dt from seconds.
+        """Return the rows in order, with derived values: tokens; seconds from dt, else from our clock; dt from seconds.
 
-        tokens_per_step: for the tokens of rows that have none.
+        tokens_per_step: used for rows without tokens.
         """
         rows = [(step, dict(row)) for step, row in self.ordered()]
-        # the command's own dt; beside seconds without a clock it was derived by an earlier attempt
+        # the command's own dt; in a row with seconds but no clock, an earlier attempt derived it
         dt = next((row["dt"] for _, row in rows if "dt" in row and ("seconds" not in row or CLOCK in row)), None)
         before: tuple[int, float] | None = None
         for step, row in rows:
@@ -134,17 +134,17 @@ class MetricSeries:
         return "\n".join(lines) + "\n"
 
     def load(self, text: str) -> None:
-        """Take the rows of an earlier attempt's loss.csv."""
+        """Load the rows of an earlier attempt's loss.csv."""
         for step, *cells in loss_csv.parse_columns(text, self.columns):
             values = {name: loss_csv.parse_number(cell) for name, cell in zip(self.columns[1:], cells, strict=True)}
             self.rows[int(step)] = {name: value for name, value in values.items() if value is not None}
         self.last = max(self.rows, default=-1)
 
     def headline(self) -> tuple[str, float, int] | None:
-        """Return (column, value, step) of what the run is compared by; None if it has no value.
+        """Return (column, value, step) by which the run is compared; None if it has no value.
 
-        The last value of the compared column, by default of `val_loss`; else the mean of `loss` over the last tenth of
-        the steps, because the training loss of one batch is mostly noise.
+        The value is the last of the compared column, by default `val_loss`; else the mean of `loss` over the last
+        tenth of the steps, because the training loss of a single batch is mostly noise.
         """
         column = self.compare or "val_loss"
         found = self._column(column)
@@ -171,16 +171,16 @@ class MetricSeries:
 
 
 class _StepCounter:
-    """Steps of the run from reported ones, whose count may restart with each epoch."""
+    """Converts reported steps, whose count may restart with each epoch, into steps of the run."""
 
     def __init__(self) -> None:
-        self._offsets: dict[int, int] = {}  # epoch -> what is added to its steps
+        self._offsets: dict[int, int] = {}  # epoch -> offset added to its steps
         self._gap = 1  # between two steps
         self.restart()
 
     def restart(self) -> None:
         self._epoch: int | None = None
-        self._reported, self._offset = -1, 0  # newest reported step, what is added to it
+        self._reported, self._offset = -1, 0  # newest reported step, offset added to it
 
     def position(self) -> dict[str, Any]:
         return {"epochs": list(self._offsets.items())} if any(self._offsets.values()) else {}
@@ -189,7 +189,7 @@ class _StepCounter:
         self._offsets = dict(position.get("epochs", ()))
 
     def count(self, step: int, epoch: float | None, last: int, restarted: bool) -> int:
-        """Return the run's step. last: its newest one. restarted: True for the first step of another attempt."""
+        """Return the run's step. last: the run's newest step. restarted: True for the first step of another attempt."""
         if epoch is not None and epoch.is_integer() and epoch != self._epoch:
             number = int(epoch)
             if number not in self._offsets:

@@ -1,4 +1,4 @@
-"""Numbers as programs print them: 1,234.5, 3,14, 85 %, tensor(2.5), 5/100, NaN."""
+"""Parse numbers as programs print them: 1,234.5, 3,14, 85 %, tensor(2.5), 5/100, NaN."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OF_TOTAL = re.compile(r"([0-9][0-9,_]*)\s*/\s*[0-9?][0-9,_]*")
 
 
 def parse(value: object, whole: bool = False) -> float | None:
-    """Return a number from JSON, or the one in a text; None for anything else.
+    """Return a JSON number, or the number in a string; None for anything else.
 
-    whole: True for counts, in which 1,234 is more than a thousand; otherwise a single comma may be a decimal one.
+    whole: True for counts, where 1,234 means 1234; otherwise a single comma may be a decimal comma.
     """
     if isinstance(value, str):
         return _parse_text(value.strip().strip("[](){};:'\"").strip(), whole)

@@ -1,4 +1,4 @@
-"""The variables of a job's processes for torch.distributed: rank, world size and address of the first node.
+"""Environment variables of a job's processes for torch.distributed: rank, world size, address of the first node.
 
 One Slurm task runs on each node and starts that node's processes. Standard library only.
 """
@@ -19,7 +19,7 @@ from ablatrix.trainer.rundir.events import slurm_job_id
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.node_layout import Layout
 
-FIRST_PORT, PORTS = 15_000, 16_000  # below those that systems give out by themselves
+FIRST_PORT, PORTS = 15_000, 16_000  # below the usual range of ephemeral ports
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -29,7 +29,7 @@ def node_index(layout: Layout, environ: Mapping[str, str] = os.environ) -> int:
 
 
 def environments(layout: Layout, run_dir: Path, environ: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Return the environment of each process of this node. Raises OSError if Slurm does not name the nodes."""
+    """Return the environment of each process on this node. Raises OSError if Slurm does not list the nodes."""
     plain = {name: value for name, value in environ.items() if name not in VARIABLES}
     if layout.world == 1:
         return [plain]
@@ -49,14 +49,14 @@ def _meeting_point(layout: Layout, node: int, run_dir: Path, environ: Mapping[st
     start = f"{slurm_job_id(environ)}:{environ.get('SLURM_RESTART_COUNT', '0')}:{run_dir}"
     offset = int.from_bytes(hashlib.blake2b(start.encode(), digest_size=4).digest(), "big") % PORTS
     found = {"MASTER_ADDR": _address(hosts[0]), "MASTER_PORT": str(FIRST_PORT + offset)}
-    # on the first node its own name may resolve to its loopback: it looks for the route to another node
+    # the first node's own name may resolve to loopback there, so it uses the route to another node
     peer = _address(hosts[1]) if node == 0 else found["MASTER_ADDR"]
     interface = environ.get(network.GLOO_INTERFACE) or network.interface_towards(peer)
     return {**found, **({network.GLOO_INTERFACE: interface} if interface else {})}
 
 
 def _address(node: str) -> str:
-    """Return a node's name if it resolves, else the address that Slurm has for it."""
+    """Return a node's name if it resolves, else its address in Slurm's configuration."""
     if network.resolves(node):
         return node
     match = re.search(r"\bNodeAddr=(\S+)", scontrol("show", "node", node))

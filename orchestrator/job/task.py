@@ -1,4 +1,4 @@
-"""What every launcher starts inside a job: `python -m ablatrix.orchestrator.job.task RUN_DIR:ATTEMPT ...`.
+"""The task that every launcher starts in a job: `python -m ablatrix.orchestrator.job.task RUN_DIR:ATTEMPT ...`.
 
 It claims its runs, starts a trainer for each with the output appended to the run's job.out, and passes signals on.
 Afterwards it requeues the job if Slurm asked it to stop, and records how the trainers ended. Standard library only.
@@ -25,7 +25,7 @@ from ablatrix.trainer.rundir.events import note, slurm_job_id
 
 # Slurm's warning before the time limit or a preemption; SIGTERM and SIGINT come from people
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-MOST_RESTARTS_WITHOUT_PROGRESS = 3  # of a job that is stopped before its next checkpoint, again and again
+MOST_RESTARTS_WITHOUT_PROGRESS = 3  # of a job that is repeatedly stopped before its next checkpoint
 
 
 class JobTask:
@@ -36,13 +36,13 @@ class JobTask:
         self.received: list[int] = []
 
     def run(self) -> int:
-        """Train, and return the exit code for the scheduler: 0, or the worst of the trainers'."""
+        """Train, and return the exit code for the scheduler: 0, or the worst of the trainers' exit codes."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         job_id = slurm_job_id() or f"local-{os.getpid()}"
         for member in self.members:
             member.start(job_id)
-        for early in self.received:  # before all members had started
+        for early in self.received:  # received before all members had started
             self._send(early)
         codes = [member.finish() for member in self.members]
         stopped = [
@@ -66,7 +66,7 @@ class JobTask:
             member.send(number)
 
     def _requeue(self, stopped: Sequence[JobMember]) -> bool:
-        """Requeue this job, or this task of an array; return False if that is not wanted or not possible."""
+        """Requeue this job, or this task of an array; return False if that is unwanted or impossible."""
         job_id = slurm_job_id()
         asked = any(number in REQUEUE_SIGNALS for number in self.received)
         if not job_id or not (asked or any(member.lost_node for member in stopped)):
@@ -87,12 +87,12 @@ class JobTask:
             for member in stopped:
                 note(member.run_dir, "stopped", reason=str(error))
             return False
-        time.sleep(60)  # Slurm ends this job now; if we exit first, that counts as the job's end
+        time.sleep(60)  # Slurm ends this job now; exiting first would count as the job's end
         return True
 
 
 def await_config(run_dir: Path) -> bool:
-    """Wait until the files that submit has written are visible on this node; return False without a run folder.
+    """Wait until the files written by submit are visible on this node; return False if there is no run folder.
 
     If only config.json is missing, the trainer reports that and the run fails.
     """
@@ -111,7 +111,7 @@ def _list_folder(folder: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None, start: Start = spawn) -> int:
-    """Train the runs of one job and return the exit code. start: how their processes are started."""
+    """Train the runs of one job and return the exit code. start: starts their processes."""
     parser = argparse.ArgumentParser(
         prog="python -m ablatrix.orchestrator.job.task", description="Train the runs of one job."
     )
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None, start: Start = spawn) -> int:
     layout = Layout(options.nodes, options.processes)
     pairs = [(Path(folder), int(attempt)) for folder, _, attempt in (word.rpartition(":") for word in options.runs)]
     missing = [folder for folder, _ in pairs if not await_config(folder)]
-    for folder in missing:  # it is not created again
+    for folder in missing:  # do not create it again
         text = f"error: {folder}: does not exist (removed, purged or not mounted); submit again"
         print(text, file=sys.stderr, flush=True)
     try:

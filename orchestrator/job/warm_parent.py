@@ -1,8 +1,8 @@
-"""A process that has torch and the trainer loaded, and forks the jobs of local runs: they need not import them.
+"""A process that has loaded torch and the trainer and forks the jobs of local runs, which need not import them.
 
 `python -P -m ablatrix.orchestrator.job.warm_parent` reads from stdin a line of JSON per job, [LOG, RUN_DIR:ATTEMPT],
-and answers with the process id of the job. It exits when stdin is closed, and its jobs go on. A job is a fork that runs
-`task.main`, in a session and with a log of its own; its trainer is another fork.
+and answers with the job's process id. It exits when stdin is closed, while its jobs continue. A job is a fork that
+runs `task.main`, with its own session and log; its trainer is another fork.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ablatrix.orchestrator.job import task
 from ablatrix.orchestrator.job.command_process import STOP_SIGNALS
 from ablatrix.trainer.rundir.files import open_to_append
 
-MODULE = "ablatrix.trainer"  # in the command that a fork replaces
+MODULE = "ablatrix.trainer"  # module in the command that a fork replaces
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 class Forked:
-    """A child that was forked: the part of subprocess.Popen that a job uses."""
+    """A forked child, with the part of subprocess.Popen's interface that a job uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -44,7 +44,7 @@ class Forked:
         return code
 
     def _collect(self, options: int) -> int | None:
-        with contextlib.suppress(ChildProcessError):  # a signal handler, which polls too, has its exit code
+        with contextlib.suppress(ChildProcessError):  # a signal handler, which also polls, has read the exit code
             if self.returncode is None and (found := os.waitpid(self.pid, options))[0]:
                 self.returncode = os.waitstatus_to_exitcode(found[1])
         return self.returncode
@@ -72,14 +72,14 @@ def fork_trainer(
         return Forked(pid)
     code = 1
     try:
-        for number in STOP_SIGNALS:  # held back until the trainer has its own handlers
+        for number in STOP_SIGNALS:  # blocked until the trainer has its own handlers
             signal.signal(number, signal.SIG_DFL)
         _enter_session(output)
         if prepare:
             prepare()
         os.environ.clear()
         os.environ.update(environ)
-        # else every fork would draw the same where no seed is set; Python does this for `random`
+        # otherwise all forks without a seed would draw the same numbers; Python does this for `random`
         torch.seed()
         np.random.seed()
         sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *flags]
@@ -91,7 +91,7 @@ def fork_trainer(
 
 
 def _enter_session(output: BinaryIO) -> None:
-    """Start a session with nothing to read and all output in `output`."""
+    """Start a session with empty stdin and all output in `output`."""
     os.setsid()
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -100,7 +100,7 @@ def _enter_session(output: BinaryIO) -> None:
 
 
 def _fork_job(log: Path, run: str) -> int:
-    """Return the process id of a new job."""
+    """Fork a job and return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -108,24 +108,24 @@ def _fork_job(log: Path, run: str) -> int:
         _enter_session(output)
     code = task.main([run], fork_trainer)
     sys.stdout.flush()
-    os._exit(code)  # taking down torch, which it never used, takes 0.2 s
+    os._exit(code)  # skips tearing down torch, which takes 0.2 s
 
 
 def main() -> int:
-    """Fork a job for each line of stdin. Return 1 if a library has started threads, which a fork would not have."""
+    """Fork a job for each line of stdin. Return 1 if a library has started threads, which forks would lack."""
     from ablatrix.trainer.device import prepare
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit codes are lost
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, exit codes are lost
     prepare()
     added = BLAS_THREADS not in os.environ
-    os.environ.setdefault(BLAS_THREADS, "1")  # numpy would start others when it is imported
+    os.environ.setdefault(BLAS_THREADS, "1")  # numpy would start threads when imported
     from ablatrix.trainer import cli, run  # noqa: F401
 
     if added:
         del os.environ[BLAS_THREADS]
     if len(os.listdir("/proc/self/task")) > 1:
         return 1
-    gc.freeze()  # the memory stays shared
+    gc.freeze()  # keeps memory shared with the forks
     for line in sys.stdin:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
