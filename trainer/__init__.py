@@ -1,1 +1,1 @@
-"""One training run: `python -m ablatrix.trainer --config config.json`."""
+"""Train one run: `python -m ablatrix.trainer --config config.json`."""

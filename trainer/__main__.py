@@ -1,4 +1,4 @@
-"""`python -m ablatrix.trainer`: one training run."""
+"""`python -m ablatrix.trainer`: train one run."""
 
 if __name__ == "__main__":
     from ablatrix.trainer.rundir.program import search_working_folder_last

@@ -1,1 +1,1 @@
-"""Callbacks: what happens at the events of a training run."""
+"""Callbacks that run at the events of a training run."""

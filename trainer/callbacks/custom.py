@@ -1,11 +1,11 @@
-"""Callbacks of the user: `callbacks.custom: [mypackage.mymodule:MyCallback]`.
+"""User-defined callbacks: `callbacks.custom: [mypackage.mymodule:MyCallback]`.
 
-The class is made without arguments and has any of the hooks of `base.Callback`, from which it need not inherit. They
-may use `trainer.config`, `trainer.model` and `trainer.device`. With several processes only rank 0 calls them.
+The class is instantiated without arguments and implements any of the hooks of `base.Callback`; it need not inherit from
+it. Hooks may use `trainer.config`, `trainer.model` and `trainer.device`. Of several processes, only rank 0 calls them.
 
-The module is looked for like every import, and then in the working folder. An error in a callback ends the run with a
-message that names it. Its name is part of the run's hash, for it may change the result; its code is not: give a changed
-one a new name.
+The module is looked up like any import, then in the working folder. An error in a callback ends the run with a message
+that names the callback. The name is part of the run's hash, because a callback may change the result; the code is not:
+give a changed callback a new name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class CustomCallback(Callback):
-    """A user's callback; what it raises ends the run."""
+    """Wrapper of a user's callback; any exception from it ends the run."""
 
     priority = -100  # after all others
 
@@ -52,7 +52,7 @@ class CustomCallback(Callback):
 
 
 def load(names: Sequence[str]) -> list[CustomCallback]:
-    """Import and make the callbacks. Raises ConfigError with one line per callback that cannot be used."""
+    """Import and instantiate the callbacks. Raises ConfigError with one line per callback that cannot be used."""
     made, problems = [], []
     for name in names:
         try:
@@ -65,7 +65,7 @@ def load(names: Sequence[str]) -> list[CustomCallback]:
 
 
 def find_problem(name: str) -> str | None:
-    """Return why a callback cannot be found, else None. Imports nothing of the user's."""
+    """Return why a callback cannot be found, else None. Does not import the user's code."""
     return describe_conflict(name) or describe_absence(name)
 
 

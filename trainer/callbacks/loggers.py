@@ -1,6 +1,6 @@
-"""Best-effort loggers: TensorBoard and Weights & Biases. Training goes on if they are missing or fail.
+"""Best-effort loggers: TensorBoard and Weights & Biases. Training continues if they are missing or fail.
 
-Their packages are not required, and are imported when training starts, only if they are switched on.
+Their packages are optional, and are imported when training starts, only if the logger is enabled.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 class BestEffortLogger(Callback):
-    """A logger whose first error disables it with a warning.
+    """A logger that is disabled by its first error, with a warning.
 
-    rows: those of loss.csv before this attempt. A superseded attempt writes no more here either, which ends it.
+    rows: the rows of loss.csv before this attempt. A superseded attempt raises here, too, instead of writing.
     """
 
     priority = 60
@@ -45,7 +45,7 @@ class BestEffortLogger(Callback):
     def call(self, hook: str, trainer: Trainer) -> None:
         if self.disabled or getattr(type(self), hook) is getattr(Callback, hook):
             return
-        if hook != "close":  # by then the run's end is on record, and nothing may change it
+        if hook != "close":  # at `close` the run's end is already on record, and must not change
             self.guard()
         try:
             super().call(hook, trainer)
@@ -58,20 +58,20 @@ class BestEffortLogger(Callback):
 
 
 def scalars(row: Row) -> dict[str, float | int]:
-    """Return the values of a row that are drawn over the steps."""
+    """Return the values of a row that are plotted over the steps."""
     return {name: value for name, value in row.items() if name != "iter" and value is not None}
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:
-    """Return the trainer's row with the peak memory so far."""
+    """Return the trainer's row together with the peak memory so far."""
     return {**trainer.row, "peak_memory_bytes": peak_memory(trainer.device)}
 
 
 class TensorBoard(BestEffortLogger):
-    """Event files in <run>/tensorboard/.
+    """Write event files to <run>/tensorboard/.
 
-    A resumed run begins a new file that says from which step on the older ones do not count (purge_step), so that no
-    step is shown twice. Rows from before this logger was switched on are filled in.
+    A resumed run starts a new file, which says from which step on the older files are obsolete (purge_step), so that no
+    step is shown twice. Rows from before this logger was enabled are filled in.
     """
 
     name = "tensorboard"
@@ -97,7 +97,7 @@ class TensorBoard(BestEffortLogger):
         self._add(measured(trainer))
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """Flush the rows that a resumed run does not repeat."""
+        """Flush the rows up to the checkpoint, which a resumed run will not write again."""
         self.writer.flush()
 
     def close(self, trainer: Trainer) -> None:
@@ -109,10 +109,10 @@ class TensorBoard(BestEffortLogger):
 
 
 class WandB(BestEffortLogger):
-    """A run in Weights & Biases, its files in <run>/wandb/.
+    """Log to a run in Weights & Biases, with its files in <run>/wandb/.
 
-    Offline unless WANDB_MODE says otherwise: compute nodes have no network. A resumed run has the same id. Offline, it
-    begins a new folder that holds all its rows, the earlier ones included: the newest is the one to synchronize.
+    Offline unless WANDB_MODE says otherwise: compute nodes have no network. A resumed run keeps its id; offline, it
+    starts a new folder with all rows, including the earlier ones, so only the newest folder should be synchronized.
     """
 
     name = "wandb"
@@ -153,7 +153,7 @@ class WandB(BestEffortLogger):
         self.run.log(scalars(row), step=row["iter"])
 
     def _id(self, fresh: bool) -> str:
-        """Return the id that all attempts at this run share, and no other run has."""
+        """Return an id that is unique to this run and shared by all of its attempts."""
         path = self.run_dir / run_files.WANDB / "id"
         known = "" if fresh else run_files.read_text(path).strip()
         if not known:
@@ -165,7 +165,7 @@ class WandB(BestEffortLogger):
 
 @contextlib.contextmanager
 def keep_signal_handlers() -> Iterator[None]:
-    """Restore the handlers that end a run with a checkpoint, which a library may replace by its own."""
+    """Restore the handlers that end a run with a checkpoint, which a library may have replaced with its own."""
     handlers: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield

@@ -1,7 +1,7 @@
-"""Callbacks that write the files of a run's folder while it trains, and read what people ask for there.
+"""Callbacks that write the files in a run's folder during training, and read users' requests from it.
 
-Each requires its attempt before it writes, which raises once another attempt has the run. The order counts: a row is in
-every log, and best.pt has its weights, before the checkpoint from which a resumed run goes on behind it.
+Each calls `attempt.require()` before it writes, which raises once another attempt owns the run. The order matters: rows
+are in every log, and best.pt is up to date, before the checkpoint from which a resumed run continues after them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30.0
-POLL_SECONDS = 1.0  # between looks for a person's request
+POLL_SECONDS = 1.0  # between checks for a user's request
 SAMPLE_HEADER = "=== iter "
 
 
 class SignalWatch(Callback):
-    """A signal ends the run at the next step boundary."""
+    """End the run at the next step boundary after a signal."""
 
     priority = 110
 
@@ -57,7 +57,7 @@ class SignalWatch(Callback):
 
 
 class LossRows(Callback):
-    """Each row goes to loss.csv and to the log."""
+    """Write each row to loss.csv and to the log."""
 
     priority = 100
 
@@ -79,7 +79,7 @@ class LossRows(Callback):
 
 
 class Metrics(Callback):
-    """Each row goes to metrics.jsonl, with the peak memory so far."""
+    """Write each row to metrics.jsonl, with the peak memory so far."""
 
     priority = 90
 
@@ -95,28 +95,28 @@ class Metrics(Callback):
 
 
 class BestWeights(Callback):
-    """The weights of the best evaluation so far go to best.pt.
+    """Save the weights of the best evaluation so far to best.pt.
 
-    best: least NLL up to the step that the run starts from, as its checkpoint says.
+    best: lowest NLL up to the step from which the run starts, according to its checkpoint.
     """
 
     priority = 70
 
     def __init__(self, attempt: Attempt, best: float) -> None:
         self.attempt, self.path = attempt, attempt.run_dir / run_files.BEST
-        self.best = best if self.path.exists() else math.inf  # else: switched on only now, or removed
+        self.best = best if self.path.exists() else math.inf  # no file: just enabled, or the file was removed
 
     def on_row(self, trainer: Trainer) -> None:
         if trainer.val_loss is None:
             return
-        weights = trainer.weights()  # at every evaluation: all processes of a run take part
+        weights = trainer.weights()  # at every evaluation, because all processes of a run take part
         if trainer.val_loss < self.best:
             self.best = trainer.val_loss
             checkpoint.save_torch(self.path, weights, self.attempt.require)
 
 
 class Checkpoints(Callback):
-    """The state goes to checkpoint-<step>.pt, after all rows up to it are safe in `logs`."""
+    """Save the state to checkpoint-<step>.pt, after syncing all earlier rows in `logs` to disk."""
 
     priority = 50
 
@@ -136,10 +136,10 @@ class Checkpoints(Callback):
 
 
 class Requests(Callback):
-    """A file `save` or `stop` that a person makes in the run folder: a checkpoint at the next step boundary; with
-    `stop` the run also ends, as after a signal.
+    """Handle a file `save` or `stop` that a user creates in the run folder: write a checkpoint at the next step
+    boundary and, with `stop`, also end the run, as after a signal.
 
-    Looks for them once a second, and removes what has been done after the checkpoint.
+    Checks for the files once a second, and removes a file after the checkpoint that it requested.
     """
 
     priority = 40
@@ -171,7 +171,7 @@ class Requests(Callback):
 
 
 class Heartbeat(Callback):
-    """A heartbeat in events.jsonl at most every `seconds`."""
+    """Write a heartbeat to events.jsonl at most every `seconds`."""
 
     def __init__(self, attempt: Attempt, seconds: float = HEARTBEAT_SECONDS) -> None:
         self.attempt, self.seconds = attempt, seconds
@@ -187,7 +187,7 @@ class Heartbeat(Callback):
 
 
 class OutOfMemory(Callback):
-    """Smaller parts of batches are reported in the log and in events.jsonl."""
+    """Report in the log and in events.jsonl when batches are split into smaller parts."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -204,9 +204,9 @@ class OutOfMemory(Callback):
 
 
 class Samples(Callback):
-    """Before the first step and every sample_interval steps, a continuation of each sample_prompt goes to samples.txt.
+    """Write a continuation of each sample_prompt to samples.txt, before the first step and every sample_interval steps.
 
-    Drawn from a generator of its own, so that sampling changes neither the training nor the other prompts' samples.
+    Each is drawn from its own generator, so that sampling affects neither training nor the other prompts' samples.
     """
 
     def __init__(self, attempt: Attempt, trainer: Trainer) -> None:
@@ -236,7 +236,7 @@ class Samples(Callback):
         return continue_text(trainer.model, config.data, Path(config.system.cache_dir), request)
 
     def _drop_after(self, step: int) -> None:
-        """Drop samples of steps that are about to be repeated."""
+        """Drop the samples of steps that will be repeated."""
         text = read_text_strict(self.path)
         kept = []
         for line in text.splitlines(keepends=True):

@@ -27,7 +27,7 @@ def load_custom(config: RunConfig) -> Sequence[Callback]:
 
 
 def attach(trainer: Trainer, attempt: Attempt, signals: StopSignals, custom: Sequence[Callback] = ()) -> None:
-    """Add the callbacks that write the run's files, as long as the attempt owns them, and the user's."""
+    """Add the user's callbacks and those that write the run's files for as long as the attempt owns the run."""
     for callback in (*_make(trainer, attempt, signals), *custom):
         trainer.add_callback(callback)
 

@@ -1,4 +1,4 @@
-"""Warnings about spikes of the loss and the gradient norm while a run trains. Torch-free."""
+"""Warnings about spikes in the loss and the gradient norm during training. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 64  # rows in a running median
-FEWEST = 8  # rows before a median is used
-NORMAL = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
+WINDOW = 64  # rows in the running median
+FEWEST = 8  # rows required before the median is used
+NORMAL = 1.4826  # ratio of standard deviation to median absolute deviation for a normal distribution
 
 
 class Spikes(Callback):
-    """A gradient norm or a loss far above its running median is reported in the log and in events.jsonl.
+    """Report a gradient norm or loss far above its running median in the log and in events.jsonl.
 
-    grad_norm: factor over the running median. loss: deviations over its running median (1.4826 times the median
-    absolute deviation: Rousseeuw & Croux 1993). 0: not watched. Reported once, until a row is normal again. rows: of
-    loss.csv so far; a resumed run warns as an undisturbed one.
+    grad_norm: threshold as a multiple of the running median. loss: threshold in deviations above the running median
+    (1.4826 times the median absolute deviation: Rousseeuw & Croux 1993). 0 disables either. A spike is reported once,
+    until a row is normal again. rows: rows of loss.csv so far, so that a resumed run warns like an uninterrupted one.
     """
 
     priority = 80
@@ -54,7 +54,7 @@ class Spikes(Callback):
             append_event(self.attempt.run_dir, "spike", **fields)
 
     def _add(self, row: Row) -> list[tuple[str, float, float]]:
-        """Remember a row; return (name, value, running median) of each new spike in it."""
+        """Add a row to the history; return (name, value, running median) of each new spike in it."""
         found = []
         for name, factor in self.factors.items():
             value, before = row.get(name), self.recent[name]
@@ -75,6 +75,6 @@ class Spikes(Callback):
 def _limit(name: str, before: deque[float], usual: float, factor: float) -> float:
     if name == "grad_norm":
         return factor * usual
-    # at least 1% of the median: the last digits of a constant loss are not a spike
+    # at least 1% of the median, so that noise in the last digits of a constant loss is not a spike
     deviation = max(NORMAL * median_low(abs(value - usual) for value in before), 0.01 * abs(usual))
     return usual + factor * deviation

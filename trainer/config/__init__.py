@@ -1,4 +1,4 @@
-"""The configuration of one run: sections, validation, command line and fingerprint. Torch-free."""
+"""Configuration of a run: sections, validation, command line and fingerprint. Torch-free."""
 
 from ablatrix.trainer.config.flags import from_flags
 from ablatrix.trainer.config.run_config import RunConfig

@@ -59,7 +59,7 @@ def find_contradictions(
 
 
 def _sampling(data: DataConfig, model: ResolvedGPTConfig, trainer: TrainerConfig, vocab_size: int) -> Iterator[str]:
-    """Yield one line per contradiction of data.sampling, separator and document_mask."""
+    """Yield one line per contradiction between data.sampling, separator and document_mask."""
     if data.sampling == "document":
         for name in ("document_mask", "separator"):
             if getattr(data, name) not in (None, False):

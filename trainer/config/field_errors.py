@@ -1,4 +1,4 @@
-"""Describe pydantic's errors for users: what is expected, and what was found."""
+"""Describe pydantic's errors to users: what was expected, and what was found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-LONGEST = 60  # characters of a value that are shown
+LONGEST = 60  # characters of a value to show
 Path = tuple[str, ...]
 
 _SECTION = "settings (`key: value`)"
@@ -46,7 +46,7 @@ _LIMITS = (("ge", "{} or more"), ("gt", "more than {}"), ("le", "{} or less"), (
 
 
 def show(value: Any) -> str:
-    """Return a value as its author would name it: `true`, `nothing`, `a list of 2`, `5`, `'word'`."""
+    """Return a value as a user would describe it: `true`, `nothing`, `a list of 2`, `5`, `'word'`."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -59,14 +59,14 @@ def show(value: Any) -> str:
 
 
 def spell(value: Any) -> str:
-    """Return a value as YAML spells it: `true`, `null`, `[0.9, 0.95]`, a text without its quotes."""
+    """Return a value as written in YAML: `true`, `null`, `[0.9, 0.95]`, a string without quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def by_place(errors: Iterable[Any], data: Any) -> list[tuple[Path, list[Any]]]:
-    """Return (keys, errors) of each value that is refused.
+    """Return (keys, errors) for each invalid value.
 
-    If a value may be of several types, pydantic reports each attempt: those that came furthest are kept.
+    If a value may have several types, pydantic reports an error for each: only the deepest errors are kept.
     """
     attempts: dict[Path, list[tuple[Path, Any]]] = {}
     for error in errors:
@@ -82,7 +82,7 @@ def by_place(errors: Iterable[Any], data: Any) -> list[tuple[Path, list[Any]]]:
 
 
 def _place(error: Any, data: Any) -> tuple[Path, Path | None]:
-    """Return the keys of the refused value, and those of the value with several types that contains it."""
+    """Return the keys of the invalid value, and the keys of the enclosing value with several types, if any."""
     path: list[str] = []
     alternative: Path | None = None
     value, location = data, error["loc"]
@@ -100,12 +100,12 @@ def _place(error: Any, data: Any) -> tuple[Path, Path | None]:
 
 
 def _is_key(part: Any, kind: str) -> bool:
-    """True for a key that a mapping lacks, or has under another name; else it is one of several types."""
+    """True for a missing or unknown key of a mapping; otherwise `part` is the name of one of several types."""
     return kind in ("missing", "extra_forbidden") or (str(part).isidentifier() and part not in _TYPES)
 
 
 def split_entry(path: Path) -> tuple[Path, str]:
-    """Return the key of a value, and `entry 2: ` for one in a list; keys of a mapping are never all digits here."""
+    """Return the key of a value, and `entry 2: ` if it is in a list; keys of our mappings are never all digits."""
     place = path
     while place and place[-1].isdigit():
         place = place[:-1]
@@ -113,7 +113,7 @@ def split_entry(path: Path) -> tuple[Path, str]:
 
 
 def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
-    """Return what is expected and what was found. errors: pydantic's for one value; field: names its limits."""
+    """Return what was expected and what was found. errors: pydantic's errors for one value; field: has its limits."""
     ours = next((error for error in errors if error["type"] == "value_error"), None)
     if ours:
         return _with_value(str(ours["msg"]).removeprefix("Value error, "), ours["input"])
@@ -136,7 +136,7 @@ def _expected(error: Any, limits: str) -> str:
     if error["type"] == "literal_error":
         return "one of " + re.sub(r" or (?='[^']*'$)", ", ", context["expected"]).replace("'", "")
     words = _EXPECTED.get(error["type"])
-    if words is None:  # a type that no model of ours has
+    if words is None:  # a type that none of our models uses
         return str(error["msg"]).removeprefix("Input should be ")
     return words.format(limits=limits, **{key: _plain(value) for key, value in context.items()})
 
@@ -146,7 +146,7 @@ def _plain(number: Any) -> Any:
 
 
 def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """Return the model that these keys lead to in a model."""
+    """Return the nested model at these keys of a model."""
     for key in path:
         field = model.model_fields.get(key)
         parts = (field.annotation, *get_args(field.annotation)) if field else ()
@@ -158,16 +158,16 @@ def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
-    """Return the field that these keys name in a model and the models in it."""
+    """Return the field at these keys of a model, which may be in a nested model."""
     inner = model_at(model, path[:-1])
     return inner.model_fields.get(path[-1]) if inner and path else None
 
 
 def _limits(field: FieldInfo | None) -> str:
-    """Return the limits of a number: ` (1 or more)`."""
+    """Return the limits of a number, as in ` (1 or more)`."""
     known: dict[str, Any] = {}
     if field and any(get_origin(kind) is list for kind in get_args(field.annotation)):
-        return ""  # a number or a list of numbers, each with limits of its own
+        return ""  # a number or a list of numbers, each with its own limits
     for part in _metadata(field.annotation, field.metadata) if field else ():
         known |= {name: getattr(part, name) for name, _ in _LIMITS if getattr(part, name, None) is not None}
     words = [words.format(_plain(known[name])) for name, words in _LIMITS if name in known and abs(known[name]) < 2**60]
@@ -182,7 +182,7 @@ def _metadata(annotation: Any, own: Iterable[Any]) -> Iterator[Any]:
 
 
 def _hint(errors: Sequence[Any], value: Any) -> str:
-    """Return what to write instead, where the value shows what was meant."""
+    """Return what to write instead, if the value shows what was meant."""
     types = {error["type"] for error in errors}
     text = value.strip() if isinstance(value, str) else ""
     if types & {"bool_type", "bool_parsing"} and text.lower() in (*_SWITCHES, "true", "false"):

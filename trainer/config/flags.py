@@ -1,4 +1,4 @@
-"""The command line of a training run: one flag per setting, made from the fields of the configuration."""
+"""The command line of a training run: one flag per setting, generated from the fields of the configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(section: str = "") -> argparse.ArgumentParser:
-    """Return the parser of `python -m ablatrix.trainer`: --section.name=value for every setting, or of one section."""
+    """Return the parser of `python -m ablatrix.trainer`: --section.name=value per setting, of one section or all."""
     parser = _Parser(
         usage="python -m ablatrix.trainer [--config FILE] [section.name=value ...]",
         description="Train one model and write its results to --system.work_dir. Flags override the file.\n"
@@ -38,7 +38,7 @@ def make_parser(section: str = "") -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="a YAML file or a run's config.json to start from")
     groups: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # a default of the environment, such as ABLATRIX_CACHE, may be invalid
+    with contextlib.suppress(ValueError):  # a default from the environment, such as ABLATRIX_CACHE, may be invalid
         defaults = RunConfig().model_dump(mode="json")
     shown = [section] if section in RunConfig.model_fields else list(RunConfig.model_fields)
     for key, field in keys():
@@ -53,9 +53,9 @@ def make_parser(section: str = "") -> argparse.ArgumentParser:
 
 
 def _join_values(argv: Sequence[str]) -> list[str]:
-    """Return the words as argparse takes them.
+    """Return the arguments in the form that argparse accepts.
 
-    `--key -0.5` becomes `--key=-0.5`, because a value that begins with a dash would be a flag; `key=0.5` becomes
+    `--key -0.5` becomes `--key=-0.5`, because a value that starts with a dash would look like a flag; `key=0.5` becomes
     `--key=0.5`.
     """
     joined: list[str] = []
@@ -74,7 +74,7 @@ def _join_values(argv: Sequence[str]) -> list[str]:
 def from_flags(argv: Sequence[str]) -> RunConfig:
     """Parse `--a.b=c`, `--a.b c`, `a.b=c` and `--config FILE` (flags override the file, later flags earlier ones).
 
-    Raises ConfigError naming every flag that is unknown or has a value of the wrong type.
+    Raises ConfigError naming every flag that is unknown or whose value has the wrong type.
     """
     namespace, unknown = make_parser().parse_known_args(_join_values(argv))
     flags: dict[str, str] = vars(namespace)
@@ -83,7 +83,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
         raise ConfigError(problems)
     path = flags.pop("config", None)
     tree: dict[str, Any] = read_tree(path) if path else {}
-    validate(tree)  # the faults of the file are the file's
+    validate(tree)  # report the file's problems as such
     _drop_overridden(tree, flags)
     fields = dict(keys())
     for key, text in flags.items():
@@ -97,7 +97,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
 
 
 def parse_value(text: str, annotation: Any) -> Any:
-    """Return a flag's text as pydantic takes it: None and tuples are read here, the rest is left to pydantic."""
+    """Return a flag's value in a form that pydantic accepts: None and tuples are parsed here, the rest by pydantic."""
     if text.lower() in ("none", "null") and type(None) in getattr(annotation, "__args__", ()):
         return None
     if annotation in (tuple[str, ...], str | tuple[str, ...]) and text[:1] not in ("(", "["):
@@ -119,7 +119,7 @@ def _describe_default(description: str, default: Any) -> str:
 
 
 def _describe_unknown(words: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each unknown flag, and for each word that is not the value of a flag."""
+    """Yield a line for each unknown flag, and for each argument that is not the value of a flag."""
     known = [key for key, _ in keys()]
     previous = ""
     for word in words:
@@ -132,7 +132,7 @@ def _describe_unknown(words: Sequence[str]) -> Iterator[str]:
 
 
 def _drop_overridden(tree: dict[str, Any], flags: Iterable[str]) -> None:
-    """Drop settings of the file that a flag overrides by another name.
+    """Drop settings of the file that a flag overrides under a different name.
 
     `--model.rope=true` overrides `positions: learned`.
     """

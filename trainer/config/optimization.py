@@ -1,6 +1,6 @@
-"""Settings that each optimizer and each schedule reads, their defaults and contradictions. Torch-free.
+"""Which settings each optimizer and schedule reads, their defaults and contradictions. Torch-free.
 
-A setting that the chosen one does not read must stay at its default: nothing that is swept is silently ignored.
+A setting that the chosen optimizer or schedule does not read must keep its default, so that no sweep of it is ignored.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "wsd": ("min_lr_ratio", "decay_steps", "decay_shape"),
     "infinite": ("min_lr_ratio", "cooldown_steps", "constant_lr_ratio", "anneal_steps"),
 }
-# Those by which a schedule depends on the end of the run
+# Settings that make a schedule depend on the end of the run
 END_SETTINGS = ("min_lr_ratio", "decay_steps", "decay_shape", "anneal_steps")
 PHASES = ("decay_steps", "cooldown_steps", "anneal_steps")
-# A new choice drops what was filled in for the old one: two names of the choice, then the settings filled in
+# A new choice drops the settings filled in for the old one: two names of the choice, then the settings filled in
 TOGETHER = (
     ("schedule", "use_cosine", *PHASES),
     ("optimizer", "optimizer", "momentum", "nesterov"),
@@ -40,7 +40,7 @@ MOMENTUM: dict[str, tuple[float, bool]] = {"sgd": (0.9, False), "muon": (0.95, T
 
 
 def schedule_name(settings: TrainerConfig) -> str:
-    """Return the schedule that `schedule` or its short form `use_cosine` names."""
+    """Return the name of the schedule, set by `schedule` or its short form `use_cosine`."""
     return settings.schedule or ("cosine" if settings.use_cosine else "constant")
 
 
@@ -64,7 +64,7 @@ def settled(settings: TrainerConfig) -> TrainerConfig:
 
 
 def steady_until(settings: TrainerConfig) -> int:
-    """Return the last step whose learning rate would be the same with a larger `max_iters`."""
+    """Return the last step up to which learning rates would be the same with a larger `max_iters`."""
     name, complete = schedule_name(settings), settled(settings)
     last_phase = {"wsd": complete.decay_steps, "infinite": complete.anneal_steps}
     if name in last_phase:
@@ -73,13 +73,13 @@ def steady_until(settings: TrainerConfig) -> int:
 
 
 def branch_step(settings: TrainerConfig) -> int | None:
-    """Return the step from whose checkpoint a longer run can go on: the last one before the final phase, if any."""
+    """Return the step whose checkpoint a longer run can continue from: the last one before the final phase, if any."""
     steady = steady_until(settings)
     return steady if schedule_name(settings) in ("wsd", "infinite") and 0 < steady < settings.max_iters else None
 
 
 def find_problems(settings: TrainerConfig) -> Iterator[str]:
-    """Yield one line per contradiction between the settings of optimizer and schedule."""
+    """Yield one line per contradiction in the settings of the optimizer and the schedule."""
     name = schedule_name(settings)
     if settings.use_cosine is not None and settings.use_cosine != (name == "cosine"):
         yield (
@@ -106,7 +106,7 @@ def _unread(settings: TrainerConfig, kind: str, name: str, readers: dict[str, tu
 
 
 def _phases(settings: TrainerConfig) -> Iterator[str]:
-    """Yield a line if the phases that were set do not fit into the run; those filled in do."""
+    """Yield a line if the phases set by the user do not fit into the run; phases filled in always do."""
     longest, name = settings.max_iters, schedule_name(settings)
     if settings.warmup_steps > longest:
         yield (
@@ -136,7 +136,7 @@ def _levels(settings: TrainerConfig) -> Iterator[str]:
 
 
 def shortened(settings: TrainerConfig, steps: int) -> dict[str, int]:
-    """Return the settings to change in a run shortened to `steps` steps; its phases shrink in proportion."""
+    """Return the settings to change to shorten a run to `steps` steps; its phases shrink in proportion."""
     update = {"max_iters": steps, "warmup_steps": min(settings.warmup_steps, steps)}
     left = steps - update["warmup_steps"]
     for key in PHASES:

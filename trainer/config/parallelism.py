@@ -1,4 +1,4 @@
-"""Checks that a number of processes can share a batch and a model. Torch-free."""
+"""Checks whether a number of processes can share a batch and a model. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ablatrix.trainer.config.run_config import RunConfig
 
-WHOLE_MATRICES = ("muon", "adafactor")  # optimizers that need them
+WHOLE_MATRICES = ("muon", "adafactor")  # optimizers that need whole matrices
 
 
 def share_problems(config: RunConfig, world: int) -> list[str]:
@@ -86,5 +86,5 @@ def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
 
 
 def microbatches(config: RunConfig, world: int) -> int:
-    """Return the number of parts that a pipeline cuts a batch into."""
+    """Return the number of microbatches that a pipeline splits a batch into."""
     return config.trainer.pipeline_microbatches or world

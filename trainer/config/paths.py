@@ -1,4 +1,4 @@
-"""Expand the paths that users write: `~`, `$VARIABLES`, `file://`. Torch-free."""
+"""Expand paths given by users: `~`, `$VARIABLES`, `file://`. Torch-free."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ HUB_FILE = re.compile(
 
 
 def expand_path(text: str) -> str:
-    """Return a path with `~`, `$NAME` and `file://` expanded and surrounding blanks removed.
+    """Return a path with `~`, `$NAME` and `file://` expanded and surrounding whitespace removed.
 
-    Raises ValueError for what cannot be a path here: a URL, an unset variable, an unknown user, a name that is not
-    UTF-8. A file that exists under the very name is taken as it is.
+    Raises ValueError for a URL, an unset variable, an unknown user, or a name that is not UTF-8. If a file with exactly
+    the given name exists, the name is returned unchanged.
     """
     path = text.strip()
     if text and not path:
@@ -66,11 +66,11 @@ def _variable(found: re.Match[str]) -> str:
 
 
 def _local_path(url: str) -> str:
-    """Return the path of a file:// URL. Raises ValueError for any other, with the command that downloads it."""
+    """Return the path of a file:// URL. Raises ValueError for other URLs, with the command that downloads them."""
     parts = urlsplit(url)
     if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
         return unquote(parts.path)
-    if parts.scheme.lower() == "file":  # file://data/x.jsonl: meant as a relative path
+    if parts.scheme.lower() == "file":  # file://data/x.jsonl: probably meant as a relative path
         return unquote(parts.netloc + parts.path)
     command = download_command(url)
     how = f" with `{command}`" if command else ""
@@ -78,7 +78,7 @@ def _local_path(url: str) -> str:
 
 
 def download_command(url: str) -> str:
-    """Return the shell command that downloads `url`, '' where none is known."""
+    """Return the shell command that downloads `url`, '' if none is known."""
     hub = HUB_FILE.fullmatch(url)
     if hub:
         repo, file = hub["repo"] or hub["web_repo"], hub["file"] or hub["web_file"]

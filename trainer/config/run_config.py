@@ -1,4 +1,4 @@
-"""The whole configuration of one run: resolving it, and what identifies it. Torch-free."""
+"""The whole configuration of one run: how it is resolved, and what identifies it. Torch-free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ablatrix.trainer.config.sections import (
 )
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
-# Settings that cannot change loss.csv or the final evaluation: places, restarting, and what else is written
+# Settings that cannot change loss.csv or the final evaluation: paths, restarting, and additional outputs
 NEUTRAL: dict[str, Any] = {
     "data": {"domain_key"},
     "system": {"work_dir", "cache_dir"},
@@ -40,7 +40,7 @@ NEUTRAL: dict[str, Any] = {
 }
 INTERVALS = ("log_interval", "eval_interval", "ckpt_interval", "sample_interval")
 
-# Settings that were added later. At their default they are left out of hashes, so that older runs keep theirs
+# Settings that were added later. At their defaults they are left out of hashes, so that older runs keep their hashes
 ADDED: dict[str, tuple[str, ...]] = {
     "data": ("text_files", "sampling", "document_mask", "separator", "test_file"),
     "model": ("init_from",),
@@ -64,9 +64,9 @@ class RunConfig(Section):
         return model.model_copy(update={"init_from": expand_name(model.init_from)}) if model.init_from else model
 
     def resolved(self, vocab_size: int, end_of_text: int | None = None) -> RunConfig:
-        """Return the configuration with every size and phase written out, so that config.json alone repeats the run.
+        """Return the configuration with every size and phase explicit, so that config.json alone reproduces the run.
 
-        vocab_size: the tokenizer's number of tokens; end_of_text: the one between documents, None if it has none.
+        vocab_size: number of tokens of the tokenizer; end_of_text: id of the token between documents, None without one.
         Raises ConfigError if settings contradict each other.
         """
         model, data = self.model.resolved(vocab_size, self.data.block_size), self.data
@@ -78,10 +78,10 @@ class RunConfig(Section):
         return self.model_copy(update={"data": data, "model": model, "trainer": optimization.settled(self.trainer)})
 
     def with_steps(self, rows_per_epoch: Callable[[RunConfig], float]) -> RunConfig:
-        """Return the configuration with trainer.max_iters in place of trainer.epochs.
+        """Return the configuration with trainer.epochs converted to trainer.max_iters.
 
-        rows_per_epoch: returns the rows of batches that one pass over the training documents takes. Raises ConfigError
-        if it cannot.
+        rows_per_epoch: returns the number of batch rows in one pass over the training documents. Raises ConfigError
+        if it fails.
         """
         epochs = self.trainer.epochs
         if epochs is None:
@@ -97,7 +97,7 @@ class RunConfig(Section):
         return self.model_copy(update={"trainer": trainer})
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the result; two spellings of one setting give the same."""
+        """Return the settings that determine the result; two spellings of a setting give the same identity."""
         found = self.model_dump(mode="json", exclude=NEUTRAL)
         found["data"]["file_path"] = _places(self.data.file_path)
         if self.data.test_file:
@@ -107,18 +107,18 @@ class RunConfig(Section):
         if self.model.init_from:
             found["model"]["init_from"] = _name_or_place(self.model.init_from)
         if None not in (self.model.n_layer, self.model.n_head, self.model.n_embd):
-            del found["model"]["model_type"]  # a name for these sizes
+            del found["model"]["model_type"]  # only a name for the sizes
         found["trainer"]["device"] = found["trainer"]["device"].partition(":")[0]
         if self.trainer.schedule is not None:
-            del found["trainer"]["use_cosine"]  # a short form of it
+            del found["trainer"]["use_cosine"]  # short form of `schedule`
         if not self.trainer.early_stop_patience:
             del found["trainer"]["early_stop_min_delta"]  # not read
         return found
 
     def identity_until(self, step: int) -> dict[str, Any]:
-        """Return the settings that decide the first `step` steps of a resolved configuration.
+        """Return the settings that determine the first `step` steps of a resolved configuration.
 
-        The corpus and the tokenizer are left out, which checkpoints identify by content; so is trainer.max_iters if the
+        Left out are the corpus and the tokenizer, which checkpoints identify by content, and trainer.max_iters if the
         learning rates up to this step do not depend on it.
         """
         found = self.identity()
@@ -134,7 +134,7 @@ class RunConfig(Section):
         return self._digest(self.identity())
 
     def fingerprint_until(self, step: int) -> str:
-        """Return the same of `identity_until(step)`: equal if a checkpoint of one run serves the other."""
+        """Return the fingerprint of `identity_until(step)`; two runs with equal ones can share checkpoints up to it."""
         return self._digest(self.identity_until(step))
 
     def _digest(self, identity: dict[str, Any]) -> str:
@@ -146,7 +146,7 @@ class RunConfig(Section):
         return run_hash.digest(identity)
 
     def to_json(self) -> str:
-        """Return the text of config.json."""
+        """Return the content of config.json."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 

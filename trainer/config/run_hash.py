@@ -1,4 +1,4 @@
-"""Hashes and comparison of configurations: the name of a run's folder, and the fingerprint in its checkpoints."""
+"""Hash and compare configurations, for the names of run folders and the fingerprints in checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def digest(identity: dict[str, Any]) -> str:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ between two identities: dotted key -> (value there, value here)."""
+    """Return the settings that differ between two identities, as dotted key -> (value there, value here)."""
     return {
         f"{section}.{name}": (value, here[section][name])
         for section, settings in there.items()
@@ -26,14 +26,14 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[
 
 
 def normalize_path(path: str) -> str:
-    """Return one spelling for all paths of a file: relative inside the working folder, else absolute.
+    """Return a canonical path for a file: relative if inside the working folder, else absolute.
 
-    A workspace that is moved keeps the names of its runs.
+    Runs thus keep their names when a workspace is moved.
     """
     if not path:
         return path
     full, here = os.path.abspath(path), str(Path.cwd())
-    for candidate in (full, os.path.realpath(full)):  # the working folder may have been reached by a link
+    for candidate in (full, os.path.realpath(full)):  # the working folder may have been reached through a link
         if candidate.startswith(here.rstrip(os.sep) + os.sep):
             return os.path.relpath(candidate, here)
     return full

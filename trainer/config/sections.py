@@ -28,7 +28,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
-# JSON and YAML know lists only
+# JSON and YAML have lists, but no tuples
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 Blocks = Annotated[
     tuple[Size, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, int) else v)
@@ -36,7 +36,7 @@ Blocks = Annotated[
 
 
 def _listed(value: Any) -> Any:
-    """Return a single text as a tuple of one."""
+    """Return a list as a tuple, and a single string as a tuple of one."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
@@ -63,11 +63,11 @@ def _two_at_least(number: int) -> int:
 
 
 def expand_name(name: str) -> str:
-    """Return the name of a tokenizer or of weights; if it is a folder, expanded by `expand_path`."""
+    """Return the name of a tokenizer or of weights, expanded by `expand_path` if it is a folder."""
     return expand_path(name) if tokenizer_names.is_folder(name) else name
 
 
-# One path, or several in their order
+# One path, or an ordered list of paths
 Files = Annotated[
     str | tuple[str, ...],
     BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v, json_schema_input_type=str | list[str]),
@@ -98,26 +98,26 @@ SHARE = r"[0-9]+(\.[0-9]+)? ?%"
 
 
 class ShareOfRun(int):
-    """Steps that were given as a share of the run: they follow `max_iters`."""
+    """A number of steps given as a share of the run, which scales with `max_iters`."""
 
     share: float
 
     def of(self, max_iters: int) -> ShareOfRun:
-        """Return the steps of the same share of `max_iters`, at least one; 0 for 0%."""
+        """Return the number of steps for the same share of `max_iters`: at least one, but 0 for 0%."""
         found = ShareOfRun(max(1, round(self.share * max_iters)) if self.share else 0)
         found.share = self.share
         return found
 
 
 def _in_steps(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """Return a share of the run, such as 10%, in steps; other values as they are."""
+    """Convert a share of the run, such as 10%, to steps; return other values unchanged."""
     if not (isinstance(value, str) and re.fullmatch(SHARE, value.strip())):
         return validate(value)
     share = ShareOfRun()
     share.share = float(value.strip().rstrip("% ")) / 100
     if share.share > 1:
         raise ValueError(f"{value} is more than the whole run; write at most 100%")
-    steps = share.of(info.data.get("max_iters", 1))  # absent: a fault of its own
+    steps = share.of(info.data.get("max_iters", 1))  # absent if invalid, which is reported separately
     validate(int(steps))
     return steps
 
@@ -174,18 +174,18 @@ class DataConfig(Section):
 
     @property
     def held_out(self) -> int | float:
-        """What is held out of `file_path`: the last documents, or a share of the lines; 0 if `test_file` is given."""
+        """What is held out of `file_path`: a number of documents or a share of the lines; 0 if `test_file` is set."""
         return 0 if self.test_file else self.test_size
 
     @property
     def test_corpus(self) -> DataConfig:
-        """The corpus that `test_file` names, all of which is evaluated."""
+        """The corpus named by `test_file`, all of which is held out."""
         changed = {"file_path": self.test_file, "test_file": "", "test_size": 0}
         return HeldOutCorpus.model_construct(**{**dict(self), **changed})
 
 
 class HeldOutCorpus(DataConfig):
-    """The corpus that `data.test_file` names."""
+    """The corpus named by `data.test_file`."""
 
     files_setting: ClassVar[str] = "data.test_file"
 
@@ -313,7 +313,7 @@ class InfoConfig(Section):
     hypothesis: str = Field("", description="what is expected")
 
     def line(self) -> str:
-        """Return all of it in one line, '' if nothing is set."""
+        """Return the whole section as one line, '' if nothing is set."""
         head = " ".join(filter(None, (self.name, f"({self.date})" if self.date else "")))
         hypothesis = f"hypothesis: {self.hypothesis}" if self.hypothesis else ""
         text = "; ".join(" ".join(part.split()) for part in (head, self.description, hypothesis) if part)

@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys: the nearest valid name, and names that other programs use."""
+"""Suggestions for unknown keys: the nearest valid name, or our name for a setting of another program."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ for _name, _words in _NAMES.items():
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """Return ' (did you mean ...?)' for a mistyped key or another program's name for it, '' if nothing is near.
+    """Return ' (did you mean ...?)' for a mistyped key or another program's name for it, '' if nothing is close.
 
-    Names are compared without their section, whose letters would make `model.type` resemble `model.rope`.
+    Names are compared without their section, whose letters would make `model.type` similar to `model.rope`.
     """
     section, _, word = key.rpartition(".")
     meant = ALIASES.get(word.lower().replace("-", "_"), ())
@@ -98,12 +98,12 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 
 def hint(key: str, known: Sequence[str]) -> str:
-    """Return `nearest` of an unknown key, or else the keys of its section, as the end of a sentence."""
+    """Return `nearest` for an unknown key, or else the keys of its section, as the end of a sentence."""
     section = key.rpartition(".")[0]
     names = ", ".join(_of_section(section, known))
     return nearest(key, known) or (f"; keys of {section}: {names}" if section and names else "")
 
 
 def _of_section(section: str, known: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each known key of a section -> the key."""
+    """Return a mapping from the last part of each known key of a section to the key."""
     return {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}

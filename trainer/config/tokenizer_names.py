@@ -1,4 +1,4 @@
-"""Names of tokenizers and models: those of the offline cache, repositories of the hub, and folders."""
+"""Names of tokenizers and models: names in the offline cache, repositories of the hub, and folders."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ ALIASES = {repository: name for name, repository in REPOSITORIES.items()}
 
 
 def canonical(name: str) -> str:
-    """Return the name under which a tokenizer or model is stored, the same for all its aliases."""
+    """Return the name under which a tokenizer or model is stored, which is the same for all of its aliases."""
     return ALIASES.get(name, name)
 
 
 def repository(name: str) -> str:
-    """Return the repository of the hub that a name means."""
+    """Return the hub repository that a name stands for."""
     return REPOSITORIES.get(name, name)
 
 
 def is_folder(name: str) -> bool:
-    """True if a name is the path of a folder: it begins with / . ~ or $, or has more parts than owner/name."""
+    """True if a name is the path of a folder: it starts with / . ~ or $, or has more parts than owner/name."""
     return name.startswith(("/", ".", "~", "$")) or name.count("/") > 1

@@ -1,4 +1,4 @@
-"""Validate and read a run's configuration; every fault is reported as `key: fault`. Torch-free."""
+"""Read and validate a run's configuration; every problem is reported as `key: problem`. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def keys() -> Iterator[tuple[str, Any]]:
 
 
 def validate(tree: dict[str, Any], strict: bool = True) -> RunConfig:
-    """Return a nested dict as RunConfig. Raises ConfigError with one `key: fault` line per problem.
+    """Return a nested dict as a RunConfig. Raises ConfigError with one `key: problem` line per problem.
 
-    strict: a number in quotes is a wrong type (files); else it is converted (command lines).
+    strict: treat a quoted number as the wrong type (for files) instead of converting it (for command lines).
     """
     try:
         return RunConfig.model_validate(tree, strict=strict)
@@ -37,7 +37,7 @@ def validate(tree: dict[str, Any], strict: bool = True) -> RunConfig:
 
 
 def load(path: str | Path) -> RunConfig:
-    """Return the configuration in a config.json or a YAML file.
+    """Return the configuration from a config.json or a YAML file.
 
     Raises UserError (unreadable, not JSON or YAML) or ConfigError (wrong keys or types).
     """
@@ -45,7 +45,7 @@ def load(path: str | Path) -> RunConfig:
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """Return the settings in a config.json or a YAML file, section by section; keys may be dotted in the file.
+    """Return the settings from a config.json or a YAML file, nested by section; keys in the file may be dotted.
 
     Raises UserError.
     """
@@ -74,8 +74,8 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    """Return the content of a YAML file. Raises ValueError with the line."""
-    import yaml  # most runs start from flags or a config.json
+    """Return the content of a YAML file. Raises ValueError naming the line."""
+    import yaml  # imported here because most runs start from flags or a config.json
 
     from ablatrix.trainer.config.yaml_core import CoreLoader
 

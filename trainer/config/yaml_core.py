@@ -1,4 +1,4 @@
-"""YAML with the types of YAML 1.2's core schema: `5e-4` is a float, `on` and `no` are words."""
+"""YAML with the types of YAML 1.2's core schema: `5e-4` is a float, `on` and `no` are strings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TAGS = "tag:yaml.org,2002:"
 
 
 class CoreLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """SafeLoader with YAML 1.2's implicit types in place of 1.1's."""
+    """SafeLoader with YAML 1.2's implicit types instead of 1.1's."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute)
 

@@ -1,1 +1,1 @@
-"""The run folder, the contract between trainer and orchestrator. Standard library only."""
+"""The run folder: the contract between trainer and orchestrator. Standard library only."""

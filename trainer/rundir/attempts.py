@@ -1,7 +1,7 @@
 """Attempt ownership (fencing): a node presumed dead may still be training. Torch-free.
 
 Each process that trains a run claims the next number in `<run>/.attempts`. The newest attempt owns the run; an older
-one finds that out before it writes, and stops. Events call this number `start`; their `attempt` is a submit's.
+one notices this before its next write, and stops. Events call this number `start`; their `attempt` counts submits.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ FOLDER = ".attempts"
 
 
 class GoneError(RunError):
-    """The folder of this attempt no longer exists: nothing more can be written, and no other process has the run."""
+    """The folder of this attempt no longer exists: nothing can be written, and no other process owns the run."""
 
 
 class SupersededError(RunError):
-    """A newer attempt owns the run: this one must exit without writing anything more."""
+    """A newer attempt owns the run: this one must exit without writing anything else."""
 
     exit_code = EXIT_SUPERSEDED
 
@@ -33,21 +33,21 @@ class Attempt:
 
     run_dir: Path
     number: int
-    inode: int  # of its claim: a run folder that was moved away and made again counts from 1 again
+    inode: int  # the claim's inode: numbers start at 1 again if the run folder was moved away and recreated
 
     @classmethod
     def take(cls, run_dir: Path) -> Attempt:
-        """Begin the next attempt, which supersedes all before it. Raises OSError."""
-        # a retry skips a number whose mkdir succeeded although it reported an error
+        """Begin the next attempt, which supersedes all earlier ones. Raises OSError."""
+        # a retry skips a number whose mkdir reported an error but succeeded
         number = retry(run_dir, lambda: claims.take_next(run_dir / FOLDER))
         return cls(run_dir, number, (run_dir / FOLDER / str(number)).stat().st_ino)
 
     def still_mine(self) -> bool:
-        """True if no attempt is newer and the run's folder is still the one that this attempt was made in."""
+        """True if there is no newer attempt and the run folder is still the one in which this attempt began."""
         return newest(self.run_dir) == self.number and self._mark() == self.inode
 
     def _mark(self) -> int | None:
-        """Return the inode of this attempt's claim, None where it does not exist."""
+        """Return the inode of this attempt's claim, None if it does not exist."""
         try:
             return (self.run_dir / FOLDER / str(self.number)).stat().st_ino
         except FileNotFoundError:
@@ -70,5 +70,5 @@ class Attempt:
 
 
 def newest(run_dir: Path) -> int:
-    """Return the number of the newest attempt, 0 before the first. Raises OSError."""
+    """Return the number of the newest attempt, 0 if there is none. Raises OSError."""
     return claims.newest(run_dir / FOLDER)

@@ -1,8 +1,8 @@
-"""Numbered claims: the folder `<folder>/<n>` belongs to the process that made it.
+"""Numbered claims: the folder `<folder>/<n>` belongs to the process that created it.
 
-mkdir has one winner on every file system, NFS and Lustre included, where file locks often do nothing. Two things are
-claimed this way: the right to queue a run (`.queue`, orchestrator/store/submit_attempts.py) and the right to write into
-its folder (`.attempts`, attempts.py).
+mkdir has exactly one winner on every file system, including NFS and Lustre, where file locks often do nothing. Two
+things are claimed this way: the right to queue a run (`.queue`, orchestrator/store/submit_attempts.py) and the right to
+write to its folder (`.attempts`, attempts.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ablatrix.trainer.rundir.files import make_folder, retry
 
 
 def newest(folder: Path) -> int:
-    """Return the highest number claimed, 0 before the first. Raises OSError.
+    """Return the highest number claimed, 0 if there is none. Raises OSError.
 
-    Lists the folder: that makes an NFS client ask the server, which looking for a single name would not.
+    Lists the folder, which makes an NFS client ask the server; looking up a single name may not.
     """
     try:
         names = retry(folder, lambda: os.listdir(folder))
@@ -26,7 +26,7 @@ def newest(folder: Path) -> int:
 
 
 def take(folder: Path, number: int | str) -> bool:
-    """Claim a number or a name; return False where another process has it. Raises OSError if it cannot be written."""
+    """Claim a number or a name; return False if another process has it. Raises OSError if it cannot be written."""
     make_folder(folder)
     try:
         (folder / str(number)).mkdir()
@@ -36,7 +36,7 @@ def take(folder: Path, number: int | str) -> bool:
 
 
 def take_next(folder: Path) -> int:
-    """Claim the lowest number above all others and return it; missing parents are made. Raises OSError."""
+    """Claim and return the lowest number above all others, creating missing parent folders. Raises OSError."""
     make_folder(folder, parents=True)
     number = newest(folder) + 1
     while not take(folder, number):

@@ -1,4 +1,4 @@
-"""Log lines and messages that never end a run: its log may be on the disk that is failing. Torch-free."""
+"""Logging and messages that never end a run: the log may be on the disk that is failing. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import re
 import sys
 from typing import TextIO
 
-# C0 and C1 control characters, which terminals obey (but for tabs and line feeds); bytes of a path that is not UTF-8
+# C0 and C1 control characters, which terminals obey (except tabs and line feeds); bytes of paths that are not UTF-8
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Return the text with each control character written out, as `\\x1b`."""
+    """Return the text with each control character escaped, as in `\\x1b`."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def start_logging(rank: int = 0, world: int = 1) -> None:
-    """Write the log of this process with time and level, and with its rank if it is one of several."""
+    """Log with time and level, and with the rank if there are several processes."""
     where = f" [rank {rank}]" if world > 1 else ""
     _write_log(f"%(asctime)s %(levelname)s{where} %(message)s", logging.INFO)
 
 
 def start_command_logging() -> None:
-    """Print the warnings of a command to stderr."""
+    """Log a command's warnings to stderr."""
     _write_log("warning: %(message)s", logging.WARNING)
 
 
@@ -37,19 +37,19 @@ def _write_log(line: str, level: int) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line to stdout; nothing happens if it cannot be written."""
+    """Print a line to stdout; write errors are ignored."""
     with contextlib.suppress(OSError, UnicodeError):
         print(visible(text), flush=True)
 
 
 def complain(text: str) -> None:
-    """Print a line to stderr; nothing happens if it cannot be written."""
+    """Print a line to stderr; write errors are ignored."""
     with contextlib.suppress(OSError, UnicodeError):
         print(visible(text), file=sys.stderr, flush=True)
 
 
 def flush_or_drop() -> None:
-    """Flush before the process exits; what cannot be written is dropped, or Python would exit with code 120."""
+    """Flush before the process exits, dropping what cannot be written: otherwise Python would exit with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -60,7 +60,7 @@ def flush_or_drop() -> None:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Warnings and errors go to stderr, all else to stdout; what cannot be written is dropped."""
+    """Send warnings and errors to stderr, everything else to stdout; what cannot be written is dropped."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout

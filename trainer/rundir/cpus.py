@@ -1,4 +1,4 @@
-"""CPUs that this process may use: affinity mask, Slurm's allocation and cgroup quota."""
+"""Number of CPUs that this process may use: affinity mask, Slurm allocation and cgroup quota."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def allotted_cores(environ: Mapping[str, str] = os.environ, cgroups: Path = Path
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the CPUs that this process's cgroup and its parents allow (v2, then v1), None for no limit."""
+    """Return the CPU quota of this process's cgroup and its parents (v2, then v1), None if there is no limit."""
     quotas = [_v2_quota(folder / "cpu.max") for folder in _own_cgroups(root, membership)]
     quotas.append(_v1_quota(root / "cpu"))
     found = [quota for quota in quotas if quota is not None]
@@ -29,7 +29,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
 
 
 def _own_cgroups(root: Path, membership: Path) -> list[Path]:
-    """Return the folder of this process's cgroup and all above it, up to the mount point."""
+    """Return the folder of this process's cgroup and its parents, up to the mount point."""
     for line in _read(membership).splitlines():
         if line.startswith("0::/"):
             path = root / line.removeprefix("0::/")
@@ -38,7 +38,7 @@ def _own_cgroups(root: Path, membership: Path) -> list[Path]:
 
 
 def _v2_quota(path: Path) -> float | None:
-    words = _read(path).split()  # "max 100000" or "200000 100000", microseconds per period
+    words = _read(path).split()  # quota and period in microseconds: "max 100000" or "200000 100000"
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdigit() else None
 
 

@@ -1,19 +1,19 @@
-"""Exceptions of both halves. A user sees one line per problem, never a traceback."""
+"""Exceptions of trainer and orchestrator. A user sees one line per problem, never a traceback."""
 
 
 def printable(text: str) -> str:
-    """Return the text in one line; unprintable characters in Python's spelling."""
+    """Return the text on one line, with unprintable characters escaped as in Python."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class AblatrixError(Exception):
-    """Root of every error that Ablatrix raises on purpose."""
+    """Base class of all errors that Ablatrix raises on purpose."""
 
     exit_code = 1
 
     @property
     def lines(self) -> list[str]:
-        """The lines to show, one per problem; a newline or an escape sequence in a name is written `\\n`, `\\x1b`."""
+        """The lines to show, one per problem; newlines and escape sequences in names appear as `\\n` and `\\x1b`."""
         return [printable(str(self))]
 
 
@@ -24,7 +24,7 @@ class UserError(AblatrixError):
 
 
 class ConfigError(UserError):
-    """All faults of a configuration, one line each."""
+    """All problems of a configuration, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))

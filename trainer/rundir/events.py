@@ -1,4 +1,4 @@
-"""events.jsonl: what happened to a run, one JSON object a line."""
+"""events.jsonl: what happened to a run, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ablatrix.trainer.rundir.files import append_line, read_bytes_strict
 from ablatrix.trainer.rundir.processes import identity
 from ablatrix.trainer.rundir.run_files import EVENTS, STOP_REQUEST, json_objects, read_text
 
-STOP_FILE = f"the file {STOP_REQUEST}"  # `by` of a `stopped` event that a person asked for
+STOP_FILE = f"the file {STOP_REQUEST}"  # `by` of a `stopped` event when a person requested the stop
 
-# Types of the fields that readers rely on; an event with a field of another type is skipped
+# Types of the fields that readers rely on; an event with a field of a different type is skipped
 FIELDS: dict[str, tuple[type, ...]] = {
     "event": (str,),
     "time": (int, float),
@@ -32,7 +32,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def append_event(run_dir: Path, event: str, **fields: Any) -> None:
-    """Add one line to events.jsonl: what happened, when (Unix seconds), in which process and Slurm job."""
+    """Append one line to events.jsonl: what happened, when (Unix seconds), in which process and Slurm job."""
     pid = os.getpid()
     record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "pid": pid}
     record["born"] = identity(pid)
@@ -45,7 +45,7 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
 
 
 def note(run_dir: Path, event: str, **fields: Any) -> None:
-    """Append an event on which nothing depends: if the disk does not take it, the log has it."""
+    """Append a best-effort event: if the write fails, log it instead of raising."""
     try:
         append_event(run_dir, event, **fields)
     except OSError as error:
@@ -60,10 +60,10 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Return the events of a run, oldest first; torn and foreign lines are skipped.
+    """Return the events of a run, oldest first, skipping torn and foreign lines.
 
-    certain: raise OSError if the file system fails, instead of returning no events. newest_only: events of which only
-    the newest few before each other event matter; parsing thousands of heartbeats takes long.
+    certain: raise OSError if the file system fails, instead of returning no events. newest_only: kinds of events of
+    which only the newest few before an event of a different kind are read; parsing thousands of heartbeats is slow.
     """
     path = run_dir / EVENTS
     text = read_bytes_strict(path).decode("utf-8", "replace") if certain else read_text(path)
@@ -72,14 +72,14 @@ def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[st
 
 
 def may_requeue(stopped: Mapping[str, Any]) -> bool:
-    """True if the run of this `stopped` event may go on without a new submit: no person's file asked it to stop."""
+    """True if the run of this `stopped` event may go on without a new submit, as no person's file asked it to stop."""
     return stopped.get("requeue", True) is not False
 
 
 def _without_older(text: str, events: Collection[str], kept: int = 2) -> str:
-    """Return the text without lines of these events that are followed by `kept` (the last may be torn) of their kind.
+    """Return the text without lines of these events that are followed by `kept` lines of the same event.
 
-    Only lines up to the next event of another name count as following.
+    Only lines up to the next different event count as following. The last line may be torn.
     """
     starts = [f'{{"event": "{event}"' for event in events]
     if all(text.count(start) <= kept for start in starts):

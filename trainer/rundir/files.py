@@ -1,12 +1,11 @@
-"""Files opened, made, replaced and read safely on shared and failing file systems.
+"""Open, create, replace and read files safely on shared and failing file systems.
 
-Opening: in a folder that others may write (scratch, a group's cache), a name that can be guessed may be taken by a
-symbolic or hard link to a file of the user's, or by a FIFO that blocks for ever. No link of that name is followed, and
-anything but a plain file or folder is refused with an OSError whose `strerror` says what to do. Parent folders may be
-links.
+Opening: in a folder that others can write to (scratch, a group's cache), a predictable name may be taken by a symbolic
+or hard link to one of the user's files, or by a FIFO that blocks forever. Links are not followed, and anything but a
+plain file or folder is refused with an OSError whose `strerror` says what to do. Parent folders may be links.
 
-Writing: whatever call fails at whatever moment, a reader finds the old file or the new one. Errors that pass by
-themselves (a file server that restarts, a signal) are retried; a full disk is reported at once.
+Writing: no matter which call fails or when, a reader finds the old file or the new one. Transient errors (a file server
+that restarts, a signal) are retried; a full disk is reported immediately.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN})
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: the largest file allowed
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: the file exceeds the size limit
 NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  # file systems that cannot fsync a directory
-PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 7.0, 20.0)  # seconds before each retry: as long as a file server restarts
-BUFFER = 1 << 20  # bytes: a file server answers a few large writes sooner than many small ones
+PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 7.0, 20.0)  # seconds before each retry: enough for a file server to restart
+BUFFER = 1 << 20  # bytes: a file server handles a few large writes faster than many small ones
 
 LINKED = "is a symbolic link, and nothing is written through one; remove it"
 SHARED = "has another name somewhere (a hard link), which would be written too; put a copy in its place"
 ODD = "is not a plain file; remove it"
 NO_FOLDER = "is in the way of a folder; remove it"
-PLAIN, PRIVATE = 0o666, 0o600  # modes, less the umask; PRIVATE for what may hold a secret
+PLAIN, PRIVATE = 0o666, 0o600  # modes before the umask; PRIVATE is for what may contain a secret
 
 
 def open_file(path: Path, flags: int, mode: int = PLAIN) -> int:
-    """Open a plain file that has one name only, as `os.open` does. Raises OSError for anything else."""
-    # O_NONBLOCK: do not wait for the other end of a FIFO. Truncated only once it is known to be a plain file
+    """Open a plain file without further hard links, like `os.open`. Raises OSError for anything else."""
+    # O_NONBLOCK: do not wait for the other end of a FIFO. Truncate only once this is known to be a plain file
     safe = (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, safe, mode)
@@ -68,7 +67,7 @@ def open_file(path: Path, flags: int, mode: int = PLAIN) -> int:
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Open a plain file to append to; it is made if missing. Raises OSError as `open_file` does."""
+    """Open a plain file for appending, creating it if missing. Raises OSError like `open_file`."""
     return os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
@@ -79,7 +78,7 @@ def create(path: Path, content: bytes | str, mode: int = PLAIN) -> None:
 
 
 def touch(path: Path) -> None:
-    """Make an empty file, or set the time of an existing one to now. Raises OSError as `open_file` does."""
+    """Create an empty file, or set the time of an existing one to now. Raises OSError like `open_file`."""
     descriptor = open_file(path, os.O_WRONLY | os.O_CREAT)
     try:
         os.utime(descriptor)
@@ -88,9 +87,9 @@ def touch(path: Path) -> None:
 
 
 def make_folder(path: Path, parents: bool = False) -> None:
-    """Make a folder unless it exists. Raises OSError if the name is a link or no folder.
+    """Create a folder unless it exists. Raises OSError if the name is a link or not a folder.
 
-    parents: make the folders above too, which may be links.
+    parents: also create missing parent folders; existing ones may be links.
     """
     try:
         os.mkdir(path)
@@ -104,9 +103,9 @@ def make_folder(path: Path, parents: bool = False) -> None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder that only this user may read or write, for what is loaded as code or resumed from.
+    """Create a folder that only this user can read or write, for files that are loaded as code or resumed from.
 
-    Raises OSError as `make_folder` does, PermissionError if another user has made it.
+    Raises OSError like `make_folder`, PermissionError if another user owns it.
     """
     try:
         os.mkdir(path, 0o700)
@@ -118,7 +117,7 @@ def make_private_folder(path: Path) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """Raise OSError unless the name is a folder itself, not a link to one."""
+    """Raise OSError unless the path is a folder, and not a link to one."""
     kind = os.lstat(path).st_mode
     if stat.S_ISLNK(kind):
         raise OSError(errno.ELOOP, LINKED, str(path))
@@ -127,7 +126,7 @@ def require_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with its content, or a file; what cannot be removed stays.
+    """Remove a file, or a folder with its content; what cannot be removed stays.
 
     `shutil.rmtree` alone would open a FIFO of this name and block.
     """
@@ -141,23 +140,23 @@ def remove(path: Path) -> None:
 
 
 def open_for_reading(path: Path, buffering: int = -1) -> BinaryIO:
-    """Open a plain file to read, also through a link. Raises OSError for anything else: a pipe would block."""
+    """Open a plain file for reading, following links. Raises OSError for anything else: a pipe would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(kind):  # before `open`, whose error would name the descriptor instead of the path
+    if not stat.S_ISREG(kind):  # check before `open`, whose error would name the descriptor instead of the path
         os.close(descriptor)
         raise OSError(errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL, "not a regular file", str(path))
     return open(descriptor, "rb", buffering)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content. Raises OSError as `open_for_reading` does."""
+    """Return a file's content. Raises OSError like `open_for_reading`."""
     with open_for_reading(path) as file:
         return file.read()
 
 
 def read_bytes_strict(path: Path) -> bytes:
-    """Return a file's content, b'' only if there is no such file.
+    """Return a file's content, b'' only if the file does not exist.
 
     Raises OSError if the file system fails for longer than `retry` waits: the content is then unknown, not empty.
     """
@@ -170,7 +169,7 @@ def read_bytes_strict(path: Path) -> bytes:
 
 
 def read_text_strict(path: Path) -> str:
-    """Return the text of a file that will be rewritten, '' only if it does not exist. Raises OSError."""
+    """Return the text of a file that is to be rewritten, '' only if it does not exist. Raises OSError."""
     try:
         return retry(path, lambda: read_bytes(path)).decode("utf-8", "replace")
     except FileNotFoundError:
@@ -180,14 +179,14 @@ def read_text_strict(path: Path) -> str:
 def retry(path: Path, action: Callable[[], T]) -> T:
     """Return the result of `action()`, called again with growing pauses while it fails with a TRANSIENT error.
 
-    path: named in warnings and in the error. Raises the first OSError of another kind, or the last one.
+    path: path to name in warnings and in the error. Raises the first OSError that is not transient, or the last one.
     """
     pauses = iter(PAUSES)
     while True:
         try:
             return action()
         except OSError as error:
-            if error.filename is None:  # calls on open files do not know it
+            if error.filename is None:  # calls on open files do not set it
                 error.filename = str(path)
             pause = next(pauses, None) if error.errno in TRANSIENT else None
             if pause is None:
@@ -203,12 +202,12 @@ def replace(
     guard: Callable[[], None] = lambda: None,
     mode: int = PLAIN,
 ) -> None:
-    """Replace `path` by what `write(file)` writes: readers, and a power cut, leave the old file or the new one.
+    """Replace `path` atomically with what `write(file)` writes: after a power cut, the old or the new file is there.
 
-    write: called once per try. durable=False leaves out the fsyncs, for files that can be made again. guard: called
-    last before the rename; what it raises ends the attempt. mode: the file's, less the umask. A link of this name is
-    replaced, not its target. Raises OSError if the file system fails for longer than `retry` waits; the temporary file
-    is then removed.
+    write: called once per try. durable=False skips the fsyncs, for files that can be regenerated. guard: called just
+    before the rename; an exception from it aborts the replacement. mode: the file's mode before the umask. If `path` is
+    a link, the link is replaced, not its target. Raises OSError if the file system fails for longer than `retry` waits;
+    the temporary file is then removed.
     """
 
     def once() -> None:
@@ -222,12 +221,12 @@ def replace(
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             if isinstance(error, OSError) and error.filename == str(temporary):
-                error.filename = str(path)  # the one that the user knows
+                error.filename = str(path)  # the path that the user knows
             raise
         if durable:
             sync_folder(path.parent)
 
-    # A failed fsync has dropped the data: everything must be written again, the fsync alone would not do
+    # A failed fsync drops the data: everything must be written again, repeating the fsync is not enough
     retry(path, once)
 
 
@@ -238,17 +237,17 @@ def atomic_write(
     guard: Callable[[], None] = lambda: None,
     mode: int = PLAIN,
 ) -> None:
-    """Replace `path` by `content`, as `replace` does."""
+    """Replace the content of `path`, like `replace`."""
     data = content.encode() if isinstance(content, str) else content
     replace(path, lambda file: file.write(data), durable, guard, mode)
 
 
 def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None) -> None:
-    """Append one line by a single write; a tail torn by a kill is closed first, so that it spoils only itself.
+    """Append one line in a single write; if a kill has left a partial last line, terminate that line first.
 
-    guard: called between opening and writing; what it raises ends the attempt. If the file is replaced after that, the
-    line goes to the old one. Raises OSError as `retry` and `open_file` do; the file then has the whole line or nothing
-    of it.
+    guard: called between opening and writing; an exception from it prevents the write. If the file is replaced after
+    that, the line goes to the old file. Raises OSError like `retry` and `open_file`; the file then has the whole line
+    or nothing of it.
     """
     data = (line + "\n").encode()
     tries = 0
@@ -258,7 +257,7 @@ def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None)
         tries += 1
         with _closing(open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)) as descriptor:
             size = os.fstat(descriptor).st_size
-            # close() may have reported an error although the line was written
+            # close() may have reported an error even though the line was written
             if tries > 1 and os.pread(descriptor, len(data), max(0, size - len(data))) == data:
                 return
             guard()
@@ -269,7 +268,7 @@ def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None)
 
 
 def sync_file(path: Path) -> None:
-    """Make what was written to a file survive a power cut. Raises OSError at once: a second fsync would lie."""
+    """Make the content of a file survive a power cut. Raises OSError without retrying: a second fsync would lie."""
     with _closing(open_file(path, os.O_RDONLY)) as descriptor:
         os.fsync(descriptor)
 
@@ -285,7 +284,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class _Raw(io.RawIOBase):
-    """An open file that keeps its first error: torch.save, written in C++, loses what is raised in it."""
+    """An open file that records its first error, because torch.save, written in C++, loses exceptions raised in it."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -313,7 +312,7 @@ def _fill(path: Path, write: Callable[[IO[bytes]], object], durable: bool, mode:
             write(file)
         finally:
             file.detach()  # flushes
-            if raw.error is not None:  # the cause, instead of what the writer made of it
+            if raw.error is not None:  # the cause, instead of what the writer turned it into
                 raise raw.error from None
         if durable:
             os.fsync(descriptor)
@@ -323,7 +322,7 @@ def _rename(temporary: Path, path: Path) -> None:
     try:
         os.replace(temporary, path)
     except FileNotFoundError as error:
-        # A file server that repeats a rename whose answer was lost finds the source gone; writing again settles it
+        # If the answer to a rename is lost, the server repeats it and finds the source gone; writing again resolves it
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
 
 
@@ -341,7 +340,7 @@ def _append(descriptor: int, data: bytes, size: int) -> None:
 
 @contextlib.contextmanager
 def _closing(descriptor: int) -> Iterator[int]:
-    """Close a descriptor exactly once; an error of close() counts unless another one is being raised."""
+    """Close a descriptor exactly once; an error from close() is raised unless an exception is already propagating."""
     try:
         yield descriptor
     except BaseException:
@@ -352,10 +351,10 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 def is_own(path: Path) -> bool:
-    """True if this user has made the file, or if there is none.
+    """True if this user created the file, or if it does not exist.
 
-    Some file systems choose the owner of every file (a squashed NFS export, a container's mount): there the owner of a
-    new file shows which one is ours.
+    Some file systems set the owner of every file (a squashed NFS export, a container's mount): there the owner of a
+    new file shows which owner is ours.
     """
     try:
         owner = os.lstat(path).st_uid
@@ -378,7 +377,7 @@ def owner_name(path: Path) -> str:
 
 
 def personal(path: Path) -> Path:
-    """Return the path, or `<path>-<uid>` if another user has taken it."""
+    """Return the path, or `<path>-<uid>` if another user owns it."""
     return path if is_own(path) else path.with_name(f"{path.name}-{os.geteuid()}")
 
 

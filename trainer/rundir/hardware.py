@@ -1,4 +1,4 @@
-"""The processors of this machine, by their names. Standard library only."""
+"""Model names of this machine's processors. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def processor(cpus: Path = CPUS) -> str:
 
 
 def gpu_models(gpus: Path = NVIDIA) -> list[str]:
-    """Return the models of this machine's NVIDIA GPUs, each once."""
+    """Return the distinct models of this machine's NVIDIA GPUs."""
     return sorted({_field(path, "Model") for path in gpus.glob("*/information")} - {""})
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ, gpus: Path = NVIDIA) -> list[str]:
-    """Return names for the GPUs that this process may use, which differ between GPUs of a machine; [] without any.
+    """Return names of the GPUs that this process may use, unique within the machine; [] if there are none.
 
-    Slurm's numbers come first: those in CUDA_VISIBLE_DEVICES begin at 0 in every job whose GPUs are confined.
+    Slurm's numbers take precedence: the ones in CUDA_VISIBLE_DEVICES start at 0 in every job whose GPUs are confined.
     """
     for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
         if name in environ:
@@ -33,7 +33,7 @@ def visible_gpus(environ: Mapping[str, str] = os.environ, gpus: Path = NVIDIA) -
 
 
 def _field(path: Path, name: str) -> str:
-    """Return the value of the first line `name : value` of a file, '' without one."""
+    """Return the value of the first line `name : value` of a file, '' if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""loss.csv and metrics.jsonl: the rows of a run, their columns, reading and writing."""
+"""Read and write loss.csv and metrics.jsonl: the rows of a run and their columns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from ablatrix.trainer.rundir.files import TRANSIENT, append_line, atomic_write, read_text_strict, sync_file
 from ablatrix.trainer.rundir.run_files import LOSS, METRICS, json_objects
 
-# loss: mean training loss since the row before, nats per token; dt: mean seconds per step since the row before;
-# val_loss: NLL of the held-out set after `iter` steps; lr: of step `iter`; grad_norm: mean since the row before, before
-# clipping; tokens: trained on so far; seconds: training time so far, earlier attempts included.
+# loss: mean training loss since the previous row, nats per token; dt: mean seconds per step since the previous row;
+# val_loss: NLL of the held-out set after `iter` steps; lr: at step `iter`; grad_norm: mean since the previous row,
+# before clipping; tokens: trained on so far; seconds: training time so far, including earlier attempts.
 COLUMNS = ("iter", "loss", "dt", "val_loss", "lr", "grad_norm", "tokens", "seconds")
-STEP_DIGITS = 15  # of the largest step: a float64 holds every whole number of so many digits
-CLOCK_COLUMNS = ("dt", "seconds")  # the only ones that differ between two runs of one configuration
+STEP_DIGITS = 15  # digits of the largest step: a float64 represents every integer of that many digits
+CLOCK_COLUMNS = ("dt", "seconds")  # the only columns that differ between two runs of the same configuration
 
 Row = Mapping[str, float | int | None]
 
@@ -26,10 +26,10 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-
 
 
 def parse_rows(text: str) -> list[list[str]]:
-    """Return the rows of a loss.csv under its header, each step once and in order.
+    """Return the rows of a loss.csv below its header, each step once and in order.
 
-    An unterminated last line is not a row. Of two rows of one step the first counts: a superseded attempt may have
-    added one late, and both have trained the same.
+    An unterminated last line is not a row. If a step has two rows, the first counts: a superseded attempt may have
+    added the second one late, and both attempts trained identically.
     """
     lines = text[: text.rfind("\n") + 1].split("\n")
     header = lines[0].split(",")
@@ -47,7 +47,7 @@ def parse_rows(text: str) -> list[list[str]]:
 
 
 def parse_columns(text: str, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
-    """Return the rows of a loss.csv in the order of `columns`; a cell that is missing or no number is empty."""
+    """Return the rows of a loss.csv in the order of `columns`; missing and non-numeric cells become empty."""
     header = text[: text.find("\n") + 1].strip().split(",")
     at = [header.index(name) if name in header else None for name in columns]
     rows = parse_rows(text)
@@ -55,12 +55,12 @@ def parse_columns(text: str, columns: Sequence[str] = COLUMNS) -> list[list[str]
 
 
 def is_step(cell: str) -> bool:
-    """True if the cell is the number of a step as Ablatrix writes it."""
+    """True if the cell is a step number as Ablatrix writes it."""
     return cell.isascii() and cell.isdigit() and len(cell) <= STEP_DIGITS
 
 
 def parse_number(cell: str) -> float | None:
-    """Return a number as a loss.csv spells it, None for anything else (`float` would accept `1_0`)."""
+    """Parse a number in loss.csv's format, return None for anything else (`float` would accept `1_0`)."""
     cell = cell.strip()
     return float(cell) if _NUMBER.fullmatch(cell) else None
 
@@ -71,10 +71,10 @@ def count_missing_rows(run_dir: Path, steps: Collection[int]) -> int:
 
 
 class LineLog:
-    """Writer of a file of lines that may have some already.
+    """Writer of a file of lines, which may already exist.
 
     It remembers the whole file, so that changes made by others can be undone. guard: called before every write; raises
-    if this attempt may write no more.
+    if this attempt may no longer write.
     """
 
     def __init__(self, path: Path, lines: Iterable[str], guard: Callable[[], None] = lambda: None) -> None:
@@ -84,12 +84,12 @@ class LineLog:
         self._rewrite()  # always: a superseded attempt that has the old file open must not write to the new one
 
     def append(self, line: str) -> None:
-        """Add one line by one write."""
+        """Append one line in a single write."""
         append_line(self.path, line, self.guard)
         self.content += line.encode() + b"\n"
 
     def sync(self) -> None:
-        """Make all lines survive a power cut: a checkpoint must not be newer on disk than they are."""
+        """Make all lines survive a power cut: they must be on disk before the checkpoint that covers them."""
         try:
             if self.path.stat().st_size == len(self.content):
                 return sync_file(self.path)
@@ -100,7 +100,7 @@ class LineLog:
         return self._rewrite()
 
     def restore(self) -> None:
-        """Rewrite the file if it is not what this log has written, byte for byte."""
+        """Rewrite the file unless it is byte for byte what this log has written."""
         if read_text_strict(self.path).encode() != self.content:
             self._rewrite()
 
@@ -109,10 +109,10 @@ class LineLog:
 
 
 class LossLog(LineLog):
-    """Writer of loss.csv. Opened at `step`, it drops a torn tail and every row after that step.
+    """Writer of loss.csv. Opening it at `step` drops a torn tail and every row after that step.
 
-    due: False drops the row of that step, evaluated: False its evaluation. They were written because the run ended
-    there, and it now goes on.
+    due: False drops the row of that step. evaluated: False drops its evaluation. Both were written only because the run
+    ended there, and it now continues.
     """
 
     def __init__(
@@ -130,19 +130,19 @@ class LossLog(LineLog):
         super().__init__(path, [",".join(row) for row in [list(COLUMNS), *kept]], guard)
 
     def write(self, row: Row) -> None:
-        """Append one row. Values left out or None stay empty; floats keep every digit."""
+        """Append one row. Missing values and None become empty cells; floats keep every digit."""
         self.append(",".join("" if row.get(name) is None else repr(row[name]) for name in COLUMNS))
 
     def rows(self) -> list[Row]:
-        """Return the rows written so far as numbers; None for an empty cell."""
+        """Return the rows written so far as numbers, with None for empty cells."""
         cells = (line.split(",") for line in self.content.decode().split("\n")[1:-1])
         return [{name: _value(name, cell) for name, cell in zip(COLUMNS, row, strict=True)} for row in cells]
 
 
 class MetricsLog(LineLog):
-    """Writer of metrics.jsonl: a JSON object for each row of loss.csv, with what else was measured there.
+    """Writer of metrics.jsonl: a JSON object for each row of loss.csv, with additional measurements.
 
-    rows: those of loss.csv. What the file adds to them is kept; a row that it lacks is made from them.
+    rows: the rows of loss.csv. Additional measurements in the file are kept; missing rows are created from `rows`.
     """
 
     def __init__(self, run_dir: Path, rows: Iterable[Row], guard: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""Digest of loss.csv in summary.json, which reveals changes of the file after its run."""
+"""Digest of loss.csv in summary.json, which reveals changes made to the file after the run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.files import read_bytes
 
-KEY = "loss_csv"  # in summary.json
+KEY = "loss_csv"  # key in summary.json
 
 
 def describe(content: bytes, rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return number of rows, last step, size in bytes and SHA-256 of a loss.csv with this content and these rows."""
+    """Return the number of rows, last step, size in bytes and SHA-256 of a loss.csv with this content and rows."""
     sha256 = hashlib.sha256(content).hexdigest()
     return {"rows": len(rows), "last_iter": _last_step(rows), "bytes": len(content), "sha256": sha256}
 
 
 def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
-    """Return what is wrong with the loss.csv of a finished run, '' for nothing, or for no file.
+    """Return how the loss.csv of a finished run has changed, '' if it has not, or if there is none.
 
-    Reads the file only if its size or time says that it was written after summary.json.
+    Reads the file only if its size or modification time suggests that it was written after summary.json.
     """
     path = run_dir / run_files.LOSS
     try:
@@ -39,7 +39,7 @@ def find_change(run_dir: Path, summary: Mapping[str, Any]) -> str:
 
 
 def explain_change(summary: Mapping[str, Any], sha256: str, rows: int, last: int) -> str:
-    """Return what is wrong with a loss.csv of this hash, number of rows and last step; '' for nothing."""
+    """Return how a loss.csv with this hash, number of rows and last step has changed, '' if it has not."""
     recorded = _recorded(summary)
     if recorded is None or recorded["sha256"] == sha256:
         return ""

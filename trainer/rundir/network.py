@@ -8,11 +8,11 @@ import struct
 import sys
 
 SIOCGIFADDR = 0x8915  # the ioctl that returns an interface's IPv4 address
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"  # torch's variable; by default gloo takes the address of the machine's own name
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"  # by default gloo uses the address that the machine's name resolves to
 
 
 def resolves(host: str) -> bool:
-    """True if the name has an address."""
+    """True if the name resolves to an address."""
     try:
         return bool(socket.getaddrinfo(host, None))
     except OSError:
@@ -20,17 +20,17 @@ def resolves(host: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of this machine that no process listens on now."""
+    """Return a port of this machine on which no process is listening."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def interface_towards(host: str) -> str | None:
-    """Return the network interface by which this machine reaches the host, None if unknown."""
+    """Return the network interface through which this machine reaches the host, None if unknown."""
     if not host or sys.platform != "linux":
         return None
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing: asks the routing table
+        probe.connect((host, 9))  # sends nothing, only consults the routing table
         mine = probe.getsockname()[0]
         if mine.startswith("127."):
             return "lo"
@@ -43,13 +43,13 @@ def _address(probe: socket.socket, name: str) -> str:
 
     try:
         answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-    except OSError:  # has no address
+    except OSError:  # the interface has no address
         return ""
     return socket.inet_ntoa(answer[20:24])
 
 
 def listen(host: str, port: int, everywhere: bool) -> int:
-    """Return a descriptor of a socket that listens at the host's address, or at all addresses of this machine."""
+    """Return the descriptor of a socket that listens on the host's address, or on all addresses of this machine."""
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     server = socket.socket(family, kind, proto)
     try:
@@ -63,9 +63,9 @@ def listen(host: str, port: int, everywhere: bool) -> int:
 
 
 def is_own_name_only(host: str) -> bool:
-    """True if a host name, not an address, resolves to the loopback here, as many machines' own names do.
+    """True if a host name (not an address) resolves to the loopback interface, as many machines' own names do.
 
-    Other machines resolve it to another address.
+    Other machines resolve it to a different address.
     """
     with contextlib.suppress(OSError):
         socket.inet_aton(host)

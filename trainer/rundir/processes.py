@@ -1,4 +1,4 @@
-"""Processes of this machine: identity (a pid alone is reused), and children that end with their parent."""
+"""Processes of this machine: identities (pids get reused), and children that end with their parent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def born(pid: int) -> str:
-    """Return when a process started, in ticks since boot; "" if it does not exist or is a zombie."""
+    """Return the start time of a process in ticks since boot, "" if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -22,14 +22,14 @@ def born(pid: int) -> str:
 
 
 def identity(pid: int) -> str:
-    """Return an identity unique on this host, from the process's start and the boot; "" if it does not exist."""
+    """Return an identity that is unique on this host, from process start and boot; "" if the process does not exist."""
     ticks = born(pid)
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{ticks} {boot.read_text()[:8]}" if ticks else ""
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
-    """Return a `preexec_fn` by which a child gets signal `number` as soon as this process is gone, even by kill -9.
+    """Return a `preexec_fn` that sends the child signal `number` when this process ends, even by kill -9.
 
     Linux only; elsewhere the child lives on. The parent's main thread must start the child.
     """
@@ -39,7 +39,7 @@ def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
     def prepare() -> None:
         if prctl is not None:
             prctl(PR_SET_PDEATHSIG, number)
-            if os.getppid() != parent:  # it died before the call
+            if os.getppid() != parent:  # the parent died before the call
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return prepare

@@ -1,4 +1,4 @@
-"""How this process was started: the command that starts Ablatrix again, and where its code lies."""
+"""How this process was started: the command to start Ablatrix again, and the location of its code."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ import ablatrix
 from ablatrix.trainer.rundir.errors import RunError
 
 PACKAGE = os.path.dirname(os.path.abspath(ablatrix.__file__))
-ROOT = os.path.dirname(PACKAGE)  # a checkout, a code snapshot or site-packages: what PYTHONPATH has to hold
+ROOT = os.path.dirname(PACKAGE)  # a checkout, a code snapshot or site-packages: must be on PYTHONPATH
 
 
 def search_working_folder_last() -> None:
     """Move the working folder to the end of sys.path.
 
-    `python -m` puts it first, where a user's own random.py or yaml.py would take the place of the modules that we need.
+    `python -m` puts it first, where a user's random.py or yaml.py would shadow the modules that we need.
     """
     try:
         here = os.path.realpath(os.curdir)
@@ -25,9 +25,9 @@ def search_working_folder_last() -> None:
 
 
 def program(relative: bool = True) -> str:
-    """Return the words that start Ablatrix as this process was started, ready to paste before a verb.
+    """Return the command that starts Ablatrix the way this process was started, ready to be followed by a verb.
 
-    relative: the path of a program that PATH does not find may be relative to the working folder.
+    relative: the path of a program that is not on PATH may be relative to the working folder.
     """
     python = os.path.abspath(sys.executable)
     command = os.path.join(os.path.dirname(python), "ablatrix")
@@ -41,14 +41,14 @@ def program(relative: bool = True) -> str:
 
 
 def module_environment() -> dict[str, str]:
-    """Return this process's environment, in which `python -m` finds this copy of Ablatrix."""
+    """Return this process's environment with PYTHONPATH set so that `python -m` finds this copy of Ablatrix."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))}
 
 
 def run_module(name: str, *arguments: str, text: str | None = None) -> str:
-    """Return the last line of the output of `python -m name` given `text`; a site may print others before it.
+    """Run `python -m name` with `text` as input; return the last line of its output, as a site may print others first.
 
-    For what imports torch, or must not open connections. Raises RunError with the last line of its errors.
+    For code that imports torch or must not open connections. Raises RunError with the last line of stderr.
     """
     import subprocess
 
@@ -63,12 +63,12 @@ def run_module(name: str, *arguments: str, text: str | None = None) -> str:
 
 
 def pip_install(package: str) -> str:
-    """Return the command that installs a package for the Python that runs this."""
+    """Return the command that installs a package for the Python that is running."""
     return f"{_words(os.path.abspath(sys.executable), relative=False)} -m pip install {package}"
 
 
 def _words(path: str, relative: bool) -> str:
-    """Return a program's name if PATH finds it, else its path, quoted for a shell."""
+    """Return a program's name if it is on PATH, else its path, quoted for a shell."""
     import shlex
     import shutil
 

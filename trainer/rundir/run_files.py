@@ -1,6 +1,6 @@
-"""The files of a run folder: their names, the trainer's exit codes, and reading JSON.
+"""The files of a run folder: their names, the trainer's exit codes, and JSON readers.
 
-Every file is replaced atomically or grows by whole lines: a reader finds complete records at any moment, also after a
+Every file is replaced atomically or grows by whole lines: a reader finds complete records at any time, even after a
 kill.
 """
 
@@ -28,21 +28,21 @@ METRICS = "metrics.jsonl"
 BEST = "best.pt"
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
-QUEUE = ".queue"  # of the orchestrator: who may queue the run
-# Files that a person makes in the run folder: write a checkpoint and go on; write one and stop.
+QUEUE = ".queue"  # the orchestrator's claims on queueing the run
+# Files that a person creates in the run folder: write a checkpoint and go on; write a checkpoint and stop.
 SAVE_REQUEST = "save"
 STOP_REQUEST = "stop"
 
-EXIT_STOPPED = 75  # asked to stop, and a checkpoint is written (EX_TEMPFAIL of sysexits.h: try again)
-EXIT_SUPERSEDED = 76  # a newer attempt has the run: nothing to restart
-EXIT_LOST_PEER = 77  # another process of the run is gone; only that one knows why
+EXIT_STOPPED = 75  # stopped on request, with a checkpoint written (EX_TEMPFAIL in sysexits.h: try again)
+EXIT_SUPERSEDED = 76  # a newer attempt owns the run: nothing to restart
+EXIT_LOST_PEER = 77  # another process of the run is gone; only that process knows why
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text, None if it is not JSON."""
+    """Return the value of a JSON string, None if it is not valid JSON."""
     try:
         value = json.loads(text)
-        if "\\u" in text:  # half of a surrogate pair, which no UTF-8 file can hold
+        if "\\u" in text:  # a lone surrogate, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
@@ -50,7 +50,7 @@ def parse_json(text: str) -> Any:
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a text with one a line; other lines, such as a torn one, are skipped."""
+    """Yield the JSON objects of a text with one object per line, skipping other lines, such as a torn one."""
     for line in text.split("\n"):
         record = parse_json(line)
         if isinstance(record, dict):
@@ -58,7 +58,7 @@ def json_objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if there is none that can be read."""
+    """Return the object in a JSON file, or None if it cannot be read."""
     try:
         value = parse_json(read_bytes(path).decode("utf-8"))
     except (OSError, ValueError):
@@ -85,7 +85,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def list_files(run_dir: Path) -> list[str]:
-    """Return the names of the files in a run folder, recorded at its end so that a removed one is noticed."""
+    """Return the names of the files in a run folder, which are recorded at the end to detect later removals."""
     found = []
     for folder, inner, names in os.walk(run_dir):
         inner[:] = [name for name in inner if not name.startswith(".") or name == QUEUE]
@@ -95,9 +95,9 @@ def list_files(run_dir: Path) -> list[str]:
 
 
 def best_is_valid_at(summary: Mapping[str, Any], step: int, eval_interval: int) -> bool:
-    """True if the best evaluation of a finished run is one that a longer run has also made by `step`.
+    """True if a longer run has also made the best evaluation of this finished run by `step`.
 
-    The last evaluation of a run may be one that it made only because it ended there.
+    A run may have made its last evaluation only because it ended there.
     """
     best = summary.get("best_iter")
     return isinstance(best, int) and 0 < best <= step and eval_interval > 0 and best % eval_interval == 0

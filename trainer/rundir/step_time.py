@@ -1,4 +1,4 @@
-"""Seconds per step of a run, from its undisturbed stretches."""
+"""Seconds per step of a run, estimated from its undisturbed stretches."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import quantiles
 
-BLOCKS = 32  # that a run is cut into, at most
-LOOKS = 8  # of a clock that is looked at now and then, in a block
+BLOCKS = 32  # most blocks that a run is cut into
+LOOKS = 8  # readings per block for a clock that is read only now and then
 
 
 def lower_quartile(steps: Sequence[float], seconds: Sequence[float]) -> float | None:
     """Return the lower quartile of the seconds per step over blocks of a run, None if unknown.
 
-    steps, seconds (R,): of the rows of loss.csv, seconds of training so far. What comes before the first row does not
-    count (a first step compiles and warms up), and up to three quarters of the run may be disturbed by others. Rows
-    that have the same time were read together: the clock of a command without one of its own is looked at every few
+    steps, seconds (R,): step and seconds of training so far in each row of loss.csv. Time before the first row does not
+    count (the first step compiles and warms up), and up to three quarters of the run may be disturbed by other
+    processes. Rows with equal times were read together: a command without a clock of its own is polled every few
     seconds.
     """
     rows = [(step, second) for step, second in zip(steps, seconds, strict=True) if second == second]  # not NaN

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to continue it: `tokens` more tokens, drawn from the `top_k` likeliest (0: from all)."""
+    """A prompt and how to continue it: with `tokens` more tokens, drawn from the `top_k` likeliest (0: all)."""
 
     prompt: str
     tokens: int = 64

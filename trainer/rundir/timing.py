@@ -1,4 +1,4 @@
-"""Entries of summary.json at a run's end: `loss_csv`, and `timing`, by which runs are compared in time."""
+"""Entries added to summary.json at the end of a run: `loss_csv`, and `timing`, for comparing the speed of runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ablatrix.trainer.rundir.events import read_events
 from ablatrix.trainer.rundir.files import read_bytes
 from ablatrix.trainer.rundir.step_time import lower_quartile
 
-KEY = "timing"  # in summary.json
+KEY = "timing"  # key in summary.json
 STARTS = ("started", "resumed")
 
 
 def describe(run_dir: Path, hardware: str) -> dict[str, Any]:
     """Return `loss_csv` (see loss_digest.py) and `timing` of a run that has just ended.
 
-    timing: host, hardware, Unix time of the run's first start, and seconds per undisturbed step (None: not known).
+    timing: host, hardware, Unix time of the run's first start, and seconds per undisturbed step (None if unknown).
     """
     content = read_bytes(run_dir / run_files.LOSS)
     rows, column = loss_csv.parse_rows(content.decode("utf-8", "replace")), loss_csv.COLUMNS.index("seconds")
