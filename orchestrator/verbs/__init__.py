@@ -1,1 +1,1 @@
-"""The verbs of the command line: each module has one public function of its name, which cli.py calls."""
+"""The verbs of the command line: each module has a function of the same name, which cli.py calls."""

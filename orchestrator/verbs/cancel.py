@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.store.study_dir import Study
 
-SHOWN = 8  # runs in the question
+SHOWN = 8  # runs listed in the question
 
 
 def cancel(
@@ -63,7 +63,7 @@ def cancel(
 
 
 def find_affected(states: Sequence[RunState], wanted: Collection[str] | None) -> list[RunState]:
-    """Return the active runs among those wanted (ids; None: all), and those that share a job with them."""
+    """Return the active runs among the wanted ones (ids; None: all), and active runs that share a job with them."""
     chosen = [state for state in states if state.active and (wanted is None or state.run.id in wanted)]
     jobs = {state.job_id for state in chosen if state.job_id}
     return [state for state in states if state.active and (state in chosen or state.job_id in jobs)]
@@ -73,7 +73,7 @@ def cancel_runs(states: Sequence[RunState]) -> list[str]:
     """Cancel these active runs and return their ids.
 
     Raises UserError or RunError, before anything is cancelled, for a run that cannot be cancelled from here;
-    ControllerError where scancel fails.
+    ControllerError if scancel fails.
     """
     _require_confirmed(states)
     processes = {_find_process(state) for state in states if not state.job_id}
@@ -81,7 +81,7 @@ def cancel_runs(states: Sequence[RunState]) -> list[str]:
     for state in states:
         if state.job_id:
             submit_attempts.mark_cancelled(state.run.folder, state.attempt)
-        if state.job_id and (state.state == "queued" or state.requeued):  # some queues keep no other trace of it
+        if state.job_id and (state.state == "queued" or state.requeued):  # Slurm may keep no trace of it
             fields = {"state": "cancelled", "reason": "cancelled while it waited", "slurm": "CANCELLED"}
             note(state.run.folder, "ended", **fields)
     for pid in processes:
@@ -95,7 +95,7 @@ def cancel_runs(states: Sequence[RunState]) -> list[str]:
 
 
 def _find_helper_jobs(study: Study) -> list[str]:
-    """Return the ids of the study's report and follow-up jobs; none where Slurm does not answer."""
+    """Return the ids of the study's report and follow-up jobs; none if Slurm does not answer."""
     if not commands.available():
         return []
     try:
@@ -118,7 +118,7 @@ def _require_confirmed(states: Sequence[RunState]) -> None:
 
 
 def _find_process(state: RunState) -> int:
-    """Return the process to signal: a run's trainer, or for a waiting run the `submit` that holds its queue."""
+    """Return the process to signal: a run's trainer, or the `submit` that a waiting run is queued in."""
     event = run_evidence.find_owner(state.run)
     if event is None:
         raise UserError(f"{state.run.id}: is being submitted, its process or job is not yet known; try again later")

@@ -1,4 +1,4 @@
-"""The verb `check`: find what would fail before it is queued."""
+"""The verb `check`: find what would fail, before anything is queued."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ablatrix.orchestrator.verbs.plan import Options, Plan, check_plan, make_pla
 from ablatrix.orchestrator.verbs.schema import renewal_command
 from ablatrix.trainer.rundir.console import count, say
 
-SHOWN = 10  # seeds
+SHOWN = 10  # seeds listed
 
 
 def check(options: Options, as_json: bool = False) -> None:
@@ -41,25 +41,25 @@ def check(options: Options, as_json: bool = False) -> None:
 
 
 def _describe_outcome(lines: Sequence[str]) -> str:
-    """Return the outcome of a check that found no error. lines: those printed below it."""
+    """Return the outcome of a check that found no error. lines: the lines printed below it."""
     warnings = [line for line in lines if line.startswith("warning: ")]
     return f"no errors, {count(len(warnings), 'warning')}" if warnings else "no problems found"
 
 
 def _find_notes(planned: Plan) -> list[str]:
-    """Return what is worth knowing though nothing is wrong."""
+    """Return notes on things that are worth knowing but not wrong."""
     old = json_schema.outdated(planned.loaded.source.path)
     renew = f"{old} is another version's, editors may be wrong; renew it with: {renewal_command(old)}" if old else ""
     return [note for note in (_describe_waves(planned), renew) if note]
 
 
 def _describe_waves(planned: Plan) -> str:
-    """Return a sentence if the site's limits let only a part of the study be queued at once, else ''."""
+    """Return a sentence if the site's limits allow only part of the study to be queued at once, else ''."""
     if planned.launcher == "local":
         return ""
     settings = planned.loaded.experiment.slurm
     room, jobs = site_limits.find_room(settings), -(-len(planned.runs) // settings.runs_per_job)
     if room.jobs is None or room.jobs > jobs:
         return ""
-    fits = max(0, room.jobs - 1)  # one place is for the follow-up job
+    fits = max(0, room.jobs - 1)  # one place is reserved for the follow-up job
     return f"{fits} of its {count(jobs, 'job')} can be queued now ({room.reason}); the rest follows in waves"

@@ -1,4 +1,4 @@
-"""The verb `clean`: remove what takes room and nothing needs."""
+"""The verb `clean`: remove files that take up space and are no longer needed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Item:
 
 
 def clean(study: str | None, output: Path, *, yes: bool, as_json: bool = False) -> None:
-    """List what of a study can go, and remove it after asking unless `yes`; as JSON it is removed only with `yes`."""
+    """List a study's removable files and remove them, after asking unless `yes`; as JSON, only with `yes`."""
     found = study_dir.find_study(study, output)
     items = find_items(found)
     if as_json:
@@ -60,20 +60,20 @@ def clean(study: str | None, output: Path, *, yes: bool, as_json: bool = False) 
 
 
 def find_items(study: Study) -> list[Item]:
-    """Return what no run, report or resume needs. Raises UserError for another user's study."""
+    """Return what no run, report or resume needs. Raises UserError if the study is another user's."""
     study_dir.require_own(study.folder)
     unused = unused_code.find_unused(study_dir.snapshot_store(study.folder))
     return [*_run_items(study), *_set_aside(study), *(_item(path, "code that no run names") for path in unused)]
 
 
 def remove_items(study: Study, items: Sequence[Item]) -> list[Item]:
-    """Remove those of the items that may still go, and return them. Runs note what was taken from them."""
+    """Remove the items that are still removable, and return them. Removals are recorded in the runs' events."""
     removed = []
     still = {item.path for item in find_items(study)}
     for item in items:
         if item.path not in still:
             continue
-        if item.run:  # first, or status would report the file as missing
+        if item.run:  # before removal, or status would report the file as missing
             append_event(item.run.folder, "cleaned", files=[item.path.name])
         if item.path.parent == study_dir.snapshot_store(study.folder):
             unused_code.remove(item.path)
@@ -96,7 +96,7 @@ def _run_items(study: Study) -> Iterator[Item]:
 
 
 def _older_checkpoints(folder: Path) -> list[Path]:
-    """Return all but the last and the one where a longer run would branch off; none if the last is not the end's."""
+    """Return all but the last checkpoint and where a longer run would branch off; none if the last is not final."""
     steps = {run_files.checkpoint_step(path): path for path in run_files.list_checkpoints(folder)}
     summary = run_facts.read_summary(folder) or {}
     last = max(steps, default=0)

@@ -46,6 +46,6 @@ def find_differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, 
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
-    """Return provenance.json with the fingerprints of what a finished run was trained on."""
+    """Return provenance.json, plus the fingerprints of the data that a finished run was trained on."""
     record, summary = (run_files.read_json(folder / name) or {} for name in (run_files.PROVENANCE, run_files.SUMMARY))
     return {**record, **{name: summary[name] for name in INPUTS if name in summary}}

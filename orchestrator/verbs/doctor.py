@@ -1,4 +1,4 @@
-"""The verb `doctor`: check this machine and say, in a line each, what Ablatrix finds and what to do."""
+"""The verb `doctor`: check this machine and print, a line per check, what Ablatrix finds and what to do."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
-LOW_BYTES, LOW_INODES = 10 << 30, 10_000  # free ones under which a study of some runs may not fit
-CLOCK_SKEW = 5  # seconds
+LOW_BYTES, LOW_INODES = 10 << 30, 10_000  # free space below which a small study may not fit
+CLOCK_SKEW = 5  # tolerated seconds
 TORCH = "import torch; print(torch.__version__, torch.cuda.device_count(), torch.cuda.is_bf16_supported())"
 
 
@@ -95,7 +95,7 @@ def _check_slurm() -> Finding:
 
 
 def _check_cache() -> Finding:
-    """Check that every tokenizer of the offline cache is whole, and that no file of its weights is cut off."""
+    """Check that every tokenizer in the offline cache is complete and no weights file in it is truncated."""
     cache = Path(RunConfig().system.cache_dir)
     warm = f"on a machine with internet: {program()} warm-cache"
     try:
@@ -114,7 +114,7 @@ def _check_cache() -> Finding:
 
 
 def _check_disk(output: Path) -> Finding:
-    """Check the free space of the folder that studies go to; a quota is shown only if `quota` knows it."""
+    """Check the free space of the studies' folder; a quota is shown only if the command `quota` reports it."""
     folder = shared_fs.nearest_existing(output)
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding("disk", FAULT, f"{folder} is not writable", "choose another `output:`")
@@ -130,7 +130,7 @@ def _check_disk(output: Path) -> Finding:
 
 
 def _check_clock(output: Path) -> Finding:
-    """Compare this machine's clock with that of the machine that stores the studies."""
+    """Compare this machine's clock with the clock of the machine that stores the studies."""
     skew = shared_fs.now(shared_fs.nearest_existing(output)) - time.time()
     if abs(skew) > CLOCK_SKEW:
         advice = "states are not affected, times in logs are; have it synchronized (NTP)"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def export(run: str, target: Path, study: str | None, output: Path, *, form: str) -> str:
-    """Write the weights of a run into a new folder; return what it holds, in one line."""
+    """Write the weights of a run into a new folder; return a one-line description of its content."""
     chosen = study_dir.find_run(run, study, output)
     require_own_trainer(chosen)
     from ablatrix.trainer import export  # torch takes seconds to import
@@ -22,6 +22,6 @@ def export(run: str, target: Path, study: str | None, output: Path, *, form: str
 
 
 def require_own_trainer(run: StudyRun) -> None:
-    """Raise UserError for a run of a user's command, whose weights are in files of its own."""
+    """Raise UserError for a run of a user's command, whose weights are in its own format."""
     if run_facts.is_command(run.folder):
         raise UserError(f"{run.id}: is a run of your own command, which keeps its weights itself; see {run.folder}")

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def generate(run: str, cells: Sequence[str], study: str | None, output: Path, request: Request) -> dict[str, str]:
-    """Return the text that a run generates, and one run of each of these cells of its study; by `ID after step N`.
+    """Return `ID after step N` -> generated text, for a run and one run of each of these cells of its study.
 
-    The run of a cell is that of the same seed if there is one.
+    A cell's run with the same seed is preferred.
     """
     if request.temperature <= 0:
         raise UserError(f"--temperature {request.temperature:g}: must be positive; near 0 the likeliest token is drawn")
@@ -37,7 +37,7 @@ def generate(run: str, cells: Sequence[str], study: str | None, output: Path, re
 
 
 def _find_others(run: StudyRun, cells: Sequence[str]) -> list[StudyRun]:
-    """Return a run of each cell in the study of a run."""
+    """Return one run of each cell in the study of `run`, with the same seed if possible."""
     if not cells:
         return []
     study = study_dir.find_study(str(run.folder.parent))

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.site_profile import NodeType, Partition, Site
 
 SITE = "site.yaml"
-MOST_MINUTES = 240  # of a run, unless the partition allows less
-MOST_CORES, MOST_MEMORY = 8, 32 << 10  # of a run (MiB), unless a GPU's share of its node is less
+MOST_MINUTES = 240  # time limit of a run, unless the partition allows less
+MOST_CORES, MOST_MEMORY = 8, 32 << 10  # of a run (memory in MiB), unless a GPU's share of its node is less
 TEMPLATES = Path(PACKAGE) / "orchestrator" / "workspace"
-RENAMED = {"gitignore": ".gitignore"}  # under its own name it would hide files of this package from git
+RENAMED = {"gitignore": ".gitignore"}  # under its final name it would hide files of this package from git
 
 
 def init(folder: Path) -> None:
@@ -39,9 +39,9 @@ def init(folder: Path) -> None:
 
 
 def create_workspace(folder: Path) -> list[Path]:
-    """Write the workspace and return its files. Raises UserError where the folder is not empty; replaces nothing.
+    """Write the workspace and return its files. Raises UserError if the folder is not empty; replaces nothing.
 
-    Other hidden entries than the workspace's (.git, .venv) may be there.
+    Hidden entries that are not the workspace's (.git, .venv) are allowed.
     """
     files = workspace_files()
     try:
@@ -64,14 +64,14 @@ def create_workspace(folder: Path) -> list[Path]:
 
 
 def workspace_files() -> dict[str, str]:
-    """Return name -> text of each file of a new workspace."""
+    """Return name -> content of each file of a new workspace."""
     found = {RENAMED.get(path.name, path.name): path.read_text("utf-8") for path in sorted(TEMPLATES.iterdir())}
     found["Makefile"] = found["Makefile"].replace("@PROGRAM@", program(relative=False))
     return found | {json_schema.FILE: json_schema.text()}
 
 
 def init_site(folder: Path) -> None:
-    """Write `site.yaml` into a folder and print what it chose and what to do next.
+    """Write `site.yaml` into a folder, and print what was chosen and what to do next.
 
     Raises UserError if the file exists or cannot be written, ControllerError if Slurm does not answer.
     """
@@ -91,7 +91,7 @@ def init_site(folder: Path) -> None:
 
 
 def site_text(site: Site) -> str:
-    """Return a base file with the `slurm:` section for a site; what else it offers is in comments."""
+    """Return a base file with the `slurm:` section for a site; comments list what else the site offers."""
     chosen = site.chosen
     name = f"cluster {site.cluster}" if site.cluster else "this cluster"
     version = f" (Slurm {site.version})" if site.version else ""
@@ -116,7 +116,7 @@ def site_text(site: Site) -> str:
 
 
 def _describe_share(partition: Partition) -> Iterator[str]:
-    """Yield the settings of one run: a GPU if there are any, its share of a node, and a time that is allowed."""
+    """Yield the settings of one run: a GPU if there are any, its share of a node, and a permitted time limit."""
     kind = partition.largest
     if kind.gpus:
         gpus = f"{kind.gpu_type}:1" if kind.gpu_type else "1"
@@ -125,7 +125,7 @@ def _describe_share(partition: Partition) -> Iterator[str]:
     if kind.cores:
         yield f"  cpus_per_task: {max(1, min(MOST_CORES, kind.cores // shares))}"
     if kind.memory:
-        memory = min(MOST_MEMORY, int(0.95 * kind.memory) // shares)  # some of it is the system's
+        memory = min(MOST_MEMORY, int(0.95 * kind.memory) // shares)  # the system needs some of it
         yield f"  mem: {max(1, memory)}M"
     limit = minutes(partition.limit) if partition.limit else MOST_MINUTES
     hours, rest = divmod(min(MOST_MINUTES, limit), 60)
@@ -143,6 +143,6 @@ def _describe_nodes(kind: NodeType) -> str:
 
 
 def _quote(word: str) -> str:
-    """Return a word as YAML reads it back as a text."""
+    """Quote a word for YAML if it would not be read as a string."""
     plain = re.fullmatch(r"[A-Za-z][\w.-]*", word) and word.lower() not in ("true", "false", "null")
     return word if plain else json.dumps(word)

@@ -20,11 +20,11 @@ from ablatrix.trainer.rundir.program import program
 if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import StudyRun
 
-PIECE = 1 << 20  # bytes of a log that are shown at once
-LONGEST_LOG = 1 << 26  # bytes that are shown without --follow
-LONGEST_TAIL = 1 << 22  # bytes that are searched for the lines asked for
-POLL_SECONDS = 1.0  # no inotify: it does not see what another host writes
-ASK_EVERY = 10  # quiet polls between two questions whether the run is still active, each of which costs a squeue
+PIECE = 1 << 20  # bytes of a log read at a time
+LONGEST_LOG = 1 << 26  # bytes shown without --follow
+LONGEST_TAIL = 1 << 22  # bytes searched for the requested lines
+POLL_SECONDS = 1.0  # inotify does not see what another host writes
+ASK_EVERY = 10  # polls without output between checks whether the run is still active, each of which calls squeue
 
 
 def logs(run: str, study: str | None, output: Path, *, lines: int, keep_following: bool, as_json: bool = False) -> None:
@@ -49,11 +49,11 @@ def logs(run: str, study: str | None, output: Path, *, lines: int, keep_followin
 def follow(run: StudyRun, ended: Callable[[], bool]) -> Iterator[str]:
     """Yield a run's job.out as it grows, until `ended()` and nothing more comes.
 
-    If its job ended before the trainer started: the job's own log.
+    If its job ended before the trainer started, yield the job's own log.
     """
     path, position, quiet = run.folder / run_files.JOB_OUT, 0, 0
     while True:
-        over = quiet % ASK_EVERY == 0 and ended()  # asked before reading, so that the last lines are still read
+        over = quiet % ASK_EVERY == 0 and ended()  # checked before reading, so that the last lines are still read
         text, position = _read_from(path, position)
         quiet = 0 if text else quiet + 1
         if text:

@@ -1,4 +1,4 @@
-"""The verb `pack`: a study in one archive, to be kept, published and replayed elsewhere."""
+"""The verb `pack`: put a study into one archive, to be kept, published and replayed elsewhere."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import Study
 
 SUFFIX = ".ablatrix.zip"
-ENVIRONMENT = "environment.txt"  # every installed package, as pip spells its version
-EXPERIMENT = "experiment"  # folder of the experiment file and of what it extends
-# What is kept of a run. Not its output, which may show anything that the user's own code has printed
+ENVIRONMENT = "environment.txt"  # every installed package, in pip's format
+EXPERIMENT = "experiment"  # folder of the experiment file and those it extends
+# Files of a run that are packed; not its output, which may contain anything that the user's code has printed
 KEPT = (
     *(run_files.CONFIG, run_files.ARGS, run_files.LOSS, run_files.SUMMARY, run_files.PROVENANCE, run_files.EVENTS),
     *(run_files.VAL_DOCUMENTS, run_files.SAMPLES, study_dir.ORIGINS, SPEC, CONFIG_FILE),
@@ -37,7 +37,7 @@ WEIGHTS = (run_files.MODEL, run_files.BEST, "checkpoint-*.pt")
 def pack(study: str | None, to: Path | None, output: Path, console: Console, *, checkpoints: bool = False) -> Path:
     """Write the archive of a study, print its size and the SHA-256 of its manifest, and return its path.
 
-    Raises UserError if results were edited or lost since the runs ended: such an archive would be worth nothing.
+    Raises UserError if results were edited or lost since the runs ended: such an archive would be worthless.
     """
     found = study_dir.find_study(study, output)
     read = of_study(found, {})
@@ -87,7 +87,7 @@ def _code_files(study: Study, notes: list[str]) -> dict[str, Path | bytes]:
 
 
 def _experiment_files(study: Study) -> tuple[dict[str, Path | bytes], str | None, list[str]]:
-    """Return the experiment file and those it extends, the name of the first in the archive, and notes."""
+    """Return the experiment file and those it extends, the experiment file's name in the archive, and notes."""
     folders = [
         str((run_files.read_json(r.folder / run_files.PROVENANCE) or {}).get("working_folder", "")) for r in study.runs
     ]
@@ -106,13 +106,13 @@ def _experiment_files(study: Study) -> tuple[dict[str, Path | bytes], str | None
 
 
 def _installed_packages() -> bytes:
-    """Return the installed packages as requirements, one a line."""
+    """Return the installed packages as requirements, one per line."""
     pins = {f"{each.name.lower().replace('_', '-')}=={each.version}" for each in metadata.distributions() if each.name}
     return "".join(f"{pin}\n" for pin in sorted(pins)).encode()
 
 
 def _inputs(study: Study) -> list[dict[str, Any]]:
-    """Return what the runs read: the setting, its value, and the fingerprint of its content."""
+    """Return the inputs of the runs: the setting, its value, and the fingerprint of the content."""
     found = []
     for run in study.runs:
         record = run_files.read_json(run.folder / run_files.PROVENANCE) or {}

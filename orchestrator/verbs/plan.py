@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.notify_settings import Notify
     from ablatrix.orchestrator.submit.earlier_runs import EarlierRun
 
-MANY_FEATURES = 4  # from here on a screening design may be worth it
+MANY_FEATURES = 4  # from this number on, a screening design may be worthwhile
 LAUNCHERS = ("auto", "local", "submitit", "sbatch")
 
 
@@ -66,7 +66,7 @@ class Plan:
     folder: Path
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
-    earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run that it replaces or continues
+    earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run it replaces or continues
 
     @property
     def is_smoke_test(self) -> bool:
@@ -75,17 +75,17 @@ class Plan:
 
     @property
     def cluster(self) -> str:
-        """The cluster that the jobs go to, '' for this machine's own."""
+        """The cluster that jobs are submitted to, '' for this machine's own."""
         return "" if self.launcher == "local" else self.loaded.experiment.slurm.clusters or ""
 
     @cached_property
     def results(self) -> EarlierResults:
-        """Noise and time of finished runs."""
+        """The noise and run times of finished runs."""
         return earlier_results.find(self.folder, self.runs)
 
     @cached_property
     def hours(self) -> dict[str, float]:
-        """Return cell -> hours of one of its runs, where they are known (`cost.hours_per_run`)."""
+        """Return cell -> hours of one of its runs, if known (`cost.hours_per_run`)."""
         hours = cost.hours_per_run(self.folder, self.runs, self.loaded.experiment, self.results.hours)
         if self.loaded.experiment.tune:
             by_arm = {tuning.arm_of(cell): each for cell, each in hours.items()}
@@ -123,14 +123,14 @@ class Plan:
 
     @property
     def scale(self) -> dict[str, Any]:
-        """What study.json records of the scale axis; a smoke test has no gate."""
+        """The record of the scale axis in study.json; a smoke test has no gate."""
         experiment = self.loaded.experiment
         record = experiment.scale.as_record() if experiment.scale else {}
         return {k: v for k, v in record.items() if k != "stop_if" or not self.is_smoke_test}
 
     @property
     def notify(self) -> Notify | None:
-        """Where messages go; none are sent about a smoke test."""
+        """Where messages are sent; a smoke test sends none."""
         return None if self.is_smoke_test else self.loaded.experiment.notify
 
     @property
@@ -155,7 +155,7 @@ class Plan:
         )
 
     def create(self) -> Study:
-        """Make the folders of the study and its runs; what exists stays as it is."""
+        """Create the folders of the study and its runs; existing files stay as they are."""
         experiment = self.loaded.experiment
         return study_dir.create_study(
             self.folder,
@@ -179,7 +179,7 @@ class Plan:
 
 
 def plan(options: Options, console: Console, shown: str) -> None:
-    """Show the runs of an experiment as a table, tree or json, or its sbatch scripts, schedules or other designs."""
+    """Show the runs of an experiment as a table, tree or JSON, or its sbatch scripts, schedules or other designs."""
     planned = make_plan(options)
     if shown == "schedules":
         _show_schedules(planned, console)
@@ -207,7 +207,7 @@ def _show_designs(planned: Plan, console: Console) -> None:
 
 
 def _show_schedules(planned: Plan, console: Console) -> None:
-    """Print the learning rates and draw them into the study's folder. Raises RunError if it cannot be written."""
+    """Print the learning rates and plot them into the study's folder. Raises RunError if the plot cannot be written."""
     found = lr_schedules.find_schedules(planned.runs)
     plan_tables.print_schedules(found, console)
     for path in lr_schedules.write(found, planned.folder):
@@ -234,7 +234,7 @@ def make_plan(options: Options) -> Plan:
 
 
 def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
-    """Show a plan as a table or tree with its cost and forecast, or as JSON. Raises UserError for another format."""
+    """Show a plan as a table or tree with its cost and forecast, or as JSON. Raises UserError for any other format."""
     loaded, runs, folder = planned.loaded, planned.runs, planned.folder
     if style == "json":
         data = plan_tables.as_json(runs, folder, planned.launcher, planned.hours)
@@ -271,15 +271,15 @@ def show_forecast(planned: Plan, console: Console) -> None:
 def job_scripts(planned: Plan) -> list[str]:
     """Return the exact job scripts that `submit` would give to sbatch for all runs of the first stage.
 
-    They have a placeholder for the token.
-    Raises UserError for the local launcher, which has none.
+    The scripts contain a placeholder for the token.
+    Raises UserError for the local launcher, which has no scripts.
     """
     if planned.launcher == "local":
         raise UserError("--sbatch: the local launcher has no job scripts; add --launcher sbatch or submitit")
     launcher = launchers.make(planned.launcher)
     try:
         cluster = site_limits.array_limits()
-    except commands.ControllerError:  # scripts can be shown on a machine without a cluster
+    except commands.ControllerError:  # scripts can also be shown on a machine without a cluster
         cluster = site_limits.ArrayLimits(len(planned.runs))
     later = next_stage.find_stages(planned.study, []).later
     runs = [run for run in planned.runs if run.id not in later]
@@ -287,7 +287,7 @@ def job_scripts(planned: Plan) -> list[str]:
 
 
 def check_plan(planned: Plan) -> list[str]:
-    """Run the preflight that `submit` would run with the same options, and return what is known of the corpora.
+    """Run the preflight that `submit` would run with the same options, and return lines that describe the corpora.
 
     Raises UserError with every finding.
     """
@@ -297,7 +297,7 @@ def check_plan(planned: Plan) -> list[str]:
 def runs_to_queue(planned: Plan) -> list[Run]:
     """Return the runs that a submit would queue now.
 
-    Raises UserError for an unknown name in `--rerun`, and if runs of the study were trained on other data, or would
+    Raises UserError for an unknown name in `--rerun`, or if runs of the study were trained on different data or would
     be hidden.
     """
     states, options = refuse_to_hide(planned), planned.options
@@ -312,7 +312,7 @@ def runs_to_queue(planned: Plan) -> list[Run]:
 def refuse_to_hide(planned: Plan) -> list[RunState]:
     """Return the states of the planned runs.
 
-    Raises UserError if the plan would hide active runs: those of another cluster, or that it does not have.
+    Raises UserError if the plan would hide active runs: runs on another cluster, or runs not in the plan.
     """
     study = planned.study
     try:

@@ -1,4 +1,4 @@
-"""The verb `replay`: verify an archive, repeat some of its runs with its code here, and compare the results."""
+"""The verb `replay`: verify an archive, repeat some of its runs here with its code, and compare the results."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
-FOLDER = "replay"  # the study of the repeated runs, beside the unpacked one
+FOLDER = "replay"  # folder of the repeated runs' study, in the unpacked one
 EXIT_CODES = {Outcome.REPRODUCED: 0, Outcome.NOT_REPRODUCED: 1, Outcome.CANNOT_TELL: 3}
-PLACES = (*recorded_inputs.SETTINGS.values(), "system.cache_dir")  # what --set may move
-# What of provenance.json and summary.json describes the environment that a result depends on
+PLACES = (*recorded_inputs.SETTINGS.values(), "system.cache_dir")  # settings that --set may change
+# Fields of provenance.json and summary.json that describe the environment on which a result depends
 ENVIRONMENT = (
     *("python", "platform", "versions", "environment.OMP_NUM_THREADS", "code_snapshot", "device", "processes"),
     *("timing.hardware", "val_tokens", "val_fingerprint", recorded_inputs.DATA, *recorded_inputs.SETTINGS),
@@ -53,8 +53,8 @@ ENVIRONMENT = (
 class Options:
     """What to repeat, and where.
 
-    sets: new places of the corpus, the tokenizer and the cache, as KEY=VALUE; margin: that of the equivalence test, in
-    the unit of the study's measure, by default the study's own.
+    sets: new locations of the corpus, the tokenizer and the cache, as KEY=VALUE; margin: equivalence margin, in the
+    unit of the study's measure, by default the study's own margin.
     """
 
     archive: Path
@@ -67,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome with its reason, the runs that it rests on, and what differs between the environments."""
+    """The outcome with its reason, the runs it is based on, and differences between the environments."""
 
     outcome: Outcome
     reason: str
@@ -75,7 +75,7 @@ class Result:
     differences: tuple[tuple[str, str, str], ...] = ()
 
     def as_record(self) -> dict[str, Any]:
-        """Return it for `replay --json`."""
+        """Return the result as a record for `replay --json`."""
         runs = [
             {name: getattr(pair, name) for name in ("cell", "seed", "archived", "replayed", "difference", "identical")}
             for pair in self.pairs
@@ -85,9 +85,9 @@ class Result:
 
 
 def replay(options: Options, console: Console, *, as_json: bool = False) -> int:
-    """Repeat runs of an archive, print what they show, and return the exit code of the outcome.
+    """Repeat runs of an archive, print the comparison, and return the exit code of the outcome.
 
-    Raises UserError if the archive is not what was packed, or contradicts itself.
+    Raises UserError if the archive was changed since it was packed, or is inconsistent.
     """
     result = make_result(options, console)
     if as_json:
@@ -112,7 +112,7 @@ def replay(options: Options, console: Console, *, as_json: bool = False) -> int:
 
 
 def make_result(options: Options, console: Console) -> Result:
-    """Unpack, verify, repeat and compare."""
+    """Unpack and verify the archive, repeat runs, and compare them."""
     if options.margin is not None and not options.margin > 0:
         raise UserError(f"--margin {options.margin}: must be greater than 0")
     folder, study = open_archive(options.archive, options.to)
@@ -129,9 +129,9 @@ def make_result(options: Options, console: Console) -> Result:
 
 
 def open_archive(path: Path, to: Path | None) -> tuple[Path, Study]:
-    """Unpack an archive, unless its folder is there from an earlier replay, and return that folder and the study.
+    """Unpack an archive, unless an earlier replay has done so, and return its folder and the study.
 
-    Raises UserError with everything that is wrong with its files.
+    Raises UserError with everything that is wrong with the archive's files.
     """
     folder = to or Path(f"{path.name.removesuffix('.zip').removesuffix('.ablatrix')}-replay")
     if folder.exists():
@@ -162,7 +162,7 @@ def _choose(study: Study, analysis: Analysis, options: Options) -> list[StudyRun
     if options.seeds is not None:
         wanted = parse_seeds(options.seeds)
         seeds = wanted if isinstance(wanted, list) else [wanted]
-    else:  # the first that most of the cells have
+    else:  # the first of the seeds that most cells have
         counts = Counter(run.seed for run in finished)
         seeds = [min(counts, key=lambda seed: (-counts[seed], seed))] if counts else []
     chosen = [run for run in finished if run.seed in seeds]
@@ -173,7 +173,7 @@ def _choose(study: Study, analysis: Analysis, options: Options) -> list[StudyRun
 
 
 def _write_runs(folder: Path, runs: Sequence[StudyRun], sets: Sequence[str]) -> str:
-    """Make the study of the repeated runs. Return why they cannot be repeated here, '' if they can."""
+    """Create the study of the repeated runs. Return why the runs cannot be repeated here, '' if they can."""
     moved, inputs = _parse_places(sets), changed_inputs.Inputs()
     record = study_dir.read_plan(runs[0].folder.parent)
     chosen = {run.id for run in runs}
@@ -199,7 +199,7 @@ def _write_runs(folder: Path, runs: Sequence[StudyRun], sets: Sequence[str]) -> 
 
 
 def _parse_places(sets: Sequence[str]) -> dict[str, str]:
-    """Return `--set` texts by key. Raises UserError for a setting that is not a place."""
+    """Parse `--set` options into setting -> new location. Raises UserError for any setting that is not a location."""
     pairs = dict(text.partition("=")[::2] for text in sets)
     for key, value in pairs.items():
         if key not in PLACES or not value:
@@ -208,9 +208,9 @@ def _parse_places(sets: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(run: StudyRun, moved: Mapping[str, str]) -> dict[str, Any]:
-    """Return the archived configuration with files at their new places.
+    """Return the archived configuration with the new locations of files.
 
-    It is not read into a RunConfig: the packed code may be of another version.
+    It is not parsed into a RunConfig because the packed code may be of a different version.
     """
     flat = run_facts.read_settings(run.folder)
     flat |= {key: str(Path(value).absolute()) if Path(value).exists() else value for key, value in moved.items()}
@@ -220,7 +220,7 @@ def _settings(run: StudyRun, moved: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _changed(run: StudyRun, settings: Mapping[str, Any], inputs: changed_inputs.Inputs) -> str:
-    """Return which inputs of a run are missing here or have another content, '' for none."""
+    """Return which inputs of a run are missing or have different content here, '' if there are none."""
     try:
         config = RunConfig.model_validate(settings)
     except (ValidationError, ValueError):
@@ -238,7 +238,7 @@ def _changed(run: StudyRun, settings: Mapping[str, Any], inputs: changed_inputs.
 
 
 def _train(folder: Path, again: Study, runs: Sequence[StudyRun], console: Console) -> None:
-    """Train the runs that are not done yet, with the code that each was made with, on as many threads."""
+    """Train the runs that are not done yet, each with its original code and number of threads."""
     archived = {run.id: run for run in runs}
     groups: dict[tuple[str, int, int], list[RunState]] = {}
     for state in study_state.collect(again):
@@ -265,10 +265,10 @@ def _resources(archived: Path) -> tuple[str, int, int]:
 
 
 def compare(archived: collect.Study, runs: Sequence[StudyRun], again: Study, margin: float | None) -> Result:
-    """Return the result of the runs that were repeated.
+    """Compare the repeated runs with the archived ones and return the result.
 
-    The noise between seeds is estimated with their new values in place of the archived ones: one that is far off would
-    widen the interval by which it is judged.
+    The noise between seeds is estimated with the new values in place of the archived ones, so a value that is far off
+    would widen the interval by which it is judged.
     """
     states = {state.run.id: state for state in study_state.collect(again)}
     unfinished = [state for state in states.values() if state.state != "done"]
@@ -295,7 +295,7 @@ def compare(archived: collect.Study, runs: Sequence[StudyRun], again: Study, mar
 
 
 def _differences(archived: StudyRun, repeated: StudyRun) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, value in the archive, value here) of what differs between the environments of two runs."""
+    """Yield (name, value in the archive, value here) for each difference between the environments of two runs."""
     one, two = (_environment(run.folder) for run in (archived, repeated))
     for name in sorted(one.keys() | two.keys()):
         if one.get(name) != two.get(name):

@@ -30,9 +30,9 @@ def report(
     as_json: bool = False,
     notify: bool = False,
 ) -> None:
-    """Write the report of each study, and one that puts several side by side; print the verdicts, or all as JSON.
+    """Write the report of each study, and one that compares several; print the verdicts, or everything as JSON.
 
-    notify: send the message of the study's end; for the report job, which Slurm starts when all runs have ended.
+    notify: send the message that the study has ended; used by the report job, which runs when all runs have ended.
     """
     found = [study_dir.find_study(name, output) for name in studies or (None,)]
     reasons, made = [], []
@@ -59,7 +59,7 @@ def report(
 
 
 def _print_differences(made: Report, found: Forest, console: Console) -> None:
-    """Print the tested differences between studies, whose own tables stand above."""
+    """Print the tested differences between studies, below the studies' own tables."""
     rows = [dict(zip((found.first, *found.head), (row.label, *row.cells), strict=True)) for row in found.rows]
     layout = tables.Layout(left=(found.first, "reading"), wrapped=(found.first,), dropped_first=DROPPED_FIRST)
     tables.print_table(f"{made.name}: {found.x_label}", rows, console, layout)
@@ -67,7 +67,7 @@ def _print_differences(made: Report, found: Forest, console: Console) -> None:
 
 
 def _print_verdict(made: Report, console: Console) -> None:
-    """Print the result in one sentence, the verdict table, and where the page is."""
+    """Print the result in one sentence, the verdict table, and the path of the page."""
     console.print(made.headline, soft_wrap=not console.is_terminal)
     measure = made.measure
     rows = [

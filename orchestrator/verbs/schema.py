@@ -12,7 +12,7 @@ from ablatrix.trainer.rundir.program import program
 
 
 def schema(output: Path | None, check: Path | None) -> None:
-    """Print the schema, write it to `output`, or raise RunError unless the file `check` is this version's."""
+    """Print the schema, write it to `output`, or raise RunError if the file `check` is not up to date."""
     text = json_schema.text()
     try:
         if check:

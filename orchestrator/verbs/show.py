@@ -1,4 +1,4 @@
-"""The verb `show`: one run, or a run as it is planned."""
+"""The verb `show`: show a run of a study, or a planned run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
-WIDEST_VALUE = 40  # beyond which the origins are not aligned
+WIDEST_VALUE = 40  # characters; wider values do not align the origins
 LOG_LINES = 10
 
 
@@ -32,7 +32,7 @@ def show(
     console: Console,
     as_json: bool = False,
 ) -> None:
-    """Show a run of a study; if `run` is an experiment file, one that it plans (`planned`, or the first)."""
+    """Show a run of a study or, if `run` is an experiment file, one of its planned runs (`planned`, or the first)."""
     if planned or sets or ".yaml" in run or ".yml" in run:
         _show_planned(Options(Path(run), "local", sets), planned, console, as_json)
         return
@@ -57,7 +57,7 @@ def _show_planned(options: Options, name: str | None, console: Console, as_json:
 
 
 def _describe_run(study: Study, run: StudyRun) -> dict[str, Any]:
-    """Return a run's state with its settings, what set them, its command and its files."""
+    """Return a run's state with its settings, their origins, its command and its files."""
     (state,) = run_state.as_record([study_state.state_of(study, run)], None)["runs"]
     return {
         **state,
@@ -75,7 +75,7 @@ def _read_origins(run: StudyRun) -> dict[str, Any]:
 def _show_run(study: Study, run: StudyRun, console: Console) -> None:
     """Print a run's state, overrides, configuration, files and the end of its log."""
     status_table.print_states([study_state.state_of(study, run)], str(run.folder), console, study.measure)
-    if run in study.runs:  # the overrides of a run of an earlier plan are not known
+    if run in study.runs:  # overrides of runs of an earlier plan are unknown
         overrides = ", ".join(f"{key}={spell(value)}" for key, value in run.overrides.items())
         console.print(f"overrides: {overrides or 'none (the baseline)'}")
     _print_config(run_facts.read_settings(run.folder), _read_origins(run), console)
@@ -90,7 +90,7 @@ def _show_run(study: Study, run: StudyRun, console: Console) -> None:
 
 
 def _print_config(values: Mapping[str, object], origins: Mapping[str, str], console: Console) -> None:
-    """Print every setting with its value and, where known, what set it."""
+    """Print every setting with its value and, if known, what set it."""
     words = {key: "" if value is None else spell(value) for key, value in values.items()}
     key_width = max(map(len, words), default=0)
     value_width = min(max(map(len, words.values()), default=0), WIDEST_VALUE)

@@ -1,4 +1,4 @@
-"""The verb `status`: what each run is doing. Files first, then the scheduler."""
+"""The verb `status`: show the state of each run, from its files first, then from the scheduler."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
         return
     order = wave_order.read(found)
     if scheduler.jobs is None and order and (order.runs or order.staged):
-        # no run is queued, but a follow-up job may be
+        # no run is queued, but a follow-up job may be queued
         study_state.read_queue(found, scheduler)
     status_table.print_states(states, str(found.folder), console, found.measure, everything)
     for line in (
@@ -52,7 +52,7 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
 
 
 def read_states(study: Study, scheduler: Scheduler) -> tuple[list[RunState], Stages]:
-    """Return the state of each run, with the reason why its stage holds it back, and the stages."""
+    """Return the state of each run, with the reason if its stage holds it back, and the stages."""
     states = study_state.collect(study, scheduler)
     stages = next_stage.find_stages(study, states)
     return next_stage.with_reasons(states, stages), stages

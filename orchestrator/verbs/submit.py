@@ -1,4 +1,4 @@
-"""The verb `submit`: check, create, claim, queue, and with --wait stay until all runs have ended."""
+"""The verb `submit`: check, create, claim and queue runs; with --wait, stay until all have ended."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
 def submit(options: Options, console: Console, as_json: bool = False) -> int:
     """Queue the runs of an experiment that are not done; return the exit code, 1 if a run of the study has failed.
 
-    as_json: print the states of all runs, or with `dry_run` the plan, as JSON to stdout; `console` is not of stdout
-    then. Raises UserError or RunError.
+    as_json: print the states of all runs, or with `dry_run` the plan, as JSON to stdout, which `console` then does not
+    use. Raises UserError or RunError.
     """
     plan = make_plan(options)
     _check_devices(plan)
     chosen = runs_to_queue(plan)
-    if options.dry_run or chosen:  # a second submit often has nothing to do, and the checks take seconds
+    if options.dry_run or chosen:  # the checks take seconds, and a repeated submit often has nothing to do
         for line in preflight.check_study(plan.loaded, plan.runs, plan.launcher, chosen):
             console.print(line, soft_wrap=True, highlight=False)
     if options.dry_run:
@@ -97,7 +97,7 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
             _notify(study)
         if plan.launcher != "local" or not plan.options.wait or not next_stage.has_stages(study):
             break
-        plan.options = replace(plan.options, retry=False, rerun=())  # a run that fails again is not tried once more
+        plan.options = replace(plan.options, retry=False, rerun=())  # do not retry a run that fails again
         study, selected, _ = _select(plan, study, console)
     if plan.options.wait and plan.launcher != "local":
         command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
@@ -111,14 +111,14 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
 
 
 def _print_outcome(plan: Plan, states: Sequence[RunState], before: Mapping[str, int]) -> None:
-    """Print the states of all runs as JSON, and which of them this submit has queued. before: run id -> attempt."""
+    """Print the states of all runs and the ids of those queued by this submit as JSON. before: run id -> attempt."""
     queued = [state.run.id for state in states if state.attempt > before.get(state.run.id, 0)]
     head = {"study": plan.loaded.experiment.name, "folder": str(plan.folder), "launcher": plan.launcher}
     printing.print_json({**head, "queued": queued, **run_state.as_record(states, None)})
 
 
 def _notify(study: Study) -> None:
-    """Send what there is to say about the study now that runs have ended."""
+    """Send the messages that are due now that runs have ended."""
     if study.notify:
         states = study_state.collect(study)
         stages = next_stage.find_stages(study, states)
@@ -126,10 +126,10 @@ def _notify(study: Study) -> None:
 
 
 def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selection, list[RunState]]:
-    """Record jobs found since, release held ones, choose the runs to queue and put their old results aside.
+    """Record jobs found since, release held ones, select the runs to queue and set their old results aside.
 
-    Print the choice. Return the study, with the folders of these runs made again, the choice, and the states of all
-    runs.
+    Print the selection. Return the study, with the folders of these runs recreated, the selection, and the states of
+    all runs.
     """
     options, scheduler = plan.options, Scheduler()
     states = study_state.collect(study, scheduler)
@@ -137,11 +137,11 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
     if plan.launcher != "local":
         queueing.release_held(study, scheduler.jobs, console.print)
     order = wave_order.read(study)
-    waiting = [state.run.id for state in wave_order.find_waiting(study, order, states)]  # with or without --retry
+    waiting = [state.run.id for state in wave_order.find_waiting(study, order, states)]  # queued even without --retry
     stages = next_stage.find_stages(study, states)
     found = selection.select(states, options.retry, options.only, waiting, study=study.name, held=stages.held)
     again = selection.find_runs(study, options.rerun)
-    for run in again:  # from step 0
+    for run in again:  # start from step 0
         plan.earlier.pop(run.id, None)
     incomplete = [state.run for state in found.chosen if state.state == "done"]
     aside = {run.id: run for run in (*again, *incomplete)}
@@ -157,7 +157,7 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
 
 
 def smoke_plan(plan: Plan) -> Plan:
-    """Return a plan of every cell's first seed for a few steps: it shows in minutes what would fail after hours."""
+    """Return a plan of every cell's first seed for a few steps, to find in minutes what would fail after hours."""
     seed = plan.runs[0].seed
     runs = [replace(run, config=run.config.shortened(plan.options.smoke)) for run in plan.runs if run.seed == seed]
     options = replace(plan.options, rerun=(), wait=True)
@@ -165,7 +165,7 @@ def smoke_plan(plan: Plan) -> Plan:
 
 
 def _require_smoke_test(plan: Plan, console: Console) -> None:
-    """Run the smoke test. Raises RunError unless every cell that was asked for passes."""
+    """Run the smoke test. Raises RunError unless every requested cell passes."""
     only, smoke = plan.options.only, smoke_plan(plan)
     refuse_to_hide(smoke)
     states = [state for state in run_plan(smoke, console) if not only or state.run.cell in only]
@@ -198,7 +198,7 @@ def _require_started(states: Sequence[RunState], folder: Path) -> None:
 
 
 def _describe_earlier(plan: Plan, console: Console) -> None:
-    """Find earlier runs that the new settings leave beside the new ones, and print which."""
+    """Find earlier runs that stay beside the new ones because settings changed, and print them."""
     if plan.is_smoke_test:
         return
     plan.earlier = earlier_runs.find(plan.folder, plan.runs)
@@ -207,7 +207,7 @@ def _describe_earlier(plan: Plan, console: Console) -> None:
 
 
 def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> None:
-    """Claim the runs and queue them. What can fail before the claims fails before, so that none is left behind."""
+    """Claim the runs and queue them. Steps that may fail come before the claims, so that no claim is left behind."""
     own = code_snapshot.own_modules([run.config.flat() for run in plan.runs])
     code = queueing.take_snapshot(study, own)
     study_dir.remember_last(study.folder)
@@ -220,7 +220,7 @@ def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> 
 
 
 def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
-    """Bring the folders of these runs up to date: settings, fingerprints of their data, the checkpoint to start from.
+    """Update the folders of these runs: settings, fingerprints of their data, the checkpoint to start from.
 
     Raises RunError.
     """
@@ -250,7 +250,7 @@ def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path,
 
 
 def run_batch(batch: Batch, devices: str | None, console: Console) -> None:
-    """Run a batch on this machine, with live progress, until its runs have ended. devices: as in --devices."""
+    """Run a batch on this machine, with live progress, until its runs have ended. devices: the value of --devices."""
     queue = LocalQueue(find_devices(devices))
     console.print(
         f"running {count(len(batch.members), 'run')} on this machine: closing the terminal does not stop them, "
